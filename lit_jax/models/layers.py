@@ -1,0 +1,188 @@
+"""The pieces every backbone is made of: projections, norms, embedders, patches, and the stack of blocks.
+
+Array names carry their shape, one letter an axis: B batch, H W spatial, N tokens, C latent channels, D width,
+F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, tokens are rows first.
+
+Parameters are stored in float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in tests.
+Norms, timestep features and sums over tokens use `accumulator(dtype)`.
+"""
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Array = jax.Array
+Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
+
+
+def accumulator(dtype) -> jnp.dtype:
+    """The dtype in which norms and sums over tokens are taken: float32, or wider if `dtype` is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initialisers: (key, in_shape, out_shape) -> float32 array of shape in_shape + out_shape.
+
+
+def xavier_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
+    """Xavier-uniform over the flattened matrix (DiT initialises every linear layer so; a fused qkv has fan_out 3D)."""
+    bound = math.sqrt(6.0 / (math.prod(in_shape) + math.prod(out_shape)))
+    return jax.random.uniform(key, (*in_shape, *out_shape), jnp.float32, -bound, bound)
+
+
+def normal_init(std: float) -> Init:
+    """Normal with standard deviation `std` (DiT: 0.02 for the timestep and label embedders)."""
+    return lambda key, i, o: std * jax.random.normal(key, (*i, *o), jnp.float32)
+
+
+def zeros_init(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
+    """All zeros (adaLN-Zero: modulation and output layers)."""
+    return jnp.zeros((*in_shape, *out_shape), jnp.float32)
+
+
+class Linear(nnx.Module):
+    """A matrix product over the last axes of x, with kernel `in_shape + out_shape` and bias `out_shape`.
+
+    Projections that are split afterwards (qkv, modulation) keep their parts and heads as axes of the kernel,
+    so that sharding the heads or the width never cuts across the parts.
+    """
+
+    def __init__(self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], *, bias: bool = True,
+                 init: Init = xavier_uniform, dtype=jnp.float32, rngs: nnx.Rngs):
+        in_shape = (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
+        out_shape = (out_shape,) if isinstance(out_shape, int) else tuple(out_shape)
+        self.num_in = len(in_shape)
+        self.dtype = dtype
+        self.kernel = nnx.Param(init(rngs.params(), in_shape, out_shape))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32))
+        self.has_bias = bias
+
+    def __call__(self, x: Array) -> Array:
+        """x [..., *in_shape] -> [..., *out_shape] in `dtype`."""
+        contract = tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))
+        y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ())))
+        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+def layer_norm(x: Array, eps: float = 1e-6) -> Array:
+    """LayerNorm over the last axis without gain or bias; returns `accumulator(x.dtype)`."""
+    x = x.astype(accumulator(x.dtype))
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
+    """LN(x)·(1 + scale) + shift, the adaLN of DiT: normed and scaled in the accumulator, returned in x's dtype."""
+    normed = layer_norm(x_BND)
+    shift, scale = shift_BD[:, None].astype(normed.dtype), scale_BD[:, None].astype(normed.dtype)
+    return (normed * (1 + scale) + shift).astype(x_BND.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embedders
+
+
+def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
+    """[cos(t·f), sin(t·f)] with f_k = 10000^(-k/(dim/2)): DiT puts cos first and divides by dim/2, not dim/2 - 1."""
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=dtype) / half)
+    angles = t_B.astype(dtype)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it).
+
+    Token n = row·W + column. The first half of the channels holds the column, the second half the row; in each
+    half all sines come before all cosines.
+    """
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing='ij')
+    omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
+
+    def encode(positions):
+        angles = positions.reshape(-1, 1).astype(np.float64) * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    return np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+
+
+class TimestepEmbedder(nnx.Module):
+    """t_B -> [B, D]: sinusoidal features, Linear, SiLU, Linear."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.fc1 = Linear(256, width, init=normal_init(0.02), dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(width, width, init=normal_init(0.02), dtype=dtype, rngs=rngs)
+
+    def __call__(self, t_B: Array) -> Array:
+        # Features in the accumulator: bfloat16 cannot tell t = 998 from 999.
+        return self.fc2(jax.nn.silu(self.fc1(timestep_features(t_B, dtype=accumulator(self.dtype)))))
+
+
+class LabelEmbedder(nnx.Module):
+    """Class index -> [B, D]. Row `num_classes` is the null class of classifier-free guidance."""
+
+    def __init__(self, num_classes: int, width: int, *, dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.table = nnx.Param(normal_init(0.02)(rngs.params(), (num_classes + 1,), (width,)))
+
+    def __call__(self, y_B: Array) -> Array:
+        return jnp.take(self.table[...], y_B, axis=0).astype(self.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patches
+
+
+def patchify(x_BHWC: Array, patch: int) -> Array:
+    """[B, H, W, C] -> [B, N, patch, patch, C], tokens row by row."""
+    b, h, w, c = x_BHWC.shape
+    x = x_BHWC.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // patch) * (w // patch), patch, patch, c)
+
+
+def unpatchify(x_BNO: Array, grid: tuple[int, int], patch: int) -> Array:
+    """[B, N, patch·patch·O] -> [B, H, W, O], the inverse order of `patchify`."""
+    b, (rows, columns) = x_BNO.shape[0], grid
+    x = x_BNO.reshape(b, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, rows * patch, columns * patch, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stack: equal blocks with their parameters on a leading layer axis
+
+REMAT_POLICIES = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def build_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """One module that holds `depth` independent initialisations of a block, every Param with a leading layer axis."""
+    return nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=(0,), out_axes=0))(rngs)
+
+
+def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str = 'none') -> Array:
+    """Applies the blocks of `stack` one after the other: x = block(x, *args).
+
+    `scan` compiles one block and loops over it (compile time constant in depth); otherwise the same parameters
+    are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES.
+    """
+    graphdef, params = nnx.split(stack)
+
+    def body(x, block_params):
+        return nnx.merge(graphdef, block_params)(x, *args), None
+
+    if remat != 'none':
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
+    if scan:
+        return jax.lax.scan(body, x, params)[0]
+    for layer in range(jax.tree.leaves(params)[0].shape[0]):
+        x = body(x, jax.tree.map(lambda p: p[layer], params))[0]
+    return x

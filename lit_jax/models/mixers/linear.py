@@ -1,0 +1,114 @@
+"""LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations.
+
+Cost grows with N·E² a head instead of N²: the keys and values are summed into one E x E state first.
+"""
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.mixers.depthwise import depthwise_conv
+
+EPS = 1e-6     # added to φ(q) and φ(k), and again to the normaliser q·mean(k)
+ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+class DepthwiseConv(nnx.Module):
+    """Parameters of the k x k convolution on the values: one kernel per channel of a head, shared by all heads."""
+
+    def __init__(self, channels: int, size: int, *, rngs: nnx.Rngs):
+        def uniform(shape):       # PyTorch's default for a convolution with one input channel a group
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -1 / size, 1 / size))
+
+        self.kernel, self.bias = uniform((size, size, 1, channels)), uniform((channels,))
+
+    def __call__(self, x_BHWKE: Array) -> Array:
+        return depthwise_conv(x_BHWKE, self.kernel[...].astype(x_BHWKE.dtype), self.bias[...].astype(x_BHWKE.dtype))
+
+
+class LinearAttention(nnx.Module):
+    """o = φ(q)·(φ(k)ᵀv / N) / (φ(q)·mean φ(k)) + dwc(v), then proj: [B, N, D] -> [B, N, D].
+
+    Args:
+        heads: E = width / heads; few wide heads suit linear attention.
+        qkv_bias: bias on q and kv. Algorithm 1 has none.
+        dwc_kernel: size of the depth-wise convolution on the values, odd; 0 leaves it out.
+        activation: φ, 'relu' or 'gelu' (the exact one).
+        focus_power: p of the focused function (arXiv 2308.00442; 3 there); 0 leaves it out.
+        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector, as FLatten does (LiT: no).
+        key_grid: (H, W) of a learned table added to k before φ, as FLatten does; None (LiT) leaves it out.
+    """
+
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, dwc_kernel: int = 5,
+                 activation: str = 'relu', focus_power: int = 0, focus_scale: bool = False,
+                 key_grid: tuple[int, int] | None = None, dtype=jnp.float32, rngs: nnx.Rngs):
+        _check_options(dwc_kernel, activation, focus_power, focus_scale)
+        head = (heads, width // heads)
+        self.dtype, self.activation, self.focus_power = dtype, activation, focus_power
+        self.q = Linear(width, head, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, (2, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
+        self.dwc = DepthwiseConv(width // heads, dwc_kernel, rngs=rngs) if dwc_kernel else None
+        self.focus_scale = nnx.Param(jnp.zeros(head, jnp.float32)) if focus_scale else None
+        self.key_table = nnx.Param(jnp.zeros((math.prod(key_grid), *head), jnp.float32)) if key_grid else None
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        b, n = x_BND.shape[:2]
+        if grid[0] * grid[1] != n:
+            raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        acc = accumulator(self.dtype)
+        kv = self.kv(x_BND)
+        q_BNKE, k_BNKE, v_BNKE = self.q(x_BND), kv[:, :, 0], kv[:, :, 1]
+        q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
+        o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
+        if self.dwc is not None:
+            v_BHWKE = v_BNKE.reshape(b, *grid, *v_BNKE.shape[2:]).astype(acc)
+            o = o + self.dwc(v_BHWKE).reshape(o.shape)
+        return self.proj(o)
+
+    def features(self, x_BNKE: Array, table: nnx.Param | None = None) -> Array:
+        """φ(x) + 1e-6 of queries or keys in the accumulator, focused if the options say so."""
+        x = x_BNKE.astype(accumulator(self.dtype))
+        if table is not None:
+            x = x + table[...].astype(x.dtype)
+        x = ACTIVATIONS[self.activation](x) + EPS
+        if self.focus_scale is not None:
+            x = x / jax.nn.softplus(self.focus_scale[...].astype(x.dtype))
+        return focus(x, self.focus_power) if self.focus_power else x
+
+
+def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array) -> Array:
+    """q·(kᵀv/N) / (q·mean(k) + 1e-6) for each head; q and k after φ, in the accumulator; returns the accumulator.
+
+    Means, not sums, over tokens keep every factor of order one at any N, and make the 1e-6 relative to the mean.
+    """
+    acc, dtype = q_BNKE.dtype, v_BNKE.dtype
+    state_BKEE = jnp.einsum('bnke,bnkf->bkef', k_BNKE.astype(dtype), v_BNKE, preferred_element_type=acc) / k_BNKE.shape[1]
+    normaliser_BNK = jnp.einsum('bnke,bke->bnk', q_BNKE, k_BNKE.mean(1)) + EPS
+    o_BNKE = jnp.einsum('bnke,bkef->bnkf', q_BNKE.astype(dtype), state_BKEE.astype(dtype), preferred_element_type=acc)
+    return o_BNKE / normaliser_BNK[..., None]
+
+
+def focus(x_BNKE: Array, power: int) -> Array:
+    """x^p with the norm of x, over all heads together: sharpens the direction, keeps the length (FLatten eq. 5)."""
+    def norm(x):
+        return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
+
+    # The direction does not depend on the size of x; without the division 1e-6 cubed and squared underflows in float32.
+    peak = jax.lax.stop_gradient(jnp.abs(x_BNKE).max((-2, -1), keepdims=True))
+    powered = (x_BNKE / peak) ** power
+    return powered / norm(powered) * norm(x_BNKE)
+
+
+def _check_options(dwc_kernel: int, activation: str, focus_power: int, focus_scale: bool) -> None:
+    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel, int) or dwc_kernel < 0 or (dwc_kernel and dwc_kernel % 2 == 0):
+        raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got {dwc_kernel!r}')
+    if activation not in ACTIVATIONS:
+        raise UserError(f'unknown activation {activation!r}; known: {", ".join(ACTIVATIONS)}')
+    if isinstance(focus_power, bool) or not isinstance(focus_power, int) or focus_power < 0:
+        raise UserError(f'focus_power must be a positive integer, or 0 for no focusing, got {focus_power!r}')
+    if focus_scale and not focus_power:
+        raise UserError('focus_scale belongs to the focused function; set focus_power (3 in the paper) too')

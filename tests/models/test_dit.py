@@ -1,0 +1,106 @@
+"""The backbone against the official code, and against what the papers say about it."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_jax.checkpoint.torch_import import from_torch_state
+from lit_jax.diffusion.guidance import guide
+from lit_jax.models.network import Network
+
+MODELS = ['dit_a', 'dit_p4', 'lit_model', 'lit_model_bias']
+TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3, 'num_classes': 3,
+        'mixer': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu',
+                  'focus_power': 0}}
+
+
+def load_golden(path, dtype, **options):
+    """(network, params, arrays) of a golden model file in NHWC; the official run's dtype decides what is compared."""
+    meta, state, arrays = weights.load(path)
+    arch, params = from_torch_state(state, heads=meta['config']['heads'])
+    arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
+    return Network(arch, dtype=dtype, **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+
+
+def relative_error(got, want):
+    return np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max()
+
+
+def outputs(network, params, arrays):
+    """Plain forward and both guided forwards, in the order of the golden file."""
+    dtype = network.dtype
+    x, t, y = jnp.asarray(arrays['in_x'], dtype), arrays['in_t'], arrays['in_y']
+    yield 'eps_v', network.apply(params, x, t, {'label': y})
+    half = len(arrays['in_cfg_x']) // 2   # the second half is the null half, which `guide` makes itself
+    x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
+    for scale in (1.5, 4.0):
+        model = guide(lambda x, t, cond: network.apply(params, x, t, cond), scale, network.null_label)
+        yield f'cfg_{scale}', model(x.astype(dtype), t, {'label': y})
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize('name', MODELS)
+def test_float32_equals_the_official_model(name, scan_layers, goldens):
+    network, params, arrays = load_golden(goldens / f'{name}.npz', jnp.float32, scan_layers=scan_layers)
+    for key, got in outputs(network, params, arrays):
+        want = arrays[f'out64_{key}']
+        assert relative_error(got, want[:len(got)]) <= 2e-5, key
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_float64_equals_the_official_model(name, goldens, x64):
+    network, params, arrays = load_golden(goldens / f'{name}.npz', jnp.float64)
+    for key, got in outputs(network, params, arrays):
+        want = arrays[f'out64_{key}']
+        assert got.dtype == jnp.float64
+        assert relative_error(got, want[:len(got)]) <= 1e-9, key
+
+
+@pytest.mark.parametrize('mixer', [TINY['mixer'], {'name': 'softmax', 'heads': 2, 'qkv_bias': True}])
+def test_output_is_exactly_zero_at_initialisation(mixer):
+    network = Network({**TINY, 'mixer': mixer})
+    params = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    assert (network.apply(params, x, jnp.array([1, 999]), {'label': jnp.array([0, 3])}) == 0).all()
+
+
+def random_params(network, seed=0):
+    """Weights of order 1/sqrt(fan_in) everywhere, zero-initialised gates included."""
+    leaves, treedef = jax.tree.flatten(network.abstract())
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4]), channels=st.integers(1, 4))
+@settings(max_examples=8, deadline=None)
+def test_any_grid_gives_an_output_of_twice_the_channels(rows, columns, patch, channels):
+    size = (rows * patch, columns * patch)
+    network = Network({**TINY, 'input_size': size, 'patch': patch, 'channels': channels})
+    output = network.apply(random_params(network), jnp.ones((2, *size, channels)), jnp.array([0, 7]),
+                           {'label': jnp.array([0, 1])})
+    assert output.shape == (2, *size, 2 * channels)
+    assert np.isfinite(output).all()
+
+
+def test_remat_changes_nothing():
+    x, cond = jnp.ones((2, 8, 8, 3)), {'label': jnp.array([0, 1])}
+
+    def gradient(remat):
+        network = Network(TINY, remat=remat)
+        return jax.grad(lambda p: (network.apply(p, x, jnp.array([3, 4]), cond) ** 2).sum())(random_params(network))
+
+    want = gradient('none')
+    for remat in ('full', 'dots', 'dots_no_batch'):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(remat), want)
+
+
+def test_bfloat16_stays_near_float32(goldens):
+    """Bound: three blocks of bfloat16 products (8 bits of mantissa) on outputs of order one."""
+    network, params, arrays = load_golden(goldens / 'lit_model.npz', jnp.bfloat16)
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    output = network.apply(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
+    assert output.dtype == jnp.bfloat16
+    assert relative_error(output, arrays['out64_eps_v']) <= 5e-2
