@@ -1,0 +1,99 @@
+"""What every source of examples is: a length, random access, and a description of one element; and its randomness."""
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Independent streams of random numbers drawn from one seed.
+STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train': 4, 'synthetic held_out': 5}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes).
+
+    scale: x0 = scale · image, the number that brings the data to about unit size (1 for pixels in [-1, 1]).
+    """
+    image_size: int
+    channels: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    scale: float = 1.0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.channels
+
+
+class Source(ABC):
+    """Examples by number. The same number gives the same example in every process and every run."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in label order (JSON-able)."""
+        return list(self.spec.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict:
+        """{'image': float32 [H, W, C], 'label': int32}. IndexError outside [0, len)."""
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several examples at once: {'image': float32 [b, H, W, C], 'label': int32 [b]}, new contiguous arrays."""
+        return stack([self[int(i)] for i in indices])
+
+
+class ArraySource(Source):
+    """A small data set held in memory: images float32 [n, H, W, C], labels int32 [n]."""
+
+    def __init__(self, spec: Spec, images: np.ndarray, labels: np.ndarray):
+        super().__init__(spec)
+        self.images = np.ascontiguousarray(images, np.float32)
+        self.labels = np.ascontiguousarray(labels, np.int32)
+        if self.images.shape != (len(self.labels), *spec.image_shape):
+            raise ValueError(f'{len(self.labels)} labels and images {self.images.shape} do not fit {spec.image_shape}')
+        self.images.setflags(write=False)  # an augmentation that writes in place would change the data set
+        self.labels.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {'image': self.images[check_index(index, len(self))], 'label': self.labels[index]}
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        indices = np.asarray(indices)
+        return {'image': self.images[indices], 'label': self.labels[indices]}
+
+
+def stack(elements: Sequence[dict]) -> dict[str, np.ndarray]:
+    """Elements to one batch of contiguous arrays in the dtypes of the contract."""
+    return {'image': np.stack([np.asarray(e['image'], np.float32) for e in elements]),
+            'label': np.array([e['label'] for e in elements], np.int32)}
+
+
+def check_index(index: int, length: int) -> int:
+    """Refuses negative numbers too: a wrong position must not silently become another example."""
+    if not 0 <= index < length:
+        raise IndexError(f'example {index} of a source of {length}')
+    return index
+
+
+def random_bits(seed: int, stream: str, counter: int) -> np.random.Philox:
+    """Counter-based random bits: no state is carried from one counter to the next, so any can be made alone.
+
+    seed, counter: 0 <= n < 2^63. stream: a key of STREAMS.
+    """
+    return np.random.Philox(key=(STREAMS[stream] << 64) | int(seed), counter=int(counter) << 128)
+
+
+def random_generator(seed: int, stream: str, counter: int) -> np.random.Generator:
+    """A numpy Generator over `random_bits`."""
+    return np.random.Generator(random_bits(seed, stream, counter))

@@ -1,0 +1,99 @@
+"""From sampled arrays to pictures a person can look at: bytes, grids, PNG files. numpy and Pillow only."""
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.errors import UserError
+
+
+def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """Images in [low, high] as uint8 of the same shape; what lies outside is clamped.
+
+    For [-1, 1] this is 127.5 x + 128, clamped and truncated, as the sampling scripts of DiT make the images that FID
+    is computed from. Raises UserError for NaN or infinity, which have no colour.
+    """
+    if not low < high:
+        raise UserError(f'low must be below high, got {low} and {high}')
+    images = _finite(images_BHWC)
+    scale = 255 / (high - low)
+    return np.clip(images * scale + (128 - scale * (low + high) / 2), 0, 255).astype(np.uint8)
+
+
+def false_colour(latents_BHWC) -> np.ndarray:
+    """The first three channels of latents as uint8 [B, H, W, 3], each image stretched to its own range.
+
+    Not what the VAE would decode, but shapes are recognisable. An image of one value becomes mid-grey.
+    """
+    latents = _finite(latents_BHWC)
+    if latents.ndim != 4 or latents.shape[-1] < 3:
+        raise UserError(f'false colours need [B, H, W, C] with at least 3 channels, got {list(latents.shape)}')
+    latents = latents[..., :3]
+    low, high = (reduce(latents, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
+    flat = high == low
+    stretched = np.where(flat, 0.5, (latents - low) / np.where(flat, 1, high - low))
+    return to_uint8(stretched, 0.0, 1.0)
+
+
+def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """`to_uint8` for grey and RGB images, `false_colour` for anything with more channels."""
+    return to_uint8(images_BHWC, low, high) if np.shape(images_BHWC)[-1] in (1, 3) else false_colour(images_BHWC)
+
+
+def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
+    """Images uint8 [B, H, W, C], row by row, in one uint8 picture [height, width, C].
+
+    Args:
+        columns: images a row; the last row may be shorter.
+        pad: pixels of `background` between the images and around them, in pixels of the picture.
+        scale: nearest-neighbour zoom of the images, a whole number.
+    """
+    images = np.asarray(images_BHWC)
+    if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
+        raise UserError(f'a grid is made of uint8 images [B, H, W, C], at least one; got {images.dtype} '
+                        f'{list(images.shape)} (to_uint8 or viewable makes them)')
+    if columns < 1 or scale < 1 or pad < 0:
+        raise UserError(f'columns and scale must be at least 1 and pad at least 0; got {columns}, {scale}, {pad}')
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, channels = images.shape
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    grid = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), background, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
+        grid[top:top + height, left:left + width] = image
+    return grid
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a uint8 picture, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a file."""
+    path, picture = Path(path), np.asarray(picture)
+    if picture.ndim == 3 and picture.shape[-1] == 1:
+        picture = picture[..., 0]
+    if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[-1] == 3):
+        raise UserError(f'a PNG is written from uint8 [H, W], [H, W, 1] or [H, W, 3]; got {picture.dtype} '
+                        f'{list(picture.shape)} (viewable makes colours of more channels)')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            Image.fromarray(picture).save(file, format='PNG')
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp makes private files
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def _finite(images) -> np.ndarray:
+    images = np.asarray(images, np.float32)
+    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+    if len(bad):
+        raise UserError(f'image(s) {", ".join(map(str, bad[:8]))} of {len(images)} hold NaN or infinity: the model or '
+                        'the sampler that made them has diverged')
+    return images
