@@ -1,0 +1,38 @@
+# `make demo` shows the whole road on a CPU, `make test` proves it. Both set up .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: setup setup-test demo demo-full test test-slow lint clean
+
+setup: $(VENV)/installed
+setup-test: $(VENV)/installed-test
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "lit_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt requirements-torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -r requirements-torch.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python -m lit_jax.demo
+
+demo-full: setup
+	$(BIN)/python -m lit_jax.demo --train_teacher --workdir demo/full
+
+test: setup-test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup-test
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: setup-test
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) demo runs

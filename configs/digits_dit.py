@@ -1,0 +1,13 @@
+"""The digits teacher: a DiT on 8x8 pixels of scikit-learn's real handwritten digits."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'digits_dit'
+    recipes.digits(config)
+    config.model.mixer = recipes.softmax_mixer(heads=2)
+    config.train.steps = 8_000
+    config.checkpoint.every = 1_000
+    config.sample.every = 2_000
+    return config

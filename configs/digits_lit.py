@@ -1,0 +1,18 @@
+"""The digits student: a LiT that inherits from the digits teacher and is distilled in a fifth of its steps.
+
+The teacher is the one that ships in assets/, converted by `make demo` (or by the command below), or any workdir:
+
+    python convert_torch_ckpt.py assets/digits_dit.safetensors --out models/digits_dit
+    python train.py --config=configs/digits_lit.py --workdir=runs/digits_lit
+"""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'digits_lit'
+    recipes.digits(config)
+    config.model.mixer = recipes.linear_mixer(heads=2)
+    config.inherit.path = 'models/digits_dit'
+    config.teacher.path = 'models/digits_dit'
+    return config

@@ -1,0 +1,11 @@
+"""LiT-B/2 on ImageNet 256px latents (arXiv 2501.12976, table 5): inherits DiT-B/2, taught by DiT-XL/2, 400K steps."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'lit_b'
+    recipes.size(config, 'b', 'linear')
+    config.inherit.path = 'models/dit_b'
+    config.teacher.path = 'models/dit_xl'
+    return config

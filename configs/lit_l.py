@@ -1,0 +1,11 @@
+"""LiT-L/2 on ImageNet 256px latents (arXiv 2501.12976, table 5): inherits DiT-L/2, taught by DiT-XL/2, 400K steps."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'lit_l'
+    recipes.size(config, 'l', 'linear')
+    config.inherit.path = 'models/dit_l'
+    config.teacher.path = 'models/dit_xl'
+    return config

@@ -1,0 +1,11 @@
+"""LiT-S/2 on ImageNet 256px latents (arXiv 2501.12976, table 5): inherits DiT-S/2, taught by DiT-XL/2, 400K steps."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'lit_s'
+    recipes.size(config, 's', 'linear')
+    config.inherit.path = 'models/dit_s'
+    config.teacher.path = 'models/dit_xl'
+    return config

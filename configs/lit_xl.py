@@ -1,0 +1,12 @@
+"""LiT-XL/2 on ImageNet 256px latents (arXiv 2501.12976, table 6): inherits and is taught by DiT-XL/2, 1.4M steps."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'lit_xl'
+    recipes.size(config, 'xl', 'linear')
+    config.inherit.path = 'models/dit_xl'
+    config.teacher.path = 'models/dit_xl'
+    config.train.steps = 1_400_000
+    return config

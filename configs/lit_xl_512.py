@@ -1,0 +1,15 @@
+"""LiT-XL/2 on ImageNet 512px latents (arXiv 2501.12976, table 7): batch 128, λ1 = 1.0, 700K steps."""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'lit_xl_512'
+    recipes.size(config, 'xl', 'linear')
+    config.data.image_size = 512
+    config.inherit.path = 'models/dit_xl_512'
+    config.teacher.path = 'models/dit_xl_512'
+    config.teacher.lambda_noise = 1.0
+    config.train.steps = 700_000
+    config.train.batch_size = 128
+    return config

@@ -1,0 +1,67 @@
+"""PyTorch weights in and out.
+
+    python convert_torch_ckpt.py DiT-XL-2-256x256.pt --out models/dit_xl
+    python convert_torch_ckpt.py runs/0123456.pt --weights model --out models/mine       # a training checkpoint of DiT
+    python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --arch dit_xl --image_size 256 --out models/dit_xl
+    python convert_torch_ckpt.py models/lit_xl --to_torch --out lit_xl.safetensors
+
+SRC is a .pt or .safetensors file, a Hugging Face diffusers folder, or with --to_torch a model folder or workdir.
+"""
+import argparse
+
+from lit_jax import cli
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', metavar='SRC', help='checkpoint file or folder')
+    parser.add_argument('--out', required=True, help='model folder to write; with --to_torch a .safetensors file')
+    parser.add_argument('--to_torch', action='store_true', help='write a .safetensors file in the original names')
+    parser.add_argument('--overwrite', action='store_true', help='replace an output that is there already')
+    parser.add_argument('--weights', choices=('ema', 'model'), default='ema',
+                        help='which weights of a training checkpoint (default: ema)')
+    expected = parser.add_argument_group('what the file must hold (an error if it does not)')
+    expected.add_argument('--arch', help='dit_ or lit_ with s, b, l or xl, patch optional: dit_xl, lit_s_4')
+    expected.add_argument('--image_size', type=int, help='pixels of a side; needed where the file does not show it')
+    expected.add_argument('--input_size', type=parse_sides, help='H,W of the latent, where it is not square')
+    expected.add_argument('--num_classes', type=int)
+    unseen = parser.add_argument_group('what tensors do not show')
+    unseen.add_argument('--heads', type=int, help='attention heads; known for DiT-S/B/L/XL and for our own files')
+    unseen.add_argument('--activation', choices=('relu', 'gelu'), help='of linear attention (default: relu)')
+    unseen.add_argument('--focus_power', type=int, help='of linear attention (default: 0, off)')
+    unseen.add_argument('--space', choices=('vae', 'pixels'), help='default: vae for 4 channels, else pixels')
+    unseen.add_argument('--vae', help='default: stabilityai/sd-vae-ft-ema')
+    unseen.add_argument('--latent_scale', type=float, help='default: 0.18215 for vae, 1 for pixels')
+    return parser.parse_args()
+
+
+def parse_sides(text: str) -> tuple[int, int]:
+    """'32,16' -> (32, 16)."""
+    rows, columns = text.split(',')
+    return int(rows), int(columns)
+
+
+def main() -> int:
+    args = parse_arguments()
+    # The heavy imports come after the arguments: a typing mistake is answered at once.
+    from lit_jax.checkpoint.torch_arch import parse_arch_name
+    from lit_jax.checkpoint.torch_export import export
+    from lit_jax.checkpoint.torch_import import convert, describe
+    if args.to_torch:
+        done = export(args.src, args.out, overwrite=args.overwrite)
+    else:
+        expected = parse_arch_name(args.arch) if args.arch else {}
+        told = {'image_size': args.image_size, 'input_size': args.input_size, 'num_classes': args.num_classes}
+        expected |= {name: value for name, value in told.items() if value is not None}
+        done = convert(args.src, args.out, weights=args.weights, heads=args.heads, expected=expected,
+                       latent={'space': args.space, 'vae': args.vae, 'scale': args.latent_scale},
+                       activation=args.activation, focus_power=args.focus_power, overwrite=args.overwrite)
+    print(describe(done))
+    next_command = 'python convert_torch_ckpt.py' if args.to_torch else 'python sample.py --from'
+    rest = '--out DIR  (the way back)' if args.to_torch else '--classes 0,1 --cfg_scale 4 --out grid.png'
+    print(f'next     {next_command} {args.out} {rest}')
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,163 @@
+"""Model folders: what the converter writes, training exports, and sampling loads.
+
+    config.json     architecture, diffusion, latent space, class names, provenance (fields: `check_config`)
+    arrays/         the parameters (Orbax)
+    manifest.json   sizes and checksums of the files under arrays/
+
+A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete one."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from lit_jax.checkpoint import leaves, manager, storage
+from lit_jax.errors import UserError
+
+FORMAT = 1
+CONFIG = 'config.json'
+ARRAYS = 'arrays'
+_GIVE = 'Give a folder written by convert_torch_ckpt.py or by training.'
+_SPACES = ('pixels', 'vae')
+
+
+def is_model_folder(path) -> bool:
+    """Whether `path` looks like a model folder (its content may still be damaged; loading checks that)."""
+    return (Path(path) / CONFIG).is_file() and (Path(path) / ARRAYS).is_dir()
+
+
+def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> Path:
+    """Writes a model folder, all of it or nothing, and returns its path.
+
+    config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax arrays.
+    Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty, unless
+    overwrite=True and it is a model folder), or a full disk."""
+    path = Path(path).absolute()
+    config = {'format': FORMAT, **config}
+    check_config(config, 'the config to be saved')
+    text = json.dumps(config, indent=2, allow_nan=False) + '\n'
+    _check_target(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.remove_stale_siblings(path, 'partial')
+    partial = storage.sibling(path, 'partial')
+    needed = leaves.tree_bytes(params) + (1 << 20)
+    try:
+        with storage.explain_full_disk(path, needed):
+            storage.check_free_space(path, needed)
+            partial.mkdir()
+            manager.write_arrays(partial / ARRAYS, params)
+            (partial / CONFIG).write_text(text, encoding='utf-8')
+            storage.write_manifest(partial, skip=(CONFIG,))
+            storage.fsync_tree(partial)
+        _move_into_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
+    """Reads a model folder: (config, params).
+
+    abstract: as for `manager.load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
+    of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or does not
+    fit."""
+    path = Path(path).absolute()
+    config = read_config(path)
+    damage = storage.find_damage(path)
+    if not (path / ARRAYS).is_dir():
+        damage = [f'{path / ARRAYS}: missing', *damage[:3]]
+    if damage:
+        shown = '\n  '.join(damage[:10])
+        raise UserError(f'model folder {path} is damaged; {len(damage)} of its files are not as they were written:\n'
+                        f'  {shown}\nCopy the folder again from its source, or convert the checkpoint again.')
+    return config, manager.load_arrays(path / ARRAYS, abstract)
+
+
+def read_config(path) -> dict:
+    """Reads and checks config.json of a model folder, without its arrays."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        kept = sorted(path.parent.glob('.*.old.*')) if path.parent.is_dir() else []
+        kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
+        hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' if kept else ''
+        found = 'it is a file' if path.exists() else 'there is no such folder'
+        raise UserError(f'{path} is not a model folder: {found}. {_GIVE}{hint}')
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise UserError(f'{path} is not a model folder: it has no {CONFIG}. {_GIVE}') from None
+    except ValueError as e:
+        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its source, or '
+                        'convert the checkpoint again.') from e
+    check_config(config, str(path / CONFIG))
+    return config
+
+
+def check_config(config, source: str) -> None:
+    """Raises one UserError that lists everything wrong in a model folder's config; `source` says where it stands.
+
+    Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
+    null, scale}; classes: list of names, or null; provenance {...}. Fields unknown to this version are let through."""
+    if not isinstance(config, dict):
+        raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
+    if config.get('format') != FORMAT:
+        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
+                        'Use the lit_jax version that wrote the folder, or convert the checkpoint again.')
+    problems = [f'"{key}" is missing or not an object' for key in ('model', 'diffusion', 'latent', 'provenance')
+                if not isinstance(config.get(key), dict)]
+    if not problems:
+        problems = [text for holds, text in _rules(config) if not holds]
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as e:
+        problems.append(f'it does not fit into JSON ({e})')
+    if problems:
+        raise UserError(f'{source} is not a valid model config: {"; ".join(problems)}.')
+
+
+def _rules(config: dict) -> list[tuple[bool, str]]:
+    model, diffusion, latent, classes = (config.get(key) for key in ('model', 'diffusion', 'latent', 'classes'))
+    return [
+        (isinstance(model.get('family'), str), '"model.family" must be a name'),
+        (_is_int(diffusion.get('steps')) and diffusion['steps'] > 0, '"diffusion.steps" must be a whole number over 0'),
+        (isinstance(diffusion.get('kind'), str), '"diffusion.kind" must be a name'),
+        (latent.get('space') in _SPACES, f'"latent.space" must be one of {", ".join(_SPACES)}'),
+        (isinstance(latent.get('vae'), str | None), '"latent.vae" must be a name or null'),
+        (_is_int(latent.get('scale')) or isinstance(latent.get('scale'), float), '"latent.scale" must be a number'),
+        (classes is None or isinstance(classes, list) and all(isinstance(c, str) for c in classes),
+         '"classes" must be a list of names or null'),
+        (not isinstance(classes, list) or len(classes) == model.get('num_classes', len(classes)),
+         f'"classes" has {len(classes or [])} names for {model.get("num_classes")} classes'),
+    ]
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f'cannot write a model folder to {path}: a file of that name exists. Choose another name.')
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
+    if not is_model_folder(path):
+        raise UserError(f'{path} is not a model folder, so it will not be overwritten. Choose another folder.')
+
+
+def _move_into_place(partial: Path, path: Path) -> None:
+    """Renames a finished folder to its final name. A folder that it replaces is put back should that fail."""
+    old = storage.sibling(path, 'old')
+    replaces = path.is_dir() and any(path.iterdir())
+    if replaces:
+        storage.remove_stale_siblings(path, 'old')
+        os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        if replaces:
+            os.rename(old, path)
+        raise
+    storage.fsync_path(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

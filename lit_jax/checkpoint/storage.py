@@ -1,0 +1,213 @@
+"""Files that are either whole or absent: manifests, atomic writes, and what to say when a disk is full.
+
+A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a missing,
+shortened or altered file is found, and named, before anything reads it."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import zlib
+from pathlib import Path
+
+from lit_jax.errors import UserError
+
+MANIFEST = 'manifest.json'
+_BLOCK = 1 << 23
+# ENOSPC and EDQUOT are a full disk and a full quota; EFBIG is a file over the process's limit (`ulimit -f`).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_crc32(path: Path) -> str:
+    """CRC-32 of a file as eight hex digits, read in blocks."""
+    crc = 0
+    with open(path, 'rb') as f:
+        while block := f.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return f'{crc:08x}'
+
+
+def fsync_path(path: Path) -> None:
+    """Asks the system to put a file or a directory entry on the disk itself."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(root: Path) -> None:
+    """`fsync_path` on every file and directory under `root`, and on `root`."""
+    for directory, _, files in os.walk(root):
+        for name in files:
+            fsync_path(Path(directory, name))
+        fsync_path(Path(directory))
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Writes a small file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f'.{path.name}.partial')
+    try:
+        with open(temporary, 'w', encoding='utf-8') as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def list_files(root: Path, skip: tuple[str, ...] = ()) -> dict[str, Path]:
+    """{path relative to root, with '/': absolute path} of all files but manifests and the names in `skip`, sorted."""
+    found = {}
+    for directory, _, files in os.walk(root):
+        for name in files:
+            path = Path(directory, name)
+            relative = path.relative_to(root).as_posix()
+            if relative not in (MANIFEST, f'.{MANIFEST}.partial', *skip):
+                found[relative] = path
+    return dict(sorted(found.items()))
+
+
+def _render(files: dict[str, dict]) -> str:
+    body = json.dumps(files, sort_keys=True)
+    # The list's own sum, so that damage to the manifest itself is seen too.
+    return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1, sort_keys=True) + '\n'
+
+
+def write_manifest(root: Path, skip: tuple[str, ...] = ()) -> None:
+    """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in `skip`."""
+    files = {name: {'bytes': path.stat().st_size, 'crc32': file_crc32(path)}
+             for name, path in list_files(root, skip).items()}
+    write_text_atomic(root / MANIFEST, _render(files))
+
+
+def read_manifest(root: Path) -> dict[str, dict] | None:
+    """The manifest's file table, or None where it is missing or damaged."""
+    try:
+        text = (root / MANIFEST).read_text(encoding='utf-8')
+        files = json.loads(text)['files']
+        intact = text == _render(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if intact else None
+
+
+def add_to_manifest(root: Path, names: tuple[str, ...]) -> None:
+    """Enters the files `names` that the manifest does not list yet. A damaged manifest stays as it is."""
+    files = read_manifest(root)
+    fresh = [name for name in names if files is not None and name not in files and (root / name).is_file()]
+    if fresh:
+        files |= {name: {'bytes': (root / name).stat().st_size, 'crc32': file_crc32(root / name)} for name in fresh}
+        write_text_atomic(root / MANIFEST, _render(files))
+
+
+def find_damage(root: Path) -> list[str]:
+    """One line for each file under `root` that differs from the manifest; empty when all is whole.
+
+    Files that the manifest does not list are not damage (a file browser may leave some)."""
+    if not (root / MANIFEST).is_file():
+        return [f'{root / MANIFEST}: missing']
+    files = read_manifest(root)
+    if files is None:
+        return [f'{root / MANIFEST}: damaged (its content does not agree with its own checksum)']
+    problems = []
+    for name, entry in files.items():
+        path = root / name
+        try:
+            size = path.stat().st_size
+            if size != entry['bytes']:
+                problems.append(f'{path}: {size} bytes where {entry["bytes"]} were written')
+            elif file_crc32(path) != entry['crc32']:
+                problems.append(f'{path}: damaged (checksum differs from the one written with it)')
+        except FileNotFoundError:
+            problems.append(f'{path}: missing')
+        except OSError as e:
+            problems.append(f'{path}: unreadable ({e.strerror})')
+    return problems
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.2 MB' (powers of 1000)."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if count < 1000:
+            return f'{count:.0f} bytes' if unit == 'bytes' else f'{count:.1f} {unit}'
+        count /= 1000
+    return f'{count:.1f} TB'
+
+
+def _existing_ancestor(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _full_disk_error(path: Path, needed: int, cause: str) -> UserError:
+    free = shutil.disk_usage(_existing_ancestor(path)).free
+    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {human_bytes(free)} are free '
+                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose another '
+                     'place, and run the same command again.')
+
+
+def check_free_space(path: Path, needed: int) -> None:
+    """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
+    if shutil.disk_usage(_existing_ancestor(path)).free < needed:
+        raise _full_disk_error(path, needed, 'checked before writing')
+
+
+def full_disk_reason(error: BaseException) -> str | None:
+    """The system's words when an error says that a disk, a quota or a file size limit is full; else None.
+
+    TensorStore reports it as a ValueError whose text carries the system's error code."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    for code in _FULL:
+        if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error):
+            return os.strerror(code)
+    return None
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: Path, needed: int):
+    """Turns a full disk inside the block into a UserError that names the place and the need; other errors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = full_disk_reason(e)
+        if reason is None:
+            raise
+        raise _full_disk_error(path, needed, reason) from e
+
+
+# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, ".<target>.old.<host>.<pid>"
+# while it is replaced. Host and process are in the name so that a later run can tell what a dead run left behind from
+# work in progress.
+
+
+def sibling(target: Path, kind: str) -> Path:
+    """The temporary name beside `target` for this process; kind is 'partial' or 'old'."""
+    return target.with_name(f'.{target.name}.{kind}.{socket.gethostname()}.{os.getpid()}')
+
+
+def remove_stale_siblings(target: Path, kind: str) -> None:
+    """Deletes temporary siblings of `target` left by processes of this machine that no longer run, or by this one."""
+    prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
+    for path in target.parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,54 @@
+"""What the scripts share: logging, clean errors, exit statuses, and the recipe flag.
+
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again).
+"""
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lit_jax.errors import UserError
+
+
+def setup_logging() -> None:
+    """Our own lines to stderr with a clock; other packages only from WARNING on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger('lit_jax').setLevel(logging.INFO)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a traceback."""
+    setup_logging()
+    try:
+        status = main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
+    sys.exit(status or 0)
+
+
+def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
+    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names them.
+
+    Args:
+        define: defines the script's own flags.
+    """
+    config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.', lock_config=True)
+    define()
+    try:
+        rest = flags.FLAGS(list(argv))
+        if config.value is None:
+            raise UserError('no recipe given; try --config=configs/digits_dit.py')
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'the command line cannot be read: {error}') from error
+    except FileNotFoundError as error:
+        raise UserError(f'the recipe {error.filename} does not exist; recipes are the files in configs/') from error
+    if len(rest) > 1:
+        raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with --config.NAME=VALUE')
+    return config.value

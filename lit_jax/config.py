@@ -1,0 +1,184 @@
+"""Recipes: the default one, the table of model sizes, and `finalize`, the one place where a recipe is checked.
+
+A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field can be
+overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
+"""
+import importlib.util
+import os
+from pathlib import Path
+from types import MappingProxyType
+
+from ml_collections import ConfigDict
+
+from lit_jax.errors import UserError
+from lit_jax.models.mixers import MIXERS
+from lit_jax.models.network import DTYPES, check_arch
+
+# DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
+SIZES = MappingProxyType({
+    's': {'depth': 12, 'width': 384, 'softmax_heads': 6, 'linear_heads': 2},
+    'b': {'depth': 12, 'width': 768, 'softmax_heads': 12, 'linear_heads': 3},
+    'l': {'depth': 24, 'width': 1024, 'softmax_heads': 16, 'linear_heads': 4},
+    'xl': {'depth': 28, 'width': 1152, 'softmax_heads': 16, 'linear_heads': 4},
+})
+
+
+def softmax_mixer(heads: int) -> ConfigDict:
+    """DiT's self-attention."""
+    return ConfigDict({'name': 'softmax', 'heads': heads, 'qkv_bias': True})
+
+
+def linear_mixer(heads: int) -> ConfigDict:
+    """LiT's linear attention; `dwc_kernel` 0 leaves the convolution out, `focus_power` 3 is the focused function."""
+    return ConfigDict({'name': 'linear', 'heads': heads, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu',
+                       'focus_power': 0})
+
+
+def default() -> ConfigDict:
+    """DiT-S/2 on cached ImageNet latents with DiT's training settings; every recipe starts from this one."""
+    size = SIZES['s']
+    config = ConfigDict({
+        'name': '',                      # written into the log and the workdir; a workdir keeps one recipe
+        'seed': 0,
+        'model': {
+            'family': 'dit',
+            'depth': size['depth'], 'width': size['width'], 'patch': 2,
+            'mlp_ratio': 4.0, 'learn_sigma': True,
+            'mixer': softmax_mixer(size['softmax_heads']),
+        },
+        'latent': {                      # what the network denoises
+            'space': 'vae',              # 'vae' or 'pixels'
+            'vae': 'stabilityai/sd-vae-ft-ema',
+            'downscale': 8,              # image pixels a latent pixel, each way
+            'channels': 4,
+            'scale': 0.18215,            # x0 = scale · (latent or pixels); sd-vae scaling_factor
+        },
+        'data': {
+            'name': 'latents',           # a key of lit_jax.data.sources.SOURCES
+            'path': '',                  # folder of the data set; default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets
+            'image_size': 256,
+            'num_classes': 1000,
+        },
+        'diffusion': {'steps': 1000, 'kind': 'linear'},
+        'teacher': {                     # '' trains without a teacher
+            'path': '',                  # model folder or workdir
+            'lambda_noise': 0.5,         # λ1, λ2 of LiT §3.4
+            'lambda_variance': 0.05,
+        },
+        'inherit': {                     # '' starts from random weights
+            'path': '',                  # model folder or workdir of the same width and depth
+            'copy': '',                  # ablations of LiT table 3: any of q, k, v, o joined by commas: 'q,k,v'
+        },
+        'train': {
+            'steps': 400_000,
+            'batch_size': 256,           # global, over all devices and hosts
+            'accumulate': 1,             # micro-batches a step
+            'learning_rate': 1e-4,
+            'warmup_steps': 0,
+            'weight_decay': 0.0,
+            'clip_norm': 0.0,            # 0 = no clipping
+            'label_dropout': 0.1,
+            'ema_decay': 0.9999,
+            'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
+            'dtype': 'bfloat16',         # compute; parameters, optimizer and losses are float32
+            'scan_layers': True,
+            'remat': 'none',             # none, full, dots, dots_no_batch
+        },
+        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1},
+        'log': {'every': 100, 'tensorboard': False, 'wandb': False},
+        'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
+        'sample': {                      # grids drawn while training
+            'every': 10_000, 'count': 16, 'steps': 50, 'method': 'ddpm', 'cfg_scale': 4.0,
+        },
+    })
+    return config.lock()
+
+
+def load_recipe(path: Path) -> ConfigDict:
+    """The recipe that a file of `configs/` returns, as `--config=PATH` gives it."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
+    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES."""
+    row = SIZES[name]
+    config.model.depth, config.model.width = row['depth'], row['width']
+    make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
+    config.model.mixer = make(row[f'{mixer}_heads'])
+    return config
+
+
+def digits(config: ConfigDict) -> ConfigDict:
+    """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set apart."""
+    config.data.name, config.data.image_size, config.data.num_classes = 'digits', 8, 10
+    config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1, 'scale': 4.0})
+    config.model.update({'depth': 4, 'width': 64, 'patch': 2})
+    config.train.update({'batch_size': 128, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True})
+    config.train.dtype = 'float32'
+    config.train.scan_layers = False         # unrolled blocks run faster on CPU
+    return config
+
+
+def architecture(config: ConfigDict) -> dict:
+    """The architecture that a recipe describes (see `lit_jax.models.network.Network`), checked."""
+    image_size, down, patch = config.data.image_size, config.latent.downscale, config.model.patch
+    if image_size % (down * patch):
+        unit = down * patch
+        nearest = max(unit, round(image_size / unit) * unit)
+        raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
+                        f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
+    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2, 'channels': config.latent.channels,
+            'num_classes': config.data.num_classes}
+    name = arch['mixer'].get('name')
+    if name not in MIXERS:
+        raise UserError(f'unknown model.mixer.name {name!r}; known: {", ".join(MIXERS)}')
+    return check_arch(arch)
+
+
+def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
+    """Checks a recipe against itself and the devices, resolves what is derived, and locks it.
+
+    Resolved: mesh sizes (the one -1) and empty paths of teacher and data that stand in environment variables
+    (LIT_JAX_TEACHER, LIT_JAX_DATA). Raises UserError for the first thing that cannot be.
+    """
+    config = config.copy_and_resolve_references()
+    architecture(config)
+    train = config.train
+    for section, field in (('train', 'steps'), ('train', 'batch_size'), ('train', 'accumulate'), ('log', 'every'),
+                           ('checkpoint', 'every'), ('checkpoint', 'keep_latest'), ('diffusion', 'steps')):
+        if config[section][field] < 1:
+            raise UserError(f'{section}.{field} must be at least 1, got {config[section][field]}')
+    if train.dtype not in DTYPES:
+        raise UserError(f'unknown train.dtype {train.dtype!r}; known: {", ".join(DTYPES)}')
+    if not 0 <= train.label_dropout < 1:
+        raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
+    if not 0 <= train.ema_decay < 1:
+        raise UserError(f'train.ema_decay must be in [0, 1), got {train.ema_decay}')
+    config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count))
+    ways, batch = config.mesh.data * config.mesh.fsdp, train.batch_size
+    if batch % (ways * train.accumulate):
+        unit = ways * train.accumulate
+        nearest = max(unit, round(batch / unit) * unit)
+        raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = {config.mesh.data} · '
+                        f'{config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest that is: {nearest}')
+    config.data.path = config.data.path or os.environ.get('LIT_JAX_DATA', '')
+    return config.lock()
+
+
+def _resolve_mesh(mesh: dict[str, int], device_count: int) -> dict[str, int]:
+    """Fills in the one -1; the product of all axes must be the number of devices."""
+    free = [axis for axis, n in mesh.items() if n == -1]
+    if len(free) > 1 or any(n < 1 and n != -1 for n in mesh.values()):
+        raise UserError(f'mesh sizes must be positive, at most one of them -1; got {mesh}')
+    fixed = 1
+    for n in mesh.values():
+        fixed *= n if n > 0 else 1
+    if free and device_count % fixed == 0:
+        return {**mesh, free[0]: device_count // fixed}
+    if free or fixed != device_count:
+        raise UserError(f'the mesh {mesh} needs {"a multiple of " if free else ""}{fixed} devices, here are '
+                        f'{device_count}; change config.mesh so that its product is {device_count}')
+    return mesh

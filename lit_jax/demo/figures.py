@@ -1,0 +1,72 @@
+"""The figures of the demo: how real samples look to the judge, for the teacher and for every student.
+
+Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy: guided
+samples, the class as the judge sees it. All models draw from the same noise.
+"""
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.checkpoint.load import load
+from lit_jax.data.sources import Source, open_source
+from lit_jax.evaluation.digits_judge import Judge
+from lit_jax.models.cost import network_macs
+from lit_jax.models.network import Model, count_parameters
+from lit_jax.sampling import make_sampler, sample_many
+
+UNGUIDED, GUIDED = 1000, 500      # samples for the distance and for the accuracy
+STEPS, CFG_SCALE, BATCH = 50, 2.0, 250
+SEED = 1234
+
+
+def all_of(source: Source) -> dict[str, np.ndarray]:
+    """Every example of a small source."""
+    return source.take(range(len(source)))
+
+
+def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
+    config = model.config
+    sample = make_sampler(model.network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
+                          steps=STEPS, method='ddpm', cfg_scale=cfg_scale, latent_scale=config['latent']['scale'])
+    labels = np.arange(count) % model.network.null_label
+    return sample_many(sample, model.params, model.network, labels, seed=seed, batch_size=min(BATCH, count)), labels
+
+
+def measure(model: Model, judge: Judge) -> dict[str, float]:
+    """{'distance', 'accuracy', 'accuracy_unguided'} of one model."""
+    unguided, labels = draw(model, UNGUIDED, 1.0)
+    guided, guided_labels = draw(model, GUIDED, CFG_SCALE)
+    return {'distance': judge.distance(unguided), 'accuracy': judge.accuracy(guided, guided_labels),
+            'accuracy_unguided': judge.accuracy(unguided, labels)}
+
+
+def measure_all(workdir: Path, judge: Judge, teacher: Model, students: dict[str, list[Path]]) -> dict:
+    """Every figure of the report, JSON-able."""
+    held_out = all_of(open_source('digits', split='held_out'))
+    result = {
+        'judge_accuracy': judge.accuracy(held_out['image'], held_out['label']),
+        'floor': judge.distance(held_out['image']),
+        'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS, 'cfg_scale': CFG_SCALE},
+        'rows': [_row('teacher', teacher, [measure(teacher, judge)], _steps_of(teacher))],
+    }
+    for arm, paths in students.items():
+        models = [load(path, scan_layers=False) for path in paths]
+        result['rows'].append(_row(arm, models[0], [measure(model, judge) for model in models], _steps_of(models[0])))
+    reference = result['rows'][0]
+    for row in result['rows']:
+        row['distance_ratio'] = row['distance'] / reference['distance']
+        row['accuracy_ratio'] = row['accuracy'] / reference['accuracy']
+        row['steps_ratio'] = row['steps'] / reference['steps'] if row['steps'] and reference['steps'] else None
+    return result
+
+
+def _row(name: str, model: Model, runs: list[dict], steps: int | None) -> dict:
+    row = {'name': name, 'steps': steps, 'parameters': count_parameters(model.network),
+           'macs': network_macs(model.network), 'runs': runs}
+    return row | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+
+
+def _steps_of(model: Model) -> int | None:
+    """Training steps, as the checkpoint or the exported file remembers them."""
+    return model.config.get('provenance', {}).get('step')

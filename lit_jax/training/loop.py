@@ -1,0 +1,191 @@
+"""The training loop: devices, data, model, teacher, state, restore, steps.
+
+Starting again in the same workdir resumes, exactly: batch k and the noise of step k are functions of (seed, k), and
+everything else is in the checkpoint.
+"""
+import json
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lit_jax.checkpoint.inherit import format_report
+from lit_jax.checkpoint.manager import Checkpoints
+from lit_jax.checkpoint.workdir import claim_workdir, read_workdir
+from lit_jax.config import finalize
+from lit_jax.data.pipeline import make_pipeline
+from lit_jax.evaluation.pictures import make_grid, save_png, viewable
+from lit_jax.evaluation.report import write_run_report
+from lit_jax.sampling import initial_noise, make_sampler
+from lit_jax.training import setup
+from lit_jax.training.mesh import leaf_path, make_mesh, replicated, shard_batch
+from lit_jax.training.step import make_train_step
+from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
+
+LOG = logging.getLogger('lit_jax')
+PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """`train` for the command line: its outcome as an exit status (0, 1, or PREEMPTED)."""
+    try:
+        outcome = train(config, workdir)
+    except Diverged as error:
+        LOG.error('error: %s', error)
+        return 1
+    return PREEMPTED if outcome == 'preempted' else 0
+
+
+def train(config: ConfigDict, workdir: Path) -> str:
+    """Fits a recipe in `workdir`, from its newest whole checkpoint if there is one.
+
+    Returns 'done', or 'preempted' after SIGTERM (the state was saved). Raises UserError for anything that can be
+    known before the first step, and Diverged if a loss stops being a number.
+    """
+    # 1. Devices and recipe
+    workdir = Path(workdir)
+    config = finalize(config, jax.device_count())
+    mesh = make_mesh(config.mesh.to_dict())
+
+    # 2. Data
+    setup.check_inputs(config)
+    source = setup.build_source(config)
+
+    # 3. Model, teacher, step
+    network, optimizer = setup.build_network(config), setup.build_optimizer(config)
+    teacher = setup.load_teacher(config, mesh)
+    claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
+    step_fn = make_train_step(network, optimizer, setup.build_objective(config), teacher and teacher.network)
+    abstract = setup.abstract_sharded_state(network, optimizer, mesh)
+    step_fn = jax.jit(step_fn, donate_argnums=0,
+                      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated(mesh)))
+
+    # 4. State: the newest whole checkpoint, else fresh or inherited weights
+    with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
+                                         keep_every=config.checkpoint.keep_every) as checkpoints:
+        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
+        run = _Run(config, workdir, mesh, network, checkpoints, start, pending,
+                   leaf_names=[leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract['params'])])
+        LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
+                 f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
+
+        # 5. Steps
+        pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed, start_step=start,
+                                 process_index=jax.process_index(), process_count=jax.process_count())
+        try:
+            return run.steps(state, step_fn, teacher and teacher.params, pipeline)
+        finally:
+            run.close()
+            pipeline.close()
+
+
+def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir):
+    """(state, metrics of the unfinished log interval, steps done)."""
+    restored = checkpoints.restore_latest(abstract)
+    if restored is not None:
+        state, meta, step = restored
+        LOG.info('resumed from step %s', f'{step:,}')
+        return state, meta['pending_metrics'], step
+    state, report = setup.init_state(config, network, optimizer, mesh)
+    if report is not None:
+        LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
+        (workdir / 'inheritance.json').write_text(json.dumps(report, indent=1))
+    return state, [], 0
+
+
+class _Run:
+    """The moving parts of one call of `train`: when to log, save, sample and stop."""
+
+    def __init__(self, config, workdir, mesh, network, checkpoints, start, pending, leaf_names):
+        self.config, self.workdir, self.mesh, self.network = config, workdir, mesh, network
+        self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
+        self.metrics = StepMetrics(leaf_names, pending)
+        sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
+        self.reporter = Reporter(workdir, step=start, total_steps=self.total, batch_size=config.train.batch_size,
+                                 sinks=sinks)
+        self.stop_asked = threading.Event()
+        self._sampler = None
+        self._old_handler = _on_sigterm(self.stop_asked.set)
+
+    def steps(self, state, step_fn, teacher_params, pipeline) -> str:
+        key, config = setup.run_key(self.config, self.mesh), self.config
+        batches, began = iter(pipeline), time.perf_counter()
+        for step in range(self.start + 1, self.total + 1):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            self.reporter.waited(time.perf_counter() - waiting)
+            state, metrics = step_fn(state, teacher_params, shard_batch(batch, self.mesh), key)
+            self.metrics.add(step, metrics)
+            self.reporter.tick()
+            stopping = self.stop_asked.is_set()
+            if step % config.log.every == 0 or step == self.total:
+                self._log(step)
+            if step % config.checkpoint.every == 0 or step == self.total or stopping:
+                self._save(step, state)
+            if config.sample.every and (step % config.sample.every == 0 or step == self.total):
+                self._sample(step, state['ema'])
+            if stopping and step < self.total:
+                self.checkpoints.wait()
+                LOG.warning('asked to stop: saved step %s; start the same command again to go on', f'{step:,}')
+                return 'preempted'
+        self.checkpoints.wait()
+        self._report()
+        LOG.info('done: %s steps, this call took %s', f'{self.total:,}', format_seconds(time.perf_counter() - began))
+        return 'done'
+
+    def _log(self, step: int) -> None:
+        self._fetch()
+        self.reporter.interval(step, self.metrics.summarise())
+
+    def _fetch(self) -> None:
+        try:
+            self.metrics.fetch()
+        except Diverged as error:
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            where = f'the last good checkpoint is step {kept[-1]:,}' if kept else 'no checkpoint was saved yet'
+            raise Diverged(f'{error}. Stopped; {where} in {self.workdir}. Lower train.learning_rate, set '
+                           f'train.clip_norm, or look at the data of that step.') from None
+
+    def _save(self, step: int, state: dict) -> None:
+        self._fetch()  # a state whose last step was not finite must not become the newest checkpoint
+        began = time.perf_counter()
+        meta = {'pending_metrics': self.metrics.pending, 'images_seen': step * self.config.train.batch_size}
+        self.checkpoints.save(step, state, meta)
+        self.reporter.paused(time.perf_counter() - began)
+
+    def _sample(self, step: int, ema: dict) -> None:
+        """A grid of fixed noise and evenly spread classes, from the EMA weights."""
+        began, options, config = time.perf_counter(), self.config.sample, self.config
+        if self._sampler is None:
+            self._sampler = make_sampler(
+                self.network, train_steps=config.diffusion.steps, kind=config.diffusion.kind, steps=options.steps,
+                method=options.method, cfg_scale=options.cfg_scale, latent_scale=config.latent.scale)
+        labels = np.arange(options.count) * config.data.num_classes // options.count
+        noise = initial_noise(self.network, config.seed, range(options.count))
+        images = self._sampler(ema, noise, labels, jax.random.key(config.seed))
+        if jax.process_index() == 0:
+            grid = make_grid(viewable(np.asarray(images)), columns=min(8, options.count), scale=max(1, 32 // images.shape[1]))
+            save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
+        self.reporter.paused(time.perf_counter() - began)
+
+    def _report(self) -> None:
+        if jax.process_index() == 0:
+            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'), read_workdir(self.workdir))
+
+    def close(self) -> None:
+        self.reporter.close()
+        if self._old_handler is not None:
+            signal.signal(signal.SIGTERM, self._old_handler)
+
+
+def _on_sigterm(callback):
+    """Calls `callback` on SIGTERM; returns the handler to put back, None outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, lambda number, frame: callback())

@@ -1,0 +1,105 @@
+"""The device mesh and the one table that says how every leaf of the train state lies on it.
+
+Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden widths,
+`seq` is for rows of the token grid.
+"""
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lit_jax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor', 'seq')
+BATCH = P(('data', 'fsdp'))
+
+# (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of their
+# parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut.
+RULES = (
+    (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
+    (r't_embedder/fc[12]/kernel', P(None, 'fsdp')),
+    (r'y_embedder/table', P(None, 'fsdp')),
+    (r'blocks/attn/(qkv|kv)/kernel', P(None, 'fsdp', None, 'tensor', None)),
+    (r'blocks/attn/(qkv|kv)/bias', P(None, None, 'tensor', None)),
+    (r'blocks/attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks/attn/q/bias', P(None, 'tensor', None)),
+    (r'blocks/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
+    (r'blocks/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
+    (r'blocks/attn/(focus_scale|key_position)', P()),
+    (r'blocks/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
+    (r'blocks/mlp/fc1/bias', P(None, 'tensor')),
+    (r'blocks/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
+    (r'blocks/adaLN/kernel', P(None, 'fsdp', None, 'tensor')),
+    (r'blocks/adaLN/bias', P(None, None, 'tensor')),
+    (r'final_layer/adaLN/kernel', P('fsdp', None, 'tensor')),
+    (r'final_layer/adaLN/bias', P(None, 'tensor')),
+    (r'final_layer/linear/kernel', P('fsdp', None)),
+    (r'(x_embedder|t_embedder/fc[12]|blocks/attn/proj|blocks/mlp/fc2|final_layer/linear)/bias', P()),
+)
+
+
+def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
+    """A mesh over `devices` (default: all) with sizes {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none of them -1."""
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(sizes[axis] for axis in AXES)
+    if int(np.prod(shape)) != len(devices):
+        raise UserError(f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
+    # Explicit axes, jax's default, would want an out_sharding at every contraction (see docs/design in the README).
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def leaf_path(path) -> str:
+    """A key path of jax.tree_util as text: 'opt/0/mu/blocks/attn/q/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def find_rule(path: str, shape: tuple[int, ...]) -> P:
+    """The PartitionSpec of a leaf by its path; numbers (step, optimizer counts) are copied."""
+    if not shape:
+        return P()
+    for pattern, spec in RULES:
+        if re.search(rf'(^|/){pattern}$', path):
+            return spec
+    raise UserError(f'no sharding rule fits {path} {shape}; add one to lit_jax/training/mesh.py')
+
+
+def state_shardings(abstract_state, mesh: Mesh):
+    """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by RULES.
+
+    A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all devices.
+    """
+    def shard(path, leaf):
+        path, spec = leaf_path(path), find_rule(leaf_path(path), leaf.shape)
+        if len(spec) > len(leaf.shape):
+            raise UserError(f'the sharding rule {spec} has more axes than {path} {leaf.shape}')
+        for size, axis in zip(leaf.shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(f'{path} {leaf.shape}: {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}; '
+                                f'choose a mesh.{axis} that divides it')
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(shard, abstract_state)
+
+
+def format_shardings(abstract_state, mesh: Mesh) -> str:
+    """The sharding table: path, shape, dtype, spec, and MB a device."""
+    shardings = state_shardings(abstract_state, mesh)
+    rows, total = [], 0.0
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(shardings)):
+        megabytes = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
+        total += megabytes
+        rows.append(f'{leaf_path(path):58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {megabytes:9.3f}')
+    return '\n'.join([*rows, f'{"total, MB a device":145}{total:9.3f}'])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's slice of the batch, split over `data` and `fsdp`."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

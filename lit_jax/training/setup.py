@@ -1,0 +1,132 @@
+"""From a finalized recipe to the parts of a run, everything checked before the first compile."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from lit_jax.checkpoint.inherit import inherit_params
+from lit_jax.checkpoint.load import load_weights
+from lit_jax.config import architecture
+from lit_jax.data.sources import Source, open_source
+from lit_jax.diffusion.schedule import make_schedule
+from lit_jax.errors import UserError
+from lit_jax.models.network import DTYPES, Network
+from lit_jax.training.mesh import replicated, state_shardings
+from lit_jax.training.state import abstract_state, make_optimizer, new_state
+from lit_jax.training.step import Objective
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network with its weights in the compute dtype."""
+    network: Network
+    params: dict
+    config: dict
+
+
+def build_network(config: ConfigDict) -> Network:
+    return Network(architecture(config), dtype=DTYPES[config.train.dtype], scan_layers=config.train.scan_layers,
+                   remat=config.train.remat)
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    train, teacher = config.train, config.teacher
+    return Objective(
+        schedule=make_schedule(config.diffusion.steps, kind=config.diffusion.kind), scale=config.latent.scale,
+        label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise, lambda_variance=teacher.lambda_variance,
+        ema_decay=train.ema_decay, ema_warmup=train.ema_warmup, accumulate=train.accumulate)
+
+
+def build_optimizer(config: ConfigDict):
+    train = config.train
+    return make_optimizer(learning_rate=train.learning_rate, warmup_steps=train.warmup_steps,
+                          weight_decay=train.weight_decay, clip_norm=train.clip_norm)
+
+
+def build_source(config: ConfigDict, split: str = 'train') -> Source:
+    arch = architecture(config)
+    source = open_source(config.data.name, split=split, image_size=arch['input_size'][0], channels=arch['channels'],
+                         num_classes=arch['num_classes'], data_dir=config.data.path, seed=config.seed)
+    return source
+
+
+def check_inputs(config: ConfigDict) -> None:
+    """Looks for everything that a run reads and reports all that is missing at once, with the commands that make it."""
+    problems = []
+    for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
+        path = config[section].path
+        if path and not Path(path).exists():
+            problems.append(
+                f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: '
+                f'python convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
+                f'--config.{section}.path=WORKDIR')
+    try:
+        build_source(config)
+    except UserError as error:
+        problems.append(f'data: {error}')
+    if problems:
+        raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
+
+
+def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
+    """What a reader of the weights needs to know, in the form of a model folder's config.json."""
+    latent = config.latent
+    return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(), 'classes': class_names,
+            'latent': {'space': latent.space, 'vae': latent.vae or None, 'scale': latent.scale,
+                       'downscale': latent.downscale}}
+
+
+def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
+    """The recipe's teacher, checked against the student, its weights stored in the compute dtype."""
+    if not config.teacher.path:
+        return None
+    dtype = DTYPES[config.train.dtype]
+    teacher_config, params = load_weights(config.teacher.path)
+    _check_same_task('teacher', config.teacher.path, teacher_config, config)
+    network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
+    shardings = state_shardings(network.abstract(), mesh)
+    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
+    return Teacher(network, cast(params), teacher_config)
+
+
+def _check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
+    """A teacher may be of another size than the student, but must see the same inputs and the same noise levels."""
+    arch, mine = given['model'], architecture(config)
+    pairs = [(name, arch[name], mine[name]) for name in ('channels', 'num_classes')]
+    pairs += [('input_size', tuple(arch['input_size']), tuple(mine['input_size'])),
+              ('learn_sigma', arch.get('learn_sigma', True), mine['learn_sigma']),
+              ('diffusion', given['diffusion'], config.diffusion.to_dict()),
+              ('latent.space', given['latent']['space'], config.latent.space),
+              ('latent.scale', given['latent']['scale'], config.latent.scale)]
+    if wrong := [f'{name}: {theirs} in the {role}, {ours} in the recipe' for name, theirs, ours in pairs if theirs != ours]:
+        raise UserError(f'the {role} {path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
+
+
+def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
+    """(the state before step 1, the inheritance report or None); random weights, then what the recipe inherits."""
+    key = jax.random.key(config.seed)
+    shardings = state_shardings(abstract_state(network, optimizer), mesh)
+    params = jax.jit(network.init, out_shardings=shardings['params'])(key)
+    report = None
+    if config.inherit.path:
+        source_config, source_params = load_weights(config.inherit.path)
+        copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
+        params, report = inherit_params(source_params, source_config['model'], params, network.arch, copy=copy)
+        params = jax.device_put(params, shardings['params'])
+    state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
+    return state, report
+
+
+def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
+    """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+    abstract = abstract_state(network, optimizer)
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                        abstract, state_shardings(abstract, mesh))
+
+
+def run_key(config: ConfigDict, mesh) -> jax.Array:
+    """The key that every step folds its number into; apart from the one that drew the initial weights."""
+    return jax.device_put(jax.random.fold_in(jax.random.key(config.seed), 1), replicated(mesh))
+
+

@@ -1,0 +1,117 @@
+"""One training step: noise, teacher and student on the same inputs, losses, update, EMA. One jitted function.
+
+LiT §3.4: L = L_simple + λ1·mse(noise) + λ2·mse(variance), where L_simple is DiT's own objective (mse + vb).
+"""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lit_jax.diffusion.distillation import distillation_losses
+from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
+from lit_jax.diffusion.schedule import Schedule
+from lit_jax.models.network import Network
+from lit_jax.training.mesh import leaf_path
+from lit_jax.training.state import update_ema
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, and the few numbers it needs.
+
+    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2. `ema_decay`, `ema_warmup`: see
+    `update_ema`. `accumulate`: micro-batches a step.
+    """
+    schedule: Schedule
+    scale: float = 1.0
+    label_dropout: float = 0.1
+    lambda_noise: float = 0.5
+    lambda_variance: float = 0.05
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False
+    accumulate: int = 1
+
+
+def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, null_label: int) -> dict[str, Array]:
+    """x0, x_t, t, noise and the dropped labels of one batch. A function of (batch, key) alone, on any device count."""
+    t_key, noise_key, drop_key = jax.random.split(key, 3)
+    x0 = objective.scale * batch['image']
+    size = x0.shape[:1]
+    t = jax.random.randint(t_key, size, 0, objective.schedule.num_steps)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    dropped = jax.random.bernoulli(drop_key, objective.label_dropout, size)
+    label = jnp.where(dropped, null_label, batch['label'])
+    return {'x0': x0, 'x_t': q_sample(objective.schedule, x0, t, noise), 't': t, 'noise': noise, 'label': label}
+
+
+def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
+               teacher: Network | None, objective: Objective) -> dict[str, Array]:
+    """Every term of the loss, one value an example [B], in float32. The teacher sees the same x_t, t and labels."""
+    x_t, t, cond = inputs['x_t'], inputs['t'], {'label': inputs['label']}
+    output = network.apply(params, x_t, t, cond)
+    terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
+    if teacher is not None:
+        distil = distillation_losses(output, jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond)))
+        terms |= {'distill_noise': distil['noise'], 'distill_variance': distil['variance']}
+    return terms
+
+
+def make_train_step(network: Network, optimizer: optax.GradientTransformation, objective: Objective,
+                    teacher: Network | None = None) -> Callable:
+    """train_step(state, teacher_params, batch, key) -> (state, metrics), to be jitted with `state` donated.
+
+    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `teacher_params` is None
+    without a teacher. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the
+    timestep range; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
+    """
+    weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': objective.lambda_noise,
+               'distill_variance': objective.lambda_variance}
+    num_steps, parts = objective.schedule.num_steps, objective.accumulate
+
+    def loss(params, teacher_params, inputs):
+        terms = loss_terms(params, teacher_params, inputs, network, teacher, objective)
+        means = {name: value.mean() for name, value in terms.items()}
+        total = sum(weights[name] * mean for name, mean in means.items())
+        metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
+        metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps) for name, value in terms.items()}
+        return total, metrics
+
+    gradient = jax.grad(loss, has_aux=True)
+
+    def accumulated_gradient(params, teacher_params, inputs):
+        if parts == 1:
+            return gradient(params, teacher_params, inputs)
+        # Example i goes to micro-batch i mod parts: each device keeps its own examples.
+        split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), inputs)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
+                            jax.eval_shape(gradient, params, teacher_params, jax.tree.map(lambda x: x[0], split)))
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, gradient(params, teacher_params, part)), None
+
+        grads, metrics = jax.lax.scan(add, sums, split)[0]
+        mean = {name: value if name.startswith('quarter/') else value / parts for name, value in metrics.items()}
+        return jax.tree.map(lambda g: g / parts, grads), mean
+
+    def train_step(state, teacher_params, batch, key):
+        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network.null_label)
+        grads, metrics = accumulated_gradient(state['params'], teacher_params, inputs)
+        updates, opt = optimizer.update(grads, state['opt'], state['params'])
+        params = optax.apply_updates(state['params'], updates)
+        ema = update_ema(state['ema'], params, state['step'], decay=objective.ema_decay, warmup=objective.ema_warmup)
+        squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
+        bad = ~jnp.isfinite(squares)
+        metrics |= {'grad/norm': jnp.sqrt(squares.sum()),
+                    'grad/bad_leaf': jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)}
+        return {'params': params, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, metrics
+
+    return train_step
+
+
+def name_leaf(params: dict, index: int) -> str:
+    """The path of the index-th leaf, for 'grad/bad_leaf'."""
+    return leaf_path(jax.tree_util.tree_leaves_with_path(params)[index][0])

@@ -1,0 +1,75 @@
+"""Recipes: every file in configs/ loads, and everything that cannot work is said before anything is compiled."""
+from pathlib import Path
+
+import pytest
+from tiny import tiny_recipe
+
+from lit_jax import config as recipes
+from lit_jax.errors import UserError
+from lit_jax.models.network import Network, count_parameters
+
+CONFIGS = sorted((Path(__file__).parents[1] / 'configs').rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_whole(path):
+    config = recipes.finalize(recipes.load_recipe(path), device_count=8)
+    assert config.name == path.stem
+    assert config.is_locked
+    assert count_parameters(Network(recipes.architecture(config))) > 1000
+
+
+def test_the_lit_recipes_follow_the_paper():
+    xl = recipes.load_recipe(Path('configs/lit_xl.py'))
+    assert (xl.train.steps, xl.train.batch_size, xl.train.learning_rate) == (1_400_000, 256, 1e-4)
+    assert (xl.teacher.lambda_noise, xl.teacher.lambda_variance, xl.train.ema_decay) == (0.5, 0.05, 0.9999)
+    large = recipes.load_recipe(Path('configs/lit_xl_512.py'))
+    assert (large.train.steps, large.train.batch_size, large.teacher.lambda_noise) == (700_000, 128, 1.0)
+    heads = {name: recipes.load_recipe(Path(f'configs/lit_{name}.py')).model.mixer.heads for name in recipes.SIZES}
+    assert heads == {'s': 2, 'b': 3, 'l': 4, 'xl': 4}
+
+
+@pytest.mark.parametrize('field, value, message', [
+    ('train.batch_size', 12, r'12 is not divisible by data · fsdp · accumulate = 8 · 1 · 1 = 8; the nearest that is: 16'),
+    ('train.accumulate', 3, 'not divisible'),
+    ('data.image_size', 9, r'9 is not divisible by latent\.downscale · model\.patch = 1 · 2 = 2'),
+    ('model.mixer.heads', 5, '5 heads do not divide the width 32'),
+    ('model.mixer.name', 'fourier', "unknown model.mixer.name 'fourier'; known: "),
+    ('train.dtype', 'float16', "unknown train.dtype 'float16'"),
+    ('train.steps', 0, 'train.steps must be at least 1'),
+    ('train.label_dropout', 1.0, 'label_dropout'),
+    ('mesh.tensor', 3, 'multiple of 3 devices, here are 8'),
+    ('mesh.data', 4, 'needs 4 devices, here are 8'),
+])
+def test_what_cannot_work_is_refused(field, value, message):
+    config = tiny_recipe()
+    section = config
+    for part in field.split('.')[:-1]:
+        section = section[part]
+    section[field.split('.')[-1]] = value
+    with pytest.raises(UserError, match=message):
+        recipes.finalize(config, device_count=8)
+
+
+def test_two_free_mesh_axes_are_refused():
+    config = tiny_recipe()
+    config.mesh.fsdp = -1
+    with pytest.raises(UserError, match='at most one of them -1'):
+        recipes.finalize(config, device_count=8)
+
+
+def test_the_free_mesh_axis_takes_the_devices_that_are_left():
+    config = tiny_recipe()
+    config.mesh.fsdp = 4
+    assert recipes.finalize(config, device_count=8).mesh.data == 2
+
+
+def test_a_recipe_cannot_grow_fields():
+    with pytest.raises(AttributeError, match='batchsize'):
+        tiny_recipe().train.batchsize = 3
+
+
+def test_finalize_leaves_its_argument_alone():
+    config = tiny_recipe()
+    recipes.finalize(config, device_count=8)
+    assert config.mesh.data == -1

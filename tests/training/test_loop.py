@@ -1,0 +1,167 @@
+"""The loop end to end on tiny recipes: resuming, stopping, refusing, diverging."""
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_recipe
+
+import lit_jax
+from lit_jax.checkpoint.manager import Checkpoints
+from lit_jax.errors import UserError
+from lit_jax.training import loop, setup
+from lit_jax.training.mesh import make_mesh
+from lit_jax.training.telemetry import Diverged, read_lines
+
+TIMING = ('time/', 'data/')
+
+
+def final_state(config, workdir):
+    """Every leaf of the newest checkpoint, and the metrics without timings."""
+    config = loop.finalize(config, jax.device_count())
+    mesh = make_mesh(config.mesh.to_dict())
+    abstract = setup.abstract_sharded_state(setup.build_network(config), setup.build_optimizer(config), mesh)
+    with Checkpoints(workdir) as checkpoints:
+        state, _, step = checkpoints.restore_latest(abstract)
+    metrics = [{k: v for k, v in line.items() if not k.startswith(TIMING)}
+               for line in read_lines(workdir / 'metrics.jsonl')]
+    return jax.device_get(state), metrics, step
+
+
+def assert_same_run(config, one, other):
+    (state, metrics, step), (state2, metrics2, step2) = final_state(config, one), final_state(config, other)
+    assert step == step2 and metrics == metrics2
+    jax.tree.map(np.testing.assert_array_equal, state, state2)
+
+
+def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path):
+    config = tiny_recipe(steps=30, ema_warmup=True)
+    config.log.every, config.checkpoint.every, config.sample.every = 10, 30, 30
+    config.sample.steps, config.sample.count = 4, 8
+    assert loop.train(config, tmp_path) == 'done'
+    lines = read_lines(tmp_path / 'metrics.jsonl')
+    assert [line['step'] for line in lines] == [10, 20, 30]
+    assert lines[-1]['loss/mse'] < lines[0]['loss/mse']
+    assert lines[-1]['images_seen'] == 30 * 16
+    assert (tmp_path / 'samples' / '000000030.png').stat().st_size > 100
+    assert 'svg' in (tmp_path / 'report.html').read_text() or 'base64' in (tmp_path / 'report.html').read_text()
+    model = lit_jax.load(tmp_path)
+    assert model(np.zeros((2, 8, 8, 1)), 10, 3).shape == (2, 8, 8, 2)
+    assert model.config['provenance'] == {'source': str(tmp_path), 'weights': 'ema', 'step': 30}
+
+
+@pytest.mark.parametrize('stop_after', [2, 3, 5])
+def test_resuming_is_exact(tmp_path, stop_after, monkeypatch):
+    """A run asked to stop after any step, in the middle of a log interval or not, ends like one never stopped."""
+    config = tiny_recipe(steps=6)
+    loop.train(config, tmp_path / 'straight')
+
+    class StopAt:
+        def __init__(self):
+            self.polls = 0
+
+        def set(self):
+            pass
+
+        def is_set(self):
+            self.polls += 1
+            return self.polls == stop_after
+
+    monkeypatch.setattr(loop.threading, 'Event', StopAt)
+    assert loop.train(config, tmp_path / 'stopped') == 'preempted'
+    monkeypatch.setattr(loop.threading, 'Event', threading.Event)
+    assert loop.train(config, tmp_path / 'stopped') == 'done'
+    assert_same_run(config, tmp_path / 'straight', tmp_path / 'stopped')
+
+
+def test_sigterm_saves_and_says_so(tmp_path, monkeypatch):
+    config = tiny_recipe(steps=1000)
+    config.log.every = config.checkpoint.every = 1000
+    original = loop.shard_batch
+    calls = []
+
+    def signal_at_third(batch, mesh):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop, 'shard_batch', signal_at_third)
+    assert loop.run(config, tmp_path) == loop.PREEMPTED == 75
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]
+
+
+def distillation(tmp_path):
+    """A student recipe whose teacher and inheritance are a workdir trained here."""
+    teacher = tiny_recipe(steps=3)
+    loop.train(teacher, tmp_path / 'teacher')
+    config = tiny_recipe('linear', steps=4)
+    config.teacher.path = config.inherit.path = str(tmp_path / 'teacher')
+    return config
+
+
+def test_inherit_and_distil_from_a_workdir(tmp_path):
+    config = distillation(tmp_path)
+    assert loop.train(config, tmp_path / 'student') == 'done'
+    line = read_lines(tmp_path / 'student' / 'metrics.jsonl')[-1]
+    assert line['loss/distill_noise'] > 0 and 'loss/distill_variance_q3' in line
+    rows = json.loads((tmp_path / 'student' / 'inheritance.json').read_text())['rows']
+    assert {row['path'] for row in rows if row['status'] == 'fresh'} == {
+        f'blocks/attn/{name}' for name in ('q/kernel', 'kv/kernel', 'proj/kernel', 'proj/bias', 'dwc/kernel', 'dwc/bias')}
+
+
+@pytest.mark.parametrize('field, value, message', [
+    (('data', 'num_classes'), 12, r'num_classes: 10 in the teacher, 12 in the recipe'),
+    (('latent', 'scale'), 2.0, r'latent.scale: 1.0 in the teacher, 2.0 in the recipe'.replace('.', r'\.')),
+    (('data', 'image_size'), 16, r'input_size: \(8, 8\) in the teacher, \(16, 16\) in the recipe'),
+    (('diffusion', 'steps'), 500, 'diffusion'),
+])
+def test_a_teacher_of_another_task_is_refused(tmp_path, field, value, message):
+    config = distillation(tmp_path)
+    config.latent.scale = float(config.latent.scale)
+    config[field[0]][field[1]] = value
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path / 'student')
+    assert not (tmp_path / 'student').exists()
+
+
+def test_another_recipe_in_the_same_workdir_is_refused(tmp_path):
+    loop.train(tiny_recipe(steps=1), tmp_path)
+    with pytest.raises(UserError, match=r'belongs to another recipe:\n  train.learning_rate: 0.001 there, 0.002'):
+        loop.train(tiny_recipe(steps=1, learning_rate=2e-3), tmp_path)
+    assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'     # going on for longer is the same recipe
+
+
+def test_what_is_missing_is_listed_at_once_with_its_commands(tmp_path):
+    config = tiny_recipe('linear')
+    config.teacher.path, config.inherit.path = str(tmp_path / 'no_teacher'), str(tmp_path / 'no_dit')
+    config.data.name = 'latents'
+    config.data.path = str(tmp_path / 'data')
+    with pytest.raises(UserError) as caught:
+        loop.train(config, tmp_path / 'run')
+    for part in ('no_teacher', 'no_dit', 'convert_torch_ckpt.py', 'prepare_latents.py'):
+        assert part in str(caught.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    original, calls = loop.shard_batch, []
+
+    def poison_fifth(batch, mesh):
+        calls.append(1)
+        if len(calls) == 5:
+            batch['image'][0] = np.nan
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop, 'shard_batch', poison_fifth)
+    config = tiny_recipe(steps=8)
+    config.log.every = 8
+    with pytest.raises(Diverged, match=r'step 5: loss/.* = nan.*first non-finite gradient: .*last good checkpoint is step 3'):
+        loop.train(config, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]
+    assert loop.run(config, tmp_path) == 0        # the file is sound: without the poison it goes on

@@ -1,0 +1,176 @@
+"""The train step: what it minimises, what it must not touch, and that layouts do not matter."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_recipe
+
+from lit_jax.training import setup
+from lit_jax.training.mesh import make_mesh, shard_batch, state_shardings
+from lit_jax.training.state import make_optimizer, new_state, update_ema
+from lit_jax.training.step import draw_inputs, loss_terms, make_train_step, name_leaf
+
+KEY = jax.random.key(3)
+
+
+def random_like(abstract, seed=0, scale=0.2):
+    leaves, treedef = jax.tree.flatten(abstract)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten([scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def parts(config, teacher_config=None, seed=0):
+    """(step function, state, teacher params, batch) of a tiny recipe with weights of order one."""
+    network, optimizer = setup.build_network(config), setup.build_optimizer(config)
+    teacher = teacher_config and setup.build_network(teacher_config)
+    step = make_train_step(network, optimizer, setup.build_objective(config), teacher)
+    state = new_state(random_like(network.abstract(), seed), optimizer)
+    rng = np.random.default_rng(0)
+    batch = {'image': rng.normal(size=(16, 8, 8, 1)).astype(np.float32), 'label': rng.integers(0, 10, 16, np.int32)}
+    return jax.jit(step), state, teacher and random_like(teacher.abstract(), 9), batch
+
+
+def test_total_is_the_weighted_sum_of_its_terms():
+    config = tiny_recipe('linear')
+    config.teacher.lambda_noise, config.teacher.lambda_variance = 0.3, 0.07
+    step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
+    _, metrics = step(state, teacher, batch, KEY)
+    want = (metrics['loss/mse'] + metrics['loss/vb'] + 0.3 * metrics['loss/distill_noise']
+            + 0.07 * metrics['loss/distill_variance'])
+    assert metrics['loss/total'] == pytest.approx(float(want), rel=1e-6)
+    assert metrics['loss/distill_noise'] > 0 and metrics['loss/distill_variance'] > 0
+
+
+def test_quarters_sum_to_the_mean():
+    step, state, _, batch = parts(tiny_recipe())
+    _, metrics = step(state, None, batch, KEY)
+    sums, counts = metrics['quarter/mse']
+    assert counts.sum() == 16
+    assert sums.sum() / 16 == pytest.approx(float(metrics['loss/mse']), rel=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher():
+    config, teacher_config = tiny_recipe('linear'), tiny_recipe('softmax')
+    student, teacher = setup.build_network(config), setup.build_network(teacher_config)
+    objective = setup.build_objective(config)
+    _, state, teacher_params, batch = parts(config, teacher_config)
+    inputs = draw_inputs(batch, KEY, objective, 10)
+
+    def total(student_params, teacher_params):
+        return sum(v.sum() for v in loss_terms(student_params, teacher_params, inputs, student, teacher, objective).values())
+
+    of_student, of_teacher = jax.grad(total, argnums=(0, 1))(state['params'], teacher_params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_teacher))
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(of_student))
+
+
+def test_the_state_holds_nothing_of_the_teacher():
+    config = tiny_recipe('linear')
+    step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
+    after, _ = step(state, teacher, batch, KEY)
+    assert set(after) == {'params', 'ema', 'opt', 'step'}
+    of_params = {leaf.shape for leaf in jax.tree.leaves(state['params'])}
+    assert {leaf.shape for leaf in jax.tree.leaves(after['opt'])} <= of_params | {()}
+    assert not any('qkv' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after))
+
+
+def test_teacher_and_student_see_the_same_inputs():
+    """A student that is its own teacher has no distillation loss, dropped labels included."""
+    config = tiny_recipe('softmax', label_dropout=0.5)
+    network, objective = setup.build_network(config), setup.build_objective(config)
+    _, state, _, batch = parts(config)
+    inputs = draw_inputs(batch, KEY, objective, 10)
+    assert (inputs['label'] == 10).any() and (inputs['label'] != 10).any()
+    terms = loss_terms(state['params'], state['params'], inputs, network, network, objective)
+    assert (terms['distill_noise'] == 0).all() and (terms['distill_variance'] == 0).all()
+
+
+def test_a_teacher_of_another_size_works():
+    teacher_config = tiny_recipe('softmax')
+    teacher_config.model.update({'width': 48, 'depth': 3})
+    step, state, teacher, batch = parts(tiny_recipe('linear'), teacher_config)
+    after, metrics = step(state, teacher, batch, KEY)
+    assert np.isfinite(metrics['loss/total']) and after['step'] == 1
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    def norm_and_params(accumulate):
+        step, state, teacher, batch = parts(tiny_recipe('linear', accumulate=accumulate), tiny_recipe('softmax'))
+        after, metrics = step(state, teacher, batch, KEY)
+        return metrics, after['params']
+
+    whole, params = norm_and_params(1)
+    split, split_params = norm_and_params(4)
+    for name in ('loss/total', 'loss/mse', 'grad/norm'):
+        assert split[name] == pytest.approx(float(whole[name]), rel=1e-5)
+    np.testing.assert_allclose(split['quarter/vb'][0], whole['quarter/vb'][0], rtol=1e-5)
+    # Adam's first update is a sign: compare where the gradient is not within rounding of zero.
+    gaps = [np.abs(a - b).mean() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(split_params), strict=True)]
+    assert max(gaps) < 1e-4
+
+
+def test_gradients_of_mixed_layouts_equal_one_device():
+    """Relative 1e-5 in float32: only the order of the sums over the batch differs."""
+    config, teacher_config = tiny_recipe('linear'), tiny_recipe('softmax')
+    step, state, teacher, batch = parts(config, teacher_config)
+    _, want = step(state, teacher, batch, KEY)
+    for sizes in ({'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}):
+        mesh = make_mesh(sizes)
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(state, state_shardings(state, mesh))
+            placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh))
+            _, got = step(sharded, placed_teacher, shard_batch(batch, mesh), KEY)
+        for name in ('loss/total', 'loss/distill_noise', 'grad/norm'):
+            assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5), (sizes, name)
+
+
+def test_label_dropout_uses_the_null_class_at_its_rate():
+    objective = setup.build_objective(tiny_recipe(label_dropout=0.1))
+    batch = {'image': np.zeros((20_000, 1, 1, 1), np.float32), 'label': np.zeros(20_000, np.int32)}
+    inputs = draw_inputs(batch, KEY, objective, 10)
+    assert (inputs['label'] == 10).mean() == pytest.approx(0.1, abs=0.01)   # five standard deviations
+    assert inputs['t'].min() == 0 and inputs['t'].max() == 999
+
+
+def test_the_scale_of_the_latent_space_multiplies_the_data():
+    config = tiny_recipe()
+    config.latent.scale = 3.0
+    batch = {'image': np.ones((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32)}
+    assert (draw_inputs(batch, KEY, setup.build_objective(config), 10)['x0'] == 3).all()
+
+
+def test_a_non_finite_gradient_names_its_leaf():
+    step, state, _, batch = parts(tiny_recipe())
+    batch['image'][3, 0, 0, 0] = np.nan
+    _, metrics = step(state, None, batch, KEY)
+    assert not np.isfinite(metrics['loss/total'])
+    assert name_leaf(state['params'], int(metrics['grad/bad_leaf'])) == 'blocks/adaLN/bias'
+    _, metrics = step(state, None, {**batch, 'image': np.zeros_like(batch['image'])}, KEY)
+    assert metrics['grad/bad_leaf'] == -1
+
+
+def test_ema_and_its_warm_up():
+    ema, params = {'a': jnp.zeros(())}, {'a': jnp.ones(())}
+    assert update_ema(ema, params, 0, decay=0.9, warmup=False)['a'] == pytest.approx(0.1)
+    assert update_ema(ema, params, 0, decay=0.9999, warmup=True)['a'] == pytest.approx(0.9)
+    assert update_ema(ema, params, 10 ** 6, decay=0.9, warmup=True)['a'] == pytest.approx(0.1)
+
+
+def test_warm_up_of_the_learning_rate_ends_at_its_value():
+    optimizer = make_optimizer(learning_rate=0.1, warmup_steps=4)
+    params = {'a': jnp.zeros(1)}
+    state, moved = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update({'a': jnp.ones(1)}, state, params)
+        moved.append(-float(updates['a'][0]))
+    np.testing.assert_allclose(moved, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=5e-5)   # Adam rounds in float32
+
+
+def test_clipping_bounds_the_gradient_before_adam():
+    optimizer = make_optimizer(learning_rate=0.1, clip_norm=1.0)
+    params = {'a': jnp.zeros(1)}
+    _, state = optimizer.update({'a': 100 * jnp.ones(1)}, optimizer.init(params), params)
+    assert optax.tree.norm(state[1][0].mu) == pytest.approx(0.1)    # (1 - beta1) · clipped gradient
+
+
