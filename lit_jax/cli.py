@@ -5,6 +5,7 @@ Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everyt
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -12,9 +13,9 @@ from ml_collections import ConfigDict, config_flags
 from lit_jax.errors import UserError
 
 
-def setup_logging() -> None:
-    """Our own lines to stderr with a clock; other packages only from WARNING on."""
-    handler = logging.StreamHandler()
+def setup_logging(stream: TextIO | None = None) -> None:
+    """Our own lines to `stream` (default: stderr) with a clock; other packages only from WARNING on."""
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)

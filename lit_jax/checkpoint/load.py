@@ -1,14 +1,14 @@
 """Loading a model from wherever it lies: a model folder or a training workdir."""
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
+from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Model, Network
-from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 
 
 def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
@@ -32,18 +32,18 @@ def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
     return Model(network, params, config)
 
 
-def load_weights(path, sharding: jax.sharding.Sharding | None = None) -> tuple[dict, dict]:
-    """(config, params) of a model folder or workdir; params in float32, laid out by `sharding` (default: one device)."""
+def load_weights(path, shard: Callable | None = None) -> tuple[dict, dict]:
+    """(config, params) of a model folder or workdir; params in float32.
+
+    Args:
+        shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first device.
+    """
     path = Path(path)
     if is_model_folder(path):
-        return load_model_folder(path, _abstract(read_config(path), sharding))
+        return load_model_folder(path, _abstract(read_config(path), shard))
     if is_workdir(path):
         config = read_workdir(path)
-        checkpoints = Checkpoints(path)
-        try:
-            params, step = checkpoints.restore_part('ema', _abstract(config, sharding))
-        finally:
-            checkpoints.close()
+        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard))
         config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
         return config, params
     if not path.exists():
@@ -53,7 +53,9 @@ def load_weights(path, sharding: jax.sharding.Sharding | None = None) -> tuple[d
                     'checkpoints/)')
 
 
-def _abstract(config: dict, sharding) -> dict:
+def _abstract(config: dict, shard: Callable | None) -> dict:
     abstract = Network(config['model']).abstract()
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), abstract)
+    if shard is None:
+        return abstract
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                        abstract, shard(abstract))

@@ -87,7 +87,7 @@ def survey(source: Source, name: str) -> Found:
         found.depth = max(found.depth, 0 if layer is None else layer + 1)
         letters = _torch_letters(rules[pattern], found.layout)
         if len(letters) == len(info.shape):
-            for letter, size in zip(letters, info.shape):
+            for letter, size in zip(letters, info.shape, strict=True):
                 if isinstance(letter, str):
                     votes[letter][size] += 1
     found.sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}

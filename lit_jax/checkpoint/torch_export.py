@@ -12,6 +12,7 @@ import numpy as np
 
 from lit_jax.checkpoint import leaves, storage
 from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax.checkpoint.load import load_weights
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.checkpoint.torch_files import METADATA_KEY
 from lit_jax.checkpoint.torch_import import Converted
@@ -55,17 +56,14 @@ def export(src, out, *, overwrite: bool = False) -> Converted:
 
 def _load(src: Path) -> tuple[dict, dict]:
     """(config, params); a model folder's stay numpy arrays, which needs half the memory of jax arrays."""
-    if is_model_folder(src):
-        return load_model_folder(src)
-    from lit_jax.checkpoint.load import load_weights   # only a workdir needs the machinery of training
-    return load_weights(src)
+    return load_model_folder(src) if is_model_folder(src) else load_weights(src)
 
 
 def export_params(out: Path, config: Mapping, params: Mapping) -> None:
     """Writes parameters and config as one .safetensors file, atomically, one tensor at a time."""
     arch, out = config['model'], Path(out).absolute()
     temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
-    metadata = {'format': 'pt', METADATA_KEY: json.dumps(config)}
+    metadata = {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with storage.explain_full_disk(out, needed):
@@ -81,6 +79,15 @@ def export_params(out: Path, config: Mapping, params: Mapping) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def _published(config: Mapping) -> dict:
+    """What of a config travels in the file: no recipe of a workdir, no paths of the machine that wrote it."""
+    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'provenance')
+    published = {name: config[name] for name in fields if name in config}
+    if source := (config.get('provenance') or {}).get('source'):
+        published['provenance'] = {**config['provenance'], 'source': Path(source).name}
+    return published
 
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],

@@ -8,18 +8,26 @@ little more memory than the weights themselves.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+from lit_jax import __version__
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
-from lit_jax.checkpoint.torch_arch import (POSITION_TOLERANCE, Hints, Inferred, check_expected, find_layout, infer_arch,
-                                           plain_arch, size_name, split_key)
+from lit_jax.checkpoint.torch_arch import (
+    POSITION_TOLERANCE,
+    Hints,
+    Inferred,
+    check_expected,
+    find_layout,
+    infer_arch,
+    plain_arch,
+    size_name,
+    split_key,
+)
 from lit_jax.checkpoint.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
-from lit_jax.checkpoint.torch_keys import (POSITION_KEYS, TRANSFORMS, Rule, dimensions, leaf_shape, rules_for,
-                                           unflatten)
+from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, Rule, dimensions, leaf_shape, rules_for, unflatten
 from lit_jax.errors import UserError
 from lit_jax.models.layers import position_table
 from lit_jax.models.network import check_arch
@@ -247,11 +255,8 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def tool_name() -> str:
-    """'lit_jax 0.1.0', for provenance; without the number when run from a clone that is not installed."""
-    try:
-        return f'lit_jax {version("lit_jax")}'
-    except PackageNotFoundError:
-        return 'lit_jax'
+    """'lit_jax 0.1.0', for provenance."""
+    return f'lit_jax {__version__}'
 
 
 def _latent(source: Source, given: Mapping, told: Mapping) -> dict:

@@ -3,11 +3,10 @@
 Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy: guided
 samples, the class as the judge sees it. All models draw from the same noise.
 """
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
-from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import Source, open_source
 from lit_jax.evaluation.digits_judge import Judge
 from lit_jax.models.cost import network_macs
@@ -41,32 +40,24 @@ def measure(model: Model, judge: Judge) -> dict[str, float]:
             'accuracy_unguided': judge.accuracy(unguided, labels)}
 
 
-def measure_all(workdir: Path, judge: Judge, teacher: Model, students: dict[str, list[Path]]) -> dict:
-    """Every figure of the report, JSON-able."""
+def real_figures(judge: Judge) -> dict[str, float]:
+    """What the judge says of real held-out digits: its own accuracy, and the floor of the distance."""
     held_out = all_of(open_source('digits', split='held_out'))
-    result = {
-        'judge_accuracy': judge.accuracy(held_out['image'], held_out['label']),
-        'floor': judge.distance(held_out['image']),
-        'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS, 'cfg_scale': CFG_SCALE},
-        'rows': [_row('teacher', teacher, [measure(teacher, judge)], _steps_of(teacher))],
-    }
-    for arm, paths in students.items():
-        models = [load(path, scan_layers=False) for path in paths]
-        result['rows'].append(_row(arm, models[0], [measure(model, judge) for model in models], _steps_of(models[0])))
-    reference = result['rows'][0]
-    for row in result['rows']:
-        row['distance_ratio'] = row['distance'] / reference['distance']
-        row['accuracy_ratio'] = row['accuracy'] / reference['accuracy']
-        row['steps_ratio'] = row['steps'] / reference['steps'] if row['steps'] and reference['steps'] else None
-    return result
+    return {'judge_accuracy': judge.accuracy(held_out['image'], held_out['label']),
+            'floor': judge.distance(held_out['image'])}
 
 
-def _row(name: str, model: Model, runs: list[dict], steps: int | None) -> dict:
-    row = {'name': name, 'steps': steps, 'parameters': count_parameters(model.network),
+def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) -> dict:
+    """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
+    rows = [_row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
+    for row in rows:
+        for name in ('distance', 'accuracy', 'steps'):
+            row[f'{name}_ratio'] = row[name] / rows[0][name]
+    return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS,
+                                      'cfg_scale': CFG_SCALE}}
+
+
+def _row(name: str, model: Model, runs: list[dict]) -> dict:
+    row = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
            'macs': network_macs(model.network), 'runs': runs}
     return row | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-
-
-def _steps_of(model: Model) -> int | None:
-    """Training steps, as the checkpoint or the exported file remembers them."""
-    return model.config.get('provenance', {}).get('step')

@@ -8,7 +8,6 @@ import numpy as np
 from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import open_source
 from lit_jax.demo import figures
-from lit_jax.evaluation.digits_judge import Judge
 from lit_jax.evaluation.pictures import make_grid, to_uint8
 from lit_jax.evaluation.report import Report, add_inheritance, loss_series
 from lit_jax.models.network import Model
@@ -25,7 +24,7 @@ def table_rows(result: Mapping) -> list[tuple]:
     rows = []
     for row in result['rows']:
         each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs']) if len(row['runs']) > 1 else ''
-        rows.append((TITLES[row['name']], f'{row["steps"]:,}' if row['steps'] else '?', f'{row["parameters"]:,}',
+        rows.append((TITLES[row['name']], f'{row["steps"]:,}', f'{row["parameters"]:,}',
                      f'{row["macs"] / 1e6:.2f}', f'{row["distance"]:.2f}' + (f' ({each})' if each else ''),
                      f'{row["distance_ratio"]:.2f}', f'{row["accuracy"]:.3f}', f'{row["accuracy_ratio"]:.2f}'))
     return rows
@@ -54,7 +53,7 @@ def grid_of(images: np.ndarray) -> np.ndarray:
     return make_grid(to_uint8(images), columns=10, pad=1, scale=4)
 
 
-def write_demo_report(workdir: Path, judge: Judge, teacher: Model, students: Mapping[str, list[Path]], result: Mapping) -> None:
+def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path], result: Mapping) -> None:
     """report.html: pictures side by side, the figures, loss curves, and what was inherited."""
     report = Report('From DiT to LiT on handwritten digits')
     report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint; a linear one inherits all its '
@@ -67,17 +66,17 @@ def write_demo_report(workdir: Path, judge: Judge, teacher: Model, students: Map
     real = figures.all_of(open_source('digits', split='train'))
     columns = [np.flatnonzero(real['label'] == c)[:SHOWN // 10] for c in range(10)]
     report.picture(grid_of(real['image'][np.stack(columns, axis=1).ravel()]), 'real digits')
-    models = {'teacher': teacher} | {arm: load(paths[0], scan_layers=False) for arm, paths in students.items()}
+    models = {'teacher': teacher} | {arm: load(path, scan_layers=False) for arm, path in students.items()}
     for name, model in models.items():
         report.picture(grid_of(figures.draw(model, SHOWN, figures.CFG_SCALE)[0]), f'{TITLES[name]} (same noise)')
 
     report.heading('Loss')
-    records = {arm: read_lines(paths[0] / 'metrics.jsonl') for arm, paths in students.items()}
+    records = {arm: read_lines(path / 'metrics.jsonl') for arm, path in students.items()}
     curves = {TITLES[arm]: loss_series(lines, ['loss/mse'])['loss/mse'] for arm, lines in records.items()}
     report.curves(curves, caption='mean squared error of the noise', x_label='step', y_label='mse')
     distilled = loss_series(records['distilled'], ['loss/distill_noise', 'loss/distill_variance', 'loss/vb'])
     report.curves(distilled, caption='the other terms of the distilled student', x_label='step', y_label='loss')
 
     report.heading('Inheritance')
-    add_inheritance(report, json.loads((students['distilled'][0] / 'inheritance.json').read_text()))
+    add_inheritance(report, json.loads((students['distilled'] / 'inheritance.json').read_text()))
     report.write(workdir / 'report.html')

@@ -1,15 +1,20 @@
-"""The stations of the demo. Each runs the same functions as the scripts at the top, and prints the command it stands for."""
+"""The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it stands for."""
 import json
 import logging
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from lit_jax import cli
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.torch_export import export
-from lit_jax.checkpoint.torch_import import convert
+from lit_jax.checkpoint.torch_import import convert, describe
 from lit_jax.config import load_recipe
 from lit_jax.data.sources import open_source
 from lit_jax.demo import figures, pages
@@ -17,7 +22,6 @@ from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
 from lit_jax.training import loop
 from lit_jax.training.telemetry import format_seconds
 
-LOG = logging.getLogger('lit_jax')
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
 # What is compared under the same recipe and steps: the whole method, then one part of it left out after the other.
@@ -28,34 +32,64 @@ ARMS = {
 }
 
 
+@dataclass(frozen=True)
+class Student:
+    """One run of the comparison: what is left out, and its seed."""
+    workdir: Path       # of the demo
+    arm: str            # a key of ARMS
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        return self.workdir / f'{self.arm}_{self.seed}'
+
+    def recipe(self) -> ConfigDict:
+        """configs/digits_lit.py with this demo's teacher, less what the arm leaves out."""
+        config = load_recipe(ROOT / 'configs' / 'digits_lit.py')
+        config.name, config.seed = f'digits_lit_{self.arm}', self.seed
+        config.teacher.path = ARMS[self.arm].get('teacher', str(self.workdir / 'teacher'))
+        config.inherit.path = ARMS[self.arm].get('inherit', str(self.workdir / 'teacher'))
+        return config
+
+    def command(self) -> str:
+        """The same run from the command line."""
+        config = self.recipe()
+        return (f'python train.py --config=configs/digits_lit.py --config.name={config.name} --config.seed={self.seed} '
+                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} '
+                f'--workdir={self.path}')
+
+
 def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    _keep_compiled_programs(workdir)
 
     _station(1, 'a judge: a small classifier of real digits')
     judge = get_judge(workdir)
+    real = figures.real_figures(judge)
+    print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits to real training '
+          f'digits (the floor): {real["floor"]:.2f}')
 
     _station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
     checkpoint = train_the_teacher(workdir) if train_teacher else SHIPPED
-    _command(f'python convert_torch_ckpt.py {checkpoint} --out {workdir / "teacher"}')
-    convert(checkpoint, workdir / 'teacher', overwrite=True)
-    teacher = load(workdir / 'teacher', scan_layers=False)
+    _command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
+    print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
-    _station(3, f'students: {len(ARMS)} kinds, {seeds} seed(s) each')
-    students = {arm: [train_student(workdir, arm, seed) for seed in range(seeds)] for arm in ARMS}
-
-    _station(4, 'samples and figures')
-    result = figures.measure_all(workdir, judge, teacher, students)
+    _station(3, f'students: {len(ARMS)} kinds, {seeds} seed(s) each, sampled and judged')
+    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds)]
+    for student in students:
+        _command(student.command())
+    runs = run_all(workdir, students)
+    result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
 
-    _station(5, 'the report')
-    pages.write_demo_report(workdir, judge, teacher, students, result)
+    _station(4, 'the report')
+    paths = {arm: Student(workdir, arm, 0).path for arm in ARMS}
+    pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
     print(pages.figures_as_text(result))
-    print(f'\n{format_seconds(result["seconds"])}. Open {workdir / "report.html"}')
+    print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
     return 0
 
 
@@ -70,37 +104,58 @@ def get_judge(workdir: Path) -> Judge:
 
 def train_the_teacher(workdir: Path) -> Path:
     """Fits configs/digits_dit.py and exports it in DiT's own key names; returns the file."""
-    config = load_recipe(ROOT / 'configs' / 'digits_dit.py')
     out = workdir / 'digits_dit.safetensors'
     _command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
-    loop.train(config, workdir / 'digits_dit')
-    _command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out}')
+    loop.train(load_recipe(ROOT / 'configs' / 'digits_dit.py'), workdir / 'digits_dit')
+    _command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
     export(workdir / 'digits_dit', out, overwrite=True)
     return out
 
 
-def student_recipe(workdir: Path, arm: str, seed: int) -> ConfigDict:
-    """configs/digits_lit.py with this demo's teacher, less what the arm leaves out."""
-    config = load_recipe(ROOT / 'configs' / 'digits_lit.py')
-    config.name, config.seed = f'digits_lit_{arm}', seed
-    config.teacher.path = ARMS[arm].get('teacher', str(workdir / 'teacher'))
-    config.inherit.path = ARMS[arm].get('inherit', str(workdir / 'teacher'))
-    return config
+def run_all(workdir: Path, students: list[Student]) -> dict[str, list[dict]]:
+    """{'teacher' or arm: the figures of each seed}. One process a core: these models are too small to use several."""
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    workers = min(os.cpu_count() or 1, len(students) + 1)
+    runs: dict[str, list] = {'teacher': [None]} | {arm: [None] * (1 + max(s.seed for s in students)) for arm in ARMS}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+        jobs = {pool.submit(_train_and_measure, workdir, student): student for student in [*students, None]}
+        for job in as_completed(jobs):
+            student, (measured, seconds) = jobs[job], job.result()
+            arm, seed = (student.arm, student.seed) if student else ('teacher', 0)
+            runs[arm][seed] = measured
+            print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
+                  f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
+    return runs
 
 
-def train_student(workdir: Path, arm: str, seed: int) -> Path:
-    """Fits one student and returns its workdir."""
-    config, path = student_recipe(workdir, arm, seed), workdir / f'{arm}_{seed}'
-    _command(f'python train.py --config=configs/digits_lit.py --config.seed={seed} --config.name={config.name} '
-             f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} '
-             f'--workdir={path}')
-    loop.train(config, path)
-    return path
+def _train_and_measure(workdir: Path, student: Student | None) -> tuple[dict, float]:
+    """Trains one student and measures it; None measures the teacher. Runs in a worker; its log goes to a file."""
+    began = time.perf_counter()
+    _keep_compiled_programs(workdir)
+    path = student.path if student else workdir / 'teacher'
+    if student:
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / 'log.txt', 'a') as log:
+            cli.setup_logging(log)
+            loop.train(student.recipe(), path)
+    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'))
+    return measured, time.perf_counter() - began
+
+
+def _keep_compiled_programs(workdir: Path) -> None:
+    """Equal programs are compiled once for all seeds, and once for all runs of the demo."""
+    jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    logging.getLogger('jax').setLevel(logging.ERROR)
 
 
 def _station(number: int, title: str) -> None:
-    print(f'\n=== {number}/5 {title}', flush=True)
+    print(f'\n=== {number}/4 {title}', flush=True)
 
 
 def _command(text: str) -> None:
     print(f'$ {text}', flush=True)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -7,8 +7,9 @@ Args:
     x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
     schedule: respaced to the steps to take.
-    key, noise: where the noise of each step comes from, one of the two: a random key, or [steps, B, H, W, C] in the
-        order of the steps, the noisiest first (the last entry has no effect). DDIM with eta 0 needs neither.
+    key, noise: where the noise of each step comes from, one of the two: a random key (step i folds i into it), or
+        [steps, B, H, W, C] in the order of the steps, the noisiest first (the last entry has no effect). DDIM with
+        eta 0 needs neither.
     eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). DDPM ignores it.
     clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
     trajectory: return the state after each step.

@@ -106,7 +106,7 @@ def _even_stride(steps: int, counts: list[int], respacing: str) -> np.ndarray:
     strides = {-(-steps // k): k for k in range(steps - 1, 0, -1)}
     if counts[0] not in strides:
         near = sorted(sorted(strides, key=lambda n: abs(n - counts[0]))[:2])
-        raise UserError(f'no whole stride through {steps} timesteps keeps {counts[0]} of them (respacing {respacing!r}); '
+        raise UserError(f'respacing {respacing!r}: no whole stride through {steps} timesteps keeps {counts[0]}; '
                         f'use {" or ".join(f"ddim{n}" for n in near)}, or a plain number, which needs no whole stride')
     return np.arange(0, steps, strides[counts[0]], dtype=np.int32)
 

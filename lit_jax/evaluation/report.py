@@ -2,6 +2,7 @@
 import base64
 import html
 import io
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class Report:
         """Lines through (xs, ys), one colour a name."""
         figure = Figure(figsize=(7.0, 3.4), layout='constrained')
         axes = figure.subplots()
-        for (name, (xs, ys)), colour in zip(series.items(), CURVE_COLOURS * (len(series) // 5 + 1)):
+        for (name, (xs, ys)), colour in zip(series.items(), itertools.cycle(CURVE_COLOURS), strict=False):
             axes.plot(xs, ys, label=name, color=colour, linewidth=1.4)
         axes.set(xlabel=x_label, ylabel=y_label, yscale='log' if log_y else 'linear')
         axes.grid(alpha=0.25, which='both')

@@ -7,8 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.ffn import Mlp
-from lit_jax.models.layers import (Array, LabelEmbedder, Linear, TimestepEmbedder, build_stack, modulate, patchify,
-                                   position_table, run_stack, unpatchify, zeros_init)
+from lit_jax.models.layers import (
+    Array,
+    LabelEmbedder,
+    Linear,
+    TimestepEmbedder,
+    build_stack,
+    modulate,
+    patchify,
+    position_table,
+    run_stack,
+    unpatchify,
+    zeros_init,
+)
 from lit_jax.models.mixers import build_mixer
 
 

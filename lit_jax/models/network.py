@@ -37,7 +37,9 @@ class Network:
         self.dtype = dtype
         # Only shapes: nothing is allocated here.
         self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        self._abstract = nnx.to_pure_dict(abstract)
+        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore into.
+        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                                      nnx.to_pure_dict(abstract))
 
     @property
     def null_label(self) -> int:

@@ -28,7 +28,7 @@ RULES = (
     (r'blocks/attn/q/bias', P(None, 'tensor', None)),
     (r'blocks/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
     (r'blocks/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
-    (r'blocks/attn/(focus_scale|key_position)', P()),
+    (r'blocks/attn/(focus_scale|key_table)', P()),
     (r'blocks/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
     (r'blocks/mlp/fc1/bias', P(None, 'tensor')),
     (r'blocks/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
@@ -75,7 +75,7 @@ def state_shardings(abstract_state, mesh: Mesh):
         path, spec = leaf_path(path), find_rule(leaf_path(path), leaf.shape)
         if len(spec) > len(leaf.shape):
             raise UserError(f'the sharding rule {spec} has more axes than {path} {leaf.shape}')
-        for size, axis in zip(leaf.shape, spec):
+        for size, axis in zip(leaf.shape, spec, strict=False):   # a spec may name fewer axes
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(f'{path} {leaf.shape}: {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}; '
                                 f'choose a mesh.{axis} that divides it')
@@ -88,7 +88,7 @@ def format_shardings(abstract_state, mesh: Mesh) -> str:
     """The sharding table: path, shape, dtype, spec, and MB a device."""
     shardings = state_shardings(abstract_state, mesh)
     rows, total = [], 0.0
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(shardings)):
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(shardings), strict=True):
         megabytes = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
         total += megabytes
         rows.append(f'{leaf_path(path):58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {megabytes:9.3f}')

@@ -82,7 +82,7 @@ def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
     if not config.teacher.path:
         return None
     dtype = DTYPES[config.train.dtype]
-    teacher_config, params = load_weights(config.teacher.path)
+    teacher_config, params = load_weights(config.teacher.path, lambda abstract: state_shardings(abstract, mesh))
     _check_same_task('teacher', config.teacher.path, teacher_config, config)
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
     shardings = state_shardings(network.abstract(), mesh)
@@ -110,7 +110,7 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
     report = None
     if config.inherit.path:
-        source_config, source_params = load_weights(config.inherit.path)
+        source_config, source_params = load_weights(config.inherit.path, lambda tree: state_shardings(tree, mesh))
         copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
         params, report = inherit_params(source_params, source_config['model'], params, network.arch, copy=copy)
         params = jax.device_put(params, shardings['params'])

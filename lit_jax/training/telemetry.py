@@ -38,7 +38,7 @@ class StepMetrics:
     def fetch(self) -> None:
         """Waits for the steps so far, moves their metrics to the host, and raises Diverged at the first bad one."""
         steps = [step for step, _ in self._on_device]
-        for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device])):
+        for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device]), strict=True):
             self._check(step, metrics)
             self.pending.append({name: jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), value)
                                  for name, value in metrics.items() if name != 'grad/bad_leaf'})

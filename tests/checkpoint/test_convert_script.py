@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import convert_torch_ckpt
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, hub_config, random_state, tiny_arch, to_diffusers
 
+import convert_torch_ckpt
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.checkpoint.torch_export import to_torch_state
 from lit_jax.checkpoint.torch_files import sha256_of

@@ -55,7 +55,7 @@ def test_copied_parts_against_the_torch_layout(copy):
         ours = {'q': after['blocks/attn/q/kernel'][layer], 'k': kv[:, 0], 'v': kv[:, 1]}
         fresh_kv = before['blocks/attn/kv/kernel'][layer]
         fresh = {'q': before['blocks/attn/q/kernel'][layer], 'k': fresh_kv[:, 0], 'v': fresh_kv[:, 1]}
-        for part, third in zip('qkv', thirds):
+        for part, third in zip('qkv', thirds, strict=True):
             expected = third.T if part in letters else fresh[part].reshape(WIDTH, WIDTH)
             assert np.array_equal(ours[part].reshape(WIDTH, WIDTH), expected), part
         proj = after['blocks/attn/proj/kernel'][layer].reshape(WIDTH, WIDTH)
@@ -160,7 +160,8 @@ def test_report_is_json_and_prints():
     lines = text.splitlines()
     assert lines[0].split() == ['leaf', 'shape', 'count', 'status', 'from']
     row = next(line for line in lines if line.startswith('blocks/attn/kv/kernel (v)'))
-    assert row.split() == ['blocks/attn/kv/kernel', '(v)', '2x16x1x16', '512', 'inherited', 'blocks/attn/qkv/kernel', '(v)']
+    assert row.split() == ['blocks/attn/kv/kernel', '(v)', '2x16x1x16', '512', 'inherited', 'blocks/attn/qkv/kernel',
+                           '(v)']
     totals = report['totals']
     assert f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters' in text
     assert 'note: the teacher\'s q bias is left out' in text

@@ -68,9 +68,10 @@ def test_file_carries_everything_back(tmp_path):
     arch = tiny_arch({**LINEAR, 'dwc_kernel': 0, 'activation': 'gelu', 'focus_power': 3}, channels=1)
     config = {'format': 1, 'model': arch, 'diffusion': {'steps': 100, 'kind': 'linear'},
               'latent': {'space': 'pixels', 'vae': None, 'scale': 0.5, 'downscale': 1}, 'classes': ['a', 'b', 'c'],
-              'provenance': {'weights': 'ema'}}
+              'provenance': {'weights': 'ema', 'source': 'run'}}
     params = random_params(arch)
-    export_params(tmp_path / 'model.safetensors', config, params)
+    local = {**config, 'recipe': {}, 'provenance': {'weights': 'ema', 'source': '/home/me/run'}}
+    export_params(tmp_path / 'model.safetensors', local, params)        # a workdir's config: its paths stay at home
     with safe_open(tmp_path / 'model.safetensors', framework='numpy') as file:      # the library reads what we wrote
         assert json.loads(file.metadata()['lit_jax']) == config
         assert all(np.array_equal(file.get_tensor(key), value) for key, value in to_torch_state(params, arch).items())
@@ -108,7 +109,7 @@ def test_output_in_the_way(tmp_path):
 
 
 def test_failed_write_leaves_nothing(tmp_path):
-    """Parameters that do not fit the architecture are found while writing: neither the file nor a part of it remains."""
+    """Parameters that do not fit the architecture are found while writing: no part of a file remains."""
     params = random_params(tiny_arch())
     del params['y_embedder']
     with pytest.raises(UserError, match='y_embedder/table'):

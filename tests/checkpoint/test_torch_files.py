@@ -59,7 +59,7 @@ def test_bare_state_dict(torch, tmp_path):
 
 @pytest.mark.torch
 def test_training_checkpoint_gives_the_weights_asked_for(torch, tmp_path):
-    """{model, ema, opt, args} as DiT's train.py writes it; the model's keys with the prefix of DistributedDataParallel."""
+    """{model, ema, opt, args} as DiT's train.py writes it; the model's keys prefixed as by DistributedDataParallel."""
     model, ema = random_state(tiny_arch(), 1), random_state(tiny_arch(), 2)
     torch.save({'model': {f'module.{key}': value for key, value in as_tensors(torch, model).items()},
                 'ema': as_tensors(torch, ema), 'opt': {'state': {0: {'step': torch.tensor(3.)}}, 'param_groups': []},

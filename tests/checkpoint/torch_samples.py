@@ -42,7 +42,7 @@ def to_diffusers(state, depth) -> dict[str, np.ndarray]:
             hub[f'{embedder}timestep_embedder.linear_2.{end}'] = state[f't_embedder.mlp.2.{end}']
             hub[f'{embedder}class_embedder.embedding_table.weight'] = state['y_embedder.embedding_table.weight']
             hub[f'{theirs}norm1.linear.{end}'] = state[f'{ours}adaLN_modulation.1.{end}']
-            for name, third in zip(('q', 'k', 'v'), np.split(state[f'{ours}attn.qkv.{end}'], 3)):
+            for name, third in zip(('q', 'k', 'v'), np.split(state[f'{ours}attn.qkv.{end}'], 3), strict=True):
                 hub[f'{theirs}attn1.to_{name}.{end}'] = third
             hub[f'{theirs}attn1.to_out.0.{end}'] = state[f'{ours}attn.proj.{end}']
             hub[f'{theirs}ff.net.0.proj.{end}'] = state[f'{ours}mlp.fc1.{end}']

@@ -20,7 +20,8 @@ TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 
 def load_golden(path, dtype, **options):
     """(network, params, arrays) of a golden model file in NHWC; the official run's dtype decides what is compared."""
     meta, state, arrays = weights.load(path)
-    arch, params = from_torch_state(state, heads=meta['config']['heads'])
+    arch, params = from_torch_state(state, heads=meta['config']['heads'],
+                                    input_size=(meta['config']['input'],) * 2)
     arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
     return Network(arch, dtype=dtype, **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
 
@@ -75,7 +76,7 @@ def random_params(network, seed=0):
 
 
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4]), channels=st.integers(1, 4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_any_grid_gives_an_output_of_twice_the_channels(rows, columns, patch, channels):
     size = (rows * patch, columns * patch)
     network = Network({**TINY, 'input_size': size, 'patch': patch, 'channels': channels})
@@ -90,11 +91,12 @@ def test_remat_changes_nothing():
 
     def gradient(remat):
         network = Network(TINY, remat=remat)
-        return jax.grad(lambda p: (network.apply(p, x, jnp.array([3, 4]), cond) ** 2).sum())(random_params(network))
+        return jax.jit(jax.grad(lambda p: (network.apply(p, x, jnp.array([3, 4]), cond) ** 2).sum()))(random_params(network))
 
     want = gradient('none')
-    for remat in ('full', 'dots', 'dots_no_batch'):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(remat), want)
+    for remat in ('full', 'dots', 'dots_no_batch'):      # the same sums in another order: rounding of float32
+        errors = jax.tree.map(relative_error, gradient(remat), want)
+        assert max(jax.tree.leaves(errors)) <= 2e-5
 
 
 def test_bfloat16_stays_near_float32(goldens):

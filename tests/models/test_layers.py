@@ -8,8 +8,17 @@ from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_jax.models.layers import (Linear, layer_norm, modulate, normal_init, patchify, position_table,
-                                   timestep_features, unpatchify, xavier_uniform)
+from lit_jax.models.layers import (
+    Linear,
+    layer_norm,
+    modulate,
+    normal_init,
+    patchify,
+    position_table,
+    timestep_features,
+    unpatchify,
+    xavier_uniform,
+)
 
 
 def test_timestep_features_put_cosines_first_and_divide_by_half():

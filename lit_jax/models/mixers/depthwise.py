@@ -1,17 +1,128 @@
-"""The depth-wise convolution of linear attention: one small kernel per channel, shared by all heads."""
+"""The depth-wise convolution of linear attention: one small kernel per channel of a head, shared by all heads.
+
+The same sum in several forms, because no form is good everywhere (figures: docs/benchmarks.md):
+
+- `shifted`: k² multiply-adds of shifted slices, and a loop over pixels for the weight gradient. The default on CPU,
+  where XLA's grouped convolution is tens of times slower. A sharded grid would turn every shift into an exchange.
+- `channels`: `conv_general_dilated` with the channels of all heads as one axis. The default elsewhere, and wherever
+  rows of the grid are sharded: it partitions into one halo exchange each way.
+- `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition.
+"""
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from lit_jax.models.layers import Array
+from lit_jax.models.layers import Array, accumulator, mesh_axis_size
+
+SEQUENCE_AXIS = 'seq'     # the mesh axis over rows of the token grid
 
 
-def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array) -> Array:
-    """Each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E] -> the same."""
-    reach = kernel_kk1E.shape[0] // 2
-    b, h, w, *_ = x_BHWKE.shape
-    padded = jnp.pad(x_BHWKE, ((0, 0), (reach, reach), (reach, reach), (0, 0), (0, 0)))
-    y = jnp.broadcast_to(bias_E, x_BHWKE.shape)
-    for i in range(2 * reach + 1):
-        for j in range(2 * reach + 1):
-            y = y + jax.lax.slice_in_dim(jax.lax.slice_in_dim(padded, i, i + h, axis=1), j, j + w, axis=2) * kernel_kk1E[i, j, 0]
+def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
+    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E] -> the same.
+
+    Sums in the accumulator, returns the dtype of x. k is odd. `form` is a key of FORMS; None takes `channels` if the
+    mesh in effect (`jax.set_mesh`) shards the sequence, else what is best where the program will run. Reverse-mode
+    derivatives of first order only.
+    """
+    if form is None and mesh_axis_size(SEQUENCE_AXIS) > 1:
+        form = 'channels'
+    acc = accumulator(x_BHWKE.dtype)
+    y = _convolve(form, x_BHWKE.astype(acc), kernel_kk1E.astype(acc))
+    return (y + bias_E.astype(acc)).astype(x_BHWKE.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(form: str | None, x: Array, kernel: Array) -> Array:
+    return _by_platform(form, {name: forward for name, (forward, _) in FORMS.items()}, x, kernel)
+
+
+def _convolve_forward(form, x, kernel):
+    return _convolve(form, x, kernel), (x, kernel)
+
+
+def _convolve_backward(form, residuals, cotangent):
+    return _by_platform(form, {name: backward for name, (_, backward) in FORMS.items()}, *residuals, cotangent)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _by_platform(form: str | None, functions: dict, *args):
+    """The form asked for, or the platform's: decided when the program is lowered, so also right for another machine."""
+    if form is not None:
+        return functions[form](*args)
+    return jax.lax.platform_dependent(*args, cpu=functions['shifted'], default=functions['channels'])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shifted slices
+
+
+def _pad(x: Array, size: int) -> Array:
+    reach = size // 2
+    return jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0), (0, 0)))
+
+
+def _shifted(x: Array, kernel: Array) -> Array:
+    size, (_, h, w, _, _) = kernel.shape[0], x.shape
+    padded, y = _pad(x, size), 0
+    for i in range(size):
+        for j in range(size):
+            y = y + padded[:, i:i + h, j:j + w] * kernel[i, j, 0]
     return y
+
+
+def _shifted_backward(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+    return _shifted(cotangent, kernel[::-1, ::-1]), _weight_gradient(x, cotangent, kernel.shape[0])
+
+
+def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
+    """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other.
+
+    The k² products stay in cache while the pixels stream by; k² sums over whole pictures read them k² times. The batch
+    is summed only at the end, so that a sharded batch needs one collective and not one for each pixel.
+    """
+    b, h, w, heads, channels = x.shape
+    padded = _pad(x, size)
+
+    def add_pixel(n, total):
+        row, column = n // w, n % w
+        patch = jax.lax.dynamic_slice(padded, (0, row, column, 0, 0), (b, size, size, heads, channels))
+        return total + patch * jax.lax.dynamic_slice(cotangent, (0, row, column, 0, 0), (b, 1, 1, heads, channels))
+
+    total = jax.lax.fori_loop(0, h * w, add_pixel, jnp.zeros((b, size, size, heads, channels), x.dtype))
+    return total.sum((0, 3))[:, :, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# XLA's convolution
+
+
+def _grouped_convolution(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', feature_group_count=x.shape[-1],
+                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _channels(x: Array, kernel: Array) -> Array:
+    b, h, w, heads, channels = x.shape
+    y = _grouped_convolution(x.reshape(b, h, w, heads * channels), jnp.tile(kernel, (1, 1, 1, heads)))
+    return y.reshape(x.shape)
+
+
+def _batch(x: Array, kernel: Array) -> Array:
+    b, h, w, heads, channels = x.shape
+    y = _grouped_convolution(x.transpose(0, 3, 1, 2, 4).reshape(b * heads, h, w, channels), kernel)
+    return y.reshape(b, heads, h, w, channels).transpose(0, 2, 3, 1, 4)
+
+
+def _backward_of(forward):
+    def backward(x, kernel, cotangent):
+        return jax.vjp(forward, x, kernel)[1](cotangent)
+    return backward
+
+
+# name -> (forward(x, kernel), backward(x, kernel, cotangent) -> cotangents of x and kernel)
+FORMS = {'shifted': (_shifted, _shifted_backward),
+         'channels': (_channels, _backward_of(_channels)),
+         'batch': (_batch, _backward_of(_batch))}

@@ -1,0 +1,282 @@
+"""Times one DiT block and one LiT block: ours, jitted, against PyTorch eager and torch.compile.
+
+    python benchmarks/block.py --markdown docs/block_cpu.md        # about 25 minutes on two CPU cores
+    python benchmarks/block.py --widths 384 --tokens 256 --repeats 5
+
+All contenders run in one process on the same cores, in turn, so that whatever else the machine does hits them alike;
+medians and minima are given, and our time over that of the faster PyTorch. Every case first checks that the three
+compute the same. Forward: the block's output. Forward + backward: also gradients of all parameters, x and the
+condition. On a GPU everything runs in bfloat16 and up to 16,384 tokens.
+"""
+import argparse
+import itertools
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+HEADS = {('dit', 384): 6, ('dit', 768): 12, ('dit', 1024): 16, ('dit', 1152): 16,
+         ('lit', 384): 2, ('lit', 768): 3, ('lit', 1024): 4, ('lit', 1152): 4}
+CONTENDERS = ('ours', 'eager', 'compiled')
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--blocks', default='dit,lit')
+    parser.add_argument('--widths', default='384,1152')
+    parser.add_argument('--tokens', default='', help='square numbers; default 256,1024,4096, on a GPU also 16384')
+    parser.add_argument('--passes', default='forward,both', help='forward, both (forward + backward)')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
+    parser.add_argument('--repeats', type=int, default=0, help='turns of each contender; default: by the time they take')
+    parser.add_argument('--no_compile', action='store_true', help='leave torch.compile out')
+    parser.add_argument('--markdown', default='', help='also write the table to this file')
+    return parser.parse_args()
+
+
+def limit_threads(count: int) -> None:
+    """Must run before jax and torch are imported: both size their pools by the cores they may use."""
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = str(count)
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')     # leaves GPU memory to PyTorch
+
+
+def random_weights(kind: str, width: int, heads: int):
+    """A block's parameters (our layout, numpy), scaled like trained ones: gates are not zero, so all is computed."""
+    import numpy as np
+    rng, head = np.random.default_rng(0), width // heads
+    shapes = {'proj/kernel': (heads, head, width), 'proj/bias': (width,)}
+    if kind == 'dit':
+        shapes |= {'qkv/kernel': (width, 3, heads, head), 'qkv/bias': (3, heads, head)}
+    else:
+        shapes |= {'q/kernel': (width, heads, head), 'kv/kernel': (width, 2, heads, head),
+                   'dwc/kernel': (5, 5, 1, head), 'dwc/bias': (head,)}
+    shapes = {f'attn/{k}': v for k, v in shapes.items()} | {
+        'mlp/fc1/kernel': (width, 4 * width), 'mlp/fc1/bias': (4 * width,),
+        'mlp/fc2/kernel': (4 * width, width), 'mlp/fc2/bias': (width,),
+        'adaLN/kernel': (width, 6, width), 'adaLN/bias': (6, width)}
+    scale = {'attn/dwc/kernel': 0.2, 'mlp/fc2/kernel': 0.5 * width ** -0.5}
+    return {path: rng.normal(0, scale.get(path, 0.1 if path.endswith('bias') else width ** -0.5), shape)
+            .astype(np.float32) for path, shape in shapes.items()}
+
+
+def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid, dtype):
+    """{'forward': call, 'both': call} of the jitted block of lit_jax; each call waits for its result."""
+    import jax
+    from flax import nnx
+
+    from lit_jax.models.dit import Block
+
+    mixer = {'name': {'dit': 'softmax', 'lit': 'linear'}[kind], 'heads': heads}
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Block(width, 4.0, mixer, dtype=dtype, rngs=nnx.Rngs(0))))
+    params: dict = {}
+    for path, value in weights.items():
+        *parents, leaf = path.split('/')
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jax.numpy.asarray(value)
+    if jax.tree.structure(params) != jax.tree.structure(nnx.to_pure_dict(state)):
+        raise SystemExit('the benchmark and lit_jax.models.dit.Block disagree about the parameters of a block')
+    x, c, cotangent = (jax.numpy.asarray(a, dtype) for a in (x, c, cotangent))
+
+    def apply(params, x, c):
+        return nnx.merge(graphdef, params)(x, c, grid)
+
+    @jax.jit
+    def both(params, x, c, cotangent):
+        y, vjp = jax.vjp(apply, params, x, c)
+        return y, vjp(cotangent)
+
+    forward = jax.jit(apply)
+    return {'forward': lambda: jax.block_until_ready(forward(params, x, c)),
+            'both': lambda: jax.block_until_ready(both(params, x, c, cotangent))}
+
+
+def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid, device, dtype, compiled: bool):
+    """The same two calls for PyTorch, written the way that runs fastest there."""
+    import torch
+    import torch.nn.functional as F
+
+    head, rank = width // heads, {'kernel': 1, 'bias': 0}
+
+    def parameter(path, value):        # Linear kernels [in, ...out] -> [out, in]; the convolution's stays HW1E -> E1HW
+        value = torch.from_numpy(value)
+        if path == 'attn/dwc/kernel':
+            value = value.permute(3, 2, 0, 1)
+        elif rank[path.rsplit('/', 1)[1]]:
+            value = value.reshape(-1 if path == 'attn/proj/kernel' else width if value.shape[0] == width else 4 * width,
+                                  width if path in ('attn/proj/kernel', 'mlp/fc2/kernel') else value[0].numel()).T
+        elif path != 'attn/dwc/bias':
+            value = value.reshape(-1)
+        return value.contiguous().to(device, dtype).requires_grad_()
+
+    p = {path: parameter(path, value) for path, value in weights.items()}
+    x, c, cotangent = (torch.from_numpy(a).to(device, dtype) for a in (x, c, cotangent))
+    x.requires_grad_()
+    c.requires_grad_()
+
+    def linear(name, x):
+        return F.linear(x, p[f'{name}/kernel'], p.get(f'{name}/bias'))
+
+    def softmax_attention(x):
+        b, n, _ = x.shape
+        q, k, v = linear('attn/qkv', x).view(b, n, 3, heads, head).permute(2, 0, 3, 1, 4)
+        return linear('attn/proj', F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+
+    def linear_attention(x):
+        b, n, _ = x.shape
+        q = (F.relu(linear('attn/q', x)) + 1e-6).view(b, n, heads, head).transpose(1, 2).float()
+        k, v = linear('attn/kv', x).chunk(2, dim=-1)
+        k = (F.relu(k) + 1e-6).view(b, n, heads, head).transpose(1, 2).float()
+        v32 = v.float()
+        v_heads = v32.view(b, n, heads, head).transpose(1, 2)
+        z = 1 / (q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1) + 1e-6)
+        state = (k * n ** -0.5).transpose(-2, -1) @ (v_heads * n ** -0.5)
+        o = ((q @ state) * z).transpose(1, 2).reshape(b, n, width)
+        # All heads as channels of one channels_last picture: no copy of v, and the faster layout of this convolution.
+        picture = v32.reshape(b, *grid, width).permute(0, 3, 1, 2)
+        kernel = p['attn/dwc/kernel'].float().repeat(heads, 1, 1, 1)
+        local = F.conv2d(picture, kernel, p['attn/dwc/bias'].float().repeat(heads), padding=2, groups=width)
+        return linear('attn/proj', (o + local.permute(0, 2, 3, 1).reshape(b, n, width)).to(x.dtype))
+
+    mixer = {'dit': softmax_attention, 'lit': linear_attention}[kind]
+
+    def block(x, c):
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear('adaLN', F.silu(c)).unsqueeze(1).chunk(6, dim=-1)
+        x = x + gate1 * mixer(F.layer_norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1)
+        h = F.layer_norm(x, (width,), eps=1e-6) * (1 + scale2) + shift2
+        return x + gate2 * linear('mlp/fc2', F.gelu(linear('mlp/fc1', h), approximate='tanh'))
+
+    if compiled:
+        torch._dynamo.reset()
+        block = torch.compile(block, dynamic=False)
+
+    def wait(result):
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        return result
+
+    def forward():
+        with torch.no_grad():
+            return wait(block(x, c))
+
+    def both():
+        y = block(x, c)
+        return wait((y, torch.autograd.grad(y, [*p.values(), x, c], cotangent)))
+
+    return {'forward': forward, 'both': both}
+
+
+def relative_error(ours, theirs) -> float:
+    import numpy as np
+    ours, theirs = np.asarray(ours, np.float32), theirs.detach().float().cpu().numpy()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def interleave(calls: dict, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turn. A turn starts with an untimed call: caches and threads are then its own."""
+    start = time.perf_counter()
+    for call in calls.values():
+        call()
+    once = time.perf_counter() - start
+    turns = repeats or max(3, min(25, int(4 / once)))
+    inner = max(1, min(10, int(0.2 / once)))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            call()
+            for _ in range(inner):
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure(kind: str, width: int, tokens: int, passes, arguments, on_gpu: bool):
+    """Yields one row of the table for each pass."""
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+    side = round(tokens ** 0.5)
+    heads, grid = HEADS[kind, width], (side, tokens // side)
+    weights = random_weights(kind, width, heads)
+    rng = np.random.default_rng(1)
+    x, cotangent = (rng.normal(size=(arguments.batch, tokens, width)).astype(np.float32) for _ in range(2))
+    c = rng.normal(size=(arguments.batch, width)).astype(np.float32)
+    common = (kind, width, heads, weights, x, c, cotangent, grid)
+    device, torch_dtype = ('cuda', torch.bfloat16) if on_gpu else ('cpu', torch.float32)
+    blocks = {'ours': our_block(*common, jnp.bfloat16 if on_gpu else jnp.float32),
+              'eager': torch_block(*common, device, torch_dtype, compiled=False)}
+    if not arguments.no_compile:
+        blocks['compiled'] = torch_block(*common, device, torch_dtype, compiled=True)
+    error = max(relative_error(blocks['ours']['forward'](), blocks[name]['forward']()) for name in blocks if name != 'ours')
+    if error > (5e-2 if on_gpu else 1e-4):
+        raise SystemExit(f'{kind} {width} {tokens}: ours and PyTorch differ by {error:.1e}; the times mean nothing')
+    for name in passes:
+        seconds = interleave({contender: block[name] for contender, block in blocks.items()}, arguments.repeats)
+        medians = {k: 1e3 * statistics.median(v) for k, v in seconds.items()}
+        minima = {k: 1e3 * min(v) for k, v in seconds.items()}
+        yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name, 'medians': medians, 'minima': minima}
+
+
+def format_row(row) -> str:
+    cells = [row['kind'].replace('dit', 'DiT').replace('lit', 'LiT'), str(row['width']), str(row['tokens']),
+             {'forward': 'forward', 'both': 'forward + backward'}[row['pass']]]
+    for name in CONTENDERS:
+        cells.append(f'{row["medians"][name]:.2f} / {row["minima"][name]:.2f}' if name in row['medians'] else '')
+    for times in (row['medians'], row['minima']):
+        cells.append(f'{times["ours"] / min(t for name, t in times.items() if name != "ours"):.2f}')
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+HEADER = ('| block | width | tokens | pass | ours ms | PyTorch eager ms | torch.compile ms | '
+          'ours / best PyTorch, medians | minima |\n|---|---|---|---|---|---|---|---|---|')
+
+
+def describe(arguments, on_gpu: bool) -> str:
+    from importlib.metadata import version
+
+    import jax
+    versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'jaxlib', 'flax', 'torch', 'numpy'))
+    machine = jax.devices()[0].device_kind if on_gpu else f'{_processor()}, {arguments.threads} threads'
+    precision = 'bfloat16' if on_gpu else 'float32'
+    return (f'{machine}; {precision}; batch {arguments.batch}; Python {platform.python_version()}, {versions}. '
+            'Times are median / minimum, all contenders in turn in one process. '
+            'Heads: DiT 6 (384), 16 (1152); LiT 2 and 4, ReLU, 5 x 5 convolution.')
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.machine())
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    limit_threads(arguments.threads)
+    import jax
+    import torch
+    torch.set_num_threads(arguments.threads)
+    on_gpu = jax.default_backend() == 'gpu' and torch.cuda.is_available()
+    tokens = arguments.tokens or ('256,1024,4096,16384' if on_gpu else '256,1024,4096')
+    cases = itertools.product(arguments.blocks.split(','), map(int, arguments.widths.split(',')), map(int, tokens.split(',')))
+    lines = [describe(arguments, on_gpu), '', HEADER]
+    print('\n'.join(lines), flush=True)
+    for kind, width, count in cases:
+        for row in measure(kind, width, count, arguments.passes.split(','), arguments, on_gpu):
+            lines.append(format_row(row))
+            print(lines[-1], flush=True)
+    if arguments.markdown:
+        Path(arguments.markdown).write_text('\n'.join(lines) + '\n')
+
+
+if __name__ == '__main__':
+    main()
