@@ -10,7 +10,7 @@ def get_config():
     config.name = 'digits_dit'
     recipes.digits(config)
     config.model.mixer = recipes.softmax_mixer(heads=4)
-    config.train.steps = 8_000
+    config.train.steps = 5_000
     config.train.warmup_steps = 100
     config.checkpoint.every = 1_000
     config.sample.every = 2_000

@@ -5,6 +5,7 @@ Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everyt
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from absl import flags
@@ -34,6 +35,14 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
+def _check_recipe_file(argv: Sequence[str]) -> None:
+    """config_flags hides a missing file behind the first access to the recipe: look for it before."""
+    for argument in argv:
+        name, _, path = argument.partition('=')
+        if name in ('--config', '-config') and path and not Path(path.split(':')[0]).is_file():
+            raise UserError(f'the recipe {path} does not exist; recipes are the files in configs/')
+
+
 def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
     """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names them.
 
@@ -42,14 +51,15 @@ def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
     """
     config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.', lock_config=True)
     define()
+    _check_recipe_file(argv)
     try:
         rest = flags.FLAGS(list(argv))
-        if config.value is None:
-            raise UserError('no recipe given; try --config=configs/digits_dit.py')
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'the command line cannot be read: {error}') from error
-    except FileNotFoundError as error:
-        raise UserError(f'the recipe {error.filename} does not exist; recipes are the files in configs/') from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # KeyError puts its message in quotes.
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(f'the command line cannot be read: {reason}') from error
+    if config.value is None:
+        raise UserError('no recipe given; try --config=configs/digits_dit.py')
     if len(rest) > 1:
         raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with --config.NAME=VALUE')
     return config.value

@@ -223,7 +223,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
     params = read_params(source, inferred, str(src))
     config = {'format': 1, 'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
-              'classes': given.get('classes', source.classes), 'provenance': _provenance(src, source)}
+              'classes': given.get('classes', source.classes), 'provenance': _provenance(src, source, given.get('provenance', {}))}
     if config['classes'] and len(config['classes']) != arch['num_classes']:
         raise UserError(f'{src} names {len(config["classes"])} classes, its label table has {arch["num_classes"]}')
     save_model_folder(out, config, params, overwrite=overwrite)
@@ -283,7 +283,9 @@ def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
     return None
 
 
-def _provenance(src: Path, source: Source) -> dict:
+def _provenance(src: Path, source: Source, given: Mapping) -> dict:
+    """Where the weights come from; the training step is passed on where the file knows it."""
     digests = {path.name: sha256_of(path) for path in source.files}
     return {'source': os.path.basename(os.path.abspath(src)), 'weights': source.weights, 'tool': tool_name(),
-            'sha256': next(iter(digests.values())) if len(digests) == 1 else digests}
+            'sha256': next(iter(digests.values())) if len(digests) == 1 else digests,
+            **({'step': given['step']} if 'step' in given else {})}

@@ -20,7 +20,7 @@ SHOWN = 40    # pictures of a grid: four rows of the ten classes
 
 
 def table_rows(result: Mapping) -> list[tuple]:
-    """The table of figures: means over the seeds, each seed in brackets."""
+    """The table of figures: means over the seeds, with the distance of each seed in brackets."""
     rows = []
     for row in result['rows']:
         each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs']) if len(row['runs']) > 1 else ''

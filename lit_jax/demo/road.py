@@ -3,9 +3,11 @@ import json
 import logging
 import multiprocessing
 import os
+import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict
 from lit_jax import cli
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.torch_export import export
+from lit_jax.checkpoint.torch_files import sha256_of
 from lit_jax.checkpoint.torch_import import convert, describe
 from lit_jax.config import load_recipe
 from lit_jax.data.sources import open_source
@@ -22,6 +25,7 @@ from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
 from lit_jax.training import loop
 from lit_jax.training.telemetry import format_seconds
 
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')     # named in the card of a teacher
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
 # What is compared under the same recipe and steps: the whole method, then one part of it left out after the other.
@@ -59,7 +63,7 @@ class Student:
                 f'--workdir={self.path}')
 
 
-def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
+def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
     """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -76,14 +80,16 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     _command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
-    _station(3, f'students: {len(ARMS)} kinds, {seeds} seed(s) each, sampled and judged')
-    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds)]
+    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
+    _station(3, f'{len(students)} students, sampled and judged')
     for student in students:
         _command(student.command())
     runs = run_all(workdir, students)
     result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
+    if train_teacher:
+        write_card(checkpoint, result)
 
     _station(4, 'the report')
     paths = {arm: Student(workdir, arm, 0).path for arm in ARMS}
@@ -112,11 +118,27 @@ def train_the_teacher(workdir: Path) -> Path:
     return out
 
 
+def write_card(checkpoint: Path, result: dict) -> None:
+    """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to assets/."""
+    config = load_recipe(ROOT / 'configs' / 'digits_dit.py')
+    teacher = result['rows'][0]
+    card = {
+        'command': 'python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit',
+        'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out assets/digits_dit.safetensors',
+        'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
+        'sha256': sha256_of(checkpoint), 'bytes': checkpoint.stat().st_size,
+        'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        'figures': {name: teacher[name] for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')}
+        | {name: result[name] for name in ('floor', 'judge_accuracy', 'samples')},
+    }
+    checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
+
+
 def run_all(workdir: Path, students: list[Student]) -> dict[str, list[dict]]:
     """{'teacher' or arm: the figures of each seed}. One process a core: these models are too small to use several."""
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
     workers = min(os.cpu_count() or 1, len(students) + 1)
-    runs: dict[str, list] = {'teacher': [None]} | {arm: [None] * (1 + max(s.seed for s in students)) for arm in ARMS}
+    runs: dict[str, dict[int, dict]] = {'teacher': {}, **{arm: {} for arm in ARMS}}
     with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
         jobs = {pool.submit(_train_and_measure, workdir, student): student for student in [*students, None]}
         for job in as_completed(jobs):
@@ -125,7 +147,7 @@ def run_all(workdir: Path, students: list[Student]) -> dict[str, list[dict]]:
             runs[arm][seed] = measured
             print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
                   f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
-    return runs
+    return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
 
 
 def _train_and_measure(workdir: Path, student: Student | None) -> tuple[dict, float]:
@@ -137,7 +159,8 @@ def _train_and_measure(workdir: Path, student: Student | None) -> tuple[dict, fl
         path.mkdir(parents=True, exist_ok=True)
         with open(path / 'log.txt', 'a') as log:
             cli.setup_logging(log)
-            loop.train(student.recipe(), path)
+            if loop.train(student.recipe(), path) != 'done':
+                os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next student
     measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'))
     return measured, time.perf_counter() - began
 
