@@ -22,12 +22,15 @@ def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'line
 
     Args:
         train_steps, kind: the schedule that the network was trained with.
-        steps: sampling steps; ddim takes an even stride when there is one, else the steps are spread as DiT spreads them.
+        steps: sampling steps, spread over the schedule as DiT spreads them.
+        eta: noise of ddim, 0 to 1; ddpm has no such choice.
         cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's published
             numbers, or 'all'.
     """
     if method not in SAMPLERS:
         raise UserError(f'unknown sampler {method!r}; known: {", ".join(SAMPLERS)}')
+    if eta and method != 'ddim':
+        raise UserError(f'eta {eta:g} belongs to ddim; {method} draws the noise that its variance asks for')
     schedule = make_schedule(train_steps, respacing=str(steps), kind=kind)
 
     def sample(params, noise, labels, key):
@@ -35,8 +38,7 @@ def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'line
             return network.apply(params, x, t, cond)
 
         model_fn = guide(model_fn, cfg_scale, network.null_label, cfg_channels)
-        options = {'eta': eta} if method == 'ddim' else {}
-        x0 = SAMPLERS[method](model_fn, noise, {'label': labels}, schedule=schedule, key=key, **options)
+        x0 = SAMPLERS[method](model_fn, noise, {'label': labels}, schedule=schedule, key=key, eta=eta)
         return x0.astype(jnp.float32) / latent_scale
 
     return jax.jit(sample)

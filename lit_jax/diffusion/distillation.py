@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def distillation_losses(student_output: Array, teacher_output: Array) -> dict[str, Array]:
-    """{'noise', 'variance'}, each [B], float32 or wider: mean squared differences of the two outputs [B, H, W, 2C].
+    """{'distill_noise', 'distill_variance'}, each [B], float32 or wider: mean squared differences of the two outputs [B, H, W, 2C].
 
     Both must come from the same x_t, t and (dropped) labels. No gradient reaches the teacher's output.
     """
@@ -29,13 +29,13 @@ def distillation_losses(student_output: Array, teacher_output: Array) -> dict[st
     difference = jnp.square(student_output.astype(dtype) - jax.lax.stop_gradient(teacher_output).astype(dtype))
     noise, variance = split_output(difference, student_output.shape[-1] // 2)
     axes = tuple(range(1, difference.ndim))
-    return {'noise': noise.mean(axis=axes), 'variance': variance.mean(axis=axes)}
+    return {'distill_noise': noise.mean(axis=axes), 'distill_variance': variance.mean(axis=axes)}
 
 
 def total_loss(parts: Mapping[str, Array], lambda_noise: float, lambda_variance: float) -> Array:
-    """mse + vb + λ1·noise + λ2·variance, of `training_losses` and `distillation_losses` merged.
+    """mse + vb + λ1·distill_noise + λ2·distill_variance, of `training_losses` and `distillation_losses` merged.
 
-    Parts may be [B] or means. Without a teacher, 'noise' and 'variance' are absent.
+    Parts may be [B] or means. Without a teacher, its two terms are absent.
     """
-    weights = {'mse': 1.0, 'vb': 1.0, 'noise': lambda_noise, 'variance': lambda_variance}
+    weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': lambda_noise, 'distill_variance': lambda_variance}
     return sum(weights[name] * value for name, value in parts.items())

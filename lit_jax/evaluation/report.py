@@ -53,9 +53,9 @@ class Report:
         self._parts.append(f'<div class="scroll">{body}</div>' if scroll else body)
 
     def picture(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
-        """A uint8 picture [H, W] or [H, W, 3], shown `zoom` times as large with hard pixels."""
+        """A uint8 picture [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format='PNG')
+        Image.fromarray(image.squeeze()).save(buffer, format='PNG')
         width = image.shape[1] * zoom
         self._figure(f'<img class="pixels" width="{width}" alt="{html.escape(caption)}" '
                      f'src="data:image/png;base64,{_base64(buffer)}">', caption)

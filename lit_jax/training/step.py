@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.diffusion.distillation import distillation_losses
+from lit_jax.diffusion.distillation import distillation_losses, total_loss
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
@@ -55,8 +55,7 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     output = network.apply(params, x_t, t, cond)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
     if teacher is not None:
-        distil = distillation_losses(output, jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond)))
-        terms |= {'distill_noise': distil['noise'], 'distill_variance': distil['variance']}
+        terms |= distillation_losses(output, teacher.apply(teacher_params, x_t, t, cond))
     return terms
 
 
@@ -68,14 +67,12 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     without a teacher. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the
     timestep range; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
     """
-    weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': objective.lambda_noise,
-               'distill_variance': objective.lambda_variance}
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
     def loss(params, teacher_params, inputs):
         terms = loss_terms(params, teacher_params, inputs, network, teacher, objective)
         means = {name: value.mean() for name, value in terms.items()}
-        total = sum(weights[name] * mean for name, mean in means.items())
+        total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
         metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps) for name, value in terms.items()}
         return total, metrics

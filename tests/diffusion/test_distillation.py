@@ -18,12 +18,12 @@ def test_terms_are_the_mean_squared_differences_of_their_channels():
     student, teacher = outputs()
     got = distillation_losses(student, teacher)
     squares = np.square(np.asarray(student, np.float64) - np.asarray(teacher, np.float64))
-    np.testing.assert_allclose(got['noise'], squares[..., :3].mean((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(got['variance'], squares[..., 3:].mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(got['distill_noise'], squares[..., :3].mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(got['distill_variance'], squares[..., 3:].mean((1, 2, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize('name, mine, other', [('noise', slice(0, 3), slice(3, 6)),
-                                               ('variance', slice(3, 6), slice(0, 3))])
+@pytest.mark.parametrize('name, mine, other', [('distill_noise', slice(0, 3), slice(3, 6)),
+                                               ('distill_variance', slice(3, 6), slice(0, 3))])
 def test_each_term_reaches_its_own_channels_of_the_student_only(name, mine, other):
     student, teacher = outputs()
     to_student, to_teacher = jax.grad(lambda s, t: distillation_losses(s, t)[name].sum(), argnums=(0, 1))(
@@ -52,7 +52,7 @@ def test_an_equal_teacher_costs_nothing():
 
 
 def test_total_weighs_the_teachers_terms():
-    parts = {'mse': 1.0, 'vb': 10.0, 'noise': 100.0, 'variance': 1000.0}
+    parts = {'mse': 1.0, 'vb': 10.0, 'distill_noise': 100.0, 'distill_variance': 1000.0}
     assert total_loss(parts, lambda_noise=0.5, lambda_variance=0.05) == 1 + 10 + 50 + 50
     assert total_loss({'mse': 1.0, 'vb': 10.0}, lambda_noise=0.5, lambda_variance=0.05) == 11
 

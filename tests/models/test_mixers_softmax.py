@@ -40,20 +40,21 @@ def test_attention_of_the_official_dit(name, wide, goldens):
         dtype = jnp.float64 if wide else jnp.float32
         mixer = build_mixer({'name': 'softmax', 'heads': heads}, width, dtype=dtype, rngs=nnx.Rngs(0))
         graphdef, _ = nnx.split(mixer)
+        apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (1, x.shape[1])))
         for block in range(meta['config']['depth']):
             torch = {k.removeprefix(f'blocks.{block}.attn.'): v for k, v in state.items() if f'blocks.{block}.attn.' in k}
             params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(width, 3, *head),
                               'bias': torch['qkv.bias'].reshape(3, *head)},
                       'proj': {'kernel': torch['proj.weight'].T.reshape(*head, width), 'bias': torch['proj.bias']}}
             x = jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype)
-            got = nnx.merge(graphdef, params)(x, (1, x.shape[1]))
+            got = apply(params, x)
             # The inputs are a float64 run's; float32 sees them rounded, which costs a few times its epsilon.
             assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
 
 
 @given(batch=st.integers(1, 2), tokens=st.integers(1, 20), heads=st.integers(1, 3), channels=st.integers(1, 5),
        chunk=st.integers(1, 24), seed=st.integers(0, 99))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_any_chunk_of_queries_gives_the_same(batch, tokens, heads, channels, chunk, seed):
     with jax.enable_x64(True):
         q, k, v = (jnp.swapaxes(a, 1, 2) for a in random_qkv((batch, tokens, heads, channels), seed=seed))
