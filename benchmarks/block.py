@@ -33,9 +33,14 @@ def parse_arguments():
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
     parser.add_argument('--repeats', type=int, default=0, help='turns of each contender; default: by the time they take')
+    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
+                        help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
     parser.add_argument('--no_compile', action='store_true', help='leave torch.compile out')
     parser.add_argument('--markdown', default='', help='also write the table to this file')
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.clock == 'cpu' and arguments.threads != 1:
+        parser.error('--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
+    return arguments
 
 
 def limit_threads(count: int) -> None:
@@ -179,12 +184,12 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def interleave(calls: dict, repeats: int) -> dict[str, list[float]]:
+def interleave(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
     """Seconds of each call, taken in turn. A turn starts with an untimed call: caches and threads are then its own."""
-    start = time.perf_counter()
+    start = clock()
     for call in calls.values():
         call()
-    once = time.perf_counter() - start
+    once = clock() - start
     turns = repeats or max(3, min(25, int(4 / once)))
     inner = max(1, min(10, int(0.2 / once)))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -192,9 +197,9 @@ def interleave(calls: dict, repeats: int) -> dict[str, list[float]]:
         for name, call in calls.items():
             call()
             for _ in range(inner):
-                start = time.perf_counter()
+                start = clock()
                 call()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -219,7 +224,8 @@ def measure(kind: str, width: int, tokens: int, passes, arguments, on_gpu: bool)
     if error > (5e-2 if on_gpu else 1e-4):
         raise SystemExit(f'{kind} {width} {tokens}: ours and PyTorch differ by {error:.1e}; the times mean nothing')
     for name in passes:
-        seconds = interleave({contender: block[name] for contender, block in blocks.items()}, arguments.repeats)
+        clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
+        seconds = interleave({contender: block[name] for contender, block in blocks.items()}, arguments.repeats, clock)
         medians = {k: 1e3 * statistics.median(v) for k, v in seconds.items()}
         minima = {k: 1e3 * min(v) for k, v in seconds.items()}
         yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name, 'medians': medians, 'minima': minima}
@@ -247,7 +253,7 @@ def describe(arguments, on_gpu: bool) -> str:
     machine = jax.devices()[0].device_kind if on_gpu else f'{_processor()}, {arguments.threads} threads'
     precision = 'bfloat16' if on_gpu else 'float32'
     return (f'{machine}; {precision}; batch {arguments.batch}; Python {platform.python_version()}, {versions}. '
-            'Times are median / minimum, all contenders in turn in one process. '
+            f'{arguments.clock.capitalize()} time, median / minimum, all contenders in turn in one process. '
             'Heads: DiT 6 (384), 16 (1152); LiT 2 and 4, ReLU, 5 x 5 convolution.')
 
 

@@ -1,6 +1,5 @@
 """Softmax self-attention as in DiT: one qkv projection, scale E^-0.5, no norm of queries and keys."""
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +135,7 @@ def _chunked_gradients(chunk: int, q, k, v, lse, delta, g) -> tuple[Array, Array
 
 def _row_gradients(q, k, v, lse, delta, g):
     einsum = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-    scale = math.sqrt(1 / q.shape[-1])
+    scale = q.shape[-1] ** -0.5
     weights = jnp.exp(einsum('...qe,...ne->...qn', q, k) * scale - lse[..., None])
     dv = einsum('...qn,...qe->...ne', weights.astype(q.dtype), g)
     dweights = einsum('...qe,...ne->...qn', g, v)
