@@ -53,13 +53,14 @@ class Student:
         config.name, config.seed = f'digits_lit_{self.arm}', self.seed
         config.teacher.path = ARMS[self.arm].get('teacher', str(self.workdir / 'teacher'))
         config.inherit.path = ARMS[self.arm].get('inherit', str(self.workdir / 'teacher'))
+        config.sample.every = 0          # the report draws its own grids
         return config
 
     def command(self) -> str:
         """The same run from the command line."""
         config = self.recipe()
         return (f'python train.py --config=configs/digits_lit.py --config.name={config.name} --config.seed={self.seed} '
-                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} '
+                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} --config.sample.every=0 '
                 f'--workdir={self.path}')
 
 

@@ -13,6 +13,7 @@ from lit_jax.models.layers import (
     Linear,
     TimestepEmbedder,
     build_stack,
+    gate,
     modulate,
     patchify,
     position_table,
@@ -35,8 +36,8 @@ class Block(nnx.Module):
         """x [B, N, D] and the condition [B, D] (before its SiLU) -> [B, N, D]."""
         modulation = self.adaLN(jax.nn.silu(c_BD))
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
-        x = x_BND + gate_msa[:, None] * self.attn(modulate(x_BND, shift_msa, scale_msa), grid)
-        return x + gate_mlp[:, None] * self.mlp(modulate(x, shift_mlp, scale_mlp))
+        x = x_BND + gate(self.attn(modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
+        return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp)), gate_mlp)
 
 
 class FinalLayer(nnx.Module):

@@ -7,9 +7,11 @@ from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 from lit_jax.models.layers import (
     Linear,
+    gate,
     layer_norm,
     modulate,
     normal_init,
@@ -75,10 +77,27 @@ def test_normal_init_has_its_standard_deviation():
 
 
 def test_layer_norm_of_two_values():
-    np.testing.assert_allclose(layer_norm(jnp.array([1.0, 3.0])), [-1, 1], rtol=1e-5)
-    assert layer_norm(jnp.ones(4, jnp.bfloat16)).dtype == jnp.float32
+    normed, inverse = layer_norm(jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(normed, [-1, 1], rtol=1e-5)
+    np.testing.assert_allclose(inverse, [1.0], rtol=1e-5)
 
 
 def test_modulate_scales_by_one_plus_scale():
     x = jnp.array([[[1.0, 3.0]]])
     np.testing.assert_allclose(modulate(x, jnp.full((1, 2), 0.5), jnp.ones((1, 2))), [[[-1.5, 2.5]]], rtol=1e-5)
+
+
+@pytest.mark.parametrize('function, shapes', [
+    (modulate, [(2, 5, 6), (2, 6), (2, 6)]), (gate, [(2, 5, 6), (2, 6)])])
+def test_written_out_derivatives_equal_finite_differences(function, shapes, x64):
+    arguments = [jax.random.normal(jax.random.key(i), shape, jnp.float64) for i, shape in enumerate(shapes)]
+    check_grads(function, arguments, order=1, modes=['rev'], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('function, shapes', [
+    (modulate, [(2, 5, 6), (2, 6), (2, 6)]), (gate, [(2, 5, 6), (2, 6)])])
+def test_bfloat16_gradients_keep_their_dtype(function, shapes):
+    arguments = [jnp.ones(shape, jnp.bfloat16) for shape in shapes]
+    output, pullback = jax.vjp(function, *arguments)
+    assert output.dtype == jnp.bfloat16
+    assert [g.dtype for g in pullback(output)] == [jnp.bfloat16] * len(shapes)
