@@ -76,6 +76,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
     from flax import nnx
 
     from lit_jax.models.dit import Block
+    from lit_jax.models.network import inference_options
 
     mixer = {'name': {'dit': 'softmax', 'lit': 'linear'}[kind], 'heads': heads}
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Block(width, 4.0, mixer, dtype=dtype, rngs=nnx.Rngs(0))))
@@ -98,7 +99,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
         y, vjp = jax.vjp(apply, params, x, c)
         return y, vjp(cotangent)
 
-    forward = jax.jit(apply)
+    forward = jax.jit(apply, compiler_options=inference_options(mixer['name']))
     return {'forward': lambda: jax.block_until_ready(forward(params, x, c)),
             'both': lambda: jax.block_until_ready(both(params, x, c, cotangent))}
 

@@ -4,13 +4,15 @@ A recipe file in `configs/` calls `default()`, sets what differs and returns it.
 overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
 """
 import importlib.util
-import os
 from pathlib import Path
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from lit_jax.diffusion.samplers import SAMPLERS
+from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
+from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES, check_arch
 
@@ -145,8 +147,7 @@ def architecture(config: ConfigDict) -> dict:
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     """Checks a recipe against itself and the devices, resolves what is derived, and locks it.
 
-    Resolved: mesh sizes (the one -1) and empty paths of teacher and data that stand in environment variables
-    (LIT_JAX_TEACHER, LIT_JAX_DATA). Raises UserError for the first thing that cannot be.
+    Resolved: the mesh size that is -1. Raises UserError for the first thing that cannot be.
     """
     config = config.copy_and_resolve_references()
     architecture(config)
@@ -157,6 +158,10 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
             raise UserError(f'{section}.{field} must be at least 1, got {config[section][field]}')
     if train.dtype not in DTYPES:
         raise UserError(f'unknown train.dtype {train.dtype!r}; known: {", ".join(DTYPES)}')
+    if train.remat not in REMAT_POLICIES:
+        raise UserError(f'unknown train.remat {train.remat!r}; known: {", ".join(REMAT_POLICIES)}')
+    if train.learning_rate <= 0:
+        raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
     if not 0 <= train.label_dropout < 1:
         raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
     if not 0 <= train.ema_decay < 1:
@@ -168,8 +173,18 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         nearest = max(unit, round(batch / unit) * unit)
         raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = {config.mesh.data} · '
                         f'{config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest that is: {nearest}')
-    config.data.path = config.data.path or os.environ.get('LIT_JAX_DATA', '')
+    _check_sampling(config)
     return config.lock()
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    """The grids are first drawn long after the start: what they need is looked at now."""
+    sample = config.sample
+    if sample.method not in SAMPLERS:
+        raise UserError(f'unknown sample.method {sample.method!r}; known: {", ".join(SAMPLERS)}')
+    if sample.every < 0 or sample.count < 1:
+        raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got {sample.every}, {sample.count}')
+    make_schedule(config.diffusion.steps, respacing=str(sample.steps), kind=config.diffusion.kind)
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int) -> dict[str, int]:

@@ -38,6 +38,9 @@ def test_the_lit_recipes_follow_the_paper():
     ('train.dtype', 'float16', "unknown train.dtype 'float16'"),
     ('train.steps', 0, 'train.steps must be at least 1'),
     ('train.label_dropout', 1.0, 'label_dropout'),
+    ('train.remat', 'half', "unknown train.remat 'half'"),
+    ('sample.method', 'euler', "unknown sample.method 'euler'"),
+    ('sample.steps', 2000, '2000'),
     ('mesh.tensor', 3, 'multiple of 3 devices, here are 8'),
     ('mesh.data', 4, 'needs 4 devices, here are 8'),
 ])

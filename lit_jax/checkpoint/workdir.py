@@ -10,41 +10,51 @@ from pathlib import Path
 from lit_jax.errors import UserError
 
 FORMAT = 1
+CONFIG = 'config.json'
 # What may differ when a run is started again: it changes neither the weights nor the data of the steps already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
 
-def claim_workdir(workdir: Path, recipe: Mapping, describe: Mapping) -> None:
-    """Creates the workdir for `recipe`, or checks that it already belongs to it.
+def check_workdir(workdir: Path, recipe: Mapping) -> None:
+    """Raises UserError if the workdir was made by another recipe (listing every field that differs), or is none.
 
     Args:
         recipe: the finalized recipe as a dict.
-        describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written beside it.
-
-    Raises:
-        UserError: the workdir was made by another recipe (lists every field that differs), or is no workdir.
     """
-    path = Path(workdir) / 'config.json'
-    recipe = json.loads(json.dumps(recipe))
-    if path.exists():
-        differences = _differences(read_workdir(workdir).get('recipe', {}), recipe)
+    workdir = Path(workdir)
+    if (workdir / CONFIG).exists():
+        differences = _differences(read_workdir(workdir).get('recipe', {}), _plain(recipe))
         if differences:
             raise UserError(f'{workdir} belongs to another recipe:\n  ' + '\n  '.join(differences) +
                             '\nGive another --workdir, or the recipe that it was made with.')
-    elif (Path(workdir) / 'checkpoints').exists():
-        raise UserError(f'{workdir} has checkpoints but no config.json; give another --workdir or restore the file')
-    _write_json(path, {'format': FORMAT, 'kind': 'workdir', 'recipe': recipe, **describe})
+    elif (workdir / 'checkpoints').exists():
+        raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the file')
+
+
+def claim_workdir(workdir: Path, recipe: Mapping, describe: Mapping) -> None:
+    """Writes the workdir's config.json, once everything that can be wrong has been looked at.
+
+    Args:
+        describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written beside the recipe.
+    """
+    content = {'format': FORMAT, 'kind': 'workdir', 'recipe': _plain(recipe), **describe}
+    _write_json(Path(workdir) / CONFIG, content)
+
+
+def _plain(recipe: Mapping) -> dict:
+    """As it will be read back: tuples become lists."""
+    return json.loads(json.dumps(recipe))
 
 
 def is_workdir(path: Path) -> bool:
     """Whether a training run lives in `path`."""
-    return (Path(path) / 'config.json').is_file() and read_workdir(path).get('kind') == 'workdir'
+    return (Path(path) / CONFIG).is_file() and read_workdir(path).get('kind') == 'workdir'
 
 
 def read_workdir(workdir: Path) -> dict:
     """The contents of a workdir's config.json."""
-    path = Path(workdir) / 'config.json'
+    path = Path(workdir) / CONFIG
     try:
         return json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 Everything outside this package works with plain nested dicts of arrays and with `Network.apply`.
 """
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -59,12 +60,29 @@ class Network:
         return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'])
 
 
+@functools.cache
+def inference_options(mixer: str) -> dict:
+    """`compiler_options` of jax.jit for programs without gradients.
+
+    On CPU, XLA hands matrix products to YNNPACK, which runs those of linear attention up to a sixth slower than Eigen
+    (docs/benchmarks.md); softmax attention and gradients are better off with it. {} where this jaxlib has no such option.
+    """
+    if mixer != 'linear' or jax.default_backend() != 'cpu':
+        return {}
+    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return {}
+    return options
+
+
 class Model:
     """A network with its weights: `model(x, t, y)` with x [B, H, W, C] -> [B, H, W, 2C]."""
 
     def __init__(self, network: Network, params: dict, config: Mapping):
         self.network, self.params, self.config = network, params, config
-        self._apply = jax.jit(network.apply)
+        self._apply = jax.jit(network.apply, compiler_options=inference_options(network.arch['mixer']['name']))
 
     @property
     def arch(self) -> dict:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.inherit import format_report
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.checkpoint.workdir import claim_workdir, read_workdir
+from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.config import finalize
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.evaluation.pictures import make_grid, save_png, viewable
@@ -57,9 +57,9 @@ def train(config: ConfigDict, workdir: Path) -> str:
     source = setup.build_source(config)
 
     # 3. Model, teacher, step
+    check_workdir(workdir, config.to_dict())
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     teacher = setup.load_teacher(config, mesh)
-    claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
     step_fn = make_train_step(network, optimizer, setup.build_objective(config), teacher and teacher.network)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = jax.jit(step_fn, donate_argnums=0,
@@ -69,6 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> str:
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
+        claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
         run = _Run(config, workdir, mesh, network, checkpoints, start, pending,
                    leaf_names=[leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract['params'])])
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
@@ -94,6 +95,7 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
     state, report = setup.init_state(config, network, optimizer, mesh)
     if report is not None:
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
+        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / 'inheritance.json').write_text(json.dumps(report, indent=1))
     return state, [], 0
 

@@ -112,6 +112,16 @@ def test_a_teacher_of_another_task_is_refused(tmp_path, field, value, message):
     assert not (tmp_path / 'student').exists()
 
 
+@pytest.mark.parametrize('change, message', [
+    ({'model.width': 48}, 'width'), ({'inherit.copy': 'q,w'}, 'unknown parts to copy: w')])
+def test_an_impossible_inheritance_is_refused_and_claims_no_workdir(tmp_path, change, message):
+    config = distillation(tmp_path)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path / 'student')
+    assert not (tmp_path / 'student').exists()
+
+
 def test_another_recipe_in_the_same_workdir_is_refused(tmp_path):
     loop.train(tiny_recipe(steps=1), tmp_path)
     with pytest.raises(UserError, match=r'belongs to another recipe:\n  train.learning_rate: 0.001 there, 0.002'):
