@@ -99,7 +99,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
         y, vjp = jax.vjp(apply, params, x, c)
         return y, vjp(cotangent)
 
-    forward = jax.jit(apply, compiler_options=inference_options(mixer['name']))
+    forward = jax.jit(apply, compiler_options=inference_options(mixer['name'], x.shape[1], width))
     return {'forward': lambda: jax.block_until_ready(forward(params, x, c)),
             'both': lambda: jax.block_until_ready(both(params, x, c, cotangent))}
 

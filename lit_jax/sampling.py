@@ -12,7 +12,7 @@ from lit_jax.diffusion.samplers import SAMPLERS
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import make_grid, save_png, viewable
-from lit_jax.models.network import Network, inference_options
+from lit_jax.models.network import Network
 
 
 def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'linear', steps: int = 50,
@@ -41,7 +41,7 @@ def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'line
         x0 = SAMPLERS[method](model_fn, noise, {'label': labels}, schedule=schedule, key=key, eta=eta)
         return x0.astype(jnp.float32) / latent_scale
 
-    return jax.jit(sample, compiler_options=inference_options(network.arch['mixer']['name']))
+    return jax.jit(sample, compiler_options=network.inference_options())
 
 
 def initial_noise(network: Network, seed: int, indices: Sequence[int]) -> jax.Array:

@@ -47,6 +47,10 @@ class Network:
         """The label that stands for "no class" in classifier-free guidance."""
         return self.arch['num_classes']
 
+    def inference_options(self) -> dict:
+        """What to give jax.jit as `compiler_options` for a program without gradients of this network."""
+        return inference_options(self.arch['mixer']['name'], count_tokens(self.arch), self.arch['width'])
+
     def abstract(self) -> dict:
         """The parameter tree as ShapeDtypeStructs."""
         return self._abstract
@@ -60,15 +64,22 @@ class Network:
         return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'])
 
 
-@functools.cache
-def inference_options(mixer: str) -> dict:
+LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
+
+
+def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """`compiler_options` of jax.jit for programs without gradients.
 
-    On CPU, XLA hands matrix products to YNNPACK, which runs those of linear attention up to a sixth slower than Eigen
-    (docs/benchmarks.md); softmax attention and gradients are better off with it. {} where this jaxlib has no such option.
+    On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small ones,
+    softmax attention and gradients with it (docs/benchmarks.md). {} also where this jaxlib has no such option.
     """
-    if mixer != 'linear' or jax.default_backend() != 'cpu':
+    if mixer != 'linear' or tokens * width < LARGE_PRODUCT or jax.default_backend() != 'cpu':
         return {}
+    return _without_ynnpack()
+
+
+@functools.cache
+def _without_ynnpack() -> dict:
     options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
@@ -82,7 +93,7 @@ class Model:
 
     def __init__(self, network: Network, params: dict, config: Mapping):
         self.network, self.params, self.config = network, params, config
-        self._apply = jax.jit(network.apply, compiler_options=inference_options(network.arch['mixer']['name']))
+        self._apply = jax.jit(network.apply, compiler_options=network.inference_options())
 
     @property
     def arch(self) -> dict:
@@ -130,6 +141,10 @@ def check_arch(arch: Mapping) -> dict:
 
 def count_parameters(network: Network) -> int:
     """Parameters as the papers count them: with the fixed position table, which PyTorch files store (N·D)."""
-    arch = network.arch
-    tokens = arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract())) + tokens * arch['width']
+    table = count_tokens(network.arch) * network.arch['width']
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract())) + table
+
+
+def count_tokens(arch: Mapping) -> int:
+    """N of one image."""
+    return arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2

@@ -6,8 +6,9 @@ import pytest
 
 from lit_jax import config as recipes
 from lit_jax.errors import UserError
+from lit_jax.models import network as network_module
 from lit_jax.models.cost import count_macs, format_parameters, network_macs
-from lit_jax.models.network import Model, Network, check_arch, count_parameters, inference_options
+from lit_jax.models.network import Model, Network, check_arch, count_parameters
 
 TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': [8, 8], 'channels': 3, 'num_classes': 3,
         'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}
@@ -91,12 +92,13 @@ def test_a_missing_field_is_named():
         check_arch({k: v for k, v in TINY.items() if k != 'num_classes'})
 
 
-def test_compiling_for_inference_changes_no_value():
+def test_compiling_for_inference_changes_no_value(monkeypatch):
     """Only the library of the matrix products differs: rounding of float32."""
+    monkeypatch.setattr(network_module, 'LARGE_PRODUCT', 1)
     arch = {**TINY, 'mixer': {'name': 'linear', 'heads': 2}}
     network = Network(arch)
     params = jax.tree.map(lambda p: p + 0.1, network.init(jax.random.key(0)))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     want = network.apply(params, x, jnp.array([5, 6]), {'label': jnp.array([1, 2])})
     np.testing.assert_allclose(Model(network, params, {})(x, [5, 6], [1, 2]), want, rtol=2e-4, atol=2e-4)
-    assert inference_options('softmax') == {}
+    assert network_module.inference_options('softmax', 4096, 1152) == {}
