@@ -1,4 +1,5 @@
 """What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard and W&B."""
+import hashlib
 import json
 import logging
 import math
@@ -120,7 +121,8 @@ class WandbSink:
 
     def __init__(self, workdir: Path):
         import wandb
-        self._run = wandb.init(project='lit_jax', name=workdir.name, dir=str(workdir), resume='allow')
+        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+        self._run = wandb.init(project='lit_jax', name=workdir.name, id=identity, dir=str(workdir), resume='allow')
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
