@@ -11,15 +11,11 @@ STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train'
 
 @dataclass(frozen=True)
 class Spec:
-    """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes).
-
-    scale: x0 = scale · image, the number that brings the data to about unit size (1 for pixels in [-1, 1]).
-    """
+    """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes)."""
     image_size: int
     channels: int
     num_classes: int
     class_names: tuple[str, ...]
-    scale: float = 1.0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.inherit import format_report
+from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.config import finalize
@@ -23,7 +24,7 @@ from lit_jax.evaluation.pictures import make_grid, save_png, viewable
 from lit_jax.evaluation.report import write_run_report
 from lit_jax.sampling import initial_noise, make_sampler
 from lit_jax.training import setup
-from lit_jax.training.mesh import leaf_path, make_mesh, replicated, shard_batch
+from lit_jax.training.mesh import make_mesh, replicated, shard_batch
 from lit_jax.training.step import make_train_step
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
 
@@ -71,7 +72,7 @@ def train(config: ConfigDict, workdir: Path) -> str:
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
         claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
         run = _Run(config, workdir, mesh, network, checkpoints, start, pending,
-                   leaf_names=[leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract['params'])])
+                   leaf_names=list(named_leaves(abstract['params'])))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
                  f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lit_jax.checkpoint.leaves import map_named, named_leaves
 from lit_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor', 'seq')
@@ -47,13 +48,8 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     shape = tuple(sizes[axis] for axis in AXES)
     if int(np.prod(shape)) != len(devices):
         raise UserError(f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
-    # Explicit axes, jax's default, would want an out_sharding at every contraction (see docs/design in the README).
+    # Explicit axes, jax's default, would want an out_sharding at every contraction.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def leaf_path(path) -> str:
-    """A key path of jax.tree_util as text: 'opt/0/mu/blocks/attn/q/kernel'."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def find_rule(path: str, shape: tuple[int, ...]) -> P:
@@ -72,7 +68,7 @@ def state_shardings(abstract_state, mesh: Mesh):
     A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all devices.
     """
     def shard(path, leaf):
-        path, spec = leaf_path(path), find_rule(leaf_path(path), leaf.shape)
+        spec = find_rule(path, leaf.shape)
         if len(spec) > len(leaf.shape):
             raise UserError(f'the sharding rule {spec} has more axes than {path} {leaf.shape}')
         for size, axis in zip(leaf.shape, spec, strict=False):   # a spec may name fewer axes
@@ -81,17 +77,17 @@ def state_shardings(abstract_state, mesh: Mesh):
                                 f'choose a mesh.{axis} that divides it')
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(shard, abstract_state)
+    return map_named(shard, abstract_state)
 
 
 def format_shardings(abstract_state, mesh: Mesh) -> str:
     """The sharding table: path, shape, dtype, spec, and MB a device."""
     shardings = state_shardings(abstract_state, mesh)
     rows, total = [], 0.0
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(shardings), strict=True):
+    for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), jax.tree.leaves(shardings), strict=True):
         megabytes = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
         total += megabytes
-        rows.append(f'{leaf_path(path):58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {megabytes:9.3f}')
+        rows.append(f'{path:58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {megabytes:9.3f}')
     return '\n'.join([*rows, f'{"total, MB a device":145}{total:9.3f}'])
 
 

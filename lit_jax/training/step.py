@@ -13,7 +13,6 @@ from lit_jax.diffusion.distillation import distillation_losses, total_loss
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
-from lit_jax.training.mesh import leaf_path
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
@@ -107,8 +106,3 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         return {'params': params, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, metrics
 
     return train_step
-
-
-def name_leaf(params: dict, index: int) -> str:
-    """The path of the index-th leaf, for 'grad/bad_leaf'."""
-    return leaf_path(jax.tree_util.tree_leaves_with_path(params)[index][0])

@@ -6,10 +6,11 @@ import optax
 import pytest
 from tiny import tiny_recipe
 
+from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.training import setup
 from lit_jax.training.mesh import make_mesh, shard_batch, state_shardings
 from lit_jax.training.state import make_optimizer, new_state, update_ema
-from lit_jax.training.step import draw_inputs, loss_terms, make_train_step, name_leaf
+from lit_jax.training.step import draw_inputs, loss_terms, make_train_step
 
 KEY = jax.random.key(3)
 
@@ -146,7 +147,7 @@ def test_a_non_finite_gradient_names_its_leaf():
     batch['image'][3, 0, 0, 0] = np.nan
     _, metrics = step(state, None, batch, KEY)
     assert not np.isfinite(metrics['loss/total'])
-    assert name_leaf(state['params'], int(metrics['grad/bad_leaf'])) == 'blocks/adaLN/bias'
+    assert list(named_leaves(state['params']))[int(metrics['grad/bad_leaf'])] == 'blocks/adaLN/bias'
     _, metrics = step(state, None, {**batch, 'image': np.zeros_like(batch['image'])}, KEY)
     assert metrics['grad/bad_leaf'] == -1
 
