@@ -22,6 +22,7 @@ from lit_jax.models.layers import (
     zeros_init,
 )
 from lit_jax.models.mixers import build_mixer
+from lit_jax.models.partition import constrain
 
 
 class Block(nnx.Module):
@@ -34,7 +35,8 @@ class Block(nnx.Module):
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
         """x [B, N, D] and the condition [B, D] (before its SiLU) -> [B, N, D]."""
-        modulation = self.adaLN(jax.nn.silu(c_BD))
+        x_BND = constrain(x_BND, 'batch', 'tokens', None)
+        modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
         x = x_BND + gate(self.attn(modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp)), gate_mlp)
@@ -78,7 +80,9 @@ class DiT(nnx.Module):
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
+        x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
         x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
-        c = self.t_embedder(t_B) + self.y_embedder(y_B)
+        c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
         x = run_stack(self.blocks, x, c, self.grid, scan=self.scan_layers, remat=self.remat)
-        return unpatchify(self.final_layer(x, c), self.grid, self.patch)
+        x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
+        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)

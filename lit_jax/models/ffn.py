@@ -3,6 +3,7 @@ import jax
 from flax import nnx
 
 from lit_jax.models.layers import Array, Linear
+from lit_jax.models.partition import constrain
 
 
 class Mlp(nnx.Module):
@@ -14,4 +15,5 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array) -> Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x_BND), approximate=True))
+        hidden_BNF = constrain(self.fc1(x_BND), 'batch', 'tokens', 'hidden')
+        return self.fc2(jax.nn.gelu(hidden_BNF, approximate=True))

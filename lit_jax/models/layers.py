@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.models.partition import mesh_axis_size
+
 Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
 
@@ -22,11 +24,6 @@ Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
 def accumulator(dtype) -> jnp.dtype:
     """The dtype in which norms and sums over tokens are taken: float32, or wider if `dtype` is wider."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def mesh_axis_size(name: str) -> int:
-    """Devices along an axis of the mesh in effect (`jax.set_mesh`); 1 without a mesh or without that axis."""
-    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from goldens import weights
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lit_jax.errors import UserError
-from lit_jax.models.mixers import build_mixer, softmax
+from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.softmax import dot_product_attention
 
 
@@ -52,23 +50,6 @@ def test_attention_of_the_official_dit(name, wide, goldens):
             assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
 
 
-@given(batch=st.integers(1, 2), tokens=st.integers(1, 20), heads=st.integers(1, 3), channels=st.integers(1, 5),
-       chunk=st.integers(1, 24), seed=st.integers(0, 99))
-@settings(max_examples=6, deadline=None)
-def test_any_chunk_of_queries_gives_the_same(batch, tokens, heads, channels, chunk, seed):
-    with jax.enable_x64(True):
-        q, k, v = (jnp.swapaxes(a, 1, 2) for a in random_qkv((batch, tokens, heads, channels), seed=seed))
-        g = jnp.cos(q)
-        want_o, want_lse = softmax._chunked_rows(tokens, q, k, v)
-        o, lse = softmax._chunked_rows(chunk, q, k, v)
-        np.testing.assert_allclose(o, want_o, atol=1e-12)
-        np.testing.assert_allclose(lse, want_lse, atol=1e-12)
-        delta = (o * g).sum(-1)
-        for got, want in zip(softmax._chunked_gradients(chunk, q, k, v, lse, delta, g),
-                             softmax._chunked_gradients(tokens, q, k, v, lse, delta, g), strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-12)
-
-
 @pytest.mark.parametrize('shape', [(2, 6, 3, 4), (2, 300, 2, 8), (1, 513, 1, 4)], ids=str)
 def test_values_and_gradients_are_the_textbook_ones(shape, x64):
     q, k, v = random_qkv(shape)
@@ -77,17 +58,6 @@ def test_values_and_gradients_are_the_textbook_ones(shape, x64):
     np.testing.assert_allclose(got, want, atol=1e-12)       # float64: only the order of sums differs
     for a, b in zip(gradients(jnp.sin(q)), expected(jnp.sin(q)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-
-
-def test_a_map_over_the_limit_is_never_whole_on_an_accelerator(monkeypatch, x64):
-    monkeypatch.setattr(softmax, 'WHOLE_MAP_BYTES', 1)
-    monkeypatch.setattr(softmax, 'CHUNK', 4)
-    q, k, v = random_qkv((1, 10, 2, 3))
-    # Takes the branch for other platforms, on this one.
-    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, cpu, default: default(*args))
-    np.testing.assert_allclose(dot_product_attention(q, k, v), textbook(q, k, v), atol=1e-12)
-    shapes = str(jax.make_jaxpr(jax.grad(lambda q: dot_product_attention(q, k, v).sum()))(q))
-    assert '10,10]' not in shapes
 
 
 def test_long_sequences_do_not_hold_the_map_on_cpu():

@@ -13,9 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lit_jax.models.layers import Array, accumulator, mesh_axis_size
-
-SEQUENCE_AXIS = 'seq'     # the mesh axis over rows of the token grid
+from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.partition import mesh_axis_size
 
 
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
@@ -25,7 +24,7 @@ def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str 
     mesh in effect (`jax.set_mesh`) shards the sequence, else what is best where the program will run. Reverse-mode
     derivatives of first order only.
     """
-    if form is None and mesh_axis_size(SEQUENCE_AXIS) > 1:
+    if form is None and mesh_axis_size('seq') > 1:
         form = 'channels'
     acc = accumulator(x_BHWKE.dtype)
     y = _convolve(form, x_BHWKE.astype(acc), kernel_kk1E.astype(acc))

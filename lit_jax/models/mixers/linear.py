@@ -11,6 +11,7 @@ from flax import nnx
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array, Linear, accumulator
 from lit_jax.models.mixers.depthwise import depthwise_conv
+from lit_jax.models.partition import constrain
 
 EPS = 1e-6     # added to φ(q) and φ(k), and again to the normaliser q·mean(k)
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False)}
@@ -60,8 +61,8 @@ class LinearAttention(nnx.Module):
         if grid[0] * grid[1] != n:
             raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
         acc = accumulator(self.dtype)
-        kv = self.kv(x_BND)
-        q_BNKE, k_BNKE, v_BNKE = self.q(x_BND), kv[:, :, 0], kv[:, :, 1]
+        kv = constrain(self.kv(x_BND), 'batch', 'tokens', None, 'heads', None)
+        q_BNKE, k_BNKE, v_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None), kv[:, :, 0], kv[:, :, 1]
         q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
         o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
         if self.dwc is not None:

@@ -1,0 +1,49 @@
+"""What the makers publish of the accelerators: peak speed, memory, and how a slice of them is named.
+
+Peaks are dense bfloat16 without sparsity. Sources: Google Cloud's pages of each TPU version ("TPU v5e", "TPU v5p",
+"TPU v6e", "TPU7x": peak compute per chip, HBM capacity), NVIDIA's data sheets (A100, H100, H200, B200, L4, L40S: BF16
+Tensor Core, halved where a sheet quotes the figure with sparsity).
+"""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator as jax counts devices, all cores of a chip together.
+
+    Attributes:
+        name: what people call it; the first part of a topology name for TPUs ('v5e' in 'v5e:16x16').
+        kinds: `jax.Device.device_kind` of it.
+        peak_flops: bfloat16 operations a second (a multiply-accumulate is two).
+        hbm_bytes: memory a device.
+        platform: 'tpu' or 'gpu'.
+    """
+    name: str
+    kinds: tuple[str, ...]
+    peak_flops: float
+    hbm_bytes: float
+    platform: str = 'tpu'
+
+
+CHIPS = (
+    Chip('v4', ('TPU v4',), 275e12, 32 * 2**30),
+    Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * 2**30),
+    Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * 2**30),
+    Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 32 * 2**30),
+    Chip('l4', ('NVIDIA L4',), 121e12, 24e9, 'gpu'),
+    Chip('l40s', ('NVIDIA L40S',), 362e12, 48e9, 'gpu'),
+    Chip('a100-40', ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 312e12, 40e9, 'gpu'),
+    Chip('a100-80', ('NVIDIA A100-SXM4-80GB', 'NVIDIA A100 80GB PCIe'), 312e12, 80e9, 'gpu'),
+    Chip('h100', ('NVIDIA H100 80GB HBM3',), 989e12, 80e9, 'gpu'),
+    Chip('h100-pcie', ('NVIDIA H100 PCIe',), 756e12, 80e9, 'gpu'),
+    Chip('h200', ('NVIDIA H200',), 989e12, 141e9, 'gpu'),
+    Chip('b200', ('NVIDIA B200',), 2250e12, 180e9, 'gpu'),
+)
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`, or None for one that is not listed (a CPU, a new GPU)."""
+    for chip in CHIPS:
+        if device_kind in chip.kinds:
+            return chip
+    return None
