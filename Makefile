@@ -19,6 +19,11 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt requirements-tor
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -r requirements-torch.txt
 	touch $@
 
+# The TPU compiler (for --plan) and gs:// are only needed by slow tests.
+$(VENV)/installed-slow: $(VENV)/installed-test requirements-tpu.txt requirements-gcs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tpu.txt -r requirements-gcs.txt
+	touch $@
+
 demo: setup
 	$(BIN)/python -m lit_jax.demo
 
@@ -28,7 +33,7 @@ demo-full: setup
 test: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: setup-test
+test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: setup-test

@@ -1,6 +1,7 @@
 """What the scripts share: logging, clean errors, exit statuses, and the recipe flag.
 
-Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again).
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again), 76 another
+process of the run is gone (start all of them again).
 """
 import logging
 import sys
@@ -21,6 +22,14 @@ def setup_logging(stream: TextIO | None = None) -> None:
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger('lit_jax').setLevel(logging.INFO)
+
+
+def name_process(index: int, count: int) -> None:
+    """In a run of several processes only process 0 tells what goes well; every line of another carries its number."""
+    if count > 1:
+        clock = '%(asctime)s' if index == 0 else f'%(asctime)s [process {index}]'
+        logging.getLogger().handlers[0].setFormatter(logging.Formatter(f'{clock} %(message)s', datefmt='%H:%M:%S'))
+        logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -4,6 +4,7 @@ A recipe file in `configs/` calls `default()`, sets what differs and returns it.
 overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
 """
 import importlib.util
+import math
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +16,7 @@ from lit_jax.errors import UserError
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES, check_arch
+from lit_jax.models.partition import check_partition
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -86,8 +88,16 @@ def default() -> ConfigDict:
             'scan_layers': True,
             'remat': 'none',             # none, full, dots, dots_no_batch
         },
-        'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1},
-        'log': {'every': 100, 'tensorboard': False, 'wandb': False},
+        'mesh': {                        # devices along each axis; -1 takes those that are left (docs/clusters.md)
+            'data': -1,                  # copies of the weights
+            'fsdp': 1,                   # cuts weights and optimizer; -1 beside data -1: as far as the width divides
+            'tensor': 1,                 # cuts heads and hidden widths
+            'seq': 1,                    # cuts rows of tokens, for high resolution
+        },
+        'log': {
+            'every': 100, 'tensorboard': False, 'wandb': False,
+            'peak_tflops': 0.0,          # bfloat16 peak of one device for the MFU; 0: lit_jax/training/chips.py
+        },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
         'sample': {                      # grids drawn while training
             'every': 10_000, 'count': 16, 'steps': 50, 'method': 'ddpm', 'cfg_scale': 4.0,
@@ -105,11 +115,13 @@ def load_recipe(path: Path) -> ConfigDict:
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
-    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES."""
+    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES; the larger ones are cut over `fsdp`."""
     row = SIZES[name]
     config.model.depth, config.model.width = row['depth'], row['width']
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
     config.model.mixer = make(row[f'{mixer}_heads'])
+    if row['width'] >= 1024:      # weights, EMA and moments of the larger ones crowd a 16 GB chip: cut them
+        config.mesh.fsdp = -1
     return config
 
 
@@ -150,7 +162,7 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     Resolved: the mesh size that is -1. Raises UserError for the first thing that cannot be.
     """
     config = config.copy_and_resolve_references()
-    architecture(config)
+    arch = architecture(config)
     train = config.train
     for section, field in (('train', 'steps'), ('train', 'batch_size'), ('train', 'accumulate'), ('log', 'every'),
                            ('checkpoint', 'every'), ('checkpoint', 'keep_latest'), ('diffusion', 'steps')):
@@ -166,7 +178,8 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
     if not 0 <= train.ema_decay < 1:
         raise UserError(f'train.ema_decay must be in [0, 1), got {train.ema_decay}')
-    config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count))
+    config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count, arch['width']))
+    check_partition(arch, config.mesh.to_dict())
     ways, batch = config.mesh.data * config.mesh.fsdp, train.batch_size
     if batch % (ways * train.accumulate):
         unit = ways * train.accumulate
@@ -187,17 +200,23 @@ def _check_sampling(config: ConfigDict) -> None:
     make_schedule(config.diffusion.steps, respacing=str(sample.steps), kind=config.diffusion.kind)
 
 
-def _resolve_mesh(mesh: dict[str, int], device_count: int) -> dict[str, int]:
-    """Fills in the one -1; the product of all axes must be the number of devices."""
-    free = [axis for axis, n in mesh.items() if n == -1]
-    if len(free) > 1 or any(n < 1 and n != -1 for n in mesh.values()):
-        raise UserError(f'mesh sizes must be positive, at most one of them -1; got {mesh}')
-    fixed = 1
-    for n in mesh.values():
-        fixed *= n if n > 0 else 1
-    if free and device_count % fixed == 0:
-        return {**mesh, free[0]: device_count // fixed}
-    if free or fixed != device_count:
+def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:
+    """Fills in what is -1; the product of all axes must be the number of devices.
+
+    One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left that
+    divides the width, and data the rest, so that one recipe fits any number of devices.
+    """
+    free = {axis for axis, n in mesh.items() if n == -1}
+    if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
+        raise UserError(f'mesh sizes must be positive; one of them may be -1, or data and fsdp together; got {mesh}')
+    fixed = math.prod(n for n in mesh.values() if n > 0)
+    if device_count % fixed or (not free and fixed != device_count):
         raise UserError(f'the mesh {mesh} needs {"a multiple of " if free else ""}{fixed} devices, here are '
                         f'{device_count}; change config.mesh so that its product is {device_count}')
-    return mesh
+    left, resolved = device_count // fixed, dict(mesh)
+    if free == {'data', 'fsdp'}:
+        resolved['fsdp'] = math.gcd(left, width)
+        resolved['data'] = left // resolved['fsdp']
+    elif free:
+        resolved[free.pop()] = left
+    return resolved

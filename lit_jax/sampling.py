@@ -15,9 +15,14 @@ from lit_jax.evaluation.pictures import make_grid, save_png, viewable
 from lit_jax.models.network import Network
 
 
-def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'linear', steps: int = 50,
-                 method: str = 'ddpm', cfg_scale: float = 1.0, cfg_channels: int | str = 3, eta: float = 0.0,
-                 latent_scale: float = 1.0) -> Callable:
+def make_sampler(network: Network, **options) -> Callable:
+    """`build_sampler`, compiled."""
+    return jax.jit(build_sampler(network, **options), compiler_options=network.inference_options())
+
+
+def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'linear', steps: int = 50,
+                  method: str = 'ddpm', cfg_scale: float = 1.0, cfg_channels: int | str = 3, eta: float = 0.0,
+                  latent_scale: float = 1.0) -> Callable:
     """sample(params, noise_BHWC, labels_B, key) -> images or latents [B, H, W, C], divided by `latent_scale`.
 
     Args:
@@ -41,7 +46,7 @@ def make_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'line
         x0 = SAMPLERS[method](model_fn, noise, {'label': labels}, schedule=schedule, key=key, eta=eta)
         return x0.astype(jnp.float32) / latent_scale
 
-    return jax.jit(sample, compiler_options=network.inference_options())
+    return sample
 
 
 def initial_noise(network: Network, seed: int, indices: Sequence[int]) -> jax.Array:

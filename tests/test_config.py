@@ -2,6 +2,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import tiny_recipe
 
 from lit_jax import config as recipes
@@ -54,17 +56,36 @@ def test_what_cannot_work_is_refused(field, value, message):
         recipes.finalize(config, device_count=8)
 
 
-def test_two_free_mesh_axes_are_refused():
+def test_only_data_and_fsdp_may_both_be_free():
     config = tiny_recipe()
-    config.mesh.fsdp = -1
-    with pytest.raises(UserError, match='at most one of them -1'):
+    config.mesh.tensor = -1
+    with pytest.raises(UserError, match='one of them may be -1, or data and fsdp together'):
         recipes.finalize(config, device_count=8)
+
+
+@given(devices=st.integers(1, 512), width=st.sampled_from([32, 384, 1024, 1152]))
+def test_free_data_and_fsdp_share_any_number_of_devices(devices, width):
+    mesh = recipes._resolve_mesh({'data': -1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices, width)
+    assert mesh['data'] * mesh['fsdp'] == devices and width % mesh['fsdp'] == 0
+    assert all(width % (mesh['fsdp'] * more) for more in range(2, 9) if mesh['data'] % more == 0)
 
 
 def test_the_free_mesh_axis_takes_the_devices_that_are_left():
     config = tiny_recipe()
     config.mesh.fsdp = 4
     assert recipes.finalize(config, device_count=8).mesh.data == 2
+
+
+@pytest.mark.parametrize('mesh, message', [
+    ({'tensor': 4}, r'its 2 softmax heads are not divisible by mesh\.tensor = 4; mesh\.tensor can be 1, 2'),
+    ({'seq': 8}, r'its 4 rows of tokens are not divisible by mesh\.seq = 8; mesh\.seq can be 1, 2, 4'),
+    ({'data': 1, 'fsdp': 24}, r'its 32 channels are not divisible by mesh\.fsdp = 24'),
+])
+def test_a_model_that_the_mesh_cannot_cut_is_refused(mesh, message):
+    config = tiny_recipe(batch_size=48)
+    config.mesh.update(mesh)
+    with pytest.raises(UserError, match=message):
+        recipes.finalize(config, device_count=24 if 'fsdp' in mesh else 8)
 
 
 def test_a_recipe_cannot_grow_fields():

@@ -1,21 +1,22 @@
 """Loading a model from wherever it lies: a model folder or a training workdir."""
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
+from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Model, Network
+from lit_jax.paths import as_path, explain_unreachable
 
 
 def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
     """A ready model from a model folder, or from a workdir (newest whole checkpoint, EMA weights).
 
     Args:
-        path: what `convert_torch_ckpt.py` or `train.py` wrote.
+        path: what `convert_torch_ckpt.py` or `train.py` wrote, local or in a bucket (gs://...).
         dtype: compute dtype, 'float32' or 'bfloat16'.
         scan_layers: loop over the blocks, or unroll them (longer to compile, often faster on CPU).
 
@@ -33,20 +34,30 @@ def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
 
 
 def load_weights(path, shard: Callable | None = None) -> tuple[dict, dict]:
-    """(config, params) of a model folder or workdir; params in float32.
+    """(config, params) of a model folder or workdir; params in float32. Several processes call it together.
 
     Args:
         shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first device.
     """
-    path = Path(path)
-    if is_model_folder(path):
-        return load_model_folder(path, _abstract(read_config(path), shard))
-    if is_workdir(path):
+    path = as_path(path)
+    with explain_unreachable(path):
+        kind = peers.together(lambda: _kind(path))
+        if kind == 'model folder':
+            return load_model_folder(path, _abstract(read_config(path), shard))
         config = read_workdir(path)
         params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard))
-        config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
-        return config, params
-    if not path.exists():
+    config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
+    return config, params
+
+
+def _kind(path) -> str:
+    with explain_unreachable(path):
+        if is_model_folder(path):
+            return 'model folder'
+        if is_workdir(path):
+            return 'workdir'
+        exists = path.exists()
+    if not exists:
         raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC --out {path}) '
                         'or a workdir of train.py')
     raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json and '

@@ -8,28 +8,36 @@
 
 What a kill can leave. Everything, the manifest included, is written in a directory with a temporary name; renaming it
 is the commit. So a directory with a final name and no manifest, or with a file that differs from it, is a damaged
-checkpoint, never a young one."""
+checkpoint, never a young one. In an object store (gs://...) nothing can be renamed: there Orbax writes the directory
+under its final name, and the object `commit_success.txt`, written last, is the commit. (Seen with gcsfs and TensorStore
+against a server of the tests, tests/checkpoint/test_gcs.py; not run against Google's own.)
+
+Several processes. Each writes its part of every array; process 0 writes what is written once, decides which checkpoint
+is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but `steps` are collective."""
 
 import contextlib
 import json
 import logging
+import os
 import re
-import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint import type_handlers
 
-from lit_jax.checkpoint import leaves, storage
+from lit_jax.checkpoint import leaves, peers, storage
+from lit_jax.checkpoint.save_together import SaveTogether
 from lit_jax.errors import UserError
+from lit_jax.paths import absolute, is_remote, remove_tree, write_text_atomic
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = '.orbax-checkpoint-tmp'
 # Orbax writes these two while it commits, after the manifest exists; they are entered in it afterwards.
-_COMMIT_FILES = ('_CHECKPOINT_METADATA', 'commit_success.txt')
+_COMMITTED = 'commit_success.txt'
+_COMMIT_FILES = ('_CHECKPOINT_METADATA', _COMMITTED)
+_DAMAGED = 'damaged.txt'  # in an object store: stands in a damaged checkpoint in place of commit_success.txt
 
 # Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a large model.
 _UNCOPIED = type_handlers.create_type_handler_registry(
@@ -50,15 +58,16 @@ def save_arrays(path, tree) -> None:
 
     Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU, are not
     copied to write them.
+    Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread over them.
     Raises UserError on a full disk; the directory is then absent."""
-    path = Path(path).absolute()
+    path = absolute(path)
     needed = leaves.tree_bytes(tree)
-    storage.check_free_space(path, needed)
     with storage.explain_full_disk(path, needed):
+        peers.only_lead(lambda: storage.check_free_space(path, needed))
         write_arrays(path, tree)
 
 
-def write_arrays(path: Path, tree) -> None:
+def write_arrays(path: epath.Path, tree) -> None:
     """`save_arrays` for a caller that explains a full disk itself: its errors pass through as they are."""
     if not jax.tree.leaves(tree):
         raise UserError(f'there are no arrays to save in {path}.')
@@ -67,11 +76,12 @@ def write_arrays(path: Path, tree) -> None:
         raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out of the tree.')
     # One directory per array, uncompressed: compression took 15 times as long for a tenth of the space (measured).
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=_UNCOPIED)
-    path.mkdir(parents=True)
+    peers.only_lead(lambda: path.mkdir(parents=True))
     try:
-        handler.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_to_array, tree)))
+        peers.together(lambda: handler.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_to_array, tree))))
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
+        if peers.is_lead():
+            remove_tree(path)
         raise
     finally:
         handler.close()
@@ -82,14 +92,19 @@ def load_arrays(path, abstract=None):
 
     abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct (arrays do too) that
     the result must match in structure, shapes and dtypes; then leaves are jax arrays with each leaf's sharding (none
-    given: the first local device). Raises one UserError that lists all leaves that do not fit."""
-    path = Path(path).absolute()
-    if not path.is_dir():
-        raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by lit_jax.')
-    return _restore(path, abstract, str(path))
+    given: the first local device). A sharding may spread over several processes; all of them call it then, and each
+    reads its own parts. Raises one UserError that lists all leaves that do not fit."""
+    path = absolute(path)
+
+    def load():
+        if not path.is_dir():
+            raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by lit_jax.')
+        return _restore(path, abstract, str(path))
+
+    return peers.together(load)
 
 
-def _restore(path: Path, abstract, source: str, only: str | None = None):
+def _restore(path: epath.Path, abstract, source: str, only: str | None = None):
     """Reads a tree from an Orbax directory; with `only`, just the subtree (of structure `abstract`) under that key."""
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(path).tree
@@ -124,15 +139,18 @@ class Checkpoints:
     """The checkpoints of one run, saved in the background.
 
     Kept: the newest `keep_latest`, and every step divisible by `keep_every` (0: none). Only the run that trains may
-    call `save` and `restore_latest` (both tidy the directory); `steps` and `restore_part` only read."""
+    call `save` and `restore_latest` (both tidy the directory); `steps` and `restore_part` only read.
+
+    workdir: local, or in a bucket (gs://...): Orbax and TensorStore then read and write it directly."""
 
     def __init__(self, workdir, *, keep_latest: int = 3, keep_every: int = 0):
         if keep_latest < 1 or keep_every < 0:
             raise UserError(f'keep_latest must be at least 1 and keep_every at least 0, got {keep_latest} and '
                             f'{keep_every}. Change them in the recipe.')
-        self.directory = Path(workdir).absolute() / 'checkpoints'
+        self.directory = absolute(workdir) / 'checkpoints'
         self._options = {'max_to_keep': keep_latest, 'keep_period': keep_every or None}
         self._manager = None  # opened by the first save, so that a reader touches nothing
+        self._together = None  # opened with it
         self._saving = None  # (step, bytes) of the save that may still run
 
     def __enter__(self):
@@ -145,7 +163,10 @@ class Checkpoints:
         """Steps whose checkpoints are committed, in rising order."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if re.fullmatch(r'\d{9,}', path.name))
+        found = [path for path in self.directory.iterdir() if re.fullmatch(r'\d{9,}', path.name)]
+        if is_remote(self.directory):
+            found = [path for path in found if (path / _COMMITTED).exists()]
+        return sorted(int(path.name) for path in found)
 
     def save(self, step: int, state, meta: dict) -> bool:
         """Starts saving; returns once the state may be changed or donated. False where `step` is saved already.
@@ -155,26 +176,38 @@ class Checkpoints:
         step = int(step)
         json.dumps(meta)  # what JSON cannot hold fails here, not in the background
         self.wait()
-        if step in self.steps():
-            return False
         state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
         needed = leaves.tree_bytes(state)
-        storage.check_free_space(self._path(step), needed)
+        if not peers.from_lead(lambda: self._may_save(step, needed)):
+            return False
         self._saving = step, needed
         with self._explain_failure():
             if self._manager is None:
                 self._manager = self._open()
+            self._together.begin()
             self._manager.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)))
+        return True
+
+    def _may_save(self, step: int, needed: int) -> bool:
+        if step in self.steps():
+            return False
+        storage.check_free_space(self._path(step), needed)
         return True
 
     def wait(self) -> None:
         """Waits until the running save is on disk. UserError if it met a full disk; older checkpoints stay intact."""
         if self._saving is None:
             return
+        step, needed = self._saving
+
+        def finish():
+            with storage.explain_full_disk(self._path(step), needed):
+                self._manager.wait_until_finished()
+
         with self._explain_failure():
-            self._manager.wait_until_finished()
-        step, self._saving = self._saving[0], None
+            peers.together(finish)
+        self._saving = None
         self._complete_manifest(step)
 
     def close(self) -> None:
@@ -192,59 +225,85 @@ class Checkpoints:
         `<step>.damaged`; directories of unfinished saves are deleted. Raises UserError when no checkpoint is whole (all
         stay where they are) or when the newest whole one belongs to another recipe."""
         self.wait()
-        self._remove_unfinished()
-        step, damaged = self._newest_whole()
+        step, damaged = peers.from_lead(self._tidy_and_choose)
         if step is None:
             return None
         path = self._path(step)
-        state = _restore(path / 'state', abstract_state, f'checkpoint {path}')
-        self._barrier()  # no process may rename what another still checks
+
+        def read():
+            state = _restore(path / 'state', abstract_state, f'checkpoint {path}')
+            return state, ocp.JsonCheckpointHandler().restore(path / 'meta')
+
+        state, meta = peers.together(read)
         self._complete_manifest(step)
-        if jax.process_index() == 0:
-            for other in damaged:
-                self._move_aside(other)
         if damaged:
-            self._barrier()
+            peers.only_lead(lambda: self._move_all_aside(damaged, step))
             if self._manager is not None:
                 self._manager.reload()  # or it would refuse to save these steps again
-            _LOG.warning('going on from step %d, the newest whole checkpoint', step)
-        return state, ocp.JsonCheckpointHandler().restore(path / 'meta'), step
+        return state, meta, step
+
+    def _tidy_and_choose(self) -> tuple[int | None, list[int]]:
+        # No process can be saving here: a save begins with a barrier that process 0 is not at.
+        self._remove_unfinished()
+        return self._newest_whole()
+
+    def _move_all_aside(self, damaged: list[int], newest_whole: int) -> None:
+        for step in damaged:
+            self._move_aside(step)
+        _LOG.warning('going on from step %d, the newest whole checkpoint', newest_whole)
 
     def restore_part(self, name: str, abstract=None):
         """(subtree, step): the top-level entry `name` ('ema') of the newest whole checkpoint, and no other.
 
         Changes nothing on the disk, so a run that trains in the same place is not disturbed. abstract: as for
         `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not fit."""
-        step, _ = self._newest_whole()
+        step, _ = peers.from_lead(self._newest_whole)
         if step is None:
             raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is saved.')
-        path = self._path(step)
-        return _restore(path / 'state', abstract, f'{name} of checkpoint {path}', name), step
+        source = self._path(step) / 'state'
+        return peers.together(lambda: _restore(source, abstract, f'{name} of checkpoint {source.parent}', name)), step
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'
 
     def _open(self) -> ocp.CheckpointManager:
-        self._remove_unfinished()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        peers.only_lead(self._make_ready)
+        together = self._together = SaveTogether(ocp.multihost.get_barrier_sync_fn(), self._directory_being_written)
+        # Into an object store with commit_success.txt as the commit; Orbax chooses so for gs:// of its own accord.
+        commit = ocp.path.atomicity.CommitFileTemporaryPath if is_remote(self.directory) else None
         options = ocp.CheckpointManagerOptions(
-            step_name_format=ocp.path.step.standard_name_format(step_format_fixed_length=9),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest), save_root_metadata=False,
+            temporary_path_class=commit,
+            step_name_format=ocp.path.step.standard_name_format(step_format_fixed_length=9, temporary_path_cls=commit),
+            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: together.commit(self._write_manifest),
+                                           barrier_sync_fn=together.barrier),
+            save_root_metadata=False,
             **self._options)
-        handlers = {'state': ocp.PyTreeCheckpointHandler(use_compression=False), 'meta': ocp.JsonCheckpointHandler()}
+        handlers = {'state': together.guard(ocp.PyTreeCheckpointHandler(use_compression=False)),
+                    'meta': together.guard(ocp.JsonCheckpointHandler())}
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
-    def _write_manifest(self) -> None:
-        """Orbax calls this in its background thread when all items are written and the directory is not renamed yet.
+    def _make_ready(self) -> None:
+        self._remove_unfinished()
+        self.directory.mkdir(parents=True, exist_ok=True)
 
-        (Should a later Orbax call it after the rename, a kill in between costs one checkpoint, and is still safe.)"""
-        step, _ = self._saving
-        unfinished = list(self.directory.glob(f'{step:09d}{_UNFINISHED}*'))
-        storage.write_manifest(unfinished[0] if unfinished else self._path(step), skip=_COMMIT_FILES)
+    def _write_manifest(self) -> None:
+        """Orbax calls this in a background thread of process 0, when all processes have written their parts and the
+        directory is not committed yet (renamed; in an object store: given its commit_success.txt).
+
+        (Should a later Orbax call it after that, a kill in between costs one checkpoint, and is still safe.)"""
+        storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
+
+    def _directory_being_written(self) -> epath.Path:
+        path = self._path(self._saving[0])
+        usual = path.with_name(path.name + _UNFINISHED)  # asked for by name: a listing over a network may be an old one
+        if is_remote(path) or usual.exists():
+            return path if is_remote(path) else usual
+        unfinished = [other for other in self._unfinished() if other.name.startswith(path.name)]
+        return unfinished[0] if unfinished else path
 
     def _complete_manifest(self, step: int) -> None:
         """Enters the files that Orbax wrote while it committed. The arrays are listed already: failure is harmless."""
-        if jax.process_index() == 0:
+        if peers.is_lead():
             try:
                 storage.add_to_manifest(self._path(step), _COMMIT_FILES)
             except OSError as e:
@@ -271,9 +330,16 @@ class Checkpoints:
             manager.close()
 
     def _remove_unfinished(self) -> None:
-        if self.directory.is_dir() and jax.process_index() == 0:
-            for path in self.directory.glob(f'*{_UNFINISHED}*'):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self._unfinished() if peers.is_lead() else []:
+            remove_tree(path)
+
+    def _unfinished(self) -> list[epath.Path]:
+        """What saves that did not come to their end have left."""
+        found = list(self.directory.iterdir()) if self.directory.is_dir() else []
+        if not is_remote(self.directory):
+            return [path for path in found if _UNFINISHED in path.name]
+        return [path for path in found if re.fullmatch(r'\d{9,}', path.name)
+                and not (path / _COMMITTED).exists() and not (path / _DAMAGED).exists()]
 
     def _newest_whole(self) -> tuple[int | None, list[int]]:
         """(newest step whose files agree with its manifest, or None without any checkpoint; damaged steps above it)."""
@@ -292,13 +358,15 @@ class Checkpoints:
         return None, []
 
     def _move_aside(self, step: int) -> None:
+        path = self._path(step)
+        if is_remote(path):  # nothing can be renamed there; without its commit the directory does not count any more
+            write_text_atomic(path / _DAMAGED, '\n'.join(storage.find_damage(path)) + '\n')
+            (path / _COMMITTED).unlink()
+            _LOG.warning('the damaged checkpoint of step %d is left out from now on: %s; it can be deleted', step, path)
+            return
         target, count = self.directory / f'{step:09d}.damaged', 1
         while target.exists():
             count += 1
             target = self.directory / f'{step:09d}.damaged{count}'
-        self._path(step).rename(target)
+        os.rename(path, target)
         _LOG.warning('moved the damaged checkpoint of step %d to %s; it can be deleted', step, target)
-
-    def _barrier(self) -> None:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices('lit_jax checkpoint verified')

@@ -4,15 +4,20 @@
     arrays/         the parameters (Orbax)
     manifest.json   sizes and checksums of the files under arrays/
 
-A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete one."""
+A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete one. In
+an object store (gs://...) nothing can be renamed: there config.json is written last, and a folder that has one is
+complete. Several processes save and load together; process 0 writes what is written once, and alone reads all bytes to
+check them, the others compare sizes."""
 
 import json
 import os
 import shutil
-from pathlib import Path
 
-from lit_jax.checkpoint import leaves, manager, storage
+from etils import epath
+
+from lit_jax.checkpoint import leaves, manager, peers, storage
 from lit_jax.errors import UserError
+from lit_jax.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -23,36 +28,73 @@ _SPACES = ('pixels', 'vae')
 
 def is_model_folder(path) -> bool:
     """Whether `path` looks like a model folder (its content may still be damaged; loading checks that)."""
-    return (Path(path) / CONFIG).is_file() and (Path(path) / ARRAYS).is_dir()
+    path = as_path(path)
+    return (path / CONFIG).is_file() and (path / ARRAYS).is_dir()
 
 
-def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> Path:
+def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
     """Writes a model folder, all of it or nothing, and returns its path.
 
     config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax arrays.
     Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty, unless
     overwrite=True and it is a model folder), or a full disk."""
-    path = Path(path).absolute()
+    path = absolute(path)
     config = {'format': FORMAT, **config}
     check_config(config, 'the config to be saved')
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
-    _check_target(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.remove_stale_siblings(path, 'partial')
-    partial = storage.sibling(path, 'partial')
+    peers.only_lead(lambda: _check_target(path, overwrite))
+    write = _write_remote if is_remote(path) else _write_local
+    write(path, text, params)
+    return path
+
+
+def _write_local(path: epath.Path, text: str, params) -> None:
     needed = leaves.tree_bytes(params) + (1 << 20)
-    try:
+
+    def prepare() -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.remove_stale_siblings(path, 'partial')
+        partial = storage.sibling(path, 'partial')
         with storage.explain_full_disk(path, needed):
             storage.check_free_space(path, needed)
             partial.mkdir()
-            manager.write_arrays(partial / ARRAYS, params)
-            (partial / CONFIG).write_text(text, encoding='utf-8')
+        return str(partial)
+
+    def complete() -> None:
+        with storage.explain_full_disk(path, needed):
+            (partial / CONFIG).write_text(text)
             storage.write_manifest(partial, skip=(CONFIG,))
             storage.fsync_tree(partial)
         _move_into_place(partial, path)
+
+    partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0's host and number
+    try:
+        with storage.explain_full_disk(path, needed):
+            manager.write_arrays(partial / ARRAYS, params)
+        peers.only_lead(complete)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return path
+        if peers.is_lead():
+            remove_tree(partial)
+
+
+def _write_remote(path: epath.Path, text: str, params) -> None:
+    def clear() -> None:
+        if path.is_dir():
+            (path / CONFIG).unlink(missing_ok=True)  # from here on it is no model folder
+            path.rmtree(missing_ok=True)
+
+    def complete() -> None:
+        storage.write_manifest(path, skip=(CONFIG,))
+        write_text_atomic(path / CONFIG, text)
+
+    peers.only_lead(clear)
+    try:
+        manager.write_arrays(path / ARRAYS, params)
+        peers.only_lead(complete)
+    except BaseException:
+        if peers.is_lead():
+            remove_tree(path)
+        raise
 
 
 def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
@@ -61,29 +103,34 @@ def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
     abstract: as for `manager.load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
     of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or does not
     fit."""
-    path = Path(path).absolute()
+    path = absolute(path)
+    config = peers.together(lambda: _read_checked(path))
+    return config, manager.load_arrays(path / ARRAYS, abstract)
+
+
+def _read_checked(path: epath.Path) -> dict:
     config = read_config(path)
-    damage = storage.find_damage(path)
+    damage = storage.find_damage(path, checksums=peers.is_lead())
     if not (path / ARRAYS).is_dir():
         damage = [f'{path / ARRAYS}: missing', *damage[:3]]
     if damage:
         shown = '\n  '.join(damage[:10])
         raise UserError(f'model folder {path} is damaged; {len(damage)} of its files are not as they were written:\n'
                         f'  {shown}\nCopy the folder again from its source, or convert the checkpoint again.')
-    return config, manager.load_arrays(path / ARRAYS, abstract)
+    return config
 
 
 def read_config(path) -> dict:
     """Reads and checks config.json of a model folder, without its arrays."""
-    path = Path(path).absolute()
+    path = absolute(path)
     if not path.is_dir():
-        kept = sorted(path.parent.glob('.*.old.*')) if path.parent.is_dir() else []
+        kept = sorted(path.parent.iterdir()) if path.parent.is_dir() and not is_remote(path) else []
         kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
         hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' if kept else ''
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a model folder: {found}. {_GIVE}{hint}')
     try:
-        config = json.loads((path / CONFIG).read_text(encoding='utf-8'))
+        config = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
         raise UserError(f'{path} is not a model folder: it has no {CONFIG}. {_GIVE}') from None
     except ValueError as e:
@@ -135,7 +182,7 @@ def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def _check_target(path: epath.Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f'cannot write a model folder to {path}: a file of that name exists. Choose another name.')
     if not path.is_dir() or not any(path.iterdir()):
@@ -146,7 +193,7 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise UserError(f'{path} is not a model folder, so it will not be overwritten. Choose another folder.')
 
 
-def _move_into_place(partial: Path, path: Path) -> None:
+def _move_into_place(partial: epath.Path, path: epath.Path) -> None:
     """Renames a finished folder to its final name. A folder that it replaces is put back should that fail."""
     old = storage.sibling(path, 'old')
     replaces = path.is_dir() and any(path.iterdir())

@@ -1,7 +1,8 @@
 """Files that are either whole or absent: manifests, atomic writes, and what to say when a disk is full.
 
 A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a missing,
-shortened or altered file is found, and named, before anything reads it."""
+shortened or altered file is found, and named, before anything reads it. In an object store (gs://...) it holds sizes
+only, there is no free space to check, and nothing to fsync: a file is one object, stored whole or not at all."""
 
 import contextlib
 import errno
@@ -13,6 +14,7 @@ import zlib
 from pathlib import Path
 
 from lit_jax.errors import UserError
+from lit_jax.paths import as_path, files_under, fsync_path, is_remote, write_text_atomic
 
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 23
@@ -20,7 +22,7 @@ _BLOCK = 1 << 23
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def file_crc32(path: Path) -> str:
+def file_crc32(path) -> str:
     """CRC-32 of a file as eight hex digits, read in blocks."""
     crc = 0
     with open(path, 'rb') as f:
@@ -29,16 +31,7 @@ def file_crc32(path: Path) -> str:
     return f'{crc:08x}'
 
 
-def fsync_path(path: Path) -> None:
-    """Asks the system to put a file or a directory entry on the disk itself."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def fsync_tree(root: Path) -> None:
+def fsync_tree(root) -> None:
     """`fsync_path` on every file and directory under `root`, and on `root`."""
     for directory, _, files in os.walk(root):
         for name in files:
@@ -46,30 +39,15 @@ def fsync_tree(root: Path) -> None:
         fsync_path(Path(directory))
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a small file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f'.{path.name}.partial')
-    try:
-        with open(temporary, 'w', encoding='utf-8') as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
+def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
+    """{relative path: bytes} of all files but manifests and the names in `skip`."""
+    left_out = (MANIFEST, f'.{MANIFEST}.partial', *skip)
+    return {name: size for name, size in files_under(root).items() if name not in left_out}
 
 
-def list_files(root: Path, skip: tuple[str, ...] = ()) -> dict[str, Path]:
-    """{path relative to root, with '/': absolute path} of all files but manifests and the names in `skip`, sorted."""
-    found = {}
-    for directory, _, files in os.walk(root):
-        for name in files:
-            path = Path(directory, name)
-            relative = path.relative_to(root).as_posix()
-            if relative not in (MANIFEST, f'.{MANIFEST}.partial', *skip):
-                found[relative] = path
-    return dict(sorted(found.items()))
+def _entry(path, size: int) -> dict:
+    """A remote file has no checksum of ours: that would read it back, and the store keeps and checks its own."""
+    return {'bytes': size} if is_remote(path) else {'bytes': size, 'crc32': file_crc32(path)}
 
 
 def _render(files: dict[str, dict]) -> str:
@@ -78,17 +56,17 @@ def _render(files: dict[str, dict]) -> str:
     return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1, sort_keys=True) + '\n'
 
 
-def write_manifest(root: Path, skip: tuple[str, ...] = ()) -> None:
+def write_manifest(root, skip: tuple[str, ...] = ()) -> None:
     """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in `skip`."""
-    files = {name: {'bytes': path.stat().st_size, 'crc32': file_crc32(path)}
-             for name, path in list_files(root, skip).items()}
+    root = as_path(root)
+    files = {name: _entry(root / name, size) for name, size in _files(root, skip).items()}
     write_text_atomic(root / MANIFEST, _render(files))
 
 
-def read_manifest(root: Path) -> dict[str, dict] | None:
+def read_manifest(root) -> dict[str, dict] | None:
     """The manifest's file table, or None where it is missing or damaged."""
     try:
-        text = (root / MANIFEST).read_text(encoding='utf-8')
+        text = (as_path(root) / MANIFEST).read_bytes().decode()
         files = json.loads(text)['files']
         intact = text == _render(files)
     except (OSError, ValueError, KeyError, TypeError):
@@ -96,38 +74,48 @@ def read_manifest(root: Path) -> dict[str, dict] | None:
     return files if intact else None
 
 
-def add_to_manifest(root: Path, names: tuple[str, ...]) -> None:
+def add_to_manifest(root, names: tuple[str, ...]) -> None:
     """Enters the files `names` that the manifest does not list yet. A damaged manifest stays as it is."""
-    files = read_manifest(root)
-    fresh = [name for name in names if files is not None and name not in files and (root / name).is_file()]
+    root, files = as_path(root), read_manifest(root)
+    if files is None or all(name in files for name in names):
+        return
+    fresh = {name: _entry(root / name, size) for name, size in files_under(root).items()
+             if name in names and name not in files}
     if fresh:
-        files |= {name: {'bytes': (root / name).stat().st_size, 'crc32': file_crc32(root / name)} for name in fresh}
-        write_text_atomic(root / MANIFEST, _render(files))
+        write_text_atomic(root / MANIFEST, _render(files | fresh))
 
 
-def find_damage(root: Path) -> list[str]:
+def find_damage(root, *, checksums: bool = True) -> list[str]:
     """One line for each file under `root` that differs from the manifest; empty when all is whole.
 
-    Files that the manifest does not list are not damage (a file browser may leave some)."""
+    Files that the manifest does not list are not damage (a file browser may leave some).
+    checksums: False looks at the sizes only. Those of remote files are all there is to look at."""
+    root = as_path(root)
     if not (root / MANIFEST).is_file():
         return [f'{root / MANIFEST}: missing']
     files = read_manifest(root)
     if files is None:
         return [f'{root / MANIFEST}: damaged (its content does not agree with its own checksum)']
-    problems = []
+    problems, sizes = [], files_under(root)
     for name, entry in files.items():
         path = root / name
-        try:
-            size = path.stat().st_size
-            if size != entry['bytes']:
-                problems.append(f'{path}: {size} bytes where {entry["bytes"]} were written')
-            elif file_crc32(path) != entry['crc32']:
-                problems.append(f'{path}: damaged (checksum differs from the one written with it)')
-        except FileNotFoundError:
+        if name not in sizes:
             problems.append(f'{path}: missing')
-        except OSError as e:
-            problems.append(f'{path}: unreadable ({e.strerror})')
+        elif sizes[name] != entry['bytes']:
+            problems.append(f'{path}: {sizes[name]} bytes where {entry["bytes"]} were written')
+        elif checksums and 'crc32' in entry and not is_remote(path):
+            problems += _content_problem(path, entry['crc32'])
     return problems
+
+
+def _content_problem(path, written: str) -> list[str]:
+    try:
+        same = file_crc32(path) == written
+    except FileNotFoundError:
+        return [f'{path}: missing']
+    except OSError as e:
+        return [f'{path}: unreadable ({e.strerror})']
+    return [] if same else [f'{path}: damaged (checksum differs from the one written with it)']
 
 
 def human_bytes(count: float) -> str:
@@ -139,22 +127,23 @@ def human_bytes(count: float) -> str:
     return f'{count:.1f} TB'
 
 
-def _existing_ancestor(path: Path) -> Path:
+def _existing_ancestor(path) -> Path:
+    path = Path(path)
     while not path.exists():
         path = path.parent
     return path
 
 
-def _full_disk_error(path: Path, needed: int, cause: str) -> UserError:
+def _full_disk_error(path, needed: int, cause: str) -> UserError:
     free = shutil.disk_usage(_existing_ancestor(path)).free
     return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {human_bytes(free)} are free '
                      f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose another '
                      'place, and run the same command again.')
 
 
-def check_free_space(path: Path, needed: int) -> None:
+def check_free_space(path, needed: int) -> None:
     """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
-    if shutil.disk_usage(_existing_ancestor(path)).free < needed:
+    if not is_remote(path) and shutil.disk_usage(_existing_ancestor(path)).free < needed:
         raise _full_disk_error(path, needed, 'checked before writing')
 
 
@@ -171,7 +160,7 @@ def full_disk_reason(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def explain_full_disk(path: Path, needed: int):
+def explain_full_disk(path, needed: int):
     """Turns a full disk inside the block into a UserError that names the place and the need; other errors pass."""
     try:
         yield
@@ -179,7 +168,7 @@ def explain_full_disk(path: Path, needed: int):
         raise
     except (OSError, ValueError, RuntimeError) as e:
         reason = full_disk_reason(e)
-        if reason is None:
+        if reason is None or is_remote(path):
             raise
         raise _full_disk_error(path, needed, reason) from e
 

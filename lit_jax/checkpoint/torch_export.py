@@ -19,6 +19,7 @@ from lit_jax.checkpoint.torch_import import Converted
 from lit_jax.checkpoint.torch_keys import TRANSFORMS, Rule, dimensions, leaf_shape, rules_for
 from lit_jax.errors import UserError
 from lit_jax.models.layers import position_table
+from lit_jax.paths import as_path, local_path
 
 
 def to_torch_state(params: Mapping, arch: Mapping) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def export(src, out, *, overwrite: bool = False) -> Converted:
 
     The file is written beside its place and renamed when it is whole.
     """
-    src, out = Path(src), Path(out)
+    src, out = as_path(src), local_path(out)
     if out.suffix != '.safetensors':
         raise UserError(f'--out {out} must end in .safetensors')
     if out.is_dir():
@@ -54,7 +55,7 @@ def export(src, out, *, overwrite: bool = False) -> Converted:
     return Converted(str(src), weights, 'original', config['model'], count, out)
 
 
-def _load(src: Path) -> tuple[dict, dict]:
+def _load(src) -> tuple[dict, dict]:
     """(config, params); a model folder's stay numpy arrays, which needs half the memory of jax arrays."""
     return load_model_folder(src) if is_model_folder(src) else load_weights(src)
 

@@ -31,6 +31,7 @@ from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, Rule, dimen
 from lit_jax.errors import UserError
 from lit_jax.models.layers import position_table
 from lit_jax.models.network import check_arch
+from lit_jax.paths import as_path, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
@@ -208,7 +209,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     Raises:
         UserError: nothing has been written then.
     """
-    src, out, expected = Path(src), Path(out), dict(expected or {})
+    src, out, expected = local_path(src), as_path(out), dict(expected or {})
     check_out(out, overwrite)
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
@@ -244,7 +245,7 @@ def describe(done: Converted) -> str:
         f'written  {done.out}'])
 
 
-def check_out(out: Path, overwrite: bool) -> None:
+def check_out(out, overwrite: bool) -> None:
     """Refuses, before anything is read, an output that is in the way."""
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return

@@ -1,13 +1,17 @@
-"""The workdir: which recipe lives in it, and the refusal to mix two.
+"""The workdir: which recipe lives in it, and the refusal to mix two. A local folder, or one in a bucket (gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
+
+With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other functions by
+whoever likes.
 """
 import json
-import os
+import time
 from collections.abc import Mapping
-from pathlib import Path
 
+from lit_jax.checkpoint import peers
 from lit_jax.errors import UserError
+from lit_jax.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -16,30 +20,47 @@ FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
 
-def check_workdir(workdir: Path, recipe: Mapping) -> None:
+def check_workdir(workdir, recipe: Mapping) -> None:
     """Raises UserError if the workdir was made by another recipe (listing every field that differs), or is none.
+
+    Process 0 looks; all raise.
 
     Args:
         recipe: the finalized recipe as a dict.
     """
-    workdir = Path(workdir)
-    if (workdir / CONFIG).exists():
+    peers.only_lead(lambda: _check(as_path(workdir), recipe))
+
+
+def _check(workdir, recipe: Mapping) -> None:
+    check_reachable(workdir)
+    with explain_unreachable(workdir):
+        claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
+    if claimed:
         differences = _differences(read_workdir(workdir).get('recipe', {}), _plain(recipe))
         if differences:
             raise UserError(f'{workdir} belongs to another recipe:\n  ' + '\n  '.join(differences) +
                             '\nGive another --workdir, or the recipe that it was made with.')
-    elif (workdir / 'checkpoints').exists():
+    elif used:
         raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the file')
 
 
-def claim_workdir(workdir: Path, recipe: Mapping, describe: Mapping) -> None:
+def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
     """Writes the workdir's config.json, once everything that can be wrong has been looked at.
+
+    Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first claim.
 
     Args:
         describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written beside the recipe.
     """
-    content = {'format': FORMAT, 'kind': 'workdir', 'recipe': _plain(recipe), **describe}
-    _write_json(Path(workdir) / CONFIG, content)
+    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe))
+
+
+def _claim(workdir, recipe: Mapping, describe: Mapping) -> float:
+    began = time.time()
+    if is_workdir(workdir):
+        began = read_workdir(workdir).get('began', began)
+    _write_json(workdir / CONFIG, {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
+    return began
 
 
 def _plain(recipe: Mapping) -> dict:
@@ -47,25 +68,27 @@ def _plain(recipe: Mapping) -> dict:
     return json.loads(json.dumps(recipe))
 
 
-def is_workdir(path: Path) -> bool:
+def is_workdir(path) -> bool:
     """Whether a training run lives in `path`."""
-    return (Path(path) / CONFIG).is_file() and read_workdir(path).get('kind') == 'workdir'
+    with explain_unreachable(path):
+        found = (as_path(path) / CONFIG).is_file()
+    return found and read_workdir(path).get('kind') == 'workdir'
 
 
-def read_workdir(workdir: Path) -> dict:
+def read_workdir(workdir) -> dict:
     """The contents of a workdir's config.json."""
-    path = Path(workdir) / CONFIG
+    path = as_path(workdir) / CONFIG
     try:
-        return json.loads(Path(path).read_text())
+        with explain_unreachable(workdir):
+            return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f'{path} is not readable JSON: {error}') from error
 
 
-def _write_json(path: Path, content: Mapping) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.json.part')
-    temporary.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(temporary, path)
+def _write_json(path, content: Mapping) -> None:
+    with explain_unreachable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, json.dumps(content, indent=1) + '\n')
 
 
 def _differences(was: Mapping, now: Mapping, prefix: str = '') -> list[str]:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from lit_jax.data.base import ArraySource, Spec
 from lit_jax.data.digits_builder import CLASSES, COUNT, HELD_OUT_COUNT, SIZE, Digits
 from lit_jax.errors import UserError
+from lit_jax.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
 SPLITS = {'train': COUNT - HELD_OUT_COUNT, 'held_out': HELD_OUT_COUNT}
@@ -34,7 +35,7 @@ def open_digits(split: str, data_dir: Path) -> ArraySource:
     """
     if split not in SPLITS:
         raise UserError(f'digits has no split {split!r}; known: {", ".join(SPLITS)}')
-    builder = _prepare(Path(data_dir))
+    builder = _prepare(as_path(data_dir))
     pixels, labels = _read(builder, split)
     return ArraySource(SPEC, pixels.astype(np.float32) / 8 - 1, labels)
 

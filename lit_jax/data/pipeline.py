@@ -3,8 +3,8 @@
 The stream is fixed by the seed alone: epoch after epoch, each a fresh permutation of all examples, numbered by their
 position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through batches, so nothing is
 dropped and every example comes exactly once an epoch, whether or not B divides the size. Augmentation randomness
-belongs to the position. A host takes its contiguous part of each global batch: the parts of hosts 0, 1, ... put
-together are the same array for every host count.
+belongs to the position. A host takes the rows of each global batch that its devices need, so the batch that all hosts
+hold together is the same array for every host count and mesh.
 
 grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by processes: those
 would outlive a killed parent). Shuffle and gather work on whole batches because a chain of grain's own `shuffle`, `map`
@@ -30,11 +30,10 @@ _KEPT_PERMUTATIONS = 3  # threads that read ahead may stand in two epochs at onc
 class Pipeline:
     """Batches {'image': float32 [b, H, W, C], 'label': int32 [b]} of one process; made by `make_pipeline`."""
 
-    def __init__(self, source: Source, *, global_batch: int, seed: int, start_step: int, process_index: int,
-                 process_count: int, augment: Augment | None, threads: int, prefetch: int):
+    def __init__(self, source: Source, *, global_batch: int, seed: int, start_step: int, rows: np.ndarray,
+                 augment: Augment | None, threads: int, prefetch: int):
         self.source, self.global_batch, self.seed, self.start_step = source, global_batch, seed, start_step
-        self.local_batch = global_batch // process_count
-        self._first = process_index * self.local_batch
+        self.rows = rows
         self._augment, self._threads, self._prefetch = augment, threads, prefetch
         self._permutations, self._lock = OrderedDict(), threading.Lock()
         self._open = weakref.WeakSet()  # an iterator that nobody holds any more ends by itself
@@ -43,8 +42,7 @@ class Pipeline:
         """This process's part of global batch k >= 0: a pure function of (seed, k)."""
         if k < 0:
             raise IndexError(f'batch {k}: batches are numbered from 0')
-        start = k * self.global_batch + self._first
-        positions = np.arange(start, start + self.local_batch)
+        positions = k * self.global_batch + self.rows
         examples = self.source.take(self.indices(positions))
         if self._augment is None:
             return examples
@@ -140,14 +138,15 @@ class _Batches:
         return self._pipeline.batch(k)
 
 
-def make_pipeline(source: Source, *, global_batch: int, seed: int, start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, augment: Augment | None = None, threads: int = 1,
+def make_pipeline(source: Source, *, global_batch: int, seed: int, start_step: int = 0,
+                  rows: np.ndarray | None = None, augment: Augment | None = None, threads: int = 1,
                   prefetch: int = 4) -> Pipeline:
     """The batches of one process.
 
     Args:
-        global_batch: examples a step over all processes; must be a multiple of process_count.
+        global_batch: examples a step over all processes.
         start_step: k of the first batch of the iterator = steps already done.
+        rows: positions in the global batch that this process reads (`BatchLayout.rows`); None: all of them.
         augment: (element, numpy Generator) -> element of the same shapes, before batching. Its randomness belongs to
             (seed, position in the stream): the same on every host count, different in every epoch.
         threads: that read ahead; 0 reads in the caller. One is enough for data in memory; decoding files wants more.
@@ -155,14 +154,14 @@ def make_pipeline(source: Source, *, global_batch: int, seed: int, start_step: i
     """
     if len(source) < 1:
         raise UserError('the data source is empty')
-    if process_count < 1 or not 0 <= process_index < process_count:
-        raise UserError(f'process_index must be in [0, process_count), got {process_index} of {process_count}')
-    if global_batch < 1 or global_batch % process_count:
-        raise UserError(f'the batch size must be a positive multiple of the number of processes; got {global_batch} '
-                        f'on {process_count} process(es)')
+    if global_batch < 1:
+        raise UserError(f'the batch size must be at least 1, got {global_batch}')
+    rows = np.arange(global_batch) if rows is None else np.asarray(rows, np.int64)
+    if not len(rows) or rows.min() < 0 or rows.max() >= global_batch:
+        raise UserError(f'the rows of this process must lie in the batch of {global_batch}, got {rows}')
     if not 0 <= seed < 2**63:
         raise UserError(f'the seed must be in [0, 2^63), got {seed}')
     if start_step < 0:
         raise UserError(f'the first step must be at least 0, got {start_step}')
-    return Pipeline(source, global_batch=global_batch, seed=seed, start_step=start_step, process_index=process_index,
-                    process_count=process_count, augment=augment, threads=threads, prefetch=max(prefetch, threads))
+    return Pipeline(source, global_batch=global_batch, seed=seed, start_step=start_step, rows=rows,
+                    augment=augment, threads=threads, prefetch=max(prefetch, threads))

@@ -1,13 +1,12 @@
 """From sampled arrays to pictures a person can look at: bytes, grids, PNG files. numpy and Pillow only."""
+import io
 import math
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from lit_jax.errors import UserError
+from lit_jax.paths import as_path, write_bytes_atomic
 
 
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -68,26 +67,18 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
     return grid
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
+def save_png(path, picture: np.ndarray) -> None:
     """Writes a uint8 picture, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a file."""
-    path, picture = Path(path), np.asarray(picture)
+    path, picture = as_path(path), np.asarray(picture)
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
     if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[-1] == 3):
         raise UserError(f'a PNG is written from uint8 [H, W], [H, W, 1] or [H, W, 3]; got {picture.dtype} '
                         f'{list(picture.shape)} (viewable makes colours of more channels)')
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format='PNG')
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            Image.fromarray(picture).save(file, format='PNG')
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp makes private files
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    write_bytes_atomic(path, encoded.getvalue())
 
 
 def _finite(images) -> np.ndarray:

@@ -4,13 +4,13 @@ import html
 import io
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+
+from lit_jax.paths import as_path, write_text_atomic
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
@@ -78,15 +78,12 @@ class Report:
     def _figure(self, content: str, caption: str) -> None:
         self._parts.append(f'<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>')
 
-    def write(self, path: Path) -> None:
-        """Writes the page beside its target and renames it, so that a reader never sees half of one."""
-        path = Path(path)
+    def write(self, path) -> None:
+        """Writes the page so that a reader never sees half of one. Its folder must exist."""
         page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(self._title)}</title>'
                 f'<style>{STYLE}</style></head><body><h1>{html.escape(self._title)}</h1>\n' + '\n'.join(self._parts)
                 + '\n</body></html>\n')
-        temporary = path.with_suffix('.html.part')
-        temporary.write_text(page)
-        os.replace(temporary, path)
+        write_text_atomic(path, page)
 
 
 def _base64(buffer: io.BytesIO) -> str:
@@ -113,9 +110,9 @@ def add_inheritance(report: Report, inheritance: Mapping) -> None:
     report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
 
 
-def write_run_report(workdir: Path, records: Sequence[Mapping], config: Mapping) -> None:
+def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
     """The report of one training run: curves, the newest sample grid, what was inherited, and the recipe."""
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     report = Report(f'{config["recipe"]["name"] or workdir.name}')
     if records:
         last = records[-1]
@@ -130,10 +127,12 @@ def write_run_report(workdir: Path, records: Sequence[Mapping], config: Mapping)
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
         report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)', x_label='step',
                       y_label='loss')
-    grids = sorted((workdir / 'samples').glob('*.png'))
+    samples = workdir / 'samples'
+    grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []
     if grids:
         report.heading('Samples')
-        report.picture(np.asarray(Image.open(grids[-1])), f'EMA weights at step {int(grids[-1].stem):,}')
+        newest = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())))
+        report.picture(newest, f'EMA weights at step {int(grids[-1].stem):,}')
     if (workdir / 'inheritance.json').exists():
         report.heading('Inheritance')
         add_inheritance(report, json.loads((workdir / 'inheritance.json').read_text()))

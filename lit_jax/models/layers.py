@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.models.partition import mesh_axis_size
+from lit_jax.models.partition import constrain, mesh_axis_size
 
 Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
@@ -185,7 +185,9 @@ class LabelEmbedder(nnx.Module):
         self.table = nnx.Param(normal_init(0.02)(rngs.params(), (num_classes + 1,), (width,)))
 
     def __call__(self, y_B: Array) -> Array:
-        return jnp.take(self.table[...], y_B, axis=0).astype(self.dtype)
+        # Gathered whole for the look-up: the table is small, and rows cut along the width would be regrouped on the way.
+        table = constrain(self.table[...], None, None)
+        return jnp.take(table, y_B, axis=0).astype(self.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,61 +1,70 @@
 """The training loop: devices, data, model, teacher, state, restore, steps.
 
 Starting again in the same workdir resumes, exactly: batch k and the noise of step k are functions of (seed, k), and
-everything else is in the checkpoint.
+everything else is in the checkpoint. Every process of a run executes all of this; process 0 writes the log.
 """
+import contextlib
+import functools
 import json
 import logging
 import signal
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.inherit import format_report
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.config import finalize
 from lit_jax.data.pipeline import make_pipeline
+from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import make_grid, save_png, viewable
 from lit_jax.evaluation.report import write_run_report
-from lit_jax.sampling import initial_noise, make_sampler
-from lit_jax.training import setup
-from lit_jax.training.mesh import make_mesh, replicated, shard_batch
+from lit_jax.paths import as_path, write_text_atomic
+from lit_jax.sampling import build_sampler, initial_noise
+from lit_jax.training import cluster, setup
+from lit_jax.training.flops import train_macs
+from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
+from lit_jax.training.profile import ProfileWindow
+from lit_jax.training.speed import peak_flops
 from lit_jax.training.step import make_train_step
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
 
 LOG = logging.getLogger('lit_jax')
+WATCH_SECONDS = 30   # without a step, before the watchdog says so
 PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> int:
     """`train` for the command line: its outcome as an exit status (0, 1, or PREEMPTED)."""
     try:
-        outcome = train(config, workdir)
+        outcome = train(config, workdir, profile=profile)
     except Diverged as error:
         LOG.error('error: %s', error)
         return 1
     return PREEMPTED if outcome == 'preempted' else 0
 
 
-def train(config: ConfigDict, workdir: Path) -> str:
-    """Fits a recipe in `workdir`, from its newest whole checkpoint if there is one.
+def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> str:
+    """Fits a recipe in `workdir` (local or gs://...), from its newest whole checkpoint if there is one.
 
-    Returns 'done', or 'preempted' after SIGTERM (the state was saved). Raises UserError for anything that can be
-    known before the first step, and Diverged if a loss stops being a number.
+    profile: (first, last) step of a window to trace. Returns 'done', or 'preempted' after SIGTERM (the state was saved).
+    Raises UserError for anything that can be known before the first step, and Diverged if a loss stops being a number.
     """
     # 1. Devices and recipe
-    workdir = Path(workdir)
-    config = finalize(config, jax.device_count())
+    workdir = as_path(workdir)
+    config = peers.together(functools.partial(finalize, config, jax.device_count()))
+    cluster.check_same({'recipe': config.to_dict(), 'workdir': str(workdir), **cluster.code_facts()})
     mesh = make_mesh(config.mesh.to_dict())
 
     # 2. Data
-    setup.check_inputs(config)
-    source = setup.build_source(config)
+    peers.together(lambda: setup.check_inputs(config))
+    source = peers.together(lambda: setup.build_source(config))
 
     # 3. Model, teacher, step
     check_workdir(workdir, config.to_dict())
@@ -70,17 +79,20 @@ def train(config: ConfigDict, workdir: Path) -> str:
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
-        claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
-        run = _Run(config, workdir, mesh, network, checkpoints, start, pending,
+        began = claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
+        macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
+        run = _Run(config, workdir, mesh, network, checkpoints, start, pending, began=began, macs=macs, profile=profile,
                    leaf_names=list(named_leaves(abstract['params'])))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
                  f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 
         # 5. Steps
+        layout = BatchLayout(mesh, config.train.batch_size)
         pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed, start_step=start,
-                                 process_index=jax.process_index(), process_count=jax.process_count())
+                                 rows=layout.rows)
         try:
-            return run.steps(state, step_fn, teacher and teacher.params, pipeline)
+            with _memory_explained(), cluster.peers_watched(run.where):
+                return run.steps(state, step_fn, teacher and teacher.params, pipeline, layout)
         finally:
             run.close()
             pipeline.close()
@@ -96,36 +108,65 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
     state, report = setup.init_state(config, network, optimizer, mesh)
     if report is not None:
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / 'inheritance.json').write_text(json.dumps(report, indent=1))
+        if peers.is_lead():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(workdir / 'inheritance.json', json.dumps(report, indent=1))
     return state, [], 0
+
+
+@contextlib.contextmanager
+def _memory_explained():
+    """A device that is full is the recipe's business, not a bug: says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise UserError(f'a device is out of memory: {str(error).splitlines()[0][:300]}\nLess memory: mesh.fsdp=-1 (cuts '
+                        'weights and optimizer), train.remat=dots or full, train.accumulate=2, a smaller '
+                        'train.batch_size, or more devices. train.py --plan=v5e:16x16 says beforehand what a slice needs '
+                        '(docs/plans.md).') from error
 
 
 class _Run:
     """The moving parts of one call of `train`: when to log, save, sample and stop."""
 
-    def __init__(self, config, workdir, mesh, network, checkpoints, start, pending, leaf_names):
+    def __init__(self, config, workdir, mesh, network, checkpoints, start, pending, *, began, macs, profile, leaf_names):
         self.config, self.workdir, self.mesh, self.network = config, workdir, mesh, network
         self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, batch_size=config.train.batch_size,
-                                 sinks=sinks)
+                                 sinks=sinks, flops_per_step=2 * macs, device_count=jax.device_count(), began=began,
+                                 peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
+        self.profile = ProfileWindow(workdir / 'profile', profile, paused=self.reporter.paused)
         self.stop_asked = threading.Event()
-        self._sampler = None
-        self._old_handler = _on_sigterm(self.stop_asked.set)
+        self.watchdog = cluster.Watchdog(WATCH_SECONDS, self.where)
+        self._draw = None
+        # With several processes SIGTERM is jax's: it makes all of them agree on the step to stop at.
+        self._old_handler = _on_sigterm(self.stop_asked.set) if jax.process_count() == 1 else None
 
-    def steps(self, state, step_fn, teacher_params, pipeline) -> str:
+    def where(self) -> str:
+        """From where the run goes on when it is started again."""
+        kept = self.checkpoints.steps()
+        return f'it goes on from step {kept[-1]:,}' if kept else 'no checkpoint was saved yet, so it begins anew'
+
+    def steps(self, state, step_fn, teacher_params, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
         batches, began = iter(pipeline), time.perf_counter()
         for step in range(self.start + 1, self.total + 1):
             waiting = time.perf_counter()
             batch = next(batches)
             self.reporter.waited(time.perf_counter() - waiting)
-            state, metrics = step_fn(state, teacher_params, shard_batch(batch, self.mesh), key)
+            batch = layout.place(batch)
+            self.profile.before(step)
+            with jax.transfer_guard('disallow'):     # a step that brings or fetches numbers on the way waits for them
+                state, metrics = step_fn(state, teacher_params, batch, key)
             self.metrics.add(step, metrics)
             self.reporter.tick()
-            stopping = self.stop_asked.is_set()
+            self.profile.after(step, metrics)
+            self.watchdog.beat()
+            stopping = self.stop_asked.is_set() or cluster.asked_to_stop(step)
             if step % config.log.every == 0 or step == self.total:
                 self._log(step)
             if step % config.checkpoint.every == 0 or step == self.total or stopping:
@@ -157,31 +198,45 @@ class _Run:
 
     def _save(self, step: int, state: dict) -> None:
         self._fetch()  # a state whose last step was not finite must not become the newest checkpoint
+        self.watchdog.rest()
         began = time.perf_counter()
         meta = {'pending_metrics': self.metrics.pending, 'images_seen': step * self.config.train.batch_size}
+        self.reporter.flush()     # in a bucket too, the records of a checkpoint are there before it
         self.checkpoints.save(step, state, meta)
         self.reporter.paused(time.perf_counter() - began)
 
     def _sample(self, step: int, ema: dict) -> None:
         """A grid of fixed noise and evenly spread classes, from the EMA weights."""
-        began, options, config = time.perf_counter(), self.config.sample, self.config
-        if self._sampler is None:
-            self._sampler = make_sampler(
-                self.network, train_steps=config.diffusion.steps, kind=config.diffusion.kind, steps=options.steps,
-                method=options.method, cfg_scale=options.cfg_scale, latent_scale=config.latent.scale)
-        labels = np.arange(options.count) * config.data.num_classes // options.count
-        noise = initial_noise(self.network, config.seed, range(options.count))
-        images = self._sampler(ema, noise, labels, jax.random.key(config.seed))
+        began, count = time.perf_counter(), self.config.sample.count
+        self.watchdog.rest()
+        if self._draw is None:
+            self._draw = self._make_draw(count)
+        images = self._draw(ema)
         if jax.process_index() == 0:
-            grid = make_grid(viewable(np.asarray(images)), columns=min(8, options.count), scale=max(1, 32 // images.shape[1]))
+            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
         self.reporter.paused(time.perf_counter() - began)
+
+    def _make_draw(self, count: int):
+        """draw(ema) -> images [count, H, W, C] on every process, all of it one program."""
+        config, network = self.config, self.network
+        sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
+                               steps=config.sample.steps, method=config.sample.method, cfg_scale=config.sample.cfg_scale,
+                               latent_scale=config.latent.scale)
+        labels = np.arange(count) * config.data.num_classes // count
+
+        def draw(ema):
+            return sample(ema, initial_noise(network, config.seed, range(count)), labels, jax.random.key(config.seed))
+
+        return jax.jit(draw, out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
 
     def _report(self) -> None:
         if jax.process_index() == 0:
             write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'), read_workdir(self.workdir))
 
     def close(self) -> None:
+        self.watchdog.close()
+        self.profile.close()
         self.reporter.close()
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)

@@ -1,7 +1,7 @@
 """The device mesh and the one table that says how every leaf of the train state lies on it.
 
 Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden widths,
-`seq` is for rows of the token grid.
+`seq` cuts rows of the token grid. Activations: `lit_jax.models.partition`.
 """
 import re
 from collections.abc import Mapping
@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from lit_jax.checkpoint.leaves import map_named, named_leaves
 from lit_jax.errors import UserError
+from lit_jax.models.partition import PLACES
 
 AXES = ('data', 'fsdp', 'tensor', 'seq')
-BATCH = P(('data', 'fsdp'))
+BATCH = P(PLACES['batch'])
 
 # (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of their
 # parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut.
@@ -95,7 +96,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's slice of the batch, split over `data` and `fsdp`."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+class BatchLayout:
+    """Where the rows of a global batch lie: which of them this process must read, and how they become global arrays.
+
+    Attributes:
+        rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share a part of
+            the batch (an axis `tensor` or `seq` across hosts) read the same rows.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int):
+        self.batch_size, self.sharding = batch_size, NamedSharding(mesh, BATCH)
+        parts = self.sharding.addressable_devices_indices_map((batch_size,)).values()
+        self.rows = np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Global arrays [batch_size, ...] split over `data` and `fsdp`, from this process's `rows` of each."""
+        return {name: self._place(array) for name, array in batch.items()}
+
+    def _place(self, array):
+        def part(index):
+            start, stop, _ = index[0].indices(self.batch_size)
+            first = np.searchsorted(self.rows, start)      # a device's rows are consecutive in `rows`, too
+            return array[first:first + stop - start]
+
+        return jax.make_array_from_callback((self.batch_size, *array.shape[1:]), self.sharding, part)

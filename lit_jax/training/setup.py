@@ -1,6 +1,5 @@
 """From a finalized recipe to the parts of a run, everything checked before the first compile."""
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from lit_jax.data.sources import Source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Network
+from lit_jax.paths import as_path, check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective
@@ -56,7 +56,7 @@ def check_inputs(config: ConfigDict) -> None:
     problems = []
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
         path = config[section].path
-        if path and not Path(path).exists():
+        if path and not _exists(path):
             problems.append(
                 f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: '
                 f'python convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
@@ -67,6 +67,11 @@ def check_inputs(config: ConfigDict) -> None:
         problems.append(f'data: {error}')
     if problems:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
+
+
+def _exists(path: str) -> bool:
+    check_reachable(path)
+    return as_path(path).exists()
 
 
 def describe(config: ConfigDict, class_names: list[str] | None) -> dict:

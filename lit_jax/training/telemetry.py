@@ -1,17 +1,23 @@
-"""What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard and W&B."""
-import hashlib
-import json
+"""What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard and W&B.
+
+Names in the records: `loss/...` and `grad/...` are means over the interval and belong to the steps; `time/...`,
+`data/...` and `perf/...` belong to the machine and differ between two runs of the same recipe.
+"""
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
+
+from lit_jax.paths import as_path
+from lit_jax.training.metrics_log import MetricsLog
+from lit_jax.training.metrics_log import read_lines as read_lines
+from lit_jax.training.sinks import close_all, open_sink, write_all
+from lit_jax.training.speed import Interval, RunClock, hbm_peak
 
 LOG = logging.getLogger('lit_jax')
 
@@ -69,114 +75,75 @@ class StepMetrics:
         return record
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, each with its step. Opening at `step` drops what lies after it."""
-
-    def __init__(self, path: Path, step: int):
-        self.path = Path(path)
-        kept = [line for line in read_lines(self.path) if line['step'] <= step]
-        temporary = self.path.with_suffix('.jsonl.part')
-        temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-        os.replace(temporary, self.path)
-        self._file = self.path.open('a')
-
-    def write(self, record: Mapping) -> None:
-        self._file.write(json.dumps(record) + '\n')
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
-    if not Path(path).exists():
-        return []
-    records = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            LOG.warning('%s: dropped an unfinished line', path)
-    return records
-
-
-class TensorBoardSink:
-    """Scalars for TensorBoard, through tensorboardX (no TensorFlow)."""
-
-    def __init__(self, workdir: Path):
-        from tensorboardX import SummaryWriter
-        self._writer = SummaryWriter(str(workdir / 'tensorboard'))
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandbSink:
-    """Scalars for Weights & Biases; the run is named after the workdir and resumes with it."""
-
-    def __init__(self, workdir: Path):
-        import wandb
-        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-        self._run = wandb.init(project='lit_jax', name=workdir.name, id=identity, dir=str(workdir), resume='allow')
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._run.log(dict(scalars), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-SINKS = {'tensorboard': TensorBoardSink, 'wandb': WandbSink}
-
-
 class Reporter:
-    """Everything that is written at a log point, on process 0 only; the other processes stay silent."""
+    """Everything that is written at a log point, on process 0 only; the other processes stay silent.
 
-    def __init__(self, workdir: Path, *, step: int, total_steps: int, batch_size: int, sinks: list[str]):
+    Args:
+        workdir: local or remote.
+        step: steps done at the start of this call.
+        sinks: names of `lit_jax.training.sinks.SINKS`.
+        flops_per_step: floating-point operations of one global step, from the model's own count; 0 leaves FLOP/s out.
+        peak_flops: FLOP/s of all devices together (`lit_jax.training.speed.peak_flops`); None leaves MFU out.
+        device_count: devices of all processes.
+        began: unix time of the very first start of the run; None counts the goodput of this call alone.
+    """
+
+    def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
+                 flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
+                 began: float | None = None):
         self._active = jax.process_index() == 0
-        self._total, self._batch = total_steps, batch_size
+        workdir = as_path(workdir)
+        self._total, self._batch, self._devices = total_steps, batch_size, device_count
+        self._flops, self._peak = flops_per_step, peak_flops
         self._log = MetricsLog(workdir / 'metrics.jsonl', step) if self._active else None
-        self._sinks = [sink for name in sinks if self._active and (sink := open_sink(name, workdir))]
+        before = (self._log and self._log.last) or {}
+        self._clock = RunClock(step, total_steps, began=began, productive=before.get('time/productive_s', 0.0))
+        self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
         terminal = self._active and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True) if terminal else None
-        self._start = self._interval_start = time.perf_counter()
-        self._start_step = self._interval_step = step
-        self._waited = self._paused = 0.0
 
     def waited(self, seconds: float) -> None:
         """Counts time that the loop spent waiting for data."""
-        self._waited += seconds
+        self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
         """Counts time spent on other things than steps (sampling, saving), left out of the speed and the ETA."""
-        self._paused += seconds
-        self._start += seconds
+        self._clock.paused(seconds)
 
     def tick(self) -> None:
         """One step was dispatched."""
+        startup = self._clock.dispatched()
+        if startup is not None and self._active:
+            self._say(f'the first step is on its way: first batch and compilation took {format_seconds(startup)}')
         if self._bar is not None:
             self._bar.update(1)
 
     def interval(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the line of an interval that ended at `step`."""
-        now = time.perf_counter()
-        seconds = max(now - self._interval_start - self._paused, 1e-9)
-        steps = max(step - self._interval_step, 1)
-        eta = (now - self._start) / max(step - self._start_step, 1) * (self._total - step)
-        timing = {'time/step_ms': 1e3 * seconds / steps, 'time/images_per_s': self._batch * steps / seconds,
-                  'data/wait_percent': 100 * self._waited / seconds, 'time/eta_s': eta}
+        """Writes the line of an interval that ended at `step`. The caller has waited for its steps already."""
+        timing = self._timing(self._clock.interval(step))
         if self._active:
-            self._log.write({'step': step, 'images_seen': step * self._batch, **means, **timing})
+            writing = time.perf_counter()
+            images = step * self._batch
+            self._log.write({'step': step, 'images_seen': images, **means, **timing})
             scalars = {name: value for name, value in {**means, **timing}.items() if value is not None}
-            for sink in self._sinks:
-                sink.write(step, scalars)
-            self._say(format_line(step, self._total, means, timing))
-        self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
+            write_all(self._sinks, step, scalars)
+            self._say(format_line(step, self._total, images, means, timing))
+            self.paused(time.perf_counter() - writing)
+
+    def _timing(self, done: Interval) -> dict[str, float]:
+        """The numbers of an interval by name; those that this machine or recipe does not have are absent."""
+        rate = self._batch * done.steps / done.seconds
+        timing = {'time/step_ms': 1e3 * done.seconds / done.steps, 'time/images_per_s': rate,
+                  'time/images_per_s_per_device': rate / self._devices,
+                  'data/wait_percent': 100 * done.waited / done.seconds,
+                  'time/eta_s': done.eta, 'time/productive_s': done.productive, 'perf/goodput_percent': 100 * done.goodput}
+        if self._flops:
+            timing['perf/model_flops_per_s'] = self._flops * done.steps / done.seconds
+            if self._peak:
+                timing['perf/mfu_percent'] = 100 * timing['perf/model_flops_per_s'] / self._peak
+        peak, limit = hbm_peak(jax.local_devices())
+        memory = {'perf/hbm_peak_gib': peak, 'perf/hbm_limit_gib': limit}
+        return timing | {name: value for name, value in memory.items() if value is not None}
 
     def _say(self, line: str) -> None:
         if self._bar is None:
@@ -184,32 +151,53 @@ class Reporter:
         else:
             self._bar.write(line, file=sys.stderr)
 
+    def flush(self) -> None:
+        """Puts the records so far where a restart finds them. The loop calls it before each save."""
+        if self._log is not None:
+            writing = time.perf_counter()
+            self._log.flush()
+            self.paused(time.perf_counter() - writing)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._log is not None:
             self._log.close()
-        for sink in self._sinks:
-            sink.close()
+        close_all(self._sinks)
 
 
-def open_sink(name: str, workdir: Path):
-    """A sink of SINKS, or None with a warning: a missing dashboard must not stop a run."""
-    try:
-        return SINKS[name](workdir)
-    except (ImportError, OSError, RuntimeError) as error:
-        LOG.warning('%s is off: %s. The run goes on; metrics.jsonl has everything.', name, error)
-        return None
+def format_line(step: int, total: int, images: int, means: Mapping[str, float], timing: Mapping[str, float]) -> str:
+    """The line that a person reads; what `timing` does not have is left out.
+
+    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120  8,100 img/s (506 a device)
+    15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %  HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`, on one line
+    """
+    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
+                      if f'loss/{name}' in means)
+    rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
+    parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',
+             f'grad {means["grad/norm"]:.3f}',
+             f'{_short(rate)} img/s' + (f' ({_short(each)} a device)' if each != rate else ''),
+             f'{timing["time/step_ms"]:,.1f} ms', f'data-wait {timing["data/wait_percent"]:.1f} %']
+    if 'perf/model_flops_per_s' in timing:
+        parts.append(format_flops(timing['perf/model_flops_per_s']))
+    if 'perf/mfu_percent' in timing:
+        parts.append(f'MFU {timing["perf/mfu_percent"]:.1f} %')
+    if 'perf/hbm_peak_gib' in timing:
+        limit = timing.get('perf/hbm_limit_gib')
+        parts.append(f'HBM {timing["perf/hbm_peak_gib"]:.1f}' + (f' of {limit:.1f} GiB' if limit else ' GiB'))
+    parts += [f'goodput {timing["perf/goodput_percent"]:.1f} %', f'ETA {format_seconds(timing["time/eta_s"])}']
+    return '  '.join(parts)
 
 
-def format_line(step: int, total: int, means: Mapping[str, float], timing: Mapping[str, float]) -> str:
-    """`step 1,500/15,000  loss 0.0213 = mse 0.0202 + vb 0.0011  grad 0.12  8,100 img/s  15.8 ms  data-wait 0.4 %  ETA 3m 12s`"""
-    terms = [(name, means[f'loss/{name}']) for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
-             if f'loss/{name}' in means]
-    parts = '  '.join(f'{name} {value:.4f}' for name, value in terms)
-    return (f'step {step:,}/{total:,}  loss {means["loss/total"]:.4f}  ({parts})  grad {means["grad/norm"]:.3f}  '
-            f'{timing["time/images_per_s"]:,.0f} img/s  {timing["time/step_ms"]:.1f} ms  '
-            f'data-wait {timing["data/wait_percent"]:.1f} %  ETA {format_seconds(timing["time/eta_s"])}')
+def _short(rate: float) -> str:
+    return f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'
+
+
+def format_flops(flops: float) -> str:
+    """'812 MFLOP/s', '23.4 GFLOP/s', '1.23 PFLOP/s'."""
+    power = min(max(int(math.log10(max(flops, 1)) // 3), 2), 6)
+    return f'{flops / 1000**power:.3g} {"MGTPE"[power - 2]}FLOP/s'
 
 
 def format_seconds(seconds: float) -> str:

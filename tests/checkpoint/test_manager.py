@@ -203,7 +203,7 @@ HARM = {'flip': _flip, 'truncate': lambda path: os.truncate(path, path.stat().st
 @pytest.mark.parametrize('harm', HARM)
 def test_damage_to_any_file_is_found_named_and_survived(checkpoints, caplog, harm):
     save(checkpoints, 1, 2)
-    newest = checkpoints.directory / '000000002'
+    newest = Path(checkpoints.directory, '000000002')
     whole = checkpoints.directory.parent / 'copy'
     shutil.copytree(newest, whole)
     files = [path.relative_to(newest) for path in newest.rglob('*') if path.is_file()]

@@ -49,7 +49,7 @@ def _assert_same_bits(left, right):
 
 
 def _files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob('*') if path.is_file())
+    return sorted(path for path in Path(root).rglob('*') if path.is_file())
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_damage_to_any_file_is_found_and_named(folder, harm):
 
 
 def test_missing_arrays_directory(folder):
-    for path in sorted((folder / 'arrays').rglob('*'), reverse=True):
+    for path in sorted(Path(folder, 'arrays').rglob('*'), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (folder / 'arrays').rmdir()
     assert not model_folder.is_model_folder(folder)

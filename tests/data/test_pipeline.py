@@ -78,8 +78,8 @@ def test_hosts_together_make_the_same_batch_for_every_host_count(size, local, se
     options = {'global_batch': 4 * local, 'seed': seed, 'augment': add_noise if augmented else None}
     whole = make_pipeline(numbered(size), **options).batch(k)
     for hosts in (2, 4):
-        parts = [make_pipeline(numbered(size), process_index=i, process_count=hosts, **options).batch(k)
-                 for i in range(hosts)]
+        parts = [make_pipeline(numbered(size), rows=rows, **options).batch(k)
+                 for rows in np.split(np.arange(4 * local), hosts)]
         assert_equal({key: np.concatenate([part[key] for part in parts]) for key in whole}, whole)
 
 
@@ -197,9 +197,9 @@ def test_negative_batches_do_not_exist():
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'global_batch': 6, 'process_count': 4}, 'positive multiple of the number of processes; got 6 on 4'),
-    ({'global_batch': 0}, 'positive multiple'),
-    ({'process_index': 2, 'process_count': 2}, 'got 2 of 2'),
+    ({'global_batch': 0}, 'batch size must be at least 1, got 0'),
+    ({'rows': [3, 4]}, r'must lie in the batch of 4, got \[3 4\]'),
+    ({'rows': []}, 'must lie in the batch of 4'),
     ({'seed': -1}, 'seed must be in'),
     ({'start_step': -1}, 'first step must be at least 0'),
     ({'source': OneByOne(0)}, 'source is empty'),

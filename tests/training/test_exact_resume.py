@@ -61,7 +61,7 @@ def outcome(workdir, recipe):
     abstract = setup.abstract_sharded_state(setup.build_network(config), setup.build_optimizer(config), mesh)
     with Checkpoints(workdir) as checkpoints:
         state, meta, step = checkpoints.restore_latest(abstract)
-    metrics = [{k: v for k, v in line.items() if not k.startswith(('time/', 'data/'))}
+    metrics = [{k: v for k, v in line.items() if not k.startswith(('time/', 'data/', 'perf/'))}
                for line in read_lines(workdir / 'metrics.jsonl')]
     return jax.device_get(state), meta, step, metrics
 

@@ -15,7 +15,7 @@ from lit_jax.training import loop, setup
 from lit_jax.training.mesh import make_mesh
 from lit_jax.training.telemetry import Diverged, read_lines
 
-TIMING = ('time/', 'data/')
+TIMING = ('time/', 'data/', 'perf/')
 
 
 def final_state(config, workdir):
@@ -54,15 +54,15 @@ def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path):
 
 def stop_at(call, monkeypatch):
     """Sends SIGTERM to this process while the `call`-th batch is on its way; the step in hand is still taken."""
-    original, calls = loop.shard_batch, []
+    original, calls = loop.BatchLayout.place, []
 
-    def shard_batch(batch, mesh):
+    def place(self, batch):
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(batch, mesh)
+        return original(self, batch)
 
-    monkeypatch.setattr(loop, 'shard_batch', shard_batch)
+    monkeypatch.setattr(loop.BatchLayout, 'place', place)
 
 
 @pytest.mark.parametrize('stop_after', [2, 3, 5])
@@ -142,15 +142,15 @@ def test_what_is_missing_is_listed_at_once_with_its_commands(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    original, calls = loop.shard_batch, []
+    original, calls = loop.BatchLayout.place, []
 
-    def poison_fifth(batch, mesh):
+    def poison_fifth(self, batch):
         calls.append(1)
         if len(calls) == 5:
             batch['image'][0] = np.nan
-        return original(batch, mesh)
+        return original(self, batch)
 
-    monkeypatch.setattr(loop, 'shard_batch', poison_fifth)
+    monkeypatch.setattr(loop.BatchLayout, 'place', poison_fifth)
     config = tiny_recipe(steps=8)
     config.log.every = 8
     message = r'step 5: loss/.* = nan.*first non-finite gradient: .*last good checkpoint is step 3'

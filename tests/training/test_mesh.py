@@ -1,4 +1,6 @@
 """The sharding table on eight virtual devices."""
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ from tiny import tiny_recipe
 from lit_jax import config as recipes
 from lit_jax.errors import UserError
 from lit_jax.training import setup
-from lit_jax.training.mesh import find_rule, format_shardings, make_mesh, shard_batch, state_shardings
+from lit_jax.training.mesh import BatchLayout, find_rule, format_shardings, make_mesh, state_shardings
 from lit_jax.training.state import abstract_state
 
+ROOT = Path(__file__).parents[2]
 MIXED = {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}
 
 
@@ -75,6 +78,35 @@ def test_the_table_lists_bytes_a_device():
     assert 'params/blocks/mlp/fc1/kernel' in table and 'total, MB a device' in table
 
 
+@pytest.mark.parametrize('name', ['lit_xl', 'dit_xl'])
+def test_the_table_of_the_largest_models_is_the_one_that_was_read_and_approved(name, goldens):
+    """A change of RULES shows here line by line; to accept it: python tests/training/test_mesh.py"""
+    assert sharding_table(name) == (goldens / f'shardings_{name}.txt').read_text()
+
+
+def sharding_table(name):
+    config = recipes.load_recipe(ROOT / 'configs' / f'{name}.py')
+    return format_shardings(state_of(config), make_mesh(MIXED)) + '\n'
+
+
+def test_hosts_read_the_rows_of_their_devices():
+    """The middle host of a mesh whose `seq` axis runs over hosts reads what its neighbour on that axis reads."""
+    mesh = make_mesh({'data': 4, 'fsdp': 1, 'tensor': 1, 'seq': 2})
+    layout = BatchLayout(mesh, 8)
+    by_device = layout.sharding.devices_indices_map((8,))
+    rows = [np.arange(8)[by_device[device]].tolist() for device in mesh.devices.flat]
+    assert rows == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5], [6, 7], [6, 7]]
+
+
 def test_a_batch_is_cut_over_data_and_fsdp():
-    batch = shard_batch({'image': np.zeros((8, 4, 4, 1), np.float32)}, make_mesh(MIXED))
-    assert {shard.data.shape for shard in batch['image'].addressable_shards} == {(2, 4, 4, 1)}
+    layout = BatchLayout(make_mesh(MIXED), 8)
+    images = np.arange(8 * 16, dtype=np.float32).reshape(8, 4, 4, 1)
+    placed = layout.place({'image': images})['image']
+    assert layout.rows.tolist() == list(range(8))
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 4, 4, 1)}
+    np.testing.assert_array_equal(placed, images)
+
+
+if __name__ == '__main__':     # writes the golden tables; needs the eight devices of conftest
+    for recipe in ('lit_xl', 'dit_xl'):
+        (ROOT / 'tests' / 'goldens' / f'shardings_{recipe}.txt').write_text(sharding_table(recipe))

@@ -8,7 +8,7 @@ from tiny import tiny_recipe
 
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.training import setup
-from lit_jax.training.mesh import make_mesh, shard_batch, state_shardings
+from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 from lit_jax.training.state import make_optimizer, new_state, update_ema
 from lit_jax.training.step import draw_inputs, loss_terms, make_train_step
 
@@ -122,7 +122,7 @@ def test_gradients_of_mixed_layouts_equal_one_device():
         with jax.set_mesh(mesh):
             sharded = jax.device_put(state, state_shardings(state, mesh))
             placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh))
-            _, got = step(sharded, placed_teacher, shard_batch(batch, mesh), KEY)
+            _, got = step(sharded, placed_teacher, BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
         for name in ('loss/total', 'loss/distill_noise', 'grad/norm'):
             assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5), (sizes, name)
 

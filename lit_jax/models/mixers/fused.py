@@ -82,7 +82,7 @@ def _splash_takes(q: Array, k: Array) -> bool:
 
 
 def _splash(q, k, v, interpret: bool = False):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash   # 0.3 s that only TPUs need
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # 0.3 s that only TPUs need
     (heads, n_q), n_k = q.shape[1:3], k.shape[2]
     block = max(size for size in (128, 256, 512) if n_q % size == n_k % size == 0)
     mask = splash.MultiHeadMask([splash.FullMask((n_q, n_k))] * heads)

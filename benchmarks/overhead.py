@@ -1,0 +1,88 @@
+"""What the loop costs beside its steps: the gap before the next dispatch, and the time that a checkpoint takes away.
+
+    python benchmarks/overhead.py --config configs/lit_s.py --batch_size 8 --steps 40
+
+Runs the real loop on synthetic data with one save in the middle. The gap is the time from the return of one dispatch to
+the call of the next: data, metrics, watchdog, signals. A save costs the time it blocks the loop, and what the steps beside
+its background writing take longer than the median step. Both come from one run; the save is then set against 500 steps.
+"""
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+class Clock:
+    """Stands in for the jitted step: waits for each step, so that its time is known, and notes what lies between."""
+
+    def __init__(self, step):
+        self.step, self.calls = step, []
+
+    def __call__(self, *args):
+        import jax
+        called = time.perf_counter()
+        out = self.step(*args)
+        dispatched = time.perf_counter()
+        jax.block_until_ready(out)
+        self.calls.append((called, dispatched, time.perf_counter()))
+        return out
+
+
+def measure(config, steps: int, workdir: Path) -> dict:
+    """Seconds: median step, median gap, time blocked by the save, and how much longer the steps beside it took."""
+    from lit_jax.training import loop
+    clocks, blocked = [], []
+    original_steps, original_save = loop._Run.steps, loop._Run._save
+
+    def timed_steps(run, state, step_fn, *rest):
+        clocks.append(Clock(step_fn))
+        return original_steps(run, state, clocks[0], *rest)
+
+    def timed_save(run, step, state):
+        if step == steps:
+            return
+        began = time.perf_counter()
+        original_save(run, step, state)
+        blocked.append((began, time.perf_counter()))
+
+    loop._Run.steps, loop._Run._save = timed_steps, timed_save
+    loop.train(config, workdir)
+    calls = clocks[0].calls[2:]          # the first ones compile and fill caches
+    durations = [end - called for called, _, end in calls]
+    gaps = [after[0] - before[2] for before, after in zip(calls, calls[1:], strict=False)]
+    (began, ended), = blocked
+    step = statistics.median(durations)
+    beside = [d - step for d, (called, _, _) in zip(durations, calls, strict=True) if called >= ended][:10]
+    return {'step': step, 'gap': statistics.median(gaps), 'blocked': ended - began, 'beside': sum(beside)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default='configs/lit_s.py')
+    parser.add_argument('--batch_size', type=int, default=8)
+    parser.add_argument('--steps', type=int, default=40)
+    parser.add_argument('--dtype', default='float32')
+    args = parser.parse_args()
+    from lit_jax.config import load_recipe
+    config = load_recipe(Path(args.config))
+    config.data.name, config.train.steps, config.train.batch_size = 'synthetic', args.steps, args.batch_size
+    config.teacher.path = config.inherit.path = ''
+    config.train.dtype, config.sample.every = args.dtype, 0
+    config.checkpoint.every = config.log.every = args.steps // 2
+    with tempfile.TemporaryDirectory() as workdir:
+        seconds = measure(config, args.steps, Path(workdir))
+    step, cost = seconds['step'], seconds['blocked'] + seconds['beside']
+    print(f'{config.name}, batch {args.batch_size}: median step {1e3 * step:.0f} ms\n'
+          f'gap before the next dispatch {1e3 * seconds["gap"]:.2f} ms = {100 * seconds["gap"] / step:.2f} % of a step\n'
+          f'one checkpoint: the loop waits {seconds["blocked"]:.2f} s, the ten steps after it take {seconds["beside"]:.2f} s '
+          f'longer; of 500 steps {100 * cost / (500 * step):.2f} %')
+
+
+if __name__ == '__main__':
+    from lit_jax.cli import setup_logging
+    setup_logging()
+    main()

@@ -1,0 +1,79 @@
+"""`metrics.jsonl`: one JSON object a line, each with its step; on a disk or in a bucket."""
+import json
+import logging
+import time
+from collections.abc import Mapping
+
+from lit_jax.errors import UserError
+from lit_jax.paths import as_path, explain_unreachable, is_remote, write_text_atomic
+
+LOG = logging.getLogger('lit_jax')
+REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this often
+
+
+class MetricsLog:
+    """The metrics of a run. Opening at `step` drops what lies after it: those steps are done again.
+
+    A disk gets every line at once. An object store cannot append, so there the lines are kept in memory and the object is
+    written whole at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket does not answer, the run
+    goes on and the next rewrite carries everything.
+
+    Attributes:
+        last: the last record that was kept at opening, None for a new file.
+    """
+
+    def __init__(self, path, step: int, *, rewrite_s: float = REWRITE_SECONDS):
+        self._path, self._remote, self._rewrite_s = as_path(path), is_remote(path), rewrite_s
+        with explain_unreachable(self._path):
+            kept = [record for record in read_lines(self._path) if record['step'] <= step]
+        self.last = kept[-1] if kept else None
+        self._lines = [json.dumps(record) + '\n' for record in kept]
+        self._file, self._dirty, self._written = None, True, time.monotonic()
+        if self._remote:
+            self.flush()
+        else:
+            write_text_atomic(self._path, ''.join(self._lines))
+            self._file = open(self._path, 'a')
+
+    def write(self, record: Mapping) -> None:
+        """Adds one record."""
+        line = json.dumps(record) + '\n'
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        self._dirty = True
+        if time.monotonic() - self._written >= self._rewrite_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts all records where another process reads them. Called before a checkpoint is saved."""
+        if not (self._remote and self._dirty):
+            return
+        self._written = time.monotonic()
+        try:
+            with explain_unreachable(self._path):
+                write_text_atomic(self._path, ''.join(self._lines))
+            self._dirty = False
+        except UserError as error:
+            LOG.warning('%s is behind: %s. The run goes on and writes it later.', self._path, error)
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+
+def read_lines(path) -> list[dict]:
+    """The records of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
+    path = as_path(path)
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            LOG.warning('%s: dropped an unfinished line', path)
+    return records

@@ -1,0 +1,76 @@
+"""Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. None of them may stop a run."""
+import hashlib
+import logging
+from collections.abc import Mapping
+
+from lit_jax.paths import absolute, is_remote
+
+LOG = logging.getLogger('lit_jax')
+# What a missing package, a full disk and an unreachable service raise.
+SINK_ERRORS = (ImportError, OSError, RuntimeError)
+
+
+class TensorBoardSink:
+    """Scalars for TensorBoard, through tensorboardX (no TensorFlow). Local workdirs only: its writer blocks the run for
+    good once an upload has failed."""
+
+    def __init__(self, workdir):
+        from tensorboardX import SummaryWriter
+        if is_remote(workdir):
+            raise RuntimeError(f'event files cannot go to {workdir}; take W&B (log.wandb) or plot metrics.jsonl')
+        self._writer = SummaryWriter(str(workdir / 'tensorboard'))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """Scalars for Weights & Biases; the run is named after the workdir and resumes with it."""
+
+    def __init__(self, workdir):
+        import wandb
+        identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
+        folder = None if is_remote(workdir) else str(workdir)   # None: ./wandb of the machine
+        self._run = wandb.init(project='lit_jax', name=workdir.name, id=identity, dir=folder, resume='allow')
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS = {'tensorboard': TensorBoardSink, 'wandb': WandbSink}
+
+
+def open_sink(name: str, workdir):
+    """A sink of SINKS, or None with a warning: a missing dashboard must not stop a run."""
+    try:
+        return SINKS[name](workdir)
+    except SINK_ERRORS as error:
+        LOG.warning('%s is off: %s. The run goes on; metrics.jsonl has everything.', name, error)
+        return None
+
+
+def write_all(sinks: dict[str, object], step: int, scalars: Mapping[str, float]) -> None:
+    """Writes to every sink of a dict by name, and takes those that fail out of it."""
+    for name, sink in list(sinks.items()):
+        try:
+            sink.write(step, scalars)
+        except SINK_ERRORS as error:
+            LOG.warning('%s is off from step %s on: %s. The run goes on; metrics.jsonl has everything.', name,
+                        f'{step:,}', error)
+            del sinks[name]
+
+
+def close_all(sinks: dict[str, object]) -> None:
+    """Closes every sink; one that cannot be closed is only said."""
+    for name, sink in sinks.items():
+        try:
+            sink.close()
+        except SINK_ERRORS as error:
+            LOG.warning('%s could not be closed: %s', name, error)

@@ -1,0 +1,132 @@
+"""How fast a run is, what its devices could do at most, and how much of its wall time went into steps that count.
+
+Goodput is the time spent on steps that were kept, divided by the wall time since the very first start of the run. A
+step counts once: what was done after the newest checkpoint and then lost in a crash is not counted, its repetition is.
+Not productive, whatever the reason: the time between two calls (queueing, restarting), starting up (imports, restore,
+first batch, compilation until the first step is dispatched), saving, sampling, writing the log, waiting for data. The
+steps between the last log line and a checkpoint of a stopped run are not counted either, so the figure is a lower
+bound, short by at most one log interval a restart.
+"""
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from lit_jax.errors import UserError
+from lit_jax.training.chips import find_chip
+
+LOG = logging.getLogger('lit_jax')
+
+
+def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> float | None:
+    """What all `devices` together can do, in FLOP/s (a multiply-accumulate is two); None where that is not known.
+
+    Args:
+        override_tflops: TFLOP/s of one device, for one that is not in the table of chips or to compare with another
+            peak; 0 takes the table (dense bfloat16).
+    """
+    if override_tflops < 0 or not math.isfinite(override_tflops):
+        raise UserError(f'log.peak_tflops must be 0 (take the table) or the TFLOP/s of one device, got {override_tflops}')
+    if override_tflops:
+        return override_tflops * 1e12 * len(devices)
+    chips = {device.device_kind: find_chip(device.device_kind) for device in devices}
+    unknown = sorted(kind for kind, chip in chips.items() if chip is None)
+    if unknown:
+        if jax.process_index() == 0:
+            LOG.info('no peak speed is known of %s: MFU is left out; --config.log.peak_tflops=N gives it (TFLOP/s of one '
+                     'device)', ', '.join(repr(kind) for kind in unknown))
+        return None
+    return sum(chips[device.device_kind].peak_flops for device in devices)
+
+
+def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
+    """(most memory in use since the start, memory there is) of the fullest of this process's `devices`, in GiB.
+
+    None where the platform does not count it (a CPU). Asks the allocator, never the device.
+    """
+    fullest = {}
+    for device in devices:
+        try:
+            stats = device.memory_stats() or {}
+        except jax.errors.JaxRuntimeError:     # a plugin that has no such call
+            continue
+        fullest = max(fullest, stats, key=lambda stats: stats.get('peak_bytes_in_use', -1))
+    peak, limit = fullest.get('peak_bytes_in_use'), fullest.get('bytes_limit')
+    return (None if peak is None else peak / 2**30, None if limit is None else limit / 2**30)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What happened between two log lines.
+
+    Attributes:
+        steps: optimizer updates.
+        seconds: their wall time, pauses left out, waiting for data included.
+        waited: the part of `seconds` spent waiting for data.
+        eta: seconds that the remaining steps take at the mean pace of this call, without pauses.
+        productive: seconds of kept steps since the run began, waiting left out, over all restarts.
+        goodput: `productive` as a share of the wall time since the run began, 0 to 1.
+    """
+    steps: int
+    seconds: float
+    waited: float
+    eta: float
+    productive: float
+    goodput: float
+
+
+class RunClock:
+    """Sorts the wall time of a run into steps, waiting for data, pauses and starting up. Never asks the device.
+
+    Args:
+        step: steps done at the start of this call.
+        total: steps of the whole run.
+        began: unix time of the first start of the run; None for now, and then nothing before this call counts.
+        productive: productive seconds of the calls before this one.
+        clock, wall: seconds that only grow, and unix seconds.
+    """
+
+    def __init__(self, step: int, total: int, *, began: float | None = None, productive: float = 0.0,
+                 clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time):
+        self._clock, self._wall = clock, wall
+        self._began, self._productive = (wall(), 0.0) if began is None else (began, productive)
+        self._total = total
+        self._first_step = self._interval_step = step
+        self._created = self._start = self._interval_start = clock()
+        self._waited = self._paused = 0.0
+        self._running = False
+
+    def waited(self, seconds: float) -> None:
+        """Counts time that the loop spent waiting for data."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Counts time spent on other things than steps: saving, sampling, writing the log."""
+        self._paused += seconds
+        self._start += seconds
+
+    def dispatched(self) -> float | None:
+        """One step was dispatched. Everything before the first one was starting up: returns its seconds, later None."""
+        if self._running:
+            return None
+        self._running = True
+        self._start = self._interval_start = self._clock()
+        self._waited = self._paused = 0.0
+        return self._start - self._created
+
+    def interval(self, step: int) -> Interval:
+        """Closes the interval that ends with `step`."""
+        now = self._clock()
+        seconds = max(now - self._interval_start - self._paused, 1e-9)
+        waited = min(self._waited, seconds)
+        self._productive += seconds - waited
+        pace = (now - self._start) / max(step - self._first_step, 1)
+        # A clock that was set back must not give more than everything.
+        wall = max(self._wall() - self._began, self._productive, 1e-9)
+        done = Interval(steps=max(step - self._interval_step, 1), seconds=seconds, waited=waited,
+                        eta=pace * (self._total - step), productive=self._productive, goodput=self._productive / wall)
+        self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
+        return done

@@ -1,0 +1,135 @@
+"""One device or eight, cut along any axis: the same run."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_recipe
+
+from lit_jax.checkpoint.manager import Checkpoints
+from lit_jax.config import finalize
+from lit_jax.data.pipeline import make_pipeline
+from lit_jax.models.network import Network
+from lit_jax.training import setup
+from lit_jax.training.mesh import BatchLayout, make_mesh, replicated, state_shardings
+from lit_jax.training.step import make_train_step
+
+STEPS = 20
+LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (1, 1, 1, 8), 'mixed': (1, 2, 2, 2),
+           'data and seq': (2, 1, 1, 4)}
+
+
+def sizes_of(layout):
+    return dict(zip(('data', 'fsdp', 'tensor', 'seq'), LAYOUTS.get(layout, (1, 1, 1, 1)), strict=True))
+
+
+class Small:
+    """A recipe on 8 x 8 tokens, with a random teacher for the linear mixer, on a mesh of some of the devices."""
+
+    def __init__(self, mixer, layout, devices=8):
+        config = tiny_recipe(mixer)
+        config.data.image_size = 16
+        config.mesh.update(sizes_of(layout) if isinstance(layout, str) else layout)
+        self.config = finalize(config, devices)
+        self.mesh = make_mesh(self.config.mesh.to_dict(), jax.devices()[:devices])
+        self.network, self.optimizer = setup.build_network(self.config), setup.build_optimizer(self.config)
+        self.abstract = setup.abstract_sharded_state(self.network, self.optimizer, self.mesh)
+
+    def teacher(self):
+        if self.config.model.mixer.name == 'softmax':
+            return None, None
+        network = Network({**self.network.arch, 'mixer': {'name': 'softmax', 'heads': 2}})
+        # An all-zero output layer, as DiT begins with, would teach nothing.
+        shapes = network.abstract()
+        keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(shapes)))
+        leaves = [0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, jax.tree.leaves(shapes), strict=True)]
+        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return network, jax.device_put(params, state_shardings(shapes, self.mesh))
+
+    def step(self, teacher_network):
+        step = make_train_step(self.network, self.optimizer, setup.build_objective(self.config), teacher_network)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)))
+
+    def losses(self, steps=STEPS):
+        with jax.set_mesh(self.mesh):
+            state, _ = setup.init_state(self.config, self.network, self.optimizer, self.mesh)
+            teacher_network, teacher_params = self.teacher()
+            step, key = self.step(teacher_network), setup.run_key(self.config, self.mesh)
+            layout = BatchLayout(self.mesh, self.config.train.batch_size)
+            pipeline = make_pipeline(setup.build_source(self.config), global_batch=layout.batch_size, seed=0, rows=layout.rows)
+            losses = []
+            for k in range(steps):
+                state, metrics = step(state, teacher_params, layout.place(pipeline.batch(k)), key)
+                losses.append(metrics['loss/total'])
+            return np.asarray(jax.device_get(losses)), state
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    return {mixer: Small(mixer, 'one', devices=1).losses()[0] for mixer in ('softmax', 'linear')}
+
+
+@pytest.mark.parametrize('layout', [name if name == 'mixed' else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
+@pytest.mark.parametrize('mixer', ['softmax', 'linear'], ids=['DiT', 'LiT with teacher'])
+def test_every_layout_gives_the_losses_of_one_device(mixer, layout, one_device):
+    losses, state = Small(mixer, layout).losses()
+    assert losses[-1] < 0.9 * losses[0]           # it learns: equal constants would prove nothing
+    np.testing.assert_allclose(losses, one_device[mixer], rtol=1e-5)
+    want = state_shardings(state, make_mesh(sizes_of(layout)))
+    assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, want))
+
+
+def share(tree, shardings):
+    return sum(np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True))
+
+
+def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
+    """Parameters, EMA, moments and teacher of LiT-XL: total / 8 and what is copied on purpose, within 5 %."""
+    from lit_jax import config as recipes
+    config = recipes.finalize(recipes.load_recipe('configs/lit_xl.py'), 8)
+    assert (config.mesh.data, config.mesh.fsdp) == (1, 8)
+    mesh = make_mesh(config.mesh.to_dict())
+    state = setup.abstract_state(setup.build_network(config), setup.build_optimizer(config))
+    teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16),
+                           Network(setup.architecture(recipes.load_recipe('configs/dit_xl.py'))).abstract())
+    for tree in (state['params'], state['ema'], state['opt'], teacher):
+        shardings = state_shardings(tree, mesh)
+        copied = share(*zip(*[(leaf, s) for leaf, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+                              if s.is_fully_replicated], strict=True))
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        assert share(tree, shardings) <= 1.05 * (total - copied) / 8 + copied
+        assert copied < 0.002 * total
+
+
+def test_a_checkpoint_goes_from_eight_devices_to_four_to_one_and_back(tmp_path):
+    """Each stop restores the values of the one before, cut in its own way, and saves them again."""
+    stops = [('fsdp', 8), ({'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 1}, 4), ('one', 1), ('mixed', 8), ('seq', 8)]
+    first = Small('linear', *stops[0])
+    _, state = first.losses(steps=2)
+    want = jax.device_get(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state, {'stop': 0})
+    for number, (layout, devices) in enumerate(stops[1:], start=1):
+        small = Small('linear', layout, devices)
+        with Checkpoints(tmp_path) as checkpoints:
+            state, meta, step = checkpoints.restore_latest(small.abstract)
+            assert (meta['stop'], step) == (number - 1, number + 1)
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), want)
+            jax.tree.map(lambda leaf, spec: leaf.sharding.is_equivalent_to(spec.sharding, leaf.ndim), state, small.abstract)
+            checkpoints.save(step + 1, state, {'stop': number})
+
+
+def test_a_step_brings_and_fetches_nothing_on_the_way():
+    """What jax's transfer guard sees (on CPU: numbers brought to the device) does not happen within a step."""
+    small = Small('linear', 'data')
+    with jax.set_mesh(small.mesh):
+        state, _ = setup.init_state(small.config, small.network, small.optimizer, small.mesh)
+        teacher_network, teacher_params = small.teacher()
+        step, key = small.step(teacher_network), setup.run_key(small.config, small.mesh)
+        batch = {'image': np.zeros((16, 16, 16, 1), np.float32), 'label': np.zeros(16, np.int32)}
+        placed = BatchLayout(small.mesh, 16).place(batch)
+        with jax.transfer_guard('disallow'):
+            state, _ = step(state, teacher_params, placed, key)
+            with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device transfer'):
+                step(state, teacher_params, batch, key)
