@@ -11,7 +11,10 @@ STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train'
 
 @dataclass(frozen=True)
 class Spec:
-    """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes)."""
+    """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes).
+
+    Cached latents have 'moments' in the place of 'image' (lit_jax/data/latents.py).
+    """
     image_size: int
     channels: int
     num_classes: int
@@ -39,10 +42,10 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> dict:
-        """{'image': float32 [H, W, C], 'label': int32}. IndexError outside [0, len)."""
+        """{'image' (or 'moments'): float32 [H, W, C], 'label': int32}. IndexError outside [0, len)."""
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Several examples at once: {'image': float32 [b, H, W, C], 'label': int32 [b]}, new contiguous arrays."""
+        """Several examples at once: the arrays of an element with a leading axis [b, ...], new and contiguous."""
         return stack([self[int(i)] for i in indices])
 
 
@@ -71,8 +74,8 @@ class ArraySource(Source):
 
 def stack(elements: Sequence[dict]) -> dict[str, np.ndarray]:
     """Elements to one batch of contiguous arrays in the dtypes of the contract."""
-    return {'image': np.stack([np.asarray(e['image'], np.float32) for e in elements]),
-            'label': np.array([e['label'] for e in elements], np.int32)}
+    return {name: np.stack([np.asarray(e[name], np.int32 if name == 'label' else np.float32) for e in elements])
+            for name in elements[0]}
 
 
 def check_index(index: int, length: int) -> int:

@@ -46,8 +46,8 @@ class Pipeline:
         examples = self.source.take(self.indices(positions))
         if self._augment is None:
             return examples
-        return stack([self._augment({'image': image, 'label': label}, random_generator(self.seed, 'augment', int(p)))
-                      for image, label, p in zip(examples['image'], examples['label'], positions, strict=True)])
+        return stack([self._augment({name: array[i] for name, array in examples.items()},
+                                    random_generator(self.seed, 'augment', int(p))) for i, p in enumerate(positions)])
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
         """Which example stands at each position of the stream, int64."""

@@ -1,0 +1,68 @@
+"""What a block of LiT-XL and one of DiT-XL send along `seq` at high resolution; compiled, not run.
+
+    python benchmarks/sequence.py --topology v5e:2x4        # with requirements-tpu.txt, on any Linux machine
+    python benchmarks/sequence.py --topology cpu:8
+
+One picture, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from flax import nnx  # noqa: E402
+
+from lit_jax.config import SIZES  # noqa: E402
+from lit_jax.training.topology import find_topology  # noqa: E402
+
+PIXELS = (1024, 2048, 4096)
+
+
+def compiled_mixer(name: str, side: int, mesh, dtype):
+    """The program of one token mixer on side x side tokens."""
+    import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from lit_jax.models.mixers import build_mixer
+    size = SIZES['xl']
+
+    def build():
+        return build_mixer({'name': name, 'heads': size[f'{name}_heads']}, size['width'], dtype=dtype, rngs=nnx.Rngs(0))
+
+    graphdef, params = nnx.split(nnx.eval_shape(build))
+    tokens, whole = NamedSharding(mesh, P(None, 'seq', None)), NamedSharding(mesh, P())
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
+    x = jax.ShapeDtypeStruct((1, side * side, size['width']), dtype, sharding=tokens)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (side, side)), out_shardings=tokens).lower(
+            params, x).compile()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--topology', default='v5e:2x4')
+    parser.add_argument('--pixels', default=','.join(map(str, PIXELS)))
+    args = parser.parse_args()
+    topology = find_topology(args.topology)
+    import jax.numpy as jnp
+
+    from lit_jax.training.collectives import find_collectives
+    from lit_jax.training.mesh import make_mesh
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': len(topology.devices)}, topology.devices)
+    dtype = jnp.float32 if topology.chip is None else jnp.bfloat16
+    print('| pixels | tokens | mixer | collectives of a forward pass | KiB a device |\n|---|---|---|---|---|')
+    for pixels in map(int, args.pixels.split(',')):
+        side = pixels // 16
+        for label, name in (('LiT, linear', 'linear'), ('DiT, softmax', 'softmax')):
+            found = find_collectives(compiled_mixer(name, side, mesh, dtype).as_text(), mesh)
+            kinds = sorted({c.kind for c in found})
+            bytes_of = {kind: sum(c.total_bytes for c in found if c.kind == kind) for kind in kinds}
+            what = ', '.join(f'{sum(c.count for c in found if c.kind == kind)} {kind}' for kind in kinds)
+            sizes = ' + '.join(f'{bytes_of[kind] / 1024:,.0f}' for kind in kinds)
+            print(f'| {pixels} | {side * side:,} | {label} | {what} | {sizes} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
