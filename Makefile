@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2
 
-.PHONY: setup setup-test demo demo-full test test-slow lint clean
+.PHONY: setup setup-test demo demo-full photos test test-slow lint clean
 
 setup: $(VENV)/installed
 setup-test: $(VENV)/installed-test
@@ -29,6 +29,10 @@ demo: setup
 
 demo-full: setup
 	$(BIN)/python -m lit_jax.demo --train_teacher --workdir demo/full
+
+# Pictures of one's own, from a folder to pictures; its photographs ship inside scikit-image.
+photos: setup-test
+	$(BIN)/python -m lit_jax.demo.photos
 
 test: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

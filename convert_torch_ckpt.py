@@ -3,13 +3,19 @@
     python convert_torch_ckpt.py DiT-XL-2-256x256.pt --out models/dit_xl
     python convert_torch_ckpt.py runs/0123456.pt --weights model --out models/mine       # a training checkpoint of DiT
     python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --arch dit_xl --image_size 256 --out models/dit_xl
+    python convert_torch_ckpt.py sd-vae-ft-ema/ --out models/sd_vae                      # an AutoencoderKL of diffusers
     python convert_torch_ckpt.py models/lit_xl --to_torch --out lit_xl.safetensors
 
-SRC is a .pt or .safetensors file, a Hugging Face diffusers folder, or with --to_torch a model folder or workdir.
+SRC is a .pt or .safetensors file, a Hugging Face diffusers folder (DiT or VAE: its config.json says which), or with
+--to_torch a model folder or workdir.
 """
 import argparse
 
 from lit_jax import cli
+
+# Flags that tell or ask something of a diffusion model; None unless given.
+DIFFUSION_FLAGS = ('arch', 'image_size', 'input_size', 'num_classes', 'heads', 'activation', 'focus_power', 'space',
+                   'vae', 'latent_scale')
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     unseen.add_argument('--activation', choices=('relu', 'gelu'), help='of linear attention (default: relu)')
     unseen.add_argument('--focus_power', type=int, help='of linear attention (default: 0, off)')
     unseen.add_argument('--space', choices=('vae', 'pixels'), help='default: vae for 4 channels, else pixels')
-    unseen.add_argument('--vae', help='default: stabilityai/sd-vae-ft-ema')
+    unseen.add_argument('--vae', help='that the model was trained with (default: stabilityai/sd-vae-ft-ema)')
+    unseen.add_argument('--vae_id', help='name of the VAE that is converted (default: by the name of its folder)')
     unseen.add_argument('--latent_scale', type=float, help='default: 0.18215 for vae, 1 for pixels')
     return parser.parse_args()
 
@@ -47,6 +54,11 @@ def main() -> int:
     from lit_jax.checkpoint.torch_arch import parse_arch_name
     from lit_jax.checkpoint.torch_export import export
     from lit_jax.checkpoint.torch_import import convert, describe
+    from lit_jax.checkpoint.vae_torch import convert_vae, describe_vae, is_hub_vae
+    if not args.to_torch and is_hub_vae(args.src):
+        asked = [f'--{name}' for name in DIFFUSION_FLAGS if getattr(args, name) is not None]
+        print(describe_vae(convert_vae(args.src, args.out, vae_id=args.vae_id, asked=asked, overwrite=args.overwrite)))
+        return 0
     if args.to_torch:
         done = export(args.src, args.out, overwrite=args.overwrite)
     else:

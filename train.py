@@ -33,7 +33,7 @@ def main() -> int:
     if options.dry_run:
         print(dry_run.describe_recipe(config))
         return 0
-    if options.plan:
+    if options.plan is not None:
         print(plan.describe_plan(config, options.plan))
         return 0
     window = profile.parse_window(options.profile) if options.profile else None

@@ -17,6 +17,6 @@ def get_config():
     config.train.steps = 1_000               # a fifth of the teacher's
     config.checkpoint.every = 500
     config.sample.every = 1_000
-    config.inherit.path = 'models/digits_dit'
-    config.teacher.path = 'models/digits_dit'
+    config.inherit.path = recipes.models_folder('digits_dit')
+    config.teacher.path = recipes.models_folder('digits_dit')
     return config

@@ -6,6 +6,6 @@ def get_config():
     config = recipes.default()
     config.name = 'lit_b'
     recipes.size(config, 'b', 'linear')
-    config.inherit.path = 'models/dit_b'
-    config.teacher.path = 'models/dit_xl'
+    config.inherit.path = recipes.models_folder('dit_b')
+    config.teacher.path = recipes.models_folder('dit_xl')
     return config

@@ -6,6 +6,6 @@ def get_config():
     config = recipes.default()
     config.name = 'lit_l'
     recipes.size(config, 'l', 'linear')
-    config.inherit.path = 'models/dit_l'
-    config.teacher.path = 'models/dit_xl'
+    config.inherit.path = recipes.models_folder('dit_l')
+    config.teacher.path = recipes.models_folder('dit_xl')
     return config

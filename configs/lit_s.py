@@ -6,6 +6,6 @@ def get_config():
     config = recipes.default()
     config.name = 'lit_s'
     recipes.size(config, 's', 'linear')
-    config.inherit.path = 'models/dit_s'
-    config.teacher.path = 'models/dit_xl'
+    config.inherit.path = recipes.models_folder('dit_s')
+    config.teacher.path = recipes.models_folder('dit_xl')
     return config

@@ -6,7 +6,7 @@ def get_config():
     config = recipes.default()
     config.name = 'lit_xl'
     recipes.size(config, 'xl', 'linear')
-    config.inherit.path = 'models/dit_xl'
-    config.teacher.path = 'models/dit_xl'
+    config.inherit.path = recipes.models_folder('dit_xl')
+    config.teacher.path = recipes.models_folder('dit_xl')
     config.train.steps = 1_400_000
     return config

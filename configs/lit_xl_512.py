@@ -7,8 +7,8 @@ def get_config():
     config.name = 'lit_xl_512'
     recipes.size(config, 'xl', 'linear')
     config.data.image_size = 512
-    config.inherit.path = 'models/dit_xl_512'
-    config.teacher.path = 'models/dit_xl_512'
+    config.inherit.path = recipes.models_folder('dit_xl_512')
+    config.teacher.path = recipes.models_folder('dit_xl_512')
     config.teacher.lambda_noise = 1.0
     config.train.steps = 700_000
     config.train.batch_size = 128

@@ -4,6 +4,7 @@ Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everyt
 process of the run is gone (start all of them again).
 """
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('interrupted')
+    except BrokenPipeError:      # `... --dry_run | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.exit(status or 0)
 
 
@@ -66,6 +70,10 @@ def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # KeyError puts its message in quotes.
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        # config_flags puts the traceback of a recipe into its text: what the recipe itself had to say comes last.
+        _, marker, said = str(error).rpartition(f'{UserError.__module__}.{UserError.__name__}: ')
+        if marker:
+            raise UserError(said.strip()) from error
         raise UserError(f'the command line cannot be read: {reason}') from error
     if config.value is None:
         raise UserError('no recipe given; try --config=configs/digits_dit.py')

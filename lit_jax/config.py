@@ -5,13 +5,13 @@ overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_siz
 """
 import importlib.util
 import math
+import os
 from pathlib import Path
 from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from lit_jax.diffusion.samplers import SAMPLERS
-from lit_jax.diffusion.schedule import make_schedule
+from lit_jax.diffusion.samplers import sampling_schedule
 from lit_jax.errors import UserError
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
@@ -44,6 +44,7 @@ def default() -> ConfigDict:
     config = ConfigDict({
         'name': '',                      # written into the log and the workdir; a workdir keeps one recipe
         'seed': 0,
+        'published': ConfigDict(),       # figures of the paper for this very recipe (lit_jax/paper.py)
         'model': {
             'family': 'dit',
             'depth': size['depth'], 'width': size['width'], 'patch': 2,
@@ -56,10 +57,14 @@ def default() -> ConfigDict:
             'downscale': 8,              # image pixels a latent pixel, each way
             'channels': 4,
             'scale': 0.18215,            # x0 = scale · (latent or pixels); sd-vae scaling_factor
+            'vae_path': os.environ.get('LIT_JAX_VAE', ''),    # VAE folder: to train from pictures, to see samples
         },
         'data': {
-            'name': 'latents',           # a key of lit_jax.data.sources.SOURCES
-            'path': '',                  # folder of the data set; default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets
+            'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, synthetic
+            'path': '',                  # folder of the data set; default: its place in $LIT_JAX_DATA (lit_jax/data/sources.py)
+            'flip': True,                # mirror half of the examples
+            'strict': False,             # stop at a damaged picture instead of taking the next one
+            'threads': 0,                # that read ahead; 0: one, for encoded pictures one a core
             'image_size': 256,
             'num_classes': 1000,
         },
@@ -106,12 +111,17 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def load_recipe(path: Path) -> ConfigDict:
-    """The recipe that a file of `configs/` returns, as `--config=PATH` gives it."""
+def models_folder(name: str) -> str:
+    """Where recipes look for a model folder: $LIT_JAX_MODELS/name, else models/name."""
+    return f'{os.environ.get("LIT_JAX_MODELS", "models").rstrip("/")}/{name}'
+
+
+def load_recipe(path: Path, row: str | None = None) -> ConfigDict:
+    """The recipe that a file of `configs/` returns, as `--config=PATH` (or PATH:ROW) gives it."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config() if row is None else module.get_config(row)
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
@@ -128,6 +138,7 @@ def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
 def digits(config: ConfigDict) -> ConfigDict:
     """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set apart."""
     config.data.name, config.data.image_size, config.data.num_classes = 'digits', 8, 10
+    config.data.flip = False                 # a mirrored 2 is no 2
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
     # Doubled pixels: with DiT's linear schedule 8x8 pixels of unit size drown in noise too early to be learned.
     config.latent.scale = 2.0
@@ -193,11 +204,9 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
 def _check_sampling(config: ConfigDict) -> None:
     """The grids are first drawn long after the start: what they need is looked at now."""
     sample = config.sample
-    if sample.method not in SAMPLERS:
-        raise UserError(f'unknown sample.method {sample.method!r}; known: {", ".join(SAMPLERS)}')
     if sample.every < 0 or sample.count < 1:
         raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got {sample.every}, {sample.count}')
-    make_schedule(config.diffusion.steps, respacing=str(sample.steps), kind=config.diffusion.kind)
+    sampling_schedule(sample.method, sample.steps, config.diffusion.steps, config.diffusion.kind)
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import tiny_recipe
 
 from lit_jax.errors import UserError
-from lit_jax.sampling import draw_grid, parse_classes
+from lit_jax.sampling.run import Request, draw
 from lit_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -61,30 +61,54 @@ def test_loading_does_not_import_torch_or_tensorflow(tmp_path):
     assert (status, out.strip()) == (0, '[]'), errors
 
 
-def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path / 'run')
-    options = {'classes': '3,7', 'per_class': 4, 'cfg_scale': 2.0, 'cfg_channels': '3', 'steps': 4, 'method': 'ddim',
-               'eta': 0.0, 'dtype': 'float32'}
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp('sampled') / 'run'
+    loop.train(tiny_recipe(steps=1), path)
+    return path
+
+
+def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        draw_grid(tmp_path / 'run', tmp_path / f'{name}.png', seed=seed, **options)
+        draw(Request(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4, cfg_scale=2.0,
+                     steps=4, method='ddim', seed=seed))
     pictures = [np.asarray(Image.open(tmp_path / f'{name}.png')) for name in 'abc']
     assert pictures[0].shape[1] > 1.5 * pictures[0].shape[0]
     assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
 
 
+def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path):
+    """Compared with itself, a model draws the same picture twice, each half under its own name."""
+    line = draw(Request(out=str(tmp_path / 'pair.png'), compare=(str(workdir), str(workdir)), classes='1,2', per_class=3, steps=3,
+                        method='dpm++'))
+    draw(Request(out=str(tmp_path / 'one.png'), source=str(workdir), classes='1,2', per_class=3, steps=3, method='dpm++'))
+    pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
+    assert '12 pictures' in line and pair.shape[0] == one.shape[0] + 16
+    left = pair[16:, :one.shape[1]]
+    np.testing.assert_array_equal(left, one)
+    grid, names = 3 * (32 + 2) + 2, one.shape[1] - 3 * (32 + 2) - 2
+    second = names + (pair.shape[1] - names + 12) // 2      # the titles, paths, are wider than the grids
+    np.testing.assert_array_equal(pair[16:, second:second + grid], one[:, names:])
+    assert (pair[:16, names:second] < 128).any() and (pair[:16, second:] < 128).any()
+
+
 @pytest.mark.parametrize('change, message', [
     ({'classes': '10'}, r'class 10 is out of range; this model knows 0\.\.9'), ({'classes': 'cat'}, 'not a list of class'),
-    ({'steps': 2000}, '2000'), ({'method': 'euler'}, 'known: ddpm, ddim'), ({'per_class': 0}, 'per_class'),
-    ({'dtype': 'int8'}, 'unknown dtype'), ({'source': 'nowhere'}, 'nowhere does not exist')])
-def test_a_wrong_request_for_samples_is_refused(change, message, tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path / 'run')
-    options = {'source': tmp_path / 'run', 'classes': '3', 'per_class': 1, 'cfg_scale': 1.0, 'cfg_channels': '3',
-               'steps': 4, 'method': 'ddpm', 'eta': 0.0, 'seed': 0, 'dtype': 'float32', **change}
+    ({'steps': 2000}, '2000'), ({'method': 'euler'}, r'known: ddpm, ddim, dpm\+\+'), ({'per_class': 0}, 'per_class'),
+    ({'dtype': 'int8'}, 'unknown dtype'), ({'source': 'nowhere'}, 'nowhere does not exist'), ({'eta': 0.1}, 'eta 0.1 belongs'),
+    ({'count': 5}, '--count and --labels are for sets'), ({'cfg_interval': (0.4, 0.4)}, 'guidance interval'),
+    ({'vae': 'models/sd_vae'}, 'leave --vae models/sd_vae out')])
+def test_a_wrong_request_for_samples_is_refused(change, message, workdir, tmp_path):
+    options = {'source': str(workdir), 'classes': '3', 'per_class': 1, 'cfg_scale': 1.0, 'steps': 4, **change}
     with pytest.raises(UserError, match=message):
-        draw_grid(options.pop('source'), tmp_path / 'grid.png', **options)
+        draw(Request(out=str(tmp_path / 'grid.png'), **options))
     assert not (tmp_path / 'grid.png').exists()
 
 
-def test_classes_default_to_the_first_ten():
-    assert parse_classes('', 1000) == list(range(10))
-    assert parse_classes('', 3) == [0, 1, 2]
+def test_sample_py_draws_a_grid_and_names_what_is_wrong(workdir, tmp_path):
+    arguments = ['--from', str(workdir), '--classes', '3,7', '--per_class', '2', '--cfg_scale', '4', '--steps', '3']
+    status, out, errors = call('sample.py', *arguments, '--out', str(tmp_path / 'grid.png'))
+    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 pictures, ddpm, 3 steps, cfg 4'), errors
+    status, _, errors = call('sample.py', *arguments, '--method', 'euler', '--out', str(tmp_path / 'other.png'))
+    assert status == 1 and 'error: unknown sampler' in errors and 'Traceback' not in errors
+    assert os.listdir(tmp_path) == ['grid.png']

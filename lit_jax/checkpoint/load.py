@@ -50,6 +50,11 @@ def load_weights(path, shard: Callable | None = None) -> tuple[dict, dict]:
     return config, params
 
 
+def read_weights_config(path) -> dict:
+    """The config that `load_weights` would give, without reading a weight. Each process for itself."""
+    return read_config(path) if _kind(as_path(path)) == 'model folder' else read_workdir(path)
+
+
 def _kind(path) -> str:
     with explain_unreachable(path):
         if is_model_folder(path):

@@ -16,7 +16,7 @@ from lit_jax.paths import as_path, check_reachable, explain_unreachable, write_t
 FORMAT = 1
 CONFIG = 'config.json'
 # What may differ when a run is started again: it changes neither the weights nor the data of the steps already done.
-FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample')
+FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
 

@@ -2,15 +2,19 @@
 
     sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False, trajectory=False)
 
+    ddpm    ancestral, with the learned variance        ddim    deterministic, or with noise (eta)
+    dpm++   DPM-Solver++(2M), see `lit_jax.diffusion.dpm_solver`
+
 Args:
     model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B int32 holds original timesteps. See `guidance.guide`.
     x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
-    schedule: respaced to the steps to take.
-    key, noise: where the noise of each step comes from, one of the two: a random key (step i folds i into it), or
-        [steps, B, H, W, C] in the order of the steps, the noisiest first (the last entry has no effect). DDIM with
-        eta 0 needs neither.
-    eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). DDPM ignores it.
+    schedule: respaced to the steps to take (`sampling_schedule`).
+    key, noise: where the noise of each step comes from, one of the two: random keys [B], one a picture (step i folds i
+        into it), so that a picture's noise does not depend on its company; or [steps, B, H, W, C] in the order of the
+        steps, the noisiest first (the last entry has no effect). One key for all is spread: picture b folds b into it.
+        DDIM with eta 0 and dpm++ need neither.
+    eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others ignore it.
     clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
     trajectory: return the state after each step.
 
@@ -23,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.diffusion.dpm_solver import sample_dpm
 from lit_jax.diffusion.objective import Prediction, p_mean_variance, predict_noise
-from lit_jax.diffusion.schedule import Schedule, accumulator, look_up
+from lit_jax.diffusion.schedule import Schedule, accumulator, look_up, make_schedule
 from lit_jax.errors import UserError
 
 Array = jax.Array
@@ -78,7 +83,20 @@ def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
     return _scan(step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
 
-SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
+SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm}
+
+
+def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: str = 'linear') -> Schedule:
+    """The schedule with which a sampler evaluates the model `steps` times, spread evenly as DiT spreads them.
+
+    Raises UserError for a method that is not known, or steps that the schedule does not have.
+    """
+    if method not in SAMPLERS:
+        raise UserError(f'unknown sampler {method!r}; known: {", ".join(SAMPLERS)}')
+    if steps < 1:
+        raise UserError(f'sampling takes at least 1 step, got {steps}')
+    # n steps of dpm++ lead through n + 1 levels, so it cannot take all of them.
+    return make_schedule(train_steps, respacing=str(steps + (method == 'dpm++')), kind=kind)
 
 
 def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Array | None,
@@ -87,14 +105,20 @@ def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Arra
     if not needed:
         return lambda _: 0.0, jnp.arange(schedule.num_steps)
     if (key is None) == (noise is None):
-        raise UserError('this sampler draws noise at every step: give it one of key (a random key) and noise (an '
+        raise UserError('this sampler draws noise at every step: give it one of key (random keys) and noise (an '
                         f'array), got {"neither" if key is None else "both"}')
     if noise is not None:
         if noise.shape != (expected := (schedule.num_steps, *x_T.shape)):
             raise UserError(f'noise has shape {noise.shape}, expected {expected}: one entry for each step')
         return lambda step_noise: step_noise, jnp.asarray(noise, accumulator(x_T))
-    return (lambda i: jax.random.normal(jax.random.fold_in(key, i), x_T.shape, accumulator(x_T)),
-            jnp.arange(schedule.num_steps))
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_T))) if key.ndim == 0 else key
+    if key_B.shape != x_T.shape[:1]:
+        raise UserError(f'{len(x_T)} pictures need {len(x_T)} random keys or one for all, got {key_B.shape}')
+
+    def draw_one(key, i):
+        return jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:], accumulator(x_T))
+
+    return lambda i: jax.vmap(draw_one, (0, None))(key_B, i), jnp.arange(schedule.num_steps)
 
 
 def _scan(step: Step, model_fn: Callable, x_T: Array, cond: Mapping[str, Array], schedule: Schedule, draw: Callable,

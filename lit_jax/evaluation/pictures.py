@@ -1,9 +1,10 @@
-"""From sampled arrays to pictures a person can look at: bytes, grids, PNG files. numpy and Pillow only."""
+"""From sampled arrays to pictures a person can look at: bytes, grids, sheets with names, PNG files. numpy and Pillow only."""
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from lit_jax.errors import UserError
 from lit_jax.paths import as_path, write_bytes_atomic
@@ -65,6 +66,44 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
         top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
         grid[top:top + height, left:left + width] = image
     return grid
+
+
+def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 2,
+               scale: int = 1) -> np.ndarray:
+    """Grids side by side, each under its title, with a name at the left of every row: uint8 [height, width, 3].
+
+    Args:
+        panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape; see `make_grid` for columns, pad, scale.
+        row_names: one a row of a grid; '' leaves the row without. Long ones are cut.
+    """
+    if not panels or len({np.shape(images) for _, images in panels}) > 1:
+        raise UserError(f'a sheet is made of panels of one shape, got {[list(np.shape(images)) for _, images in panels]}')
+    grids = [make_grid(images, columns, pad, scale) for _, images in panels]
+    grids = [np.broadcast_to(grid, (*grid.shape[:2], 3)) for grid in grids]
+    rows = math.ceil(len(panels[0][1]) / columns)
+    if len(row_names) != rows:
+        raise UserError(f'{rows} rows need {rows} names, got {len(row_names)}')
+    font = ImageFont.load_default()
+    names, titles = ([_printable(text) for text in texts] for texts in (row_names, [title for title, _ in panels]))
+    left = max((math.ceil(font.getlength(name)) for name in names), default=0)
+    left, top, gap = left + 6 * (left > 0), 16 * any(titles), 12
+    height, width = grids[0].shape[:2]
+    width = max([width, *(math.ceil(font.getlength(title)) for title in titles)])     # a title may be wider than its grid
+    sheet = Image.new('RGB', (left + len(grids) * width + (len(grids) - 1) * gap, top + height), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for k, (title, grid) in enumerate(zip(titles, grids, strict=True)):
+        sheet.paste(Image.fromarray(grid), (left + k * (width + gap), top))
+        draw.text((left + k * (width + gap) + pad, top // 2), title, fill='black', font=font, anchor='lm')
+    step = (height - pad) / rows
+    for row, name in enumerate(names):
+        draw.text((2, top + pad / 2 + (row + 0.5) * step), name, fill='black', font=font, anchor='lm')
+    return np.asarray(sheet)
+
+
+def _printable(text: str, most: int = 32) -> str:
+    """Pillow's own font has Latin letters only."""
+    text = text.encode('latin-1', 'replace').decode('latin-1')
+    return text if len(text) <= most else text[:most - 3] + '...'
 
 
 def save_png(path, picture: np.ndarray) -> None:

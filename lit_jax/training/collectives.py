@@ -238,7 +238,7 @@ _IOTA = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
 def _groups(attributes: str, devices: int) -> list[list[int]]:
     """Positions that communicate with each other, from any of the forms in which XLA writes them."""
     if pairs := re.search(r'source_target_pairs=\{((?:\{\d+,\s*\d+\},?\s*)*)\}', attributes):
-        return [list(pair) for pair in _lists(pairs[1]) if pair[0] != pair[1]]
+        return _lists(pairs[1])
     if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={_IOTA}', attributes):
         return _iota(iota[2], iota[3]).reshape(_integers(iota[1])).tolist()
     if named := re.search(r'replica_groups=@?mesh[\[<]([^\]>]*)[\]>](?:,\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}', attributes):

@@ -26,13 +26,12 @@ from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import make_grid, save_png, viewable
 from lit_jax.evaluation.report import write_run_report
 from lit_jax.paths import as_path, write_text_atomic
-from lit_jax.sampling import build_sampler, initial_noise
+from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import cluster, setup
 from lit_jax.training.flops import train_macs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
-from lit_jax.training.step import make_train_step
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
 
 LOG = logging.getLogger('lit_jax')
@@ -65,15 +64,16 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     # 2. Data
     peers.together(lambda: setup.check_inputs(config))
     source = peers.together(lambda: setup.build_source(config))
+    cluster.check_same({'data': getattr(source, 'identity', {})})
 
     # 3. Model, teacher, step
     check_workdir(workdir, config.to_dict())
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
-    teacher = setup.load_teacher(config, mesh)
-    step_fn = make_train_step(network, optimizer, setup.build_objective(config), teacher and teacher.network)
+    teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
-    step_fn = jax.jit(step_fn, donate_argnums=0,
-                      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated(mesh)))
+    step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
+                             vae.network if vae and setup.reads_pictures(config) else None)
+    frozen = {name: part.params for name, part in (('teacher', teacher), ('vae', vae)) if part is not None}
 
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
         began = claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
-        run = _Run(config, workdir, mesh, network, checkpoints, start, pending, began=began, macs=macs, profile=profile,
+        run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs, profile=profile,
                    leaf_names=list(named_leaves(abstract['params'])))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
                  f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
@@ -89,13 +89,15 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         # 5. Steps
         layout = BatchLayout(mesh, config.train.batch_size)
         pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed, start_step=start,
-                                 rows=layout.rows)
+                                 rows=layout.rows, augment=setup.build_augment(config),
+                                 threads=setup.reading_threads(config))
         try:
             with _memory_explained(), cluster.peers_watched(run.where):
-                return run.steps(state, step_fn, teacher and teacher.params, pipeline, layout)
+                return run.steps(state, step_fn, frozen, pipeline, layout)
         finally:
             run.close()
             pipeline.close()
+            _report_bad_pictures(source)
 
 
 def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir):
@@ -112,6 +114,13 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
             workdir.mkdir(parents=True, exist_ok=True)
             write_text_atomic(workdir / 'inheritance.json', json.dumps(report, indent=1))
     return state, [], 0
+
+
+def _report_bad_pictures(source) -> None:
+    if bad := getattr(source, 'bad', {}):
+        first = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:3])
+        LOG.warning('%d damaged picture(s) were replaced by the next good one (%s%s); --config.data.strict stops at the first',
+                    len(bad), first, '; ...' if len(bad) > 3 else '')
 
 
 @contextlib.contextmanager
@@ -131,8 +140,8 @@ def _memory_explained():
 class _Run:
     """The moving parts of one call of `train`: when to log, save, sample and stop."""
 
-    def __init__(self, config, workdir, mesh, network, checkpoints, start, pending, *, began, macs, profile, leaf_names):
-        self.config, self.workdir, self.mesh, self.network = config, workdir, mesh, network
+    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs, profile, leaf_names):
+        self.config, self.workdir, self.mesh, self.network, self.vae = config, workdir, mesh, network, vae
         self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
@@ -151,7 +160,7 @@ class _Run:
         kept = self.checkpoints.steps()
         return f'it goes on from step {kept[-1]:,}' if kept else 'no checkpoint was saved yet, so it begins anew'
 
-    def steps(self, state, step_fn, teacher_params, pipeline, layout) -> str:
+    def steps(self, state, step_fn, frozen, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
         batches, began = iter(pipeline), time.perf_counter()
         for step in range(self.start + 1, self.total + 1):
@@ -161,7 +170,7 @@ class _Run:
             batch = layout.place(batch)
             self.profile.before(step)
             with jax.transfer_guard('disallow'):     # a step that brings or fetches numbers on the way waits for them
-                state, metrics = step_fn(state, teacher_params, batch, key)
+                state, metrics = step_fn(state, frozen, batch, key)
             self.metrics.add(step, metrics)
             self.reporter.tick()
             self.profile.after(step, metrics)
@@ -211,22 +220,24 @@ class _Run:
         self.watchdog.rest()
         if self._draw is None:
             self._draw = self._make_draw(count)
-        images = self._draw(ema)
+        images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
         self.reporter.paused(time.perf_counter() - began)
 
     def _make_draw(self, count: int):
-        """draw(ema) -> images [count, H, W, C] on every process, all of it one program."""
-        config, network = self.config, self.network
+        """draw(ema, vae_params) -> pictures (latents, without a VAE) [count, H, W, C] on every process, one program."""
+        config, network, vae = self.config, self.network, self.vae
         sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
                                steps=config.sample.steps, method=config.sample.method, cfg_scale=config.sample.cfg_scale,
                                latent_scale=config.latent.scale)
         labels = np.arange(count) * config.data.num_classes // count
 
-        def draw(ema):
-            return sample(ema, initial_noise(network, config.seed, range(count)), labels, jax.random.key(config.seed))
+        def draw(ema, vae_params):
+            indices = range(count)
+            x0 = sample(ema, initial_noise(network, config.seed, indices), labels, step_keys(config.seed, indices))
+            return x0 if vae is None else vae.network.decode(vae_params, x0 + vae.shift, one_by_one=True)
 
         return jax.jit(draw, out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
 

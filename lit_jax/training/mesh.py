@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -49,8 +50,10 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     shape = tuple(sizes[axis] for axis in AXES)
     if int(np.prod(shape)) != len(devices):
         raise UserError(f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
-    # Explicit axes, jax's default, would want an out_sharding at every contraction.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Neighbours on an axis are neighbours in the slice where that can be; an axis may take part of a physical one (fsdp
+    # 128 on 16x16 chips). Explicit axes, jax's default, would want an out_sharding at every contraction.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def find_rule(path: str, shape: tuple[int, ...]) -> P:

@@ -17,16 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lit_jax.checkpoint.model_folder import is_model_folder, read_config
-from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.config import SIZES, finalize, softmax_mixer
+from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Network
 from lit_jax.models.partition import check_partition
+from lit_jax.paths import as_path
 from lit_jax.training import setup
 from lit_jax.training.collectives import Collective, find_collectives, format_collectives
 from lit_jax.training.flops import train_macs
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
-from lit_jax.training.step import make_train_step
 from lit_jax.training.topology import Topology, find_topology, next_larger
 
 
@@ -113,7 +112,7 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     mesh = make_mesh(config.mesh.to_dict(), list(topology.devices))
     network = setup.build_network(config)
     teacher_network, teacher = find_teacher(config)
-    if teacher_network is not None:
+    if teacher_network is not None:      # one that is assumed, too
         check_partition(teacher_network.arch, config.mesh.to_dict(), f'the teacher {config.teacher.path}')
     arguments = _abstract_arguments(config, network, teacher_network, mesh)
     began = time.perf_counter()
@@ -146,15 +145,21 @@ def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
     path, dtype = config.teacher.path, DTYPES[config.train.dtype]
     if not path:
         return None, ''
-    if is_model_folder(path) or is_workdir(path):
-        arch = (read_config if is_model_folder(path) else read_workdir)(path)['model']
-        origin = path
+    if _is_here(path):
+        arch, origin = setup.read_teacher_config(config)['model'], path
     else:
         arch, origin = _assumed_teacher(config), f'{path} is not here, a guess by its name and the student'
     network = Network(arch, dtype=dtype, scan_layers=config.train.scan_layers)
     mixer = network.arch['mixer']
     return network, (f'{origin}: {network.arch["depth"]} blocks of width {network.arch["width"]}, {mixer["heads"]} heads '
                      f'of {mixer["name"]} attention')
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return as_path(path).exists()
+    except (UserError, OSError):      # a bucket that this machine cannot ask; the plan needs the architecture only
+        return False
 
 
 def _assumed_teacher(config: ConfigDict) -> dict:
@@ -169,26 +174,27 @@ def _assumed_teacher(config: ConfigDict) -> dict:
 
 
 def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
-    """(state, teacher_params, batch, key) as ShapeDtypeStructs with shardings, as the loop makes them."""
+    """(state, frozen, batch, key) as ShapeDtypeStructs with shardings, as the loop makes them."""
     state = setup.abstract_sharded_state(network, setup.build_optimizer(config), mesh)
-    teacher_params = None
+    frozen = {}
     if teacher_network is not None:
         abstract = teacher_network.abstract()
-        teacher_params = jax.tree.map(
+        frozen['teacher'] = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, teacher_network.dtype, sharding=sharding),
             abstract, state_shardings(abstract, mesh))
     size, split = config.train.batch_size, NamedSharding(mesh, BATCH)
-    image = (size, *network.arch['input_size'], network.arch['channels'])
-    batch = {'image': jax.ShapeDtypeStruct(image, jnp.float32, sharding=split),
+    # Cached latents come as the mean and log-variance of the VAE's posterior.
+    name, parts = ('moments', 2) if config.data.name == 'latents' else ('image', 1)
+    shape = (size, *network.arch['input_size'], parts * network.arch['channels'])
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split),
              'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=split)}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return state, teacher_params, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    return state, frozen, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 
 def _lower(config, network, teacher_network, arguments, mesh):
-    step = make_train_step(network, setup.build_optimizer(config), setup.build_objective(config), teacher_network)
-    state_sharding = jax.tree.map(lambda leaf: leaf.sharding, arguments[0])
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, replicated(mesh))).lower(*arguments)
+    step = setup.jit_step(config, network, setup.build_optimizer(config), mesh, arguments[0], teacher_network)
+    return step.lower(*arguments)
 
 
 def _compile(lowered):
@@ -206,8 +212,8 @@ def _compile(lowered):
 
 
 def _named_parts(arguments) -> dict:
-    state, teacher_params, batch, _ = arguments
-    return {'weights': state['params'], 'EMA': state['ema'], 'optimizer': state['opt'], 'teacher': teacher_params,
+    state, frozen, batch, _ = arguments
+    return {'weights': state['params'], 'EMA': state['ema'], 'optimizer': state['opt'], 'teacher': frozen,
             'batch': batch}
 
 

@@ -1,20 +1,28 @@
 """From a finalized recipe to the parts of a run, everything checked before the first compile."""
+import os
 from dataclasses import dataclass
 
 import jax
 from ml_collections import ConfigDict
 
+from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.inherit import inherit_params
-from lit_jax.checkpoint.load import load_weights
+from lit_jax.checkpoint.load import load_weights, read_weights_config
+from lit_jax.checkpoint.vae_folder import Vae, load_vae, read_vae_config
 from lit_jax.config import architecture
-from lit_jax.data.sources import Source, open_source
+from lit_jax.data.augment import random_flip
+from lit_jax.data.crop import RULE
+from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
+from lit_jax.data.sources import Source, is_picture_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Network
+from lit_jax.models.partition import check_partition
+from lit_jax.models.vae import VaeNetwork
 from lit_jax.paths import as_path, check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
-from lit_jax.training.step import Objective
+from lit_jax.training.step import Objective, make_train_step
 
 
 @dataclass(frozen=True)
@@ -44,16 +52,53 @@ def build_optimizer(config: ConfigDict):
                           weight_decay=train.weight_decay, clip_norm=train.clip_norm)
 
 
+def reads_pictures(config: ConfigDict) -> bool:
+    """Whether the batches hold pictures that a VAE must encode in the step."""
+    return config.latent.space == 'vae' and is_picture_source(config.data.name)
+
+
 def build_source(config: ConfigDict, split: str = 'train') -> Source:
-    arch = architecture(config)
-    source = open_source(config.data.name, split=split, image_size=arch['input_size'][0], channels=arch['channels'],
-                         num_classes=arch['num_classes'], data_dir=config.data.path, seed=config.seed)
-    return source
+    """The recipe's data, in the size that the network sees, or that its VAE does."""
+    arch, data = architecture(config), config.data
+    side, channels = (data.image_size, 3) if reads_pictures(config) else (arch['input_size'][0], arch['channels'])
+    return open_source(data.name, split=split, image_size=side, channels=channels, num_classes=arch['num_classes'],
+                       path=data.path, data_dir=data.path, seed=config.seed, strict=data.strict)
+
+
+def build_augment(config: ConfigDict):
+    """What happens to an element before batching, or None."""
+    if config.data.name == 'latents':
+        return choose_mirror if config.data.flip else first_of_both
+    return random_flip if config.data.flip and is_picture_source(config.data.name) else None
+
+
+def reading_threads(config: ConfigDict) -> int:
+    """Threads that read ahead; decoding pictures keeps a core busy, arrays in memory do not. Each holds a batch."""
+    return config.data.threads or (min(os.cpu_count(), 32) if is_picture_source(config.data.name) else 1)
+
+
+def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
+    """The recipe's VAE, whole on every device, checked against its latent section; None where none is given."""
+    latent = config.latent
+    if latent.space != 'vae' or not latent.vae_path:
+        return None
+    vae = load_vae(latent.vae_path, config.train.dtype, lambda abstract: jax.tree.map(lambda _: replicated(mesh), abstract))
+    given = {'latent.vae': vae.id, 'latent.scale': vae.scale, 'latent.channels': vae.network.channels,
+             'latent.downscale': vae.network.downscale, 'shift': vae.shift}
+    ours = {'latent.vae': latent.vae, 'latent.scale': latent.scale, 'latent.channels': latent.channels,
+            'latent.downscale': latent.downscale, 'shift': 0.0}
+    if wrong := [f'{name}: {given[name]} in the VAE, {ours[name]} in the recipe' for name in given if given[name] != ours[name]]:
+        raise UserError(f'the VAE {latent.vae_path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
+    return vae
 
 
 def check_inputs(config: ConfigDict) -> None:
     """Looks for everything that a run reads and reports all that is missing at once, with the commands that make it."""
     problems = []
+    if reads_pictures(config) and not config.latent.vae_path:
+        problems.append(f'latent.vae_path: to train from the pictures of {config.data.name} give the folder of '
+                        f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), or cache their '
+                        'latents first: python prepare_latents.py --help')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
         path = config[section].path
         if path and not _exists(path):
@@ -62,11 +107,22 @@ def check_inputs(config: ConfigDict) -> None:
                 f'python convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
                 f'--config.{section}.path=WORKDIR')
     try:
-        build_source(config)
+        check_data(config, build_source(config))
     except UserError as error:
         problems.append(f'data: {error}')
     if problems:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
+
+
+def check_data(config: ConfigDict, source: Source) -> None:
+    """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to compare."""
+    if config.data.name == 'latents':
+        latent = config.latent
+        check_latents(source.metadata, vae_id=latent.vae, scale=latent.scale, shift=0.0, downscale=latent.downscale,
+                      image_size=config.data.image_size, channels=latent.channels, crop=RULE)
+    if config.data.name == 'latents' and config.latent.vae_path:
+        check_latents(source.metadata, who=f'the VAE {config.latent.vae_path}',
+                      vae_sha256=read_vae_config(config.latent.vae_path)['provenance']['sha256'])
 
 
 def _exists(path: str) -> bool:
@@ -87,15 +143,24 @@ def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
     if not config.teacher.path:
         return None
     dtype = DTYPES[config.train.dtype]
-    teacher_config, params = load_weights(config.teacher.path, lambda abstract: state_shardings(abstract, mesh))
-    _check_same_task('teacher', config.teacher.path, teacher_config, config)
+    teacher_config = peers.together(lambda: read_teacher_config(config))
+    _, params = load_weights(config.teacher.path, lambda abstract: state_shardings(abstract, mesh))
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
     shardings = state_shardings(network.abstract(), mesh)
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
     return Teacher(network, cast(params), teacher_config)
 
 
-def _check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
+def read_teacher_config(config: ConfigDict) -> dict:
+    """The config of the recipe's teacher, checked against recipe and mesh; its weights are not looked at."""
+    path = config.teacher.path
+    teacher_config = read_weights_config(path)
+    check_same_task('teacher', path, teacher_config, config)
+    check_partition(teacher_config['model'], config.mesh.to_dict(), f'the teacher {path}')
+    return teacher_config
+
+
+def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
     """A teacher may be of another size than the student, but must see the same inputs and the same noise levels."""
     arch, mine = given['model'], architecture(config)
     pairs = [(name, arch[name], mine[name]) for name in ('channels', 'num_classes')]
@@ -103,7 +168,9 @@ def _check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> N
               ('learn_sigma', arch.get('learn_sigma', True), mine['learn_sigma']),
               ('diffusion', given['diffusion'], config.diffusion.to_dict()),
               ('latent.space', given['latent']['space'], config.latent.space),
-              ('latent.scale', given['latent']['scale'], config.latent.scale)]
+              ('latent.vae', given['latent']['vae'], config.latent.vae or None),
+              ('latent.scale', given['latent']['scale'], config.latent.scale),
+              ('latent.downscale', given['latent'].get('downscale', config.latent.downscale), config.latent.downscale)]
     if wrong := [f'{name}: {theirs} in the {role}, {ours} in the recipe' for name, theirs, ours in pairs if theirs != ours]:
         raise UserError(f'the {role} {path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
 
@@ -121,6 +188,14 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
         params = jax.device_put(params, shardings['params'])
     state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
     return state, report
+
+
+def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict, teacher: Network | None = None,
+             vae: VaeNetwork | None = None):
+    """The train step of a recipe, jitted: the state is donated and stays where `abstract` says, metrics are copied."""
+    step = make_train_step(network, optimizer, build_objective(config), teacher, vae)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:

@@ -2,6 +2,7 @@
 
 LiT §3.4: L = L_simple + λ1·mse(noise) + λ2·mse(variance), where L_simple is DiT's own objective (mse + vb).
 """
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from lit_jax.diffusion.distillation import distillation_losses, total_loss
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
+from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
+POSTERIOR = 3     # folded into a step's key for the posterior's noise; its first three parts are t, noise and label drop
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,26 @@ class Objective:
     accumulate: int = 1
 
 
-def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, null_label: int) -> dict[str, Array]:
+def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, encode: Callable | None = None) -> Array:
+    """x0 [B, H, W, C] of a batch, scaled.
+
+    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for pictures, are what the VAE's
+    posterior is sampled from: mean + exp(logvar / 2)·noise, anew in every step. Without either, the pixels are x0.
+    """
+    if 'moments' in batch:
+        mean, logvar = jnp.split(batch['moments'], 2, axis=-1)
+    elif encode is not None:
+        mean, logvar = encode(batch['image'])
+    else:
+        return objective.scale * batch['image']
+    return objective.scale * sample_posterior(mean, logvar, jax.random.fold_in(key, POSTERIOR))
+
+
+def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, null_label: int,
+                encode: Callable | None = None) -> dict[str, Array]:
     """x0, x_t, t, noise and the dropped labels of one batch. A function of (batch, key) alone, on any device count."""
     t_key, noise_key, drop_key = jax.random.split(key, 3)
-    x0 = objective.scale * batch['image']
+    x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
     t = jax.random.randint(t_key, size, 0, objective.schedule.num_steps)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
@@ -59,12 +78,14 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, objective: Objective,
-                    teacher: Network | None = None) -> Callable:
-    """train_step(state, teacher_params, batch, key) -> (state, metrics), to be jitted with `state` donated.
+                    teacher: Network | None = None, vae: VaeNetwork | None = None) -> Callable:
+    """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
-    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `teacher_params` is None
-    without a teacher. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the
-    timestep range; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
+    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds the weights
+    that are not trained: {'teacher': ..., 'vae': ...}, each where there is one. batch: {'label', and 'moments' or
+    'image'}; with `vae`, images are encoded in the step. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4],
+    counts [4]) over the quarters of the timestep range; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a
+    non-finite gradient, -1 if none.
     """
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
@@ -93,9 +114,10 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         mean = {name: value if name.startswith('quarter/') else value / parts for name, value in metrics.items()}
         return jax.tree.map(lambda g: g / parts, grads), mean
 
-    def train_step(state, teacher_params, batch, key):
-        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network.null_label)
-        grads, metrics = accumulated_gradient(state['params'], teacher_params, inputs)
+    def train_step(state, frozen, batch, key):
+        encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
+        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network.null_label, encode)
+        grads, metrics = accumulated_gradient(state['params'], frozen.get('teacher'), inputs)
         updates, opt = optimizer.update(grads, state['opt'], state['params'])
         params = optax.apply_updates(state['params'], updates)
         ema = update_ema(state['ema'], params, state['step'], decay=objective.ema_decay, warmup=objective.ema_warmup)

@@ -89,11 +89,11 @@ def test_absent_latents_say_what_is_missing_and_what_makes_it(tmp_path):
 
 
 def test_latents_in_a_folder_of_ones_own(tmp_path):
-    with pytest.raises(UserError, match=f'no folder {tmp_path}/mine'):
+    with pytest.raises(UserError, match=f'{tmp_path}/mine does not exist'):
         open_source('latents', path=tmp_path / 'mine')
-    with pytest.raises(UserError, match='cannot read VAE latents yet'):
+    with pytest.raises(UserError, match='holds no latents'):
         open_source('latents', path=tmp_path)
 
 
 def test_every_known_name_answers():
-    assert set(SOURCES) == {'digits', 'synthetic', 'latents'}
+    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder'}

@@ -1,11 +1,12 @@
 """Guidance as DiT does it. (Whole models with guidance: tests/models/test_dit.py, tests/diffusion/test_samplers.py.)"""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_jax.diffusion.guidance import guide
+from lit_jax.diffusion.guidance import guide, guided_timesteps
 from lit_jax.errors import UserError
 
 NULL = 10
@@ -89,3 +90,47 @@ def test_bfloat16_predictions_are_combined_in_float32():
 def test_channels_that_make_no_sense_are_refused(channels):
     with pytest.raises(UserError, match="'all'"):
         guide(model, 2.0, NULL, channels)
+
+
+def counting(sizes):
+    def spy(x, t, cond):
+        jax.debug.callback(lambda x: sizes.append(len(x)), x)
+        return model(x, t, cond)
+    return spy
+
+
+@pytest.mark.parametrize('t, inside', [(99, False), (100, True), (500, True), (700, True), (701, False)])
+def test_outside_the_interval_the_model_is_itself_at_half_the_work(t, inside):
+    x, _, cond = inputs()
+    sizes, t = [], jnp.full(2, t)
+    got = guide(counting(sizes), 3.0, NULL, 'all', interval=(100, 700))(x, t, cond)
+    jax.effects_barrier()
+    want = guide(model, 3.0, NULL, 'all')(x, t, cond) if inside else model(x, t, cond)
+    np.testing.assert_allclose(got, want, rtol=1e-5)       # inside, another program: float32
+    assert sizes == [4 if inside else 2]
+
+
+def test_pictures_at_different_timesteps_are_guided_each_for_itself():
+    x, t, cond = inputs()
+    got = guide(model, 3.0, NULL, interval=(0, 100))(x, t, cond)        # t is 5 and 900
+    np.testing.assert_allclose(got[0], guide(model, 3.0, NULL)(x, t, cond)[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], model(x, t, cond)[1], rtol=1e-5)     # null + 1·(label - null), rounded
+
+
+def test_a_bfloat16_model_gives_one_dtype_inside_and_outside():
+    x, t, cond = inputs(dtype=jnp.bfloat16)
+    assert guide(model, 3.0, NULL, interval=(0, 100))(x, t, cond).dtype == jnp.float32
+
+
+def test_the_interval_is_given_in_fractions_of_the_schedule():
+    assert guided_timesteps((0.0, 1.0), 1000) is None
+    assert guided_timesteps((0.0, 0.5), 1001) == (0.0, 500.0)
+    for low, high in ((0.5, 0.5), (0.7, 0.2), (-0.1, 0.5), (0.5, 1.1), (float('nan'), 1.0)):
+        with pytest.raises(UserError, match='guidance interval'):
+            guided_timesteps((low, high), 1000)
+
+
+@pytest.mark.parametrize('scale', [float('nan'), float('inf')])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(UserError, match='guidance scale'):
+        guide(model, scale, NULL)

@@ -7,13 +7,14 @@ from diffusion_goldens import TAGS, load_nhwc, relative_error, tiny_dit, toy_mod
 
 from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.objective import p_mean_variance
-from lit_jax.diffusion.samplers import SAMPLERS, ddim_reverse_step, ddim_step, ddpm_step
+from lit_jax.diffusion.samplers import SAMPLERS, ddim_reverse_step, ddim_step, ddpm_step, sampling_schedule
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
 from lit_jax.models.network import Network
 
 PRECISION = [(jnp.float32, 2e-5), (jnp.float64, 1e-9)]   # the project's parity bounds
 SCHEDULE = make_schedule(1000, '20')
+NOISY = ('ddpm', 'ddim')       # those that can draw noise, and that the official code has
 
 
 @pytest.mark.parametrize('dtype, bound', PRECISION)
@@ -80,7 +81,7 @@ def test_a_guided_model_follows_the_official_trajectory(dtype, bound, goldens):
         @jax.jit
         def compute(x_T, noise, cond):
             options = {'schedule': SCHEDULE, 'noise': noise, 'trajectory': True}
-            loops = {name: sampler(model, x_T, cond, **options) for name, sampler in SAMPLERS.items()}
+            loops = {name: SAMPLERS[name](model, x_T, cond, **options) for name in NOISY}
             first = jnp.full(2, SCHEDULE.num_steps - 1)
             output = model(x_T, jnp.asarray(SCHEDULE.timestep_map)[first], cond)
             return loops, p_mean_variance(SCHEDULE, output, x_T, first)
@@ -114,7 +115,8 @@ def test_the_model_is_told_original_timesteps_from_the_noisiest_down(method, x_T
 
     SAMPLERS[method](model, x_T, {}, schedule=SCHEDULE, noise=noise_like(x_T)).block_until_ready()
     jax.effects_barrier()
-    np.testing.assert_array_equal(np.stack(seen), np.repeat(SCHEDULE.timestep_map[::-1, None], 2, axis=1))
+    told = SCHEDULE.timestep_map[method == 'dpm++':]       # the solver only ends at the lowest level
+    np.testing.assert_array_equal(np.stack(seen), np.repeat(told[::-1, None], 2, axis=1))
 
 
 @pytest.mark.parametrize('method', SAMPLERS)
@@ -124,7 +126,7 @@ def test_the_trajectory_ends_at_the_sample(method, x_T):
     np.testing.assert_array_equal(states[-1], SAMPLERS[method](toy_model, x_T, {}, **options))
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
+@pytest.mark.parametrize('method', NOISY)
 def test_the_last_noise_has_no_effect_and_the_others_have(method, x_T):
     @jax.jit
     def sample(noise):
@@ -136,7 +138,7 @@ def test_the_last_noise_has_no_effect_and_the_others_have(method, x_T):
     assert not np.allclose(sample(other_middle), sample(noise))
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
+@pytest.mark.parametrize('method', NOISY)
 def test_a_key_decides_the_noise(method, x_T):
     @jax.jit
     def sample(seed):
@@ -146,13 +148,39 @@ def test_a_key_decides_the_noise(method, x_T):
     assert not np.allclose(sample(0), sample(1))
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
-def test_a_key_gives_every_step_its_own_noise(method, x_T):
+@pytest.mark.parametrize('method', NOISY)
+def test_every_picture_and_step_has_noise_of_its_own(method, x_T):
     """atol: the two programs may be fused differently; states are of order 1."""
-    key, options = jax.random.key(2), {'schedule': SCHEDULE, 'eta': 1.0}
-    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), x_T.shape) for i in range(20)])
-    np.testing.assert_allclose(SAMPLERS[method](toy_model, x_T, {}, **options, key=key),
+    keys, options = jax.random.split(jax.random.key(2), 2), {'schedule': SCHEDULE, 'eta': 1.0}
+    noise = jnp.stack([jnp.stack([jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:]) for key in keys])
+                       for i in range(20)])
+    np.testing.assert_allclose(SAMPLERS[method](toy_model, x_T, {}, **options, key=keys),
                                SAMPLERS[method](toy_model, x_T, {}, **options, noise=noise), atol=1e-5)
+
+
+@pytest.mark.parametrize('method', NOISY)
+def test_a_picture_is_the_same_in_any_company(method, x_T):
+    """Alone, among others, and at another place: its key decides. atol: programs of other shapes round differently."""
+    keys, x = jax.random.split(jax.random.key(3), 5), np.concatenate([x_T, 2 * x_T, -x_T[:1]])
+
+    def sample(rows):
+        rows = np.asarray(rows)
+        return SAMPLERS[method](toy_model, x[rows], {}, schedule=SCHEDULE, eta=1.0, key=keys[rows])
+
+    together = sample([0, 1, 2, 3, 4])
+    np.testing.assert_allclose(sample([4, 2]), together[np.array([4, 2])], atol=1e-5)
+    np.testing.assert_allclose(sample([3]), together[3:4], atol=1e-5)
+
+
+def test_one_key_for_all_still_gives_different_noise(x_T):
+    same = np.repeat(x_T[:1], 2, axis=0)
+    got = SAMPLERS['ddpm'](toy_model, same, {}, schedule=SCHEDULE, key=jax.random.key(0))
+    assert not np.allclose(got[0], got[1])
+
+
+def test_keys_that_do_not_fit_the_pictures_are_refused(x_T):
+    with pytest.raises(UserError, match='2 pictures need 2 random keys'):
+        SAMPLERS['ddpm'](toy_model, x_T, {}, schedule=SCHEDULE, key=jax.random.split(jax.random.key(0), 3))
 
 
 def test_deterministic_ddim_needs_no_noise_and_ignores_it(x_T):
@@ -182,14 +210,14 @@ def test_the_state_stays_float32_around_a_bfloat16_model(method, x_T):
     assert got.dtype == jnp.float32 and np.isfinite(got).all()
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
+@pytest.mark.parametrize('method', NOISY)
 def test_noise_comes_from_exactly_one_place(method, x_T):
     for given in ({}, {'key': jax.random.key(0), 'noise': noise_like(x_T)}):
         with pytest.raises(UserError, match='one of key'):
             SAMPLERS[method](toy_model, x_T, {}, schedule=SCHEDULE, eta=1.0, **given)
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
+@pytest.mark.parametrize('method', NOISY)
 def test_noise_must_cover_every_step(method, x_T):
     with pytest.raises(UserError, match='one entry for each step'):
         SAMPLERS[method](toy_model, x_T, {}, schedule=SCHEDULE, eta=1.0, noise=noise_like(x_T)[1:])
@@ -199,3 +227,25 @@ def test_noise_must_cover_every_step(method, x_T):
 def test_eta_out_of_range_is_refused(eta, x_T):
     with pytest.raises(UserError, match='between 0'):
         SAMPLERS['ddim'](toy_model, x_T, {}, schedule=SCHEDULE, key=jax.random.key(0), eta=eta)
+
+
+@pytest.mark.parametrize('method', SAMPLERS)
+def test_so_many_steps_are_so_many_evaluations(method, x_T):
+    calls = []
+
+    def model(x, t, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return toy_model(x, t, cond)
+
+    schedule = sampling_schedule(method, 7)
+    states = SAMPLERS[method](model, x_T, {}, schedule=schedule, key=jax.random.key(0), trajectory=True)
+    jax.effects_barrier()
+    assert len(states) == len(calls) == 7
+
+
+@pytest.mark.parametrize('method, steps, message', [
+    ('euler', 10, r'known: ddpm, ddim, dpm\+\+'), ('ddpm', 0, 'at least 1'), ('ddim', 1, 'at least 2'),
+    ('dpm++', 1000, 'at most 1000'), ('ddpm', 1001, 'at most 1000')])
+def test_a_schedule_that_cannot_be_is_refused(method, steps, message):
+    with pytest.raises(UserError, match=message):
+        sampling_schedule(method, steps)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lit_jax.errors import UserError
-from lit_jax.evaluation.pictures import false_colour, make_grid, save_png, to_uint8, viewable
+from lit_jax.evaluation.pictures import false_colour, make_grid, make_sheet, save_png, to_uint8, viewable
 
 
 def test_to_uint8_is_truncated_127_5_x_plus_128():
@@ -118,3 +118,40 @@ def test_a_failed_write_leaves_the_old_picture_alone(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         save_png(path, np.ones((2, 2), np.uint8))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['a.png']
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sheets
+
+
+def panel(value, count=4, channels=1):
+    return np.full((count, 20, 20, channels), value, np.uint8)
+
+
+def test_a_sheet_has_the_grids_side_by_side_under_titles_with_names_at_the_left():
+    sheet = make_sheet([('first', panel(50)), ('second', panel(90))], 2, ['cat', 'a dog'])
+    grid = make_grid(panel(50), 2)
+    height, width = grid.shape[:2]
+    left = sheet.shape[1] - 2 * width - 12
+    assert sheet.dtype == np.uint8 and sheet.shape[0] == height + 16 and left > 10
+    np.testing.assert_array_equal(sheet[16:, left:left + width], np.broadcast_to(grid, (height, width, 3)))
+    assert (sheet[16:, left + width + 12:] == np.broadcast_to(make_grid(panel(90), 2), (height, width, 3))).all()
+    for area in (sheet[:16, left:left + width], sheet[:16, left + width + 12:], sheet[16:38, :left], sheet[38:, :left]):
+        assert (area < 100).any()      # writing
+
+
+def test_a_sheet_without_titles_and_names_is_the_grid():
+    images = np.arange(4 * 20 * 20 * 3, dtype=np.uint8).reshape(4, 20, 20, 3)
+    np.testing.assert_array_equal(make_sheet([('', images)], 2, ['', '']), make_grid(images, 2))
+
+
+def test_letters_that_the_font_lacks_do_not_stop_a_sheet():
+    for name in ('\u72ac', 'caf\u00e9', 'x' * 200):
+        assert make_sheet([('', panel(0))], 4, [name]).shape[1] < 500
+
+
+def test_a_sheet_needs_a_name_for_each_row_and_panels_of_one_shape():
+    with pytest.raises(UserError, match='2 rows need 2 names, got 1'):
+        make_sheet([('', panel(0))], 2, ['only'])
+    with pytest.raises(UserError, match='panels of one shape'):
+        make_sheet([('', panel(0)), ('', panel(0, 3))], 2, ['a', 'b'])

@@ -10,8 +10,7 @@ from lit_jax.config import finalize
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.models.network import Network
 from lit_jax.training import setup
-from lit_jax.training.mesh import BatchLayout, make_mesh, replicated, state_shardings
-from lit_jax.training.step import make_train_step
+from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 
 STEPS = 20
 LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (1, 1, 1, 8), 'mixed': (1, 2, 2, 2),
@@ -46,9 +45,7 @@ class Small:
         return network, jax.device_put(params, state_shardings(shapes, self.mesh))
 
     def step(self, teacher_network):
-        step = make_train_step(self.network, self.optimizer, setup.build_objective(self.config), teacher_network)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)))
+        return setup.jit_step(self.config, self.network, self.optimizer, self.mesh, self.abstract, teacher_network)
 
     def losses(self, steps=STEPS):
         with jax.set_mesh(self.mesh):
@@ -59,7 +56,7 @@ class Small:
             pipeline = make_pipeline(setup.build_source(self.config), global_batch=layout.batch_size, seed=0, rows=layout.rows)
             losses = []
             for k in range(steps):
-                state, metrics = step(state, teacher_params, layout.place(pipeline.batch(k)), key)
+                state, metrics = step(state, {'teacher': teacher_params}, layout.place(pipeline.batch(k)), key)
                 losses.append(metrics['loss/total'])
             return np.asarray(jax.device_get(losses)), state
 
@@ -130,6 +127,6 @@ def test_a_step_brings_and_fetches_nothing_on_the_way():
         batch = {'image': np.zeros((16, 16, 16, 1), np.float32), 'label': np.zeros(16, np.int32)}
         placed = BatchLayout(small.mesh, 16).place(batch)
         with jax.transfer_guard('disallow'):
-            state, _ = step(state, teacher_params, placed, key)
+            state, _ = step(state, {'teacher': teacher_params}, placed, key)
             with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device transfer'):
-                step(state, teacher_params, batch, key)
+                step(state, {'teacher': teacher_params}, batch, key)

@@ -175,8 +175,7 @@ def test_advice_is_in_the_text_of_a_plan_that_does_not_fit(plan):
     ('models/dit_xl', 28, 1152, 16), ('gs://bucket/models/DiT-S-2/', 12, 384, 6), ('models/teacher', 1, 32, 2),
     ('models/edit_small', 1, 32, 2)])
 def test_a_missing_teacher_is_guessed_and_said(path, depth, width, heads, monkeypatch):
-    monkeypatch.setattr(planning, 'is_model_folder', lambda path: False)     # a bucket is not asked by a test
-    monkeypatch.setattr(planning, 'is_workdir', lambda path: False)
+    monkeypatch.setattr(planning, '_is_here', lambda path: False)     # a bucket is not asked by a test
     network, text = planning.find_teacher(recipe(path))
     assert (network.arch['depth'], network.arch['width']) == (depth, width)
     assert network.arch['mixer'] == {'name': 'softmax', 'heads': heads, 'qkv_bias': True}
@@ -293,7 +292,6 @@ def test_the_tpu_compiler_plans_a_slice_without_a_tpu():
     assert found['backend'] == 'cpu' and found['same_environment']
 
 
-@pytest.mark.slow
 def test_every_listed_slice_is_known_to_the_tpu_compiler():
     pytest.importorskip('libtpu', reason='libtpu comes with requirements-tpu.txt')
     found = run_python('import json\n'

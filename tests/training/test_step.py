@@ -36,7 +36,7 @@ def test_total_is_the_weighted_sum_of_its_terms():
     config = tiny_recipe('linear')
     config.teacher.lambda_noise, config.teacher.lambda_variance = 0.3, 0.07
     step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
-    _, metrics = step(state, teacher, batch, KEY)
+    _, metrics = step(state, {'teacher': teacher}, batch, KEY)
     want = (metrics['loss/mse'] + metrics['loss/vb'] + 0.3 * metrics['loss/distill_noise']
             + 0.07 * metrics['loss/distill_variance'])
     assert metrics['loss/total'] == pytest.approx(float(want), rel=1e-6)
@@ -45,7 +45,7 @@ def test_total_is_the_weighted_sum_of_its_terms():
 
 def test_quarters_sum_to_the_mean():
     step, state, _, batch = parts(tiny_recipe())
-    _, metrics = step(state, None, batch, KEY)
+    _, metrics = step(state, {}, batch, KEY)
     sums, counts = metrics['quarter/mse']
     assert counts.sum() == 16
     assert sums.sum() / 16 == pytest.approx(float(metrics['loss/mse']), rel=1e-5)
@@ -70,7 +70,7 @@ def test_no_gradient_reaches_the_teacher():
 def test_the_state_holds_nothing_of_the_teacher():
     config = tiny_recipe('linear')
     step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
-    after, _ = step(state, teacher, batch, KEY)
+    after, _ = step(state, {'teacher': teacher}, batch, KEY)
     assert set(after) == {'params', 'ema', 'opt', 'step'}
     of_params = {leaf.shape for leaf in jax.tree.leaves(state['params'])}
     assert {leaf.shape for leaf in jax.tree.leaves(after['opt'])} <= of_params | {()}
@@ -92,14 +92,14 @@ def test_a_teacher_of_another_size_works():
     teacher_config = tiny_recipe('softmax')
     teacher_config.model.update({'width': 48, 'depth': 3})
     step, state, teacher, batch = parts(tiny_recipe('linear'), teacher_config)
-    after, metrics = step(state, teacher, batch, KEY)
+    after, metrics = step(state, {'teacher': teacher}, batch, KEY)
     assert np.isfinite(metrics['loss/total']) and after['step'] == 1
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
     def norm_and_params(accumulate):
         step, state, teacher, batch = parts(tiny_recipe('linear', accumulate=accumulate), tiny_recipe('softmax'))
-        after, metrics = step(state, teacher, batch, KEY)
+        after, metrics = step(state, {'teacher': teacher}, batch, KEY)
         return metrics, after['params']
 
     whole, params = norm_and_params(1)
@@ -116,13 +116,13 @@ def test_gradients_of_mixed_layouts_equal_one_device():
     """Relative 1e-5 in float32: only the order of the sums over the batch differs."""
     config, teacher_config = tiny_recipe('linear'), tiny_recipe('softmax')
     step, state, teacher, batch = parts(config, teacher_config)
-    _, want = step(state, teacher, batch, KEY)
+    _, want = step(state, {'teacher': teacher}, batch, KEY)
     for sizes in ({'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}):
         mesh = make_mesh(sizes)
         with jax.set_mesh(mesh):
             sharded = jax.device_put(state, state_shardings(state, mesh))
             placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh))
-            _, got = step(sharded, placed_teacher, BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
+            _, got = step(sharded, {'teacher': placed_teacher}, BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
         for name in ('loss/total', 'loss/distill_noise', 'grad/norm'):
             assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5), (sizes, name)
 
@@ -145,10 +145,10 @@ def test_the_scale_of_the_latent_space_multiplies_the_data():
 def test_a_non_finite_gradient_names_its_leaf():
     step, state, _, batch = parts(tiny_recipe())
     batch['image'][3, 0, 0, 0] = np.nan
-    _, metrics = step(state, None, batch, KEY)
+    _, metrics = step(state, {}, batch, KEY)
     assert not np.isfinite(metrics['loss/total'])
     assert list(named_leaves(state['params']))[int(metrics['grad/bad_leaf'])] == 'blocks/adaLN/bias'
-    _, metrics = step(state, None, {**batch, 'image': np.zeros_like(batch['image'])}, KEY)
+    _, metrics = step(state, {}, {**batch, 'image': np.zeros_like(batch['image'])}, KEY)
     assert metrics['grad/bad_leaf'] == -1
 
 

@@ -1,0 +1,141 @@
+"""Times the autoencoder of Stable Diffusion, full configuration: ours, jitted, against diffusers' AutoencoderKL.
+
+    python benchmarks/vae.py                                   # encode and decode at 256 pixels, about 3 minutes
+    python benchmarks/vae.py --threads 1 --clock cpu           # on a busy machine
+
+Both have the same random weights and run in one process on the same cores, in turn, so that whatever else the machine
+does hits them alike; medians and minima are given, and our time over that of the faster PyTorch. PyTorch runs eagerly
+in both memory layouts, NCHW and channels_last. It is first checked that all compute the same. float32 on a CPU,
+bfloat16 on a GPU.
+"""
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+WIDTHS = (128, 256, 512, 512)
+PASSES = ('encode', 'decode')
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--image_size', type=int, default=256)
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
+    parser.add_argument('--repeats', type=int, default=5, help='turns of each contender')
+    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
+                        help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
+    arguments = parser.parse_args()
+    if arguments.clock == 'cpu' and arguments.threads != 1:
+        parser.error('--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
+    return arguments
+
+
+def torch_vae(device: str, dtype):
+    """diffusers' class with random weights; small ones, so that no pass overflows."""
+    import torch
+    from diffusers import AutoencoderKL
+    torch.manual_seed(0)
+    blocks = {'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4}
+    return AutoencoderKL(block_out_channels=WIDTHS, layers_per_block=2, latent_channels=4, **blocks).to(device, dtype).eval()
+
+
+def torch_calls(vae, image, latent, channels_last: bool) -> dict:
+    """{'encode': call, 'decode': call}; pictures [B, C, H, W] in, the result of a call likewise."""
+    import torch
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    device, dtype = vae.device, vae.dtype
+    image, latent = (torch.from_numpy(a).to(device, dtype).to(memory_format=layout) for a in (image, latent))
+
+    def call(function):
+        def run():
+            with torch.no_grad():
+                vae.to(memory_format=layout)      # nothing to do from the second call of a turn on
+                result = function()
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+            return result
+        return run
+
+    return {'encode': call(lambda: vae.encode(image).latent_dist.mean), 'decode': call(lambda: vae.decode(latent).sample)}
+
+
+def our_calls(state, image, latent, dtype) -> dict:
+    """The same two calls of lit_jax, on pictures [B, H, W, C]."""
+    import jax
+
+    from lit_jax.checkpoint.torch_files import source_from_arrays
+    from lit_jax.checkpoint.vae_torch import read_vae_params
+    from lit_jax.models.vae import VaeNetwork
+    network = VaeNetwork({'widths': WIDTHS}, dtype=dtype)
+    params = jax.device_put(read_vae_params(source_from_arrays(state), network.arch, 'the random VAE'))
+    image, latent = (jax.device_put(a.transpose(0, 2, 3, 1)) for a in (image, latent))
+    encode, decode = jax.jit(network.encode), jax.jit(network.decode)
+    return {'encode': lambda: jax.block_until_ready(encode(params, image))[0],
+            'decode': lambda: jax.block_until_ready(decode(params, latent))}
+
+
+def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken in turn; the first call of a turn is not timed, caches and threads are then its own."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            call()
+            start = clock()
+            call()
+            taken[name].append(1e3 * (clock() - start))
+    return taken
+
+
+def check(name: str, ours, theirs, bound: float) -> None:
+    import numpy as np
+    theirs = theirs.float().cpu().numpy().transpose(0, 2, 3, 1)
+    error = np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max()
+    print(f'{name}: largest difference {error:.1e} of the largest value')
+    if not error <= bound:
+        raise SystemExit('the two compute different things; their times mean nothing')
+
+
+def format_row(name: str, taken: dict[str, list[float]]) -> str:
+    cells = [name] + [f'{statistics.median(t):.0f} / {min(t):.0f}' for t in taken.values()]
+    for pick in (statistics.median, min):
+        cells.append(f'{pick(taken["ours"]) / min(pick(t) for other, t in taken.items() if other != "ours"):.2f}')
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from block import limit_threads
+    limit_threads(arguments.threads)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+    torch.set_num_threads(arguments.threads)
+    on_gpu = jax.default_backend() == 'gpu' and torch.cuda.is_available()
+    vae = torch_vae('cuda' if on_gpu else 'cpu', torch.bfloat16 if on_gpu else torch.float32)
+    state = {key: value.float().cpu().numpy() for key, value in vae.state_dict().items()}
+    rng, side = np.random.default_rng(0), arguments.image_size
+    image = rng.uniform(-1, 1, (arguments.batch, 3, side, side)).astype(np.float32)
+    latent = rng.normal(size=(arguments.batch, 4, side // 8, side // 8)).astype(np.float32)
+    contenders = {'ours': our_calls(state, image, latent, jnp.bfloat16 if on_gpu else jnp.float32),
+                  'NCHW': torch_calls(vae, image, latent, channels_last=False),
+                  'channels_last': torch_calls(vae, image, latent, channels_last=True)}
+    for name in PASSES:
+        check(name, contenders['ours'][name](), contenders['NCHW'][name](), 1e-1 if on_gpu else 1e-4)
+    print('\n| pass | ours ms | PyTorch NCHW ms | PyTorch channels_last ms | ours / best PyTorch, medians | minima |\n'
+          '|---|---|---|---|---|---|')
+    total: dict[str, list[float]] = {}
+    clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
+    for name in PASSES:
+        taken = take_turns({contender: calls[name] for contender, calls in contenders.items()}, arguments.repeats, clock)
+        total = {c: [a + b for a, b in zip(total.get(c, [0.0] * len(t)), t, strict=True)] for c, t in taken.items()}
+        print(format_row(name, taken), flush=True)
+    print(format_row('both', total))
+
+
+if __name__ == '__main__':
+    main()

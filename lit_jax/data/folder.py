@@ -1,0 +1,164 @@
+"""A folder of pictures as a source.
+
+    pictures/cat/a.jpg, pictures/cat/more/b.png, pictures/dog/c.jpg     classes cat, dog; deeper folders belong to them
+    pictures/a.jpg, pictures/b.png                                      no classes: label 0, name ''
+    pictures/train/cat/a.jpg, pictures/held_out/cat/b.jpg               two splits (held_out, validation, val or test)
+
+Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of torchvision's
+ImageFolder. Only files with the suffix of a picture count; others are ignored and logged by suffix. Names that begin
+with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which costs one request a picture.
+"""
+import collections
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from lit_jax.data.base import Spec
+from lit_jax.data.images import ImageSource, check_asked
+from lit_jax.errors import UserError
+from lit_jax.paths import absolute, check_reachable, explain_unreachable, files_under, is_remote
+
+LOG = logging.getLogger('lit_jax')
+SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())
+SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}
+
+
+class FolderSource(ImageSource):
+    """Made by `open_folder`; `files` are paths relative to `root` with '/', `labels` int32 of the same length."""
+
+    def __init__(self, root, files: list[str], labels: np.ndarray, spec: Spec, *, strict: bool = False):
+        super().__init__(spec, strict=strict)
+        self.root, self.files, self.labels = root, files, labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        path = self.root / self.files[index]
+        try:
+            with explain_unreachable(path):
+                data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
+                            'was when it was opened, and every file in it must be readable') from error
+        return data, int(self.labels[index]), os.fspath(path)
+
+    @property
+    def identity(self) -> dict:
+        text = '\n'.join((*self.spec.class_names, *self.files))
+        return {'name': 'folder', 'count': len(self.files), 'classes': self.spec.num_classes,
+                'sha256': hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}
+
+
+def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False) -> FolderSource:
+    """The pictures below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is open.
+
+    Raises UserError if there is no such folder or split, a class is empty, classes and loose pictures are mixed, or
+    the recipe asks for what the folder does not have."""
+    if split not in SPLITS:
+        raise UserError(f'folder has no split {split!r}; known: {", ".join(SPLITS)}')
+    if not os.fspath(path):
+        raise UserError('data.name=folder needs the folder of the pictures: --config.data.path=FOLDER')
+    root = absolute(path)
+    splits = _split_folders(root)
+    if split not in splits:
+        raise UserError(f'{root} has no held-out pictures. Put the training pictures into {root / "train"} and the '
+                        f'others, with the same classes, into {root / "held_out"}')
+    train, base = splits['train'], splits[split]
+    found = _list_pictures(base)
+    names = _class_names(found if base == train else _list_pictures(train), train)
+    if foreign := [name for name in _class_names(found, base) if name not in names]:
+        raise UserError(f'{base} has what {train} has not: {", ".join(name or "loose pictures" for name in foreign)}. '
+                        'The classes of training are the only ones')
+    size = check_asked(f'the folder {base}', asked, len(names))
+    files = [file for name in names for file in found.get(name, ())]
+    counts = [len(found.get(name, ())) for name in names]
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    return FolderSource(base, files, labels, Spec(size, 3, len(names), tuple(names)), strict=strict)
+
+
+def _split_folders(root) -> dict:
+    """{split: its folder}. A folder is divided into splits if all of its subfolders are named like splits."""
+    known = {name for names in SPLITS.values() for name in names}
+    names = _subfolders(root)
+    if 'train' not in names or not known & (names - {'train'}) and names != {'train'}:
+        return {'train': root}
+    if names - known:
+        raise UserError(f'{root} holds splits ({", ".join(sorted(names & known))}) and other folders '
+                        f'({", ".join(sorted(names - known))}). Give the folder of the training pictures itself, or '
+                        'move the others away')
+    return {split: root / next(name for name in options if name in names)
+            for split, options in SPLITS.items() if names & set(options)}
+
+
+def _subfolders(root) -> set[str]:
+    """Names of the visible folders directly in a folder that must exist."""
+    check_reachable(root)
+    with explain_unreachable(root):
+        if root.is_dir():
+            try:
+                return {entry.name for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)}
+            except PermissionError as error:
+                raise UserError(f'the folder {root} cannot be read: {error.strerror}') from error
+        what = 'is a file' if root.exists() else 'does not exist'
+    raise UserError(f'{root} {what}; data.path should be a folder of pictures, or of one folder for each class')
+
+
+def _list_pictures(base) -> dict[str, list[str]]:
+    """{subfolder: its pictures, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with '/'."""
+    found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
+    ignored: collections.Counter[str] = collections.Counter()
+    with explain_unreachable(base):
+        paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
+    for path in paths:
+        top, slash, _ = path.partition('/')
+        if any(map(_hidden, path.split('/'))):
+            continue
+        stem, dot, suffix = path.rpartition('.')
+        suffix = f'.{suffix.lower()}' if dot and '/' not in suffix else 'without a suffix'
+        if suffix in SUFFIXES:
+            found[top if slash else ''].append(path)
+        else:
+            ignored[suffix] += 1
+    listed = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(10))
+    if not any(found.values()):
+        raise UserError(f'there are no pictures in {base}{f" (other files: {listed})" if ignored else ""}. Known '
+                        f'suffixes: {" ".join(sorted(SUFFIXES))}')
+    if ignored:
+        LOG.info('%s: ignored %d files that are not pictures: %s', base, ignored.total(), listed)
+    return {name: sorted(files) for name, files in found.items()}
+
+
+def _walk(base: str) -> Iterator[str]:
+    """All files below a local folder; links to folders are followed (classes are often links), but not in circles."""
+    def refuse(error: OSError):
+        raise UserError(f'the folder {error.filename} cannot be read: {error.strerror}') from error
+
+    for folder, subfolders, names in os.walk(base, onerror=refuse, followlinks=True):
+        here = os.path.realpath(folder)
+        subfolders[:] = [name for name in subfolders if not _hidden(name)
+                         and not f'{here}/'.startswith(os.path.realpath(os.path.join(folder, name)) + '/')]
+        prefix = '' if folder == base else os.path.relpath(folder, base).replace(os.sep, '/') + '/'
+        yield from (prefix + name for name in names)
+
+
+def _class_names(found: dict[str, list[str]], base) -> list[str]:
+    """Names of the classes in label order; [''] for loose pictures."""
+    filled = sorted(name for name, files in found.items() if files and name)
+    if found['']:
+        if filled:
+            raise UserError(f'{base} holds both loose pictures ({found[""][0]}, ...) and folders with pictures '
+                            f'({filled[0]}, ...). Either move every picture into the folder of its class, or all of '
+                            'them out of the folders to train without classes')
+        return ['']
+    if empty := sorted(name for name, files in found.items() if name and not files):
+        raise UserError(f'these classes of {base} have no pictures: {", ".join(empty[:10])}'
+                        f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their folders')
+    return filled
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith('.') or name == '__MACOSX'

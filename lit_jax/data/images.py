@@ -1,0 +1,174 @@
+"""Sources of encoded pictures: decoding with Pillow, the crop, and what happens to pictures that cannot be decoded.
+
+A picture that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So a source
+puts the next readable example in the place of a damaged one: the same one in every process and every run, because what
+is damaged is a fact of the file. What was replaced is logged and kept in `ImageSource.bad`. With `strict` the first
+damaged picture stops the run. A file that cannot be read at all (gone, no permission, network) always stops it: that
+may be different on another host or tomorrow, and the stream of examples must not be.
+"""
+import io
+import logging
+import struct
+import threading
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.data.base import Source, Spec, check_index
+from lit_jax.data.crop import center_crop
+from lit_jax.errors import UserError
+
+LOG = logging.getLogger('lit_jax')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
+# What Pillow raises for damaged files; found by feeding it some hundred thousand of them.
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError,
+                  struct.error, zlib.error, Image.DecompressionBombError)
+_MAX_BAD_IN_A_ROW = 100
+_MAX_WARNINGS = 20
+
+
+class BadPicture(UserError):
+    """A picture that cannot be decoded: `name` (file or record) and `reason`."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'{name} cannot be decoded: {reason}')
+        self.name, self.reason = name, reason
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded picture in RGB. The first frame of several; EXIF orientation is ignored (see `lit_jax.data.crop`).
+
+    Raises ValueError with the reason for anything that is not a whole picture of 8 bits a channel."""
+    if not data:
+        raise ValueError('it is empty (0 bytes)')
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.mode[0] in 'IF':  # Pillow would clip these to white without a word
+            raise ValueError(f'it has more than 8 bits a channel (mode {image.mode}); store it with 8')
+        return image.convert('RGB')
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f'it is no picture of a known format ({", ".join(FORMATS)})') from error
+    except _DECODE_ERRORS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 0..255 -> float32 in [-1, 1]; into `out` if given."""
+    out = np.multiply(pixels, np.float32(1 / 127.5), out=out, dtype=np.float32)
+    out -= 1
+    return out
+
+
+class ImageSource(Source):
+    """Encoded pictures by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
+
+    `source[i]` replaces a damaged picture (or raises BadPicture with `strict`), `source.load(i)` always raises it.
+    Any number of threads may read at once."""
+
+    def __init__(self, spec: Spec, *, strict: bool = False):
+        super().__init__(spec)
+        Image.init()  # loads all decoders now, before threads could meet a half-loaded one
+        self.strict = strict
+        self.bad: dict[str, str] = {}  # {name: reason} of the damaged pictures met so far
+        self._bad_numbers: dict[int, BadPicture] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """(encoded picture, label, name for people) of example `index`. UserError if it cannot be read."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict:
+        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+
+    def load(self, index: int) -> dict:
+        """Example `index` itself. Raises BadPicture if it cannot be decoded."""
+        pixels, label = self._pixels(check_index(index, len(self)))
+        return {'image': to_float(pixels), 'label': np.int32(label)}
+
+    def __getitem__(self, index: int) -> dict:
+        pixels, label = self._readable(check_index(index, len(self)))
+        return {'image': to_float(pixels), 'label': np.int32(label)}
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        images = np.empty((len(indices), *self.spec.image_shape), np.float32)
+        labels = np.empty(len(indices), np.int32)
+        for row, index in enumerate(indices):
+            pixels, labels[row] = self._readable(check_index(int(index), len(self)))
+            to_float(pixels, out=images[row])
+        return {'image': images, 'label': labels}
+
+    def _pixels(self, index: int) -> tuple[np.ndarray, int]:
+        data, label, name = self.read(index)
+        if not 0 <= label < self.spec.num_classes:
+            raise UserError(f'{name} has label {label}, outside 0..{self.spec.num_classes - 1}; a split without labels '
+                            'cannot be used here')
+        try:
+            return center_crop(decode(data), self.spec.image_size), label
+        except ValueError as error:
+            raise BadPicture(name, str(error)) from error
+
+    def _readable(self, index: int) -> tuple[np.ndarray, int]:
+        """Pixels and label of the example, or of the next one after it (cyclic) that can be decoded."""
+        for number in range(index, index + min(len(self), _MAX_BAD_IN_A_ROW)):
+            number %= len(self)
+            if number in self._bad_numbers:
+                continue
+            try:
+                return self._pixels(number)
+            except BadPicture as error:
+                if self.strict:
+                    raise
+                self._remember(number, error)
+        raise UserError(f'no picture from example {index} on can be decoded, the first of them: '
+                        f'{self._bad_numbers[index]}')
+
+    def _remember(self, number: int, error: BadPicture) -> None:
+        with self._lock:
+            if number in self._bad_numbers:
+                return
+            self._bad_numbers[number], self.bad[error.name] = error, error.reason
+            count = len(self.bad)
+        if count <= _MAX_WARNINGS:
+            LOG.warning('%s; the next readable picture takes its place%s', error,
+                        '. More of these are counted, not shown' if count == _MAX_WARNINGS else '')
+
+
+def find_bad(source: ImageSource, *, threads: int = 1,
+             progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+    """{name: reason} of all pictures of a source that cannot be decoded, in the order of the source; reads everything.
+
+    progress: called with (pictures looked at, number of all) after each thousand."""
+    def look(index: int) -> BadPicture | None:
+        try:
+            source.load(index)
+        except BadPicture as error:
+            return error
+        return None
+
+    found = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(source), 1000):
+            block = range(start, min(start + 1000, len(source)))
+            found |= {error.name: error.reason for error in pool.map(look, block) if error is not None}
+            if progress is not None:
+                progress(block.stop, len(source))
+    return found
+
+
+def check_asked(name: str, asked: dict, num_classes: int) -> int:
+    """The image size that a recipe asks of RGB pictures with this many classes; UserError if they do not fit it."""
+    if asked['image_size'] is None:
+        raise UserError(f'{name} holds pictures of any size: say which to crop them to, e.g. '
+                        '--config.data.image_size=256')
+    if asked['channels'] not in (None, 3):
+        raise UserError(f'{name} holds pictures with 3 channels, the recipe asks for {asked["channels"]}')
+    if asked['num_classes'] not in (None, num_classes):
+        raise UserError(f'{name} has {num_classes} classes, the recipe asks for {asked["num_classes"]}; set '
+                        f'--config.data.num_classes={num_classes}')
+    return asked['image_size']

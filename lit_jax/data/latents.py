@@ -1,0 +1,222 @@
+"""Cached latents: a data set as the encoder of a VAE saw it, made by prepare_latents.py.
+
+    latents/metadata.json                what was made from what, the shards with their checksums, statistics; written last
+    latents/preparation.json             the same as far as it was known at the start, and the command that goes on
+    latents/shards/00000.array_record    the examples, one after the other
+    latents/shards/00000.json            count, checksum and statistics of the shard
+    latents/bad_pictures.txt             pictures that could not be decoded and are left out, if there were any
+
+A record is one picture: the moments of the picture and of its mirror image, [2, h, w, 2C], mean before log-variance, not
+scaled, as little-endian float32 or float16; then the label as int32.
+"""
+import hashlib
+import json
+import os
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from lit_jax.data.base import Source, Spec, check_index
+from lit_jax.errors import UserError
+from lit_jax.paths import absolute, files_under, is_remote
+
+FORMAT = 1
+METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
+DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
+_LABEL = np.dtype('<i4')
+_READER = {'max_parallelism': '0'}  # nothing is read ahead
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A whole file, in the words of ArrayRecordDataSource: it then needs not open each one to count."""
+    filename: str
+    take: int
+    examples_in_shard: int
+    skip: int = 0
+
+
+class LatentSource(Source):
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the picture and its mirror image.
+
+    `spec` is that of the latents: image_size h, channels C. Any number of threads may read at once.
+
+    Attributes:
+        metadata: the content of metadata.json (`lit_jax.preparation.make_metadata`).
+    """
+
+    def __init__(self, folder, metadata: dict):
+        size, channels = metadata['latent_size'], metadata['vae']['channels']
+        names = tuple(metadata['classes'])
+        super().__init__(Spec(size, channels, len(names), names))
+        self.folder, self.metadata = folder, metadata
+        self._shape, self._dtype = (2, size, size, 2 * channels), DTYPES[metadata['dtype']]
+        self._values = int(np.prod(self._shape))
+        shards = [_Shard(os.fspath(folder / shard['name']), shard['count'], shard['count'])
+                  for shard in metadata['shards']]
+        self._records = ArrayRecordDataSource(shards, reader_options=_READER)
+
+    def __len__(self) -> int:
+        return self.metadata['count']
+
+    def __getitem__(self, index: int) -> dict:
+        record = self._read(check_index(int(index), len(self)))
+        return {'moments': self._moments(record).astype(np.float32), 'label': self._label(record)}
+
+    def take(self, indices) -> dict[str, np.ndarray]:
+        moments = np.empty((len(indices), *self._shape), np.float32)
+        labels = np.empty(len(indices), np.int32)
+        for row, index in enumerate(indices):
+            # One by one: a list of records is no faster, and its memory is new each time.
+            record = self._read(check_index(int(index), len(self)))
+            moments[row], labels[row] = self._moments(record), self._label(record)
+        return {'moments': moments, 'label': labels}
+
+    @property
+    def identity(self) -> dict:
+        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+        sums = ' '.join(shard['sha256'] for shard in self.metadata['shards'])
+        return {'name': 'latents', 'split': self.metadata['source']['split'], 'count': len(self),
+                'classes': self.spec.num_classes, 'sha256': hashlib.sha256(sums.encode()).hexdigest()}
+
+    def _read(self, index: int) -> bytes:
+        try:
+            record = self._records[index]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise self._damaged(index, f'{type(error).__name__}: {error}') from error
+        if len(record) != record_bytes(self.metadata):
+            raise self._damaged(index, f'{len(record)} bytes where {record_bytes(self.metadata)} were written')
+        return record
+
+    def _damaged(self, index: int, why: str) -> UserError:
+        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made them checks all '
+                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
+
+    def _moments(self, record: bytes) -> np.ndarray:
+        return np.frombuffer(record, self._dtype, self._values).reshape(self._shape)
+
+    def _label(self, record: bytes) -> np.int32:
+        return np.frombuffer(record, _LABEL, 1, len(record) - _LABEL.itemsize)[0]
+
+
+def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
+    """Augmentation: the picture or its mirror image, one time in two each; 'moments' becomes [h, w, 2C].
+
+    It looks at the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
+    return {**element, 'moments': element['moments'][int(rng.bit_generator.random_raw() >> 63)]}
+
+
+def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict:
+    """The picture, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out pictures."""
+    return {**element, 'moments': element['moments'][0]}
+
+
+def pack(moments: np.ndarray, label: int, dtype: str) -> bytes:
+    """One record from float32 [2, h, w, 2C] and a label."""
+    return moments.astype(DTYPES[dtype]).tobytes() + np.asarray(label, _LABEL).tobytes()
+
+
+def record_bytes(plan: dict) -> int:
+    """Bytes of a record of the data set that `plan` (or metadata) describes."""
+    values = 2 * plan['latent_size'] ** 2 * 2 * plan['vae']['channels']
+    return values * DTYPES[plan['dtype']].itemsize + _LABEL.itemsize
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> LatentSource:
+    """The latents in a folder. `asked`: image_size and channels of the latents and num_classes, None where it is open.
+
+    Raises UserError if the folder does not hold a whole data set of that split, or of other numbers than asked."""
+    folder = absolute(folder)
+    if is_remote(folder):
+        raise UserError(f'{folder}: ArrayRecord files are read from a disk. Copy the latents to every host (gcloud '
+                        'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
+    metadata = read_metadata(folder)
+    _check_files(folder, metadata)
+    if metadata['source']['split'] != split:
+        raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is {split!r}. '
+                        f'Make those into another folder: python prepare_latents.py --split={split} ...')
+    own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
+           'num_classes': len(metadata['classes'])}
+    wrong = [f'{name}: {own[name]} in the data set, {value} in the recipe' for name, value in (asked or {}).items()
+             if value not in (None, own[name])]
+    if wrong:
+        raise UserError(f'the latents in {folder} do not fit (sizes in latent pixels):\n  ' + '\n  '.join(wrong))
+    return LatentSource(folder, metadata)
+
+
+def read_metadata(folder) -> dict:
+    """metadata.json of a folder. UserError where there is none, with the command that goes on if there is a half of one."""
+    folder = absolute(folder)
+    try:
+        metadata = json.loads((folder / METADATA).read_bytes())
+    except FileNotFoundError:
+        if (folder / PREPARATION).exists():
+            raise UserError(f'the latents in {folder} are not finished. The command that began goes on where it was '
+                            f'stopped: {continue_command(folder)}') from None
+        found = 'holds no latents' if folder.is_dir() else 'does not exist'
+        raise UserError(f'{folder} {found}. VAE latents of ImageNet are made by: python prepare_latents.py '
+                        f'--data=imagenet2012 --vae=VAE_FOLDER --image_size=PIXELS --out={shlex.quote(str(folder))}') from None
+    except ValueError as error:
+        raise UserError(f'{folder / METADATA} is damaged: it is not valid JSON ({error}). Delete it; the command that made '
+                        f'it checks all shards and writes it again: {continue_command(folder)}') from error
+    if not isinstance(metadata, dict) or metadata.get('kind') != 'latents':
+        raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
+    if metadata.get('format') != FORMAT:
+        raise UserError(f'{folder} has format {metadata.get("format")!r}, this version of lit_jax reads format {FORMAT}. Use '
+                        'the version that wrote it, or make the latents again')
+    return metadata
+
+
+def continue_command(folder) -> str:
+    """What makes the latents in a folder, or what is missing or damaged of them."""
+    try:
+        command = json.loads((absolute(folder) / PREPARATION).read_bytes())['command']
+    except (OSError, ValueError, LookupError, TypeError):
+        command = 'python prepare_latents.py ...'
+    return f'{command} --out={shlex.quote(os.fspath(folder))}'
+
+
+def _check_files(folder, metadata: dict) -> None:
+    """ArrayRecord takes a file that was cut off for an empty one: sizes are looked at first."""
+    sizes = files_under(folder / SHARDS)
+    wrong = [f'{shard["name"]}: {_size(found)} where {shard["bytes"]} were written' for shard in metadata['shards']
+             if (found := sizes.get(shard['name'].removeprefix(f'{SHARDS}/'))) != shard['bytes']]
+    if wrong:
+        raise UserError(f'{folder} is not whole; {len(wrong)} of {len(metadata["shards"])} shards are not as they were '
+                        f'written ({wrong[0]}). Copy it again, or make these again: {continue_command(folder)}')
+
+
+def _size(found: int | None) -> str:
+    return 'no file' if found is None else f'{found} bytes'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Does it fit?
+
+
+def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None = None, vae_sha256: str | None = None,
+                  scale: float | None = None, shift: float | None = None, downscale: int | None = None,
+                  image_size: int | None = None, channels: int | None = None, num_classes: int | None = None,
+                  crop: str | None = None) -> None:
+    """Raises one UserError that names every value of the data set that is another than `who` (recipe, teacher) has.
+
+    Args:
+        metadata: of the data set (`LatentSource.metadata`). The others: what it must be; None is not compared.
+        image_size: of the pictures, not of the latents.
+    """
+    vae = metadata['vae']
+    pairs = {'VAE': (vae['id'], vae_id), 'sha256 of the VAE': (vae['sha256'], vae_sha256), 'scale': (vae['scale'], scale),
+             'shift': (vae['shift'], shift), 'downscale': (vae['downscale'], downscale), 'channels': (vae['channels'], channels),
+             'image size': (metadata['image_size'], image_size), 'classes': (len(metadata['classes']), num_classes),
+             'crop': (metadata['crop'], crop)}
+    wrong = [f'{name}: {own} in the latents, {other} in {who}' for name, (own, other) in pairs.items()
+             if other is not None and own != other]
+    if wrong:
+        raise UserError(f'the latents were not made for {who}:\n  ' + '\n  '.join(wrong) + '\nMake latents that fit with '
+                        'prepare_latents.py, or correct the value that is wrong')

@@ -1,0 +1,159 @@
+"""Writes ImageNet 2012 as a tfds data set in ArrayRecord, from the two tar files that image-net.org gives out.
+
+    python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir=FOLDER
+
+Needs no TensorFlow: tfds' own builder of ImageNet, and its sorting of anything above 1 GB, do. Same name, features,
+labels and splits as tfds' `imagenet2012` 5.1.0, with two differences: examples keep the order of the archives (training
+shuffles by itself), and pictures keep their original bytes, where tfds re-encodes 22 CMYK pictures and one PNG as JPEG.
+Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is never read, and removed by the next run.
+"""
+import argparse
+import io
+import os
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from lit_jax import cli
+from lit_jax.data.sources import default_data_dir
+from lit_jax.errors import UserError
+
+ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
+COUNTS = {'train': 1_281_167, 'validation': 50_000}
+VERSION = '5.1.0'
+_SHARD = 1252  # examples a file: 1024 files of 140 MB for the training split
+_LABELS = 'datasets/imagenet2012/labels.txt'  # synsets in label order; both files come with tfds
+_VALIDATION_LABELS = 'datasets/imagenet2012/validation_labels.txt'  # in the order of the sorted file names
+
+
+def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = COUNTS) -> Path:
+    """Writes the data set unless it is there; its folder.
+
+    Raises UserError for archives that are missing or not whole, and for too little space, before anything is written
+    where that can be seen."""
+    folder = data_dir / 'imagenet2012' / VERSION
+    if folder.exists():
+        print(f'{folder} is there already')
+        return folder
+    _check_archives(archives)
+    unfinished = folder.with_name(f'{VERSION}.incomplete')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _check_space(archives, data_dir)
+    unfinished.mkdir(parents=True)
+    try:
+        found = _write(archives, unfinished, counts)
+    except (tarfile.TarError, LookupError) as error:
+        raise UserError(f'an archive in {archives} is not whole: {error}. Download it again') from error
+    if found != counts:
+        raise UserError(f'the archives in {archives} hold {found} pictures, expected {counts}. Download them again')
+    os.replace(unfinished, folder)
+    return folder
+
+
+def synsets() -> list[str]:
+    """The 1000 class names in label order: 'n01440764', ..."""
+    return _lines(_LABELS)
+
+
+def _check_archives(archives: Path) -> None:
+    if missing := [name for name in ARCHIVES.values() if not (archives / name).is_file()]:
+        raise UserError(f'{archives} lacks {" and ".join(missing)}. Register at https://image-net.org, download the '
+                        'archives of ILSVRC 2012 for tasks 1 and 2, and name their folder with --archives=FOLDER; they '
+                        'are used as they are, not unpacked')
+
+
+def _check_space(archives: Path, data_dir: Path) -> None:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(data_dir).free
+    needed = sum((archives / name).stat().st_size for name in ARCHIVES.values())
+    if free < needed:
+        raise UserError(f'{data_dir} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f}. Free some, or name '
+                        'another place with --data_dir=FOLDER')
+
+
+def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, int]:
+    """Writes both splits into `folder`; {split: number of its examples}."""
+    features = tfds.features.FeaturesDict({
+        'image': tfds.features.Image(encoding_format='jpeg'),
+        'label': tfds.features.ClassLabel(names=synsets()),
+        'file_name': tfds.features.Text(),
+    })
+    identity = tfds.core.DatasetIdentity(name='imagenet2012', version=tfds.core.Version(VERSION), data_dir=str(folder),
+                                         module_name=__name__)
+    info = tfds.core.DatasetInfo(builder=identity, features=features, homepage='https://image-net.org/',
+                                 description='ILSVRC 2012 from its archives; every picture has its original bytes.')
+    writer = tfds.core.SequentialWriter(info, _SHARD, file_format='array_record')
+    writer.initialize_splits(list(ARCHIVES))
+    found = dict.fromkeys(ARCHIVES, 0)
+    start = time.monotonic()
+    for split, blocks in (('train', _train_blocks), ('validation', _validation_blocks)):
+        for block in blocks(archives / ARCHIVES[split]):
+            writer.add_examples({split: block})
+            found[split] += len(block)
+            _show_progress(sum(found.values()), sum(counts.values()), time.monotonic() - start)
+    writer.close_all()
+    print(f'{sum(found.values()):,} pictures written in {(time.monotonic() - start) / 60:.0f} min')
+    return found
+
+
+def _train_blocks(path: Path) -> Iterator[list[dict]]:
+    """The examples of one synset after the other: the archive holds an archive for each, called after it."""
+    for synset_tar, data in _members(path):
+        yield [_example(name, picture, Path(synset_tar).stem) for name, picture in _members(io.BytesIO(data))]
+
+
+def _validation_blocks(path: Path) -> Iterator[list[dict]]:
+    with tarfile.open(path, 'r:') as archive:
+        names = sorted(Path(member.name).name for member in archive if member.isfile())
+    labels = dict(zip(names, _lines(_VALIDATION_LABELS), strict=False))
+    block = []
+    for name, picture in _members(path):
+        block.append(_example(name, picture, labels[name]))
+        if len(block) == 1000:
+            yield block
+            block = []
+    yield block
+
+
+def _example(name: str, picture: bytes, synset: str) -> dict:
+    return {'image': io.BytesIO(picture), 'label': synset, 'file_name': name}
+
+
+def _lines(resource: str) -> list[str]:
+    return tfds.core.tfds_path(resource).read_text().split()
+
+
+def _members(archive: Path | io.BytesIO) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of an uncompressed tar in its order, read once and forwards."""
+    opened = {'name': archive} if isinstance(archive, Path) else {'fileobj': archive}
+    with tarfile.open(mode='r|', **opened) as tar:
+        for member in tar:
+            if member.isfile():
+                yield Path(member.name).name, tar.extractfile(member).read()
+
+
+def _show_progress(done: int, count: int, seconds: float) -> None:
+    if not sys.stdout.isatty():
+        return
+    left = seconds / done * max(count - done, 0)
+    print(f'{done:,} of {count:,} pictures, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min left  ',
+          end='\r' if done < count else '\n', flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--archives', type=Path, required=True, help='folder of the two tar files')
+    parser.add_argument('--data_dir', type=Path, default=default_data_dir(),
+                        help='folder of the data sets (default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets)')
+    arguments = parser.parse_args()
+    print(f'{prepare_imagenet(arguments.archives.expanduser(), arguments.data_dir.expanduser())} is ready')
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

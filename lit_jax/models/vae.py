@@ -1,0 +1,239 @@
+"""The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion and SDXL (arXiv 2112.10752, appendix G.1).
+
+`VaeNetwork` is an architecture as functions over plain dicts of parameters, as `lit_jax.models.network.Network` is.
+Pictures are NHWC in [-1, 1]; latents are those of the network itself: the scale that a diffusion model works with
+(`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
+
+    mean, logvar = network.encode(params, image)
+    latent = sample_posterior(mean, logvar, key)
+    image = network.decode(params, latent)                          # network.decode(params, latent, tile=64) for large ones
+"""
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
+from lit_jax.models.vae_blocks import Conv, Decoder, Encoder
+
+# The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
+SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,
+           'quant_conv': True, 'post_quant_conv': True, 'mid_attention': True}
+LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL clamps the log-variance so
+
+
+class Autoencoder(nnx.Module):
+    """Both towers and the 1 x 1 convolutions between them and the latent."""
+
+    def __init__(self, *, widths, layers: int, groups: int, channels: int, image_channels: int, quant_conv: bool,
+                 post_quant_conv: bool, mid_attention: bool, dtype, rngs: nnx.Rngs):
+        tower = {'widths': widths, 'layers': layers, 'groups': groups, 'attention': mid_attention, 'dtype': dtype,
+                 'rngs': rngs}
+        self.has_quant_conv, self.has_post_quant_conv = quant_conv, post_quant_conv
+        self.encoder = Encoder(image_channels, 2 * channels, **tower)
+        if quant_conv:
+            self.quant_conv = Conv(2 * channels, 2 * channels, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
+        if post_quant_conv:
+            self.post_quant_conv = Conv(channels, channels, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(channels, image_channels, **tower)
+
+    def encode(self, image_BHWC: Array) -> Array:
+        """Moments [B, h, w, 2C]: mean, then log-variance, not clamped."""
+        moments = self.encoder(image_BHWC)
+        return self.quant_conv(moments) if self.has_quant_conv else moments
+
+    def decode(self, latent_BHWC: Array) -> Array:
+        return self.decoder(self.post_quant_conv(latent_BHWC) if self.has_post_quant_conv else latent_BHWC)
+
+
+class VaeNetwork:
+    """An autoencoder as functions: `init`, `abstract`, `encode` and `decode`.
+
+    Args:
+        arch: fields that differ from `SD_ARCH`; `widths` of the levels, residual blocks a level (`layers`; the decoder
+            has one more), `groups` of the norms, `channels` of the latent and `image_channels`, and whether there are
+            quant_conv, post_quant_conv and attention in the middle.
+        dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are float32 whatever it is, norms and
+            softmax are taken in float32 or wider.
+    """
+
+    def __init__(self, arch: Mapping, *, dtype=jnp.float32):
+        self.arch = check_vae_arch(arch)
+        self.dtype = dtype
+        self._build = lambda rngs: Autoencoder(**self.arch, dtype=dtype, rngs=rngs)
+        # Only shapes: nothing is allocated here.
+        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
+        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                                      nnx.to_pure_dict(abstract))
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels a latent pixel, each way."""
+        return 2 ** (len(self.arch['widths']) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return self.arch['channels']
+
+    def abstract(self) -> dict:
+        """The parameter tree as ShapeDtypeStructs."""
+        return self._abstract
+
+    def init(self, key: Array) -> dict:
+        """Fresh float32 parameters; jittable."""
+        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
+
+    def encode(self, params: dict, image_BHWC: Array, *, one_by_one: bool = False) -> tuple[Array, Array]:
+        """Pictures in [-1, 1] -> (mean, logvar) [B, h, w, C] in float32, logvar clamped to [-30, 20].
+
+        one_by_one: one picture at a time and device: the memory of one, whatever the batch.
+        """
+        self._check(image_BHWC, self.arch['image_channels'], self.downscale, 'pictures')
+        encode = self._merge(params).encode
+        moments = _one_by_one(encode, image_BHWC) if one_by_one else encode(image_BHWC)
+        mean, logvar = jnp.split(moments.astype(accumulator(self.dtype)), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, params: dict, latent_BHWC: Array, *, one_by_one: bool = False, tile: int | None = None,
+               overlap: int | None = None) -> Array:
+        """Unscaled latents [B, h, w, C] -> pictures [B, H, W, image channels] in float32, not clipped.
+
+        Args:
+            one_by_one: one picture at a time and device: the memory of one, whatever the batch.
+            tile: side in latent pixels of the squares that are decoded one after the other and blended where they
+                overlap; the memory is that of one square, and of the picture. Norms and attention then see one square
+                only: the picture is not the one decoded whole, but nearer to it the larger the tiles are. Pictures
+                that fit in one tile are decoded whole.
+            overlap: latent pixels that neighbouring squares share at least, default tile / 4.
+        """
+        self._check(latent_BHWC, self.channels, 1, 'latents')
+        model = self._merge(params)
+
+        def decode(z_BHWC: Array) -> Array:
+            return model.decode(z_BHWC).astype(accumulator(self.dtype))
+
+        if tile is not None:
+            shared = _check_tile(tile, overlap)
+            decode = functools.partial(decode_tiles, decode, tile=tile, overlap=shared, downscale=self.downscale)
+        return _one_by_one(decode, latent_BHWC) if one_by_one else decode(latent_BHWC)
+
+    def _merge(self, params: dict) -> Autoencoder:
+        return nnx.merge(self._graphdef, params)
+
+    def _check(self, x: Array, channels: int, multiple: int, what: str) -> None:
+        if x.ndim != 4 or x.shape[-1] != channels:
+            raise UserError(f'{what} of this VAE have the shape [B, H, W, {channels}], got {list(x.shape)}')
+        if any(side < multiple or side % multiple for side in x.shape[1:3]):
+            raise UserError(f'{what} of {x.shape[1]} x {x.shape[2]} pixels cannot be encoded: both sides must be '
+                            f'multiples of {multiple}. Crop or resize them')
+
+
+def sample_posterior(mean: Array, logvar: Array, key: Array) -> Array:
+    """mean + exp(logvar / 2) · noise, in the dtype of `mean`."""
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def _one_by_one(function: Callable[[Array], Array], x_BHWC: Array) -> Array:
+    """`function` on one picture at a time; on a mesh each device takes one of its own, and nothing is sent."""
+    devices = math.prod(map(mesh_axis_size, PLACES['batch']))
+    devices = devices if len(x_BHWC) % devices == 0 else 1
+    turns = x_BHWC.reshape(devices, -1, *x_BHWC.shape[1:]).swapaxes(0, 1)
+    y = jax.lax.map(lambda x: function(constrain(x, 'batch', None, None, None)), turns).swapaxes(0, 1)
+    return y.reshape(len(x_BHWC), *y.shape[2:])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tiles
+
+
+def _check_tile(tile: int, overlap: int | None) -> int:
+    if tile < 1:
+        raise UserError(f'tiles have a side of at least 1 latent pixel, got {tile}')
+    overlap = tile // 4 if overlap is None else overlap
+    if not 0 <= overlap < tile:
+        raise UserError(f'tiles of {tile} latent pixels cannot overlap by {overlap}; give 0 to {tile - 1}')
+    return overlap
+
+
+def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, overlap: int, downscale: int) -> Array:
+    """Decodes squares one after the other and adds them up, each faded out where another takes over."""
+    sides = z_BHWC.shape[1:3]
+    if max(sides) <= tile:
+        return decode(z_BHWC)
+    (rows, row_fades), (columns, column_fades) = (cover(side, min(tile, side), overlap, downscale) for side in sides)
+    size = (len(z_BHWC), min(tile, sides[0]), min(tile, sides[1]), z_BHWC.shape[-1])
+
+    def add(image, position):
+        i, j = position
+        corner = (0, rows[i], columns[j], 0)
+        square = decode(jax.lax.dynamic_slice(z_BHWC, corner, size))
+        square = square * row_fades[i][:, None, None] * column_fades[j][:, None]
+        corner = (0, rows[i] * downscale, columns[j] * downscale, 0)
+        there = jax.lax.dynamic_slice(image, corner, square.shape)
+        return jax.lax.dynamic_update_slice(image, there + square, corner), None
+
+    one = jax.eval_shape(decode, jax.ShapeDtypeStruct(size, z_BHWC.dtype))
+    image = jnp.zeros((len(z_BHWC), *(side * downscale for side in sides), one.shape[-1]), one.dtype)
+    row_fades, column_fades = (jnp.asarray(fades, one.dtype) for fades in (row_fades, column_fades))
+    rows, columns = jnp.asarray(rows), jnp.asarray(columns)
+    positions = jnp.stack(jnp.meshgrid(jnp.arange(len(rows)), jnp.arange(len(columns)), indexing='ij'), -1)
+    return jax.lax.scan(add, image, positions.reshape(-1, 2))[0]
+
+
+def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where tiles start along an axis, and how much each of their pixels counts.
+
+    Args:
+        side, tile, overlap: in latent pixels, tile <= side. The first tile starts at 0, the last ends at `side`, the
+            others lie evenly between.
+
+    Returns:
+        starts [T] in latent pixels, weights [T, tile · downscale] of the decoded pixels: a tile fades in and out
+        linearly over what it shares with its neighbours, and over each pixel the weights add up to 1.
+    """
+    count = 1 if tile == side else -(-(side - overlap) // (tile - overlap))
+    starts = np.round(np.linspace(0, side - tile, count)).astype(np.int32)
+    pixels = np.arange(tile * downscale) + 0.5
+    weights = np.ones((count, len(pixels)))
+    for k, shared in enumerate((starts[:-1] + tile - starts[1:]) * downscale):
+        if shared:
+            ramp = np.clip(pixels / shared, 0, 1)
+            weights[k + 1] *= ramp
+            weights[k] *= ramp[::-1]
+    total = np.zeros(side * downscale)
+    spans = [slice(start * downscale, start * downscale + len(pixels)) for start in starts]
+    for span, weight in zip(spans, weights, strict=True):
+        total[span] += weight
+    return starts, np.stack([weight / total[span] for span, weight in zip(spans, weights, strict=True)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Architecture
+
+
+def check_vae_arch(arch: Mapping) -> dict:
+    """A complete copy of `arch` with the fields of SD_ARCH, or a UserError that names the field that cannot be."""
+    if unknown := set(arch) - set(SD_ARCH):
+        raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: {", ".join(SD_ARCH)}')
+    arch = {**SD_ARCH, **arch}
+    arch['widths'] = tuple(arch['widths']) if isinstance(arch['widths'], list | tuple) else (arch['widths'],)
+    numbers = {'layers': arch['layers'], 'groups': arch['groups'], 'channels': arch['channels'],
+               'image_channels': arch['image_channels'], **{f'widths[{i}]': w for i, w in enumerate(arch['widths'])}}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f'vae.{name} must be a positive integer, got {value!r}')
+    for name in ('quant_conv', 'post_quant_conv', 'mid_attention'):
+        if not isinstance(arch[name], bool):
+            raise UserError(f'vae.{name} must be true or false, got {arch[name]!r}')
+    if not arch['widths']:
+        raise UserError('vae.widths is empty; it lists the channels of each level, e.g. (128, 256, 512, 512)')
+    if wrong := [width for width in arch['widths'] if width % arch['groups']]:
+        raise UserError(f'vae.widths: {wrong[0]} channels cannot be split into {arch["groups"]} groups (vae.groups)')
+    return arch

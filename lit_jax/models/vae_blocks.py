@@ -1,0 +1,209 @@
+"""The pieces of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks, two towers.
+
+Pictures are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where they can;
+children are named, not listed, so that parameter paths hold no bare numbers.
+"""
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.mixers.softmax import SoftmaxAttention
+
+EPSILON = 1e-6    # of every GroupNorm of AutoencoderKL
+_NHWC = ('NHWC', 'HWIO', 'NHWC')
+
+
+def fan_in_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
+    """Uniform within ±1/sqrt(fan-in), PyTorch's start for convolutions."""
+    bound = math.prod(in_shape) ** -0.5
+    return jax.random.uniform(key, (*in_shape, *out_shape), jnp.float32, -bound, bound)
+
+
+class Conv(nnx.Module):
+    """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O].
+
+    `padding` holds the zero rows (and columns) before and after. Neighbours are summed in the compute dtype's own way:
+    float32 on CPU, the accumulators of the matrix units elsewhere.
+    """
+
+    def __init__(self, width_in: int, width_out: int, size: int = 3, *, stride: int = 1,
+                 padding: tuple[int, int] = (1, 1), dtype, rngs: nnx.Rngs):
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+        self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (size, size, width_in), (width_out,)))
+        self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32))
+
+    def __call__(self, x_BHWI: Array) -> Array:
+        return self.add_bias(self.convolve(x_BHWI, self.kernel[...], self.padding, self.padding))
+
+    def convolve(self, x_BHWI: Array, kernel: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+        """The bare convolution with any kernel and padding, in the compute dtype."""
+        return jax.lax.conv_general_dilated(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2,
+                                            (rows, columns), dimension_numbers=_NHWC)
+
+    def add_bias(self, y_BHWO: Array) -> Array:
+        return y_BHWO + self.bias[...].astype(self.dtype)
+
+
+class UpsampleConv(Conv):
+    """Each pixel repeated 2 x 2, then a 3 x 3 convolution: [B, H, W, I] -> [B, 2H, 2W, O].
+
+    Of the nine pixels that an output sees several are copies of one: each of the four outputs over an input pixel is a
+    2 x 2 convolution of the small picture, with the kernel's rows (columns) that meet a copy added up. That is 4/9 of
+    the products, and the large picture of copies is never made.
+    """
+
+    def __call__(self, x_BHWI: Array) -> Array:
+        b, h, w, _ = x_BHWI.shape
+        kernel = self.kernel[...].astype(accumulator(self.dtype))
+        # The even output looks one pixel back and at its own, the odd one at its own and one ahead.
+        rows = [(1, 0), (0, 1)]
+        quarters = [[self.convolve(x_BHWI, _merge_taps(_merge_taps(kernel, 0, i), 1, j), rows[i], rows[j])
+                     for j in range(2)] for i in range(2)]
+        y = jnp.stack([jnp.stack(pair, axis=3) for pair in quarters], axis=2)      # [B, H, 2, W, 2, O]
+        return self.add_bias(y.reshape(b, 2 * h, 2 * w, -1))
+
+
+def _merge_taps(kernel: Array, axis: int, phase: int) -> Array:
+    """Three taps on a picture of doubled pixels -> two on the picture itself, for its even (0) or odd (1) outputs."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([first, middle + last] if phase == 0 else [first + middle, last], axis)
+
+
+class GroupNorm(nnx.Module):
+    """Norm over all pixels and the channels of a group, with gain and bias a channel; statistics in the accumulator."""
+
+    def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
+        self.groups = groups
+        self.gain = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        """Returns the dtype of x."""
+        x = x_BHWD.astype(accumulator(x_BHWD.dtype))
+        mean_BG = self._mean(x)
+        centred = x - self._spread(mean_BG)
+        inverse_BG = jax.lax.rsqrt(self._mean(jnp.square(centred)) + EPSILON)
+        return (centred * (self._spread(inverse_BG) * self.gain[...]) + self.bias[...]).astype(x_BHWD.dtype)
+
+    def _mean(self, x_BHWD: Array) -> Array:
+        """[B, G]. Columns first, then rows: XLA:CPU takes the two sums in parallel, one sum over both axes not."""
+        b, h, w, d = x_BHWD.shape
+        sums_BD = x_BHWD.sum(2).sum(1)
+        return sums_BD.reshape(b, self.groups, d // self.groups).sum(-1) / (h * w * (d // self.groups))
+
+    def _spread(self, s_BG: Array) -> Array:
+        """[B, G] -> [B, 1, 1, D]."""
+        return jnp.repeat(s_BG, self.gain.shape[0] // self.groups, axis=1)[:, None, None]
+
+
+class ResnetBlock(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes x goes through a 1 x 1 convolution."""
+
+    def __init__(self, width_in: int, width_out: int, groups: int, *, dtype, rngs: nnx.Rngs):
+        self.norm1 = GroupNorm(width_in, groups, rngs=rngs)
+        self.conv1 = Conv(width_in, width_out, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(width_out, groups, rngs=rngs)
+        self.conv2 = Conv(width_out, width_out, dtype=dtype, rngs=rngs)
+        self.has_shortcut = width_in != width_out
+        if self.has_shortcut:
+            self.shortcut = Conv(width_in, width_out, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        h = self.conv1(jax.nn.silu(self.norm1(x_BHWD)))
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (self.shortcut(x_BHWD) if self.has_shortcut else x_BHWD)
+
+
+class AttentionBlock(nnx.Module):
+    """x + softmax attention over all pixels with one head as wide as the picture."""
+
+    def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = GroupNorm(width, groups, rngs=rngs)
+        self.attn = SoftmaxAttention(width, heads=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        b, h, w, d = x_BHWD.shape
+        return x_BHWD + self.attn(self.norm(x_BHWD).reshape(b, h * w, d), (h, w)).reshape(b, h, w, d)
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention (if the architecture has it), residual block."""
+
+    def __init__(self, width: int, groups: int, attention: bool, *, dtype, rngs: nnx.Rngs):
+        self.has_attention = attention
+        self.resnet0 = ResnetBlock(width, width, groups, dtype=dtype, rngs=rngs)
+        if attention:
+            self.attention = AttentionBlock(width, groups, dtype=dtype, rngs=rngs)
+        self.resnet1 = ResnetBlock(width, width, groups, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        x = self.resnet0(x_BHWD)
+        return self.resnet1(self.attention(x) if self.has_attention else x)
+
+
+class Level(nnx.Module):
+    """Residual blocks at one resolution, then `resample` (None at the end of a tower)."""
+
+    def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None, *, dtype,
+                 rngs: nnx.Rngs):
+        self.layers = layers
+        for i in range(layers):
+            block = ResnetBlock(width_in if i == 0 else width_out, width_out, groups, dtype=dtype, rngs=rngs)
+            setattr(self, f'resnet{i}', block)
+        self.has_resample = resample is not None
+        if self.has_resample:
+            self.resample = resample
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        for i in range(self.layers):
+            x_BHWD = getattr(self, f'resnet{i}')(x_BHWD)
+        return self.resample(x_BHWD) if self.has_resample else x_BHWD
+
+
+class Encoder(nnx.Module):
+    """[B, H, W, image channels] -> [B, h, w, channels_out]: levels from wide pictures to deep ones."""
+
+    def __init__(self, image_channels: int, channels_out: int, widths: Sequence[int], layers: int, groups: int,
+                 attention: bool, *, dtype, rngs: nnx.Rngs):
+        options = {'dtype': dtype, 'rngs': rngs}
+        self.levels = len(widths)
+        self.conv_in = Conv(image_channels, widths[0], **options)
+        for i, (before, width) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
+            # The published networks pad their strided convolutions on the right and at the bottom only.
+            down = Conv(width, width, stride=2, padding=(0, 1), **options) if i + 1 < len(widths) else None
+            setattr(self, f'level{i}', Level(before, width, layers, groups, down, **options))
+        self.mid = MidBlock(widths[-1], groups, attention, **options)
+        self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
+        self.conv_out = Conv(widths[-1], channels_out, **options)
+
+    def __call__(self, x_BHWC: Array) -> Array:
+        x = self.conv_in(x_BHWC)
+        for i in range(self.levels):
+            x = getattr(self, f'level{i}')(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nnx.Module):
+    """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, each one block deeper."""
+
+    def __init__(self, channels: int, image_channels: int, widths: Sequence[int], layers: int, groups: int,
+                 attention: bool, *, dtype, rngs: nnx.Rngs):
+        options, widths = {'dtype': dtype, 'rngs': rngs}, tuple(reversed(widths))
+        self.levels = len(widths)
+        self.conv_in = Conv(channels, widths[0], **options)
+        self.mid = MidBlock(widths[0], groups, attention, **options)
+        for i, (before, width) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
+            up = UpsampleConv(width, width, **options) if i + 1 < len(widths) else None
+            setattr(self, f'level{i}', Level(before, width, layers + 1, groups, up, **options))
+        self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
+        self.conv_out = Conv(widths[-1], image_channels, **options)
+
+    def __call__(self, z_BHWC: Array) -> Array:
+        x = self.mid(self.conv_in(z_BHWC))
+        for i in range(self.levels):
+            x = getattr(self, f'level{i}')(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))

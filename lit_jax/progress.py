@@ -1,0 +1,41 @@
+"""How far a long job is and when it will be done: a bar on a terminal, a line now and then elsewhere."""
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+from lit_jax.training.telemetry import format_seconds
+
+LOG = logging.getLogger('lit_jax')
+
+
+class Progress:
+    """Counts towards `total` things called `unit`; a context manager. Lines are logged every `seconds` and at the end."""
+
+    def __init__(self, total: int, unit: str, *, seconds: float = 30.0):
+        self._total, self._unit, self._seconds = total, unit, seconds
+        self._done, self._began = 0, time.monotonic()
+        self._said = self._began
+        shown = sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
+        self._bar = tqdm(total=total, unit=f' {unit}', dynamic_ncols=True) if shown else None
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, count: int) -> None:
+        """`count` more are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._said >= self._seconds or self._done == self._total:
+            self._said = now
+            rate = self._done / max(now - self._began, 1e-9)
+            LOG.info('%d of %d %s (%.0f %%), %.3g a second, %s left', self._done, self._total, self._unit,
+                     100 * self._done / self._total, rate, format_seconds((self._total - self._done) / rate))

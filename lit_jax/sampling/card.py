@@ -1,0 +1,81 @@
+"""The recipe card of a set of pictures: everything that decides its bytes, as JSON beside it."""
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lit_jax.checkpoint.vae_folder import params_sha256
+from lit_jax.errors import UserError
+from lit_jax.models.network import Model
+
+FORMAT = 1
+PACKAGES = ('jax', 'jaxlib', 'flax')
+CODE = ('models', 'diffusion', 'sampling')       # folders of lit_jax that decide the numbers of a picture
+UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
+
+
+def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, policy: str, classes: list[int], seed: int,
+              group: int, dtype: str) -> dict:
+    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able."""
+    config = model.config
+    return json.loads(json.dumps({
+        'format': FORMAT, 'kind': 'pictures',
+        'model': {'provenance': config['provenance'], 'sha256': params_sha256(model.params), 'architecture': config['model'],
+                  'diffusion': config['diffusion'], 'latent': config['latent']},
+        'sampler': dict(settings),
+        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
+                                         'dtype': np.dtype(vae.network.dtype).name},
+        'pictures': {'count': len(labels), 'seed': seed, 'labels': policy, 'classes': _classes(classes, config),
+                     'uint8': UINT8},
+        'computed': {'dtype': dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
+                     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+                     **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
+    }))
+
+
+def _code_sum() -> str:
+    """A checksum of our code that draws; what is added elsewhere does not end a set that is half drawn."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for folder in CODE for path in (root / folder).rglob('*.py')):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_same_card(there: dict, mine: dict, where) -> None:
+    """Raises UserError that names what differs between the card of a set already begun and that of this command."""
+    if lines := _differences(there, mine):
+        more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
+        raise UserError(f'{where} belongs to another recipe:\n  ' + '\n  '.join(lines[:10]) + more +
+                        '\nGive another --out, or repeat the command that began it, or delete what is there.')
+
+
+def read_card(path) -> dict | None:
+    """The card in a file; None where there is no file. UserError where it is no card."""
+    try:
+        card = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        card = None
+    if not isinstance(card, dict) or card.get('kind') != 'pictures':
+        raise UserError(f'{path} is in the way: it is no recipe card of sample.py. Give another --out.')
+    return card
+
+
+def card_text(card: dict) -> str:
+    return json.dumps(card, indent=1) + '\n'
+
+
+def _classes(classes: list[int], config: Mapping) -> list[int] | str:
+    return 'all' if classes == list(range(config['model']['num_classes'])) else list(classes)
+
+
+def _differences(there, mine, name: str = '') -> list[str]:
+    if isinstance(there, dict) and isinstance(mine, dict):
+        return [line for key in sorted({*there, *mine})
+                for line in _differences(there.get(key), mine.get(key), f'{name}.{key}' if name else key)]
+    return [] if there == mine else [f'{name}: {there!r} there, {mine!r} now']

@@ -1,0 +1,50 @@
+"""Which class each picture shows."""
+from collections.abc import Sequence
+
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.sampling.noise import MAX_PICTURES, random_labels
+
+POLICIES = ('random', 'balanced')
+
+
+def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[int]:
+    """'3,7' -> [3, 7], checked against the model; '' -> the first ten classes, or `most`, or with None all."""
+    if not text:
+        return list(range(num_classes if most is None else min(most, num_classes)))
+    try:
+        classes = [int(part) for part in text.split(',')]
+    except ValueError:
+        raise UserError(f'--classes {text!r} is not a list of class indices such as 3,7') from None
+    if wrong := [c for c in classes if not 0 <= c < num_classes]:
+        raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows 0..{num_classes - 1}')
+    return classes
+
+
+def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,
+                  per_class: int | None = None) -> np.ndarray:
+    """int32 [N], the label of every picture, for a set of `count` pictures or of `per_class` pictures a class.
+
+    random: each label drawn from (seed, number of the picture), as published figures of DiT and LiT were made.
+    balanced: the same number of each class, in turns, so that any stretch of the set holds all classes.
+    """
+    if policy not in POLICIES:
+        raise UserError(f'unknown label policy {policy!r}; known: {", ".join(POLICIES)}')
+    if (count is None) == (per_class is None):
+        raise UserError('say how many pictures with one of --count (all together) and --per_class (of each class), '
+                        f'got {"neither" if count is None else "both"}')
+    if policy == 'random' and count is None:
+        raise UserError('--per_class means the same number of each class; random labels take --count, the number of all '
+                        'pictures (or leave --labels out)')
+    name, value = ('--count', count) if per_class is None else ('--per_class', per_class)
+    total = value if per_class is None else value * len(classes)
+    if value < 1 or total > MAX_PICTURES:
+        raise UserError(f'{name} must be at least 1, and all pictures at most {MAX_PICTURES:,}; got {value}')
+    if policy == 'random':
+        return random_labels(seed, total, classes)
+    if total % len(classes):
+        nearest = max(1, round(total / len(classes))) * len(classes)
+        raise UserError(f'--count {total} is not a multiple of the {len(classes)} classes, so balanced labels are not '
+                        f'possible; take --count {nearest}, or --labels random')
+    return np.resize(np.asarray(classes, np.int32), total)

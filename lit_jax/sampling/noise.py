@@ -1,0 +1,44 @@
+"""What is random about a picture: functions of (seed, number of the picture), never of its batch or its device.
+
+From the key of a seed, picture i folds in i for its initial noise. Step noise and labels hang on keys of their own,
+folded from numbers that no picture has.
+"""
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.models.network import Network
+
+Array = jax.Array
+STEPS, LABELS = 0xFFFFFFFF, 0xFFFFFFFE
+MAX_PICTURES = 1 << 31
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f'the seed must be a whole number from 0 to {(1 << 32) - 1}, got {seed}')
+
+
+def initial_noise(network: Network, seed: int, indices: Sequence[int] | Array) -> Array:
+    """Noise [B, H, W, C] of the pictures with these numbers: picture i depends on (seed, i) only."""
+    shape = (*network.arch['input_size'], network.arch['channels'])
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(jax.random.key(seed), indices))
+
+
+def step_keys(seed: int, indices: Sequence[int] | Array) -> Array:
+    """Keys [B] for the noise of the steps, as `lit_jax.diffusion.samplers` take them."""
+    return _keys(jax.random.fold_in(jax.random.key(seed), STEPS), indices)
+
+
+def random_labels(seed: int, count: int, classes: Sequence[int]) -> np.ndarray:
+    """int32 [count]: each picture's class, drawn evenly from `classes` (DiT's sample_ddp.py draws so, too)."""
+    keys = _keys(jax.random.fold_in(jax.random.key(seed), LABELS), np.arange(count))
+    drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(classes)))(keys)
+    return np.asarray(classes, np.int32)[np.asarray(drawn)]
+
+
+def _keys(key: Array, indices) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))

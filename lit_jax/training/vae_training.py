@@ -1,0 +1,170 @@
+"""Fits a small VAE to a folder of pictures, for latents of one's own: `python train_vae.py --config=configs/vae_tiny.py`.
+
+The loss is the mean absolute error of the reconstruction plus a slight pull of the posterior to the unit normal
+(arXiv 2112.10752, the KL-regularised form), without the perceptual and adversarial terms of the released VAEs: enough
+for small pictures, too smooth for large ones. A run takes minutes and keeps no checkpoints; one that is stopped begins
+anew.
+"""
+import functools
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
+from lit_jax.data.augment import random_flip
+from lit_jax.data.pipeline import make_pipeline
+from lit_jax.data.sources import Source, open_source
+from lit_jax.errors import UserError
+from lit_jax.models.vae import VaeNetwork, sample_posterior
+from lit_jax.training.telemetry import Diverged, format_seconds
+
+LOG = logging.getLogger('lit_jax')
+
+
+def default() -> ConfigDict:
+    """A VAE of four channels at a fourth of the side, and how to train it; configs/vae_*.py start from it."""
+    return ConfigDict({
+        'name': '',
+        'seed': 0,
+        'data': {'name': 'folder', 'path': '', 'image_size': 64, 'strict': False},
+        'vae': {'widths': (16, 32, 64), 'layers': 1, 'groups': 8, 'channels': 4, 'mid_attention': False,
+                'quant_conv': False, 'post_quant_conv': False},
+        'train': {'steps': 800, 'batch_size': 16, 'learning_rate': 2e-3, 'kl_weight': 1e-5, 'log_every': 100,
+                  'window': 32},      # side of the random part of each picture that a step sees; 0: all of it
+    }).lock()
+
+
+def unit_latents(params: dict, factor: float) -> dict:
+    """The same VAE with its latents multiplied by `factor`: the last convolution of the encoder and the first of the
+    decoder take it in, so that a recipe needs no scale of its own. For networks without quant convolutions."""
+    channels = params['decoder']['conv_in']['kernel'].shape[2]
+    out, first = params['encoder']['conv_out'], params['decoder']['conv_in']
+    gain = jnp.where(jnp.arange(2 * channels) < channels, factor, 1.0)      # means are scaled, log-variances moved
+    shift = jnp.where(jnp.arange(2 * channels) < channels, 0.0, 2 * math.log(factor))
+    scaled = {**out, 'kernel': out['kernel'] * gain, 'bias': out['bias'] * gain + shift}
+    return {**params, 'encoder': {**params['encoder'], 'conv_out': scaled},
+            'decoder': {**params['decoder'], 'conv_in': {**first, 'kernel': first['kernel'] / factor}}}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a VAE does to pictures it has not seen.
+
+    Attributes:
+        psnr: peak signal-to-noise ratio in dB over all pixels of the mean reconstruction; the peak is 2.
+        latent_std: standard deviation of the posterior means over everything.
+        pictures: how many.
+    """
+    psnr: float
+    latent_std: float
+    pictures: int
+
+
+def train_vae(config: ConfigDict, out) -> Quality:
+    """Fits the recipe's VAE, measures it on held-out pictures, and writes a VAE folder whose latents have the scale 1.
+
+    Raises UserError for anything known before the first step, and Diverged if the loss stops being a number."""
+    network = VaeNetwork(config.vae.to_dict())
+    check_vae_target(out, overwrite=False)
+    train, held_out = open_pictures(config, 'train'), open_pictures(config, 'held_out')
+    params = fit(network, config.train, train, config.seed)
+    params = unit_latents(params, 1 / measure(network, params, train, limit=2_048).latent_std)
+    quality = measure(network, params, held_out)
+    save_vae_folder(out, {'vae': network.arch, 'id': config.name, 'scale': 1.0, 'provenance': {
+        'source': f'{config.data.name} {config.data.path}', 'steps': config.train.steps, 'seed': config.seed,
+        'psnr': quality.psnr}}, params)
+    LOG.info('%s: PSNR %.2f dB on %s held-out pictures, whose latents have a standard deviation of %.3f, in %s', config.name,
+             quality.psnr, f'{quality.pictures:,}', quality.latent_std, out)
+    return quality
+
+
+def open_pictures(config: ConfigDict, split: str) -> Source:
+    """The recipe's pictures; their side must suit the VAE."""
+    network, size = VaeNetwork(config.vae.to_dict()), config.data.image_size
+    if not 0 <= config.train.window <= size or config.train.window % network.downscale:
+        raise UserError(f'train.window {config.train.window} must be a multiple of {network.downscale} up to data.image_size '
+                        f'{size}, or 0 for whole pictures')
+    if size % network.downscale:
+        raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE shrinks pictures')
+    return open_source(config.data.name, split=split, image_size=size, channels=network.arch['image_channels'],
+                       path=config.data.path, data_dir=config.data.path, strict=config.data.strict)
+
+
+def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.Array, kl_weight: float):
+    """(loss, {'l1', 'kl'}): mean |x - decoded sample| + kl_weight · KL(posterior | unit normal) a latent number."""
+    mean, logvar = network.encode(params, image_BHWC)
+    l1 = jnp.abs(image_BHWC - network.decode(params, sample_posterior(mean, logvar, key))).mean()
+    kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
+    return l1 + kl_weight * kl, {'l1': l1, 'kl': kl}
+
+
+def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dict:
+    """Adam with a cosine decay to zero; returns the parameters. Batches and noise are functions of (seed, step)."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps))
+    key = jax.random.key(seed)
+    params = jax.jit(network.init)(key)
+    state = params, optimizer.init(params)
+
+    @jax.jit
+    def step(state, image, number):
+        params, opt = state
+        loss = jax.value_and_grad(lambda p: vae_loss(network, p, image, jax.random.fold_in(key, number), options.kl_weight),
+                                  has_aux=True)
+        (total, terms), gradient = loss(params)
+        updates, opt = optimizer.update(gradient, opt, params)
+        return (optax.apply_updates(params, updates), opt), {'total': total, **terms}
+
+    augment = functools.partial(_window, options.window or source.spec.image_size)
+    began, pipeline = time.perf_counter(), make_pipeline(source, global_batch=options.batch_size, seed=seed, augment=augment)
+    try:
+        for number, batch in zip(range(1, options.steps + 1), pipeline, strict=False):
+            state, terms = step(state, batch['image'], number)
+            if number % options.log_every == 0 or number == options.steps:
+                _log(number, options.steps, jax.device_get(terms), time.perf_counter() - began)
+    finally:
+        pipeline.close()
+    return state[0]
+
+
+def _window(side: int, element: dict, rng: np.random.Generator) -> dict:
+    """A random square of the picture, mirrored in half of the cases: the network looks at neighbourhoods only."""
+    image = random_flip(element, rng)['image']
+    top, left = (rng.bit_generator.random_raw() % (length - side + 1) for length in image.shape[:2])
+    return {**element, 'image': image[top:top + side, left:left + side]}
+
+
+def _log(number: int, total: int, terms: Mapping, seconds: float) -> None:
+    if not np.isfinite(terms['total']):
+        raise Diverged(f'step {number}: the loss is {terms["total"]}. Lower train.learning_rate')
+    LOG.info('step %s/%s  l1 %.4f  kl %.3f  %.0f ms  ETA %s', f'{number:,}', f'{total:,}', terms['l1'], terms['kl'],
+             1e3 * seconds / number, format_seconds(seconds / number * (total - number)))
+
+
+def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0, batch_size: int = 32) -> Quality:
+    """How well pictures of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
+    count = min(limit, len(source)) if limit else len(source)
+    indices = np.arange(count) * len(source) // count
+
+    @jax.jit
+    def errors(params, image):
+        mean, _ = network.encode(params, image)
+        return jnp.square(network.decode(params, mean) - image).sum((1, 2, 3)), mean
+
+    squares, means = [], []
+    for start in range(0, count, batch_size):
+        part = np.resize(indices[start:start + batch_size], batch_size)      # one shape, one compilation
+        kept = len(indices[start:start + batch_size])
+        square, mean = jax.device_get(errors(params, source.take(part)['image']))
+        squares.append(square[:kept])
+        means.append(mean[:kept])
+    numbers = math.prod(source.spec.image_shape) * count
+    error = float(np.concatenate(squares).sum()) / numbers
+    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()), pictures=count)

@@ -1,0 +1,89 @@
+"""A picture's bits: the same alone, in any batch, on any number of devices; another group size rounds differently."""
+import jax
+import numpy as np
+import pytest
+from sampling_models import save_latent_model, save_model, save_vae
+
+import lit_jax
+from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.sampling.groups import GroupSampler
+from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
+from lit_jax.sampling.program import build_sampler, make_sampler, sample_many
+
+SETTINGS = {'method': 'ddpm', 'steps': 6, 'cfg_scale': 2.0}
+
+
+@pytest.fixture(scope='module', params=['softmax', 'linear'])
+def model(request, tmp_path_factory):
+    return lit_jax.load(save_model(tmp_path_factory.mktemp('models') / request.param, mixer=request.param))
+
+
+def sampler(model, count=50, devices=1, group=8, seed=3, **options):
+    labels = random_labels(seed, count, range(10))
+    return GroupSampler(model, SETTINGS, labels, seed=seed, group=group, devices=jax.devices()[:devices], **options)
+
+
+@pytest.fixture(scope='module')
+def reference(model):
+    return sampler(model).draw_all()
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_the_number_of_devices_does_not_change_a_bit(model, reference, devices):
+    assert reference.shape == (50, 8, 8, 1) and reference.std() > 0.1
+    np.testing.assert_array_equal(sampler(model, devices=devices).draw_all(), reference)
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 64])
+def test_the_batch_does_not_change_a_bit(model, reference, batch_size):
+    got = dict(sampler(model, devices=2).draw(range(7), batch_size))
+    np.testing.assert_array_equal(np.concatenate([got[k] for k in range(7)]), reference)
+
+
+def test_any_groups_in_any_order_and_a_smaller_set(model, reference):
+    got = dict(sampler(model, devices=2).draw([6, 1, 4]))
+    assert sorted(got) == [1, 4, 6] and len(got[6]) == 2
+    for group, images in got.items():
+        np.testing.assert_array_equal(images, reference[8 * group:8 * group + 8])
+    np.testing.assert_array_equal(sampler(model, count=20).draw_all(), reference[:20])
+
+
+def test_another_group_size_rounds_differently_and_no_more(model, reference):
+    other = sampler(model, group=5).draw_all()
+    np.testing.assert_allclose(other, reference, atol=1e-4 * np.abs(reference).max())
+    batches = make_sampler(model.network, **SETTINGS, latent_scale=model.config['latent']['scale'])
+    labels = random_labels(3, 50, range(10))
+    for batch_size in (7, 50):
+        many = sample_many(batches, model.params, model.network, labels, seed=3, batch_size=batch_size)
+        np.testing.assert_allclose(many, reference, atol=1e-4 * np.abs(reference).max())
+
+
+def test_seed_number_and_label_make_the_picture(model, reference):
+    assert not np.allclose(sampler(model, seed=4).draw_all()[0], reference[0])
+    assert not np.allclose(initial_noise(model.network, 0, [0]), initial_noise(model.network, 0, [1]))
+    labels = (random_labels(3, 50, range(10)) + 1) % 10
+    other = GroupSampler(model, SETTINGS, labels, seed=3, group=8, devices=jax.devices()[:1]).draw_all()
+    assert not np.allclose(other[0], reference[0])
+
+
+def test_step_noise_has_keys_apart_from_the_initial_noise():
+    keys = jax.random.key_data(step_keys(0, range(4)))
+    initial = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(4, dtype=np.uint32)))
+    assert len(np.unique(np.concatenate([keys, initial]), axis=0)) == 8
+
+
+def test_latents_are_decoded_by_the_vae_in_the_same_program(tmp_path):
+    model = lit_jax.load(save_latent_model(tmp_path / 'model'))
+    vae = load_vae(save_vae(tmp_path / 'vae'))
+    latents = sampler(model, count=10, group=4).draw_all()
+    pictures = sampler(model, count=10, group=4, devices=2, vae=vae).draw_all()
+    assert pictures.shape == (10, 16, 16, 3)
+    np.testing.assert_allclose(pictures, vae.decode(latents), atol=1e-4 * np.abs(pictures).max())
+
+
+def test_options_that_contradict_each_other_are_refused(model):
+    for options, message in (({'eta': 0.5}, 'eta 0.5 belongs to ddim'), ({'method': 'ddim', 'eta': 2.0}, 'between 0'),
+                             ({'method': 'dpm++', 'eta': 0.5}, 'belongs to ddim'),
+                             ({'cfg_scale': 2.0, 'cfg_interval': (0.8, 0.2)}, 'guidance interval')):
+        with pytest.raises(lit_jax.UserError, match=message):
+            build_sampler(model.network, **options)

@@ -1,0 +1,61 @@
+"""A small VAE trained on a folder: it learns, its latents have unit size, and its folder can be loaded."""
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.errors import UserError
+from lit_jax.models.vae import VaeNetwork
+from lit_jax.training import vae_training
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 12), ('held_out', 5)):
+        (tmp_path / 'pictures' / split / 'one').mkdir(parents=True)
+        for number in range(count):
+            colours = rng.integers(0, 256, (2, 2, 3), np.uint8)          # flat patches: easy to learn
+            Image.fromarray(colours).resize((16, 16), Image.Resampling.NEAREST).save(
+                tmp_path / 'pictures' / split / 'one' / f'{number}.png')
+    config = vae_training.default()
+    config.name = 'flat'
+    config.data.update({'path': str(tmp_path / 'pictures'), 'image_size': 16})
+    config.vae.update({'widths': (8, 8), 'layers': 1, 'groups': 2})
+    config.train.update({'steps': 120, 'batch_size': 8, 'window': 8, 'log_every': 30, 'learning_rate': 5e-3})
+    return config
+
+
+def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
+    untrained = VaeNetwork(recipe.vae.to_dict())
+    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)), vae_training.open_pictures(recipe, 'held_out'))
+    quality = vae_training.train_vae(recipe, tmp_path / 'vae')
+    assert quality.psnr > before.psnr + 2 and quality.pictures == before.pictures == 5
+    vae = load_vae(tmp_path / 'vae')
+    assert (vae.id, vae.scale, vae.shift) == ('flat', 1.0, 0.0) and len(vae.sha256) == 64
+    mean, _ = vae.encode(vae_training.open_pictures(recipe, 'train').take(range(12))['image'])
+    assert float(np.std(mean)) == pytest.approx(1, rel=1e-3)
+    assert vae_training.measure(vae.network, vae.params, vae_training.open_pictures(recipe, 'held_out')) == quality
+    with pytest.raises(UserError, match='exists'):
+        vae_training.train_vae(recipe, tmp_path / 'vae')
+
+
+def test_unit_latents_draw_the_same_pictures(recipe):
+    network = VaeNetwork(recipe.vae.to_dict())
+    params = network.init(jax.random.key(1))
+    scaled = vae_training.unit_latents(params, 3.0)
+    image = jax.random.uniform(jax.random.key(2), (2, 16, 16, 3), minval=-1)
+    (mean, logvar), (mean3, logvar3) = network.encode(params, image), network.encode(scaled, image)
+    np.testing.assert_allclose(mean3, 3 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logvar3, logvar + 2 * np.log(3), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.decode(scaled, mean3), network.decode(params, mean), atol=1e-4)
+
+
+@pytest.mark.parametrize('field, value, message', [
+    ('train.window', 7, r'train\.window 7 must be a multiple of 2'), ('train.window', 32, 'up to data.image_size 16'),
+    ('data.image_size', 15, 'image_size 15 is not divisible by 2|window')])
+def test_sizes_that_do_not_fit_are_refused(recipe, tmp_path, field, value, message):
+    recipe.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        vae_training.train_vae(recipe, tmp_path / 'vae')
