@@ -40,7 +40,8 @@ def torch_vae(device: str, dtype):
     from diffusers import AutoencoderKL
     torch.manual_seed(0)
     blocks = {'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4}
-    return AutoencoderKL(block_out_channels=WIDTHS, layers_per_block=2, latent_channels=4, **blocks).to(device, dtype).eval()
+    vae = AutoencoderKL(block_out_channels=WIDTHS, layers_per_block=2, latent_channels=4, **blocks)
+    return vae.to(device, dtype).eval()
 
 
 def torch_calls(vae, image, latent, channels_last: bool) -> dict:
@@ -60,7 +61,8 @@ def torch_calls(vae, image, latent, channels_last: bool) -> dict:
             return result
         return run
 
-    return {'encode': call(lambda: vae.encode(image).latent_dist.mean), 'decode': call(lambda: vae.decode(latent).sample)}
+    return {'encode': call(lambda: vae.encode(image).latent_dist.mean),
+            'decode': call(lambda: vae.decode(latent).sample)}
 
 
 def our_calls(state, image, latent, dtype) -> dict:
@@ -79,7 +81,7 @@ def our_calls(state, image, latent, dtype) -> dict:
 
 
 def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; the first call of a turn is not timed, caches and threads are then its own."""
+    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are then its own."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -131,7 +133,7 @@ def main() -> None:
     total: dict[str, list[float]] = {}
     clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
     for name in PASSES:
-        taken = take_turns({contender: calls[name] for contender, calls in contenders.items()}, arguments.repeats, clock)
+        taken = take_turns({c: calls[name] for c, calls in contenders.items()}, arguments.repeats, clock)
         total = {c: [a + b for a, b in zip(total.get(c, [0.0] * len(t)), t, strict=True)] for c, t in taken.items()}
         print(format_row(name, taken), flush=True)
     print(format_row('both', total))

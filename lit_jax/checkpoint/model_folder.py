@@ -29,7 +29,13 @@ _SPACES = ('pixels', 'vae')
 def is_model_folder(path) -> bool:
     """Whether `path` looks like a model folder (its content may still be damaged; loading checks that)."""
     path = as_path(path)
-    return (path / CONFIG).is_file() and (path / ARRAYS).is_dir()
+    if not (path / CONFIG).is_file() or not (path / ARRAYS).is_dir():
+        return False
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+    except ValueError:
+        return True
+    return not isinstance(config, dict) or config.get('kind') != 'vae'      # lit_jax/checkpoint/vae_folder.py
 
 
 def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
@@ -43,9 +49,13 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
     check_config(config, 'the config to be saved')
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: _check_target(path, overwrite))
-    write = _write_remote if is_remote(path) else _write_local
-    write(path, text, params)
+    write_folder(path, text, params)
     return path
+
+
+def write_folder(path: epath.Path, config_text: str, params) -> None:
+    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is replaced."""
+    (_write_remote if is_remote(path) else _write_local)(path, config_text, params)
 
 
 def _write_local(path: epath.Path, text: str, params) -> None:

@@ -65,6 +65,16 @@ def together(act: Callable):
     return result
 
 
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order, on every one of them."""
+    if jax.process_count() == 1:
+        return [text]
+    data = text.encode()
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    rows = multihost_utils.process_allgather(_padded(data, int(lengths.max())))
+    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+
+
 def only_lead(act: Callable) -> None:
     """`act()` on process 0; the others return when it is done, or raise when it failed (as `from_lead`)."""
     def run():

@@ -24,6 +24,7 @@ from lit_jax.checkpoint.torch_keys import ATTENTION
 from lit_jax.errors import UserError
 
 FLOATS = ('float32', 'float16', 'bfloat16')
+_LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
 METADATA_KEY = 'lit_jax'           # of a .safetensors file that we wrote: the model folder's config as JSON
 _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
 # What torch.load raises for damaged files: its unpickler stumbles over wrong opcodes in every way that Python code can.
@@ -311,11 +312,14 @@ def _sniff(path: Path) -> str:
                         'error page). Get the file itself, for instance with curl -L')
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
+    # Before the look for pickles: the length that starts a .safetensors file can begin with any of their bytes.
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER:
+        return 'safetensors'
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
         raise UserError(f'{path} is a plain pickle or a torch file of before version 1.6. Opening those can run code '
                         'from the file, so they are not read. If you trust it, load it in PyTorch and save its weights '
                         'again with torch.save')
-    if path.suffix == '.safetensors' or len(head) > 8 and head[8:9] == b'{':
+    if path.suffix == '.safetensors':
         return 'safetensors'
     raise UserError(f'{path} is no checkpoint: expected a torch.save file or .safetensors, but it starts with '
                     f'{head[:16]!r}')

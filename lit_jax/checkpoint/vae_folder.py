@@ -1,6 +1,6 @@
 """VAE folders: an autoencoder on disk, as convert_torch_ckpt.py and training write it.
 
-    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with the sha256 of the weights
+    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with the weights' sha256
     arrays/         the parameters (Orbax)
     manifest.json   sizes and checksums of the files under arrays/
 
@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from lit_jax.checkpoint import leaves, manager, model_folder, peers, storage
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG
+from lit_jax.checkpoint import leaves, manager, peers, storage
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, write_folder
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
-from lit_jax.paths import absolute, as_path, explain_unreachable, is_remote
+from lit_jax.paths import absolute, as_path, explain_unreachable
 
 FORMAT = 1
 KIND = 'vae'
@@ -85,8 +85,7 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
                         'the parameters to be saved')
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_vae_target(path, overwrite))
-    write = model_folder._write_remote if is_remote(path) else model_folder._write_local
-    write(path, text, params)
+    write_folder(path, text, params)
     return path
 
 
@@ -105,7 +104,7 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
         network = VaeNetwork(config['vae'], dtype=DTYPES[dtype])
         abstract = network.abstract()
         if shard is not None:
-            abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                                     abstract, shard(abstract))
         return Vae(network, manager.load_arrays(path / ARRAYS, abstract), config)
 
@@ -130,7 +129,9 @@ def read_vae_config(path) -> dict:
 
 
 def check_vae_config(config, source: str) -> dict:
-    """The config with its architecture complete, or one UserError that lists what is wrong; `source` says where it stands."""
+    """The config with its architecture complete, or one UserError that lists what is wrong.
+
+    source: where it stands, for the message."""
     if not isinstance(config, dict) or config.get('kind') != KIND:
         kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
         raise UserError(f'{source} describes {kind}, not a VAE. {_GIVE}')

@@ -131,7 +131,8 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
     try:
         arch = check_vae_arch(arch)
     except UserError as error:
-        names = ', '.join(f'vae.{ours} is {theirs}' for ours, (theirs, _) in _FIELDS.items() if f'vae.{ours}' in str(error))
+        names = ', '.join(f'vae.{ours} is {theirs}' for ours, (theirs, _) in _FIELDS.items()
+                          if f'vae.{ours}' in str(error))
         raise UserError(f'{where}: {error} ({names})') from error
     depth, problems = len(arch['widths']), []
     for name, known in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D')):
@@ -181,7 +182,8 @@ def _open_weights(folder: Path) -> tuple[list[Path], _Files]:
     for file in files:
         source = open_source(file)
         found.problems += source.problems
-        found.problems += [f'duplicate tensor: {key} (again in {file.name})' for key in source.tensors if key in found.owner]
+        found.problems += [f'duplicate tensor: {key} (again in {file.name})' for key in source.tensors
+                           if key in found.owner]
         found.owner.update(dict.fromkeys(source.tensors, source))
     return files, found
 
@@ -230,7 +232,8 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
     """
     for pattern, theirs in _NAMES:
         path = re.sub(pattern, theirs, path)
-    names = [path.replace('/', '.').format(part) for part in ('q', 'k', 'v')] if '{}' in path else [path.replace('/', '.')]
+    pattern = path.replace('/', '.')
+    names = [pattern.format(part) for part in 'qkv'] if '{}' in pattern else [pattern]
     for new, before in _OLD_ATTENTION.items() if old else ():
         names = [name.replace(f'.{new}.', f'.{before}.') for name in names]
     return names

@@ -6,7 +6,7 @@ Pictures are NHWC in [-1, 1]; latents are those of the network itself: the scale
 
     mean, logvar = network.encode(params, image)
     latent = sample_posterior(mean, logvar, key)
-    image = network.decode(params, latent)                          # network.decode(params, latent, tile=64) for large ones
+    image = network.decode(params, latent)                      # large ones: network.decode(params, latent, tile=64)
 """
 import functools
 import math

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
+from lit_jax.checkpoint import peers
 from lit_jax.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
@@ -149,11 +149,7 @@ def code_facts() -> dict:
 
 def _gather(text: str) -> list[tuple[str, str]]:
     """('process 0 (host name)', its text) of every process."""
-    data = json.dumps([socket.gethostname(), text]).encode()
-    longest = int(np.max(multihost_utils.process_allgather(np.asarray(len(data)))))
-    padded = np.frombuffer(data.ljust(longest), np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    pairs = [json.loads(bytes(row)) for row in np.asarray(rows)]
+    pairs = [json.loads(said) for said in peers.gather(json.dumps([socket.gethostname(), text]))]
     return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.inherit import inherit_params
 from lit_jax.checkpoint.load import load_weights, read_weights_config
-from lit_jax.checkpoint.vae_folder import Vae, load_vae, read_vae_config
+from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.config import architecture
 from lit_jax.data.augment import random_flip
 from lit_jax.data.crop import RULE
@@ -99,6 +99,9 @@ def check_inputs(config: ConfigDict) -> None:
         problems.append(f'latent.vae_path: to train from the pictures of {config.data.name} give the folder of '
                         f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), or cache their '
                         'latents first: python prepare_latents.py --help')
+    if config.latent.vae_path and not is_vae_folder(config.latent.vae_path):
+        problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: python '
+                        f'convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
         path = config[section].path
         if path and not _exists(path):

@@ -11,7 +11,8 @@ from torch_samples import random_params as random_dit
 from torch_samples import tiny_arch
 from vae_samples import ARCH, HUB, random_params, same_trees, write_hub_folder
 
-from lit_jax.checkpoint.model_folder import save_model_folder
+import lit_jax
+from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder, load_vae, params_sha256, read_vae_config, save_vae_folder
 from lit_jax.errors import UserError
 from lit_jax.models.vae import check_vae_arch
@@ -106,3 +107,14 @@ def test_parameters_of_another_architecture_are_refused(tmp_path):
     with pytest.raises(UserError, match='the parameters to be saved'):
         save_vae_folder(tmp_path / 'vae', {**CONFIG, 'vae': {**ARCH, 'channels': 3}}, random_params())
     assert not (tmp_path / 'vae').exists()
+
+
+def test_a_vae_folder_is_not_taken_for_a_model_folder(folder):
+    assert not is_model_folder(folder)
+    with pytest.raises(UserError, match='is a VAE folder, not a diffusion model; give it as --vae'):
+        lit_jax.load(folder)
+    arch = tiny_arch()
+    config = {'model': arch, 'diffusion': {'steps': 10, 'kind': 'linear'}, 'classes': None, 'provenance': {},
+              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
+    with pytest.raises(UserError, match='is not a model folder, so it will not be overwritten'):
+        save_model_folder(folder, config, random_dit(arch), overwrite=True)
