@@ -27,6 +27,9 @@ SIZES = MappingProxyType({
 })
 
 
+MOST_FSDP = 128     # divides the width of every size, so of any teacher; a weight in more parts is mostly latency
+
+
 def softmax_mixer(heads: int) -> ConfigDict:
     """DiT's self-attention."""
     return ConfigDict({'name': 'softmax', 'heads': heads, 'qkv_bias': True})
@@ -213,7 +216,7 @@ def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[s
     """Fills in what is -1; the product of all axes must be the number of devices.
 
     One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left that
-    divides the width, and data the rest, so that one recipe fits any number of devices.
+    divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of devices.
     """
     free = {axis for axis, n in mesh.items() if n == -1}
     if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
@@ -225,6 +228,8 @@ def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[s
     left, resolved = device_count // fixed, dict(mesh)
     if free == {'data', 'fsdp'}:
         resolved['fsdp'] = math.gcd(left, width)
+        while resolved['fsdp'] > MOST_FSDP and resolved['fsdp'] % 2 == 0:
+            resolved['fsdp'] //= 2
         resolved['data'] = left // resolved['fsdp']
     elif free:
         resolved[free.pop()] = left

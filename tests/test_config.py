@@ -68,7 +68,10 @@ def test_only_data_and_fsdp_may_both_be_free():
 def test_free_data_and_fsdp_share_any_number_of_devices(devices, width):
     mesh = recipes._resolve_mesh({'data': -1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices, width)
     assert mesh['data'] * mesh['fsdp'] == devices and width % mesh['fsdp'] == 0
-    assert all(width % (mesh['fsdp'] * more) for more in range(2, 9) if mesh['data'] % more == 0)
+    assert mesh['fsdp'] <= recipes.MOST_FSDP
+    assert all(width % (mesh['fsdp'] * more) or mesh['fsdp'] * more > recipes.MOST_FSDP
+               for more in range(2, 9) if mesh['data'] % more == 0)
+    assert all(size['width'] % mesh['fsdp'] == 0 for size in recipes.SIZES.values() if devices in (16, 64, 256, 512))
 
 
 def test_the_free_mesh_axis_takes_the_devices_that_are_left():

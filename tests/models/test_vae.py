@@ -136,6 +136,7 @@ def test_posterior_sample_has_the_mean_and_deviation_told():
     assert abs(sample.mean() - 3) < 0.02 and abs(sample.std() - 0.5) < 0.02
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(tiny):
     """A VAE can be trained: nothing is cut off, and the written-out derivative of attention is used."""
     network, params = tiny

@@ -1,4 +1,6 @@
 """One device or eight, cut along any axis: the same run."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,17 +63,21 @@ class Small:
             return np.asarray(jax.device_get(losses)), state
 
 
-@pytest.fixture(scope='module')
-def one_device():
-    return {mixer: Small(mixer, 'one', devices=1).losses()[0] for mixer in ('softmax', 'linear')}
+@functools.cache
+def losses_of_one_device(mixer):
+    return Small(mixer, 'one', devices=1).losses()[0]
 
 
-@pytest.mark.parametrize('layout', [name if name == 'mixed' else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
-@pytest.mark.parametrize('mixer', ['softmax', 'linear'], ids=['DiT', 'LiT with teacher'])
-def test_every_layout_gives_the_losses_of_one_device(mixer, layout, one_device):
+QUICK = ('linear', 'mixed')
+
+
+@pytest.mark.parametrize('mixer, layout', [
+    pytest.param(mixer, layout, id=f'{name}, {layout}', marks=[] if (mixer, layout) == QUICK else pytest.mark.slow)
+    for mixer, name in (('softmax', 'DiT'), ('linear', 'LiT with teacher')) for layout in LAYOUTS])
+def test_every_layout_gives_the_losses_of_one_device(mixer, layout):
     losses, state = Small(mixer, layout).losses()
     assert losses[-1] < 0.9 * losses[0]           # it learns: equal constants would prove nothing
-    np.testing.assert_allclose(losses, one_device[mixer], rtol=1e-5)
+    np.testing.assert_allclose(losses, losses_of_one_device(mixer), rtol=1e-5)
     want = state_shardings(state, make_mesh(sizes_of(layout)))
     assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, want))
 
@@ -99,6 +105,7 @@ def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
         assert copied < 0.002 * total
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_eight_devices_to_four_to_one_and_back(tmp_path):
     """Each stop restores the values of the one before, cut in its own way, and saves them again."""
     stops = [('fsdp', 8), ({'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 1}, 4), ('one', 1), ('mixed', 8), ('seq', 8)]
@@ -117,6 +124,7 @@ def test_a_checkpoint_goes_from_eight_devices_to_four_to_one_and_back(tmp_path):
             checkpoints.save(step + 1, state, {'stop': number})
 
 
+@pytest.mark.slow
 def test_a_step_brings_and_fetches_nothing_on_the_way():
     """What jax's transfer guard sees (on CPU: numbers brought to the device) does not happen within a step."""
     small = Small('linear', 'data')
