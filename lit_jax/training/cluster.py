@@ -84,6 +84,9 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         try:
             jax.distributed.initialize(_address(os.environ), *_count_and_index(os.environ), **options)
         except (ValueError, RuntimeError) as error:
+            if cluster == 'TPU VM':      # TPUs alone are no sign of other hosts: notebooks have some, and no metadata
+                LOG.info('this machine names no other hosts (%s): running alone', error)
+                return
             raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: {error}. Give '
                             '--coordinator=HOST0:PORT --num_processes=N --process_id=I on every host.') from error
     if jax.process_count() > 1:

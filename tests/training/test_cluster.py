@@ -61,6 +61,19 @@ def test_a_scheduler_that_jax_does_not_understand_is_explained(monkeypatch):
         cluster.join()
 
 
+def test_a_machine_with_tpus_and_no_word_of_others_runs_alone(monkeypatch, caplog):
+    def fail(*args, **options):
+        raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', fail)
+    monkeypatch.setattr(cluster, 'has_tpus', lambda: True)
+    for name in ('SLURM_STEP_NODELIST', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES', 'JAX_COORDINATOR_ADDRESS'):
+        monkeypatch.delenv(name, raising=False)
+    with caplog.at_level(logging.INFO, 'lit_jax'):
+        cluster.join()
+    assert 'running alone' in caplog.text
+
+
 def pretend_two(monkeypatch, texts):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(cluster, '_gather', lambda text: [('process 0 (a)', text), ('process 1 (b)', texts or text)])
