@@ -120,14 +120,19 @@ def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
 
 def _read_checked(path: epath.Path) -> dict:
     config = read_config(path)
+    check_whole(path, 'model folder', 'checkpoint')
+    return config
+
+
+def check_whole(path: epath.Path, kind: str, source: str) -> None:
+    """Raises UserError that lists the damaged files of a folder of any `kind`; `source` is what it was converted from."""
     damage = storage.find_damage(path, checksums=peers.is_lead())
     if not (path / ARRAYS).is_dir():
         damage = [f'{path / ARRAYS}: missing', *damage[:3]]
     if damage:
         shown = '\n  '.join(damage[:10])
-        raise UserError(f'model folder {path} is damaged; {len(damage)} of its files are not as they were written:\n'
-                        f'  {shown}\nCopy the folder again from its source, or convert the checkpoint again.')
-    return config
+        raise UserError(f'{kind} {path} is damaged; {len(damage)} of its files are not as they were written:\n'
+                        f'  {shown}\nCopy the folder again from its source, or convert the {source} again.')
 
 
 def read_config(path) -> dict:

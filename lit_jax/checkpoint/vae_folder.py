@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from lit_jax.checkpoint import leaves, manager, peers, storage
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, write_folder
+from lit_jax.checkpoint import leaves, manager, peers
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_whole, write_folder
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
@@ -177,13 +177,7 @@ def params_sha256(params) -> str:
 
 def _read_checked(path: epath.Path) -> dict:
     config = read_vae_config(path)
-    damage = storage.find_damage(path, checksums=peers.is_lead())
-    if not (path / ARRAYS).is_dir():
-        damage = [f'{path / ARRAYS}: missing', *damage[:3]]
-    if damage:
-        shown = '\n  '.join(damage[:10])
-        raise UserError(f'VAE folder {path} is damaged; {len(damage)} of its files are not as they were written:\n'
-                        f'  {shown}\nCopy the folder again from its source, or convert the VAE again.')
+    check_whole(path, 'VAE folder', 'VAE')
     return config
 
 

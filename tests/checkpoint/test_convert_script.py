@@ -20,15 +20,6 @@ ROOT = Path(convert_torch_ckpt.__file__).parent
 
 
 @pytest.fixture
-def convert(monkeypatch):
-    """Runs the script's main with command line arguments."""
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert_torch_ckpt.py', *map(str, args)])
-        return convert_torch_ckpt.main()
-    return run
-
-
-@pytest.fixture
 def checkpoint(tmp_path):
     """A LiT checkpoint of 4x4 latents with 4 channels."""
     state = random_state(tiny_arch(LINEAR))

@@ -1,13 +1,11 @@
 """diffusers' AutoencoderKL folders: every tensor in its place, the same pictures as PyTorch, and each mistake named."""
 import json
-import sys
 
 import numpy as np
 import pytest
 from torch_samples import hub_config, tiny_arch
 from vae_samples import HUB, random_state, same_trees, write_hub_folder
 
-import convert_torch_ckpt
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.torch_files import sha256_of
 from lit_jax.checkpoint.vae_folder import load_vae
@@ -16,15 +14,6 @@ from lit_jax.errors import UserError
 from lit_jax.models.vae import SD_ARCH, VaeNetwork
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
-
-
-@pytest.fixture
-def convert(monkeypatch):
-    """Runs the script's main with command line arguments."""
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert_torch_ckpt.py', *map(str, args)])
-        return convert_torch_ckpt.main()
-    return run
 
 
 # ---------------------------------------------------------------------------------------------------------------------
