@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from lit_jax.diffusion.samplers import sampling_schedule
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
-from lit_jax.models.network import DTYPES, check_arch
-from lit_jax.models.partition import check_partition
+from lit_jax.models.network import DTYPES
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -52,7 +52,9 @@ def default() -> ConfigDict:
             'family': 'dit',
             'depth': size['depth'], 'width': size['width'], 'patch': 2,
             'mlp_ratio': 4.0, 'learn_sigma': True,
+            'ffn': 'mlp',
             'mixer': softmax_mixer(size['softmax_heads']),
+            'stages': (),                # runs of blocks whose mixers differ (lit_jax/models/dit.py: stage_mixers)
         },
         'latent': {                      # what the network denoises
             'space': 'vae',              # 'vae' or 'pixels'
@@ -90,6 +92,7 @@ def default() -> ConfigDict:
             'weight_decay': 0.0,
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
+            'balance_weight': 0.01,      # of the loss that evens out the use of heads (MoH)
             'ema_decay': 0.9999,
             'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
             'dtype': 'bfloat16',         # compute; parameters, optimizer and losses are float32

@@ -16,8 +16,8 @@ from lit_jax.checkpoint.torch_files import Source
 from lit_jax.checkpoint.torch_keys import ATTENTION, BLOCK_PREFIX, EMBEDDERS, FOREIGN, POSITION_KEYS, REST, Rule
 from lit_jax.config import SIZES
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_arch
 from lit_jax.models.layers import position_table
-from lit_jax.models.network import check_arch
 
 # How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to 1.
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}

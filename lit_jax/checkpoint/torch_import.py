@@ -29,8 +29,8 @@ from lit_jax.checkpoint.torch_arch import (
 from lit_jax.checkpoint.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
 from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, Rule, dimensions, leaf_shape, rules_for, unflatten
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_arch
 from lit_jax.models.layers import position_table
-from lit_jax.models.network import check_arch
 from lit_jax.paths import as_path, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents

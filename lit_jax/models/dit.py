@@ -2,11 +2,15 @@
 
 With `softmax` it is DiT, with `linear` it is LiT (arXiv 2501.12976), which keeps everything but the attention.
 """
+import functools
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.ffn import Mlp
+from lit_jax.errors import UserError
+from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
     Array,
     LabelEmbedder,
@@ -28,9 +32,9 @@ from lit_jax.models.partition import constrain
 class Block(nnx.Module):
     """adaLN-Zero block: x += gate·mixer(modulate(LN(x))), then x += gate·mlp(modulate(LN(x)))."""
 
-    def __init__(self, width: int, mlp_ratio: float, mixer: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, *, dtype, rngs: nnx.Rngs):
         self.attn = build_mixer(mixer, width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
+        self.mlp = FFNS[ffn](width, mlp_ratio, dtype=dtype, rngs=rngs)
         self.adaLN = Linear(width, (6, width), init=zeros_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
@@ -39,7 +43,11 @@ class Block(nnx.Module):
         modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
         x = x_BND + gate(self.attn(modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
-        return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp)), gate_mlp)
+        return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
+
+
+def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, dtype, rngs: nnx.Rngs) -> Block:
+    return Block(width, mlp_ratio, mixer, ffn, dtype=dtype, rngs=rngs)
 
 
 class FinalLayer(nnx.Module):
@@ -54,6 +62,21 @@ class FinalLayer(nnx.Module):
         return self.linear(modulate(x_BND, modulation[:, 0], modulation[:, 1]))
 
 
+def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[tuple[int, dict]]:
+    """[(blocks, mixer)] of runs of equal blocks: `stages` are {'depth': ..., 'mixer': options that differ}; () is one run.
+
+    Raises UserError where their depths do not add up.
+    """
+    if not stages:
+        return [(depth, dict(mixer))]
+    if unknown := {name for stage in stages for name in stage} - {'depth', 'mixer'}:
+        raise UserError(f'a stage of model.stages has depth and mixer, not {", ".join(sorted(unknown))}')
+    depths = [stage.get('depth', 0) for stage in stages]
+    if sum(depths) != depth or min(depths) < 1:
+        raise UserError(f'model.stages have {" + ".join(map(str, depths))} blocks, model.depth is {depth}')
+    return [(stage['depth'], {**mixer, **stage.get('mixer', {})}) for stage in stages]
+
+
 class DiT(nnx.Module):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C]: predicted noise, then the raw variance channels.
 
@@ -62,20 +85,27 @@ class DiT(nnx.Module):
         input_size: (H, W) of the latent or image; need not be square, each side a multiple of `patch`.
         channels: C. With `learn_sigma` the output has 2C channels, otherwise C.
         num_classes: label `num_classes` is the null class.
-        mixer: {'name': ..., options} of `lit_jax.models.mixers`.
+        mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ in some
+            options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
+        ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
         dtype: compute dtype. scan_layers, remat: see `run_stack`.
     """
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
-                 num_classes: int, mixer: dict, mlp_ratio: float = 4.0, learn_sigma: bool = True,
-                 dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
+                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'mlp',
+                 stages: Sequence[Mapping] = (), learn_sigma: bool = True, dtype=jnp.float32,
+                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype = patch, width, dtype
         self.grid = (input_size[0] // patch, input_size[1] // patch)
         self.scan_layers, self.remat = scan_layers, remat
         self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
-        self.blocks = build_stack(lambda rngs: Block(width, mlp_ratio, mixer, dtype=dtype, rngs=rngs), depth, rngs)
+        runs = stage_mixers(depth, mixer, stages)
+        self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
+        for name, (blocks, own) in zip(self.stacks, runs, strict=True):
+            make = functools.partial(_make_block, width, mlp_ratio, own, ffn, dtype)
+            setattr(self, name, build_stack(make, blocks, rngs))
         self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
@@ -83,6 +113,7 @@ class DiT(nnx.Module):
         x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
         x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
         c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
-        x = run_stack(self.blocks, x, c, self.grid, scan=self.scan_layers, remat=self.remat)
+        for name in self.stacks:
+            x = run_stack(getattr(self, name), x, c, self.grid, scan=self.scan_layers, remat=self.remat)
         x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
         return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)

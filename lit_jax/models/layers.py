@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.models.partition import constrain, mesh_axis_size
+from lit_jax.models.probe import show_all, watched, watching
 
 Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
@@ -228,18 +229,26 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
     """Applies the blocks of `stack` one after the other: x = block(x, *args).
 
     `scan` compiles one block and loops over it (compile time constant in depth); otherwise the same parameters
-    are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES.
+    are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES. What the blocks show
+    (`lit_jax.models.probe`) is shown again with a leading layer axis.
     """
     graphdef, params = nnx.split(stack)
+    names = watched()
 
     def body(x, block_params):
-        return nnx.merge(graphdef, block_params)(x, *args), None
+        with watching(*names) as seen:
+            x = nnx.merge(graphdef, block_params)(x, *args)
+        return x, {name: values[0] for name, values in seen.items() if values}
 
     if remat != 'none':
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     if scan:
-        return jax.lax.scan(body, x, params)[0]
-    depth = jax.tree.leaves(params)[0].shape[0]
-    for layer in range(depth):
-        x = body(x, jax.tree.map(operator.itemgetter(layer), params))[0]
+        x, shown = jax.lax.scan(body, x, params)
+    else:
+        layers = []
+        for layer in range(jax.tree.leaves(params)[0].shape[0]):
+            x, one = body(x, jax.tree.map(operator.itemgetter(layer), params))
+            layers.append(one)
+        shown = {name: jnp.stack([one[name] for one in layers]) for name in layers[0]}
+    show_all(shown)
     return x

@@ -3,7 +3,7 @@
 Everything outside this package works with plain nested dicts of arrays and with `Network.apply`.
 """
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.errors import UserError
-from lit_jax.models.dit import DiT
+from lit_jax.models.arch import FAMILIES, check_arch, count_tokens, shown_by
 from lit_jax.models.layers import REMAT_POLICIES, Array
+from lit_jax.models.probe import watching
 
-FAMILIES = {'dit': DiT}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
 
 class Network:
-    """An architecture as three functions: `init`, `abstract` and `apply`.
+    """An architecture as functions of its parameters: `init`, `abstract`, `apply`, and `observe`.
 
     Args:
         arch: JSON-able description, e.g. {'family': 'dit', 'depth': 12, 'width': 384, 'patch': 2,
@@ -62,6 +62,23 @@ class Network:
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
         """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after them."""
         return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'])
+
+    def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
+                names: Sequence[str]) -> tuple[Array, dict[str, list]]:
+        """`apply`, and what the layers show under these names (`lit_jax.models.probe`): {name: [array [layers, ...]]}."""
+        with watching(*names) as seen:
+            output = self.apply(params, x_BHWC, t_B, cond)
+        return output, seen
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses that the mixers show beside the main one: scalars a layer, each with a weight of its own."""
+        return shown_by(self.arch, 'losses')
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the scalars a layer that the mixers show for the log."""
+        return shown_by(self.arch, 'statistics')
 
 
 LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
@@ -114,37 +131,7 @@ class Model:
                            {'label': jnp.broadcast_to(jnp.asarray(y), batch)})
 
 
-def check_arch(arch: Mapping) -> dict:
-    """A plain, complete copy of `arch`, or a UserError that names the first field that cannot be."""
-    arch = {k: (dict(v) if isinstance(v, Mapping) else tuple(v) if isinstance(v, (list, tuple)) else v)
-            for k, v in arch.items()}
-    if arch.get('family') not in FAMILIES:
-        raise UserError(f'unknown model family {arch.get("family")!r}; known: {", ".join(FAMILIES)}')
-    required = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'num_classes', 'mixer'}
-    known = required | {'mlp_ratio', 'learn_sigma'}
-    if missing := required - set(arch):
-        raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
-    if unknown := set(arch) - known:
-        raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; known: {", ".join(sorted(known))}')
-    for name in ('depth', 'width', 'patch', 'channels', 'num_classes'):
-        if not isinstance(arch[name], int) or arch[name] < 1:
-            raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')
-    if any(side % arch['patch'] for side in arch['input_size']):
-        raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
-    if arch['width'] % 4:
-        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position table needs')
-    heads = arch['mixer'].get('heads')
-    if not isinstance(heads, int) or heads < 1 or arch['width'] % heads:
-        raise UserError(f'{heads!r} heads do not divide the width {arch["width"]}')
-    return {'mlp_ratio': 4.0, 'learn_sigma': True, **arch}
-
-
 def count_parameters(network: Network) -> int:
     """Parameters as the papers count them: with the fixed position table, which PyTorch files store (N·D)."""
     table = count_tokens(network.arch) * network.arch['width']
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract())) + table
-
-
-def count_tokens(arch: Mapping) -> int:
-    """N of one image."""
-    return arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2

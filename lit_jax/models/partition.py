@@ -4,12 +4,9 @@ The weights' places are the business of `lit_jax.training.mesh`; here are those 
 mesh in effect (`jax.set_mesh`), or on one device, nothing happens.
 """
 import math
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import PartitionSpec as P
-
-from lit_jax.errors import UserError
 
 Array = jax.Array
 
@@ -49,23 +46,3 @@ def constrain(x: Array, *names: str | None) -> Array:
     if jax.sharding.get_abstract_mesh().size <= 1:     # 0 without a mesh
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, *names))
-
-
-def check_partition(arch: Mapping, sizes: Mapping[str, int], role: str = 'this model') -> None:
-    """Raises one UserError that lists everything in an architecture that a mesh of these sizes cannot cut evenly.
-
-    Args:
-        arch: as `lit_jax.models.network.Network` takes it. sizes: {'fsdp': ..., 'tensor': ..., 'seq': ...}.
-    """
-    rows = arch['input_size'][0] // arch['patch']
-    wants = [('tensor', f'{arch["mixer"]["name"]} heads', arch['mixer']['heads']),
-             ('tensor', 'channels of the mlp', int(arch['width'] * arch['mlp_ratio'])),
-             ('tensor', 'channels', arch['width']), ('fsdp', 'channels', arch['width']), ('seq', 'rows of tokens', rows)]
-    problems = [f'its {amount} {what} are not divisible by mesh.{axis} = {sizes[axis]}; mesh.{axis} can be '
-                f'{_divisors(amount)}' for axis, what, amount in wants if amount % sizes[axis]]
-    if problems:
-        raise UserError(f'{role} does not fit on the mesh {dict(sizes)}:\n  ' + '\n  '.join(problems))
-
-
-def _divisors(n: int) -> str:
-    return ', '.join(str(d) for d in range(1, min(n, 256) + 1) if n % d == 0)

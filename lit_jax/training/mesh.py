@@ -20,27 +20,28 @@ AXES = ('data', 'fsdp', 'tensor', 'seq')
 BATCH = P(PLACES['batch'])
 
 # (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of their
-# parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut.
+# parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut; unlike runs of blocks
+# are numbered.
 RULES = (
     (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
     (r't_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/table', P(None, 'fsdp')),
-    (r'blocks/attn/(qkv|kv)/kernel', P(None, 'fsdp', None, 'tensor', None)),
-    (r'blocks/attn/(qkv|kv)/bias', P(None, None, 'tensor', None)),
-    (r'blocks/attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
-    (r'blocks/attn/q/bias', P(None, 'tensor', None)),
-    (r'blocks/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
-    (r'blocks/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
-    (r'blocks/attn/(focus_scale|key_table)', P()),
-    (r'blocks/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
-    (r'blocks/mlp/fc1/bias', P(None, 'tensor')),
-    (r'blocks/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
-    (r'blocks/adaLN/kernel', P(None, 'fsdp', None, 'tensor')),
-    (r'blocks/adaLN/bias', P(None, None, 'tensor')),
+    (r'blocks\d*/attn/(qkv|kv)/kernel', P(None, 'fsdp', None, 'tensor', None)),
+    (r'blocks\d*/attn/(qkv|kv)/bias', P(None, None, 'tensor', None)),
+    (r'blocks\d*/attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/attn/q/bias', P(None, 'tensor', None)),
+    (r'blocks\d*/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
+    (r'blocks\d*/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
+    (r'blocks\d*/attn/(focus_scale|key_table)', P()),
+    (r'blocks\d*/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
+    (r'blocks\d*/mlp/fc1/bias', P(None, 'tensor')),
+    (r'blocks\d*/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
+    (r'blocks\d*/adaLN/kernel', P(None, 'fsdp', None, 'tensor')),
+    (r'blocks\d*/adaLN/bias', P(None, None, 'tensor')),
     (r'final_layer/adaLN/kernel', P('fsdp', None, 'tensor')),
     (r'final_layer/adaLN/bias', P(None, 'tensor')),
     (r'final_layer/linear/kernel', P('fsdp', None)),
-    (r'(x_embedder|t_embedder/fc[12]|blocks/attn/proj|blocks/mlp/fc2|final_layer/linear)/bias', P()),
+    (r'(x_embedder|t_embedder/fc[12]|blocks\d*/attn/proj|blocks\d*/mlp/fc2|final_layer/linear)/bias', P()),
 )
 
 

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from lit_jax.config import SIZES, finalize, softmax_mixer
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Network
-from lit_jax.models.partition import check_partition
 from lit_jax.paths import as_path
 from lit_jax.training import setup
 from lit_jax.training.collectives import Collective, find_collectives, format_collectives

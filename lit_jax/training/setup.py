@@ -16,8 +16,8 @@ from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
 from lit_jax.data.sources import Source, is_picture_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Network
-from lit_jax.models.partition import check_partition
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.paths import as_path, check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
@@ -43,6 +43,7 @@ def build_objective(config: ConfigDict) -> Objective:
     return Objective(
         schedule=make_schedule(config.diffusion.steps, kind=config.diffusion.kind), scale=config.latent.scale,
         label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise, lambda_variance=teacher.lambda_variance,
+        balance_weight=train.balance_weight,
         ema_decay=train.ema_decay, ema_warmup=train.ema_warmup, accumulate=train.accumulate)
 
 

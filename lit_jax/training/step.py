@@ -25,14 +25,16 @@ POSTERIOR = 3     # folded into a step's key for the posterior's noise; its firs
 class Objective:
     """What a step minimises, and the few numbers it needs.
 
-    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2. `ema_decay`, `ema_warmup`: see
-    `update_ema`. `accumulate`: micro-batches a step.
+    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2; of the losses that mixers show, averaged
+    over the layers: `balance_weight` (MoH: 0.01). `ema_decay`, `ema_warmup`: see `update_ema`. `accumulate`:
+    micro-batches a step.
     """
     schedule: Schedule
     scale: float = 1.0
     label_dropout: float = 0.1
     lambda_noise: float = 0.5
     lambda_variance: float = 0.05
+    balance_weight: float = 0.01
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     accumulate: int = 1
@@ -67,14 +69,18 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, nu
 
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
-               teacher: Network | None, objective: Objective) -> dict[str, Array]:
-    """Every term of the loss, one value an example [B], in float32. The teacher sees the same x_t, t and labels."""
+               teacher: Network | None, objective: Objective) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Every term of the loss, one value an example [B], in float32; and what the layers show, averaged over them.
+
+    The second dict holds the scalars of `network.losses` and `network.statistics`. The teacher sees the same x_t, t and
+    labels.
+    """
     x_t, t, cond = inputs['x_t'], inputs['t'], {'label': inputs['label']}
-    output = network.apply(params, x_t, t, cond)
+    output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
     if teacher is not None:
         terms |= distillation_losses(output, teacher.apply(teacher_params, x_t, t, cond))
-    return terms
+    return terms, {name: jnp.concatenate(values).mean() for name, values in seen.items() if values}
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, objective: Objective,
@@ -84,18 +90,21 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds the weights
     that are not trained: {'teacher': ..., 'vae': ...}, each where there is one. batch: {'label', and 'moments' or
     'image'}; with `vae`, images are encoded in the step. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4],
-    counts [4]) over the quarters of the timestep range; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a
-    non-finite gradient, -1 if none.
+    counts [4]) over the quarters of the timestep range; what mixers show, losses as 'loss/<name>', statistics under their
+    own names; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
     """
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
     def loss(params, teacher_params, inputs):
-        terms = loss_terms(params, teacher_params, inputs, network, teacher, objective)
+        terms, shown = loss_terms(params, teacher_params, inputs, network, teacher, objective)
         means = {name: value.mean() for name, value in terms.items()}
         total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
+        for name in network.losses:
+            means[name] = shown.pop(name)
+            total += objective.balance_weight * means[name]
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
         metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps) for name, value in terms.items()}
-        return total, metrics
+        return total, metrics | shown
 
     gradient = jax.grad(loss, has_aux=True)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lit_jax.checkpoint.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
+from lit_jax.errors import UserError
 from lit_jax.models.network import Network
 
 MODELS = ['dit_a', 'dit_p4', 'lit_model', 'lit_model_bias']
@@ -106,3 +107,33 @@ def test_bfloat16_stays_near_float32(goldens):
     output = network.apply(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
     assert output.dtype == jnp.bfloat16
     assert relative_error(output, arrays['out64_eps_v']) <= 5e-2
+
+
+def staged(mixer, stages=(), **more):
+    return Network({'family': 'dit', 'depth': 4, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4, 'num_classes': 3,
+                    'mixer': mixer, 'stages': stages, **more})
+
+
+def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
+    mixer = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}
+    whole, cut = staged(mixer), staged(mixer, [{'depth': 1}, {'depth': 3, 'mixer': {'dwc_kernel': 3}}])
+    params = whole.init(jax.random.key(0))
+    parts = {name: leaf for name, leaf in params.items() if name != 'blocks'}
+    parts |= {'blocks0': jax.tree.map(lambda leaf: leaf[:1], params['blocks']),
+              'blocks1': jax.tree.map(lambda leaf: leaf[1:], params['blocks'])}
+    x = jax.random.normal(jax.random.key(1), (2, 8, 12, 4))
+    arguments = x, jnp.array([3, 900]), {'label': jnp.array([0, 3])}
+    assert jax.tree.structure(parts) == jax.tree.structure(cut.abstract())
+    np.testing.assert_allclose(cut.apply(parts, *arguments), whole.apply(params, *arguments), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('stages, said', [
+    ([{'depth': 1}, {'depth': 2}], '1 + 2 blocks, model.depth is 4'), ([{'depth': 4, 'heads': 2}], 'not heads')])
+def test_runs_that_cannot_be_are_refused(stages, said):
+    with pytest.raises(UserError, match=said.replace('+', r'\+')):
+        staged({'name': 'linear', 'heads': 2}, stages)
+
+
+def test_an_unknown_ffn_is_refused():
+    with pytest.raises(UserError, match="unknown model.ffn 'mpl'; known: mlp"):
+        staged({'name': 'linear', 'heads': 2}, ffn='mpl')

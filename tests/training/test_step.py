@@ -59,7 +59,7 @@ def test_no_gradient_reaches_the_teacher():
     inputs = draw_inputs(batch, KEY, objective, 10)
 
     def total(student_params, teacher_params):
-        terms = loss_terms(student_params, teacher_params, inputs, student, teacher, objective)
+        terms, _ = loss_terms(student_params, teacher_params, inputs, student, teacher, objective)
         return sum(value.sum() for value in terms.values())
 
     of_student, of_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(state['params'], teacher_params)
@@ -84,7 +84,7 @@ def test_teacher_and_student_see_the_same_inputs():
     _, state, _, batch = parts(config)
     inputs = draw_inputs(batch, KEY, objective, 10)
     assert (inputs['label'] == 10).any() and (inputs['label'] != 10).any()
-    terms = loss_terms(state['params'], state['params'], inputs, network, network, objective)
+    terms, _ = loss_terms(state['params'], state['params'], inputs, network, network, objective)
     assert (terms['distill_noise'] == 0).all() and (terms['distill_variance'] == 0).all()
 
 

@@ -2,7 +2,11 @@
 
 A mixer is an `nnx.Module` with `__init__(self, width, *, heads, ..., dtype, rngs)` and `__call__(x_BND, grid) -> x_BND`;
 grid = (H, W), rows first, N = H·W. It owns its projections and takes its sums over tokens in `accumulator(dtype)`.
-To add one: a file here, an entry in MIXERS.
+To add one: a file here, an entry in MIXERS. Where they apply, a class says also:
+
+    losses, statistics    names of scalars that it shows (`lit_jax.models.probe`): losses of its own, figures for the log
+    row_unit(mixer)       static; rows of tokens that must stay on one device of the mesh axis `seq`; None: all of them.
+                          Without it 1: any row may lie anywhere
 """
 import inspect
 from collections.abc import Mapping
@@ -32,7 +36,7 @@ def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> nnx.Mod
     if missing := [k for k in known if k not in options and arguments[k].default is inspect.Parameter.empty]:
         raise UserError(f'mixer {name!r} needs {", ".join(missing)}; add it to model.mixer')
     heads = options['heads']
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (width % heads and not options.get('head_dim')):
         divisors = ', '.join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise UserError(f'{heads!r} heads do not divide the width {width}; possible: {divisors}')
     return MIXERS[name](width, **options, dtype=dtype, rngs=rngs)

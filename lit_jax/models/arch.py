@@ -1,0 +1,110 @@
+"""What an architecture may say, and what of it devices can cut: checked before anything is built."""
+from collections.abc import Mapping
+
+from lit_jax.errors import UserError
+from lit_jax.models.dit import DiT, stage_mixers
+from lit_jax.models.ffn import FFNS
+from lit_jax.models.mixers import MIXERS
+
+FAMILIES = {'dit': DiT}
+# Fields of every family, and what each family adds to them with its defaults.
+REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'num_classes', 'mixer'}
+DEFAULTS = {'mlp_ratio': 4.0, 'learn_sigma': True}
+FAMILY_DEFAULTS = {'dit': {'ffn': 'mlp', 'stages': ()}}
+
+
+def check_arch(arch: Mapping) -> dict:
+    """A plain, complete copy of `arch`, or a UserError that names the first field that cannot be."""
+    arch = _plain(arch)
+    if arch.get('family') not in FAMILIES:
+        raise UserError(f'unknown model family {arch.get("family")!r}; known: {", ".join(FAMILIES)}')
+    defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
+    known = REQUIRED | set(defaults)
+    if missing := REQUIRED - set(arch):
+        raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
+    if unknown := set(arch) - known:
+        raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of family '
+                        f'{arch["family"]!r} knows: {", ".join(sorted(known))}')
+    for name in ('depth', 'width', 'patch', 'channels', 'num_classes'):
+        if not isinstance(arch[name], int) or arch[name] < 1:
+            raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')
+    if any(side % arch['patch'] for side in arch['input_size']):
+        raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
+    if arch['width'] % 4:
+        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position table needs')
+    arch = {**defaults, **arch}
+    if arch['ffn'] not in FFNS:
+        raise UserError(f'unknown model.ffn {arch["ffn"]!r}; known: {", ".join(FFNS)}')
+    for mixer in mixers_of(arch):
+        _check_heads(mixer, arch['width'])
+    return arch
+
+
+def mixers_of(arch: Mapping) -> list[dict]:
+    """The mixer of every run of equal blocks, in their order."""
+    return [mixer for _, mixer in stage_mixers(arch['depth'], arch['mixer'], arch.get('stages', ()))]
+
+
+def shown_by(arch: Mapping, kind: str) -> tuple[str, ...]:
+    """Names in the attribute `kind` ('losses' or 'statistics') of the mixers of an architecture."""
+    names = (name for mixer in mixers_of(arch) for name in getattr(MIXERS[mixer['name']], kind, ()))
+    return tuple(dict.fromkeys(names))
+
+
+def _plain(value):
+    """Dicts and tuples all the way down: recipes bring ConfigDicts, JSON brings lists."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _check_heads(mixer: Mapping, width: int) -> None:
+    heads = mixer.get('heads')
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (width % heads and not mixer.get('head_dim')):
+        raise UserError(f'{heads!r} heads do not divide the width {width}')
+
+
+def count_tokens(arch: Mapping) -> int:
+    """N of one image."""
+    return arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a mesh can cut
+
+
+def check_partition(arch: Mapping, sizes: Mapping[str, int], role: str = 'this model') -> None:
+    """Raises one UserError that lists everything in an architecture that a mesh of these sizes cannot cut evenly.
+
+    Args:
+        arch: as `lit_jax.models.network.Network` takes it. sizes: {'fsdp': ..., 'tensor': ..., 'seq': ...}.
+    """
+    wants = list(dict.fromkeys(_wants(arch, sizes)))
+    problems = [f'its {amount} {what} are not divisible by mesh.{axis} = {sizes[axis]}; mesh.{axis} can be '
+                f'{_divisors(amount)}' for axis, what, amount in wants if amount % sizes[axis]]
+    if problems:
+        raise UserError(f'{role} does not fit on the mesh {dict(sizes)}:\n  ' + '\n  '.join(problems))
+
+
+def _wants(arch: Mapping, sizes: Mapping[str, int]):
+    """(mesh axis, what it cuts, how many of them there are)."""
+    ffn = FFNS[arch['ffn']]
+    rows = arch['input_size'][0] // arch['patch']
+    for mixer in mixers_of(arch):
+        yield 'tensor', f'{mixer["name"]} heads', mixer['heads']
+        yield 'seq', *_rows_of(mixer, rows)
+    yield 'tensor', 'channels of the mlp', ffn.hidden_width(arch['width'], arch['mlp_ratio'])
+    yield 'tensor', 'channels', arch['width']
+    yield 'fsdp', 'channels', arch['width']
+
+
+def _rows_of(mixer: Mapping, rows: int) -> tuple[str, int]:
+    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; a mixer whose unit is None cannot be cut."""
+    unit = getattr(MIXERS[mixer['name']], 'row_unit', lambda mixer: 1)(mixer)
+    if unit is None:
+        return f'stretch of tokens that {mixer["name"]} mixes as one', 1
+    return ('rows of tokens', rows) if unit == 1 else (f'runs of {unit} rows of tokens', rows // unit)
+
+
+def _divisors(n: int) -> str:
+    return ', '.join(str(d) for d in range(1, min(n, 256) + 1) if n % d == 0)

@@ -1,0 +1,48 @@
+"""Values inside a network, shown to whoever asks: `show` in a layer, `watching` around the call.
+
+    with watching('balance') as seen:
+        y = model(x, t, label)
+    seen['balance']      # a list with one array [layers, ...] for each stack of blocks
+
+A layer shows what it computes anyway; unless somebody watches that name, nothing is kept and nothing is computed for it.
+Losses beside the main one, statistics of routing, and what `analyze.py` looks at go this way, so that a mixer's contract
+stays `(x_BND, grid) -> x_BND`. Names are unique within a block: 'balance', 'routing/query', 'map/numerator'.
+"""
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+
+Array = jax.Array
+
+_seen: contextvars.ContextVar[dict[str, list] | None] = contextvars.ContextVar('seen', default=None)
+
+
+@contextlib.contextmanager
+def watching(*names: str) -> Iterator[dict[str, list]]:
+    """Collects what is shown under these names inside the block; the innermost watcher gets it."""
+    seen: dict[str, list] = {name: [] for name in names}
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
+
+
+def watched() -> tuple[str, ...]:
+    """The names that are watched here."""
+    return tuple(_seen.get() or ())
+
+
+def show(name: str, value: Array | Callable[[], Array]) -> None:
+    """Shows an array, or what a function returns that is only called if `name` is watched. Not inside `shard_map`."""
+    seen = _seen.get()
+    if seen is not None and name in seen:
+        seen[name].append(value() if callable(value) else value)
+
+
+def show_all(values: Mapping[str, Array]) -> None:
+    """`show` for each of them; used by loops that collected the values of their layers."""
+    for name, value in values.items():
+        show(name, value)
