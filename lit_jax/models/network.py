@@ -92,11 +92,11 @@ def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """
     if mixer != 'linear' or tokens * width < LARGE_PRODUCT or jax.default_backend() != 'cpu':
         return {}
-    return _without_ynnpack()
+    return without_ynnpack()
 
 
 @functools.cache
-def _without_ynnpack() -> dict:
+def without_ynnpack() -> dict:
     options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))

@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 from lit_jax.checkpoint.torch_files import source_from_arrays
 from lit_jax.checkpoint.vae_torch import read_vae_params
 from lit_jax.errors import UserError
+from lit_jax.models.convolution import GroupNorm
 from lit_jax.models.vae import VaeNetwork, check_vae_arch, cover, decode_tiles, sample_posterior
-from lit_jax.models.vae_blocks import GroupNorm, UpsampleConv
+from lit_jax.models.vae_blocks import UpsampleConv
 
 GOLDEN = ['vae_four', 'vae_groups32', 'vae_two']
 TINY = {'widths': (8, 16), 'layers': 1, 'groups': 4, 'channels': 2}

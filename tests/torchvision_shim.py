@@ -1,0 +1,36 @@
+"""Lets the packages that are compared with import torchvision beside a CPU build of torch.
+
+torchvision's wheel from PyPI brings kernels for the CUDA build of torch. Beside a CPU build their library is not loaded,
+and the import ends with "operator torchvision::nms does not exist". Nothing that is compared here calls these
+operators: it is enough that they are declared.
+"""
+import functools
+import importlib
+import importlib.util
+from importlib.metadata import version
+from types import ModuleType
+
+import pytest
+
+_SIGNATURE = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+
+
+def import_oracle(name: str) -> ModuleType:
+    """A module of torch_fidelity, cleanfid or prdc; the test is skipped where it is not installed."""
+    for package in ('torch', 'torchvision', name.partition('.')[0]):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f'{package} comes with requirements-torch.txt')
+    _declare_operators()
+    return importlib.import_module(name)
+
+
+@functools.cache
+def _declare_operators():
+    """Declares torchvision's operators where its own library will not; the cache keeps them alive."""
+    import torch
+    if '+cpu' not in torch.__version__ or '+' in version('torchvision'):
+        return None
+    library = torch.library.Library('torchvision', 'DEF')
+    for operator in ('nms', 'qnms'):
+        library.define(operator + _SIGNATURE)
+    return library
