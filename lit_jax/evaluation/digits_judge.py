@@ -111,7 +111,7 @@ def _init(seed: int) -> dict:
             for name, shape in _shapes().items()}
 
 
-def _network(params: dict, x_BHWC: Array, keep_BF: Array | None = None) -> tuple[Array, Array]:
+def network(params: dict, x_BHWC: Array, keep_BF: Array | None = None) -> tuple[Array, Array]:
     """(features [B, 48] before scaling, logits [B, 10]); `keep_BF` multiplies the features that the head sees."""
     x = x_BHWC
     for name, stride in (('conv1', 1), ('conv2', 2), ('conv3', 2)):
@@ -121,7 +121,7 @@ def _network(params: dict, x_BHWC: Array, keep_BF: Array | None = None) -> tuple
     return features, seen @ params['head'] + params['head_bias']
 
 
-_jitted_network = jax.jit(_network)
+_jitted_network = jax.jit(network)
 
 
 def _conv3x3(x_BHWC: Array, kernel: Array, stride: int) -> Array:
@@ -153,7 +153,7 @@ def _train(params: dict, images: Array, labels: Array, key: Array, steps: Array)
         pick_key, augment_key, dropout_key = jax.random.split(key, 3)
         pick = jax.random.randint(pick_key, (BATCH,), 0, len(images))
         keep = jax.random.bernoulli(dropout_key, 1 - DROPOUT, (BATCH, FEATURES)) / (1 - DROPOUT)
-        logits = _network(params, _augment(augment_key, images[pick]), keep)[1]
+        logits = network(params, _augment(augment_key, images[pick]), keep)[1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[pick]).mean()
 
     def step(i, carry):
