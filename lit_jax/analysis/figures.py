@@ -1,0 +1,224 @@
+"""The figures of an analysis, as matplotlib figures; `save` writes one and gives it back as pixels."""
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from lit_jax.evaluation.report import CURVE_COLOURS
+from lit_jax.paths import write_bytes_atomic
+
+DPI = 110
+WIDTH = 8.8                    # inches: with DPI what a page of the report is wide
+SMALLEST = 1e-8                # of the singular values that are drawn
+MOST_NUMBERS = 80              # cells of a heat map that are not too many to be read
+MOST_COLUMNS = 32
+BLUE, ORANGE, GREEN, PURPLE = CURVE_COLOURS[:4]
+COLOURS = {'teacher': BLUE, 'student': ORANGE, 'model': ORANGE}
+
+
+def save(figure: Figure, path) -> np.ndarray:
+    """Writes a PNG; returns it as uint8 [H, W, 3]."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=DPI)
+    write_bytes_atomic(path, buffer.getvalue())
+    return np.asarray(Image.open(buffer).convert('RGB'))
+
+
+def similarity(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
+    """Heat maps over layers and timesteps, one row a model: cosine, and cosine without the uniform part."""
+    depth = max(len(one['cosine'][0]) for one in found.values())
+    figure = Figure(figsize=(WIDTH, len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))), layout='constrained')
+    grid = figure.subplots(len(found), 2, squeeze=False)
+    kinds = (('cosine', 'cosine', 0, 'viridis'), ('centred', 'weights less the mean of their row', -1, 'RdBu_r'))
+    for axes, (name, one) in zip(grid, found.items(), strict=True):
+        for ax, (key, title, low, colours) in zip(axes, kinds, strict=True):
+            values = np.array(one[key]).T
+            image = ax.imshow(values, vmin=low, vmax=1, cmap=colours, aspect='auto')
+            ax.set_title(f'{name} ({one["heads"]} heads): {title}', fontsize=9)
+            _label(ax, timesteps, len(values), 'timestep', 'layer')
+            _write_numbers(ax, values, image)
+            figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
+    return figure
+
+
+def _label(ax, columns, rows: int, x_label: str, y_label: str) -> None:
+    ax.set_xticks(range(len(columns)), columns, fontsize=7, rotation=0 if len(columns) <= 10 else 90)
+    every = -(-rows // 16)
+    ax.set_yticks(range(0, rows, every), range(0, rows, every), fontsize=7)
+    ax.set_xlabel(x_label, fontsize=8)
+    ax.set_ylabel(y_label, fontsize=8)
+
+
+def _write_numbers(ax, values, image) -> None:
+    if values.size > MOST_NUMBERS:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(column, row, f'{value:.2f}', ha='center', va='center', fontsize=6.5,
+                    color=_ink(image.cmap(image.norm(value))))
+
+
+def _ink(colour) -> str:
+    """Black or white, whichever can be read on a colour."""
+    return 'black' if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.5 else 'white'
+
+
+def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int], t: int) -> Figure:
+    """One row a model: the picture, the picture at t, then the map of every chosen layer, mean over the heads."""
+    columns = 2 + max(len(one['layers']) for one in found.values())
+    figure, rows = _tiles(len(found), columns)
+    for axes, (name, one) in zip(rows, found.items(), strict=True):
+        _picture(axes[0], clean, f'{name}: picture', token, grid)
+        _picture(axes[1], noised, f'at timestep {t}', token, grid)
+        for ax, layer, weights in zip(axes[2:], one['layers'], one['maps'], strict=False):
+            _weights(ax, weights.mean(0), f'layer {layer}', token, grid)
+    _colour_key(figure, rows)
+    return figure
+
+
+def token_heads(found: Mapping[str, Mapping], clean, token: tuple[int, int], grid: tuple[int, int], most: int = 8) -> Figure:
+    """One row a model: the picture, then every head in the middle one of the chosen layers."""
+    middle = {name: len(one['layers']) // 2 for name, one in found.items()}
+    columns = 1 + max(min(most, len(one['maps'][middle[name]])) for name, one in found.items())
+    figure, rows = _tiles(len(found), columns)
+    for axes, (name, one) in zip(rows, found.items(), strict=True):
+        _picture(axes[0], clean, f'{name}: layer {one["layers"][middle[name]]}', token, grid)
+        for head, (ax, weights) in enumerate(zip(axes[1:], one['maps'][middle[name]], strict=False)):
+            _weights(ax, weights, f'head {head}', token, grid)
+    _colour_key(figure, rows)
+    return figure
+
+
+def _tiles(rows: int, columns: int):
+    side = min(1.9, WIDTH / columns)
+    figure = Figure(figsize=(WIDTH, rows * (0.94 * side + 0.32)), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis('off')
+    return figure, axes
+
+
+def _picture(ax, pixels, title: str, token, grid) -> None:
+    ax.imshow(pixels.squeeze(), cmap='gray', vmin=0, vmax=255, extent=(0, grid[1], grid[0], 0))
+    _box(ax, token)
+    ax.set_title(title, fontsize=8)
+
+
+def _weights(ax, weights, title: str, token, grid) -> None:
+    """Colours from 0 (or the lowest, below) to the largest; how many times the uniform weight that is, in the title."""
+    ax.imshow(weights, cmap='turbo', vmin=min(0, weights.min()), vmax=weights.max(), extent=(0, grid[1], grid[0], 0))
+    _box(ax, token)
+    ax.set_title(f'{title}\nlargest {weights.max() * weights.size:.1f}/M', fontsize=7.5)
+
+
+def _box(ax, token) -> None:
+    for colour, width in (('white', 2.8), ('red', 1.4)):
+        ax.add_patch(Rectangle((token[1], token[0]), 1, 1, fill=False, edgecolor=colour, linewidth=width))
+
+
+def _colour_key(figure: Figure, axes) -> None:
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), cmap='turbo')
+    bar = figure.colorbar(scale, ax=axes, ticks=(0, 1), shrink=0.6, aspect=30, pad=0.01)
+    bar.ax.set_yticklabels(('0', 'largest'), fontsize=7)
+
+
+RANK_COLOURS = {('student', 'map'): ORANGE, ('student', 'with_convolution'): GREEN, ('teacher', 'map'): BLUE,
+                ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE, ('model', 'with_convolution'): GREEN}
+
+
+def rank(found: Mapping[str, Mapping]) -> Figure:
+    """Left: effective rank by layer, mean and range over timesteps. Right: singular values in the middle."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    for (name, key), colour in RANK_COLOURS.items():
+        if key not in found.get(name, {}):
+            continue
+        one = found[name][key]
+        values, spectrum = np.array(one['effective']), np.array(one['spectrum'])
+        left.plot(values.mean(0), color=colour, linewidth=1.6, marker='o', markersize=3)
+        left.fill_between(range(values.shape[1]), values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        right.plot(range(1, len(spectrum) + 1), spectrum.clip(SMALLEST), color=colour, linewidth=1.6,
+                   label=f'{name}: map' + ' + convolution' * (key != 'map'))
+    _limits(left, found)
+    left.set(xlabel='layer', ylabel='effective rank')
+    left.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    right.set(xlabel='singular value', ylabel='part of the largest', yscale='log')
+    right.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    right.set_title('singular values in the middle layer, at the middle timestep', fontsize=8)
+    for ax in (left, right):
+        ax.grid(alpha=0.25)
+    right.legend(frameon=False, fontsize=7.5, loc='lower left')
+    return figure
+
+
+def _limits(ax, found: Mapping[str, Mapping]) -> None:
+    """Lines at the number of tokens, and at the width of a head where the rank of a map ends there."""
+    tokens = max(one['tokens'] for one in found.values())
+    limits = {tokens: f'N = {tokens} tokens'} | {
+        one['bound']: f'most of a map of the {name}: {one["bound"]}' for name, one in found.items() if one['bound'] < one['tokens']}
+    for height, text in limits.items():
+        ax.axhline(height, color='black', linewidth=0.8, linestyle=':')
+        ax.text(0.99, height, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom', fontsize=7)
+    ax.set_ylim(0, tokens * 1.1)
+
+
+TERMS = {'mse': 'mse', 'vb': 'vb (bits per dimension)'}
+NAMES_OF_TERMS = {'mse': 'mse', 'vb': 'vb', 'distill_noise': 'noise', 'distill_variance': 'raw variance'}
+TERM_STYLES = {'mse': (GREEN, '-'), 'distill_noise': (GREEN, '-'), 'vb': (PURPLE, '--'), 'distill_variance': (PURPLE, '--')}
+
+
+def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
+    """mse and vb of every model; of two, their ratio, and the squared difference of the outputs."""
+    pair = 'ratio' in found
+    figure = Figure(figsize=(WIDTH, 5.6 if pair else 3.0), layout='constrained')
+    axes = figure.subplots(2 if pair else 1, 2, squeeze=False).flatten()
+    for ax, (term, title) in zip(axes, TERMS.items(), strict=False):
+        for name, style in (('model', '-'), ('student', '-'), ('teacher', '--')):
+            if name in found:
+                _curve(ax, timesteps, found[name][term], name, COLOURS[name], style)
+        ax.set_title(title, fontsize=9)
+        ax.set_yscale('log')
+    if pair:
+        for ax, part, title in ((axes[2], 'ratio', 'student / teacher'), (axes[3], 'difference', 'mean of (student - teacher)²')):
+            for term, values in found[part].items():
+                _curve(ax, timesteps, values, NAMES_OF_TERMS[term], *TERM_STYLES[term])
+            ax.set_title(title, fontsize=9)
+        axes[2].axhline(1, color='black', linewidth=0.8, linestyle=':')
+        axes[3].set_yscale('log')
+    for ax in axes:
+        ax.set_xlabel('timestep', fontsize=8)
+        ax.grid(alpha=0.25)
+        ax.legend(frameon=False, fontsize=7.5)
+        ax.tick_params(labelsize=7)
+    return figure
+
+
+def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) -> None:
+    """A line with a band of two standard errors; the band stays above 0, which a logarithm cannot show."""
+    mean, error = np.array(values['mean']), np.nan_to_num(np.array(values['error'], float))
+    ax.plot(timesteps, mean, label=label, color=colour, linestyle=style, linewidth=1.4)
+    ax.fill_between(timesteps, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour, alpha=0.18, linewidth=0)
+
+
+def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
+    """One panel a routed part: the choice that most tokens of a class take in every layer, the stronger the more of them."""
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(WIDTH, rows * (0.9 + 0.2 * max(len(class_names), 4))), layout='constrained')
+    axes = figure.subplots(rows, min(2, len(found)), squeeze=False).flatten()
+    for ax in axes[len(found):]:
+        ax.axis('off')
+    for ax, (name, one) in zip(axes, found.items(), strict=False):
+        choice, share = np.array(one['choice']), np.array(one['share'])
+        ax.imshow(choice % len(matplotlib.colormaps['tab10'].colors), cmap='tab10', vmin=0, vmax=9, aspect='auto',
+                  alpha=share, interpolation='nearest')
+        for (row, column), value in np.ndenumerate(choice):
+            if choice.shape[1] <= MOST_COLUMNS:
+                ax.text(column, row, value, ha='center', va='center', fontsize=7)
+        ax.set_title(name, fontsize=9)
+        _label(ax, range(choice.shape[1]), len(choice), 'layer', '')
+        ax.set_yticks(range(len(choice)), class_names, fontsize=7)
+    return figure

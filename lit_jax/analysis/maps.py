@@ -1,0 +1,103 @@
+"""Attention maps of every layer, made from the queries and keys that the mixers show (`lit_jax.models.probe`).
+
+A map of a head is the matrix A [N, M] of its weights: o = A·v. For softmax attention A = softmax(q·kᵀ/√E); for linear
+attention, which never makes it, A = (q·kᵀ/M) / (q·mean(k) + 1e-6) with q and k after φ. Rows sum to 1. For 'sum', linear
+attention without a normaliser, A = q·kᵀ/M, and weights may be negative. A mixer can be looked at if it calls
+`dot_product_attention` or `linear_attention`, or shows names of KINDS itself.
+"""
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.models.mixers.linear import EPS
+from lit_jax.models.network import Model
+
+Array = jax.Array
+KINDS = ('softmax', 'linear', 'sum')
+CONVOLUTION = 'linear/convolution'
+NAMES = (*(f'{kind}/{what}' for kind in KINDS for what in ('query', 'key')), CONVOLUTION)
+
+
+class Layer(NamedTuple):
+    """What one layer shows of some pictures: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
+    kind: str
+    query: Array
+    key: Array
+    convolution: Array | None
+
+
+class Attention:
+    """A model whose queries and keys can be seen.
+
+    Args:
+        name: what the model is called in messages.
+        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one picture.
+    Raises:
+        UserError: its mixer has no maps, or one picture needs more than `memory`.
+    """
+
+    def __init__(self, model: Model, name: str, memory: int = 2 ** 30):
+        self.model, self.name, self.memory = model, name, memory
+        network = model.network
+        self._observe = jax.jit(lambda params, x, t, label: network.observe(params, x, t, {'label': label}, NAMES)[1])
+        size = (*network.arch['input_size'], network.arch['channels'])
+        one = jax.eval_shape(self._observe, network.abstract(), *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
+            ((1, *size), jnp.float32), ((1,), jnp.int32), ((1,), jnp.int32))))
+        kinds = [kind for kind in KINDS if one[f'{kind}/query']]
+        if not kinds:
+            raise UserError(f'{name} mixes tokens by {network.arch["mixer"]["name"]!r}, which has no attention maps. Its loss '
+                            'can be looked at: --parts=loss')
+        if len(kinds) > 1 or len(one[CONVOLUTION]) not in (0, len(one[f'{kinds[0]}/query'])):
+            raise UserError(f'the blocks of {name} mix tokens in ways too different to be compared in one figure. Its loss can be '
+                            'looked at: --parts=loss')
+        self.kind = kinds[0]
+        self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key'] for _ in range(leaf.shape[0])]
+        self.picture_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+        if self.picture_bytes > memory:
+            raise UserError(f'the queries and keys of one picture in {name} take {self.picture_bytes / 2 ** 30:.2f} GiB, more than '
+                            f'the {memory / 2 ** 30:.2f} GiB of --memory; give more, or look at the loss alone: --parts=loss')
+
+    @property
+    def depth(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the query tokens."""
+        arch = self.model.arch
+        return tuple(side // arch['patch'] for side in arch['input_size'])
+
+    @property
+    def batch(self) -> int:
+        """Pictures that can be looked at together."""
+        return max(1, self.memory // self.picture_bytes)
+
+    def row_step(self) -> int:
+        """Every how many queries are taken so that the maps of a layer of one picture, in float32, stay within memory."""
+        queries = self.grid[0] * self.grid[1]
+        largest = max(4 * queries * keys * heads for _, keys, heads, _ in self.shapes)
+        return -(-largest // self.memory)
+
+    def layers(self, x_BHWC, t: int, label_B) -> list[Layer]:
+        """What every layer shows, for at most `batch` pictures at timestep t."""
+        seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32), jnp.asarray(label_B))
+        queries, keys = seen[f'{self.kind}/query'], seen[f'{self.kind}/key']
+        convolutions = seen[CONVOLUTION] or [None] * len(queries)
+        return [Layer(self.kind, q[i], k[i], None if c is None else c[i])
+                for q, k, c in zip(queries, keys, convolutions, strict=True) for i in range(len(q))]
+
+
+@functools.partial(jax.jit, static_argnames='kind')
+def attention_map(kind: str, query_NKE: Array, key_MKE: Array) -> Array:
+    """The maps [K, N, M] of one picture, float32 or wider. Any queries may be left out, no keys."""
+    dtype = jnp.promote_types(query_NKE.dtype, jnp.float32)
+    q, k = query_NKE.astype(dtype), key_MKE.astype(dtype)
+    products = jnp.einsum('nke,mke->knm', q, k, precision='highest')
+    if kind == 'softmax':
+        return jax.nn.softmax(products / np.sqrt(q.shape[-1]).astype(dtype))
+    means = products / k.shape[0]
+    return means if kind == 'sum' else means / (means.sum(-1, keepdims=True) + EPS)
