@@ -72,6 +72,7 @@ def default() -> ConfigDict:
             'threads': 0,                # that read ahead; 0: one, for encoded pictures one a core
             'image_size': 256,
             'num_classes': 1000,
+            'classes': '',               # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
         },
         'diffusion': {'steps': 1000, 'kind': 'linear'},
         'teacher': {                     # '' trains without a teacher
@@ -110,6 +111,17 @@ def default() -> ConfigDict:
             'peak_tflops': 0.0,          # bfloat16 peak of one device for the MFU; 0: lit_jax/training/chips.py
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
+        'eval': {                        # scores of EMA samples while training (docs/evaluation.md)
+            'every': 0,                  # steps, 0: off; best a multiple of checkpoint.every
+            'num_samples': 10_000,
+            'full_every': 0,             # seldom, and then with full_num_samples; 0: never
+            'full_num_samples': 50_000,
+            'metrics': 'fid,is', 'best': 'fid',     # `best`: the score whose best weights are kept in WORKDIR/best
+            'reference': '',             # ADM's .npz, or one of `python evaluate.py reference`
+            'features': 'inception', 'inception': '',     # 'digits' for the digits; path of the Inception weights
+            'steps': 50, 'method': 'ddpm', 'cfg_scales': (1.0,), 'cfg_channels': 3, 'labels': 'random',
+            'batch_size': 0,             # pictures on their way at once on a host; 0: two groups of 16 a device
+        },
         'sample': {                      # grids drawn while training
             'every': 10_000, 'count': 16, 'steps': 50, 'method': 'ddpm', 'cfg_scale': 4.0,
         },
@@ -213,6 +225,18 @@ def _check_sampling(config: ConfigDict) -> None:
     if sample.every < 0 or sample.count < 1:
         raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got {sample.every}, {sample.count}')
     sampling_schedule(sample.method, sample.steps, config.diffusion.steps, config.diffusion.kind)
+    evaluation = config.eval
+    if not evaluation.every and not evaluation.full_every:
+        return
+    for field, least in (('every', 0), ('full_every', 0), ('num_samples', 2), ('full_num_samples', 2), ('batch_size', 0)):
+        if evaluation[field] < least:
+            raise UserError(f'eval.{field} must be at least {least}, got {evaluation[field]}')
+    if not evaluation.cfg_scales:
+        raise UserError('eval.cfg_scales is empty; give one or more guidance scales, such as (1.0, 1.5)')
+    metrics = [name.strip() for name in evaluation.metrics.split(',')]
+    if evaluation.best and evaluation.best not in metrics:
+        raise UserError(f'eval.best {evaluation.best!r} is not among eval.metrics {evaluation.metrics!r}')
+    sampling_schedule(evaluation.method, evaluation.steps, config.diffusion.steps, config.diffusion.kind)
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:

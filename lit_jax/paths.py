@@ -59,6 +59,11 @@ def local_path(path) -> Path:
     return Path(path)
 
 
+def cache_folder() -> Path:
+    """What can be made again, kept for the next run of any kind: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
+    return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
+
+
 def files_under(root) -> dict[str, int]:
     """{path relative to root, with '/': bytes} of all files below a folder, sorted; empty where there is none.
 

@@ -11,14 +11,18 @@ LOG = logging.getLogger('lit_jax')
 
 
 class Progress:
-    """Counts towards `total` things called `unit`; a context manager. Lines are logged every `seconds` and at the end."""
+    """Counts towards `total` things called `unit`; a context manager. Lines are logged every `seconds` and at the end.
 
-    def __init__(self, total: int, unit: str, *, seconds: float = 30.0):
+    done: how many an earlier run has left; they count as done, and not for the speed."""
+
+    def __init__(self, total: int, unit: str, *, done: int = 0, seconds: float = 30.0):
         self._total, self._unit, self._seconds = total, unit, seconds
-        self._done, self._began = 0, time.monotonic()
+        self._done, self._found, self._began = done, done, time.monotonic()
         self._said = self._began
+        if done:
+            LOG.info('%s %s to go, %s are there already', f'{total - done:,}', unit, f'{done:,}')
         shown = sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
-        self._bar = tqdm(total=total, unit=f' {unit}', dynamic_ncols=True) if shown else None
+        self._bar = tqdm(total=total, initial=done, unit=f' {unit}', dynamic_ncols=True) if shown else None
 
     def __enter__(self) -> 'Progress':
         return self
@@ -36,6 +40,6 @@ class Progress:
         now = time.monotonic()
         if now - self._said >= self._seconds or self._done == self._total:
             self._said = now
-            rate = self._done / max(now - self._began, 1e-9)
+            rate = (self._done - self._found) / max(now - self._began, 1e-9)
             LOG.info('%d of %d %s (%.0f %%), %.3g a second, %s left', self._done, self._total, self._unit,
                      100 * self._done / self._total, rate, format_seconds((self._total - self._done) / rate))

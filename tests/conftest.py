@@ -7,6 +7,8 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
 
 # Tests compile the same small programs again and again; compiled ones are kept between runs as well.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.dirname(__file__), '..', '.cache', 'xla'))
+# Not the caches of the person who runs the tests.
+os.environ.setdefault('LIT_JAX_CACHE', os.path.join(os.path.dirname(__file__), '..', '.cache', 'lit_jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 from pathlib import Path  # noqa: E402

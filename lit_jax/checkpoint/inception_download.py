@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from lit_jax.errors import UserError
+from lit_jax.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
 PUBLISHED_NAME = 'pt_inception-2015-12-05-6726825d.pth'
@@ -17,11 +18,6 @@ URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{P
 DIGEST = '6726825d'       # the sha256 of the file begins with it
 TIMEOUT = 20.0            # seconds without an answer
 _PART = 1 << 20
-
-
-def cache_folder() -> Path:
-    """$LIT_JAX_CACHE, else ~/.cache/lit_jax."""
-    return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
 
 
 def download(flags: str) -> Path:

@@ -23,14 +23,14 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from lit_jax.checkpoint.array_pickles import flat_names, read_arrays
-from lit_jax.checkpoint.inception_download import PUBLISHED_NAME, cache_folder, download
+from lit_jax.checkpoint.inception_download import PUBLISHED_NAME, download
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.torch_import import tool_name
 from lit_jax.checkpoint.torch_keys import unflatten
 from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.errors import UserError
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
-from lit_jax.paths import as_path, explain_unreachable, local_path, write_bytes_atomic
+from lit_jax.paths import as_path, cache_folder, explain_unreachable, local_path, write_bytes_atomic
 
 VARIABLE = 'LIT_JAX_INCEPTION'
 FILE = 'inception.safetensors'

@@ -13,11 +13,12 @@ from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.paths import as_path, explain_unreachable
 
 
-def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
+def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = True) -> Model:
     """A ready model from a model folder, or from a workdir (newest whole checkpoint, EMA weights).
 
     Args:
         path: what `convert_torch_ckpt.py` or `train.py` wrote, local or in a bucket (gs://...).
+        step: of a workdir, the checkpoint to take instead of the newest.
         dtype: compute dtype, 'float32' or 'bfloat16'.
         scan_layers: loop over the blocks, or unroll them (longer to compile, often faster on CPU).
 
@@ -29,24 +30,26 @@ def load(path, *, dtype='float32', scan_layers: bool = True) -> Model:
     """
     if dtype not in DTYPES:
         raise UserError(f'unknown dtype {dtype!r}; known: {", ".join(DTYPES)}')
-    config, params = load_weights(path)
+    config, params = load_weights(path, step=step)
     network = Network(config['model'], dtype=DTYPES[dtype], scan_layers=scan_layers)
     return Model(network, params, config)
 
 
-def load_weights(path, shard: Callable | None = None) -> tuple[dict, dict]:
+def load_weights(path, shard: Callable | None = None, *, step: int | None = None) -> tuple[dict, dict]:
     """(config, params) of a model folder or workdir; params in float32. Several processes call it together.
 
     Args:
         shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first device.
+        step: of a workdir, the checkpoint to take instead of the newest.
     """
     path = as_path(path)
     with explain_unreachable(path):
         kind = peers.together(lambda: _kind(path))
         if kind == 'model folder':
+            _check_no_step(path, step)
             return load_model_folder(path, _abstract(read_config(path), shard))
         config = read_workdir(path)
-        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard))
+        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step)
     config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
     return config, params
 
@@ -54,6 +57,19 @@ def load_weights(path, shard: Callable | None = None) -> tuple[dict, dict]:
 def read_weights_config(path) -> dict:
     """The config that `load_weights` would give, without reading a weight. Each process for itself."""
     return read_config(path) if _kind(as_path(path)) == 'model folder' else read_workdir(path)
+
+
+def find_steps(path) -> list[int]:
+    """The steps of the checkpoints in a workdir, in rising order. UserError for a model folder, which has none."""
+    if _kind(as_path(path)) == 'model folder':
+        _check_no_step(path, 'any')
+    with explain_unreachable(path):
+        return Checkpoints(path).steps()
+
+
+def _check_no_step(path, step) -> None:
+    if step is not None:
+        raise UserError(f'{path} is a model folder: it holds one set of weights, without steps. Name a step of a workdir only.')
 
 
 def _kind(path) -> str:

@@ -252,12 +252,15 @@ class Checkpoints:
             self._move_aside(step)
         _LOG.warning('going on from step %d, the newest whole checkpoint', newest_whole)
 
-    def restore_part(self, name: str, abstract=None):
-        """(subtree, step): the top-level entry `name` ('ema') of the newest whole checkpoint, and no other.
+    def restore_part(self, name: str, abstract=None, step: int | None = None):
+        """(subtree, step): the top-level entry `name` ('ema') of one checkpoint, the newest whole one or that of `step`.
 
         Changes nothing on the disk, so a run that trains in the same place is not disturbed. abstract: as for
         `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not fit."""
-        step, _ = peers.from_lead(self._newest_whole)
+        if step is None:
+            step, _ = peers.from_lead(self._newest_whole)
+        else:
+            peers.only_lead(lambda: self._check_whole(step))
         if step is None:
             raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is saved.')
         source = self._path(step) / 'state'
@@ -356,6 +359,14 @@ class Checkpoints:
                             f'{problems[0]}. Bring the files back from a copy, or delete that directory to begin again '
                             'from step 0.')
         return None, []
+
+    def _check_whole(self, step: int) -> None:
+        steps = self.steps()
+        if step not in steps:
+            raise UserError(f'there is no checkpoint of step {step} in {self.directory}; there are: '
+                            f'{", ".join(map(str, steps)) or "none"}.')
+        if problems := storage.find_damage(self._path(step)):
+            raise UserError(f'the checkpoint of step {step} in {self.directory} cannot be used: {problems[0]}. Take another one.')
 
     def _move_aside(self, step: int) -> None:
         path = self._path(step)

@@ -110,10 +110,16 @@ def add_inheritance(report: Report, inheritance: Mapping) -> None:
     report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
 
 
+def _number(value) -> str:
+    return '' if value is None else f'{value:,.5g}'
+
+
 def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
     """The report of one training run: curves, the newest sample grid, what was inherited, and the recipe."""
     workdir = as_path(workdir)
     report = Report(f'{config["recipe"]["name"] or workdir.name}')
+    scored = [record for record in records if any(name.startswith('eval/') for name in record)]
+    records = [record for record in records if record not in scored]
     if records:
         last = records[-1]
         report.heading('Where it stands')
@@ -127,6 +133,15 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
         report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)', x_label='step',
                       y_label='loss')
+    if scored:
+        report.heading('Scores')
+        names = [name for name in scored[-1] if name.startswith('eval/')]
+        report.table(('step', *(name.removeprefix('eval/') for name in names)),
+                     [(f'{record["step"]:,}', *(_number(record.get(name)) for name in names)) for record in scored])
+        for metric in dict.fromkeys(name.split('_cfg')[0] for name in names if '_cfg' in name):
+            report.curves(loss_series(scored, [name for name in names if name.split('_cfg')[0] == metric]),
+                          caption=f'{metric.removeprefix("eval/")} of samples of the EMA weights, by guidance scale',
+                          x_label='step', y_label=metric.removeprefix('eval/'), log_y=False)
     samples = workdir / 'samples'
     grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []
     if grids:

@@ -38,11 +38,16 @@ class GroupSampler:
         self.labels, self.group = np.asarray(labels, np.int32), min(group, len(labels))
         devices = jax.local_devices() if devices is None else devices
         self._mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
-        self._weights = jax.device_put((model.params, None if vae is None else vae.params), NamedSharding(self._mesh, P()))
+        self._vae_params = None if vae is None else vae.params
+        self.replace_weights(model.params)
         self._program = jax.jit(
             jax.shard_map(_one_group(model, settings, seed, vae), mesh=self._mesh, in_specs=(P(), P(AXIS), P(AXIS)),
                           out_specs=P(AXIS), check_vma=False),
             compiler_options=model.network.inference_options())
+
+    def replace_weights(self, params: dict) -> None:
+        """Other weights of the same network, for the program that is compiled already."""
+        self._weights = jax.device_put((params, self._vae_params), NamedSharding(self._mesh, P()))
 
     @property
     def count(self) -> int:

@@ -3,31 +3,31 @@
 With several processes all of them call these functions together: grids are drawn by process 0, sets by all.
 """
 import itertools
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.load import load
+from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import make_sheet, save_png, to_uint8, viewable
 from lit_jax.models.network import Model
 from lit_jax.paths import as_path
+from lit_jax.progress import Progress
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import class_names, open_decoder
 from lit_jax.sampling.groups import GROUP, GroupSampler
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
+from lit_jax.sampling.parts import check_complete, make_in_step
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.stores import open_store, part_size
 from lit_jax.training import cluster
 from lit_jax.training.telemetry import format_seconds
 
-LOG = logging.getLogger('lit_jax')
 REPORT_SECONDS = 10
 
 
@@ -125,9 +125,22 @@ def _check_alike(models: list[Model], sources) -> None:
 # Sets
 
 
-def draw_set(request: Request) -> str:
-    """An .npz or a folder of pictures, by all processes, continued where an earlier call was stopped."""
-    model = load(request.source, dtype=request.dtype)
+@dataclass(frozen=True)
+class Plan:
+    """A set before it is drawn: everything that decides its bytes. shape: (H, W) of the pictures."""
+    request: Request
+    model: Model
+    vae: Vae | None
+    labels: np.ndarray
+    card: dict
+    shape: tuple[int, int]
+
+
+def plan_set(request: Request, model: Model | None = None) -> Plan:
+    """Checks everything that can be wrong with a set, and that all processes want the same.
+
+    model: where it is loaded already."""
+    model = model or load(request.source, dtype=request.dtype)
     policy = request.labels or ('balanced' if request.count is None else 'random')
     classes = parse_classes(request.classes, model.network.null_label, most=None)
     labels = choose_labels(policy, classes, seed=request.seed, count=request.count, per_class=request.per_class)
@@ -141,70 +154,55 @@ def draw_set(request: Request) -> str:
                      group=min(request.group, len(labels)), dtype=request.dtype)
     cluster.check_same({'recipe card': card, 'out': str(request.out), **cluster.code_facts()})
     down = 1 if vae is None else vae.network.downscale
-    shape = tuple(side * down for side in model.arch['input_size'])
-    store = open_store(request.out, card, labels, shape, part_size(request.group))
+    return Plan(request, model, vae, labels, card, tuple(side * down for side in model.arch['input_size']))
+
+
+def draw_set(request: Request) -> str:
+    """An .npz or a folder of pictures, by all processes, continued where an earlier call was stopped."""
+    plan = plan_set(request)
+    store = open_store(request.out, plan.card, plan.labels, plan.shape, part_size(request.group))
     if not peers.from_lead(store.begin):
         return f'{store.describe()}; it was whole already, by the same recipe'
-    sampler = GroupSampler(model, request.settings(), labels, seed=request.seed, group=request.group, vae=vae)
     started = time.perf_counter()
-    with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
-        drawn = _draw_parts(sampler, store, peers.from_lead(store.missing), request)
-        peers.only_lead(lambda: _finish(store))
+    drawn = draw_parts(plan, store)
     return f'wrote {store.describe()}; {drawn:,} pictures now, {_say(request)}, {format_seconds(time.perf_counter() - started)}'
 
 
-def _draw_parts(sampler: GroupSampler, store, missing: list[int], request: Request) -> int:
-    """Draws and writes the missing parts; returns how many pictures that were.
+def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
+    """Draws what a store is missing, by all processes, and finishes it; returns how many pictures were drawn.
 
-    The processes go in step, a part each, so that a failure of one is told to all. The devices work on while a part is
-    written: the next groups are on their way.
+    A store has `size` (pictures of a part), `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`.
+    sampler: of this very plan, where there is one that is compiled already.
     """
+    request = plan.request
+    sampler = sampler or GroupSampler(plan.model, request.settings(), plan.labels, seed=request.seed, group=request.group,
+                                      vae=plan.vae)
+    with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
+        drawn = _draw_missing(sampler, store, peers.from_lead(store.missing), request)
+        peers.only_lead(lambda: _finish(store))
+    return drawn
+
+
+def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Request) -> int:
+    """The devices work on while a part is written: the next groups are on their way."""
     index, processes = cluster.process()
-    a_part = max(1, store.size // sampler.group)
+    a_part, total = max(1, store.size // sampler.group), len(sampler.labels)
+    sizes = {part: min(store.size, total - part * store.size) for part in missing}
     groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count)) for part in missing[index::processes]}
     drawn = sampler.draw([group for part in groups.values() for group in part], request.batch_size)
-    progress = _Progress(len(sampler.labels), sum(_pictures_of(store, part) for part in missing))
 
     def draw_part(part: int) -> None:
         images = [to_uint8(images) for _, images in itertools.islice(drawn, len(groups[part]))]
         store.write(part, np.concatenate(images))
 
-    for start in range(0, len(missing), processes):
-        step = missing[start:start + processes]
-        peers.together(lambda step=step: draw_part(step[index]) if index < len(step) else None)
-        progress.drew(sum(_pictures_of(store, part) for part in step))
-    return progress.drawn
-
-
-def _pictures_of(store, part: int) -> int:
-    return min(store.size, len(store.labels) - part * store.size)
+    with Progress(total, 'pictures', done=total - sum(sizes.values()), seconds=REPORT_SECONDS) as progress:
+        make_in_step(missing, draw_part, sizes, progress)
+    return sum(sizes.values())
 
 
 def _finish(store) -> None:
-    if lost := store.missing():
-        raise UserError(f'{len(lost)} parts of {store.out} are missing although they were drawn: with several processes all '
-                        'of them must see the same folder. Give an --out on a shared disk or in a bucket (gs://...)')
+    check_complete(store)
     store.finish()
-
-
-class _Progress:
-    """A line every ten seconds: how many pictures, how fast, and how long it will take still."""
-
-    def __init__(self, total: int, to_draw: int):
-        self.total, self.to_draw, self.drawn = total, to_draw, 0
-        self._began = self._said = time.perf_counter()
-        kept = f', {total - to_draw:,} are there already' if to_draw < total else ''
-        LOG.info('%s pictures to draw%s; %d process(es), %d device(s)', f'{to_draw:,}', kept, jax.process_count(),
-                 jax.device_count())
-
-    def drew(self, pictures: int) -> None:
-        self.drawn += pictures
-        now = time.perf_counter()
-        if now - self._said < REPORT_SECONDS and self.drawn < self.to_draw:
-            return
-        self._said, rate = now, self.drawn / (now - self._began)
-        LOG.info('%s of %s pictures, %s a second, ETA %s', f'{self.total - self.to_draw + self.drawn:,}', f'{self.total:,}',
-                 f'{rate:,.3g}', format_seconds((self.to_draw - self.drawn) / rate))
 
 
 def _check_settings(model: Model, request: Request) -> None:

@@ -7,27 +7,25 @@
 A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the pictures
 alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
 """
-import contextlib
-import io
 import logging
 import math
-import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
 from lit_jax.checkpoint import storage
 from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import save_png
-from lit_jax.paths import as_path, files_under, fsync_path, is_remote, remove_tree, write_bytes_atomic, write_text_atomic
+from lit_jax.paths import as_path, files_under, remove_tree, write_text_atomic
 from lit_jax.sampling.card import card_text, check_same_card, read_card
+from lit_jax.sampling.npz_file import write_npz
+from lit_jax.sampling.parts import PartFolder
 
 LOG = logging.getLogger('lit_jax')
 PART = 128               # pictures of a part, about: what a kill can cost on every host
 _BLOCK = 1 << 20
-_NO_TIME = (1980, 1, 1, 0, 0, 0)     # the earliest that a zip file can hold
 
 
 def part_size(group: int) -> int:
@@ -42,6 +40,7 @@ class NpzStore:
         self.out, self.card, self.labels, self.shape, self.size = as_path(out), card, labels, tuple(shape), size
         self.card_path = self.out.with_suffix('.json')
         self.folder = self.out.with_name(self.out.name + '.parts')
+        self._parts = PartFolder(self.folder, len(labels), size, (*self.shape, 3), np.uint8)
 
     def begin(self) -> bool:
         """Looks at everything that can be wrong and makes room. Returns False where the set is already whole.
@@ -57,51 +56,35 @@ class NpzStore:
         elif self.card_path.exists():
             raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another --out, or move it.')
         done = sum(files_under(self.folder).values())
-        storage.check_free_space(self.out, 2 * self._bytes(len(self.labels)) - done)
+        storage.check_free_space(self.out, 2 * self._parts.bytes(len(self.labels)) - done)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'card.json', card_text(self.card))
         return True
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet. A file that is not of the right size does not count."""
-        sizes = files_under(self.folder)
-        counts = [len(range(*self._span(k))) for k in range(math.ceil(len(self.labels) / self.size))]
-        parts = [k for k, n in enumerate(counts) if sizes.get(self._name(k)) != len(_header((n, *self.shape, 3))) + self._bytes(n)]
-        if broken := [self._name(k) for k in parts if self._name(k) in sizes]:
-            LOG.warning('%s: %s not whole, drawn again', self.folder, ', '.join(broken))
-        return parts
+        """Numbers of the parts that are not there yet."""
+        return self._parts.missing()
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Pictures uint8 [n, H, W, 1 or 3] of a part."""
-        images = np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))     # grey: the evaluators take RGB
-        with storage.explain_full_disk(self.folder, images.nbytes):
-            write_bytes_atomic(self.folder / self._name(part), _header(images.shape) + images.tobytes())
+        self._parts.write(part, np.broadcast_to(images, (*images.shape[:3], 3)))     # grey: the evaluators take RGB
 
     def finish(self) -> None:
         """Joins the parts; a part at a time is in memory."""
         write_text_atomic(self.card_path, card_text(self.card))
-        with storage.explain_full_disk(self.out, self._bytes(len(self.labels))):
-            _write_whole(self.out, self._write_zip)
+        with storage.explain_full_disk(self.out, self._parts.bytes(len(self.labels))):
+            write_npz(self.out, {'arr_0': ((len(self.labels), *self.shape, 3), np.uint8, self._blocks()),
+                                 'arr_1': np.asarray(self.labels, np.int64)})
         remove_tree(self.folder)
 
     def describe(self) -> str:
         return f'{self.out}: arr_0 uint8 [{len(self.labels)}, {self.shape[0]}, {self.shape[1]}, 3], recipe in {self.card_path.name}'
 
-    def _write_zip(self, file) -> None:
-        labels = np.asarray(self.labels, np.int64)
-        with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with _open_entry(archive, 'arr_0.npy') as entry:
-                entry.write(_header((len(labels), *self.shape, 3)))
-                for k in range(math.ceil(len(labels) / self.size)):
-                    self._copy_part(k, entry)
-            with _open_entry(archive, 'arr_1.npy') as entry:
-                entry.write(_header(labels.shape, labels.dtype) + labels.tobytes())
-
-    def _copy_part(self, k: int, entry) -> None:
-        with (self.folder / self._name(k)).open('rb') as part:
-            part.read(len(_header((len(range(*self._span(k))), *self.shape, 3))))
-            while block := part.read(_BLOCK):
-                entry.write(block)
+    def _blocks(self) -> Iterator[bytes]:
+        for k in self._parts.parts:
+            with self._parts.open(k) as part:
+                while block := part.read(_BLOCK):
+                    yield block
 
     def _check_finished(self) -> None:
         card = read_card(self.card_path)
@@ -112,16 +95,6 @@ class NpzStore:
         with self.out.open('rb') as file:
             if not zipfile.is_zipfile(file):
                 raise UserError(f'{self.out} is damaged (cut off). Delete it, and run the same command again.')
-
-    def _span(self, k: int) -> tuple[int, int]:
-        return k * self.size, min((k + 1) * self.size, len(self.labels))
-
-    def _name(self, k: int) -> str:
-        first, end = self._span(k)
-        return f'{first:09d}-{end:09d}.npy'
-
-    def _bytes(self, count: int) -> int:
-        return count * self.shape[0] * self.shape[1] * 3
 
 
 class FolderStore:
@@ -170,38 +143,3 @@ def open_store(out, card: dict, labels: np.ndarray, shape: tuple[int, int], size
         raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set for evaluation) or a '
                         'folder (single pictures)')
     return FolderStore(out, card, labels, shape, size)
-
-
-def _header(shape: tuple[int, ...], dtype=np.uint8) -> bytes:
-    """What stands before the numbers in a .npy file of format 1.0."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {'descr': np.lib.format.dtype_to_descr(np.dtype(dtype)), 'fortran_order': False, 'shape': tuple(shape)})
-    return header.getvalue()
-
-
-def _open_entry(archive: zipfile.ZipFile, name: str):
-    return archive.open(zipfile.ZipInfo(name, date_time=_NO_TIME), 'w', force_zip64=True)
-
-
-def _write_whole(path, write: Callable) -> None:
-    """`write(file)` into a file that then is whole or absent: as `paths.write_bytes_atomic`, without its bytes in memory."""
-    if is_remote(path):
-        try:
-            with path.open('wb') as file:
-                write(file)
-        except BaseException:
-            path.unlink(missing_ok=True)     # closing the file made an object of the part that was written
-            raise
-        return
-    temporary = path.with_name(f'.{path.name}.partial')
-    try:
-        with open(temporary, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-    fsync_path(path.parent)

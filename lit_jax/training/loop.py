@@ -28,6 +28,7 @@ from lit_jax.evaluation.report import write_run_report
 from lit_jax.paths import as_path, write_text_atomic
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import cluster, setup
+from lit_jax.training.evaluating import LoopEvaluation
 from lit_jax.training.flops import train_macs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
@@ -70,6 +71,10 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     check_workdir(workdir, config.to_dict())
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
+    about = setup.describe(config, source.class_names)
+    evaluation = None
+    if config.eval.every or config.eval.full_every:
+        evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
                              vae.network if vae and setup.reads_pictures(config) else None)
@@ -79,10 +84,10 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
-        began = claim_workdir(workdir, config.to_dict(), setup.describe(config, source.class_names))
+        began = claim_workdir(workdir, config.to_dict(), about)
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs, profile=profile,
-                   leaf_names=list(named_leaves(abstract['params'])))
+                   leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation)
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
                  f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 
@@ -140,9 +145,11 @@ def _memory_explained():
 class _Run:
     """The moving parts of one call of `train`: when to log, save, sample and stop."""
 
-    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs, profile, leaf_names):
+    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs, profile, leaf_names,
+                 evaluation):
         self.config, self.workdir, self.mesh, self.network, self.vae = config, workdir, mesh, network, vae
         self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
+        self.evaluation = evaluation
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, batch_size=config.train.batch_size,
@@ -163,6 +170,8 @@ class _Run:
     def steps(self, state, step_fn, frozen, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
         batches, began = iter(pipeline), time.perf_counter()
+        if self.start and peers.from_lead(lambda: self.reporter.owes_scores(self.start)):
+            self._evaluate(self.start, state['ema'])
         for step in range(self.start + 1, self.total + 1):
             waiting = time.perf_counter()
             batch = next(batches)
@@ -182,6 +191,8 @@ class _Run:
                 self._save(step, state)
             if config.sample.every and (step % config.sample.every == 0 or step == self.total):
                 self._sample(step, state['ema'])
+            if not stopping:     # otherwise the next call owes it
+                self._evaluate(step, state['ema'])
             if stopping and step < self.total:
                 self.checkpoints.wait()
                 LOG.warning('asked to stop: saved step %s; start the same command again to go on', f'{step:,}')
@@ -224,6 +235,19 @@ class _Run:
         if jax.process_index() == 0:
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
+        self.reporter.paused(time.perf_counter() - began)
+
+    def _evaluate(self, step: int, ema: dict) -> None:
+        """Scores of samples of the EMA weights, where they are due after `step`; the best weights are kept."""
+        count = self.evaluation.samples_due(step) if self.evaluation else 0
+        if not count:
+            return
+        self.watchdog.rest()
+        began = time.perf_counter()
+        scores = self.evaluation.scores(step, ema, count)
+        seconds = time.perf_counter() - began
+        self.evaluation.keep_best(step, ema, scores)
+        self.reporter.scored(step, scores, seconds)
         self.reporter.paused(time.perf_counter() - began)
 
     def _make_draw(self, count: int):

@@ -33,6 +33,38 @@ RULES = (
     (r'blocks\d*/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
     (r'blocks\d*/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
     (r'blocks\d*/attn/(focus_scale|key_table)', P()),
+    (r'blocks\d*/attn/compressor/kernel', P(None, None, None, 'tensor', None)),
+    (r'blocks\d*/attn/compressor/(bias|norm_gain|norm_bias)', P(None, 'tensor', None)),
+    (r'blocks\d*/attn/(router|shared_router|kinds_router)/kernel', P(None, 'fsdp', None)),
+    (r'blocks\d*/attn/fusion/compress/kernel', P(None, None, None, 'fsdp', 'tensor')),
+    (r'blocks\d*/attn/fusion/restore/kernel', P(None, None, None, 'tensor', 'fsdp')),
+    (r'blocks\d*/attn/fusion/(compress/bias|norm/gain|norm/bias)', P(None, 'tensor')),
+    (r'blocks\d*/attn/fusion/restore/bias', P()),
+    (r'blocks\d*/attn/[kv]/linear/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/attn/[kv]/(linear/bias|bias)', P(None, 'tensor', None)),
+    (r'blocks\d*/attn/[kv]/kernel', P(None, None, None, 'tensor', None)),
+    (r'blocks\d*/attn/value/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/attn/value/bias', P(None, 'tensor', None)),
+    (r'blocks\d*/attn/routed_[qk]/kernel', P(None, None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/attn/(routed_[qk]/router|power_\w+|difference_\w+)/kernel', P(None, 'fsdp', None)),
+    (r'blocks\d*/attn/(gamma|factor|dwc/(square|column|row))', P()),
+    (r'blocks\d*/attn/(key|gate|value_decay)/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/attn/decay_in/kernel', P(None, 'fsdp', None)),
+    (r'blocks\d*/attn/decay_out/kernel', P(None, None, 'tensor', None)),
+    (r'blocks\d*/attn/(gate|decay_out|value_decay)/bias', P(None, 'tensor', None)),
+    (r'blocks\d*/attn/norm_(gain|bias)', P()),       # shared by the heads
+    (r'blocks\d*/dwc/(kernel|bias)', P()),
+    (r'blocks\d*/mlp/gate/kernel', P(None, 'fsdp', None, 'tensor')),
+    (r'blocks\d*/mlp/down/kernel', P(None, 'tensor', 'fsdp')),
+    (r'joins\d*/kernel', P(None, None, 'fsdp')),
+    (r'down\d/kernel', P(None, None, None, 'fsdp')),
+    (r'condition\d/kernel', P(None, 'fsdp')),
+    (r'up\d/kernel', P('fsdp', None, None, None)),
+    (r'(joins\d*|down\d|up\d|condition\d)/bias', P()),
+    (r'blocks\d*/mlp/inverted/kernel', P(None, 'fsdp', None, 'tensor')),
+    (r'blocks\d*/mlp/(inverted|depth)/bias', P(None, None, 'tensor')),
+    (r'blocks\d*/mlp/depth/kernel', P(None, None, None, None, 'tensor')),
+    (r'blocks\d*/mlp/point/kernel', P(None, 'tensor', 'fsdp')),
     (r'blocks\d*/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
     (r'blocks\d*/mlp/fc1/bias', P(None, 'tensor')),
     (r'blocks\d*/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
@@ -55,6 +87,11 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     # 128 on 16x16 chips). Explicit axes, jax's default, would want an out_sharding at every contraction.
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def without_mesh():
+    """A block in which no mesh is in effect, inside one of `jax.set_mesh`: for programs that lay out their devices themselves."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def find_rule(path: str, shape: tuple[int, ...]) -> P:

@@ -117,6 +117,11 @@ class RunClock:
         self._waited = self._paused = 0.0
         return self._start - self._created
 
+    @property
+    def productive(self) -> float:
+        """Seconds of kept steps since the run began, over all restarts, up to the last interval."""
+        return self._productive
+
     def interval(self, step: int) -> Interval:
         """Closes the interval that ends with `step`."""
         now = self._clock()

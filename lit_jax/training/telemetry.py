@@ -130,6 +130,19 @@ class Reporter:
             self._say(format_line(step, self._total, images, means, timing))
             self.paused(time.perf_counter() - writing)
 
+    def scored(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
+        """Writes the record and the line of an evaluation after `step`: {'eval/fid_cfg1.5': ...}."""
+        if self._active:
+            self._log.write({'step': step, **scores, 'time/eval_s': seconds, 'time/productive_s': self._clock.productive})
+            write_all(self._sinks, step, scores)
+            values = '  '.join(f'{name.removeprefix("eval/")} {value:.4g}' for name, value in scores.items())
+            self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
+
+    def owes_scores(self, step: int) -> bool:
+        """Whether the log, as this call found it, ends before the evaluation of `step`: the run was killed during it."""
+        last = (self._log and self._log.last) or {}
+        return last.get('step') != step or not any(name.startswith('eval/') for name in last)
+
     def _timing(self, done: Interval) -> dict[str, float]:
         """The numbers of an interval by name; those that this machine or recipe does not have are absent."""
         rate = self._batch * done.steps / done.seconds

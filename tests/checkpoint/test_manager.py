@@ -197,6 +197,18 @@ def _flip(path):
     path.write_bytes(data)
 
 
+def test_restore_part_of_a_step_that_is_named(checkpoints):
+    save(checkpoints, 1, 2)
+    ema, step = checkpoints.restore_part('ema', step=1)
+    assert step == 1
+    assert_same_bits(ema, jax.tree.map(np.asarray, make_state(1)['ema']))
+    with pytest.raises(UserError, match='no checkpoint of step 3 in .*; there are: 1, 2'):
+        checkpoints.restore_part('ema', step=3)
+    (checkpoints.directory / '000000001' / 'manifest.json').unlink()
+    with pytest.raises(UserError, match='checkpoint of step 1 in .* cannot be used'):
+        checkpoints.restore_part('ema', step=1)
+
+
 HARM = {'flip': _flip, 'truncate': lambda path: os.truncate(path, path.stat().st_size - 1), 'delete': Path.unlink}
 
 

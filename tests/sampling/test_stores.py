@@ -40,7 +40,7 @@ def test_a_kill_while_joining_costs_nothing(tmp_path, monkeypatch):
     store = NpzStore(tmp_path / 'set.npz', CARD, np.arange(40), (8, 8), 16)
     fill(store, 8)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(NpzStore, '_copy_part', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(NpzStore, '_blocks', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         store.finish()
     assert sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz.parts']
     (tmp_path / '.set.npz.partial').write_bytes(b'what a kill leaves')

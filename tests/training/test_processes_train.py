@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from processes import ROOT, assert_all_good, run_processes, start_processes
 
+import lit_jax
+from lit_jax.data.sources import open_source
+from lit_jax.evaluation.pictures import to_uint8
 from lit_jax.training.telemetry import read_lines
 
 pytestmark = pytest.mark.slow
@@ -133,3 +136,19 @@ def test_a_teacher_that_one_host_cannot_see_stops_all(straight, tmp_path):
     for status, output in run_processes(one_blind, 2, timeout=120):
         assert status == 1 and 'teacher.path: teacher (the frozen teacher) does not exist' in output, output
     assert not (tmp_path / 'run').exists()
+
+
+def test_two_processes_score_as_one(tmp_path):
+    digits = open_source('digits', split='train')
+    pictures = to_uint8(digits.take(range(200))['image'])
+    np.savez(tmp_path / 'reference.npz', arr_0=np.broadcast_to(pictures, (*pictures.shape[:3], 3)))
+    scored = ['--config.data.name=digits', '--config.train.steps=4', '--config.eval.every=4', '--config.eval.num_samples=72',
+              '--config.eval.steps=3', '--config.eval.features=digits', '--config.eval.metrics=fid,recall',
+              f'--config.eval.reference={tmp_path / "reference.npz"}']
+    train_alone('digits_dit', tmp_path / 'one', *scored)
+    assert_all_good(run_processes([*command('digits_dit', tmp_path / 'two', *scored), *JOIN], 2, devices_each=2, timeout=200))
+    one, two = (read_lines(tmp_path / name / 'metrics.jsonl')[-1] for name in ('one', 'two'))
+    assert one['eval/num_samples'] == two['eval/num_samples'] == 72
+    for name in ('eval/fid_cfg1', 'eval/recall_cfg1'):      # the weights differ in their last bits
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3)
+    assert lit_jax.load(tmp_path / 'two' / 'best').config['provenance']['step'] == 4
