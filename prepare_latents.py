@@ -24,6 +24,7 @@ def parse() -> tuple[dict, argparse.Namespace]:
     add('--data_dir', default='', help='folder of all data sets (default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets)')
     add('--path', default='', help='folder of the pictures, for --data=folder')
     add('--num_classes', type=int, help='classes, where the data set does not say it')
+    add('--classes', default='', help='only these: sub_imagenet, or a text file with one class a line')
     add('--dtype', default='float32', choices=('float32', 'float16'), help='of the moments on disk')
     add('--vae_dtype', default='float32', choices=('float32', 'bfloat16'), help='that the VAE computes in')
     add('--batch_size', type=int, default=8, help='pictures a device at a time')

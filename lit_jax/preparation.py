@@ -46,6 +46,7 @@ class Request:
     data_dir: str = ''
     path: str = ''
     num_classes: int | None = None
+    classes: str = ''               # a list of the classes to take (lit_jax/data/subset.py)
     dtype: str = 'float32'          # of the moments on disk
     vae_dtype: str = 'float32'
     batch_size: int = 8             # pictures a device at a time, each with its mirror image
@@ -86,7 +87,7 @@ def _open(request: Request) -> tuple[Source, dict]:
     _check_request(request)
     config = read_vae_config(request.vae)
     source = open_source(request.data, split=request.split, image_size=request.image_size,
-                         channels=config['vae']['image_channels'], num_classes=request.num_classes,
+                         channels=config['vae']['image_channels'], num_classes=request.num_classes, classes=request.classes,
                          data_dir=request.data_dir, path=request.path, strict=request.strict)
     return source, make_plan(request, config, source)
 

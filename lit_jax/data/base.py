@@ -48,6 +48,10 @@ class Source(ABC):
         """Several examples at once: the arrays of an element with a leading axis [b, ...], new and contiguous."""
         return stack([self[int(i)] for i in indices])
 
+    def all_labels(self) -> np.ndarray:
+        """The label of every example, int32 [len]. Sources whose elements are dear to make know a shorter way."""
+        return np.array([self[index]['label'] for index in range(len(self))], np.int32)
+
 
 class ArraySource(Source):
     """A small data set held in memory: images float32 [n, H, W, C], labels int32 [n]."""
@@ -70,6 +74,9 @@ class ArraySource(Source):
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         indices = np.asarray(indices)
         return {'image': self.images[indices], 'label': self.labels[indices]}
+
+    def all_labels(self) -> np.ndarray:
+        return self.labels
 
 
 def stack(elements: Sequence[dict]) -> dict[str, np.ndarray]:

@@ -46,6 +46,9 @@ class FolderSource(ImageSource):
                             'was when it was opened, and every file in it must be readable') from error
         return data, int(self.labels[index]), os.fspath(path)
 
+    def all_labels(self) -> np.ndarray:
+        return self.labels
+
     @property
     def identity(self) -> dict:
         text = '\n'.join((*self.spec.class_names, *self.files))

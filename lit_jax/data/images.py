@@ -20,6 +20,7 @@ from PIL import Image
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
+from lit_jax.data.label_index import read_labels
 from lit_jax.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
@@ -85,6 +86,10 @@ class ImageSource(Source):
     @abstractmethod
     def identity(self) -> dict:
         """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+
+    def all_labels(self) -> np.ndarray:
+        """Without decoding: every record is read once, then the labels are kept (`lit_jax.data.label_index`)."""
+        return read_labels(self.identity, len(self), lambda index: self.read(index)[1])
 
     def load(self, index: int) -> dict:
         """Example `index` itself. Raises BadPicture if it cannot be decoded."""

@@ -52,7 +52,7 @@ class ShardWriter:
         place = tempfile.gettempdir() if is_remote(self._target) else self._target.parent
         self._partial = Path(place, f'.{self._target.name}.{os.getpid()}{PARTIAL}')
         self._writer = ArrayRecordWriter(os.fspath(self._partial), _WRITER)
-        self._count, self._values, self._bad = 0, 0, []
+        self._count, self._values, self._bad, self._labels = 0, 0, [], []
         self._sums, self._squares = [], []
 
     def __enter__(self) -> 'ShardWriter':
@@ -66,6 +66,7 @@ class ShardWriter:
     def add(self, moments: np.ndarray, label: int) -> None:
         """float32 [2, h, w, 2C] and a label."""
         self._writer.write(pack(moments, label, self._dtype))
+        self._labels.append(int(label))
         mean = moments[..., :moments.shape[-1] // 2].reshape(-1, moments.shape[-1] // 2).astype(np.float64)
         self._sums.append(mean.sum(0))
         self._squares.append(np.square(mean).sum(0))
@@ -85,7 +86,8 @@ class ShardWriter:
         # fsum is exact: the same sums whatever the order.
         note = {'count': self._count, 'bytes': size, 'sha256': file_sha256(self._partial), 'values': self._values,
                 'sums': [math.fsum(column) for column in zip(*self._sums, strict=True)],
-                'squares': [math.fsum(column) for column in zip(*self._squares, strict=True)], 'bad': self._bad}
+                'squares': [math.fsum(column) for column in zip(*self._squares, strict=True)], 'bad': self._bad,
+                'labels': self._labels}
         if is_remote(self._target):
             self._target.write_bytes(self._partial.read_bytes())
         else:

@@ -3,7 +3,7 @@
     latents/metadata.json                what was made from what, the shards with their checksums, statistics; written last
     latents/preparation.json             the same as far as it was known at the start, and the command that goes on
     latents/shards/00000.array_record    the examples, one after the other
-    latents/shards/00000.json            count, checksum and statistics of the shard
+    latents/shards/00000.json            count, checksum, labels and statistics of the shard
     latents/bad_pictures.txt             pictures that could not be decoded and are left out, if there were any
 
 A record is one picture: the moments of the picture and of its mirror image, [2, h, w, 2C], mean before log-variance, not
@@ -19,6 +19,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from lit_jax.data.base import Source, Spec, check_index
+from lit_jax.data.label_index import read_labels
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, files_under, is_remote
 
@@ -80,6 +81,13 @@ class LatentSource(Source):
         sums = ' '.join(shard['sha256'] for shard in self.metadata['shards'])
         return {'name': 'latents', 'split': self.metadata['source']['split'], 'count': len(self),
                 'classes': self.spec.num_classes, 'sha256': hashlib.sha256(sums.encode()).hexdigest()}
+
+    def all_labels(self) -> np.ndarray:
+        """From the notes beside the shards; where an earlier version wrote them, from the records, once."""
+        notes = [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes()) for shard in self.metadata['shards']]
+        if all('labels' in note for note in notes):
+            return np.array([label for note in notes for label in note['labels']], np.int32)
+        return read_labels(self.identity, len(self), lambda index: int(self._label(self._read(index))))
 
     def _read(self, index: int) -> bytes:
         try:

@@ -15,17 +15,20 @@ from lit_jax.data.digits import SPEC as DIGITS_SPEC
 from lit_jax.data.digits import open_digits
 from lit_jax.data.folder import open_folder
 from lit_jax.data.latents import open_latents
+from lit_jax.data.subset import choose_classes
 from lit_jax.data.synthetic import SPLITS as SYNTHETIC_SPLITS
 from lit_jax.data.synthetic import SyntheticSource
 from lit_jax.data.tfds_images import open_tfds
 from lit_jax.errors import UserError
+from lit_jax.paths import cache_folder
 
 __all__ = ['SOURCES', 'Source', 'Spec', 'default_data_dir', 'open_source']
 
 
 def default_data_dir() -> Path:
-    """$LIT_JAX_DATA, else ~/.cache/lit_jax/datasets."""
-    return Path(os.environ.get('LIT_JAX_DATA') or '~/.cache/lit_jax/datasets').expanduser()
+    """$LIT_JAX_DATA, else datasets/ in the cache folder."""
+    given = os.environ.get('LIT_JAX_DATA')
+    return Path(given).expanduser() if given else cache_folder() / 'datasets'
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Request:
 
 
 def open_source(name: str, *, split: str = 'train', image_size: int | None = None, channels: int | None = None,
-                num_classes: int | None = None, data_dir: str | Path = '', path: str | Path = '',
+                num_classes: int | None = None, classes: str = '', data_dir: str | Path = '', path: str | Path = '',
                 seed: int = 0, strict: bool = False) -> Source:
     """Opens a source by its name in SOURCES.
 
@@ -50,6 +53,8 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
         image_size, channels, num_classes: of the elements, as the network sees them (latents: of the latent). None
             takes the source's own; another number than a real source has is an error. Pictures are cropped to
             image_size, which must be given for them.
+        classes: '' for all, or a list of the classes to take, numbered anew (`lit_jax.data.subset`); num_classes is then
+            their number. Synthetic examples have as many classes as asked for, and none of a list.
         data_dir: folder that holds all data sets ('' = `default_data_dir()`).
         path: folder of this one data set: the pictures of 'folder', or latents that are not in their usual place.
         seed: of synthetic examples; real sources ignore it.
@@ -67,8 +72,11 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
     if not 0 <= seed < 2**63:
         raise UserError(f'the seed must be in [0, 2^63), got {seed}')
     folder = os.path.expanduser(data_dir) if data_dir else default_data_dir()
-    return SOURCES[key](Request(name=name, split=split, asked=asked, data_dir=folder, path=os.path.expanduser(path),
-                                seed=seed, strict=strict))
+    chooses = classes and name != 'synthetic'
+    request = Request(name=name, split=split, asked=asked | ({'num_classes': None} if chooses else {}), data_dir=folder,
+                      path=os.path.expanduser(path), seed=seed, strict=strict)
+    source = SOURCES[key](request)
+    return choose_classes(source, classes, num_classes) if chooses else source
 
 
 def _digits(request: Request) -> Source:

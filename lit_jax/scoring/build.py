@@ -21,6 +21,7 @@ from lit_jax.checkpoint import peers, storage
 from lit_jax.data import crop
 from lit_jax.data.images import BadPicture, ImageSource
 from lit_jax.data.sources import Source, open_source
+from lit_jax.data.subset import LISTS, class_list
 from lit_jax.errors import UserError
 from lit_jax.evaluation.frechet import RunningStatistics
 from lit_jax.evaluation.pictures import to_uint8
@@ -235,7 +236,7 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
     """(numbers of the examples of the named classes, names of these classes); all of them and [] without names."""
     if not text:
         return np.arange(len(source)), []
-    names = as_path(text).read_text().split('\n') if as_path(text).is_file() else text.split(',')
+    names = class_list(text) if text in LISTS or as_path(text).is_file() else text.split(',')
     known, numbers = source.class_names, []
     for name in filter(None, map(str.strip, names)):
         if name in known:
@@ -244,15 +245,9 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
             numbers.append(int(name))
         else:
             raise UserError(f'--classes: {name!r} is no class of this data set; it has {len(known)}, such as '
-                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, or a file with one a line')
-    labels = getattr(source, 'labels', None)
-    if labels is None:
-        LOG.info('reading the labels of %d pictures', len(source))
-        with Progress(len(source), 'labels') as progress:
-            labels = np.empty(len(source), np.int32)
-            for index in range(len(source)):
-                labels[index] = source.read(index)[1] if isinstance(source, ImageSource) else source[index]['label']
-                progress.add(1)
+                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with one '
+                            f'a line, or {", ".join(LISTS)}')
+    labels = source.all_labels()
     return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
 
 

@@ -63,7 +63,7 @@ def build_source(config: ConfigDict, split: str = 'train') -> Source:
     arch, data = architecture(config), config.data
     side, channels = (data.image_size, 3) if reads_pictures(config) else (arch['input_size'][0], arch['channels'])
     return open_source(data.name, split=split, image_size=side, channels=channels, num_classes=arch['num_classes'],
-                       path=data.path, data_dir=data.path, seed=config.seed, strict=data.strict)
+                       classes=data.classes, path=data.path, data_dir=data.path, seed=config.seed, strict=data.strict)
 
 
 def build_augment(config: ConfigDict):

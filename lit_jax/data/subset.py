@@ -1,0 +1,132 @@
+"""Some classes of a data set as a data set of its own: `data.classes` of a recipe, `--classes` of prepare_latents.py.
+
+A list of classes is a text file with one name a line, the names of the data set's own classes (of ImageNet: WordNet ids,
+of a folder: its subfolders). The classes of the subset are numbered 0, 1, ... in the order of the list; examples keep
+the order of the data set.
+
+`sub_imagenet` stands for sub_imagenet.txt beside this file: 100 classes of ImageNet, for the settings of the DyDi-LiT
+paper, whose own choice of 100 is not published. They are, sorted, the labels
+`numpy.random.default_rng(0).choice(1000, 100, replace=False)` in the order of WordNet ids.
+
+Which examples belong to the subset is told by their labels alone; no picture is decoded for it. A folder and latents that
+prepare_latents.py made know their labels. Of a tfds data set every record is read once; the labels are then kept in the
+folder of `lit_jax.paths.cache_folder()`, under labels/.
+"""
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.data.base import Source, Spec, check_index
+from lit_jax.data.images import ImageSource
+from lit_jax.errors import UserError
+
+LISTS = {'sub_imagenet': Path(__file__).with_name('sub_imagenet.txt')}
+
+
+def class_list(classes: str) -> tuple[str, ...]:
+    """The names in a list: a key of LISTS, or the path of a text file. UserError if it cannot be one."""
+    path = LISTS.get(classes) or Path(os.path.expanduser(classes))
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'data.classes={classes} is neither a list of lit_jax ({", ".join(LISTS)}) nor a text file with one '
+                        f'class a line: {error}') from error
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f'{path} names {", ".join(sorted(twice)[:5])} more than once')
+    if not names:
+        raise UserError(f'{path} names no class')
+    return names
+
+
+def choose_classes(source: Source, classes: str, num_classes: int | None = None) -> Source:
+    """The examples of a source whose classes are in the list `classes`; the source itself if it has just these.
+
+    num_classes: what the recipe asks for, None where it is open.
+    Raises UserError for a class that the source does not have, and for another number than asked."""
+    names = class_list(classes)
+    if num_classes not in (None, len(names)):
+        raise UserError(f'data.classes={classes} names {len(names)} classes, the recipe asks for {num_classes}; set '
+                        f'--config.data.num_classes={len(names)}')
+    if tuple(source.class_names) == names:
+        return source
+    number = {name: label for label, name in enumerate(source.class_names)}
+    if missing := [name for name in names if name not in number]:
+        raise UserError(f'data.classes={classes} names {len(missing)} classes that the data set does not have '
+                        f'({", ".join(missing[:5])}, ...); its {len(number)} classes: {", ".join(list(number)[:5])}, ...')
+    old = np.array([number[name] for name in names])
+    new_of = np.full(len(number), -1, np.int32)
+    new_of[old] = np.arange(len(names), dtype=np.int32)
+    labels = np.asarray(source.all_labels())
+    indices = np.flatnonzero(new_of[labels] >= 0)
+    if not len(indices):
+        raise UserError(f'the data set has no example of the {len(names)} classes of data.classes={classes}')
+    subset = _PictureSubset if isinstance(source, ImageSource) else _Subset
+    return subset(source, names, indices, new_of[labels[indices]])
+
+
+def list_digest(names: tuple[str, ...]) -> str:
+    """What stands for a list of classes in a description of the data."""
+    return hashlib.sha256('\n'.join(names).encode()).hexdigest()
+
+
+def _spec(source: Source, names: tuple[str, ...]) -> Spec:
+    return Spec(source.spec.image_size, source.spec.channels, len(names), names)
+
+
+def _identity(whole: dict, names: tuple[str, ...], count: int) -> dict:
+    return {**whole, 'count': count, 'classes': len(names), 'class_list': list_digest(names)}
+
+
+class _Subset(Source):
+    """Examples `indices` of a source, with the labels `labels`."""
+
+    def __init__(self, source: Source, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray):
+        super().__init__(_spec(source, names))
+        self.source, self.indices, self._labels = source, indices, labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        index = check_index(int(index), len(self))
+        return {**self.source[int(self.indices[index])], 'label': self._labels[index]}
+
+    def take(self, indices) -> dict[str, np.ndarray]:
+        indices = np.array([check_index(int(index), len(self)) for index in indices], np.int64)
+        return {**self.source.take(self.indices[indices]), 'label': self._labels[indices]}
+
+    def all_labels(self) -> np.ndarray:
+        return self._labels
+
+    @property
+    def metadata(self) -> dict:
+        """Of cached latents, with the classes that are left."""
+        return {**self.source.metadata, 'classes': self.class_names, 'count': len(self)}
+
+    @property
+    def identity(self) -> dict:
+        return _identity(self.source.identity, self.spec.class_names, len(self))
+
+
+class _PictureSubset(ImageSource):
+    """The same of encoded pictures: a damaged one is replaced by the next of the subset."""
+
+    def __init__(self, source: ImageSource, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray):
+        super().__init__(_spec(source, names), strict=source.strict)
+        self.source, self.indices, self._labels = source, indices, labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        data, _, name = self.source.read(int(self.indices[index]))
+        return data, int(self._labels[index]), name
+
+    def all_labels(self) -> np.ndarray:
+        return self._labels
+
+    @property
+    def identity(self) -> dict:
+        return _identity(self.source.identity, self.spec.class_names, len(self))
