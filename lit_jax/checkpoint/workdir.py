@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping
 
 from lit_jax.checkpoint import peers
+from lit_jax.config import default
 from lit_jax.errors import UserError
 from lit_jax.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
 
 FORMAT = 1
 CONFIG = 'config.json'
 # What may differ when a run is started again: it changes neither the weights nor the data of the steps already done.
-FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'published')
+FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
 
@@ -36,7 +37,8 @@ def _check(workdir, recipe: Mapping) -> None:
     with explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
-        differences = _differences(read_workdir(workdir).get('recipe', {}), _plain(recipe))
+        was = read_workdir(workdir).get('recipe', {})
+        differences = _differences(was, _plain(recipe), _plain(default().to_dict()))
         if differences:
             raise UserError(f'{workdir} belongs to another recipe:\n  ' + '\n  '.join(differences) +
                             '\nGive another --workdir, or the recipe that it was made with.')
@@ -91,15 +93,17 @@ def _write_json(path, content: Mapping) -> None:
         write_text_atomic(path, json.dumps(content, indent=1) + '\n')
 
 
-def _differences(was: Mapping, now: Mapping, prefix: str = '') -> list[str]:
+def _differences(was: Mapping, now: Mapping, defaults: Mapping, prefix: str = '') -> list[str]:
+    """What differs, a line each. A field that recipes have gained since stands for its default in the older one."""
     lines = []
     for key in sorted({*was, *now}):
         name = prefix + key
         if name in FREE_SECTIONS or name in FREE_FIELDS:
             continue
-        before, after = was.get(key), now.get(key)
+        before, after = was.get(key, defaults.get(key) if key in now else None), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += _differences(before, after, name + '.')
+            default = defaults.get(key, {})
+            lines += _differences(before, after, default if isinstance(default, Mapping) else {}, name + '.')
         elif before != after:
             lines.append(f'{name}: {before!r} there, {after!r} in this recipe')
     return lines

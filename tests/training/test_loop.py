@@ -129,6 +129,18 @@ def test_another_recipe_in_the_same_workdir_is_refused(tmp_path):
     assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'     # going on for longer is the same recipe
 
 
+def test_a_workdir_of_an_older_version_goes_on(tmp_path):
+    loop.train(tiny_recipe(steps=1), tmp_path)
+    kept = json.loads((tmp_path / 'config.json').read_text())
+    del kept['recipe']['data']['classes'], kept['recipe']['eval']     # as if recipes had gained them since
+    (tmp_path / 'config.json').write_text(json.dumps(kept))
+    assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'
+    del kept['recipe']['train']['weight_decay']
+    (tmp_path / 'config.json').write_text(json.dumps(kept))
+    with pytest.raises(UserError, match='train.weight_decay: 0.0 there, 0.1 in this recipe'):
+        loop.train(tiny_recipe(steps=3, weight_decay=0.1), tmp_path)
+
+
 def test_what_is_missing_is_listed_at_once_with_its_commands(tmp_path):
     config = tiny_recipe('linear')
     config.teacher.path, config.inherit.path = str(tmp_path / 'no_teacher'), str(tmp_path / 'no_dit')
