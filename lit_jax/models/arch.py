@@ -2,15 +2,20 @@
 from collections.abc import Mapping
 
 from lit_jax.errors import UserError
+from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
+from lit_jax.models.udig import UDiG, check_udig
 
-FAMILIES = {'dit': DiT}
+FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG}
 # Fields of every family, and what each family adds to them with its defaults.
 REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'num_classes', 'mixer'}
 DEFAULTS = {'mlp_ratio': 4.0, 'learn_sigma': True}
-FAMILY_DEFAULTS = {'dit': {'ffn': 'mlp', 'stages': ()}}
+FAMILY_DEFAULTS = {'dit': {'ffn': 'mlp', 'stages': ()},
+                   'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
+                   'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'}}
+FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig}
 
 
 def check_arch(arch: Mapping) -> dict:
@@ -37,12 +42,26 @@ def check_arch(arch: Mapping) -> dict:
         raise UserError(f'unknown model.ffn {arch["ffn"]!r}; known: {", ".join(FFNS)}')
     for mixer in mixers_of(arch):
         _check_heads(mixer, arch['width'])
+    if check := FAMILY_CHECKS.get(arch['family']):
+        check(arch)
     return arch
 
 
 def mixers_of(arch: Mapping) -> list[dict]:
     """The mixer of every run of equal blocks, in their order."""
     return [mixer for _, mixer in stage_mixers(arch['depth'], arch['mixer'], arch.get('stages', ()))]
+
+
+def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
+    """[(layers, mixer, width, (rows, columns) of tokens)] of every run of equal blocks.
+
+    A family whose runs differ in width or grid says so in a static method of this name."""
+    own = getattr(FAMILIES[arch['family']], 'mixing_layers', None)
+    if own is not None:
+        return own(arch)
+    grid = tuple(side // arch['patch'] for side in arch['input_size'])
+    return [(layers, mixer, arch['width'], grid)
+            for layers, mixer in stage_mixers(arch['depth'], arch['mixer'], arch.get('stages', ()))]
 
 
 def shown_by(arch: Mapping, kind: str) -> tuple[str, ...]:

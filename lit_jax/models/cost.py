@@ -1,65 +1,145 @@
-"""What a network costs: multiply-accumulates counted from its traced program, and the table of its parameters.
+"""What a network costs: its parameters, its multiply-accumulates, and the state that its tokens exchange.
 
-The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is what is counted here.
+The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is what is counted here. `network_macs`
+counts every product of the traced program (lit_jax/models/macs.py). A `Convention` says what a paper leaves out of that,
+and `paper_macs` leaves it out too, so that a printed figure can be compared with the same thing.
 """
+import fnmatch
 import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from lit_jax.models.arch import mixing_layers
+from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
 from lit_jax.models.network import Network, count_parameters
 
-
-def count_macs(fn, *args) -> int:
-    """Multiply-accumulates of matrix products and convolutions in one call of `fn`; args may be ShapeDtypeStructs.
-
-    Loops count by their length. Element-wise work (norms, activations, softmax) is not counted, as in the papers.
-    """
-    return _walk(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _walk(jaxpr) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name == 'dot_general':
-            (contract, _), _ = params['dimension_numbers']
-            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
-            total += math.prod(eqn.outvars[0].aval.shape) * depth
-        elif name == 'conv_general_dilated':
-            kernel = eqn.invars[1].aval.shape
-            outputs = kernel[params['dimension_numbers'].rhs_spec[0]]
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // outputs
-        elif name == 'platform_index':
-            continue
-        elif name == 'cond':                      # platform_dependent: every branch computes the same thing
-            total += max(_walk(branch.jaxpr) for branch in params['branches'])
-        else:
-            repeat = params['length'] if name == 'scan' else 1
-            total += repeat * sum(_walk(inner) for inner in _inner_jaxprs(params))
-    return total
-
-
-def _inner_jaxprs(params):
-    for value in params.values():
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value
+__all__ = ['Convention', 'count_macs', 'format_parameters', 'macs_of', 'network_macs', 'paper_macs', 'state_bytes']
 
 
 def network_macs(network: Network) -> int:
-    """Multiply-accumulates of one forward pass for one image."""
+    """Multiply-accumulates of one forward pass for one image, everything counted."""
+    return macs_of(network).total()
+
+
+def macs_of(network: Network) -> Counter:
+    """The same by parameter: {path: MACs}, with the products of activations under ''."""
     arch = network.arch
     x = jax.ShapeDtypeStruct((1, *arch['input_size'], arch['channels']), jnp.float32)
     index = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return count_macs(network.apply, network.abstract(), x, index, {'label': index})
+    return macs_by_parameter(network.apply, network.abstract(), x, index, {'label': index})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a paper counts
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a paper counts as the cost of its model.
+
+    Attributes:
+        products: of activations with each other: 'all', as the program takes them; 'none'; or 'cheaper': (Q·Kᵀ)·V or
+            Q·(Kᵀ·V) in every layer, whichever is less, and nothing for a normaliser.
+        left_out: patterns (fnmatch) of the paths of parameters whose products are not counted.
+        why: in words.
+    """
+    products: str = 'all'
+    left_out: tuple[str, ...] = ()
+    why: str = 'everything'
+
+
+def paper_macs(network: Network, convention: Convention) -> int:
+    """Multiply-accumulates of one forward pass for one image, as `convention` counts them.
+
+    Raises ValueError for a pattern that fits no parameter: a renamed one would be counted without a word.
+    """
+    counts = macs_of(network)
+    for pattern in convention.left_out:
+        if not (names := [name for name in counts if name and fnmatch.fnmatch(name, pattern)]):
+            raise ValueError(f'no product of this network has a parameter like {pattern!r}')
+        for name in names:
+            del counts[name]
+    taken = counts.pop(PRODUCTS, 0)
+    products = {'all': lambda: taken, 'none': lambda: 0, 'cheaper': lambda: _cheaper_products(network.arch)}
+    return counts.total() + products[convention.products]()
+
+
+def _cheaper_products(arch: Mapping) -> int:
+    total = 0
+    for layers, mixer, width, grid in mixing_layers(arch):
+        queries, keys = math.prod(grid), _keys(mixer, grid)
+        channels, size = _channels(mixer, width)
+        total += layers * _sets(mixer) * channels * min(2 * queries * keys, (queries + keys) * size)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State: what the tokens exchange
+
+
+def state_bytes(arch: Mapping) -> int:
+    """Bytes that stand between the tokens of one image in a forward pass, over all layers.
+
+    That is what must be kept to mix in one more token: for softmax attention the keys and values of all the others, two
+    bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its normaliser a head, whatever the
+    number of tokens, four bytes a number (sums are kept in float32).
+    """
+    return sum(layers * STATES[mixer['name']](mixer, width, grid) for layers, mixer, width, grid in mixing_layers(arch))
+
+
+def _keys(mixer: Mapping, grid: tuple[int, int]) -> int:
+    """Keys (and values) for the queries of all tokens of the grid."""
+    if mixer['name'] == 'edit':
+        return math.prod(-(-side // 2) for side in grid)
+    return math.prod(grid) // mixer.get('compress', 1) ** 2
+
+
+def _channels(mixer: Mapping, width: int) -> tuple[int, int]:
+    """(channels of all heads together, channels of one)."""
+    size = mixer.get('head_dim') or width // mixer['heads']
+    return mixer['heads'] * size, size
+
+
+def _sets(mixer: Mapping) -> int:
+    """How many pairs of queries and keys attend."""
+    return 2 if mixer.get('difference') == 'maps' else 1
+
+
+def _keys_and_values(mixer, width, grid) -> int:
+    return 2 * 2 * _keys(mixer, grid) * _channels(mixer, width)[0]
+
+
+def _sums(mixer, width, grid) -> int:
+    channels, size = _channels(mixer, width)
+    return 4 * channels * (size + 1)
+
+
+def _dydila_sums(mixer, width, grid) -> int:
+    channels, size = _channels(mixer, width)
+    return 4 * channels * (_sets(mixer) * size + (mixer.get('normaliser') == 'weights'))
+
+
+def _gla_state(mixer, width, grid) -> int:
+    ways = {'causal': 1, 'bidirectional': 2, 'four': 4}[mixer.get('directions', 'causal')]
+    channels, size = _channels(mixer, width)
+    return 4 * ways * channels * int(size * mixer.get('expand_k', 0.5))
+
+
+STATES = {'softmax': _keys_and_values, 'moh': _keys_and_values, 'linear': _sums, 'sana': _sums, 'edit': _sums,
+          'dydila': _dydila_sums, 'gla': _gla_state}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table of parameters
 
 
 def format_parameters(network: Network) -> str:
-    """The parameter table: path, shape, dtype, count, MB; then totals and GMACs of one forward pass."""
+    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of one forward pass, and its state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
         count = int(np.prod(leaf.shape))
@@ -70,5 +150,7 @@ def format_parameters(network: Network) -> str:
     megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6
     rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
     rows.append(f'with the fixed position table, as the papers count: {count_parameters(network):,} parameters')
-    rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs')
+    known = all(mixer['name'] in STATES for _, mixer, _, _ in mixing_layers(network.arch))
+    state = f', {state_bytes(network.arch) / 2 ** 20:.4g} MiB of state between its tokens' if known else ''
+    rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{state}')
     return '\n'.join(rows)

@@ -3,9 +3,12 @@
 Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and `__call__(x_BND, grid) -> x_BND`, and a
 function `hidden_width(width, ratio)` of the channels that `tensor` cuts.
 """
+import math
+
 import jax
 from flax import nnx
 
+from lit_jax.models.ffn_mix import MixFfn
 from lit_jax.models.layers import Array, Linear
 from lit_jax.models.partition import constrain
 
@@ -27,4 +30,25 @@ class Mlp(nnx.Module):
         return self.fc2(jax.nn.gelu(hidden_BNF, approximate=True))
 
 
-FFNS = {'mlp': Mlp}
+class SwiGlu(nnx.Module):
+    """down(silu(gate)·y) without biases, where (gate, y) is one product of x: [B, N, D] -> [B, N, D].
+
+    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (as in DiG): 4·D then costs about what it
+    does in `Mlp`.
+    """
+
+    def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
+        hidden = self.hidden_width(width, ratio)
+        self.gate = Linear(width, (2, hidden), bias=False, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, bias=False, dtype=dtype, rngs=rngs)
+
+    @staticmethod
+    def hidden_width(width: int, ratio: float) -> int:
+        return 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        hidden = constrain(self.gate(x_BND), 'batch', 'tokens', None, 'hidden')
+        return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
+
+
+FFNS = {'mlp': Mlp, 'swiglu': SwiGlu, 'mix': MixFfn}

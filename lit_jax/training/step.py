@@ -100,8 +100,9 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         means = {name: value.mean() for name, value in terms.items()}
         total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
         for name in network.losses:
-            means[name] = shown.pop(name)
-            total += objective.balance_weight * means[name]
+            if name in shown:      # a model may have no layer that routes
+                means[name] = shown.pop(name)
+                total += objective.balance_weight * means[name]
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
         metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps) for name, value in terms.items()}
         return total, metrics | shown

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from goldens import weights
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lit_jax.errors import UserError
+from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.softmax import dot_product_attention
+from lit_jax.training.collectives import find_collectives, format_collectives
+from lit_jax.training.mesh import make_mesh
 
 
 def textbook(q, k, v):
@@ -103,14 +108,106 @@ def test_without_bias_there_is_none():
     assert params['proj']['kernel'].shape == (2, 4, 8) and params['proj']['bias'].shape == (8,)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Compressed keys and values
+
+
+def compressed_params(torch, head, rate):
+    """Our leaves of PixArt-Σ's attention."""
+    return {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head), 'bias': torch['qkv.bias'].reshape(3, *head)},
+            'proj': {'kernel': torch['proj.weight'].T.reshape(*head, -1), 'bias': torch['proj.bias']},
+            'compressor': {'kernel': torch['sr.weight'].transpose(2, 3, 1, 0).reshape(rate, rate, *head),
+                           **{ours: torch[theirs].reshape(head) for ours, theirs in
+                              (('bias', 'sr.bias'), ('norm_gain', 'norm.weight'), ('norm_bias', 'norm.bias'))}}}
+
+
+@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+def test_compressed_attention_is_the_one_of_pixart_sigma(wide, goldens):
+    """Its sr weights are so small that the norm's epsilon shows; the grid is 6 x 4."""
+    meta, state, arrays = weights.load(goldens / 'pixart_nonsquare_kv.npz')
+    case = meta['config']
+    head, grid = (case['heads'], case['width'] // case['heads']), tuple(side // case['patch'] for side in case['hw'])
+    with jax.enable_x64(wide):
+        dtype = jnp.float64 if wide else jnp.float32
+        mixer = build_mixer({'name': 'softmax', 'heads': case['heads'], 'compress': 2}, case['width'], dtype=dtype,
+                            rngs=nnx.Rngs(0))
+        apply = jax.jit(lambda params, x: nnx.merge(nnx.split(mixer)[0], params)(x, grid))
+        for block in case['kv']:
+            prefix = f'blocks.{block}.attn.'
+            torch = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            got = apply(compressed_params(torch, head, 2), jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype))
+            assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
+
+
+def test_at_the_start_four_by_four_tokens_become_their_normed_mean(x64):
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, 8, 12, 2, 4))
+    got = mixer.compressor(jnp.asarray(x.reshape(2, 96, 2, 4)), (8, 12))
+    means = np.stack([x[:, 4 * r:4 * r + 4, 4 * c:4 * c + 4].mean((1, 2)) for r in range(2) for c in range(3)], axis=1)
+    centred = means - means.mean((-2, -1), keepdims=True)
+    np.testing.assert_allclose(got, centred / np.sqrt((centred ** 2).mean((-2, -1), keepdims=True) + 1e-5), atol=1e-12)
+
+
+@pytest.mark.parametrize('queries, keys', [(6, 3), (300, 75), (576, 36)])
+def test_fewer_keys_than_queries(queries, keys, x64):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 2, 4))) for n in (queries, keys, keys))
+    got, gradients = jax.vjp(dot_product_attention, q, k, v)
+    want, expected = jax.vjp(textbook, q, k, v)
+    np.testing.assert_allclose(got, want, atol=1e-12)
+    for a, b in zip(gradients(jnp.sin(q)), expected(jnp.sin(q)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize('sizes', [(2, 1, 1, 4), (1, 2, 2, 2)], ids=str)
+def test_compressed_keys_on_a_mesh_change_nothing(sizes):
+    """Values and gradients; the gradient of the compressor too, whose norm is over all heads."""
+    mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 2}, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(mixer)
+    x = jax.random.normal(jax.random.key(0), (4, 16 * 12, 16))
+
+    def run(params, x):
+        y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, (16, 12)), params, x)
+        return y, pull(jnp.sin(y))
+
+    want = jax.jit(run)(params, x)
+    cut = NamedSharding(mesh, P(('data', 'fsdp'), 'seq', None))
+    with jax.set_mesh(mesh):
+        got = jax.jit(run)(params, jax.device_put(x, cut))
+        forward = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (16, 12)), out_shardings=cut)
+        found = find_collectives(forward.lower(params, jax.device_put(x, cut)).compile().as_text(), mesh)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+    # Only compressed keys and values are gathered: a quarter of the tokens each.
+    gathered = sum(c.total_bytes for c in found if c.kind == 'all-gather' and c.axes == ('seq',))
+    assert 0 < gathered <= 2 * x.nbytes / 4 / (sizes[0] * sizes[1] * sizes[2]), format_collectives(found)
+
+
+def test_a_grid_that_does_not_divide_is_explained():
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match='compress 4 does not divide the grid of 6 x 4 tokens'):
+        mixer(jnp.zeros((1, 24, 8)), (6, 4))
+
+
+def test_a_mesh_cuts_whole_runs_of_compressed_rows():
+    arch = {'family': 'dit', 'depth': 4, 'width': 16, 'patch': 2, 'input_size': (32, 32), 'channels': 4, 'num_classes': 3,
+            'mixer': {'name': 'softmax', 'heads': 2}, 'stages': ({'depth': 2}, {'depth': 2, 'mixer': {'compress': 4}})}
+    sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
+    check_partition(check_arch(arch), {**sizes, 'seq': 4})
+    with pytest.raises(UserError, match='its 4 runs of 4 rows of tokens are not divisible by mesh.seq = 8'):
+        check_partition(check_arch(arch), {**sizes, 'seq': 8})
+
+
 @pytest.mark.parametrize('mixer, says', [
-    ({'name': 'sofmax', 'heads': 2}, 'known: softmax, linear'),
+    ({'name': 'sofmax', 'heads': 2}, 'known: softmax, linear, '),
     ({'heads': 2}, 'unknown mixer None'),
     ({'name': 'softmax'}, 'needs heads'),
     ({'name': 'softmax', 'heads': 5}, 'possible: 1, 2, 4, 8'),
     ({'name': 'softmax', 'heads': 0}, '0 heads do not divide'),
     ({'name': 'softmax', 'heads': True}, 'True heads'),
-    ({'name': 'softmax', 'heads': 2, 'dwc_kernel': 5}, "no option 'dwc_kernel'; its options: heads, qkv_bias"),
+    ({'name': 'softmax', 'heads': 2, 'dwc_kernel': 5}, "no option 'dwc_kernel'; its options: heads, qkv_bias, compress"),
+    ({'name': 'softmax', 'heads': 2, 'compress': 0}, 'compress must be a positive integer'),
 ])
 def test_wrong_recipes_are_explained(mixer, says):
     with pytest.raises(UserError, match=says):

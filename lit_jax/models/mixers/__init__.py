@@ -14,10 +14,16 @@ from collections.abc import Mapping
 from flax import nnx
 
 from lit_jax.errors import UserError
+from lit_jax.models.mixers.dydila import DyDiLA
+from lit_jax.models.mixers.edit import EditAttention
+from lit_jax.models.mixers.gla import GatedLinearAttention
 from lit_jax.models.mixers.linear import LinearAttention
+from lit_jax.models.mixers.moh import MohAttention
+from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
 
-MIXERS = {'softmax': SoftmaxAttention, 'linear': LinearAttention}
+MIXERS = {'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
+          'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
 def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> nnx.Module:

@@ -11,7 +11,8 @@ from flax import nnx
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array, Linear, accumulator
 from lit_jax.models.mixers.depthwise import depthwise_conv
-from lit_jax.models.partition import constrain
+from lit_jax.models.partition import constrain, mesh_axis_size
+from lit_jax.models.probe import show
 
 EPS = 1e-6     # added to φ(q) and φ(k), and again to the normaliser q·mean(k)
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False)}
@@ -32,6 +33,8 @@ class DepthwiseConv(nnx.Module):
 
 class LinearAttention(nnx.Module):
     """o = φ(q)·(φ(k)ᵀv / N) / (φ(q)·mean φ(k)) + dwc(v), then proj: [B, N, D] -> [B, N, D].
+
+    Shows 'linear/convolution', the kernel of dwc, beside what `linear_attention` shows.
 
     Args:
         heads: E = width / heads; few wide heads suit linear attention.
@@ -66,6 +69,7 @@ class LinearAttention(nnx.Module):
         q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
         o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
         if self.dwc is not None:
+            show('linear/convolution', self.dwc.kernel[...])
             v_BHWKE = v_BNKE.reshape(b, *grid, *v_BNKE.shape[2:]).astype(acc)
             o = o + self.dwc(v_BHWKE).reshape(o.shape)
         return self.proj(o)
@@ -81,18 +85,37 @@ class LinearAttention(nnx.Module):
         return focus(x, self.focus_power) if self.focus_power else x
 
 
-def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array) -> Array:
-    """q·(kᵀv/N) / (q·mean(k) + 1e-6) for each head; q and k after φ, in the accumulator; returns the accumulator.
+def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS,
+                     shortest: bool = False) -> Array:
+    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q and k after φ, in the accumulator; returns the accumulator.
 
-    Means, not sums, over tokens keep every factor of order one at any N, and make the 1e-6 relative to the mean.
+    Means, not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean.
+    Shows 'linear/query' and 'linear/key', as they come in. `shortest`: see `weighted_sum`.
     """
-    acc, dtype = q_BNKE.dtype, v_BNKE.dtype
+    show('linear/query', q_BNKE)
+    show('linear/key', k_BNKE)
     # Heads first, once and for all products: left to XLA:CPU, each product turns its operands round again.
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BNKE, v_BNKE))
-    state_BKEE = jnp.einsum('bkne,bknf->bkef', k.astype(dtype), v, preferred_element_type=acc) / k.shape[2]
-    normaliser_BKN = jnp.einsum('bkne,bke->bkn', q, k.mean(2)) + EPS
-    o_BKNE = jnp.einsum('bkne,bkef->bknf', q.astype(dtype), state_BKEE.astype(dtype), preferred_element_type=acc)
-    return jnp.swapaxes(o_BKNE / normaliser_BKN[..., None], 1, 2)
+    return jnp.swapaxes(weighted_sum(q, k, v, shortest) / (total_weight(q, k) + eps)[..., None], 1, 2)
+
+
+def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, shortest: bool = False) -> Array:
+    """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
+
+    `shortest` takes (q·kᵀ/N)·v where fewer tokens than channels make that less work (256 tokens and one head of 384, say;
+    the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are cut over devices.
+    """
+    acc, dtype = q_BKNE.dtype, v_BKNE.dtype
+    if shortest and k_BKNE.shape[2] < k_BKNE.shape[3] and mesh_axis_size('seq') == 1:
+        map_BKNN = jnp.einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype), preferred_element_type=acc)
+        return jnp.einsum('bknm,bkme->bkne', (map_BKNN / k_BKNE.shape[2]).astype(dtype), v_BKNE, preferred_element_type=acc)
+    state_BKEE = jnp.einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE, preferred_element_type=acc) / k_BKNE.shape[2]
+    return jnp.einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype), preferred_element_type=acc)
+
+
+def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
+    """q·mean(k), [B, K, N]: what the weights of a query add up to."""
+    return jnp.einsum('bkne,bke->bkn', q_BKNE, k_BKNE.mean(2))
 
 
 def focus(x_BNKE: Array, power: int) -> Array:

@@ -1,0 +1,232 @@
+"""DiG (arXiv 2405.18428): a DiT of gated linear attention whose blocks turn the tokens round from one to the next.
+
+Each block reads its tokens in one order only. After its ffn comes the paper's SREM: a 3 x 3 depth-wise convolution that
+takes the place of x (no residual; it starts as the identity), then the tokens are put in another order. As in the official
+code (`order='official'`) all are reversed after every block and the grid is transposed after every second one, so that four
+blocks read rows forth, rows back, columns forth, columns back. The paper's listings say otherwise: Algorithm 1 transposes
+after even blocks and never reverses ('algorithm1'), Algorithm 4 reverses after even ones only ('algorithm4'); neither
+reads in four directions. Table 3 has the block without turns ('causal') and with reversals alone ('bidirectional').
+At the end the tokens are put back, whatever the depth; depths of the paper are multiples of four, where nothing is left to do.
+
+Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm).
+"""
+import functools
+import operator
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.convolution import fan_in_uniform
+from lit_jax.models.dit import Block, FinalLayer
+from lit_jax.models.layers import (
+    REMAT_POLICIES,
+    Array,
+    LabelEmbedder,
+    Linear,
+    TimestepEmbedder,
+    build_stack,
+    patchify,
+    position_table,
+    unpatchify,
+    xavier_uniform,
+)
+from lit_jax.models.mixers.depthwise import depthwise_conv
+from lit_jax.models.mixers.gla import transpose_tokens
+from lit_jax.models.partition import constrain
+
+PERIOD = 4      # blocks after which every order is back at its start
+# order -> (parities of the blocks after which the tokens are reversed, and those after which the grid is transposed)
+ORDERS = {'official': ({0, 1}, {1}), 'algorithm1': ((), {0}), 'algorithm4': ({0}, {1}), 'bidirectional': ({0, 1}, ()),
+          'causal': ((), ())}
+LOCALS = ('identity', 'uniform', 'none')
+SKIPS = ('none', 'skip', 'skipzero')
+
+
+def check_dig(arch: Mapping) -> None:
+    """Raises UserError for what a DiG of any shape cannot be."""
+    for name, known in (('order', ORDERS), ('local', LOCALS), ('skip', SKIPS)):
+        if name in arch and arch[name] not in known:
+            raise UserError(f'unknown model.{name} {arch[name]!r}; known: {", ".join(known)}')
+    if arch['mixer'].get('name') != 'gla':
+        raise UserError(f'a model of family {arch["family"]!r} has the mixer gla, not {arch["mixer"].get("name")!r}; any '
+                        "mixer fits into family 'dit'")
+
+
+class LocalConv(nnx.Module):
+    """3 x 3 depth-wise convolution of all channels on the grid; kernel [3, 3, 1, D], bias [D]."""
+
+    def __init__(self, width: int, start: str, *, rngs: nnx.Rngs):
+        kernel = fan_in_uniform(rngs.params(), (3, 3, 1), (width,))
+        if start == 'identity':
+            kernel = jnp.zeros_like(kernel).at[1, 1].set(1)
+        self.kernel, self.bias = nnx.Param(kernel), nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        b, n, d = x_BND.shape
+        dtype = x_BND.dtype
+        picture = x_BND.reshape(b, *grid, 1, d)
+        return depthwise_conv(picture, self.kernel[...].astype(dtype), self.bias[...].astype(dtype)).reshape(b, n, d)
+
+
+class DiGBlock(nnx.Module):
+    """DiT's block, then the convolution in the place of x. What turns the tokens round is outside: it has no parameters."""
+
+    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, *, dtype, rngs: nnx.Rngs):
+        block = Block(width, mlp_ratio, mixer, ffn, dtype=dtype, rngs=rngs)
+        self.attn, self.mlp, self.adaLN = block.attn, block.mlp, block.adaLN
+        self.dwc = None if local == 'none' else LocalConv(width, local, rngs=rngs)
+
+    def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
+        x_BND = Block.__call__(self, x_BND, c_BD, grid)
+        return x_BND if self.dwc is None else self.dwc(x_BND, grid)
+
+
+def build_blocks(depth: int, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, dtype,
+                 rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` blocks with their parameters on a leading axis."""
+    def make(width, rngs):
+        return DiGBlock(width, mlp_ratio, mixer, ffn, local, dtype=dtype, rngs=rngs)
+    return build_stack(functools.partial(make, width), depth, rngs)
+
+
+def halves_to_one(key, in_shape, out_shape):
+    """[I | 0]: the first half passes, the second is not seen."""
+    return jnp.concatenate([jnp.eye(*out_shape), jnp.zeros((in_shape[0] - out_shape[0], *out_shape))])
+
+
+class Walk:
+    """The order of the tokens along the blocks: which grid block i sees, and what is done to its output."""
+
+    def __init__(self, grid: tuple[int, int], order: str):
+        self.grid = grid
+        self.reversed, self.transposed = ORDERS[order]
+
+    def grid_at(self, i: int) -> tuple[int, int]:
+        """Of block i, whose index may be taken modulo PERIOD."""
+        return self.grid[::-1] if self._odd(self.transposed, i) else self.grid
+
+    def turn(self, x_BND: Array, i: int) -> Array:
+        """Output of block i -> input of the next one."""
+        x_BND = x_BND[:, ::-1] if i % 2 in self.reversed else x_BND
+        return transpose_tokens(x_BND, self.grid_at(i)) if i % 2 in self.transposed else x_BND
+
+    def back(self, x_BND: Array, i: int) -> Array:
+        """Tokens in the order that block i sees -> rows first again. Reversing and transposing commute."""
+        x_BND = transpose_tokens(x_BND, self.grid[::-1]) if self._odd(self.transposed, i) else x_BND
+        return x_BND[:, ::-1] if self._odd(self.reversed, i) else x_BND
+
+    def forth(self, x_BND: Array, i: int) -> Array:
+        """Tokens with their rows first -> in the order that block i sees."""
+        x_BND = transpose_tokens(x_BND, self.grid) if self._odd(self.transposed, i) else x_BND
+        return x_BND[:, ::-1] if self._odd(self.reversed, i) else x_BND
+
+    @staticmethod
+    def _odd(parities, i: int) -> bool:
+        return sum(k % 2 in parities for k in range(i)) % 2 == 1
+
+
+def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None, skips=None,
+               joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False, scan: bool = True,
+               remat: str = 'none') -> tuple[Array, Array | None]:
+    """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks, B, N, D]).
+
+    Args:
+        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D), joined to the input of each block.
+        aligned: outputs and skips have their rows first, and so has x at the end; otherwise the outputs are as the next
+            block gets them, and skips are taken as they are.
+        scan: compiles PERIOD blocks and loops over them; what is left over is unrolled.
+
+    With `remat` each block is computed again in the gradient by itself.
+    """
+    graphdef, params = nnx.split(blocks)
+    last = jax.tree.leaves(params)[0].shape[0] if last is None else last
+    layers: dict = {'block': jax.tree.map(lambda p: p[first:last], params)}
+    join_graph = None
+    if joins is not None:
+        join_graph, layers['join'] = nnx.split(joins)
+        layers['skip'] = skips
+
+    def one(x, layer, i):
+        if join_graph is not None:
+            skip = walk.forth(layer['skip'], i) if aligned else layer['skip']
+            x = nnx.merge(join_graph, layer['join'])(jnp.concatenate([x, skip], -1))
+        return nnx.merge(graphdef, layer['block'])(x, c, walk.grid_at(i))
+
+    def several(x, layers, count, start):
+        outputs = []
+        for k in range(count):
+            step, i = functools.partial(one, i=start + k), start + k
+            if remat != 'none':
+                step = jax.checkpoint(step, policy=REMAT_POLICIES[remat])
+            y = step(x, jax.tree.map(operator.itemgetter(k), layers))
+            x = walk.turn(y, i)
+            if keep:
+                outputs.append(walk.back(y, i) if aligned else x)
+        return x, jnp.stack(outputs) if keep else None
+
+    count = last - first
+    loops = count // PERIOD if scan else 0
+    collected = []
+    if loops:
+        groups = jax.tree.map(lambda p: p[:loops * PERIOD].reshape(loops, PERIOD, *p.shape[1:]), layers)
+        x, outputs = jax.lax.scan(lambda x, group: several(x, group, PERIOD, first), x, groups)
+        collected.append(outputs.reshape(-1, *outputs.shape[2:]) if keep else None)
+    if rest := count - loops * PERIOD:
+        x, outputs = several(x, jax.tree.map(lambda p: p[loops * PERIOD:], layers), rest, first + loops * PERIOD)
+        collected.append(outputs)
+    return walk.back(x, last) if aligned else x, jnp.concatenate(collected) if keep else None
+
+
+class DiG(nnx.Module):
+    """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C], as `lit_jax.models.dit.DiT`.
+
+    Args (further ones as for DiT):
+        order: a key of ORDERS. local: how the depth-wise convolution starts, 'identity' or 'uniform', or 'none' of it.
+        skip: 'skip' joins the outputs of the first half of the blocks, last first, to the inputs of the second half by a
+            Linear(2D, D); 'skipzero' is the same with Linears that start as if there were none. As in the official code
+            the joined tokens stay in the order that the next block got them in, whatever that of the later block is.
+    """
+
+    def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
+                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu', order: str = 'official',
+                 local: str = 'identity', skip: str = 'none', learn_sigma: bool = True, dtype=jnp.float32,
+                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
+        self.patch, self.width, self.depth, self.dtype = patch, width, depth, dtype
+        self.order, self.skip = order, skip
+        self.grid = (input_size[0] // patch, input_size[1] // patch)
+        self.loop = {'scan': scan_layers, 'remat': remat}
+        self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
+        self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
+        self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
+        self.blocks = build_blocks(depth, width, mlp_ratio, mixer, ffn, local, dtype, rngs)
+        if skip != 'none' and self._joined():
+            init = halves_to_one if skip == 'skipzero' else xavier_uniform
+            self.joins = build_stack(lambda rngs: Linear(2 * width, width, init=init, dtype=dtype, rngs=rngs),
+                                     self._joined(), rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
+
+    def _joined(self) -> int:
+        """Blocks i > depth/2, each with an output of the blocks i < depth/2 - 1."""
+        return max((self.depth - 1) // 2, 0) if self.depth % 2 else max(self.depth // 2 - 1, 0)
+
+    def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
+        """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
+        x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
+        x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
+        c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
+        walk = Walk(self.grid, self.order)
+        x = walk.back(self._run(x, c, walk), self.depth)
+        x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
+        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
+
+    def _run(self, x: Array, c: Array, walk: Walk) -> Array:
+        joined = 0 if self.skip == 'none' else self._joined()
+        if not joined:
+            return run_blocks(self.blocks, x, c, walk, **self.loop)[0]
+        x, skips = run_blocks(self.blocks, x, c, walk, last=joined, keep=True, **self.loop)
+        x, _ = run_blocks(self.blocks, x, c, walk, first=joined, last=self.depth - joined, **self.loop)
+        return run_blocks(self.blocks, x, c, walk, first=self.depth - joined, skips=skips[::-1], joins=self.joins,
+                          **self.loop)[0]

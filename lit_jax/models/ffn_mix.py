@@ -1,0 +1,55 @@
+"""Sana's Mix-FFN (GLUMBConv; arXiv 2410.10629): a gated network whose tokens see their eight neighbours."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.convolution import fan_in_uniform
+from lit_jax.models.layers import Array, Linear
+from lit_jax.models.mixers.depthwise import depthwise_conv
+from lit_jax.models.partition import constrain
+
+
+class PairConv(nnx.Module):
+    """Depth-wise 3 x 3 on two parts of F channels each; kernel [3, 3, 2, F], bias [2, F]."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (3, 3), (2, channels)))
+        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (2, channels), jnp.float32, -1 / 3, 1 / 3))
+
+    def __call__(self, x_BHWF: Array, part: int) -> Array:
+        kernel, bias = self.kernel[:, :, part:part + 1], self.bias[part]
+        y_BHW1F = depthwise_conv(x_BHWF[..., None, :], kernel, bias)
+        return y_BHW1F[..., 0, :]
+
+
+class MixFfn(nnx.Module):
+    """Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias: [B, N, D] -> same.
+
+    F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate are an axis of their
+    own, so that cutting F over devices cuts across neither. Initialised as PyTorch does convolutions, which these are
+    in the official code (1 x 1 for the Linears).
+    """
+
+    def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
+        hidden = self.hidden_width(width, ratio)
+        self.inverted = Linear(width, (2, hidden), init=fan_in_uniform, dtype=dtype, rngs=rngs)
+        self.inverted.bias = nnx.Param(jax.random.uniform(rngs.params(), (2, hidden), jnp.float32, -1, 1) * width ** -0.5)
+        self.depth = PairConv(hidden, rngs=rngs)
+        self.point = Linear(hidden, width, bias=False, init=fan_in_uniform, dtype=dtype, rngs=rngs)
+
+    @staticmethod
+    def hidden_width(width: int, ratio: float) -> int:
+        return int(width * ratio)
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        b, n, _ = x_BND.shape
+        if grid[0] * grid[1] != n:
+            raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        hidden_BN2F = constrain(jax.nn.silu(self.inverted(x_BND)), 'batch', 'tokens', None, 'hidden')
+        value, gate = (self._convolve(hidden_BN2F[:, :, part], part, grid) for part in range(2))
+        return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens', 'hidden'))
+
+    def _convolve(self, hidden_BNF: Array, part: int, grid: tuple[int, int]) -> Array:
+        picture_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)
+        return self.depth(constrain(picture_BHWF, 'batch', 'rows', None, 'hidden'), part)

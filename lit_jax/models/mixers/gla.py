@@ -1,0 +1,139 @@
+"""The gated linear attention of DiG (arXiv 2405.18428; the layer of arXiv 2312.06635 with few keys a head).
+
+A state is carried along the tokens in their order, forgets by gates that each token computes, and is read by each
+token's query (`lit_jax.models.mixers.gla_chunked`). One call sees only what lies before a token; a DiG turns the tokens
+round from block to block (`lit_jax.models.dig`).
+
+Paper and official code disagree, and the code is what trained the published figures:
+
+- the paper (eq. 5, 6) gates the rows and the columns of the state, G = αᵀβ; the code has only α: `value_gate`.
+- the paper (eq. 11) has LayerNorm on the output of a head, the code RMSNorm, with a gain and epsilon 1e-6: `norm`.
+- the paper (eq. 10) has a bias in the output gate, the code none: `gate_bias`.
+- the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16.
+"""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.layers import Array, Linear, accumulator, layer_norm, xavier_uniform
+from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
+from lit_jax.models.partition import constrain, partition_spec
+
+TEMPERATURE = 16    # τ: the gates are σ(.)^(1/16), which start near 0.96
+RANK = 16           # inner channels of the gates' projection
+EPS = 1e-6
+# Ways through the grid: (columns before rows, last token first)
+DIRECTIONS = {'causal': ((False, False),),
+              'bidirectional': ((False, False), (False, True)),
+              'four': ((False, False), (False, True), (True, False), (True, True))}
+NORMS = ('rms', 'layer')
+
+
+def small_xavier(key, in_shape, out_shape):
+    """Xavier-uniform with gain 2^-2.5, the start of all products of this layer."""
+    return 2 ** -2.5 * xavier_uniform(key, in_shape, out_shape)
+
+
+class GatedLinearAttention(nnx.Module):
+    """proj(norm(o)·swish(gate(x))), where o_t = E^-0.5·q_t·S_t and S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N, D] -> same.
+
+    Args:
+        heads: K. Values have V = width/K channels a head, keys and queries E = expand_k·V (DiG: 32 and 64).
+        directions: 'causal' (DiG, one way a block), or several within the block, each normed, then summed (paper, Table
+            1): 'bidirectional' forth and back; 'four' also columns before rows. The last line of the paper's Algorithm 3
+            adds its third way twice; here each of the four counts once.
+        value_gate: β of the paper, a gate for each channel of the values. No chunked form: one token after the other.
+        norm: 'rms' (code) or 'layer' (paper; with gain and bias). gate_bias: as the paper has it.
+        chunk: tokens of a chunk; 0 leaves it to the platform.
+    """
+
+    def __init__(self, width: int, *, heads: int, expand_k: float = 0.5, directions: str = 'causal',
+                 value_gate: bool = False, norm: str = 'rms', gate_bias: bool = False, chunk: int = 0, dtype=jnp.float32,
+                 rngs: nnx.Rngs):
+        v_dim = width // heads
+        _check_options(v_dim, expand_k, directions, norm, chunk)
+        e_dim = int(v_dim * expand_k)
+        self.dtype, self.directions, self.chunk = dtype, directions, chunk
+
+        def linear(inputs, outputs, bias=False):
+            return Linear(inputs, outputs, bias=bias, init=small_xavier, dtype=dtype, rngs=rngs)
+
+        self.q, self.key = linear(width, (heads, e_dim)), linear(width, (heads, e_dim))
+        self.value, self.gate = linear(width, (heads, v_dim)), linear(width, (heads, v_dim), gate_bias)
+        self.decay_in, self.decay_out = linear(width, RANK), linear(RANK, (heads, e_dim), True)
+        self.value_decay = linear(width, (heads, v_dim), True) if value_gate else None
+        self.norm_gain = nnx.Param(jnp.ones((v_dim,), jnp.float32))
+        self.norm_bias = nnx.Param(jnp.zeros((v_dim,), jnp.float32)) if norm == 'layer' else None
+        self.proj = linear((heads, v_dim), width)
+
+    @staticmethod
+    def row_unit(mixer) -> None:
+        """Every token's state is made from that of the one before it: `seq` cannot cut it."""
+        return None
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        if grid[0] * grid[1] != x_BND.shape[1]:
+            raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens '
+                            'lie on')
+        heads = 'batch', 'tokens', 'heads', None
+        inputs = [constrain(linear(x_BND), *heads) for linear in (self.q, self.key, self.value)]
+        inputs.append(constrain(self._log_gate(self.decay_out, self.decay_in(x_BND)), *heads))
+        if self.value_decay is not None:
+            inputs.append(constrain(self._log_gate(self.value_decay, x_BND), *heads))
+        o = sum(_back(self._norm(self._attend(*(_turn(a, grid, *way) for a in inputs))), grid, *way)
+                for way in DIRECTIONS[self.directions])
+        gate = jax.nn.silu(constrain(self.gate(x_BND), *heads).astype(o.dtype))
+        return self.proj((o * gate).astype(self.dtype))
+
+    def _log_gate(self, linear: Linear, x: Array) -> Array:
+        """log σ(linear(x))/τ, at most 0, in the accumulator: bfloat16 cannot tell a gate of 0.998 from 1."""
+        acc = accumulator(self.dtype)
+        kernel, bias = linear.kernel[...].astype(acc), linear.bias[...].astype(acc)
+        return jax.nn.log_sigmoid(jnp.tensordot(x.astype(acc), kernel, 1) + bias) / TEMPERATURE
+
+    def _attend(self, q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array, h_BNKV: Array | None = None) -> Array:
+        """o [B, N, K, V] in the accumulator; each device for its own images and heads."""
+        def attend(q, k, v, *gates):
+            if len(gates) == 2:
+                return recurrent_gla(q, k, v, *gates)[0]
+            return chunked_gla(q, k, v, *gates, chunk=self.chunk)[0]
+
+        inputs = (q_BNKE, k_BNKE, v_BNKV, g_BNKE) + (() if h_BNKV is None else (h_BNKV,))
+        if jax.sharding.get_abstract_mesh().size > 1:     # by hand: cut heads cannot be merged with cut images
+            spec = partition_spec(q_BNKE.shape, 'batch', None, 'heads', None)
+            attend = jax.shard_map(attend, in_specs=(spec,) * len(inputs), out_specs=spec, check_vma=False)
+        return attend(*inputs) * q_BNKE.shape[-1] ** -0.5
+
+    def _norm(self, o_BNKV: Array) -> Array:
+        gain = self.norm_gain[...].astype(o_BNKV.dtype)
+        if self.norm_bias is not None:
+            return layer_norm(o_BNKV, EPS)[0] * gain + self.norm_bias[...].astype(o_BNKV.dtype)
+        return o_BNKV * jax.lax.rsqrt(jnp.square(o_BNKV).mean(-1, keepdims=True) + EPS) * gain
+
+
+def _turn(x: Array, grid: tuple[int, int], columns: bool, backwards: bool) -> Array:
+    """Tokens [B, N, ...] in another order: columns before rows, then last one first."""
+    x = transpose_tokens(x, grid) if columns else x
+    return x[:, ::-1] if backwards else x
+
+
+def _back(x: Array, grid: tuple[int, int], columns: bool, backwards: bool) -> Array:
+    x = x[:, ::-1] if backwards else x
+    return transpose_tokens(x, grid[::-1]) if columns else x
+
+
+def transpose_tokens(x: Array, grid: tuple[int, int]) -> Array:
+    """Tokens [B, N, ...] of a grid (H, W), rows first -> those of its transpose (W, H), rows first."""
+    return x.reshape(x.shape[0], *grid, *x.shape[2:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def _check_options(v_dim: int, expand_k: float, directions: str, norm: str, chunk: int) -> None:
+    if not expand_k > 0 or v_dim * expand_k % 1:
+        raise UserError(f'mixer.expand_k {expand_k!r} times the {v_dim} channels of a head is no whole number of key channels')
+    if directions not in DIRECTIONS:
+        raise UserError(f'unknown mixer.directions {directions!r}; known: {", ".join(DIRECTIONS)}')
+    if norm not in NORMS:
+        raise UserError(f'unknown mixer.norm {norm!r}; known: {", ".join(NORMS)}')
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 0 or chunk & (chunk - 1):
+        raise UserError(f'mixer.chunk must be a power of two, or 0 for the best of the platform, got {chunk!r}')

@@ -1,0 +1,196 @@
+"""The product of rows with one of several matrices each, at the cost of one product.
+
+Rows are sorted by their matrix. The same sums in several forms, because no form is good everywhere (figures:
+`benchmarks/routing.py`):
+
+- `loop`: groups are filled up to whole blocks, and a loop multiplies block after block with its matrix. The default on
+  CPU, where XLA makes of `jax.lax.ragged_dot` a product of all rows with all matrices.
+- `ragged`: `jax.lax.ragged_dot`, which the TPU compiler has a kernel for. Its gradient by the matrices is the loop's: there
+  the compiler would again multiply all with all. The default elsewhere.
+- `batched`: the blocks, and a copy of its matrix for each, as one batched product. On GPUs, which have neither a cheap
+  loop nor, without a flag, a kernel.
+"""
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lit_jax.models.layers import Array, accumulator
+
+CPU_ROWS = 128       # of a block at the most: a block and its matrix should stay in cache
+WIDE_ROWS = 512      # the same for accelerators, whose matrix units want more
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def grouped_product(x_MD: Array, kernel_PDF: Array, index_M: Array, form: str | None = None) -> Array:
+    """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator.
+
+    `form` is a key of FORMS; None takes what is best where the program will run. Gradients by x and kernel, reverse mode of
+    first order. Memory grows with M, not with M·P.
+    """
+    return _by_platform(form, 0, x_MD, kernel_PDF, index_M)
+
+
+def _forward(x, kernel, index, form):
+    return grouped_product(x, kernel, index, form), (x, kernel, index)
+
+
+def _backward(form, residuals, g_MF):
+    dx, dkernel = _by_platform(form, 1, *residuals, g_MF)
+    return dx, dkernel, None
+
+
+grouped_product.defvjp(_forward, _backward)
+
+
+def _by_platform(form: str | None, direction: int, *args):
+    """The form asked for, or the platform's, decided when the program is lowered."""
+    if form is not None:
+        return FORMS[form][direction](*args)
+    forms = {'cpu': 'loop', 'default': 'ragged'}
+    if jax.default_backend() == 'gpu':       # only where there is one: elsewhere this form is not lowered for GPUs
+        forms |= {'cuda': 'batched', 'rocm': 'batched'}
+    return jax.lax.platform_dependent(*args, **{name: FORMS[form][direction] for name, form in forms.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sorting
+
+
+class Blocks(NamedTuple):
+    """Where rows go so that each block of `rows` rows belongs to one matrix.
+
+    Attributes:
+        source: for each place in the blocks the row that it takes, M where it stays empty. [blocks·rows]
+        place: for each row its place in the blocks. [M]
+        owner: the matrix of each block. [blocks]
+        used: how many blocks hold any row.
+    """
+    source: Array
+    place: Array
+    owner: Array
+    used: Array
+
+
+def _rows_of_block(m: int, choices: int, most: int) -> int:
+    """A power of two: a quarter to half of an average group, so that filling up costs less than that; 8 to `most`."""
+    rows = 8
+    while rows < most and 4 * rows * choices <= m:
+        rows *= 2
+    return rows
+
+
+def sort_rows(index_M: Array, choices: int, rows: int) -> Blocks:
+    """The rows sorted by their matrix, each group filled up to whole blocks. There are at most M/rows + choices of them."""
+    m, index = index_M.size, index_M.astype(jnp.int32)
+    counts = jnp.zeros(choices, jnp.int32).at[index].add(1)
+    blocks_of = -(-counts // rows)
+    ends = jnp.cumsum(blocks_of)
+    order = jnp.argsort(index, stable=True).astype(jnp.int32)
+    # The i-th of the sorted rows is number i - (rows of the groups before) of its group.
+    shift = (ends - blocks_of) * rows - (jnp.cumsum(counts) - counts)
+    place_sorted = jnp.arange(m, dtype=jnp.int32) + shift[index[order]]
+    most = -(-m // rows) + choices - 1
+    source = jnp.full(most * rows, m, jnp.int32).at[place_sorted].set(order, unique_indices=True)
+    place = jnp.zeros(m, jnp.int32).at[order].set(place_sorted, unique_indices=True)
+    owner = jnp.searchsorted(ends, jnp.arange(most, dtype=jnp.int32), side='right')
+    return Blocks(source, place, jnp.minimum(owner, choices - 1), ends[-1])
+
+
+def _gather(x_MD: Array, blocks: Blocks) -> Array:
+    """[blocks, rows, D], zeros in the empty places."""
+    x = jnp.take(x_MD, blocks.source, axis=0, mode='fill', fill_value=0)
+    return x.reshape(blocks.owner.size, -1, x_MD.shape[1])
+
+
+def _scatter(x_SRF: Array, blocks: Blocks) -> Array:
+    """The rows back in their own order, [M, F]."""
+    return x_SRF.reshape(-1, x_SRF.shape[-1])[blocks.place]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A loop over blocks
+
+
+def _dot(x: Array, y: Array, contract: tuple[int, int], acc) -> Array:
+    return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=acc)
+
+
+def _at(array: Array, i) -> Array:
+    return jax.lax.dynamic_index_in_dim(array, i, keepdims=False)
+
+
+def _loop_product(blocks: Blocks, x_SRD: Array, kernel: Array, axis: int) -> Array:
+    """Each block times its matrix, summed over this axis of the matrix. Only blocks in use are computed."""
+    def multiply(i, y):
+        block = _dot(_at(x_SRD, i), _at(kernel, blocks.owner[i]), (1, axis), accumulator(x_SRD.dtype))
+        return jax.lax.dynamic_update_index_in_dim(y, block.astype(y.dtype), i, 0)
+
+    empty = jnp.zeros((*x_SRD.shape[:2], kernel.shape[2 - axis]), x_SRD.dtype)
+    return jax.lax.fori_loop(0, blocks.used, multiply, empty)
+
+
+def _loop_outer(blocks: Blocks, x_SRD: Array, g_SRF: Array, choices: int) -> Array:
+    """Σ over the blocks of a matrix of xᵀ·g, [P, D, F] in the accumulator."""
+    acc = accumulator(x_SRD.dtype)
+
+    def add(i, total):
+        part = _at(total, blocks.owner[i]) + _dot(_at(x_SRD, i), _at(g_SRF, i), (0, 0), acc)
+        return jax.lax.dynamic_update_index_in_dim(total, part, blocks.owner[i], 0)
+
+    return jax.lax.fori_loop(0, blocks.used, add, jnp.zeros((choices, x_SRD.shape[-1], g_SRF.shape[-1]), acc))
+
+
+def _loop(x, kernel, index):
+    blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), CPU_ROWS))
+    return _scatter(_loop_product(blocks, _gather(x, blocks), kernel, 0), blocks)
+
+
+def _loop_backward(x, kernel, index, g):
+    blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), CPU_ROWS))
+    x_SRD, g_SRF = _gather(x, blocks), _gather(g, blocks)
+    dx = _scatter(_loop_product(blocks, g_SRF, kernel, 1), blocks)
+    return dx, _loop_outer(blocks, x_SRD, g_SRF, len(kernel)).astype(kernel.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# jax.lax.ragged_dot
+
+
+def _ragged(x, kernel, index):
+    order = jnp.argsort(index, stable=True)
+    sizes = jnp.zeros(len(kernel), jnp.int32).at[index].add(1)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+    y = jax.lax.ragged_dot(x[order], kernel, sizes, preferred_element_type=accumulator(x.dtype))
+    return y.astype(x.dtype)[back]
+
+
+def _ragged_backward(x, kernel, index, g):
+    blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), WIDE_ROWS))
+    dkernel = _loop_outer(blocks, _gather(x, blocks), _gather(g, blocks), len(kernel))
+    return _ragged(g, jnp.swapaxes(kernel, 1, 2), index), dkernel.astype(kernel.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One batched product
+
+
+def _batched(x, kernel, index):
+    blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), WIDE_ROWS))
+    y = jnp.einsum('srd,sdf->srf', _gather(x, blocks), kernel[blocks.owner], preferred_element_type=accumulator(x.dtype))
+    return _scatter(y.astype(x.dtype), blocks)
+
+
+def _batched_backward(x, kernel, index, g):
+    acc = accumulator(x.dtype)
+    blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), WIDE_ROWS))
+    x_SRD, g_SRF = _gather(x, blocks), _gather(g, blocks)
+    dx = jnp.einsum('srf,sdf->srd', g_SRF, kernel[blocks.owner], preferred_element_type=acc).astype(x.dtype)
+    outer = jnp.einsum('srd,srf->sdf', x_SRD, g_SRF, preferred_element_type=acc)
+    dkernel = jax.ops.segment_sum(outer, blocks.owner, len(kernel), indices_are_sorted=True)
+    return _scatter(dx, blocks), dkernel.astype(kernel.dtype)
+
+
+# name -> (forward(x, kernel, index), backward(x, kernel, index, g) -> cotangents of x and kernel)
+FORMS = {'loop': (_loop, _loop_backward), 'ragged': (_ragged, _ragged_backward), 'batched': (_batched, _batched_backward)}

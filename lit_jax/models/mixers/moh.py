@@ -1,0 +1,86 @@
+"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention whose heads each token weighs for itself.
+
+Some heads are shared, all of them used by every token; of the others, the routed ones, a token uses the few that its
+router likes best. All heads are computed, as in the official code: what is saved is what the others would have added.
+"""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.errors import UserError
+from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.mixers.softmax import dot_product_attention
+from lit_jax.models.partition import constrain
+from lit_jax.models.probe import show
+
+
+class MohAttention(nnx.Module):
+    """proj(Σ over heads of weight·attention), the weights a function of the token: [B, N, D] -> [B, N, D].
+
+    Shared heads come first in the head axis. Their weights are a softmax times their number (mean 1); those of the routed
+    heads are the `routed` largest of a softmax over the rest, scaled to the sum `routed`. With both kinds a third softmax
+    of two, times 2, shares out between them.
+
+    Shows 'balance', the official load-balance loss, in layers that route; the official total is its mean over those
+    layers, so the others show nothing. Its means are over all tokens of the batch.
+
+    Args:
+        heads: all of them. shared: how many are shared. routed: how many of the others a token uses; 0 where there are none.
+        head_dim: E, where heads·E is not the width.
+    """
+
+    losses = ('balance',)
+
+    def __init__(self, width: int, *, heads: int, shared: int, routed: int, head_dim: int | None = None,
+                 qkv_bias: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
+        _check_counts(heads, shared, routed)
+        head, experts = (heads, head_dim or width // heads), heads - shared
+        self.shared, self.experts, self.routed, self.dtype = shared, experts, routed, dtype
+        self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
+        # Routing in the accumulator: in 16 bit the two best heads of a token would often be equal.
+        routers = {'kinds_router': 2 if shared and experts else 0, 'shared_router': shared if shared > 1 else 0,
+                   'router': experts}
+        for name, size in routers.items():
+            setattr(self, name, Linear(width, size, bias=False, dtype=accumulator(dtype), rngs=rngs) if size else None)
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        """`grid` is not used: attention sees positions only through what the tokens carry."""
+        qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
+        q_BNKE, k_BNKE, v_BNKE = (qkv[:, :, i] for i in range(3))
+        weights_BNK = constrain(self.head_weights(x_BND), 'batch', 'tokens', 'heads')
+        o_BNKE = dot_product_attention(q_BNKE, k_BNKE, v_BNKE)
+        return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
+
+    def head_weights(self, x_BND: Array) -> Array:
+        """The weight of every head for every token [B, N, K], in the accumulator; they sum to the heads in use."""
+        lead, acc = x_BND.shape[:2], accumulator(self.dtype)
+        parts = []
+        if self.shared:
+            parts.append(jnp.ones((*lead, 1), acc) if self.shared_router is None
+                         else jax.nn.softmax(self.shared_router(x_BND)) * self.shared)
+        if self.experts:
+            parts.append(self._route(jax.nn.softmax(self.router(x_BND))))
+        if self.kinds_router is not None:
+            kinds_BN2 = jax.nn.softmax(self.kinds_router(x_BND)) * 2
+            parts = [part * kinds_BN2[..., i:i + 1] for i, part in enumerate(parts)]
+        return jnp.concatenate(parts, axis=-1)
+
+    def _route(self, p_BNX: Array) -> Array:
+        """Probabilities of the routed heads -> weights: 0 for all but the largest, which sum to their number."""
+        best_BNR = jax.lax.top_k(p_BNX, self.routed)[1]
+        mask_BNX = jax.nn.one_hot(best_BNR, self.experts, dtype=p_BNX.dtype).sum(-2)
+        show('balance', lambda: self.experts ** 2 * (p_BNX.mean((0, 1)) * mask_BNX.mean((0, 1))).mean())
+        kept = p_BNX * mask_BNX
+        return kept / kept.sum(-1, keepdims=True) * self.routed
+
+
+def _check_counts(heads: int, shared: int, routed: int) -> None:
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (shared, routed)):
+        raise UserError(f'mixer.shared and mixer.routed are numbers of heads, got {shared!r} and {routed!r}')
+    if shared > heads:
+        raise UserError(f'mixer.shared {shared} is more than the {heads} heads')
+    if not min(1, heads - shared) <= routed <= heads - shared:
+        possible = f'1 to {heads - shared}' if shared < heads else '0'
+        raise UserError(f'of {heads} heads {shared} are shared, which leaves {heads - shared} to choose from: mixer.routed '
+                        f'must be {possible}, got {routed}')

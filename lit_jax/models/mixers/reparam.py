@@ -1,0 +1,72 @@
+"""A depth-wise 3 x 3 convolution trained as three and used as one (ACNet, arXiv 1908.03930).
+
+A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel run beside each other and are added up. A sum of convolutions is the
+convolution with the sum of the kernels, so the three are added before the picture is touched: training costs what one
+convolution costs, and `fold` writes the sum down once for sampling.
+
+ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix pictures of
+all noise levels, a picture's output in training would depend on the others of its batch, and the running means would be
+state beside the parameters. The plain sum folds as well. It still trains differently from one kernel: the cross in the
+middle is reached by two parameters.
+"""
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lit_jax.models.convolution import fan_in_uniform
+from lit_jax.models.layers import Array
+from lit_jax.models.mixers.depthwise import depthwise_conv
+
+SHAPES = {'square': (3, 3), 'column': (3, 1), 'row': (1, 3)}
+FORMS = ('branches', 'single', 'none')      # of mixers with such a convolution: option `dwc`
+
+
+class BranchedConv(nnx.Module):
+    """One kernel a channel, all heads' channels side by side: [B, H, W, D] -> [B, H, W, D]."""
+
+    def __init__(self, width: int, *, folded: bool = False, rngs: nnx.Rngs):
+        for name, size in ({'kernel': (3, 3)} if folded else SHAPES).items():
+            setattr(self, name, nnx.Param(fan_in_uniform(rngs.params(), (*size, 1), (width,))))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.folded = folded
+
+    def __call__(self, x_BHWD: Array) -> Array:
+        """Sums in the accumulator, returns the dtype of x."""
+        kernel = self.kernel[...] if self.folded else _sum_branches({name: getattr(self, name)[...] for name in SHAPES})
+        y_BHW1D = depthwise_conv(x_BHWD[..., None, :], kernel, self.bias[...])
+        return y_BHW1D[..., 0, :]
+
+
+def _sum_branches(branches: Mapping[str, Array]) -> Array:
+    """The 3 x 3 kernel of the three together, [..., 3, 3, 1, D]: the narrow ones lie on its middle column and row."""
+    total = branches['square']
+    total = total.at[..., :, 1:2, :, :].add(branches['column'])
+    return total.at[..., 1:2, :, :, :].add(branches['row'])
+
+
+def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
+    """(arch, params) of a trained model whose branches are one kernel each: the same function with fewer parameters.
+
+    Also right for an EMA of the parameters: the sum of averages is the average of sums. Without branches, what came in.
+    """
+    arch = dict(arch)
+    if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':
+        arch['mixer'] = {**arch['mixer'], 'dwc': 'single'}
+    if arch.get('stages'):
+        arch['stages'] = tuple(_fold_stage(stage) for stage in arch['stages'])
+    return arch, _fold_tree(params)
+
+
+def _fold_stage(stage: Mapping) -> dict:
+    mixer = stage.get('mixer', {})
+    return {**stage, 'mixer': {**mixer, 'dwc': 'single'}} if mixer.get('dwc') == 'branches' else dict(stage)
+
+
+def _fold_tree(tree):
+    if not isinstance(tree, Mapping):
+        return tree
+    if set(tree) == {*SHAPES, 'bias'}:
+        return {'kernel': jax.jit(_sum_branches)({name: tree[name] for name in SHAPES}), 'bias': tree['bias']}
+    return {name: _fold_tree(branch) for name, branch in tree.items()}

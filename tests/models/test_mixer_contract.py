@@ -1,0 +1,165 @@
+"""What every token mixer must do: one table of options, and the same tests for each of them.
+
+A new mixer of MIXERS is added to CASES; the last test fails until it is.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lit_jax.errors import UserError
+from lit_jax.models.arch import check_partition
+from lit_jax.models.macs import macs_by_parameter
+from lit_jax.models.mixers import MIXERS, build_mixer
+from lit_jax.models.network import Network
+from lit_jax.training.mesh import make_mesh, state_shardings
+
+WIDTH = 32
+CASES = {
+    'softmax': {'name': 'softmax', 'heads': 4},
+    'kv': {'name': 'softmax', 'heads': 4, 'compress': 2},
+    'linear': {'name': 'linear', 'heads': 2},
+    'edit': {'name': 'edit', 'heads': 1},
+    'edit heads': {'name': 'edit', 'heads': 2},
+    'moh': {'name': 'moh', 'heads': 4, 'shared': 2, 'routed': 1},
+    'gla': {'name': 'gla', 'heads': 2},
+    'sana': {'name': 'sana', 'heads': 1},
+    'sana heads': {'name': 'sana', 'heads': 2},
+    'dydila': {'name': 'dydila', 'heads': 1},
+    'dydila heads': {'name': 'dydila', 'heads': 2, 'projectors': 5, 'difference': 'maps'},
+}
+FFN = {'sana': 'mix', 'dydila': 'mix', 'gla': 'swiglu'}       # the others' is the plain mlp
+QUADRATIC = ('softmax', 'kv', 'moh')        # cost grows with the square of the tokens
+# Relative L2 error of bfloat16; where tokens choose, a few of them choose otherwise for the rounding.
+ROUNDING = {'moh': 0.1, 'dydila': 0.2, 'dydila heads': 0.2}
+LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (2, 1, 1, 4), 'mixed': (1, 2, 2, 2)}
+# What cannot be cut: (case, axis). One head cannot be shared out; a scan over all tokens has no rows to give away.
+REFUSED = {(case, 'tensor') for case in ('edit', 'sana', 'dydila')} | {('gla', 'seq')}
+EVERY_CASE = pytest.mark.parametrize('case', CASES)
+
+
+def random_tree(abstract, seed=0):
+    """Weights that let every path carry signal, gates that begin at zero included."""
+    leaves, structure = jax.tree.flatten(abstract)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def mixer_of(case, dtype=jnp.float32):
+    """(graphdef, random parameters) of the mixer alone."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_mixer(CASES[case], WIDTH, dtype=dtype, rngs=nnx.Rngs(0))))
+    return graphdef, random_tree(nnx.to_pure_dict(state))
+
+
+def network_of(case, **options):
+    return Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 1, 'input_size': (8, 12), 'channels': 4,
+                    'num_classes': 3, 'mixer': CASES[case], 'ffn': FFN.get(CASES[case]['name'], 'mlp')}, **options)
+
+
+def batch(size=8, dtype=jnp.float32):
+    x = jax.random.normal(jax.random.key(1), (size, 8, 12, 4), dtype)
+    return x, jnp.linspace(3, 990, size), {'label': jnp.arange(size) % 4}
+
+
+def relative(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize('grid', [(4, 4), (2, 8), (10, 6)], ids=str)
+@EVERY_CASE
+def test_tokens_in_and_tokens_out(case, grid, dtype):
+    graphdef, params = mixer_of(case, dtype)
+    x = jax.ShapeDtypeStruct((3, grid[0] * grid[1], WIDTH), dtype)
+    y = jax.eval_shape(lambda p, x: nnx.merge(graphdef, p)(x, grid), params, x)
+    assert y.shape == x.shape and y.dtype == dtype
+
+
+@EVERY_CASE
+def test_bfloat16_is_close_to_float32(case):
+    x = jax.random.normal(jax.random.key(0), (4, 96, WIDTH)).astype(jnp.bfloat16)
+    outputs = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graphdef, params = mixer_of(case, dtype)
+        outputs.append(jax.jit(lambda p, x, graphdef=graphdef: nnx.merge(graphdef, p)(x, (8, 12)))(params, x.astype(dtype)))
+    assert relative(outputs[1], outputs[0]) <= ROUNDING.get(case, 2e-2)
+
+
+def value_and_gradient(network, params, arguments):
+    def loss(params):
+        y = network.apply(params, *arguments)
+        return (y ** 2).mean(), y
+
+    (_, y), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return y, gradient
+
+
+@functools.cache
+def on_one_device(case):
+    network = network_of(case)
+    params = random_tree(network.abstract())
+    return jax.jit(functools.partial(value_and_gradient, network))(params, batch())
+
+
+def assert_same(got, want, outputs=2e-5, gradients=1e-3):
+    """Sums in another order; gradients of leaves far from the output amplify it."""
+    assert relative(got[0], want[0]) <= outputs
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(want[1]))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=gradients, atol=gradients * scale, err_msg=jax.tree_util.keystr(path))
+
+
+@EVERY_CASE
+def test_the_unrolled_stack_is_the_scanned_one(case):
+    network = network_of(case, scan_layers=False, remat='full')
+    got = jax.jit(functools.partial(value_and_gradient, network))(random_tree(network.abstract()), batch())
+    assert_same(got, on_one_device(case))
+
+
+def run_on_mesh(case, sizes):
+    network, mesh = network_of(case), make_mesh(sizes)
+    params = random_tree(network.abstract())
+    shardings = state_shardings(network.abstract(), mesh)
+    places = NamedSharding(mesh, P(('data', 'fsdp'), 'seq')), *[NamedSharding(mesh, P(('data', 'fsdp')))] * 2
+    x, t, cond = batch()
+    arguments = tuple(jax.device_put(a, place) for a, place in zip((x, t, cond['label']), places, strict=True))
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda p, x, t, label: value_and_gradient(network, p, (x, t, {'label': label})),
+                       out_shardings=(None, shardings))(jax.device_put(params, shardings), *arguments)
+
+
+@pytest.mark.parametrize('layout', [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow) for name in LAYOUTS])
+@EVERY_CASE
+def test_eight_devices_give_what_one_gives_or_say_why_not(case, layout):
+    sizes = dict(zip(('data', 'fsdp', 'tensor', 'seq'), LAYOUTS[layout], strict=True))
+    refused = [axis for axis, size in sizes.items() if size > 1 and (case, axis) in REFUSED]
+    if refused:
+        with pytest.raises(UserError, match='|'.join(f'mesh.{axis} can be 1' for axis in refused)):
+            check_partition(network_of(case).arch, sizes)
+        return
+    check_partition(network_of(case).arch, sizes)
+    assert_same(run_on_mesh(case, sizes), on_one_device(case), outputs=5e-5)
+
+
+@EVERY_CASE
+def test_work_grows_as_it_should(case):
+    """Multiply-accumulates from 1,024 to 4,096 tokens."""
+    graphdef, params = mixer_of(case)
+
+    def macs(side):
+        x = jax.ShapeDtypeStruct((1, side * side, WIDTH), jnp.float32)
+        return macs_by_parameter(lambda p, x: nnx.merge(graphdef, p)(x, (side, side)), params, x).total()
+
+    exponent = np.log(macs(64) / macs(32)) / np.log(4)
+    assert exponent >= 1.4 if case in QUADRATIC else exponent <= 1.01
+
+
+def test_every_mixer_is_in_the_table():
+    assert {options['name'] for options in CASES.values()} == set(MIXERS)
