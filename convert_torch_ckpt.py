@@ -3,18 +3,21 @@
     python convert_torch_ckpt.py DiT-XL-2-256x256.pt --out models/dit_xl
     python convert_torch_ckpt.py runs/0123456.pt --weights model --out models/mine       # a training checkpoint of DiT
     python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --arch dit_xl --image_size 256 --out models/dit_xl
+    python convert_torch_ckpt.py DiG-S-2.pt --arch dig_s --out models/dig_s              # DiG and MoH-DiT as well
     python convert_torch_ckpt.py sd-vae-ft-ema/ --out models/sd_vae                      # an AutoencoderKL of diffusers
+    python convert_torch_ckpt.py pt_inception-2015-12-05-6726825d.pth --out models/inception   # what FID is measured with
     python convert_torch_ckpt.py models/lit_xl --to_torch --out lit_xl.safetensors
 
-SRC is a .pt or .safetensors file, a Hugging Face diffusers folder (DiT or VAE: its config.json says which), or with
---to_torch a model folder or workdir.
+SRC is a .pt or .safetensors file, a Hugging Face diffusers folder (DiT or VAE: its config.json says which), a file
+of Inception's weights ("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or with --to_torch a model folder
+or workdir.
 """
 import argparse
 
 from lit_jax import cli
 
 # Flags that tell or ask something of a diffusion model; None unless given.
-DIFFUSION_FLAGS = ('arch', 'image_size', 'input_size', 'num_classes', 'heads', 'activation', 'focus_power', 'space',
+DIFFUSION_FLAGS = ('arch', 'image_size', 'input_size', 'num_classes', 'heads', 'activation', 'focus_power', 'routed', 'space',
                    'vae', 'latent_scale')
 
 
@@ -27,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--weights', choices=('ema', 'model'), default='ema',
                         help='which weights of a training checkpoint (default: ema)')
     expected = parser.add_argument_group('what the file must hold (an error if it does not)')
-    expected.add_argument('--arch', help='dit_ or lit_ with s, b, l or xl, patch optional: dit_xl, lit_s_4')
+    expected.add_argument('--arch', help='system and size, patch optional: dit_xl, lit_s_4, dig_b, moh_dit_xl')
     expected.add_argument('--image_size', type=int, help='pixels of a side; needed where the file does not show it')
     expected.add_argument('--input_size', type=parse_sides, help='H,W of the latent, where it is not square')
     expected.add_argument('--num_classes', type=int)
@@ -35,9 +38,12 @@ def parse_arguments() -> argparse.Namespace:
     unseen.add_argument('--heads', type=int, help='attention heads; known for DiT-S/B/L/XL and for our own files')
     unseen.add_argument('--activation', choices=('relu', 'gelu'), help='of linear attention (default: relu)')
     unseen.add_argument('--focus_power', type=int, help='of linear attention (default: 0, off)')
+    unseen.add_argument('--routed', type=parse_numbers, help='N or N,N,...: routed heads of MoH-DiT that a token uses, '
+                        'of all layers or of each; known for the published sizes')
     unseen.add_argument('--space', choices=('vae', 'pixels'), help='default: vae for 4 channels, else pixels')
     unseen.add_argument('--vae', help='that the model was trained with (default: stabilityai/sd-vae-ft-ema)')
     unseen.add_argument('--vae_id', help='name of the VAE that is converted (default: by the name of its folder)')
+    unseen.add_argument('--sha256', default='', help='first digits, for Inception files that are not the published ones')
     unseen.add_argument('--latent_scale', type=float, help='default: 0.18215 for vae, 1 for pixels')
     return parser.parse_args()
 
@@ -48,16 +54,26 @@ def parse_sides(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """'2,1,3' -> (2, 1, 3)."""
+    return tuple(int(number) for number in text.split(','))
+
+
 def main() -> int:
     args = parse_arguments()
     # The heavy imports come after the arguments: a typing mistake is answered at once.
+    from lit_jax.checkpoint.inception_weights import convert_inception, describe_inception, is_inception_file
     from lit_jax.checkpoint.torch_arch import parse_arch_name
     from lit_jax.checkpoint.torch_export import export
     from lit_jax.checkpoint.torch_import import convert, describe
     from lit_jax.checkpoint.vae_torch import convert_vae, describe_vae, is_hub_vae
+    asked = [f'--{name}' for name in DIFFUSION_FLAGS if getattr(args, name) is not None]
     if not args.to_torch and is_hub_vae(args.src):
-        asked = [f'--{name}' for name in DIFFUSION_FLAGS if getattr(args, name) is not None]
         print(describe_vae(convert_vae(args.src, args.out, vae_id=args.vae_id, asked=asked, overwrite=args.overwrite)))
+        return 0
+    if not args.to_torch and is_inception_file(args.src):
+        print(describe_inception(convert_inception(args.src, args.out, sha256=args.sha256, overwrite=args.overwrite,
+                                                   asked=asked)))
         return 0
     if args.to_torch:
         done = export(args.src, args.out, overwrite=args.overwrite)
@@ -67,7 +83,8 @@ def main() -> int:
         expected |= {name: value for name, value in told.items() if value is not None}
         done = convert(args.src, args.out, weights=args.weights, heads=args.heads, expected=expected,
                        latent={'space': args.space, 'vae': args.vae, 'scale': args.latent_scale},
-                       activation=args.activation, focus_power=args.focus_power, overwrite=args.overwrite)
+                       activation=args.activation, focus_power=args.focus_power, routed=args.routed,
+                       overwrite=args.overwrite)
     print(describe(done))
     next_command = 'python convert_torch_ckpt.py' if args.to_torch else 'python sample.py --from'
     rest = '--out DIR  (the way back)' if args.to_torch else '--classes 0,1 --cfg_scale 4 --out grid.png'

@@ -1,12 +1,19 @@
 """Weight inheritance (LiT §3.3): a student starts with everything of a trained teacher but its attention.
 
-The rule is general: each leaf of the student outside `attn` that the teacher has under the same path is taken over, so
-it also serves students with other mixers. The paper's ablations (table 3) additionally copy parts of the attention:
-`q`, `k` and `v` are thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head
-after head, is the same axis in both.
+The rule is general: each leaf of the student outside `attn` that the teacher has under the same path, in the same
+shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for every leaf
+what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do not matter. The
+paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are thirds of DiT's fused qkv,
+`o` is the output projection. Heads may differ: the flat width, head after head, is the same axis in both.
+
+What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana,
+DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o' start
+with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim is the teacher's width).
+U-DiG has widths and blocks of its own: embedders and final layer where they fit, as a rule nothing.
 """
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +21,20 @@ import numpy as np
 
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.torch_arch import size_name
-from lit_jax.checkpoint.torch_keys import unflatten
+from lit_jax.checkpoint.torch_keys import number_blocks, split_run, unflatten
 from lit_jax.errors import UserError
+from lit_jax.models.arch import mixers_of
 
 # Where each part of the attention lies: (projection, index on the axis of its parts or None).
+_FUSED = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}
 PARTS = {
-    'softmax': {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)},
+    'softmax': _FUSED, 'moh': _FUSED, 'sana': _FUSED, 'dydila': _FUSED,
     'linear': {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)},
+    'edit': {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)},
+    'gla': {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)},
 }
+# Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside the blocks.
+OWN_SIZES = ('udig',)
 
 
 def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_params: Mapping, student_arch: Mapping,
@@ -38,22 +51,29 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
         'totals', 'notes', 'copy'. `format_report` prints it.
 
     Raises:
-        UserError: another size than the student's, leaves of other shapes, or an unknown `copy`.
+        UserError: another size than the student's, leaves of other shapes in a model of the same kind, or an unknown
+            `copy`.
     """
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
-    teacher, student = named_leaves(teacher_params), named_leaves(student_params)
-    _check_shapes(teacher, student)
-    flat, rows = {}, []
-    for path, leaf in student.items():
-        if _in_attention(path):
-            flat[path], more = leaf, [_row(path, leaf.shape, None)]
-        elif path in teacher:
-            flat[path], more = _copy_like(teacher[path], leaf), [_row(path, leaf.shape, path)]
-        else:
-            flat[path], more = leaf, [_row(path, leaf.shape, None)]
-        rows += more
-    notes = _copy_attention(flat, rows, teacher, teacher_arch, student_arch, parts)
+    teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
+    unlike = _unlike(teacher_arch, student_arch)
+    same_ffn = teacher_arch.get('ffn', 'mlp') == student_arch.get('ffn', 'mlp')
+    flat, rows, misfits = {}, [], []
+    for path, leaf in student.flat.items():
+        pattern, run = split_run(path)
+        foreign = _in_attention(path) or (pattern.startswith('blocks/mlp/') and not same_ffn) or (unlike and run is not None)
+        found = None if foreign else teacher.find(pattern, student.blocks.get(run))
+        if found and found.shape != leaf.shape:
+            misfits.append(f'{path}: {_shape_text(found.shape)} in the teacher, {_shape_text(leaf.shape)} in the student')
+            found = None
+        flat[path] = _copy_like(found.read(), leaf) if found else leaf
+        rows.append(_row(path, leaf.shape, found.source if found else None))
+    notes = _misfit_notes(misfits, teacher_arch, student_arch)
+    if unlike:
+        notes.append(f'blocks of the families {teacher_arch["family"]} and {student_arch["family"]} have nothing in common')
+    else:
+        notes += _copy_attention(flat, rows, teacher, student, parts)
     notes += _size_notes(teacher_arch, student_arch)
     return unflatten(flat), _report(rows, notes, parts)
 
@@ -109,19 +129,24 @@ def _shape_text(shape) -> str:
 
 
 def _check_size(teacher_arch: Mapping, student_arch: Mapping) -> None:
+    if _unlike(teacher_arch, student_arch):
+        return
     if any(teacher_arch[name] != student_arch[name] for name in ('depth', 'width')):
         raise UserError(f'a student inherits only from a teacher of its own size: the teacher has '
                         f'{size_name(teacher_arch)}, the student {size_name(student_arch)}. Inherit '
                         'from one of the student\'s size; distillation (teacher.path) takes a teacher of any size')
 
 
-def _check_shapes(teacher: Mapping, student: Mapping) -> None:
-    wrong = [f'{path}: {_shape_text(teacher[path].shape)} in the teacher, {_shape_text(leaf.shape)} in the student'
-             for path, leaf in student.items()
-             if not _in_attention(path) and path in teacher and teacher[path].shape != leaf.shape]
-    if wrong:
-        raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(wrong) + '\nBoth need '
+def _unlike(*archs: Mapping) -> bool:
+    families = {arch.get('family', 'dit') for arch in archs}
+    return len(families) > 1 and bool(families & {*OWN_SIZES})
+
+
+def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
+    if misfits and not _unlike(teacher_arch, student_arch):
+        raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) + '\nBoth need '
                         'the same number of classes, patch, channels and mlp ratio')
+    return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
 
 
 def _copy_like(value, like):
@@ -132,34 +157,133 @@ def _copy_like(value, like):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Blocks by their number, whatever runs they lie in
+
+
+class _Blocks:
+    """The leaves of a model; blocks go by their number in the whole model."""
+
+    def __init__(self, params: Mapping, arch: Mapping):
+        self.flat = named_leaves(params)
+        self.blocks = number_blocks({path: np.shape(leaf) for path, leaf in self.flat.items()})
+        mixers = mixers_of(arch)       # one a run, or one for all groups of a U-DiG
+        self.mixers = {run: mixers[i % len(mixers)] for i, run in enumerate(sorted(self.blocks))}
+
+    def paths(self, pattern: str) -> dict[int, str]:
+        """{run: path} of the runs that have the leaf 'blocks/...'."""
+        return {run: path for path in self.flat for own, run in [split_run(path)] if own == pattern and run is not None}
+
+    def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
+        """The leaf's layers of these blocks (None: a leaf outside the blocks); None where not all of them have it."""
+        if blocks is None:
+            return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
+        pieces = []
+        for run, path in sorted(self.paths(pattern).items()):
+            own = self.blocks[run]
+            start, stop = max(blocks.start, own.start), min(blocks.stop, own.stop)
+            if start < stop:
+                pieces.append((path, slice(start - own.start, stop - own.start)))
+        shapes = {np.shape(self.flat[path])[1:] for path, _ in pieces}
+        complete = sum(part.stop - part.start for _, part in pieces) == len(blocks)
+        return _Pieces(tuple(pieces), self.flat) if complete and len(shapes) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Layers of one or several leaves of a model, one after the other."""
+    pieces: tuple[tuple[str, slice | None], ...]
+    flat: Mapping
+
+    def _whole(self) -> bool:
+        (path, part), *others = self.pieces
+        return not others and (part is None or part == slice(0, len(self.flat[path])))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        path, part = self.pieces[0]
+        shape = np.shape(self.flat[path])
+        return shape if part is None else (sum(piece.stop - piece.start for _, piece in self.pieces), *shape[1:])
+
+    @property
+    def source(self) -> str:
+        if self._whole():
+            return self.pieces[0][0]
+        return ', '.join(f'{path} [{part.start}:{part.stop}]' for path, part in self.pieces)
+
+    def read(self):
+        if self._whole():
+            return self.flat[self.pieces[0][0]]
+        parts = [self.flat[path][part] for path, part in self.pieces]
+        return _library(*parts).concatenate(parts)
+
+
+def _library(*arrays):
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Parts of the attention
 
 
-def _copy_attention(flat: dict, rows: list[dict], teacher: Mapping, teacher_arch: Mapping, student_arch: Mapping,
-                    parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on biases without counterpart."""
-    notes, names = [], (teacher_arch['mixer']['name'], student_arch['mixer']['name'])
-    if unknown := [name for name in names if parts and name not in PARTS]:
+def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks, parts: tuple[str, ...]) -> list[str]:
+    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on what has no counterpart."""
+    if not parts:
+        return []
+    names = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
+    if unknown := sorted(names - set(PARTS)):
         raise UserError(f'parts of the attention can be copied between {", ".join(PARTS)} mixers, not with '
                         f'{unknown[0]}')
-    taken: dict[str, list[tuple[str, int, str]]] = {}
-    for part in parts:
-        (their_name, their_index), (our_name, our_index) = (PARTS[name][part] for name in names)
-        for kind in ('kernel', 'bias'):
-            theirs, ours = f'blocks/attn/{their_name}/{kind}', f'blocks/attn/{our_name}/{kind}'
-            if theirs in teacher and ours in flat:
-                value = _get_part(np.asarray(teacher[theirs]), kind, part, their_index)
-                flat[ours] = _set_part(flat[ours], value, kind, part, our_index)
-                source = theirs if their_index is None else f'{theirs} ({part})'
-                taken.setdefault(ours, []).append((part, our_index, source))
-            elif theirs in teacher:
-                notes.append(f'the teacher\'s {part} bias is left out: the student has none (mixer.qkv_bias)')
-            elif ours in flat:
-                notes.append(f'the student\'s {part} bias stays fresh: the teacher has none')
-    for path, copies in taken.items():
-        position = next(i for i, row in enumerate(rows) if row['path'] == path)
-        rows[position:position + 1] = _part_rows(rows[position], copies, names[1], path)
-    return notes
+    notes: dict[str, None] = {}
+    for run, mixer in student.mixers.items():
+        taken: dict[str, list[tuple[str, int | None, str]]] = {}
+        for part in parts:
+            name, index = PARTS[mixer['name']][part]
+            for kind in ('kernel', 'bias'):
+                path = student.paths(f'blocks/attn/{name}/{kind}').get(run)
+                found = _find_part(teacher, part, kind, student.blocks[run])
+                if path and found:
+                    value, source = found
+                    replaced = _set_part(flat[path], value, kind, part, index)
+                    if replaced is None:
+                        notes[f'{path}: {part} stays fresh, its sides are not the teacher\'s'] = None
+                        continue
+                    flat[path] = replaced
+                    taken.setdefault(path, []).append((part, index, source))
+                elif found:
+                    notes[_left_out(part, kind)] = None
+                elif path:
+                    notes[f'the student\'s {part} {_KIND[kind]} stays fresh: the teacher has none'] = None
+        for path, copies in taken.items():
+            position = next(i for i, row in enumerate(rows) if row['path'] == path)
+            rows[position:position + 1] = _part_rows(rows[position], copies, mixer['name'], path)
+    return list(notes)
+
+
+_KIND = {'kernel': 'projection', 'bias': 'bias'}
+
+
+def _left_out(part: str, kind: str) -> str:
+    option = ' (mixer.qkv_bias)' if kind == 'bias' and part != 'o' else ''
+    return f'the teacher\'s {part} {_KIND[kind]} is left out: the student has none{option}'
+
+
+def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
+    """(one part of these blocks as flat matrices or vectors, where it lies), or None where the teacher lacks it."""
+    values, sources = [], []
+    for run, mixer in teacher.mixers.items():
+        own = teacher.blocks[run]
+        inside = range(max(blocks.start, own.start), min(blocks.stop, own.stop))
+        if not inside:
+            continue
+        name, index = PARTS[mixer['name']][part]
+        found = teacher.find(f'blocks/attn/{name}/{kind}', inside)
+        if found is None:
+            return None
+        values.append(_get_part(found.read(), kind, part, index))
+        sources.append(found.source if index is None else f'{found.source} ({part})')
+    if sum(map(len, values)) != len(blocks) or len({value.shape[1:] for value in values}) > 1:
+        return None
+    return (values[0] if len(values) == 1 else _library(*values).concatenate(values)), ', '.join(sources)
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
@@ -179,24 +303,25 @@ def _part_axis(path: str) -> int:
     return 2 if path.endswith('kernel') else 1
 
 
-def _get_part(leaf: np.ndarray, kind: str, part: str, index: int | None) -> np.ndarray:
+def _get_part(leaf, kind: str, part: str, index: int | None):
     """One part as flat matrices (L, D, D) or vectors (L, D): heads and head dims are one axis."""
     if index is not None:
-        leaf = np.take(leaf, index, axis=_part_axis(kind))
+        leaf = _library(leaf).take(leaf, index, axis=_part_axis(kind))
     if kind == 'bias':
         return leaf.reshape(leaf.shape[0], -1)
     return leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
 
 
-def _set_part(leaf, value: np.ndarray, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced; heads are cut as the student's."""
-    new = np.array(leaf)
+def _set_part(leaf, value, kind: str, part: str, index: int | None):
+    """A copy of `leaf` with one part replaced, heads cut as the student's; None where the flat shapes differ."""
+    if _get_part(leaf, kind, part, index).shape != value.shape:
+        return None
     if index is None:
-        new[...] = value.reshape(new.shape)
-    else:
-        target = np.moveaxis(new, _part_axis(kind), 0)[index]
-        target[...] = value.reshape(target.shape)
-    return _copy_like(new, leaf)
+        return _copy_like(value.reshape(leaf.shape), leaf)
+    axis, library = _part_axis(kind), _library(leaf, value)
+    slices = [library.take(leaf, i, axis=axis) for i in range(leaf.shape[axis])]
+    slices[index] = library.asarray(value).reshape(slices[index].shape)
+    return _copy_like(library.stack(slices, axis), leaf)
 
 
 def _size_notes(teacher_arch: Mapping, student_arch: Mapping) -> list[str]:

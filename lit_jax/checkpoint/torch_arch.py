@@ -1,48 +1,24 @@
-"""Which architecture a checkpoint holds, read off the names and shapes of its tensors.
-
-Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of misleading all
-the rest. What shapes cannot show (heads of softmax attention, activation) comes from metadata, DiT's table of sizes, or
-the caller.
-"""
+"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked for."""
+import json
 import math
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from lit_jax.checkpoint.torch_files import Source
-from lit_jax.checkpoint.torch_keys import ATTENTION, BLOCK_PREFIX, EMBEDDERS, FOREIGN, POSITION_KEYS, REST, Rule
+from lit_jax.checkpoint.torch_keys import POSITION_KEYS
+from lit_jax.checkpoint.torch_mixers import infer_blocks, infer_ffn
+from lit_jax.checkpoint.torch_survey import READABLE, Found, Hints, survey
 from lit_jax.config import SIZES
 from lit_jax.errors import UserError
 from lit_jax.models.arch import check_arch
 from lit_jax.models.layers import position_table
+from lit_jax.systems import SYSTEMS
 
 # How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to 1.
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
-_BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
-
-
-@dataclass(frozen=True)
-class Hints:
-    """What the caller knows and shapes do not show; None where he does not know either."""
-    heads: int | None = None
-    input_size: tuple[int, int] | None = None
-    activation: str | None = None
-    focus_power: int | None = None
-
-
-@dataclass
-class Found:
-    """Everything that names and shapes say."""
-    layout: str
-    layers: dict[str, list[int]] = field(default_factory=dict)      # key pattern -> blocks that have it
-    sizes: dict[str, int] = field(default_factory=dict)             # letter -> size with most votes
-    depth: int = 0
-
-    def has(self, rule: Rule) -> bool:
-        return any(pattern in self.layers for pattern in rule.keys(self.layout))
 
 
 @dataclass(frozen=True)
@@ -53,73 +29,17 @@ class Inferred:
     problems: list[str]
 
 
-def split_key(key: str) -> tuple[str, int | None]:
-    """'blocks.3.attn.q.weight' -> ('blocks.{i}.attn.q.weight', 3); a key outside the blocks stays itself."""
-    match = _BLOCK.match(key)
-    return (f'{match[1]}{{i}}.{key[match.end():]}', int(match[2])) if match else (key, None)
-
-
-def find_layout(keys: Iterable[str], name: str) -> str:
-    """'original' or 'diffusers', or a UserError that says what else the file seems to be."""
-    keys = list(keys)
-    for marker, what in FOREIGN.items():
-        if found := next((key for key in keys if marker in key), None):
-            raise UserError(f'{name} looks like {what} (it has {found}); this converter reads DiT and LiT')
-    if any(key.startswith(BLOCK_PREFIX['diffusers']) for key in keys):
-        return 'diffusers'
-    if any(key.startswith((BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
-        return 'original'
-    raise UserError(f'{name} is no DiT or LiT checkpoint: expected tensors such as blocks.0.attn.qkv.weight, found '
-                    f'{", ".join(keys[:5]) or "none"}')
-
-
-def survey(source: Source, name: str) -> Found:
-    """Sorts the tensors by pattern and lets them vote on the sizes."""
-    found = Found(find_layout(source.tensors, name))
-    votes: dict[str, Counter] = defaultdict(Counter)
-    rules = {pattern: rule for rule in (*EMBEDDERS, *(r for mixer in ATTENTION.values() for r in mixer), *REST)
-             for pattern in rule.keys(found.layout)}
-    for key, info in source.tensors.items():
-        pattern, layer = split_key(key)
-        if pattern not in rules:
-            continue
-        found.layers.setdefault(pattern, []).append(0 if layer is None else layer)
-        found.depth = max(found.depth, 0 if layer is None else layer + 1)
-        letters = _torch_letters(rules[pattern], found.layout)
-        if len(letters) == len(info.shape):
-            for letter, size in zip(letters, info.shape, strict=True):
-                if isinstance(letter, str):
-                    votes[letter][size] += 1
-    found.sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
-    if found.depth > len(source.tensors):
-        raise UserError(f'{name} numbers its blocks up to {found.depth - 1}, but has only {len(source.tensors)} '
-                        'tensors; the file is damaged')
-    return found
-
-
-def _torch_letters(rule: Rule, layout: str) -> tuple:
-    """The rule's shape in torch's order; None for an axis that is fused from several."""
-    shape, fused = rule.shape, len(rule.keys(layout)) > 1
-    if rule.transform == 'linear':
-        return (shape[1] if len(shape) == 2 else None, shape[0])
-    if rule.transform == 'linear_in':
-        return (shape[-1], None)
-    if rule.transform == 'conv':
-        return (shape[3], shape[2], shape[0], shape[1])
-    return shape if len(shape) == 1 or rule.transform == 'copy' else ('D' if fused else None,)
-
-
 def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     """The architecture of the model in `source`, as far as its tensors and the hints tell.
 
     Raises:
-        UserError: not a DiT or LiT at all. Everything else that is wrong is in the result's `problems`, to be told
+        UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to be told
             together with what is wrong with single tensors.
     """
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown = found.sizes, set()
     if not sizes.get('D'):
-        raise UserError(f'{name} is no DiT or LiT checkpoint: none of its tensors shows the width of the model; '
+        raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the model; '
                         'expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
     # A size that no tensor shows: all tensors that would are missing, and the reading will name them. Any value serves.
     for letter, field_name, placeholder in (('p', 'patch', 2), ('C', 'channels', 4), ('R', 'num_classes', 2),
@@ -134,58 +54,28 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     if sizes['O'] not in (token, 2 * token) and not {'patch', 'channels'} & unknown:
         problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · channels) or '
                         'twice that')
-    mixer, mixer_problems = _mixer(found, hints, hub)
+    blocks = infer_blocks(source, found, hints, hub)
+    mixer = blocks.mixer
     input_size, size_problems = _input_size(source, found, hints, hub)
-    if mixer['heads'] is None or mixer_problems:
+    if mixer['heads'] is None or blocks.problems:
         unknown.add('heads')
-        mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
+        if mixer['name'] != 'moh':
+            mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
     if input_size is None:
         unknown.add('input_size')
-    arch = {'family': 'dit', 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
+    ffn, ratio, ffn_problems = infer_ffn(found)
+    arch = {**blocks.family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
             'input_size': input_size or (sizes['p'], sizes['p']), 'channels': sizes['C'], 'num_classes': sizes['R'] - 1,
-            'mlp_ratio': sizes['F'] / sizes['D'], 'learn_sigma': sizes['O'] != token, 'mixer': mixer}
-    problems += mixer_problems + size_problems + _hub_problems(arch, hub, unknown)
+            'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer, 'ffn': ffn}
+    if blocks.family['family'] == 'dit':
+        arch['stages'] = blocks.stages
+    problems += blocks.problems + ffn_problems + size_problems + _hub_problems(arch, hub, unknown)
     return Inferred(plain_arch(arch if unknown or problems else check_arch(arch)), unknown, problems)
 
 
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` in the form in which it is stored: lists, not tuples."""
-    return {**arch, 'mixer': dict(arch['mixer']), 'input_size': [int(side) for side in arch['input_size']]}
-
-
-def _mixer(found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
-    """The mixer's description and what is missing for it."""
-    counts = {name: sum(len(found.layers.get(pattern, ())) for rule in rules if '/proj/' not in rule.path
-                        for pattern in rule.keys(found.layout)) for name, rules in ATTENTION.items()}
-    name = max(counts, key=counts.get)
-    bias = any(found.has(rule) for rule in ATTENTION[name] if rule.needs == 'qkv_bias')
-    width, told = found.sizes['D'], hints.heads
-    if name == 'softmax':
-        known = {(row['depth'], row['width']): row['softmax_heads'] for row in SIZES.values()}
-        heads = told or hub.get('num_attention_heads') or known.get((found.depth, width))
-        problems = _check_heads(heads, width)
-        if told and hub.get('num_attention_heads', told) != told:
-            problems = [f'config.json says {hub["num_attention_heads"]} heads, {told} were asked for']
-        if hints.activation or hints.focus_power:
-            problems.append('softmax attention has neither activation nor focus_power')
-        return {'name': name, 'heads': heads, 'qkv_bias': bias}, problems
-    head_dim, kernel = found.sizes.get('E'), found.sizes.get('k', 0)
-    heads = told or (width // head_dim if head_dim and width % head_dim == 0 else None)
-    problems = _check_heads(heads, width)
-    if not problems and head_dim and width // heads != head_dim:
-        problems = [f'the depth-wise convolution has {head_dim} channels, so the model has {width / head_dim:g} heads, '
-                    f'not {heads}']
-    return {'name': name, 'heads': heads, 'qkv_bias': bias, 'dwc_kernel': kernel,
-            'activation': hints.activation or 'relu', 'focus_power': hints.focus_power or 0}, problems
-
-
-def _check_heads(heads: int | None, width: int) -> list[str]:
-    if heads is None:
-        return [f'the number of heads cannot be seen in the file, and width {width} with this depth is none of DiT\'s '
-                'sizes; give --heads N']
-    if heads < 1 or width % heads:
-        return [f'{heads} heads do not divide the width {width}; give --heads N with an N that does']
-    return []
+    return json.loads(json.dumps(arch))
 
 
 def _input_size(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[tuple[int, int] | None, list[str]]:
@@ -238,13 +128,19 @@ def _hub_problems(arch: Mapping, hub: Mapping, unknown: set[str]) -> list[str]:
 
 
 def parse_arch_name(name: str) -> dict:
-    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512' -> the fields that the name fixes."""
-    match = re.fullmatch(r'(dit|lit)_(s|b|l|xl)((?:_\d+)*)', re.sub(r'[-/]', '_', name.lower()))
-    if not match:
-        raise UserError(f'unknown architecture {name!r}; expected dit_ or lit_ with s, b, l or xl, such as dit_xl')
-    row = SIZES[match[2]]
-    expected = {'depth': row['depth'], 'width': row['width'], 'mixer': 'softmax' if match[1] == 'dit' else 'linear'}
-    for number in filter(None, match[3].split('_')):
+    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75' -> the fields that the name fixes."""
+    plain = re.sub(r'[-/]', '_', name.lower())
+    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
+    fitting = [start for start in known if re.fullmatch(rf'{start}(_\d+)*', plain)]
+    if not fitting:
+        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. Systems: '
+                        f'{", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist')
+    start = max(fitting, key=len)
+    model = known[start]
+    expected = {'depth': model['depth'], 'width': model['width'], 'mixer': model['mixer']['name']}
+    if model.get('stages'):
+        expected['stages'] = plain_arch({'stages': model['stages']})['stages']
+    for number in filter(None, plain[len(start):].split('_')):
         expected['patch' if int(number) < 64 else 'image_size'] = int(number)
     return expected
 
@@ -278,6 +174,8 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
         if key == 'input_size':
             there, here = (_pixels(fields[key], downscale) for fields in (have, expected))
             lines.append(f'trained for {there}, asked for {here}')
+        elif key == 'stages':
+            lines.append('its layers have other mixers than those asked for (heads, or compressed keys)')
         elif key not in ('depth', 'width'):
             lines.append(f'{key}: {have.get(key)} there, {expected[key]} asked for')
     raise UserError(f'{name} holds another model than the one asked for:\n  ' + '\n  '.join(lines) +

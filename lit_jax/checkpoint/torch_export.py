@@ -16,7 +16,7 @@ from lit_jax.checkpoint.load import load_weights
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.checkpoint.torch_files import METADATA_KEY
 from lit_jax.checkpoint.torch_import import Converted
-from lit_jax.checkpoint.torch_keys import TRANSFORMS, Rule, dimensions, leaf_shape, rules_for
+from lit_jax.checkpoint.torch_keys import TRANSFORMS, ModelLeaf, model_leaves
 from lit_jax.errors import UserError
 from lit_jax.models.layers import position_table
 from lit_jax.paths import as_path, local_path
@@ -29,11 +29,8 @@ def to_torch_state(params: Mapping, arch: Mapping) -> dict[str, np.ndarray]:
 
 def torch_layout(arch: Mapping) -> dict[str, tuple[int, ...]]:
     """{original torch name: shape} of a model, `pos_embed` first, without any weights."""
-    dims = dimensions(arch)
     shapes = {'pos_embed': (1, np.prod(_grid(arch)).item(), arch['width'])}
-    for key, rule, _ in _order(arch):
-        shapes[key] = TRANSFORMS[rule.transform].torch_shape(leaf_shape(rule, dims))
-    return shapes
+    return shapes | {key: leaf.torch_shape for key, leaf, _ in _order(arch)}
 
 
 def export(src, out, *, overwrite: bool = False) -> Converted:
@@ -114,32 +111,32 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
         file.write(value.data)
 
 
-def _order(arch: Mapping) -> Iterator[tuple[str, Rule, int | None]]:
-    """(key, rule, block) of every tensor but the position table, as DiT's state dict orders them."""
-    rules = rules_for(arch['mixer'])
-    stacked = [rule for rule in rules if rule.stacked]
-    first = rules.index(stacked[0])
-    for rule in rules[:first]:
-        yield rule.original, rule, None
-    for layer in range(arch['depth']):
-        for rule in stacked:
-            yield rule.original.replace('{i}', str(layer)), rule, layer
-    for rule in rules[first:]:
-        if not rule.stacked:
-            yield rule.original, rule, None
+def _order(arch: Mapping) -> Iterator[tuple[str, ModelLeaf, int | None]]:
+    """(key, leaf, layer of the leaf) of every tensor but the position table, as DiT's state dict orders them."""
+    leaves = model_leaves(arch)
+    stacked = [leaf for leaf in leaves if leaf.blocks is not None]
+    first = leaves.index(stacked[0])
+    for leaf in leaves[:first]:
+        yield leaf.rule.original, leaf, None
+    for block in range(max(leaf.blocks.stop for leaf in stacked)):
+        for leaf in stacked:
+            if block in leaf.blocks:
+                yield leaf.rule.original.replace('{i}', str(block)), leaf, block - leaf.blocks.start
+    for leaf in leaves[first:]:
+        if leaf.blocks is None:
+            yield leaf.rule.original, leaf, None
 
 
 def _tensors(params: Mapping, arch: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """(key, values) of every tensor, `pos_embed` first; checks that the tree has exactly the leaves of `arch`."""
-    flat, rules = named_leaves(params), rules_for(arch['mixer'])
-    if {rule.path for rule in rules} != set(flat):
-        raise UserError('the parameters do not fit the architecture: missing '
-                        f'{sorted({rule.path for rule in rules} - set(flat))}, unexpected '
-                        f'{sorted(set(flat) - {rule.path for rule in rules})}')
+    flat, paths = named_leaves(params), {leaf.path for leaf in model_leaves(arch)}
+    if paths != set(flat):
+        raise UserError(f'the parameters do not fit the architecture: missing {sorted(paths - set(flat))}, unexpected '
+                        f'{sorted(set(flat) - paths)}')
     yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
-    for key, rule, layer in _order(arch):
-        leaf = flat[rule.path] if layer is None else flat[rule.path][layer]
-        yield key, TRANSFORMS[rule.transform].to_torch(np.asarray(leaf, dtype=np.float32))
+    for key, leaf, layer in _order(arch):
+        values = flat[leaf.path] if layer is None else flat[leaf.path][layer]
+        yield key, TRANSFORMS[leaf.rule.transform].to_torch(np.asarray(values, dtype=np.float32))
 
 
 def _grid(arch: Mapping) -> tuple[int, int]:

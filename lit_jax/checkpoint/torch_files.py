@@ -20,8 +20,8 @@ from typing import Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lit_jax.checkpoint.torch_keys import ATTENTION
 from lit_jax.errors import UserError
+from lit_jax.models.mixers import MIXERS
 
 FLOATS = ('float32', 'float16', 'bfloat16')
 _LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
@@ -289,9 +289,9 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
     where = f'the metadata of {path}'
     config = _parse_json(metadata[METADATA_KEY], where)
     mixer = config['model'].get('mixer') if isinstance(config.get('model'), dict) else None
-    if not isinstance(mixer, dict) or mixer.get('name') not in ATTENTION:
+    if not isinstance(mixer, dict) or mixer.get('name') not in MIXERS:
         raise UserError(f'{where} describe no model that this version knows (model.mixer.name: '
-                        f'{", ".join(ATTENTION)}); export it again, or strip its metadata')
+                        f'{", ".join(MIXERS)}); export it again, or strip its metadata')
     return config
 
 

@@ -17,17 +17,15 @@ from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
 from lit_jax.checkpoint.torch_arch import (
     POSITION_TOLERANCE,
-    Hints,
     Inferred,
     check_expected,
-    find_layout,
     infer_arch,
     plain_arch,
     size_name,
-    split_key,
 )
 from lit_jax.checkpoint.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
-from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, Rule, dimensions, leaf_shape, rules_for, unflatten
+from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves, unflatten
+from lit_jax.checkpoint.torch_survey import Hints, find_layout, split_key
 from lit_jax.errors import UserError
 from lit_jax.models.arch import check_arch
 from lit_jax.models.layers import position_table
@@ -64,18 +62,18 @@ class _Problems:
 
 
 def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *, heads: int | None = None,
-                     input_size: tuple[int, int] | None = None) -> tuple[dict, dict]:
+                     input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None) -> tuple[dict, dict]:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
 
     Args:
         state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is told.
-        arch: the architecture; None infers it (with `heads` and `input_size` where the tensors do not show them).
+        arch: the architecture; None infers it (with the hints where the tensors do not show them).
 
     Raises:
         UserError: names every tensor that is wrong.
     """
     source = source_from_arrays(state)
-    hints = Hints(heads=heads, input_size=input_size)
+    hints = Hints(heads=heads, input_size=input_size, routed=routed)
     inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
     return inferred.arch, read_params(source, inferred, 'the state dict')
 
@@ -88,7 +86,7 @@ def read_params(source: Source, inferred: Inferred, name: str) -> dict:
     """The parameter tree filled from `source`, or one UserError with everything that is wrong."""
     arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
     reading = _Reading(source, layout, arch, problems)
-    flat = {rule.path: reading.read_leaf(rule) for rule in rules_for(arch['mixer'])}
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
     reading.used.add(POSITION_KEYS[layout])
@@ -101,40 +99,46 @@ def read_params(source: Source, inferred: Inferred, name: str) -> dict:
     return unflatten(flat)
 
 
+def _leaves(inferred: Inferred, name: str) -> tuple[ModelLeaf, ...]:
+    try:
+        return model_leaves(inferred.arch)
+    except UserError as error:
+        lines = '\n  '.join([*inferred.problems, str(error)])
+        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
+
+
 class _Reading:
     """Fills leaves from a source, notes which tensors were used and what was wrong with them."""
 
     def __init__(self, source: Source, layout: str, arch: Mapping, problems: _Problems):
         self.source, self.layout, self.arch, self.problems = source, layout, arch, problems
-        self.dims, self.depth = dimensions(arch), arch['depth']
         self.used: set[str] = set()
 
-    def read_leaf(self, rule: Rule) -> np.ndarray:
+    def read_leaf(self, leaf: ModelLeaf) -> np.ndarray:
         """All layers of one leaf, float32."""
-        shape, patterns = leaf_shape(rule, self.dims), rule.keys(self.layout)
+        patterns = leaf.rule.keys(self.layout)
         if not patterns:
-            self.problems.add('missing', rule.original, '(this layout has no such tensor)')
+            self.problems.add('missing', leaf.rule.original, '(this layout has no such tensor)')
             return np.empty(0, np.float32)
-        if rule.stacked:
-            leaf = np.empty((self.depth, *shape), np.float32)
-            for layer in range(self.depth):
-                self._fill(leaf[layer], rule, [pattern.replace('{i}', str(layer)) for pattern in patterns])
-        else:
-            leaf = np.empty(shape, np.float32)
-            self._fill(leaf, rule, [pattern.replace('{i}', '0') for pattern in patterns])
+        if leaf.blocks is None:
+            values = np.empty(leaf.shape, np.float32)
+            self._fill(values, leaf, [pattern.replace('{i}', '0') for pattern in patterns])
             self._check_copies(patterns)
+        else:
+            values = np.empty((len(leaf.blocks), *leaf.shape), np.float32)
+            for layer, block in enumerate(leaf.blocks):
+                self._fill(values[layer], leaf, [pattern.replace('{i}', str(block)) for pattern in patterns])
         self.source.release()
-        return leaf
+        return values
 
-    def _fill(self, out: np.ndarray, rule: Rule, keys: list[str]) -> None:
+    def _fill(self, out: np.ndarray, leaf: ModelLeaf, keys: list[str]) -> None:
         """Writes one layer of a leaf into `out` from the tensors of `keys`, joined along their first axis."""
-        transform = TRANSFORMS[rule.transform]
-        whole = transform.torch_shape(out.shape)
-        part = (whole[0] // len(keys), *whole[1:])
+        whole = leaf.torch_shape
+        part = (whole[0] // len(keys), *whole[1:]) if whole else ()
         tensors = [self._take(key, part) for key in keys]
         if all(tensor is not None for tensor in tensors):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-            out[...] = transform.to_leaf(joined, out.shape)
+            out[...] = TRANSFORMS[leaf.rule.transform].to_leaf(joined, out.shape)
 
     def _take(self, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The tensor's float32 values, or None with the problem noted."""
@@ -159,7 +163,7 @@ class _Reading:
             if '{i}' not in pattern or (first := pattern.replace('{i}', '0')) not in self.source.tensors:
                 continue
             info, values = self.source.tensors[first], None
-            for layer in range(1, self.depth):
+            for layer in range(1, self.arch['depth']):
                 key = pattern.replace('{i}', str(layer))
                 if (copy := self._take(key, info.shape)) is not None:
                     values = self.source.read(first) if values is None else values
@@ -195,12 +199,12 @@ def _ranges(numbers: list[int]) -> str:
 
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
-            overwrite: bool = False) -> Converted:
+            routed: tuple[int, ...] | None = None, overwrite: bool = False) -> Converted:
     """Reads the checkpoint `src` and writes the model folder `out`.
 
     Args:
         src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
-        heads, activation, focus_power: what shapes do not show.
+        heads, activation, focus_power, routed: what shapes do not show (`Hints`).
         expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the size of a
             file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE; else pixels).
@@ -217,7 +221,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     given = dict(source.config or {})
     latent_of = _latent(source, given, latent or {})
     hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
-                  focus_power=focus_power)
+                  focus_power=focus_power, routed=routed)
     inferred = _known(given['model']) if 'model' in given else infer_arch(source, str(src), hints)
     arch = inferred.arch
     options = {'heads': heads, 'activation': activation, 'focus_power': focus_power}

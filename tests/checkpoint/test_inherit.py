@@ -1,5 +1,6 @@
 """Inheritance: what a student takes over, what stays fresh, and the table that says so."""
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,28 @@ from torch_samples import LINEAR, SOFTMAX, random_params, random_state, tiny_arc
 
 from lit_jax.checkpoint.inherit import format_report, inherit_params, parse_copy
 from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax.checkpoint.torch_keys import split_run
 from lit_jax.errors import UserError
 
 TEACHER = tiny_arch(SOFTMAX)
 STUDENT = tiny_arch({**LINEAR, 'heads': 1})           # one wide head where the teacher has two
 WIDTH = 16
+
+
+MOH_RUNS = [{'depth': 1, 'mixer': {'shared': 2, 'routed': 0}}, {'depth': 2, 'mixer': {'shared': 1, 'routed': 1}}]
+MOH = tiny_arch({'name': 'moh', 'heads': 2, 'head_dim': 8, 'shared': 2, 'routed': 0}, depth=3, stages=MOH_RUNS)
+COMPRESSED = tiny_arch(depth=3, input_size=[8, 8], stages=[{'depth': 2}, {'depth': 1, 'mixer': {'compress': 2}}])
+DIG = {key: value for key, value in tiny_arch({'name': 'gla', 'heads': 2}, family='dig', depth=3, ffn='swiglu').items()
+       if key != 'stages'}
+# Students of a DiT of three blocks, and which of their leaves are fresh.
+SYSTEMS = {
+    'moh': (MOH, '/attn/'),
+    'compressed': (COMPRESSED, '/attn/'),
+    'edit': (tiny_arch({'name': 'edit', 'heads': 1}, depth=3), '/attn/'),
+    'sana': (tiny_arch({'name': 'sana', 'heads': 1}, depth=3, ffn='mix'), '/(attn|mlp)/'),
+    'dydila': (tiny_arch({'name': 'dydila', 'heads': 1}, depth=3, ffn='mix'), '/(attn|mlp)/'),
+    'dig': (DIG, '/(attn|mlp|dwc)/'),
+}
 
 
 def inherit(copy=(), teacher=TEACHER, student=STUDENT):
@@ -99,6 +117,96 @@ def test_softmax_student_and_linear_teacher():
     assert np.array_equal(qkv[:, :, 0], theirs['blocks/attn/q/kernel'].reshape(2, WIDTH, WIDTH))
     assert np.array_equal(qkv[:, :, 1:], theirs['blocks/attn/kv/kernel'].reshape(2, WIDTH, 2, WIDTH))
     assert np.array_equal(after['blocks/attn/proj/kernel'], before['blocks/attn/proj/kernel'])
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_every_system_starts_with_what_it_shares_with_a_dit(name):
+    """By the number of the block, whatever runs the student's blocks lie in; the table has every leaf once."""
+    student, fresh = SYSTEMS[name]
+    theirs, before, after, report = inherit(teacher=tiny_arch(depth=3, input_size=student['input_size']), student=student)
+    assert [row['path'] for row in report['rows']] == list(after) == list(before) and report['notes'] == []
+    for row, (path, leaf) in zip(report['rows'], after.items(), strict=True):
+        if re.search(fresh, path):
+            assert row['status'] == 'fresh' and np.array_equal(leaf, before[path]), path
+        else:
+            pattern, run = split_run(path)
+            blocks = slice(None) if run is None else slice(*{0: (0, len(leaf)), 1: (3 - len(leaf), 3)}[run])
+            assert row['status'] == 'inherited' and np.array_equal(leaf, theirs[pattern][blocks]), path
+
+
+def test_the_table_says_which_blocks_of_the_teacher():
+    rows = {row['path']: row for row in inherit(teacher=tiny_arch(depth=3), student=MOH)[-1]['rows']}
+    assert rows['blocks1/mlp/fc1/bias']['source'] == 'blocks/mlp/fc1/bias [1:3]'
+    assert rows['x_embedder/bias']['source'] == 'x_embedder/bias'
+    # And the reverse: a student of one run from a teacher of two.
+    theirs, _, after, report = inherit(teacher=MOH, student=tiny_arch(LINEAR, depth=3))
+    rows = {row['path']: row for row in report['rows']}
+    assert rows['blocks/adaLN/bias']['source'] == 'blocks0/adaLN/bias [0:1], blocks1/adaLN/bias [0:2]'
+    assert np.array_equal(after['blocks/adaLN/bias'], np.concatenate([theirs[f'blocks{i}/adaLN/bias'] for i in range(2)]))
+    # Runs that are cut elsewhere.
+    theirs, _, after, report = inherit(teacher=MOH, student=tiny_arch(depth=3, stages=COMPRESSED['stages']))
+    rows = {row['path']: row for row in report['rows']}
+    assert rows['blocks0/adaLN/bias']['source'] == 'blocks0/adaLN/bias [0:1], blocks1/adaLN/bias [0:1]'
+    assert np.array_equal(after['blocks1/adaLN/bias'], theirs['blocks1/adaLN/bias'][1:])
+
+
+@pytest.mark.parametrize('name', ['moh', 'compressed'])
+def test_all_of_the_attention_of_an_equal_layout(name):
+    """MoH-DiT and compressed keys with copy 'q,k,v,o': only routers and compressors are new."""
+    student = SYSTEMS[name][0]
+    theirs, _, after, report = inherit('q,k,v,o', tiny_arch(depth=3, input_size=student['input_size']), student)
+    fresh = {row['path'] for row in report['rows'] if row['status'] == 'fresh'}
+    assert fresh and all(re.search('router|compressor', path) for path in fresh) and report['notes'] == []
+    for leaf in ('qkv/kernel', 'qkv/bias', 'proj/kernel', 'proj/bias'):
+        got = np.concatenate([after[f'blocks{run}/attn/{leaf}'] for run in range(2)])
+        assert np.array_equal(got, theirs[f'blocks/attn/{leaf}'])
+
+
+@pytest.mark.parametrize('name', ['edit', 'sana', 'dydila'])
+def test_parts_of_the_attention_of_other_mixers(name):
+    theirs, _, after, _ = inherit('v,o', tiny_arch(depth=3), SYSTEMS[name][0])
+    value = theirs['blocks/attn/qkv/kernel'][:, :, 2].reshape(3, WIDTH, WIDTH)
+    ours = after['blocks/attn/v/linear/kernel'] if name == 'edit' else after['blocks/attn/qkv/kernel'][:, :, 2]
+    assert np.array_equal(ours.reshape(3, WIDTH, WIDTH), value)
+    assert np.array_equal(after['blocks/attn/proj/kernel'].ravel(), theirs['blocks/attn/proj/kernel'].ravel())
+
+
+def test_parts_that_do_not_fit_are_noted():
+    """DiG's keys have half the channels, and its output projection no bias."""
+    theirs, before, after, report = inherit('k,v,o', tiny_arch(depth=3), DIG)
+    assert np.array_equal(after['blocks/attn/key/kernel'], before['blocks/attn/key/kernel'])
+    value = theirs['blocks/attn/qkv/kernel'][:, :, 2]
+    assert np.array_equal(after['blocks/attn/value/kernel'].ravel(), value.ravel())
+    assert "blocks/attn/key/kernel: k stays fresh, its sides are not the teacher's" in report['notes']
+    assert "the teacher's o bias is left out: the student has none" in report['notes']
+
+
+def test_a_wider_run_of_moh_keeps_its_own_attention():
+    wide = tiny_arch({**MOH['mixer'], 'qkv_bias': False}, depth=3, stages=[
+        MOH_RUNS[0], {'depth': 2, 'mixer': {'heads': 3, 'shared': 1, 'routed': 1}}])
+    theirs, before, after, report = inherit('q,o', tiny_arch({**SOFTMAX, 'qkv_bias': False}, depth=3), wide)
+    assert np.array_equal(after['blocks0/attn/proj/kernel'], theirs['blocks/attn/proj/kernel'][:1])
+    assert np.array_equal(after['blocks1/attn/qkv/kernel'], before['blocks1/attn/qkv/kernel'])
+    assert np.array_equal(after['blocks1/attn/proj/bias'], theirs['blocks/attn/proj/bias'][1:])
+    assert [note for note in report['notes'] if 'blocks1/attn/proj/kernel: o stays fresh' in note]
+
+
+def test_a_udig_takes_what_fits_and_says_what_does_not():
+    """Its sizes are its own: neither depth nor width of the teacher need be the student's."""
+    student = {**DIG, 'family': 'udig', 'depth': 5, 'width': 8, 'patch': 1, 'mixer': {'name': 'gla', 'heads': 1}}
+    _, before, after, report = inherit('q,k,v,o', tiny_arch(depth=3), student)
+    assert all(row['status'] == 'fresh' for row in report['rows']) and len(report['rows']) == len(before)
+    assert 'fresh, because it is of another shape: y_embedder/table: 4x16 in the teacher, 4x8 in the student' in report['notes']
+    # One of the teacher's width and patch: embedders and final layer are taken over.
+    theirs, _, after, report = inherit((), tiny_arch(depth=3), {**student, 'width': 16, 'patch': 2, 'input_size': [8, 8]})
+    taken = {row['path'] for row in report['rows'] if row['status'] == 'inherited'}
+    assert taken == {path for path in theirs if not path.startswith('blocks')}
+    assert all(np.array_equal(after[path], theirs[path]) for path in taken)
+
+
+def test_another_mlp_of_the_same_kind_is_an_error():
+    with pytest.raises(UserError, match='blocks/mlp/fc1/kernel: 2x16x32 in the teacher, 2x16x64 in the student'):
+        inherit(teacher=tiny_arch(mlp_ratio=2.0))
 
 
 def test_leaves_that_the_teacher_lacks_stay_fresh():

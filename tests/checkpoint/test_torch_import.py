@@ -6,10 +6,11 @@ from goldens import weights
 from torch_samples import LINEAR, SOFTMAX, random_state, tiny_arch, to_diffusers
 
 from lit_jax.checkpoint.leaves import named_leaves
-from lit_jax.checkpoint.torch_arch import Hints, check_expected, infer_arch, parse_arch_name
+from lit_jax.checkpoint.torch_arch import check_expected, infer_arch, parse_arch_name
 from lit_jax.checkpoint.torch_export import to_torch_state, torch_layout
 from lit_jax.checkpoint.torch_files import Source, TensorInfo
 from lit_jax.checkpoint.torch_import import from_torch_state
+from lit_jax.checkpoint.torch_survey import Hints
 from lit_jax.errors import UserError
 from lit_jax.models.network import Network
 
@@ -166,6 +167,13 @@ def test_heads_must_be_told_where_nothing_shows_them():
         from_torch_state(random_state(tiny_arch(LINEAR)), heads=4)
 
 
+def test_a_network_that_cannot_be_is_told_with_the_rest():
+    state = random_state(tiny_arch())
+    del state['pos_embed']
+    with pytest.raises(UserError, match=r'(?s)give --heads N.*input size \(5, 5\) is not divisible by patch 2'):
+        from_torch_state(state, input_size=(5, 5))
+
+
 def test_heads_of_known_sizes_come_from_the_table():
     """DiT-XL's 16 heads, from shapes alone; the values are never read, so none exist."""
     arch = tiny_arch({**SOFTMAX, 'heads': 16}, depth=28, width=1152, input_size=[32, 32], num_classes=1000)
@@ -177,9 +185,9 @@ def test_heads_of_known_sizes_come_from_the_table():
 
 @pytest.mark.parametrize('keys, word', [
     (['blocks.0.scale_shift_table', 'x_embedder.proj.weight'], 'PixArt'),
-    (['blocks.0.attn.wg.weight'], 'MoH-DiT'),
+    (['y_embedder.y_embedding', 'blocks.0.attn.qkv.weight'], 'PixArt'),
     (['down_blocks.0.resnets.0.conv1.weight'], 'U-Net'),
-    (['layer1.0.conv1.weight'], 'is no DiT or LiT checkpoint'),
+    (['layer1.0.conv1.weight'], 'is no checkpoint of DiT, LiT'),
     ([], 'found none'),
 ])
 def test_other_models_are_named(keys, word):

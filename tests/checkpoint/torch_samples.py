@@ -2,7 +2,7 @@
 import numpy as np
 
 from lit_jax.checkpoint.torch_export import to_torch_state
-from lit_jax.checkpoint.torch_keys import dimensions, leaf_shape, rules_for, unflatten
+from lit_jax.checkpoint.torch_keys import model_leaves, unflatten
 
 SOFTMAX = {'name': 'softmax', 'heads': 2, 'qkv_bias': True}
 LINEAR = {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3, 'activation': 'relu', 'focus_power': 0}
@@ -11,15 +11,14 @@ LINEAR = {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3, 'act
 def tiny_arch(mixer=SOFTMAX, **changes) -> dict:
     """Depth 2, width 16, 4x4 latents, 3 classes."""
     arch = {'family': 'dit', 'depth': 2, 'width': 16, 'patch': 2, 'input_size': [4, 4], 'channels': 4, 'num_classes': 3,
-            'mlp_ratio': 4.0, 'learn_sigma': True, 'mixer': dict(mixer)}
+            'mlp_ratio': 4.0, 'learn_sigma': True, 'mixer': dict(mixer), 'ffn': 'mlp', 'stages': []}
     return {**arch, **changes}
 
 
 def random_params(arch, seed=0) -> dict:
     """A parameter tree of `arch` with normal values, float32 numpy."""
-    rng, dims = np.random.default_rng(seed), dimensions(arch)
-    shapes = {rule.path: ((arch['depth'],) if rule.stacked else ()) + leaf_shape(rule, dims)
-              for rule in rules_for(arch['mixer'])}
+    rng = np.random.default_rng(seed)
+    shapes = {leaf.path: (() if leaf.blocks is None else (len(leaf.blocks),)) + leaf.shape for leaf in model_leaves(arch)}
     return unflatten({path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()})
 
 
