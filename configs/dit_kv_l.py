@@ -1,0 +1,9 @@
+"""DiT-L/2 with PixArt-Σ's compressed keys (arXiv 2403.04692; size as in arXiv 2601.13683): ImageNet 256px, 400K steps of 256."""
+from lit_jax import config as recipes
+from lit_jax.systems import system
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'dit_kv_l'
+    return system(config, 'dit_kv', 'l')

@@ -1,0 +1,9 @@
+"""EDiT-S/2, class-conditional (arXiv 2503.16726; size as in arXiv 2601.13683), on ImageNet 256px latents: 400K steps of 256."""
+from lit_jax import config as recipes
+from lit_jax.systems import system
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'edit_s'
+    return system(config, 'edit', 's')
