@@ -50,15 +50,16 @@ def real_figures(judge: Judge) -> dict[str, float]:
 
 def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) -> dict:
     """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
-    rows = [_row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
-    for row in rows:
+    rows = [row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
+    for one in rows:
         for name in ('distance', 'accuracy', 'steps'):
-            row[f'{name}_ratio'] = row[name] / rows[0][name]
+            one[f'{name}_ratio'] = one[name] / rows[0][name]
     return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS,
                                       'cfg_scale': CFG_SCALE}}
 
 
-def _row(name: str, model: Model, runs: list[dict]) -> dict:
-    row = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
-           'macs': network_macs(model.network), 'runs': runs}
-    return row | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+def row(name: str, model: Model, runs: list[dict]) -> dict:
+    """What a table says of one kind of model: its size and cost, and the mean over its runs of every figure."""
+    facts = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
+             'macs': network_macs(model.network), 'runs': runs}
+    return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}

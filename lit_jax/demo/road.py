@@ -1,27 +1,19 @@
 """The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it stands for."""
 import json
-import logging
-import multiprocessing
-import os
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
-from lit_jax import cli
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.torch_export import export
 from lit_jax.checkpoint.torch_files import sha256_of
 from lit_jax.checkpoint.torch_import import convert, describe
 from lit_jax.config import load_recipe
-from lit_jax.data.sources import open_source
-from lit_jax.demo import figures, pages
-from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
+from lit_jax.demo import figures, pages, pool
 from lit_jax.training import loop
 from lit_jax.training.telemetry import format_seconds
 
@@ -68,10 +60,10 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
-    _keep_compiled_programs(workdir)
+    pool.keep_compiled_programs(workdir)
 
     _station(1, 'a judge: a small classifier of real digits')
-    judge = get_judge(workdir)
+    judge = pool.get_judge(workdir)
     real = figures.real_figures(judge)
     print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits to real training '
           f'digits (the floor): {real["floor"]:.2f}')
@@ -85,7 +77,7 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     _station(3, f'{len(students)} students, sampled and judged')
     for student in students:
         _command(student.command())
-    runs = run_all(workdir, students)
+    runs = pool.run_all(workdir, students, {'teacher': workdir / 'teacher'})
     result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
@@ -98,15 +90,6 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     print(pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
     return 0
-
-
-def get_judge(workdir: Path) -> Judge:
-    """The judge of this workdir, trained on the real training split the first time."""
-    path = workdir / 'judge.npz'
-    if not path.exists():
-        data = figures.all_of(open_source('digits', split='train'))
-        train_judge(data['image'], data['label']).save(path)
-    return load_judge(path)
 
 
 def train_the_teacher(workdir: Path) -> Path:
@@ -133,44 +116,6 @@ def write_card(checkpoint: Path, result: dict) -> None:
         | {name: result[name] for name in ('floor', 'judge_accuracy', 'samples')},
     }
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
-
-
-def run_all(workdir: Path, students: list[Student]) -> dict[str, list[dict]]:
-    """{'teacher' or arm: the figures of each seed}. One process a core: these models are too small to use several."""
-    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
-    workers = min(os.cpu_count() or 1, len(students) + 1)
-    runs: dict[str, dict[int, dict]] = {'teacher': {}, **{arm: {} for arm in ARMS}}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        jobs = {pool.submit(_train_and_measure, workdir, student): student for student in [*students, None]}
-        for job in as_completed(jobs):
-            student, (measured, seconds) = jobs[job], job.result()
-            arm, seed = (student.arm, student.seed) if student else ('teacher', 0)
-            runs[arm][seed] = measured
-            print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
-                  f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
-    return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
-
-
-def _train_and_measure(workdir: Path, student: Student | None) -> tuple[dict, float]:
-    """Trains one student and measures it; None measures the teacher. Runs in a worker; its log goes to a file."""
-    began = time.perf_counter()
-    _keep_compiled_programs(workdir)
-    path = student.path if student else workdir / 'teacher'
-    if student:
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / 'log.txt', 'a') as log:
-            cli.setup_logging(log)
-            if loop.train(student.recipe(), path) != 'done':
-                os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next student
-    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'))
-    return measured, time.perf_counter() - began
-
-
-def _keep_compiled_programs(workdir: Path) -> None:
-    """Equal programs are compiled once for all seeds, and once for all runs of the demo."""
-    jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-    logging.getLogger('jax').setLevel(logging.ERROR)
 
 
 def _station(number: int, title: str) -> None:

@@ -1,0 +1,160 @@
+"""Every system of the papers on handwritten digits, under one recipe, one trainer, one sampler, one judge:
+
+    python -m lit_jax.demo.compare                              all systems, three seeds each
+    python -m lit_jax.demo.compare --systems dit,lit --seeds 1
+
+Each is trained from scratch with the same steps, batch and optimiser; only the model differs. What comes out says that
+each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again goes on where it stopped.
+"""
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lit_jax import cli
+from lit_jax import config as recipes
+from lit_jax.checkpoint.load import load
+from lit_jax.demo import figures, pool
+from lit_jax.errors import UserError
+from lit_jax.evaluation.pictures import make_sheet, save_png, to_uint8
+from lit_jax.evaluation.report import Report
+from lit_jax.training.metrics_log import read_lines
+from lit_jax.training.telemetry import format_seconds
+
+STEPS = 1_500
+SHOWN = 10
+# What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of the digits DiT.
+DIT = {'family': 'dit', 'depth': 4, 'width': 64, 'patch': 2}
+SYSTEMS = {
+    'dit': ('DiT: softmax attention', {**DIT, 'mixer': {'name': 'softmax', 'heads': 4}}),
+    'dit_kv': ('KV-compressed DiT: softmax, the later half of the blocks sees 2x2 merged tokens', {
+        **DIT, 'mixer': {'name': 'softmax', 'heads': 4},
+        'stages': ({'depth': 2}, {'depth': 2, 'mixer': {'compress': 2}})}),
+    'moh_dit': ('MoH-DiT: softmax heads, some shared, some routed', {
+        **DIT, 'mixer': {'name': 'moh', 'heads': 4, 'shared': 2, 'routed': 1}}),
+    'lit': ('LiT: ReLU linear attention, convolution on the values', {
+        **DIT, 'mixer': {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}}),
+    'sana': ('Sana: ReLU linear attention, Mix-FFN', {**DIT, 'ffn': 'mix', 'mixer': {'name': 'sana', 'heads': 1}}),
+    'edit': ('EDiT: linear compressed attention', {**DIT, 'mixer': {'name': 'edit', 'heads': 1}}),
+    'dydi_lit': ('DyDi-LiT: routed projections, dynamic kernel, differential tokens, Mix-FFN', {
+        **DIT, 'ffn': 'mix', 'mixer': {'name': 'dydila', 'heads': 1, 'projectors': 3, 'powers': 9, 'factors': 9}}),
+    'dig': ('DiG: gated linear attention, four scan directions', {
+        **DIT, 'family': 'dig', 'ffn': 'swiglu', 'mixer': {'name': 'gla', 'heads': 2}}),
+    'udig': ('U-DiG: DiG in three stages, patch 1', {
+        **DIT, 'family': 'udig', 'ffn': 'swiglu', 'depth': 5, 'width': 32, 'patch': 1, 'mixer': {'name': 'gla', 'heads': 1}}),
+}
+HEADER = ('system', 'parameters', 'MMACs', 'ms a step', 'Fréchet distance', 'of each seed', 'class accuracy')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of the comparison; a `pool.Job`."""
+    workdir: Path
+    arm: str            # a key of SYSTEMS
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        return self.workdir / f'{self.arm}_{self.seed}'
+
+    def recipe(self) -> ConfigDict:
+        """The digits recipe with this system's model."""
+        config = recipes.digits(recipes.default())
+        config.name, config.seed = f'compare_{self.arm}', self.seed
+        config.unlock()
+        config.model = ConfigDict({'mlp_ratio': 4.0, 'learn_sigma': True, **SYSTEMS[self.arm][1]})
+        config.lock()
+        config.train.update({'steps': STEPS, 'warmup_steps': 100})
+        config.checkpoint.every, config.sample.every = STEPS // 2, 0
+        return config
+
+
+def compare(workdir: Path, systems: Sequence[str], seeds: int) -> int:
+    """Trains and measures, writes `figures.json`, `table.md`, `samples.png` and `report.html`; returns the exit status."""
+    began = time.perf_counter()
+    if unknown := [name for name in systems if name not in SYSTEMS]:
+        raise UserError(f'unknown system {", ".join(unknown)}; known: {", ".join(SYSTEMS)}')
+    if seeds < 1:
+        raise UserError(f'--seeds must be at least 1, got {seeds}')
+    workdir.mkdir(parents=True, exist_ok=True)
+    pool.keep_compiled_programs(workdir)
+    real = figures.real_figures(pool.get_judge(workdir))
+    entries = [Entry(workdir, name, seed) for seed in range(seeds) for name in systems]
+    print(f'{len(entries)} runs of {STEPS:,} steps', flush=True)
+    runs = pool.run_all(workdir, entries)
+    rows = [_row(name, runs[name], [entry.path for entry in entries if entry.arm == name]) for name in systems]
+    result = {'rows': rows, 'steps': STEPS, 'seconds': round(time.perf_counter() - began), **real,
+              'versions': {'python': platform.python_version(), 'jax': version('jax'), 'flax': version('flax')}}
+    (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
+    (workdir / 'table.md').write_text(table(result))
+    sheet = draw_sheet(workdir, systems)
+    save_png(workdir / 'samples.png', sheet)
+    write_report(workdir, result, sheet)
+    print(f'\n{table(result)}\n{notes(result)}\n\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    return 0
+
+
+def _row(name: str, runs: list[dict], paths: list[Path]) -> dict:
+    row = figures.row(name, load(paths[0]), runs)
+    times = [record['time/step_ms'] for path in paths for record in read_lines(path / 'metrics.jsonl')]
+    return row | {'step_ms': float(np.median(times))}
+
+
+def cells(row: Mapping) -> tuple[str, ...]:
+    """A row of the table as text."""
+    each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs'])
+    return (row['name'], f'{row["parameters"]:,}', f'{row["macs"] / 1e6:.2f}', f'{row["step_ms"]:.1f}', f'{row["distance"]:.2f}',
+            each, f'{row["accuracy"]:.3f}')
+
+
+def table(result: Mapping) -> str:
+    """Markdown."""
+    lines = [HEADER, ('---',) * len(HEADER), *(cells(row) for row in result['rows'])]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def notes(result: Mapping) -> str:
+    """How the figures were taken."""
+    return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet distance of '
+            f'{figures.UNGUIDED:,} unguided samples in the features of a digits classifier (floor, 360 real held-out digits: '
+            f'{result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with guidance {figures.CFG_SCALE:g}. '
+            'ms a step: median of the log lines, one core a run, with as many runs beside it as there are cores.')
+
+
+def draw_sheet(workdir: Path, systems: Sequence[str]) -> np.ndarray:
+    """Ten guided samples of each system, one row each, all from the same noise."""
+    images = [figures.draw(load(Entry(workdir, name, 0).path, scan_layers=False), SHOWN, figures.CFG_SCALE)[0] for name in systems]
+    return make_sheet([('', to_uint8(np.concatenate(images)))], SHOWN, list(systems), pad=1, scale=4)
+
+
+def write_report(workdir: Path, result: Mapping, sheet: np.ndarray) -> None:
+    report = Report('Token mixers compared on handwritten digits')
+    report.paragraph('One recipe, one trainer, one sampler, one judge; only the model differs.')
+    report.table(HEADER, [cells(row) for row in result['rows']])
+    report.paragraph(notes(result))
+    report.picture(sheet, 'ten guided samples of each, from the same noise')
+    report.heading('The systems')
+    report.table(('name', 'what it is', 'config.model'), [(name, *map(str, SYSTEMS[name])) for name in
+                                                          (row['name'] for row in result['rows'])], scroll=True)
+    report.write(workdir / 'report.html')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog='python -m lit_jax.demo.compare', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=Path, default=Path('demo/compare'), help='where everything goes')
+    parser.add_argument('--systems', default=','.join(SYSTEMS), help=f'any of {", ".join(SYSTEMS)}')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each system')
+    args = parser.parse_args()
+    return compare(args.workdir, [name.strip() for name in args.systems.split(',')], args.seeds)
+
+
+if __name__ == '__main__':
+    cli.run(main)

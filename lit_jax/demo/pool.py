@@ -1,0 +1,78 @@
+"""Many small runs on digits at once: one process a core trains a recipe and measures what came out."""
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from ml_collections import ConfigDict
+
+from lit_jax import cli
+from lit_jax.checkpoint.load import load
+from lit_jax.data.sources import open_source
+from lit_jax.demo import figures
+from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
+from lit_jax.training import loop
+from lit_jax.training.telemetry import format_seconds
+
+
+class Job(Protocol):
+    """One run: a seed of what is compared as `arm`; `recipe()` is trained in `path`."""
+    arm: str
+    seed: int
+    path: Path
+
+    def recipe(self) -> ConfigDict: ...
+
+
+def get_judge(workdir: Path) -> Judge:
+    """The judge of this workdir, trained on the real training split the first time."""
+    path = workdir / 'judge.npz'
+    if not path.exists():
+        data = figures.all_of(open_source('digits', split='train'))
+        train_judge(data['image'], data['label']).save(path)
+    return load_judge(path)
+
+
+def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
+    """{arm: the figures of each seed}, first of the models that are `there` already. `get_judge` comes before.
+
+    One process a core: these models are too small to use several."""
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    there = dict(there or {})
+    workers = min(os.cpu_count() or 1, len(jobs) + len(there))
+    runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+        waiting = {pool.submit(_train_and_measure, workdir, job, job.path): (job.arm, job.seed) for job in jobs}
+        waiting |= {pool.submit(_train_and_measure, workdir, None, path): (arm, 0) for arm, path in there.items()}
+        for done in as_completed(waiting):
+            (arm, seed), (measured, seconds) = waiting[done], done.result()
+            runs[arm][seed] = measured
+            print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
+                  f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
+    return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
+
+
+def _train_and_measure(workdir: Path, job: Job | None, path: Path) -> tuple[dict, float]:
+    """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a file."""
+    began = time.perf_counter()
+    keep_compiled_programs(workdir)
+    if job is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / 'log.txt', 'a') as log:
+            cli.setup_logging(log)
+            if loop.train(job.recipe(), path) != 'done':
+                os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next job
+    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'))
+    return measured, time.perf_counter() - began
+
+
+def keep_compiled_programs(workdir: Path) -> None:
+    """Equal programs are compiled once for all seeds, and once for all runs of the demo."""
+    jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    logging.getLogger('jax').setLevel(logging.ERROR)
