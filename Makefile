@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2
 
-.PHONY: setup setup-test demo demo-full photos test test-slow lint clean
+.PHONY: setup setup-test demo demo-full compare photos test test-slow lint clean
 
 setup: $(VENV)/installed
 setup-test: $(VENV)/installed-test
@@ -29,6 +29,10 @@ demo: setup
 
 demo-full: setup
 	$(BIN)/python -m lit_jax.demo --train_teacher --workdir demo/full
+
+# Every system of the papers on digits, three seeds each.
+compare: setup
+	$(BIN)/python -m lit_jax.demo.compare
 
 # Pictures of one's own, from a folder to pictures; its photographs ship inside scikit-image.
 photos: setup-test

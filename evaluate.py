@@ -89,7 +89,7 @@ def parse_reference(arguments) -> dict:
     add('--data_dir', default='', help='folder of all data sets; default $LIT_JAX_DATA')
     add('--split', default='train', help='train or held_out')
     add('--image_size', type=int, help='pixels a side; pictures are cropped as ADM crops them')
-    add('--classes', default='', help='of these classes only: names or numbers, comma separated, a file with one a line, or sub_imagenet')
+    add('--classes', default='', help='of these classes only: names or numbers, comma separated, a file, or sub_imagenet')
     add('--images', type=int, default=10000, help='pictures in the file; default 10000')
     add('--seed', type=int, default=0, help='that chooses them')
     add('--threads', type=int, help='that decode pictures; default one a core')

@@ -20,6 +20,7 @@ LINEAR = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}
 
 
 MODELS = {'softmax': {'mixer': SOFTMAX}, 'linear': {'mixer': LINEAR}, 'compressed': {'mixer': {**SOFTMAX, 'compress': 2}},
+          'edit': {'mixer': {'name': 'edit', 'heads': 1}}, 'dydila': {'mixer': {'name': 'dydila', 'heads': 1}},
           'small': {'mixer': SOFTMAX, 'width': 8, 'depth': 1},
           'runs': {'mixer': SOFTMAX, 'stages': ({'depth': 1}, {'depth': 2, 'mixer': {'compress': 2}})}}
 
@@ -79,19 +80,22 @@ def test_a_sum_without_normaliser_keeps_its_signs():
     np.testing.assert_allclose(attention_map('sum', q - 0.5, k), np.einsum('nke,mke->knm', q - 0.5, k) / 6, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('name', ['softmax', 'linear', 'compressed'])
+@pytest.mark.parametrize('name', ['softmax', 'linear', 'compressed', 'edit', 'dydila'])
 def test_every_layer_shows_its_queries_and_keys(name):
     model = model_of(name)
     x, label = inputs()
     attention = Attention(model, 'the model')
     layers = attention.layers(x, 500, label)
     assert (attention.depth, len(layers), attention.grid) == (3, 3, (4, 6))
-    keys = 6 if name == 'compressed' else 24
+    keys, head = 6 if name in ('compressed', 'edit') else 24, (1, 32) if name in ('edit', 'dydila') else (2, 16)
     for layer in layers:
-        assert layer.query.shape == (3, 24, 2, 16) and layer.key.shape == (3, keys, 2, 16)
+        assert layer.query.shape == (3, 24, *head) and layer.key.shape == (3, keys, *head)
         maps = attention_map(layer.kind, layer.query[0], layer.key[0])
-        np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-4)
-        assert (np.asarray(maps) >= 0).all()
+        if layer.kind == 'sum':      # differences have signs and no normaliser
+            assert name == 'dydila' and np.isfinite(maps).all() and np.any(maps)
+        else:
+            np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-4)
+            assert (np.asarray(maps) >= 0).all()
     if name == 'linear':
         for i, layer in enumerate(layers):
             np.testing.assert_array_equal(layer.convolution, model.params['blocks']['attn']['dwc']['kernel'][i])

@@ -141,10 +141,13 @@ class DyDiLA(nnx.Module):
         if self.difference != 'none':
             factors = self._factors(tokens)
             q2, k2 = (tokens[name] for name in second)
+        weigh = (q, k)
         if self.difference == 'tokens':
-            o = weighted_sum(*_heads_first(q - factors['query'] * q2, k - factors['key'] * k2, v_BNKE), shortest=True)
-        else:
-            o = weighted_sum(*_heads_first(q, k, v_BNKE), shortest=True)
+            weigh = q - factors['query'] * q2, k - factors['key'] * k2
+        if self.difference != 'maps' and self.normaliser == 'mean':      # otherwise the map is not a product of two
+            show('sum/query', weigh[0])
+            show('sum/key', weigh[1])
+        o = weighted_sum(*_heads_first(*weigh, v_BNKE), shortest=True)
         if self.difference == 'maps':
             subtracted = weighted_sum(*_heads_first(q2, k2, v_BNKE), shortest=True)
             o = o - jnp.swapaxes(factors['query'], 1, 2) * subtracted

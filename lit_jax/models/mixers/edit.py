@@ -22,6 +22,7 @@ from lit_jax.models.convolution import Conv, GroupNorm
 from lit_jax.models.layers import Array, Linear, accumulator
 from lit_jax.models.mixers.linear import EPS, linear_attention
 from lit_jax.models.partition import constrain, mesh_axis_size
+from lit_jax.models.probe import show
 
 
 class ConvFusion(nnx.Module):
@@ -132,6 +133,8 @@ def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     n, m, e = q_BNKE.shape[1], k_BMKE.shape[1], q_BNKE.shape[3]
     if 2 * n * m >= (n + m) * (e + 1):
         return linear_attention(q_BNKE, k_BMKE, v_BMKE)
+    show('linear/query', q_BNKE)
+    show('linear/key', k_BMKE)
     acc, dtype = q_BNKE.dtype, v_BMKE.dtype
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BMKE, v_BMKE))
     map_BKNM = jnp.einsum('bkne,bkme->bknm', q.astype(dtype), k.astype(dtype), preferred_element_type=acc) / m

@@ -4,8 +4,11 @@ For each head, with a state S [E, V] that starts at zero and gates α = exp(g) b
 
     S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t        o_t = q_t·S_t                  (arXiv 2312.06635)
 
-so that o_i = Σ_{j ≤ i} Σ_e q_ie·k_je·D_ije·v_j with the decay D_ij = α_{j+1}·…·α_i. A product of the decays up to i with
-the inverse of those up to j would overflow: gates of 1e-30 are allowed. Here every factor is a product of gates:
+so that o_i = Σ_{j ≤ i} Σ_e q_ie·k_je·D_ije·v_j with the decay D_ij = α_{j+1}·…·α_i.
+
+Where no chunk forgets more than e^-MILD (`lit_jax/models/mixers/gla_mild.py`), as in trained models, D_ij is the product of
+the decays up to i and the inverse of those up to j. For gates near 0 that would overflow, and gates of 1e-30 are allowed.
+Then every factor is a product of gates, at a few times the cost:
 
 - Within a chunk the pairs i > j are sorted by the highest bit in which i and j differ. For bit s, i lies in the right
   and j in the left half of one block of 2s tokens, and D_ij = (gates of the right half up to i)·(gates of the left half
@@ -28,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.mixers import gla_mild
 
 
 def default_chunk() -> tuple[int, int]:
@@ -87,28 +91,42 @@ def _attend(chunk, q, k, v, g):
 
 
 def _attend_forward(chunk, q, k, v, g):
-    def segment(state, inputs):
-        new_state, o = _segment(state, *(_heads_first(x, chunk) for x in inputs))
-        return new_state, (_tokens_first(o, inputs[0].shape), state)
+    def run(segment, *inputs):
+        def step(state, inputs):
+            new_state, o = segment(state, *(_heads_first(x, chunk) for x in inputs))
+            return new_state, (_tokens_first(o, inputs[0].shape), state)
+
+        return jax.lax.scan(step, state, inputs)
 
     _, batch, _, heads, e_dim = q.shape
     state = jnp.zeros((batch * heads, e_dim, v.shape[-1]), g.dtype)
-    last, (o, states) = jax.lax.scan(segment, state, (q, k, v, g))
+    last, (o, states) = jax.lax.cond(_is_mild(g, chunk), functools.partial(run, gla_mild.segment),
+                                     functools.partial(run, _segment), q, k, v, g)
     return (o, last), (q, k, v, g, states)
 
 
 def _attend_backward(chunk, residuals, cotangents):
-    def segment(d_state, inputs):
-        *inputs, d_o, state = inputs
-        d_state, gradients = _segment_backward(d_state, state, *(_heads_first(x, chunk) for x in (*inputs, d_o)))
-        return d_state, tuple(_tokens_first(d, x.shape).astype(x.dtype) for d, x in zip(gradients, inputs, strict=True))
+    def run(segment, d_last, *inputs):
+        def step(d_state, inputs):
+            *inputs, d_o, state = inputs
+            d_state, gradients = segment(d_state, state, *(_heads_first(x, chunk) for x in (*inputs, d_o)))
+            return d_state, tuple(_tokens_first(d, x.shape).astype(x.dtype) for d, x in zip(gradients, inputs, strict=True))
+
+        return jax.lax.scan(step, d_last, inputs, reverse=True)[1]
 
     *inputs, states = residuals
     d_o, d_last = cotangents
-    return jax.lax.scan(segment, d_last, (*inputs, d_o, states), reverse=True)[1]
+    return jax.lax.cond(_is_mild(inputs[-1], chunk), functools.partial(run, gla_mild.segment_backward),
+                        functools.partial(run, _segment_backward), d_last, *inputs, d_o, states)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _is_mild(g, chunk):
+    """Whether every chunk of every channel keeps at least e^-MILD; g [segments, B, tokens, K, E]."""
+    s, b, n, heads, e = g.shape
+    return g.reshape(s, b, n // chunk, chunk, heads, e).sum(3).min() >= -gla_mild.MILD
 
 
 def _heads_first(x, chunk):
@@ -128,22 +146,22 @@ def _tokens_first(x, shape):
 
 
 def _segment(state, q, k, v, g):
-    dot = _dots(v.dtype, g.dtype)
+    dot = gla_mild.dots(v.dtype, g.dtype)
     before, after, levels = _decays(g)
     scores = 0
     for decay, mask in zip((1, *levels), _masks(q.shape[2]), strict=True):
         scores += jnp.where(mask, dot('cgie,cgje->cgij', q * decay, k * decay), 0)
-    state, states = _carry(state, before[:, :, -1], dot('cgte,cgtv->cgev', k * after, v))
+    state, states = gla_mild.carry(state, before[:, :, -1], dot('cgte,cgtv->cgev', k * after, v))
     return state, dot('cgij,cgjv->cgiv', scores, v) + dot('cgte,cgev->cgtv', q * before, states)
 
 
 def _segment_backward(d_state, state, q, k, v, g, d_o):
     """What comes from _segment is computed again."""
-    dot = _dots(v.dtype, g.dtype)
+    dot = gla_mild.dots(v.dtype, g.dtype)
     before, after, levels = _decays(g)
     whole, q_before, k_after = before[:, :, -1], q * before, k * after
-    _, states = _carry(state, whole, dot('cgte,cgtv->cgev', k_after, v))
-    d_state, d_added = _carry(d_state, whole, dot('cgte,cgtv->cgev', q_before, d_o), reverse=True)
+    _, states = gla_mild.carry(state, whole, dot('cgte,cgtv->cgev', k_after, v))
+    d_state, d_added = gla_mild.carry(d_state, whole, dot('cgte,cgtv->cgev', q_before, d_o), reverse=True)
     d_q = before * dot('cgtv,cgev->cgte', d_o, states)
     d_k = after * dot('cgtv,cgev->cgte', v, d_added)
     d_whole = (states * d_added).sum(-1) * whole
@@ -160,22 +178,6 @@ def _segment_backward(d_state, state, q, k, v, g, d_o):
         d_levels.append(q * more_q + k * more_k)
     d_v = dot('cgji,cgiv->cgjv', turned, d_o) + dot('cgte,cgev->cgtv', k_after, d_added)
     return d_state, (d_q, d_k, d_v, _decays_backward(d_before, d_after, d_levels[1:]))
-
-
-def _dots(dtype, acc):
-    """einsum whose operands are rounded to `dtype` and whose sums are taken in `acc`."""
-    def dot(spec, a, b):
-        return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=acc)
-    return dot
-
-
-def _carry(state, whole_CGE, added_CGEV, reverse=False):
-    """(state after all chunks, states [C, G, E, V] before each) of state ← whole·state + added; or from the last chunk on."""
-    def step(state, chunk):
-        whole, added = chunk
-        return whole[..., None] * state + added, state
-
-    return jax.lax.scan(step, state, (whole_CGE, added_CGEV), reverse=reverse)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
