@@ -28,7 +28,7 @@ from lit_jax.evaluation.report import Report
 from lit_jax.training.metrics_log import read_lines
 from lit_jax.training.telemetry import format_seconds
 
-STEPS = 1_500
+STEPS = 1_000
 SHOWN = 10
 # What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of the digits DiT.
 DIT = {'family': 'dit', 'depth': 4, 'width': 64, 'patch': 2}

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, hub_config, random_state, tiny_arch, to_diffusers
+from torchvision_shim import import_oracle
 
 import convert_torch_ckpt
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
@@ -82,7 +83,7 @@ def test_hub_folder(convert, tmp_path):
 def test_a_folder_that_diffusers_wrote(convert, tmp_path):
     """Names and config as the library itself saves them, in shards of .safetensors and as one .bin."""
     torch = pytest.importorskip('torch')
-    diffusers = pytest.importorskip('diffusers')
+    diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
                                             num_layers=3, sample_size=4, patch_size=2, num_embeds_ada_norm=5)

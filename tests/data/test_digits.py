@@ -190,6 +190,7 @@ def test_the_cache_folder_comes_from_the_environment(data_dir, monkeypatch, tmp_
     assert default_data_dir() == data_dir
     assert len(open_source('digits')) == 1437
     monkeypatch.delenv('LIT_JAX_DATA')
+    monkeypatch.delenv('LIT_JAX_CACHE')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert default_data_dir() == tmp_path / '.cache/lit_jax/datasets'
 

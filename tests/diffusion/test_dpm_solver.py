@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusion_goldens import load_nhwc, relative_error, toy_model
+from torchvision_shim import import_oracle
 
 from lit_jax.diffusion.dpm_solver import sample_dpm, solver_coefficients
 from lit_jax.diffusion.samplers import sample_ddim, sampling_schedule
@@ -38,7 +39,7 @@ def noise_only(x, t):
 @pytest.mark.parametrize('steps', [2, 10, 20, 50])
 def test_the_trajectory_equals_that_of_diffusers(steps, x64):
     torch = pytest.importorskip('torch')
-    diffusers = pytest.importorskip('diffusers')
+    diffusers = import_oracle('diffusers')
     scheduler = diffusers.DPMSolverMultistepScheduler(
         num_train_timesteps=1000, trained_betas=np.linspace(1e-4, 2e-2, 1000), algorithm_type='dpmsolver++', solver_order=2)
     schedule = sampling_schedule('dpm++', steps)
@@ -56,7 +57,7 @@ def test_the_trajectory_equals_that_of_diffusers(steps, x64):
 
 @pytest.mark.torch
 def test_timesteps_are_those_of_diffusers_but_for_halves():
-    diffusers = pytest.importorskip('diffusers')
+    diffusers = import_oracle('diffusers')
     for steps in (5, 10, 15, 20, 25, 50, 100):
         scheduler = diffusers.DPMSolverMultistepScheduler(num_train_timesteps=1000)
         scheduler.set_timesteps(steps)
