@@ -41,12 +41,10 @@ def get_judge(workdir: Path) -> Judge:
 def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
     """{arm: the figures of each seed}, first of the models that are `there` already. `get_judge` comes before.
 
-    One process a core: these models are too small to use several."""
-    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    """
     there = dict(there or {})
-    workers = min(os.cpu_count() or 1, len(jobs) + len(there))
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+    with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
         waiting = {pool.submit(_train_and_measure, workdir, job, job.path): (job.arm, job.seed) for job in jobs}
         waiting |= {pool.submit(_train_and_measure, workdir, None, path): (arm, 0) for arm, path in there.items()}
         for done in as_completed(waiting):
@@ -55,6 +53,12 @@ def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None
             print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
                   f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
     return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """Processes that compute on one core each: these models are too small to use several."""
+    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    return ProcessPoolExecutor(count, multiprocessing.get_context('spawn'))
 
 
 def _train_and_measure(workdir: Path, job: Job | None, path: Path) -> tuple[dict, float]:
