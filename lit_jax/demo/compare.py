@@ -1,7 +1,7 @@
 """Every system of the papers on handwritten digits, under one recipe, one trainer, one sampler, one judge:
 
     python -m lit_jax.demo.compare                              all systems, three seeds each
-    python -m lit_jax.demo.compare --systems dit,lit --seeds 1
+    python -m lit_jax.demo.compare --systems dit,lit --seeds 1 --steps 5000 --workdir demo/compare_longer
 
 Each is trained from scratch with the same steps, batch and optimiser; only the model differs. What comes out says that
 each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again goes on where it stopped.
@@ -31,7 +31,7 @@ from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh
 from lit_jax.training.telemetry import format_seconds
 
-STEPS = 2_000
+STEPS, SAMPLING_STEPS = 1_500, 25
 SHOWN = 10
 TIMED = 30       # steps for the time of one, after five that are not counted
 # What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of the digits DiT.
@@ -63,6 +63,7 @@ class Entry:
     workdir: Path
     arm: str            # a key of SYSTEMS
     seed: int
+    steps: int = STEPS
 
     @property
     def path(self) -> Path:
@@ -75,29 +76,29 @@ class Entry:
         config.unlock()
         config.model = ConfigDict({'mlp_ratio': 4.0, 'learn_sigma': True, **SYSTEMS[self.arm][1]})
         config.lock()
-        config.train.update({'steps': STEPS, 'warmup_steps': 100})
-        config.checkpoint.every, config.sample.every = STEPS // 2, 0
+        config.train.update({'steps': self.steps, 'warmup_steps': 100})
+        config.checkpoint.every, config.sample.every = max(1, self.steps // 2), 0
         return config
 
 
-def compare(workdir: Path, systems: Sequence[str], seeds: int) -> int:
+def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEPS) -> int:
     """Trains and measures, writes `figures.json`, `table.md`, `samples.png` and `report.html`; returns the exit status."""
     began = time.perf_counter()
     if unknown := [name for name in systems if name not in SYSTEMS]:
         raise UserError(f'unknown system {", ".join(unknown)}; known: {", ".join(SYSTEMS)}')
-    if seeds < 1:
-        raise UserError(f'--seeds must be at least 1, got {seeds}')
+    if seeds < 1 or steps < 1:
+        raise UserError(f'--seeds and --steps must be at least 1, got {seeds} and {steps}')
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
     real = figures.real_figures(pool.get_judge(workdir))
-    entries = [Entry(workdir, name, seed) for seed in range(seeds) for name in systems]
-    print(f'{len(entries)} runs of {STEPS:,} steps', flush=True)
-    runs = pool.run_all(workdir, entries)
+    entries = [Entry(workdir, name, seed, steps) for seed in range(seeds) for name in systems]
+    print(f'{len(entries)} runs of {steps:,} steps', flush=True)
+    runs = pool.run_all(workdir, entries, sampling_steps=SAMPLING_STEPS)
     rows = [figures.row(name, load(Entry(workdir, name, 0).path), runs[name]) for name in systems]
     with pool.workers(1) as alone:
         for row in rows:
             row['step_ms'] = alone.submit(step_milliseconds, Entry(workdir, row['name'], 0)).result()
-    result = {'rows': rows, 'steps': STEPS, 'seconds': round(time.perf_counter() - began), **real,
+    result = {'rows': rows, 'steps': steps, 'seconds': round(time.perf_counter() - began), **real,
               'versions': {'python': platform.python_version(), 'jax': version('jax'), 'flax': version('flax')}}
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
     (workdir / 'table.md').write_text(table(result))
@@ -144,7 +145,8 @@ def notes(result: Mapping) -> str:
     """How the figures were taken."""
     return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet distance of '
             f'{figures.UNGUIDED:,} unguided samples in the features of a digits classifier (floor, 360 real held-out digits: '
-            f'{result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with guidance {figures.CFG_SCALE:g}. '
+            f'{result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with guidance {figures.CFG_SCALE:g}; '
+            f'{SAMPLING_STEPS} sampling steps. '
             f'ms a step: median of {TIMED} on one core, one system after the other with nothing beside it.')
 
 
@@ -172,8 +174,9 @@ def main() -> int:
     parser.add_argument('--workdir', type=Path, default=Path('demo/compare'), help='where everything goes')
     parser.add_argument('--systems', default=','.join(SYSTEMS), help=f'any of {", ".join(SYSTEMS)}')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each system')
+    parser.add_argument('--steps', type=int, default=STEPS, help=f'of each run; default {STEPS:,}')
     args = parser.parse_args()
-    return compare(args.workdir, [name.strip() for name in args.systems.split(',')], args.seeds)
+    return compare(args.workdir, [name.strip() for name in args.systems.split(',')], args.seeds, args.steps)
 
 
 if __name__ == '__main__':

@@ -24,19 +24,19 @@ def all_of(source: Source) -> dict[str, np.ndarray]:
     return source.take(range(len(source)))
 
 
-def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
+def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
     config = model.config
     sample = make_sampler(model.network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
-                          steps=STEPS, method='ddpm', cfg_scale=cfg_scale, latent_scale=config['latent']['scale'])
+                          steps=steps, method='ddpm', cfg_scale=cfg_scale, latent_scale=config['latent']['scale'])
     labels = np.arange(count) % model.network.null_label
     return sample_many(sample, model.params, model.network, labels, seed=seed, batch_size=min(BATCH, count)), labels
 
 
-def measure(model: Model, judge: Judge) -> dict[str, float]:
-    """{'distance', 'accuracy', 'accuracy_unguided'} of one model."""
-    unguided, labels = draw(model, UNGUIDED, 1.0)
-    guided, guided_labels = draw(model, GUIDED, CFG_SCALE)
+def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
+    """{'distance', 'accuracy', 'accuracy_unguided'} of one model, of samples drawn in so many steps."""
+    unguided, labels = draw(model, UNGUIDED, 1.0, steps=steps)
+    guided, guided_labels = draw(model, GUIDED, CFG_SCALE, steps=steps)
     return {'distance': judge.distance(unguided), 'accuracy': judge.accuracy(guided, guided_labels),
             'accuracy_unguided': judge.accuracy(unguided, labels)}
 

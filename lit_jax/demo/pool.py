@@ -38,15 +38,14 @@ def get_judge(workdir: Path) -> Judge:
     return load_judge(path)
 
 
-def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
-    """{arm: the figures of each seed}, first of the models that are `there` already. `get_judge` comes before.
-
-    """
+def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None = None,
+            sampling_steps: int = figures.STEPS) -> dict[str, list[dict]]:
+    """{arm: the figures of each seed}, first of the models that are `there` already. `get_judge` comes before."""
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
     with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
-        waiting = {pool.submit(_train_and_measure, workdir, job, job.path): (job.arm, job.seed) for job in jobs}
-        waiting |= {pool.submit(_train_and_measure, workdir, None, path): (arm, 0) for arm, path in there.items()}
+        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, sampling_steps): (job.arm, job.seed) for job in jobs}
+        waiting |= {pool.submit(_train_and_measure, workdir, None, path, sampling_steps): (arm, 0) for arm, path in there.items()}
         for done in as_completed(waiting):
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured
@@ -61,7 +60,7 @@ def workers(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, multiprocessing.get_context('spawn'))
 
 
-def _train_and_measure(workdir: Path, job: Job | None, path: Path) -> tuple[dict, float]:
+def _train_and_measure(workdir: Path, job: Job | None, path: Path, sampling_steps: int) -> tuple[dict, float]:
     """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a file."""
     began = time.perf_counter()
     keep_compiled_programs(workdir)
@@ -71,7 +70,7 @@ def _train_and_measure(workdir: Path, job: Job | None, path: Path) -> tuple[dict
             cli.setup_logging(log)
             if loop.train(job.recipe(), path) != 'done':
                 os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next job
-    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'))
+    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'), sampling_steps)
     return measured, time.perf_counter() - began
 
 

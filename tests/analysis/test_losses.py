@@ -108,6 +108,7 @@ def test_latents_are_sampled_once_from_their_posterior(tmp_path):
         open_pictures(other, data_recipe(other, 'other', 'latents', str(tmp_path / 'latents')), 3)
 
 
+@pytest.mark.slow
 def test_pictures_are_encoded_by_the_vae_that_is_given(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):

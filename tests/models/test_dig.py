@@ -180,6 +180,7 @@ def test_a_scan_over_layers_and_remat_change_nothing(skip):
         assert max(jax.tree.leaves(errors)) <= 1e-3       # sums in another order, through eleven random blocks
 
 
+@pytest.mark.slow
 def test_skips_that_start_at_zero_change_nothing():
     plain, skipped = Network(TINY), Network({**TINY, 'skip': 'skipzero'})
     params, joins = random_params(plain), skipped.init(jax.random.key(0))['joins']

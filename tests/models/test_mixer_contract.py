@@ -117,6 +117,7 @@ def assert_same(got, want, outputs=2e-5, gradients=1e-3):
 
 
 @EVERY_CASE
+@pytest.mark.slow
 def test_the_unrolled_stack_is_the_scanned_one(case):
     network = network_of(case, scan_layers=False, remat='full')
     got = jax.jit(functools.partial(value_and_gradient, network))(random_tree(network.abstract()), batch())

@@ -227,6 +227,7 @@ def test_it_shows_what_was_chosen():
     np.testing.assert_allclose(seen['routing/projection/entropy'][0], np.mean(entropies), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stages', [(), ({'depth': 1}, {'depth': 2, 'mixer': {'factor_init': 0.5}})])
 def test_folding_changes_nothing_but_the_parameters(stages):
     network = Network({'family': 'dit', 'depth': 3, 'width': 16, 'patch': 2, 'input_size': (8, 12), 'channels': 4,

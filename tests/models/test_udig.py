@@ -24,6 +24,7 @@ def arguments(batch=2):
             {'label': jnp.arange(batch) % 4})
 
 
+@pytest.mark.slow
 def test_every_parameter_is_used_and_the_output_has_twice_the_channels():
     network = Network(TINY)
     params = random_params(network)
@@ -40,6 +41,7 @@ def test_five_groups_on_three_grids():
         (16, (4, 8), 2), (32, (2, 4), 4), (64, (1, 2), 8), (32, (2, 4), 4), (16, (4, 8), 2)]
 
 
+@pytest.mark.slow
 def test_a_decoder_block_sees_the_encoder_block_that_mirrors_it_in_its_own_place():
     """Blocks that do nothing and Linears that take only the skip: the last one brings the first block's tokens back."""
     network = Network({**TINY, 'depth': 10})

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
 from lit_jax.checkpoint.leaves import named_leaves
@@ -41,6 +42,36 @@ def test_total_is_the_weighted_sum_of_its_terms():
             + 0.07 * metrics['loss/distill_variance'])
     assert metrics['loss/total'] == pytest.approx(float(want), rel=1e-6)
     assert metrics['loss/distill_noise'] > 0 and metrics['loss/distill_variance'] > 0
+
+
+def with_mixer(mixer):
+    config = tiny_recipe()
+    config.unlock()
+    config.model.mixer = ConfigDict(mixer)
+    config.lock()
+    return config
+
+
+def test_a_mixers_own_loss_is_added_with_its_weight():
+    config = with_mixer({'name': 'moh', 'heads': 4, 'shared': 0, 'routed': 1})
+    config.train.balance_weight = 0.5
+    step, state, _, batch = parts(config)
+    after, metrics = step(state, {}, batch, KEY)
+    assert metrics['loss/balance'] > 0.9      # 1 where all heads are used alike, more where they are not
+    assert metrics['loss/total'] == pytest.approx(float(metrics['loss/mse'] + metrics['loss/vb'] + 0.5 * metrics['loss/balance']))
+    assert 'quarter/balance' not in metrics and metrics['grad/bad_leaf'] == -1
+
+
+@pytest.mark.slow
+def test_layers_that_route_show_their_statistics():
+    step, state, _, batch = parts(with_mixer({'name': 'dydila', 'heads': 1}))
+    _, metrics = step(state, {}, batch, KEY)
+    assert 0 <= metrics['routing/projection/entropy'] <= 1 and 1 / 3 <= metrics['routing/projection/largest'] <= 1
+
+
+def test_a_model_without_a_layer_that_routes_has_no_such_loss():
+    step, state, _, batch = parts(with_mixer({'name': 'moh', 'heads': 4, 'shared': 4, 'routed': 0}))
+    assert 'loss/balance' not in step(state, {}, batch, KEY)[1]
 
 
 def test_quarters_sum_to_the_mean():
