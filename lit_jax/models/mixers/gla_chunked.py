@@ -36,7 +36,7 @@ from lit_jax.models.mixers import gla_mild
 
 def default_chunk() -> tuple[int, int]:
     """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices and fewer steps."""
-    return (16, 4) if jax.default_backend() == 'cpu' else (64, 16)
+    return (16, 16) if jax.default_backend() == 'cpu' else (64, 16)
 
 
 def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array, chunk: int = 0) -> tuple[Array, Array]:
