@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from lit_jax.errors import UserError
 from lit_jax.models.arch import check_arch, check_partition
-from lit_jax.models.mixers import build_mixer
+from lit_jax.models.mixers import build_mixer, gla_mild
 from lit_jax.models.mixers.gla import DIRECTIONS
 from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
 from lit_jax.models.network import Network
@@ -74,6 +74,14 @@ def test_chunks_equal_the_recurrence(tokens, chunk, low, part, seed):
 @pytest.mark.slow
 def test_long_sequences_equal_the_recurrence(tokens, low, high):
     compare(random_inputs(tokens, low, high, heads=1), 0, 1e-5)
+
+
+@pytest.mark.parametrize('part', [0.98, 1.02], ids=['the last that is mild', 'the first that is not'])
+def test_both_forms_hold_where_one_gives_way_to_the_other(part):
+    q, k, v, g, cotangent = random_inputs(96, -0.5, 0)
+    sums = g.reshape(1, 6, 16, 2, 4).sum(2, keepdims=True)
+    g = (g.reshape(1, 6, 16, 2, 4) * (part * gla_mild.MILD / -sums.min())).reshape(g.shape).astype(np.float32)
+    compare((q, k, v, g, cotangent), 16, 1e-5)
 
 
 def test_a_strong_gate_between_weak_ones_costs_no_precision():
