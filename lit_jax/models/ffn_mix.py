@@ -3,9 +3,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.convolution import fan_in_uniform
-from lit_jax.models.layers import Array, Linear
+from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.partition import constrain
 
@@ -44,8 +43,7 @@ class MixFfn(nnx.Module):
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         b, n, _ = x_BND.shape
-        if grid[0] * grid[1] != n:
-            raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        check_grid(x_BND, grid)
         hidden_BN2F = constrain(jax.nn.silu(self.inverted(x_BND)), 'batch', 'tokens', None, 'hidden')
         value, gate = (self._convolve(hidden_BN2F[:, :, part], part, grid) for part in range(2))
         return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens', 'hidden'))

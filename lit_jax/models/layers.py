@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.errors import UserError
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show_all, watched, watching
 
@@ -193,6 +194,12 @@ class LabelEmbedder(nnx.Module):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Patches
+
+
+def check_grid(x_BND: Array, grid: tuple[int, int]) -> None:
+    """Raises UserError where the tokens do not lie on the grid (H, W): for layers that see neighbours."""
+    if grid[0] * grid[1] != x_BND.shape[1]:
+        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
 
 
 def patchify(x_BHWC: Array, patch: int) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.errors import UserError
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear, accumulator, check_grid
 from lit_jax.models.mixers import reparam
 from lit_jax.models.mixers.linear import EPS, total_weight, weighted_sum
 from lit_jax.models.mixers.routing import Route, RoutedLinear, Router, entropy
@@ -89,9 +89,7 @@ class DyDiLA(nnx.Module):
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        if grid[0] * grid[1] != x_BND.shape[1]:
-            raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the '
-                            'tokens lie on')
+        check_grid(x_BND, grid)
         tokens, v_BNKE = self._project(x_BND)
         tokens = self._sharpen(tokens)
         o_BNKE = self._attend(tokens, v_BNKE)

@@ -19,7 +19,7 @@ from flax import nnx
 
 from lit_jax.errors import UserError
 from lit_jax.models.convolution import Conv, GroupNorm
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear, accumulator, check_grid
 from lit_jax.models.mixers.linear import EPS, linear_attention
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
@@ -112,8 +112,7 @@ class EditAttention(nnx.Module):
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         b, n, d = x_BND.shape
-        if grid[0] * grid[1] != n:
-            raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        check_grid(x_BND, grid)
         x_BHWD = constrain(x_BND.reshape(b, *grid, d), 'batch', 'rows', None, None)
         fused_BND = self.fusion(x_BHWD).reshape(b, n, d)
         q_BNKE = constrain(self.q(fused_BND), 'batch', 'tokens', 'heads', None)

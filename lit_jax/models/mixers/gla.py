@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.errors import UserError
-from lit_jax.models.layers import Array, Linear, accumulator, layer_norm, xavier_uniform
+from lit_jax.models.layers import Array, Linear, accumulator, check_grid, layer_norm, xavier_uniform
 from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
 from lit_jax.models.partition import constrain, partition_spec
 
@@ -73,9 +73,7 @@ class GatedLinearAttention(nnx.Module):
         return None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        if grid[0] * grid[1] != x_BND.shape[1]:
-            raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens '
-                            'lie on')
+        check_grid(x_BND, grid)
         heads = 'batch', 'tokens', 'heads', None
         inputs = [constrain(linear(x_BND), *heads) for linear in (self.q, self.key, self.value)]
         inputs.append(constrain(self._log_gate(self.decay_out, self.decay_in(x_BND)), *heads))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.errors import UserError
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear, accumulator, check_grid
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
@@ -60,9 +60,8 @@ class LinearAttention(nnx.Module):
         self.key_table = nnx.Param(jnp.zeros((math.prod(key_grid), *head), jnp.float32)) if key_grid else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        b, n = x_BND.shape[:2]
-        if grid[0] * grid[1] != n:
-            raise UserError(f'{n} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        b = len(x_BND)
+        check_grid(x_BND, grid)
         acc = accumulator(self.dtype)
         kv = constrain(self.kv(x_BND), 'batch', 'tokens', None, 'heads', None)
         q_BNKE, k_BNKE, v_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None), kv[:, :, 0], kv[:, :, 1]
