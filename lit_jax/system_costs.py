@@ -12,7 +12,7 @@ from lit_jax import cli
 from lit_jax import config as recipes
 from lit_jax.errors import UserError
 from lit_jax.models.arch import check_partition
-from lit_jax.models.cost import network_macs, paper_macs, state_bytes
+from lit_jax.models.cost import counted_by, macs_of, state_bytes
 from lit_jax.models.network import Network, count_parameters
 from lit_jax.systems import SYSTEMS, system
 
@@ -58,8 +58,9 @@ def cost_of(name: str, size: str, image_size: int = 256) -> Cost:
     config = system(recipes.default(), name, size)
     config.data.image_size = image_size
     network, entry = Network(recipes.architecture(config)), SYSTEMS[name]
-    return Cost(name, size, image_size, count_parameters(network), paper_macs(network, entry.convention),
-                entry.published.get((size, image_size)), network_macs(network), state_bytes(network.arch),
+    counts = macs_of(network)
+    return Cost(name, size, image_size, count_parameters(network), counted_by(counts, network.arch, entry.convention),
+                entry.published.get((size, image_size)), counts.total(), state_bytes(network.arch),
                 _most_devices(network.arch, 'tensor'), _most_devices(network.arch, 'seq'))
 
 

@@ -11,12 +11,32 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.dirname(
 os.environ.setdefault('LIT_JAX_CACHE', os.path.join(os.path.dirname(__file__), '..', '.cache', 'lit_jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# The same tests give the same answer twice. To search for new examples: HYPOTHESIS_PROFILE=search make test
+hypothesis.settings.register_profile('proof', derandomize=True)
+hypothesis.settings.register_profile('search')
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'proof'))
+
 GOLDENS = Path(__file__).parent / 'goldens'
+
+
+_BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption('--minutes', type=float, help='tests that would begin later than so many minutes are skipped')
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption('minutes')
+    if minutes and time.monotonic() - _BEGAN > 60 * minutes:
+        pytest.skip(f'no time left: --minutes={minutes:g}')
 
 
 @pytest.fixture

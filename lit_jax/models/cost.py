@@ -18,7 +18,7 @@ from lit_jax.models.arch import mixing_layers
 from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
 from lit_jax.models.network import Network, count_parameters
 
-__all__ = ['Convention', 'count_macs', 'format_parameters', 'macs_of', 'network_macs', 'paper_macs', 'state_bytes']
+__all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs', 'paper_macs', 'state_bytes']
 
 
 def network_macs(network: Network) -> int:
@@ -58,14 +58,19 @@ def paper_macs(network: Network, convention: Convention) -> int:
 
     Raises ValueError for a pattern that fits no parameter: a renamed one would be counted without a word.
     """
-    counts = macs_of(network)
+    return counted_by(macs_of(network), network.arch, convention)
+
+
+def counted_by(counts: Counter, arch: Mapping, convention: Convention) -> int:
+    """`paper_macs` from the accounts of `macs_of`, which are left as they are."""
+    counts = counts.copy()
     for pattern in convention.left_out:
         if not (names := [name for name in counts if name and fnmatch.fnmatch(name, pattern)]):
             raise ValueError(f'no product of this network has a parameter like {pattern!r}')
         for name in names:
             del counts[name]
     taken = counts.pop(PRODUCTS, 0)
-    products = {'all': lambda: taken, 'none': lambda: 0, 'cheaper': lambda: _cheaper_products(network.arch)}
+    products = {'all': lambda: taken, 'none': lambda: 0, 'cheaper': lambda: _cheaper_products(arch)}
     return counts.total() + products[convention.products]()
 
 

@@ -19,13 +19,13 @@ UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
 def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, policy: str, classes: list[int], seed: int,
-              group: int, dtype: str) -> dict:
-    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able."""
+              group: int, dtype: str, weights_sha256: str | None = None) -> dict:
+    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able. weights_sha256: of the model's, where it is known."""
     config = model.config
     return json.loads(json.dumps({
         'format': FORMAT, 'kind': 'pictures',
-        'model': {'provenance': config['provenance'], 'sha256': params_sha256(model.params), 'architecture': config['model'],
-                  'diffusion': config['diffusion'], 'latent': config['latent']},
+        'model': {'provenance': config['provenance'], 'sha256': weights_sha256 or params_sha256(model.params),
+                  'architecture': config['model'], 'diffusion': config['diffusion'], 'latent': config['latent']},
         'sampler': dict(settings),
         'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
                                          'dtype': np.dtype(vae.network.dtype).name},

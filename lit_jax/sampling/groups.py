@@ -45,9 +45,9 @@ class GroupSampler:
                           out_specs=P(AXIS), check_vma=False),
             compiler_options=model.network.inference_options())
 
-    def replace_weights(self, params: dict) -> None:
-        """Other weights of the same network, for the program that is compiled already."""
-        self._weights = jax.device_put((params, self._vae_params), NamedSharding(self._mesh, P()))
+    def replace_weights(self, params: dict | None) -> None:
+        """Other weights of the same network, for the program that is compiled already; None gives up their memory."""
+        self._weights = None if params is None else jax.device_put((params, self._vae_params), NamedSharding(self._mesh, P()))
 
     @property
     def count(self) -> int:

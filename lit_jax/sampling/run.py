@@ -136,10 +136,10 @@ class Plan:
     shape: tuple[int, int]
 
 
-def plan_set(request: Request, model: Model | None = None) -> Plan:
+def plan_set(request: Request, model: Model | None = None, weights_sha256: str | None = None) -> Plan:
     """Checks everything that can be wrong with a set, and that all processes want the same.
 
-    model: where it is loaded already."""
+    model, weights_sha256: where it is loaded already, and its checksum is known."""
     model = model or load(request.source, dtype=request.dtype)
     policy = request.labels or ('balanced' if request.count is None else 'random')
     classes = parse_classes(request.classes, model.network.null_label, most=None)
@@ -151,7 +151,7 @@ def plan_set(request: Request, model: Model | None = None) -> Plan:
                         f'DIR (id {model.config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
     _check_settings(model, request)
     card = make_card(model, vae, request.settings(), labels, policy=policy, classes=classes, seed=request.seed,
-                     group=min(request.group, len(labels)), dtype=request.dtype)
+                     group=min(request.group, len(labels)), dtype=request.dtype, weights_sha256=weights_sha256)
     cluster.check_same({'recipe card': card, 'out': str(request.out), **cluster.code_facts()})
     down = 1 if vae is None else vae.network.downscale
     return Plan(request, model, vae, labels, card, tuple(side * down for side in model.arch['input_size']))

@@ -15,7 +15,7 @@ import numpy as np
 import lit_jax
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.load import find_steps, load, read_weights_config
-from lit_jax.checkpoint.vae_folder import read_vae_config
+from lit_jax.checkpoint.vae_folder import params_sha256, read_vae_config
 from lit_jax.errors import UserError
 from lit_jax.evaluation.features import Features
 from lit_jax.models.network import Network
@@ -295,10 +295,11 @@ def _picture_shape(config: dict, request: Request, source: str) -> tuple[int, in
 def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
     for number, ((source, checkpoint), group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
         model = load(source, step=checkpoint, dtype=request.dtype)
+        weights_sha256 = params_sha256(model.params)
         if number == 0:
             LOG.info('%d rows to score, %d pictures each', len(jobs), request.num_samples)
         for job in group:
-            yield _score_model(request, evaluation, job, sampling.plan_set(job.request, model))
+            yield _score_model(request, evaluation, job, sampling.plan_set(job.request, model, weights_sha256))
 
 
 def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:

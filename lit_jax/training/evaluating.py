@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.model_folder import is_model_folder, read_config, save_model_folder
+from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.errors import UserError
 from lit_jax.models.network import Model, Network
 from lit_jax.sampling import run as sampling
@@ -68,8 +69,10 @@ class LoopEvaluation:
         provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step}
         model = Model(self._network, weights, {**self._about, 'provenance': provenance})
         scores = {'eval/num_samples': count}
+        weights_sha256 = params_sha256(weights)
         with without_mesh():
-            rows = {scale: self._score(model, float(scale), count)['scores'] for scale in self._config.eval.cfg_scales}
+            rows = {scale: self._score(model, weights_sha256, float(scale), count)['scores']
+                    for scale in self._config.eval.cfg_scales}
         return scores | {f'eval/{name}_cfg{scale:g}': row[name] for scale, row in rows.items()
                          for name in self._evaluation.settings.metrics if name in row}
 
@@ -89,17 +92,19 @@ class LoopEvaluation:
         save_model_folder(path, {**self._about, 'provenance': provenance}, ema, overwrite=True)
         LOG.info('best %s so far: %.4g, kept in %s', name, value, path)
 
-    def _score(self, model: Model, scale: float, count: int) -> dict:
+    def _score(self, model: Model, weights_sha256: str, scale: float, count: int) -> dict:
         sampler, labels, request = self._sampler(model, scale, count), self._labels(count), self._request(scale, count)
         card = make_card(model, self._vae, request.settings(), labels, policy=request.labels, classes=self._classes(),
-                         seed=request.seed, group=sampler.group, dtype=request.dtype)
+                         seed=request.seed, group=sampler.group, dtype=request.dtype, weights_sha256=weights_sha256)
         plan = sampling.Plan(request, model, self._vae, labels, card, self._shape)
 
         def draw(store: FeatureStore) -> None:
             sampling.draw_parts(plan, store, sampler)
 
-        return self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count, draw, labels=labels,
+        row = self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count, draw, labels=labels,
                                       group=sampler.group, more={'card': card}, keep_features=False)
+        sampler.replace_weights(None)      # training needs the memory until the next evaluation
+        return row
 
     def _sampler(self, model: Model, scale: float, count: int) -> GroupSampler:
         """One compiled program for each guidance scale and number of samples, with the weights of today."""

@@ -46,8 +46,9 @@ def random_inputs(tokens, low, high, *, batch=1, heads=2, e_dim=4, v_dim=6, seed
     return q, k, v, g, cotangent
 
 
-def relative(got, want):
-    return np.abs(np.asarray(got, np.float64) - want).max() / max(np.abs(want).max(), 1e-30)
+def relative(got, want, size=1e-30):
+    """The largest difference over the largest number; `size` where that is of terms which cancel."""
+    return np.abs(np.asarray(got, np.float64) - want).max() / max(np.abs(want).max(), size)
 
 
 def compare(inputs, chunk, bound):
@@ -57,8 +58,11 @@ def compare(inputs, chunk, bound):
     want_o, want_last, want = step_by_step(*inputs, cotangent)
     assert relative(o, want_o) <= bound
     assert relative(last, want_last) <= bound
-    for name, a, b in zip('qkvg', gradients, want, strict=True):
+    for name, a, b in zip('qkv', gradients, want, strict=False):
         assert relative(a, b) <= bound, name
+    # Where gates are mild, that of a gate is a difference of sums of q·dq and k·dk: exactly nothing for the first token,
+    # and float32 leaves a rounding error of the size of these terms.
+    assert relative(gradients[3], want[3], np.abs(inputs[0] * want[0]).max()) <= bound
 
 
 @given(tokens=st.integers(1, 150), chunk=st.sampled_from([1, 2, 16, 64]), low=st.sampled_from([-30, -5, -0.3, 0.0]),

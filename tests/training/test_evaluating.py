@@ -73,6 +73,19 @@ def test_the_best_weights_are_kept_as_a_model_folder(run):
             np.testing.assert_array_equal(kept, newest)
 
 
+def test_no_copy_of_the_weights_stays_behind_an_evaluation(reference, tmp_path, monkeypatch):
+    made, scores = [], evaluating.LoopEvaluation.scores
+
+    def remembered(self, *arguments):
+        result = scores(self, *arguments)
+        made.append([sampler._weights for sampler in self._samplers.values()])
+        return result
+
+    monkeypatch.setattr(evaluating.LoopEvaluation, 'scores', remembered)
+    loop.train(scored_recipe(reference), tmp_path)
+    assert made == [[None, None], [None, None]]
+
+
 def test_the_report_shows_the_scores(run):
     page = (run / 'report.html').read_text()
     assert '<h2>Scores</h2>' in page and 'fid_cfg2' in page
