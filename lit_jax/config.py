@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from lit_jax.diffusion.samplers import sampling_schedule
 from lit_jax.errors import UserError
-from lit_jax.models.arch import check_arch, check_partition
+from lit_jax.models.arch import check_arch, check_partition, conditioning
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
+from lit_jax.training.state import OPTIMIZERS
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -73,6 +74,13 @@ def default() -> ConfigDict:
             'image_size': 256,
             'num_classes': 1000,
             'classes': '',               # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
+            'buckets': False,            # captioned pictures in about their own aspect ratio (lit_jax/data/buckets.py)
+        },
+        'text': {                        # the captions of a text-to-image model
+            'encoder': '',               # id of the text encoder
+            'encoder_path': os.environ.get('LIT_JAX_TEXT_ENCODER', ''),    # its folder: to train from captions as they are
+            'channels': 4096, 'tokens': 300,     # of its features
+            'long_ratio': 0.6,           # how often the longer of two captions is taken
         },
         'diffusion': {'steps': 1000, 'kind': 'linear'},
         'teacher': {                     # '' trains without a teacher
@@ -88,6 +96,7 @@ def default() -> ConfigDict:
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
             'accumulate': 1,             # micro-batches a step
+            'optimizer': 'adamw',        # adamw, came
             'learning_rate': 1e-4,
             'warmup_steps': 0,
             'weight_decay': 0.0,
@@ -153,6 +162,26 @@ def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
     return config
 
 
+def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict:
+    """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with the training settings of LiT.
+
+    The paper gives λ1, λ2, learning rate, batch and the share of long captions; optimizer, warm-up and clipping are those of
+    PixArt-Σ's own recipe with the same learning rate and batch."""
+    make = {'softmax': lambda: softmax_mixer(16), 'linear': lambda: linear_mixer(2)}[mixer]
+    config.model = ConfigDict({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'mlp_ratio': 4.0, 'learn_sigma': True,
+                               'ffn': 'mlp', 'mixer': make(), 'stages': (), 'cross_heads': 16,
+                               'pe_interpolation': image_size / 512})
+    config.latent.update({'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025})
+    config.data.update({'name': 'caption_latents', 'image_size': image_size, 'flip': False})     # a mirrored "left of" is none
+    config.text.encoder = 'PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers'
+    config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
+    config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
+                         'batch_size': 384, 'remat': 'full'})
+    config.sample.update({'method': 'dpm++', 'steps': 20, 'cfg_scale': 4.5, 'count': 8})
+    config.mesh.fsdp = -1
+    return config
+
+
 def digits(config: ConfigDict) -> ConfigDict:
     """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set apart."""
     config.data.name, config.data.image_size, config.data.num_classes = 'digits', 8, 10
@@ -169,16 +198,39 @@ def digits(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def is_text(config: ConfigDict) -> bool:
+    """Whether the recipe's model draws from captions."""
+    return conditioning(config.model) == 'text'
+
+
+def shapes(config: ConfigDict) -> ConfigDict:
+    """What the recipes of the rendered shapes share: captions, pixels, a small model and its rhythm; mixers are set apart."""
+    config.data.update({'name': 'shapes', 'image_size': 32, 'flip': False})
+    config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'), 'channels': 64, 'tokens': 12})
+    config.text.long_ratio = 0.4             # prompts are worded like the short captions
+    config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 3})
+    config.latent.scale = 2.0                # as for the digits: what a caption says must show above the noise
+    config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 64, 'patch': 4, 'mlp_ratio': 4.0, 'learn_sigma': True,
+                               'ffn': 'mlp', 'mixer': softmax_mixer(4), 'stages': (), 'cross_heads': 4, 'pe_interpolation': 1.0})
+    config.train.update({'batch_size': 32, 'learning_rate': 1.5e-3, 'ema_decay': 0.999, 'ema_warmup': True, 'dtype': 'float32'})
+    config.train.scan_layers = False         # unrolled blocks run faster on CPU
+    config.sample.update({'count': 16, 'cfg_scale': 3.0, 'method': 'dpm++', 'steps': 20, 'every': 0})
+    return config
+
+
 def architecture(config: ConfigDict) -> dict:
     """The architecture that a recipe describes (see `lit_jax.models.network.Network`), checked."""
     image_size, down, patch = config.data.image_size, config.latent.downscale, config.model.patch
-    if image_size % (down * patch):
-        unit = down * patch
+    unit = down * patch
+    if image_size % unit:
         nearest = max(unit, round(image_size / unit) * unit)
         raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
                         f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
-    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2, 'channels': config.latent.channels,
-            'num_classes': config.data.num_classes}
+    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2, 'channels': config.latent.channels}
+    if is_text(config):
+        arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels, 'caption_tokens': config.text.tokens}
+    else:
+        arch['num_classes'] = config.data.num_classes
     name = arch['mixer'].get('name')
     if name not in MIXERS:
         raise UserError(f'unknown model.mixer.name {name!r}; known: {", ".join(MIXERS)}')
@@ -201,6 +253,8 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         raise UserError(f'unknown train.dtype {train.dtype!r}; known: {", ".join(DTYPES)}')
     if train.remat not in REMAT_POLICIES:
         raise UserError(f'unknown train.remat {train.remat!r}; known: {", ".join(REMAT_POLICIES)}')
+    if train.optimizer not in OPTIMIZERS:
+        raise UserError(f'unknown train.optimizer {train.optimizer!r}; known: {", ".join(OPTIMIZERS)}')
     if train.learning_rate <= 0:
         raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
     if not 0 <= train.label_dropout < 1:
@@ -215,8 +269,21 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         nearest = max(unit, round(batch / unit) * unit)
         raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = {config.mesh.data} · '
                         f'{config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest that is: {nearest}')
+    if is_text(config):
+        _check_text(config)
     _check_sampling(config)
     return config.lock()
+
+
+def _check_text(config: ConfigDict) -> None:
+    text, data = config.text, config.data
+    if not 0 <= text.long_ratio <= 1:
+        raise UserError(f'text.long_ratio is a share, from 0 to 1, got {text.long_ratio}')
+    if data.flip:
+        raise UserError('data.flip mirrors pictures, and with them what captions say of left and right; set it to False')
+    if config.eval.every or config.eval.full_every:
+        raise UserError('eval scores class-conditional models while they train; score a text-to-image model with sample.py and '
+                        'evaluate.py geneval, and set eval.every and eval.full_every to 0')
 
 
 def _check_sampling(config: ConfigDict) -> None:

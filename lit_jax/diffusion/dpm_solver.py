@@ -1,9 +1,14 @@
 """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): deterministic, second order, for 10 to 50 steps.
 
 The solver goes from noise level to noise level of a schedule: n + 1 levels make n steps. The model is evaluated at all
-but the lowest one, and the last step, of first order, goes on to the picture without noise. With timesteps spread evenly
-over the schedule that is the discretisation of diffusers' DPMSolverMultistepScheduler at its defaults (`linspace`
-timesteps, midpoint, final sigma 0). The original code of PixArt moves on interpolated levels and stops at the lowest one.
+but the lowest one. First and last step are of first order. Two variants are published, and differ in levels and end:
+
+    dpm++            levels at whole timesteps, spread evenly; the last step goes past the lowest level to the picture
+                     without noise. diffusers' DPMSolverMultistepScheduler at its defaults (`linspace` timesteps,
+                     midpoint, final sigma 0).
+    dpm++original    levels at equal distances, most between two timesteps, with log α interpolated (`spread_levels`); the
+                     last step ends at the lowest level, whose noise (σ 0.01) stays. The solver's own code as
+                     PixArt calls it (`time_uniform`, no denoising to zero).
 """
 from collections.abc import Callable, Mapping
 
@@ -38,13 +43,32 @@ def solver_coefficients(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 def sample_dpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule, key: Array | None = None,
                noise: Array | None = None, eta: float = 0.0, clip_denoised: bool = False,
                trajectory: bool = False) -> Array:
-    """DPM-Solver++(2M). Arguments: see `lit_jax.diffusion.samplers`; it draws no noise, so key, noise and eta are ignored.
+    """The variant of diffusers. Arguments: see `lit_jax.diffusion.samplers`; it draws no noise, so key, noise and eta are
+    ignored.
 
     It takes one step less than the schedule has. The learned variance is not used.
     """
-    dtype, batch = accumulator(x_T), x_T.shape[:1]
     kept = schedule.alphas_cumprod[:0:-1]                     # from the noisiest down, without the lowest
     alpha, sigma = np.append(np.sqrt(kept), 1.0), np.append(np.sqrt(1 - kept), 0.0)
+    return _solve(model_fn, x_T, cond, schedule, solver_coefficients(alpha, sigma), clip_denoised, trajectory)
+
+
+def sample_dpm_original(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
+                        key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
+                        clip_denoised: bool = False, trajectory: bool = False) -> Array:
+    """The variant of the original code: as `sample_dpm`, but it ends at the lowest level of the schedule.
+
+    With the schedule of `sampling_schedule` the model is told fractional timesteps, in the dtype of the state.
+    """
+    levels = schedule.alphas_cumprod[::-1]
+    table = solver_coefficients(np.sqrt(levels), np.sqrt(1 - levels))
+    return _solve(model_fn, x_T, cond, schedule, table, clip_denoised, trajectory)
+
+
+def _solve(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], schedule: Schedule, table: np.ndarray,
+           clip_denoised: bool, trajectory: bool) -> Array:
+    """Steps with these coefficients [n, 3] from the noisiest of the n + 1 levels down; evaluated at all but the lowest."""
+    dtype, batch = accumulator(x_T), x_T.shape[:1]
 
     def body(carry, inputs):
         x, x0_before = carry
@@ -57,7 +81,10 @@ def sample_dpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sch
         return (x, x0), x if trajectory else None
 
     indices = jnp.arange(schedule.num_steps - 1, 0, -1, dtype=jnp.int32)
-    table = jnp.asarray(solver_coefficients(alpha, sigma), dtype)
+    timesteps = schedule.timestep_map[:0:-1]
+    if timesteps.dtype != np.int32:
+        timesteps = timesteps.astype(dtype)
     x_T = x_T.astype(dtype)
-    (x_0, _), states = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), (indices, schedule.timestep_map[:0:-1], table))
+    inputs = indices, timesteps, jnp.asarray(table, dtype)
+    (x_0, _), states = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), inputs)
     return states if trajectory else x_0

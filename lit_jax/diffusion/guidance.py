@@ -11,17 +11,17 @@ from lit_jax.errors import UserError
 Array = jax.Array
 
 
-def guide(model_fn: Callable, cfg_scale: float, null_label: int, channels: int | str = 3,
+def guide(model_fn: Callable, cfg_scale: float, pair: Callable, channels: int | str = 3,
           interval: tuple[float, float] | None = None) -> Callable:
-    """ε = ε_null + s·(ε_label - ε_null), with both predictions from one call on a doubled batch.
+    """ε = ε_null + s·(ε_cond - ε_null), with both predictions from one call on a doubled batch.
 
     Args:
-        model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C], `cond['label']` int [B].
+        model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C].
         cfg_scale: s, a plain number. At 1 guidance changes nothing, so `model_fn` itself is returned: half the work.
-        null_label: the label that stands for "no class".
+        pair: cond -> (cond, unconditional cond), dicts of arrays [B, ...] with the same keys (`Network.guidance_pair`).
         channels: how many of the noise channels are guided; all, where a model has fewer. 3, although latents have 4,
             is what DiT does and what its published figures were made with; 'all' is the textbook form.
-            The other noise channels and the variance are those of the label.
+            The other noise channels and the variance are those of the condition.
         interval: (low, high), timesteps: guided where low <= t <= high only (Kynkäänniemi et al. 2024, there in σ);
             outside the output is the model's own, and where that holds for the whole batch the work is half.
 
@@ -33,14 +33,14 @@ def guide(model_fn: Callable, cfg_scale: float, null_label: int, channels: int |
 
     def everywhere(x_BHWC, t_B, cond):
         guided = x_BHWC.shape[-1] if channels == 'all' else min(channels, x_BHWC.shape[-1])
-        null = {**cond, 'label': jnp.full_like(cond['label'], null_label)}
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_BHWC, t_B, cond), (x_BHWC, t_B, null))
+        given, null = pair(cond)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_BHWC, t_B, given), (x_BHWC, t_B, null))
         output = model_fn(*both)
         # The difference of two near-equal bfloat16 numbers, times s, would carry their rounding into the noise.
-        with_label, without = jnp.split(output.astype(accumulator(output)), 2)
+        conditional, without = jnp.split(output.astype(accumulator(output)), 2)
         scale = cfg_scale if interval is None else jnp.where(_inside(t_B, interval), cfg_scale, 1)[:, None, None, None]
-        noise = without[..., :guided] + scale * (with_label[..., :guided] - without[..., :guided])
-        return jnp.concatenate([noise, with_label[..., guided:]], axis=-1)
+        noise = without[..., :guided] + scale * (conditional[..., :guided] - without[..., :guided])
+        return jnp.concatenate([noise, conditional[..., guided:]], axis=-1)
 
     def somewhere(x_BHWC, t_B, cond):
         def plain(*args):

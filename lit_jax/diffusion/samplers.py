@@ -3,17 +3,19 @@
     sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False, trajectory=False)
 
     ddpm    ancestral, with the learned variance        ddim    deterministic, or with noise (eta)
-    dpm++   DPM-Solver++(2M), see `lit_jax.diffusion.dpm_solver`
+    dpm++   DPM-Solver++(2M) as diffusers has it         dpm++original   as the solver's and PixArt's own code has it
+            (both in `lit_jax.diffusion.dpm_solver`)
 
 Args:
-    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B int32 holds original timesteps. See `guidance.guide`.
+    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B int32 holds original timesteps, or floating ones
+        between them where the schedule has such levels (dpm++original). See `guidance.guide`.
     x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
     schedule: respaced to the steps to take (`sampling_schedule`).
     key, noise: where the noise of each step comes from, one of the two: random keys [B], one a picture (step i folds i
         into it), so that a picture's noise does not depend on its company; or [steps, B, H, W, C] in the order of the
         steps, the noisiest first (the last entry has no effect). One key for all is spread: picture b folds b into it.
-        DDIM with eta 0 and dpm++ need neither.
+        DDIM with eta 0 and both dpm++ need neither.
     eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others ignore it.
     clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
     trajectory: return the state after each step.
@@ -27,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.diffusion.dpm_solver import sample_dpm
+from lit_jax.diffusion.dpm_solver import sample_dpm, sample_dpm_original
 from lit_jax.diffusion.objective import Prediction, p_mean_variance, predict_noise
-from lit_jax.diffusion.schedule import Schedule, accumulator, look_up, make_schedule
+from lit_jax.diffusion.schedule import Schedule, accumulator, look_up, make_schedule, spread_levels
 from lit_jax.errors import UserError
 
 Array = jax.Array
@@ -83,11 +85,12 @@ def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
     return _scan(step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
 
-SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm}
+SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm, 'dpm++original': sample_dpm_original}
 
 
 def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: str = 'linear') -> Schedule:
-    """The schedule with which a sampler evaluates the model `steps` times, spread evenly as DiT spreads them.
+    """The schedule with which a sampler evaluates the model `steps` times, spread evenly as DiT spreads them
+    (dpm++original: as its own code spreads them, between timesteps where they fall so).
 
     Raises UserError for a method that is not known, or steps that the schedule does not have.
     """
@@ -95,6 +98,8 @@ def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: st
         raise UserError(f'unknown sampler {method!r}; known: {", ".join(SAMPLERS)}')
     if steps < 1:
         raise UserError(f'sampling takes at least 1 step, got {steps}')
+    if method == 'dpm++original':
+        return spread_levels(train_steps, steps + 1, kind)
     # n steps of dpm++ lead through n + 1 levels, so it cannot take all of them.
     return make_schedule(train_steps, respacing=str(steps + (method == 'dpm++')), kind=kind)
 

@@ -15,7 +15,8 @@ from lit_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables [num_steps], float64 numpy but for `timestep_map` (int32, original indices, ascending).
+    """Tables [num_steps], float64 numpy but for `timestep_map` (original indices, ascending: int32, or float64 where the
+    levels lie between timesteps, see `spread_levels`).
 
     posterior_*: q(x_{t-1} | x_t, x_0) = N(coef1·x_0 + coef2·x_t, variance). Its variance is 0 at t = 0, so
     `posterior_log_variance` holds the value of t = 1 there. log_betas is the upper end of the learned range.
@@ -62,6 +63,19 @@ def make_schedule(steps: int = 1000, respacing: str = '', kind: str = 'linear') 
     timesteps = respace(steps, respacing)
     kept = alphas_cumprod[timesteps]
     # ᾱ at the kept timesteps stays what it was; β between two of them follows.
+    return _tables(1.0 - kept / np.append(1.0, kept[:-1]), timesteps)
+
+
+def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
+    """So many levels at equal distances from the last of `steps` training timesteps to the first, both among them.
+
+    Most lie between two timesteps: log ᾱ is interpolated linearly there, and `timestep_map` is float64. That is the time
+    axis of DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in units of timesteps.
+    """
+    if kind not in KINDS:
+        raise UserError(f'unknown noise schedule {kind!r}; known: {", ".join(KINDS)}')
+    timesteps = np.linspace(0, steps - 1, levels)
+    kept = np.exp(np.interp(timesteps, np.arange(steps), np.cumsum(np.log1p(-KINDS[kind](steps)))))
     return _tables(1.0 - kept / np.append(1.0, kept[:-1]), timesteps)
 
 

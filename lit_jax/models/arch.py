@@ -6,16 +6,24 @@ from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
+from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
 
-FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG}
-# Fields of every family, and what each family adds to them with its defaults.
-REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'num_classes', 'mixer'}
+FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
+# Fields of every family, and what each family adds to them: what it must be told, and its defaults.
+REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'mixer'}
+CONDITION_FIELDS = {'label': {'num_classes'}, 'text': {'cross_heads', 'caption_channels', 'caption_tokens'}}
 DEFAULTS = {'mlp_ratio': 4.0, 'learn_sigma': True}
 FAMILY_DEFAULTS = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
-                   'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'}}
-FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig}
+                   'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'},
+                   'pixart': {'ffn': 'mlp', 'stages': (), 'base_size': 32, 'pe_interpolation': 1.0}}
+FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
+
+
+def conditioning(arch: Mapping) -> str:
+    """What a model is told about a picture: 'label', a class, or 'text', a caption. Unknown families count as the former."""
+    return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 
 def check_arch(arch: Mapping) -> dict:
@@ -24,14 +32,15 @@ def check_arch(arch: Mapping) -> dict:
     if arch.get('family') not in FAMILIES:
         raise UserError(f'unknown model family {arch.get("family")!r}; known: {", ".join(FAMILIES)}')
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
-    known = REQUIRED | set(defaults)
-    if missing := REQUIRED - set(arch):
+    required = REQUIRED | CONDITION_FIELDS[conditioning(arch)]
+    known = required | set(defaults)
+    if missing := required - set(arch):
         raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
     if unknown := set(arch) - known:
         raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of family '
                         f'{arch["family"]!r} knows: {", ".join(sorted(known))}')
     for name in ('depth', 'width', 'patch', 'channels', 'num_classes'):
-        if not isinstance(arch[name], int) or arch[name] < 1:
+        if name in arch and (not isinstance(arch[name], int) or arch[name] < 1):
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
@@ -112,6 +121,8 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
     for mixer in mixers_of(arch):
         yield 'tensor', f'{mixer["name"]} heads', mixer['heads']
         yield 'seq', *_rows_of(mixer, rows)
+    if 'cross_heads' in arch:
+        yield 'tensor', 'heads of the cross-attention', arch['cross_heads']
     yield 'tensor', 'channels of the mlp', ffn.hidden_width(arch['width'], arch['mlp_ratio'])
     yield 'tensor', 'channels', arch['width']
     yield 'fsdp', 'channels', arch['width']

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.models.arch import mixing_layers
@@ -28,10 +27,7 @@ def network_macs(network: Network) -> int:
 
 def macs_of(network: Network) -> Counter:
     """The same by parameter: {path: MACs}, with the products of activations under ''."""
-    arch = network.arch
-    x = jax.ShapeDtypeStruct((1, *arch['input_size'], arch['channels']), jnp.float32)
-    index = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return macs_by_parameter(network.apply, network.abstract(), x, index, {'label': index})
+    return macs_by_parameter(network.apply, network.abstract(), *network.example_inputs())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +150,8 @@ def format_parameters(network: Network) -> str:
     trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6
     rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
-    rows.append(f'with the fixed position table, as the papers count: {count_parameters(network):,} parameters')
+    table = 'with the fixed position table' if network.conditioning == 'label' else 'without the null caption'
+    rows.append(f'{table}, as the papers count: {count_parameters(network):,} parameters')
     known = all(mixer['name'] in STATES for _, mixer, _, _ in mixing_layers(network.arch))
     state = f', {state_bytes(network.arch) / 2 ** 20:.4g} MiB of state between its tokens' if known else ''
     rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{state}')

@@ -151,19 +151,24 @@ def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
 
 
 def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it).
+    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it), see `sincos_table`."""
+    return sincos_table(np.arange(grid[0]), np.arange(grid[1]), width).astype(np.float32)
+
+
+def sincos_table(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
+    """Sines and cosines of the coordinates of a grid [H·W, D] in float64.
 
     Token n = row·W + column. The first half of the channels holds the column, the second half the row; in each
     half all sines come before all cosines.
     """
-    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing='ij')
+    rows, columns = np.meshgrid(rows, columns, indexing='ij')
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
 
     def encode(positions):
         angles = positions.reshape(-1, 1).astype(np.float64) * omega
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    return np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+    return np.concatenate([encode(columns), encode(rows)], axis=1)
 
 
 class TimestepEmbedder(nnx.Module):

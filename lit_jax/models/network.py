@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.errors import UserError
-from lit_jax.models.arch import FAMILIES, check_arch, count_tokens, shown_by
+from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, shown_by
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
 
@@ -43,9 +43,44 @@ class Network:
                                       nnx.to_pure_dict(abstract))
 
     @property
+    def conditioning(self) -> str:
+        """'label': cond is {'label': int [B]}. 'text': {'text': [B, L, C], 'text_mask': [B, L]}, see `PixArt`."""
+        return conditioning(self.arch)
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no class" in classifier-free guidance."""
+        if self.conditioning != 'label':
+            raise UserError('this model draws from captions, not from classes: give it prompts')
         return self.arch['num_classes']
+
+    def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
+        """(cond, unconditional cond), with the same keys: what classifier-free guidance compares.
+
+        Without a class; or with the caption in cond's 'null_text' and 'null_text_mask' (a negative prompt, or the empty
+        one, with its own mask: diffusers), and where there is none with the model's null caption under the mask of the
+        caption (PixArt's own code).
+        """
+        if self.conditioning == 'label':
+            return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
+        given = {name: value for name, value in cond.items() if not name.startswith('null_')}
+        if 'null_text' in cond:
+            return given, {**given, 'text': cond['null_text'], 'text_mask': cond['null_text_mask']}
+        rows = given['text'].shape[:1]
+        return {**given, 'drop': jnp.zeros(rows, bool)}, {**given, 'drop': jnp.ones(rows, bool)}
+
+    def example_inputs(self, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict]:
+        """(x, t, cond) as ShapeDtypeStructs: what `apply` takes at the architecture's own size."""
+        def array(*shape, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+        arch = self.arch
+        if self.conditioning == 'label':
+            cond = {'label': array(dtype=jnp.int32)}
+        else:
+            cond = {'text': array(arch['caption_tokens'], arch['caption_channels']),
+                    'text_mask': array(arch['caption_tokens'], dtype=jnp.int32)}
+        return array(*arch['input_size'], arch['channels']), array(dtype=jnp.int32), cond
 
     def inference_options(self) -> dict:
         """What to give jax.jit as `compiler_options` for a program without gradients of this network."""
@@ -61,7 +96,7 @@ class Network:
 
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
         """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after them."""
-        return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'])
+        return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
                 names: Sequence[str]) -> tuple[Array, dict[str, list]]:
@@ -117,21 +152,51 @@ class Model:
         return self.network.arch
 
     def __call__(self, x, t, y) -> Array:
-        """x float [B, H, W, C]; t timesteps 0..999, scalar or [B]; y class indices, scalar or [B], null class included."""
+        """x float [B, H, W, C]; t timesteps 0..999, scalar or [B].
+
+        y: class indices, scalar or [B], null class included; of a text model a dict with 'text' [B, L, C] and 'text_mask'
+        [B, L], the features of captions (`lit_jax.text.encoder.encode_captions`), and H and W may be others than the
+        architecture's.
+        """
         x = jnp.asarray(x)
-        expected = (*self.arch['input_size'], self.arch['channels'])
-        if x.ndim != 4 or x.shape[1:] != expected:
-            raise UserError(f'x has shape {x.shape}, this model takes [B, {", ".join(map(str, expected))}] (NHWC)')
+        if self.network.conditioning == 'label':
+            self._check_shape(x, tuple(self.arch['input_size']))
+            cond = {'label': jnp.broadcast_to(self._check_labels(y), x.shape[:1])}
+        else:
+            self._check_shape(x, x.shape[1:3])
+            cond = self._check_captions(y, len(x))
+        return self._apply(self.params, x, jnp.broadcast_to(jnp.asarray(t), x.shape[:1]), cond)
+
+    def _check_shape(self, x: Array, sides: tuple[int, ...]) -> None:
+        expected = (*sides, self.arch['channels'])
+        if x.ndim != 4 or x.shape[1:] != expected or any(side % self.arch['patch'] for side in sides):
+            text = ', '.join(map(str, expected)) if self.network.conditioning == 'label' else (
+                f'H, W, {self.arch["channels"]}] with H and W multiples of [{self.arch["patch"]}')
+            raise UserError(f'x has shape {x.shape}, this model takes [B, {text}] (NHWC)')
+
+    def _check_labels(self, y) -> Array:
         y = np.asarray(y)
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() > self.network.null_label:
             raise UserError(f'y must hold class indices 0..{self.network.null_label} (the last is the null class), '
                             f'got {y.dtype} values {y.min()}..{y.max()}')
-        batch = x.shape[:1]
-        return self._apply(self.params, x, jnp.broadcast_to(jnp.asarray(t), batch),
-                           {'label': jnp.broadcast_to(jnp.asarray(y), batch)})
+        return jnp.asarray(y)
+
+    def _check_captions(self, y, batch: int) -> dict:
+        arch = self.arch
+        tokens, channels = arch['caption_tokens'], arch['caption_channels']
+        wanted = f"{{'text': [{batch}, {tokens}, {channels}], 'text_mask': [{batch}, {tokens}]}}"
+        if not isinstance(y, Mapping) or 'text' not in y:
+            raise UserError(f'y must hold the features of captions, {wanted}; got {type(y).__name__}')
+        shape = np.shape(y['text'])
+        if len(shape) != 3 or shape[0] != batch or shape[2] != channels:
+            raise UserError(f'y has text of shape {shape}, this model takes {wanted}: an encoder of width {channels}')
+        return {name: jnp.asarray(value) for name, value in y.items()}
 
 
 def count_parameters(network: Network) -> int:
-    """Parameters as the papers count them: with the fixed position table, which PyTorch files store (N·D)."""
-    table = count_tokens(network.arch) * network.arch['width']
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract())) + table
+    """Parameters as the papers count them: DiT's with the fixed position table, which PyTorch files store (N·D), PixArt's
+    without it and without the null caption, which its code keeps apart as well."""
+    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract()))
+    if network.conditioning == 'text':
+        return total - network.arch['caption_tokens'] * network.arch['caption_channels']
+    return total + count_tokens(network.arch) * network.arch['width']

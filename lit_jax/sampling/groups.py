@@ -5,7 +5,8 @@ that number never changes: picture i is row i mod G of group i div G, the progra
 device of every host runs that program on groups of its own. No device waits for another, and nothing is exchanged.
 """
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +23,56 @@ GROUP = 16
 AXIS = 'groups'
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What to draw, one row a picture: its noise hangs on its seed and number, what it shows on its row of `cond`.
+
+    cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`).
+    """
+    seeds: np.ndarray
+    numbers: np.ndarray
+    cond: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of_classes(cls, labels: Sequence[int], seed: int) -> 'Pictures':
+        """Picture i of class labels[i], all of one seed."""
+        labels = np.asarray(labels, np.int32)
+        return cls(np.full(len(labels), seed, np.uint32), np.arange(len(labels), dtype=np.uint32), {'label': labels})
+
+    @classmethod
+    def of_captions(cls, cond: Mapping[str, np.ndarray], seeds: Sequence[int]) -> 'Pictures':
+        """One picture a caption, each of a seed of its own: a prompt and a seed make one picture, in whatever company."""
+        return cls(np.asarray(seeds, np.uint32), np.zeros(len(seeds), np.uint32), cond)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, indices) -> dict:
+        """These pictures as a tree of arrays."""
+        return {'seed': self.seeds[indices], 'number': self.numbers[indices],
+                'cond': {name: value[indices] for name, value in self.cond.items()}}
+
+
 class GroupSampler:
-    """Draws numbered pictures of one model; picture i depends on the seed, i, its label and the settings only.
+    """Draws numbered pictures of one model; picture i depends on its row of `pictures` and the settings only.
 
     Args:
         settings: options of `build_sampler` (method, steps, cfg_scale, ...).
         vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into pictures; None leaves what the model draws.
-        labels: int [N], the class of every picture.
         group: pictures computed together. Part of the result: see above.
+        size: (H, W) of what the model draws, where it takes others than its own.
         devices: of this process; default all of them.
     """
 
-    def __init__(self, model: Model, settings: dict, labels: Sequence[int], *, seed: int, group: int = GROUP, vae=None,
-                 devices: Sequence | None = None):
-        self.labels, self.group = np.asarray(labels, np.int32), min(group, len(labels))
+    def __init__(self, model: Model, settings: dict, pictures: Pictures, *, group: int = GROUP, vae=None,
+                 size: tuple[int, int] | None = None, devices: Sequence | None = None):
+        self.pictures, self.group = pictures, min(group, len(pictures))
         devices = jax.local_devices() if devices is None else devices
         self._mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._vae_params = None if vae is None else vae.params
         self.replace_weights(model.params)
         self._program = jax.jit(
-            jax.shard_map(_one_group(model, settings, seed, vae), mesh=self._mesh, in_specs=(P(), P(AXIS), P(AXIS)),
+            jax.shard_map(_one_group(model, settings, vae, size), mesh=self._mesh, in_specs=(P(), P(AXIS)),
                           out_specs=P(AXIS), check_vma=False),
             compiler_options=model.network.inference_options())
 
@@ -49,9 +80,21 @@ class GroupSampler:
         """Other weights of the same network, for the program that is compiled already; None gives up their memory."""
         self._weights = None if params is None else jax.device_put((params, self._vae_params), NamedSharding(self._mesh, P()))
 
+    def compile(self, params) -> jax.stages.Compiled:
+        """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses it."""
+        place = NamedSharding(self._mesh, P())
+        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (params, self._vae_params))
+        return self._program.lower(weights, self.pictures.rows(np.arange(self.group * self.devices) % len(self.pictures))).compile()
+
+    def replace_pictures(self, pictures: Pictures) -> None:
+        """Others to draw with the program that is compiled already; at least as many as a group has."""
+        if len(pictures) < self.group:
+            raise ValueError(f'{len(pictures)} pictures for a program that draws {self.group} at once')
+        self.pictures = pictures
+
     @property
     def count(self) -> int:
-        return -(-len(self.labels) // self.group)
+        return -(-len(self.pictures) // self.group)
 
     @property
     def devices(self) -> int:
@@ -59,7 +102,7 @@ class GroupSampler:
 
     def numbers(self, group: int) -> np.ndarray:
         """The numbers of the pictures of a group; the last one may have fewer."""
-        return np.arange(group * self.group, min((group + 1) * self.group, len(self.labels)))
+        return np.arange(group * self.group, min((group + 1) * self.group, len(self.pictures)))
 
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(group, its pictures float32 [n, H, W, C]) in the order given.
@@ -83,8 +126,8 @@ class GroupSampler:
 
     def _start(self, wave: list[int]) -> jax.Array:
         padded = np.resize(wave, self.devices)      # a device without a group of its own repeats another's
-        numbers = (padded[:, None] * self.group + np.arange(self.group)).reshape(-1)
-        return self._program(self._weights, numbers.astype(np.uint32), self.labels[numbers % len(self.labels)])
+        indices = (padded[:, None] * self.group + np.arange(self.group)).reshape(-1)
+        return self._program(self._weights, self.pictures.rows(indices % len(self.pictures)))
 
     def _finish(self, wave: list[int], images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
         images = np.asarray(images)
@@ -93,14 +136,15 @@ class GroupSampler:
             yield group, images[first:first + len(self.numbers(group))]
 
 
-def _one_group(model: Model, settings: dict, seed: int, vae):
+def _one_group(model: Model, settings: dict, vae, size: tuple[int, int] | None) -> Callable:
     config, network = model.config, model.network
     sample = build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
                            latent_scale=config['latent']['scale'], **settings)
 
-    def draw(weights, number_G, label_G):
+    def draw(weights, rows):
         params, vae_params = weights
-        images = sample(params, initial_noise(network, seed, number_G), label_G, step_keys(seed, number_G))
+        noise = initial_noise(network, rows['seed'], rows['number'], size)
+        images = sample(params, noise, rows['cond'], step_keys(rows['seed'], rows['number']))
         if vae is None:
             return images
         # One by one: a picture's decoding takes far more memory than its denoising.

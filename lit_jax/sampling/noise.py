@@ -22,23 +22,32 @@ def check_seed(seed: int) -> None:
         raise UserError(f'the seed must be a whole number from 0 to {(1 << 32) - 1}, got {seed}')
 
 
-def initial_noise(network: Network, seed: int, indices: Sequence[int] | Array) -> Array:
-    """Noise [B, H, W, C] of the pictures with these numbers: picture i depends on (seed, i) only."""
-    shape = (*network.arch['input_size'], network.arch['channels'])
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(jax.random.key(seed), indices))
+def initial_noise(network: Network, seed: int | Array, indices: Sequence[int] | Array,
+                  size: Sequence[int] | None = None) -> Array:
+    """Noise [B, H, W, C] of the pictures with these numbers: picture i depends on (seed, i) only.
+
+    seed: one for all, or one a picture. size: (H, W) of what the network draws, where that is not the architecture's own.
+    """
+    shape = (*(size or network.arch['input_size']), network.arch['channels'])
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seed, indices))
 
 
-def step_keys(seed: int, indices: Sequence[int] | Array) -> Array:
+def step_keys(seed: int | Array, indices: Sequence[int] | Array) -> Array:
     """Keys [B] for the noise of the steps, as `lit_jax.diffusion.samplers` take them."""
-    return _keys(jax.random.fold_in(jax.random.key(seed), STEPS), indices)
+    return _keys(seed, indices, STEPS)
 
 
 def random_labels(seed: int, count: int, classes: Sequence[int]) -> np.ndarray:
     """int32 [count]: each picture's class, drawn evenly from `classes` (DiT's sample_ddp.py draws so, too)."""
-    keys = _keys(jax.random.fold_in(jax.random.key(seed), LABELS), np.arange(count))
+    keys = _keys(seed, np.arange(count), LABELS)
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(classes)))(keys)
     return np.asarray(classes, np.int32)[np.asarray(drawn)]
 
 
-def _keys(key: Array, indices) -> Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
+def _keys(seed, indices, stream: int | None = None) -> Array:
+    def key(seed, index):
+        key = jax.random.key(seed)
+        return jax.random.fold_in(key if stream is None else jax.random.fold_in(key, stream), index)
+
+    seed = jnp.asarray(seed, jnp.uint32)
+    return jax.vmap(key, (0 if seed.ndim else None, 0))(seed, jnp.asarray(indices, jnp.uint32))

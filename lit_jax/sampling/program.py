@@ -1,4 +1,4 @@
-"""One function from noise and labels to samples, shared by everything that draws."""
+"""One function from noise and classes or captions to samples, shared by everything that draws."""
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +11,8 @@ from lit_jax.errors import UserError
 from lit_jax.models.network import Network
 from lit_jax.sampling.noise import initial_noise, step_keys
 
+Array = jax.Array
+
 
 def make_sampler(network: Network, **options) -> Callable:
     """`build_sampler`, compiled."""
@@ -20,8 +22,10 @@ def make_sampler(network: Network, **options) -> Callable:
 def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'linear', steps: int = 50,
                   method: str = 'ddpm', cfg_scale: float = 1.0, cfg_channels: int | str = 3,
                   cfg_interval: tuple[float, float] = (0.0, 1.0), eta: float = 0.0,
-                  latent_scale: float = 1.0) -> Callable:
-    """sample(params, noise_BHWC, labels_B, key_B) -> pixels or latents [B, H, W, C], divided by `latent_scale`.
+                  latent_scale: float = 1.0, on_step: Callable[[Array], None] | None = None) -> Callable:
+    """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by `latent_scale`.
+
+    cond: {'label': int [B]}, or the captions of a text model with the unconditional ones (`Network.guidance_pair`).
 
     Args:
         train_steps, kind: the schedule that the network was trained with.
@@ -29,6 +33,7 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
         method: name in SAMPLERS. eta: noise of ddim, 0 to 1; the others have no such choice.
         cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's published
             numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the picture, 1 pure noise.
+        on_step: called on this machine with the timestep of each evaluation, while the program runs: for progress.
     """
     schedule = sampling_schedule(method, steps, train_steps, kind)
     if eta and method != 'ddim':
@@ -38,12 +43,14 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
     check_guidance(cfg_scale, cfg_channels)
     interval = guided_timesteps(cfg_interval, train_steps)
 
-    def sample(params, noise, labels, key):
+    def sample(params, noise, cond, key):
         def model_fn(x, t, cond):
+            if on_step is not None:
+                jax.debug.callback(on_step, t[0])
             return network.apply(params, x, t, cond)
 
-        model_fn = guide(model_fn, cfg_scale, network.null_label, cfg_channels, interval)
-        x0 = SAMPLERS[method](model_fn, noise, {'label': labels}, schedule=schedule, key=key, eta=eta)
+        model_fn = guide(model_fn, cfg_scale, network.guidance_pair, cfg_channels, interval)
+        x0 = SAMPLERS[method](model_fn, noise, cond, schedule=schedule, key=key, eta=eta)
         return x0.astype(jnp.float32) / latent_scale
 
     return sample
@@ -61,5 +68,5 @@ def sample_many(sample: Callable, params: dict, network: Network, labels: Sequen
     for start in range(0, len(labels), batch_size):
         indices = np.arange(start, start + batch_size)
         part = np.resize(labels[start:start + batch_size], batch_size)
-        images.append(np.asarray(sample(params, initial_noise(network, seed, indices), part, step_keys(seed, indices))))
+        images.append(np.asarray(sample(params, initial_noise(network, seed, indices), {'label': part}, step_keys(seed, indices))))
     return np.concatenate(images)[:len(labels)]

@@ -6,29 +6,70 @@ import pytest
 from diffusion_goldens import load_nhwc, relative_error, toy_model
 from torchvision_shim import import_oracle
 
-from lit_jax.diffusion.dpm_solver import sample_dpm, solver_coefficients
+from lit_jax.diffusion.dpm_solver import sample_dpm, sample_dpm_original, solver_coefficients
+from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.samplers import sample_ddim, sampling_schedule
-from lit_jax.diffusion.schedule import make_schedule
+from lit_jax.diffusion.schedule import make_schedule, spread_levels
 
 
-def test_steps_equal_those_of_the_official_solver(goldens):
-    """In float64, with the golden's own noise levels: its times lie between timesteps, where our schedule has no levels."""
+def conditional_toy_model(x, t, cond):
+    """The model of pixart_dpm (formula in tests/goldens/README.md); its learned variance is not looked at."""
+    u = (t.astype(x.dtype) / 1000).reshape(-1, 1, 1, 1)
+    s = jnp.sqrt(1 - jnp.exp(-(0.1 * u + 9.95 * u * u)))
+    noise = s * x + 0.1 * jnp.sin(2 * x + 5 * u) + 0.2 * cond['text'] * jnp.cos(3 * u)
+    return jnp.concatenate([noise, x], -1)
+
+
+def with_and_without(cond):
+    return {'text': cond['text']}, {'text': cond['null_text']}
+
+
+@pytest.mark.parametrize('dtype, bound', [(jnp.float32, 2e-5), (jnp.float64, 1e-9)])
+def test_the_trajectory_equals_that_of_the_original_code(dtype, bound, goldens):
+    """Guided, all twenty steps, each relative to the largest value of its own state."""
     meta, _, arrays = load_nhwc(goldens / 'pixart_dpm.npz')
-    alpha, sigma = np.exp(arrays['out64_log_alpha']), arrays['out64_sigma']
-    cond, uncond = (arrays[name].astype(np.float64) for name in ('in_cond', 'in_uncond'))
+    told = []
 
-    def noise(x, t):
-        u = t / 1000
-        s = np.sqrt(1 - np.exp(-(0.1 * u + 9.95 * u * u)))
-        e_uncond, e_cond = (s * x + 0.1 * np.sin(2 * x + 5 * u) + 0.2 * c * np.cos(3 * u) for c in (uncond, cond))
-        return e_uncond + meta['case']['cfg'] * (e_cond - e_uncond)
+    def model(x, t, cond):
+        jax.debug.callback(lambda t: told.append(np.asarray(t)), t, ordered=True)
+        assert x.dtype == t.dtype == dtype
+        return conditional_toy_model(x, t, cond)
 
-    x, before = arrays['in_z'].astype(np.float64), 0.0
-    for i, (a, b, c) in enumerate(solver_coefficients(alpha, sigma)):
-        x0 = (x - sigma[i] * noise(x, arrays['out64_model_t'][i])) / alpha[i]
-        x, before = a * x + b * (x0 + c * (x0 - before)), x0
-        # 1e-8: the official noise levels carry the rounding of a float32 table.
-        assert relative_error(x, arrays['out64_states'][i + 1]) <= 1e-8, i
+    with jax.enable_x64(dtype == jnp.float64):
+        x_T, text, null = (jnp.asarray(arrays[name], dtype) for name in ('in_z', 'in_cond', 'in_uncond'))
+        schedule = sampling_schedule('dpm++original', meta['case']['steps'])
+        states = sample_dpm_original(guide(model, meta['case']['cfg'], with_and_without, 'all'), x_T,
+                                     {'text': text, 'null_text': null}, schedule=schedule, trajectory=True)
+        jax.effects_barrier()
+    assert states.dtype == dtype and len(states) == 20
+    errors = [relative_error(mine, official) for mine, official in zip(states, arrays['out64_states'][1:], strict=True)]
+    assert max(errors) <= bound, errors
+    assert np.shape(told) == (20, 4)      # both halves of two guided pictures
+    np.testing.assert_allclose(told, np.repeat(arrays['out64_model_t'][:, None], 4, 1), rtol=0,
+                               atol=1e-9 if dtype == jnp.float64 else 1e-4)
+
+
+def test_levels_and_times_are_those_of_the_original_code(goldens):
+    _, _, arrays = load_nhwc(goldens / 'pixart_dpm.npz')
+    schedule = spread_levels(1000, 21)
+    levels = schedule.alphas_cumprod[::-1]
+    alpha, sigma = np.sqrt(levels), np.sqrt(1 - levels)
+    ours = {'times': (schedule.timestep_map[::-1] + 1) / 1000, 'log_alpha': np.log(alpha), 'sigma': sigma,
+            'lambda': np.log(alpha / sigma)}
+    for name, value in ours.items():
+        assert relative_error(value, arrays[f'out64_{name}']) <= 1e-9, name
+    np.testing.assert_allclose(schedule.timestep_map[:0:-1], arrays['out64_model_t'], rtol=0, atol=1e-9)
+
+
+def test_levels_between_timesteps_meet_the_schedule_at_whole_ones():
+    """All levels of it, and twice as many: every other one is a timestep, the others are geometric means."""
+    for steps in (100, 1000):
+        whole = make_schedule(steps).alphas_cumprod
+        np.testing.assert_allclose(spread_levels(steps, steps).alphas_cumprod, whole, rtol=1e-12)
+        twice = spread_levels(steps, 2 * steps - 1)
+        np.testing.assert_allclose(twice.alphas_cumprod[::2], whole, rtol=1e-12)
+        np.testing.assert_allclose(twice.alphas_cumprod[1::2], np.sqrt(whole[1:] * whole[:-1]), rtol=1e-12)
+        np.testing.assert_array_equal(twice.timestep_map, np.arange(0, steps - 0.5, 0.5))
 
 
 def noise_only(x, t):
@@ -76,6 +117,17 @@ def test_fewer_steps_than_ddim_come_closer_to_the_exact_path(x64):
     assert error(sample_dpm, 'dpm++', 40) < 0.5 * error(sample_dpm, 'dpm++', 10)
 
 
+def test_the_original_variant_comes_to_the_exact_path_at_the_lowest_level(x64):
+    """Many of its steps against many of DDIM's without the last one, which leads from the lowest level to no noise."""
+    x_T = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 3)))
+    exact = sample_ddim(toy_model, x_T, {}, schedule=make_schedule(1000), trajectory=True)[-2]
+
+    def error(steps):
+        return relative_error(sample_dpm_original(toy_model, x_T, {}, schedule=sampling_schedule('dpm++original', steps)), exact)
+
+    assert error(400) < 5e-3 and error(40) < 0.5 * error(10)
+
+
 def test_a_perfect_prediction_is_reached_in_any_number_of_steps():
     """A model that knows the picture: every step moves along the straight line of DDIM, the last one lands on it."""
     picture = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
@@ -89,6 +141,23 @@ def test_a_perfect_prediction_is_reached_in_any_number_of_steps():
     for steps in (1, 2, 7):
         got = sample_dpm(model, x_T, {}, schedule=sampling_schedule('dpm++', steps))
         np.testing.assert_allclose(got, picture, atol=2e-3)      # the first prediction divides by 0.006
+
+
+def test_the_original_variant_leaves_the_noise_of_the_lowest_level():
+    """Of a perfect prediction: α·picture + σ·(the noise that it began with), in any number of steps and any schedule."""
+    picture = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
+    for train_steps, steps in ((1000, 1), (1000, 2), (1000, 7), (100, 7)):
+        schedule = sampling_schedule('dpm++original', steps, train_steps)
+        whole = make_schedule(train_steps).alphas_cumprod
+
+        def model(x, t, cond, whole=whole):
+            level = jnp.exp(jnp.interp(t, jnp.arange(len(whole)), jnp.log(jnp.asarray(whole, x.dtype))))[:, None, None, None]
+            return jnp.concatenate([(x - jnp.sqrt(level) * picture) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
+
+        noise = jax.random.normal(jax.random.key(0), picture.shape)
+        x_T = np.sqrt(whole[-1]) * picture + np.sqrt(1 - whole[-1]) * noise
+        got = sample_dpm_original(model, x_T, {}, schedule=schedule)
+        np.testing.assert_allclose(got, np.sqrt(whole[0]) * picture + np.sqrt(1 - whole[0]) * noise, atol=2e-3)
 
 
 def test_the_first_and_the_last_step_are_of_first_order():

@@ -12,6 +12,10 @@ from lit_jax.errors import UserError
 NULL = 10
 
 
+def to_null(cond):
+    return cond, {'label': jnp.full_like(cond['label'], NULL)}
+
+
 def model(x, t, cond):
     """A model function that tells labels, timesteps and inputs apart in every channel."""
     label = (1.0 + cond['label']).astype(x.dtype).reshape(-1, 1, 1, 1)
@@ -28,7 +32,7 @@ def inputs(channels=4, dtype=jnp.float32):
 def test_only_the_chosen_noise_channels_are_guided(channels, latent, guided):
     """rtol: float32 with a scale of 4. A model of fewer channels than asked for never has its variance guided."""
     x, t, cond = inputs(latent)
-    got = guide(model, 4.0, NULL, channels)(x, t, cond)
+    got = guide(model, 4.0, to_null, channels)(x, t, cond)
     with_label, without = model(x, t, cond), model(x, t, {'label': jnp.array([NULL, NULL])})
     want = without + 4.0 * (with_label - without)
     np.testing.assert_allclose(got[..., :guided], want[..., :guided], rtol=1e-5, atol=1e-4)
@@ -37,12 +41,12 @@ def test_only_the_chosen_noise_channels_are_guided(channels, latent, guided):
 
 def test_three_channels_are_the_default():
     args = inputs()
-    np.testing.assert_array_equal(guide(model, 2.0, NULL)(*args), guide(model, 2.0, NULL, 3)(*args))
+    np.testing.assert_array_equal(guide(model, 2.0, to_null)(*args), guide(model, 2.0, to_null, 3)(*args))
 
 
 def test_scale_one_is_the_model_itself():
-    assert guide(model, 1.0, NULL) is model
-    assert guide(model, 1, NULL) is model
+    assert guide(model, 1.0, to_null) is model
+    assert guide(model, 1, to_null) is model
 
 
 def test_one_call_of_twice_the_batch():
@@ -53,7 +57,7 @@ def test_one_call_of_twice_the_batch():
         return model(x, t, cond)
 
     x, t, cond = inputs()
-    guide(spy, 2.0, NULL)(x, t, cond)
+    guide(spy, 2.0, to_null)(x, t, cond)
     (x2, t2, y2), = seen
     np.testing.assert_array_equal(x2, jnp.concatenate([x, x]))
     np.testing.assert_array_equal(t2, [5, 900, 5, 900])
@@ -68,18 +72,18 @@ def test_equal_predictions_make_guidance_the_identity(scale, seed):
 
     x = np.random.default_rng(seed).normal(size=(2, 3, 3, 4)).astype(np.float32)
     t, cond = jnp.array([5, 900]), {'label': jnp.array([3, 7])}
-    np.testing.assert_array_equal(guide(indifferent, scale, NULL, 'all')(x, t, cond), indifferent(x, t, cond))
+    np.testing.assert_array_equal(guide(indifferent, scale, to_null, 'all')(x, t, cond), indifferent(x, t, cond))
 
 
 def test_scale_zero_is_the_null_prediction():
     x, t, cond = inputs()
-    got = guide(model, 0.0, NULL, 'all')(x, t, cond)
+    got = guide(model, 0.0, to_null, 'all')(x, t, cond)
     np.testing.assert_array_equal(got[..., :4], model(x, t, {'label': jnp.array([NULL, NULL])})[..., :4])
 
 
 def test_bfloat16_predictions_are_combined_in_float32():
     x, t, cond = inputs(dtype=jnp.bfloat16)
-    got = guide(model, 4.0, NULL)(x, t, cond)
+    got = guide(model, 4.0, to_null)(x, t, cond)
     with_label = model(x, t, cond).astype(jnp.float32)
     without = model(x, t, {'label': jnp.array([NULL, NULL])}).astype(jnp.float32)
     assert got.dtype == jnp.float32
@@ -89,7 +93,7 @@ def test_bfloat16_predictions_are_combined_in_float32():
 @pytest.mark.parametrize('channels', [0, -1, 'some', 2.5])
 def test_channels_that_make_no_sense_are_refused(channels):
     with pytest.raises(UserError, match="'all'"):
-        guide(model, 2.0, NULL, channels)
+        guide(model, 2.0, to_null, channels)
 
 
 def counting(sizes):
@@ -103,23 +107,23 @@ def counting(sizes):
 def test_outside_the_interval_the_model_is_itself_at_half_the_work(t, inside):
     x, _, cond = inputs()
     sizes, t = [], jnp.full(2, t)
-    got = guide(counting(sizes), 3.0, NULL, 'all', interval=(100, 700))(x, t, cond)
+    got = guide(counting(sizes), 3.0, to_null, 'all', interval=(100, 700))(x, t, cond)
     jax.effects_barrier()
-    want = guide(model, 3.0, NULL, 'all')(x, t, cond) if inside else model(x, t, cond)
+    want = guide(model, 3.0, to_null, 'all')(x, t, cond) if inside else model(x, t, cond)
     np.testing.assert_allclose(got, want, rtol=1e-5)       # inside, another program: float32
     assert sizes == [4 if inside else 2]
 
 
 def test_pictures_at_different_timesteps_are_guided_each_for_itself():
     x, t, cond = inputs()
-    got = guide(model, 3.0, NULL, interval=(0, 100))(x, t, cond)        # t is 5 and 900
-    np.testing.assert_allclose(got[0], guide(model, 3.0, NULL)(x, t, cond)[0], rtol=1e-5)
+    got = guide(model, 3.0, to_null, interval=(0, 100))(x, t, cond)        # t is 5 and 900
+    np.testing.assert_allclose(got[0], guide(model, 3.0, to_null)(x, t, cond)[0], rtol=1e-5)
     np.testing.assert_allclose(got[1], model(x, t, cond)[1], rtol=1e-5)     # null + 1·(label - null), rounded
 
 
 def test_a_bfloat16_model_gives_one_dtype_inside_and_outside():
     x, t, cond = inputs(dtype=jnp.bfloat16)
-    assert guide(model, 3.0, NULL, interval=(0, 100))(x, t, cond).dtype == jnp.float32
+    assert guide(model, 3.0, to_null, interval=(0, 100))(x, t, cond).dtype == jnp.float32
 
 
 def test_the_interval_is_given_in_fractions_of_the_schedule():
@@ -133,4 +137,4 @@ def test_the_interval_is_given_in_fractions_of_the_schedule():
 @pytest.mark.parametrize('scale', [float('nan'), float('inf')])
 def test_a_scale_that_is_no_number_is_refused(scale):
     with pytest.raises(UserError, match='guidance scale'):
-        guide(model, scale, NULL)
+        guide(model, scale, to_null)

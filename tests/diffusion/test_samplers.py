@@ -76,7 +76,7 @@ def test_a_guided_model_follows_the_official_trajectory(dtype, bound, goldens):
     network = Network(arch, dtype=dtype)
     with jax.enable_x64(dtype == jnp.float64):
         params = jax.tree.map(lambda p: p.astype(dtype), params)
-        model = guide(lambda *args: network.apply(params, *args), meta['case']['cfg'], network.null_label)
+        model = guide(lambda *args: network.apply(params, *args), meta['case']['cfg'], network.guidance_pair)
 
         @jax.jit
         def compute(x_T, noise, cond):
@@ -115,7 +115,7 @@ def test_the_model_is_told_original_timesteps_from_the_noisiest_down(method, x_T
 
     SAMPLERS[method](model, x_T, {}, schedule=SCHEDULE, noise=noise_like(x_T)).block_until_ready()
     jax.effects_barrier()
-    told = SCHEDULE.timestep_map[method == 'dpm++':]       # the solver only ends at the lowest level
+    told = SCHEDULE.timestep_map[method not in NOISY:]    # the solvers only end at the lowest level
     np.testing.assert_array_equal(np.stack(seen), np.repeat(told[::-1, None], 2, axis=1))
 
 
@@ -189,7 +189,7 @@ def test_deterministic_ddim_needs_no_noise_and_ignores_it(x_T):
     np.testing.assert_array_equal(sample(toy_model, x_T, {}, schedule=SCHEDULE, noise=noise_like(x_T)), plain)
 
 
-@pytest.mark.parametrize('method', SAMPLERS)
+@pytest.mark.parametrize('method', (*NOISY, 'dpm++'))      # dpm++original ends with the noise of the lowest level
 def test_clipping_holds_the_last_image_in_range(method, x_T):
     """The last step has no noise and lands on the predicted x0, up to float32 rounding."""
     def sample(clip):
@@ -245,7 +245,7 @@ def test_so_many_steps_are_so_many_evaluations(method, x_T):
 
 @pytest.mark.parametrize('method, steps, message', [
     ('euler', 10, r'known: ddpm, ddim, dpm\+\+'), ('ddpm', 0, 'at least 1'), ('ddim', 1, 'at least 2'),
-    ('dpm++', 1000, 'at most 1000'), ('ddpm', 1001, 'at most 1000')])
+    ('dpm++', 1000, 'at most 1000'), ('dpm++original', 0, 'at least 1'), ('ddpm', 1001, 'at most 1000')])
 def test_a_schedule_that_cannot_be_is_refused(method, steps, message):
     with pytest.raises(UserError, match=message):
         sampling_schedule(method, steps)

@@ -89,7 +89,7 @@ def check(network, params, arrays, bound):
     half = len(arrays['in_cfg_x']) // 2
     x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
     for scale in (1.5, 4.0):
-        model = guide(lambda x, t, cond: apply(params, x, t, cond), scale, network.null_label)
+        model = guide(lambda x, t, cond: apply(params, x, t, cond), scale, network.guidance_pair)
         got = model(x.astype(network.dtype), t, {'label': y})
         # Guidance takes the difference of two outputs, scale times: so is their rounding.
         assert relative_error(got, arrays[f'out64_cfg_{scale}'][:half]) <= scale * bound

@@ -39,7 +39,7 @@ def outputs(network, params, arrays):
     half = len(arrays['in_cfg_x']) // 2   # the second half is the null half, which `guide` makes itself
     x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
     for scale in (1.5, 4.0):
-        model = guide(lambda x, t, cond: network.apply(params, x, t, cond), scale, network.null_label)
+        model = guide(lambda x, t, cond: network.apply(params, x, t, cond), scale, network.guidance_pair)
         yield f'cfg_{scale}', model(x.astype(dtype), t, {'label': y})
 
 

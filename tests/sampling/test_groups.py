@@ -6,7 +6,7 @@ from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
 from lit_jax.checkpoint.vae_folder import load_vae
-from lit_jax.sampling.groups import GroupSampler
+from lit_jax.sampling.groups import GroupSampler, Pictures
 from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
 from lit_jax.sampling.program import build_sampler, make_sampler, sample_many
 
@@ -20,7 +20,7 @@ def model(request, tmp_path_factory):
 
 def sampler(model, count=50, devices=1, group=8, seed=3, **options):
     labels = random_labels(seed, count, range(10))
-    return GroupSampler(model, SETTINGS, labels, seed=seed, group=group, devices=jax.devices()[:devices], **options)
+    return GroupSampler(model, SETTINGS, Pictures.of_classes(labels, seed), group=group, devices=jax.devices()[:devices], **options)
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def test_seed_number_and_label_make_the_picture(model, reference):
     assert not np.allclose(sampler(model, seed=4).draw_all()[0], reference[0])
     assert not np.allclose(initial_noise(model.network, 0, [0]), initial_noise(model.network, 0, [1]))
     labels = (random_labels(3, 50, range(10)) + 1) % 10
-    other = GroupSampler(model, SETTINGS, labels, seed=3, group=8, devices=jax.devices()[:1]).draw_all()
+    other = GroupSampler(model, SETTINGS, Pictures.of_classes(labels, 3), group=8, devices=jax.devices()[:1]).draw_all()
     assert not np.allclose(other[0], reference[0])
 
 
