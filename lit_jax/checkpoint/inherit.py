@@ -4,12 +4,14 @@ The rule is general: each leaf of the student outside `attn` that the teacher ha
 shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for every leaf
 what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do not matter. The
 paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are thirds of DiT's fused qkv,
-`o` is the output projection. Heads may differ: the flat width, head after head, is the same axis in both.
+`o` is the output projection. Heads may differ: the flat width, head after head, is the same axis in both. `all` takes the
+attention as a whole, from a teacher with the student's own: training goes on, at another resolution for instance.
 
 What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana,
 DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o' start
 with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim is the teacher's width).
 U-DiG has widths and blocks of its own: embedders and final layer where they fit, as a rule nothing.
+LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention and null caption come along.
 """
 import json
 from collections.abc import Iterable, Mapping
@@ -23,7 +25,7 @@ from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.torch_arch import size_name
 from lit_jax.checkpoint.torch_keys import number_blocks, split_run, unflatten
 from lit_jax.errors import UserError
-from lit_jax.models.arch import mixers_of
+from lit_jax.models.arch import conditioning, mixers_of
 
 # Where each part of the attention lies: (projection, index on the axis of its parts or None).
 _FUSED = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}
@@ -33,6 +35,7 @@ PARTS = {
     'edit': {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)},
     'gla': {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)},
 }
+ALL = ('all',)
 # Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside the blocks.
 OWN_SIZES = ('udig',)
 
@@ -44,47 +47,57 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     Args:
         teacher_params, student_params: trees of arrays (numpy or jax); neither is changed. Inherited leaves are
             copies, so a donated student does not take the teacher's memory with it.
-        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v', ['kv', 'o']).
+        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v', ['kv', 'o']); or
+            'all', everything of a teacher with the same attention.
 
     Returns:
         (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh', source),
         'totals', 'notes', 'copy'. `format_report` prints it.
 
     Raises:
-        UserError: another size than the student's, leaves of other shapes in a model of the same kind, or an unknown
-            `copy`.
+        UserError: another size than the student's, leaves of other shapes in a model of the same kind, an unknown `copy`,
+            or 'all' of a teacher with another attention.
     """
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
     unlike = _unlike(teacher_arch, student_arch)
     same_ffn = teacher_arch.get('ffn', 'mlp') == student_arch.get('ffn', 'mlp')
-    flat, rows, misfits = {}, [], []
+    flat, rows, misfits, lacking = {}, [], [], []
     for path, leaf in student.flat.items():
         pattern, run = split_run(path)
-        foreign = _in_attention(path) or (pattern.startswith('blocks/mlp/') and not same_ffn) or (unlike and run is not None)
+        attention = _in_attention(path)
+        foreign = (attention and parts != ALL or pattern.startswith('blocks/mlp/') and not same_ffn
+                   or unlike and run is not None)
         found = None if foreign else teacher.find(pattern, student.blocks.get(run))
-        if found and found.shape != leaf.shape:
+        fits = found is not None and found.shape == leaf.shape
+        if found and not fits and not (attention and parts == ALL):
             misfits.append(f'{path}: {_shape_text(found.shape)} in the teacher, {_shape_text(leaf.shape)} in the student')
-            found = None
-        flat[path] = _copy_like(found.read(), leaf) if found else leaf
-        rows.append(_row(path, leaf.shape, found.source if found else None))
+        elif not fits:
+            lacking.append(path)
+        flat[path] = _copy_like(found.read(), leaf) if fits else leaf
+        rows.append(_row(path, leaf.shape, found.source if fits else None))
+    if lacking and parts == ALL:
+        raise UserError(f'inherit.copy=all needs a teacher with everything of the student, this one lacks {", ".join(lacking[:5])}; '
+                        'leave it out, or name the parts of the attention to copy: any of q, k, v, o')
     notes = _misfit_notes(misfits, teacher_arch, student_arch)
     if unlike:
         notes.append(f'blocks of the families {teacher_arch["family"]} and {student_arch["family"]} have nothing in common')
     else:
-        notes += _copy_attention(flat, rows, teacher, student, parts)
+        notes += _copy_attention(flat, rows, teacher, student, () if parts == ALL else parts)
     notes += _size_notes(teacher_arch, student_arch)
     return unflatten(flat), _report(rows, notes, parts)
 
 
 def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
-    """'q,kv' or ['q', 'kv'] -> ('q', 'k', 'v'), in this order."""
-    words = copy.split(',') if isinstance(copy, str) else copy
+    """'q,kv' or ['q', 'kv'] -> ('q', 'k', 'v'), in this order; 'all' -> ALL."""
+    words = copy.split(',') if isinstance(copy, str) else list(copy)
+    if [word.strip() for word in words] == [*ALL]:
+        return ALL
     letters = {letter for word in words for letter in word.strip()}
     if unknown := letters - set('qkvo'):
         raise UserError(f'unknown parts to copy: {", ".join(sorted(unknown))}; expected any of q, k, v, o, '
-                        'such as "q,k,v"')
+                        'such as "q,k,v", or "all"')
     return tuple(letter for letter in 'qkvo' if letter in letters)
 
 
@@ -144,8 +157,11 @@ def _unlike(*archs: Mapping) -> bool:
 
 def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     if misfits and not _unlike(teacher_arch, student_arch):
-        raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) + '\nBoth need '
-                        'the same number of classes, patch, channels and mlp ratio')
+        label = conditioning(student_arch) == 'label'
+        told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' features, number of their '
+                                                           'tokens), heads of the cross-attention')
+        raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
+                        f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
 
 
@@ -326,7 +342,12 @@ def _set_part(leaf, value, kind: str, part: str, index: int | None):
 
 def _size_notes(teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     sizes = [list(arch['input_size']) for arch in (teacher_arch, student_arch)]
-    if sizes[0] == sizes[1]:
-        return []
-    return ['the teacher was trained at input size {}x{}, the student at {}x{}; positions are computed, nothing is '
-            'interpolated'.format(*sizes[0], *sizes[1])]
+    notes = [] if sizes[0] == sizes[1] else [
+        'the teacher was trained at input size {}x{}, the student at {}x{}; positions are computed, nothing is '
+        'interpolated'.format(*sizes[0], *sizes[1])]
+    if 'pe_interpolation' in teacher_arch and 'pe_interpolation' in student_arch:
+        ends = [arch['base_size'] / arch['pe_interpolation'] for arch in (teacher_arch, student_arch)]
+        if ends[0] != ends[1]:
+            notes.append(f'positions run from 0 to {ends[0]:g} in the teacher, to {ends[1]:g} in the student: model.pe_interpolation '
+                         f'{student_arch["base_size"] / ends[0]:g} would give the teacher\'s')
+    return notes

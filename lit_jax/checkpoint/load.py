@@ -6,6 +6,7 @@ import jax
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
+from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.errors import UserError
@@ -84,6 +85,9 @@ def _kind(path) -> str:
                         'or a workdir of train.py')
     if is_vae_folder(path):
         raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae, and the model as the source')
+    if is_text_encoder_folder(path):
+        raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder, and the model as '
+                        'the source')
     raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json and '
                     'checkpoints/)')
 

@@ -16,8 +16,10 @@ Several processes. Each writes its part of every array; process 0 writes what is
 is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but `steps` are collective."""
 
 import contextlib
+import functools
 import json
 import logging
+import math
 import os
 import re
 
@@ -127,6 +129,18 @@ def _restore(path: epath.Path, abstract, source: str, only: str | None = None):
         found = leaves.named_leaves(restored)
         restored = leaves.map_named(lambda name, _: found[name], abstract)
     return restored if only is None else restored[only]
+
+
+def each_array(path):
+    """(name, numpy array) of every array that `save_arrays` wrote, the largest first, one in memory at a time."""
+    path, handler = absolute(path), ocp.PyTreeCheckpointHandler()
+    stored = leaves.named_leaves(handler.metadata(path).tree)
+    for name in sorted(stored, key=lambda name: -math.prod(stored[name].shape)):
+        item = functools.reduce(lambda tree, key: {key: tree}, reversed(name.split('/')), stored[name])
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        restored = handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
+        yield name, leaves.named_leaves(restored)[name]
+    handler.close()
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:

@@ -12,6 +12,7 @@ check them, the others compare sizes."""
 import json
 import os
 import shutil
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -35,7 +36,7 @@ def is_model_folder(path) -> bool:
         config = json.loads((path / CONFIG).read_bytes())
     except ValueError:
         return True
-    return not isinstance(config, dict) or config.get('kind') != 'vae'      # lit_jax/checkpoint/vae_folder.py
+    return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')      # folders of their own
 
 
 def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
@@ -53,12 +54,14 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
     return path
 
 
-def write_folder(path: epath.Path, config_text: str, params) -> None:
-    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is replaced."""
-    (_write_remote if is_remote(path) else _write_local)(path, config_text, params)
+def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None) -> None:
+    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is replaced.
+
+    files: name -> content of further files, which the manifest covers too."""
+    (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {})
 
 
-def _write_local(path: epath.Path, text: str, params) -> None:
+def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]) -> None:
     needed = leaves.tree_bytes(params) + (1 << 20)
 
     def prepare() -> str:
@@ -73,6 +76,8 @@ def _write_local(path: epath.Path, text: str, params) -> None:
     def complete() -> None:
         with storage.explain_full_disk(path, needed):
             (partial / CONFIG).write_text(text)
+            for name, content in files.items():
+                (partial / name).write_bytes(content)
             storage.write_manifest(partial, skip=(CONFIG,))
             storage.fsync_tree(partial)
         _move_into_place(partial, path)
@@ -87,13 +92,15 @@ def _write_local(path: epath.Path, text: str, params) -> None:
             remove_tree(partial)
 
 
-def _write_remote(path: epath.Path, text: str, params) -> None:
+def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes]) -> None:
     def clear() -> None:
         if path.is_dir():
             (path / CONFIG).unlink(missing_ok=True)  # from here on it is no model folder
             path.rmtree(missing_ok=True)
 
     def complete() -> None:
+        for name, content in files.items():
+            (path / name).write_bytes(content)
         storage.write_manifest(path, skip=(CONFIG,))
         write_text_atomic(path / CONFIG, text)
 
@@ -159,7 +166,9 @@ def check_config(config, source: str) -> None:
     """Raises one UserError that lists everything wrong in a model folder's config; `source` says where it stands.
 
     Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
-    null, scale}; classes: list of names, or null; provenance {...}. Fields unknown to this version are let through."""
+    null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or null, channels, tokens,
+    null_caption: 'absent' where the leaf still has to be filled}; provenance {...}. Fields unknown to this version are let
+    through."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
     if config.get('format') != FORMAT:
@@ -190,7 +199,21 @@ def _rules(config: dict) -> list[tuple[bool, str]]:
          '"classes" must be a list of names or null'),
         (not isinstance(classes, list) or len(classes) == model.get('num_classes', len(classes)),
          f'"classes" has {len(classes or [])} names for {model.get("num_classes")} classes'),
+        *_text_rules(config.get('text'), model),
     ]
+
+
+def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
+    if text is None:
+        return []
+    if not isinstance(text, dict):
+        return [(False, '"text" must be an object or null')]
+    wrong = [(ours, theirs) for ours, theirs in (('channels', 'caption_channels'), ('tokens', 'caption_tokens'))
+             if text.get(ours) != model.get(theirs)]
+    return [(isinstance(text.get('encoder'), str | None), '"text.encoder" must be a name or null'),
+            (text.get('null_caption', 'absent') == 'absent', '"text.null_caption" must be "absent" or left out'),
+            *((False, f'"text.{ours}" is {text.get(ours)}, the caption projection of the model has {model.get(theirs)}')
+              for ours, theirs in wrong)]
 
 
 def _is_int(value) -> bool:

@@ -3,17 +3,19 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lit_jax.checkpoint.torch_files import Source
+from lit_jax.checkpoint.torch_hub import hub_sizes
 from lit_jax.checkpoint.torch_keys import POSITION_KEYS
 from lit_jax.checkpoint.torch_mixers import infer_blocks, infer_ffn
+from lit_jax.checkpoint.torch_pixart import caption_hub_problems, infer_captions
 from lit_jax.checkpoint.torch_survey import READABLE, Found, Hints, survey
 from lit_jax.config import SIZES
 from lit_jax.errors import UserError
-from lit_jax.models.arch import check_arch
+from lit_jax.models.arch import FAMILY_DEFAULTS, check_arch
 from lit_jax.models.layers import position_table
 from lit_jax.systems import SYSTEMS
 
@@ -23,10 +25,20 @@ POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors) say why."""
+    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors) say why.
+
+    notes: what was taken for granted, to be printed.
+    """
     arch: dict
-    unknown: set[str]
-    problems: list[str]
+    unknown: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+# Letter, field of the architecture, and a value that serves where no tensor shows the size: all that would are missing then, and
+# the reading will name them.
+_SIZES = (('p', 'patch', 2), ('C', 'channels', 4))
+_LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_channels', 8),)
 
 
 def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
@@ -37,12 +49,11 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
             together with what is wrong with single tensors.
     """
     found, hub = survey(source, name), source.hub_config or {}
-    sizes, unknown = found.sizes, set()
+    sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):
         raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the model; '
                         'expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
-    # A size that no tensor shows: all tensors that would are missing, and the reading will name them. Any value serves.
-    for letter, field_name, placeholder in (('p', 'patch', 2), ('C', 'channels', 4), ('R', 'num_classes', 2),
+    for letter, field_name, placeholder in (*_SIZES, *(_CAPTION_SIZES if found.captions else _LABEL_SIZES),
                                             ('F', 'mlp_ratio', 4 * sizes['D']), ('O', 'learn_sigma', None)):
         if not sizes.get(letter):
             unknown.add(field_name)
@@ -56,26 +67,38 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
                         'twice that')
     blocks = infer_blocks(source, found, hints, hub)
     mixer = blocks.mixer
-    input_size, size_problems = _input_size(source, found, hints, hub)
+    if found.captions:
+        captions = infer_captions(source, found, hints, hub, mixer)
+        family, notes = {'family': 'pixart', **captions.fields}, captions.notes
+        unknown |= captions.unknown
+        problems += captions.problems
+    else:
+        label_fields, label_problems = _label_fields(source, found, hints, hub)
+        family = blocks.family | label_fields
+        unknown |= {'input_size'} if label_problems else set()
+        problems += label_problems
     if mixer['heads'] is None or blocks.problems:
         unknown.add('heads')
         if mixer['name'] != 'moh':
             mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
-    if input_size is None:
-        unknown.add('input_size')
     ffn, ratio, ffn_problems = infer_ffn(found)
-    arch = {**blocks.family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
-            'input_size': input_size or (sizes['p'], sizes['p']), 'channels': sizes['C'], 'num_classes': sizes['R'] - 1,
-            'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer, 'ffn': ffn}
-    if blocks.family['family'] == 'dit':
+    arch = {**family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
+            'channels': sizes['C'], 'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer, 'ffn': ffn}
+    if 'stages' in FAMILY_DEFAULTS[arch['family']]:
         arch['stages'] = blocks.stages
-    problems += blocks.problems + ffn_problems + size_problems + _hub_problems(arch, hub, unknown)
-    return Inferred(plain_arch(arch if unknown or problems else check_arch(arch)), unknown, problems)
+    problems += blocks.problems + ffn_problems + hub_problems(arch, hub, unknown)
+    return Inferred(plain_arch(arch if unknown or problems else check_arch(arch)), unknown, problems, notes)
 
 
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` in the form in which it is stored: lists, not tuples."""
     return json.loads(json.dumps(arch))
+
+
+def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
+    """(num_classes and input_size, problems)."""
+    input_size, problems = _input_size(source, found, hints, hub)
+    return {'num_classes': found.sizes['R'] - 1, 'input_size': input_size or (found.sizes['p'],) * 2}, problems
 
 
 def _input_size(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[tuple[int, int] | None, list[str]]:
@@ -110,36 +133,47 @@ def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> t
     return square
 
 
-def _hub_problems(arch: Mapping, hub: Mapping, unknown: set[str]) -> list[str]:
-    """Where config.json of a diffusers folder contradicts the tensors beside it."""
-    seen = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'channels',
-            'num_embeds_ada_norm': 'num_classes'}
-    values = {theirs: arch[ours] for theirs, ours in seen.items() if ours not in unknown}
+def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> list[str]:
+    """Where config.json of a diffusers folder contradicts the tensors beside it, or asks for what this library lacks."""
+    if not hub:
+        return []
+    values = {theirs: value for theirs, value in hub_sizes(arch).items() if _HUB_FIELDS.get(theirs) not in unknown}
     if 'heads' not in unknown:
         values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
-    if 'input_size' not in unknown:
-        values['sample_size'] = arch['input_size'][0]
-    return [f'config.json says {name} {hub[name]}, the tensors say {value}' for name, value in values.items()
-            if hub.get(name) not in (None, value)]
+    captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
+    return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}' for name, value in values.items()
+                       if hub.get(name) not in (None, value)]
+
+
+# Field of a diffusers config.json -> ours that it shows.
+_HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'channels', 'num_embeds_ada_norm': 'num_classes',
+               'sample_size': 'input_size', 'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What was asked for
 
+# Text models: name -> what it fixes.
+_PIXART = {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}
+TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIXART | {'mixer': 'linear'}}
+
 
 def parse_arch_name(name: str) -> dict:
-    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75' -> the fields that the name fixes."""
+    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that the name fixes."""
     plain = re.sub(r'[-/]', '_', name.lower())
     known = {f'{system}_{size}': model for system, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
-    fitting = [start for start in known if re.fullmatch(rf'{start}(_\d+)*', plain)]
+    fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
         raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. Systems: '
-                        f'{", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist')
+                        f'{", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: {", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
-    model = known[start]
-    expected = {'depth': model['depth'], 'width': model['width'], 'mixer': model['mixer']['name']}
-    if model.get('stages'):
-        expected['stages'] = plain_arch({'stages': model['stages']})['stages']
+    if start in TEXT_MODELS:
+        expected = dict(TEXT_MODELS[start])
+    else:
+        model = known[start]
+        expected = {name: model[name] for name in ('family', 'depth', 'width')} | {'mixer': model['mixer']['name']}
+        if model.get('stages'):
+            expected['stages'] = plain_arch({'stages': model['stages']})['stages']
     for number in filter(None, plain[len(start):].split('_')):
         expected['patch' if int(number) < 64 else 'image_size'] = int(number)
     return expected

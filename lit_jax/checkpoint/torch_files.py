@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lit_jax.checkpoint.torch_hub import check_hub_config
 from lit_jax.errors import UserError
 from lit_jax.models.mixers import MIXERS
 
@@ -31,8 +32,6 @@ _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', '
 _DAMAGE = (RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError, AssertionError,
            ArithmeticError)
 _WRAPPERS = ('module.', '_orig_mod.')   # DistributedDataParallel, torch.compile
-_HUB_NUMBERS = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'num_layers', 'patch_size', 'sample_size',
-                'num_embeds_ada_norm')       # fields of a diffusers config.json that are used
 _HF_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch_model', 'model')
 
 
@@ -116,6 +115,18 @@ def open_source(path, weights: str = 'ema') -> Source:
         raise UserError(f'{path} does not exist')
     source = Source({}, (path,))
     _open_file(path, weights, source)
+    return source
+
+
+def open_weights(folder: Path) -> Source:
+    """All tensors of a Hugging Face folder's weight files, whatever model it is; none: an empty source."""
+    files, index = _hub_files(folder)
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
+    source = Source({}, tuple(files))
+    for file in files:
+        _open_file(file, 'ema', source)
+    source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index if key not in source.tensors]
     return source
 
 
@@ -247,9 +258,9 @@ def _choose(content, weights: str, path: Path) -> tuple[Mapping, str]:
     if not isinstance(content, Mapping):
         raise UserError(f'{path} holds a {type(content).__name__}, expected a state dict (name -> tensor) or a '
                         'training checkpoint {model, ema, opt, args}')
-    for name in (weights, 'state_dict'):
+    for name in (weights, f'state_dict_{weights}', 'state_dict'):       # PixArt's trainer has state_dict and state_dict_ema
         if isinstance(content.get(name), Mapping):
-            return {str(key): value for key, value in content[name].items()}, name
+            return {str(key): value for key, value in content[name].items()}, name.removeprefix('state_dict_')
     available = [name for name in ('ema', 'model') if isinstance(content.get(name), Mapping)]
     if available:
         raise UserError(f'{path} is a training checkpoint without {weights!r} weights; it has {", ".join(available)}: '
@@ -341,11 +352,7 @@ def _open_folder(path: Path, weights: str) -> Source:
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
     source = Source({}, (*files, config_path), hub_config=_parse_json(config_path.read_text(), str(config_path)))
-    if wrong := [name for name in _HUB_NUMBERS if not isinstance(source.hub_config.get(name), int | None)]:
-        raise UserError(f'{config_path}: {", ".join(wrong)} must be whole numbers')
-    name = source.hub_config.get('_class_name', '')
-    if name not in ('DiTTransformer2DModel', 'Transformer2DModel', ''):
-        raise UserError(f'{folder} holds a {name}; this converter reads DiT (DiTTransformer2DModel)')
+    check_hub_config(source.hub_config, str(config_path))
     for file in files:
         _open_file(file, weights, source)
     source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index

@@ -19,19 +19,22 @@ from lit_jax.checkpoint.torch_arch import (
     POSITION_TOLERANCE,
     Inferred,
     check_expected,
+    hub_problems,
     infer_arch,
     plain_arch,
     size_name,
 )
 from lit_jax.checkpoint.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
 from lit_jax.checkpoint.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves, unflatten
-from lit_jax.checkpoint.torch_survey import Hints, find_layout, split_key
+from lit_jax.checkpoint.torch_pixart import NULL_CAPTION, has_null_caption, text_section
+from lit_jax.checkpoint.torch_survey import Hints, find_layout, split_key, survey
 from lit_jax.errors import UserError
-from lit_jax.models.arch import check_arch
+from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.layers import position_table
 from lit_jax.paths import as_path, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents
+SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}           # PixArt-Σ's
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
 DIFFUSION = {'steps': 1000, 'kind': 'linear'}                                                     # DiT's schedule
 
@@ -45,6 +48,7 @@ class Converted:
     arch: dict
     parameters: int
     out: Path
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,7 +66,8 @@ class _Problems:
 
 
 def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *, heads: int | None = None,
-                     input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None) -> tuple[dict, dict]:
+                     input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None,
+                     cross_heads: int | None = None) -> tuple[dict, dict]:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
 
     Args:
@@ -73,13 +78,13 @@ def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = Non
         UserError: names every tensor that is wrong.
     """
     source = source_from_arrays(state)
-    hints = Hints(heads=heads, input_size=input_size, routed=routed)
+    hints = Hints(heads=heads, input_size=input_size, routed=routed, cross_heads=cross_heads)
     inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
     return inferred.arch, read_params(source, inferred, 'the state dict')
 
 
 def _known(arch: Mapping) -> Inferred:
-    return Inferred(plain_arch(check_arch(arch)), set(), [])
+    return Inferred(plain_arch(check_arch(arch)))
 
 
 def read_params(source: Source, inferred: Inferred, name: str) -> dict:
@@ -116,6 +121,8 @@ class _Reading:
 
     def read_leaf(self, leaf: ModelLeaf) -> np.ndarray:
         """All layers of one leaf, float32."""
+        if leaf.path == NULL_CAPTION and not has_null_caption(self.source):
+            return np.zeros(leaf.shape, np.float32)       # known to the text encoder, which fills it in
         patterns = leaf.rule.keys(self.layout)
         if not patterns:
             self.problems.add('missing', leaf.rule.original, '(this layout has no such tensor)')
@@ -171,9 +178,9 @@ class _Reading:
                         self.problems.add('differing', key, 'is not block 0\'s copy; DiT has one for all blocks')
 
     def check_positions(self) -> None:
-        """A stored position table must be the one that the model computes."""
+        """A stored position table must be the one that the model computes; PixArt's is left out of account, as by its loader."""
         key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
-        if key not in self.source.tensors:
+        if key not in self.source.tensors or self.arch['family'] == 'pixart':
             return
         table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
         values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
@@ -199,15 +206,16 @@ def _ranges(numbers: list[int]) -> str:
 
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
-            routed: tuple[int, ...] | None = None, overwrite: bool = False) -> Converted:
+            routed: tuple[int, ...] | None = None, cross_heads: int | None = None, overwrite: bool = False) -> Converted:
     """Reads the checkpoint `src` and writes the model folder `out`.
 
     Args:
         src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
-        heads, activation, focus_power, routed: what shapes do not show (`Hints`).
+        heads, cross_heads, activation, focus_power, routed: what shapes do not show (`Hints`).
         expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the size of a
             file without position table.
-        latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE; else pixels).
+        latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text models of
+            SDXL's; else pixels).
         overwrite: replace a model folder that is already there.
 
     Raises:
@@ -219,21 +227,34 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
     given = dict(source.config or {})
-    latent_of = _latent(source, given, latent or {})
+    latent_of = _latent(source, given, latent or {}, str(src))
     hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
-                  focus_power=focus_power, routed=routed)
-    inferred = _known(given['model']) if 'model' in given else infer_arch(source, str(src), hints)
+                  focus_power=focus_power, routed=routed, cross_heads=cross_heads)
+    if 'model' in given:
+        inferred = _known(given['model'])
+        inferred.problems.extend(hub_problems(inferred.arch, source.hub_config or {}))
+    else:
+        inferred = infer_arch(source, str(src), hints)
     arch = inferred.arch
-    options = {'heads': heads, 'activation': activation, 'focus_power': focus_power}
+    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation, 'focus_power': focus_power}
     check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
     params = read_params(source, inferred, str(src))
     config = {'format': 1, 'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
               'classes': given.get('classes', source.classes), 'provenance': _provenance(src, source, given.get('provenance', {}))}
-    if config['classes'] and len(config['classes']) != arch['num_classes']:
+    notes = list(inferred.notes)
+    if conditioning(arch) == 'text':
+        config |= {'classes': None, 'text': text_section(arch, source, given.get('text'))}
+        if not has_null_caption(source):
+            notes.append('the file has no null caption; it is filled with the text encoder\'s features of the empty prompt')
+    elif config['classes'] and len(config['classes']) != arch['num_classes']:
         raise UserError(f'{src} names {len(config["classes"])} classes, its label table has {arch["num_classes"]}')
     save_model_folder(out, config, params, overwrite=overwrite)
-    count = sum(leaf.size for leaf in named_leaves(params).values())
-    return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch, count, out)
+    return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch, count_weights(params), out, tuple(notes))
+
+
+def count_weights(params: Mapping) -> int:
+    """Numbers in a parameter tree; the null caption is data and does not count."""
+    return sum(int(np.prod(leaf.shape)) for path, leaf in named_leaves(params).items() if path != NULL_CAPTION)
 
 
 def describe(done: Converted) -> str:
@@ -244,9 +265,17 @@ def describe(done: Converted) -> str:
     return '\n'.join([
         f'read     {done.source} ({done.weights}, {done.layout} names)',
         f'model    {size_name(arch)}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
-        f'input    {sides}x{arch["channels"]}, {arch["num_classes"]} classes',
+        f'input    {sides}x{arch["channels"]}, {_condition(arch)}',
         f'numbers  {done.parameters:,} parameters',
+        *(f'note     {note}' for note in done.notes),
         f'written  {done.out}'])
+
+
+def _condition(arch: Mapping) -> str:
+    if conditioning(arch) == 'label':
+        return f'{arch["num_classes"]} classes'
+    return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, {arch["cross_heads"]} heads look at them; '
+            f'positions 0..{arch["base_size"] / arch["pe_interpolation"]:g}')
 
 
 def check_out(out, overwrite: bool) -> None:
@@ -264,13 +293,15 @@ def tool_name() -> str:
     return f'lit_jax {__version__}'
 
 
-def _latent(source: Source, given: Mapping, told: Mapping) -> dict:
+def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
     channels = given['model']['channels'] if 'model' in given else _channels(source)
-    guess = given.get('latent') or (SD_VAE if channels == 4 else PIXELS)
+    captions = given['model'].get('family') == 'pixart' if 'model' in given else survey(source, name).captions
+    vae = SDXL_VAE if captions else SD_VAE
+    guess = given.get('latent') or (vae if channels == 4 else PIXELS)
     told = {key: value for key, value in told.items() if value is not None}
     if told.get('space') and told['space'] != guess['space']:
-        guess = {'vae': SD_VAE, 'pixels': PIXELS}[told['space']]
-    return {**(SD_VAE if guess['space'] == 'vae' else PIXELS), **guess, **told}
+        guess = {'vae': vae, 'pixels': PIXELS}[told['space']]
+    return {**(vae if guess['space'] == 'vae' else PIXELS), **guess, **told}
 
 
 def _channels(source: Source) -> int:

@@ -8,9 +8,10 @@ runs of unlike blocks (`blocks0/`, `blocks1/`, ...); `blocks/` in a rule's path 
 
 Letters in a rule's shape, for reading sizes off a file: D width, F inner width of the ffn, K heads, E head dim, p
 patch, C channels, O output features of a token, R rows of the label table, k side of the depth-wise kernel, Q channels
-of all keys and V of a head's values (DiG); None: read nothing.
+of all keys and V of a head's values (DiG); X heads of the cross-attention, Y channels and L tokens of a caption (PixArt); None:
+read nothing.
 
-Two layouts of names are known: `original` and `diffusers` (DiT only). diffusers splits qkv in three tensors, and keeps
+Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three tensors, and keeps
 a copy of the timestep and label embedders in every block: rules with several diffusers keys are joined along the first
 axis, rules whose diffusers key has `{i}` while the leaf is not stacked are folded into one.
 """
@@ -128,6 +129,27 @@ ATTENTION = {
         Rule('blocks/attn/proj/kernel', ('D', 'D'), 'linear_in', 'blocks.{i}.attn.o_proj.weight'),
     ),
 }
+_CROSS = 'transformer_blocks.{i}.attn2.'
+_ADALN = 'adaln_single.'
+# PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
+PIXART_EMBEDDERS = (
+    EMBEDDERS[0], EMBEDDERS[1],
+    *_pair('t_embedder/fc1', (256, 'D'), 'linear', ('D',), 't_embedder.mlp.0', (_ADALN + 'emb.timestep_embedder.linear_1',)),
+    *_pair('t_embedder/fc2', ('D', 'D'), 'linear', ('D',), 't_embedder.mlp.2', (_ADALN + 'emb.timestep_embedder.linear_2',)),
+    *_pair('t_block', ('D', 6, 'D'), 'linear', (6, 'D'), 't_block.1', (_ADALN + 'linear',)),
+    *_pair('y_embedder/fc1', ('Y', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc1', ('caption_projection.linear_1',)),
+    *_pair('y_embedder/fc2', ('D', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc2', ('caption_projection.linear_2',)),
+    Rule('y_embedder/null_caption', ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
+)
+PIXART_REST = (
+    Rule('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table', ('transformer_blocks.{i}.scale_shift_table',)),
+    *_pair('blocks/cross_attn/q', ('D', 'X', None), 'linear', ('X', None), 'blocks.{i}.cross_attn.q_linear', (_CROSS + 'to_q',)),
+    *_pair('blocks/cross_attn/kv', ('D', 2, 'X', None), 'linear', (2, 'X', None), 'blocks.{i}.cross_attn.kv_linear',
+           (_CROSS + 'to_k', _CROSS + 'to_v')),
+    *_pair('blocks/cross_attn/proj', ('X', None, 'D'), 'linear_in', ('D',), 'blocks.{i}.cross_attn.proj', (_CROSS + 'to_out.0',)),
+    Rule('final_layer/scale_shift_table', (2, 'D'), 'copy', 'final_layer.scale_shift_table', ('scale_shift_table',)),
+    *_pair('final_layer/linear', ('D', 'O'), 'linear', ('O',), 'final_layer.linear', ('proj_out',)),
+)
 FFNS = {
     'mlp': (
         *_pair('blocks/mlp/fc1', ('D', 'F'), 'linear', ('F',), 'blocks.{i}.mlp.fc1', (_MLP + '0.proj',)),
@@ -161,17 +183,22 @@ FAMILIES = {
 POSITION_KEYS = {'original': 'pos_embed', 'diffusers': 'pos_embed.pos_embed'}
 BLOCK_PREFIX = {'original': 'blocks.', 'diffusers': 'transformer_blocks.'}
 
-# Keys that tell other models apart from DiT and LiT, for a message that names what the file is.
+# Keys that tell other models apart from those that are read, for a message that names what the file is.
 FOREIGN = {
-    'y_embedder.y_embedding': 'PixArt (text-to-image)',
-    'caption_projection': 'a text-to-image transformer of diffusers (PixArt or Sana)',
-    'scale_shift_table': 'a model with one shared modulation (PixArt or Sana)',
     'double_blocks.': 'Flux',
     'input_blocks.': 'a Stable Diffusion U-Net',
     'down_blocks.': 'a U-Net or VAE of diffusers',
     'encoder.down': 'a VAE',
     'encoder.block.': 'a T5 encoder',
     'text_model.': 'a CLIP text encoder',
+    'attention_y_norm.': 'Sana (text to image)',
+    'caption_norm.': 'Sana (text to image) of diffusers',
+    'joint_blocks.': 'Stable Diffusion 3',
+    'context_embedder.': 'Stable Diffusion 3 or Flux of diffusers',
+    'cap_embedder.': 'Lumina',
+    'text_embedding_padding': 'Hunyuan-DiT',
+    'csize_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
+    'resolution_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
 }
 
 
@@ -208,6 +235,8 @@ def split_run(path: str) -> tuple[str, int | None]:
 
 def rules_for(family: str, mixer: str, ffn: str) -> tuple[Rule, ...]:
     """The rules that leaves of a model with this mixer and ffn may have, in the order of the official state dicts."""
+    if family == 'pixart':
+        return (*PIXART_EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *PIXART_REST)
     return (*EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *FAMILIES.get(family, ()), *REST)
 
 

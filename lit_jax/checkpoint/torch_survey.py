@@ -9,10 +9,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lit_jax.checkpoint.torch_files import Source
-from lit_jax.checkpoint.torch_keys import ATTENTION, BLOCK_PREFIX, EMBEDDERS, FAMILIES, FFNS, FOREIGN, REST, Rule
+from lit_jax.checkpoint.torch_keys import (
+    ATTENTION,
+    BLOCK_PREFIX,
+    EMBEDDERS,
+    FAMILIES,
+    FFNS,
+    FOREIGN,
+    PIXART_EMBEDDERS,
+    PIXART_REST,
+    REST,
+    Rule,
+)
 from lit_jax.errors import UserError
 
-READABLE = 'DiT, LiT, DiG, MoH-DiT and our own exports'
+READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
+_LABELS, _CAPTIONS = (*EMBEDDERS, *REST), (*PIXART_EMBEDDERS, *PIXART_REST)
 _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 
 
@@ -20,9 +32,10 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 class Hints:
     """What the caller knows and shapes do not show; None where he does not know either.
 
-    routed: of MoH, one number for all layers that route, or one a layer.
+    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to captions.
     """
     heads: int | None = None
+    cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
     activation: str | None = None
     focus_power: int | None = None
@@ -39,6 +52,14 @@ class Found:
 
     def has(self, pattern: str) -> bool:
         return pattern in self.layers
+
+    @property
+    def captions(self) -> bool:
+        """Whether it is a text model: more tensors that only those have than tensors that only models of labels have."""
+        labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
+        captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
+        own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
+        return own > other
 
     def count(self, rules: Iterable[Rule]) -> int:
         """Tensors that these rules know."""
@@ -70,7 +91,7 @@ def survey(source: Source, name: str) -> Found:
     found = Found(find_layout(source.tensors, name))
     votes: dict[str, Counter] = defaultdict(Counter)
     tables = (*ATTENTION.values(), *FFNS.values(), *FAMILIES.values())
-    known = (*EMBEDDERS, *(rule for table in tables for rule in table), *REST)
+    known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))       # what two of them know is the same in both
     rules = {pattern: rule for rule in known for pattern in rule.keys(found.layout)}
     for key, info in source.tensors.items():
         pattern, layer = split_key(key)

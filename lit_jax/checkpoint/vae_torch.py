@@ -79,7 +79,7 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     files, source = _open_weights(src)
     params = read_vae_params(source, arch, str(src))
     config = {'vae': arch, 'id': vae_id or _guess_id(src), 'scale': scale, 'shift': shift,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **_digests(files)}}
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(files)}}
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())
     return ConvertedVae(str(src), config, vae_id is not None, count, out)
@@ -198,7 +198,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _digests(files: list[Path]) -> dict:
+def digests(files: list[Path]) -> dict:
     """sha256 of the weight file; of several, that of their names and sums as `sha256sum` prints them."""
     sums = {file.name: sha256_of(file) for file in files}
     if len(sums) == 1:

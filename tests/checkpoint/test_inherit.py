@@ -238,7 +238,7 @@ def test_another_input_size_is_noted():
 
 
 @pytest.mark.parametrize('copy, parts', [('', ()), ((), ()), ('o,q', ('q', 'o')), (['kv'], ('k', 'v')),
-                                         ('q, k, v', ('q', 'k', 'v'))])
+                                         ('q, k, v', ('q', 'k', 'v')), ('all', ('all',)), (('all',), ('all',))])
 def test_parse_copy(copy, parts):
     assert parse_copy(copy) == parts
 
@@ -273,3 +273,66 @@ def test_report_is_json_and_prints():
     totals = report['totals']
     assert f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters' in text
     assert 'note: the teacher\'s q bias is left out' in text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text models
+
+
+def pixart(mixer=SOFTMAX, **changes):
+    """Captions of 5 tokens with 12 channels."""
+    arch = {'cross_heads': 2, 'caption_channels': 12, 'caption_tokens': 5, 'base_size': 2, 'pe_interpolation': 1.0, **changes}
+    return {name: value for name, value in tiny_arch(mixer, family='pixart', **arch).items() if name != 'num_classes'}
+
+
+def test_a_text_model_takes_all_but_the_self_attention():
+    """LiT-0.6B of a PixArt-Σ: cross-attention, tables and the null caption are inherited."""
+    theirs, before, after, report = inherit(teacher=pixart(), student=pixart({**LINEAR, 'heads': 1}))
+    fresh = {row['path'] for row in report['rows'] if row['status'] == 'fresh'}
+    assert fresh == {path for path in before if path.startswith('blocks/attn/')}
+    assert {'blocks/cross_attn/kv/kernel', 'blocks/scale_shift_table', 'y_embedder/null_caption'} < after.keys() - fresh
+    assert all(np.array_equal(leaf, (before if path in fresh else theirs)[path]) for path, leaf in after.items())
+    # Attention of two blocks: q and kv 3·16·16, proj 16·16 + 16, dwc 9·16 + 16.
+    assert report['totals']['fresh'] == 2 * (3 * 256 + 256 + 16 + 9 * 16 + 16)
+    assert report['notes'] == []
+
+
+def test_a_larger_picture_goes_on_with_the_same_weights():
+    """512 -> 1024: nothing stored depends on the size, and the positions stay those of the teacher."""
+    lit = {**LINEAR, 'heads': 1}
+    larger = pixart(lit, input_size=[8, 8], base_size=4, pe_interpolation=2.0)
+    theirs, _, after, report = inherit('all', teacher=pixart(lit), student=larger)
+    assert all(np.array_equal(after[path], leaf) for path, leaf in theirs.items()) and after.keys() == theirs.keys()
+    assert report['totals']['inherited'] == report['totals']['parameters'] and report['copy'] == 'all'
+    assert report['notes'] == ['the teacher was trained at input size 4x4, the student at 8x8; positions are computed, nothing is '
+                               'interpolated']
+    report = inherit(teacher=pixart(lit), student={**larger, 'pe_interpolation': 1.0})[-1]
+    assert report['notes'][1] == ('positions run from 0 to 2 in the teacher, to 4 in the student: model.pe_interpolation 2 would '
+                                  'give the teacher\'s')
+
+
+@pytest.mark.parametrize('teacher, leaf', [
+    (pixart(), 'blocks/attn/kv/kernel'), (pixart(LINEAR), 'blocks/attn/proj/kernel'),
+    (pixart({**LINEAR, 'heads': 1, 'dwc_kernel': 0}), 'blocks/attn/dwc/kernel')])
+def test_all_of_another_attention_is_an_error(teacher, leaf):
+    with pytest.raises(UserError, match=rf'all needs a teacher with everything of the student, this one lacks .*{leaf}'):
+        inherit(['all'], teacher=teacher, student=pixart({**LINEAR, 'heads': 1}))
+
+
+@pytest.mark.parametrize('changes, leaf', [
+    ({'caption_channels': 8}, 'y_embedder/fc1/kernel: 12x16 in the teacher, 8x16 in the student'),
+    ({'caption_tokens': 7}, 'y_embedder/null_caption: 5x12 in the teacher, 7x12 in the student'),
+    ({'cross_heads': 4}, 'blocks/cross_attn/q/kernel: 2x16x2x8 in the teacher, 2x16x4x4 in the student')])
+def test_captions_of_another_encoder_are_an_error(changes, leaf):
+    with pytest.raises(UserError, match='the same text encoder') as error:
+        inherit(teacher=pixart(), student=pixart(LINEAR, **changes))
+    assert leaf in str(error.value)
+
+
+def test_a_text_model_takes_what_it_shares_with_a_dit():
+    """As PixArt-α began: patches, timestep, attention and mlp of a class model; captions are new."""
+    theirs, _, after, report = inherit('q,k,v,o', teacher=tiny_arch(), student=pixart())
+    fresh = {row['path'].split(' ')[0] for row in report['rows'] if row['status'] == 'fresh'}
+    assert {path.split('/')[0] if not path.startswith(('blocks', 'final')) else path.rsplit('/', 1)[0] for path in fresh} == {
+        't_block', 'y_embedder', 'blocks', 'blocks/cross_attn/q', 'blocks/cross_attn/kv', 'blocks/cross_attn/proj', 'final_layer'}
+    assert all(np.array_equal(leaf, theirs[path]) for path, leaf in after.items() if path not in fresh)

@@ -316,8 +316,8 @@ def test_folders_that_are_no_checkpoints(tmp_path):
     save_file({'w': np.ones(2, np.float32)}, tmp_path / 'diffusion_pytorch_model.safetensors')
     with pytest.raises(UserError, match='has weights but no config.json'):
         open_source(tmp_path)
-    (tmp_path / 'config.json').write_text('{"_class_name": "PixArtTransformer2DModel"}')
-    with pytest.raises(UserError, match='holds a PixArtTransformer2DModel'):
+    (tmp_path / 'config.json').write_text('{"_class_name": "SanaTransformer2DModel"}')
+    with pytest.raises(UserError, match='the config of a SanaTransformer2DModel'):
         open_source(tmp_path)
     (tmp_path / 'config.json').write_text('{"num_layers": "two"}')
     with pytest.raises(UserError, match='num_layers must be whole numbers'):

@@ -184,8 +184,11 @@ def test_heads_of_known_sizes_come_from_the_table():
 
 
 @pytest.mark.parametrize('keys, word', [
-    (['blocks.0.scale_shift_table', 'x_embedder.proj.weight'], 'PixArt'),
-    (['y_embedder.y_embedding', 'blocks.0.attn.qkv.weight'], 'PixArt'),
+    (['blocks.0.scale_shift_table', 'attention_y_norm.weight'], 'looks like Sana'),
+    (['caption_norm.weight', 'transformer_blocks.0.attn1.to_q.weight'], 'looks like Sana'),
+    (['csize_embedder.mlp.0.weight', 'blocks.0.attn.qkv.weight'], 'looks like PixArt-α at 1024 pixels, with its micro conditions'),
+    (['adaln_single.emb.resolution_embedder.linear_1.weight'], 'looks like PixArt-α at 1024'),
+    (['joint_blocks.0.x_block.attn.qkv.weight'], 'looks like Stable Diffusion 3'),
     (['down_blocks.0.resnets.0.conv1.weight'], 'U-Net'),
     (['layer1.0.conv1.weight'], 'is no checkpoint of DiT, LiT'),
     ([], 'found none'),
@@ -219,9 +222,11 @@ def test_expected_names_sizes_and_pixels():
 
 
 @pytest.mark.parametrize('name, expected', [
-    ('dit_xl', {'depth': 28, 'width': 1152, 'mixer': 'softmax'}),
-    ('LiT-S/2', {'depth': 12, 'width': 384, 'mixer': 'linear', 'patch': 2}),
-    ('lit_xl_512', {'depth': 28, 'width': 1152, 'mixer': 'linear', 'image_size': 512}),
+    ('dit_xl', {'family': 'dit', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}),
+    ('LiT-S/2', {'family': 'dit', 'depth': 12, 'width': 384, 'mixer': 'linear', 'patch': 2}),
+    ('lit_xl_512', {'family': 'dit', 'depth': 28, 'width': 1152, 'mixer': 'linear', 'image_size': 512}),
+    ('PixArt-XL/2', {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax', 'patch': 2}),
+    ('lit_t2i_1024', {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'linear', 'image_size': 1024}),
 ])
 def test_arch_names(name, expected):
     assert parse_arch_name(name) == expected

@@ -1,0 +1,243 @@
+"""Text encoder folders: a T5 encoder with its tokenizer on disk, as convert_torch_ckpt.py writes it.
+
+    config.json     kind 'text_encoder', architecture, id, form of the weights, provenance with the weights' sha256
+    arrays/         the parameters (Orbax): float32, bfloat16, or int8 with scales
+    tokenizer.json or spiece.model
+    manifest.json   sizes and checksums of the files under arrays/ and of the tokenizer
+
+They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
+"""
+import json
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lit_jax.checkpoint import leaves, manager, peers
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_whole, write_folder
+from lit_jax.checkpoint.torch_keys import unflatten
+from lit_jax.checkpoint.vae_folder import params_sha256
+from lit_jax.errors import UserError
+from lit_jax.models.layers import Array
+from lit_jax.models.network import DTYPES
+from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
+from lit_jax.paths import absolute, as_path, explain_unreachable
+from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
+
+FORMAT = 1
+KIND = 'text_encoder'
+# Kernels of the blocks, and how many of their axes (after that of the layers) are multiplied with.
+KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/mlp/gate/kernel': 1, 'blocks/mlp/down/kernel': 1}
+EMBEDDING = 'embed/table'
+_quantise = jax.jit(quantise, static_argnums=1)
+_GIVE = ('Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5')
+
+
+class TextEncoder:
+    """A text encoder with its weights and tokenizer (`lit_jax.text.encoder.encode_captions` runs it over captions).
+
+    Attributes:
+        network: the `T5Network`. params: its parameters (jax arrays). config: what config.json holds.
+        id: the name that models and cached features know it by. sha256: of the weights it was converted from.
+        weights: how `params` hold them, 'float32', 'bfloat16' or 'int8' (features then differ by about
+            0.5 %: who compares or caches features looks at sha256 and weights).
+        width: channels of the features. tokenizer: the `Tokenizer`.
+    """
+
+    def __init__(self, network: T5Network, params: dict, config: dict, tokenizer: Tokenizer):
+        self.network, self.params, self.config, self.tokenizer = network, params, config, tokenizer
+        self.id: str = config['id']
+        self.sha256: str = config['provenance']['sha256']
+        self.weights, self.width = network.weights, network.width
+        self._encode = jax.jit(network.apply)
+
+    def encode(self, ids_BL, mask_BL) -> Array:
+        """`T5Network.apply`, compiled: int32 [B, L] twice -> features [B, L, C] in the compute dtype."""
+        return self._encode(self.params, ids_BL, mask_BL)
+
+
+def is_text_encoder_folder(path) -> bool:
+    """Whether `path` looks like a text encoder folder (its content may still be damaged; loading checks that)."""
+    path = as_path(path)
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get('kind') == KIND and (path / ARRAYS).is_dir()
+
+
+def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer, *, overwrite: bool = False) -> epath.Path:
+    """Writes a text encoder folder, all of it or nothing, and returns its path.
+
+    config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left out. Where
+    provenance has no 'sha256' of source files (an encoder trained here), that of the parameters is put in. params: nested
+    dict of numpy or jax arrays as `T5Network(arch, weights=...)` has them. Raises UserError for a wrong config, parameters
+    that do not fit it, a tokenizer with more tokens than the embedding has rows, a target in use, or a full disk.
+    """
+    path, named = absolute(path), leaves.named_leaves(params)
+    config = {'format': FORMAT, 'kind': KIND, 'weights': _form_of(named), 'tokenizer': tokenizer.file, **config}
+    config['provenance'] = dict(config.get('provenance') or {})
+    if 'sha256' not in config['provenance']:
+        config['provenance']['sha256'] = params_sha256(params)
+    config = check_text_encoder_config(config, 'the config to be saved')
+    expected = T5Network(config['text_encoder'], weights=config['weights']).abstract()
+    leaves.check_leaves(named, leaves.named_leaves(expected), 'the parameters to be saved')
+    check_vocabulary(tokenizer, config['text_encoder'])
+    text = json.dumps(config, indent=2, allow_nan=False) + '\n'
+    peers.only_lead(lambda: check_text_encoder_target(path, overwrite))
+    write_folder(path, text, params, {tokenizer.file: tokenizer.content})
+    return path
+
+
+def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None, compute: str | None = None) -> TextEncoder:
+    """A ready text encoder from its folder, local or in a bucket (gs://...). Several processes call it together.
+
+    Args:
+        dtype: 'bfloat16' or 'float32': what is computed in. Weights stay as they are stored, but float32 ones become
+            bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, where the folder has others.
+        shard: abstract tree -> tree of shardings of the parameters; None: the first device.
+        compute: another compute dtype than `dtype` says; with 'int8' the default is bfloat16, on CPU float32.
+    """
+    if dtype not in WEIGHTS:
+        raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
+    compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+    if compute not in DTYPES:
+        raise UserError(f'unknown compute dtype {compute!r}; known: {", ".join(DTYPES)}')
+    path = absolute(path)
+    with explain_unreachable(path):
+        config = peers.together(lambda: _read_checked(path))
+        stored = config['weights']
+        weights = dtype if dtype == 'int8' or (stored, dtype) == ('float32', 'bfloat16') else stored
+        network = T5Network(config['text_encoder'], DTYPES[compute], weights)
+        abstract = network.abstract()
+        if shard is not None:
+            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                                    abstract, shard(abstract))
+        if weights == stored and shard is not None:
+            params = manager.load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
+        else:
+            params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, None if weights == stored else weights))
+        tokenizer = peers.together(lambda: Tokenizer.load(path))
+        check_vocabulary(tokenizer, config['text_encoder'])
+        return TextEncoder(network, params, config, tokenizer)
+
+
+def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
+    """The stored parameters, in another form if `weights` names one. One array after the other: all at once take twice
+    the memory while they are read."""
+    flat, expected = {}, leaves.named_leaves(abstract)
+    for name, values in manager.each_array(arrays):
+        parts = values if name in KERNELS else [values]
+        for path, packed in (pack(name, parts, len(values), weights) if weights else {name: values}).items():
+            flat[path] = _place(packed, getattr(expected.get(path), 'sharding', None))
+    leaves.check_leaves(flat, expected, str(arrays))
+    return unflatten(flat)
+
+
+def _place(values: np.ndarray, sharding) -> Array:
+    if sharding is None:
+        return jax.device_put(values, jax.local_devices()[0])
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> dict[str, np.ndarray]:
+    """One leaf in the form `weights`: {path: array}, with int8 kernels {path: int8, '.../scale': float32}.
+
+    parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers, taken one at a time; of any other
+        leaf the leaf alone.
+    """
+    if path not in KERNELS:
+        narrow = path == EMBEDDING and weights != 'float32'
+        return {path: np.ascontiguousarray(next(iter(parts)), jnp.bfloat16 if narrow else np.float32)}
+    whole: dict[str, np.ndarray] = {}
+    for layer, part in enumerate(parts):
+        for name, values in _forms(path, part, weights).items():
+            if name not in whole:
+                whole[name] = np.empty((depth, *values.shape), values.dtype)
+            whole[name][layer] = values
+    return whole
+
+
+def _forms(path: str, kernel: np.ndarray, weights: str) -> dict[str, np.ndarray]:
+    if weights != 'int8':
+        return {path: np.asarray(kernel, jnp.dtype(weights))}
+    values, scale = _quantise(np.asarray(kernel, np.float32), KERNELS[path])
+    return {path: np.asarray(values), path.removesuffix('kernel') + 'scale': np.asarray(scale)}
+
+
+def read_text_encoder_config(path) -> dict:
+    """Reads and checks config.json of a text encoder folder, without its arrays."""
+    path = absolute(path)
+    if not path.is_dir():
+        found = 'it is a file' if path.exists() else 'there is no such folder'
+        raise UserError(f'{path} is not a text encoder folder: {found}. {_GIVE}')
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f'{path} is not a text encoder folder: it has no {CONFIG}. {_GIVE}') from None
+    except ValueError as error:
+        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({error}). Copy it again from its source, or '
+                        'convert the text encoder again.') from error
+    if isinstance(config, dict) and 'kind' not in config and 'model_type' in config:
+        raise UserError(f'{path} is a Hugging Face folder ({config["model_type"]}), not yet a text encoder folder: python '
+                        f'convert_torch_ckpt.py {path} --out DIR makes one.')
+    return check_text_encoder_config(config, str(path / CONFIG))
+
+
+def check_text_encoder_config(config, source: str) -> dict:
+    """The config with its architecture complete, or one UserError that lists what is wrong.
+
+    source: where it stands, for the message."""
+    if not isinstance(config, dict) or config.get('kind') != KIND:
+        kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
+        raise UserError(f'{source} describes {kind}, not a text encoder. {_GIVE}')
+    if config.get('format') != FORMAT:
+        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
+                        'Use the lit_jax version that wrote the folder, or convert the text encoder again.')
+    arch, provenance = config.get('text_encoder'), config.get('provenance')
+    problems = [text for holds, text in [
+        (isinstance(arch, dict), '"text_encoder" must hold the architecture'),
+        (isinstance(config.get('id'), str) and config['id'], '"id" must be a name'),
+        (config.get('weights') in WEIGHTS, f'"weights" must be one of {", ".join(WEIGHTS)}'),
+        (config.get('tokenizer') in FILES, f'"tokenizer" must be one of {", ".join(FILES)}'),
+        (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
+         '"provenance.sha256" must be the sha256 of the weights'),
+    ] if not holds]
+    if problems:
+        raise UserError(f'{source} is not a valid text encoder config: {"; ".join(problems)}.')
+    return {**config, 'text_encoder': check_t5_arch(arch)}
+
+
+def check_text_encoder_target(path, overwrite: bool) -> None:
+    """Refuses, before anything is read, an output that is in the way."""
+    path = as_path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f'cannot write a text encoder folder to {path}: a file of that name exists. Choose another name.')
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
+    if not is_text_encoder_folder(path):
+        raise UserError(f'{path} is not a text encoder folder, so it will not be overwritten. Choose another folder.')
+
+
+def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:
+    """Refuses a tokenizer that gives ids beyond the embedding."""
+    if tokenizer.size > arch['vocab']:
+        raise UserError(f'the tokenizer has {tokenizer.size} tokens, the embedding of the text encoder {arch["vocab"]} rows: '
+                        'they are not of one model. Give the tokenizer that the text encoder was trained with')
+
+
+def _form_of(named: Mapping) -> str:
+    kernel = named.get('blocks/mlp/gate/kernel')
+    return 'float32' if kernel is None else np.dtype(kernel.dtype).name
+
+
+def _read_checked(path: epath.Path) -> dict:
+    config = read_text_encoder_config(path)
+    check_whole(path, 'text encoder folder', 'text encoder')
+    if not any((path / name).is_file() for name in FILES):
+        raise UserError(missing_tokenizer(path))
+    return config

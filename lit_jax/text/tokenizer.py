@@ -1,0 +1,122 @@
+"""Captions -> token ids, as T5 reads them.
+
+Two forms of one tokenizer are understood: `tokenizer.json` (the tokenizers library) and `spiece.model` (sentencepiece).
+They give the same ids; the first knows special tokens that stand in a caption (`<extra_id_0>`), the second reads them as
+text. Libraries are imported where they are used: a model for class labels needs neither.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.paths import as_path
+
+PAD, END, UNKNOWN = 0, 1, 2               # ids of every T5 and mT5
+FILES = ('tokenizer.json', 'spiece.model')
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Captions as numbers: ids and mask int32 [B, L] (mask 1 = token, 0 = padding), and which captions were cut."""
+    ids: np.ndarray
+    mask: np.ndarray
+    truncated: list[int]
+
+
+def clean_caption(caption: str) -> str:
+    """The caption as PixArt-Σ and diffusers give it to the tokenizer: lower case, without space at its ends.
+
+    Halves of surrogate pairs, which no encoding can write, become question marks.
+    """
+    return caption.encode('utf-8', 'replace').decode().strip().lower()
+
+
+class Tokenizer:
+    """A tokenizer that was read from its file.
+
+    Attributes:
+        file: 'tokenizer.json' or 'spiece.model'. content: its bytes. size: how many ids it may give.
+    """
+
+    def __init__(self, file: str, content: bytes, source: str | None = None):
+        if file not in FILES:
+            raise UserError(f'{source or file} is no tokenizer that lit_jax reads; known: {", ".join(FILES)}')
+        self.file, self.content = file, content
+        source = source or file
+        self._ids, self.size, special = (_open_json if file == FILES[0] else _open_sentencepiece)(content, source)
+        for name, want in (('<pad>', PAD), ('</s>', END), ('<unk>', UNKNOWN)):
+            if special[name] != want:
+                found = 'is not there' if special[name] is None else f'has the id {special[name]}'
+                raise UserError(f'{source} is no tokenizer of T5: {name} {found}, expected {want}')
+
+    def __reduce__(self):
+        return Tokenizer, (self.file, self.content)
+
+    @classmethod
+    def load(cls, folder) -> 'Tokenizer':
+        """The tokenizer in `folder`, local or in a bucket; tokenizer.json where both files are."""
+        folder = as_path(folder)
+        for name in FILES:
+            if (folder / name).is_file():
+                return cls(name, (folder / name).read_bytes(), str(folder / name))
+        raise UserError(missing_tokenizer(folder))
+
+    def encode(self, captions: Sequence[str], length: int) -> Tokens:
+        """Each caption, cleaned, as `length` ids: its tokens, the end token, padding.
+
+        A caption of more than `length` - 1 tokens is cut; its last token is the end token all the same. An empty one is
+        the end token alone.
+        """
+        if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+            raise UserError(f'captions must be a list of texts, got {captions!r:.80}')
+        if length < 1:
+            raise UserError(f'captions need room for at least the end token, got a length of {length}')
+        ids_BL, mask_BL = (np.zeros((len(captions), length), np.int32) for _ in range(2))
+        truncated = []
+        for row, caption in enumerate(captions):
+            ids = self._ids(clean_caption(caption))
+            if len(ids) >= length:
+                truncated.append(row)
+            ids = [*ids[:length - 1], END]
+            ids_BL[row, :len(ids)], mask_BL[row, :len(ids)] = ids, 1
+        return Tokens(ids_BL, mask_BL, truncated)
+
+
+def missing_tokenizer(*folders) -> str:
+    """What to say when none of the folders holds a tokenizer."""
+    where = ' or '.join(str(folder) for folder in folders)
+    return (f'there is no tokenizer in {where}: expected {FILES[0]} or {FILES[1]}. Get it from where the text encoder is '
+            'from (diffusers pipelines have a folder tokenizer/ beside text_encoder/)')
+
+
+def _open_json(content: bytes, source: str):
+    """(text -> ids, number of ids, ids of the special tokens) through the tokenizers library."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(f'reading {source} needs the package tokenizers: pip install -r requirements.txt') from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:      # the library raises nothing narrower
+        raise UserError(f'{source} is damaged, or no file of the tokenizers library ({error}); get it again') from error
+    # The file may ask for a length of its own.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = {name: tokenizer.token_to_id(name) for name in ('<pad>', '</s>', '<unk>')}
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.get_vocab_size(), special
+
+
+def _open_sentencepiece(content: bytes, source: str):
+    """The same through sentencepiece."""
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise UserError(f'reading {source} needs the package sentencepiece: pip install -r requirements.txt') from error
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(content)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f'{source} is damaged, or no sentencepiece model; get it again') from error
+    special = {'<pad>': model.pad_id(), '</s>': model.eos_id(), '<unk>': model.unk_id()}
+    return model.EncodeAsIds, model.vocab_size(), special
