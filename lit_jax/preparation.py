@@ -17,18 +17,21 @@ import jax
 import numpy as np
 
 import lit_jax
+from lit_jax import caption_preparation
 from lit_jax.checkpoint import peers, storage
+from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import load_vae, read_vae_config
-from lit_jax.data import crop, latent_shards
+from lit_jax.data import caption_latents, crop, latent_shards, text_features
 from lit_jax.data.images import ImageSource
-from lit_jax.data.latents import BAD, DTYPES, FORMAT, METADATA, PREPARATION, SHARDS, record_bytes
-from lit_jax.data.sources import Source, open_source
-from lit_jax.encoding import Encoder, make_shards
+from lit_jax.data.latents import BAD, DTYPES, FORMAT, KIND, METADATA, PREPARATION, SHARDS, record_bytes
+from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
+from lit_jax.encoding import CaptionRecords, LabelRecords, make_shards
 from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.progress import Progress
+from lit_jax.text.tokenizer import Tokenizer
 
 LOG = logging.getLogger('lit_jax')
 _USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models are made for 1
@@ -49,6 +52,11 @@ class Request:
     classes: str = ''               # a list of the classes to take (lit_jax/data/subset.py)
     dtype: str = 'float32'          # of the moments on disk
     vae_dtype: str = 'float32'
+    text_encoder: str = ''          # folder of the one that reads captions
+    text_dtype: str = 'bfloat16'    # that it computes in
+    caption_tokens: int = 300       # that captions are cut to
+    buckets: bool = False           # shapes by the ratio of each captioned picture
+    patch: int = 2                  # of the network to be trained on captions: sides are multiples of it in the latent
     batch_size: int = 8             # pictures a device at a time, each with its mirror image
     shard_size: int | None = None   # pictures a shard
     threads: int | None = None      # that decode pictures
@@ -66,58 +74,84 @@ def prepare_latents(request: Request) -> str:
     """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it together.
 
     Raises UserError for wrong flags, a folder that holds something else, too little space, damaged pictures (strict)."""
-    source, plan = peers.together(lambda: _open(request))
+    work = peers.together(lambda: _open(request))
+    source, plan = work.source, work.plan
     out = absolute(request.out)
     check_reachable(out)
     with explain_unreachable(out):
         peers.only_lead(lambda: _claim(out, plan, request.command()))
         peers.together(lambda: _check_claim(out, plan))
-        missing = peers.from_lead(lambda: _missing(out, plan))
+        missing, null = peers.from_lead(lambda: (_missing(out, work), caption_preparation.needs_null(out, plan)))
+        captions = caption_preparation.caption_encoder(request) if 'text' in plan and (missing or null) else None
+        if null:
+            peers.only_lead(lambda: caption_preparation.make_null(out, captions))
         if missing:
-            encode = Encoder(load_vae(request.vae, request.vae_dtype), source.spec.image_shape, request.batch_size)
+            vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
+            records = LabelRecords(vae, plan, size) if captions is None else CaptionRecords(vae, captions, plan, size)
             threads = request.threads or os.cpu_count() or 1
-            peers.together(lambda: _aloud(lambda: make_shards(source, encode, plan, out, _mine(missing), threads=threads,
-                                                              strict=request.strict)))
+            peers.together(lambda: _aloud(lambda: make_shards(source, records, plan, out, _mine(missing), threads=threads,
+                                                              record_size=work.record_size, strict=request.strict)))
         peers.together(lambda: _aloud(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan)))))))
         return peers.from_lead(lambda: _finish(out, plan))
 
 
-def _open(request: Request) -> tuple[Source, dict]:
-    """(the pictures, the plan), all checked; nothing is written."""
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The pictures, the plan, and about how many bytes a record has."""
+    source: Source
+    plan: dict
+    record_size: float
+
+
+def _open(request: Request) -> _Work:
+    """Everything that is read, checked; nothing is written."""
     _check_request(request)
     config = read_vae_config(request.vae)
-    source = open_source(request.data, split=request.split, image_size=request.image_size,
-                         channels=config['vae']['image_channels'], num_classes=request.num_classes, classes=request.classes,
-                         data_dir=request.data_dir, path=request.path, strict=request.strict)
-    return source, make_plan(request, config, source)
+    where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path, 'strict': request.strict}
+    if request.data in CAPTIONED:
+        text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(request.text_encoder)
+        source = open_captioned(request.data, image_size=request.image_size, buckets=request.buckets,
+                                multiple=VaeNetwork(config['vae']).downscale * request.patch, **where)
+        plan = caption_preparation.make_caption_plan(request, _plan_of_pictures(request, config, source), text_config, source)
+        return _Work(source, plan, caption_preparation.caption_record_size(plan, source, tokenizer))
+    source = open_source(request.data, image_size=request.image_size, channels=config['vae']['image_channels'],
+                         num_classes=request.num_classes, classes=request.classes, **where)
+    plan = make_plan(request, config, source)
+    return _Work(source, plan, record_bytes(plan))
 
 
 def make_plan(request: Request, config: dict, source: Source) -> dict:
-    """What the data set is, JSON-able: everything that the meaning of its records depends on.
+    """What a data set of labelled pictures is, JSON-able: everything that the meaning of its records depends on.
 
     config: of the VAE folder."""
+    pictures = isinstance(source, ImageSource)
+    identity = source.identity if pictures else {'name': request.data, 'count': len(source),
+                                                 'classes': source.spec.num_classes}
+    return {'format': FORMAT, 'kind': KIND, **_plan_of_pictures(request, config, source),
+            'crop': crop.RULE if pictures else 'none', 'classes': source.class_names,
+            'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
+            'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
+
+
+def _plan_of_pictures(request: Request, config: dict, source: Source) -> dict:
     network = VaeNetwork(config['vae'])
     size, downscale = source.spec.image_size, network.downscale
     if size % downscale:
         raise UserError(f'--image_size={size} cannot be encoded: this VAE takes multiples of {downscale}')
-    pictures = isinstance(source, ImageSource)
-    identity = source.identity if pictures else {'name': request.data, 'count': len(source),
-                                                 'classes': source.spec.num_classes}
-    return {
-        'format': FORMAT, 'kind': 'latents',
-        'vae': {'id': config['id'], 'sha256': config['provenance']['sha256'], 'scale': config['scale'],
-                'shift': config['shift'], 'downscale': downscale, 'channels': network.channels, 'dtype': request.vae_dtype},
-        'image_size': size, 'latent_size': size // downscale, 'crop': crop.RULE if pictures else 'none',
-        'classes': source.class_names, 'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
-        'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
+    return {'vae': {'id': config['id'], 'sha256': config['provenance']['sha256'], 'scale': config['scale'],
+                    'shift': config['shift'], 'downscale': downscale, 'channels': network.channels, 'dtype': request.vae_dtype},
+            'image_size': size, 'latent_size': size // downscale}
 
 
-def make_metadata(plan: dict, notes: list[dict]) -> dict:
-    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled), versions."""
+def make_metadata(plan: dict, notes: list[dict], null: bytes = b'') -> dict:
+    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled), versions.
+
+    null: the file of the features of the empty caption, where there are captions."""
     shards = [{'name': latent_shards.shard_name(number), **{key: note[key] for key in ('count', 'bytes', 'sha256')}}
               for number, note in enumerate(notes)]
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'array-record', 'numpy', 'pillow')}
-    return {**plan, 'count': sum(note['count'] for note in notes), 'bad': sum(len(note['bad']) for note in notes),
+    text = {'text': plan['text'] | caption_preparation.text_facts(notes, null)} if 'text' in plan else {}
+    return {**plan, **text, 'count': sum(note['count'] for note in notes), 'bad': sum(len(note['bad']) for note in notes),
             'stats': _statistics(notes, plan['vae']['scale']), 'versions': {'lit_jax': lit_jax.__version__, **versions},
             'shards': shards}
 
@@ -141,12 +175,15 @@ def _check_request(request: Request) -> None:
         raise UserError(f'unknown --dtype={request.dtype}; known: {", ".join(DTYPES)}')
     if request.vae_dtype not in COMPUTE_DTYPES:
         raise UserError(f'unknown --vae_dtype={request.vae_dtype}; known: {", ".join(COMPUTE_DTYPES)}')
-    for name in ('image_size', 'batch_size', 'shard_size', 'threads'):
+    for name in ('image_size', 'batch_size', 'shard_size', 'threads', 'caption_tokens', 'patch'):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise UserError(f'--{name} must be at least 1, got {value}')
     if request.data == 'latents':
         raise UserError('--data=latents are latents already; name the pictures: imagenet2012, tfds:NAME or folder')
+    if request.data == caption_latents.KIND:
+        raise UserError('--data=caption_latents are latents already; name the pictures: --data=captions')
+    caption_preparation.check_text_request(request)
 
 
 def _claim(out, plan: dict, command: str) -> None:
@@ -204,12 +241,13 @@ def _short(value) -> str:
     return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
 
 
-def _missing(out, plan: dict) -> list[int]:
+def _missing(out, work: _Work) -> list[int]:
     """The shards to make; there must be room for them. A data set with missing shards is unfinished (again)."""
+    plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
     pictures, all_pictures = sum(len(ranges[number]) for number in missing), plan['source']['count']
     # 1 % and the padding at the end of a file are ArrayRecord's.
-    size = 1.01 * pictures * record_bytes(plan) + (1 << 17) * len(missing)
+    size = 1.01 * pictures * work.record_size + (1 << 17) * len(missing)
     if missing:
         storage.check_free_space(out, size)
         (out / METADATA).unlink(missing_ok=True)
@@ -258,7 +296,7 @@ def _finish(out, plan: dict) -> str:
     notes = [latent_shards.read_note(out, number) for number in range(len(latent_shards.shard_ranges(plan)))]
     if not any(note['count'] for note in notes):
         raise UserError('none of the pictures can be decoded: there is nothing to train on')
-    metadata = make_metadata(plan, notes)
+    metadata = make_metadata(plan, notes, (out / text_features.NULL).read_bytes() if 'text' in plan else b'')
     bad = [f'{name}\t{reason}' for note in notes for _, name, reason in note['bad']]
     if bad:
         write_text_atomic(out / BAD, '\n'.join(bad) + '\n')
@@ -267,13 +305,24 @@ def _finish(out, plan: dict) -> str:
     if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
         LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion models are made '
                     'for about 1. Is this the right VAE, and the right scale?', plan['vae']['scale'], stats['scaled_std'])
-    lines = [f'{out}: {metadata["count"]} pictures, each with its mirror image, '
+    lines = [f'{out}: {metadata["count"]} pictures, {_beside(metadata)}, '
              f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
              f'{plan["vae"]["scale"]:g}, all channels: {stats["scaled_std"]:.3f}']
     if bad:
         lines.append(f'left out: {len(bad)} pictures that cannot be decoded, listed in {out / BAD}')
     return '\n'.join(lines)
+
+
+def _beside(metadata: dict) -> str:
+    if 'text' not in metadata:
+        return 'each with its mirror image'
+    text = metadata['text']
+    if text['truncated']:
+        LOG.warning('%d of %d captions have more than %d tokens and were cut there (--caption_tokens)', text['truncated'],
+                    text['captions'], text['tokens'])
+    used = sum(count > 0 for count in metadata['bucket_counts'])
+    return f'{text["captions"]} captions of {text["mean_tokens"]:.1f} tokens (mean), {used} shapes used of {len(metadata["buckets"])}'
 
 
 def _numbers(values: list[float]) -> str:

@@ -1,19 +1,24 @@
 """What every source of examples is: a length, random access, and a description of one element; and its randomness."""
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 # Independent streams of random numbers drawn from one seed.
-STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train': 4, 'synthetic held_out': 5}
+STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train': 4, 'synthetic held_out': 5,
+           'shapes train': 6, 'shapes held_out': 7, 'shapes prompts': 8, 'shuffle in a bucket': 9, 'order of buckets': 10}
+_INTEGERS = frozenset(('label', 'tokens', 'text_mask'))
 
 
 @dataclass(frozen=True)
 class Spec:
     """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes).
 
-    Cached latents have 'moments' in the place of 'image' (lit_jax/data/latents.py).
+    Cached latents have 'moments' in the place of 'image' (lit_jax/data/latents.py). Where there are captions there is no
+    label, and num_classes is 0 (lit_jax/data/captions.py); with buckets image_size is the side that they all have the
+    area of.
     """
     image_size: int
     channels: int
@@ -26,7 +31,14 @@ class Spec:
 
 
 class Source(ABC):
-    """Examples by number. The same number gives the same example in every process and every run."""
+    """Examples by number. The same number gives the same example in every process and every run.
+
+    Attributes:
+        buckets: the shapes (H, W) of the pictures (or latents), where they have several; a batch then holds one shape.
+        bucket_of: the number of each example's shape, int32 [len]; None where all have one.
+    """
+    buckets: tuple[tuple[int, int], ...] = ()
+    bucket_of: np.ndarray | None = None
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -47,6 +59,12 @@ class Source(ABC):
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Several examples at once: the arrays of an element with a leading axis [b, ...], new and contiguous."""
         return stack([self[int(i)] for i in indices])
+
+    def each(self, indices: Sequence[int]) -> Iterator[dict]:
+        """The same examples one after the other, as augmentations take them; arrays that may be written to."""
+        batch = self.take(indices)
+        for row in range(len(indices)):
+            yield {name: array[row] for name, array in batch.items()}
 
     def all_labels(self) -> np.ndarray:
         """The label of every example, int32 [len]. Sources whose elements are dear to make know a shorter way."""
@@ -80,9 +98,15 @@ class ArraySource(Source):
 
 
 def stack(elements: Sequence[dict]) -> dict[str, np.ndarray]:
-    """Elements to one batch of contiguous arrays in the dtypes of the contract."""
-    return {name: np.stack([np.asarray(e[name], np.int32 if name == 'label' else np.float32) for e in elements])
-            for name in elements[0]}
+    """Elements to one batch of contiguous arrays in the dtypes of the contract: labels, tokens and masks are int32, all
+    else is float32, except what is kept in bfloat16."""
+    return {name: np.stack([np.asarray(e[name], _dtype(name, e[name])) for e in elements]) for name in elements[0]}
+
+
+def _dtype(name: str, value):
+    if name in _INTEGERS:
+        return np.int32
+    return value.dtype if getattr(value, 'dtype', None) == ml_dtypes.bfloat16 else np.float32
 
 
 def check_index(index: int, length: int) -> int:

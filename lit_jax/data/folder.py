@@ -66,7 +66,7 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     if not os.fspath(path):
         raise UserError('data.name=folder needs the folder of the pictures: --config.data.path=FOLDER')
     root = absolute(path)
-    splits = _split_folders(root)
+    splits = split_folders(root)
     if split not in splits:
         raise UserError(f'{root} has no held-out pictures. Put the training pictures into {root / "train"} and the '
                         f'others, with the same classes, into {root / "held_out"}')
@@ -83,7 +83,7 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     return FolderSource(base, files, labels, Spec(size, 3, len(names), tuple(names)), strict=strict)
 
 
-def _split_folders(root) -> dict:
+def split_folders(root) -> dict:
     """{split: its folder}. A folder is divided into splits if all of its subfolders are named like splits."""
     known = {name for names in SPLITS.values() for name in names}
     names = _subfolders(root)
@@ -114,14 +114,9 @@ def _list_pictures(base) -> dict[str, list[str]]:
     """{subfolder: its pictures, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with '/'."""
     found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
     ignored: collections.Counter[str] = collections.Counter()
-    with explain_unreachable(base):
-        paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
-    for path in paths:
+    for path in visible_files(base):
         top, slash, _ = path.partition('/')
-        if any(map(_hidden, path.split('/'))):
-            continue
-        stem, dot, suffix = path.rpartition('.')
-        suffix = f'.{suffix.lower()}' if dot and '/' not in suffix else 'without a suffix'
+        suffix = suffix_of(path) or 'without a suffix'
         if suffix in SUFFIXES:
             found[top if slash else ''].append(path)
         else:
@@ -133,6 +128,19 @@ def _list_pictures(base) -> dict[str, list[str]]:
     if ignored:
         LOG.info('%s: ignored %d files that are not pictures: %s', base, ignored.total(), listed)
     return {name: sorted(files) for name, files in found.items()}
+
+
+def visible_files(base) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, with '/', but those that are hidden or in a hidden folder."""
+    with explain_unreachable(base):
+        paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
+    return (path for path in paths if not any(map(_hidden, path.split('/'))))
+
+
+def suffix_of(path: str) -> str:
+    """'.jpg' of 'a/b.JPG'; '' where there is none."""
+    _, dot, suffix = path.rpartition('.')
+    return f'.{suffix.lower()}' if dot and '/' not in suffix else ''
 
 
 def _walk(base: str) -> Iterator[str]:

@@ -7,12 +7,13 @@ damaged picture stops the run. A file that cannot be read at all (gone, no permi
 may be different on another host or tomorrow, and the stream of examples must not be.
 """
 import io
+import itertools
 import logging
 import struct
 import threading
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,7 +27,7 @@ from lit_jax.errors import UserError
 LOG = logging.getLogger('lit_jax')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
 # What Pillow raises for damaged files; found by feeding it some hundred thousand of them.
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError,
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError,
                   struct.error, zlib.error, Image.DecompressionBombError)
 _MAX_BAD_IN_A_ROW = 100
 _MAX_WARNINGS = 20
@@ -53,7 +54,7 @@ def decode(data: bytes) -> Image.Image:
         return image.convert('RGB')
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'it is no picture of a known format ({", ".join(FORMATS)})') from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -120,8 +121,7 @@ class ImageSource(Source):
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
         """Pixels and label of the example, or of the next one after it (cyclic) that can be decoded."""
-        for number in range(index, index + min(len(self), _MAX_BAD_IN_A_ROW)):
-            number %= len(self)
+        for number in itertools.islice(self._from(index), _MAX_BAD_IN_A_ROW):
             if number in self._bad_numbers:
                 continue
             try:
@@ -132,6 +132,10 @@ class ImageSource(Source):
                 self._remember(number, error)
         raise UserError(f'no picture from example {index} on can be decoded, the first of them: '
                         f'{self._bad_numbers[index]}')
+
+    def _from(self, index: int) -> Iterator[int]:
+        """The example, then those that may take its place, in the order that they are tried in."""
+        return (number % len(self) for number in range(index, index + len(self)))
 
     def _remember(self, number: int, error: BadPicture) -> None:
         with self._lock:

@@ -20,6 +20,9 @@ from lit_jax.paths import as_path, files_under, fsync_path, is_remote, write_tex
 _WRITER = 'group_size:1,uncompressed'
 _MIN_SHARD, _MAX_SHARDS = 512, 512  # a reader keeps every shard open; 1024 files is what systems commonly allow
 PARTIAL = '.partial'
+# Lists in a note with one entry a record, by the kind of data set: its label; or its bucket, the tokens of its captions (long
+# and short, 0: there is none), and how many of these were cut.
+FACTS = {'latents': ('labels',), 'caption_latents': ('buckets', 'tokens', 'cut')}
 
 
 def default_shard_size(count: int) -> int:
@@ -52,7 +55,8 @@ class ShardWriter:
         place = tempfile.gettempdir() if is_remote(self._target) else self._target.parent
         self._partial = Path(place, f'.{self._target.name}.{os.getpid()}{PARTIAL}')
         self._writer = ArrayRecordWriter(os.fspath(self._partial), _WRITER)
-        self._count, self._values, self._bad, self._labels = 0, 0, [], []
+        self._count, self._values, self._bad = 0, 0, []
+        self._facts = {name: [] for name in FACTS[plan['kind']]}
         self._sums, self._squares = [], []
 
     def __enter__(self) -> 'ShardWriter':
@@ -64,9 +68,14 @@ class ShardWriter:
         self._partial.unlink(missing_ok=True)
 
     def add(self, moments: np.ndarray, label: int) -> None:
-        """float32 [2, h, w, 2C] and a label."""
-        self._writer.write(pack(moments, label, self._dtype))
-        self._labels.append(int(label))
+        """A record of latents with labels, from float32 [2, h, w, 2C] and a label."""
+        self.write(pack(moments, label, self._dtype), moments, labels=int(label))
+
+    def write(self, record: bytes, moments: np.ndarray, **facts) -> None:
+        """A packed record of any kind. moments: float32 [..., 2C] in it; facts: what the note lists of it (FACTS)."""
+        self._writer.write(record)
+        for name, values in self._facts.items():
+            values.append(facts[name])
         mean = moments[..., :moments.shape[-1] // 2].reshape(-1, moments.shape[-1] // 2).astype(np.float64)
         self._sums.append(mean.sum(0))
         self._squares.append(np.square(mean).sum(0))
@@ -87,7 +96,7 @@ class ShardWriter:
         note = {'count': self._count, 'bytes': size, 'sha256': file_sha256(self._partial), 'values': self._values,
                 'sums': [math.fsum(column) for column in zip(*self._sums, strict=True)],
                 'squares': [math.fsum(column) for column in zip(*self._squares, strict=True)], 'bad': self._bad,
-                'labels': self._labels}
+                **self._facts}
         if is_remote(self._target):
             self._target.write_bytes(self._partial.read_bytes())
         else:

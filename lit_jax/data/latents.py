@@ -6,26 +6,33 @@
     latents/shards/00000.json            count, checksum, labels and statistics of the shard
     latents/bad_pictures.txt             pictures that could not be decoded and are left out, if there were any
 
-A record is one picture: the moments of the picture and of its mirror image, [2, h, w, 2C], mean before log-variance, not
-scaled, as little-endian float32 or float16; then the label as int32.
+A record of latents with labels is one picture: the moments of the picture and of its mirror image, [2, h, w, 2C], mean
+before log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Those of latents with text
+features are described in lit_jax/data/caption_latents.py.
 """
 import hashlib
 import json
 import os
 import shlex
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.label_index import read_labels
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, files_under, is_remote
 
-FORMAT = 1
+FORMAT, KIND = 1, 'latents'
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
 DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
+_MADE_BY = {KIND: 'VAE latents of ImageNet are made by: python prepare_latents.py --data=imagenet2012 --vae=VAE_FOLDER '
+                  '--image_size=PIXELS',
+            'caption_latents': 'VAE latents and text features are made by: python prepare_latents.py --data=captions '
+                               '--path=PICTURES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER --image_size=PIXELS'}
 _LABEL = np.dtype('<i4')
 _READER = {'max_parallelism': '0'}  # nothing is read ahead
 
@@ -39,28 +46,64 @@ class _Shard:
     skip: int = 0
 
 
-class LatentSource(Source):
-    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the picture and its mirror image.
-
-    `spec` is that of the latents: image_size h, channels C. Any number of threads may read at once.
+class CachedLatents(Source):
+    """What every kind of cached latents is: records in shards, and metadata. Any number of threads may read at once.
 
     Attributes:
         metadata: the content of metadata.json (`lit_jax.preparation.make_metadata`).
     """
 
-    def __init__(self, folder, metadata: dict):
-        size, channels = metadata['latent_size'], metadata['vae']['channels']
-        names = tuple(metadata['classes'])
-        super().__init__(Spec(size, channels, len(names), names))
+    def __init__(self, folder, metadata: dict, spec: Spec):
+        super().__init__(spec)
         self.folder, self.metadata = folder, metadata
-        self._shape, self._dtype = (2, size, size, 2 * channels), DTYPES[metadata['dtype']]
-        self._values = int(np.prod(self._shape))
         shards = [_Shard(os.fspath(folder / shard['name']), shard['count'], shard['count'])
                   for shard in metadata['shards']]
         self._records = ArrayRecordDataSource(shards, reader_options=_READER)
 
     def __len__(self) -> int:
         return self.metadata['count']
+
+    @property
+    def identity(self) -> dict:
+        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+        sums = ' '.join(shard['sha256'] for shard in self.metadata['shards'])
+        return {'name': self.metadata['kind'], 'split': self.metadata['source']['split'], 'count': len(self),
+                'classes': self.spec.num_classes, 'sha256': hashlib.sha256(sums.encode()).hexdigest()}
+
+    def notes(self) -> list[dict]:
+        """What stands beside each shard."""
+        return [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes()) for shard in self.metadata['shards']]
+
+    @abstractmethod
+    def _fits(self, record: bytes) -> bool:
+        """Whether a record has the size that it should."""
+
+    def _read(self, index: int) -> bytes:
+        try:
+            record = self._records[index]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise self._damaged(index, f'{type(error).__name__}: {error}') from error
+        if not self._fits(record):
+            raise self._damaged(index, f'its {len(record)} bytes are not what was written')
+        return record
+
+    def _damaged(self, index: int, why: str) -> UserError:
+        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made them checks all '
+                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
+
+
+class LatentSource(CachedLatents):
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the picture and its mirror image.
+
+    `spec` is that of the latents: image_size h, channels C.
+    """
+
+    def __init__(self, folder, metadata: dict):
+        size, channels = metadata['latent_size'], metadata['vae']['channels']
+        names = tuple(metadata['classes'])
+        super().__init__(folder, metadata, Spec(size, channels, len(names), names))
+        self._shape, self._dtype = (2, size, size, 2 * channels), DTYPES[metadata['dtype']]
+        self._values, self._bytes = int(np.prod(self._shape)), record_bytes(metadata)
 
     def __getitem__(self, index: int) -> dict:
         record = self._read(check_index(int(index), len(self)))
@@ -75,32 +118,15 @@ class LatentSource(Source):
             moments[row], labels[row] = self._moments(record), self._label(record)
         return {'moments': moments, 'label': labels}
 
-    @property
-    def identity(self) -> dict:
-        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
-        sums = ' '.join(shard['sha256'] for shard in self.metadata['shards'])
-        return {'name': 'latents', 'split': self.metadata['source']['split'], 'count': len(self),
-                'classes': self.spec.num_classes, 'sha256': hashlib.sha256(sums.encode()).hexdigest()}
-
     def all_labels(self) -> np.ndarray:
         """From the notes beside the shards; where an earlier version wrote them, from the records, once."""
-        notes = [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes()) for shard in self.metadata['shards']]
+        notes = self.notes()
         if all('labels' in note for note in notes):
             return np.array([label for note in notes for label in note['labels']], np.int32)
         return read_labels(self.identity, len(self), lambda index: int(self._label(self._read(index))))
 
-    def _read(self, index: int) -> bytes:
-        try:
-            record = self._records[index]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise self._damaged(index, f'{type(error).__name__}: {error}') from error
-        if len(record) != record_bytes(self.metadata):
-            raise self._damaged(index, f'{len(record)} bytes where {record_bytes(self.metadata)} were written')
-        return record
-
-    def _damaged(self, index: int, why: str) -> UserError:
-        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made them checks all '
-                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
+    def _fits(self, record: bytes) -> bool:
+        return len(record) == self._bytes
 
     def _moments(self, record: bytes) -> np.ndarray:
         return np.frombuffer(record, self._dtype, self._values).reshape(self._shape)
@@ -140,25 +166,36 @@ def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> 
     """The latents in a folder. `asked`: image_size and channels of the latents and num_classes, None where it is open.
 
     Raises UserError if the folder does not hold a whole data set of that split, or of other numbers than asked."""
+    folder, metadata = open_cached(folder, split, KIND)
+    own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
+           'num_classes': len(metadata['classes'])}
+    check_asked(folder, own, asked or {})
+    return LatentSource(folder, metadata)
+
+
+def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
+    """(the folder, its metadata) of a whole data set of a split and kind; UserError for any other."""
     folder = absolute(folder)
     if is_remote(folder):
         raise UserError(f'{folder}: ArrayRecord files are read from a disk. Copy the latents to every host (gcloud '
                         'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
-    metadata = read_metadata(folder)
+    metadata = read_metadata(folder, kind)
     _check_files(folder, metadata)
     if metadata['source']['split'] != split:
         raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is {split!r}. '
                         f'Make those into another folder: python prepare_latents.py --split={split} ...')
-    own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
-           'num_classes': len(metadata['classes'])}
-    wrong = [f'{name}: {own[name]} in the data set, {value} in the recipe' for name, value in (asked or {}).items()
+    return folder, metadata
+
+
+def check_asked(folder, own: dict, asked: dict) -> None:
+    """Raises UserError where a recipe asks for other numbers than a data set has; None is not compared."""
+    wrong = [f'{name}: {own[name]} in the data set, {value} in the recipe' for name, value in asked.items()
              if value not in (None, own[name])]
     if wrong:
         raise UserError(f'the latents in {folder} do not fit (sizes in latent pixels):\n  ' + '\n  '.join(wrong))
-    return LatentSource(folder, metadata)
 
 
-def read_metadata(folder) -> dict:
+def read_metadata(folder, kind: str = KIND) -> dict:
     """metadata.json of a folder. UserError where there is none, with the command that goes on if there is a half of one."""
     folder = absolute(folder)
     try:
@@ -168,12 +205,14 @@ def read_metadata(folder) -> dict:
             raise UserError(f'the latents in {folder} are not finished. The command that began goes on where it was '
                             f'stopped: {continue_command(folder)}') from None
         found = 'holds no latents' if folder.is_dir() else 'does not exist'
-        raise UserError(f'{folder} {found}. VAE latents of ImageNet are made by: python prepare_latents.py '
-                        f'--data=imagenet2012 --vae=VAE_FOLDER --image_size=PIXELS --out={shlex.quote(str(folder))}') from None
+        raise UserError(f'{folder} {found}. {_MADE_BY[kind]} --out={shlex.quote(str(folder))}') from None
     except ValueError as error:
         raise UserError(f'{folder / METADATA} is damaged: it is not valid JSON ({error}). Delete it; the command that made '
                         f'it checks all shards and writes it again: {continue_command(folder)}') from error
-    if not isinstance(metadata, dict) or metadata.get('kind') != 'latents':
+    found = metadata.get('kind') if isinstance(metadata, dict) else None
+    if found != kind and found in _MADE_BY:
+        raise UserError(f'{folder} holds {found}, not {kind}: take --config.data.name={found}, or another folder')
+    if found != kind:
         raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
     if metadata.get('format') != FORMAT:
         raise UserError(f'{folder} has format {metadata.get("format")!r}, this version of lit_jax reads format {FORMAT}. Use '

@@ -4,38 +4,40 @@ The stream is fixed by the seed alone: epoch after epoch, each a fresh permutati
 position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through batches, so nothing is
 dropped and every example comes exactly once an epoch, whether or not B divides the size. Augmentation randomness
 belongs to the position. A host takes the rows of each global batch that its devices need, so the batch that all hosts
-hold together is the same array for every host count and mesh.
+hold together is the same array for every host count and mesh. Where pictures have several shapes a batch holds one of
+them; the stream is then made of those of the shapes (lit_jax/data/order.py).
 
 grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by processes: those
 would outlive a killed parent). Shuffle and gather work on whole batches because a chain of grain's own `shuffle`, `map`
 and `batch` costs about 5 ms of Python for 128 digits, as long as a training step of the demo may take.
 """
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 
 import grain
 import numpy as np
 
-from lit_jax.data.base import Source, random_bits, random_generator, stack
+from lit_jax.data.base import Source, random_generator, stack
+from lit_jax.data.order import Bucketed, Shuffled
 from lit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Augment = Callable[[dict, np.random.Generator], dict]
 _ENDLESS = 2**62  # batches of an endless stream, as a length
-_KEPT_PERMUTATIONS = 3  # threads that read ahead may stand in two epochs at once
 
 
 class Pipeline:
-    """Batches {'image': float32 [b, H, W, C], 'label': int32 [b]} of one process; made by `make_pipeline`."""
+    """Batches {'image': float32 [b, H, W, C], 'label': int32 [b]} of one process; made by `make_pipeline`.
+
+    Sources with captions give other arrays in the place of the label, see `Source`."""
 
     def __init__(self, source: Source, *, global_batch: int, seed: int, start_step: int, rows: np.ndarray,
                  augment: Augment | None, threads: int, prefetch: int):
         self.source, self.global_batch, self.seed, self.start_step = source, global_batch, seed, start_step
         self.rows = rows
         self._augment, self._threads, self._prefetch = augment, threads, prefetch
-        self._permutations, self._lock = OrderedDict(), threading.Lock()
+        self._order = (Shuffled(len(source), seed) if source.bucket_of is None else
+                       Bucketed(source.bucket_of, seed, global_batch))
         self._open = weakref.WeakSet()  # an iterator that nobody holds any more ends by itself
 
     def batch(self, k: int) -> Batch:
@@ -43,34 +45,15 @@ class Pipeline:
         if k < 0:
             raise IndexError(f'batch {k}: batches are numbered from 0')
         positions = k * self.global_batch + self.rows
-        examples = self.source.take(self.indices(positions))
+        indices = self.indices(positions)
         if self._augment is None:
-            return examples
-        return stack([self._augment({name: array[i] for name, array in examples.items()},
-                                    random_generator(self.seed, 'augment', int(p))) for i, p in enumerate(positions)])
+            return self.source.take(indices)
+        return stack([self._augment(example, random_generator(self.seed, 'augment', int(p)))
+                      for example, p in zip(self.source.each(indices), positions, strict=True)])
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
         """Which example stands at each position of the stream, int64."""
-        epochs, offsets = np.divmod(np.asarray(positions, np.int64), len(self.source))
-        indices = np.empty_like(offsets)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            indices[here] = self._permutation(epoch)[offsets[here]]
-        return indices
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        """Order of one epoch: every order is equally likely, and independent of the other epochs'.
-
-        Sorting raw Philox words instead of `Generator.permutation`: numpy promises the former for all versions.
-        """
-        with self._lock:
-            if epoch not in self._permutations:
-                words = random_bits(self.seed, 'shuffle', epoch).random_raw(len(self.source))
-                order = np.argsort(words, kind='stable')
-                self._permutations[epoch] = order
-                while len(self._permutations) > _KEPT_PERMUTATIONS:
-                    self._permutations.popitem(last=False)
-            return self._permutations[epoch]
+        return self._order(np.asarray(positions, np.int64))
 
     def __iter__(self) -> 'BatchIterator':
         """Batches start_step, start_step + 1, ... without end, read ahead in the background."""

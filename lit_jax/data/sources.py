@@ -5,24 +5,40 @@
     tfds:NAME[/CONFIG]    any picture data set that tfds prepared as ArrayRecord
     folder                pictures of one's own: lit_jax/data/folder.py
     latents               pictures as a VAE saw them
+
+With captions in the place of labels (lit_jax/data/captions.py):
+
+    shapes                rendered shapes; no data needed
+    captions              a folder of pictures with captions, or of tar shards: lit_jax/data/caption_folder.py, tar_shards.py
+    caption_latents       both as a VAE and a text encoder saw them
 """
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
+from lit_jax.data.buckets import bucket_table, check_sides
+from lit_jax.data.caption_folder import open_caption_folder
+from lit_jax.data.caption_latents import open_caption_latents
+from lit_jax.data.captions import Captioned
 from lit_jax.data.digits import SPEC as DIGITS_SPEC
 from lit_jax.data.digits import open_digits
-from lit_jax.data.folder import open_folder
+from lit_jax.data.folder import SPLITS as FOLDER_SPLITS
+from lit_jax.data.folder import open_folder, split_folders
+from lit_jax.data.images import check_asked
 from lit_jax.data.latents import open_latents
+from lit_jax.data.shapes import LENGTHS as SHAPE_SPLITS
+from lit_jax.data.shapes import NOMINAL, ShapesSource
 from lit_jax.data.subset import choose_classes
 from lit_jax.data.synthetic import SPLITS as SYNTHETIC_SPLITS
 from lit_jax.data.synthetic import SyntheticSource
+from lit_jax.data.tar_shards import open_tar_shards, tar_files
 from lit_jax.data.tfds_images import open_tfds
 from lit_jax.errors import UserError
-from lit_jax.paths import cache_folder
+from lit_jax.paths import absolute, cache_folder, is_remote
 
-__all__ = ['SOURCES', 'Source', 'Spec', 'default_data_dir', 'open_source']
+__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_picture_source', 'open_captioned',
+           'open_source']
 
 
 def default_data_dir() -> Path:
@@ -41,11 +57,15 @@ class Request:
     path: str | Path
     seed: int
     strict: bool
+    buckets: bool = False
+    multiple: int = 1
+    caption_tokens: int | None = None
 
 
 def open_source(name: str, *, split: str = 'train', image_size: int | None = None, channels: int | None = None,
                 num_classes: int | None = None, classes: str = '', data_dir: str | Path = '', path: str | Path = '',
-                seed: int = 0, strict: bool = False) -> Source:
+                seed: int = 0, strict: bool = False, tokenizer=None, caption_tokens: int | None = None, buckets: bool = False,
+                multiple: int = 1) -> Source:
     """Opens a source by its name in SOURCES.
 
     Args:
@@ -58,25 +78,66 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
         data_dir: folder that holds all data sets ('' = `default_data_dir()`).
         path: folder of this one data set: the pictures of 'folder', or latents that are not in their usual place.
         seed: of synthetic examples; real sources ignore it.
-        strict: stop at the first picture that cannot be decoded, instead of taking the next one (sources of pictures).
+        strict: stop at the first picture that cannot be decoded, instead of taking the next one (sources of pictures), and
+            where pictures have no captions or captions no pictures, instead of leaving them out.
+        tokenizer: `lit_jax.text.tokenizer.Tokenizer`, for shapes and captions.
+        caption_tokens: tokens a caption is padded or cut to (L); for caption_latents the number that they must have.
+        buckets: captions: shapes by the ratio of each picture (lit_jax/data/buckets.py), not squares. caption_latents:
+            whether they may have several shapes.
+        multiple: pixels that the sides of captioned pictures must be multiples of, those of a VAE times those of a patch.
     Raises:
         UserError: unknown name or split, numbers that the source cannot serve, or data that is not there.
     """
-    key = 'tfds:NAME' if name.startswith('tfds:') else name
-    if key not in SOURCES:
-        raise UserError(f'unknown data.name {name!r}; known: {", ".join(SOURCES)}')
-    asked = {'image_size': image_size, 'channels': channels, 'num_classes': num_classes}
+    _check_text(name, tokenizer, caption_tokens, buckets, classes)
+    request = _request(name, classes=classes, split=split, asked={'image_size': image_size, 'channels': channels,
+                       'num_classes': num_classes}, data_dir=data_dir, path=path, seed=seed, strict=strict, buckets=buckets,
+                       multiple=multiple, caption_tokens=caption_tokens)
+    source = SOURCES[_key(name)](request)
+    if name in CAPTIONED:
+        return Captioned(source, tokenizer, caption_tokens)
+    return choose_classes(source, classes, num_classes) if classes and name != 'synthetic' else source
+
+
+def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '', path: str | Path = '',
+                   seed: int = 0, strict: bool = False, buckets: bool = False, multiple: int = 1) -> Source:
+    """A source in CAPTIONED before its captions became tokens: elements {'image', 'captions'}. Arguments of `open_source`."""
+    _check_text(name, True, 1, buckets, '')
+    asked = {'image_size': image_size, 'channels': None, 'num_classes': None}
+    return SOURCES[name](_request(name, split=split, asked=asked, data_dir=data_dir, path=path, seed=seed, strict=strict,
+                                  buckets=buckets, multiple=multiple))
+
+
+def _key(name: str) -> str:
+    return 'tfds:NAME' if name.startswith('tfds:') else name
+
+
+def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, seed: int, classes: str = '', **options) -> Request:
     for field, value in asked.items():
         if value is not None and value < 1:
             raise UserError(f'{field} of the data must be at least 1, got {value}')
     if not 0 <= seed < 2**63:
         raise UserError(f'the seed must be in [0, 2^63), got {seed}')
     folder = os.path.expanduser(data_dir) if data_dir else default_data_dir()
-    chooses = classes and name != 'synthetic'
-    request = Request(name=name, split=split, asked=asked | ({'num_classes': None} if chooses else {}), data_dir=folder,
-                      path=os.path.expanduser(path), seed=seed, strict=strict)
-    source = SOURCES[key](request)
-    return choose_classes(source, classes, num_classes) if chooses else source
+    if classes and name != 'synthetic':
+        asked = asked | {'num_classes': None}
+    return Request(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed, **options)
+
+
+def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
+    """Captions need a tokenizer and labels none."""
+    if _key(name) not in SOURCES:
+        raise UserError(f'unknown data.name {name!r}; known: {", ".join(SOURCES)}')
+    texts = name in CAPTIONED or name == 'caption_latents'
+    if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
+        raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model take '
+                        f'--config.data.name={", ".join((*CAPTIONED, "caption_latents"))}')
+    if texts and classes:
+        raise UserError(f'{name} has captions and no classes: leave data.classes={classes} empty')
+    if name in CAPTIONED and (tokenizer is None or not caption_tokens):
+        raise UserError(f'{name} has captions: give a text encoder folder, whose tokenizer reads them '
+                        '(--config.text.encoder_path), and how many tokens a caption has')
+    if name == 'shapes' and buckets:
+        raise UserError('shapes are squares and have no buckets')
 
 
 def _digits(request: Request) -> Source:
@@ -106,6 +167,53 @@ def _folder(request: Request) -> Source:
     return open_folder(request.path, split=request.split, asked=request.asked, strict=request.strict)
 
 
+def _shapes(request: Request) -> Source:
+    if request.split not in SHAPE_SPLITS:
+        raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(SHAPE_SPLITS)}')
+    size = request.asked['image_size'] or NOMINAL
+    if size < NOMINAL:
+        raise UserError(f'shapes are drawn on {NOMINAL} x {NOMINAL} pixels or more, the recipe asks for {size}')
+    if request.asked['channels'] not in (None, 3):
+        raise UserError(f'shapes have 3 channels, the recipe asks for {request.asked["channels"]}')
+    check_sides(size, request.multiple)
+    return ShapesSource(split=request.split, seed=request.seed, image_size=size)
+
+
+def _captions(request: Request) -> Source:
+    """A folder of pictures or of tar shards; which one is told by what is in it."""
+    if request.split not in FOLDER_SPLITS:
+        raise UserError(f'captions has no split {request.split!r}; known: {", ".join(FOLDER_SPLITS)}')
+    if not os.fspath(request.path):
+        raise UserError('data.name=captions needs the folder of the pictures and captions: --config.data.path=FOLDER')
+    size = check_asked('captions', {**request.asked, 'num_classes': None}, 0)
+    check_sides(size, request.multiple)
+    table = bucket_table(size, request.multiple) if request.buckets else ()
+    options = {'image_size': size, 'table': table, 'strict': request.strict}
+    root = absolute(request.path)
+    if root.suffix == '.tar' and not root.is_dir():
+        return open_tar_shards(_local([root]), **options)
+    splits = split_folders(root)
+    if request.split not in splits:
+        raise UserError(f'{root} has no held-out pictures. Put the training pictures into {root / "train"} and the others into '
+                        f'{root / "held_out"}')
+    base = splits[request.split]
+    if tars := tar_files(base):
+        return open_tar_shards(_local(tars), **options)
+    return open_caption_folder(base, **options)
+
+
+def _local(paths: list) -> list[Path]:
+    if is_remote(paths[0]):
+        raise UserError(f'{paths[0]}: tar shards are read from a disk. Copy them to every host (gcloud storage cp -r), or mount '
+                        'the bucket (gcsfuse) and name that folder')
+    return [Path(path) for path in paths]
+
+
+def _caption_latents(request: Request) -> Source:
+    return open_caption_latents(request.path, split=request.split, asked=request.asked, tokens=request.caption_tokens,
+                                buckets=request.buckets)
+
+
 def _latents(request: Request) -> Source:
     size, channels = request.asked['image_size'] or 32, request.asked['channels'] or 4
     folder = request.path or Path(request.data_dir) / f'imagenet_latents_{size}x{size}x{channels}'
@@ -118,9 +226,16 @@ def _latents(request: Request) -> Source:
 
 
 SOURCES = {'digits': _digits, 'synthetic': _synthetic, 'latents': _latents, 'imagenet2012': _tfds,
-           'tfds:NAME': _tfds, 'folder': _folder}
+           'tfds:NAME': _tfds, 'folder': _folder, 'shapes': _shapes, 'captions': _captions,
+           'caption_latents': _caption_latents}
+CAPTIONED = ('shapes', 'captions')  # sources whose captions a tokenizer must read
 
 
 def is_picture_source(name: str) -> bool:
     """Whether a source holds encoded pictures, which are decoded and cropped as they are read."""
-    return name.startswith('tfds:') or SOURCES.get(name) in (_tfds, _folder)
+    return name.startswith('tfds:') or SOURCES.get(name) in (_tfds, _folder, _captions)
+
+
+def has_captions(name: str) -> bool:
+    """Whether the examples of a source have captions (tokens or features of them) in the place of labels."""
+    return name in CAPTIONED or name == 'caption_latents'

@@ -96,4 +96,5 @@ def test_latents_in_a_folder_of_ones_own(tmp_path):
 
 
 def test_every_known_name_answers():
-    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder'}
+    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder', 'shapes', 'captions',
+                            'caption_latents'}

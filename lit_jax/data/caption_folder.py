@@ -1,0 +1,132 @@
+"""A folder of pictures with captions as a source.
+
+    pictures/a.jpg, pictures/a.txt, pictures/more/b.png, pictures/more/b.txt    the caption beside the picture
+    pictures/captions.jsonl                                                     or all captions in one file
+    pictures/train/..., pictures/held_out/...                                   two splits, each as above
+
+A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or "caption" for the only one; so is
+Hugging Face's metadata.jsonl with "file_name" and "text". Blank lines are skipped. All captions are read when the folder is
+opened; of many thousand pictures, tar shards open faster (lit_jax/data/tar_shards.py).
+"""
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from lit_jax.data.captions import CaptionedPictures, check_pairs, record_captions
+from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
+from lit_jax.data.picture_sizes import keep_known, read_sizes
+from lit_jax.errors import UserError
+from lit_jax.paths import explain_unreachable
+
+LISTS = ('captions.jsonl', 'metadata.jsonl')
+IMAGE_FIELDS = ('image', 'file_name')
+_THREADS = 16
+
+
+class CaptionFolder(CaptionedPictures):
+    """Made by `open_caption_folder`; `files` are paths relative to `root` with '/', `texts` their captions."""
+
+    def __init__(self, root, files: list[str], texts: list[tuple[str, ...]], image_size: int, **options):
+        super().__init__(image_size, **options)
+        self.root, self.files, self.texts = root, files, texts
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        path = self.root / self.files[index]
+        try:
+            with explain_unreachable(path):
+                return path.read_bytes(), index, os.fspath(path)
+        except OSError as error:
+            raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
+                            'was when it was opened, and every file in it must be readable') from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.texts[index]
+
+    @property
+    def identity(self) -> dict:
+        text = json.dumps([self.files, self.texts])
+        return {'name': 'captions', 'count': len(self.files), 'sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: bool = False) -> CaptionFolder:
+    """The pictures with captions below a folder. Arguments as of `CaptionedPictures`.
+
+    Raises UserError for a broken line of captions.jsonl (with its number), a picture that stands in it twice, two pictures
+    with one caption file; with `strict` for pictures without captions and captions without pictures, else if none is left."""
+    files = list(visible_files(root))
+    pictures = sorted(file for file in files if suffix_of(file) in SUFFIXES)
+    lists = [name for name in LISTS if name in files]
+    if len(lists) > 1:
+        raise UserError(f'{root} has both {" and ".join(lists)}; keep one of them')
+    if lists:
+        captions = _read_list(root / lists[0])
+        orphans = sorted(captions.keys() - set(pictures))
+    else:
+        captions, orphans = _read_files(root, pictures, files)
+    kept = [file for file in pictures if captions.get(file)]
+    check_pairs(root, len(kept), alone=[file for file in pictures if file not in captions], orphans=orphans,
+                empty=[file for file in pictures if captions.get(file) == ()], strict=strict)
+    sizes = None
+    if table:
+        sizes = read_sizes(root, kept)
+        known = keep_known(sizes, kept.__getitem__, root, strict)
+        kept, sizes = [kept[i] for i in known], sizes[known]
+    return CaptionFolder(root, kept, [captions[file] for file in kept], image_size, sizes=sizes, table=table, strict=strict)
+
+
+def _read_list(path) -> dict[str, tuple[str, ...]]:
+    """{picture: its captions} of a captions.jsonl."""
+    captions, lines = {}, {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f'line {number} of {path}'
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f'{place} is not valid JSON ({error}): {line[:80]}') from error
+        image = next((record[name] for name in IMAGE_FIELDS if name in record), None) if isinstance(record, dict) else None
+        if not isinstance(image, str):
+            raise UserError(f'{place} does not say which picture it is of; expected {{"image": "a.jpg", "caption": "..."}}: '
+                            f'{line[:80]}')
+        image = image.replace('\\', '/').removeprefix('./')
+        if image in lines:
+            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; a picture has one line, with a '
+                            '"short" and a "long" caption')
+        lines[image] = number
+        try:
+            captions[image] = record_captions(record)
+        except ValueError as error:
+            raise UserError(f'{place}: {error}') from error
+    return captions
+
+
+def _read_files(root, pictures: list[str], files: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """({picture: its captions}, caption files without a picture) where each picture has a .txt beside it."""
+    texts = {file[:-4]: file for file in files if suffix_of(file) == '.txt'}
+    of: dict[str, str] = {}
+    for picture in pictures:
+        stem = picture[:-len(suffix_of(picture))]
+        if stem in of and stem in texts:
+            raise UserError(f'{root / of[stem]} and {root / picture} have one caption file, {texts[stem]}; rename one of them '
+                            'and give each its own')
+        of[stem] = picture
+    stems = [stem for stem in of if stem in texts]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda stem: _read_text(root / texts[stem]).strip(), stems))
+    captions = {of[stem]: (text,) if text else () for stem, text in zip(stems, found, strict=True)}
+    return captions, sorted(texts[stem] for stem in texts.keys() - of.keys())
+
+
+def _read_text(path) -> str:
+    try:
+        with explain_unreachable(path):
+            return path.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not text in UTF-8 ({error}); convert it') from error
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error

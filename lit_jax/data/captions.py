@@ -1,0 +1,184 @@
+"""Pictures with captions: what the sources of them share, and how they become examples for training.
+
+A picture has one caption or two, a short and a long one. `CaptionedPictures` are sources of encoded pictures (a folder:
+lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source of pictures with
+captions tokens, and `choose_caption` takes one of both captions for each position of the stream. Pictures are never
+mirrored: "left of" would become false.
+"""
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lit_jax.data import buckets
+from lit_jax.data.base import Source, Spec, check_index, stack
+from lit_jax.data.crop import center_crop
+from lit_jax.data.images import BadPicture, ImageSource, decode, to_float
+from lit_jax.errors import UserError
+
+LOG = logging.getLogger('lit_jax')
+LONG_RATIO = 0.6    # of LiT: 60 % long captions
+# The fields of a record (JSON) that hold captions; the first that is there counts. Ours, those of Hugging Face's imagefolder
+# and img2dataset, and those of PixArt's own data.
+LONG_FIELDS, SHORT_FIELDS = ('long', 'long_caption', 'sharegpt4v'), ('short', 'short_caption', 'caption', 'text', 'prompt')
+_SHOWN = 5
+
+
+class CaptionedPictures(ImageSource):
+    """Encoded pictures with captions; elements {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of str}.
+
+    Captions: the short one, then the long one where there are two. Damaged pictures are replaced as in every
+    `ImageSource`, by one of the same bucket.
+
+    Args:
+        image_size: side of the squares that pictures are cropped to, or the base size of the buckets.
+        sizes: (width, height) of every picture, int [n, 2]; needed where `table` is given.
+        table: shapes (H, W) of the buckets; empty: all pictures become squares.
+    """
+
+    def __init__(self, image_size: int, *, sizes: np.ndarray | None = None, table: tuple[tuple[int, int], ...] = (),
+                 strict: bool = False):
+        super().__init__(Spec(image_size, 3, 0, ()), strict=strict)
+        if table:
+            self.buckets, self.bucket_of = table, buckets.bucket_of(sizes, table)
+
+    @abstractmethod
+    def captions(self, index: int) -> tuple[str, ...]:
+        """(only caption,) or (short, long) of an example, none of them empty."""
+
+    def all_labels(self) -> np.ndarray:
+        raise UserError('pictures with captions have no labels')
+
+    def load(self, index: int) -> dict:
+        pixels, _ = self._pixels(check_index(index, len(self)))
+        return {'image': to_float(pixels), 'captions': self.captions(index)}
+
+    def __getitem__(self, index: int) -> dict:
+        pixels, number = self._readable(check_index(index, len(self)))
+        return {'image': to_float(pixels), 'captions': self.captions(number)}
+
+    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """{'image': float32 [b, H, W, 3]} of examples of one bucket: captions are no arrays, see `captions`."""
+        return stack([{'image': self[int(index)]['image']} for index in indices])
+
+    def _pixels(self, index: int) -> tuple[np.ndarray, int]:
+        """uint8 [H, W, 3] of an example, and its number."""
+        data, _, name = self.read(index)
+        try:
+            image = decode(data)
+            if self.bucket_of is None:
+                return center_crop(image, self.spec.image_size), index
+            return buckets.cover_crop(image, self.buckets[self.bucket_of[index]]), index
+        except ValueError as error:
+            raise BadPicture(name, str(error)) from error
+
+    def _from(self, index: int) -> Iterator[int]:
+        if self.bucket_of is None:
+            return super()._from(index)
+        return (number for number in super()._from(index) if self.bucket_of[number] == self.bucket_of[index])
+
+
+class Captioned(Source):
+    """Pictures with captions as examples for training.
+
+    Elements {'image': float32 [H, W, 3], 'tokens': int32 [2, L], 'text_mask': int32 [2, L]}: row 0 is the long caption, row
+    1 the short one; both are the same where there is one. `choose_caption` takes one of them.
+
+    Args:
+        pictures: a source of elements {'image', 'captions'} with `captions(index)`.
+        tokenizer: `lit_jax.text.tokenizer.Tokenizer`, or what has its `encode`. length: L.
+    """
+
+    def __init__(self, pictures: Source, tokenizer, length: int):
+        super().__init__(pictures.spec)
+        self.buckets, self.bucket_of = pictures.buckets, pictures.bucket_of
+        self.pictures, self._tokenizer, self._length, self._cut = pictures, tokenizer, length, False
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict:
+        element = self.pictures[check_index(int(index), len(self))]
+        return {'image': element['image'], **self._tokens(element['captions'])}
+
+    def each(self, indices: Sequence[int]) -> Iterator[dict]:
+        return (self[int(index)] for index in indices)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """(only caption,) or (short, long)."""
+        return self.pictures.captions(index)
+
+    @property
+    def identity(self) -> dict:
+        return self.pictures.identity
+
+    def all_labels(self) -> np.ndarray:
+        return self.pictures.all_labels()
+
+    def _tokens(self, captions: tuple[str, ...]) -> dict[str, np.ndarray]:
+        tokens = self._tokenizer.encode(list(captions), self._length)
+        if tokens.truncated and not self._cut:
+            self._cut = True
+            LOG.warning('some captions have more than %d tokens and are cut there, e.g.: %.80s...', self._length,
+                        captions[tokens.truncated[0]])
+        rows = [-1, 0]
+        return {'tokens': tokens.ids[rows], 'text_mask': tokens.mask[rows]}
+
+
+def choose_caption(element: dict, rng: np.random.Generator, long_ratio: float = LONG_RATIO) -> dict:
+    """Augmentation: the long caption with the probability `long_ratio`, else the short one.
+
+    'tokens', 'text' and 'text_mask' of an element lose their first axis. It looks at one raw bit string of the generator, as
+    `lit_jax.data.augment.random_flip` does."""
+    return _row(element, int(rng.bit_generator.random_raw() >= long_ratio * 2.0**64))
+
+
+def long_caption(element: dict, rng: np.random.Generator | None = None) -> dict:
+    """The long caption, without a choice: for held-out pictures."""
+    return _row(element, 0)
+
+
+def _row(element: dict, row: int) -> dict:
+    return {name: value[row] if name in ('tokens', 'text', 'text_mask') else value for name, value in element.items()}
+
+
+def record_captions(record: Mapping, plain: str = '') -> tuple[str, ...]:
+    """The captions in a JSON record, and `plain` (of a text file) in the place of a short one that it does not hold.
+
+    () where there is none but empty ones. Raises ValueError for a caption that is no text."""
+    found = []
+    for fields in (SHORT_FIELDS, LONG_FIELDS):
+        name = next((name for name in fields if record.get(name) is not None), None)
+        value = '' if name is None else record[name]
+        if not isinstance(value, str):
+            raise ValueError(f'"{name}" is {value!r:.40}, not a text')
+        found.append(value.strip())
+    short, long = found[0] or plain.strip(), found[1]
+    return tuple(caption for caption in (short, long) if caption)
+
+
+def has_caption_field(record: Mapping) -> bool:
+    return any(record.get(name) is not None for name in (*LONG_FIELDS, *SHORT_FIELDS))
+
+
+def check_pairs(place, left: int, *, alone: Sequence[str], orphans: Sequence[str], empty: Sequence[str], strict: bool) -> None:
+    """Says what was left out of a data set, in one line, or refuses it.
+
+    Args:
+        left: how many pictures with captions there are. alone: pictures without a caption. orphans: captions without a
+            picture. empty: captions without text.
+        strict: refuse pictures without captions and captions without pictures.
+    Raises:
+        UserError: strict, or nothing is left."""
+    kinds = {'pictures without a caption': alone, 'captions without a picture': orphans, 'empty captions': empty}
+    text = '; '.join(f'{len(names)} {kind} ({", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""})'
+                     for kind, names in kinds.items() if names)
+    if not left:
+        raise UserError(f'{place} has no picture with a caption: {text or "it has no pictures"}. A caption stands in a text file '
+                        'of the picture\'s name (a.jpg, a.txt), or in captions.jsonl: {"image": "a.jpg", "caption": "..."}')
+    if strict and (alone or orphans):
+        raise UserError(f'{place} has {text}. Complete or delete them, or take the {left} pictures that have captions: '
+                        'without strict the others are left out')
+    if text:
+        LOG.warning('%s: left out %s; %d pictures with captions are left', place, text, left)

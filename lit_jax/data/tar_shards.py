@@ -1,0 +1,273 @@
+"""Pictures with captions in tar files, as WebDataset and img2dataset write them; read in any order, without unpacking.
+
+    shards/00000.tar    000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
+
+Members of one name, up to its first dot, belong together: a picture (.jpg, .png, .webp, ...), and its caption in .txt or in
+.json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls, .npy, ...) are ignored. A tar
+file is scanned once; where its members lie, which have captions, and the sizes of the pictures are then kept in
+lit_jax.paths.cache_folder(), under tar_shards/, for as long as the file stays as it is (name, size and time of change).
+"""
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.data.captions import CaptionedPictures, check_pairs, has_caption_field, record_captions
+from lit_jax.data.folder import SUFFIXES, suffix_of
+from lit_jax.data.kept import keep, load_kept
+from lit_jax.data.picture_sizes import file_version, header_size, keep_known
+from lit_jax.errors import UserError
+from lit_jax.paths import cache_folder
+
+LOG = logging.getLogger('lit_jax')
+_VERSION = 1    # of the kept index
+_THREADS = 8
+_BLOCK = 512    # of a tar file
+# Columns of the table of members; an absent caption has the size -1.
+_PICTURE, _TEXT, _JSON, _SIZE = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """What one tar file holds.
+
+    Attributes:
+        keys: names of the pictures with captions, in the order of the file.
+        table: int64 [n, 8]: offset and size of the picture, of its .txt, of its .json; width and height (0: unknown).
+        alone, orphans, empty: keys of pictures without a caption, captions without a picture, captions without text.
+    """
+    keys: list[str]
+    table: np.ndarray
+    alone: list[str]
+    orphans: list[str]
+    empty: list[str]
+
+
+class TarPictures(CaptionedPictures):
+    """Made by `open_tar_shards`; examples in the order of the sorted files and of their members."""
+
+    def __init__(self, paths: list[Path], keys: list[str], shard_of: np.ndarray, members: np.ndarray, image_size: int, **options):
+        super().__init__(image_size, sizes=members[:, _SIZE], **options)
+        self._paths, self._keys, self._shard_of, self._members = paths, keys, shard_of, members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        path = self._paths[self._shard_of[index]]
+        return self._bytes(path, *self._members[index, _PICTURE].tolist()), index, f'{path}: {self._keys[index]}'
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        path = self._paths[self._shard_of[index]]
+        text, record = (self._bytes(path, *self._members[index, part].tolist()) for part in (_TEXT, _JSON))
+        return _captions(text, record, f'{path}: {self._keys[index]}')
+
+    @property
+    def identity(self) -> dict:
+        names = [f'{self._paths[shard].name}/{key}' for shard, key in zip(self._shard_of, self._keys, strict=True)]
+        digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape') + self._members.astype('<i8').tobytes())
+        return {'name': 'captions', 'count': len(self), 'sha256': digest.hexdigest()}
+
+    def _bytes(self, path: Path, offset: int, size: int) -> bytes:
+        if size < 0:
+            return b''
+        try:
+            with open(path, 'rb') as file:
+                data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+        if len(data) != size:
+            raise UserError(f'{path} is shorter than when it was opened; tar files must stay as they are while they are read')
+        return data
+
+
+def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (), strict: bool = False) -> TarPictures:
+    """The pictures with captions in some local tar files. Arguments as of `CaptionedPictures`.
+
+    Raises UserError naming a tar file that is damaged, cut off, compressed, or has a member twice or captions that cannot be
+    read; with `strict` for pictures without captions and captions without pictures, else if none is left."""
+    paths = sorted(paths)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        indices = list(pool.map(index_tar, paths))
+    where = paths[0].parent if len(paths) > 1 else paths[0]
+    lists = {name: [f'{path.name}: {key}' for path, index in zip(paths, indices, strict=True) for key in getattr(index, name)]
+             for name in ('alone', 'orphans', 'empty')}
+    keys = list(itertools.chain.from_iterable(index.keys for index in indices))
+    check_pairs(where, len(keys), **lists, strict=strict)
+    members = np.concatenate([index.table for index in indices])
+    shard_of = np.repeat(np.arange(len(paths)), [len(index.keys) for index in indices])
+    if table:
+        known = keep_known(members[:, _SIZE], lambda i: f'{paths[shard_of[i]].name}: {keys[i]}', where, strict)
+        keys, members, shard_of = [keys[i] for i in known], members[known], shard_of[known]
+    return TarPictures(paths, keys, shard_of, members, image_size, table=table, strict=strict)
+
+
+def tar_files(folder) -> list:
+    """The tar files directly in a folder, sorted; [] where pictures lie in it. UserError for both, and for compressed ones."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
+    tars = [name for name in names if name.endswith('.tar')]
+    loose = [name for name in names if suffix_of(name) in SUFFIXES]
+    if tars and loose:
+        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose pictures ({loose[0]}, ...); move one kind away')
+    packed = [name for name in names if name.endswith(('.tar.gz', '.tgz', '.tar.zst', '.tar.bz2', '.tar.xz'))]
+    if packed and not loose and not tars:
+        raise UserError(f'{folder} holds compressed tar files ({packed[0]}, ...), which cannot be read in any order; unpack them '
+                        'to .tar (gunzip)')
+    return [folder / name for name in tars]
+
+
+def index_tar(path: Path) -> TarIndex:
+    """The index of a tar file: the one that was kept, or made by scanning it."""
+    path = Path(path).absolute()
+    try:
+        facts = f'{_VERSION} {path} {file_version(path)}'
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+    digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
+    place = cache_folder() / 'tar_shards' / f'{digest[:32]}.npz'
+    index = load_kept(place, _load)
+    if index is None:
+        LOG.info('scanning %s once', path)
+        index = scan_tar(path)
+        keep(place, lambda file: _save(file, index))
+    return index
+
+
+def _save(file, index: TarIndex) -> None:
+    text = json.dumps({name: getattr(index, name) for name in ('keys', 'alone', 'orphans', 'empty')})
+    np.savez(file, names=np.frombuffer(text.encode(), np.uint8), table=index.table)
+
+
+def _load(file) -> TarIndex:
+    with np.load(file) as arrays:
+        return TarIndex(**json.loads(arrays['names'].tobytes()), table=arrays['table'])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scanning
+
+
+def scan_tar(path: Path) -> TarIndex:
+    """Reads the headers of all members, the captions, and the headers of the pictures."""
+    Image.init()
+    pictures, texts, records = {}, {}, {}
+    for name, offset, size in _members(path):
+        folder, slash, base = name.removeprefix('./').rpartition('/')
+        key, dot, suffix = base.partition('.')
+        suffix = f'.{suffix.lower()}'
+        kind = pictures if suffix in SUFFIXES else {'.txt': texts, '.json': records}.get(suffix)
+        if base.startswith('.') or kind is None:
+            continue
+        key = f'{folder}{slash}{key}'
+        if key in kind:
+            raise UserError(f'{path} has two members {name!r}, or two pictures of that name; names must differ up to the first '
+                            'dot. Write it again')
+        kind[key] = offset, size
+    return _index(path, pictures, texts, records)
+
+
+def _index(path: Path, pictures: dict, texts: dict, records: dict) -> TarIndex:
+    keys, rows, empty, alone = [], [], [], []
+    with open(path, 'rb') as file:
+        def read(place: tuple[int, int]) -> bytes:
+            return os.pread(file.fileno(), place[1], place[0]) if place[1] >= 0 else b''
+
+        for key, picture in pictures.items():
+            text, record = (found.get(key, (0, -1)) for found in (texts, records))
+            if _captions(read(text), data := read(record), f'{path}: {key}'):
+                keys.append(key)
+                rows.append((*picture, *text, *record, *header_size(_Window(file, *picture))))
+            elif text[1] >= 0 or data and _tells(data, path, key):
+                empty.append(key)
+            else:
+                alone.append(key)
+        # A record alone may be of anything; a text is a caption.
+        orphans = [key for key in texts if key not in pictures]
+        orphans += [key for key in records if key not in pictures and key not in texts and _tells(read(records[key]), path, key)]
+    return TarIndex(keys, np.array(rows, np.int64).reshape(-1, 8), alone, orphans, empty)
+
+
+def _captions(text: bytes, record: bytes, name: str) -> tuple[str, ...]:
+    """The captions in a .txt and a .json, each b'' where there is none."""
+    try:
+        return record_captions(_fields(record), text.decode('utf-8-sig'))
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+        raise UserError(f'the caption of {name} cannot be read: {error}') from error
+
+
+def _fields(record: bytes) -> dict:
+    fields = json.loads(record) if record else {}
+    if not isinstance(fields, dict):
+        raise ValueError('its JSON is not an object')
+    return fields
+
+
+def _tells(record: bytes, path: Path, key: str) -> bool:
+    """Whether a record has a caption field at all."""
+    try:
+        return has_caption_field(_fields(record))
+    except ValueError as error:
+        raise UserError(f'{path}: the JSON of {key} cannot be read: {error}') from error
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of the files in a tar file, all of them or UserError."""
+    try:
+        with tarfile.open(path, 'r:') as tar:
+            total = os.path.getsize(path)
+            while (member := tar.next()) is not None:
+                if member.offset_data + member.size > total:
+                    raise tarfile.ReadError(f'{member.name} ends behind the end of the file')
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+                tar.members = []  # they are not needed again, and many
+            # tarfile takes anything that is no header for the end, too.
+            if _first_after(path, tar.offset) != bytes(_BLOCK):
+                raise tarfile.ReadError(f'there is no end mark at byte {tar.offset}')
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; a compressed one must be '
+                        'unpacked (gunzip), as members are read in any order') from error
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+
+
+def _first_after(path: Path, offset: int) -> bytes:
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        return file.read(_BLOCK)
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file, read as it is needed."""
+
+    def __init__(self, file, offset: int, size: int):
+        self._fd, self._offset, self._end, self._at = file.fileno(), offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence])
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        data = os.pread(self._fd, max(0, min(len(buffer), self._end - self._at)), self._offset + self._at)
+        buffer[:len(data)] = data
+        self._at += len(data)
+        return len(data)

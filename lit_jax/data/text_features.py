@@ -1,0 +1,86 @@
+"""Features of captions as they are cached: those of the true tokens, in bfloat16, without the padding.
+
+    record      lit_jax/data/caption_latents.py: the features of the long and of the short caption, [tokens, C] each
+    null_text   the features of the empty caption, [L, C] with what the encoder makes of its padding, then its mask, int32 [L]:
+                a model that drops captions keeps their masks, and then sees those rows too
+"""
+import hashlib
+
+import ml_dtypes
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.paths import write_bytes_atomic
+
+DTYPE = 'bfloat16'
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+NULL = 'null_text.bin'
+_BITS, _MASK = np.dtype('<u2'), np.dtype('<i4')
+
+
+def feature_bytes(tokens: int, width: int) -> int:
+    """Bytes of the features of one caption."""
+    return tokens * width * BFLOAT16.itemsize
+
+
+def pack_features(text: np.ndarray, tokens: int) -> bytes:
+    """The first `tokens` rows of float [L, C]."""
+    return np.ascontiguousarray(text[:tokens], BFLOAT16).view(np.uint16).astype(_BITS, copy=False).tobytes()
+
+
+def unpack_features(data: bytes, offset: int, tokens: int, width: int) -> np.ndarray:
+    """bfloat16 [tokens, C] of what begins at `offset` of `data`."""
+    bits = np.frombuffer(data, _BITS, tokens * width, offset).astype(np.uint16, copy=False)
+    return bits.view(BFLOAT16).reshape(tokens, width)
+
+
+def count_tokens(mask: np.ndarray) -> int:
+    """True tokens of a caption, from its mask int [L]: ones, then zeros."""
+    count = int(np.sum(mask))
+    if not np.all(mask[:count]):
+        raise ValueError('the tokens of a caption must stand before its padding')
+    return count
+
+
+def write_null(folder, text: np.ndarray, mask: np.ndarray) -> None:
+    """Puts the features float [L, C] and the mask int32 [L] of the empty caption into a data set."""
+    write_bytes_atomic(folder / NULL, pack_features(text, len(text)) + mask.astype(_MASK).tobytes())
+
+
+def read_null(folder, text: dict) -> tuple[np.ndarray, np.ndarray]:
+    """(bfloat16 [L, C], int32 [L]) of the empty caption. `text`: the section of that name of a plan or metadata.
+
+    Raises UserError if the file is not as it was written."""
+    length, width = text['tokens'], text['width']
+    try:
+        data = (folder / NULL).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f'{folder / NULL} is missing: the features of the empty caption. Copy the folder again, or make the '
+                        'file with the command that made the folder') from None
+    size = feature_bytes(length, width) + length * _MASK.itemsize
+    if len(data) != size or 'null' in text and null_digest(data) != text['null']['sha256']:
+        raise UserError(f'{folder / NULL} is not as it was written. Delete it; the command that made the folder makes it again')
+    mask = np.frombuffer(data, _MASK, length, feature_bytes(length, width))
+    return unpack_features(data, 0, length, width), mask.astype(np.int32)
+
+
+def null_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_text(metadata: dict, *, who: str = 'the recipe', encoder_id: str | None = None, encoder_sha256: str | None = None,
+               tokens: int | None = None, width: int | None = None) -> None:
+    """Raises one UserError that names every value of cached text features that is another than `who` (recipe, model) has.
+
+    Args:
+        metadata: of the data set (`CaptionLatentSource.metadata`). The others: what it must be; None is not compared.
+        encoder_sha256: of the weights of the text encoder. tokens: L of a caption. width: C of a feature.
+    """
+    text = metadata['text']
+    pairs = {'text encoder': (text['encoder'], encoder_id), 'sha256 of the text encoder': (text['sha256'], encoder_sha256),
+             'tokens a caption': (text['tokens'], tokens), 'width of the features': (text['width'], width)}
+    wrong = [f'{name}: {own} in the data set, {other} in {who}' for name, (own, other) in pairs.items()
+             if other is not None and own != other]
+    if wrong:
+        raise UserError(f'the cached text features were not made for {who}:\n  ' + '\n  '.join(wrong) + '\nMake them again with '
+                        'prepare_latents.py --text_encoder=FOLDER, or correct the value that is wrong')
