@@ -15,7 +15,7 @@ from lit_jax.errors import UserError
 from lit_jax.models.network import Model, Network
 from lit_jax.sampling import run as sampling
 from lit_jax.sampling.card import make_card
-from lit_jax.sampling.groups import GroupSampler
+from lit_jax.sampling.groups import GroupSampler, Pictures
 from lit_jax.sampling.labels import choose_labels
 from lit_jax.scoring.reference import open_reference
 from lit_jax.scoring.run import Evaluation
@@ -110,8 +110,8 @@ class LoopEvaluation:
         """One compiled program for each guidance scale and number of samples, with the weights of today."""
         kept = self._samplers.get((scale, count))
         if kept is None:
-            kept = GroupSampler(model, self._request(scale, count).settings(), self._labels(count), seed=self._config.seed,
-                                vae=self._vae)
+            kept = GroupSampler(model, self._request(scale, count).settings(),
+                                Pictures.of_classes(self._labels(count), self._config.seed), vae=self._vae)
             self._samplers[scale, count] = kept
         else:
             kept.replace_weights(model.params)

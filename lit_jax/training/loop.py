@@ -28,6 +28,7 @@ from lit_jax.evaluation.report import write_run_report
 from lit_jax.paths import as_path, write_text_atomic
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import cluster, setup
+from lit_jax.training.captions import caption_examples, fill_null_caption, load_frozen_text_encoder, null_features
 from lit_jax.training.evaluating import LoopEvaluation
 from lit_jax.training.flops import train_macs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
@@ -71,23 +72,29 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     check_workdir(workdir, config.to_dict())
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
+    text_encoder = load_frozen_text_encoder(config, mesh)
+    null_caption = null_features(config, source, text_encoder)
     about = setup.describe(config, source.class_names)
     evaluation = None
     if config.eval.every or config.eval.full_every:
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
-                             vae.network if vae and setup.reads_pictures(config) else None)
-    frozen = {name: part.params for name, part in (('teacher', teacher), ('vae', vae)) if part is not None}
+                             vae.network if vae and setup.reads_pictures(config) else None,
+                             text_encoder and text_encoder.network)
+    frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder)) if part is not None}
+    if teacher is not None:
+        frozen['teacher'] = fill_null_caption(teacher.params, null_caption)
 
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
-        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir)
+        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir, null_caption)
         began = claim_workdir(workdir, config.to_dict(), about)
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs, profile=profile,
-                   leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation)
+                   leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
+                   captions=caption_examples(config, source, text_encoder))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
                  f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 
@@ -105,14 +112,14 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
             _report_bad_pictures(source)
 
 
-def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir):
+def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir, null_caption):
     """(state, metrics of the unfinished log interval, steps done)."""
     restored = checkpoints.restore_latest(abstract)
     if restored is not None:
         state, meta, step = restored
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
-    state, report = setup.init_state(config, network, optimizer, mesh)
+    state, report = setup.init_state(config, network, optimizer, mesh, null_caption)
     if report is not None:
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():
@@ -146,10 +153,10 @@ class _Run:
     """The moving parts of one call of `train`: when to log, save, sample and stop."""
 
     def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs, profile, leaf_names,
-                 evaluation):
+                 evaluation, captions):
         self.config, self.workdir, self.mesh, self.network, self.vae = config, workdir, mesh, network, vae
         self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
-        self.evaluation = evaluation
+        self.evaluation, self.captions = evaluation, captions
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, batch_size=config.train.batch_size,
@@ -226,7 +233,7 @@ class _Run:
         self.reporter.paused(time.perf_counter() - began)
 
     def _sample(self, step: int, ema: dict) -> None:
-        """A grid of fixed noise and evenly spread classes, from the EMA weights."""
+        """A grid of fixed noise and evenly spread classes (or the first captions), from the EMA weights."""
         began, count = time.perf_counter(), self.config.sample.count
         self.watchdog.rest()
         if self._draw is None:
@@ -256,11 +263,14 @@ class _Run:
         sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
                                steps=config.sample.steps, method=config.sample.method, cfg_scale=config.sample.cfg_scale,
                                latent_scale=config.latent.scale)
-        labels = np.arange(count) * config.data.num_classes // count
+        if self.captions is None:
+            cond = {'label': np.arange(count) * config.data.num_classes // count}
+        else:
+            cond = {name: np.resize(value, (count, *value.shape[1:])) for name, value in self.captions.items()}
 
         def draw(ema, vae_params):
             indices = range(count)
-            x0 = sample(ema, initial_noise(network, config.seed, indices), labels, step_keys(config.seed, indices))
+            x0 = sample(ema, initial_noise(network, config.seed, indices), cond, step_keys(config.seed, indices))
             return x0 if vae is None else vae.network.decode(vae_params, x0 + vae.shift, one_by_one=True)
 
         return jax.jit(draw, out_shardings=replicated(self.mesh), compiler_options=network.inference_options())

@@ -23,9 +23,24 @@ BATCH = P(PLACES['batch'])
 # parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut; unlike runs of blocks
 # are numbered.
 RULES = (
+    (r'came_\w+', P()),     # row and column means of CAME: small, copied (lit_jax/training/came.py)
     (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
     (r't_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/table', P(None, 'fsdp')),
+    # The text encoder (lit_jax/models/t5.py); the kernels of its blocks are named further down.
+    (r'embed/table', P(None, 'fsdp')),
+    (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale|final_norm/gain)', P()),
+    (r'y_embedder/fc[12]/kernel', P(None, 'fsdp')),
+    (r'y_embedder/(null_caption|fc[12]/bias)', P()),
+    (r't_block/kernel', P('fsdp', None, 'tensor')),
+    (r't_block/bias', P(None, 'tensor')),
+    (r'(blocks\d*|final_layer)/scale_shift_table', P()),
+    (r'blocks\d*/cross_attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
+    (r'blocks\d*/cross_attn/q/bias', P(None, 'tensor', None)),
+    (r'blocks\d*/cross_attn/kv/kernel', P(None, 'fsdp', None, 'tensor', None)),
+    (r'blocks\d*/cross_attn/kv/bias', P(None, None, 'tensor', None)),
+    (r'blocks\d*/cross_attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
+    (r'blocks\d*/cross_attn/proj/bias', P()),
     (r'blocks\d*/attn/(qkv|kv)/kernel', P(None, 'fsdp', None, 'tensor', None)),
     (r'blocks\d*/attn/(qkv|kv)/bias', P(None, None, 'tensor', None)),
     (r'blocks\d*/attn/q/kernel', P(None, 'fsdp', 'tensor', None)),

@@ -164,6 +164,8 @@ def _is_here(path: str) -> bool:
 
 def _assumed_teacher(config: ConfigDict) -> dict:
     arch = dict(setup.build_network(config).arch)
+    if arch['family'] == 'pixart':       # PixArt-Σ has as many heads of one kind as of the other
+        return arch | {'mixer': softmax_mixer(arch['cross_heads']).to_dict(), 'stages': ()}
     named = re.search(rf'(?:^|[/_\-])dit[_\-]({"|".join(SIZES)})(?:[_\-]|$)', config.teacher.path.lower().rstrip('/'))
     same_width = [size for size in SIZES.values() if size['width'] == arch['width']]
     size = SIZES[named[1]] if named else same_width[0] if same_width else None
@@ -182,14 +184,21 @@ def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
         frozen['teacher'] = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, teacher_network.dtype, sharding=sharding),
             abstract, state_shardings(abstract, mesh))
-    size, split = config.train.batch_size, NamedSharding(mesh, BATCH)
-    # Cached latents come as the mean and log-variance of the VAE's posterior.
-    name, parts = ('moments', 2) if config.data.name == 'latents' else ('image', 1)
-    shape = (size, *network.arch['input_size'], parts * network.arch['channels'])
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split),
-             'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=split)}
+    batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, BATCH))
+             for name, leaf in _abstract_batch(config, network).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     return state, frozen, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+
+
+def _abstract_batch(config: ConfigDict, network: Network) -> dict:
+    """The arrays of a batch. Captions are planned as features: those that are encoded in the step are made from tokens."""
+    size, (_, _, cond) = config.train.batch_size, network.example_inputs(config.train.batch_size)
+    # Cached latents come as the mean and log-variance of the VAE's posterior.
+    name, parts = ('moments', 2) if config.data.name in ('latents', 'caption_latents') else ('image', 1)
+    shape = (size, *network.arch['input_size'], parts * network.arch['channels'])
+    if network.conditioning == 'text':      # as they are stored
+        cond['text'] = jax.ShapeDtypeStruct(cond['text'].shape, jnp.bfloat16)
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32), **cond}
 
 
 def _lower(config, network, teacher_network, arguments, mesh):

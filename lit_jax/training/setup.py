@@ -1,25 +1,33 @@
 """From a finalized recipe to the parts of a run, everything checked before the first compile."""
+import functools
 import os
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.inherit import inherit_params
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
-from lit_jax.config import architecture
+from lit_jax.config import architecture, is_text
+from lit_jax.data import buckets
 from lit_jax.data.augment import random_flip
+from lit_jax.data.captions import choose_caption
 from lit_jax.data.crop import RULE
 from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
 from lit_jax.data.sources import Source, is_picture_source, open_source
+from lit_jax.data.text_features import check_text
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.errors import UserError
 from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Network
+from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.paths import as_path, check_reachable
+from lit_jax.text.tokenizer import Tokenizer
+from lit_jax.training.captions import fill_null_caption, find_text_problems, reads_captions, text_encoder_path
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
@@ -49,25 +57,36 @@ def build_objective(config: ConfigDict) -> Objective:
 
 def build_optimizer(config: ConfigDict):
     train = config.train
-    return make_optimizer(learning_rate=train.learning_rate, warmup_steps=train.warmup_steps,
+    return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate, warmup_steps=train.warmup_steps,
                           weight_decay=train.weight_decay, clip_norm=train.clip_norm)
 
 
 def reads_pictures(config: ConfigDict) -> bool:
     """Whether the batches hold pictures that a VAE must encode in the step."""
-    return config.latent.space == 'vae' and is_picture_source(config.data.name)
+    return config.latent.space == 'vae' and (is_picture_source(config.data.name) or reads_captions(config))
 
 
-def build_source(config: ConfigDict, split: str = 'train') -> Source:
-    """The recipe's data, in the size that the network sees, or that its VAE does."""
+def build_source(config: ConfigDict, split: str = 'train', tokenizer=None) -> Source:
+    """The recipe's data, in the size that the network sees, or that its VAE does.
+
+    tokenizer: of the text encoder, where the data are captions; None reads that of the recipe."""
     arch, data = architecture(config), config.data
     side, channels = (data.image_size, 3) if reads_pictures(config) else (arch['input_size'][0], arch['channels'])
-    return open_source(data.name, split=split, image_size=side, channels=channels, num_classes=arch['num_classes'],
-                       classes=data.classes, path=data.path, data_dir=data.path, seed=config.seed, strict=data.strict)
+    common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path, 'data_dir': data.path,
+              'seed': config.seed, 'strict': data.strict}
+    if not is_text(config):
+        return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)
+    captions = {'caption_tokens': config.text.tokens, 'buckets': data.buckets}
+    if reads_captions(config):
+        captions |= {'tokenizer': tokenizer or Tokenizer.load(text_encoder_path(config)),
+                     'multiple': config.latent.downscale * config.model.patch}
+    return open_source(data.name, **captions, **common)
 
 
 def build_augment(config: ConfigDict):
     """What happens to an element before batching, or None."""
+    if is_text(config):
+        return functools.partial(choose_caption, long_ratio=config.text.long_ratio)
     if config.data.name == 'latents':
         return choose_mirror if config.data.flip else first_of_both
     return random_flip if config.data.flip and is_picture_source(config.data.name) else None
@@ -75,7 +94,8 @@ def build_augment(config: ConfigDict):
 
 def reading_threads(config: ConfigDict) -> int:
     """Threads that read ahead; decoding pictures keeps a core busy, arrays in memory do not. Each holds a batch."""
-    return config.data.threads or (min(os.cpu_count(), 32) if is_picture_source(config.data.name) else 1)
+    several = min(os.cpu_count(), 32) if is_picture_source(config.data.name) else 4 if config.data.name == 'caption_latents' else 1
+    return config.data.threads or several
 
 
 def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
@@ -110,6 +130,7 @@ def check_inputs(config: ConfigDict) -> None:
                 f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: '
                 f'python convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
                 f'--config.{section}.path=WORKDIR')
+    problems += find_text_problems(config)
     try:
         check_data(config, build_source(config))
     except UserError as error:
@@ -118,13 +139,23 @@ def check_inputs(config: ConfigDict) -> None:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
 
 
+def _crop_rule(config: ConfigDict, source: Source) -> str:
+    """How the pictures of these latents must have been cropped."""
+    if source.metadata['source']['name'] == 'shapes':      # drawn in their size
+        return 'none'
+    return buckets.RULE if config.data.buckets else RULE
+
+
 def check_data(config: ConfigDict, source: Source) -> None:
     """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to compare."""
-    if config.data.name == 'latents':
+    if config.data.name in ('latents', 'caption_latents'):
         latent = config.latent
         check_latents(source.metadata, vae_id=latent.vae, scale=latent.scale, shift=0.0, downscale=latent.downscale,
-                      image_size=config.data.image_size, channels=latent.channels, crop=RULE)
-    if config.data.name == 'latents' and config.latent.vae_path:
+                      image_size=config.data.image_size, channels=latent.channels, crop=_crop_rule(config, source))
+    if config.data.name == 'caption_latents':
+        text = config.text
+        check_text(source.metadata, encoder_id=text.encoder or None, tokens=text.tokens, width=text.channels)
+    if config.data.name in ('latents', 'caption_latents') and config.latent.vae_path:
         check_latents(source.metadata, who=f'the VAE {config.latent.vae_path}',
                       vae_sha256=read_vae_config(config.latent.vae_path)['provenance']['sha256'])
 
@@ -136,8 +167,10 @@ def _exists(path: str) -> bool:
 
 def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
     """What a reader of the weights needs to know, in the form of a model folder's config.json."""
-    latent = config.latent
-    return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(), 'classes': class_names,
+    latent, text = config.latent, config.text
+    captions = {'text': {'encoder': text.encoder or None, 'channels': text.channels, 'tokens': text.tokens}}
+    return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
+            **(captions | {'classes': None} if is_text(config) else {'classes': class_names}),
             'latent': {'space': latent.space, 'vae': latent.vae or None, 'scale': latent.scale,
                        'downscale': latent.downscale}}
 
@@ -167,7 +200,8 @@ def read_teacher_config(config: ConfigDict) -> dict:
 def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
     """A teacher may be of another size than the student, but must see the same inputs and the same noise levels."""
     arch, mine = given['model'], architecture(config)
-    pairs = [(name, arch[name], mine[name]) for name in ('channels', 'num_classes')]
+    names = ('channels', *(name for name in ('num_classes', 'caption_channels', 'caption_tokens') if name in mine))
+    pairs = [(name, arch.get(name), mine[name]) for name in names]
     pairs += [('input_size', tuple(arch['input_size']), tuple(mine['input_size'])),
               ('learn_sigma', arch.get('learn_sigma', True), mine['learn_sigma']),
               ('diffusion', given['diffusion'], config.diffusion.to_dict()),
@@ -179,8 +213,11 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
         raise UserError(f'the {role} {path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
 
 
-def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
-    """(the state before step 1, the inheritance report or None); random weights, then what the recipe inherits."""
+def init_state(config: ConfigDict, network: Network, optimizer, mesh,
+               null_caption: np.ndarray | None = None) -> tuple[dict, dict | None]:
+    """(the state before step 1, the inheritance report or None); random weights, then what the recipe inherits.
+
+    null_caption: features of the empty caption (`null_features`), of text-to-image models."""
     key = jax.random.key(config.seed)
     shardings = state_shardings(abstract_state(network, optimizer), mesh)
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
@@ -190,14 +227,15 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
         copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
         params, report = inherit_params(source_params, source_config['model'], params, network.arch, copy=copy)
         params = jax.device_put(params, shardings['params'])
+    params = fill_null_caption(params, null_caption)
     state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
     return state, report
 
 
 def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict, teacher: Network | None = None,
-             vae: VaeNetwork | None = None):
+             vae: VaeNetwork | None = None, text_encoder: T5Network | None = None):
     """The train step of a recipe, jitted: the state is donated and stays where `abstract` says, metrics are copied."""
-    step = make_train_step(network, optimizer, build_objective(config), teacher, vae)
+    step = make_train_step(network, optimizer, build_objective(config), teacher, vae, text_encoder)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 

@@ -3,17 +3,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lit_jax.checkpoint.leaves import map_named
+from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.training.came import scale_by_came
+
+FROZEN = ('y_embedder/null_caption',)     # leaves that no gradient reaches: data beside the weights
 
 
-def make_optimizer(*, learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0,
+def scale_by_adamw() -> optax.GradientTransformation:
+    """Adam as DiT trains: betas (0.9, 0.999), eps 1e-8."""
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came}
+
+
+def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0,
                    clip_norm: float = 0.0) -> optax.GradientTransformation:
-    """AdamW as DiT trains: betas (0.9, 0.999), eps 1e-8, constant rate; linear warm-up and clipping are options."""
+    """An optimizer with a constant rate; linear warm-up, clipping of the gradient's global norm and weight decay (times
+    the rate, apart from the moments) are options.
+
+    name: 'adamw', as DiT trains, or 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps of
+    warm-up, clip_norm 0.01, no decay. Raises UserError for another.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f'unknown optimizer {name!r}; known: {", ".join(OPTIMIZERS)}')
     rate = learning_rate
     if warmup_steps:
         rate = optax.schedules.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
-    adamw = optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm else adamw
+    steps = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay), optax.scale_by_learning_rate(rate))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), steps) if clip_norm else steps
+
+
+def add_weight_decay(weight_decay: float) -> optax.GradientTransformation:
+    """update + weight_decay·parameter, but for FROZEN leaves.
+
+    Not optax's with a mask, whose state has another structure: states written without one could not be read.
+    """
+    def update(updates, state, params):
+        decay = map_named(lambda path, _: 0.0 if path.endswith(FROZEN) else weight_decay, params)
+        return jax.tree.map(lambda u, p, d: u + d * p, updates, params, decay), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> dict:

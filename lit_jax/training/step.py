@@ -14,6 +14,7 @@ from lit_jax.diffusion.distillation import distillation_losses, total_loss
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
+from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.training.state import update_ema
 
@@ -55,17 +56,30 @@ def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, e
     return objective.scale * sample_posterior(mean, logvar, jax.random.fold_in(key, POSTERIOR))
 
 
-def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, null_label: int,
-                encode: Callable | None = None) -> dict[str, Array]:
-    """x0, x_t, t, noise and the dropped labels of one batch. A function of (batch, key) alone, on any device count."""
+def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, network: Network,
+                encode: Callable | None = None, encode_text: Callable | None = None) -> dict:
+    """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone, on any
+    device count.
+
+    encode: pictures -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions as tokens.
+    """
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
     t = jax.random.randint(t_key, size, 0, objective.schedule.num_steps)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     dropped = jax.random.bernoulli(drop_key, objective.label_dropout, size)
-    label = jnp.where(dropped, null_label, batch['label'])
-    return {'x0': x0, 'x_t': q_sample(objective.schedule, x0, t, noise), 't': t, 'noise': noise, 'label': label}
+    return {'x0': x0, 'x_t': q_sample(objective.schedule, x0, t, noise), 't': t, 'noise': noise,
+            'cond': _condition(batch, dropped, network, encode_text)}
+
+
+def _condition(batch: Mapping[str, Array], dropped: Array, network: Network, encode_text: Callable | None) -> dict[str, Array]:
+    """The model function's `cond`: labels, or the features of captions, with those to leave out marked."""
+    if network.conditioning == 'label':
+        return {'label': jnp.where(dropped, network.null_label, batch['label'])}
+    mask = batch['text_mask']
+    text = batch['text'] if 'text' in batch else jax.lax.stop_gradient(encode_text(batch['tokens'], mask))
+    return {'text': text, 'text_mask': mask, 'drop': dropped}
 
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
@@ -73,9 +87,9 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     """Every term of the loss, one value an example [B], in float32; and what the layers show, averaged over them.
 
     The second dict holds the scalars of `network.losses` and `network.statistics`. The teacher sees the same x_t, t and
-    labels.
+    condition.
     """
-    x_t, t, cond = inputs['x_t'], inputs['t'], {'label': inputs['label']}
+    x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
     if teacher is not None:
@@ -84,12 +98,14 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, objective: Objective,
-                    teacher: Network | None = None, vae: VaeNetwork | None = None) -> Callable:
+                    teacher: Network | None = None, vae: VaeNetwork | None = None,
+                    text_encoder: T5Network | None = None) -> Callable:
     """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
     `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds the weights
-    that are not trained: {'teacher': ..., 'vae': ...}, each where there is one. batch: {'label', and 'moments' or
-    'image'}; with `vae`, images are encoded in the step. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4],
+    that are not trained: {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is one. batch: {'moments' or
+    'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with `vae`, images are encoded in the step, and
+    tokens with `text_encoder`. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4],
     counts [4]) over the quarters of the timestep range; what mixers show, losses as 'loss/<name>', statistics under their
     own names; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
     """
@@ -126,7 +142,8 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
 
     def train_step(state, frozen, batch, key):
         encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
-        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network.null_label, encode)
+        encode_text = None if text_encoder is None else functools.partial(text_encoder.apply, frozen['text_encoder'])
+        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode, encode_text)
         grads, metrics = accumulated_gradient(state['params'], frozen.get('teacher'), inputs)
         updates, opt = optimizer.update(grads, state['opt'], state['params'])
         params = optax.apply_updates(state['params'], updates)

@@ -7,13 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
+from lit_jax import config as recipes
 from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax.models.t5 import T5Network
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 from lit_jax.training.state import make_optimizer, new_state, update_ema
 from lit_jax.training.step import draw_inputs, loss_terms, make_train_step
 
 KEY = jax.random.key(3)
+NETWORK = setup.build_network(tiny_recipe())      # knows that 10 is the null class
 
 
 def random_like(abstract, seed=0, scale=0.2):
@@ -87,7 +90,7 @@ def test_no_gradient_reaches_the_teacher():
     student, teacher = setup.build_network(config), setup.build_network(teacher_config)
     objective = setup.build_objective(config)
     _, state, teacher_params, batch = parts(config, teacher_config)
-    inputs = draw_inputs(batch, KEY, objective, 10)
+    inputs = draw_inputs(batch, KEY, objective, NETWORK)
 
     def total(student_params, teacher_params):
         terms, _ = loss_terms(student_params, teacher_params, inputs, student, teacher, objective)
@@ -113,8 +116,8 @@ def test_teacher_and_student_see_the_same_inputs():
     config = tiny_recipe('softmax', label_dropout=0.5)
     network, objective = setup.build_network(config), setup.build_objective(config)
     _, state, _, batch = parts(config)
-    inputs = draw_inputs(batch, KEY, objective, 10)
-    assert (inputs['label'] == 10).any() and (inputs['label'] != 10).any()
+    inputs = draw_inputs(batch, KEY, objective, NETWORK)
+    assert (inputs['cond']['label'] == 10).any() and (inputs['cond']['label'] != 10).any()
     terms, _ = loss_terms(state['params'], state['params'], inputs, network, network, objective)
     assert (terms['distill_noise'] == 0).all() and (terms['distill_variance'] == 0).all()
 
@@ -161,8 +164,8 @@ def test_gradients_of_mixed_layouts_equal_one_device():
 def test_label_dropout_uses_the_null_class_at_its_rate():
     objective = setup.build_objective(tiny_recipe(label_dropout=0.1))
     batch = {'image': np.zeros((20_000, 1, 1, 1), np.float32), 'label': np.zeros(20_000, np.int32)}
-    inputs = draw_inputs(batch, KEY, objective, 10)
-    assert (inputs['label'] == 10).mean() == pytest.approx(0.1, abs=0.01)   # five standard deviations
+    inputs = draw_inputs(batch, KEY, objective, NETWORK)
+    assert (inputs['cond']['label'] == 10).mean() == pytest.approx(0.1, abs=0.01)   # five standard deviations
     assert inputs['t'].min() == 0 and inputs['t'].max() == 999
 
 
@@ -170,7 +173,7 @@ def test_the_scale_of_the_latent_space_multiplies_the_data():
     config = tiny_recipe()
     config.latent.scale = 3.0
     batch = {'image': np.ones((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32)}
-    assert (draw_inputs(batch, KEY, setup.build_objective(config), 10)['x0'] == 3).all()
+    assert (draw_inputs(batch, KEY, setup.build_objective(config), NETWORK)['x0'] == 3).all()
 
 
 def test_a_non_finite_gradient_names_its_leaf():
@@ -207,3 +210,62 @@ def test_clipping_bounds_the_gradient_before_adam():
     assert optax.tree.norm(state[1][0].mu) == pytest.approx(0.1)    # (1 - beta1) · clipped gradient
 
 
+
+
+def caption_recipe(mixer='linear'):
+    """A text-to-image recipe on pixels, as small as the others."""
+    config = recipes.shapes(recipes.default())
+    config.text.update({'channels': 12, 'tokens': 5})
+    config.data.image_size = 8
+    config.model.update({'depth': 2, 'width': 32, 'patch': 2, 'cross_heads': 2})
+    config.model.mixer = {'softmax': recipes.softmax_mixer, 'linear': recipes.linear_mixer}[mixer](2)
+    return config
+
+
+def caption_batch(rows=16):
+    rng = np.random.default_rng(0)
+    return {'image': rng.normal(size=(rows, 8, 8, 3)).astype(np.float32), 'text': rng.normal(size=(rows, 5, 12)).astype(np.float32),
+            'text_mask': np.tile(np.array([1, 1, 1, 0, 0], np.int32), (rows, 1))}
+
+
+def test_captions_are_dropped_for_teacher_and_student_alike():
+    config = caption_recipe('softmax')
+    config.train.label_dropout = 0.5
+    network, objective = setup.build_network(config), setup.build_objective(config)
+    params = random_like(network.abstract())
+    inputs = draw_inputs(caption_batch(), KEY, objective, network)
+    assert inputs['cond']['drop'].any() and not inputs['cond']['drop'].all()
+    terms, _ = loss_terms(params, params, inputs, network, network, objective)
+    assert (terms['distill_noise'] == 0).all()
+    other = {**params, 'y_embedder': {**params['y_embedder'], 'null_caption': params['y_embedder']['null_caption'] + 1}}
+    terms, _ = loss_terms(params, other, inputs, network, network, objective)
+    np.testing.assert_array_equal(terms['distill_noise'] > 0, inputs['cond']['drop'])
+
+
+def test_tokens_are_encoded_in_the_step_as_features_would_be():
+    config = caption_recipe()
+    network, objective = setup.build_network(config), setup.build_objective(config)
+    encoder = T5Network({'vocab': 20, 'width': 12, 'layers': 1, 'heads': 2, 'head_dim': 6, 'ffn': 16})
+    weights, batch = encoder.init(jax.random.key(5)), caption_batch()
+    tokens = np.random.default_rng(1).integers(3, 20, (16, 5), np.int32)
+    features = {**batch, 'text': np.asarray(encoder.apply(weights, tokens, batch['text_mask']))}
+    optimizer = setup.build_optimizer(config)
+    state = new_state(random_like(network.abstract()), optimizer)
+    _, want = make_train_step(network, optimizer, objective)(state, {}, features, KEY)
+    batch = {**batch, 'tokens': tokens}
+    del batch['text']
+    _, got = make_train_step(network, optimizer, objective, text_encoder=encoder)(state, {'text_encoder': weights}, batch, KEY)
+    assert float(got['loss/total']) == pytest.approx(float(want['loss/total']), rel=1e-5)
+
+
+def test_the_null_caption_stays_what_the_text_encoder_made_it():
+    config = caption_recipe()
+    config.train.weight_decay = 0.1
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
+    network, optimizer = setup.build_network(config), setup.build_optimizer(config)
+    null = np.full((5, 12), 0.25, np.float32)
+    state, _ = setup.init_state(config, network, optimizer, mesh, null)
+    after, _ = jax.jit(make_train_step(network, optimizer, setup.build_objective(config)))(state, {}, caption_batch(), KEY)
+    for tree in (after['params'], after['ema']):
+        np.testing.assert_array_equal(tree['y_embedder']['null_caption'], null)
+    assert (after['params']['y_embedder']['fc1']['kernel'] != state['params']['y_embedder']['fc1']['kernel']).any()

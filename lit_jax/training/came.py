@@ -1,0 +1,136 @@
+"""CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, the second one
+factored in rows and columns, and a factored measure of how far updates stray from their mean, by which they are damped.
+
+A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack: its input axes against its output
+axes, flattened (`matrix_axes`). Vectors (biases, gains), also stacked ones, keep a whole second moment and are not damped.
+Convolutions are matrices (kernel side · input channels, output channels) and depth-wise ones (kernel side, channels); the
+authors' code factors each little k x k kernel of an OIHW tensor by itself, which saves nothing. Means, and the clipping of
+an update by its root mean square, are taken over one layer. There is no correction of the moments' start at 0.
+"""
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lit_jax.checkpoint.leaves import named_leaves
+
+Array = jax.Array
+
+BETAS = (0.9, 0.999, 0.9999)    # of the mean, of its square, of the instability
+EPS = (1e-30, 1e-16)            # added to squared gradients, to squared instabilities
+CLIP_THRESHOLD = 1.0
+
+STACKS = r'^(blocks|joins)\d*/'                      # one layer axis in front
+VECTORS = r'(^|[/_])(bias|gain|gamma|factor|focus_scale)$'
+# (pattern of the path, number of input axes; -1: all but the last). Others have one.
+INPUT_AXES = (
+    (r'attn/(dwc|compressor|[kv])/kernel$|attn/dwc/(square|column|row)$|blocks\d*/dwc/kernel$|mlp/depth/kernel$', 2),
+    (r'attn/proj/kernel$|cross_attn/proj/kernel$|x_embedder/kernel$|fusion/(compress|restore)/kernel$|down\d/kernel$', -1),
+)
+BANKS = r'attn/routed_[qk]/kernel$'                  # several matrices a layer, along an axis behind the layer axis
+
+
+class MatrixAxes(NamedTuple):
+    """Axes of a leaf: those that count matrices, and what is flattened to rows (inputs) and to columns (outputs)."""
+    layers: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.rows and self.columns)
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        return self.rows + self.columns
+
+
+def matrix_axes(path: str, rank: int) -> MatrixAxes:
+    """How the leaf at `path`, an array of so many axes, is read; vectors have no rows."""
+    first = min(rank, bool(re.search(STACKS, path)) + bool(re.search(BANKS, path)))
+    inner = tuple(range(first, rank))
+    count = next((count for pattern, count in INPUT_AXES if re.search(pattern, path)), 1)
+    if re.search(VECTORS, path) or len(inner) < 2:
+        count = 0
+    count = len(inner) - 1 if count < 0 else count
+    return MatrixAxes(tuple(range(first)), inner[:count], inner[count:])
+
+
+class CameState(NamedTuple):
+    """mu: the mean of updates, shaped as the parameters. nu: for a vector the mean square of its gradients; for a matrix
+    a dict of four, `came_row` [layers, rows], `came_column` [layers, columns] of squared gradients, and `came_residual_row`,
+    `came_residual_column` of squared instabilities. Rows and columns are not flattened: they keep the leaf's axes.
+    """
+    mu: dict
+    nu: dict
+
+
+def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
+                  clip_threshold: float = CLIP_THRESHOLD) -> optax.GradientTransformation:
+    """Gradients to CAME's updates, before the learning rate: an optax transformation with state `CameState`."""
+    def init(params):
+        named, tree = named_leaves(params), jax.tree.structure(params)
+        return CameState(jax.tree.map(jnp.zeros_like, params),
+                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim)) for path, leaf in named.items()]))
+
+    def update(grads, state, params=None):
+        del params
+        tree = jax.tree.structure(grads)
+        parts = zip(named_leaves(grads).items(), tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True)
+        done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim), betas, eps, clip_threshold)
+                for (path, grad), mu, nu in parts]
+        updates, mu, nu = (tree.unflatten(part) for part in zip(*done, strict=True))
+        return updates, CameState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _new_squares(leaf: Array, axes: MatrixAxes):
+    if not axes.is_matrix:
+        return jnp.zeros_like(leaf)
+
+    def zeros(kept):      # each an array of its own: the state is donated
+        return jnp.zeros([leaf.shape[axis] for axis in axes.layers + kept], leaf.dtype)
+
+    return {'came_row': zeros(axes.rows), 'came_column': zeros(axes.columns),
+            'came_residual_row': zeros(axes.rows), 'came_residual_column': zeros(axes.columns)}
+
+
+def _update_leaf(grad, mu, nu, axes, betas, eps, clip_threshold):
+    """(update, mu, nu) of one leaf."""
+    square = jnp.square(grad) + eps[0]
+    if axes.is_matrix:
+        row, column = _move_means(nu['came_row'], nu['came_column'], square, axes, betas[1])
+        update = _divide_by_root(grad, row, column, axes)
+    else:
+        nu = _move(nu, square, betas[1])
+        update = grad * jax.lax.rsqrt(nu)
+    rms = jnp.sqrt(jnp.square(update).mean(axes.inner, keepdims=True))
+    update = update / jnp.maximum(rms / clip_threshold, 1.0)
+    mu = _move(mu, update, betas[0])
+    if not axes.is_matrix:
+        return mu, mu, nu
+    residual = jnp.square(update - mu) + eps[1]
+    means = _move_means(nu['came_residual_row'], nu['came_residual_column'], residual, axes, betas[2])
+    nu = {'came_row': row, 'came_column': column, 'came_residual_row': means[0], 'came_residual_column': means[1]}
+    return _divide_by_root(mu, *means, axes), mu, nu
+
+
+def _move(mean: Array, value: Array, beta: float) -> Array:
+    return beta * mean + (1 - beta) * value
+
+
+def _move_means(row: Array, column: Array, square: Array, axes: MatrixAxes, beta: float) -> tuple[Array, Array]:
+    return _move(row, square.mean(axes.columns), beta), _move(column, square.mean(axes.rows), beta)
+
+
+def _divide_by_root(x: Array, row: Array, column: Array, axes: MatrixAxes) -> Array:
+    """x / √(row·column / mean(row)): by the root of the rank-one matrix that has these means (Adafactor, eq. 4).
+
+    Factor by factor, x first: a row of zeros has a mean square of 1e-33, whose quotient by the mean of all would
+    underflow, and 0 times its root would be NaN.
+    """
+    row, column = jnp.expand_dims(row, axes.columns), jnp.expand_dims(column, axes.rows)
+    return x * (jax.lax.rsqrt(row) * jnp.sqrt(row.mean(axes.rows, keepdims=True))) * jax.lax.rsqrt(column)
