@@ -63,7 +63,7 @@ def parse_scores(arguments) -> dict:
     add('--cfg_scale', type=float, nargs='+', default=(1.0,), help='classifier-free guidance; default 1, none')
     add('--cfg_channels', type=channels, choices=(3, 'all'), default=3, help='noise channels that are guided')
     add('--cfg_interval', type=float, nargs=2, default=(0.0, 1.0), metavar=('LOW', 'HIGH'), help='part that is guided')
-    add('--method', default='ddpm', help='ddpm, ddim or dpm++')
+    add('--method', default='ddpm', help='ddpm, ddim, dpm++ or dpm++original')
     add('--eta', type=float, default=0.0, help='noise of ddim')
     add('--vae', help='VAE folder, for models that draw latents')
     add('--labels', choices=('random', 'balanced'), default='random', help='default random, as DiT and LiT')

@@ -14,7 +14,7 @@ from lit_jax.models.network import Model
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
-CODE = ('models', 'diffusion', 'sampling')       # folders of lit_jax that decide the numbers of a picture
+CODE = ('models', 'diffusion', 'sampling', 'text')       # folders of lit_jax that decide the numbers of a picture
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
@@ -31,10 +31,15 @@ def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, polic
                                          'dtype': np.dtype(vae.network.dtype).name},
         'pictures': {'count': len(labels), 'seed': seed, 'labels': policy, 'classes': _classes(classes, config),
                      'uint8': UINT8},
-        'computed': {'dtype': dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
-                     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
-                     **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
+        'computed': computation(dtype, group),
     }))
+
+
+def computation(dtype: str, group: int) -> dict:
+    """What decides how numbers are rounded: dtype, group, device, packages, and our own code."""
+    return {'dtype': dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
+            'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+            **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()}
 
 
 def _code_sum() -> str:

@@ -5,25 +5,27 @@ With several processes all of them call these functions together: grids are draw
 import itertools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from lit_jax.checkpoint import peers
-from lit_jax.checkpoint.load import load
+from lit_jax.checkpoint.load import load, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.errors import UserError
 from lit_jax.evaluation.pictures import make_sheet, save_png, to_uint8, viewable
+from lit_jax.models.arch import conditioning
 from lit_jax.models.network import Model
 from lit_jax.paths import as_path
 from lit_jax.progress import Progress
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import class_names, open_decoder
-from lit_jax.sampling.groups import GROUP, GroupSampler
+from lit_jax.sampling.groups import GROUP, GroupSampler, Pictures
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.parts import check_complete, make_in_step
 from lit_jax.sampling.program import build_sampler
+from lit_jax.sampling.prompt_run import PromptRequest, draw_prompts
 from lit_jax.sampling.stores import open_store, part_size
 from lit_jax.training import cluster
 from lit_jax.training.telemetry import format_seconds
@@ -57,6 +59,30 @@ class Request:
         """The options of `build_sampler` that a person chooses."""
         return {'method': self.method, 'steps': self.steps, 'eta': self.eta, 'cfg_scale': self.cfg_scale,
                 'cfg_channels': self.cfg_channels, 'cfg_interval': tuple(self.cfg_interval)}
+
+
+def start(options: Mapping) -> str:
+    """What a command line asks for: `draw`, or `draw_prompts` where the model takes prompts.
+
+    options: the flags that were given, by the names of the fields of `Request` and `PromptRequest`, which hold the defaults.
+    """
+    if ('source' in options) == ('compare' in options):
+        raise UserError('give one of --from (a model) and --grid_compare (two models)')
+    sources = [options['source']] if 'source' in options else options['compare']
+    configs = peers.together(lambda: [read_weights_config(source) for source in sources])
+    kinds = {conditioning(config['model']) for config in configs}
+    takes_text = 'text' in kinds
+    known = {field.name for field in fields(PromptRequest if takes_text else Request)}
+    if foreign := [_flag(name) for name in options if name not in known]:
+        draws, instead = (('what a prompt says', '--prompt="..."') if takes_text else ('classes', '--classes'))
+        raise UserError(f'{", ".join(foreign)}: not for {sources[0]}, which draws {draws}: give it {instead}')
+    if takes_text:
+        return draw_prompts(PromptRequest(**{**options, 'prompt': tuple(options.get('prompt', ()))}))
+    return draw(Request(**{'out': 'grid.png', **options}))
+
+
+def _flag(name: str) -> str:
+    return '--' + {'source': 'from', 'compare': 'grid_compare'}.get(name, name)
 
 
 def draw(request: Request) -> str:
@@ -107,7 +133,8 @@ def draw_grid(request: Request) -> str:
 
 
 def _pictures(model: Model, vae, labels: np.ndarray, request: Request) -> np.ndarray:
-    sampler = GroupSampler(model, request.settings(), labels, seed=request.seed, group=request.group, vae=vae)
+    pictures = Pictures.of_classes(labels, request.seed)
+    sampler = GroupSampler(model, request.settings(), pictures, group=request.group, vae=vae)
     return viewable(np.concatenate([images for _, images in sampler.draw(range(sampler.count), request.batch_size)]))
 
 
@@ -175,8 +202,8 @@ def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
     sampler: of this very plan, where there is one that is compiled already.
     """
     request = plan.request
-    sampler = sampler or GroupSampler(plan.model, request.settings(), plan.labels, seed=request.seed, group=request.group,
-                                      vae=plan.vae)
+    sampler = sampler or GroupSampler(plan.model, request.settings(), Pictures.of_classes(plan.labels, request.seed),
+                                      group=request.group, vae=plan.vae)
     with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
         drawn = _draw_missing(sampler, store, peers.from_lead(store.missing), request)
         peers.only_lead(lambda: _finish(store))
@@ -186,7 +213,7 @@ def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
 def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Request) -> int:
     """The devices work on while a part is written: the next groups are on their way."""
     index, processes = cluster.process()
-    a_part, total = max(1, store.size // sampler.group), len(sampler.labels)
+    a_part, total = max(1, store.size // sampler.group), len(sampler.pictures)
     sizes = {part: min(store.size, total - part * store.size) for part in missing}
     groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count)) for part in missing[index::processes]}
     drawn = sampler.draw([group for part in groups.values() for group in part], request.batch_size)

@@ -1,0 +1,124 @@
+"""What a person says about pictures from text: prompts, seeds, sizes; parsed and checked before anything is loaded."""
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lit_jax.errors import UserError
+from lit_jax.paths import as_path
+from lit_jax.sampling.noise import check_seed
+from lit_jax.text.tokenizer import UNKNOWN, Tokens
+
+LOG = logging.getLogger('lit_jax')
+LARGEST_GROUP = 8
+GROUP_PIXELS = 2048          # latent pixels that are computed together, about: a device is busy with those
+
+
+def collect_prompts(given: Sequence[str], file: str | None) -> list[str]:
+    """The prompts of the command line and of a file, in this order; an empty one draws without text.
+
+    Raises UserError where there is none at all."""
+    prompts = [*given, *(read_prompts(file) if file else ())]
+    if not prompts:
+        raise UserError('no prompt is given: say what to draw with --prompt="..." (several times for several), or --prompts=FILE, '
+                        'one a line')
+    if empty := [number for number, prompt in enumerate(prompts) if not prompt.strip()]:
+        LOG.warning('prompt %s is empty: it draws without text', ', '.join(map(str, empty[:8])))
+    return prompts
+
+
+def read_prompts(path) -> list[str]:
+    """The prompts in a text file (UTF-8), one a line. Blank lines are skipped with a notice; UserError if nothing is left."""
+    try:
+        text = as_path(path).read_bytes().decode('utf-8-sig')
+    except FileNotFoundError:
+        raise UserError(f'--prompts {path}: there is no such file') from None
+    except OSError as error:
+        raise UserError(f'--prompts {path} cannot be read: {error}') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'--prompts {path} is not UTF-8 (byte {error.start}): save it as UTF-8 text, one prompt a line') from error
+    lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
+    prompts = [line for line in lines if line]
+    blank = len(lines) - len(prompts) - (lines[-1] == '')      # what follows the last line break is no line
+    if not prompts:
+        raise UserError(f'--prompts {path} holds no prompt: write one a line')
+    if blank > 0:
+        LOG.warning('%s: %d blank lines are skipped', path, blank)
+    return prompts
+
+
+def parse_seeds(seed: int | None, seeds: str | None, default: Sequence[int] = (0,)) -> list[int]:
+    """--seed and --seeds=0,1,2 (one of the two) as a list without repetitions."""
+    if seed is not None and seeds is not None:
+        raise UserError(f'give one of --seed {seed} and --seeds {seeds}')
+    if seeds is None:
+        found = list(default) if seed is None else [seed]
+    else:
+        try:
+            found = [int(part) for part in seeds.split(',')]
+        except ValueError:
+            raise UserError(f'--seeds {seeds!r}: whole numbers with commas between them are expected, as 0,1,2') from None
+    for one in found:
+        check_seed(one)
+    if len(set(found)) < len(found):
+        raise UserError(f'--seeds {seeds}: the same seed twice draws the same picture twice')
+    return found
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'1024x768' (width x height) or '1024' as (height, width) in pixels."""
+    match = re.fullmatch(r'\s*(\d+)\s*(?:[xX×*]\s*(\d+)\s*)?', text)
+    if not match:
+        raise UserError(f'--size {text!r}: expected WIDTHxHEIGHT in pixels, as 1024x768, or one number for a square')
+    width = int(match[1])
+    return int(match[2] or width), width
+
+
+def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> tuple[int, int]:
+    """(H, W) of what the model draws for pictures of `size` (height, width); None: its own size.
+
+    Raises UserError, with the nearest size that can be drawn, for sides that are no multiples of downscale · patch.
+    """
+    if size is None:
+        return tuple(arch['input_size'])
+    unit = downscale * arch['patch']
+    if any(side % unit or side < unit for side in size):
+        height, width = (max(unit, (2 * side + unit) // (2 * unit) * unit) for side in size)
+        raise UserError(f'--size {size[1]}x{size[0]}: both sides must be multiples of {unit} for this model (its VAE shrinks by '
+                        f'{downscale}, its patches are {arch["patch"]} wide); the nearest size is {width}x{height}')
+    return size[0] // downscale, size[1] // downscale
+
+
+def default_group(size: tuple[int, int]) -> int:
+    """Pictures computed together where nobody says: as many as fill a device, one from latents of 32 x 64 on."""
+    return int(np.clip(GROUP_PIXELS // (size[0] * size[1]), 1, LARGEST_GROUP))
+
+
+def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
+    """A notice for every prompt with tokens that the tokenizer does not know: emoji, other scripts."""
+    unknown_P = ((tokens.ids == UNKNOWN) & (tokens.mask > 0)).sum(-1)
+    for row in np.flatnonzero(unknown_P)[:8]:
+        LOG.warning('%d of %d tokens of "%s" are unknown to the tokenizer of the text encoder: they say nothing to it',
+                    unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
+    if (unknown_P > 0).sum() > 8:
+        LOG.warning('and so in %d more prompts', (unknown_P > 0).sum() - 8)
+
+
+def wanted_encoder(config: Mapping) -> str:
+    """What a model's config says about its text encoder."""
+    arch, known = config['model'], (config.get('text') or {}).get('encoder')
+    return f'{f"id {known!r}, " if known else ""}width {arch["caption_channels"]}'
+
+
+def check_text_encoder(encoder: Mapping, config: Mapping, path, source) -> None:
+    """Raises one UserError that lists in what a text encoder (its config) differs from that of a model (its config)."""
+    known, arch = (config.get('text') or {}).get('encoder'), config['model']
+    problems = []
+    if encoder['text_encoder']['width'] != arch['caption_channels']:
+        problems.append(f'width: {encoder["text_encoder"]["width"]} in {path}, {arch["caption_channels"]} in {source}')
+    if known and encoder['id'] != known:
+        problems.append(f'id: {encoder["id"]!r} in {path}, {known!r} in {source}')
+    if problems:
+        raise UserError('the text encoder does not fit the model:\n  ' + '\n  '.join(problems) +
+                        '\nGive --text_encoder the folder of the encoder that the model was trained with.')
