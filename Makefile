@@ -1,10 +1,10 @@
-# `make demo` shows the whole road on a CPU, `make test` proves it. Both set up .venv first.
+# `make demo` shows the whole road on a CPU (`make demo-t2i`: from captions), `make test` proves it. They set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2
 
-.PHONY: setup setup-test demo demo-full compare photos test test-slow lint clean
+.PHONY: setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-slow lint clean
 
 setup: $(VENV)/installed
 setup-test: $(VENV)/installed-test
@@ -29,6 +29,13 @@ demo: setup
 
 demo-full: setup
 	$(BIN)/python -m lit_jax.demo --train_teacher --workdir demo/full
+
+# Text to image: rendered shapes from captions; the second trains text encoder and teacher first.
+demo-t2i: setup
+	$(BIN)/python -m lit_jax.demo.shapes
+
+demo-t2i-full: setup
+	$(BIN)/python -m lit_jax.demo.shapes --train_teacher --workdir=demo/shapes_full
 
 # Every system of the papers on digits, three seeds each.
 compare: setup

@@ -7,6 +7,7 @@ Each is trained from scratch with the same steps, batch and optimiser; only the 
 each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again goes on where it stopped.
 """
 import argparse
+import functools
 import json
 import platform
 import time
@@ -93,7 +94,7 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
     real = figures.real_figures(pool.get_judge(workdir))
     entries = [Entry(workdir, name, seed, steps) for seed in range(seeds) for name in systems]
     print(f'{len(entries)} runs of {steps:,} steps', flush=True)
-    runs = pool.run_all(workdir, entries, sampling_steps=SAMPLING_STEPS)
+    runs = pool.run_all(workdir, entries, functools.partial(figures.measure_folder, workdir, SAMPLING_STEPS), figures.tell)
     rows = [figures.row(name, load(Entry(workdir, name, 0).path), runs[name]) for name in systems]
     with pool.workers(1) as alone:
         for row in rows:

@@ -4,11 +4,13 @@ Fréchet distance: 48 features of the judge, unguided samples against the real t
 samples, the class as the judge sees it. All models draw from the same noise.
 """
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import Source, open_source
-from lit_jax.evaluation.digits_judge import Judge
+from lit_jax.evaluation.digits_judge import Judge, load_judge
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
 from lit_jax.sampling import make_sampler, sample_many
@@ -39,6 +41,16 @@ def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
     guided, guided_labels = draw(model, GUIDED, CFG_SCALE, steps=steps)
     return {'distance': judge.distance(unguided), 'accuracy': judge.accuracy(guided, guided_labels),
             'accuracy_unguided': judge.accuracy(unguided, labels)}
+
+
+def measure_folder(workdir: Path, steps: int, path: Path) -> dict[str, float]:
+    """`measure` of the model in `path` by the judge of the demo in `workdir`."""
+    return measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'), steps)
+
+
+def tell(measured: Mapping[str, float]) -> str:
+    """The figures of one model as a line."""
+    return f'Fréchet distance {measured["distance"]:.2f}, class accuracy {measured["accuracy"]:.3f}'
 
 
 def real_figures(judge: Judge) -> dict[str, float]:

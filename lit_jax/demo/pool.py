@@ -1,9 +1,9 @@
-"""Many small runs on digits at once: one process a core trains a recipe and measures what came out."""
+"""Many small runs at once: one process a core trains a recipe and measures what came out."""
 import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,6 @@ import jax
 from ml_collections import ConfigDict
 
 from lit_jax import cli
-from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import open_source
 from lit_jax.demo import figures
 from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
@@ -38,19 +37,21 @@ def get_judge(workdir: Path) -> Judge:
     return load_judge(path)
 
 
-def run_all(workdir: Path, jobs: Sequence[Job], there: Mapping[str, Path] | None = None,
-            sampling_steps: int = figures.STEPS) -> dict[str, list[dict]]:
-    """{arm: the figures of each seed}, first of the models that are `there` already. `get_judge` comes before."""
+def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict], tell: Callable[[dict], str],
+            there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
+    """{arm: the figures of each seed}, first of the models that are `there` already.
+
+    measure: (model folder or workdir) -> figures, in a process of its own, so it must be picklable. tell: figures -> a line.
+    """
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
     with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
-        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, sampling_steps): (job.arm, job.seed) for job in jobs}
-        waiting |= {pool.submit(_train_and_measure, workdir, None, path, sampling_steps): (arm, 0) for arm, path in there.items()}
+        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed) for job in jobs}
+        waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0) for arm, path in there.items()}
         for done in as_completed(waiting):
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured
-            print(f'{arm:10} seed {seed}: Fréchet distance {measured["distance"]:.2f}, class accuracy '
-                  f'{measured["accuracy"]:.3f}  ({format_seconds(seconds)})', flush=True)
+            print(f'{arm:10} seed {seed}: {tell(measured)}  ({format_seconds(seconds)})', flush=True)
     return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
 
 
@@ -60,7 +61,7 @@ def workers(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, multiprocessing.get_context('spawn'))
 
 
-def _train_and_measure(workdir: Path, job: Job | None, path: Path, sampling_steps: int) -> tuple[dict, float]:
+def _train_and_measure(workdir: Path, job: Job | None, path: Path, measure: Callable[[Path], dict]) -> tuple[dict, float]:
     """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a file."""
     began = time.perf_counter()
     keep_compiled_programs(workdir)
@@ -70,7 +71,7 @@ def _train_and_measure(workdir: Path, job: Job | None, path: Path, sampling_step
             cli.setup_logging(log)
             if loop.train(job.recipe(), path) != 'done':
                 os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next job
-    measured = figures.measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'), sampling_steps)
+    measured = measure(path)
     return measured, time.perf_counter() - began
 
 

@@ -1,4 +1,5 @@
 """The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it stands for."""
+import functools
 import json
 import platform
 import time
@@ -62,29 +63,30 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
 
-    _station(1, 'a judge: a small classifier of real digits')
+    station(1, 'a judge: a small classifier of real digits')
     judge = pool.get_judge(workdir)
     real = figures.real_figures(judge)
     print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits to real training '
           f'digits (the floor): {real["floor"]:.2f}')
 
-    _station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
+    station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
     checkpoint = train_the_teacher(workdir) if train_teacher else SHIPPED
-    _command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
+    say_command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
     students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
-    _station(3, f'{len(students)} students, sampled and judged')
+    station(3, f'{len(students)} students, sampled and judged')
     for student in students:
-        _command(student.command())
-    runs = pool.run_all(workdir, students, {'teacher': workdir / 'teacher'})
+        say_command(student.command())
+    measure = functools.partial(figures.measure_folder, workdir, figures.STEPS)
+    runs = pool.run_all(workdir, students, measure, figures.tell, {'teacher': workdir / 'teacher'})
     result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
     if train_teacher:
         write_card(checkpoint, result)
 
-    _station(4, 'the report')
+    station(4, 'the report')
     paths = {arm: Student(workdir, arm, 0).path for arm in ARMS}
     pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
     print(pages.figures_as_text(result))
@@ -95,9 +97,9 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
 def train_the_teacher(workdir: Path) -> Path:
     """Fits configs/digits_dit.py and exports it in DiT's own key names; returns the file."""
     out = workdir / 'digits_dit.safetensors'
-    _command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
+    say_command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
     loop.train(load_recipe(ROOT / 'configs' / 'digits_dit.py'), workdir / 'digits_dit')
-    _command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
+    say_command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
     export(workdir / 'digits_dit', out, overwrite=True)
     return out
 
@@ -118,11 +120,11 @@ def write_card(checkpoint: Path, result: dict) -> None:
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
 
 
-def _station(number: int, title: str) -> None:
+def station(number: int, title: str) -> None:
     print(f'\n=== {number}/4 {title}', flush=True)
 
 
-def _command(text: str) -> None:
+def say_command(text: str) -> None:
     print(f'$ {text}', flush=True)
 
 

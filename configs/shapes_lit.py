@@ -1,0 +1,22 @@
+"""The student of the rendered shapes: a LiT that inherits from the small PixArt and is distilled in a fraction of its steps.
+
+The teacher and its text encoder ship in assets/; `make demo-t2i` converts them, or:
+
+    python convert_torch_ckpt.py assets/shapes_t5 --out models/shapes_t5
+    python convert_torch_ckpt.py assets/shapes_pixart.safetensors --out models/shapes_pixart
+    python train.py --config=configs/shapes_lit.py --workdir=runs/shapes_lit
+"""
+from lit_jax import config as recipes
+
+
+def get_config():
+    config = recipes.default()
+    config.name = 'shapes_lit'
+    recipes.shapes(config)
+    config.model.mixer = recipes.linear_mixer(heads=2)
+    config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
+    config.train.steps = 1_000
+    config.checkpoint.every = 500
+    config.inherit.path = recipes.models_folder('shapes_pixart')
+    config.teacher.path = recipes.models_folder('shapes_pixart')
+    return config

@@ -1,0 +1,148 @@
+"""Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score, on a CPU.
+
+    python -m lit_jax.demo.shapes                     starts from the teacher and the text encoder in assets/
+    python -m lit_jax.demo.shapes --train_teacher     trains both first (an hour on two cores)
+
+The pictures are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
+of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.
+"""
+import argparse
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lit_jax import UserError, cli
+from lit_jax.checkpoint.torch_files import sha256_of
+from lit_jax.config import load_recipe
+from lit_jax.demo.road import PACKAGES, ROOT, say_command, station
+
+TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
+# What is compared under the same recipe and steps.
+ARMS = {'distilled': {}, 'scratch': {'teacher': '', 'inherit': ''}}
+
+
+@dataclass(frozen=True)
+class Student:
+    """One run of the comparison: what is left out, and its seed; a `pool.Job`."""
+    workdir: Path
+    arm: str            # a key of ARMS
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        return self.workdir / f'{self.arm}_{self.seed}'
+
+    def recipe(self) -> ConfigDict:
+        """configs/shapes_lit.py with this demo's teacher, less what the arm leaves out."""
+        config = load_recipe(ROOT / 'configs' / 'shapes_lit.py')
+        config.name, config.seed = f'shapes_lit_{self.arm}', self.seed
+        config.teacher.path = ARMS[self.arm].get('teacher', str(self.workdir / 'teacher'))
+        config.inherit.path = ARMS[self.arm].get('inherit', str(self.workdir / 'teacher'))
+        config.text.encoder_path = str(self.workdir / 'text_encoder')
+        return config
+
+    def command(self) -> str:
+        """The same run from the command line."""
+        config = self.recipe()
+        return (f'python train.py --config=configs/shapes_lit.py --config.name={config.name} --config.seed={self.seed} '
+                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} '
+                f'--config.text.encoder_path={config.text.encoder_path} --workdir={self.path}')
+
+
+def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
+    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
+    from lit_jax.checkpoint.text_encoder_torch import convert_text_encoder, describe_text_encoder
+    from lit_jax.checkpoint.torch_import import convert, describe
+    from lit_jax.demo import pool, shapes_figures, shapes_pages
+    from lit_jax.training.telemetry import format_seconds
+    began = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    pool.keep_compiled_programs(workdir)
+    teacher, encoder = train_both(workdir) if train_teacher else (TEACHER, ENCODER)
+
+    station(1, 'the text encoder: a T5, as a Hugging Face folder, converted')
+    say_command(f'python convert_torch_ckpt.py {_short(encoder)} --text_dtype float32 --out {workdir / "text_encoder"} --overwrite')
+    print(describe_text_encoder(convert_text_encoder(encoder, workdir / 'text_encoder', text_dtype='float32',
+                                                     text_id='lit_jax/shapes_t5', overwrite=True)))
+    station(2, 'the teacher: a PixArt, as a PyTorch checkpoint, converted')
+    say_command(f'python convert_torch_ckpt.py {_short(teacher)} --out {workdir / "teacher"} --overwrite')
+    print(describe(convert(teacher, workdir / 'teacher', overwrite=True)))
+
+    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else 1)]
+    station(3, f'{len(students)} students: trained, then all draw 84 prompts and are scored')
+    for student in students:
+        say_command(student.command())
+    measure = shapes_figures.measure_with(workdir / 'text_encoder')
+    runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
+    models = {'teacher': workdir / 'teacher', **{arm: Student(workdir, arm, 0).path for arm in ARMS}}
+    result = shapes_figures.summarise(workdir, runs, models)
+    result['seconds'] = round(time.perf_counter() - began)
+    (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
+    if train_teacher:
+        write_card(teacher, encoder, result)
+
+    station(4, 'the report')
+    shapes_pages.write_report(workdir, models, result)
+    print(shapes_pages.figures_as_text(result))
+    print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    return 0
+
+
+def train_both(workdir: Path) -> tuple[Path, Path]:
+    """Trains text encoder and teacher by their recipes and exports them under their original names; (file, folder)."""
+    from lit_jax.checkpoint.text_encoder_torch import export_text_encoder
+    from lit_jax.checkpoint.torch_export import export
+    from lit_jax.demo.shapes_encoder import train_encoder
+    from lit_jax.training import loop
+    trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', workdir / 'shapes_t5'
+    say_command(f'python -m lit_jax.demo.shapes_encoder --out {trained}')
+    if not trained.exists():
+        train_encoder(trained)
+    export_text_encoder(trained, folder, overwrite=True)
+    config = load_recipe(ROOT / 'configs' / 'shapes_pixart.py')
+    config.text.encoder_path = str(trained)
+    say_command(f'python train.py --config=configs/shapes_pixart.py --config.text.encoder_path={trained} '
+                f'--workdir={workdir / "shapes_pixart"}')
+    loop.train(config, workdir / 'shapes_pixart')
+    export(workdir / 'shapes_pixart', file, overwrite=True)
+    return file, folder
+
+
+def write_card(teacher: Path, encoder: Path, result: dict) -> None:
+    """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to assets/."""
+    config, row = load_recipe(ROOT / 'configs' / 'shapes_pixart.py'), result['rows'][0]
+    card = {
+        'command': 'python -m lit_jax.demo.shapes --train_teacher --workdir=demo/shapes_full', 'seed': config.seed,
+        'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema', 'sha256': sha256_of(teacher),
+        'text_encoder': {file.name: sha256_of(file) for file in sorted(encoder.iterdir())},
+        'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
+        'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        'figures': {name: row[name] for name in ('overall', *(name for name in row['runs'][0] if name != 'overall'), 'parameters')},
+        'samples': result['samples'],
+    }
+    teacher.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog='python -m lit_jax.demo.shapes', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=Path, default=Path('demo/shapes'), help='where everything goes')
+    parser.add_argument('--seeds', type=int, default=3, help='distilled students')
+    parser.add_argument('--train_teacher', action='store_true', help='train teacher and text encoder first')
+    args = parser.parse_args()
+    if args.seeds < 1:
+        raise UserError('--seeds must be at least 1')
+    return travel(args.workdir, seeds=args.seeds, train_teacher=args.train_teacher)
+
+
+if __name__ == '__main__':
+    cli.run(main)
