@@ -28,7 +28,7 @@ from lit_jax.data.folder import open_folder, split_folders
 from lit_jax.data.images import check_asked
 from lit_jax.data.latents import open_latents
 from lit_jax.data.shapes import LENGTHS as SHAPE_SPLITS
-from lit_jax.data.shapes import NOMINAL, ShapesSource
+from lit_jax.data.shapes import NOMINAL, SMALLEST_PICTURE, ShapesSource
 from lit_jax.data.subset import choose_classes
 from lit_jax.data.synthetic import SPLITS as SYNTHETIC_SPLITS
 from lit_jax.data.synthetic import SyntheticSource
@@ -171,8 +171,8 @@ def _shapes(request: Request) -> Source:
     if request.split not in SHAPE_SPLITS:
         raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(SHAPE_SPLITS)}')
     size = request.asked['image_size'] or NOMINAL
-    if size < NOMINAL:
-        raise UserError(f'shapes are drawn on {NOMINAL} x {NOMINAL} pixels or more, the recipe asks for {size}')
+    if size < SMALLEST_PICTURE:
+        raise UserError(f'shapes are drawn on {SMALLEST_PICTURE} x {SMALLEST_PICTURE} pixels or more, the recipe asks for {size}')
     if request.asked['channels'] not in (None, 3):
         raise UserError(f'shapes have 3 channels, the recipe asks for {request.asked["channels"]}')
     check_sides(size, request.multiple)

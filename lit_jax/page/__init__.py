@@ -1,0 +1,1 @@
+"""`demo.py`: a page in the browser that draws pictures of classes or of prompts, with a teacher beside its student."""
