@@ -1,4 +1,4 @@
-"""The teacher of the rendered shapes: a small PixArt on 32x32 pixels with captions. About an hour on two cores.
+"""The teacher of the rendered shapes: a small PixArt on 20x20 pixels with captions. Half an hour on two quiet cores.
 
     python -m lit_jax.demo.shapes_encoder --out models/shapes_t5
     python train.py --config=configs/shapes_pixart.py --workdir=runs/shapes_pixart

@@ -16,23 +16,23 @@ import numpy as np
 from etils import epath
 
 from lit_jax.checkpoint import leaves, manager, peers
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_whole, write_folder
+from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
+from lit_jax.checkpoint.part_folder import FORMAT, Part
 from lit_jax.checkpoint.torch_keys import unflatten
 from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
-from lit_jax.paths import absolute, as_path, explain_unreachable
+from lit_jax.paths import absolute, explain_unreachable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
-FORMAT = 1
-KIND = 'text_encoder'
 # Kernels of the blocks, and how many of their axes (after that of the layers) are multiplied with.
 KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/mlp/gate/kernel': 1, 'blocks/mlp/down/kernel': 1}
 EMBEDDING = 'embed/table'
 _quantise = jax.jit(quantise, static_argnums=1)
-_GIVE = ('Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5')
+PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py '
+            'PIPELINE/text_encoder --out models/t5', hub_field='model_type')
 
 
 class TextEncoder:
@@ -60,12 +60,7 @@ class TextEncoder:
 
 def is_text_encoder_folder(path) -> bool:
     """Whether `path` looks like a text encoder folder (its content may still be damaged; loading checks that)."""
-    path = as_path(path)
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get('kind') == KIND and (path / ARRAYS).is_dir()
+    return PART.is_folder(path)
 
 
 def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer, *, overwrite: bool = False) -> epath.Path:
@@ -77,7 +72,7 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     that do not fit it, a tokenizer with more tokens than the embedding has rows, a target in use, or a full disk.
     """
     path, named = absolute(path), leaves.named_leaves(params)
-    config = {'format': FORMAT, 'kind': KIND, 'weights': _form_of(named), 'tokenizer': tokenizer.file, **config}
+    config = {'format': FORMAT, 'kind': PART.kind, 'weights': _form_of(named), 'tokenizer': tokenizer.file, **config}
     config['provenance'] = dict(config.get('provenance') or {})
     if 'sha256' not in config['provenance']:
         config['provenance']['sha256'] = params_sha256(params)
@@ -169,58 +164,23 @@ def _forms(path: str, kernel: np.ndarray, weights: str) -> dict[str, np.ndarray]
 
 def read_text_encoder_config(path) -> dict:
     """Reads and checks config.json of a text encoder folder, without its arrays."""
-    path = absolute(path)
-    if not path.is_dir():
-        found = 'it is a file' if path.exists() else 'there is no such folder'
-        raise UserError(f'{path} is not a text encoder folder: {found}. {_GIVE}')
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f'{path} is not a text encoder folder: it has no {CONFIG}. {_GIVE}') from None
-    except ValueError as error:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({error}). Copy it again from its source, or '
-                        'convert the text encoder again.') from error
-    if isinstance(config, dict) and 'kind' not in config and 'model_type' in config:
-        raise UserError(f'{path} is a Hugging Face folder ({config["model_type"]}), not yet a text encoder folder: python '
-                        f'convert_torch_ckpt.py {path} --out DIR makes one.')
-    return check_text_encoder_config(config, str(path / CONFIG))
+    return PART.read_config(path, check_text_encoder_config)
 
 
 def check_text_encoder_config(config, source: str) -> dict:
     """The config with its architecture complete, or one UserError that lists what is wrong.
 
     source: where it stands, for the message."""
-    if not isinstance(config, dict) or config.get('kind') != KIND:
-        kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
-        raise UserError(f'{source} describes {kind}, not a text encoder. {_GIVE}')
-    if config.get('format') != FORMAT:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
-                        'Use the lit_jax version that wrote the folder, or convert the text encoder again.')
-    arch, provenance = config.get('text_encoder'), config.get('provenance')
-    problems = [text for holds, text in [
-        (isinstance(arch, dict), '"text_encoder" must hold the architecture'),
-        (isinstance(config.get('id'), str) and config['id'], '"id" must be a name'),
+    PART.check_fields(config, source, lambda config: [
+        (isinstance(config.get('text_encoder'), dict), '"text_encoder" must hold the architecture'),
         (config.get('weights') in WEIGHTS, f'"weights" must be one of {", ".join(WEIGHTS)}'),
-        (config.get('tokenizer') in FILES, f'"tokenizer" must be one of {", ".join(FILES)}'),
-        (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
-         '"provenance.sha256" must be the sha256 of the weights'),
-    ] if not holds]
-    if problems:
-        raise UserError(f'{source} is not a valid text encoder config: {"; ".join(problems)}.')
-    return {**config, 'text_encoder': check_t5_arch(arch)}
+        (config.get('tokenizer') in FILES, f'"tokenizer" must be one of {", ".join(FILES)}')])
+    return {**config, 'text_encoder': check_t5_arch(config['text_encoder'])}
 
 
 def check_text_encoder_target(path, overwrite: bool) -> None:
     """Refuses, before anything is read, an output that is in the way."""
-    path = as_path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f'cannot write a text encoder folder to {path}: a file of that name exists. Choose another name.')
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
-    if not is_text_encoder_folder(path):
-        raise UserError(f'{path} is not a text encoder folder, so it will not be overwritten. Choose another folder.')
+    PART.check_target(path, overwrite)
 
 
 def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:

@@ -15,16 +15,16 @@ import numpy as np
 from etils import epath
 
 from lit_jax.checkpoint import leaves, manager, peers
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_whole, write_folder
+from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
+from lit_jax.checkpoint.part_folder import FORMAT, Part
 from lit_jax.errors import UserError
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
-from lit_jax.paths import absolute, as_path, explain_unreachable
+from lit_jax.paths import absolute, explain_unreachable
 
-FORMAT = 1
-KIND = 'vae'
-_GIVE = 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py DIFFUSERS_VAE --out models/sd_vae'
+PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py DIFFUSERS_VAE --out '
+            'models/sd_vae', hub_field='_class_name')
 
 
 class Vae:
@@ -59,12 +59,7 @@ class Vae:
 
 def is_vae_folder(path) -> bool:
     """Whether `path` looks like a VAE folder (its content may still be damaged; loading checks that)."""
-    path = as_path(path)
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get('kind') == KIND and (path / ARRAYS).is_dir()
+    return PART.is_folder(path)
 
 
 def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
@@ -76,7 +71,7 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
     or a full disk.
     """
     path = absolute(path)
-    config = {'format': FORMAT, 'kind': KIND, 'shift': 0.0, **config}
+    config = {'format': FORMAT, 'kind': PART.kind, 'shift': 0.0, **config}
     config['provenance'] = dict(config.get('provenance') or {})
     if 'sha256' not in config['provenance']:
         config['provenance']['sha256'] = params_sha256(params)
@@ -111,58 +106,23 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
 
 def read_vae_config(path) -> dict:
     """Reads and checks config.json of a VAE folder, without its arrays."""
-    path = absolute(path)
-    if not path.is_dir():
-        found = 'it is a file' if path.exists() else 'there is no such folder'
-        raise UserError(f'{path} is not a VAE folder: {found}. {_GIVE}')
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f'{path} is not a VAE folder: it has no {CONFIG}. {_GIVE}') from None
-    except ValueError as error:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({error}). Copy it again from its source, or '
-                        'convert the VAE again.') from error
-    if isinstance(config, dict) and '_class_name' in config:
-        raise UserError(f'{path} is a diffusers folder ({config["_class_name"]}), not yet a VAE folder: python '
-                        f'convert_torch_ckpt.py {path} --out DIR makes one.')
-    return check_vae_config(config, str(path / CONFIG))
+    return PART.read_config(path, check_vae_config)
 
 
 def check_vae_config(config, source: str) -> dict:
     """The config with its architecture complete, or one UserError that lists what is wrong.
 
     source: where it stands, for the message."""
-    if not isinstance(config, dict) or config.get('kind') != KIND:
-        kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
-        raise UserError(f'{source} describes {kind}, not a VAE. {_GIVE}')
-    if config.get('format') != FORMAT:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
-                        'Use the lit_jax version that wrote the folder, or convert the VAE again.')
-    vae, provenance = config.get('vae'), config.get('provenance')
-    problems = [text for holds, text in [
-        (isinstance(vae, dict), '"vae" must hold the architecture'),
-        (isinstance(config.get('id'), str) and config['id'], '"id" must be a name'),
+    PART.check_fields(config, source, lambda config: [
+        (isinstance(config.get('vae'), dict), '"vae" must hold the architecture'),
         (_is_number(config.get('scale')) and config['scale'] > 0, '"scale" must be a positive number'),
-        (_is_number(config.get('shift', 0.0)), '"shift" must be a number'),
-        (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
-         '"provenance.sha256" must be the sha256 of the weights'),
-    ] if not holds]
-    if problems:
-        raise UserError(f'{source} is not a valid VAE config: {"; ".join(problems)}.')
-    return {'shift': 0.0, **config, 'vae': check_vae_arch(vae)}
+        (_is_number(config.get('shift', 0.0)), '"shift" must be a number')])
+    return {'shift': 0.0, **config, 'vae': check_vae_arch(config['vae'])}
 
 
 def check_vae_target(path, overwrite: bool) -> None:
     """Refuses, before anything is read, an output that is in the way."""
-    path = as_path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f'cannot write a VAE folder to {path}: a file of that name exists. Choose another name.')
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
-    if not is_vae_folder(path):
-        raise UserError(f'{path} is not a VAE folder, so it will not be overwritten. Choose another folder.')
+    PART.check_target(path, overwrite)
 
 
 def params_sha256(params) -> str:

@@ -21,7 +21,7 @@ LENGTHS = {'train': 50_000, 'held_out': 2_000}
 BACKGROUND = (200, 200, 200)
 PALETTE = {'red': (200, 20, 40), 'orange': (250, 130, 10), 'yellow': (250, 240, 40), 'green': (25, 150, 50),
            'blue': (30, 60, 220), 'purple': (150, 30, 170)}         # uint8 RGB
-SMALLEST_PICTURE = 24                                               # on fewer pixels a triangle looks like a circle
+SMALLEST_PICTURE = 20                                               # on fewer pixels a triangle looks like a circle
 NOMINAL = 32                                                        # the picture size that the next three lines are for
 SIZES = {1: (8, 13), 2: (8, 12), 3: (8, 10), 4: (7, 9)}             # pixels, by the number of objects, both included
 GAP = 2                                                             # pixels between two objects, at least
@@ -56,7 +56,7 @@ class ShapesSource(Source):
     """Example i is a function of (seed, split, i, image_size); nothing is stored. Values are in [-1, 1].
 
     An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; there are no labels, and spec.num_classes is 0.
-    Raises ValueError for a split that LENGTHS does not name, and for pictures under 24 pixels.
+    Raises ValueError for a split that LENGTHS does not name, and for pictures under 20 pixels.
     """
 
     def __init__(self, *, split: str = 'train', seed: int = 0, image_size: int = NOMINAL, length: int | None = None):

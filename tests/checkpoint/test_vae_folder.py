@@ -85,7 +85,7 @@ def test_what_is_no_vae_folder_says_so(folder, tmp_path):
                         (folder / 'arrays', 'it has no config.json')]:
         with pytest.raises(UserError, match=words):
             load_vae(path)
-    with pytest.raises(UserError, match=r'diffusers folder \(AutoencoderKL\), not yet a VAE folder: python convert_torch'):
+    with pytest.raises(UserError, match=r'hub \(AutoencoderKL\), not yet a VAE folder: python convert_torch'):
         load_vae(write_hub_folder(tmp_path / 'hub', config=HUB))
     with pytest.raises(UserError, match='unknown dtype'):
         load_vae(folder, dtype='float8')

@@ -1,0 +1,81 @@
+"""What folders of the frozen networks around a model share (VAE, text encoder): their kind, checks, refusals.
+
+Such a folder lies on disk as a model folder does (`lit_jax.checkpoint.model_folder`); its config.json says its `kind`.
+"""
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG
+from lit_jax.errors import UserError
+from lit_jax.paths import absolute, as_path
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of folder.
+
+    Attributes:
+        kind: in config.json. name: for people. give: what to give instead, in messages.
+        hub_field: a field of config.json by which the folder that it is converted from is told.
+    """
+    kind: str
+    name: str
+    give: str
+    hub_field: str
+
+    def is_folder(self, path) -> bool:
+        """Whether `path` looks like one (its content may still be damaged; loading checks that)."""
+        path = as_path(path)
+        try:
+            config = json.loads((path / CONFIG).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(config, dict) and config.get('kind') == self.kind and (path / ARRAYS).is_dir()
+
+    def read_config(self, path, check: Callable[[dict, str], dict]) -> dict:
+        """config.json of a folder, without its arrays; check(config, where it stands) looks at the fields."""
+        path = absolute(path)
+        if not path.is_dir():
+            found = 'it is a file' if path.exists() else 'there is no such folder'
+            raise UserError(f'{path} is not a {self.name} folder: {found}. {self.give}')
+        try:
+            config = json.loads((path / CONFIG).read_bytes())
+        except FileNotFoundError:
+            raise UserError(f'{path} is not a {self.name} folder: it has no {CONFIG}. {self.give}') from None
+        except ValueError as error:
+            raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({error}). Copy it again from its source, or '
+                            f'convert the {self.name} again.') from error
+        if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
+            raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet a {self.name} folder: '
+                            f'python convert_torch_ckpt.py {path} --out DIR makes one.')
+        return check(config, str(path / CONFIG))
+
+    def check_fields(self, config, source: str, rules: Callable[[dict], Sequence[tuple[bool, str]]]) -> None:
+        """Raises one UserError that lists what is wrong: another kind or format, or rules (holds, text) that do not hold."""
+        if not isinstance(config, dict) or config.get('kind') != self.kind:
+            kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
+            raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
+        if config.get('format') != FORMAT:
+            raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
+                            f'Use the lit_jax version that wrote the folder, or convert the {self.name} again.')
+        provenance = config.get('provenance')
+        common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),
+                  (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
+                   '"provenance.sha256" must be the sha256 of the weights')]
+        if problems := [text for holds, text in [*rules(config), *common] if not holds]:
+            raise UserError(f'{source} is not a valid {self.name} config: {"; ".join(problems)}.')
+
+    def check_target(self, path, overwrite: bool) -> None:
+        """Refuses, before anything is read, an output that is in the way."""
+        path = as_path(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f'cannot write a {self.name} folder to {path}: a file of that name exists. Choose another name.')
+        if not path.is_dir() or not any(path.iterdir()):
+            return
+        if not overwrite:
+            raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
+        if not self.is_folder(path):
+            raise UserError(f'{path} is not a {self.name} folder, so it will not be overwritten. Choose another folder.')
