@@ -70,6 +70,9 @@ def analyze(request: Request) -> str:
     parts, out = request.chosen(), _check_out(request.out)
     _check_numbers(request)
     model = load(request.source, dtype=request.dtype)
+    if model.network.conditioning != 'label':
+        raise UserError(f'{request.source} draws from captions; analyze.py looks at models of classes. Draw with it: python sample.py '
+                        f'--from={request.source} --prompt=...')
     recipe = data_recipe(model, request.source, request.data, request.data_path, request.vae)
     teacher_path = _teacher_path(model, recipe, request)
     models, sources = {'model': model}, {'model': request.source}

@@ -3,11 +3,8 @@ import functools
 import json
 import platform
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.torch_export import export
@@ -15,46 +12,12 @@ from lit_jax.checkpoint.torch_files import sha256_of
 from lit_jax.checkpoint.torch_import import convert, describe
 from lit_jax.config import load_recipe
 from lit_jax.demo import figures, pages, pool
+from lit_jax.demo.students import ARMS, ROOT, Student
 from lit_jax.training import loop
 from lit_jax.training.telemetry import format_seconds
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')     # named in the card of a teacher
-ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
-# What is compared under the same recipe and steps: the whole method, then one part of it left out after the other.
-ARMS = {
-    'distilled': {},
-    'inherited': {'teacher': ''},
-    'scratch': {'teacher': '', 'inherit': ''},
-}
-
-
-@dataclass(frozen=True)
-class Student:
-    """One run of the comparison: what is left out, and its seed."""
-    workdir: Path       # of the demo
-    arm: str            # a key of ARMS
-    seed: int
-
-    @property
-    def path(self) -> Path:
-        return self.workdir / f'{self.arm}_{self.seed}'
-
-    def recipe(self) -> ConfigDict:
-        """configs/digits_lit.py with this demo's teacher, less what the arm leaves out."""
-        config = load_recipe(ROOT / 'configs' / 'digits_lit.py')
-        config.name, config.seed = f'digits_lit_{self.arm}', self.seed
-        config.teacher.path = ARMS[self.arm].get('teacher', str(self.workdir / 'teacher'))
-        config.inherit.path = ARMS[self.arm].get('inherit', str(self.workdir / 'teacher'))
-        config.sample.every = 0          # the report draws its own grids
-        return config
-
-    def command(self) -> str:
-        """The same run from the command line."""
-        config = self.recipe()
-        return (f'python train.py --config=configs/digits_lit.py --config.name={config.name} --config.seed={self.seed} '
-                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} --config.sample.every=0 '
-                f'--workdir={self.path}')
 
 
 def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
@@ -74,10 +37,10 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     say_command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
-    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
+    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
     station(3, f'{len(students)} students, sampled and judged')
-    for student in students:
-        say_command(student.command())
+    for one in students:
+        say_command(one.command())
     measure = functools.partial(figures.measure_folder, workdir, figures.STEPS)
     runs = pool.run_all(workdir, students, measure, figures.tell, {'teacher': workdir / 'teacher'})
     result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
@@ -87,11 +50,16 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
         write_card(checkpoint, result)
 
     station(4, 'the report')
-    paths = {arm: Student(workdir, arm, 0).path for arm in ARMS}
+    paths = {arm: student(workdir, arm, 0).path for arm in ARMS}
     pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
     print(pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
     return 0
+
+
+def student(workdir: Path, arm: str, seed: int) -> Student:
+    """configs/digits_lit.py with this demo's teacher; the report draws its own grids."""
+    return Student(workdir, arm, seed, fields={'sample.every': 0})
 
 
 def train_the_teacher(workdir: Path) -> Path:

@@ -10,48 +10,22 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from lit_jax import UserError, cli
 from lit_jax.checkpoint.torch_files import sha256_of
 from lit_jax.config import load_recipe
-from lit_jax.demo.road import PACKAGES, ROOT, say_command, station
+from lit_jax.demo.road import PACKAGES, say_command, station
+from lit_jax.demo.students import ROOT, Student
 
 TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
-# What is compared under the same recipe and steps.
-ARMS = {'distilled': {}, 'scratch': {'teacher': '', 'inherit': ''}}
+ARMS = ('distilled', 'scratch')       # of lit_jax/demo/students.py
 
 
-@dataclass(frozen=True)
-class Student:
-    """One run of the comparison: what is left out, and its seed; a `pool.Job`."""
-    workdir: Path
-    arm: str            # a key of ARMS
-    seed: int
-
-    @property
-    def path(self) -> Path:
-        return self.workdir / f'{self.arm}_{self.seed}'
-
-    def recipe(self) -> ConfigDict:
-        """configs/shapes_lit.py with this demo's teacher, less what the arm leaves out."""
-        config = load_recipe(ROOT / 'configs' / 'shapes_lit.py')
-        config.name, config.seed = f'shapes_lit_{self.arm}', self.seed
-        config.teacher.path = ARMS[self.arm].get('teacher', str(self.workdir / 'teacher'))
-        config.inherit.path = ARMS[self.arm].get('inherit', str(self.workdir / 'teacher'))
-        config.text.encoder_path = str(self.workdir / 'text_encoder')
-        return config
-
-    def command(self) -> str:
-        """The same run from the command line."""
-        config = self.recipe()
-        return (f'python train.py --config=configs/shapes_lit.py --config.name={config.name} --config.seed={self.seed} '
-                f'--config.teacher.path={config.teacher.path!r} --config.inherit.path={config.inherit.path!r} '
-                f'--config.text.encoder_path={config.text.encoder_path} --workdir={self.path}')
+def student(workdir: Path, arm: str, seed: int) -> Student:
+    """configs/shapes_lit.py with this demo's teacher and text encoder."""
+    return Student(workdir, arm, seed, 'shapes_lit', {'text.encoder_path': str(workdir / 'text_encoder')})
 
 
 def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
@@ -73,13 +47,13 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     say_command(f'python convert_torch_ckpt.py {_short(teacher)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(teacher, workdir / 'teacher', overwrite=True)))
 
-    students = [Student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else 1)]
+    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else 1)]
     station(3, f'{len(students)} students: trained, then all draw 84 prompts and are scored')
-    for student in students:
-        say_command(student.command())
+    for one in students:
+        say_command(one.command())
     measure = shapes_figures.measure_with(workdir / 'text_encoder')
     runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
-    models = {'teacher': workdir / 'teacher', **{arm: Student(workdir, arm, 0).path for arm in ARMS}}
+    models = {'teacher': workdir / 'teacher', **{arm: student(workdir, arm, 0).path for arm in ARMS}}
     result = shapes_figures.summarise(workdir, runs, models)
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))

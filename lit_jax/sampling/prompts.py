@@ -85,8 +85,9 @@ def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> 
     unit = downscale * arch['patch']
     if any(side % unit or side < unit for side in size):
         height, width = (max(unit, (2 * side + unit) // (2 * unit) * unit) for side in size)
-        raise UserError(f'--size {size[1]}x{size[0]}: both sides must be multiples of {unit} for this model (its VAE shrinks by '
-                        f'{downscale}, its patches are {arch["patch"]} wide); the nearest size is {width}x{height}')
+        shrinks = f'its VAE shrinks by {downscale}, ' if downscale > 1 else ''
+        raise UserError(f'--size {size[1]}x{size[0]}: both sides must be multiples of {unit} for this model ({shrinks}its patches are '
+                        f'{arch["patch"]} wide); the nearest size is {width}x{height}')
     return size[0] // downscale, size[1] // downscale
 
 

@@ -146,3 +146,15 @@ def test_analyze_py_prints_what_it_found(folders, tmp_path):
                            *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('loss, mean over timesteps: model mse') and 'loss.png' in done.stdout
+
+
+def test_a_text_to_image_model_is_refused_by_name(tmp_path):
+    arch = {'family': 'pixart', 'depth': 1, 'width': 16, 'patch': 2, 'input_size': [8, 8], 'channels': 3, 'cross_heads': 2,
+            'caption_channels': 8, 'caption_tokens': 4, 'mixer': {'name': 'softmax', 'heads': 2}}
+    network = Network(arch)
+    config = {'model': network.arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'classes': None, 'provenance': {},
+              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1},
+              'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
+    save_model_folder(tmp_path / 'model', config, network.init(jax.random.key(0)))
+    with pytest.raises(UserError, match='draws from captions'):
+        analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))

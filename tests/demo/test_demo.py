@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lit_jax.demo import pages, road
-from lit_jax.demo.road import ARMS, Student
+from lit_jax.demo.road import student
+from lit_jax.demo.students import ARMS
 
 ROOT = Path(__file__).parents[2]
 RUN = {'distance': 1.0, 'accuracy': 0.9, 'accuracy_unguided': 0.8}
@@ -27,7 +28,7 @@ def test_the_table_names_every_model_and_shows_each_seed():
 
 
 def test_arms_leave_out_what_they_say():
-    recipes = {arm: Student(Path('demo'), arm, 0).recipe() for arm in ARMS}
+    recipes = {arm: student(Path('demo'), arm, 0).recipe() for arm in ARMS}
     assert {arm: (bool(r.inherit.path), bool(r.teacher.path)) for arm, r in recipes.items()} == {
         'distilled': (True, True), 'inherited': (True, False), 'scratch': (False, False)}
     assert len({r.train.steps for r in recipes.values()}) == 1
@@ -35,7 +36,7 @@ def test_arms_leave_out_what_they_say():
 
 def test_students_take_at_most_a_fifth_of_the_teachers_steps():
     teacher = road.load_recipe(ROOT / 'configs' / 'digits_dit.py')
-    assert 5 * Student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
+    assert 5 * student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
 
 
 def test_the_shipped_teacher_is_small_and_says_where_it_comes_from():

@@ -11,7 +11,7 @@ import pytest
 from lit_jax.config import finalize, load_recipe
 from lit_jax.data.shapes_words import all_captions
 from lit_jax.demo import shapes, shapes_pages
-from lit_jax.demo.shapes import ARMS, ENCODER, ROOT, TEACHER, Student
+from lit_jax.demo.shapes import ARMS, ENCODER, ROOT, TEACHER, student
 from lit_jax.evaluation.geneval.prompts import TASKS
 
 RUN = {'overall': 0.8, **{task: 0.8 for task in TASKS}}
@@ -27,7 +27,7 @@ def test_the_table_names_every_model_and_every_task():
 
 
 def test_arms_leave_out_what_they_say():
-    recipes = {arm: finalize(Student(Path('demo'), arm, 0).recipe(), 1) for arm in ARMS}
+    recipes = {arm: finalize(student(Path('demo'), arm, 0).recipe(), 1) for arm in ARMS}
     assert {arm: (bool(r.inherit.path), bool(r.teacher.path)) for arm, r in recipes.items()} == {
         'distilled': (True, True), 'scratch': (False, False)}
     assert recipes['distilled'].model.mixer.name == recipes['scratch'].model.mixer.name == 'linear'
@@ -35,7 +35,7 @@ def test_arms_leave_out_what_they_say():
 
 def test_students_take_at_most_a_fifth_of_the_teachers_steps():
     teacher = load_recipe(ROOT / 'configs' / 'shapes_pixart.py')
-    assert 5 * Student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
+    assert 5 * student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
 
 
 def test_the_prompts_that_are_shown_are_captions():
