@@ -246,15 +246,16 @@ def test_tokens_are_encoded_in_the_step_as_features_would_be():
     config = caption_recipe()
     network, objective = setup.build_network(config), setup.build_objective(config)
     encoder = T5Network({'vocab': 20, 'width': 12, 'layers': 1, 'heads': 2, 'head_dim': 6, 'ffn': 16})
-    weights, batch = encoder.init(jax.random.key(5)), caption_batch()
+    weights, batch = jax.jit(encoder.init)(jax.random.key(5)), caption_batch()
     tokens = np.random.default_rng(1).integers(3, 20, (16, 5), np.int32)
-    features = {**batch, 'text': np.asarray(encoder.apply(weights, tokens, batch['text_mask']))}
+    features = {**batch, 'text': np.asarray(jax.jit(encoder.apply)(weights, tokens, batch['text_mask']))}
     optimizer = setup.build_optimizer(config)
     state = new_state(random_like(network.abstract()), optimizer)
-    _, want = make_train_step(network, optimizer, objective)(state, {}, features, KEY)
+    _, want = jax.jit(make_train_step(network, optimizer, objective))(state, {}, features, KEY)
     batch = {**batch, 'tokens': tokens}
     del batch['text']
-    _, got = make_train_step(network, optimizer, objective, text_encoder=encoder)(state, {'text_encoder': weights}, batch, KEY)
+    step = jax.jit(make_train_step(network, optimizer, objective, text_encoder=encoder))
+    _, got = step(state, {'text_encoder': weights}, batch, KEY)
     assert float(got['loss/total']) == pytest.approx(float(want['loss/total']), rel=1e-5)
 
 
