@@ -15,8 +15,8 @@ def get_config():
     recipes.shapes(config)
     config.model.mixer = recipes.linear_mixer(heads=2)
     config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
-    config.train.steps = 1_000
-    config.checkpoint.every = 500
+    config.train.steps = 600
+    config.checkpoint.every = 300
     config.inherit.path = recipes.models_folder('shapes_pixart')
     config.teacher.path = recipes.models_folder('shapes_pixart')
     return config

@@ -90,7 +90,7 @@ def default() -> ConfigDict:
         },
         'inherit': {                     # '' starts from random weights
             'path': '',                  # model folder or workdir of the same width and depth
-            'copy': '',                  # ablations of LiT table 3: any of q, k, v, o joined by commas: 'q,k,v'
+            'copy': '',                  # of the attention: any of q, k, v, o joined by commas (LiT table 3); 'all' goes on
         },
         'train': {
             'steps': 400_000,
