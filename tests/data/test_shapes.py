@@ -169,7 +169,7 @@ def test_lengths_and_what_is_refused():
             ShapesSource(length=5)[index]
     with pytest.raises(ValueError, match='split'):
         ShapesSource(split='test')
-    with pytest.raises(ValueError, match='32'):
+    with pytest.raises(ValueError, match='need 20'):
         ShapesSource(image_size=16)
     with pytest.raises(UserError, match='no labels'):
         ShapesSource().all_labels()

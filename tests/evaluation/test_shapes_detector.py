@@ -46,6 +46,19 @@ def test_exact_on_larger_pictures():
         assert confident(to_uint8(render(scene.shapes, 64))) == truth(scene), index
 
 
+@pytest.mark.parametrize('size, least', [(24, 1.0), (20, 0.97)])
+def test_small_pictures(size, least):
+    """On 20 pixels, those of the demo, some shapes are four pixels wide."""
+    scenes = [ShapesSource(split='held_out', image_size=size).scene(index) for index in range(200)]
+
+    def seen(found):
+        return sorted((one.class_name, one.colour) for one in found if one.confidence > 0.9)
+
+    right = [seen(ShapesDetector().detect(Picture('x', to_uint8(render(scene.shapes, size)))))
+             == sorted((shape.name, shape.colour) for shape in scene.shapes) for scene in scenes]
+    assert np.mean(right) >= least
+
+
 @pytest.mark.parametrize('noise, blur', [(0.05, 0), (0.1, 0), (0, 0.5), (0.05, 0.5), (0.1, 0.5), (0.05, 0.7), (0.1, 0.7)])
 def test_steady_under_noise_and_blur(noise, blur):
     source, rng = ShapesSource(split='held_out'), np.random.default_rng(0)
