@@ -33,6 +33,7 @@ from lit_jax.errors import UserError
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
+OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
 MODEL_TYPES = ('t5', 'mt5')      # their encoders are the same network
 _SHOWN = 40
 
@@ -82,8 +83,8 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
 
     Args:
         text_dtype: how the weights are stored, 'bfloat16', 'float32' or 'int8'.
-        text_id: the name that models and cached features are to know it by; default: the folder's (of the pipeline, or
-            in the Hugging Face cache).
+        text_id: the name that models and cached features are to know it by; default: that in a folder that we
+            exported, else the folder's (of the pipeline, or in the Hugging Face cache).
         asked: flags that were given and make sense for a diffusion model only; there must be none.
 
     Raises:
@@ -96,7 +97,8 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     if text_dtype not in WEIGHTS:
         raise UserError(f'unknown text_dtype {text_dtype!r}; known: {", ".join(WEIGHTS)}')
     check_text_encoder_target(out, overwrite)
-    arch = arch_of(_read_json(src / 'config.json'), str(src / 'config.json'))
+    hub = _read_json(src / 'config.json')
+    arch = arch_of(hub, str(src / 'config.json'))
     tokenizer = find_tokenizer(src)
     check_vocabulary(tokenizer, arch)
     source = open_weights(src)
@@ -105,7 +107,7 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
         raise UserError(f'{src} holds no weights: expected model.safetensors or pytorch_model.bin (or their .index.json with '
                         f'the files it names); it holds {inside}')
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
-    config = {'text_encoder': arch, 'id': text_id or _guess_id(src), 'weights': text_dtype,
+    config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
               'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(list(source.files))}}
     save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
@@ -303,7 +305,8 @@ def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     params, tokenizer = _load_arrays(src), Tokenizer.load(src)
     hub = {theirs: config['text_encoder'][ours] for ours, (theirs, _) in _FIELDS.items()}
     hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu', 'pad_token_id': 0,
-            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False, 'torch_dtype': config['weights']}
+            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False, 'torch_dtype': config['weights'],
+            OWN_ID: config['id']}
     out.mkdir(parents=True, exist_ok=True)
     with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):
         save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})

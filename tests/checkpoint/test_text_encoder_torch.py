@@ -95,6 +95,7 @@ def test_there_and_back_is_bitwise(tmp_path, dtype):
     assert all(back[key].dtype == (np.float32 if 'norm' in key or 'bias' in key else state[key].dtype) for key in state)
     convert_text_encoder(tmp_path / 'back', tmp_path / 'two', text_dtype=dtype)
     assert same_trees(load_text_encoder(tmp_path / 'one').params, load_text_encoder(tmp_path / 'two').params)
+    assert load_text_encoder(tmp_path / 'two').id == load_text_encoder(tmp_path / 'one').id     # not the name of the folder
 
 
 def test_bfloat16_is_the_default_and_int8_is_as_when_loading(tmp_path):
