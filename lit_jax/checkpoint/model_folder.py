@@ -144,22 +144,30 @@ def check_whole(path: epath.Path, kind: str, source: str) -> None:
 
 def read_config(path) -> dict:
     """Reads and checks config.json of a model folder, without its arrays."""
-    path = absolute(path)
+    path, hint = absolute(path), ''
     if not path.is_dir():
         kept = sorted(path.parent.iterdir()) if path.parent.is_dir() and not is_remote(path) else []
         kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
         hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' if kept else ''
-        found = 'it is a file' if path.exists() else 'there is no such folder'
-        raise UserError(f'{path} is not a model folder: {found}. {_GIVE}{hint}')
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f'{path} is not a model folder: it has no {CONFIG}. {_GIVE}') from None
-    except ValueError as e:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its source, or '
-                        'convert the checkpoint again.') from e
+    config = parse_config(path, 'model', 'checkpoint', _GIVE, hint)
     check_config(config, str(path / CONFIG))
     return config
+
+
+def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
+    """What config.json of a folder of any `kind` holds, not checked.
+
+    source: what such a folder is converted from; give: what to give instead; hint: more of that where there is no folder."""
+    if not path.is_dir():
+        found = 'it is a file' if path.exists() else 'there is no such folder'
+        raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')
+    try:
+        return json.loads((path / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}') from None
+    except ValueError as e:
+        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its source, or '
+                        f'convert the {source} again.') from e
 
 
 def check_config(config, source: str) -> None:

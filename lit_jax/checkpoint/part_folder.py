@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, parse_config
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, as_path
 
@@ -38,16 +38,7 @@ class Part:
     def read_config(self, path, check: Callable[[dict, str], dict]) -> dict:
         """config.json of a folder, without its arrays; check(config, where it stands) looks at the fields."""
         path = absolute(path)
-        if not path.is_dir():
-            found = 'it is a file' if path.exists() else 'there is no such folder'
-            raise UserError(f'{path} is not a {self.name} folder: {found}. {self.give}')
-        try:
-            config = json.loads((path / CONFIG).read_bytes())
-        except FileNotFoundError:
-            raise UserError(f'{path} is not a {self.name} folder: it has no {CONFIG}. {self.give}') from None
-        except ValueError as error:
-            raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({error}). Copy it again from its source, or '
-                            f'convert the {self.name} again.') from error
+        config = parse_config(path, self.name, self.name, self.give)
         if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
             raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet a {self.name} folder: '
                             f'python convert_torch_ckpt.py {path} --out DIR makes one.')

@@ -14,7 +14,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from lit_jax.data.captions import CaptionedPictures, check_pairs, record_captions
-from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
+from lit_jax.data.folder import SUFFIXES, read_picture, suffix_of, visible_files
 from lit_jax.data.picture_sizes import keep_known, read_sizes
 from lit_jax.errors import UserError
 from lit_jax.paths import explain_unreachable
@@ -36,12 +36,7 @@ class CaptionFolder(CaptionedPictures):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self.root / self.files[index]
-        try:
-            with explain_unreachable(path):
-                return path.read_bytes(), index, os.fspath(path)
-        except OSError as error:
-            raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
-                            'was when it was opened, and every file in it must be readable') from error
+        return read_picture(path), index, os.fspath(path)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.texts[index]

@@ -26,6 +26,16 @@ SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm
 SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}
 
 
+def read_picture(path) -> bytes:
+    """The bytes of a file of an opened folder. UserError where it has gone or cannot be read."""
+    try:
+        with explain_unreachable(path):
+            return path.read_bytes()
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
+                        'was when it was opened, and every file in it must be readable') from error
+
+
 class FolderSource(ImageSource):
     """Made by `open_folder`; `files` are paths relative to `root` with '/', `labels` int32 of the same length."""
 
@@ -38,13 +48,7 @@ class FolderSource(ImageSource):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self.root / self.files[index]
-        try:
-            with explain_unreachable(path):
-                data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
-                            'was when it was opened, and every file in it must be readable') from error
-        return data, int(self.labels[index]), os.fspath(path)
+        return read_picture(path), int(self.labels[index]), os.fspath(path)
 
     def all_labels(self) -> np.ndarray:
         return self.labels

@@ -54,7 +54,7 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     measure = shapes_figures.measure_with(workdir / 'text_encoder')
     runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
     models = {'teacher': workdir / 'teacher', **{arm: student(workdir, arm, 0).path for arm in ARMS}}
-    result = shapes_figures.summarise(workdir, runs, models)
+    result = shapes_figures.summarise(runs, models)
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
     if train_teacher:

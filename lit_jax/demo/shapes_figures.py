@@ -48,7 +48,7 @@ def tell(measured: Mapping[str, float]) -> str:
     return ', '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in measured.items())
 
 
-def summarise(workdir: Path, runs: Mapping[str, list[dict]], models: Mapping[str, Path]) -> dict:
+def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path]) -> dict:
     """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
     rows = [_row(name, models[name], measured) for name, measured in runs.items()]
     for row in rows:

@@ -66,10 +66,8 @@ def reads_pictures(config: ConfigDict) -> bool:
     return config.latent.space == 'vae' and (is_picture_source(config.data.name) or reads_captions(config))
 
 
-def build_source(config: ConfigDict, split: str = 'train', tokenizer=None) -> Source:
-    """The recipe's data, in the size that the network sees, or that its VAE does.
-
-    tokenizer: of the text encoder, where the data are captions; None reads that of the recipe."""
+def build_source(config: ConfigDict, split: str = 'train') -> Source:
+    """The recipe's data, in the size that the network sees, or that its VAE does."""
     arch, data = architecture(config), config.data
     side, channels = (data.image_size, 3) if reads_pictures(config) else (arch['input_size'][0], arch['channels'])
     common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path, 'data_dir': data.path,
@@ -78,7 +76,7 @@ def build_source(config: ConfigDict, split: str = 'train', tokenizer=None) -> So
         return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)
     captions = {'caption_tokens': config.text.tokens, 'buckets': data.buckets}
     if reads_captions(config):
-        captions |= {'tokenizer': tokenizer or Tokenizer.load(text_encoder_path(config)),
+        captions |= {'tokenizer': Tokenizer.load(text_encoder_path(config)),
                      'multiple': config.latent.downscale * config.model.patch}
     return open_source(data.name, **captions, **common)
 
