@@ -124,9 +124,9 @@ def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
     the memory while they are read."""
     flat, expected = {}, leaves.named_leaves(abstract)
     for name, values in manager.each_array(arrays):
-        parts = values if name in KERNELS else [values]
-        for path, packed in (pack(name, parts, len(values), weights) if weights else {name: values}).items():
-            flat[path] = _place(packed, getattr(expected.get(path), 'sharding', None))
+        packed = pack(name, values if name in KERNELS else [values], len(values), weights) if weights else {name: values}
+        flat |= {path: _place(part, getattr(expected.get(path), 'sharding', None)) for path, part in packed.items()}
+        del values, packed      # before the next is read
     leaves.check_leaves(flat, expected, str(arrays))
     return unflatten(flat)
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import jax
@@ -244,6 +245,19 @@ def test_disk_too_small_is_seen_before_writing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'needs about 1\.0 MB, and 1\.0 kB are free'):
         model_folder.save_model_folder(tmp_path / 'model', CONFIG, _params())
     assert not list(tmp_path.iterdir())
+
+
+def test_each_array_is_gone_when_the_next_is_read(tmp_path):
+    """The memory of a text encoder is bounded so: 2 GB is one of its arrays."""
+    tree = {'a': {'b': np.arange(12.0), 'c': np.arange(30.0)}, 'd': np.arange(4.0)}
+    manager.save_arrays(tmp_path / 'arrays', tree)
+    seen, before = [], None
+    for name, values in manager.each_array(tmp_path / 'arrays'):
+        assert before is None or before() is None
+        seen.append((name, values.sum()))
+        before = weakref.ref(values)
+        del values
+    assert seen == [('a/c', 435.0), ('a/b', 66.0), ('d', 6.0)]
 
 
 def test_arrays_of_size_zero_are_refused(tmp_path):
