@@ -33,7 +33,7 @@ from lit_jax.models.layers import (
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
 
-PUBLISHED_WIDTH = 1152
+PUBLISHED_WIDTH, PUBLISHED_CAPTION_CHANNELS = 1152, 4096
 
 
 def modulation_table(parts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
@@ -49,10 +49,11 @@ class CaptionEmbedder(nnx.Module):
     """
 
     def __init__(self, tokens: int, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
-        # PixArt's 0.02 at its own width; in a narrow model so small a product of both would be next to nothing.
-        init = normal_init(0.02 * (PUBLISHED_WIDTH / width) ** 0.5)
-        self.fc1 = Linear(channels, width, init=init, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
+        # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its captions.
+        first, second = (0.02 * (published / inputs) ** 0.5 for published, inputs in
+                         ((PUBLISHED_CAPTION_CHANNELS, channels), (PUBLISHED_WIDTH, width)))
+        self.fc1 = Linear(channels, width, init=normal_init(first), dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(width, width, init=normal_init(second), dtype=dtype, rngs=rngs)
         self.null_caption = nnx.Param(jax.random.normal(rngs.params(), (tokens, channels), jnp.float32) / channels ** 0.5)
 
     def __call__(self, text_BLC: Array, drop_B: Array | None = None) -> Array:
