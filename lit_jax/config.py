@@ -99,6 +99,7 @@ def default() -> ConfigDict:
             'optimizer': 'adamw',        # adamw, came
             'learning_rate': 1e-4,
             'warmup_steps': 0,
+            'cooldown_steps': 0,         # the last steps, in which the learning rate falls to 0
             'weight_decay': 0.0,
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
@@ -257,6 +258,8 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         raise UserError(f'unknown train.optimizer {train.optimizer!r}; known: {", ".join(OPTIMIZERS)}')
     if train.learning_rate <= 0:
         raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
+    if not 0 <= train.cooldown_steps <= train.steps:
+        raise UserError(f'train.cooldown_steps must be between 0 and train.steps {train.steps}, got {train.cooldown_steps}')
     if not 0 <= train.label_dropout < 1:
         raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
     if not 0 <= train.ema_decay < 1:

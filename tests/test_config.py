@@ -41,6 +41,8 @@ def test_the_lit_recipes_follow_the_paper():
     ('train.dtype', 'float16', "unknown train.dtype 'float16'"),
     ('train.steps', 0, 'train.steps must be at least 1'),
     ('train.label_dropout', 1.0, 'label_dropout'),
+    ('train.cooldown_steps', -1, 'cooldown_steps'),
+    ('train.cooldown_steps', 10**9, 'cooldown_steps'),
     ('train.remat', 'half', "unknown train.remat 'half'"),
     ('sample.method', 'euler', "unknown sampler 'euler'; known: ddpm"),
     ('sample.steps', 2000, '2000'),

@@ -58,7 +58,8 @@ def build_objective(config: ConfigDict) -> Objective:
 def build_optimizer(config: ConfigDict):
     train = config.train
     return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate, warmup_steps=train.warmup_steps,
-                          weight_decay=train.weight_decay, clip_norm=train.clip_norm)
+                          cooldown_steps=train.cooldown_steps, steps=train.steps, weight_decay=train.weight_decay,
+                          clip_norm=train.clip_norm)
 
 
 def reads_pictures(config: ConfigDict) -> bool:

@@ -19,21 +19,33 @@ def scale_by_adamw() -> optax.GradientTransformation:
 OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came}
 
 
-def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0,
-                   clip_norm: float = 0.0) -> optax.GradientTransformation:
-    """An optimizer with a constant rate; linear warm-up, clipping of the gradient's global norm and weight decay (times
-    the rate, apart from the moments) are options.
+def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0, steps: int = 0,
+                   weight_decay: float = 0.0, clip_norm: float = 0.0) -> optax.GradientTransformation:
+    """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the gradient's global
+    norm and weight decay (times the rate, apart from the moments) are options.
 
     name: 'adamw', as DiT trains, or 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps of
     warm-up, clip_norm 0.01, no decay. Raises UserError for another.
     """
     if name not in OPTIMIZERS:
         raise UserError(f'unknown optimizer {name!r}; known: {", ".join(OPTIMIZERS)}')
+    rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
+    update = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay), optax.scale_by_learning_rate(rate))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+
+
+def learning_rate_schedule(learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0,
+                           steps: int = 0) -> float | optax.Schedule:
+    """The rate of each update: up over the first `warmup_steps` of a run and down over the last `cooldown_steps` of its
+    `steps`, both linear and with 1/n of it at the outer end; constant between. A number where it never changes."""
     rate = learning_rate
     if warmup_steps:
         rate = optax.schedules.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
-    steps = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay), optax.scale_by_learning_rate(rate))
-    return optax.chain(optax.clip_by_global_norm(clip_norm), steps) if clip_norm else steps
+    if not cooldown_steps:
+        return rate
+    down = optax.schedules.linear_schedule(learning_rate, learning_rate / cooldown_steps, cooldown_steps - 1)
+    return optax.schedules.join_schedules([rate if warmup_steps else optax.schedules.constant_schedule(rate), down],
+                                          [steps - cooldown_steps])
 
 
 def add_weight_decay(weight_decay: float) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.models.t5 import T5Network
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
-from lit_jax.training.state import make_optimizer, new_state, update_ema
+from lit_jax.training.state import learning_rate_schedule, make_optimizer, new_state, update_ema
 from lit_jax.training.step import draw_inputs, loss_terms, make_train_step
 
 KEY = jax.random.key(3)
@@ -201,6 +201,14 @@ def test_warm_up_of_the_learning_rate_ends_at_its_value():
         updates, state = optimizer.update({'a': jnp.ones(1)}, state, params)
         moved.append(-float(updates['a'][0]))
     np.testing.assert_allclose(moved, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=5e-5)   # Adam rounds in float32
+
+
+@pytest.mark.parametrize('warmup', [0, 2])
+def test_the_rate_falls_in_the_last_steps(warmup):
+    rate = learning_rate_schedule(0.1, warmup, 4, 8)
+    first = [0.05, 0.1] if warmup else [0.1, 0.1]
+    np.testing.assert_allclose([rate(step) for step in range(8)], [*first, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025], rtol=1e-6)
+    assert learning_rate_schedule(0.1) == 0.1
 
 
 def test_clipping_bounds_the_gradient_before_adam():
