@@ -132,21 +132,16 @@ def _restore(path: epath.Path, abstract, source: str, only: str | None = None):
 
 
 def each_array(path):
-    """(name, numpy array) of every array that `save_arrays` wrote, the largest first.
-
-    One is in memory at a time if who takes it lets go of it (`del`) before asking for the next."""
+    """(name, numpy array) of every array that `save_arrays` wrote, the largest first: one is in memory at a time if who
+    takes it lets go of it (`del`) before asking for the next."""
     path, handler = absolute(path), ocp.PyTreeCheckpointHandler()
     stored = leaves.named_leaves(handler.metadata(path).tree)
     for name in sorted(stored, key=lambda name: -math.prod(stored[name].shape)):
-        yield name, _read_one(handler, path, name, stored[name])
+        item = functools.reduce(lambda tree, key: {key: tree}, reversed(name.split('/')), stored[name])
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        yield name, leaves.named_leaves(
+            handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)))[name]
     handler.close()
-
-
-def _read_one(handler: ocp.PyTreeCheckpointHandler, path: epath.Path, name: str, stored) -> np.ndarray:
-    item = functools.reduce(lambda tree, key: {key: tree}, reversed(name.split('/')), stored)
-    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    restored = handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
-    return leaves.named_leaves(restored)[name]
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:
