@@ -206,16 +206,18 @@ def is_text(config: ConfigDict) -> bool:
 
 def shapes(config: ConfigDict) -> ConfigDict:
     """What the recipes of the rendered shapes share: captions, pixels, a small model and its rhythm; mixers are set apart."""
-    config.data.update({'name': 'shapes', 'image_size': 20, 'flip': False})
+    config.data.update({'name': 'shapes', 'image_size': 18, 'flip': False})
     config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'), 'channels': 64, 'tokens': 12})
     config.text.long_ratio = 0.4             # prompts are worded like the short captions
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 3})
-    config.latent.scale = 4.0                # larger than the digits': what a caption says must show above the noise
-    config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 64, 'patch': 2, 'mlp_ratio': 4.0, 'learn_sigma': True,
-                               'ffn': 'mlp', 'mixer': softmax_mixer(4), 'stages': (), 'cross_heads': 4, 'pe_interpolation': 1.0})
-    config.train.update({'batch_size': 32, 'learning_rate': 1.5e-3, 'ema_decay': 0.999, 'ema_warmup': True, 'dtype': 'float32'})
+    config.latent.scale = 2.0                # what a caption says must show above the noise
+    config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 128, 'patch': 3, 'mlp_ratio': 4.0, 'learn_sigma': True,
+                               'ffn': 'mlp', 'mixer': softmax_mixer(8), 'stages': (), 'cross_heads': 8,
+                               'pe_interpolation': 6 / 32})     # coordinates up to 32, as PixArt-Σ has them: neighbours differ
+    config.train.update({'batch_size': 32, 'learning_rate': 8e-4, 'clip_norm': 0.1, 'ema_decay': 0.998, 'ema_warmup': True,
+                         'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
-    config.sample.update({'count': 16, 'cfg_scale': 3.0, 'method': 'dpm++', 'steps': 20, 'every': 0})
+    config.sample.update({'count': 16, 'cfg_scale': 1.5, 'method': 'dpm++', 'steps': 20, 'every': 0})
     return config
 
 

@@ -1,7 +1,7 @@
 """Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score, on a CPU.
 
     python -m lit_jax.demo.shapes                     starts from the teacher and the text encoder in assets/
-    python -m lit_jax.demo.shapes --train_teacher     trains both first (45 minutes on two cores)
+    python -m lit_jax.demo.shapes --train_teacher     trains both first (an hour or more on two cores)
 
 The pictures are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
 of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.

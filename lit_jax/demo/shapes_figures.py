@@ -15,7 +15,7 @@ from lit_jax.models.cost import network_macs
 from lit_jax.models.network import count_parameters
 from lit_jax.sampling.text_to_image import TextToImage
 
-SETTINGS = {'method': 'dpm++', 'steps': 20, 'cfg_scale': 3.0, 'cfg_channels': 'all'}
+SETTINGS = {'method': 'dpm++', 'steps': 20, 'cfg_scale': 1.5, 'cfg_channels': 'all'}
 PICTURES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects
 GROUP = 32
 

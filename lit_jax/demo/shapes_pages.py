@@ -56,7 +56,7 @@ def draw_sheet(workdir: Path, models: Mapping[str, Path]) -> np.ndarray:
     prompts, seeds = [prompt for prompt in SHOWN for _ in range(COLUMNS)], [seed for _ in SHOWN for seed in range(COLUMNS)]
     panels = [(TITLES[name], shapes_figures.draw(shapes_figures.open_pipeline(path, workdir / 'text_encoder'), prompts, seeds))
               for name, path in models.items()]
-    return make_sheet(panels, COLUMNS, list(SHOWN), scale=2)
+    return make_sheet(panels, COLUMNS, list(SHOWN), scale=3)
 
 
 def write_report(workdir: Path, models: Mapping[str, Path], result: Mapping) -> None:

@@ -16,7 +16,7 @@ from lit_jax.data.shapes_words import CLASSES
 from lit_jax.evaluation.geneval.detector import Detection, Picture
 
 UNKNOWN = 'unknown'
-FOREGROUND = 80           # in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
+FOREGROUND = 63           # in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
 SAME_COLOUR = 55          # in uint8 RGB: so near is a colour of the palette; half of the distance of the nearest two
 SMALLEST, LARGEST = 5, 17             # sides of an object in pixels of a picture of 32
 LEAST_FIT, GOOD_FIT = 0.85, 0.88      # overlap with the drawing where confidence is 0, and from where it is 1
@@ -27,7 +27,7 @@ _RING = 3                 # pixels around a drawing for its blur
 
 
 class ShapesDetector:
-    """A `Detector` of lit_jax/evaluation/geneval/detector.py. Pictures are uint8 RGB [H, W, 3], 32 pixels or more a side."""
+    """A `Detector` of lit_jax/evaluation/geneval/detector.py. Pictures are uint8 RGB [H, W, 3], 18 pixels or more a side."""
 
     def detect(self, picture: Picture) -> list[Detection]:
         """The objects, with their masks and colours ('unknown' for one outside the palette); those of confidence 0 are left out."""

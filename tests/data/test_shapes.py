@@ -8,9 +8,10 @@ from lit_jax.data.base import random_generator
 from lit_jax.data.captions import Captioned
 from lit_jax.data.shapes import (
     BACKGROUND,
-    GAP,
     KINDS,
     PALETTE,
+    PLACES,
+    SMALLEST_PICTURE,
     Shape,
     ShapesSource,
     clear_relation,
@@ -91,15 +92,25 @@ def test_kinds_classes_colours_and_relations_are_all_about_as_frequent():
     assert {s.kind for s in SCENES} == set(KINDS)
 
 
-def test_objects_are_inside_and_apart():
-    for scene in SCENES:
-        drawn = np.zeros((32, 32), int)
+@pytest.mark.parametrize('size', [18, 20, 24, 32, 64])
+def test_objects_stand_in_places_of_their_own_and_do_not_touch(size):
+    side, source = size // PLACES, ShapesSource(image_size=size)
+    margin = (size - PLACES * side) // 2
+    for scene in (source.scene(index) for index in range(300)):
+        drawn, places = np.zeros((size + 1, size + 1), int), set()
         for shape in scene.shapes:
             left, top, right, bottom = shape.box
-            assert 1 <= left and 1 <= top and right <= 31 and bottom <= 31 and 7 <= shape.size <= 13
-            # Grown to the right and downwards by the gap they still may not meet.
-            drawn[top:bottom + GAP, left:right + GAP] += 1
-        assert drawn.max() == 1
+            assert 0.75 * side <= shape.size < side and 0 <= left and 0 <= top and right <= size and bottom <= size
+            places.add(((left - margin) // side, (top - margin) // side))
+            assert places.issuperset({((right - 1 - margin) // side, (bottom - 1 - margin) // side)})
+            drawn[top:bottom + 1, left:right + 1] += 1      # grown by a pixel they still may not meet
+        assert drawn.max() == 1 and len(places) == len(scene.shapes)
+
+
+def test_every_place_is_used_about_as_often():
+    counts = np.unique([(shape.left // 10, shape.top // 10) for scene in SCENES for shape in scene.shapes], axis=0,
+                       return_counts=True)[1]
+    assert len(counts) == PLACES ** 2 and counts.min() > 0.75 * counts.mean() and counts.max() < 1.25 * counts.mean()
 
 
 def test_the_vocabulary_and_the_list_of_captions_are_closed():
@@ -154,7 +165,7 @@ def test_the_first_examples_have_not_changed():
     """A record of the generator: shipped weights were trained on these pictures."""
     source = ShapesSource()
     assert [source.captions(i) for i in range(3)] == RECORD
-    assert source.scene(1).shapes[0] == Shape('triangle', 'blue', 2, 2, 9)
+    assert source.scene(1).shapes[0] == Shape('triangle', 'blue', 2, 2, 8)
 
 
 RECORD = [('a blue square',), ('a triangle above a square', 'a blue triangle above a red square'),
@@ -169,7 +180,7 @@ def test_lengths_and_what_is_refused():
             ShapesSource(length=5)[index]
     with pytest.raises(ValueError, match='split'):
         ShapesSource(split='test')
-    with pytest.raises(ValueError, match='need 20'):
+    with pytest.raises(ValueError, match=f'need {SMALLEST_PICTURE}'):
         ShapesSource(image_size=16)
     with pytest.raises(UserError, match='no labels'):
         ShapesSource().all_labels()
@@ -188,7 +199,7 @@ def test_captioned_examples_hold_the_tokens_of_both_captions(tmp_path):
 def test_larger_pictures_show_larger_shapes():
     scene = draw_scene(random_generator(0, 'shapes train', 0), 'counting', 96)
     image = render(scene.shapes, 96)
-    assert image.shape == (96, 96, 3) and all(21 <= shape.size <= 39 for shape in scene.shapes)
+    assert image.shape == (96, 96, 3) and all(24 <= shape.size <= 28 for shape in scene.shapes)
     assert is_true(scene.captions[0], scene.shapes)
 
 
