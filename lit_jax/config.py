@@ -260,8 +260,9 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
         raise UserError(f'unknown train.optimizer {train.optimizer!r}; known: {", ".join(OPTIMIZERS)}')
     if train.learning_rate <= 0:
         raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
-    if not 0 <= train.cooldown_steps <= train.steps:
-        raise UserError(f'train.cooldown_steps must be between 0 and train.steps {train.steps}, got {train.cooldown_steps}')
+    if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
+        raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the {train.steps} steps of the run '
+                        f'beside {train.warmup_steps} of warm-up')
     if not 0 <= train.label_dropout < 1:
         raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
     if not 0 <= train.ema_decay < 1:
