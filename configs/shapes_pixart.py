@@ -4,8 +4,8 @@
     python train.py --config=configs/shapes_pixart.py --workdir=runs/shapes_pixart_first
     python train.py --config=configs/shapes_pixart.py:refine --workdir=runs/shapes_pixart
 
-The first run learns to draw, at a rate at which cross-attention does not learn for long: its logits grow until it looks at
-one token only. The second goes on from its averaged weights more slowly, and learns what captions say.
+The first run learns to draw, at a rate at which cross-attention does not learn for long: its keys grow and captions are
+forgotten. The second goes on from its averaged weights more slowly, and learns what captions say.
 """
 from lit_jax import config as recipes
 

@@ -102,7 +102,7 @@ def test_objects_stand_in_places_of_their_own_and_do_not_touch(size):
             left, top, right, bottom = shape.box
             assert 0.75 * side <= shape.size < side and 0 <= left and 0 <= top and right <= size and bottom <= size
             places.add(((left - margin) // side, (top - margin) // side))
-            assert places.issuperset({((right - 1 - margin) // side, (bottom - 1 - margin) // side)})
+            assert ((right - 1 - margin) // side, (bottom - 1 - margin) // side) in places
             drawn[top:bottom + 1, left:right + 1] += 1      # grown by a pixel they still may not meet
         assert drawn.max() == 1 and len(places) == len(scene.shapes)
 

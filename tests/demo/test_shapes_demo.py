@@ -14,7 +14,7 @@ from lit_jax.demo import shapes, shapes_pages
 from lit_jax.demo.shapes import ARMS, ENCODER, ROOT, TEACHER, student
 from lit_jax.evaluation.geneval.prompts import TASKS
 
-REACHED = 0.65      # of the teacher's score by the students; the aim is 0.95 (docs/text_to_image.md says what it takes)
+REACHED, AIM = 0.65, 0.95      # of the teacher's score by the students (docs/text_to_image.md says what the aim takes)
 RUN = {'overall': 0.8, **{task: 0.8 for task in TASKS}}
 RESULT = {'seconds': 10, 'samples': {'method': 'dpm++', 'steps': 20, 'cfg_scale': 3.0, 'pictures': 4, 'singles': 16},
           'rows': [{'name': name, 'steps': 600, 'parameters': 300_000, 'macs': 20_000_000, 'runs': [RUN, RUN], **RUN, 'ratio': 1.0,
@@ -66,3 +66,5 @@ def test_the_demo_reaches_its_figures(tmp_path):
     report = (tmp_path / 'report.html').read_text()
     assert len(re.findall(r'data:image/png;base64,', report)) == 2 and 'y_embedder/fc1/kernel' in report
     assert not re.search(r'src="http', report)
+    if rows['distilled']['ratio'] < AIM:
+        pytest.xfail(f"the students have {rows['distilled']['ratio']:.2f} of the teacher's score, the aim is {AIM}")
