@@ -109,7 +109,7 @@ def measure(arguments) -> dict:
     drawn, loaded = time.perf_counter() - began, peak_bytes()
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)
     began = time.perf_counter()
-    encode = jax.jit(network.apply).lower(params, ids, np.ones_like(ids)).compile()
+    encode = jax.jit(network.apply, compiler_options=network.inference_options()).lower(params, ids, np.ones_like(ids)).compile()
     compiled, seconds = time.perf_counter() - began, []
     for _ in range(arguments.repeats):
         began = time.perf_counter()

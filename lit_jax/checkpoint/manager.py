@@ -1,6 +1,4 @@
-"""Arrays on disk through Orbax. Nothing else in the package imports it.
-
-`save_arrays` / `load_arrays` write and read one tree at one path (model folders). `Checkpoints` keeps those of a run:
+"""The checkpoints of a run on disk, through Orbax:
 
     workdir/checkpoints/000400000/state/...       parameters, EMA, optimizer, step (Orbax)
     workdir/checkpoints/000400000/meta/metadata   JSON
@@ -16,10 +14,8 @@ Several processes. Each writes its part of every array; process 0 writes what is
 is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but `steps` are collective."""
 
 import contextlib
-import functools
 import json
 import logging
-import math
 import os
 import re
 
@@ -27,9 +23,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import type_handlers
 
 from lit_jax.checkpoint import leaves, peers, storage
+from lit_jax.checkpoint.arrays import restore_tree
 from lit_jax.checkpoint.save_together import SaveTogether
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, is_remote, remove_tree, write_text_atomic
@@ -40,114 +36,6 @@ _UNFINISHED = '.orbax-checkpoint-tmp'
 _COMMITTED = 'commit_success.txt'
 _COMMIT_FILES = ('_CHECKPOINT_METADATA', _COMMITTED)
 _DAMAGED = 'damaged.txt'  # in an object store: stands in a damaged checkpoint in place of commit_success.txt
-
-# Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a large model.
-_UNCOPIED = type_handlers.create_type_handler_registry(
-    (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-    (jax.Array, type_handlers.ArrayHandler()),
-)
-
-
-def _to_array(leaf):
-    """A form of the leaf that Orbax gives back as it was: numpy scalars fail on restore, so they become 0-d arrays."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf  # spread over several hosts: each writes its own part
-    return np.asarray(leaf)
-
-
-def save_arrays(path, tree) -> None:
-    """Writes the arrays of a nested dict to the new directory `path`, and returns when they are on disk.
-
-    Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU, are not
-    copied to write them.
-    Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread over them.
-    Raises UserError on a full disk; the directory is then absent."""
-    path = absolute(path)
-    needed = leaves.tree_bytes(tree)
-    with storage.explain_full_disk(path, needed):
-        peers.only_lead(lambda: storage.check_free_space(path, needed))
-        write_arrays(path, tree)
-
-
-def write_arrays(path: epath.Path, tree) -> None:
-    """`save_arrays` for a caller that explains a full disk itself: its errors pass through as they are."""
-    if not jax.tree.leaves(tree):
-        raise UserError(f'there are no arrays to save in {path}.')
-    empty = [name for name, leaf in leaves.named_leaves(tree).items() if np.size(leaf) == 0]
-    if empty:
-        raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out of the tree.')
-    # One directory per array, uncompressed: compression took 15 times as long for a tenth of the space (measured).
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=_UNCOPIED)
-    peers.only_lead(lambda: path.mkdir(parents=True))
-    try:
-        peers.together(lambda: handler.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_to_array, tree))))
-    except BaseException:
-        if peers.is_lead():
-            remove_tree(path)
-        raise
-    finally:
-        handler.close()
-
-
-def load_arrays(path, abstract=None):
-    """Reads what `save_arrays` wrote.
-
-    abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct (arrays do too) that
-    the result must match in structure, shapes and dtypes; then leaves are jax arrays with each leaf's sharding (none
-    given: the first local device). A sharding may spread over several processes; all of them call it then, and each
-    reads its own parts. Raises one UserError that lists all leaves that do not fit."""
-    path = absolute(path)
-
-    def load():
-        if not path.is_dir():
-            raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by lit_jax.')
-        return _restore(path, abstract, str(path))
-
-    return peers.together(load)
-
-
-def _restore(path: epath.Path, abstract, source: str, only: str | None = None):
-    """Reads a tree from an Orbax directory; with `only`, just the subtree (of structure `abstract`) under that key."""
-    handler = ocp.PyTreeCheckpointHandler()
-    stored = handler.metadata(path).tree
-    if only is not None:
-        if only not in stored:
-            raise UserError(f'{source}: there is no entry "{only}", only {", ".join(sorted(stored))}.')
-        stored = {only: stored[only]}
-        abstract = None if abstract is None else {only: abstract}
-    if abstract is None:
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-    else:
-        wanted = leaves.named_leaves(abstract)
-        leaves.check_leaves(leaves.named_leaves(stored), wanted, source)
-        args = leaves.map_named(lambda name, _: _restore_args(wanted[name]), stored)
-    restored = handler.restore(
-        path, args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=only is not None))
-    handler.close()
-    if abstract is not None:
-        # Back into named tuples, tuples and empty nodes: Orbax knows dicts and lists only.
-        found = leaves.named_leaves(restored)
-        restored = leaves.map_named(lambda name, _: found[name], abstract)
-    return restored if only is None else restored[only]
-
-
-def each_array(path):
-    """(name, numpy array) of every array that `save_arrays` wrote, the largest first: one is in memory at a time if who
-    takes it lets go of it (`del`) before asking for the next."""
-    path, handler = absolute(path), ocp.PyTreeCheckpointHandler()
-    stored = leaves.named_leaves(handler.metadata(path).tree)
-    for name in sorted(stored, key=lambda name: -math.prod(stored[name].shape)):
-        item = functools.reduce(lambda tree, key: {key: tree}, reversed(name.split('/')), stored[name])
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        yield name, leaves.named_leaves(
-            handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)))[name]
-    handler.close()
-
-
-def _restore_args(leaf) -> ocp.ArrayRestoreArgs:
-    """Shape, dtype and sharding are always ours: a sharding on the disk belongs to the machine that wrote it."""
-    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 class Checkpoints:
@@ -246,7 +134,7 @@ class Checkpoints:
         path = self._path(step)
 
         def read():
-            state = _restore(path / 'state', abstract_state, f'checkpoint {path}')
+            state = restore_tree(path / 'state', abstract_state, f'checkpoint {path}')
             return state, ocp.JsonCheckpointHandler().restore(path / 'meta')
 
         state, meta = peers.together(read)
@@ -279,7 +167,7 @@ class Checkpoints:
         if step is None:
             raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is saved.')
         source = self._path(step) / 'state'
-        return peers.together(lambda: _restore(source, abstract, f'{name} of checkpoint {source.parent}', name)), step
+        return peers.together(lambda: restore_tree(source, abstract, f'{name} of checkpoint {source.parent}', name)), step
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from lit_jax.checkpoint import leaves, manager, peers, storage
+from lit_jax.checkpoint import leaves, peers, storage
+from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
 
@@ -85,7 +86,7 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
     partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0's host and number
     try:
         with storage.explain_full_disk(path, needed):
-            manager.write_arrays(partial / ARRAYS, params)
+            write_arrays(partial / ARRAYS, params)
         peers.only_lead(complete)
     finally:
         if peers.is_lead():
@@ -106,7 +107,7 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
 
     peers.only_lead(clear)
     try:
-        manager.write_arrays(path / ARRAYS, params)
+        write_arrays(path / ARRAYS, params)
         peers.only_lead(complete)
     except BaseException:
         if peers.is_lead():
@@ -117,12 +118,12 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
 def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
     """Reads a model folder: (config, params).
 
-    abstract: as for `manager.load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
+    abstract: as for `load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
     of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or does not
     fit."""
     path = absolute(path)
     config = peers.together(lambda: _read_checked(path))
-    return config, manager.load_arrays(path / ARRAYS, abstract)
+    return config, load_arrays(path / ARRAYS, abstract)
 
 
 def _read_checked(path: epath.Path) -> dict:

@@ -7,6 +7,7 @@
 
 They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
 """
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
-from lit_jax.checkpoint import leaves, manager, peers
+from lit_jax.checkpoint import leaves, peers
+from lit_jax.checkpoint.arrays import Rows, each_rows, load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
 from lit_jax.checkpoint.part_folder import FORMAT, Part
 from lit_jax.checkpoint.torch_keys import unflatten
@@ -51,7 +54,7 @@ class TextEncoder:
         self.id: str = config['id']
         self.sha256: str = config['provenance']['sha256']
         self.weights, self.width = network.weights, network.width
-        self._encode = jax.jit(network.apply)
+        self._encode = jax.jit(network.apply, compiler_options=network.inference_options())
 
     def encode(self, ids_BL, mask_BL) -> Array:
         """`T5Network.apply`, compiled: int32 [B, L] twice -> features [B, L, C] in the compute dtype."""
@@ -111,7 +114,7 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
             abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                                     abstract, shard(abstract))
         if weights == stored and shard is not None:
-            params = manager.load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
+            params = load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
         else:
             params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, None if weights == stored else weights))
         tokenizer = peers.together(lambda: Tokenizer.load(path))
@@ -120,21 +123,37 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
 
 
 def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
-    """The stored parameters, in another form if `weights` names one. One array after the other: all at once take twice
-    the memory while they are read."""
+    """The stored parameters, in another form if `weights` names one. A few rows of an array after the others: a
+    whole one takes two or three times its memory while it is read, and one has 2 GB."""
     flat, expected = {}, leaves.named_leaves(abstract)
-    for name, values in manager.each_array(arrays):
-        packed = pack(name, values if name in KERNELS else [values], len(values), weights) if weights else {name: values}
-        flat |= {path: _place(part, getattr(expected.get(path), 'sharding', None)) for path, part in packed.items()}
-        del values, packed      # before the next is read
+    for rows in each_rows(arrays):
+        for path, values in _in_form(rows, weights).items():
+            sharding = getattr(expected.get(path), 'sharding', None) or SingleDeviceSharding(jax.local_devices()[0])
+            flat[path] = _place(values, rows, flat.get(path), sharding)
+        del rows, values        # before the next is read
     leaves.check_leaves(flat, expected, str(arrays))
     return unflatten(flat)
 
 
-def _place(values: np.ndarray, sharding) -> Array:
-    if sharding is None:
-        return jax.device_put(values, jax.local_devices()[0])
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+def _in_form(rows: Rows, weights: str | None) -> dict[str, np.ndarray]:
+    if weights is None:
+        return {rows.name: rows.values}
+    return pack(rows.name, rows.values if rows.name in KERNELS else [rows.values], len(rows.values), weights)
+
+
+def _place(values: np.ndarray, rows: Rows, whole: Array | None, sharding) -> Array:
+    """The array with these values where `rows` lie: `whole`, which is used up, or a new one for the first of them."""
+    if rows.are_all:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+    if whole is None:
+        whole = jax.jit(lambda: jnp.zeros((rows.length, *values.shape[1:]), values.dtype), out_shardings=sharding)()
+    return _row_setter(sharding)(whole, values, rows.start)
+
+
+@functools.cache
+def _row_setter(sharding) -> Callable[[Array, np.ndarray, int], Array]:
+    return jax.jit(lambda whole, rows, start: jax.lax.dynamic_update_slice_in_dim(whole, rows, start, 0),
+                   donate_argnums=0, out_shardings=sharding)
 
 
 def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> dict[str, np.ndarray]:

@@ -316,5 +316,5 @@ def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
 
 
 def _load_arrays(src) -> dict:
-    from lit_jax.checkpoint.manager import load_arrays
+    from lit_jax.checkpoint.arrays import load_arrays
     return load_arrays(Path(src) / ARRAYS)

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from lit_jax.checkpoint import leaves, manager, peers
+from lit_jax.checkpoint import leaves, peers
+from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
 from lit_jax.checkpoint.part_folder import FORMAT, Part
 from lit_jax.errors import UserError
@@ -101,7 +102,7 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
         if shard is not None:
             abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                                     abstract, shard(abstract))
-        return Vae(network, manager.load_arrays(path / ARRAYS, abstract), config)
+        return Vae(network, load_arrays(path / ARRAYS, abstract), config)
 
 
 def read_vae_config(path) -> dict:

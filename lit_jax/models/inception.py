@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.errors import UserError
+from lit_jax.models.compiler import without_ynnpack
 from lit_jax.models.layers import Array, accumulator
-from lit_jax.models.network import without_ynnpack
 from lit_jax.models.resize import resize_tf1
 
 EPSILON = 1e-3            # of every batch norm
@@ -202,7 +202,7 @@ class InceptionNetwork:
 
     def inference_options(self) -> dict:
         """What to give jax.jit as `compiler_options`. On CPU: without YNNPACK, whose convolutions take twice as long."""
-        return without_ynnpack() if jax.default_backend() == 'cpu' else {}
+        return without_ynnpack()
 
     def abstract(self) -> dict:
         """The parameter tree as ShapeDtypeStructs."""

@@ -2,7 +2,6 @@
 
 Everything outside this package works with plain nested dicts of arrays and with `Network.apply`.
 """
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,6 +11,7 @@ from flax import nnx
 
 from lit_jax.errors import UserError
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, shown_by
+from lit_jax.models.compiler import without_ynnpack
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
 
@@ -123,21 +123,11 @@ def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """`compiler_options` of jax.jit for programs without gradients.
 
     On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small ones,
-    softmax attention and gradients with it (docs/benchmarks.md). {} also where this jaxlib has no such option.
+    softmax attention and gradients with it (docs/benchmarks.md).
     """
-    if mixer != 'linear' or tokens * width < LARGE_PRODUCT or jax.default_backend() != 'cpu':
+    if mixer != 'linear' or tokens * width < LARGE_PRODUCT:
         return {}
     return without_ynnpack()
-
-
-@functools.cache
-def without_ynnpack() -> dict:
-    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
-    except (jax.errors.JaxRuntimeError, ValueError):
-        return {}
-    return options
 
 
 class Model:

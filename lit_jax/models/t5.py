@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.errors import UserError
+from lit_jax.models.compiler import least_memory
 from lit_jax.models.layers import Array, accumulator, build_stack, normal_init, run_stack
 from lit_jax.models.partition import constrain
 
@@ -203,6 +204,10 @@ class T5Network:
     def abstract(self) -> dict:
         """The parameter tree as ShapeDtypeStructs."""
         return self._abstract
+
+    def inference_options(self) -> dict:
+        """`compiler_options` of jax.jit for encoding."""
+        return least_memory() if self.weights == 'int8' else {}
 
     def init(self, key: Array) -> dict:
         """Fresh parameters as T5 draws them; jittable."""

@@ -321,7 +321,8 @@ class TextToImage:
         compute = jnp.float32 if wide else jnp.bfloat16
         encoder = T5Network(self.text_config['text_encoder'], compute, self._text_weights())
         ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        programs = {'text_encoder': jax.jit(encoder.apply).lower(encoder.abstract(), ids, ids).compile()}
+        program = jax.jit(encoder.apply, compiler_options=encoder.inference_options())
+        programs = {'text_encoder': program.lower(encoder.abstract(), ids, ids).compile()}
         group = group or default_group(size)
         blank = PromptFeatures(('',), '', *(np.zeros((1, length, channels), compute), np.zeros((1, length), np.int32)) * 2)
         pictures = self._pictures(blank, [0] * group, np.zeros(group, np.int64), group)

@@ -13,6 +13,7 @@ import processes
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lit_jax.checkpoint import manager, model_folder, peers
+from lit_jax.checkpoint.arrays import load_arrays, save_arrays
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.save_together import SaveTogether
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
@@ -87,8 +88,8 @@ def write_everything(folder) -> None:
     assert checkpoints.save(2, spread(host_state(2)), {}) is False
     checkpoints.close()
     params = host_state(5)['params']
-    manager.save_arrays(folder / 'arrays', spread(params))
-    assert_same_parts(manager.load_arrays(folder / 'arrays', abstract(params)), params)
+    save_arrays(folder / 'arrays', spread(params))
+    assert_same_parts(load_arrays(folder / 'arrays', abstract(params)), params)
     for seed in (5, 6):
         model_folder.save_model_folder(folder / 'model', MODEL, spread(host_state(seed)['params']), overwrite=seed == 6)
     config, loaded = model_folder.load_model_folder(folder / 'model', abstract(params))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lit_jax.checkpoint import manager, model_folder, storage
+from lit_jax.checkpoint import arrays, leaves, model_folder, storage
 from lit_jax.errors import UserError
 
 CONFIG = {
@@ -159,7 +159,7 @@ def test_paths_that_are_no_model_folder(tmp_path):
         with pytest.raises(UserError, match=message):
             model_folder.load_model_folder(tmp_path / name)
     with pytest.raises(UserError, match='there is no such directory'):
-        manager.load_arrays(tmp_path / 'absent')
+        arrays.load_arrays(tmp_path / 'absent')
 
 
 def test_targets_in_use_are_refused(tmp_path, folder):
@@ -235,7 +235,7 @@ def test_disk_that_fills_up_while_writing(folder, file_limit):
     with pytest.raises(UserError, match=r'no room to write .*model.*needs about [45]\.\d MB.*free'):
         model_folder.save_model_folder(folder, CONFIG, big, overwrite=True)
     with pytest.raises(UserError, match='no room'):
-        manager.save_arrays(folder.parent / 'arrays', big)
+        arrays.save_arrays(folder.parent / 'arrays', big)
     assert [path.name for path in folder.parent.iterdir()] == ['model']
     _assert_same_bits(model_folder.load_model_folder(folder)[1], _params())
 
@@ -247,22 +247,31 @@ def test_disk_too_small_is_seen_before_writing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_each_array_is_gone_when_the_next_is_read(tmp_path):
+@pytest.mark.parametrize('large, parts', [(2 ** 27, 4), (400, 9)])
+def test_rows_are_gone_when_the_next_are_read(tmp_path, monkeypatch, large, parts):
     """The memory of a text encoder is bounded so: 2 GB is one of its arrays."""
-    tree = {'a': {'b': np.arange(12.0), 'c': np.arange(30.0)}, 'd': np.arange(4.0)}
-    manager.save_arrays(tmp_path / 'arrays', tree)
+    monkeypatch.setattr(arrays, 'LARGE_STACK', large)
+    tree = {'a': {'b': np.arange(12.0), 'c': np.arange(60.0).reshape(6, 2, 5)}, 'd': np.ones((60, 1)), 'e': np.float32(7)}
+    arrays.save_arrays(tmp_path / 'arrays', tree)
     seen, before = [], None
-    for name, values in manager.each_array(tmp_path / 'arrays'):
+    for rows in arrays.each_rows(tmp_path / 'arrays'):
         assert before is None or before() is None
-        seen.append((name, values.sum()))
-        before = weakref.ref(values)
-        del values
-    assert seen == [('a/c', 435.0), ('a/b', 66.0), ('d', 6.0)]
+        seen.append((rows.name, rows.start, rows.length, rows.values.tolist()))
+        before = weakref.ref(rows.values)
+        del rows
+    assert len(seen) == parts
+    assert list(dict.fromkeys(name for name, *_ in seen)) == ['a/c', 'd', 'a/b', 'e']      # the largest first
+    for name, whole in leaves.named_leaves(tree).items():
+        found = [(start, values) for other, start, length, values in seen
+                 if other == name and length == len(np.atleast_1d(whole))]
+        assert [start for start, _ in found] == sorted({start for start, _ in found})
+        np.testing.assert_array_equal(np.concatenate([np.atleast_1d(values) for _, values in found]), np.atleast_1d(whole))
+    jax.tree.map(np.testing.assert_array_equal, arrays.load_arrays(tmp_path / 'arrays'), tree)
 
 
 def test_arrays_of_size_zero_are_refused(tmp_path):
     with pytest.raises(UserError, match='size zero cannot be saved: a/b'):
-        manager.save_arrays(tmp_path / 'arrays', {'a': {'b': np.zeros((0, 3))}})
+        arrays.save_arrays(tmp_path / 'arrays', {'a': {'b': np.zeros((0, 3))}})
     assert not list(tmp_path.iterdir())
 
 
@@ -270,11 +279,11 @@ def test_numpy_leaves_are_not_copied_to_save_them(tmp_path):
     """The converter's limit leaves no room for a second copy of a large model. Measured in a process of its own."""
     code = (
         'import resource, sys, numpy as np\n'
-        'from lit_jax.checkpoint import manager\n'
-        'manager.save_arrays(sys.argv[1] + "/warm", {"a": np.ones(1000, np.float32)})\n'
+        'from lit_jax.checkpoint.arrays import save_arrays\n'
+        'save_arrays(sys.argv[1] + "/warm", {"a": np.ones(1000, np.float32)})\n'
         'tree = {str(i): np.full(25_000_000, i, np.float32) for i in range(4)}\n'
         'before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-        'manager.save_arrays(sys.argv[1] + "/big", tree)\n'
+        'save_arrays(sys.argv[1] + "/big", tree)\n'
         'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n')
     root = Path(__file__).resolve().parents[2]
     out = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True, check=True,

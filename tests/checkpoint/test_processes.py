@@ -10,7 +10,8 @@ import pytest
 from checkpoint_processes import abstract, assert_same_parts, host_state
 from processes import assert_all_good, run_processes
 
-from lit_jax.checkpoint import manager, model_folder, storage
+from lit_jax.checkpoint import model_folder, storage
+from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.manager import Checkpoints
 
 SCRIPT = Path(__file__).with_name('checkpoint_processes.py')
@@ -60,7 +61,7 @@ def test_one_process_reads_what_four_wrote(written):
     ema, step = Checkpoints(written).restore_part('ema')
     assert step == 2
     jax.tree.map(np.testing.assert_array_equal, ema, host_state(2)['ema'])
-    jax.tree.map(np.testing.assert_array_equal, manager.load_arrays(written / 'arrays'), host_state(5)['params'])
+    jax.tree.map(np.testing.assert_array_equal, load_arrays(written / 'arrays'), host_state(5)['params'])
     _, params = model_folder.load_model_folder(written / 'model')
     jax.tree.map(np.testing.assert_array_equal, params, host_state(6)['params'])
 

@@ -151,6 +151,17 @@ def test_int8_keeps_the_largest_entry_of_each_channel():
     assert (np.abs(values * np.asarray(scale) - kernel) <= np.asarray(scale) / 2 * 1.0001).all()
 
 
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the option is for CPUs')
+def test_int8_kernels_are_widened_one_at_a_time():
+    """All four of a layer at once took 0.8 GB at XXL size."""
+    network = T5Network({**ARCH, 'width': 256, 'heads': 4, 'head_dim': 64, 'ffn': 512, 'layers': 3}, weights='int8')
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    program = jax.jit(network.apply, compiler_options=network.inference_options()).lower(network.abstract(), ids, ids).compile()
+    layer = [4 * leaf.size // 3 for path, leaf in named_leaves(network.abstract()).items() if path in KERNELS]
+    assert len(layer) == 4
+    assert max(layer) < program.memory_analysis().temp_size_in_bytes < 0.75 * sum(layer)
+
+
 def test_size_of_the_xxl_encoder():
     """The figures of the laptop setting: int8 within 6 GB, and nothing of it in float32 but gains, bias and scales."""
     count = sum(np.prod(leaf.shape, dtype=np.int64) for leaf in jax.tree.leaves(T5Network(T5_XXL).abstract()))
