@@ -96,7 +96,7 @@ def default() -> ConfigDict:
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
             'accumulate': 1,             # micro-batches a step
-            'optimizer': 'adamw',        # adamw, came
+            'optimizer': 'adamw',        # adamw, came, muon
             'learning_rate': 1e-4,
             'warmup_steps': 0,
             'cooldown_steps': 0,         # the last steps, in which the learning rate falls to 0

@@ -1,13 +1,12 @@
 """CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, the second one
 factored in rows and columns, and a factored measure of how far updates stray from their mean, by which they are damped.
 
-A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack: its input axes against its output
-axes, flattened (`matrix_axes`). Vectors (biases, gains), also stacked ones, keep a whole second moment and are not damped.
+A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack (`lit_jax.training.matrices`). Vectors
+(biases, gains), also stacked ones, keep a whole second moment and are not damped.
 Convolutions are matrices (kernel side · input channels, output channels) and depth-wise ones (kernel side, channels); the
 authors' code factors each little k x k kernel of an OIHW tensor by itself, which saves nothing. Means, and the clipping of
 an update by its root mean square, are taken over one layer. There is no correction of the moments' start at 0.
 """
-import re
 from typing import NamedTuple
 
 import jax
@@ -15,47 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax.training.matrices import MatrixAxes, matrix_axes
 
 Array = jax.Array
 
 BETAS = (0.9, 0.999, 0.9999)    # of the mean, of its square, of the instability
 EPS = (1e-30, 1e-16)            # added to squared gradients, to squared instabilities
 CLIP_THRESHOLD = 1.0
-
-STACKS = r'^(blocks|joins)\d*/'                      # one layer axis in front
-VECTORS = r'(^|[/_])(bias|gain|gamma|factor|focus_scale)$'
-# (pattern of the path, number of input axes; -1: all but the last). Others have one.
-INPUT_AXES = (
-    (r'attn/(dwc|compressor|[kv])/kernel$|attn/dwc/(square|column|row)$|blocks\d*/dwc/kernel$|mlp/depth/kernel$', 2),
-    (r'attn/proj/kernel$|cross_attn/proj/kernel$|x_embedder/kernel$|fusion/(compress|restore)/kernel$|down\d/kernel$', -1),
-)
-BANKS = r'attn/routed_[qk]/kernel$'                  # several matrices a layer, along an axis behind the layer axis
-
-
-class MatrixAxes(NamedTuple):
-    """Axes of a leaf: those that count matrices, and what is flattened to rows (inputs) and to columns (outputs)."""
-    layers: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    @property
-    def is_matrix(self) -> bool:
-        return bool(self.rows and self.columns)
-
-    @property
-    def inner(self) -> tuple[int, ...]:
-        return self.rows + self.columns
-
-
-def matrix_axes(path: str, rank: int) -> MatrixAxes:
-    """How the leaf at `path`, an array of so many axes, is read; vectors have no rows."""
-    first = min(rank, bool(re.search(STACKS, path)) + bool(re.search(BANKS, path)))
-    inner = tuple(range(first, rank))
-    count = next((count for pattern, count in INPUT_AXES if re.search(pattern, path)), 1)
-    if re.search(VECTORS, path) or len(inner) < 2:
-        count = 0
-    count = len(inner) - 1 if count < 0 else count
-    return MatrixAxes(tuple(range(first)), inner[:count], inner[count:])
 
 
 class CameState(NamedTuple):

@@ -24,6 +24,7 @@ BATCH = P(PLACES['batch'])
 # are numbered.
 RULES = (
     (r'came_\w+', P()),     # row and column means of CAME: small, copied (lit_jax/training/came.py)
+    (r'ns_coeffs', P()),    # the polynomial of Muon
     (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
     (r't_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/table', P(None, 'fsdp')),

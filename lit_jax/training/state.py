@@ -7,6 +7,7 @@ from lit_jax.checkpoint.leaves import map_named
 from lit_jax.errors import UserError
 from lit_jax.models.network import Network
 from lit_jax.training.came import scale_by_came
+from lit_jax.training.muon import scale_by_muon_and_adam
 
 FROZEN = ('y_embedder/null_caption',)     # leaves that no gradient reaches: data beside the weights
 
@@ -16,7 +17,7 @@ def scale_by_adamw() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came}
+OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came, 'muon': lambda: scale_by_muon_and_adam(scale_by_adamw())}
 
 
 def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0, steps: int = 0,
@@ -24,8 +25,8 @@ def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: i
     """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the gradient's global
     norm and weight decay (times the rate, apart from the moments) are options.
 
-    name: 'adamw', as DiT trains, or 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps of
-    warm-up, clip_norm 0.01, no decay. Raises UserError for another.
+    name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps of
+    warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
     """
     if name not in OPTIMIZERS:
         raise UserError(f'unknown optimizer {name!r}; known: {", ".join(OPTIMIZERS)}')
