@@ -1,7 +1,8 @@
 """Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score, on a CPU.
 
     python -m lit_jax.demo.shapes                     starts from the teacher and the text encoder in assets/
-    python -m lit_jax.demo.shapes --train_teacher     trains both first (an hour or more on two cores)
+    python -m lit_jax.demo.shapes --seeds 3           three students in place of one, as in docs/text_to_image.md
+    python -m lit_jax.demo.shapes --train_teacher     trains both first
 
 The pictures are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
 of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.
@@ -71,8 +72,8 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
     """Trains text encoder and teacher by their recipes and exports them under their original names; (file, folder)."""
     from lit_jax.checkpoint.text_encoder_torch import export_text_encoder
     from lit_jax.checkpoint.torch_export import export
+    from lit_jax.demo import pool
     from lit_jax.demo.shapes_encoder import train_encoder
-    from lit_jax.training import loop
     trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', workdir / 'shapes_t5'
     say_command(f'python -m lit_jax.demo.shapes_encoder --out {trained}')
     if not trained.exists():
@@ -85,7 +86,7 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
             config.inherit.path = str(workdir / 'shapes_pixart_first')
         say_command(f'python train.py --config=configs/shapes_pixart.py:{stage} --config.text.encoder_path={trained} '
                     f'--config.inherit.path={config.inherit.path!r} --workdir={path}')
-        loop.train(config, path)
+        pool.train_alone(workdir, config, path)
     export(workdir / 'shapes_pixart', file, overwrite=True)
     return file, folder
 
@@ -113,7 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m lit_jax.demo.shapes', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', type=Path, default=Path('demo/shapes'), help='where everything goes')
-    parser.add_argument('--seeds', type=int, default=3, help='distilled students')
+    parser.add_argument('--seeds', type=int, default=1, help='distilled students, one core each at a time')
     parser.add_argument('--train_teacher', action='store_true', help='train teacher and text encoder first')
     args = parser.parse_args()
     if args.seeds < 1:
