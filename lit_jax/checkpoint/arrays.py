@@ -1,7 +1,7 @@
 """Trees of arrays on disk, one at a path (model folders), through Orbax: `save_arrays`, `load_arrays`, `each_rows`.
 
-Every array is a Zarr directory of its own. Of a large stack of layers each layer is stored by itself, so that `each_rows`
-can read it in little more memory than its reader keeps.
+Every array is a Zarr directory of its own. Of a large stack of layers each layer can be stored by itself, so that `each_rows`
+reads it in little more memory than its reader keeps. (`load_arrays` takes more memory for such parts: it reads all at once.)
 """
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from lit_jax.checkpoint import leaves, peers, storage
 from lit_jax.errors import UserError
 from lit_jax.paths import absolute, is_remote, remove_tree
 
-LARGE_STACK = 2 ** 27   # bytes; of a larger one each layer is stored by itself
+LARGE_STACK = 2 ** 27   # bytes; smaller ones are stored whole
 
 # Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a large model.
 _UNCOPIED = type_handlers.create_type_handler_registry(
@@ -34,26 +34,26 @@ def _to_array(leaf):
     return np.asarray(leaf)
 
 
-def _save_args(array) -> ocp.SaveArgs:
+def _by_layer(array) -> ocp.SaveArgs:
     # Three axes or more: a stack of matrices, so no table whose rows would be a file each.
     return ocp.SaveArgs(shard_axes=(0,)) if array.ndim > 2 and array.nbytes > LARGE_STACK else ocp.SaveArgs()
 
 
-def save_arrays(path, tree) -> None:
+def save_arrays(path, tree, *, by_layer: bool = False) -> None:
     """Writes the arrays of a nested dict to the new directory `path`, and returns when they are on disk.
 
     Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU, are not
-    copied to write them.
+    copied to write them. by_layer: layers of large stacks are stored one by one, for `each_rows`.
     Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread over them.
     Raises UserError on a full disk; the directory is then absent."""
     path = absolute(path)
     needed = leaves.tree_bytes(tree)
     with storage.explain_full_disk(path, needed):
         peers.only_lead(lambda: storage.check_free_space(path, needed))
-        write_arrays(path, tree)
+        write_arrays(path, tree, by_layer=by_layer)
 
 
-def write_arrays(path: epath.Path, tree) -> None:
+def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
     """`save_arrays` for a caller that explains a full disk itself: its errors pass through as they are."""
     if not jax.tree.leaves(tree):
         raise UserError(f'there are no arrays to save in {path}.')
@@ -65,7 +65,7 @@ def write_arrays(path: epath.Path, tree) -> None:
     peers.only_lead(lambda: path.mkdir(parents=True))
     try:
         arrays = jax.tree.map(_to_array, tree)
-        args = ocp.args.PyTreeSave(arrays, save_args=jax.tree.map(_save_args, arrays))
+        args = ocp.args.PyTreeSave(arrays, save_args=jax.tree.map(_by_layer, arrays) if by_layer else None)
         peers.together(lambda: handler.save(path, args=args))
     except BaseException:
         if peers.is_lead():

@@ -55,14 +55,15 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
     return path
 
 
-def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None) -> None:
+def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
+                 by_layer: bool = False) -> None:
     """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is replaced.
 
-    files: name -> content of further files, which the manifest covers too."""
-    (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {})
+    files: name -> content of further files, which the manifest covers too. by_layer: as for `write_arrays`."""
+    (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {}, by_layer)
 
 
-def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]) -> None:
+def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes], by_layer: bool) -> None:
     needed = leaves.tree_bytes(params) + (1 << 20)
 
     def prepare() -> str:
@@ -86,14 +87,14 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
     partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0's host and number
     try:
         with storage.explain_full_disk(path, needed):
-            write_arrays(partial / ARRAYS, params)
+            write_arrays(partial / ARRAYS, params, by_layer=by_layer)
         peers.only_lead(complete)
     finally:
         if peers.is_lead():
             remove_tree(partial)
 
 
-def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes]) -> None:
+def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes], by_layer: bool) -> None:
     def clear() -> None:
         if path.is_dir():
             (path / CONFIG).unlink(missing_ok=True)  # from here on it is no model folder
@@ -107,7 +108,7 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
 
     peers.only_lead(clear)
     try:
-        write_arrays(path / ARRAYS, params)
+        write_arrays(path / ARRAYS, params, by_layer=by_layer)
         peers.only_lead(complete)
     except BaseException:
         if peers.is_lead():

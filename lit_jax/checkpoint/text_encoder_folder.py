@@ -85,7 +85,7 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     check_vocabulary(tokenizer, config['text_encoder'])
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_text_encoder_target(path, overwrite))
-    write_folder(path, text, params, {tokenizer.file: tokenizer.content})
+    write_folder(path, text, params, {tokenizer.file: tokenizer.content}, by_layer=True)
     return path
 
 

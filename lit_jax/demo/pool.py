@@ -15,6 +15,7 @@ from lit_jax import cli
 from lit_jax.data.sources import open_source
 from lit_jax.demo import figures
 from lit_jax.evaluation.digits_judge import Judge, load_judge, train_judge
+from lit_jax.models.compiler import wide_vectors
 from lit_jax.training import loop
 from lit_jax.training.telemetry import format_seconds
 
@@ -59,7 +60,8 @@ def workers(count: int) -> ProcessPoolExecutor:
     """Processes that compute on one core each: these models are too small to use several."""
     # A step's temporary arrays are new memory each time; in large pages (glibc 2.35) it is ready in a quarter less of the step.
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
-    os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_multi_thread_eigen=false'
+    flags = {'xla_cpu_multi_thread_eigen': 'false', **wide_vectors()}
+    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(f'--{name}={value}' for name, value in flags.items())])
     context = multiprocessing.get_context('spawn')
     numbers = context.Queue()
     for number in range(count):

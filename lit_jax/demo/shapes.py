@@ -22,6 +22,7 @@ from lit_jax.demo.students import ROOT, Student
 
 TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
 ARMS = ('distilled', 'scratch')       # of lit_jax/demo/students.py
+STAGES = ('first', 'refine')          # of configs/shapes_pixart.py
 
 
 def student(workdir: Path, arm: str, seed: int) -> Student:
@@ -55,7 +56,7 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     measure = shapes_figures.measure_with(workdir / 'text_encoder')
     runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
     models = {'teacher': workdir / 'teacher', **{arm: student(workdir, arm, 0).path for arm in ARMS}}
-    result = shapes_figures.summarise(runs, models)
+    result = shapes_figures.summarise(runs, models, teacher_steps())
     result['seconds'] = round(time.perf_counter() - began)
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
     if train_teacher:
@@ -66,6 +67,11 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     print(shapes_pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
     return 0
+
+
+def teacher_steps() -> int:
+    """Of both runs: the second goes on from the weights of the first."""
+    return sum(load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage).train.steps for stage in STAGES)
 
 
 def train_both(workdir: Path) -> tuple[Path, Path]:
@@ -79,7 +85,7 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
     if not trained.exists():
         train_encoder(trained)
     export_text_encoder(trained, folder, overwrite=True)
-    for stage, path in (('first', workdir / 'shapes_pixart_first'), ('refine', workdir / 'shapes_pixart')):
+    for stage, path in zip(STAGES, (workdir / 'shapes_pixart_first', workdir / 'shapes_pixart'), strict=True):
         config = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage)
         config.text.encoder_path = str(trained)
         if stage == 'refine':

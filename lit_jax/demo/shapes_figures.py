@@ -48,9 +48,12 @@ def tell(measured: Mapping[str, float]) -> str:
     return ', '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in measured.items())
 
 
-def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path]) -> dict:
-    """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
+def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teacher_steps: int) -> dict:
+    """The table of the report, JSON-able: one row a kind of model, the teacher first, each figure the mean of its seeds.
+
+    teacher_steps: of all its runs; a checkpoint knows those of the last."""
     rows = [_row(name, models[name], measured) for name, measured in runs.items()]
+    rows[0]['steps'] = teacher_steps
     for row in rows:
         row['ratio'] = row['overall'] / rows[0]['overall'] if rows[0]['overall'] else float('nan')
         row['steps_ratio'] = row['steps'] / rows[0]['steps']

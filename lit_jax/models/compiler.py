@@ -17,6 +17,11 @@ def least_memory() -> dict:
     return _if_known('xla_cpu_scheduler_type', 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED')
 
 
+def wide_vectors() -> dict:
+    """Vectors of 512 bits where the processor has them; the compiler's own choice is 256."""
+    return _if_known('xla_cpu_prefer_vector_width', '512')
+
+
 @functools.cache
 def _if_known(name: str, value: str) -> dict:
     if jax.default_backend() != 'cpu':

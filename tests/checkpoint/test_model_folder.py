@@ -247,12 +247,12 @@ def test_disk_too_small_is_seen_before_writing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('large, parts', [(2 ** 27, 4), (400, 9)])
-def test_rows_are_gone_when_the_next_are_read(tmp_path, monkeypatch, large, parts):
+@pytest.mark.parametrize('by_layer, large, parts', [(True, 2 ** 27, 4), (True, 400, 9), (False, 400, 4)])
+def test_rows_are_gone_when_the_next_are_read(tmp_path, monkeypatch, by_layer, large, parts):
     """The memory of a text encoder is bounded so: 2 GB is one of its arrays."""
     monkeypatch.setattr(arrays, 'LARGE_STACK', large)
     tree = {'a': {'b': np.arange(12.0), 'c': np.arange(60.0).reshape(6, 2, 5)}, 'd': np.ones((60, 1)), 'e': np.float32(7)}
-    arrays.save_arrays(tmp_path / 'arrays', tree)
+    arrays.save_arrays(tmp_path / 'arrays', tree, by_layer=by_layer)
     seen, before = [], None
     for rows in arrays.each_rows(tmp_path / 'arrays'):
         assert before is None or before() is None
