@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from text_encoder_samples import ARCH, random_params, same_trees, tokenizer, tokenizer_json, write_text_encoder
 
+from lit_jax.checkpoint import arrays
 from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.model_folder import is_model_folder
@@ -56,15 +57,24 @@ def test_equal_weights_have_one_sha256(folder, tmp_path):
     assert sums[0] == sums[1] != sums[2]
 
 
+@pytest.fixture(params=[False, True], ids=['whole', 'by layer'])
+def by_layer(request, monkeypatch):
+    """Stacks as they are stored when they are small, and when they are large."""
+    monkeypatch.setattr(arrays, 'LARGE_STACK', 0 if request.param else 2 ** 27)
+    return request.param
+
+
 @pytest.mark.parametrize('stored', ['float32', 'bfloat16', 'int8'])
 @pytest.mark.parametrize('asked', ['float32', 'bfloat16', 'int8'])
-def test_forms(tmp_path, stored, asked):
+def test_forms(tmp_path, stored, asked, by_layer):
     """Weights are narrowed when asked for, never widened; what is computed in is told apart from that."""
     encoder = load_text_encoder(write_text_encoder(tmp_path / 't5', params=in_form(random_params(), stored)), asked)
     form = max(stored, asked, key=('float32', 'bfloat16', 'int8').index)
     want = in_form(random_params(), stored)
     want = want if form == stored else in_form(want, form)
     assert encoder.weights == form and encoder.config['weights'] == stored
+    parts = [rows for rows in arrays.each_rows(tmp_path / 't5' / 'arrays') if rows.name in KERNELS]
+    assert len(parts) == len(KERNELS) * (ARCH['layers'] if by_layer else 1)
     assert same_trees(encoder.params, want)
     assert encoder.network.dtype == (jnp.bfloat16 if asked == 'bfloat16' else jnp.float32)      # of int8: on CPU
 
@@ -74,7 +84,7 @@ def test_the_compute_dtype_can_be_told(folder):
 
 
 @pytest.mark.parametrize('asked', ['float32', 'int8'])
-def test_shards(tmp_path, asked):
+def test_shards(tmp_path, asked, by_layer):
     """Cut as the mesh says, loaded as stored and rounded while loading."""
     arch = {**ARCH, 'heads': 4}
     mesh = make_mesh({'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 1}, jax.devices()[:4])
