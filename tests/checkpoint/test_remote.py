@@ -28,15 +28,15 @@ def run(bucket, monkeypatch):  # noqa: F811
 @pytest.fixture
 def arrays(monkeypatch):
     """Stands in for Orbax and TensorStore: the first leaf in one object."""
-    def write(path, tree):
+    def write(path, tree, by_layer):
         (path / 'w').write_bytes(tree['w'].tobytes())
         (path / 'w.meta').write_bytes(b'x')
 
     def read(path, abstract=None):
         return {'w': np.frombuffer((path / 'w').read_bytes(), np.float32)}
 
-    monkeypatch.setattr(manager, 'write_arrays', write)
-    monkeypatch.setattr(manager, 'load_arrays', read)
+    monkeypatch.setattr(model_folder, 'write_arrays', write)
+    monkeypatch.setattr(model_folder, 'load_arrays', read)
 
 
 def test_a_workdir_is_checked_claimed_and_read(run):
@@ -99,12 +99,12 @@ def test_a_model_folder_is_written_with_its_config_last(run, arrays):
 def test_a_model_folder_that_could_not_be_finished_is_none(run, arrays, monkeypatch):
     model_folder.save_model_folder(run, MODEL, PARAMS)
 
-    def breaks(path, tree):
+    def breaks(path, tree, by_layer):
         assert not model_folder.is_model_folder(run)  # a reader must not meet the old config with new arrays
         (path / 'w').write_bytes(b'part')
         raise ValueError('the network went away')
 
-    monkeypatch.setattr(manager, 'write_arrays', breaks)
+    monkeypatch.setattr(model_folder, 'write_arrays', breaks)
     with pytest.raises(ValueError, match='the network went away'):
         model_folder.save_model_folder(run, MODEL, PARAMS, overwrite=True)
     assert files_under(run) == {}
@@ -123,7 +123,7 @@ def make_checkpoint(root, step, committed=True):
 
 
 def test_checkpoints_count_from_their_commit_on_and_damaged_ones_are_left_out(run, monkeypatch, caplog):
-    monkeypatch.setattr(manager, '_restore', lambda path, *_: (path / 'd' / '0').read_text())
+    monkeypatch.setattr(manager, 'restore_tree', lambda path, *_: (path / 'd' / '0').read_text())
     assert Checkpoints(run).steps() == [] and Checkpoints(run).restore_latest({}) is None
     for step in (1, 2):
         make_checkpoint(run, step)
