@@ -36,7 +36,8 @@ def equal(a, b) -> bool:
 def test_features_are_those_of_the_function(want):
     whole = small(MATRIX, IMAGES)
     assert want.pool.shape == (21, 17) and want.spatial.shape == (21, 3) and want.pool.dtype == np.float32
-    np.testing.assert_allclose(want.pool, whole['pool'], rtol=1e-5, atol=1e-6)
+    # Within tanh float32 sums that cancel: processors round them differently by some 1e-6.
+    np.testing.assert_allclose(want.pool, whole['pool'], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(want.spatial, whole['spatial'], rtol=1e-5, atol=1e-6)
 
 
