@@ -13,6 +13,7 @@ from typing import TextIO
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lit_jax import virtual_devices
 from lit_jax.errors import UserError
 
 
@@ -36,6 +37,7 @@ def name_process(index: int, count: int) -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a traceback."""
     setup_logging()
+    virtual_devices.give_threads()
     try:
         status = main()
     except UserError as error:

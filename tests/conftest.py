@@ -18,6 +18,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from lit_jax import virtual_devices  # noqa: E402
+
+virtual_devices.give_threads()
+
 # The same tests give the same answer twice. To search for new examples: HYPOTHESIS_PROFILE=search make test
 hypothesis.settings.register_profile('proof', derandomize=True)
 hypothesis.settings.register_profile('search')
