@@ -3,6 +3,10 @@
 A new mixer of MIXERS is added to CASES; the last test fails until it is.
 """
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from lit_jax.models.mixers import MIXERS, build_mixer
 from lit_jax.models.network import Network
 from lit_jax.training.mesh import make_mesh, state_shardings
 
+ROOT = Path(__file__).parents[2]
 WIDTH = 32
 CASES = {
     'softmax': {'name': 'softmax', 'heads': 4},
@@ -64,6 +69,10 @@ def network_of(case, **options):
 def batch(size=8, dtype=jnp.float32):
     x = jax.random.normal(jax.random.key(1), (size, 8, 12, 4), dtype)
     return x, jnp.linspace(3, 990, size), {'label': jnp.arange(size) % 4}
+
+
+def sizes_of(layout):
+    return dict(zip(('data', 'fsdp', 'tensor', 'seq'), LAYOUTS[layout], strict=True))
 
 
 def relative(got, want):
@@ -124,29 +133,34 @@ def test_the_unrolled_stack_is_the_scanned_one(case):
     assert_same(got, on_one_device(case))
 
 
-def run_on_mesh(case, sizes):
+def mesh_program(case, sizes):
+    """A function without arguments: output and gradient on a mesh of so many devices, not waited for."""
     network, mesh = network_of(case), make_mesh(sizes)
     params = random_tree(network.abstract())
     shardings = state_shardings(network.abstract(), mesh)
     places = NamedSharding(mesh, P(('data', 'fsdp'), 'seq')), *[NamedSharding(mesh, P(('data', 'fsdp')))] * 2
     x, t, cond = batch()
     arguments = tuple(jax.device_put(a, place) for a, place in zip((x, t, cond['label']), places, strict=True))
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda p, x, t, label: value_and_gradient(network, p, (x, t, {'label': label})),
-                       out_shardings=(None, shardings))(jax.device_put(params, shardings), *arguments)
+    program = jax.jit(lambda p, x, t, label: value_and_gradient(network, p, (x, t, {'label': label})),
+                      out_shardings=(None, shardings))
+
+    def run():
+        with jax.set_mesh(mesh):
+            return program(jax.device_put(params, shardings), *arguments)
+    return run
 
 
 @pytest.mark.parametrize('layout', [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow) for name in LAYOUTS])
 @EVERY_CASE
 def test_eight_devices_give_what_one_gives_or_say_why_not(case, layout):
-    sizes = dict(zip(('data', 'fsdp', 'tensor', 'seq'), LAYOUTS[layout], strict=True))
+    sizes = sizes_of(layout)
     refused = [axis for axis, size in sizes.items() if size > 1 and (case, axis) in REFUSED]
     if refused:
         with pytest.raises(UserError, match='|'.join(f'mesh.{axis} can be 1' for axis in refused)):
             check_partition(network_of(case).arch, sizes)
         return
     check_partition(network_of(case).arch, sizes)
-    assert_same(run_on_mesh(case, sizes), on_one_device(case), outputs=5e-5)
+    assert_same(mesh_program(case, sizes)(), on_one_device(case), outputs=5e-5)
 
 
 @EVERY_CASE
@@ -160,6 +174,29 @@ def test_work_grows_as_it_should(case):
 
     exponent = np.log(macs(64) / macs(32)) / np.log(4)
     assert exponent >= 1.4 if case in QUADRATIC else exponent <= 1.01
+
+
+# Run by a process of its own: it used to end in an abort of XLA.
+WAITING = '''
+import jax
+from lit_jax import virtual_devices
+virtual_devices.give_threads()
+import models.test_mixer_contract as contract
+on_all = contract.mesh_program('dydila heads', contract.sizes_of('mixed'))
+on_one = jax.jit(contract.functools.partial(contract.value_and_gradient, contract.network_of('dydila heads')))
+params = contract.random_tree(contract.network_of('dydila heads').abstract())
+for _ in range(60):
+    jax.block_until_ready((on_all(), on_one(params, contract.batch())))
+'''
+
+
+@pytest.mark.slow
+def test_programs_on_all_devices_and_on_one_do_not_wait_for_each_other_for_good():
+    """Freshly compiled: with a thread a device, programs of the compilation cache ran and new ones locked up."""
+    env = {name: value for name, value in os.environ.items() if name not in ('PJRT_NPROC', 'NPROC', 'JAX_COMPILATION_CACHE_DIR')}
+    env |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+    done = subprocess.run([sys.executable, '-c', WAITING], env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[:3000]
 
 
 def test_every_mixer_is_in_the_table():
