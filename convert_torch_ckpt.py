@@ -108,7 +108,7 @@ def main() -> int:
                        cross_heads=args.cross_heads, overwrite=args.overwrite)
     print(describe(done))
     next_command = 'python convert_torch_ckpt.py' if args.to_torch else 'python sample.py --from'
-    draw = '--classes 0,1 --cfg_scale 4' if 'num_classes' in done.arch else '--prompt="a red cube"'
+    draw = '--classes 0,1 --cfg_scale 4' if 'num_classes' in done.arch else '--text_encoder DIR --prompt="a red cube"'
     rest = '--out DIR  (the way back)' if args.to_torch else f'{draw} --out grid.png'
     print(f'next     {next_command} {args.out} {rest}')
     return 0

@@ -176,7 +176,7 @@ def test_pth_files(convert, tmp_path, capsys, kind):
     torch.save(content, path)
     convert(path, '--heads', 2, '--out', tmp_path / 'named')
     assert 'note     1024x1024 pixels, by the name of the file' in (printed := capsys.readouterr().out)
-    assert 'captions of 5 tokens x 12, 2 heads look at them; positions 0..32' in printed and '--prompt=' in printed
+    assert 'captions of 5 tokens x 12, 2 heads look at them; positions 0..32' in printed and '--text_encoder DIR --prompt=' in printed
     config, params = load_model_folder(tmp_path / 'named')
     assert config['model'] == pixart_arch(input_size=[128, 128], base_size=64, pe_interpolation=2.0)
     assert config['text'] == {'encoder': None, 'channels': 12, 'tokens': 5}
