@@ -175,6 +175,8 @@ def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> 
 
 def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
     """(the folder, its metadata) of a whole data set of a split and kind; UserError for any other."""
+    if not os.fspath(folder):      # not the folder that happens to be the current one
+        raise UserError(f'data.name={kind} needs the folder of its latents: --config.data.path=FOLDER. {_MADE_BY[kind]} --out=FOLDER')
     folder = absolute(folder)
     if is_remote(folder):
         raise UserError(f'{folder}: ArrayRecord files are read from a disk. Copy the latents to every host (gcloud '

@@ -95,6 +95,13 @@ def test_latents_in_a_folder_of_ones_own(tmp_path):
         open_source('latents', path=tmp_path)
 
 
+def test_no_folder_is_not_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='--config.data.path=FOLDER.*prepare_latents.py.*--text_encoder=.* --out=FOLDER') as caught:
+        open_source('caption_latents', image_size=64, channels=4)
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_every_known_name_answers():
     assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder', 'shapes', 'captions',
                             'caption_latents'}
