@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2
 
-.PHONY: setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-slow lint clean
+.PHONY: setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-parity test-slow lint clean
 
 setup: $(VENV)/installed
 setup-test: $(VENV)/installed-test
@@ -47,6 +47,10 @@ photos: setup-test
 
 test: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# Against the official code once more, optimized as users' programs are; `make test` compiles without (tests/conftest.py).
+test-parity: setup-test
+	$(BIN)/python -m pytest -k "official or golden or diffusers or transformers" tests/models tests/diffusion tests/checkpoint tests/text $(PYTEST_ARGS)
 
 test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

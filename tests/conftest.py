@@ -27,6 +27,7 @@ hypothesis.settings.register_profile('proof', derandomize=True)
 hypothesis.settings.register_profile('search')
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'proof'))
 
+OPTIMIZATION = 'xla_backend_optimization_level'
 GOLDENS = Path(__file__).parent / 'goldens'
 
 
@@ -35,6 +36,12 @@ _BEGAN = time.monotonic()
 
 def pytest_addoption(parser):
     parser.addoption('--minutes', type=float, help='tests that would begin later than so many minutes are skipped')
+
+
+def pytest_configure(config):
+    """The quick tier compiles without LLVM's optimization, which is half of its time; everything else as users do."""
+    if config.getoption('markexpr') == 'not slow' and OPTIMIZATION not in os.environ['XLA_FLAGS']:
+        os.environ['XLA_FLAGS'] += f' --{OPTIMIZATION}=0'
 
 
 def pytest_runtest_setup(item):

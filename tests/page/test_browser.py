@@ -20,6 +20,8 @@ sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright comes w
 pytest.importorskip('gradio', reason='Gradio comes with requirements-demo.txt')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no chromium on the PATH')]
+# The browser asks for nothing of its own.
+QUIET = [f'--disable-{what}' for what in ('background-networking', 'component-update', 'sync', 'quic', 'gpu')]
 # Keeps every text that the status has shown.
 WATCH = """() => { window.said = []; const box = document.querySelector('#status');
     new MutationObserver(() => window.said.push(box.innerText)).observe(box,
@@ -38,7 +40,7 @@ def free_port():
 @pytest.fixture(scope='module')
 def chromium():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', *QUIET])
         yield browser
         browser.close()
 
