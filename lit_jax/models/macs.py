@@ -78,15 +78,16 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
     """The accounts of the programs that an operation calls, and the sources of what it returns if they are known."""
     name, params = eqn.primitive.name, eqn.params
     if name == 'cond':
-        exact = [branch for branch in params['branches'] if _has_grouped_product(branch.jaxpr)]
-        branches = [_walk(branch.jaxpr, operands[1:]) for branch in exact or params['branches']]
+        exact = [branch for branch in params['branches'] if _has_grouped_product(_open(branch))]
+        branches = [_walk(_open(branch), operands[1:]) for branch in exact or params['branches']]
         dearest = max(branches, key=lambda branch: branch[0].total())
         return dearest[0], [_join(sources) for sources in zip(*(branch[1] for branch in branches), strict=True)]
     if name == 'scan':
-        first, after = params['num_consts'], params['num_consts'] + params['num_carry']
+        turn = _open(params['jaxpr'])
+        first, after = _carried(eqn, turn)
         # What is carried changes from turn to turn; what comes in slices stays what it was.
-        body = [*operands[:first], *[None] * params['num_carry'], *operands[after:]]
-        counts, outputs = _walk(params['jaxpr'].jaxpr, body)
+        body = [*operands[:first], *[None] * (after - first), *operands[after:]]
+        counts, outputs = _walk(turn, body)
         return Counter({key: params['length'] * macs for key, macs in counts.items()}), outputs
     total, outputs = Counter(), None
     for jaxpr in _inner_jaxprs(params):
@@ -97,6 +98,22 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
     return total, outputs
 
 
+def _carried(eqn, turn: core.Jaxpr) -> tuple[int, int]:
+    """(first, after the last) of the inputs that a scan carries: those before are constant, those after come in slices.
+
+    Told by shapes, as jax 0.10 and 0.12 name them differently: slices, of inputs and of outputs, lack the axis of the turns.
+    """
+    def whole(outside, inside) -> int:
+        return sum(one.aval.shape == other.aval.shape for one, other in zip(outside, inside, strict=True))
+
+    after = whole(eqn.invars, turn.invars)
+    return after - whole(eqn.outvars, turn.outvars), after
+
+
+def _open(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
 def _has_grouped_product(jaxpr: core.Jaxpr) -> bool:
     return any(eqn.primitive.name == GROUPED or any(map(_has_grouped_product, _inner_jaxprs(eqn.params)))
                for eqn in jaxpr.eqns)
@@ -105,10 +122,8 @@ def _has_grouped_product(jaxpr: core.Jaxpr) -> bool:
 def _inner_jaxprs(params: dict):
     for value in params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(inner, core.ClosedJaxpr):
-                yield inner.jaxpr
-            elif isinstance(inner, core.Jaxpr):
-                yield inner
+            if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                yield _open(inner)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
