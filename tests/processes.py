@@ -20,6 +20,13 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
 
+def on_cpu(devices: int = 1) -> dict:
+    """The environment of a process on so many virtual CPU devices that computes the bits of this one: compiled by the same flags,
+    of which the last word counts."""
+    return {**os.environ, 'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'}
+
+
 class Processes:
     """Started processes; `wait` collects them. A context manager: what still runs at its end is killed."""
 
@@ -136,10 +143,8 @@ def _fill(arg: str, places: dict) -> str:
 
 
 def _environment(places: dict, devices_each: int, env: dict | None) -> dict:
-    kept = {name: value for name, value in os.environ.items() if name not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
     path = os.pathsep.join([str(ROOT), str(TESTS), *filter(None, [os.environ.get('PYTHONPATH')])])
     return {'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'xla'),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1', **kept,
-            'JAX_PLATFORMS': 'cpu', 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo', 'PYTHONPATH': path,
-            'PYTHONUNBUFFERED': '1', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices_each}',
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1', **on_cpu(devices_each),
+            'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo', 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1',
             **{f'TEST_{name.upper()}': str(value) for name, value in places.items()}, **(env or {})}

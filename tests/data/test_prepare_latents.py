@@ -15,7 +15,7 @@ import pytest
 from buckets import Store, bucket  # noqa: F401
 from latent_sets import write_tiny_vae
 from pictures import encoded, noise, write_folder
-from processes import assert_all_good, run_processes
+from processes import assert_all_good, on_cpu, run_processes
 
 from lit_jax import preparation
 from lit_jax.checkpoint.vae_folder import load_vae
@@ -306,14 +306,10 @@ def command(request: Request) -> list[str]:
     return ['prepare_latents.py', *request.command().split()[2:], f'--out={request.out}']
 
 
-def environment() -> dict:
-    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
-
-
 def test_the_script_makes_the_same_bytes_on_one_device(whole, request_for, tmp_path):
     """`whole` comes from eight devices: what a picture becomes does not depend on how many there are."""
     out = tmp_path / 'latents'
-    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=environment(), capture_output=True,
+    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(), capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert '22 of 22 pictures (100 %)' in done.stderr and 'all shards checked' in done.stdout
@@ -350,7 +346,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(request_for, tmp
     rng, unfinished = random.Random(), 0
     for _ in range(10):
         before, wanted = shard_count(out), rng.randint(0, 5)
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL,
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), stderr=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL)
         while process.poll() is None and shard_count(out) < before + wanted:
             time.sleep(0.001)
@@ -359,7 +355,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(request_for, tmp
         process.wait()
         unfinished += not (out / 'metadata.json').exists()
     assert unfinished >= 5, 'the kills came too late to show anything'
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(tmp_path / 'reference')
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import assert_all_good, run_processes
+from processes import assert_all_good, on_cpu, run_processes
 from sampling_models import save_latent_model, save_model, save_vae
 
 from lit_jax.errors import UserError
@@ -248,8 +248,7 @@ def command(request, *extra):
 
 
 def start(request, *extra, devices=1):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    return subprocess.Popen([sys.executable, *command(request, *extra)], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *command(request, *extra)], cwd=ROOT, env=on_cpu(devices), stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
 

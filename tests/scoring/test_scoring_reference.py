@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import on_cpu
 from scoring_samples import digits_uint8
 
 from lit_jax.data.digits import open_digits
@@ -123,10 +124,9 @@ def test_it_is_read_as_what_it_is(request_of, judge):
 def test_the_script_makes_the_same_file(request_of, tmp_path):
     """On one device; here there are eight."""
     build_reference(request_of)
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
     done = subprocess.run([sys.executable, 'evaluate.py', 'reference', '--data=digits', f'--data_dir={request_of.data_dir}',
                            f'--features={request_of.features}', '--images=100', f'--out={tmp_path / "script.npz"}'],
-                          cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200, env=env)
+                          cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200, env=on_cpu())
     assert done.returncode == 0 and done.stdout.startswith('wrote'), done.stderr
     assert (tmp_path / 'script.npz').read_bytes() == Path(request_of.out).read_bytes()
 

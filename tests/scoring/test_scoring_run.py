@@ -1,6 +1,5 @@
 """Scores from sets and from models: right numbers, the same after any stop, and requests that are refused."""
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import assert_all_good, run_processes
+from processes import assert_all_good, on_cpu, run_processes
 from sampling_models import save_latent_model, save_model, save_vae
 from scoring_samples import digits_uint8
 from tiny import tiny_recipe
@@ -237,8 +236,7 @@ def command(request, *extra):
 
 
 def call(*arguments, devices=1):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280, env=env)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280, env=on_cpu(devices))
     return done.returncode, done.stdout, done.stderr
 
 

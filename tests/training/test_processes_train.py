@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import ROOT, assert_all_good, run_processes, start_processes
+from processes import ROOT, assert_all_good, on_cpu, run_processes, start_processes
 
 import lit_jax
 from lit_jax.data.sources import open_source
@@ -29,8 +29,7 @@ def command(recipe, workdir, *extra):
 
 
 def train_alone(recipe, workdir, *extra, devices=4):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    done = subprocess.run([sys.executable, *command(recipe, workdir, *extra)], cwd=ROOT, env=env, text=True,
+    done = subprocess.run([sys.executable, *command(recipe, workdir, *extra)], cwd=ROOT, env=on_cpu(devices), text=True,
                           capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
