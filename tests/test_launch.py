@@ -277,6 +277,7 @@ def test_the_train_command_trains_from_any_folder(tmp_path):
     assert_trained(tmp_path, done)
 
 
+@pytest.mark.slow
 def test_the_slurm_script_trains_as_a_single_task(machine):
     """The whole chain: sbatch script, srun with the variables of a one-task step, train command, train.py."""
     stand_in(machine, 'srun', 'shift 2; ' + ' '.join(f'{k}={v}' for k, v in SINGLE_TASK.items()) + ' "$@"')

@@ -206,6 +206,7 @@ def test_parameters_of_the_official_sizes(depth, width, heads, count):
 
 
 @pytest.mark.parametrize('skip', ['none', 'skip'])
+@pytest.mark.slow
 def test_cut_over_devices_it_is_the_same(skip):
     network = Network({**TINY, 'skip': skip})
     mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1})

@@ -64,6 +64,7 @@ def test_a_scan_over_layers_changes_nothing():
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
 
 
+@pytest.mark.slow
 def test_cut_over_devices_it_is_the_same():
     network, mesh = Network(TINY), make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1})
     params = random_params(network)

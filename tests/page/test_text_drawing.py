@@ -59,6 +59,7 @@ def test_sizes(studio):
         draw(studio, size=(8, 11))
 
 
+@pytest.mark.slow
 def test_teacher_and_student_with_one_network_in_memory_at_a_time(studio, system, tmp_path):
     teacher = save_text_model(tmp_path / 'teacher', space='pixels', mixer='softmax')
     pair = open_studio(**system, teacher=teacher, low_memory=True)

@@ -72,6 +72,7 @@ def test_step_noise_has_keys_apart_from_the_initial_noise():
     assert len(np.unique(np.concatenate([keys, initial]), axis=0)) == 8
 
 
+@pytest.mark.slow
 def test_latents_are_decoded_by_the_vae_in_the_same_program(tmp_path):
     model = lit_jax.load(save_latent_model(tmp_path / 'model'))
     vae = load_vae(save_vae(tmp_path / 'vae'))

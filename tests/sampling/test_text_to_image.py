@@ -84,6 +84,7 @@ def test_one_network_at_a_time_draws_the_same_bits(system, drawn, pipeline):
     assert np.array_equal(small.decode(found), pipeline.decode(drawn)) and small.vae.params is None
 
 
+@pytest.mark.slow
 def test_weights_that_were_given_up_are_gone_and_are_read_again(system, features, drawn, pipeline):
     small = TextToImage(**system, low_memory=True)
     for _ in range(2):
@@ -147,6 +148,7 @@ def test_casting_gives_up_each_wide_kernel():
     assert params['a']['kernel'].is_deleted() and narrow['a']['kernel'].dtype == 'bfloat16' and narrow['a']['bias'].dtype == 'float32'
 
 
+@pytest.mark.slow
 def test_the_estimate_compiles_what_is_drawn_with_and_loads_nothing(system, caplog):
     small = TextToImage(**system, low_memory=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -182,6 +184,7 @@ def test_one_picture_and_a_sheet(system, tmp_path):
     assert np.array_equal(sheet[2:66, -3 * 66:-2 * 66 - 2], read(tmp_path / 'one.png'))
 
 
+@pytest.mark.slow
 def test_a_folder_goes_on_where_it_was_stopped(system, tmp_path, monkeypatch):
     file = tmp_path / 'prompts.txt'
     file.write_text('a red circle\n\ntwo blue squares\n')

@@ -240,6 +240,7 @@ def call(*arguments, devices=1):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_one_device_and_another_batch_score_the_same(drawing, tmp_path):
     """Here there are eight devices."""
     wanted = replace(drawing, metrics=('fid', 'is', 'kid', 'precision', 'recall'))

@@ -58,6 +58,7 @@ def test_pictures_in_the_step_give_what_their_cached_moments_give(pictures):
     np.testing.assert_allclose(direct, cached, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_on_pictures_with_the_vae_in_the_step_draws_pictures(pictures):
     config = recipe('folder', pictures / 'pictures', folder=pictures / 'vae')
     config.sample.update({'every': 4, 'count': 4, 'steps': 2})

@@ -146,6 +146,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     assert max(gaps) < 1e-4
 
 
+@pytest.mark.slow
 def test_gradients_of_mixed_layouts_equal_one_device():
     """Relative 1e-5 in float32: only the order of the sums over the batch differs."""
     config, teacher_config = tiny_recipe('linear'), tiny_recipe('softmax')

@@ -27,6 +27,7 @@ def recipe(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
     untrained = VaeNetwork(recipe.vae.to_dict())
     before = vae_training.measure(untrained, untrained.init(jax.random.key(0)), vae_training.open_pictures(recipe, 'held_out'))
