@@ -39,7 +39,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The quick tier compiles without LLVM's optimization, which is half of its time; everything else as users do."""
+    """The quick tier compiles without LLVM's optimization, which is a third of its time; everything else as users do."""
     if config.getoption('markexpr') == 'not slow' and OPTIMIZATION not in os.environ['XLA_FLAGS']:
         os.environ['XLA_FLAGS'] += f' --{OPTIMIZATION}=0'
 
