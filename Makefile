@@ -25,25 +25,25 @@ $(VENV)/installed-slow: $(VENV)/installed-test requirements-tpu.txt requirements
 	touch $@
 
 demo: setup
-	$(BIN)/python -m lit_jax.demo
+	$(BIN)/python -m examples.digits
 
 demo-full: setup
-	$(BIN)/python -m lit_jax.demo --train_teacher --workdir demo/full
+	$(BIN)/python -m examples.digits --train_teacher --workdir demo/full
 
 # Text to image: rendered shapes from captions; the second trains text encoder and teacher first.
 demo-t2i: setup
-	$(BIN)/python -m lit_jax.demo.shapes
+	$(BIN)/python -m examples.shapes
 
 demo-t2i-full: setup
-	$(BIN)/python -m lit_jax.demo.shapes --train_teacher --workdir=demo/shapes_full
+	$(BIN)/python -m examples.shapes --train_teacher --workdir=demo/shapes_full
 
 # Every system of the papers on digits, three seeds each.
 compare: setup
-	$(BIN)/python -m lit_jax.demo.compare
+	$(BIN)/python -m examples.digits.compare
 
 # Pictures of one's own, from a folder to pictures; its photographs ship inside scikit-image.
 photos: setup-test
-	$(BIN)/python -m lit_jax.demo.photos
+	$(BIN)/python -m examples.photos
 
 test: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

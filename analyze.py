@@ -11,7 +11,7 @@ mixers that route choose for each class (DyDi-LiT, figure 5).
 import argparse
 import sys
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def parse(arguments):
@@ -52,7 +52,7 @@ def parse(arguments):
 def main() -> None:
     options = vars(parse(sys.argv[1:]))
     # jax comes after the flags: a typing mistake is answered at once.
-    from lit_jax.analysis.run import Request, analyze
+    from lit_jax.analysis.analysis import Request, analyze
     print(analyze(Request(**options)))
 
 

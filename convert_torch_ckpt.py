@@ -17,7 +17,7 @@ or workdir.
 """
 import argparse
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 # Flags that tell or ask something of a diffusion model; None unless given.
 DIFFUSION_FLAGS = ('arch', 'image_size', 'input_size', 'num_classes', 'heads', 'cross_heads', 'activation', 'focus_power', 'routed',
@@ -74,13 +74,13 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 def main() -> int:
     args = parse_arguments()
     # The heavy imports come after the arguments: a typing mistake is answered at once.
-    from lit_jax.checkpoint import text_encoder_torch as t5
-    from lit_jax.checkpoint.inception_weights import convert_inception, describe_inception, is_inception_file
     from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
-    from lit_jax.checkpoint.torch_arch import parse_arch_name
-    from lit_jax.checkpoint.torch_export import export
-    from lit_jax.checkpoint.torch_import import convert, describe
-    from lit_jax.checkpoint.vae_torch import convert_vae, describe_vae, is_hub_vae
+    from lit_jax.convert import text_encoder_torch as t5
+    from lit_jax.convert.inception_weights import convert_inception, describe_inception, is_inception_file
+    from lit_jax.convert.torch_arch import parse_arch_name
+    from lit_jax.convert.torch_export import export
+    from lit_jax.convert.torch_import import convert, describe
+    from lit_jax.convert.vae_torch import convert_vae, describe_vae, is_hub_vae
     asked = [f'--{name}' for name in DIFFUSION_FLAGS if getattr(args, name) is not None]
     if not args.to_torch and is_hub_vae(args.src):
         print(describe_vae(convert_vae(args.src, args.out, vae_id=args.vae_id, asked=asked, overwrite=args.overwrite)))

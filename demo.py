@@ -10,7 +10,7 @@ It needs Gradio: pip install -r requirements-demo.txt. docs/page.md has more.
 import argparse
 import sys
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def parse(arguments):
@@ -31,7 +31,7 @@ def parse(arguments):
 def main() -> None:
     options = {name: value for name, value in vars(parse(sys.argv[1:])).items() if value is not None}
     # jax comes after the flags: a typing mistake is answered at once.
-    from lit_jax.page.serve import serve
+    from lit_jax.app.serve import serve
     serve(**options)
 
 

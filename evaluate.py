@@ -13,7 +13,7 @@ is stopped goes on when its command is given again. On several hosts the same co
 import argparse
 import sys
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def channels(text: str) -> int | str:
@@ -116,17 +116,17 @@ def main() -> None:
     options = {'scores': parse_scores, 'reference': parse_reference, 'geneval': parse_geneval}[kind](arguments)
     # jax comes after the flags: a typing mistake is answered at once.
     if kind == 'geneval':
-        from lit_jax.scoring.geneval import Request, run_geneval
+        from lit_jax.evaluation.geneval_command import Request, run_geneval
         print(run_geneval(Request(**options)))
         return
-    from lit_jax.training import cluster
+    from lit_jax.runtime import cluster
     cluster.join(*(options.pop(name) for name in ('coordinator', 'num_processes', 'process_id')))
     cli.name_process(*cluster.process())
     if kind == 'reference':
-        from lit_jax.scoring.build import Request, build_reference
+        from lit_jax.evaluation.build_reference import Request, build_reference
         text = build_reference(Request(**options))
     else:
-        from lit_jax.scoring.run import Request, evaluate
+        from lit_jax.evaluation.evaluation import Request, evaluate
         text = evaluate(Request(**options))
     if cluster.process()[0] == 0:
         print(text)

@@ -12,7 +12,7 @@ several hosts the same command runs on each of them (docs/clusters.md), and --ou
 """
 import argparse
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def parse() -> tuple[dict, argparse.Namespace]:
@@ -51,8 +51,8 @@ def parse() -> tuple[dict, argparse.Namespace]:
 def main() -> None:
     options, processes = parse()
     # The heavy imports come after the arguments: a typing mistake is answered at once.
-    from lit_jax.preparation import Request, prepare_latents
-    from lit_jax.training import cluster
+    from lit_jax.latents.prepare import Request, prepare_latents
+    from lit_jax.runtime import cluster
     cluster.join(processes.coordinator, processes.num_processes, processes.process_id)
     index, count = cluster.process()
     cli.name_process(index, count)

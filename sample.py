@@ -14,7 +14,7 @@ given again. On several hosts the same command runs on each of them (docs/cluste
 import argparse
 import sys
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def channels(text: str) -> int | str:
@@ -79,8 +79,8 @@ def main() -> None:
     options = vars(parse(sys.argv[1:]))
     processes = [options.pop(name) for name in ('coordinator', 'num_processes', 'process_id')]
     # jax comes after the flags: a typing mistake is answered at once.
-    from lit_jax.sampling.run import start
-    from lit_jax.training import cluster
+    from lit_jax.runtime import cluster
+    from lit_jax.sampling.draw_classes import start
     cluster.join(*processes)
     cli.name_process(*cluster.process())
     line = start({name: value for name, value in options.items() if value is not None})

@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def define_flags() -> None:
@@ -29,7 +29,9 @@ def main() -> int:
     config = cli.parse_recipe(sys.argv, define_flags)
     options = flags.FLAGS
     # jax comes after the flags: a typing mistake is answered at once.
-    from lit_jax.training import cluster, dry_run, loop, plan, profile
+    from lit_jax.plan import dry_run, plan
+    from lit_jax.runtime import cluster
+    from lit_jax.training import loop, profile
     if options.dry_run:
         print(dry_run.describe_recipe(config))
         return 0

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from lit_jax import cli
+from lit_jax.runtime import cli
 
 
 def define_flags() -> None:
@@ -15,7 +15,7 @@ def define_flags() -> None:
 
 def main() -> None:
     config = cli.parse_recipe(sys.argv, define_flags)
-    from lit_jax.errors import UserError
+    from lit_jax.runtime.errors import UserError
     from lit_jax.training.vae_training import train_vae
     if not flags.FLAGS.out:
         raise UserError('give --out=DIR, the VAE folder to write')

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def networks(pixels: int, depth: int) -> dict:
     """{name: network} of the three models at a size."""
-    from lit_jax import config as recipes
+    from lit_jax import recipes
     from lit_jax.models.network import Network
 
     def network(mixer: str, stages=()):

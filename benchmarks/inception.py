@@ -62,7 +62,7 @@ def torch_call(state, images, layout: str, device: str):
 def our_call(state, images):
     import jax
 
-    from lit_jax.checkpoint.inception_weights import read_inception_params
+    from lit_jax.convert.inception_weights import read_inception_params
     from lit_jax.models.inception import InceptionNetwork
     network = InceptionNetwork()
     params = jax.device_put(read_inception_params(state, 'the random weights', network))

@@ -33,7 +33,7 @@ from lit_jax.data.crop import center_crop
 from lit_jax.data.images import decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
-from lit_jax.preparation import make_metadata
+from lit_jax.latents.prepare import make_metadata
 
 QUALITY = 97  # gives files of about 100 kB
 

@@ -33,10 +33,10 @@ def features(seed: int, count: int, dims: int, spread: float) -> np.ndarray:
 
 def metrics(samples: np.ndarray, reference: np.ndarray) -> dict:
     """Name -> function without arguments."""
-    from lit_jax.evaluation.frechet import frechet_distance, statistics
-    from lit_jax.evaluation.inception_score import inception_score
-    from lit_jax.evaluation.kernel import kernel_distance
-    from lit_jax.evaluation.manifold import density_coverage, precision_recall
+    from lit_jax.metrics.frechet import frechet_distance, statistics
+    from lit_jax.metrics.inception_score import inception_score
+    from lit_jax.metrics.kernel import kernel_distance
+    from lit_jax.metrics.manifold import density_coverage, precision_recall
     kernel = 0.1 * np.random.default_rng(1).standard_normal((samples.shape[1], CLASSES), np.float32)
     size = min(1000, len(samples), len(reference))
     return {

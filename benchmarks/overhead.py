@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=40)
     parser.add_argument('--dtype', default='float32')
     args = parser.parse_args()
-    from lit_jax.config import load_recipe
+    from lit_jax.recipes.recipe import load_recipe
     config = load_recipe(Path(args.config))
     config.data.name, config.train.steps, config.train.batch_size = 'synthetic', args.steps, args.batch_size
     config.teacher.path = config.inherit.path = ''
@@ -83,6 +83,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    from lit_jax.cli import setup_logging
+    from lit_jax.runtime.cli import setup_logging
     setup_logging()
     main()

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flax import nnx  # noqa: E402
 
-from lit_jax.config import SIZES  # noqa: E402
-from lit_jax.training.topology import find_topology  # noqa: E402
+from lit_jax.plan.topology import find_topology  # noqa: E402
+from lit_jax.recipes.recipe import SIZES  # noqa: E402
 
 PIXELS = (1024, 2048, 4096)
 
@@ -48,7 +48,7 @@ def main() -> None:
     topology = find_topology(args.topology)
     import jax.numpy as jnp
 
-    from lit_jax.training.collectives import find_collectives
+    from lit_jax.plan.collectives import find_collectives
     from lit_jax.training.mesh import make_mesh
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': len(topology.devices)}, topology.devices)
     dtype = jnp.float32 if topology.chip is None else jnp.bfloat16

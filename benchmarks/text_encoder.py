@@ -40,9 +40,9 @@ def draw(network, seed: int = 0) -> dict:
     import jax
     import numpy as np
 
-    from lit_jax.checkpoint.leaves import named_leaves
     from lit_jax.checkpoint.text_encoder_folder import KERNELS
-    from lit_jax.checkpoint.torch_keys import unflatten
+    from lit_jax.convert.torch_keys import unflatten
+    from lit_jax.runtime.leaves import named_leaves
     rng, flat = np.random.default_rng(seed), {}
     for name, leaf in sorted(named_leaves(network.abstract()).items(), key=lambda item: -item[1].size):
         kernel = name if name in KERNELS else name.replace('/scale', '/kernel')
@@ -101,7 +101,7 @@ def measure(arguments) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from lit_jax.checkpoint.leaves import tree_bytes
+    from lit_jax.runtime.leaves import tree_bytes
     compute = arguments.compute or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
     before, began = peak_bytes(), time.perf_counter()
     network, params = load(arguments, compute)
@@ -130,10 +130,10 @@ def errors(arguments) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from lit_jax.checkpoint.leaves import named_leaves
     from lit_jax.checkpoint.text_encoder_folder import KERNELS, pack
-    from lit_jax.checkpoint.torch_keys import unflatten
+    from lit_jax.convert.torch_keys import unflatten
     from lit_jax.models.t5 import T5_XXL, T5Network
+    from lit_jax.runtime.leaves import named_leaves
     arch = {**T5_XXL, 'layers': arguments.layers}
     flat = {name: np.asarray(leaf) for name, leaf in named_leaves(draw(T5Network(arch))).items()}
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)

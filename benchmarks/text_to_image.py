@@ -38,10 +38,10 @@ def make_model(arguments) -> None:
 
     import numpy as np
 
-    from lit_jax.checkpoint.leaves import map_named
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
     from lit_jax.models.network import Network
+    from lit_jax.runtime.leaves import map_named
     from lit_jax.training.setup import describe
     spec = importlib.util.spec_from_file_location('recipe', ROOT / 'configs' / f'{arguments.recipe}.py')
     recipe = importlib.util.module_from_spec(spec)

@@ -71,8 +71,8 @@ def our_calls(state, image, latent, dtype) -> dict:
     """The same two calls of lit_jax, on pictures [B, H, W, C]."""
     import jax
 
-    from lit_jax.checkpoint.torch_files import source_from_arrays
-    from lit_jax.checkpoint.vae_torch import read_vae_params
+    from lit_jax.convert.torch_files import source_from_arrays
+    from lit_jax.convert.vae_torch import read_vae_params
     from lit_jax.models.vae import VaeNetwork
     network = VaeNetwork({'widths': WIDTHS}, dtype=dtype)
     params = jax.device_put(read_vae_params(source_from_arrays(state), network.arch, 'the random VAE'))

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit
 """
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

@@ -5,7 +5,7 @@ The teacher is the one that ships in assets/, converted by `make demo` (or by th
     python convert_torch_ckpt.py assets/digits_dit.safetensors --out models/digits_dit
     python train.py --config=configs/digits_lit.py --workdir=runs/digits_lit
 """
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """EDiT-L/2, class-conditional (arXiv 2503.16726; size as in arXiv 2601.13683), on ImageNet 256px latents: 400K steps of 256."""
-from lit_jax import config as recipes
-from lit_jax.systems import system
+from lit_jax import recipes
+from lit_jax.recipes.systems import system
 
 
 def get_config():

@@ -6,10 +6,10 @@
         --config.inherit.path=runs/folder_dit --config.teacher.path=runs/folder_dit --workdir=runs/folder_lit
 
 Sizes and steps suit a few thousand small pictures on a CPU; docs/photos.md walks through it. For the released VAE set
-latent.vae, latent.scale and latent.downscale back to the defaults of lit_jax/config.py, and the model to one of SIZES.
+latent.vae, latent.scale and latent.downscale back to the defaults of lit_jax/recipes/recipe.py, and the model to one of SIZES.
 """
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
+from lit_jax import recipes
+from lit_jax.runtime.errors import UserError
 
 
 def get_config(model: str = 'lit'):

@@ -3,7 +3,7 @@
     python train.py --config=configs/lit_t2i_1024.py --config.inherit.path=runs/lit_t2i_512 --config.data.path=latents_1024 \\
         --workdir=runs/lit_t2i_1024
 """
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

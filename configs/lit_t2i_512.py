@@ -5,7 +5,7 @@
         --image_size=512 --out=latents_512
     python train.py --config=configs/lit_t2i_512.py --config.data.path=latents_512 --workdir=runs/lit_t2i_512
 """
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

@@ -1,5 +1,5 @@
 """LiT-XL/2 on ImageNet 512px latents (arXiv 2501.12976, table 7): batch 128, λ1 = 1.0, 700K steps."""
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

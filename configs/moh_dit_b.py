@@ -3,9 +3,9 @@
     python train.py --config=configs/moh_dit_b.py --workdir=runs/moh_dit_b
     python train.py --config=configs/moh_dit_b.py:75 --workdir=runs/moh_dit_b_75
 """
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
-from lit_jax.systems import system
+from lit_jax import recipes
+from lit_jax.recipes.systems import system
+from lit_jax.runtime.errors import UserError
 
 
 def get_config(heads: str = '90'):

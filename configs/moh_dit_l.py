@@ -3,9 +3,9 @@
     python train.py --config=configs/moh_dit_l.py --workdir=runs/moh_dit_l
     python train.py --config=configs/moh_dit_l.py:75 --workdir=runs/moh_dit_l_75
 """
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
-from lit_jax.systems import system
+from lit_jax import recipes
+from lit_jax.recipes.systems import system
+from lit_jax.runtime.errors import UserError
 
 
 def get_config(heads: str = '90'):

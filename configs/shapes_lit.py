@@ -6,7 +6,7 @@ The teacher and its text encoder ship in assets/; `make demo-t2i` converts them,
     python convert_torch_ckpt.py assets/shapes_pixart.safetensors --out models/shapes_pixart
     python train.py --config=configs/shapes_lit.py --workdir=runs/shapes_lit
 """
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 
 def get_config():

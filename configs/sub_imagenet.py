@@ -3,7 +3,7 @@
     python train.py --config=configs/sub_imagenet.py:dydi_lit_s --workdir=runs/sub_dydi_lit_s
     python train.py --config=configs/sub_imagenet.py:dit_dydi_l_512 --workdir=runs/sub_dit_l_512
 
-The name is a system and a size of lit_jax/systems.py, and _512 for 512 pixels; `dit` and `dig` have the paper's sizes as
+The name is a system and a size of lit_jax/recipes/systems.py, and _512 for 512 pixels; `dit` and `dig` have the paper's sizes as
 dydi_s, dydi_b and dydi_l. Rows with the published figures: configs/paper/dydi_table1.py. The authors' list of classes is
 not published and this one is another (lit_jax/data/subset.py): figures can be compared in trend only.
 
@@ -11,9 +11,9 @@ Latents of all of ImageNet will do: the classes are chosen by their labels. To m
 
     python prepare_latents.py --data=imagenet2012 --classes=sub_imagenet --vae=models/sd_vae --image_size=256 --out=FOLDER
 """
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
-from lit_jax.systems import SYSTEMS, sub_imagenet, system
+from lit_jax import recipes
+from lit_jax.recipes.systems import SYSTEMS, sub_imagenet, system
+from lit_jax.runtime.errors import UserError
 
 NAMES = {f'{name}_{size}': (name, size) for name, entry in SYSTEMS.items() for size in entry.sizes}
 

@@ -4,7 +4,7 @@
     model = lit_jax.load('models/dit_xl')     # a model folder or a workdir of train.py
     y = model(x, t, label)                    # x [B, H, W, C] -> [B, H, W, 2C]: noise, then raw variance channels
 """
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 __version__ = '0.1.0'
 __all__ = ['UserError', 'load', '__version__']

@@ -18,7 +18,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from lit_jax import virtual_devices  # noqa: E402
+from lit_jax.runtime import virtual_devices  # noqa: E402
 
 virtual_devices.give_threads()
 

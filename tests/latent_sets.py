@@ -6,8 +6,8 @@ import numpy as np
 
 from lit_jax.checkpoint.vae_folder import save_vae_folder
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
+from lit_jax.latents.prepare import make_metadata
 from lit_jax.models.vae import VaeNetwork
-from lit_jax.preparation import make_metadata
 
 VAE_ARCH = {'widths': (4, 8), 'layers': 1, 'groups': 2, 'channels': 3, 'image_channels': 3}  # halves the sides
 

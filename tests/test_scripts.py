@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny import tiny_recipe
 
-from lit_jax.errors import UserError
-from lit_jax.sampling.run import Request, draw
+from lit_jax.runtime.errors import UserError
+from lit_jax.sampling.draw_classes import Request, draw
 from lit_jax.training import loop
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from text_encoder_samples import random_params
 
 from lit_jax.checkpoint.model_folder import save_model_folder
 from lit_jax.checkpoint.text_encoder_folder import save_text_encoder_folder
-from lit_jax.data.shapes_words import VOCABULARY, make_tokenizer
+from lit_jax.data.toys.shapes_words import VOCABULARY, make_tokenizer
 from lit_jax.models.network import Network
 from lit_jax.text.tokenizer import Tokenizer
 

@@ -1,5 +1,5 @@
 """The smallest recipe of the tests: the digits recipe itself, with its sizes turned down."""
-from lit_jax import config as recipes
+from lit_jax import recipes
 
 # A small PixArt architecture, complete.
 PIXART = {'family': 'pixart', 'depth': 3, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'cross_heads': 4,

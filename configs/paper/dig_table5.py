@@ -2,7 +2,7 @@
 
 DiT-S/2 at 512px, which the table gives as NaN, has no row. U-DiG's structure is only partly published.
 """
-from lit_jax.paper import Row, reader
+from lit_jax.recipes.paper import Row, reader
 
 FLOAT32 = {'train.dtype': 'float32'}
 # (system, fields): {image size: FID}

@@ -1,5 +1,5 @@
 """DiG table 6 (supplement): ImageNet at 512px, DiT-XL/2 and DiG-XL/2 after 400K steps of 256."""
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'
 TABLE = {'dit': '20.94 6.78 66.30 0.74 0.58', 'dig': '17.36 6.12 69.42 0.75 0.63'}

@@ -4,7 +4,7 @@
 classes are not published, so its figures can be compared in trend only. PixArt-Σ is DiT with compressed keys; DiG was
 trained in float32, as mixed precision was unstable for the authors.
 """
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'
 FLOAT32 = {'train.dtype': 'float32'}

@@ -1,5 +1,5 @@
 """DyDi-LiT table 2: the large systems on Sub-ImageNet at 512px, without guidance and with 4.0. Settings as in table 1."""
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'
 TABLE = {

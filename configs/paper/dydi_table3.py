@@ -4,7 +4,7 @@ The starred rows of the table are the authors' own runs. MoH-DiT-S is quoted fro
 that is is not said, 90 % of the heads is the reading taken here. LiT-S is LiT's ablation from scratch with three heads
 (its table 2), not the inherited and distilled one. The row of DiT-S without a star (68.40) is LiT's table 5.
 """
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'
 # (system, size): {cfg: line}

@@ -1,5 +1,5 @@
 """DyDi-LiT table 7: the small systems on Sub-ImageNet at 256px, guidance 2.0 and 3.0. The models are those of table 1."""
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'
 # name: (system, size), GFLOPs, cfg 2.0, cfg 3.0

@@ -1,5 +1,5 @@
 """DyDi-LiT table 8: small systems on ImageNet at 256px, guidance 1.25, 2.0 and 3.0. The models are those of table 3."""
-from lit_jax.paper import Row, printed, reader
+from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision% recall%'
 TABLE = {

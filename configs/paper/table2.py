@@ -1,5 +1,5 @@
 """LiT table 2: how many heads linear attention needs. ReLU with the convolution, from scratch, 400K steps."""
-from lit_jax.paper import Row, reader, scores
+from lit_jax.recipes.paper import Row, reader, scores
 
 PUBLISHED = {
     's': {1: scores(64.42, 21.54, .380, .574), 2: scores(63.24, 22.07, .385, .570), 3: scores(63.21, 22.08, .386, .583),

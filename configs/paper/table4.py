@@ -2,7 +2,7 @@
 
 Rows are named by the teacher, λ1 and λ2: `xl_teacher_0.5_0.05`. Teachers: models/dit_s_800k, models/dit_xl.
 """
-from lit_jax.paper import Row, inherits, reader, scores
+from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 SOURCE = 'dit_s_800k'
 PUBLISHED = {

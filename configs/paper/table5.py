@@ -3,7 +3,7 @@
 LiT inherits from the DiT of its size (S, B, L: trained by the authors; XL: the released one) and is taught by DiT-XL/2.
 The paper names the teacher only for S; for the others DiT-XL/2 is the reading taken here.
 """
-from lit_jax.paper import Row, inherits, reader, scores
+from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 DIT = {'s': 68.40, 'b': 43.47, 'l': 23.33, 'xl': 19.47}
 LIT = {

@@ -2,7 +2,7 @@
 
 The other systems of the table (GANs, ADM, LDM, MaskGIT, SiT, DiM, DiffuSSM ...) are not part of this project.
 """
-from lit_jax.paper import Row, inherits, reader, scores
+from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 LIT = {1.0: scores(10.24, 114.79, .666, .674), 1.25: scores(3.60, 191.06, .758, .623), 1.5: scores(2.32, 265.20, .824, .574)}
 DIT = {1.0: scores(9.62, 121.50, .67, .67), 1.25: scores(3.22, 201.77, .76, .62), 1.5: scores(2.27, 278.24, .83, .57)}

@@ -1,5 +1,5 @@
 """LiT table 7: ImageNet 512px, LiT-XL/2 after 700K steps of batch 128 with λ1 = 1.0, and DiT-XL/2 after 3M of 256."""
-from lit_jax.paper import Row, inherits, reader, scores
+from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 LIT = {1.0: scores(14.00, 92.84, .76, .62), 1.5: scores(3.69, 207.97, .85, .53)}
 DIT = {1.0: scores(12.03, 105.25, .75, .64), 1.25: scores(4.64, 174.77, .81, .57), 1.5: scores(3.04, 240.82, .84, .54)}

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lit_jax.evaluation.report import CURVE_COLOURS
-from lit_jax.paths import write_bytes_atomic
+from lit_jax.report.html import CURVE_COLOURS
+from lit_jax.runtime.paths import write_bytes_atomic
 
 DPI = 110
 WIDTH = 8.8                    # inches: with DPI what a page of the report is wide

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from lit_jax.analysis.pictures import Pictures
+from lit_jax.analysis.examples import Pictures
 from lit_jax.diffusion.distillation import distillation_losses
 from lit_jax.diffusion.objective import q_sample, training_losses
 from lit_jax.models.network import Model

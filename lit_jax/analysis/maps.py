@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.errors import UserError
 from lit_jax.models.mixers.linear import EPS
 from lit_jax.models.network import Model
+from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 KINDS = ('softmax', 'linear', 'sum')

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lit_jax.analysis.examples import Pictures
 from lit_jax.analysis.maps import Attention, Layer, attention_map
 from lit_jax.analysis.measures import (
     convolution_operator,
@@ -13,7 +14,6 @@ from lit_jax.analysis.measures import (
     singular_values,
     spread,
 )
-from lit_jax.analysis.pictures import Pictures
 
 LOG = logging.getLogger('lit_jax')
 RANK_TOKENS = 1024       # the singular values of a map cost N³

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lit_jax.analysis.examples import Pictures
 from lit_jax.analysis.maps import Attention, attention_map
-from lit_jax.analysis.pictures import Pictures
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 def parse_token(text: str, grid: tuple[int, int]) -> tuple[int, int]:

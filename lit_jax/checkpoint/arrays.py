@@ -14,9 +14,9 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import type_handlers
 
-from lit_jax.checkpoint import leaves, peers, storage
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, is_remote, remove_tree
+from lit_jax.runtime import leaves, peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, is_remote, remove_tree
 
 LARGE_STACK = 2 ** 27   # bytes; smaller ones are stored whole
 

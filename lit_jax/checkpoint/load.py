@@ -3,15 +3,15 @@ from collections.abc import Callable
 
 import jax
 
-from lit_jax.checkpoint import peers
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
 from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
-from lit_jax.errors import UserError
 from lit_jax.models.network import DTYPES, Model, Network
-from lit_jax.paths import as_path, explain_unreachable
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, explain_unreachable
 
 
 def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = True) -> Model:

@@ -24,11 +24,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from lit_jax.checkpoint import leaves, peers, storage
 from lit_jax.checkpoint.arrays import restore_tree
 from lit_jax.checkpoint.save_together import SaveTogether
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, is_remote, remove_tree, write_text_atomic
+from lit_jax.runtime import leaves, peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, is_remote, remove_tree, write_text_atomic
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = '.orbax-checkpoint-tmp'

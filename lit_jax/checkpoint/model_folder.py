@@ -16,10 +16,10 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from lit_jax.checkpoint import leaves, peers, storage
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
+from lit_jax.runtime import leaves, peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
 
 FORMAT = 1
 CONFIG = 'config.json'

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, parse_config
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, as_path
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, as_path
 
 FORMAT = 1
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 _WRITTEN, _COMMITTED = 'async_write_complete', 'async_commit_complete'
 _KEPT = (OSError, ValueError, RuntimeError)

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from lit_jax.checkpoint import leaves, peers
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
 from lit_jax.checkpoint.part_folder import FORMAT, Part
-from lit_jax.errors import UserError
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
-from lit_jax.paths import absolute, explain_unreachable
+from lit_jax.runtime import leaves, peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, explain_unreachable
 
 PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py DIFFUSERS_VAE --out '
             'models/sd_vae', hub_field='_class_name')

@@ -9,10 +9,10 @@ import json
 import time
 from collections.abc import Mapping
 
-from lit_jax.checkpoint import peers
-from lit_jax.config import default
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
+from lit_jax.recipes.recipe import default
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
 
 FORMAT = 1
 CONFIG = 'config.json'

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from lit_jax.data.crop import MAX_PIXELS, center_crop
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 RULE = 'cover-center-crop'  # what stands for `cover_crop` in a description of the data
 _STEPS = 16                 # of the table a base size

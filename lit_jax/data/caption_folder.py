@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lit_jax.data.captions import CaptionedPictures, check_pairs, record_captions
 from lit_jax.data.folder import SUFFIXES, read_picture, suffix_of, visible_files
-from lit_jax.data.picture_sizes import keep_known, read_sizes
-from lit_jax.errors import UserError
-from lit_jax.paths import explain_unreachable
+from lit_jax.data.image_sizes import keep_known, read_sizes
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import explain_unreachable
 
 LISTS = ('captions.jsonl', 'metadata.jsonl')
 IMAGE_FIELDS = ('image', 'file_name')

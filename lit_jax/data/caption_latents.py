@@ -16,7 +16,7 @@ import numpy as np
 from lit_jax.data.base import Spec, check_index, stack
 from lit_jax.data.latents import DTYPES, CachedLatents, check_asked, continue_command, open_cached
 from lit_jax.data.text_features import BFLOAT16, check_text, feature_bytes, pack_features, read_null, unpack_features
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 KIND = 'caption_latents'
 _HEAD = np.dtype('<i4')
@@ -29,7 +29,7 @@ class CaptionLatentSource(CachedLatents):
     takes one of them. Features of padding are zero. `spec` and `buckets` are those of the latents.
 
     Attributes:
-        metadata: the content of metadata.json (`lit_jax.preparation.make_metadata`).
+        metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
     """
 
     def __init__(self, folder, metadata: dict):

@@ -15,7 +15,7 @@ from lit_jax.data import buckets
 from lit_jax.data.base import Source, Spec, check_index, stack
 from lit_jax.data.crop import center_crop
 from lit_jax.data.images import BadPicture, ImageSource, decode, to_float
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
 LONG_RATIO = 0.6    # of LiT: 60 % long captions

@@ -18,8 +18,8 @@ import numpy as np
 
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, check_reachable, explain_unreachable, files_under, is_remote
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, files_under, is_remote
 
 LOG = logging.getLogger('lit_jax')
 SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())

@@ -22,7 +22,7 @@ from PIL import Image
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
 from lit_jax.data.label_index import read_labels
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lit_jax.data.kept import keep, load_kept
-from lit_jax.paths import cache_folder
+from lit_jax.runtime.kept import keep, load_kept
+from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
 _BLOCK = 1 << 16      # examples between two lines of the log

@@ -23,8 +23,8 @@ from etils import epath
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.label_index import read_labels
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, files_under, is_remote
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, files_under, is_remote
 
 FORMAT, KIND = 1, 'latents'
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
@@ -50,7 +50,7 @@ class CachedLatents(Source):
     """What every kind of cached latents is: records in shards, and metadata. Any number of threads may read at once.
 
     Attributes:
-        metadata: the content of metadata.json (`lit_jax.preparation.make_metadata`).
+        metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
     """
 
     def __init__(self, folder, metadata: dict, spec: Spec):

@@ -19,7 +19,7 @@ import numpy as np
 
 from lit_jax.data.base import Source, random_generator, stack
 from lit_jax.data.order import Bucketed, Shuffled
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Augment = Callable[[dict, np.random.Generator], dict]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from lit_jax import cli
 from lit_jax.data.sources import default_data_dir
-from lit_jax.errors import UserError
+from lit_jax.runtime import cli
+from lit_jax.runtime.errors import UserError
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 COUNTS = {'train': 1_281_167, 'validation': 50_000}

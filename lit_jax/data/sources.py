@@ -21,21 +21,21 @@ from lit_jax.data.buckets import bucket_table, check_sides
 from lit_jax.data.caption_folder import open_caption_folder
 from lit_jax.data.caption_latents import open_caption_latents
 from lit_jax.data.captions import Captioned
-from lit_jax.data.digits import SPEC as DIGITS_SPEC
-from lit_jax.data.digits import open_digits
 from lit_jax.data.folder import SPLITS as FOLDER_SPLITS
 from lit_jax.data.folder import open_folder, split_folders
 from lit_jax.data.images import check_asked
 from lit_jax.data.latents import open_latents
-from lit_jax.data.shapes import LENGTHS as SHAPE_SPLITS
-from lit_jax.data.shapes import NOMINAL, SMALLEST_PICTURE, ShapesSource
 from lit_jax.data.subset import choose_classes
 from lit_jax.data.synthetic import SPLITS as SYNTHETIC_SPLITS
 from lit_jax.data.synthetic import SyntheticSource
 from lit_jax.data.tar_shards import open_tar_shards, tar_files
 from lit_jax.data.tfds_images import open_tfds
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, cache_folder, is_remote
+from lit_jax.data.toys.digits import SPEC as DIGITS_SPEC
+from lit_jax.data.toys.digits import open_digits
+from lit_jax.data.toys.shapes import LENGTHS as SHAPE_SPLITS
+from lit_jax.data.toys.shapes import NOMINAL, SMALLEST_PICTURE, ShapesSource
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
 __all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_picture_source', 'open_captioned',
            'open_source']

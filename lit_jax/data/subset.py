@@ -10,7 +10,7 @@ paper, whose own choice of 100 is not published. They are, sorted, the labels
 
 Which examples belong to the subset is told by their labels alone; no picture is decoded for it. A folder and latents that
 prepare_latents.py made know their labels. Of a tfds data set every record is read once; the labels are then kept in the
-folder of `lit_jax.paths.cache_folder()`, under labels/.
+folder of `lit_jax.runtime.paths.cache_folder()`, under labels/.
 """
 import hashlib
 import os
@@ -20,7 +20,7 @@ import numpy as np
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.images import ImageSource
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 LISTS = {'sub_imagenet': Path(__file__).with_name('sub_imagenet.txt')}
 

@@ -5,7 +5,7 @@
 Members of one name, up to its first dot, belong together: a picture (.jpg, .png, .webp, ...), and its caption in .txt or in
 .json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls, .npy, ...) are ignored. A tar
 file is scanned once; where its members lie, which have captions, and the sizes of the pictures are then kept in
-lit_jax.paths.cache_folder(), under tar_shards/, for as long as the file stays as it is (name, size and time of change).
+lit_jax.runtime.paths.cache_folder(), under tar_shards/, for as long as the file stays as it is (name, size and time of change).
 """
 import hashlib
 import io
@@ -24,10 +24,10 @@ from PIL import Image
 
 from lit_jax.data.captions import CaptionedPictures, check_pairs, has_caption_field, record_captions
 from lit_jax.data.folder import SUFFIXES, suffix_of
-from lit_jax.data.kept import keep, load_kept
-from lit_jax.data.picture_sizes import file_version, header_size, keep_known
-from lit_jax.errors import UserError
-from lit_jax.paths import cache_folder
+from lit_jax.data.image_sizes import file_version, header_size, keep_known
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.kept import keep, load_kept
+from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
 _VERSION = 1    # of the kept index

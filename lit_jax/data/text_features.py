@@ -9,8 +9,8 @@ import hashlib
 import ml_dtypes
 import numpy as np
 
-from lit_jax.errors import UserError
-from lit_jax.paths import write_bytes_atomic
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import write_bytes_atomic
 
 DTYPE = 'bfloat16'
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
-from lit_jax.errors import UserError
-from lit_jax.paths import absolute, is_remote
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, is_remote
 
 SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}  # the first that is there
 _NAME = re.compile(r'^(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?$')

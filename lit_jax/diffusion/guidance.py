@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lit_jax.diffusion.schedule import accumulator
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 

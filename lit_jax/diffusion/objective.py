@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lit_jax.diffusion.schedule import Schedule, accumulator, look_up
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 

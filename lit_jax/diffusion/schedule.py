@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,13 @@
 """What an architecture may say, and what of it devices can cut: checked before anything is built."""
 from collections.abc import Mapping
 
-from lit_jax.errors import UserError
 from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
+from lit_jax.runtime.errors import UserError
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family, and what each family adds to them: what it must be told, and its defaults.

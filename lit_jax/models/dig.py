@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.convolution import fan_in_uniform
 from lit_jax.models.dit import Block, FinalLayer
 from lit_jax.models.layers import (
@@ -36,6 +35,7 @@ from lit_jax.models.layers import (
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.mixers.gla import transpose_tokens
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.errors import UserError
 
 PERIOD = 4      # blocks after which every order is back at its start
 # order -> (parities of the blocks after which the tokens are reversed, and those after which the grid is transposed)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
     Array,
@@ -27,6 +26,7 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.errors import UserError
 
 
 class Block(nnx.Module):
@@ -81,7 +81,7 @@ class DiT(nnx.Module):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C]: predicted noise, then the raw variance channels.
 
     Args:
-        depth, width, patch: as in DiT's table of sizes (`lit_jax.config.SIZES`).
+        depth, width, patch: as in DiT's table of sizes (`lit_jax.recipes.recipe.SIZES`).
         input_size: (H, W) of the latent or image; need not be square, each side a multiple of `patch`.
         channels: C. With `learn_sigma` the output has 2C channels, otherwise C.
         num_classes: label `num_classes` is the null class.

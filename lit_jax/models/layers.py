@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show_all, watched, watching
+from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]

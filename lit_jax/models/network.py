@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, shown_by
-from lit_jax.models.compiler import without_ynnpack
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
+from lit_jax.runtime.compiler import without_ynnpack
+from lit_jax.runtime.errors import UserError
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 

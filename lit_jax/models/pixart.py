@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.cross_attention import CrossAttention
 from lit_jax.models.dit import stage_mixers
 from lit_jax.models.ffn import FFNS
@@ -32,6 +31,7 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.errors import UserError
 
 PUBLISHED_WIDTH, PUBLISHED_CAPTION_CHANNELS = 1152, 4096
 

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.dig import Walk, build_blocks, check_dig, run_blocks
 from lit_jax.models.dit import FinalLayer
 from lit_jax.models.layers import (
@@ -36,6 +35,7 @@ from lit_jax.models.layers import (
     unpatchify,
 )
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.errors import UserError
 
 GROUPS = 5
 MULTIPLES = (1, 2, 4)       # width of a stage over that of the first

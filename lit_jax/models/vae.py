@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.convolution import Conv
 from lit_jax.models.layers import Array, accumulator
 from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
 from lit_jax.models.vae_blocks import Decoder, Encoder
+from lit_jax.runtime.errors import UserError
 
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
 SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,

@@ -2,8 +2,8 @@
 import math
 
 from lit_jax.checkpoint.vae_folder import Vae, load_vae
-from lit_jax.errors import UserError
 from lit_jax.models.network import Model
+from lit_jax.runtime.errors import UserError
 
 # Fine-tuned with the encoder held fixed: their latents are the same, each may decode what the other encoded.
 ONE_ENCODER = ({'stabilityai/sd-vae-ft-ema', 'stabilityai/sd-vae-ft-mse'},)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.noise import MAX_PICTURES, random_labels
 
 POLICIES = ('random', 'balanced')

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 STEPS, LABELS = 0xFFFFFFFF, 0xFFFFFFFE

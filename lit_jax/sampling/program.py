@@ -7,8 +7,8 @@ import numpy as np
 
 from lit_jax.diffusion.guidance import check_guidance, guide, guided_timesteps
 from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.noise import initial_noise, step_keys
 
 Array = jax.Array

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.noise import check_seed
 from lit_jax.text.tokenizer import UNKNOWN, Tokens
 

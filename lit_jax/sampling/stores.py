@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lit_jax.checkpoint import storage
-from lit_jax.errors import UserError
-from lit_jax.evaluation.pictures import save_png
-from lit_jax.paths import as_path, files_under, remove_tree, write_text_atomic
+from lit_jax.report.grids import save_png
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.npz_file import write_npz
+from lit_jax.runtime.parts import PartFolder
+from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_atomic
 from lit_jax.sampling.card import card_text, check_same_card, read_card
-from lit_jax.sampling.npz_file import write_npz
-from lit_jax.sampling.parts import PartFolder
 
 LOG = logging.getLogger('lit_jax')
 PART = 128               # pictures of a part, about: what a kill can cost on every host

@@ -17,19 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.checkpoint import peers
-from lit_jax.checkpoint.leaves import map_named, tree_bytes
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder, load_text_encoder, read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import Vae, load_vae, read_vae_config
-from lit_jax.errors import UserError
 from lit_jax.models.arch import conditioning
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import WEIGHTS, T5Network
 from lit_jax.models.vae import VaeNetwork
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import map_named, tree_bytes
+from lit_jax.runtime.memory import explain_out_of_memory, give_back, temporary_bytes
 from lit_jax.sampling.decoder import check_decoder
 from lit_jax.sampling.groups import GroupSampler, Pictures
-from lit_jax.sampling.memory import explain_out_of_memory, give_back, temporary_bytes
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.prompts import check_text_encoder, default_group, latent_size, say_unknown, wanted_encoder
 from lit_jax.text.encoder import encode_captions

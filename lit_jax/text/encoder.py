@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 

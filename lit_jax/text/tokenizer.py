@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
 
 PAD, END, UNKNOWN = 0, 1, 2               # ids of every T5 and mT5
 FILES = ('tokenizer.json', 'spiece.model')

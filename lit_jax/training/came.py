@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training.matrices import MatrixAxes, matrix_axes
 
 Array = jax.Array

@@ -15,26 +15,31 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lit_jax.checkpoint import peers
-from lit_jax.checkpoint.inherit import format_report
-from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
-from lit_jax.config import finalize
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.errors import UserError
-from lit_jax.evaluation.pictures import make_grid, save_png, viewable
-from lit_jax.evaluation.report import write_run_report
-from lit_jax.paths import as_path, write_text_atomic
+from lit_jax.recipes.recipe import finalize
+from lit_jax.report.grids import make_grid, save_png, viewable
+from lit_jax.report.html import write_run_report
+from lit_jax.runtime import cluster, peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
-from lit_jax.training import cluster, setup
-from lit_jax.training.captions import caption_examples, fill_null_caption, load_frozen_text_encoder, null_features
-from lit_jax.training.evaluating import LoopEvaluation
+from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
+from lit_jax.training.inherit import format_report
+from lit_jax.training.loop_evaluation import LoopEvaluation
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
+from lit_jax.training.text_conditioning import (
+    caption_examples,
+    fill_null_caption,
+    load_frozen_text_encoder,
+    null_features,
+)
 
 LOG = logging.getLogger('lit_jax')
 WATCH_SECONDS = 30   # without a step, before the watchdog says so

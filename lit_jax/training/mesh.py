@@ -12,9 +12,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.checkpoint.leaves import map_named, named_leaves
-from lit_jax.errors import UserError
 from lit_jax.models.partition import PLACES
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import map_named, named_leaves
 
 AXES = ('data', 'fsdp', 'tensor', 'seq')
 BATCH = P(PLACES['batch'])

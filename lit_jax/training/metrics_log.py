@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Mapping
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path, explain_unreachable, is_remote, write_text_atomic
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote, write_text_atomic
 
 LOG = logging.getLogger('lit_jax')
 REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this often

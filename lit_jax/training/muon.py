@@ -11,7 +11,7 @@ import re
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from lit_jax.checkpoint.leaves import map_named
+from lit_jax.runtime.leaves import map_named
 from lit_jax.training.matrices import STACKS, matrix_axes
 
 MOMENTUM = 0.95

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import jax
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
 _WINDOW = re.compile(r'(?:steps? +)?(\d+)(?: *- *(\d+))?')

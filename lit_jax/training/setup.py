@@ -7,11 +7,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lit_jax.checkpoint import peers
-from lit_jax.checkpoint.inherit import inherit_params
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
-from lit_jax.config import architecture, is_text
 from lit_jax.data import buckets
 from lit_jax.data.augment import random_flip
 from lit_jax.data.captions import choose_caption
@@ -20,17 +17,25 @@ from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
 from lit_jax.data.sources import Source, is_picture_source, open_source
 from lit_jax.data.text_features import check_text
 from lit_jax.diffusion.schedule import make_schedule
-from lit_jax.errors import UserError
 from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
-from lit_jax.paths import as_path, check_reachable
+from lit_jax.recipes.recipe import architecture, is_text
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, check_reachable
 from lit_jax.text.tokenizer import Tokenizer
-from lit_jax.training.captions import fill_null_caption, find_text_problems, reads_captions, text_encoder_path
+from lit_jax.training.inherit import inherit_params
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
+from lit_jax.training.text_conditioning import (
+    fill_null_caption,
+    find_text_problems,
+    reads_captions,
+    text_encoder_path,
+)
 
 
 @dataclass(frozen=True)

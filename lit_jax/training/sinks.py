@@ -3,7 +3,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from lit_jax.paths import absolute, is_remote
+from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
 # What a missing package, a full disk and an unreachable service raise.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import jax
 
-from lit_jax.errors import UserError
-from lit_jax.training.chips import find_chip
+from lit_jax.runtime.chips import find_chip
+from lit_jax.runtime.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
 

@@ -3,9 +3,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.checkpoint.leaves import map_named
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import map_named
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.muon import scale_by_muon_and_adam
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lit_jax.paths import as_path
+from lit_jax.runtime.paths import as_path
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.metrics_log import read_lines as read_lines
 from lit_jax.training.sinks import close_all, open_sink, write_all

@@ -22,8 +22,8 @@ from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
 from lit_jax.data.augment import random_flip
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
-from lit_jax.errors import UserError
 from lit_jax.models.vae import VaeNetwork, sample_posterior
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.telemetry import Diverged, format_seconds
 
 LOG = logging.getLogger('lit_jax')

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from sampling_models import randomised, save_model
 
-from lit_jax.analysis.routing import most_frequent, route_names
-from lit_jax.analysis.run import Request, analyze
+from lit_jax.analysis.analysis import Request, analyze
+from lit_jax.analysis.routing_shares import most_frequent, route_names
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.model_folder import save_model_folder
-from lit_jax.errors import UserError
 from lit_jax.models.mixers import MIXERS, SoftmaxAttention
 from lit_jax.models.network import Network
 from lit_jax.models.probe import show
+from lit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHORT = {'pictures': 6, 'map_pictures': 2, 'timesteps': 2, 'loss_timesteps': 3, 'batch_size': 6}

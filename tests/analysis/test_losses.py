@@ -10,12 +10,12 @@ from PIL import Image
 from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
+from lit_jax.analysis.examples import data_recipe, open_pictures
 from lit_jax.analysis.losses import loss_by_timestep
-from lit_jax.analysis.pictures import data_recipe, open_pictures
 from lit_jax.data.sources import open_source
 from lit_jax.diffusion.distillation import distillation_losses
 from lit_jax.diffusion.objective import q_sample, training_losses
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 TERMS = ('mse', 'vb')
 

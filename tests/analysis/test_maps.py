@@ -10,10 +10,10 @@ from sampling_models import randomised
 from lit_jax.analysis.maps import Attention, attention_map
 from lit_jax.analysis.survey import survey
 from lit_jax.analysis.tokens import key_grid, parse_layers, parse_token, token_maps
-from lit_jax.errors import UserError
 from lit_jax.models.mixers.linear import linear_attention
 from lit_jax.models.mixers.softmax import dot_product_attention
 from lit_jax.models.network import Model, Network
+from lit_jax.runtime.errors import UserError
 
 SOFTMAX = {'name': 'softmax', 'heads': 2, 'qkv_bias': True}
 LINEAR = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}

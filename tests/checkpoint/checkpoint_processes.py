@@ -12,13 +12,14 @@ import optax
 import processes
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lit_jax.checkpoint import manager, model_folder, peers
+from lit_jax.checkpoint import manager, model_folder
 from lit_jax.checkpoint.arrays import load_arrays, save_arrays
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.save_together import SaveTogether
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path, files_under
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, files_under
 
 OPTIMIZER = optax.adamw(1e-3)
 MODEL = {'model': {'family': 'dit'}, 'diffusion': {'steps': 1000, 'kind': 'linear'},

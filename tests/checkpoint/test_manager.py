@@ -19,9 +19,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lit_jax.checkpoint import storage
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.errors import UserError
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lit_jax.checkpoint import arrays, leaves, model_folder, storage
-from lit_jax.errors import UserError
+from lit_jax.checkpoint import arrays, model_folder
+from lit_jax.runtime import leaves, storage
+from lit_jax.runtime.errors import UserError
 
 CONFIG = {
     'model': {'family': 'dit', 'depth': 1, 'num_classes': 2},

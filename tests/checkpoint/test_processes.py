@@ -10,9 +10,10 @@ import pytest
 from checkpoint_processes import abstract, assert_same_parts, host_state
 from processes import assert_all_good, run_processes
 
-from lit_jax.checkpoint import model_folder, storage
+from lit_jax.checkpoint import model_folder
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.manager import Checkpoints
+from lit_jax.runtime import storage
 
 SCRIPT = Path(__file__).with_name('checkpoint_processes.py')
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from buckets import Store, bucket  # noqa: F401
 
-from lit_jax.checkpoint import load, manager, model_folder, storage
+from lit_jax.checkpoint import load, manager, model_folder
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, is_workdir, read_workdir
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path, files_under
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, files_under
 
 MODEL = {'model': {'family': 'dit'}, 'diffusion': {'steps': 1000, 'kind': 'linear'},
          'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}, 'classes': None, 'provenance': {}}
@@ -151,8 +152,8 @@ def test_checkpoints_count_from_their_commit_on_and_damaged_ones_are_left_out(ru
 def test_pictures_and_the_report_go_to_the_bucket(run):
     from PIL import Image
 
-    from lit_jax.evaluation.pictures import save_png
-    from lit_jax.evaluation.report import write_run_report
+    from lit_jax.report.grids import save_png
+    from lit_jax.report.html import write_run_report
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     save_png(run / 'samples' / '000000007.png', picture)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO((run / 'samples' / '000000007.png').read_bytes()))), picture)

@@ -8,7 +8,6 @@ import pytest
 from text_encoder_samples import ARCH, random_params, same_trees, tokenizer, tokenizer_json, write_text_encoder
 
 from lit_jax.checkpoint import arrays
-from lit_jax.checkpoint.leaves import named_leaves
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.checkpoint.text_encoder_folder import (
@@ -19,8 +18,9 @@ from lit_jax.checkpoint.text_encoder_folder import (
     read_text_encoder_config,
     save_text_encoder_folder,
 )
-from lit_jax.checkpoint.torch_keys import unflatten
-from lit_jax.errors import UserError
+from lit_jax.convert.torch_keys import unflatten
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 

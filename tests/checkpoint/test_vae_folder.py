@@ -14,8 +14,8 @@ from vae_samples import ARCH, HUB, random_params, same_trees, write_hub_folder
 import lit_jax
 from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder, load_vae, params_sha256, read_vae_config, save_vae_folder
-from lit_jax.errors import UserError
 from lit_jax.models.vae import check_vae_arch
+from lit_jax.runtime.errors import UserError
 
 CONFIG = {'vae': ARCH, 'id': 'mine/vae', 'scale': 0.5, 'provenance': {'source': 'here', 'sha256': 'a' * 64}}
 

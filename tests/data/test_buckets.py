@@ -9,7 +9,7 @@ from lit_jax.data.base import Source, Spec
 from lit_jax.data.buckets import bucket_of, bucket_table, check_sides, cover_crop
 from lit_jax.data.crop import center_crop
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table

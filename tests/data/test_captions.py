@@ -8,14 +8,14 @@ import pytest
 from caption_sets import Letters, lines, picture, spell, write_captions
 from pictures import encoded, noise
 
-from lit_jax.data import picture_sizes
+from lit_jax.data import image_sizes as picture_sizes
 from lit_jax.data.base import random_generator
 from lit_jax.data.captions import Captioned, choose_caption, long_caption, record_captions
 from lit_jax.data.crop import center_crop
 from lit_jax.data.images import BadPicture, decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_captioned, open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from lit_jax.data.digits import open_digits
 from lit_jax.data.sources import default_data_dir, open_source
-from lit_jax.errors import UserError
+from lit_jax.data.toys.digits import open_digits
+from lit_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +77,7 @@ def test_a_second_opening_reads_what_the_first_wrote(data_dir):
 def test_processes_that_start_together_all_get_the_data(tmp_path):
     code = f'''
 from pathlib import Path
-from lit_jax.data.digits import open_digits
+from lit_jax.data.toys.digits import open_digits
 print(len(open_digits('train', Path({str(tmp_path)!r}))))
 '''
     with ThreadPoolExecutor(2) as pool:
@@ -88,7 +88,7 @@ print(len(open_digits('train', Path({str(tmp_path)!r}))))
 
 def test_the_loser_of_a_race_takes_the_winners_data(tmp_path, data_dir, monkeypatch):
     """Another process renames its data set into place while this one is still writing."""
-    from lit_jax.data.digits_builder import Digits
+    from lit_jax.data.toys.digits_builder import Digits
     generate = Digits._generate_examples
 
     def other_finishes_first(self, numbers):
@@ -105,8 +105,8 @@ def test_a_writer_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_pat
     result = run_python(f'''
 import os, signal
 from pathlib import Path
-from lit_jax.data.digits import open_digits
-from lit_jax.data.digits_builder import Digits
+from lit_jax.data.toys.digits import open_digits
+from lit_jax.data.toys.digits_builder import Digits
 generate = Digits._generate_examples
 def killed(self, numbers):
     for i, example in enumerate(generate(self, numbers)):
@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    from lit_jax.data.digits_builder import Digits
+    from lit_jax.data.toys.digits_builder import Digits
 
     def full(self, numbers):
         raise OSError(28, 'No space left on device')

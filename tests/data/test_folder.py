@@ -14,7 +14,7 @@ from lit_jax.data.crop import center_crop
 from lit_jax.data.folder import open_folder
 from lit_jax.data.images import find_bad, to_float
 from lit_jax.data.sources import open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 ANY = {'image_size': 8, 'channels': None, 'num_classes': None}
 NAMES = ('dog/z.png', 'cat/b.jpg', 'cat/a.PNG', 'cat/deep/er/c.webp', 'Zebra/1.JPEG')

@@ -13,7 +13,7 @@ from lit_jax.data.base import Spec
 from lit_jax.data.crop import center_crop
 from lit_jax.data.images import BadPicture, ImageSource, decode, find_bad, to_float
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 GOOD = [encoded(noise(20, 17, seed=i)) for i in range(8)]
 

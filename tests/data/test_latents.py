@@ -12,7 +12,7 @@ from lit_jax.data.base import random_generator
 from lit_jax.data.latents import check_latents, choose_mirror, first_of_both, open_latents, record_bytes
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 @pytest.fixture

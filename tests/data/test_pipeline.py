@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lit_jax.data.base import ArraySource, Source, Spec
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 # Example i is an image full of i + 1 with label i, so that a batch tells which examples it holds.
 SPEC = Spec(image_size=2, channels=1, num_classes=1000, class_names=())

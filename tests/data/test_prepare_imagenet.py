@@ -16,7 +16,7 @@ from lit_jax.data.crop import center_crop
 from lit_jax.data.images import decode, to_float
 from lit_jax.data.prepare_imagenet import ARCHIVES, COUNTS, prepare_imagenet, synsets
 from lit_jax.data.sources import open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 CLASSES = {'n01440764': 0, 'n01806143': 84, 'n15075141': 999}  # places in the list of synsets
 SMALL = {'train': 6, 'validation': 3}

@@ -6,7 +6,7 @@ import pytest
 
 from lit_jax.data.base import random_generator
 from lit_jax.data.captions import Captioned
-from lit_jax.data.shapes import (
+from lit_jax.data.toys.shapes import (
     BACKGROUND,
     KINDS,
     PALETTE,
@@ -19,7 +19,7 @@ from lit_jax.data.shapes import (
     draw_scene,
     render,
 )
-from lit_jax.data.shapes_words import (
+from lit_jax.data.toys.shapes_words import (
     CLASSES,
     COLOURS,
     NUMBERS,
@@ -29,8 +29,8 @@ from lit_jax.data.shapes_words import (
     make_tokenizer,
     phrase,
 )
-from lit_jax.errors import UserError
-from lit_jax.evaluation.geneval.scoring import relations
+from lit_jax.metrics.geneval.rules import relations
+from lit_jax.runtime.errors import UserError
 from lit_jax.text.tokenizer import Tokenizer
 
 SCENES = [ShapesSource().scene(index) for index in range(1200)]

@@ -14,8 +14,8 @@ from lit_jax.data.prepare_imagenet import synsets
 from lit_jax.data.sources import open_source
 from lit_jax.data.subset import choose_classes, class_list
 from lit_jax.data.tfds_images import TfdsSource
-from lit_jax.errors import UserError
-from lit_jax.preparation import Request, prepare_latents
+from lit_jax.latents.prepare import Request, prepare_latents
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.setup import build_source
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_jax.data.sources import SOURCES, open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 def open_synthetic(**options):

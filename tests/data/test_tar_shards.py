@@ -20,7 +20,7 @@ from lit_jax.data.crop import center_crop
 from lit_jax.data.images import BadPicture, decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_captioned, open_source
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

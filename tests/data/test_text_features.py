@@ -15,7 +15,7 @@ from lit_jax.data.captions import choose_caption, long_caption
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
 from lit_jax.data.text_features import check_text, count_tokens, pack_features, read_null, unpack_features
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 @pytest.fixture

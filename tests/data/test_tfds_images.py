@@ -16,7 +16,7 @@ from lit_jax.data.images import decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
 from lit_jax.data.tfds_images import open_tfds
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 ANY = {'image_size': 8, 'channels': None, 'num_classes': None}
 

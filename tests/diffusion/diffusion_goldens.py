@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from goldens import weights
 
-from lit_jax.checkpoint.torch_export import to_torch_state
-from lit_jax.checkpoint.torch_import import from_torch_state
+from lit_jax.convert.torch_export import to_torch_state
+from lit_jax.convert.torch_import import from_torch_state
 
 TAGS = {'': 'full', '250': '250', '20': '20', 'ddim50': 'ddim50'}   # respacing -> name in the files
 

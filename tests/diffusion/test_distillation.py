@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lit_jax.diffusion.distillation import distillation_losses, total_loss
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 
 def outputs(dtype=jnp.float32):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_jax.diffusion.guidance import guide, guided_timesteps
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 NULL = 10
 

@@ -18,8 +18,8 @@ from lit_jax.diffusion.objective import (
     training_losses,
 )
 from lit_jax.diffusion.schedule import make_schedule
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 
 SCHEDULE = make_schedule()
 PRECISION = [(jnp.float32, 2e-5), (jnp.float64, 1e-9)]   # the project's parity bounds

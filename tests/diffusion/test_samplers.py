@@ -9,8 +9,8 @@ from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.objective import p_mean_variance
 from lit_jax.diffusion.samplers import SAMPLERS, ddim_reverse_step, ddim_step, ddpm_step, sampling_schedule
 from lit_jax.diffusion.schedule import make_schedule
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 
 PRECISION = [(jnp.float32, 2e-5), (jnp.float64, 1e-9)]   # the project's parity bounds
 SCHEDULE = make_schedule(1000, '20')

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_jax.diffusion.schedule import look_up, make_schedule, respace
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 
 OTHER_NAMES = {'posterior_log_variance_clipped': 'posterior_log_variance'}
 NOT_KEPT = {'log_one_minus_alphas_cumprod'}   # nothing here needs it

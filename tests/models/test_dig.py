@@ -6,9 +6,9 @@ import pytest
 from goldens import weights
 
 from lit_jax.diffusion.guidance import guide
-from lit_jax.errors import UserError
 from lit_jax.models.dig import ORDERS, PERIOD, Walk
 from lit_jax.models.network import Network, count_parameters
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 TINY = {'family': 'dig', 'depth': 6, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4, 'num_classes': 3,

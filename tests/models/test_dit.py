@@ -7,10 +7,10 @@ from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_jax.checkpoint.torch_import import from_torch_state
+from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
-from lit_jax.errors import UserError
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 
 MODELS = ['dit_a', 'dit_p4', 'lit_model', 'lit_model_bias']
 TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3, 'num_classes': 3,

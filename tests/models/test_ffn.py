@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.ffn import FFNS
+from lit_jax.runtime.errors import UserError
 
 WIDTH, GRID = 12, (3, 4)
 

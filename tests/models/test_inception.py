@@ -9,10 +9,10 @@ from flax import nnx
 from inception_samples import golden, pictures, torch_state
 from torchvision_shim import import_oracle
 
-from lit_jax.checkpoint.inception_weights import read_inception_params
-from lit_jax.checkpoint.leaves import named_leaves
-from lit_jax.errors import UserError
+from lit_jax.convert.inception_weights import read_inception_params
 from lit_jax.models.inception import InceptionNetwork, Unit, fold_batch_norm
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
 
 BOUND = 1e-4
 GOLDEN_NAMES = {'pool': 'pool3', 'spatial': 'spatial', 'logits': 'logits_unbiased'}

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.errors import UserError
 from lit_jax.models.arch import check_partition
 from lit_jax.models.macs import macs_by_parameter
 from lit_jax.models.mixers import MIXERS, build_mixer
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 ROOT = Path(__file__).parents[2]

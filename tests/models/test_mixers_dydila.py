@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.dydila import measure
 from lit_jax.models.mixers.reparam import fold
 from lit_jax.models.network import Network
 from lit_jax.models.probe import watching
+from lit_jax.runtime.errors import UserError
 
 GRID, WIDTH = (3, 5), 12
 OPTIONS = [{}, {'heads': 3}, {'difference': 'maps'}, {'difference': 'none'}, {'difference': 'none', 'projectors': 0},

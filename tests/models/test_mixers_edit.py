@@ -7,12 +7,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.errors import UserError
 from lit_jax.models.cost import network_macs
 from lit_jax.models.mixers import build_mixer, edit
 from lit_jax.models.mixers.linear import EPS, linear_attention
 from lit_jax.models.network import Network
-from lit_jax.training.collectives import find_collectives
+from lit_jax.plan.collectives import find_collectives
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh
 
 WIDTH = 12

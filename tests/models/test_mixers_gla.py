@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.errors import UserError
 from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.mixers import build_mixer, gla_mild
 from lit_jax.models.mixers.gla import DIRECTIONS
 from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from lit_jax.errors import UserError
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import EPS, LinearAttention, focus, linear_attention
+from lit_jax.runtime.errors import UserError
 
 GRIDS = ('h1_4x9_k3', 'h1_4x9_k5', 'h1_6x6_k5', 'h2_4x9_k3', 'h2_4x9_k5', 'h2_6x6_k5', 'h3_4x9_k3', 'h3_4x9_k5',
          'h3_6x6_k5', 'small_grid', 'deadheads')

@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 from goldens import weights
 
-from lit_jax.errors import UserError
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import TimestepEmbedder, gate, modulate
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import weighted_sum
+from lit_jax.runtime.errors import UserError
 
 BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 DIFFUSERS_EPS = 1e-15

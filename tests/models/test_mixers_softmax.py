@@ -10,11 +10,11 @@ from goldens import weights
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.errors import UserError
 from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.softmax import dot_product_attention
-from lit_jax.training.collectives import find_collectives, format_collectives
+from lit_jax.plan.collectives import find_collectives, format_collectives
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh
 
 

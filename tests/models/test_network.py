@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
+from lit_jax import recipes
 from lit_jax.models import network as network_module
 from lit_jax.models.arch import check_arch
 from lit_jax.models.cost import count_macs, format_parameters, network_macs
 from lit_jax.models.network import Model, Network, count_parameters
+from lit_jax.runtime.errors import UserError
 
 TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': [8, 8], 'channels': 3, 'num_classes': 3,
         'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}

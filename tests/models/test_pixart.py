@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.checkpoint.torch_import import from_torch_state
+from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
-from lit_jax.errors import UserError
 from lit_jax.models.cross_attention import masked_attention
 from lit_jax.models.network import Model, Network, count_parameters
 from lit_jax.models.pixart import CaptionEmbedder, position_coordinates
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 MODELS = ['pixart_square', 'pixart_nonsquare_kv', 'pixart_wide_nomask']

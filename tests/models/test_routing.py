@@ -9,10 +9,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.errors import UserError
 from lit_jax.models.mixers.grouped import FORMS, grouped_product, sort_rows
 from lit_jax.models.mixers.routing import Route, RoutedLinear, Router, entropy, routed_product
-from lit_jax.training.collectives import find_collectives, format_collectives
+from lit_jax.plan.collectives import find_collectives, format_collectives
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh
 
 ALL_FORMS = pytest.mark.parametrize('form', [None, *FORMS])

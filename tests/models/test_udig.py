@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lit_jax.errors import UserError
 from lit_jax.models.arch import mixing_layers
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 TINY = {'family': 'udig', 'depth': 5, 'width': 16, 'patch': 1, 'input_size': (4, 8), 'channels': 3, 'num_classes': 3,

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.checkpoint.torch_files import source_from_arrays
-from lit_jax.checkpoint.vae_torch import read_vae_params
-from lit_jax.errors import UserError
+from lit_jax.convert.torch_files import source_from_arrays
+from lit_jax.convert.vae_torch import read_vae_params
 from lit_jax.models.convolution import GroupNorm
 from lit_jax.models.vae import VaeNetwork, check_vae_arch, cover, decode_tiles, sample_posterior
 from lit_jax.models.vae_blocks import UpsampleConv
+from lit_jax.runtime.errors import UserError
 
 GOLDEN = ['vae_four', 'vae_groups32', 'vae_two']
 TINY = {'widths': (8, 16), 'layers': 1, 'groups': 4, 'channels': 2}

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import random_labels
 

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.sampling import prompts
 from lit_jax.text.tokenizer import Tokens
 

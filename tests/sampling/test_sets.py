@@ -16,10 +16,10 @@ from PIL import Image
 from processes import assert_all_good, on_cpu, run_processes
 from sampling_models import save_latent_model, save_model, save_vae
 
-from lit_jax.errors import UserError
-from lit_jax.evaluation.pictures import to_uint8
-from lit_jax.sampling import run
-from lit_jax.sampling.run import Request, draw
+from lit_jax.report.grids import to_uint8
+from lit_jax.runtime.errors import UserError
+from lit_jax.sampling import draw_classes as run
+from lit_jax.sampling.draw_classes import Request, draw
 
 ROOT = Path(__file__).parents[2]
 

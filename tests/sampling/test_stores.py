@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from buckets import bucket  # noqa: F401
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.stores import NpzStore, open_store, part_size
 
 CARD = {'kind': 'pictures', 'seed': 0}

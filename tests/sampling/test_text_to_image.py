@@ -15,11 +15,12 @@ from processes import assert_all_good, run_processes
 from sampling_models import save_model, save_vae
 from text_models import save_system, save_text_model, save_words_encoder
 
-from lit_jax.checkpoint.leaves import tree_bytes
 from lit_jax.checkpoint.load import load
-from lit_jax.errors import UserError
-from lit_jax.sampling import memory, prompt_run
-from lit_jax.sampling.run import start
+from lit_jax.runtime import memory
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import tree_bytes
+from lit_jax.sampling import draw_prompts as prompt_run
+from lit_jax.sampling.draw_classes import start
 from lit_jax.sampling.text_to_image import TextToImage, hold_narrow
 
 ROOT = Path(__file__).parents[2]

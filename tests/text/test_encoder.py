@@ -6,8 +6,8 @@ import pytest
 from text_encoder_samples import ARCH, TEXT, random_params, tokenizer
 
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder
-from lit_jax.errors import UserError
 from lit_jax.models.t5 import T5Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.text.encoder import encode_captions
 
 

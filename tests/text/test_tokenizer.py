@@ -6,7 +6,7 @@ import pytest
 from text_encoder_samples import TEXT, sentencepiece_model, tokenizer, tokenizer_json
 from torchvision_shim import import_oracle
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.text.tokenizer import FILES, Tokenizer, clean_caption
 
 CORPUS = [*TEXT[::7], '', '   ', 'A RED circle', '  two\tblue\n\nsquares  ', 'ein gr\u00fcner Kreis', 'x' * 300,

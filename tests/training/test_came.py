@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import PIXART, tiny_recipe
 
-from lit_jax import config as recipes
-from lit_jax.checkpoint.leaves import named_leaves
-from lit_jax.errors import UserError
+from lit_jax import recipes
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training import setup
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.mesh import make_mesh, state_shardings

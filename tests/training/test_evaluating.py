@@ -9,9 +9,10 @@ from tiny import tiny_recipe
 
 import lit_jax
 from lit_jax.data.sources import open_source
-from lit_jax.errors import UserError
-from lit_jax.evaluation.pictures import to_uint8
-from lit_jax.training import evaluating, loop
+from lit_jax.report.grids import to_uint8
+from lit_jax.runtime.errors import UserError
+from lit_jax.training import loop
+from lit_jax.training import loop_evaluation as evaluating
 from lit_jax.training.metrics_log import read_lines
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from lit_jax import config as recipes
+from lit_jax import recipes
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.training import setup
 from lit_jax.training.mesh import make_mesh

@@ -1,7 +1,7 @@
 """The cost of a training step."""
 from tiny import tiny_recipe
 
-from lit_jax import config as recipes
+from lit_jax import recipes
 from lit_jax.models.cost import network_macs
 from lit_jax.training import setup
 from lit_jax.training.flops import forward_macs, train_macs

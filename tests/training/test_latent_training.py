@@ -7,7 +7,7 @@ from latent_sets import write_latents, write_tiny_vae
 from tiny import tiny_recipe
 
 from lit_jax.checkpoint.vae_folder import load_vae
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.training import loop, setup
 from lit_jax.training.step import clean_inputs
 from lit_jax.training.telemetry import read_lines

@@ -8,9 +8,9 @@ import pytest
 from tiny import tiny_recipe
 
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.config import finalize
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.models.network import Network
+from lit_jax.recipes.recipe import finalize
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 
@@ -89,7 +89,7 @@ def share(tree, shardings):
 
 def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
     """Parameters, EMA, moments and teacher of LiT-XL: total / 8 and what is copied on purpose, within 5 %."""
-    from lit_jax import config as recipes
+    from lit_jax import recipes
     config = recipes.finalize(recipes.load_recipe('configs/lit_xl.py'), 8)
     assert (config.mesh.data, config.mesh.fsdp) == (1, 8)
     mesh = make_mesh(config.mesh.to_dict())

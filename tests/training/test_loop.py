@@ -10,7 +10,7 @@ from tiny import tiny_recipe
 
 import lit_jax
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.training import loop, setup
 from lit_jax.training.mesh import make_mesh
 from lit_jax.training.telemetry import Diverged, read_lines

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from tiny import PIXART
 
-from lit_jax import config as recipes
-from lit_jax.checkpoint.leaves import named_leaves
-from lit_jax.checkpoint.torch_keys import model_leaves
+from lit_jax import recipes
+from lit_jax.convert.torch_keys import model_leaves
 from lit_jax.models.network import Network
-from lit_jax.systems import SYSTEMS, system
+from lit_jax.recipes.systems import SYSTEMS, system
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training.matrices import matrix_axes
 
 

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import tiny_recipe
 
-from lit_jax import config as recipes
-from lit_jax.errors import UserError
+from lit_jax import recipes
+from lit_jax.runtime.errors import UserError
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, find_rule, format_shardings, make_mesh, state_shardings
 from lit_jax.training.state import abstract_state

@@ -7,9 +7,9 @@ import pytest
 from test_matrices import networks
 from tiny import PIXART, tiny_recipe
 
-from lit_jax import config as recipes
-from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax import recipes
 from lit_jax.models.network import Network
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training import setup
 from lit_jax.training.mesh import make_mesh, state_shardings
 from lit_jax.training.muon import is_for_muon, scale_by_muon_and_adam

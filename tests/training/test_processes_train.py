@@ -12,7 +12,7 @@ from processes import ROOT, assert_all_good, on_cpu, run_processes, start_proces
 
 import lit_jax
 from lit_jax.data.sources import open_source
-from lit_jax.evaluation.pictures import to_uint8
+from lit_jax.report.grids import to_uint8
 from lit_jax.training.telemetry import read_lines
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lit_jax.errors import UserError
+from lit_jax.runtime.errors import UserError
 from lit_jax.training import profile
 from lit_jax.training.profile import ProfileWindow, parse_window
 

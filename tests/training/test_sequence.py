@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.network import Network
-from lit_jax.training.collectives import find_collectives, format_collectives
+from lit_jax.plan.collectives import find_collectives, format_collectives
 from lit_jax.training.mesh import make_mesh
 
 WIDTH, HEADS = 32, 2

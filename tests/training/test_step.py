@@ -7,9 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
-from lit_jax import config as recipes
-from lit_jax.checkpoint.leaves import named_leaves
+from lit_jax import recipes
 from lit_jax.models.t5 import T5Network
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 from lit_jax.training.state import learning_rate_schedule, make_optimizer, new_state, update_ema

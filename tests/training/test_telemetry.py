@@ -10,10 +10,10 @@ import pytest
 from buckets import Store, bucket  # noqa: F401
 from etils import epath
 
-from lit_jax.errors import UserError
-from lit_jax.paths import as_path
+from lit_jax.runtime.chips import find_chip
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
 from lit_jax.training import metrics_log, sinks
-from lit_jax.training.chips import find_chip
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.speed import RunClock, hbm_peak, peak_flops
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_flops, format_line, format_seconds, read_lines

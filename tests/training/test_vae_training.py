@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from lit_jax.checkpoint.vae_folder import load_vae
-from lit_jax.errors import UserError
 from lit_jax.models.vae import VaeNetwork
+from lit_jax.runtime.errors import UserError
 from lit_jax.training import vae_training
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from lit_jax.errors import UserError
 from lit_jax.models.mixers.dydila import DyDiLA
 from lit_jax.models.mixers.edit import EditAttention
 from lit_jax.models.mixers.gla import GatedLinearAttention
@@ -21,6 +20,7 @@ from lit_jax.models.mixers.linear import LinearAttention
 from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
+from lit_jax.runtime.errors import UserError
 
 MIXERS = {'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
           'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}

@@ -1,0 +1,77 @@
+"""The figures of the demo: how real samples look to the judge, for the teacher and for every student.
+
+Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy: guided
+samples, the class as the judge sees it. All models draw from the same noise.
+"""
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.checkpoint.load import load
+from lit_jax.data.sources import Source, open_source
+from lit_jax.metrics.toys.digits_judge import Judge, load_judge
+from lit_jax.models.cost import network_macs
+from lit_jax.models.network import Model, count_parameters
+from lit_jax.sampling import make_sampler, sample_many
+
+UNGUIDED, GUIDED = 2000, 500      # samples for the distance and for the accuracy; with 1000 the distance of one
+                                  # model moves by a third from draw to draw, with 2000 by a tenth
+STEPS, CFG_SCALE, BATCH = 50, 2.0, 250
+SEED = 1234
+
+
+def all_of(source: Source) -> dict[str, np.ndarray]:
+    """Every example of a small source."""
+    return source.take(range(len(source)))
+
+
+def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
+    config = model.config
+    sample = make_sampler(model.network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
+                          steps=steps, method='ddpm', cfg_scale=cfg_scale, latent_scale=config['latent']['scale'])
+    labels = np.arange(count) % model.network.null_label
+    return sample_many(sample, model.params, model.network, labels, seed=seed, batch_size=min(BATCH, count)), labels
+
+
+def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
+    """{'distance', 'accuracy', 'accuracy_unguided'} of one model, of samples drawn in so many steps."""
+    unguided, labels = draw(model, UNGUIDED, 1.0, steps=steps)
+    guided, guided_labels = draw(model, GUIDED, CFG_SCALE, steps=steps)
+    return {'distance': judge.distance(unguided), 'accuracy': judge.accuracy(guided, guided_labels),
+            'accuracy_unguided': judge.accuracy(unguided, labels)}
+
+
+def measure_folder(workdir: Path, steps: int, path: Path) -> dict[str, float]:
+    """`measure` of the model in `path` by the judge of the demo in `workdir`."""
+    return measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'), steps)
+
+
+def tell(measured: Mapping[str, float]) -> str:
+    """The figures of one model as a line."""
+    return f'Fréchet distance {measured["distance"]:.2f}, class accuracy {measured["accuracy"]:.3f}'
+
+
+def real_figures(judge: Judge) -> dict[str, float]:
+    """What the judge says of real held-out digits: its own accuracy, and the floor of the distance."""
+    held_out = all_of(open_source('digits', split='held_out'))
+    return {'judge_accuracy': judge.accuracy(held_out['image'], held_out['label']),
+            'floor': judge.distance(held_out['image'])}
+
+
+def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) -> dict:
+    """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
+    rows = [row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
+    for one in rows:
+        for name in ('distance', 'accuracy', 'steps'):
+            one[f'{name}_ratio'] = one[name] / rows[0][name]
+    return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS,
+                                      'cfg_scale': CFG_SCALE}}
+
+
+def row(name: str, model: Model, runs: list[dict]) -> dict:
+    """What a table says of one kind of model: its size and cost, and the mean over its runs of every figure."""
+    facts = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
+             'macs': network_macs(model.network), 'runs': runs}
+    return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}

@@ -1,0 +1,101 @@
+"""The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it stands for."""
+import functools
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from examples import pool
+from examples.digits import figures, pages
+from examples.students import ARMS, ROOT, Student
+from lit_jax.checkpoint.load import load
+from lit_jax.convert.torch_export import export
+from lit_jax.convert.torch_files import sha256_of
+from lit_jax.convert.torch_import import convert, describe
+from lit_jax.recipes.recipe import load_recipe
+from lit_jax.training import loop
+from lit_jax.training.telemetry import format_seconds
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')     # named in the card of a teacher
+SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
+
+
+def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
+    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
+    began = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    pool.keep_compiled_programs(workdir)
+
+    station(1, 'a judge: a small classifier of real digits')
+    judge = pool.get_judge(workdir)
+    real = figures.real_figures(judge)
+    print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits to real training '
+          f'digits (the floor): {real["floor"]:.2f}')
+
+    station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
+    checkpoint = train_the_teacher(workdir) if train_teacher else SHIPPED
+    say_command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
+    print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
+
+    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
+    station(3, f'{len(students)} students, sampled and judged')
+    for one in students:
+        say_command(one.command())
+    measure = functools.partial(figures.measure_folder, workdir, figures.STEPS)
+    runs = pool.run_all(workdir, students, measure, figures.tell, {'teacher': workdir / 'teacher'})
+    result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
+    result['seconds'] = round(time.perf_counter() - began)
+    (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
+    if train_teacher:
+        write_card(checkpoint, result)
+
+    station(4, 'the report')
+    paths = {arm: student(workdir, arm, 0).path for arm in ARMS}
+    pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
+    print(pages.figures_as_text(result))
+    print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    return 0
+
+
+def student(workdir: Path, arm: str, seed: int) -> Student:
+    """configs/digits_lit.py with this demo's teacher; the report draws its own grids."""
+    return Student(workdir, arm, seed, fields={'sample.every': 0})
+
+
+def train_the_teacher(workdir: Path) -> Path:
+    """Fits configs/digits_dit.py and exports it in DiT's own key names; returns the file."""
+    out = workdir / 'digits_dit.safetensors'
+    say_command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
+    loop.train(load_recipe(ROOT / 'configs' / 'digits_dit.py'), workdir / 'digits_dit')
+    say_command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
+    export(workdir / 'digits_dit', out, overwrite=True)
+    return out
+
+
+def write_card(checkpoint: Path, result: dict) -> None:
+    """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to assets/."""
+    config = load_recipe(ROOT / 'configs' / 'digits_dit.py')
+    teacher = result['rows'][0]
+    card = {
+        'command': 'python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit',
+        'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out assets/digits_dit.safetensors',
+        'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
+        'sha256': sha256_of(checkpoint), 'bytes': checkpoint.stat().st_size,
+        'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        'figures': {name: teacher[name] for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')}
+        | {name: result[name] for name in ('floor', 'judge_accuracy', 'samples')},
+    }
+    checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
+
+
+def station(number: int, title: str) -> None:
+    print(f'\n=== {number}/4 {title}', flush=True)
+
+
+def say_command(text: str) -> None:
+    print(f'$ {text}', flush=True)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,0 +1,99 @@
+"""Pictures of one's own, the whole way: folder -> VAE -> cached latents -> DiT -> LiT -> pictures, on a CPU.
+
+    python -m examples.photos --workdir photos          # `make photos`; needs scikit-image for its photographs
+
+The stations are the commands that a person would type; each is printed before it runs, and a station that is done is not
+run again. What the others said and took is in WORKDIR/figures.json, their logs beside it.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lit_jax.runtime import cli
+from lit_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Path]]:
+    """{name: (command without the interpreter, what it leaves when it is done)}; `steps` shortens the trainings."""
+    pictures, vae, latents = workdir / 'pictures', workdir / 'vae', workdir / 'latents'
+    dit, lit = workdir / 'dit', workdir / 'lit'
+    data = [f'--config.data.path={latents}', f'--config.latent.vae_path={vae}']
+
+    def shortened(total):
+        return [f'--config.train.steps={max(2, round(total * steps))}'] if steps != 1 else []
+
+    return {
+        'pictures': (['-m', 'lit_jax.data.toys.photos', '--out', str(pictures)], pictures),
+        'vae': (['train_vae.py', '--config=configs/vae_tiny.py', f'--config.data.path={pictures}', f'--out={vae}',
+                 *shortened(800)], vae),
+        'latents': (['prepare_latents.py', '--data=folder', f'--path={pictures}', f'--vae={vae}', '--image_size=64',
+                     f'--out={latents}', '--batch_size=32'], latents / 'metadata.json'),
+        'dit': (['train.py', '--config=configs/folder_lit.py:dit', *data, f'--workdir={dit}', *shortened(2_000)],
+                dit / 'report.html'),
+        'lit': (['train.py', '--config=configs/folder_lit.py', *data, f'--config.inherit.path={dit}',
+                 f'--config.teacher.path={dit}', f'--workdir={lit}', *shortened(400)], lit / 'report.html'),
+        'compare': (['sample.py', '--grid_compare', str(dit), str(lit), f'--vae={vae}', '--per_class=4', '--cfg_scale=2',
+                     '--classes=' + ','.join(map(str, range(16))), f'--out={workdir / "compare.png"}'],
+                    workdir / 'compare.png'),
+        'set': (['sample.py', '--from', str(lit), f'--vae={vae}', '--count=128', '--cfg_scale=2',
+                 f'--out={workdir / "lit.npz"}'], workdir / 'lit.npz'),
+    }
+
+
+def travel(workdir: Path, steps: float = 1.0) -> dict:
+    """Runs every station that is not done; returns and writes {name: {'seconds', 'command', what the station reports}}."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    notes = workdir / 'figures.json'
+    figures = json.loads(notes.read_text()) if notes.exists() else {}
+    for name, (command, leaves) in stations(workdir, steps).items():
+        if name in figures and leaves.exists():
+            continue
+        print('$ python ' + ' '.join(command), flush=True)
+        began = time.perf_counter()
+        said = _run(command, workdir / f'{name}.log')
+        figures[name] = {'command': 'python ' + ' '.join(command), 'seconds': round(time.perf_counter() - began, 1),
+                         **_figures(name, said, workdir)}
+        notes.write_text(json.dumps(figures, indent=1))
+        print('  ' + ', '.join(f'{key} {value}' for key, value in figures[name].items() if key != 'command'), flush=True)
+    return figures
+
+
+def _run(command: list[str], log: Path) -> str:
+    """Runs a station, keeps what it prints in `log`, and returns it; UserError with its end if it fails."""
+    env = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str((log.parent / 'compiled').absolute())}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log.write_text(done.stdout)
+    if done.returncode:
+        raise UserError(f'`python {" ".join(command)}` ended with {done.returncode}:\n{done.stdout[-2000:]}')
+    return done.stdout
+
+
+def _figures(name: str, said: str, workdir: Path) -> dict:
+    if name == 'vae':
+        return {'psnr_db': float(re.search(r'PSNR ([\d.]+) dB', said)[1])}
+    if name in ('dit', 'lit'):
+        last = json.loads((workdir / name / 'metrics.jsonl').read_text().splitlines()[-1])
+        return {'steps': last['step'], 'mse': round(last['loss/mse'], 4)}
+    return {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m examples.photos', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=Path, default=Path('demo/photos'))
+    args = parser.parse_args()
+    workdir = args.workdir.absolute()
+    figures = travel(workdir)
+    print(f'{sum(station["seconds"] for station in figures.values()):.0f} s in all. Open {workdir / "compare.png"}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

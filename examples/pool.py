@@ -1,0 +1,109 @@
+"""Many small runs at once: one process a core trains a recipe and measures what came out."""
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import jax
+from ml_collections import ConfigDict
+
+from examples.digits import figures
+from lit_jax.data.sources import open_source
+from lit_jax.metrics.toys.digits_judge import Judge, load_judge, train_judge
+from lit_jax.runtime import cli
+from lit_jax.runtime.compiler import wide_vectors
+from lit_jax.training import loop
+from lit_jax.training.telemetry import format_seconds
+
+
+class Job(Protocol):
+    """One run: a seed of what is compared as `arm`; `recipe()` is trained in `path`."""
+    arm: str
+    seed: int
+    path: Path
+
+    def recipe(self) -> ConfigDict: ...
+
+
+def get_judge(workdir: Path) -> Judge:
+    """The judge of this workdir, trained on the real training split the first time."""
+    path = workdir / 'judge.npz'
+    if not path.exists():
+        data = figures.all_of(open_source('digits', split='train'))
+        train_judge(data['image'], data['label']).save(path)
+    return load_judge(path)
+
+
+def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict], tell: Callable[[dict], str],
+            there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
+    """{arm: the figures of each seed}, first of the models that are `there` already.
+
+    measure: (model folder or workdir) -> figures, in a process of its own, so it must be picklable. tell: figures -> a line.
+    """
+    there = dict(there or {})
+    runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
+    with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
+        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed) for job in jobs}
+        waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0) for arm, path in there.items()}
+        for done in as_completed(waiting):
+            (arm, seed), (measured, seconds) = waiting[done], done.result()
+            runs[arm][seed] = measured
+            print(f'{arm:10} seed {seed}: {tell(measured)}  ({format_seconds(seconds)})', flush=True)
+    return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """Processes that compute on one core each: these models are too small to use several."""
+    # A step's temporary arrays are new memory each time; in large pages (glibc 2.35) it is ready in a quarter less of the step.
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+    flags = {'xla_cpu_multi_thread_eigen': 'false', **wide_vectors()}
+    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(f'--{name}={value}' for name, value in flags.items())])
+    context = multiprocessing.get_context('spawn')
+    numbers = context.Queue()
+    for number in range(count):
+        numbers.put(number)
+    return ProcessPoolExecutor(count, context, initializer=_stay_on_one_core, initargs=(numbers,))
+
+
+def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
+    """Left to wander, a worker starts a thread for every core, and all workers' threads take turns: a fifth slower."""
+    number = numbers.get()
+    if hasattr(os, 'sched_setaffinity'):      # Linux
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+def train_alone(workdir: Path, recipe: ConfigDict, path: Path) -> None:
+    """Trains one recipe as the others are, on one core; its log is shown."""
+    with workers(1) as pool:
+        pool.submit(_train, workdir, recipe, path).result()
+
+
+def _train_and_measure(workdir: Path, job: Job | None, path: Path, measure: Callable[[Path], dict]) -> tuple[dict, float]:
+    """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a file."""
+    began = time.perf_counter()
+    if job is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / 'log.txt', 'a') as log:
+            _train(workdir, job.recipe(), path, log)
+    keep_compiled_programs(workdir)
+    measured = measure(path)
+    return measured, time.perf_counter() - began
+
+
+def _train(workdir: Path, recipe: ConfigDict, path: Path, log: TextIO | None = None) -> None:
+    keep_compiled_programs(workdir)
+    cli.setup_logging(log)
+    if loop.train(recipe, path) != 'done':
+        os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next job
+
+
+def keep_compiled_programs(workdir: Path) -> None:
+    """Equal programs are compiled once for all seeds, and once for all runs of the demo."""
+    jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    logging.getLogger('jax').setLevel(logging.ERROR)

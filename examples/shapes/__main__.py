@@ -1,0 +1,135 @@
+"""Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score, on a CPU.
+
+    python -m examples.shapes                     starts from the teacher and the text encoder in assets/
+    python -m examples.shapes --seeds 3           three students in place of one, as in docs/text_to_image.md
+    python -m examples.shapes --train_teacher     trains both first
+
+The pictures are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
+of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.
+"""
+import argparse
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from examples.digits.road import PACKAGES, say_command, station
+from examples.students import ROOT, Student
+from lit_jax import UserError
+from lit_jax.convert.torch_files import sha256_of
+from lit_jax.recipes.recipe import load_recipe
+from lit_jax.runtime import cli
+
+TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
+ARMS = ('distilled', 'scratch')       # of examples/students.py
+STAGES = ('first', 'refine')          # of configs/shapes_pixart.py
+
+
+def student(workdir: Path, arm: str, seed: int) -> Student:
+    """configs/shapes_lit.py with this demo's teacher and text encoder."""
+    return Student(workdir, arm, seed, 'shapes_lit', {'text.encoder_path': str(workdir / 'text_encoder')})
+
+
+def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
+    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
+    from examples import pool
+    from examples.shapes import figures as shapes_figures
+    from examples.shapes import pages as shapes_pages
+    from lit_jax.convert.text_encoder_torch import convert_text_encoder, describe_text_encoder
+    from lit_jax.convert.torch_import import convert, describe
+    from lit_jax.training.telemetry import format_seconds
+    began = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    pool.keep_compiled_programs(workdir)
+    teacher, encoder = train_both(workdir) if train_teacher else (TEACHER, ENCODER)
+
+    station(1, 'the text encoder: a T5, as a Hugging Face folder, converted')
+    say_command(f'python convert_torch_ckpt.py {_short(encoder)} --text_dtype float32 --out {workdir / "text_encoder"} --overwrite')
+    print(describe_text_encoder(convert_text_encoder(encoder, workdir / 'text_encoder', text_dtype='float32',
+                                                     text_id='lit_jax/shapes_t5', overwrite=True)))
+    station(2, 'the teacher: a PixArt, as a PyTorch checkpoint, converted')
+    say_command(f'python convert_torch_ckpt.py {_short(teacher)} --out {workdir / "teacher"} --overwrite')
+    print(describe(convert(teacher, workdir / 'teacher', overwrite=True)))
+
+    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else 1)]
+    station(3, f'{len(students)} students: trained, then all draw 84 prompts and are scored')
+    for one in students:
+        say_command(one.command())
+    measure = shapes_figures.measure_with(workdir / 'text_encoder')
+    runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
+    models = {'teacher': workdir / 'teacher', **{arm: student(workdir, arm, 0).path for arm in ARMS}}
+    result = shapes_figures.summarise(runs, models, teacher_steps())
+    result['seconds'] = round(time.perf_counter() - began)
+    (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
+    if train_teacher:
+        write_card(teacher, encoder, result)
+
+    station(4, 'the report')
+    shapes_pages.write_report(workdir, models, result)
+    print(shapes_pages.figures_as_text(result))
+    print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    return 0
+
+
+def teacher_steps() -> int:
+    """Of both runs: the second goes on from the weights of the first."""
+    return sum(load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage).train.steps for stage in STAGES)
+
+
+def train_both(workdir: Path) -> tuple[Path, Path]:
+    """Trains text encoder and teacher by their recipes and exports them under their original names; (file, folder)."""
+    from examples import pool
+    from examples.shapes.encoder import train_encoder
+    from lit_jax.convert.text_encoder_torch import export_text_encoder
+    from lit_jax.convert.torch_export import export
+    trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', workdir / 'shapes_t5'
+    say_command(f'python -m examples.shapes.encoder --out {trained}')
+    if not trained.exists():
+        train_encoder(trained)
+    export_text_encoder(trained, folder, overwrite=True)
+    for stage, path in zip(STAGES, (workdir / 'shapes_pixart_first', workdir / 'shapes_pixart'), strict=True):
+        config = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage)
+        config.text.encoder_path = str(trained)
+        if stage == 'refine':
+            config.inherit.path = str(workdir / 'shapes_pixart_first')
+        say_command(f'python train.py --config=configs/shapes_pixart.py:{stage} --config.text.encoder_path={trained} '
+                    f'--config.inherit.path={config.inherit.path!r} --workdir={path}')
+        pool.train_alone(workdir, config, path)
+    export(workdir / 'shapes_pixart', file, overwrite=True)
+    return file, folder
+
+
+def write_card(teacher: Path, encoder: Path, result: dict) -> None:
+    """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to assets/."""
+    config, row = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', 'refine'), result['rows'][0]
+    card = {
+        'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full', 'seed': config.seed,
+        'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema', 'sha256': sha256_of(teacher),
+        'text_encoder': {file.name: sha256_of(file) for file in sorted(encoder.iterdir())},
+        'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
+        'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        'figures': {name: row[name] for name in ('overall', *(name for name in row['runs'][0] if name != 'overall'), 'parameters')},
+        'samples': result['samples'],
+    }
+    teacher.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog='python -m examples.shapes', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=Path, default=Path('demo/shapes'), help='where everything goes')
+    parser.add_argument('--seeds', type=int, default=1, help='distilled students, one core each at a time')
+    parser.add_argument('--train_teacher', action='store_true', help='train teacher and text encoder first')
+    args = parser.parse_args()
+    if args.seeds < 1:
+        raise UserError('--seeds must be at least 1')
+    return travel(args.workdir, seeds=args.seeds, train_teacher=args.train_teacher)
+
+
+if __name__ == '__main__':
+    cli.run(main)

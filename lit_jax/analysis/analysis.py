@@ -1,0 +1,221 @@
+"""One analysis, from the flags of `analyze.py` to a folder: analysis.json, PNG figures, report.html."""
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lit_jax.analysis.analysis_report import write_page
+from lit_jax.analysis.examples import Pictures, data_recipe, open_pictures
+from lit_jax.analysis.losses import loss_by_timestep
+from lit_jax.analysis.maps import Attention
+from lit_jax.analysis.measures import spread
+from lit_jax.analysis.routing_shares import route_names, routing
+from lit_jax.analysis.survey import survey
+from lit_jax.analysis.tokens import parse_layers, parse_token, token_maps
+from lit_jax.checkpoint.load import load
+from lit_jax.models.network import Model
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, write_text_atomic
+from lit_jax.runtime.progress import Progress
+from lit_jax.sampling.noise import check_seed
+from lit_jax.training.setup import check_same_task
+from lit_jax.training.telemetry import format_seconds
+
+LOG = logging.getLogger('lit_jax')
+PARTS = ('similarity', 'tokens', 'rank', 'loss', 'routing')
+MOST_LAYERS = 4      # whose token maps are drawn, unless --layers says which
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags of `analyze.py`, which explains them. teacher None: the one of the workdir's recipe, if there is one."""
+    source: str
+    out: str = 'analysis'
+    teacher: str | None = None
+    data: str = ''
+    data_path: str = ''
+    vae: str = ''
+    split: str = 'train'
+    parts: str = 'all'
+    pictures: int = 128
+    map_pictures: int = 4
+    timesteps: int = 8
+    loss_timesteps: int = 32
+    picture: int = 0
+    token: str = ''
+    timestep: int | None = None
+    layers: str = ''
+    seed: int = 0
+    dtype: str = 'float32'
+    batch_size: int = 32
+    memory: float = 1.0
+
+    def chosen(self) -> list[str]:
+        """The parts, in their own order."""
+        names = PARTS if self.parts == 'all' else [part.strip() for part in self.parts.split(',')]
+        if unknown := [name for name in names if name not in PARTS]:
+            raise UserError(f'--parts={self.parts}: unknown {", ".join(map(repr, unknown))}; known: all, {", ".join(PARTS)}')
+        return [part for part in PARTS if part in names]
+
+
+def analyze(request: Request) -> str:
+    """Does what is asked and returns a few lines about it. Raises UserError for a request that cannot be met, before it
+    computes anything."""
+    began = time.perf_counter()
+    parts, out = request.chosen(), _check_out(request.out)
+    _check_numbers(request)
+    model = load(request.source, dtype=request.dtype)
+    if model.network.conditioning != 'label':
+        raise UserError(f'{request.source} draws from captions; analyze.py looks at models of classes. Draw with it: python sample.py '
+                        f'--from={request.source} --prompt=...')
+    recipe = data_recipe(model, request.source, request.data, request.data_path, request.vae)
+    teacher_path = _teacher_path(model, recipe, request)
+    models, sources = {'model': model}, {'model': request.source}
+    if teacher_path:
+        models = {'student': model, 'teacher': _load_teacher(teacher_path, recipe, request)}
+        sources = {'student': request.source, 'teacher': teacher_path}
+    attentions = {}
+    if set(parts) & {'similarity', 'tokens', 'rank'}:
+        attentions = {name: Attention(one, f'the {name} {sources[name]}', int(request.memory * 2 ** 30))
+                      for name, one in models.items()}
+    token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS) for name, one in attentions.items()}
+    tokens = {name: parse_token(request.token, one.grid) for name, one in attentions.items()}
+    at = _timestep(request, recipe.diffusion.steps)
+    pictures = open_pictures(model, recipe, request.pictures, split=request.split, seed=request.seed)
+    if request.picture >= len(pictures):
+        raise UserError(f'--picture={request.picture}: {len(pictures)} pictures are looked at, 0 to {len(pictures) - 1}')
+
+    found = {'classes': model.config.get('classes'), 'models': {name: _describe(one, sources[name]) for name, one in models.items()},
+             'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split, 'seed': request.seed,
+                      'pictures': len(pictures)}}
+    if attentions:
+        found |= _look_at_maps(request, parts, attentions, pictures)
+    if 'tokens' in parts:
+        found['tokens'] = {'picture': request.picture, 'timestep': at, **{
+            name: {'token': tokens[name], 'grid': one.grid,
+                   **token_maps(one, pictures, request.picture, at, tokens[name], token_layers[name])}
+            for name, one in attentions.items()}}
+    if 'loss' in parts:
+        timesteps = spread(recipe.diffusion.steps, request.loss_timesteps)
+        with Progress(len(timesteps) * len(pictures), 'losses') as progress:
+            found['loss'] = {'timesteps': timesteps,
+                             **loss_by_timestep(models, pictures, timesteps, request.batch_size, progress)}
+    if 'routing' in parts:
+        found |= _look_at_routing(request, models, pictures, at)
+    out.mkdir(parents=True, exist_ok=True)
+    names = write_page(out, found, pictures)
+    write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
+    return '\n'.join([*summary(found), f'wrote {out}: report.html, analysis.json, {", ".join(names)}; '
+                                       f'{format_seconds(time.perf_counter() - began)}'])
+
+
+def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], pictures: Pictures) -> dict:
+    some = pictures[spread(len(pictures), request.map_pictures)]
+    timesteps = spread(pictures.schedule.num_steps, request.timesteps)
+    wanted = [part for part in ('similarity', 'rank') if part in parts]
+    if not wanted:
+        return {}
+    with Progress(len(attentions) * len(timesteps) * len(some), 'pictures of maps') as progress:
+        surveys = {name: survey(one, some, timesteps, wanted, progress) for name, one in attentions.items()}
+    found = {part: {name: one[part] for name, one in surveys.items() if part in one} for part in wanted}
+    if 'similarity' in found:
+        found['similarity'] |= {'timesteps': timesteps, 'pictures': len(some)}
+    return {part: of_models for part, of_models in found.items() if of_models}
+
+
+def _look_at_routing(request: Request, models: Mapping[str, Model], pictures: Pictures, at: int) -> dict:
+    routed = {name: names for name, model in models.items() if (names := route_names(model))}
+    if not routed:
+        if request.parts != 'all':
+            raise UserError(f'no mixer of {" and ".join(models)} routes tokens; leave routing out of --parts')
+        return {}
+    with Progress(len(routed) * len(pictures), 'routed pictures') as progress:
+        found = {name: routing(models[name], names, pictures, at, request.batch_size, progress)
+                 for name, names in routed.items()}
+    return {'routing': {'timestep': at, **found}}
+
+
+def _teacher_path(model: Model, recipe: ConfigDict, request: Request) -> str:
+    """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. '' for none."""
+    if request.teacher is not None or 'recipe' not in model.config:
+        return request.teacher or ''
+    path = recipe.teacher.path
+    if path and not as_path(path).exists():
+        LOG.warning('the teacher of this run, %s, is not there: the student is looked at alone (--teacher=PATH)', path)
+        return ''
+    return path
+
+
+def _load_teacher(path: str, recipe: ConfigDict, request: Request) -> Model:
+    teacher = load(path, dtype=request.dtype)
+    check_same_task('teacher', path, teacher.config, recipe)
+    return teacher
+
+
+def _check_numbers(request: Request) -> None:
+    for field, least in (('pictures', 1), ('map_pictures', 1), ('timesteps', 1), ('loss_timesteps', 2), ('picture', 0),
+                         ('batch_size', 1)):
+        if getattr(request, field) < least:
+            raise UserError(f'--{field} must be at least {least}, got {getattr(request, field)}')
+    if not request.memory > 0:
+        raise UserError(f'--memory is in GiB and above 0, got {request.memory}')
+    check_seed(request.seed)
+
+
+def _timestep(request: Request, steps: int) -> int:
+    """Of the maps of a token: a quarter of the way to pure noise, where one is not given."""
+    t = steps // 4 if request.timestep is None else request.timestep
+    if not 0 <= t < steps:
+        raise UserError(f'--timestep={t}: this model knows the timesteps 0 to {steps - 1}')
+    return t
+
+
+def _check_out(out: str):
+    """A folder that may be written into: not a file, and not that of a model or a run, whose report would be lost."""
+    path = as_path(out)
+    if path.is_file():
+        raise UserError(f'--out={out} is a file; give a folder')
+    if (path / 'config.json').exists():
+        raise UserError(f'--out={out} is the folder of a model or a run; give one of its own, such as {path / "analysis"}')
+    return path
+
+
+def _describe(model: Model, source: str) -> dict:
+    return {'source': source, 'step': model.config['provenance'].get('step'), 'model': model.arch}
+
+
+def summary(found: Mapping) -> list[str]:
+    """The main figures in words, one line a part."""
+    names, lines = list(found['models']), []
+    if 'similarity' in found:
+        means = {name: np.nanmean(np.array(found['similarity'][name]['cosine'])) for name in names
+                 if found['similarity'][name]['heads'] > 1}
+        lines += ['cosine similarity of heads: ' + ', '.join(f'{name} {mean:.3f}' for name, mean in means.items())] if means else []
+    if 'rank' in found:
+        ranks = {f'{name}{label}': np.mean(found['rank'][name][key]['effective']) for name in names if name in found['rank']
+                 for key, label in (('map', ''), ('with_convolution', ' with convolution')) if key in found['rank'][name]}
+        tokens = max(found['rank'][name]['tokens'] for name in names if name in found['rank'])
+        lines.append(f'effective rank of {tokens}: ' + ', '.join(f'{name} {mean:.2f}' for name, mean in ranks.items()))
+    if 'loss' in found:
+        terms = {f'{name} {term}': np.mean(values['mean']) for name, of_name in found['loss'].items() if name in names
+                 for term, values in of_name.items()}
+        lines.append('loss, mean over timesteps: ' + ', '.join(f'{name} {mean:.4f}' for name, mean in terms.items()))
+    return lines
+
+
+def plain(value):
+    """Arrays to lists, what is not finite to None: what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(np.round(value.astype(np.float64), 7).tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

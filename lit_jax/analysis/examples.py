@@ -1,0 +1,123 @@
+"""The examples that are looked at: clean inputs as training sees them, each with a noise of its own, the same for all."""
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lit_jax.analysis.measures import spread
+from lit_jax.data.latents import first_of_both
+from lit_jax.data.sources import SOURCES
+from lit_jax.diffusion.objective import q_sample
+from lit_jax.diffusion.schedule import Schedule, make_schedule
+from lit_jax.models.network import Model
+from lit_jax.recipes.recipe import default
+from lit_jax.report.grids import viewable
+from lit_jax.runtime.errors import UserError
+from lit_jax.sampling.noise import initial_noise
+from lit_jax.training import setup
+from lit_jax.training.mesh import AXES, make_mesh
+from lit_jax.training.step import Objective, clean_inputs
+
+CHUNK = 16      # pictures that a VAE encodes at once
+_q_sample = jax.jit(q_sample, static_argnums=0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """x0 and noise [P, H, W, C], label int32 [P], numbers [P] of the examples in their source.
+
+    Indexed like an array these are Pictures again.
+    """
+    x0: np.ndarray
+    noise: np.ndarray
+    label: np.ndarray
+    numbers: np.ndarray
+    schedule: Schedule
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, which) -> 'Pictures':
+        return Pictures(self.x0[which], self.noise[which], self.label[which], self.numbers[which], self.schedule, self.scale)
+
+    def noised(self, t: int) -> np.ndarray:
+        """x_t of all of them."""
+        return np.asarray(_q_sample(self.schedule, self.x0, np.full(len(self), t), self.noise))
+
+    def visible(self, t: int | None = None) -> np.ndarray:
+        """The pictures, clean or at timestep t, as uint8 for the eye; latents in false colours."""
+        return viewable((self.x0 if t is None else self.noised(t)) / self.scale)
+
+
+def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
+    """The recipe of a workdir, or one made from a model folder, with the data named here in place of its own."""
+    if data and not data.startswith('tfds:') and data not in SOURCES:
+        raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
+    config = model.config
+    recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
+    own = recipe.data.name if 'recipe' in config else _digits_or_none(config)
+    if not (data or own):
+        raise UserError(f'{path} is a model folder and does not say what it was trained on; name the data: --data=latents '
+                        f'--data_path=FOLDER, or one of {", ".join(SOURCES)}')
+    if data_path or data not in ('', recipe.data.name):
+        recipe.data.path = data_path
+    recipe.data.name = data or own
+    if vae:
+        recipe.latent.vae_path = vae
+    if setup.reads_pictures(recipe) and not recipe.latent.vae_path:
+        raise UserError(f'{path} works on latents, {recipe.data.name} holds pictures; give the VAE between them: --vae=FOLDER '
+                        f'(id {recipe.latent.vae!r}), or cached latents: --data=latents')
+    return recipe
+
+
+def _recipe_of_workdir(config) -> ConfigDict:
+    """With today's fields: a run may be older than some of them."""
+    own, fields = config['recipe'], default().to_dict()
+    return ConfigDict(own | {section: {**fields[section], **own.get(section, {})}
+                             for section in ('data', 'latent', 'diffusion', 'teacher')})
+
+
+def _recipe_of_folder(config) -> ConfigDict:
+    arch, latent = dict(config['model']), config['latent']
+    rows, columns = arch.pop('input_size')
+    if rows != columns:
+        raise UserError(f'this model takes inputs of {rows} x {columns}; data sets have square ones only')
+    downscale = latent.get('downscale') or (8 if latent['space'] == 'vae' else 1)
+    recipe = default().unlock()
+    recipe.data.update({'num_classes': arch.pop('num_classes'), 'image_size': rows * downscale, 'path': ''})
+    recipe.latent.update({'space': latent['space'], 'vae': latent['vae'] or '', 'scale': float(latent['scale']),
+                          'downscale': downscale, 'channels': arch.pop('channels')})
+    recipe.diffusion.update(config['diffusion'])
+    recipe.model = ConfigDict(arch)
+    return recipe
+
+
+def _digits_or_none(config) -> str:
+    """A model folder does not name its data; only the digits are known by their shape."""
+    arch = config['model']
+    shape = (tuple(arch['input_size']), arch['channels'], arch['num_classes'], config['latent']['space'])
+    return 'digits' if shape == ((8, 8), 1, 10, 'pixels') else ''
+
+
+def open_pictures(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train', seed: int = 0) -> Pictures:
+    """`count` examples, evenly spread over the source (all of a smaller one), with the noise of their numbers and seed."""
+    source = setup.build_source(recipe, split)
+    setup.check_data(recipe, source)
+    numbers = np.array(spread(len(source), count))
+    vae = None
+    if setup.reads_pictures(recipe):
+        vae = setup.load_frozen_vae(recipe, make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
+    schedule = make_schedule(recipe.diffusion.steps, kind=recipe.diffusion.kind)
+    objective, key = Objective(schedule=schedule, scale=recipe.latent.scale), jax.random.key(seed)
+    x0, labels = [], []
+    for start in range(0, len(numbers), CHUNK):
+        elements = [source[int(i)] for i in numbers[start:start + CHUNK]]
+        if 'moments' in elements[0]:
+            elements = [first_of_both(element) for element in elements]
+        batch = {name: np.stack([element[name] for element in elements]) for name in elements[0]}
+        labels.append(batch['label'])
+        x0.append(np.asarray(clean_inputs(batch, jax.random.fold_in(key, start), objective, vae and vae.encode)))
+    noise = np.asarray(initial_noise(model.network, seed, numbers))
+    return Pictures(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule, recipe.latent.scale)

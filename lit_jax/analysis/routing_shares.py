@@ -1,0 +1,59 @@
+"""Which of its choices each block takes for which pictures, for mixers that route tokens (DyDi-LiT, figure 5).
+
+Such a mixer shows indices [B, N] under names that begin with 'route/'.
+"""
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lit_jax.analysis.examples import Pictures
+from lit_jax.models.arch import shown_by
+from lit_jax.models.network import Model
+
+USUAL = ('route/query', 'route/key', 'route/value',
+         *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
+         *(f'route/difference/{name}' for name in ('query', 'key')))
+MOST_CLASSES = 16
+
+
+def route_names(model: Model) -> list[str]:
+    """The names under which this model shows choices; a mixer with others than the usual lists them in `routes`."""
+    names = tuple(dict.fromkeys((*USUAL, *shown_by(model.arch, 'routes'))))
+    arch = model.arch
+    one = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in (
+        ((*arch['input_size'], arch['channels']), jnp.float32), ((), jnp.int32), ((), jnp.int32))]
+    seen = jax.eval_shape(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1],
+                          model.network.abstract(), *one)
+    return [name for name in names if seen[name]]        # jax has sorted `seen`
+
+
+def routing(model: Model, names: Sequence[str], pictures: Pictures, t: int, batch_size: int, progress) -> dict:
+    """{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}} of what a model shows.
+
+    choice: the index that most tokens of the pictures of a class take. share: of those tokens. used: how many different
+    choices the layer takes at all. names: of `route_names`.
+    """
+    observe = jax.jit(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1])
+    indices = {name: [] for name in names}
+    for start in range(0, len(pictures), batch_size):
+        some = pictures[start:start + batch_size]
+        seen = observe(model.params, some.noised(t), np.full(len(some), t, np.int32), some.label)
+        for name in names:
+            indices[name].append(np.concatenate([np.asarray(stack).reshape(*stack.shape[:2], -1) for stack in seen[name]]))
+        progress.add(len(some))
+    return {name: most_frequent(np.concatenate(parts, axis=1), pictures.label) for name, parts in indices.items()}
+
+
+def most_frequent(index_LBN: np.ndarray, label_B: np.ndarray) -> dict:
+    """See `routing`; the classes with the smallest labels."""
+    classes = np.unique(label_B)[:MOST_CLASSES]
+    choice, share = [], []
+    for label in classes:
+        tokens = index_LBN[:, label_B == label].reshape(len(index_LBN), -1)
+        counts = np.array([np.bincount(layer, minlength=int(index_LBN.max()) + 1) for layer in tokens])
+        choice.append(counts.argmax(1).tolist())
+        share.append((counts.max(1) / tokens.shape[1]).tolist())
+    return {'classes': classes.tolist(), 'choice': choice, 'share': share,
+            'used': [len(np.unique(layer)) for layer in index_LBN]}

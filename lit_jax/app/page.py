@@ -1,0 +1,186 @@
+"""The page itself: what stands where, and what a press of the button changes. Everything else is in `drawing`."""
+import html
+import logging
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from lit_jax.app.drawing import State, Studio, enlarge
+from lit_jax.app.painters import EACH, MOST, Wish
+from lit_jax.diffusion.samplers import SAMPLERS
+from lit_jax.runtime.errors import UserError
+
+LOG = logging.getLogger('lit_jax')
+STYLE = Path(__file__).with_name('style.css')
+READY = 'ready: the first drawing with new settings compiles a program for them'
+
+
+def make_theme() -> gr.themes.Base:
+    """Fonts of the system only: nothing is fetched from elsewhere."""
+    fonts = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
+    return gr.themes.Base(primary_hue='indigo', neutral_hue='slate', radius_size='md', **fonts).set(
+        block_title_text_weight='600', block_border_width='1px', button_primary_background_fill='*primary_600',
+        button_primary_background_fill_hover='*primary_700', button_primary_text_color='white')
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The page of a studio, not yet served."""
+    options = {'analytics_enabled': False, 'fill_width': True, 'delete_cache': (600, 3600)}      # seconds
+    with gr.Blocks(title=f'lit_jax: {studio.painter.name}', **options) as page:
+        _bare(_head(studio))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=300):
+                asked, button = _controls(studio)
+            with gr.Column(scale=7, min_width=340):
+                status = _bare(status_html(State(READY)), elem_id='status')
+                shown = _panels(studio)
+                with gr.Accordion('The same pictures from the command line', open=False):
+                    command = gr.Textbox(show_label=False, interactive=False, lines=2, buttons=['copy'], elem_id='command')
+        outputs = [button, status, command, *shown]
+
+        def draw(*values):
+            yield from show(studio, values)
+
+        wake = [button.click, *(box.submit for box in asked if isinstance(box, gr.Textbox))]
+        gr.on(wake, draw, asked, outputs, show_progress='hidden', concurrency_limit=None, trigger_mode='once', api_name='draw')
+    return page
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked
+
+
+def _controls(studio: Studio) -> tuple[list, gr.Button]:
+    """(the inputs in the order of `read_wish`, the button)."""
+    default = studio.painter.default
+    if studio.takes == 'text':
+        what = [gr.Textbox(label='Prompt', placeholder='what the picture shows', lines=2, max_lines=6, elem_id='prompt'),
+                gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty', elem_id='negative')]
+    else:
+        classes = [('each class in turn', EACH), *((_class_name(i, name), i) for i, name in enumerate(studio.painter.classes))]
+        what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20, elem_id='class')]
+    button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
+    with gr.Row():
+        seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')
+        new_seed = gr.Button('New seed', size='md', scale=2, min_width=90, elem_id='new_seed')
+    new_seed.click(lambda: random.randrange(1 << 32), None, seed, show_progress='hidden', api_name=False)
+    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Pictures', elem_id='count')
+    with gr.Row():
+        steps = gr.Number(default.steps, label='Steps', min_width=90, elem_id='steps')
+        method = gr.Dropdown(list(SAMPLERS), value=default.method, label='Sampler', filterable=False, min_width=130, elem_id='method')
+    scale = gr.Slider(0, 12, default.cfg_scale, step=0.1, label='Guidance scale', info='1: none', elem_id='cfg_scale')
+    size = []
+    if studio.takes == 'text':
+        height, width = default.size
+        with gr.Row():
+            size = [gr.Number(value, label=name.capitalize(), min_width=90, elem_id=name)
+                    for name, value in (('width', width), ('height', height))]
+    return [*what, seed, count, steps, method, scale, *size], button
+
+
+def _class_name(number: int, name: str) -> str:
+    return name if name == f'class {number}' or name == str(number) else f'{number}: {name}'
+
+
+def read_wish(takes: str, values) -> Wish:
+    """What stands in the controls, as a wish. Raises UserError for what is no number."""
+    if takes == 'text':
+        prompt, negative, seed, count, steps, method, scale, width, height = values
+        what = {'prompt': prompt or '', 'negative': negative or '', 'size': (_whole('height', height), _whole('width', width))}
+    else:
+        label, seed, count, steps, method, scale = values
+        what = {'label': _whole('class', label)}
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise UserError(f'the guidance scale must be a number, got {scale}')
+    return Wish(**what, seed=_whole('seed', seed), count=_whole('number of pictures', count), method=method,
+                steps=_whole('number of steps', steps), cfg_scale=float(scale))
+
+
+def _whole(name: str, value) -> int:
+    if value is None:
+        raise UserError(f'the {name} is missing: give a whole number')
+    if not math.isfinite(value) or value != int(value):
+        raise UserError(f'the {name} must be a whole number, got {value}')
+    return int(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shown
+
+
+def show(studio: Studio, values) -> Iterator[list]:
+    """Values of [button, status, command, (gallery, timing) of each model] while the wish in `values` is drawn."""
+    keep = [gr.skip()] * (2 * len(studio.painters))
+    ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
+    try:
+        wish = read_wish(studio.takes, values)
+        seen = 0
+        for state in studio.draw(wish):
+            new = list(keep)
+            for number, panel in enumerate(state.panels[seen:], seen):
+                pictures = [(enlarge(image), caption) for image, caption in zip(panel.images, panel.captions, strict=True)]
+                new[2 * number:2 * number + 2] = [gr.Gallery(pictures, columns=_columns(len(pictures), len(studio.painters))),
+                                                  timing_html(panel.timing.describe())]
+            seen = len(state.panels)
+            command = studio.command(wish) if state.finished else gr.skip()
+            yield [ready if state.finished else busy, status_html(state), command, *new]
+    except UserError as error:
+        yield [ready, error_html(str(error)), gr.skip(), *keep]
+    except Exception as error:
+        LOG.exception('the page could not draw %s', values)
+        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'), gr.skip(), *keep]
+
+
+def _columns(pictures: int, panels: int) -> int:
+    return max(1, min(pictures, 5 if panels == 1 else 4, math.ceil(math.sqrt(pictures)) + (panels == 1)))
+
+
+def _head(studio: Studio) -> str:
+    what = 'a teacher and its student, from the same noise' if len(studio.painters) == 2 else 'a diffusion transformer'
+    takes = 'what a prompt says' if studio.takes == 'text' else 'classes'
+    return f'<div class="lit-head"><h1>lit_jax</h1><p>{html.escape(what)}, drawing {takes}, on this machine</p></div>'
+
+
+def _panels(studio: Studio) -> list:
+    """A gallery and a line of timing for each model, side by side."""
+    shown = []
+    with gr.Row(equal_height=False):
+        for number, (title, facts) in enumerate(zip(studio.titles, studio.facts, strict=True)):
+            with gr.Column(min_width=260):
+                _bare(f'<p class="lit-title">{html.escape(title)}</p><p class="lit-facts">{html.escape(facts)}</p>')
+                gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto', object_fit='contain',
+                                     buttons=['download', 'fullscreen'], elem_id=f'gallery{number}', elem_classes='lit-gallery')
+                shown += [gallery, _bare(timing_html(''), elem_id=f'timing{number}')]
+    return shown
+
+
+def _bare(value: str, **options) -> gr.HTML:
+    """HTML without a box around it."""
+    return gr.HTML(value, padding=False, elem_classes='lit-bare', **options)
+
+
+def timing_html(text: str) -> str:
+    first, _, rest = html.escape(text).partition(' · ')
+    return f'<p class="lit-timing"><b>{first}</b>{f" · {rest}" if rest else ""}</p>'
+
+
+def status_html(state: State) -> str:
+    """What is going on, how far it is, and what has to be said about it."""
+    clock = '' if state.text == READY or state.finished else f'{state.seconds:.1f} s'
+    said = f'<div class="said"><span>{html.escape(state.text)}</span><span class="clock">{clock}</span></div>'
+    if state.finished or state.text == READY:
+        bar = ''
+    elif state.fraction is None:
+        bar = '<div class="bar unknown"><div></div></div>'
+    else:
+        bar = f'<div class="bar"><div style="width: {100 * state.fraction:.1f}%"></div></div>'
+    notices = ''.join(f'<li>{html.escape(notice)}</li>' for notice in state.notices)
+    return f'<div class="lit-status" role="status">{said}{bar}{f"<ul>{notices}</ul>" if notices else ""}</div>'
+
+
+def error_html(text: str) -> str:
+    """A message about a wish that cannot be drawn; the flags it may name are written as a person on the page reads them."""
+    return f'<div class="lit-status error" role="alert">{html.escape(text.removeprefix("--"))}</div>'

@@ -1,0 +1,85 @@
+"""What `demo.py` does: opens the models, builds the page, and serves it to this machine until it is stopped."""
+import importlib.util
+import os
+import socket
+from pathlib import Path
+
+from lit_jax.app.drawing import Studio, open_studio
+from lit_jax.checkpoint.model_folder import is_model_folder
+from lit_jax.convert.torch_files import sha256_of
+from lit_jax.convert.torch_import import convert
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import cache_folder
+
+SHIPPED = Path(__file__).parents[2] / 'assets' / 'digits_dit.safetensors'
+HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1', 'HF_HUB_DISABLE_TELEMETRY': '1'}
+TRIED = 100        # ports that are looked at for a free one
+
+
+def serve(host: str = '127.0.0.1', port: int = 7860, source=None, **options) -> None:
+    """Serves the page of a model until the process is stopped. options: of `open_studio`."""
+    check_gradio()
+    check_port(host, port)
+    studio = open_studio(source or shipped_teacher(), **options)
+    page = launch(studio, host, port)
+    print(f'{", ".join(studio.titles)}: open http://{host}:{port} in a browser. Ctrl-C stops it.', flush=True)
+    page.block_thread()
+
+
+def launch(studio: Studio, host: str, port: int):
+    """The page of a studio, served by threads of this process; `close` of what is returned ends it."""
+    stay_at_home(host)
+    from lit_jax.app.page import STYLE, build_page, make_theme
+    page = build_page(studio)
+    page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False, pwa=False,
+                footer_links=[], theme=make_theme(), css_paths=STYLE, show_error=False)
+    return page
+
+
+def check_gradio() -> None:
+    if importlib.util.find_spec('gradio') is None:
+        raise UserError('the page needs Gradio, which is not installed: pip install -r requirements-demo.txt')
+
+
+def stay_at_home(host: str) -> None:
+    """No counting of users, no look for news, no proxy for a page of this machine. Before Gradio is imported."""
+    os.environ.update(HOME_BODY)
+    for name in ('no_proxy', 'NO_PROXY'):
+        known = [entry for entry in os.environ.get(name, '').split(',') if entry]
+        os.environ[name] = ','.join(dict.fromkeys([*known, 'localhost', '127.0.0.1', host]))
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError for a port that cannot be had, and names one that can."""
+    if not 1 <= port <= 65535:
+        raise UserError(f'--port must lie between 1 and 65535, got {port}')
+    if (problem := _bind(host, port)) is None:
+        return
+    if not isinstance(problem, socket.gaierror):
+        first = max(port + 1, 1024)
+        others = (other for other in range(first, min(first + TRIED, 65536)) if _bind(host, other) is None)
+        if (free := next(others, None)) is not None:
+            raise UserError(f'port {port} of {host} cannot be used ({problem.strerror}): give another, for example --port={free}')
+    raise UserError(f'--host {host}: no port of it can be used here ({problem.strerror}); --host=127.0.0.1 is this machine alone, '
+                    '--host=0.0.0.0 every network it is in')
+
+
+def _bind(host: str, port: int) -> OSError | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+def shipped_teacher(root: Path | None = None) -> Path:
+    """The model folder of the digits teacher in assets/, converted into the cache when it is not there yet."""
+    if not SHIPPED.is_file():
+        raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
+    folder = (root or cache_folder()) / 'models' / sha256_of(SHIPPED)[:12] / SHIPPED.stem
+    if not is_model_folder(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert(SHIPPED, folder, overwrite=folder.exists())
+    return folder

@@ -1,0 +1,70 @@
+"""The published weights of FID-Inception, fetched once into the cache folder."""
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import time
+import urllib.request
+from pathlib import Path
+
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import cache_folder
+
+LOG = logging.getLogger('lit_jax')
+PUBLISHED_NAME = 'pt_inception-2015-12-05-6726825d.pth'
+# Where pytorch-fid (Apache-2.0) keeps them: its constant FID_WEIGHTS_URL.
+URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PUBLISHED_NAME}'
+DIGEST = '6726825d'       # the sha256 of the file begins with it
+TIMEOUT = 20.0            # seconds without an answer
+_PART = 1 << 20
+
+
+def download(flags: str) -> Path:
+    """Fetches the weights into the cache folder and returns the file's path.
+
+    A file of that name is there whole and with the right sum, or not at all, also where several processes fetch it.
+
+    Args:
+        flags: how a person names the file, for the message of the UserError that is raised where it cannot be fetched.
+    """
+    target = cache_folder() / PUBLISHED_NAME
+    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    LOG.info('fetching the weights of Inception: %s', URL)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = _fetch(partial)
+        if not digest.startswith(DIGEST):
+            raise UserError(f'{URL} gave a file with the sha256 {digest}, expected one that begins with {DIGEST}: something '
+                            f'on the way changed it. {_other_ways(target, flags)}')
+        os.replace(partial, target)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f'FID, IS and the like need the weights of Inception, which are not here and cannot be fetched from '
+                        f'{URL} ({error}). {_other_ways(target, flags)}') from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return target
+
+
+def _other_ways(target: Path, flags: str) -> str:
+    return (f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name its place with {flags}')
+
+
+def _fetch(partial: Path) -> str:
+    """Writes the file and returns its sha256; a line of progress every ten seconds."""
+    digest, done, said = hashlib.sha256(), 0, time.monotonic()
+    with urllib.request.urlopen(URL, timeout=TIMEOUT) as answer, open(partial, 'wb') as file:
+        size = int(answer.headers.get('Content-Length') or 0)
+        while part := answer.read(_PART):
+            file.write(part)
+            digest.update(part)
+            done += len(part)
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                LOG.info('%.0f of %s MB', done / 1e6, f'{size / 1e6:.0f}' if size else '?')
+        file.flush()
+        os.fsync(file.fileno())
+    if size and done != size:
+        raise OSError(f'the connection ended after {done} of {size} bytes')
+    return digest.hexdigest()

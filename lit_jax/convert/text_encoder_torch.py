@@ -1,0 +1,320 @@
+"""T5 encoders of Hugging Face transformers (config.json, weights, tokenizer) -> text encoder folders, and back.
+
+Of a T5 with a decoder the encoder is taken. Weights are read one tensor at a time and stored in the form asked for, so
+that a T5-XXL never stands in float32: the memory is that of the result and of one tensor. As with other checkpoints no
+code of a file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
+dtype or not finite is told in one error.
+"""
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.checkpoint.text_encoder_folder import (
+    ARRAYS,
+    KERNELS,
+    check_text_encoder_target,
+    check_vocabulary,
+    pack,
+    read_text_encoder_config,
+    save_text_encoder_folder,
+)
+from lit_jax.convert.torch_files import FLOATS, Source, open_weights
+from lit_jax.convert.torch_import import tool_name
+from lit_jax.convert.torch_keys import unflatten
+from lit_jax.convert.vae_torch import digests
+from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves, tree_bytes
+from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
+
+OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
+MODEL_TYPES = ('t5', 'mt5')      # their encoders are the same network
+_SHOWN = 40
+
+# Our field <- transformers' field, and what transformers takes where config.json does not say.
+_FIELDS = {'vocab': ('vocab_size', 32128), 'width': ('d_model', 512), 'layers': ('num_layers', 6), 'heads': ('num_heads', 8),
+           'head_dim': ('d_kv', 64), 'ffn': ('d_ff', 2048), 'buckets': ('relative_attention_num_buckets', 32),
+           'max_distance': ('relative_attention_max_distance', 128)}
+_ATTENTION, _MLP = 'encoder.block.{i}.layer.0.', 'encoder.block.{i}.layer.1.'
+# Our leaf <- the tensors that make it, {i} for each layer; several are put side by side along an axis of their own.
+NAMES = {
+    'embed/table': ('shared.weight',),
+    'position_bias/table': ('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',),
+    'blocks/attn/norm_gain': (_ATTENTION + 'layer_norm.weight',),
+    'blocks/attn/qkv/kernel': tuple(f'{_ATTENTION}SelfAttention.{part}.weight' for part in 'qkv'),
+    'blocks/attn/proj/kernel': (_ATTENTION + 'SelfAttention.o.weight',),
+    'blocks/mlp/norm_gain': (_MLP + 'layer_norm.weight',),
+    'blocks/mlp/gate/kernel': (_MLP + 'DenseReluDense.wi_0.weight', _MLP + 'DenseReluDense.wi_1.weight'),
+    'blocks/mlp/down/kernel': (_MLP + 'DenseReluDense.wo.weight',),
+    'final_norm/gain': ('encoder.final_layer_norm.weight',),
+}
+_EMBEDDINGS = ('shared.weight', 'encoder.embed_tokens.weight')      # one table under two names
+_OTHER_HALF = ('decoder.', 'lm_head.')
+
+
+@dataclass(frozen=True)
+class ConvertedTextEncoder:
+    """What a conversion did, for the summary."""
+    source: str
+    config: dict
+    parameters: int
+    bytes: int
+    out: Path
+
+
+def is_hub_text_encoder(path) -> bool:
+    """Whether `path` is a transformers folder of a language model, T5 or another (`convert_text_encoder` says which)."""
+    try:
+        content = json.loads((Path(path) / 'config.json').read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and 'model_type' in content and not {'kind', '_class_name'} & content.keys()
+
+
+def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None, overwrite: bool = False,
+                         asked: Iterable[str] = ()) -> ConvertedTextEncoder:
+    """Reads the transformers folder `src` and writes the text encoder folder `out`.
+
+    Args:
+        text_dtype: how the weights are stored, 'bfloat16', 'float32' or 'int8'.
+        text_id: the name that models and cached features are to know it by; default: that in a folder that we
+            exported, else the folder's (of the pipeline, or in the Hugging Face cache).
+        asked: flags that were given and make sense for a diffusion model only; there must be none.
+
+    Raises:
+        UserError: nothing has been written then.
+    """
+    src, out = Path(src), Path(out)
+    if asked := ', '.join(asked):
+        raise UserError(f'{src} is a text encoder, {asked} is for diffusion models. Leave it out, or give the folder of the '
+                        'diffusion model')
+    if text_dtype not in WEIGHTS:
+        raise UserError(f'unknown text_dtype {text_dtype!r}; known: {", ".join(WEIGHTS)}')
+    check_text_encoder_target(out, overwrite)
+    hub = _read_json(src / 'config.json')
+    arch = arch_of(hub, str(src / 'config.json'))
+    tokenizer = find_tokenizer(src)
+    check_vocabulary(tokenizer, arch)
+    source = open_weights(src)
+    if not source.files:
+        inside = ', '.join(sorted(entry.name for entry in src.iterdir())[:8])
+        raise UserError(f'{src} holds no weights: expected model.safetensors or pytorch_model.bin (or their .index.json with '
+                        f'the files it names); it holds {inside}')
+    params = read_text_encoder_params(source, arch, str(src), text_dtype)
+    config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(list(source.files))}}
+    save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
+    count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
+    return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params), out)
+
+
+def describe_text_encoder(done: ConvertedTextEncoder) -> str:
+    """The summary that the script prints."""
+    arch, config = done.config['text_encoder'], done.config
+    return '\n'.join([
+        f'read     {done.source} (T5 encoder)',
+        f'id       {config["id"]}',
+        f'model    {arch["layers"]} layers, width {arch["width"]}, {arch["heads"]} heads of {arch["head_dim"]}, '
+        f'mlp {arch["ffn"]}, {arch["vocab"]} tokens ({config["tokenizer"]})',
+        f'numbers  {done.parameters:,} parameters, {storage.human_bytes(done.bytes)} as {config["weights"]}',
+        f'written  {done.out}'])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# config.json and tokenizer
+
+
+def arch_of(hub: Mapping, where: str) -> dict:
+    """The architecture that a transformers config.json tells, or a UserError for what lit_jax does not have."""
+    if hub.get('model_type') not in MODEL_TYPES:
+        raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the text encoders '
+                        f'T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
+    proj = hub.get('feed_forward_proj', 'relu' if hub['model_type'] == 't5' else 'gated-gelu')
+    problems = []
+    if proj != 'gated-gelu' or hub.get('dense_act_fn', 'gelu_new') != 'gelu_new':
+        problems.append(f'feed_forward_proj is {proj!r}, dense_act_fn {hub.get("dense_act_fn", "not given")!r}; only '
+                        '"gated-gelu" with "gelu_new" is known: T5 v1.1 and Flan-T5 have it, the first T5 has "relu"')
+    if hub.get('layer_norm_epsilon', NORM_EPS) != NORM_EPS:
+        problems.append(f'layer_norm_epsilon is {hub["layer_norm_epsilon"]!r}; only {NORM_EPS} is known')
+    if problems:
+        raise UserError(f'{where} describes a T5 that lit_jax does not have:\n  ' + '\n  '.join(problems))
+    try:
+        return check_t5_arch({ours: hub.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()})
+    except UserError as error:
+        names = ', '.join(f'text_encoder.{ours} is {theirs}' for ours, (theirs, _) in _FIELDS.items()
+                          if f'text_encoder.{ours} ' in str(error))
+        raise UserError(f'{where}: {error} ({names})') from error
+
+
+def find_tokenizer(src: Path) -> Tokenizer:
+    """The tokenizer in the folder of the text encoder, or in a pipeline's tokenizer/ (tokenizer_2/) beside it."""
+    beside = src.resolve().parent / src.resolve().name.replace('text_encoder', 'tokenizer')
+    places = [src] + [beside] * (beside.name.startswith('tokenizer'))
+    for folder in places:
+        if any((folder / name).is_file() for name in FILES):
+            return Tokenizer.load(folder)
+    raise UserError(missing_tokenizer(*places))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist; give the folder of the text encoder, with config.json and weights') from None
+    except ValueError as error:
+        raise UserError(f'{path} is not readable JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, expected a JSON object')
+    return content
+
+
+def _guess_id(src: Path) -> str:
+    parts = src.resolve().parts
+    for part in reversed(parts):
+        if match := re.fullmatch(r'models--(.+?)--(.+)', part):      # a snapshot in the Hugging Face cache
+            return f'{match[1]}/{match[2]}'
+    return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
+    """The parameter tree of `arch` in the form `weights`, filled from `source`, or one UserError with all that is wrong.
+
+    name: what was read, for the message.
+    """
+    shapes = {path: leaf.shape for path, leaf in named_leaves(T5Network(arch).abstract()).items()}
+    _check_tensors(source, shapes, name)
+    flat, problems = {}, []
+
+    def read(key: str) -> np.ndarray:
+        values = source.read(key)
+        if not np.isfinite(values).all():
+            problems.append(f'non-finite values in tensor: {key}')
+        return values
+
+    for path, shape in shapes.items():
+        flat |= pack(path, _parts(path, shape, source, read), shape[0], weights)
+        source.release()      # the mapped file, which would be counted beside its copy
+    table, other = ((source.read(key) if key in source.tensors else None) for key in _EMBEDDINGS)
+    if table is not None and other is not None and not np.array_equal(table, other):
+        problems.append(f'{" and ".join(_EMBEDDINGS)} differ; they are one table')
+    _raise(problems, name)
+    return unflatten(flat)
+
+
+def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
+    """A kernel's layers one after the other, or another leaf whole."""
+    stacked = path.startswith('blocks/')
+    if path in KERNELS:
+        for layer in range(shape[0]):
+            yield _to_leaf([read(key) for key in _keys(path, layer, source)], shape[1:], KERNELS[path])
+    elif stacked:
+        yield np.stack([read(_keys(path, layer, source)[0]) for layer in range(shape[0])])
+    else:
+        yield read(_keys(path, 0, source)[0])
+
+
+def _keys(path: str, layer: int, source: Source | None = None) -> list[str]:
+    keys = [name.format(i=layer) for name in NAMES[path]]
+    if source is not None and keys == ['shared.weight'] and keys[0] not in source.tensors and _EMBEDDINGS[1] in source.tensors:
+        return [_EMBEDDINGS[1]]
+    return keys
+
+
+def _split(shape, num_in: int, parts: int) -> tuple[int, int, int]:
+    """(numbers in, parts, numbers out) of a kernel without its layer axis."""
+    inputs = math.prod(shape[:num_in])
+    return inputs, parts, math.prod(shape) // inputs // parts
+
+
+def _to_leaf(tensors: list[np.ndarray], shape, num_in: int) -> np.ndarray:
+    """torch's [out, in] matrices -> the kernel [*in, (parts,) *out]."""
+    return np.stack([tensor.T for tensor in tensors], axis=1).reshape(shape)
+
+
+def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
+    """Everything that shows without reading values."""
+    problems, used = list(source.problems), set(_EMBEDDINGS)
+    for path, shape in shapes.items():
+        stacked = path.startswith('blocks/')
+        for layer in range(shape[0] if stacked else 1):
+            want = shape[1:] if stacked else shape
+            if path in KERNELS:
+                inputs, _, outputs = _split(want, KERNELS[path], len(NAMES[path]))
+                want = (outputs, inputs)
+            keys = _keys(path, layer, source)
+            used.update(keys)
+            problems += [problem for key in keys if (problem := _problem(source, key, tuple(want)))]
+    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used and not key.startswith(_OTHER_HALF)]
+    _raise(problems, name)
+
+
+def _problem(source: Source, key: str, want: tuple[int, ...]) -> str | None:
+    info = source.tensors.get(key)
+    if info is None:
+        return f'missing tensor: {key} {list(want)}'
+    if tuple(info.shape) != want:
+        return f'misshaped tensor: {key} has {list(info.shape)}, expected {list(want)}'
+    if info.dtype not in FLOATS:
+        return f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}'
+    return None
+
+
+def _raise(problems: list[str], name: str) -> None:
+    if problems:
+        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
+        raise UserError(f'{name} does not hold the whole text encoder that its config.json describes:\n  ' +
+                        '\n  '.join(problems[:_SHOWN] + more))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The way back
+
+
+def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """(transformers' name, values) of every tensor of a float tree, the dtypes as they are."""
+    flat = named_leaves(params)
+    for path, leaf in flat.items():
+        for layer in range(leaf.shape[0] if path.startswith('blocks/') else 1):
+            values = np.asarray(leaf[layer] if path.startswith('blocks/') else leaf)
+            keys = _keys(path, layer)
+            if path in KERNELS:
+                values = values.reshape(_split(values.shape, KERNELS[path], len(keys)))
+                yield from ((key, np.ascontiguousarray(values[:, part].T)) for part, key in enumerate(keys))
+            else:
+                yield keys[0], values
+
+
+def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
+    """Writes the text encoder folder `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
+    from safetensors.numpy import save_file
+    out, config = Path(out), read_text_encoder_config(src)
+    if config['weights'] == 'int8':
+        raise UserError(f'{src} holds int8 weights, rounded for good; export the folder with bfloat16 or float32 weights')
+    if out.is_file() or out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f'{out} exists already; give another --out, or --overwrite to write into it')
+    params, tokenizer = _load_arrays(src), Tokenizer.load(src)
+    hub = {theirs: config['text_encoder'][ours] for ours, (theirs, _) in _FIELDS.items()}
+    hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu', 'pad_token_id': 0,
+            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False, 'torch_dtype': config['weights'],
+            OWN_ID: config['id']}
+    out.mkdir(parents=True, exist_ok=True)
+    with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):
+        save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})
+        (out / tokenizer.file).write_bytes(tokenizer.content)
+        (out / 'config.json').write_text(json.dumps(hub, indent=2) + '\n')
+    return out
+
+
+def _load_arrays(src) -> dict:
+    from lit_jax.checkpoint.arrays import load_arrays
+    return load_arrays(Path(src) / ARRAYS)

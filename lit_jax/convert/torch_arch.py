@@ -1,0 +1,230 @@
+"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked for."""
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lit_jax.convert.torch_files import Source
+from lit_jax.convert.torch_hub import hub_sizes
+from lit_jax.convert.torch_keys import POSITION_KEYS
+from lit_jax.convert.torch_mixers import infer_blocks, infer_ffn
+from lit_jax.convert.torch_pixart import caption_hub_problems, infer_captions
+from lit_jax.convert.torch_survey import READABLE, Found, Hints, survey
+from lit_jax.models.arch import FAMILY_DEFAULTS, check_arch
+from lit_jax.models.layers import position_table
+from lit_jax.recipes.recipe import SIZES
+from lit_jax.recipes.systems import SYSTEMS
+from lit_jax.runtime.errors import UserError
+
+# How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to 1.
+POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors) say why.
+
+    notes: what was taken for granted, to be printed.
+    """
+    arch: dict
+    unknown: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+# Letter, field of the architecture, and a value that serves where no tensor shows the size: all that would are missing then, and
+# the reading will name them.
+_SIZES = (('p', 'patch', 2), ('C', 'channels', 4))
+_LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_channels', 8),)
+
+
+def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
+    """The architecture of the model in `source`, as far as its tensors and the hints tell.
+
+    Raises:
+        UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to be told
+            together with what is wrong with single tensors.
+    """
+    found, hub = survey(source, name), source.hub_config or {}
+    sizes, unknown, notes = found.sizes, set(), []
+    if not sizes.get('D'):
+        raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the model; '
+                        'expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
+    for letter, field_name, placeholder in (*_SIZES, *(_CAPTION_SIZES if found.captions else _LABEL_SIZES),
+                                            ('F', 'mlp_ratio', 4 * sizes['D']), ('O', 'learn_sigma', None)):
+        if not sizes.get(letter):
+            unknown.add(field_name)
+            sizes[letter] = placeholder or 2 * sizes['p'] ** 2 * sizes['C']
+    if not found.depth:
+        unknown.add('depth')
+    token = sizes['p'] ** 2 * sizes['C']
+    problems = []
+    if sizes['O'] not in (token, 2 * token) and not {'patch', 'channels'} & unknown:
+        problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · channels) or '
+                        'twice that')
+    blocks = infer_blocks(source, found, hints, hub)
+    mixer = blocks.mixer
+    if found.captions:
+        captions = infer_captions(source, found, hints, hub, mixer)
+        family, notes = {'family': 'pixart', **captions.fields}, captions.notes
+        unknown |= captions.unknown
+        problems += captions.problems
+    else:
+        label_fields, label_problems = _label_fields(source, found, hints, hub)
+        family = blocks.family | label_fields
+        unknown |= {'input_size'} if label_problems else set()
+        problems += label_problems
+    if mixer['heads'] is None or blocks.problems:
+        unknown.add('heads')
+        if mixer['name'] != 'moh':
+            mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
+    ffn, ratio, ffn_problems = infer_ffn(found)
+    arch = {**family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
+            'channels': sizes['C'], 'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer, 'ffn': ffn}
+    if 'stages' in FAMILY_DEFAULTS[arch['family']]:
+        arch['stages'] = blocks.stages
+    problems += blocks.problems + ffn_problems + hub_problems(arch, hub, unknown)
+    return Inferred(plain_arch(arch if unknown or problems else check_arch(arch)), unknown, problems, notes)
+
+
+def plain_arch(arch: Mapping) -> dict:
+    """A copy of `arch` in the form in which it is stored: lists, not tuples."""
+    return json.loads(json.dumps(arch))
+
+
+def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
+    """(num_classes and input_size, problems)."""
+    input_size, problems = _input_size(source, found, hints, hub)
+    return {'num_classes': found.sizes['R'] - 1, 'input_size': input_size or (found.sizes['p'],) * 2}, problems
+
+
+def _input_size(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[tuple[int, int] | None, list[str]]:
+    """Height and width of the latent: from the position table, the hub's config, or the caller."""
+    key, patch = POSITION_KEYS[found.layout], found.sizes['p']
+    info = source.tensors.get(key)
+    if info and len(info.shape) == 3 and info.shape[2] == found.sizes['D']:
+        grid = _grid_of(source.read(key)[0], hints, patch, POSITION_TOLERANCE.get(info.dtype, 0.0))
+        source.release()
+        if grid:
+            return (grid[0] * patch, grid[1] * patch), []
+        return None, [f'{key} {info.shape} is no sin-cos table of a square grid; give --input_size H,W']
+    if side := hub.get('sample_size'):
+        return (side, side), []
+    if hints.input_size:
+        return hints.input_size, []
+    return None, [f'missing tensor: {key}; without it the image size must be told: --image_size N']
+
+
+def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> tuple[int, int] | None:
+    """The token grid whose sin-cos table this is; where none fits (the import will say so), the likeliest one."""
+    tokens, width = table.shape
+    side = math.isqrt(tokens)
+    square = (side, side) if side * side == tokens else None
+    told = tuple(length // patch for length in hints.input_size) if hints.input_size else None
+    grids = [grid for grid in (square, told) if grid and grid[0] * grid[1] == tokens]
+    grids += [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+    if width % 4 == 0:
+        for grid in grids:
+            if np.abs(position_table(grid, width) - table).max() <= tolerance:
+                return grid
+    return square
+
+
+def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> list[str]:
+    """Where config.json of a diffusers folder contradicts the tensors beside it, or asks for what this library lacks."""
+    if not hub:
+        return []
+    values = {theirs: value for theirs, value in hub_sizes(arch).items() if _HUB_FIELDS.get(theirs) not in unknown}
+    if 'heads' not in unknown:
+        values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
+    captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
+    return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}' for name, value in values.items()
+                       if hub.get(name) not in (None, value)]
+
+
+# Field of a diffusers config.json -> ours that it shows.
+_HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'channels', 'num_embeds_ada_norm': 'num_classes',
+               'sample_size': 'input_size', 'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was asked for
+
+# Text models: name -> what it fixes.
+_PIXART = {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}
+TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIXART | {'mixer': 'linear'}}
+
+
+def parse_arch_name(name: str) -> dict:
+    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that the name fixes."""
+    plain = re.sub(r'[-/]', '_', name.lower())
+    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
+    fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
+    if not fitting:
+        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. Systems: '
+                        f'{", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: {", ".join(TEXT_MODELS)}')
+    start = max(fitting, key=len)
+    if start in TEXT_MODELS:
+        expected = dict(TEXT_MODELS[start])
+    else:
+        model = known[start]
+        expected = {name: model[name] for name in ('family', 'depth', 'width')} | {'mixer': model['mixer']['name']}
+        if model.get('stages'):
+            expected['stages'] = plain_arch({'stages': model['stages']})['stages']
+    for number in filter(None, plain[len(start):].split('_')):
+        expected['patch' if int(number) < 64 else 'image_size'] = int(number)
+    return expected
+
+
+def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int = 1,
+                   unknown: Iterable[str] = ()) -> None:
+    """Refuses a model that is not the one asked for.
+
+    Args:
+        arch: what `name` holds. expected: any of depth, width, patch, image_size, input_size, channels, num_classes,
+            mixer (its name), heads and other options of the mixer.
+        downscale: image pixels a latent pixel, each way. unknown: fields of `arch` that are not to be compared.
+    """
+    expected = {key: value for key, value in expected.items() if value is not None}
+    if 'image_size' in expected:
+        image = expected.pop('image_size')
+        sides = (image, image) if isinstance(image, int) else image
+        if any(side % downscale for side in sides):
+            raise UserError(f'image size {image} is not divisible by {downscale}, the latent\'s downscale')
+        expected['input_size'] = [side // downscale for side in sides]
+    have = {**arch, **arch['mixer'], 'mixer': arch['mixer']['name'], 'input_size': [*arch['input_size']]}
+    if 'input_size' in expected:
+        expected['input_size'] = [*expected['input_size']]
+    wrong = [key for key, value in expected.items() if key not in unknown and have.get(key) != value]
+    if not wrong:
+        return
+    lines = []
+    if {'depth', 'width'} & {*wrong}:
+        lines.append(f'{size_name(have)} there, {size_name({**have, **expected})} asked for')
+    for key in wrong:
+        if key == 'input_size':
+            there, here = (_pixels(fields[key], downscale) for fields in (have, expected))
+            lines.append(f'trained for {there}, asked for {here}')
+        elif key == 'stages':
+            lines.append('its layers have other mixers than those asked for (heads, or compressed keys)')
+        elif key not in ('depth', 'width'):
+            lines.append(f'{key}: {have.get(key)} there, {expected[key]} asked for')
+    raise UserError(f'{name} holds another model than the one asked for:\n  ' + '\n  '.join(lines) +
+                    '\nGive the checkpoint that fits, or ask for what this one holds.')
+
+
+def size_name(arch: Mapping) -> str:
+    """'XL (depth 28, width 1152)', without the letter for sizes of one's own."""
+    letter = {(row['depth'], row['width']): name.upper() for name, row in SIZES.items()}
+    sides = f'depth {arch["depth"]}, width {arch["width"]}'
+    known = letter.get((arch['depth'], arch['width']))
+    return f'{known} weights ({sides})' if known else f'weights of {sides}'
+
+
+def _pixels(sides: Iterable[int], downscale: int) -> str:
+    sides = list(sides)
+    text = 'x'.join(str(side * downscale) for side in sides) + ' pixels'
+    return text if downscale == 1 else f'{text} (latent {"x".join(map(str, sides))})'

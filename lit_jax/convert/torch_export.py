@@ -1,0 +1,207 @@
+"""Model folders -> `.safetensors` under the original PyTorch names, DiT's position table included; PixArt-Σ also for diffusers.
+
+The model folder's config travels in the file's metadata, so that converting the file back restores everything: heads,
+latent space, class names, diffusion.
+"""
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.checkpoint.load import load_weights
+from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
+from lit_jax.convert.torch_files import METADATA_KEY
+from lit_jax.convert.torch_hub import pixart_hub_config
+from lit_jax.convert.torch_import import Converted, count_weights
+from lit_jax.convert.torch_keys import TRANSFORMS, ModelLeaf, model_leaves
+from lit_jax.convert.torch_pixart import NULL_CAPTION
+from lit_jax.models.layers import position_table
+from lit_jax.runtime import leaves, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.paths import as_path, local_path
+
+LAYOUTS = ('original', 'diffusers')
+HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
+
+
+def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original') -> dict[str, np.ndarray]:
+    """Parameter tree -> {torch name: contiguous float32 array}, in the order of DiT's state dict.
+
+    layout: 'diffusers' for PixArt only; the null caption is left out then.
+    """
+    return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout)}
+
+
+def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int, ...]]:
+    """{torch name: shape} of a model, without any weights; `pos_embed` first, which files of PixArt do without."""
+    shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(), arch['width'])}
+    for keys, leaf, _ in _order(arch, layout):
+        whole = leaf.torch_shape
+        shapes |= dict.fromkeys(keys, (whole[0] // len(keys), *whole[1:]) if len(keys) > 1 else whole)
+    return shapes
+
+
+def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
+    """Writes the model folder or workdir `src` as the file `out` (.safetensors), or as the diffusers folder `out`.
+
+    What is written stands beside its place and is renamed when it is whole.
+    """
+    src, out = as_path(src), local_path(out)
+    if layout not in LAYOUTS:
+        raise UserError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
+    if layout == 'diffusers':
+        return _export_hub(src, out, overwrite)
+    if out.suffix != '.safetensors':
+        raise UserError(f'--out {out} must end in .safetensors')
+    if out.is_dir():
+        raise UserError(f'{out} is a folder; give the path of a .safetensors file')
+    if out.exists() and not overwrite:
+        raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
+    config, params = _load(src)
+    export_params(out, config, params)
+    return _exported(src, 'original', config, params, out)
+
+
+def _export_hub(src, out: Path, overwrite: bool) -> Converted:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not overwrite:
+            raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
+        if not out.is_dir() or {path.name for path in out.iterdir()} != {CONFIG, HUB_WEIGHTS}:
+            raise UserError(f'{out} is no folder that --layout diffusers wrote, so it is not overwritten; give another --out')
+    config, params = _load(src)
+    export_hub_folder(out, config, params, str(src))
+    lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
+    return _exported(src, 'diffusers', config, params, out, lost)
+
+
+def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes: tuple[str, ...] = ()) -> Converted:
+    weights = (config.get('provenance') or {}).get('weights', 'state_dict')
+    return Converted(str(src), weights, layout, config['model'], count_weights(params), out, notes)
+
+
+def _load(src) -> tuple[dict, dict]:
+    """(config, params); a model folder's stay numpy arrays, which needs half the memory of jax arrays."""
+    return load_model_folder(src) if is_model_folder(src) else load_weights(src)
+
+
+def export_params(out: Path, config: Mapping, params: Mapping) -> None:
+    """Writes parameters and config as one .safetensors file, atomically, one tensor at a time."""
+    _write_whole(out, params, lambda path: _write_weights(path, config, params, 'original'))
+
+
+def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
+    """Writes a PixArt of softmax attention as a folder that diffusers' PixArtTransformer2DModel loads, atomically.
+
+    Raises UserError, before anything is written, where diffusers has no such model; `name` says whose it is.
+    """
+    hub = pixart_hub_config(config['model'], name)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / CONFIG).write_text(json.dumps(hub, indent=2) + '\n')
+        _write_weights(folder / HUB_WEIGHTS, config, params, 'diffusers')
+
+    _write_whole(out, params, write)
+
+
+def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
+    """Lets `write` make a file or folder beside `out`, and renames it when it is whole; one that is there is replaced."""
+    out = Path(out).absolute()
+    temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with storage.explain_full_disk(out, needed):
+            storage.check_free_space(out, needed)
+            write(temporary)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+        storage.fsync_path(out.parent)
+    except OSError as error:
+        raise UserError(f'{out} could not be written: {error.strerror}; nothing is left of it') from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str) -> None:
+    arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
+    with open(path, 'wb') as file:
+        write_safetensors(file, torch_layout(arch, layout), (value for _, value in _tensors(params, arch, layout)), metadata)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _published(config: Mapping) -> dict:
+    """What of a config travels in the file: no recipe of a workdir, no paths of the machine that wrote it."""
+    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'provenance')
+    published = {name: config[name] for name in fields if name in config}
+    if source := (config.get('provenance') or {}).get('source'):
+        published['provenance'] = {**config['provenance'], 'source': Path(source).name}
+    return published
+
+
+def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
+                      metadata: Mapping[str, str]) -> None:
+    """Streams float32 tensors into an open binary file, one at a time (safetensors' own writer copies them all).
+
+    Args:
+        layout: name -> shape of every tensor, in the order of `values`.
+    """
+    header: dict = {'__metadata__': dict(metadata)}
+    offset = 0
+    for name, shape in layout.items():
+        size = 4 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for shape, value in zip(layout.values(), values, strict=True):
+        value = np.ascontiguousarray(value, dtype='<f4')
+        if value.shape != tuple(shape):
+            raise ValueError(f'a tensor of shape {value.shape} where the header says {shape}')
+        file.write(value.data)
+
+
+def _order(arch: Mapping, layout: str = 'original') -> Iterator[tuple[tuple[str, ...], ModelLeaf, int | None]]:
+    """(keys, leaf, layer of the leaf) of every tensor but the position table, as DiT's state dict orders them.
+
+    Several keys are the parts of one tensor along its first axis.
+    """
+    leaves = [leaf for leaf in model_leaves(arch) if layout == 'original' or leaf.path != NULL_CAPTION]
+    stacked = [leaf for leaf in leaves if leaf.blocks is not None]
+    first = leaves.index(stacked[0])
+    for leaf in leaves[:first]:
+        yield leaf.rule.keys(layout), leaf, None
+    for block in range(max(leaf.blocks.stop for leaf in stacked)):
+        for leaf in stacked:
+            if block in leaf.blocks:
+                yield tuple(key.replace('{i}', str(block)) for key in leaf.rule.keys(layout)), leaf, block - leaf.blocks.start
+    for leaf in leaves[first:]:
+        if leaf.blocks is None:
+            yield leaf.rule.keys(layout), leaf, None
+
+
+def _tensors(params: Mapping, arch: Mapping, layout: str = 'original') -> Iterator[tuple[str, np.ndarray]]:
+    """(key, values) of every tensor, DiT's `pos_embed` first; checks that the tree has exactly the leaves of `arch`."""
+    flat, paths = named_leaves(params), {leaf.path for leaf in model_leaves(arch)}
+    if paths != set(flat):
+        raise UserError(f'the parameters do not fit the architecture: missing {sorted(paths - set(flat))}, unexpected '
+                        f'{sorted(set(flat) - paths)}')
+    if arch['family'] != 'pixart':
+        yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
+    for keys, leaf, layer in _order(arch, layout):
+        values = flat[leaf.path] if layer is None else flat[leaf.path][layer]
+        whole = TRANSFORMS[leaf.rule.transform].to_torch(np.asarray(values, dtype=np.float32))
+        yield from zip(keys, [whole] if len(keys) == 1 else np.split(whole, len(keys)), strict=True)
+
+
+def _grid(arch: Mapping) -> tuple[int, int]:
+    return tuple(side // arch['patch'] for side in arch['input_size'])

@@ -1,0 +1,57 @@
+"""config.json of Hugging Face diffusers folders: what is read of it, and what PixArt's says when we write one."""
+from collections.abc import Mapping
+
+from lit_jax.models.arch import mixers_of
+from lit_jax.runtime.errors import UserError
+
+PIXART_CLASS = 'PixArtTransformer2DModel'
+# Transformer2DModel is what older folders of both are called; '' are folders that do not say.
+_CLASSES = ('DiTTransformer2DModel', PIXART_CLASS, 'Transformer2DModel', '')
+_WHOLE = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'num_layers', 'patch_size', 'sample_size',
+          'num_embeds_ada_norm', 'caption_channels', 'cross_attention_dim')
+
+
+def check_hub_config(config: Mapping, where: str) -> None:
+    """Raises UserError for a model that the converter does not read, or a field that it cannot use."""
+    if wrong := [name for name in _WHOLE if not isinstance(config.get(name), int | None)]:
+        raise UserError(f'{where}: {", ".join(wrong)} must be whole numbers')
+    scale = config.get('interpolation_scale')
+    if scale is not None and (not isinstance(scale, int | float) or scale <= 0):
+        raise UserError(f'{where}: interpolation_scale must be a number above 0 or null, got {scale!r}')
+    name = config.get('_class_name', '')
+    if name not in _CLASSES:
+        raise UserError(f'{where} is the config of a {name}; this converter reads DiT (DiTTransformer2DModel) and PixArt-Σ '
+                        f'({PIXART_CLASS})')
+
+
+def hub_sizes(arch: Mapping) -> dict:
+    """The fields of a diffusers config.json that tensors show as well."""
+    sizes = {'num_layers': arch['depth'], 'patch_size': arch['patch'], 'in_channels': arch['channels']}
+    if arch['family'] != 'pixart':
+        return sizes | {'num_embeds_ada_norm': arch['num_classes'], 'sample_size': arch['input_size'][0]}
+    return sizes | {'sample_size': arch['base_size'] * arch['patch'], 'caption_channels': arch['caption_channels'],
+                    'cross_attention_dim': arch['width'], 'out_channels': arch['channels'] * (2 if arch['learn_sigma'] else 1)}
+
+
+def pixart_hub_config(arch: Mapping, name: str) -> dict:
+    """config.json with which diffusers builds this model, or a UserError where it has no such model.
+
+    diffusers takes base_size from sample_size; the network takes pictures of any other size on both sides.
+    """
+    mixers = mixers_of(arch)
+    odd = [text for holds, text in (
+        (arch['family'] == 'pixart', f'its family is {arch["family"]}'),
+        (all(mixer['name'] == 'softmax' for mixer in mixers), f'it has {mixers[-1]["name"]} attention'),
+        (all(mixer.get('compress', 1) == 1 for mixer in mixers), 'its keys are compressed'),
+        (all(mixer.get('qkv_bias', True) for mixer in mixers), 'its attention has no biases'),
+        (arch.get('ffn', 'mlp') == 'mlp' and arch['mlp_ratio'] == 4, 'its ffn is not an mlp of ratio 4'),
+        (arch.get('cross_heads') == mixers[0]['heads'], 'its cross-attention has heads of its own')) if not holds]
+    if odd:
+        raise UserError(f'{name} cannot be written for diffusers: its {PIXART_CLASS} has softmax attention and nothing else; here '
+                        f'{odd[0]}. Leave --layout out: the original names hold every model')
+    heads = arch['cross_heads']
+    return {'_class_name': PIXART_CLASS, **hub_sizes(arch), 'num_attention_heads': heads,
+            'attention_head_dim': arch['width'] // heads, 'interpolation_scale': arch['pe_interpolation'],
+            'use_additional_conditions': False, 'attention_bias': True, 'activation_fn': 'gelu-approximate',
+            'norm_type': 'ada_norm_single', 'norm_elementwise_affine': False, 'norm_eps': 1e-6, 'num_embeds_ada_norm': 1000,
+            'norm_num_groups': 32, 'dropout': 0.0, 'upcast_attention': False, 'attention_type': 'default'}

@@ -1,0 +1,327 @@
+"""PyTorch checkpoints -> model folders.
+
+Each source tensor and each leaf of the parameter tree is accounted for; whatever is missing, left over, misshaped,
+doubled, of a wrong dtype or not finite is collected and reported in one error. Leaves are filled one after the other
+into arrays that already have their final shape, and the mapped file is let go after each, so that a conversion needs
+little more memory than the weights themselves.
+"""
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax import __version__
+from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
+from lit_jax.convert.torch_arch import (
+    POSITION_TOLERANCE,
+    Inferred,
+    check_expected,
+    hub_problems,
+    infer_arch,
+    plain_arch,
+    size_name,
+)
+from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
+from lit_jax.convert.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves, unflatten
+from lit_jax.convert.torch_pixart import NULL_CAPTION, has_null_caption, text_section
+from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
+from lit_jax.models.arch import check_arch, conditioning
+from lit_jax.models.layers import position_table
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.paths import as_path, local_path
+
+SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents
+SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}           # PixArt-Σ's
+PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
+DIFFUSION = {'steps': 1000, 'kind': 'linear'}                                                     # DiT's schedule
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did, for the summary."""
+    source: str
+    weights: str
+    layout: str
+    arch: dict
+    parameters: int
+    out: Path
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Problems:
+    """Problems of tensors, told together: equal ones of several blocks become one line."""
+    blocks: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, kind: str, key: str, detail: str = '') -> None:
+        pattern, layer = split_key(key)
+        self.blocks.setdefault((kind, pattern, detail), []).extend([] if layer is None else [layer])
+
+    def lines(self) -> list[str]:
+        return [f'{kind} tensor: {pattern.replace("{i}", _ranges(layers))}' + (f' {detail}' if detail else '')
+                for (kind, pattern, detail), layers in self.blocks.items()]
+
+
+def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *, heads: int | None = None,
+                     input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None,
+                     cross_heads: int | None = None) -> tuple[dict, dict]:
+    """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
+
+    Args:
+        state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is told.
+        arch: the architecture; None infers it (with the hints where the tensors do not show them).
+
+    Raises:
+        UserError: names every tensor that is wrong.
+    """
+    source = source_from_arrays(state)
+    hints = Hints(heads=heads, input_size=input_size, routed=routed, cross_heads=cross_heads)
+    inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
+    return inferred.arch, read_params(source, inferred, 'the state dict')
+
+
+def _known(arch: Mapping) -> Inferred:
+    return Inferred(plain_arch(check_arch(arch)))
+
+
+def read_params(source: Source, inferred: Inferred, name: str) -> dict:
+    """The parameter tree filled from `source`, or one UserError with everything that is wrong."""
+    arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
+    reading = _Reading(source, layout, arch, problems)
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)}
+    if 'input_size' not in inferred.unknown:
+        reading.check_positions()
+    reading.used.add(POSITION_KEYS[layout])
+    for key in source.tensors:
+        if key not in reading.used:
+            problems.add('unexpected', key)
+    if lines := [*inferred.problems, *source.problems, *problems.lines()]:
+        raise UserError(f'{name} does not hold a whole model (depth {arch["depth"]}, width {arch["width"]}, '
+                        f'{arch["mixer"]["name"]} attention):\n  ' + '\n  '.join(lines))
+    return unflatten(flat)
+
+
+def _leaves(inferred: Inferred, name: str) -> tuple[ModelLeaf, ...]:
+    try:
+        return model_leaves(inferred.arch)
+    except UserError as error:
+        lines = '\n  '.join([*inferred.problems, str(error)])
+        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
+
+
+class _Reading:
+    """Fills leaves from a source, notes which tensors were used and what was wrong with them."""
+
+    def __init__(self, source: Source, layout: str, arch: Mapping, problems: _Problems):
+        self.source, self.layout, self.arch, self.problems = source, layout, arch, problems
+        self.used: set[str] = set()
+
+    def read_leaf(self, leaf: ModelLeaf) -> np.ndarray:
+        """All layers of one leaf, float32."""
+        if leaf.path == NULL_CAPTION and not has_null_caption(self.source):
+            return np.zeros(leaf.shape, np.float32)       # known to the text encoder, which fills it in
+        patterns = leaf.rule.keys(self.layout)
+        if not patterns:
+            self.problems.add('missing', leaf.rule.original, '(this layout has no such tensor)')
+            return np.empty(0, np.float32)
+        if leaf.blocks is None:
+            values = np.empty(leaf.shape, np.float32)
+            self._fill(values, leaf, [pattern.replace('{i}', '0') for pattern in patterns])
+            self._check_copies(patterns)
+        else:
+            values = np.empty((len(leaf.blocks), *leaf.shape), np.float32)
+            for layer, block in enumerate(leaf.blocks):
+                self._fill(values[layer], leaf, [pattern.replace('{i}', str(block)) for pattern in patterns])
+        self.source.release()
+        return values
+
+    def _fill(self, out: np.ndarray, leaf: ModelLeaf, keys: list[str]) -> None:
+        """Writes one layer of a leaf into `out` from the tensors of `keys`, joined along their first axis."""
+        whole = leaf.torch_shape
+        part = (whole[0] // len(keys), *whole[1:]) if whole else ()
+        tensors = [self._take(key, part) for key in keys]
+        if all(tensor is not None for tensor in tensors):
+            joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+            out[...] = TRANSFORMS[leaf.rule.transform].to_leaf(joined, out.shape)
+
+    def _take(self, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The tensor's float32 values, or None with the problem noted."""
+        info = self.source.tensors.get(key)
+        self.used.add(key)
+        if info is None:
+            self.problems.add('missing', key)
+            return None
+        if info.shape != shape:
+            self.problems.add('misshaped', key, f'has {info.shape}, expected {shape}')
+        if info.dtype not in FLOATS:
+            self.problems.add('wrong dtype in', key, f'is {info.dtype}, expected one of {", ".join(FLOATS)}')
+            return None
+        values = self.source.read(key)
+        if not np.isfinite(values).all():
+            self.problems.add('non-finite values in', key)
+        return values if info.shape == shape else None
+
+    def _check_copies(self, patterns: tuple[str, ...]) -> None:
+        """diffusers' embedders stand in every block: all copies must be the first one's equal to be folded into it."""
+        for pattern in patterns:
+            if '{i}' not in pattern or (first := pattern.replace('{i}', '0')) not in self.source.tensors:
+                continue
+            info, values = self.source.tensors[first], None
+            for layer in range(1, self.arch['depth']):
+                key = pattern.replace('{i}', str(layer))
+                if (copy := self._take(key, info.shape)) is not None:
+                    values = self.source.read(first) if values is None else values
+                    if not np.array_equal(copy, values, equal_nan=True):
+                        self.problems.add('differing', key, 'is not block 0\'s copy; DiT has one for all blocks')
+
+    def check_positions(self) -> None:
+        """A stored position table must be the one that the model computes; PixArt's is left out of account, as by its loader."""
+        key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
+        if key not in self.source.tensors or self.arch['family'] == 'pixart':
+            return
+        table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
+        values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
+        if values is not None and not np.abs(values[0] - table).max() <= POSITION_TOLERANCE[dtype]:
+            self.problems.add('wrong', key, f'is not the sin-cos table of a {size[0] // patch}x{size[1] // patch} grid')
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0] -> '0'; [0, 1, 2, 5] -> '{0-2,5}'."""
+    spans: list[list[int]] = []
+    for number in sorted({*numbers}):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    text = ','.join(str(a) if a == b else f'{a}-{b}' for a, b in spans)
+    return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole road
+
+
+def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
+            latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
+            routed: tuple[int, ...] | None = None, cross_heads: int | None = None, overwrite: bool = False) -> Converted:
+    """Reads the checkpoint `src` and writes the model folder `out`.
+
+    Args:
+        src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
+        heads, cross_heads, activation, focus_power, routed: what shapes do not show (`Hints`).
+        expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the size of a
+            file without position table.
+        latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text models of
+            SDXL's; else pixels).
+        overwrite: replace a model folder that is already there.
+
+    Raises:
+        UserError: nothing has been written then.
+    """
+    src, out, expected = local_path(src), as_path(out), dict(expected or {})
+    check_out(out, overwrite)
+    if src.is_dir() and is_model_folder(src):
+        raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
+    source = open_source(src, weights)
+    given = dict(source.config or {})
+    latent_of = _latent(source, given, latent or {}, str(src))
+    hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
+                  focus_power=focus_power, routed=routed, cross_heads=cross_heads)
+    if 'model' in given:
+        inferred = _known(given['model'])
+        inferred.problems.extend(hub_problems(inferred.arch, source.hub_config or {}))
+    else:
+        inferred = infer_arch(source, str(src), hints)
+    arch = inferred.arch
+    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation, 'focus_power': focus_power}
+    check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
+    params = read_params(source, inferred, str(src))
+    config = {'format': 1, 'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
+              'classes': given.get('classes', source.classes), 'provenance': _provenance(src, source, given.get('provenance', {}))}
+    notes = list(inferred.notes)
+    if conditioning(arch) == 'text':
+        config |= {'classes': None, 'text': text_section(arch, source, given.get('text'))}
+        if not has_null_caption(source):
+            notes.append('the file has no null caption; it is filled with the text encoder\'s features of the empty prompt')
+    elif config['classes'] and len(config['classes']) != arch['num_classes']:
+        raise UserError(f'{src} names {len(config["classes"])} classes, its label table has {arch["num_classes"]}')
+    save_model_folder(out, config, params, overwrite=overwrite)
+    return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch, count_weights(params), out, tuple(notes))
+
+
+def count_weights(params: Mapping) -> int:
+    """Numbers in a parameter tree; the null caption is data and does not count."""
+    return sum(int(np.prod(leaf.shape)) for path, leaf in named_leaves(params).items() if path != NULL_CAPTION)
+
+
+def describe(done: Converted) -> str:
+    """The summary that the script prints."""
+    arch, mixer = done.arch, done.arch['mixer']
+    sides = 'x'.join(map(str, arch['input_size']))
+    options = ', '.join(f'{name} {value}' for name, value in mixer.items() if name != 'name')
+    return '\n'.join([
+        f'read     {done.source} ({done.weights}, {done.layout} names)',
+        f'model    {size_name(arch)}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
+        f'input    {sides}x{arch["channels"]}, {_condition(arch)}',
+        f'numbers  {done.parameters:,} parameters',
+        *(f'note     {note}' for note in done.notes),
+        f'written  {done.out}'])
+
+
+def _condition(arch: Mapping) -> str:
+    if conditioning(arch) == 'label':
+        return f'{arch["num_classes"]} classes'
+    return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, {arch["cross_heads"]} heads look at them; '
+            f'positions 0..{arch["base_size"] / arch["pe_interpolation"]:g}')
+
+
+def check_out(out, overwrite: bool) -> None:
+    """Refuses, before anything is read, an output that is in the way."""
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
+    if not is_model_folder(out):
+        raise UserError(f'{out} is not a model folder, so it is not overwritten; give another --out')
+
+
+def tool_name() -> str:
+    """'lit_jax 0.1.0', for provenance."""
+    return f'lit_jax {__version__}'
+
+
+def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
+    channels = given['model']['channels'] if 'model' in given else _channels(source)
+    captions = given['model'].get('family') == 'pixart' if 'model' in given else survey(source, name).captions
+    vae = SDXL_VAE if captions else SD_VAE
+    guess = given.get('latent') or (vae if channels == 4 else PIXELS)
+    told = {key: value for key, value in told.items() if value is not None}
+    if told.get('space') and told['space'] != guess['space']:
+        guess = {'vae': vae, 'pixels': PIXELS}[told['space']]
+    return {**(vae if guess['space'] == 'vae' else PIXELS), **guess, **told}
+
+
+def _channels(source: Source) -> int:
+    for key in ('x_embedder.proj.weight', 'pos_embed.proj.weight'):
+        if key in source.tensors and len(source.tensors[key].shape) == 4:
+            return source.tensors[key].shape[1]
+    return 0      # the inference will say what is missing
+
+
+def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
+    if size := expected.get('input_size'):
+        return tuple(size)
+    if size := expected.get('image_size'):
+        return (size // downscale, size // downscale)
+    return None
+
+
+def _provenance(src: Path, source: Source, given: Mapping) -> dict:
+    """Where the weights come from; the training step is passed on where the file knows it."""
+    digests = {path.name: sha256_of(path) for path in source.files}
+    return {'source': os.path.basename(os.path.abspath(src)), 'weights': source.weights, 'tool': tool_name(),
+            'sha256': next(iter(digests.values())) if len(digests) == 1 else digests,
+            **({'step': given['step']} if 'step' in given else {})}

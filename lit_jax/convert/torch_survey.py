@@ -1,0 +1,132 @@
+"""What names and shapes of a PyTorch file say, before anybody asks what model it is.
+
+Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of misleading all
+the rest.
+"""
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lit_jax.convert.torch_files import Source
+from lit_jax.convert.torch_keys import (
+    ATTENTION,
+    BLOCK_PREFIX,
+    EMBEDDERS,
+    FAMILIES,
+    FFNS,
+    FOREIGN,
+    PIXART_EMBEDDERS,
+    PIXART_REST,
+    REST,
+    Rule,
+)
+from lit_jax.runtime.errors import UserError
+
+READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
+_LABELS, _CAPTIONS = (*EMBEDDERS, *REST), (*PIXART_EMBEDDERS, *PIXART_REST)
+_BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the caller knows and shapes do not show; None where he does not know either.
+
+    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to captions.
+    """
+    heads: int | None = None
+    cross_heads: int | None = None
+    input_size: tuple[int, int] | None = None
+    activation: str | None = None
+    focus_power: int | None = None
+    routed: tuple[int, ...] | None = None
+
+
+@dataclass
+class Found:
+    """Everything that names and shapes say."""
+    layout: str
+    layers: dict[str, list[int]] = field(default_factory=dict)      # key pattern -> blocks that have it
+    sizes: dict[str, int] = field(default_factory=dict)             # letter -> size with most votes
+    depth: int = 0
+
+    def has(self, pattern: str) -> bool:
+        return pattern in self.layers
+
+    @property
+    def captions(self) -> bool:
+        """Whether it is a text model: more tensors that only those have than tensors that only models of labels have."""
+        labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
+        captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
+        own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
+        return own > other
+
+    def count(self, rules: Iterable[Rule]) -> int:
+        """Tensors that these rules know."""
+        return sum(len(self.layers.get(pattern, ())) for rule in rules for pattern in rule.keys(self.layout))
+
+
+def split_key(key: str) -> tuple[str, int | None]:
+    """'blocks.3.attn.q.weight' -> ('blocks.{i}.attn.q.weight', 3); a key outside the blocks stays itself."""
+    match = _BLOCK.match(key)
+    return (f'{match[1]}{{i}}.{key[match.end():]}', int(match[2])) if match else (key, None)
+
+
+def find_layout(keys: Iterable[str], name: str) -> str:
+    """'original' or 'diffusers', or a UserError that says what else the file seems to be."""
+    keys = list(keys)
+    for marker, what in FOREIGN.items():
+        if found := next((key for key in keys if marker in key), None):
+            raise UserError(f'{name} looks like {what} (it has {found}); this converter reads {READABLE}')
+    if any(key.startswith(BLOCK_PREFIX['diffusers']) for key in keys):
+        return 'diffusers'
+    if any(key.startswith((BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
+        return 'original'
+    raise UserError(f'{name} is no checkpoint of {READABLE}: expected tensors such as blocks.0.attn.qkv.weight, found '
+                    f'{", ".join(keys[:5]) or "none"}')
+
+
+def survey(source: Source, name: str) -> Found:
+    """Sorts the tensors by pattern and lets them vote on the sizes."""
+    found = Found(find_layout(source.tensors, name))
+    votes: dict[str, Counter] = defaultdict(Counter)
+    tables = (*ATTENTION.values(), *FFNS.values(), *FAMILIES.values())
+    known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))       # what two of them know is the same in both
+    rules = {pattern: rule for rule in known for pattern in rule.keys(found.layout)}
+    for key, info in source.tensors.items():
+        pattern, layer = split_key(key)
+        if pattern not in rules:
+            continue
+        found.layers.setdefault(pattern, []).append(0 if layer is None else layer)
+        found.depth = max(found.depth, 0 if layer is None else layer + 1)
+        letters = _torch_letters(rules[pattern], found.layout)
+        if len(letters) == len(info.shape):
+            for letter, size in zip(letters, info.shape, strict=True):
+                if isinstance(letter, str):
+                    votes[letter][size] += 1
+    found.sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
+    if found.depth > len(source.tensors):
+        raise UserError(f'{name} numbers its blocks up to {found.depth - 1}, but has only {len(source.tensors)} '
+                        'tensors; the file is damaged')
+    return found
+
+
+def _torch_letters(rule: Rule, layout: str) -> tuple:
+    """The rule's shape in torch's order; None for an axis that is fused from several."""
+    shape, fused = rule.shape, len(rule.keys(layout)) > 1
+    letters = {
+        'linear': lambda: (_joined(shape[1:]), shape[0]),
+        'linear_in': lambda: (shape[-1], _joined(shape[:-1])),
+        'conv': lambda: (shape[3], shape[2], shape[0], shape[1]),
+        'depthwise': lambda: (_joined(shape[2:]), None, shape[0], shape[1]),
+        'pointwise': lambda: (_joined(shape[1:]), shape[0], None, None),
+        'copy': lambda: shape,
+        'flat': lambda: ('D',) if fused else (_joined(shape),),
+    }
+    return letters[rule.transform]()
+
+
+def _joined(sides: tuple):
+    """The letter of an axis that several sides became, if it is one side's."""
+    sides = [side for side in sides if side != 1]
+    return sides[0] if len(sides) == 1 else None

@@ -1,0 +1,291 @@
+"""Autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) -> VAE folders.
+
+The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value and
+proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a file is run
+(`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong dtype or not
+finite is told in one error.
+"""
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
+from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of
+from lit_jax.convert.torch_import import tool_name
+from lit_jax.convert.torch_keys import TRANSFORMS, unflatten
+from lit_jax.models.vae import VaeNetwork, check_vae_arch
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
+
+CLASS = 'AutoencoderKL'
+_OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')
+_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch_model', 'model')
+_PUBLISHED = {'sd-vae-ft-ema': 'stabilityai', 'sd-vae-ft-mse': 'stabilityai', 'sdxl-vae': 'stabilityai',
+              'sdxl-vae-fp16-fix': 'madebyollin'}      # folder name -> who published it
+_SHOWN = 40
+
+# Our field <- diffusers' field, and what diffusers takes where config.json does not say.
+_FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
+           'groups': ('norm_num_groups', 32), 'channels': ('latent_channels', 4), 'image_channels': ('in_channels', 3),
+           'quant_conv': ('use_quant_conv', True), 'post_quant_conv': ('use_post_quant_conv', True),
+           'mid_attention': ('mid_block_add_attention', True)}
+_SCALE = 0.18215    # scaling_factor of Stable Diffusion 1 and 2; diffusers' default, which old config.json leave out
+
+
+@dataclass(frozen=True)
+class ConvertedVae:
+    """What a conversion did, for the summary."""
+    source: str
+    config: dict
+    id_told: bool
+    parameters: int
+    out: Path
+
+
+def is_hub_vae(path) -> bool:
+    """Whether `path` is a diffusers folder of an autoencoder, of this or another kind (`convert_vae` says which)."""
+    config = Path(path) / 'config.json'
+    try:
+        content = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and _OTHER_VAES.search(str(content.get('_class_name', ''))) is not None
+
+
+def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
+                asked: Iterable[str] = ()) -> ConvertedVae:
+    """Reads the diffusers folder `src` and writes the VAE folder `out`.
+
+    Args:
+        vae_id: the name that data sets and models are to know it by; default: the published one if the folder's name
+            (or its place in the Hugging Face cache) tells it, else the folder's name.
+        asked: flags that were given and make sense for a diffusion model only; there must be none.
+
+    Raises:
+        UserError: nothing has been written then.
+    """
+    src, out = Path(src), Path(out)
+    if asked := ', '.join(asked):
+        raise UserError(f'{src} is a VAE, {asked} is for diffusion models. Leave it out, or give the folder of the '
+                        'diffusion model')
+    check_vae_target(out, overwrite)
+    hub = read_hub_config(src)
+    arch, scale, shift = arch_of(hub, str(src / 'config.json'))
+    files, source = _open_weights(src)
+    params = read_vae_params(source, arch, str(src))
+    config = {'vae': arch, 'id': vae_id or _guess_id(src), 'scale': scale, 'shift': shift,
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(files)}}
+    save_vae_folder(out, config, params, overwrite=overwrite)
+    count = sum(leaf.size for leaf in named_leaves(params).values())
+    return ConvertedVae(str(src), config, vae_id is not None, count, out)
+
+
+def describe_vae(done: ConvertedVae) -> str:
+    """The summary that the script prints."""
+    arch, config = done.config['vae'], done.config
+    told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME tells another)'
+    shift = f', shift {config["shift"]:g}' if config['shift'] else ''
+    return '\n'.join([
+        f'read     {done.source} ({CLASS})',
+        f'id       {config["id"]}{told}',
+        f'model    widths {", ".join(map(str, arch["widths"]))}, {arch["layers"]} blocks a level, '
+        f'{2 ** (len(arch["widths"]) - 1)} image pixels a latent pixel',
+        f'latent   {arch["channels"]} channels, scale {config["scale"]:g}{shift}',
+        f'numbers  {done.parameters:,} parameters',
+        f'written  {done.out}'])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# config.json
+
+
+def read_hub_config(folder: Path) -> dict:
+    """config.json of a diffusers AutoencoderKL folder."""
+    path = folder / 'config.json'
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE, with config.json and weights')
+    if not path.is_file():
+        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
+        hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
+        raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; it holds '
+                        f'{inside}.{hint} Get the whole diffusers folder')
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f'{path} is not readable JSON: {error}') from error
+    name = config.get('_class_name') if isinstance(config, dict) else None
+    if name != CLASS:
+        raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the class {CLASS} '
+                        '(sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and their like)')
+    return config
+
+
+def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
+    """(architecture, scaling factor, shift) that a diffusers config.json tells, or a UserError for what is unknown."""
+    arch = {ours: hub.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    try:
+        arch = check_vae_arch(arch)
+    except UserError as error:
+        names = ', '.join(f'vae.{ours} is {theirs}' for ours, (theirs, _) in _FIELDS.items()
+                          if f'vae.{ours}' in str(error))
+        raise UserError(f'{where}: {error} ({names})') from error
+    depth, problems = len(arch['widths']), []
+    for name, known in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D')):
+        types = hub.get(name, [known])
+        if not isinstance(types, list) or set(types) != {known}:
+            problems.append(f'{name} is {types}; only {known} is known')
+        elif len(types) != depth:
+            problems.append(f'{name} has {len(types)} entries, block_out_channels {depth}')
+    for name, known in (('act_fn', 'silu'), ('out_channels', arch['image_channels']), ('latents_mean', None),
+                        ('latents_std', None)):
+        if hub.get(name, known) != known:
+            problems.append(f'{name} is {hub[name]!r}; only {known!r} is known')
+    scale, shift = hub.get('scaling_factor', _SCALE), hub.get('shift_factor') or 0.0
+    for name, number in (('scaling_factor', scale), ('shift_factor', shift)):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            problems.append(f'{name} must be a number, got {number!r}')
+    if problems:
+        raise UserError(f'{where} describes a VAE that lit_jax does not have:\n  ' + '\n  '.join(problems))
+    return arch, float(scale), float(shift)
+
+
+def _guess_id(src: Path) -> str:
+    for part in reversed(src.resolve().parts):
+        if match := re.fullmatch(r'models--(.+?)--(.+)', part):      # a snapshot in the Hugging Face cache
+            return f'{match[1]}/{match[2]}'
+    name = src.resolve().name
+    return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+@dataclass
+class _Files:
+    """The tensors of one or several weight files."""
+    owner: dict[str, Source] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def _open_weights(folder: Path) -> tuple[list[Path], _Files]:
+    files = _weight_files(folder)
+    if not files:
+        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8])
+        raise UserError(f'{folder} holds no weights: expected {_STEMS[0]}.safetensors or .bin; it holds {inside}')
+    found = _Files()
+    for file in files:
+        source = open_source(file)
+        found.problems += source.problems
+        found.problems += [f'duplicate tensor: {key} (again in {file.name})' for key in source.tensors
+                           if key in found.owner]
+        found.owner.update(dict.fromkeys(source.tensors, source))
+    return files, found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem in _STEMS:
+        for suffix in ('.safetensors', '.bin'):
+            if (folder / f'{stem}{suffix}').is_file():
+                return [folder / f'{stem}{suffix}']
+            if shards := sorted(folder.glob(f'{stem}-?????-of-?????{suffix}')):
+                return shards
+    return []
+
+
+def digests(files: list[Path]) -> dict:
+    """sha256 of the weight file; of several, that of their names and sums as `sha256sum` prints them."""
+    sums = {file.name: sha256_of(file) for file in files}
+    if len(sums) == 1:
+        return {'files': sums, 'sha256': next(iter(sums.values()))}
+    text = ''.join(f'{digest}  {name}\n' for name, digest in sorted(sums.items()))
+    return {'files': sums, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+# Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
+_NAMES = [
+    (r'^encoder/level(\d+)/resample', r'encoder/down_blocks/\1/downsamplers/0/conv'),
+    (r'^decoder/level(\d+)/resample', r'decoder/up_blocks/\1/upsamplers/0/conv'),
+    (r'^encoder/level', r'encoder/down_blocks/'),
+    (r'^decoder/level', r'decoder/up_blocks/'),
+    (r'/resnet(\d+)/', r'/resnets/\1/'),
+    (r'/mid/', '/mid_block/'),
+    (r'/attention/norm/', '/attentions/0/group_norm/'),
+    (r'/attention/attn/proj/', '/attentions/0/to_out/0/'),
+    (r'/attention/attn/qkv/', '/attentions/0/to_{}/'),
+    (r'/norm_out/', '/conv_norm_out/'),
+    (r'/shortcut/', '/conv_shortcut/'),
+    (r'/(kernel|gain)$', '/weight'),
+]
+_OLD_ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+
+
+def torch_names(path: str, *, old: bool = False) -> list[str]:
+    """The tensors that make one of our leaves, joined along their first axis: one, or three for qkv.
+
+    'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight'].
+    """
+    for pattern, theirs in _NAMES:
+        path = re.sub(pattern, theirs, path)
+    pattern = path.replace('/', '.')
+    names = [pattern.format(part) for part in 'qkv'] if '{}' in pattern else [pattern]
+    for new, before in _OLD_ATTENTION.items() if old else ():
+        names = [name.replace(f'.{new}.', f'.{before}.') for name in names]
+    return names
+
+
+def read_vae_params(source, arch: Mapping, name: str) -> dict:
+    """The float32 parameter tree of `arch` filled from `source`, or one UserError with everything that is wrong.
+
+    source: what `_open_weights` gives, or a `Source`. name: what was read, for the message.
+    """
+    files = source if isinstance(source, _Files) else _Files(dict.fromkeys(source.tensors, source), [*source.problems])
+    old = any('.attentions.0.query.' in key for key in files.owner)
+    problems, used, flat = list(files.problems), set(), {}
+    for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():
+        keys = torch_names(path, old=old)
+        transform = TRANSFORMS[_transform(path, leaf.shape)]
+        whole = transform.torch_shape(leaf.shape)
+        tensors = [_take(files, key, (whole[0] // len(keys), *whole[1:]), problems) for key in keys]
+        used.update(keys)
+        if all(tensor is not None for tensor in tensors):
+            joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+            # A copy: what was read may be a view of the mapped file.
+            flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
+    problems += [f'unexpected tensor: {key}' for key in files.owner if key not in used]
+    if problems:
+        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
+        raise UserError(f'{name} does not hold the whole VAE that its config.json describes:\n  ' +
+                        '\n  '.join(problems[:_SHOWN] + more))
+    return unflatten(flat)
+
+
+def _transform(path: str, shape: tuple[int, ...]) -> str:
+    if '/attn/qkv/' in path:
+        return 'linear' if path.endswith('kernel') else 'flat'
+    if '/attn/proj/' in path and path.endswith('kernel'):
+        return 'linear_in'
+    return 'conv' if len(shape) == 4 else 'copy'
+
+
+def _take(files: _Files, key: str, shape: tuple[int, ...], problems: list[str]) -> np.ndarray | None:
+    """The tensor's values, or None with the problem noted."""
+    if key not in files.owner:
+        problems.append(f'missing tensor: {key} {list(shape)}')
+        return None
+    info = files.owner[key].tensors[key]
+    if info.shape != shape:
+        problems.append(f'misshaped tensor: {key} has {list(info.shape)}, expected {list(shape)}')
+    elif info.dtype not in FLOATS:
+        problems.append(f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}')
+    else:
+        values = files.owner[key].read(key)
+        if np.isfinite(values).all():
+            return values
+        problems.append(f'non-finite values in tensor: {key}')
+    return None

@@ -1,0 +1,84 @@
+"""Width and height of pictures from their headers, for aspect-ratio buckets; no pixel is decoded.
+
+The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under picture_sizes/, for as long as the files stay as they
+are (name, size and time of change)."""
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadPicture
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.kept import keep, load_kept
+from lit_jax.runtime.paths import cache_folder, explain_unreachable, is_remote
+
+LOG = logging.getLogger('lit_jax')
+_THREADS = 16
+_SHOWN = 5
+
+
+def header_size(file) -> tuple[int, int]:
+    """(width, height) of the encoded picture in a file object; (0, 0) where it is not one."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.size
+    except DECODE_ERRORS:
+        return 0, 0
+
+
+def read_sizes(root, files: list[str]) -> np.ndarray:
+    """(width, height) of pictures below a folder, int32 [n, 2]; (0, 0) for what is no picture."""
+    def stat(name: str) -> str:
+        return f'{name} {file_version(root / name)}'
+
+    def size(name: str) -> tuple[int, int]:
+        with open_file(root / name) as file:
+            return header_size(file)
+
+    Image.init()
+    with explain_unreachable(root), ThreadPoolExecutor(_THREADS) as pool:
+        facts = '\n'.join((os.fspath(root), *pool.map(stat, files)))
+        digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
+        path = cache_folder() / 'picture_sizes' / f'{digest[:32]}.npy'
+        sizes = load_kept(path, lambda file: np.load(file))
+        if sizes is None or sizes.shape != (len(files), 2):
+            sizes = np.array(list(pool.map(size, files)), np.int32).reshape(-1, 2)
+            keep(path, lambda file: np.save(file, sizes))
+    return sizes
+
+
+def file_version(path) -> str:
+    """Size and time of change of a file, as far as the place it is in tells them."""
+    if is_remote(path):
+        found = path.stat()
+        return f'{found.length} {found.mtime}'
+    found = os.stat(path)
+    return f'{found.st_size} {found.st_mtime_ns}'
+
+
+def open_file(path):
+    """A file to read bytes from, local or in a bucket. UserError where it cannot be opened."""
+    try:
+        return path.open('rb')
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+
+
+def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
+    """Numbers of the pictures whose size is known; the others belong to no bucket and are left out, with one line.
+
+    Raises BadPicture for the first of them with `strict`, and UserError where none is left."""
+    unknown = np.flatnonzero((sizes < 1).any(axis=1))
+    if len(unknown):
+        names = [name_of(int(i)) for i in unknown[:_SHOWN]]
+        if strict:
+            raise BadPicture(f'{place}: {names[0]}', 'its header does not say its size')
+        if len(unknown) == len(sizes):
+            raise UserError(f'none of the pictures of {place} can be decoded, e.g. {names[0]}')
+        LOG.warning('%s: left out %d pictures whose header does not say their size (%s%s)', place, len(unknown),
+                    ', '.join(names), ', ...' if len(unknown) > _SHOWN else '')
+    return np.flatnonzero((sizes >= 1).all(axis=1))

@@ -1,0 +1,78 @@
+"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: a picture folder to try things on.
+
+    python -m lit_jax.data.toys.photos --out pictures --size 64 --per_photo 160
+
+writes pictures/train/NAME/0000.png and pictures/held_out/NAME/0000.png, one class a photograph. Held-out crops come from
+the right quarter of each photograph, training crops from the rest, so that no pixel is in both. Needs scikit-image.
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.runtime import cli
+from lit_jax.runtime.errors import UserError
+
+# Photographs only (the packages also ship drawings, text and masks). Licences: the README of skimage/data.
+SKIMAGE = ('astronaut.png', 'brick.png', 'camera.png', 'chelsea.png', 'coffee.png', 'coins.png', 'grass.png', 'gravel.png',
+           'hubble_deep_field.jpg', 'ihc.png', 'moon.png', 'motorcycle_left.png', 'retina.jpg', 'rocket.jpg')
+SKLEARN = ('china.jpg', 'flower.jpg')
+HELD_OUT = 0.25       # share of each photograph's width
+
+
+def find_photos() -> list[Path]:
+    """The files, sorted by name. UserError where scikit-image is missing."""
+    import sklearn.datasets
+    try:
+        import skimage
+    except ImportError as error:
+        raise UserError('the photographs ship inside scikit-image: pip install -r requirements-test.txt') from error
+    folders = {Path(skimage.__file__).parent / 'data': SKIMAGE, Path(sklearn.datasets.__file__).parent / 'images': SKLEARN}
+    return sorted((folder / name for folder, names in folders.items() for name in names), key=lambda path: path.name)
+
+
+def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """`count` square windows at random places, between size and 3·size wide where the photograph allows, scaled to size."""
+    largest = min(3 * size, *photo.size)
+    crops = []
+    for _ in range(count):
+        side = int(rng.integers(min(size, largest), largest + 1))
+        left, top = (int(rng.integers(0, length - side + 1)) for length in photo.size)
+        crops.append(photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS))
+    return crops
+
+
+def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 16, seed: int = 0) -> Path:
+    """Writes the picture folder, and returns it. The same arguments give the same pictures.
+
+    Raises UserError if `out` is there and not empty."""
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f'{out} exists and is not empty; give another --out')
+    for path in find_photos():
+        photo = Image.open(path).convert('RGB')
+        border = round((1 - HELD_OUT) * photo.width)
+        parts = {'train': (photo.crop((0, 0, border, photo.height)), per_photo),
+                 'held_out': (photo.crop((border, 0, *photo.size)), held_out)}
+        rng = np.random.default_rng([seed, *path.stem.encode()])
+        for split, (part, count) in parts.items():
+            folder = out / split / path.stem
+            folder.mkdir(parents=True)
+            for number, crop in enumerate(cut(part, size, count, rng)):
+                crop.save(folder / f'{number:04d}.png')
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m lit_jax.data.toys.photos', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', required=True)
+    parser.add_argument('--size', type=int, default=64)
+    parser.add_argument('--per_photo', type=int, default=160, help='training crops of each photograph')
+    args = parser.parse_args()
+    print(f'wrote {write_photos(args.out, size=args.size, per_photo=args.per_photo)}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

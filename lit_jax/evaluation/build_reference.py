@@ -1,0 +1,268 @@
+"""A reference of one's own pictures, in ADM's layout: what `evaluate.py reference` does.
+
+The data set is cut into stretches of consecutive pictures. Processes deal out those that are missing; of each, the count,
+the mean and the scatter of the features go to OUT.npz.parts/, with those of its pictures that the file will hold. So a run
+that is stopped goes on, and its file has the bytes of a run that was not.
+"""
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from lit_jax.data import crop
+from lit_jax.data.images import BadPicture, ImageSource
+from lit_jax.data.sources import Source, open_source
+from lit_jax.data.subset import LISTS, class_list
+from lit_jax.evaluation.reference import FORMAT, STORED
+from lit_jax.evaluation.sets import PICTURES
+from lit_jax.evaluation.spaces import FeatureSpace, open_space
+from lit_jax.metrics.frechet import RunningStatistics
+from lit_jax.report.grids import to_uint8
+from lit_jax.runtime import cluster, peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.npz_file import write_npz
+from lit_jax.runtime.parts import make_in_step
+from lit_jax.runtime.paths import (
+    as_path,
+    check_reachable,
+    files_under,
+    remove_tree,
+    write_bytes_atomic,
+    write_text_atomic,
+)
+from lit_jax.runtime.progress import Progress
+
+LOG = logging.getLogger('lit_jax')
+_BLOCK = 512                 # pictures that features are made of at a time, about
+_MIN_PART, _MAX_PARTS = 1024, 64
+_AHEAD = 2                   # blocks that are decoded while the devices work on another
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The flags of `evaluate.py reference`, which explains them."""
+    data: str
+    out: str
+    image_size: int | None = None
+    split: str = 'train'
+    data_dir: str = ''
+    path: str = ''
+    classes: str = ''
+    images: int = 10000
+    seed: int = 0
+    features: str = 'inception'
+    inception: str = ''
+    precision: str = 'highest'
+    threads: int | None = None
+    strict: bool = False
+
+
+def build_reference(request: Request) -> str:
+    """Writes a reference and returns a line about it. All processes call it together."""
+    _check_request(request)
+    check_reachable(request.out)
+    space = open_space(request.features, inception=request.inception, precision=request.precision)
+    source = peers.together(lambda: open_source(
+        request.data, split=request.split, image_size=request.image_size, channels=None if request.data == 'digits' else 3,
+        data_dir=request.data_dir, path=request.path, strict=request.strict))
+    builder = peers.together(lambda: _Builder(request, source, space))
+    cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
+    if not peers.from_lead(builder.begin):
+        return f'{builder.out} is there already, made from the same pictures'
+    missing = peers.from_lead(builder.missing)
+    sizes = {part: len(builder.span(part)) for part in builder.parts}
+    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
+          Progress(sum(sizes.values()), 'pictures', done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
+        make_in_step(missing, builder.make, sizes, progress)
+    return peers.from_lead(builder.finish)
+
+
+class _Builder:
+    """The plan of a reference and its parts. `plan`: JSON-able, everything that its content depends on."""
+
+    def __init__(self, request: Request, source: Source, space: FeatureSpace):
+        self._request, self._source, self._space = request, source, space
+        self.out = as_path(request.out)
+        self.folder = self.out.with_name(self.out.name + '.parts')
+        if space.image_shape is not None and tuple(source.spec.image_shape[:2]) != tuple(space.image_shape):
+            raise UserError(f'{request.data} has pictures of {source.spec.image_size} pixels a side, {space.facts["flavour"]} takes '
+                            f'{space.image_shape[0]}')
+        self._examples, names = _choose_classes(source, request.classes)
+        count = len(self._examples)
+        if count < 2:
+            raise UserError(f'a covariance needs at least 2 pictures, {request.data} has {count}')
+        chosen = np.random.default_rng(request.seed).choice(count, min(request.images, count), replace=False)
+        self._shown = np.zeros(count, bool)
+        self._shown[chosen] = True
+        self._block = space.group * math.ceil(_BLOCK / space.group)
+        self._size = self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block)
+        self.parts = range(math.ceil(count / self._size))
+        pictures = isinstance(source, ImageSource)
+        data = source.identity if pictures else {'name': request.data, 'count': len(source), 'classes': source.spec.num_classes}
+        self.plan = {
+            'format': FORMAT, 'kind': 'reference', 'features': space.facts, 'image_size': source.spec.image_size,
+            'crop': crop.RULE if pictures else 'none', 'data': {**data, 'split': request.split},
+            'classes': names or 'all', 'pictures': count, 'part': self._size,
+            'images': {'count': len(chosen), 'seed': request.seed,
+                       'chosen': 'numpy default_rng(seed).choice(pictures, count, replace=False), in the order of the data set'}}
+
+    def span(self, part: int) -> range:
+        """Of the chosen examples."""
+        return range(part * self._size, min((part + 1) * self._size, len(self._examples)))
+
+    def begin(self) -> bool:
+        """Makes room. Returns False where the file is there already. UserError where something else is in the way."""
+        if self.out.suffix != '.npz' or self.out.is_dir():
+            raise UserError(f'--out={self.out} must name a file that ends with .npz')
+        if self.out.exists():
+            self._check_finished()
+            remove_tree(self.folder)
+            return False
+        plan = json.loads(json.dumps(self.plan))
+        if (self.folder / 'plan.json').exists():
+            begun = json.loads((self.folder / 'plan.json').read_bytes())
+            if wrong := [f'{key}: {str(begun.get(key))[:80]} there, {str(value)[:80]} now' for key, value in plan.items()
+                         if begun.get(key) != value]:
+                raise UserError(f'{self.folder} belongs to another reference:\n  ' + '\n  '.join(wrong) +
+                                '\nGive another --out, or delete what is there.')
+        pictures = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
+        storage.check_free_space(self.out, 2 * pictures + 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.folder / 'plan.json', json.dumps(plan, indent=1) + '\n')
+        return True
+
+    def missing(self) -> list[int]:
+        there = files_under(self.folder)
+        return [part for part in self.parts if self._name(part) not in there]
+
+    def make(self, part: int) -> None:
+        """One part, from pictures to its file."""
+        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True) if width}
+        shown, bad = [], []
+        for span, images in self._load(self.span(part)):
+            good = [i for i, image in enumerate(images) if not isinstance(image, BadPicture)]
+            bad += [image for image in images if isinstance(image, BadPicture)]
+            if not good:
+                continue
+            pixels = np.stack([images[i] for i in good])
+            features = self._space.extract(pixels)
+            for kind, statistics in running.items():
+                statistics.add(getattr(features, kind))
+            shown.append(pixels[self._shown[span.start:span.stop][good]])
+        if bad:
+            LOG.warning('left out: %d pictures of %d that cannot be decoded; the first: %s', len(bad), len(self.span(part)), bad[0])
+        shape = (*self._source.spec.image_shape[:2], 3)
+        arrays = {f'{kind}/{name}': np.asarray(value) for kind, statistics in running.items() if statistics.count
+                  for name, value in (('count', statistics.count), ('mean', statistics.mean), ('scatter', statistics.scatter))}
+        file = io.BytesIO()
+        np.savez(file, bad=np.asarray(len(bad)), shown=np.concatenate([np.zeros((0, *shape), np.uint8), *shown]), **arrays)
+        with storage.explain_full_disk(self.folder, file.tell()):
+            write_bytes_atomic(self.folder / self._name(part), file.getvalue())
+
+    def finish(self) -> str:
+        """Joins the parts into the file, in their order."""
+        if lost := self.missing():
+            raise UserError(f'{len(lost)} parts of {self.out} are missing although they were made: all processes must see the same '
+                            'folder. Give an --out on a shared disk or in a bucket (gs://...)')
+        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True) if width}
+        bad, shown = 0, 0
+        for part in self.parts:
+            with self._read(part) as arrays:
+                bad, shown = bad + int(arrays['bad']), shown + len(arrays['shown'])
+                for kind, statistics in running.items():
+                    if f'{kind}/count' in arrays:
+                        one = RunningStatistics()
+                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}'] for name in ('count', 'mean', 'scatter'))
+                        one.count = int(one.count)
+                        statistics.merge(one)
+        arrays = {name: array for kind, names in STORED.items() if kind in running
+                  for name, array in zip(names, running[kind].result()[:2], strict=True)}
+        count = len(self._examples) - bad
+        meta = {**self.plan, 'count': count, 'left_out': bad}
+        arrays[PICTURES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._pictures())
+        write_npz(self.out, {**arrays, 'meta': np.asarray(json.dumps(meta))})
+        remove_tree(self.folder)
+        return (f'wrote {self.out}: statistics of {count} pictures, {shown} of them in {PICTURES}, '
+                f'{self._space.facts["flavour"]}' + (f'; {bad} that cannot be decoded are left out' if bad else ''))
+
+    def _pictures(self) -> Iterator[bytes]:
+        for part in self.parts:
+            with self._read(part) as arrays:
+                yield arrays['shown'].tobytes()
+
+    def _read(self, part: int):
+        return np.load(io.BytesIO((self.folder / self._name(part)).read_bytes()))
+
+    def _load(self, span: range) -> Iterator[tuple[range, list]]:
+        """(numbers, their pictures uint8 [H, W, 3], or what is wrong with them), a block at a time."""
+        blocks = [span[start:start + self._block] for start in range(0, len(span), self._block)]
+        with ThreadPoolExecutor(self._request.threads or os.cpu_count() or 1) as pool:
+            queue: deque = deque()
+            try:
+                for block in itertools.chain(blocks, [None] * _AHEAD):
+                    if block is not None:
+                        queue.append((block, [pool.submit(self._picture, number) for number in block]))
+                    if queue and (block is None or len(queue) > _AHEAD):
+                        ready, futures = queue.popleft()
+                        yield ready, [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _picture(self, number: int):
+        index = int(self._examples[number])
+        try:
+            example = self._source.load(index) if isinstance(self._source, ImageSource) else self._source[index]
+        except BadPicture as error:
+            if self._request.strict:
+                raise
+            return error
+        image = to_uint8(example['image'][None])[0]
+        return np.broadcast_to(image, (*image.shape[:2], 3))
+
+    def _check_finished(self) -> None:
+        with self.out.open('rb') as file, np.load(file) as arrays:
+            meta = json.loads(str(arrays['meta'])) if 'meta' in arrays else {}
+        if wrong := [key for key, value in json.loads(json.dumps(self.plan)).items() if meta.get(key) != value]:
+            raise UserError(f'{self.out} exists and is another reference (it differs in {", ".join(wrong)}). Give another --out, or '
+                            'delete it.')
+
+    def _name(self, part: int) -> str:
+        return f'{part:05d}.npz'
+
+
+def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
+    """(numbers of the examples of the named classes, names of these classes); all of them and [] without names."""
+    if not text:
+        return np.arange(len(source)), []
+    names = class_list(text) if text in LISTS or as_path(text).is_file() else text.split(',')
+    known, numbers = source.class_names, []
+    for name in filter(None, map(str.strip, names)):
+        if name in known:
+            numbers.append(known.index(name))
+        elif name.isdigit() and int(name) < len(known):
+            numbers.append(int(name))
+        else:
+            raise UserError(f'--classes: {name!r} is no class of this data set; it has {len(known)}, such as '
+                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with one '
+                            f'a line, or {", ".join(LISTS)}')
+    labels = source.all_labels()
+    return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
+
+
+def _check_request(request: Request) -> None:
+    if request.data == 'latents':
+        raise UserError('a reference is made from pictures; name them: imagenet2012, tfds:NAME, folder or digits')
+    for name in ('images', 'image_size', 'threads'):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name} must be at least 1, got {value}')
+    if request.seed < 0:
+        raise UserError(f'--seed must not be negative, got {request.seed}')

@@ -1,0 +1,340 @@
+"""What `evaluate.py` does: one set of pictures, or models under several settings, scored against one reference.
+
+With several processes all of them call `evaluate` together: each makes features of its own parts, process 0 the scores.
+"""
+import dataclasses
+import importlib.metadata
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+import lit_jax
+from lit_jax.checkpoint.load import find_steps, load, read_weights_config
+from lit_jax.checkpoint.vae_folder import params_sha256, read_vae_config
+from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
+from lit_jax.evaluation.reference import Reference, open_reference
+from lit_jax.evaluation.scores import OF_PICTURES, USUAL, Scorer, Settings, impossible
+from lit_jax.evaluation.sets import FirstOf, NpzSet, open_set
+from lit_jax.evaluation.spaces import FeatureSpace, open_space
+from lit_jax.evaluation.table import ROWS, keep_row, markdown, read_rows
+from lit_jax.metrics.features import Features
+from lit_jax.models.network import Network
+from lit_jax.runtime import cluster, peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.parts import check_complete, make_in_step
+from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
+from lit_jax.runtime.progress import Progress
+from lit_jax.sampling import draw_classes as sampling
+from lit_jax.sampling.groups import GROUP
+from lit_jax.sampling.labels import choose_labels, parse_classes
+from lit_jax.sampling.noise import check_seed
+from lit_jax.sampling.program import build_sampler
+from lit_jax.sampling.stores import NpzStore, part_size
+
+LOG = logging.getLogger('lit_jax')
+PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy')
+REPORT_SECONDS = 10
+_OF_DRAWING = ('checkpoints', 'steps', 'cfg_scale', 'cfg_channels', 'cfg_interval', 'method', 'eta', 'vae', 'labels', 'classes',
+               'seed', 'dtype', 'keep_samples')
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags of `evaluate.py`, which explains them. One of `samples` and `sources`."""
+    reference: str
+    samples: str | None = None
+    sources: tuple[str, ...] = ()
+    out: str = 'scores'
+    metrics: tuple[str, ...] = USUAL
+    pr_mode: str = 'float32'
+    is_mode: str = 'adm'
+    features: str = 'inception'
+    inception: str = ''
+    precision: str = 'highest'
+    num_samples: int | None = None
+    checkpoints: str = ''
+    steps: tuple[int, ...] = (250,)
+    cfg_scale: tuple[float, ...] = (1.0,)
+    cfg_channels: int | str = 3
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    method: str = 'ddpm'
+    eta: float = 0.0
+    vae: str | None = None
+    labels: str = 'random'
+    classes: str = ''
+    seed: int = 0
+    dtype: str = 'float32'
+    group: int = GROUP
+    batch_size: int = 0
+    keep_samples: bool = False
+
+
+def evaluate(request: Request) -> str:
+    """Scores what is asked for; returns the table. Rows that `out` holds already are not computed again.
+
+    Raises UserError for a request that cannot be met, before anything is drawn."""
+    settings = Settings(request.metrics, request.pr_mode, request.is_mode).check()
+    _check_request(request)
+    check_reachable(request.out)
+    space = open_space(request.features, inception=request.inception, precision=request.precision)
+    reference = peers.together(lambda: open_reference(request.reference, space))
+    evaluation = Evaluation(request.out, space, reference, settings)
+    if request.samples is not None:
+        rows = [_score_set(request, evaluation)]
+    else:
+        jobs = peers.together(lambda: _plan_jobs(request, evaluation))
+        rows = list(_score_models(request, evaluation, jobs))
+    return f'{markdown(rows)}\nin {as_path(request.out) / ROWS}'
+
+
+class Evaluation:
+    """Sets scored against one reference, with one feature space; rows go to `out`.
+
+    Collective: with several processes all of them make one and call its methods together."""
+
+    def __init__(self, out, space: FeatureSpace, reference: Reference, settings: Settings):
+        self.out, self.space, self.reference, self.settings = as_path(out), space, reference, settings
+        self.about = {'reference': peers.from_lead(reference.facts), 'features': space.facts, 'settings': settings.facts()}
+        cluster.check_same({'features': space.facts, 'settings': settings.facts(), **cluster.code_facts()})
+        self._scorer, self._said = None, set()
+
+    def check(self, count: int, shape: tuple[int, int]) -> None:
+        """Raises UserError where pictures of this shape cannot be compared, or nothing could be scored of so many."""
+        real, wanted = self.reference.image_shape, self.space.image_shape
+        if real is not None and tuple(shape) != tuple(real):
+            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, the reference {self.reference.path} has '
+                            f'{real[1]}x{real[0]}; scores compare pictures of one resolution')
+        if wanted is not None and tuple(shape) != tuple(wanted):
+            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, {self.space.facts["flavour"]} takes '
+                            f'{wanted[1]}x{wanted[0]}')
+        reasons = impossible(self.settings.metrics, self.space, self.reference, count)
+        if len(reasons) == len(set(self.settings.metrics)):
+            raise UserError('none of these scores is possible:\n  ' + '\n  '.join(f'{name}: {why}' for name, why in reasons.items()))
+
+    def score(self, name: str, pictures: dict, count: int, fill: Callable[[FeatureStore], None], *,
+              labels: np.ndarray | None = None, group: int = 1, more: dict | None = None, keep_features: bool = True) -> dict:
+        """The row of one set.
+
+        Args:
+            name: of the set, for people.
+            pictures: what they are, JSON-able: equal for equal pictures in equal order.
+            fill: gives all missing parts of a store their pictures; collective.
+            labels: classes in file order.
+            group: pictures that `fill` makes together.
+            more: goes into the row's card beside name and count.
+            keep_features: or delete them when the row is written.
+        """
+        card = {'samples': {'name': name, 'count': count, **(more or {})}, **self.about, 'computed': versions()}
+        identity = fingerprint({'samples': pictures, 'count': count, 'features': self.space.facts,
+                                'reference': self.about['reference']['sha256'], 'settings': self.about['settings']})
+        row = peers.from_lead(lambda: next((row for row in read_rows(self.out) if row['id'] == identity), None))
+        row = row or {'id': identity, 'scores': {}, 'impossible': {}, 'notes': [], 'card': card}
+        wanted = [metric for metric in self.settings.metrics if metric not in {*row['scores'], *row['impossible']}]
+        if not wanted:
+            LOG.info('%s: scored already, in %s', name, self.out / ROWS)
+            return row
+        row['impossible'] |= impossible(wanted, self.space, self.reference, count)
+        wanted = [metric for metric in wanted if metric not in row['impossible']]
+        scorer = self._get_scorer() if wanted else None      # first: what is wrong with the reference shows before hours of drawing
+        store = FeatureStore(self.out / 'features', self.space, pictures, count, group)
+        if wanted and peers.from_lead(store.begin):
+            fill(store)
+            peers.only_lead(lambda: check_complete(store))
+        if keep_features:
+            row['card']['features_in'] = f'{store.out.parent.name}/{store.out.name}'
+        row = peers.from_lead(lambda: self._finish(row, store, scorer, wanted, labels))
+        if not keep_features:
+            peers.only_lead(lambda: remove_tree(store.out))
+        return row
+
+    def _finish(self, row: dict, store: FeatureStore, scorer: Scorer | None, wanted: list[str], labels) -> dict:
+        if wanted:
+            scores, notes = scorer.score(store.read(), wanted, labels)
+            row['scores'] |= scores
+            row['notes'] = list(dict.fromkeys([*row['notes'], *notes]))
+            LOG.info('%s: %s', row['card']['samples']['name'], ', '.join(f'{key} {value:.5g}' for key, value in scores.items()))
+        remarks = [*row['notes'], *(f'{metric} is not possible: {why}' for metric, why in row['impossible'].items())]
+        for text in remarks:
+            if text not in self._said:
+                LOG.warning('%s', text)
+        self._said |= set(remarks)
+        self.out.mkdir(parents=True, exist_ok=True)
+        keep_row(self.out, row)
+        return row
+
+    def _get_scorer(self) -> Scorer:
+        if self._scorer is None:
+            self._scorer = Scorer(self.space, self.reference, self._reference_features(), self.settings)
+        return self._scorer
+
+    def _reference_features(self) -> Features | None:
+        """Of the reference's pictures; on process 0 only. Kept in the cache folder for all evaluations."""
+        pictures = self.reference.pictures
+        if pictures is None or self.reference.statistics and not set(OF_PICTURES) & set(self.settings.metrics):
+            return None
+        identity = {'sha256': self.about['reference']['sha256']}
+        kept = FeatureStore(cache_folder() / 'features', self.space, identity, pictures.count)
+        if peers.from_lead(lambda: not kept.missing()):
+            return kept.read() if peers.is_lead() else None
+        # The cache is each host's own; with several processes the parts go where all can see them.
+        store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space, identity, pictures.count)
+        LOG.info('features of the %d pictures of the reference, once', pictures.count)
+        if peers.from_lead(store.begin):
+            fill_from(pictures, store)
+            peers.only_lead(lambda: check_complete(store))
+        return store.read() if peers.is_lead() else None
+
+
+def fill_from(pictures, store: FeatureStore) -> None:
+    """Features of a set of pictures into a store, by all processes."""
+    missing = peers.from_lead(store.missing)
+    sizes = {part: len(store.span(part)) for part in missing}
+    index, processes = cluster.process()
+    mine = missing[index::processes]
+    images = pictures.blocks([store.span(part) for part in mine])
+    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
+          Progress(pictures.count, 'pictures looked at', done=pictures.count - sum(sizes.values()),
+                   seconds=REPORT_SECONDS) as progress):
+        make_in_step(missing, lambda part: store.write(part, next(images)), sizes, progress)
+    peers.together(lambda: next(images, None) if mine else None)      # to the end of the file, where checksums are compared
+
+
+def versions() -> dict:
+    """What computed a row, as far as it may matter."""
+    return {**{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': lit_jax.__version__,
+            'code': cluster.code_facts()['lit_jax code'], 'device': jax.local_devices()[0].device_kind}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A set of pictures
+
+
+def _score_set(request: Request, evaluation: Evaluation) -> dict:
+    def look():
+        pictures = open_set(request.samples)
+        if request.num_samples is not None and request.num_samples > pictures.count:
+            raise UserError(f'{request.samples} holds {pictures.count} pictures, --num_samples={request.num_samples} asks for more')
+        if request.num_samples is not None and request.num_samples < pictures.count:
+            pictures = FirstOf(pictures, request.num_samples)
+        evaluation.check(pictures.count, pictures.shape)
+        return pictures
+
+    pictures = peers.together(look)
+    sha256 = peers.from_lead(lambda: pictures.sha256)
+    more = {'path': str(pictures.path), 'sha256': sha256, 'card': pictures.card}
+    return evaluation.score(pictures.path.name, {'sha256': sha256}, pictures.count, lambda store: fill_from(pictures, store),
+                            labels=pictures.labels, more=more)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One row of pictures to draw."""
+    source: str
+    checkpoint: int | None
+    request: sampling.Request
+
+
+def _plan_jobs(request: Request, evaluation: Evaluation) -> list[_Job]:
+    """Every combination that is asked for, all checked; no weights are read yet."""
+    jobs = []
+    for source in request.sources:
+        config = read_weights_config(source)
+        network = Network(config['model'])
+        evaluation.check(request.num_samples, _picture_shape(config, request, source))
+        classes = parse_classes(request.classes, network.null_label, most=None)
+        choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
+        for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps, request.cfg_scale):
+            wanted = sampling.Request(
+                out=f'{request.out}/samples', source=source, vae=request.vae, classes=request.classes, count=request.num_samples,
+                labels=request.labels, cfg_scale=cfg_scale, steps=steps, **{name: getattr(request, name) for name in (
+                    'cfg_channels', 'cfg_interval', 'method', 'eta', 'seed', 'dtype', 'group', 'batch_size')})
+            build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'], **wanted.settings())
+            jobs.append(_Job(source, checkpoint, wanted))
+    return jobs
+
+
+def _checkpoints(request: Request, source: str) -> list[int | None]:
+    if not request.checkpoints:
+        return [None]
+    there = find_steps(source)
+    if request.checkpoints == 'all':
+        steps = there
+    else:
+        try:
+            steps = [int(part) for part in request.checkpoints.split(',')]
+        except ValueError:
+            raise UserError(f"--checkpoints={request.checkpoints} is neither 'all' nor steps such as 100000,200000") from None
+    absent = sorted(set(steps) - set(there))
+    if absent or not steps:
+        which = f' of step {", ".join(map(str, absent))}' if absent else ''
+        raise UserError(f'{source} has no checkpoint{which}; there are: {", ".join(map(str, there)) or "none"}. '
+                        '(config.checkpoint.keep_every keeps older ones.)')
+    return steps
+
+
+def _picture_shape(config: dict, request: Request, source: str) -> tuple[int, int]:
+    sides = config['model']['input_size']
+    if config['latent']['space'] == 'pixels':
+        return tuple(sides)
+    if not request.vae:
+        raise UserError(f'{source} draws latents; scores need the VAE that decodes them: --vae=DIR (id {config["latent"]["vae"]!r}; '
+                        'python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
+    downscale = 2 ** (len(read_vae_config(request.vae)['vae']['widths']) - 1)
+    return tuple(side * downscale for side in sides)
+
+
+def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
+    for number, ((source, checkpoint), group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
+        model = load(source, step=checkpoint, dtype=request.dtype)
+        weights_sha256 = params_sha256(model.params)
+        if number == 0:
+            LOG.info('%d rows to score, %d pictures each', len(jobs), request.num_samples)
+        for job in group:
+            yield _score_model(request, evaluation, job, sampling.plan_set(job.request, model, weights_sha256))
+
+
+def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:
+    LOG.info('%s: %s, %d steps, guidance %g', job.source, job.request.method, job.request.steps, job.request.cfg_scale)
+
+    def draw(store: FeatureStore) -> None:
+        if not request.keep_samples:
+            sampling.draw_parts(plan, store)
+            return
+        out = as_path(request.out) / f'samples_{store.out.name}.npz'
+        kept = NpzStore(out, plan.card, plan.labels, plan.shape, part_size(request.group))
+        if peers.from_lead(kept.begin):
+            sampling.draw_parts(plan, kept)
+        fill_from(NpzSet(out), store)
+
+    return evaluation.score(str(job.source), {'card': plan.card}, len(plan.labels), draw, labels=plan.labels,
+                            group=min(request.group, len(plan.labels)), more={'card': plan.card})
+
+
+def _check_request(request: Request) -> None:
+    check_seed(request.seed)
+    if (request.samples is None) == (not request.sources):
+        raise UserError(f'give one of --samples (pictures that are there) and --from (models to draw from), got '
+                        f'{"neither" if request.samples is None else "both"}')
+    if request.samples is not None:
+        given = [field.name for field in dataclasses.fields(Request)
+                 if field.name in _OF_DRAWING and getattr(request, field.name) != field.default]
+        if given:
+            raise UserError(f'--{given[0]} belongs to --from: the pictures of --samples are there already')
+    if request.num_samples is not None and request.num_samples < 1:
+        raise UserError(f'--num_samples must be at least 1, got {request.num_samples}')
+    if request.sources and request.num_samples is None:
+        raise UserError('--from needs --num_samples; published figures are of 50000')
+    if request.group < 1 or request.batch_size < 0:
+        raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, {request.batch_size}')
+    for name in ('steps', 'cfg_scale', 'sources'):
+        values = getattr(request, name)
+        if len(set(values)) != len(values):
+            raise UserError(f'--{"from" if name == "sources" else name} names a value twice: {" ".join(map(str, values))}')

@@ -1,0 +1,78 @@
+"""Features of a set of pictures on the disk, in parts: a job that is killed goes on, and other scores need no new pictures.
+
+    OUT/features/0123456789abcdef/card.json      what they are features of, and which
+                                  000000000-000000128.npy ...   float32 [n, pool and spatial features]
+                                  preview.png    the first pictures
+"""
+import hashlib
+import json
+import math
+
+import numpy as np
+
+from lit_jax.evaluation.spaces import FeatureSpace
+from lit_jax.metrics.features import Features
+from lit_jax.report.grids import make_grid, save_png
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.parts import PartFolder
+from lit_jax.runtime.paths import as_path, files_under, write_text_atomic
+from lit_jax.sampling.stores import part_size
+
+_PREVIEW, _COLUMNS = 64, 8
+
+
+class FeatureStore:
+    """Takes pictures a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can draw into it.
+
+    Args:
+        folder: where the folders of sets lie. Several processes must all see it.
+        pictures: what the pictures are, JSON-able: equal for equal pictures in equal order.
+        group: pictures that are drawn together, so that a part is made of whole groups.
+    """
+
+    def __init__(self, folder, space: FeatureSpace, pictures: dict, count: int, group: int = 1):
+        self._space, self._about = space, {'pictures': pictures, 'features': space.facts, 'count': count}
+        self.out = as_path(folder) / fingerprint(self._about)
+        self.size = part_size(math.lcm(space.group, group))
+        self._parts = PartFolder(self.out, count, self.size, (sum(space.widths),), np.float32)
+
+    def begin(self) -> bool:
+        """Makes room. Returns False where all features are there already."""
+        done = sum(files_under(self.out).values())
+        storage.check_free_space(self.out, self._parts.bytes(self._parts.count) - done)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not (self.out / 'card.json').exists():
+            write_text_atomic(self.out / 'card.json', json.dumps(self._about, indent=1) + '\n')
+        return bool(self.missing())
+
+    def missing(self) -> list[int]:
+        return self._parts.missing()
+
+    def span(self, part: int) -> range:
+        return self._parts.span(part)
+
+    def write(self, part: int, images: np.ndarray) -> None:
+        """Features of pictures uint8 [n, H, W, 1 or 3] of a part."""
+        images = np.broadcast_to(images, (*images.shape[:3], 3))
+        features = self._space.extract(images)
+        rows = np.concatenate([feature for feature in features if feature is not None], axis=1)
+        if bad := np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
+            raise UserError(f'the features of picture {self.span(part)[bad[0]]} and {len(bad) - 1} more of its part are not finite: '
+                            'look at the picture, and at the weights of the feature extractor')
+        if part == 0:
+            save_png(self.out / 'preview.png', make_grid(images[:_PREVIEW], _COLUMNS))
+        self._parts.write(part, rows)
+
+    def finish(self) -> None:
+        pass     # the parts are what is kept
+
+    def read(self) -> Features:
+        """The features of all pictures, in their order."""
+        rows, pool = self._parts.read(), self._space.widths[0]
+        return Features(rows[:, :pool], rows[:, pool:] if self._space.widths[1] else None)
+
+
+def fingerprint(facts) -> str:
+    """16 hex digits that stand for JSON-able facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

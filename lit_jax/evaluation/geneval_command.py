@@ -1,0 +1,68 @@
+"""What `evaluate.py geneval` does: the prompts written, detections stored, or a folder of pictures scored."""
+import json
+from dataclasses import dataclass
+
+from lit_jax.metrics.geneval.detector import Detector, StoredDetections
+from lit_jax.metrics.geneval.geneval_folder import score_folder, store_detections, write_prompts
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, write_text_atomic
+
+RESULT = 'geneval.json'
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags, which evaluate.py explains. `detector`: config and checkpoint of Mask2Former."""
+    prompts_out: str | None = None
+    images: str | None = None
+    detections: str | None = None
+    detector: tuple[str, str] | None = None
+    store: str | None = None
+    out: str | None = None
+
+
+def run_geneval(request: Request) -> str:
+    """Does what is asked and returns lines about it. UserError for a request that cannot be met."""
+    if (request.prompts_out is None) == (request.images is None):
+        raise UserError('give one of --prompts_out (writes the prompts) and --images (scores pictures)')
+    if request.prompts_out is not None:
+        if extra := [name for name in ('detections', 'detector', 'store', 'out') if getattr(request, name)]:
+            raise UserError(f'--{extra[0]} does not belong to --prompts_out; it goes with --images')
+        count = write_prompts(request.prompts_out)
+        return (f'wrote {count} prompts to {request.prompts_out}: draw four pictures of each into NNNNN/samples/0000.png to '
+                f'0003.png, then: python evaluate.py geneval --images={request.prompts_out} --detections=FILE.jsonl')
+    if request.store and request.out:
+        raise UserError('--store keeps what the detector sees and scores nothing: leave --out out')
+    detector = _open_detector(request)
+    if request.store:
+        count = store_detections(request.images, detector, request.store)
+        return (f'wrote the detections in {count} pictures to {request.store}; score them: python evaluate.py geneval '
+                f'--images={request.images} --detections={request.store}')
+    found = score_folder(request.images, detector)
+    seen = {'detections': request.detections, 'detector': request.detector}
+    out = as_path(request.out or as_path(request.images) / RESULT)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(out, json.dumps({**found, 'seen by': seen}, indent=1) + '\n')
+    return f'{_table(found)}\nin {out}'
+
+
+def _open_detector(request: Request) -> Detector:
+    if (request.detections is None) == (request.detector is None):
+        raise UserError('say what saw the pictures with one of --detections=FILE.jsonl (a line a picture) and --detector CONFIG '
+                        'CHECKPOINT (Mask2Former, needs PyTorch)')
+    if request.detections is not None:
+        if request.store:
+            raise UserError('--store keeps what --detector sees; --detections are stored already')
+        return StoredDetections(request.detections)
+    from lit_jax.metrics.geneval.mask2former import Mask2Former
+    return Mask2Former(*request.detector)
+
+
+def _table(found: dict) -> str:
+    names, values = [*found['tasks'], 'overall'], [*found['tasks'].values(), found['overall']]
+    widths = [max(len(name), 6) for name in names]
+    lines = ['| ' + ' | '.join(name.rjust(width) for name, width in zip(names, widths, strict=True)) + ' |',
+             '| ' + ' | '.join('-' * (width - 1) + ':' for width in widths) + ' |',
+             '| ' + ' | '.join(f'{value:.4f}'.rjust(width) for value, width in zip(values, widths, strict=True)) + ' |']
+    lines += ['', f'{found["pictures"]} pictures of {found["prompts"]} prompts; overall is the mean of the tasks', *found['notes']]
+    return '\n'.join(lines)

@@ -1,0 +1,133 @@
+"""What samples are compared with: a file of ADM's layout, or any other set of pictures.
+
+    mu [2048], sigma [2048, 2048]       of the pool features of the whole data set
+    mu_s [2023], sigma_s [2023, 2023]   of the spatial features
+    arr_0 uint8 [10000, H, W, 3]        some of its pictures, for precision, recall and kernel distances
+    meta                                JSON text; only in files that `evaluate.py reference` wrote
+
+A file with statistics but without pictures serves for FID and sFID. A set of pictures without statistics serves for all:
+its statistics are computed from its pictures.
+"""
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lit_jax.evaluation.npz_reader import Npz
+from lit_jax.evaluation.sets import PICTURES, FolderSet, NpzSet, file_sha256, open_set
+from lit_jax.evaluation.spaces import FeatureSpace
+from lit_jax.metrics.frechet import Statistics
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, explain_unreachable
+
+STORED = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
+FORMAT = 1
+
+
+@dataclass
+class Reference:
+    """A reference, its pictures not read yet.
+
+    Attributes:
+        statistics: of 'pool' and 'spatial' features of the whole data set, where they are stored.
+        pictures: the set of its pictures, None where it has none.
+        meta: what made the file, {} where it does not say.
+    """
+    path: object
+    statistics: dict[str, Statistics]
+    pictures: NpzSet | FolderSet | None
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, or of the names and contents of a folder."""
+        return file_sha256(self.path) if self.pictures is None else self.pictures.sha256
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(H, W) of its pictures, where that is known."""
+        if self.pictures is not None:
+            return tuple(self.pictures.shape)
+        return (self.meta['image_size'],) * 2 if 'image_size' in self.meta else None
+
+    def facts(self) -> dict:
+        """JSON-able, for the recipe card."""
+        of = 'of its own pictures'
+        if self.statistics:
+            count = self.meta.get('count')
+            of = 'stored in it' + (f', of {count} pictures' if count else '')
+        return {'id': self.path.name, 'sha256': self.sha256, 'statistics': of,
+                'pictures': 0 if self.pictures is None else self.pictures.count, 'meta': self.meta or None}
+
+
+def open_reference(path, space: FeatureSpace) -> Reference:
+    """A reference whose features are those of `space`. UserError where it is something else, or damaged."""
+    path = as_path(path)
+    with explain_unreachable(path):
+        is_file = path.is_file()
+    if not is_file or path.suffix != '.npz':
+        reference = Reference(path, {}, _open_pictures(path))
+    else:
+        reference = _read_npz(path)
+    _check_space(reference, space)
+    return reference
+
+
+def _open_pictures(path):
+    with explain_unreachable(path):
+        if not path.exists():
+            raise UserError(f'the reference {path} does not exist. ADM publishes VIRTUAL_imagenet256_labeled.npz and others (see '
+                            'docs/evaluation.md); of other data make one: python evaluate.py reference --data=... --out=ref.npz')
+    return open_set(path)
+
+
+def _read_npz(path) -> Reference:
+    with Npz(path) as file:
+        stored = {name: keys for name, keys in STORED.items() if set(keys) <= set(file.names)}
+        if not stored and PICTURES not in file.names:
+            raise UserError(f'{path} is no reference: expected mu and sigma, or pictures in {PICTURES}; it has '
+                            f'{", ".join(file.names) or "nothing"}.')
+        statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
+        meta = _read_meta(file) if 'meta' in file.names else {}
+        pictures = NpzSet(path) if PICTURES in file.names else None
+    if meta.get('count'):
+        statistics = {name: stats._replace(count=meta['count']) for name, stats in statistics.items()}
+    return Reference(path, statistics, pictures, meta)
+
+
+def _read_statistics(file: Npz, mean: str, cov: str) -> Statistics:
+    for name in (mean, cov):
+        if file.header(name).dtype.kind != 'f':
+            raise UserError(f'{file.path}: {name} is {file.header(name).dtype}, expected floating point')
+    mu, sigma = (file.array(name).astype(np.float64) for name in (mean, cov))
+    if mu.ndim != 1 or sigma.shape != mu.shape * 2:
+        raise UserError(f'{file.path}: {mean} {list(mu.shape)} and {cov} {list(sigma.shape)} do not fit; expected [d] and [d, d]')
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f'{file.path}: {mean} or {cov} holds NaN or infinity; get the file again')
+    return Statistics(mu, sigma)
+
+
+def _read_meta(file: Npz) -> dict:
+    text = str(file.array('meta'))
+    try:
+        meta = json.loads(text)
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+        raise UserError(f'{file.path}: meta is not what `evaluate.py reference` of this version writes: {text[:80]!r}. Make the '
+                        'reference again.')
+    return meta
+
+
+def _check_space(reference: Reference, space: FeatureSpace) -> None:
+    """A file says which features it holds, or is taken for ADM's, which are Inception's."""
+    for name, stats in reference.statistics.items():
+        width = dict(zip(STORED, space.widths, strict=True))[name]
+        if width and len(stats.mean) != width:
+            raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, the features of this evaluation '
+                            f'({space.facts["flavour"]}) have {width}: a reference of other features')
+    there = reference.meta.get('features')
+    if there and (wrong := [f'{key}: {there.get(key)!r} there, {space.facts[key]!r} now' for key in ('flavour', 'sha256', 'precision')
+                            if there.get(key) != space.facts[key]]):
+        raise UserError(f'{reference.path} was made with other features:\n  ' + '\n  '.join(wrong) +
+                        '\nMake the reference again with these, or give the weights that it was made with.')

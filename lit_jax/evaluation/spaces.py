@@ -1,0 +1,108 @@
+"""What pictures are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or any function's."""
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lit_jax.checkpoint.vae_folder import params_sha256
+from lit_jax.convert.inception_weights import load_inception
+from lit_jax.data.sources import default_data_dir
+from lit_jax.data.toys.digits import open_digits
+from lit_jax.metrics.features import FeatureExtractor, Features
+from lit_jax.metrics.toys import digits_judge
+from lit_jax.models.inception import SPATIAL_WIDTH, WIDTH
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, cache_folder
+
+LOG = logging.getLogger('lit_jax')
+INCEPTION, DIGITS = 'FID-Inception 2015-12-05 (ADM)', 'digits judge'
+KNOWN = ('inception', 'digits[:JUDGE.npz]')
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A feature extractor and everything that must be said about it.
+
+    Attributes:
+        facts: JSON-able: 'flavour', 'sha256' of the weights, 'precision' and more. Part of every recipe card.
+        extract: uint8 [n, H, W, 3] -> Features; their bits do not depend on devices, nor on n if all but the last call
+            are given whole groups.
+        widths: of the pool features and of the spatial ones (0: none).
+        group: pictures computed together.
+        head: [pool width, classes], for the inception score; None without.
+        image_shape: (H, W) that it takes; None: any.
+        adm: whether means are taken in float32, as ADM's evaluator does.
+    """
+    facts: dict
+    extract: Callable[[np.ndarray], Features]
+    widths: tuple[int, int]
+    group: int
+    head: np.ndarray | None = None
+    image_shape: tuple[int, int] | None = None
+    adm: bool = False
+
+
+def open_space(name: str = 'inception', *, inception: str = '', precision: str = 'highest') -> FeatureSpace:
+    """The feature space of a name; collective. UserError where its weights are not to be had.
+
+    inception: path of the weights, '' to look for them. precision: of Inception."""
+    kind, _, path = name.partition(':')
+    if kind == 'inception' and not path:
+        return peers.together(lambda: inception_space(inception, precision))
+    if kind != 'digits':
+        raise UserError(f'unknown --features={name}; known: {", ".join(KNOWN)}')
+    if inception or precision != 'highest':
+        raise UserError(f'--inception and --precision do not belong to --features={name}: they are of Inception')
+    path = path or cache_folder() / 'digits_judge.npz'
+    peers.only_lead(lambda: _make_judge(path))
+    return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
+
+
+def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
+    """Pool and spatial features of FID-Inception, resized and scaled as ADM's graph does."""
+    found = load_inception(path, precision)
+    extractor = FeatureExtractor(found)
+    if not found.published:
+        LOG.warning('the weights of Inception in %s are not the published ones: scores are not comparable', found.source)
+    facts = {'flavour': INCEPTION, **found.describe(), 'group': extractor.group}
+    return FeatureSpace(facts, extractor.extract, (WIDTH, SPATIAL_WIDTH), extractor.group,
+                        head=np.asarray(found.params['fc']['kernel']), adm=True)
+
+
+def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
+    """The 48 features of a digits classifier, for pictures of 8x8; it sees the first channel."""
+    features = digits_judge.FEATURES
+
+    def look(params, images_BHWC):
+        grey = images_BHWC[..., :1].astype(jnp.float32) / 127.5 - 1
+        with jax.default_matmul_precision('highest'):
+            return {'pool': params['scale'] * digits_judge.network(params['network'], grey)[0]}
+
+    params = {'network': judge.params, 'scale': np.float32(judge.feature_scale)}
+    return function_space(DIGITS, look, params, features, head=judge.params['head'] / judge.feature_scale,
+                          image_shape=digits_judge.IMAGE[:2])
+
+
+def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_width: int = 0, precision: str = 'highest',
+                   head: np.ndarray | None = None, image_shape: tuple[int, int] | None = None) -> FeatureSpace:
+    """The features of any function: fn(params, uint8 [B, H, W, 3]) -> {'pool': [B, width], 'spatial': ... or absent}.
+
+    flavour, precision: for the recipe card; two functions of one flavour must be the same function."""
+    extractor = FeatureExtractor(fn=fn, params=params)
+    facts = {'flavour': flavour, 'sha256': params_sha256(params), 'precision': precision, 'group': extractor.group}
+    return FeatureSpace(facts, extractor.extract, (width, spatial_width), extractor.group, head=head, image_shape=image_shape)
+
+
+def _make_judge(path) -> None:
+    """Trains the judge of digits where it is not there yet."""
+    path = as_path(path)
+    if path.exists():
+        return
+    LOG.info('training the judge of digits, once: %s', path)
+    train = open_digits('train', as_path(default_data_dir()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digits_judge.train_judge(train.images, train.labels).save(path)

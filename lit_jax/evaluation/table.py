@@ -1,0 +1,144 @@
+"""scores.json, the table and the plots of it."""
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from lit_jax.report.html import CURVE_COLOURS
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, write_bytes_atomic, write_text_atomic
+
+ROWS, TABLE, PLOTS = 'scores.json', 'scores.md', 'scores.png'
+# Metric -> (heading, digits after the point).
+COLUMNS = {'fid': ('FID', 3), 'sfid': ('sFID', 3), 'is': ('IS', 2), 'kid': ('KID', 5), 'skid': ('sKID', 5),
+           'precision': ('P', 4), 'recall': ('R', 4), 'density': ('density', 4), 'coverage': ('coverage', 4)}
+
+
+def read_rows(folder) -> list[dict]:
+    """The rows that are there already. UserError where the file is something else."""
+    path = as_path(folder) / ROWS
+    try:
+        rows = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {'id', 'scores', 'card'} <= row.keys() for row in rows):
+        raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move it away')
+    return rows
+
+
+def keep_row(folder, row: dict) -> list[dict]:
+    """Adds a row, or puts it in the place of the one of its id; writes all three files; returns all rows."""
+    folder = as_path(folder)
+    rows = read_rows(folder)
+    places = [i for i, old in enumerate(rows) if old['id'] == row['id']]
+    rows[places[0] if places else len(rows):len(rows) if not places else places[0] + 1] = [row]
+    write_text_atomic(folder / ROWS, json.dumps(rows, indent=1, allow_nan=False) + '\n')
+    write_text_atomic(folder / TABLE, markdown(rows))
+    if figure := plots(rows):
+        write_bytes_atomic(folder / PLOTS, figure)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Table
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The table, and below it what is the same for all rows, what is not possible and what there is to say."""
+    metrics = [name for name in COLUMNS if any(name in row['scores'] for row in rows)]
+    about = [describe(row) for row in rows]
+    shown = [key for key in about[0] if key in ('samples', 'N') or len({one[key] for one in about}) > 1]
+    lines = _table([*shown, *(COLUMNS[name][0] for name in metrics)],
+                   [[*(one[key] for key in shown), *(_number(row, name) for name in metrics)]
+                    for one, row in zip(about, rows, strict=True)])
+    lines.append('')
+    lines += [f'{key}: {about[0][key]}' for key in about[0] if key not in shown and about[0][key] != '']
+    said = dict.fromkeys(f'{one["samples"]}: {text}' for one, row in zip(about, rows, strict=True)
+                         for text in (*row['notes'], *(f'{name} is not possible: {why}' for name, why in row['impossible'].items())))
+    return '\n'.join([*lines, *([''] if said else []), *said]) + '\n'
+
+
+def describe(row: Mapping) -> dict[str, str]:
+    """The recipe of a row in short texts."""
+    card, pictures = row['card'], row['card']['samples']
+    recipe = pictures.get('card') or {}
+    sampler, model, vae = recipe.get('sampler', {}), recipe.get('model', {}), recipe.get('vae') or {}
+    low, high = sampler.get('cfg_interval', (0, 1))
+    provenance = model.get('provenance', {})
+    return {
+        'samples': pictures['name'], 'step': _text(provenance.get('step')), 'N': _text(pictures['count']),
+        'method': sampler.get('method', ''), 'steps': _text(sampler.get('steps')), 'cfg': _text(sampler.get('cfg_scale')),
+        'cfg channels': _text(sampler.get('cfg_channels')), 'cfg interval': '' if (low, high) == (0, 1) else f'{low:g}..{high:g}',
+        'labels': recipe.get('pictures', {}).get('labels', ''), 'seed': _text(recipe.get('pictures', {}).get('seed')),
+        'weights': provenance.get('weights', ''), 'VAE': vae.get('id', ''), 'reference': card['reference']['id'],
+        'reference sha256': card['reference']['sha256'][:16], 'statistics': card['reference']['statistics'],
+        'features': f'{card["features"]["flavour"]}, weights sha256 {card["features"]["sha256"][:16]}, '
+                    f'precision {card["features"]["precision"]}',
+        'precision and recall': f'{card["settings"]["pr_mode"]}, {card["settings"]["neighbours"]} neighbours',
+        'inception score': card['settings']['inception_score'],
+    }
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [' | '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in (head, *rows)]
+    rule = ' | '.join('-' * width if i == 0 else '-' * (width - 1) + ':' for i, width in enumerate(widths))
+    return [f'| {line} |' for line in (lines[0], rule, *lines[1:])]
+
+
+def _number(row: Mapping, name: str) -> str:
+    value = row['scores'].get(name)
+    return '-' if value is None else f'{value:.{COLUMNS[name][1]}f}'
+
+
+def _text(value) -> str:
+    return '' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plots
+
+_AXES = {'cfg': 'guidance scale', 'steps': 'sampling steps', 'step': 'training step'}
+
+
+def plots(rows: Sequence[dict]) -> bytes | None:
+    """PNG: FID over guidance scale, over sampling steps and over training, each where there are two values; None without.
+
+    A line holds what differs in nothing else."""
+    panels = {key: lines for key in _AXES if (lines := _lines(rows, key))}
+    if not panels:
+        return None
+    figure = Figure(figsize=(5.6 * len(panels), 4.0), layout='constrained')
+    for axes, (key, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (name, points), colour in zip(lines.items(), itertools.cycle(CURVE_COLOURS), strict=False):
+            axes.plot(*zip(*points, strict=True), 'o-', label=name, color=colour, linewidth=1.4, markersize=4)
+        axes.set(xlabel=_AXES[key], ylabel=_distance(rows))
+        axes.grid(alpha=0.25)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=130, metadata={'Software': None})
+    return buffer.getvalue()
+
+
+def _distance(rows: Sequence[dict]) -> str:
+    """What the distance is called: FID is of Inception's features only."""
+    flavours = {row['card']['features']['flavour'] for row in rows}
+    return 'FID' if all('Inception' in flavour for flavour in flavours) else f'Fréchet distance ({", ".join(sorted(flavours))})'
+
+
+def _lines(rows: Sequence[dict], key: str) -> dict[str, list[tuple[float, float]]]:
+    """{what the points have in common: (value of `key`, FID), rising}, lines of two points and more."""
+    about = [describe(row) for row in rows]
+    others = [name for name in about[0] if name != key and len({one[name] for one in about}) > 1]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one, row in zip(about, rows, strict=True):
+        if one[key] and row['scores'].get('fid') is not None:
+            name = ', '.join(one[other] if other == 'samples' else f'{other} {one[other]}' for other in others if one[other])
+            found.setdefault(name, []).append((float(one[key]), row['scores']['fid']))
+    return {name: sorted(points) for name, points in found.items() if len({x for x, _ in points}) > 1}

@@ -1,0 +1,95 @@
+"""What preparing pictures with captions needs besides that of pictures with labels (lit_jax/latents/prepare.py)."""
+import json
+
+import numpy as np
+
+from lit_jax.checkpoint.text_encoder_folder import load_text_encoder
+from lit_jax.data import buckets, caption_latents, crop, latent_shards, text_features
+from lit_jax.data.images import ImageSource
+from lit_jax.data.latents import FORMAT, METADATA
+from lit_jax.data.sources import CAPTIONED, Source, has_captions
+from lit_jax.latents.encoding import CaptionEncoder
+from lit_jax.runtime.errors import UserError
+from lit_jax.text.tokenizer import Tokenizer
+
+_SAMPLED = 256  # examples whose captions tell how much room all take
+_TEXT_DTYPES = ('bfloat16', 'float32', 'int8')
+_TEXT_BATCH = 8  # captions a device at a time
+
+
+def check_text_request(request) -> None:
+    """Raises UserError where the flags for captions do not fit the data set."""
+    if not has_captions(request.data):
+        if request.text_encoder or request.buckets:
+            raise UserError(f'--data={request.data} has labels, and neither captions (--text_encoder) nor buckets (--buckets); '
+                            f'name pictures with captions: --data={", ".join(CAPTIONED)}')
+        return
+    if not request.text_encoder:
+        raise UserError(f'--data={request.data} has captions: give the folder of a text encoder, --text_encoder=FOLDER (python '
+                        'convert_torch_ckpt.py PIPELINE/text_encoder --out FOLDER makes one)')
+    if request.text_dtype not in _TEXT_DTYPES:
+        raise UserError(f'unknown --text_dtype={request.text_dtype}; known: {", ".join(_TEXT_DTYPES)}')
+    if request.classes or request.num_classes:
+        raise UserError(f'--data={request.data} has captions and no classes: leave --classes and --num_classes out')
+
+
+def make_caption_plan(request, pictures_plan: dict, text_config: dict, source: Source) -> dict:
+    """What a data set of pictures with captions is, JSON-able: everything that the meaning of its records depends on.
+
+    request: `lit_jax.latents.prepare.Request`. pictures_plan: of the VAE and the sizes. text_config: of the text encoder folder."""
+    size, pictures = source.spec.image_size, isinstance(source, ImageSource)
+    shapes = source.buckets or ((size, size),)
+    counts = [len(source)] if source.bucket_of is None else np.bincount(source.bucket_of, minlength=len(shapes)).tolist()
+    identity = source.identity if pictures else {'name': request.data, 'count': len(source)}
+    text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'], 'tokens': request.caption_tokens,
+            'width': text_config['text_encoder']['width'], 'dtype': text_features.DTYPE, 'weights': text_config['weights'],
+            'computed_in': request.text_dtype}
+    rule = (buckets.RULE if source.buckets else crop.RULE) if pictures else 'none'
+    return {'format': FORMAT, 'kind': caption_latents.KIND, **pictures_plan, 'text': text,
+            'crop': rule, 'buckets': [list(shape) for shape in shapes], 'bucket_counts': counts, 'classes': [],
+            'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
+            'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
+
+
+def caption_record_size(plan: dict, source: Source, tokenizer: Tokenizer) -> float:
+    """About the bytes of a record: true tokens are counted of some examples, evenly spread."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int))
+    captions = [caption for index in indices for caption in source.captions(int(index))]
+    tokens = int(tokenizer.encode(captions, plan['text']['tokens']).mask.sum()) / len(indices)
+    sizes = [caption_latents.record_bytes(plan, bucket, tokens) for bucket in range(len(plan['buckets']))]
+    return float(np.average(sizes, weights=plan['bucket_counts']))
+
+
+def caption_encoder(request) -> CaptionEncoder:
+    """The text encoder of a request, loaded."""
+    return CaptionEncoder(load_text_encoder(request.text_encoder, request.text_dtype), request.caption_tokens, _TEXT_BATCH)
+
+
+def needs_null(out, plan: dict) -> bool:
+    """Whether the features of the empty caption are still to be made, or again; those of another size are deleted."""
+    if 'text' not in plan:
+        return False
+    try:
+        text = json.loads((out / METADATA).read_bytes())['text']
+    except (OSError, ValueError, LookupError, TypeError):
+        text = plan['text']
+    try:
+        text_features.read_null(out, text)
+    except UserError:
+        (out / METADATA).unlink(missing_ok=True)
+        return True
+    return False
+
+
+def make_null(out, encode: CaptionEncoder) -> None:
+    """Writes the features of the empty caption."""
+    parts, mask, _ = encode([''])
+    text_features.write_null(out, np.asarray(parts[0])[0], mask[0])
+
+
+def text_facts(notes: list[dict], null: bytes) -> dict:
+    """What metadata.json says of the captions besides the plan. null: the file of the features of the empty one."""
+    tokens = np.array([pair for note in notes for pair in note['tokens']], np.int64).reshape(-1, 2)
+    return {'captions': int((tokens > 0).sum()), 'truncated': sum(sum(note['cut']) for note in notes),
+            'mean_tokens': float(tokens.sum() / max(1, (tokens > 0).sum())),
+            'null': {'file': text_features.NULL, 'sha256': text_features.null_digest(null)}}

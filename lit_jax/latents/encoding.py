@@ -1,0 +1,289 @@
+"""Pictures and captions through the encoders, on all devices of this process, into shards of cached latents.
+
+Every device runs the same program on as many pictures or captions, however many devices there are.
+"""
+import contextlib
+import dataclasses
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lit_jax.checkpoint.vae_folder import Vae
+from lit_jax.data import caption_latents, latents
+from lit_jax.data.base import Source
+from lit_jax.data.images import BadPicture, ImageSource
+from lit_jax.data.latent_shards import ShardWriter, shard_ranges
+from lit_jax.data.text_features import count_tokens
+from lit_jax.runtime import storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.progress import Progress
+
+LOG = logging.getLogger('lit_jax')
+_AHEAD = 2  # blocks of pictures that are decoded while the devices work on another
+
+
+class _OnEachDevice:
+    """A function of (params, arrays [b, ...]) with the rows of its arrays dealt out to the devices of this process."""
+
+    def __init__(self, function: Callable, params, per_device: int, arrays: int):
+        devices = jax.local_devices()
+        # An axis of its own name: the layers lay activations out on those of training, here each device is alone.
+        mesh = jax.make_mesh((len(devices),), ('devices',), axis_types=(AxisType.Auto,), devices=devices)
+        self.batch_size = per_device * len(devices)
+        self._sharding = NamedSharding(mesh, P('devices'))
+        self._params = jax.device_put(params, NamedSharding(mesh, P()))
+
+        def precise(params, *rows):
+            # float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does not mind.
+            with jax.default_matmul_precision('highest'):
+                return function(params, *rows)
+
+        specs = (P(), *[P('devices')] * arrays)
+        self._run = jax.jit(jax.shard_map(precise, mesh=mesh, in_specs=specs, out_specs=P('devices'), check_vma=False))
+
+    def __call__(self, *arrays: np.ndarray) -> jax.Array:
+        return self._run(self._params, *jax.device_put(arrays, self._sharding))
+
+
+class PictureEncoder:
+    """Moments of pictures, and of their mirror images from the same pass.
+
+    Args:
+        per_device: pictures that a device takes at a time.
+    Attributes:
+        batch_size: pictures that all devices of this process take at a time.
+    """
+
+    def __init__(self, vae: Vae, per_device: int, *, mirror: bool):
+        network = vae.network
+
+        def encode(params, image_BHWC):
+            if not mirror:
+                return jnp.concatenate(network.encode(params, image_BHWC), axis=-1)
+            both = jnp.concatenate([image_BHWC, image_BHWC[:, :, ::-1]])
+            return jnp.stack(jnp.split(jnp.concatenate(network.encode(params, both), axis=-1), 2), axis=1)
+
+        self._encode = _OnEachDevice(encode, vae.params, per_device, arrays=1)
+        self.batch_size = self._encode.batch_size
+
+    def __call__(self, images: dict[int, np.ndarray]) -> jax.Array | None:
+        """{row: picture [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b, h, w, 2C].
+
+        Rows without a picture mean nothing; None where there is no picture at all."""
+        if not images:
+            return None
+        batch = np.zeros((self.batch_size, *next(iter(images.values())).shape), np.float32)
+        for row, image in images.items():
+            batch[row] = image
+        return self._encode(batch)
+
+
+class CaptionEncoder:
+    """Features of captions.
+
+    Args:
+        encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`. length: L. per_device: captions a device at a time.
+    """
+
+    def __init__(self, encoder, length: int, per_device: int):
+        network = encoder.network
+
+        def encode(params, ids_BL, mask_BL):
+            return network.apply(params, ids_BL, mask_BL).astype(jnp.bfloat16)
+
+        self._tokenizer, self._length = encoder.tokenizer, length
+        self._encode = _OnEachDevice(encode, encoder.params, per_device, arrays=2)
+
+    def __call__(self, captions: Sequence[str]) -> tuple[list[jax.Array], np.ndarray, set[int]]:
+        """(features bfloat16 [at least as many as captions, L, C] in parts, masks int32 [n, L], numbers of those cut)."""
+        size = self._encode.batch_size
+        tokens = self._tokenizer.encode([*captions, *[''] * (-len(captions) % size)], self._length)
+        parts = [self._encode(tokens.ids[start:start + size], tokens.mask[start:start + size])
+                 for start in range(0, len(tokens.ids), size)]
+        return parts, tokens.mask[:len(captions)], set(tokens.truncated)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records. `start` sends what a block needs to the devices, and `finish` waits for it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example of a block: float32 moments [..., 2C], its bytes, and what the note of the shard lists of it."""
+    moments: np.ndarray
+    data: bytes
+    facts: dict
+
+
+class _Records:
+    def __init__(self, vae: Vae, plan: dict, per_device: int, *, mirror: bool):
+        self._encode, self._dtype = PictureEncoder(vae, per_device, mirror=mirror), plan['dtype']
+        self._largest = float(np.finfo(latents.DTYPES[self._dtype]).max)
+        self.batch_size = self._encode.batch_size
+
+    def _start_pictures(self, examples: dict[int, dict]):
+        return self._encode({row: example['image'] for row, example in examples.items()})
+
+    def _finish_pictures(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, np.ndarray]:
+        """{row: moments}, every one of which can be stored."""
+        moments = np.asarray(pending)
+        for row in examples:
+            if not np.all(np.abs(moments[row]) <= self._largest):      # NaN is not
+                raise UserError(f'the VAE makes NaN of example {block.indices[row]}, or more than {self._largest:.3g}: give '
+                                '--vae_dtype=float32 and --dtype=float32, or check the VAE')
+        return {row: moments[row] for row in examples}
+
+
+class LabelRecords(_Records):
+    """Records of pictures with labels: both views, then the label."""
+
+    def __init__(self, vae: Vae, plan: dict, per_device: int):
+        super().__init__(vae, plan, per_device, mirror=True)
+
+    def start(self, examples: dict[int, dict], block: '_Block'):
+        """{row: example} of a block."""
+        return self._start_pictures(examples)
+
+    def finish(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, Record]:
+        """{row: record} of what was started."""
+        made = {}
+        for row, moments in self._finish_pictures(pending, examples, block).items():
+            label = int(examples[row]['label'])
+            made[row] = Record(moments, latents.pack(moments, label, self._dtype), {'labels': label})
+        return made
+
+
+class CaptionRecords(_Records):
+    """Records of pictures with captions: one view, and the features of each caption."""
+
+    def __init__(self, vae: Vae, encode_captions: CaptionEncoder, plan: dict, per_device: int):
+        super().__init__(vae, plan, per_device, mirror=False)
+        self._captions = encode_captions
+
+    def start(self, examples: dict[int, dict], block: '_Block'):
+        # Long captions first, as in the records.
+        captions = [caption for example in examples.values() for caption in reversed(example['captions'])]
+        return self._start_pictures(examples), self._captions(captions)
+
+    def finish(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, Record]:
+        moments, (parts, masks, cut) = self._finish_pictures(pending[0], examples, block), pending[1]
+        texts = [text for part in parts for text in np.asarray(part)]
+        made, first = {}, 0
+        for row, example in examples.items():
+            numbers = range(first, first + len(example['captions']))
+            first = numbers.stop
+            lengths = [count_tokens(masks[i]) for i in numbers]
+            features = [texts[i][:length] for i, length in zip(numbers, lengths, strict=True)]
+            if not all(np.isfinite(feature.astype(np.float32)).all() for feature in features):
+                raise UserError(f'the text encoder makes NaN of a caption of example {block.indices[row]} '
+                                f'({example["captions"][0]:.60}): give --text_dtype=float32, or check the text encoder')
+            facts = {'buckets': block.bucket, 'tokens': (lengths + [0])[:2], 'cut': sum(i in cut for i in numbers)}
+            made[row] = Record(moments[row], caption_latents.pack(moments[row], block.bucket, features, self._dtype), facts)
+        return made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shards
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Examples of one shard that go through the encoders together, all of one bucket."""
+    shard: int
+    indices: list[int]
+    bucket: int = 0
+
+
+def in_order(source: Source) -> np.ndarray:
+    """Numbers of the examples of a source in the order of the records: by bucket."""
+    return np.arange(len(source)) if source.bucket_of is None else np.argsort(source.bucket_of, kind='stable')
+
+
+def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *, record_size: float, threads: int,
+                strict: bool) -> None:
+    """Makes the shards with these numbers of the data set `plan` in the folder `out`.
+
+    Args:
+        records: LabelRecords or CaptionRecords. record_size: about the bytes of one.
+        threads: that decode pictures. strict: a picture that cannot be decoded is a UserError, not left out."""
+    ranges, order = shard_ranges(plan), in_order(source)
+    # Blocks never cross shards: what is computed together depends on the shard alone.
+    blocks = [block for number in numbers
+              for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of, records.batch_size)]
+    loaded = _load(source, blocks, threads, strict)
+    with Progress(sum(len(block.indices) for block in blocks), 'pictures') as progress, contextlib.closing(loaded):
+        for number, parts in itertools.groupby(_encode(records, loaded), key=lambda part: part[0].shard):
+            with (storage.explain_full_disk(out, record_size * len(ranges[number])),
+                  ShardWriter(out, number, plan) as writer):
+                for block, examples, made in parts:
+                    _write(writer, block, examples, made)
+                    progress.add(len(examples))
+                note = writer.commit()
+            if note['bad']:
+                _, name, reason = note['bad'][0]
+                LOG.warning('left out: %d pictures of %d that cannot be decoded; the first: %s: %s', len(note['bad']),
+                            len(ranges[number]), name, reason)
+
+
+def _blocks(shard: int, indices: np.ndarray, bucket_of: np.ndarray | None, size: int) -> Iterator[_Block]:
+    buckets = np.zeros(len(indices), int) if bucket_of is None else bucket_of[indices]
+    for part in np.split(indices, np.flatnonzero(np.diff(buckets)) + 1):
+        bucket = 0 if bucket_of is None else int(bucket_of[part[0]])
+        yield from (_Block(shard, part[start:start + size].tolist(), bucket) for start in range(0, len(part), size))
+
+
+def _write(writer: ShardWriter, block: _Block, examples: list, made: dict[int, Record]) -> None:
+    for row, (index, example) in enumerate(zip(block.indices, examples, strict=True)):
+        if isinstance(example, BadPicture):
+            writer.skip(index, example.name, example.reason)
+        else:
+            writer.write(made[row].data, made[row].moments, **made[row].facts)
+
+
+def _load(source: Source, blocks: list[_Block], threads: int, strict: bool) -> Iterator[tuple[_Block, list]]:
+    """(block, its examples) in order; in the place of a picture that cannot be decoded stands its BadPicture."""
+    read = source.load if isinstance(source, ImageSource) else source.__getitem__
+
+    def load(index: int):
+        try:
+            return read(index)
+        except BadPicture as error:
+            if strict:
+                raise
+            return error
+
+    pool, queue = ThreadPoolExecutor(threads), deque()
+    try:
+        for block in [*blocks, *[None] * _AHEAD]:
+            if block is not None:
+                queue.append((block, [pool.submit(load, index) for index in block.indices]))
+            if queue and (block is None or len(queue) > _AHEAD):
+                ready, futures = queue.popleft()
+                yield ready, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[tuple[_Block, list, dict[int, Record]]]:
+    """Adds the records of the examples that could be decoded; the next block is on its way meanwhile."""
+    before = None
+    for block, examples in loaded:
+        good = {row: example for row, example in enumerate(examples) if not isinstance(example, BadPicture)}
+        now = block, examples, good, records.start(good, block)
+        if before is not None:
+            yield _finished(records, *before)
+        before = now
+    if before is not None:
+        yield _finished(records, *before)
+
+
+def _finished(records, block: _Block, examples: list, good: dict[int, dict], pending) -> tuple[_Block, list, dict[int, Record]]:
+    return block, examples, records.finish(pending, good, block)

@@ -1,0 +1,329 @@
+"""From pictures to cached latents: what `prepare_latents.py` does.
+
+The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and each makes
+its own on the devices of its machine; a shard is written whole or not at all. So a run that is stopped at any moment
+goes on with the shards that are not there, and ends with the files of a run that was not.
+"""
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+import lit_jax
+from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
+from lit_jax.checkpoint.vae_folder import load_vae, read_vae_config
+from lit_jax.data import caption_latents, crop, latent_shards, text_features
+from lit_jax.data.images import ImageSource
+from lit_jax.data.latents import BAD, DTYPES, FORMAT, KIND, METADATA, PREPARATION, SHARDS, record_bytes
+from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
+from lit_jax.latents import caption_preparation
+from lit_jax.latents.encoding import CaptionRecords, LabelRecords, make_shards
+from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
+from lit_jax.models.vae import VaeNetwork
+from lit_jax.runtime import peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
+from lit_jax.runtime.progress import Progress
+from lit_jax.text.tokenizer import Tokenizer
+
+LOG = logging.getLogger('lit_jax')
+_USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models are made for 1
+_SHOWN = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to make; the flags of the script, by their names."""
+    data: str
+    vae: str
+    out: str
+    image_size: int
+    split: str = 'train'
+    data_dir: str = ''
+    path: str = ''
+    num_classes: int | None = None
+    classes: str = ''               # a list of the classes to take (lit_jax/data/subset.py)
+    dtype: str = 'float32'          # of the moments on disk
+    vae_dtype: str = 'float32'
+    text_encoder: str = ''          # folder of the one that reads captions
+    text_dtype: str = 'bfloat16'    # that it computes in
+    caption_tokens: int = 300       # that captions are cut to
+    buckets: bool = False           # shapes by the ratio of each captioned picture
+    patch: int = 2                  # of the network to be trained on captions: sides are multiples of it in the latent
+    batch_size: int = 8             # pictures a device at a time, each with its mirror image
+    shard_size: int | None = None   # pictures a shard
+    threads: int | None = None      # that decode pictures
+    strict: bool = False
+
+    def command(self) -> str:
+        """The command line, without the folder that is written to."""
+        flags = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)
+                 if field.name != 'out' and getattr(self, field.name) != field.default]
+        return 'python prepare_latents.py ' + ' '.join(
+            f'--{name}' if value is True else f'--{name}={shlex.quote(str(value))}' for name, value in flags)
+
+
+def prepare_latents(request: Request) -> str:
+    """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it together.
+
+    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged pictures (strict)."""
+    work = peers.together(lambda: _open(request))
+    source, plan = work.source, work.plan
+    out = absolute(request.out)
+    check_reachable(out)
+    with explain_unreachable(out):
+        peers.only_lead(lambda: _claim(out, plan, request.command()))
+        peers.together(lambda: _check_claim(out, plan))
+        missing, null = peers.from_lead(lambda: (_missing(out, work), caption_preparation.needs_null(out, plan)))
+        captions = caption_preparation.caption_encoder(request) if 'text' in plan and (missing or null) else None
+        if null:
+            peers.only_lead(lambda: caption_preparation.make_null(out, captions))
+        if missing:
+            vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
+            records = LabelRecords(vae, plan, size) if captions is None else CaptionRecords(vae, captions, plan, size)
+            threads = request.threads or os.cpu_count() or 1
+            peers.together(lambda: _aloud(lambda: make_shards(source, records, plan, out, _mine(missing), threads=threads,
+                                                              record_size=work.record_size, strict=request.strict)))
+        peers.together(lambda: _aloud(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan)))))))
+        return peers.from_lead(lambda: _finish(out, plan))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The pictures, the plan, and about how many bytes a record has."""
+    source: Source
+    plan: dict
+    record_size: float
+
+
+def _open(request: Request) -> _Work:
+    """Everything that is read, checked; nothing is written."""
+    _check_request(request)
+    config = read_vae_config(request.vae)
+    where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path, 'strict': request.strict}
+    if request.data in CAPTIONED:
+        text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(request.text_encoder)
+        source = open_captioned(request.data, image_size=request.image_size, buckets=request.buckets,
+                                multiple=VaeNetwork(config['vae']).downscale * request.patch, **where)
+        plan = caption_preparation.make_caption_plan(request, _plan_of_pictures(request, config, source), text_config, source)
+        return _Work(source, plan, caption_preparation.caption_record_size(plan, source, tokenizer))
+    source = open_source(request.data, image_size=request.image_size, channels=config['vae']['image_channels'],
+                         num_classes=request.num_classes, classes=request.classes, **where)
+    plan = make_plan(request, config, source)
+    return _Work(source, plan, record_bytes(plan))
+
+
+def make_plan(request: Request, config: dict, source: Source) -> dict:
+    """What a data set of labelled pictures is, JSON-able: everything that the meaning of its records depends on.
+
+    config: of the VAE folder."""
+    pictures = isinstance(source, ImageSource)
+    identity = source.identity if pictures else {'name': request.data, 'count': len(source),
+                                                 'classes': source.spec.num_classes}
+    return {'format': FORMAT, 'kind': KIND, **_plan_of_pictures(request, config, source),
+            'crop': crop.RULE if pictures else 'none', 'classes': source.class_names,
+            'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
+            'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
+
+
+def _plan_of_pictures(request: Request, config: dict, source: Source) -> dict:
+    network = VaeNetwork(config['vae'])
+    size, downscale = source.spec.image_size, network.downscale
+    if size % downscale:
+        raise UserError(f'--image_size={size} cannot be encoded: this VAE takes multiples of {downscale}')
+    return {'vae': {'id': config['id'], 'sha256': config['provenance']['sha256'], 'scale': config['scale'],
+                    'shift': config['shift'], 'downscale': downscale, 'channels': network.channels, 'dtype': request.vae_dtype},
+            'image_size': size, 'latent_size': size // downscale}
+
+
+def make_metadata(plan: dict, notes: list[dict], null: bytes = b'') -> dict:
+    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled), versions.
+
+    null: the file of the features of the empty caption, where there are captions."""
+    shards = [{'name': latent_shards.shard_name(number), **{key: note[key] for key in ('count', 'bytes', 'sha256')}}
+              for number, note in enumerate(notes)]
+    versions = {name: importlib.metadata.version(name) for name in ('jax', 'array-record', 'numpy', 'pillow')}
+    text = {'text': plan['text'] | caption_preparation.text_facts(notes, null)} if 'text' in plan else {}
+    return {**plan, **text, 'count': sum(note['count'] for note in notes), 'bad': sum(len(note['bad']) for note in notes),
+            'stats': _statistics(notes, plan['vae']['scale']), 'versions': {'lit_jax': lit_jax.__version__, **versions},
+            'shards': shards}
+
+
+def _statistics(notes: list[dict], scale: float) -> dict:
+    """Of the means of the posteriors: mean and std a channel, and the std of all of them together times the scale."""
+    notes = [note for note in notes if note['count']]
+    values = sum(note['values'] for note in notes)
+    mean, square = (np.array([math.fsum(column) for column in zip(*(note[key] for note in notes), strict=True)]) / values
+                    for key in ('sums', 'squares'))
+    spread = math.sqrt(max(0.0, square.mean() - mean.mean() ** 2))
+    return {'mean': mean.tolist(), 'std': np.sqrt(np.maximum(0, square - mean ** 2)).tolist(), 'scaled_std': scale * spread}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before
+
+
+def _check_request(request: Request) -> None:
+    if request.dtype not in DTYPES:
+        raise UserError(f'unknown --dtype={request.dtype}; known: {", ".join(DTYPES)}')
+    if request.vae_dtype not in COMPUTE_DTYPES:
+        raise UserError(f'unknown --vae_dtype={request.vae_dtype}; known: {", ".join(COMPUTE_DTYPES)}')
+    for name in ('image_size', 'batch_size', 'shard_size', 'threads', 'caption_tokens', 'patch'):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name} must be at least 1, got {value}')
+    if request.data == 'latents':
+        raise UserError('--data=latents are latents already; name the pictures: imagenet2012, tfds:NAME or folder')
+    if request.data == caption_latents.KIND:
+        raise UserError('--data=caption_latents are latents already; name the pictures: --data=captions')
+    caption_preparation.check_text_request(request)
+
+
+def _claim(out, plan: dict, command: str) -> None:
+    """Takes an empty folder, or one that this very data set was begun in."""
+    if (out / PREPARATION).exists():
+        _check_claim(out, plan)
+    elif out.exists() and not out.is_dir():
+        raise UserError(f'--out={out} is a file; name a folder')
+    else:
+        _check_empty(out)
+        try:
+            (out / SHARDS).mkdir(parents=True, exist_ok=True)
+            write_text_atomic(out / PREPARATION, json.dumps({'plan': plan, 'command': command}, indent=1) + '\n')
+        except PermissionError as error:
+            raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
+    latent_shards.remove_partial(out)
+
+
+def _check_empty(out) -> None:
+    """What a run that was killed here before it wrote preparation.json leaves is no content."""
+    ours = {SHARDS, f'.{PREPARATION}{latent_shards.PARTIAL}'}
+    names = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
+    if names:
+        raise UserError(f'{out} is not empty ({", ".join(names[:5])}) and was not begun by prepare_latents.py. Choose another '
+                        'folder')
+
+
+def _check_claim(out, plan: dict) -> None:
+    """Raises UserError where the folder was begun with another plan, naming both values of each difference."""
+    try:
+        old = json.loads((out / PREPARATION).read_bytes())['plan']
+    except FileNotFoundError:
+        raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not to be seen here: --out must be a folder that '
+                        'all hosts share') from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f'{out / PREPARATION} is damaged ({error}). Delete the folder and begin again') from error
+    before, now = _flat(old), _flat(plan)
+    wrong = [f'{name}: {_short(before.get(name))} there, {_short(now.get(name))} now'
+             for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    if wrong:
+        raise UserError(f'{out} holds other latents:\n  ' + '\n  '.join(wrong) + '\nChoose another folder, or give what '
+                        'it was begun with')
+
+
+def _flat(plan: dict) -> dict:
+    """Nested names joined with dots; lists as tuples of JSON's kind stay values."""
+    flat = {}
+    for name, value in json.loads(json.dumps(plan)).items():
+        flat |= {f'{name}.{key}': inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+
+
+def _missing(out, work: _Work) -> list[int]:
+    """The shards to make; there must be room for them. A data set with missing shards is unfinished (again)."""
+    plan = work.plan
+    ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
+    pictures, all_pictures = sum(len(ranges[number]) for number in missing), plan['source']['count']
+    # 1 % and the padding at the end of a file are ArrayRecord's.
+    size = 1.01 * pictures * work.record_size + (1 << 17) * len(missing)
+    if missing:
+        storage.check_free_space(out, size)
+        (out / METADATA).unlink(missing_ok=True)
+        LOG.info('%d pictures to encode%s: %s in %d shards of %s', pictures,
+                 f' (of {all_pictures}, the others are done)' if pictures < all_pictures else '',
+                 storage.human_bytes(size), len(missing), out)
+        LOG.info('stopped at any moment, the same command goes on from there')
+    return missing
+
+
+def _mine(numbers: Iterable[int]) -> list[int]:
+    return list(numbers)[jax.process_index()::jax.process_count()]
+
+
+def _aloud(act: Callable) -> None:
+    """A failure is said at once: the other processes hear of it only when they have finished their own part."""
+    try:
+        act()
+    except (UserError, OSError, RuntimeError) as error:
+        if jax.process_count() > 1:
+            LOG.error('error: %s', error)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# After
+
+
+def _verify(out, numbers: list[int]) -> None:
+    """Reads these shards again; damaged ones count as not made from then on."""
+    damaged = []
+    with Progress(len(numbers), 'shards checked') as progress:
+        for number in numbers:
+            if reason := latent_shards.find_shard_damage(out, number):
+                damaged.append(f'{latent_shards.shard_name(number)}: {reason}')
+                latent_shards.discard_shard(out, number)
+            progress.add(1)
+    if damaged:
+        (out / METADATA).unlink(missing_ok=True)
+        raise UserError(f'{len(damaged)} shards of {out} are damaged:\n  ' + '\n  '.join(damaged[:10]) + '\nThe disk may be '
+                        'failing. Start the same command again: it makes these shards anew')
+
+
+def _finish(out, plan: dict) -> str:
+    """Writes metadata.json, which makes the data set whole."""
+    notes = [latent_shards.read_note(out, number) for number in range(len(latent_shards.shard_ranges(plan)))]
+    if not any(note['count'] for note in notes):
+        raise UserError('none of the pictures can be decoded: there is nothing to train on')
+    metadata = make_metadata(plan, notes, (out / text_features.NULL).read_bytes() if 'text' in plan else b'')
+    bad = [f'{name}\t{reason}' for note in notes for _, name, reason in note['bad']]
+    if bad:
+        write_text_atomic(out / BAD, '\n'.join(bad) + '\n')
+    write_text_atomic(out / METADATA, json.dumps(metadata, indent=1) + '\n')
+    stats = metadata['stats']
+    if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
+        LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion models are made '
+                    'for about 1. Is this the right VAE, and the right scale?', plan['vae']['scale'], stats['scaled_std'])
+    lines = [f'{out}: {metadata["count"]} pictures, {_beside(metadata)}, '
+             f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
+             f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
+             f'{plan["vae"]["scale"]:g}, all channels: {stats["scaled_std"]:.3f}']
+    if bad:
+        lines.append(f'left out: {len(bad)} pictures that cannot be decoded, listed in {out / BAD}')
+    return '\n'.join(lines)
+
+
+def _beside(metadata: dict) -> str:
+    if 'text' not in metadata:
+        return 'each with its mirror image'
+    text = metadata['text']
+    if text['truncated']:
+        LOG.warning('%d of %d captions have more than %d tokens and were cut there (--caption_tokens)', text['truncated'],
+                    text['captions'], text['tokens'])
+    used = sum(count > 0 for count in metadata['bucket_counts'])
+    return f'{text["captions"]} captions of {text["mean_tokens"]:.1f} tokens (mean), {used} shapes used of {len(metadata["buckets"])}'
+
+
+def _numbers(values: list[float]) -> str:
+    return ' '.join(f'{value:.3f}' for value in values)

@@ -1,0 +1,109 @@
+"""What finds objects in a picture: the interface, pictures cut to one object, and detections read from a file.
+
+Any object with the two methods of `Detector` can be scored with: the network of the published numbers (`mask2former`),
+detections that were found elsewhere (`StoredDetections`), or exact knowledge of what was drawn.
+"""
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path
+
+OUTSIDE = '#999'      # colour of everything that is not the object
+
+
+class Picture(NamedTuple):
+    """name: relative to the folder that is scored, as 00012/samples/0003.png; image: uint8 RGB [H, W, 3]."""
+    name: str
+    image: np.ndarray
+
+
+class Detection(NamedTuple):
+    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] of its pixels, or None.
+
+    colour: for detectors that know it at once."""
+    class_name: str
+    box: tuple[float, float, float, float]
+    confidence: float = 1.0
+    mask: np.ndarray | None = None
+    colour: str | None = None
+
+
+class Detector(Protocol):
+    def detect(self, picture: Picture) -> Sequence[Detection]:
+        """All objects in a picture, of all classes, in any order; thresholds are applied by the scoring."""
+
+    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> Sequence[str]:
+        """The colour of each of these objects, all of one class: one of `prompts.COLOURS`, or another word."""
+
+
+def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
+    """The box of an object, uint8 [h, w, 3], all outside its mask in #999; corners rounded to whole pixels."""
+    picture = Image.fromarray(image)
+    if detection.mask is not None:
+        if detection.mask.shape != image.shape[:2]:
+            raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its picture '
+                            f'{image.shape[:2]}; the detector must give masks of the size of the picture')
+        blank = Image.new('RGB', picture.size, OUTSIDE)
+        picture = Image.composite(picture, blank, Image.fromarray(np.asarray(detection.mask, bool)))
+    left, top, right, bottom = (round(float(value)) for value in detection.box)
+    return np.asarray(picture.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
+
+
+class StoredDetections:
+    """Detections from a file of JSON lines, one a picture:
+
+        {"image": "00000/samples/0000.png", "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence": 0.9}]}
+
+    Objects of a class whose colour is asked for have "color" as well. `run.store_detections` writes such a file.
+    """
+
+    def __init__(self, path):
+        self._path = as_path(path)
+        if not self._path.is_file():
+            raise UserError(f'{path} is not there; give a file of detections, one JSON object a line')
+        self._found = {}
+        for number, line in enumerate(self._path.read_text().splitlines(), 1):
+            if line.strip():
+                name, detections = _read_line(line, f'{path}, line {number}')
+                self._found[name] = detections
+
+    def detect(self, picture: Picture) -> list[Detection]:
+        if picture.name not in self._found:
+            raise UserError(f'{self._path} has no detections of {picture.name}; find them in the same folder of pictures')
+        return self._found[picture.name]
+
+    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> list[str]:
+        if any(detection.colour is None for detection in detections):
+            raise UserError(f'{self._path} does not say the colour of each {class_name} in {picture.name}; '
+                            'add "color" to these detections')
+        return [detection.colour for detection in detections]
+
+
+def detection_line(name: str, detections: Sequence[Detection]) -> str:
+    """The line of a picture in a file of detections; masks are left out."""
+    entries = []
+    for found in detections:
+        entry = {'class': found.class_name, 'box': [float(x) for x in found.box], 'confidence': float(found.confidence)}
+        entries.append(entry if found.colour is None else entry | {'color': found.colour})
+    return json.dumps({'image': name, 'detections': entries}) + '\n'
+
+
+def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
+    try:
+        entry = json.loads(line)
+        return str(entry['image']), [_read_detection(found) for found in entry['detections']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where} is not a line of detections ({type(error).__name__}: {error}); expected {{"image": NAME, '
+                        '"detections": [{"class": NAME, "box": [left, top, right, bottom], "confidence": 0.9}]}') from error
+
+
+def _read_detection(found: Mapping) -> Detection:
+    box = tuple(float(x) for x in found['box'])
+    if len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f'box {list(box)}')
+    return Detection(str(found['class']), box, float(found.get('confidence', 1.0)), None, found.get('color'))

@@ -1,0 +1,129 @@
+"""The table of docs/systems.md: what every system costs, as its paper counts and in full. It is kept true by a test.
+
+    python -m lit_jax.recipes.system_costs                       # prints it
+    python -m lit_jax.recipes.system_costs docs/systems.md       # puts it in its place in that file
+"""
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_jax import recipes
+from lit_jax.models.arch import check_partition
+from lit_jax.models.cost import counted_by, macs_of, state_bytes
+from lit_jax.models.network import Network, count_parameters
+from lit_jax.recipes.systems import SYSTEMS, system
+from lit_jax.runtime import cli
+from lit_jax.runtime.errors import UserError
+
+BEGIN, END = '<!-- costs: python -m lit_jax.recipes.system_costs docs/systems.md -->', '<!-- end of costs -->'
+LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # have recipes of 512 pixels, printed figures or not
+MOST = 256
+OWN_512 = {('lit', 'xl'): 'lit_xl_512', ('dig', 'xl'): 'dig_xl_512'}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row: parameters with the fixed position table, multiply-accumulates of one image, bytes of state.
+
+    `paper` is in the convention of the paper that printed `published` (None: no figure). tensor, seq: the largest power of
+    two of devices that these axes of the mesh may have."""
+    name: str
+    size: str
+    image_size: int
+    parameters: int
+    paper: int
+    published: float | None
+    full: int
+    state: int
+    tensor: int
+    seq: int
+
+    @property
+    def difference(self) -> float | None:
+        """Of `paper` from the printed figure, as a fraction."""
+        return self.paper / 1e9 / self.published - 1 if self.published else None
+
+
+def rows() -> Iterator[tuple[str, str, int]]:
+    """(system, size, image size) of every row."""
+    for name, entry in SYSTEMS.items():
+        for size in entry.sizes:
+            yield name, size, 256
+            if (size, 512) in entry.published or (name, size) in LARGE:
+                yield name, size, 512
+
+
+def cost_of(name: str, size: str, image_size: int = 256) -> Cost:
+    config = system(recipes.default(), name, size)
+    config.data.image_size = image_size
+    network, entry = Network(recipes.architecture(config)), SYSTEMS[name]
+    counts = macs_of(network)
+    return Cost(name, size, image_size, count_parameters(network), counted_by(counts, network.arch, entry.convention),
+                entry.published.get((size, image_size)), counts.total(), state_bytes(network.arch),
+                _most_devices(network.arch, 'tensor'), _most_devices(network.arch, 'seq'))
+
+
+def _most_devices(arch: dict, axis: str) -> int:
+    devices = 1
+    try:
+        while devices < MOST:
+            check_partition(arch, {'fsdp': 1, 'tensor': 1, 'seq': 1, axis: 2 * devices})
+            devices *= 2
+    except UserError:
+        pass
+    return devices
+
+
+def recipe_of(name: str, size: str, image_size: int = 256) -> str:
+    """The recipe that trains it: what --config takes."""
+    if (name, size) in OWN_512 and image_size == 512:
+        return f'configs/{OWN_512[name, size]}.py'
+    if (name, size, image_size) == ('dit', 'xl', 512):
+        return 'configs/paper/table7.py:dit_xl_512_cfg_1'
+    if size.startswith('dydi_') or image_size == 512:
+        return f'configs/sub_imagenet.py:{name}_{size}' + ('_512' if image_size == 512 else '')
+    plain = size.removesuffix('_75')
+    return f'configs/{name}_{plain}.py' + (':75' if plain != size else '')
+
+
+def cost_table() -> str:
+    """The table in Markdown."""
+    lines = ['| system | size | pixels | parameters | GMACs as the paper counts | printed | difference | GMACs in full | state '
+             '| `tensor`, `seq` up to | recipe |', '|---|---|---|---|---|---|---|---|---|---|---|']
+    for name, size, image_size in rows():
+        cost = cost_of(name, size, image_size)
+        printed = _figure(cost.published) if cost.published else '–'
+        difference = f'{100 * cost.difference:+.2f} %' if cost.published else '–'
+        cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}', printed, difference,
+                 f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB', f'{cost.tensor}, {cost.seq}',
+                 f'`{recipe_of(name, size, image_size)}`']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
+def _figure(published: float) -> str:
+    return f'{published:g}' if float(published).is_integer() else f'{published:.2f}'
+
+
+def replace_table(text: str, table: str) -> str:
+    """The text with `table` between its marks. UserError where they are not there."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f'the file lacks the marks of the table: {BEGIN} and {END}, each on a line of its own')
+    return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('file', type=Path, nargs='?', help='a file with the marks of the table, written anew')
+    file = parser.parse_args().file
+    if file is None:
+        print(cost_table())
+        return
+    file.write_text(replace_table(file.read_text(encoding='utf-8'), cost_table()), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,156 @@
+"""`report.html`: one self-contained page with the tables, curves and pictures of a run."""
+import base64
+import html
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lit_jax.runtime.paths import as_path, write_text_atomic
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
+th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
+th:first-child, td:first-child { text-align: left; }
+th { background: #f5f5f5; font-weight: 600; }
+figure { display: inline-block; margin: 0.4rem 1.2rem 0.4rem 0; vertical-align: top; }
+figcaption { font-size: 0.9rem; color: #555; }
+img.pixels { image-rendering: pixelated; }
+.scroll { overflow: auto; max-height: 24rem; border: 1px solid #e4e4e4; }
+pre { background: #f5f5f5; padding: 0.6rem; overflow: auto; font-size: 0.85rem; }
+"""
+CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
+
+
+class Report:
+    """Collects sections and writes them as one HTML file, pictures included, without a script or a network request."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._parts: list[str] = []
+
+    def heading(self, text: str) -> None:
+        self._parts.append(f'<h2>{html.escape(text)}</h2>')
+
+    def paragraph(self, text: str) -> None:
+        self._parts.append(f'<p>{html.escape(text)}</p>')
+
+    def preformatted(self, text: str) -> None:
+        self._parts.append(f'<pre>{html.escape(text)}</pre>')
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence], *, scroll: bool = False) -> None:
+        """A table; the first column is text, the others are set right as numbers."""
+        def line(tag, cells):
+            return '<tr>' + ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells) + '</tr>'
+
+        body = '<table>' + line('th', header) + ''.join(line('td', row) for row in rows) + '</table>'
+        self._parts.append(f'<div class="scroll">{body}</div>' if scroll else body)
+
+    def picture(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
+        """A uint8 picture [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
+        buffer = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(buffer, format='PNG')
+        width = image.shape[1] * zoom
+        self._figure(f'<img class="pixels" width="{width}" alt="{html.escape(caption)}" '
+                     f'src="data:image/png;base64,{_base64(buffer)}">', caption)
+
+    def curves(self, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str, x_label: str,
+               y_label: str, log_y: bool = True) -> None:
+        """Lines through (xs, ys), one colour a name."""
+        figure = Figure(figsize=(7.0, 3.4), layout='constrained')
+        axes = figure.subplots()
+        for (name, (xs, ys)), colour in zip(series.items(), itertools.cycle(CURVE_COLOURS), strict=False):
+            axes.plot(xs, ys, label=name, color=colour, linewidth=1.4)
+        axes.set(xlabel=x_label, ylabel=y_label, yscale='log' if log_y else 'linear')
+        axes.grid(alpha=0.25, which='both')
+        axes.legend(frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format='png', dpi=130)
+        self._figure(f'<img width="700" alt="{html.escape(caption)}" src="data:image/png;base64,{_base64(buffer)}">',
+                     caption)
+
+    def _figure(self, content: str, caption: str) -> None:
+        self._parts.append(f'<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+    def write(self, path) -> None:
+        """Writes the page so that a reader never sees half of one. Its folder must exist."""
+        page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(self._title)}</title>'
+                f'<style>{STYLE}</style></head><body><h1>{html.escape(self._title)}</h1>\n' + '\n'.join(self._parts)
+                + '\n</body></html>\n')
+        write_text_atomic(path, page)
+
+
+def _base64(buffer: io.BytesIO) -> str:
+    return base64.b64encode(buffer.getvalue()).decode('ascii')
+
+
+def loss_series(records: Sequence[Mapping], names: Sequence[str]) -> dict[str, tuple[list, list]]:
+    """{name: (steps, values)} of the metrics that these records have."""
+    series = {}
+    for name in names:
+        points = [(record['step'], record[name]) for record in records if record.get(name) is not None]
+        if points:
+            series[name] = tuple(map(list, zip(*points, strict=True)))
+    return series
+
+
+def add_inheritance(report: Report, inheritance: Mapping) -> None:
+    """The inheritance table: every leaf, inherited or fresh, and the counts."""
+    rows = [(row['path'], tuple(row['shape']), f'{row["count"]:,}', row['status'], row['source'] or '')
+            for row in inheritance['rows']]
+    totals = {status: sum(row['count'] for row in inheritance['rows'] if row['status'] == status)
+              for status in ('inherited', 'fresh')}
+    report.paragraph(f'{totals["inherited"]:,} parameters inherited, {totals["fresh"]:,} fresh.')
+    report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
+
+
+def _number(value) -> str:
+    return '' if value is None else f'{value:,.5g}'
+
+
+def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
+    """The report of one training run: curves, the newest sample grid, what was inherited, and the recipe."""
+    workdir = as_path(workdir)
+    report = Report(f'{config["recipe"]["name"] or workdir.name}')
+    scored = [record for record in records if any(name.startswith('eval/') for name in record)]
+    records = [record for record in records if record not in scored]
+    if records:
+        last = records[-1]
+        report.heading('Where it stands')
+        report.table(('figure', 'value'), [(name, f'{value:,.6g}' if isinstance(value, float) else value)
+                                           for name, value in last.items() if '_q' not in name])
+        report.heading('Loss')
+        terms = ['loss/total', 'loss/mse', 'loss/vb', 'loss/distill_noise', 'loss/distill_variance']
+        report.curves(loss_series(records, terms), caption='each term, mean of an interval', x_label='step',
+                      y_label='loss')
+        term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'
+        quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
+        report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)', x_label='step',
+                      y_label='loss')
+    if scored:
+        report.heading('Scores')
+        names = [name for name in scored[-1] if name.startswith('eval/')]
+        report.table(('step', *(name.removeprefix('eval/') for name in names)),
+                     [(f'{record["step"]:,}', *(_number(record.get(name)) for name in names)) for record in scored])
+        for metric in dict.fromkeys(name.split('_cfg')[0] for name in names if '_cfg' in name):
+            report.curves(loss_series(scored, [name for name in names if name.split('_cfg')[0] == metric]),
+                          caption=f'{metric.removeprefix("eval/")} of samples of the EMA weights, by guidance scale',
+                          x_label='step', y_label=metric.removeprefix('eval/'), log_y=False)
+    samples = workdir / 'samples'
+    grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []
+    if grids:
+        report.heading('Samples')
+        newest = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())))
+        report.picture(newest, f'EMA weights at step {int(grids[-1].stem):,}')
+    if (workdir / 'inheritance.json').exists():
+        report.heading('Inheritance')
+        add_inheritance(report, json.loads((workdir / 'inheritance.json').read_text()))
+    report.heading('Recipe')
+    report.preformatted(json.dumps(config['recipe'], indent=1))
+    report.write(workdir / 'report.html')

@@ -1,0 +1,84 @@
+"""What the scripts share: logging, clean errors, exit statuses, and the recipe flag.
+
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again), 76 another
+process of the run is gone (start all of them again).
+"""
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lit_jax.runtime import virtual_devices
+from lit_jax.runtime.errors import UserError
+
+
+def setup_logging(stream: TextIO | None = None) -> None:
+    """Our own lines to `stream` (default: stderr) with a clock; other packages only from WARNING on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger('lit_jax').setLevel(logging.INFO)
+
+
+def name_process(index: int, count: int) -> None:
+    """In a run of several processes only process 0 tells what goes well; every line of another carries its number."""
+    if count > 1:
+        clock = '%(asctime)s' if index == 0 else f'%(asctime)s [process {index}]'
+        logging.getLogger().handlers[0].setFormatter(logging.Formatter(f'{clock} %(message)s', datefmt='%H:%M:%S'))
+        logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a traceback."""
+    setup_logging()
+    virtual_devices.give_threads()
+    try:
+        status = main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
+    except BrokenPipeError:      # `... --dry_run | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+def _check_recipe_file(argv: Sequence[str]) -> None:
+    """config_flags hides a missing file behind the first access to the recipe: look for it before."""
+    for argument in argv:
+        name, _, path = argument.partition('=')
+        if name in ('--config', '-config') and path and not Path(path.split(':')[0]).is_file():
+            raise UserError(f'the recipe {path} does not exist; recipes are the files in configs/')
+
+
+def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
+    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names them.
+
+    Args:
+        define: defines the script's own flags.
+    """
+    config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.', lock_config=True)
+    define()
+    _check_recipe_file(argv)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # KeyError puts its message in quotes.
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        # config_flags puts the traceback of a recipe into its text: what the recipe itself had to say comes last.
+        _, marker, said = str(error).rpartition(f'{UserError.__module__}.{UserError.__name__}: ')
+        if marker:
+            raise UserError(said.strip()) from error
+        raise UserError(f'the command line cannot be read: {reason}') from error
+    if config.value is None:
+        raise UserError('no recipe given; try --config=configs/digits_dit.py')
+    if len(rest) > 1:
+        raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with --config.NAME=VALUE')
+    return config.value

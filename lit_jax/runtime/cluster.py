@@ -1,0 +1,236 @@
+"""Several processes as one run: joining, agreeing before the first step, and noticing that one is gone.
+
+Everything below is jax.distributed's: the rendezvous, the heartbeats, the notice of preemption. Started by a scheduler
+(TPU pods, GKE, SLURM, Open MPI) or with three flags, a run joins; started alone, it stays alone.
+"""
+import contextlib
+import glob
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+
+LOG = logging.getLogger('lit_jax')
+LOST = 76                    # exit status "another process of this run is gone, start all of them again"
+HEARTBEAT_SECONDS = 60       # silence after which a process counts as dead
+JOIN_SECONDS = 300
+HANG_SECONDS = 1800          # without a step, a run of several processes ends itself
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+
+def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str | None:
+    """The scheduler that started this process beside others, or None.
+
+    Args:
+        tpu_host: whether this machine has TPUs; on a Cloud TPU VM its metadata, not the environment, names the others.
+    """
+    def count(name):
+        text = environment.get(name, '')
+        return int(text) if text.isdigit() else 0
+
+    if 'SLURM_STEP_NODELIST' in environment and count('SLURM_NTASKS') > 1:    # a job step of srun, not salloc's shell
+        return 'SLURM'
+    if count('OMPI_COMM_WORLD_SIZE') > 1:
+        return 'Open MPI'
+    if 'JAX_COORDINATOR_ADDRESS' in environment:
+        return 'JAX_COORDINATOR_ADDRESS'
+    if ',' in environment.get('TPU_WORKER_HOSTNAMES', '') or 'MEGASCALE_COORDINATOR_ADDRESS' in environment:
+        return 'GKE'
+    return 'TPU VM' if tpu_host else None
+
+
+def has_tpus() -> bool:
+    """Whether TPU devices and their library are on this machine; touches neither."""
+    if os.environ.get('JAX_PLATFORMS', 'tpu') not in ('', 'tpu', 'tpu,cpu'):
+        return False
+    devices = glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')
+    return bool(devices) and importlib.util.find_spec('libtpu') is not None
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+         heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
+    """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a device.
+
+    Args:
+        coordinator: host:port of process 0, with the other two; None, all three: ask the scheduler.
+        heartbeat_seconds: after this long without a sign of life a process counts as dead, and all others end.
+    Raises:
+        UserError: some but not all three are given, they contradict each other, or the scheduler leaves questions open.
+    """
+    given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
+    options = {'heartbeat_timeout_seconds': heartbeat_seconds, 'initialization_timeout': JOIN_SECONDS}
+    if any(value is not None for value in given.values()):
+        _check_flags(given)
+        LOG.info('joining %s as process %d of %d; waiting up to %d s for the others', coordinator, process_id,
+                 num_processes, JOIN_SECONDS)
+        jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate', **options)
+    elif cluster := find_cluster(os.environ, has_tpus()):
+        LOG.info('started by %s: joining the other processes, waiting up to %d s for them', cluster, JOIN_SECONDS)
+        try:
+            jax.distributed.initialize(_address(os.environ), *_count_and_index(os.environ), **options)
+        except (ValueError, RuntimeError) as error:
+            if cluster == 'TPU VM':      # TPUs alone are no sign of other hosts: notebooks have some, and no metadata
+                LOG.info('this machine names no other hosts (%s): running alone', error)
+                return
+            raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: {error}. Give '
+                            '--coordinator=HOST0:PORT --num_processes=N --process_id=I on every host.') from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('lit_jax joined')     # gloo wants the first collective within 30 s of all
+
+
+def process() -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    return jax.process_index(), jax.process_count()
+
+
+def _check_flags(given: Mapping) -> None:
+    if missing := [name for name, value in given.items() if value is None]:
+        raise UserError(f'{", ".join(missing)} is missing: --coordinator=HOST0:PORT, --num_processes=N and --process_id=I '
+                        'go together, the same but for I on every host')
+    address, count, index = given.values()
+    if ':' not in address or not address.rsplit(':', 1)[1].isdigit():
+        raise UserError(f'--coordinator={address} has no port; expected HOST:PORT of process 0, such as 10.0.0.2:8476')
+    if not 0 <= index < count:
+        raise UserError(f'--process_id={index} is not in 0..{count - 1} (--num_processes={count})')
+
+
+def _address(environment) -> str | None:
+    return environment.get('JAX_COORDINATOR_ADDRESS')
+
+
+def _count_and_index(environment) -> tuple[int | None, int | None]:
+    """What launchers without a scheduler of jax's acquaintance set beside JAX_COORDINATOR_ADDRESS."""
+    count, index = environment.get('JAX_NUM_PROCESSES'), environment.get('JAX_PROCESS_ID')
+    return (int(count) if count else None), (int(index) if index else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Agreeing
+
+
+def check_same(facts: Mapping) -> None:
+    """Raises UserError on every process if nested `facts` (JSON-able) differ between them, naming what and where."""
+    if jax.process_count() == 1:
+        return
+    (first, text), *others = _gather(json.dumps(facts, sort_keys=True))
+    mine = _flat(json.loads(text))
+    lines = []
+    for name, text in others:
+        theirs = _flat(json.loads(text))
+        lines += [f'{key}: {mine.get(key)!r} on {first}, {theirs.get(key)!r} on {name}'
+                  for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+    if lines:
+        more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
+        raise UserError('the processes of this run are not set up alike:\n  ' + '\n  '.join(lines[:10]) + more +
+                        '\nStart every host with the same command, the same code and the same packages.')
+
+
+def code_facts() -> dict:
+    """What must be alike on all hosts beside the recipe: our code by its checksum, Python and the packages under it."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob('*.py')):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return {'lit_jax code': digest.hexdigest()[:12], 'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def _gather(text: str) -> list[tuple[str, str]]:
+    """('process 0 (host name)', its text) of every process."""
+    pairs = [json.loads(said) for said in peers.gather(json.dumps([socket.gethostname(), text]))]
+    return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
+
+
+def _flat(facts: Mapping, prefix: str = '') -> dict:
+    flat = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopping
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether all processes save and stop after `step`: some were told SIGTERM, jax made them agree on a step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def peers_watched(where: Callable[[], str]):
+    """In this block a collective that fails because a process is gone ends this one at once, with status LOST.
+
+    Unwinding would wait in barriers for a process that never comes. jax itself aborts (status 134) those that hang in
+    a collective when the heartbeats stop. `where()` says from which checkpoint the run will go on.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+            raise
+        LOG.error('error: another process of this run is gone (%s). Its own log says why. Start the same command on every '
+                  'host again; %s.', str(error).splitlines()[0][:200], where())
+        _leave()
+
+
+class Watchdog:
+    """Says so when no step has finished for long, and ends a run of several processes that hangs.
+
+    A dead process is the runtime's to notice (heartbeats); its message is long, ours comes first and says what to do.
+    """
+
+    def __init__(self, warn_seconds: float, where: Callable[[], str], hang_seconds: float = HANG_SECONDS):
+        self._warn, self._hang, self._where = warn_seconds, hang_seconds, where
+        self._last, self._longest, self._warned = None, 0.0, False
+        self._closed = threading.Event()
+        if jax.process_count() > 1:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self) -> None:
+        """A step, or anything else that shows life, was finished."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._longest = max(self._longest, now - self._last)
+        self._last, self._warned = now, False
+
+    def rest(self) -> None:
+        """What comes next (saving, sampling) may take as long as it likes."""
+        self._last = None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(self._warn / 4, 5.0)):
+            last = self._last
+            quiet = 0.0 if last is None else time.monotonic() - last
+            if quiet > max(self._warn, 5 * self._longest) and not self._warned:
+                self._warned = True
+                LOG.error('no step has finished for %.0f s: another process of this run is probably gone or stuck; look at '
+                          'its log. If it is gone, jax ends this one when its heartbeats are missed. Then start all again; '
+                          '%s.', quiet, self._where())
+            if quiet > max(self._hang, 20 * self._longest):
+                LOG.error('error: no step for %.0f s, giving up; start the same command on every host again', quiet)
+                _leave()
+
+
+def _leave() -> None:
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(LOST)

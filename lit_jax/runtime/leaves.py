@@ -1,0 +1,50 @@
+"""Names of the leaves of a tree, and one comparison of what a checkpoint holds with what a model expects."""
+
+import math
+
+import jax
+import numpy as np
+
+from lit_jax.runtime.errors import UserError
+
+_SHOWN = 20
+
+
+def named_leaves(tree) -> dict:
+    """{'blocks/attn/proj/kernel': leaf, ...}. Fields of named tuples go by name, items of sequences by index."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def map_named(function, tree):
+    """`jax.tree.map` with the leaf's name before the leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def tree_bytes(tree) -> int:
+    """Bytes of all leaves (arrays, abstract arrays, scalars)."""
+    return sum(math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, 'dtype', type(leaf))).itemsize
+               for leaf in jax.tree.leaves(tree))
+
+
+def check_leaves(stored: dict, expected: dict, source: str) -> None:
+    """Raises one UserError that lists every leaf missing from, extra in, or different in shape or dtype from `stored`.
+
+    stored, expected: {name: anything with .shape and .dtype}. source: what was read, for the message."""
+    problems = [f'missing: {name} {_describe(expected[name])}' for name in expected if name not in stored]
+    problems += [f'extra: {name} {_describe(stored[name])}' for name in stored if name not in expected]
+    for name in expected:
+        if name in stored and _describe(stored[name]) != _describe(expected[name]):
+            problems.append(f'different: {name} is {_describe(stored[name])}, expected {_describe(expected[name])}')
+    if problems:
+        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
+        lines = '\n  '.join(problems[:_SHOWN] + more)
+        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:\n  {lines}\n'
+                        'Use the recipe (architecture, optimizer) that they were written with, or another source.')
+
+
+def _describe(leaf) -> str:
+    return f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'

@@ -1,0 +1,152 @@
+"""How much memory drawing takes: an estimate before it starts, peaks of each phase, and advice where it is too much."""
+import contextlib
+import ctypes
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.storage import human_bytes
+from lit_jax.training.telemetry import format_seconds
+
+LOG = logging.getLogger('lit_jax')
+_STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+SAMPLE_SECONDS = 0.05
+ADVICE = ('--low_memory (one network in memory at a time), --text_dtype int8, --dtype bfloat16, --group 1, --tile 32 (decoding), a '
+          'smaller --size')
+
+
+def temporary_bytes(compiled) -> int:
+    """What a compiled program needs beside its arguments: results and temporaries, as the compiler counts them."""
+    stats = compiled.memory_analysis()
+    return 0 if stats is None else stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+
+
+@dataclass
+class Phase:
+    """What a phase took: seconds in all, and the highest memory of the process and of its devices (0: not known)."""
+    name: str
+    weights: int = 0
+    seconds: float = 0.0
+    process: int = 0
+    device: int = 0
+
+    @property
+    def peak(self) -> int:
+        return max(self.process, self.device)
+
+    def describe(self) -> str:
+        peaks = (('of the process', self.process), ('on the device', self.device))
+        where = [f'{human_bytes(peak)} {of}' for of, peak in peaks if peak]
+        return f'{self.name}: weights {human_bytes(self.weights)}, peak {" and ".join(where) or "not known"}, {self.seconds:.1f} s'
+
+
+@dataclass
+class Meter:
+    """Peaks and seconds of phases by name; a phase that comes again adds to its seconds. between: the peak outside of them."""
+    phases: dict[str, Phase] = field(default_factory=dict)
+    between: int = 0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[Phase]:
+        """Measures what happens inside; `weights` of what it yields may be set there. The first of a name is logged."""
+        first = name not in self.phases
+        phase = self.phases.setdefault(name, Phase(name))
+        self.between = max(self.between, _status('VmHWM'))
+        watch, began = _Watch(), time.perf_counter()
+        try:
+            yield phase
+        finally:
+            phase.process = max(phase.process, watch.stop())
+            phase.device = max(phase.device, device_peak())
+            phase.seconds += time.perf_counter() - began
+        if first:
+            LOG.info('%s', phase.describe())
+
+    def summary(self) -> str:
+        """The highest of all and when it was."""
+        if not self.phases:
+            return 'nothing was measured'
+        outside = Phase('preparation', process=max(self.between, _status('VmHWM')))
+        highest = max([*self.phases.values(), outside], key=lambda phase: phase.peak)
+        parts = ', '.join(f'{phase.name} {format_seconds(phase.seconds)}' for phase in self.phases.values())
+        return f'peak memory {human_bytes(highest.peak)} (in {highest.name}); {parts}'
+
+
+class _Watch:
+    """The highest resident memory of this process from now to `stop`; 0 where the system does not tell.
+
+    Linux keeps it itself, and begins anew when asked to; where that is not allowed a thread looks now and then.
+    """
+
+    def __init__(self):
+        self._highest, self._done, self._thread = _status('VmRSS'), threading.Event(), None
+        try:
+            _CLEAR.write_text('5')
+        except OSError:
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> int:
+        self._done.set()
+        if self._thread is None:
+            return _status('VmHWM')
+        self._thread.join()
+        return max(self._highest, _status('VmRSS'))
+
+    def _look(self) -> None:
+        while not self._done.wait(SAMPLE_SECONDS):
+            self._highest = max(self._highest, _status('VmRSS'))
+
+
+def _status(name: str) -> int:
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ':'))
+    except (OSError, StopIteration):
+        return 0
+    return int(line.split()[1]) * 1024
+
+
+def device_peak() -> int:
+    """The highest memory in use on one device of this process since it began; 0 where it is not counted (CPU)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((found.get('peak_bytes_in_use', 0) for found in stats), default=0)
+
+
+def give_back() -> None:
+    """Hands freed memory to the system: glibc keeps what it expects to need again, and weights do not come back."""
+    gc.collect()
+    if sys.platform == 'linux':
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: bool) -> str:
+    """One line for [(phase, bytes of weights, bytes of temporaries)]: with `low_memory` each has the memory for itself."""
+    parts = ', '.join(f'{name} {human_bytes(weights)} + {human_bytes(extra)}' for name, weights, extra in estimates)
+    if low_memory:
+        total = max(weights + extra for _, weights, extra in estimates)
+    else:
+        total = sum(weights for _, weights, _ in estimates) + max(extra for *_, extra in estimates)
+    return f'memory expected, weights + temporaries: {parts}; at most {human_bytes(total)} at once, and about 0.5 GB for the program'
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(doing: str):
+    """Turns what is raised where memory runs out into a UserError that says what to lower."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f'out of memory while {doing}. Lower one of: {ADVICE}') from error
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0][:200]
+        raise UserError(f'out of memory while {doing} ({first}). Lower one of: {ADVICE}') from error

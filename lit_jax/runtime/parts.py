@@ -1,0 +1,91 @@
+"""A large array on its way, as files of some rows each: a part is whole or absent, so a job that is killed goes on."""
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from lit_jax.runtime import peers, storage
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.npz_file import npy_header
+from lit_jax.runtime.paths import as_path, files_under, write_bytes_atomic
+from lit_jax.runtime.progress import Progress
+
+LOG = logging.getLogger('lit_jax')
+
+
+class PartFolder:
+    """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy."""
+
+    def __init__(self, folder, count: int, size: int, row: tuple[int, ...], dtype):
+        self.folder, self.count, self.size, self.row = as_path(folder), count, size, tuple(row)
+        self.dtype = np.dtype(dtype)
+
+    @property
+    def parts(self) -> range:
+        return range(math.ceil(self.count / self.size))
+
+    def span(self, part: int) -> range:
+        """The numbers of the rows of a part; the last one may have fewer."""
+        return range(part * self.size, min((part + 1) * self.size, self.count))
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet. A file that is not of the right size does not count."""
+        sizes = files_under(self.folder)
+        parts = [part for part in self.parts if sizes.get(self._name(part)) != self._file_size(part)]
+        if broken := [self._name(part) for part in parts if self._name(part) in sizes]:
+            LOG.warning('%s: %s not whole, made again', self.folder, ', '.join(broken))
+        return parts
+
+    def write(self, part: int, rows: np.ndarray) -> None:
+        rows = np.ascontiguousarray(rows, self.dtype)
+        if rows.shape != (len(self.span(part)), *self.row):
+            raise ValueError(f'part {part} has shape {rows.shape}, expected {(len(self.span(part)), *self.row)}')
+        with storage.explain_full_disk(self.folder, rows.nbytes):
+            write_bytes_atomic(self.folder / self._name(part), npy_header(rows.shape, self.dtype) + rows.tobytes())
+
+    def open(self, part: int):
+        """The file of a part, open at its first number."""
+        file = (self.folder / self._name(part)).open('rb')
+        file.read(self._header_size(part))
+        return file
+
+    def read(self) -> np.ndarray:
+        """All rows of all parts."""
+        rows = np.empty((self.count, *self.row), self.dtype)
+        for part in self.parts:
+            with self.open(part) as file:
+                rows[self.span(part).start:self.span(part).stop] = np.frombuffer(file.read(), self.dtype).reshape(-1, *self.row)
+        return rows
+
+    def bytes(self, rows: int) -> int:
+        return rows * math.prod(self.row) * self.dtype.itemsize
+
+    def _header_size(self, part: int) -> int:
+        return len(npy_header((len(self.span(part)), *self.row), self.dtype))
+
+    def _file_size(self, part: int) -> int:
+        return self._header_size(part) + self.bytes(len(self.span(part)))
+
+    def _name(self, part: int) -> str:
+        span = self.span(part)
+        return f'{span.start:09d}-{span.stop:09d}.npy'
+
+
+def make_in_step(missing: list[int], make: Callable[[int], None], sizes: Mapping[int, int], progress: Progress) -> None:
+    """`make(part)` for every missing part, dealt out to all processes, a part each at a time.
+
+    They go in step, so that a failure of one is told to all. sizes: what a part counts for `progress`."""
+    index, processes = jax.process_index(), jax.process_count()
+    for start in range(0, len(missing), processes):
+        step = missing[start:start + processes]
+        peers.together(lambda step=step: make(step[index]) if index < len(step) else None)
+        progress.add(sum(sizes[part] for part in step))
+
+
+def check_complete(store) -> None:
+    """Raises UserError where parts that were made are not to be seen."""
+    if lost := store.missing():
+        raise UserError(f'{len(lost)} parts of {store.out} are missing although they were made: with several processes all '
+                        'of them must see the same folder. Give an --out on a shared disk or in a bucket (gs://...)')

@@ -1,0 +1,174 @@
+"""Folders and files that may lie on this machine or in a bucket: `runs/lit_xl` and `gs://bucket/runs/lit_xl` alike.
+
+Everything that takes a folder from a person turns it into a path here, once, with `as_path`, and then uses the path's
+own methods (`/`, `exists`, `is_file`, `iterdir`, `mkdir`, `read_text`, ...). What differs is here too:
+
+    disk           a file is written beside its name, put on the disk (fsync), and renamed: whole or absent
+    object store   a file is one object, and an object is whole or absent; there are no folders to make or to rename"""
+import contextlib
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+from lit_jax.runtime.errors import UserError
+
+# Scheme -> (the fsspec file system that etils opens for it, the package that has it).
+_SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'), 'hf': ('hf', 'huggingface_hub')}
+_URL = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*)://')
+_BROKEN_URL = re.compile(rf'^({"|".join(_SCHEMES)}):/(?!/)')
+# What the packages of the object stores raise besides OSError, where they are loaded: no credentials, no network.
+_STORE_ERRORS = (('google.auth.exceptions', 'GoogleAuthError'), ('gcsfs.retry', 'HttpError'),
+                 ('aiohttp', 'ClientError'), ('botocore.exceptions', 'BotoCoreError'))
+
+
+def as_path(path) -> epath.Path:
+    """A path of any kind (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative.
+
+    Raises UserError for a scheme that is not known, one whose package is not installed, and for `gs:/bucket` (a URL
+    that went through pathlib, which drops a slash)."""
+    text = os.fspath(path)
+    if broken := _BROKEN_URL.match(text):
+        raise UserError(f'{text} is neither a local path nor a bucket: a bucket is written {broken[1]}://BUCKET/PATH, '
+                        'with two slashes.')
+    if is_remote(text):
+        _check_scheme(text)
+    return epath.Path(text)
+
+
+def is_remote(path) -> bool:
+    """Whether a path is in an object store: no free space to ask for, nothing to fsync, no folder to rename."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def absolute(path) -> epath.Path:
+    """`as_path`, made independent of the working directory where it is local."""
+    path = as_path(path)
+    return path if is_remote(path) else epath.Path(Path(path).absolute())
+
+
+def local_path(path) -> Path:
+    """A path for what reads and writes PyTorch's files, which must lie on this machine. UserError where it does not."""
+    if is_remote(as_path(path)):
+        raise UserError(f'{path}: PyTorch files are read and written on this machine only. Give a local path, and copy the '
+                        'file from or to the bucket (gs://: gcloud storage cp).')
+    return Path(path)
+
+
+def cache_folder() -> Path:
+    """What can be made again, kept for the next run of any kind: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
+    return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
+
+
+def files_under(root) -> dict[str, int]:
+    """{path relative to root, with '/': bytes} of all files below a folder, sorted; empty where there is none.
+
+    In an object store this is one listing, without a request for each file."""
+    root = as_path(root)
+    if is_remote(root):
+        store, top = fsspec.url_to_fs(os.fspath(root))
+        found = {name.removeprefix(top + '/'): entry['size'] for name, entry in store.find(top, detail=True).items()}
+    else:
+        files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+        found = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+    return dict(sorted(found.items()))
+
+
+def write_bytes_atomic(path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part. Its folder must exist.
+
+    On a disk one of the two is left by a crash of the machine, too."""
+    path = as_path(path)
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f'.{path.name}.partial')
+    try:
+        with open(temporary, 'wb') as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_text_atomic(path, text: str) -> None:
+    """`write_bytes_atomic` of text in UTF-8."""
+    write_bytes_atomic(path, text.encode())
+
+
+def fsync_path(path) -> None:
+    """Asks the system to put a local file or directory entry on the disk itself."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path) -> None:
+    """Deletes a folder and everything in it, or a file, as far as that is possible; no error where it is not."""
+    path = as_path(path)
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError, *_loaded_store_errors()):
+        path.rmtree(missing_ok=True)
+
+
+def check_reachable(path) -> None:
+    """Raises UserError where the bucket of a remote path does not exist, does not answer, or refuses.
+
+    The path itself need not exist. Local paths always pass."""
+    if not is_remote(path):
+        return
+    with explain_unreachable(path):
+        try:
+            if not as_path(path).exists():
+                files_under(path)  # nothing is listed, but a bucket that is not there is an error
+        except FileNotFoundError as error:
+            raise UserError(f'{path}: there is no such bucket ({error}). Make it first (gs://: gcloud storage buckets '
+                            'create), or correct its name.') from error
+
+
+@contextlib.contextmanager
+def explain_unreachable(path):
+    """Turns what an object store raises inside the block into a UserError that names the path.
+
+    Missing files pass through as they are, and so does everything where `path` is local."""
+    try:
+        yield
+    except (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise
+    except (OSError, *_loaded_store_errors()) as error:
+        if not is_remote(path):
+            raise
+        raise UserError(f'{path} cannot be reached: {type(error).__name__}: {error}. Check the name of the bucket, the '
+                        'network, and that this machine may use the bucket (gs://: the service account of the machine, '
+                        'or gcloud auth application-default login).') from error
+
+
+def _loaded_store_errors() -> tuple[type[Exception], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in _STORE_ERRORS if module in sys.modules)
+
+
+def _check_scheme(text: str) -> None:
+    scheme = _URL.match(text)[1]
+    if scheme not in _SCHEMES:
+        known = ', '.join(f'{name}://' for name in _SCHEMES)
+        raise UserError(f'{text}: {scheme}:// is no place for files here; known: {known} and local paths.')
+    file_system, package = _SCHEMES[scheme]
+    # Listings must not be remembered: other processes, and TensorStore in this one, write files all the time.
+    fsspec.config.conf.setdefault(file_system, {}).setdefault('use_listings_cache', False)
+    try:
+        fsspec.get_filesystem_class(file_system)
+    except ImportError as error:
+        command = 'pip install -r requirements-gcs.txt' if scheme == 'gs' else f'pip install {package}'
+        raise UserError(f'{text}: {scheme}:// needs the package {package} ({error}). Install it on every host of the '
+                        f'run: {command}') from error

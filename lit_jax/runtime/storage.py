@@ -1,0 +1,202 @@
+"""Files that are either whole or absent: manifests, atomic writes, and what to say when a disk is full.
+
+A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a missing,
+shortened or altered file is found, and named, before anything reads it. In an object store (gs://...) it holds sizes
+only, there is no free space to check, and nothing to fsync: a file is one object, stored whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import zlib
+from pathlib import Path
+
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import as_path, files_under, fsync_path, is_remote, write_text_atomic
+
+MANIFEST = 'manifest.json'
+_BLOCK = 1 << 23
+# ENOSPC and EDQUOT are a full disk and a full quota; EFBIG is a file over the process's limit (`ulimit -f`).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_crc32(path) -> str:
+    """CRC-32 of a file as eight hex digits, read in blocks."""
+    crc = 0
+    with open(path, 'rb') as f:
+        while block := f.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return f'{crc:08x}'
+
+
+def fsync_tree(root) -> None:
+    """`fsync_path` on every file and directory under `root`, and on `root`."""
+    for directory, _, files in os.walk(root):
+        for name in files:
+            fsync_path(Path(directory, name))
+        fsync_path(Path(directory))
+
+
+def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
+    """{relative path: bytes} of all files but manifests and the names in `skip`."""
+    left_out = (MANIFEST, f'.{MANIFEST}.partial', *skip)
+    return {name: size for name, size in files_under(root).items() if name not in left_out}
+
+
+def _entry(path, size: int) -> dict:
+    """A remote file has no checksum of ours: that would read it back, and the store keeps and checks its own."""
+    return {'bytes': size} if is_remote(path) else {'bytes': size, 'crc32': file_crc32(path)}
+
+
+def _render(files: dict[str, dict]) -> str:
+    body = json.dumps(files, sort_keys=True)
+    # The list's own sum, so that damage to the manifest itself is seen too.
+    return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1, sort_keys=True) + '\n'
+
+
+def write_manifest(root, skip: tuple[str, ...] = ()) -> None:
+    """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in `skip`."""
+    root = as_path(root)
+    files = {name: _entry(root / name, size) for name, size in _files(root, skip).items()}
+    write_text_atomic(root / MANIFEST, _render(files))
+
+
+def read_manifest(root) -> dict[str, dict] | None:
+    """The manifest's file table, or None where it is missing or damaged."""
+    try:
+        text = (as_path(root) / MANIFEST).read_bytes().decode()
+        files = json.loads(text)['files']
+        intact = text == _render(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if intact else None
+
+
+def add_to_manifest(root, names: tuple[str, ...]) -> None:
+    """Enters the files `names` that the manifest does not list yet. A damaged manifest stays as it is."""
+    root, files = as_path(root), read_manifest(root)
+    if files is None or all(name in files for name in names):
+        return
+    fresh = {name: _entry(root / name, size) for name, size in files_under(root).items()
+             if name in names and name not in files}
+    if fresh:
+        write_text_atomic(root / MANIFEST, _render(files | fresh))
+
+
+def find_damage(root, *, checksums: bool = True) -> list[str]:
+    """One line for each file under `root` that differs from the manifest; empty when all is whole.
+
+    Files that the manifest does not list are not damage (a file browser may leave some).
+    checksums: False looks at the sizes only. Those of remote files are all there is to look at."""
+    root = as_path(root)
+    if not (root / MANIFEST).is_file():
+        return [f'{root / MANIFEST}: missing']
+    files = read_manifest(root)
+    if files is None:
+        return [f'{root / MANIFEST}: damaged (its content does not agree with its own checksum)']
+    problems, sizes = [], files_under(root)
+    for name, entry in files.items():
+        path = root / name
+        if name not in sizes:
+            problems.append(f'{path}: missing')
+        elif sizes[name] != entry['bytes']:
+            problems.append(f'{path}: {sizes[name]} bytes where {entry["bytes"]} were written')
+        elif checksums and 'crc32' in entry and not is_remote(path):
+            problems += _content_problem(path, entry['crc32'])
+    return problems
+
+
+def _content_problem(path, written: str) -> list[str]:
+    try:
+        same = file_crc32(path) == written
+    except FileNotFoundError:
+        return [f'{path}: missing']
+    except OSError as e:
+        return [f'{path}: unreadable ({e.strerror})']
+    return [] if same else [f'{path}: damaged (checksum differs from the one written with it)']
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.2 MB' (powers of 1000)."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if count < 1000:
+            return f'{count:.0f} bytes' if unit == 'bytes' else f'{count:.1f} {unit}'
+        count /= 1000
+    return f'{count:.1f} TB'
+
+
+def _existing_ancestor(path) -> Path:
+    path = Path(path)
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _full_disk_error(path, needed: int, cause: str) -> UserError:
+    free = shutil.disk_usage(_existing_ancestor(path)).free
+    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {human_bytes(free)} are free '
+                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose another '
+                     'place, and run the same command again.')
+
+
+def check_free_space(path, needed: int) -> None:
+    """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
+    if not is_remote(path) and shutil.disk_usage(_existing_ancestor(path)).free < needed:
+        raise _full_disk_error(path, needed, 'checked before writing')
+
+
+def full_disk_reason(error: BaseException) -> str | None:
+    """The system's words when an error says that a disk, a quota or a file size limit is full; else None.
+
+    TensorStore reports it as a ValueError whose text carries the system's error code."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    for code in _FULL:
+        if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error):
+            return os.strerror(code)
+    return None
+
+
+@contextlib.contextmanager
+def explain_full_disk(path, needed: int):
+    """Turns a full disk inside the block into a UserError that names the place and the need; other errors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = full_disk_reason(e)
+        if reason is None or is_remote(path):
+            raise
+        raise _full_disk_error(path, needed, reason) from e
+
+
+# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, ".<target>.old.<host>.<pid>"
+# while it is replaced. Host and process are in the name so that a later run can tell what a dead run left behind from
+# work in progress.
+
+
+def sibling(target: Path, kind: str) -> Path:
+    """The temporary name beside `target` for this process; kind is 'partial' or 'old'."""
+    return target.with_name(f'.{target.name}.{kind}.{socket.gethostname()}.{os.getpid()}')
+
+
+def remove_stale_siblings(target: Path, kind: str) -> None:
+    """Deletes temporary siblings of `target` left by processes of this machine that no longer run, or by this one."""
+    prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
+    for path in target.parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

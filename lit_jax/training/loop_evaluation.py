@@ -1,0 +1,145 @@
+"""Scores while training: samples of the EMA weights against a reference, as `evaluate.py` scores a checkpoint.
+
+Rows with their recipe cards go to WORKDIR/eval/scores.json. An evaluation that was killed goes on where it stopped. The
+weights with the best score so far are kept as a model folder in WORKDIR/best.
+"""
+import logging
+
+import jax
+from ml_collections import ConfigDict
+
+from lit_jax.checkpoint.model_folder import is_model_folder, read_config, save_model_folder
+from lit_jax.checkpoint.vae_folder import params_sha256
+from lit_jax.evaluation.evaluation import Evaluation
+from lit_jax.evaluation.feature_store import FeatureStore
+from lit_jax.evaluation.reference import open_reference
+from lit_jax.evaluation.scores import Settings
+from lit_jax.evaluation.spaces import open_space
+from lit_jax.models.network import Model, Network
+from lit_jax.runtime import peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.sampling import draw_classes as sampling
+from lit_jax.sampling.card import make_card
+from lit_jax.sampling.groups import GroupSampler, Pictures
+from lit_jax.sampling.labels import choose_labels
+from lit_jax.training.mesh import replicated, without_mesh
+
+LOG = logging.getLogger('lit_jax')
+LOWER_IS_BETTER = ('fid', 'sfid', 'kid', 'skid')
+BEST = 'best'
+
+
+class LoopEvaluation:
+    """Draws and scores samples of the EMA weights of one run.
+
+    Making one looks at everything that it needs. Collective, as its methods are.
+
+    Args:
+        about: what `lit_jax.training.setup.describe` says of the model.
+    """
+
+    def __init__(self, config: ConfigDict, network: Network, mesh, vae, workdir, about: dict):
+        wanted = config.eval
+        _check_wanted(config, vae)
+        self._config, self._network, self._vae, self._workdir, self._about = config, network, vae, workdir, about
+        self._whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+        settings = Settings(tuple(name.strip() for name in wanted.metrics.split(','))).check()
+        space = open_space(wanted.features, inception=wanted.inception)
+        reference = peers.together(lambda: open_reference(wanted.reference, space))
+        self._evaluation = Evaluation(workdir / 'eval', space, reference, settings)
+        down = 1 if vae is None else vae.network.downscale
+        self._shape = tuple(side * down for side in network.arch['input_size'])
+        for prefix in ('', 'full_'):
+            if wanted[f'{prefix}every']:
+                self._evaluation.check(wanted[f'{prefix}num_samples'], self._shape)
+                self._labels(wanted[f'{prefix}num_samples'])
+        self._samplers: dict[tuple[float, int], GroupSampler] = {}
+
+    def samples_due(self, step: int) -> int:
+        """How many samples are to be scored after `step`; 0 for none."""
+        often, seldom = self._config.eval.every, self._config.eval.full_every
+        if seldom and step % seldom == 0:
+            return self._config.eval.full_num_samples
+        return self._config.eval.num_samples if often and step % often == 0 else 0
+
+    def scores(self, step: int, ema: dict, count: int) -> dict[str, float]:
+        """{'eval/fid_cfg1.5': ...} of `count` samples at every guidance scale of the recipe; the same on every process."""
+        # A whole copy on one device of each host; the samplers spread it over the others.
+        weights = jax.tree.map(lambda leaf: leaf.addressable_data(0), self._whole(ema))
+        provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step}
+        model = Model(self._network, weights, {**self._about, 'provenance': provenance})
+        scores = {'eval/num_samples': count}
+        weights_sha256 = params_sha256(weights)
+        with without_mesh():
+            rows = {scale: self._score(model, weights_sha256, float(scale), count)['scores']
+                    for scale in self._config.eval.cfg_scales}
+        return scores | {f'eval/{name}_cfg{scale:g}': row[name] for scale, row in rows.items()
+                         for name in self._evaluation.settings.metrics if name in row}
+
+    def keep_best(self, step: int, ema: dict, scores: dict[str, float]) -> None:
+        """Writes WORKDIR/best where this is the best score so far, over the guidance scales. Collective."""
+        name = self._config.eval.best
+        values = [value for key, value in scores.items() if key.startswith(f'eval/{name}_cfg')]
+        if not name or not values:
+            return
+        lower, path = name in LOWER_IS_BETTER, self._workdir / BEST
+        value = (min if lower else max)(values)
+        before = peers.from_lead(lambda: _score_of(path, name, scores['eval/num_samples']))
+        if before is not None and (value >= before if lower else value <= before):
+            return
+        provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step,
+                      'score': {'name': name, 'value': value, 'samples': scores['eval/num_samples']}}
+        save_model_folder(path, {**self._about, 'provenance': provenance}, ema, overwrite=True)
+        LOG.info('best %s so far: %.4g, kept in %s', name, value, path)
+
+    def _score(self, model: Model, weights_sha256: str, scale: float, count: int) -> dict:
+        sampler, labels, request = self._sampler(model, scale, count), self._labels(count), self._request(scale, count)
+        card = make_card(model, self._vae, request.settings(), labels, policy=request.labels, classes=self._classes(),
+                         seed=request.seed, group=sampler.group, dtype=request.dtype, weights_sha256=weights_sha256)
+        plan = sampling.Plan(request, model, self._vae, labels, card, self._shape)
+
+        def draw(store: FeatureStore) -> None:
+            sampling.draw_parts(plan, store, sampler)
+
+        row = self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count, draw, labels=labels,
+                                      group=sampler.group, more={'card': card}, keep_features=False)
+        sampler.replace_weights(None)      # training needs the memory until the next evaluation
+        return row
+
+    def _sampler(self, model: Model, scale: float, count: int) -> GroupSampler:
+        """One compiled program for each guidance scale and number of samples, with the weights of today."""
+        kept = self._samplers.get((scale, count))
+        if kept is None:
+            kept = GroupSampler(model, self._request(scale, count).settings(),
+                                Pictures.of_classes(self._labels(count), self._config.seed), vae=self._vae)
+            self._samplers[scale, count] = kept
+        else:
+            kept.replace_weights(model.params)
+        return kept
+
+    def _request(self, scale: float, count: int) -> sampling.Request:
+        wanted = self._config.eval
+        return sampling.Request(out=str(self._workdir / 'eval'), source=str(self._workdir), count=count, labels=wanted.labels,
+                                cfg_scale=scale, cfg_channels=wanted.cfg_channels, steps=wanted.steps, method=wanted.method,
+                                seed=self._config.seed, dtype=self._config.train.dtype, batch_size=wanted.batch_size)
+
+    def _classes(self) -> list[int]:
+        return list(range(self._network.null_label))
+
+    def _labels(self, count: int):
+        return choose_labels(self._config.eval.labels, self._classes(), seed=self._config.seed, count=count)
+
+
+def _check_wanted(config: ConfigDict, vae) -> None:
+    if not config.eval.reference:
+        raise UserError('eval.every asks for scores, and eval.reference names nothing to compare with: give an .npz of ADM, or '
+                        'make one: python evaluate.py reference --help')
+    if config.latent.space == 'vae' and vae is None:
+        raise UserError('eval.every asks for scores of pictures, and this model draws latents: give latent.vae_path, the folder '
+                        'of the VAE')
+
+
+def _score_of(path, name: str, samples: int) -> float | None:
+    """The score of the weights in WORKDIR/best; None where there is none that can be compared."""
+    score = read_config(path)['provenance'].get('score', {}) if is_model_folder(path) else {}
+    return score.get('value') if (score.get('name'), score.get('samples')) == (name, samples) else None

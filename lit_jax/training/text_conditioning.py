@@ -1,0 +1,80 @@
+"""What a run needs of captions: the frozen text encoder, and the features of the empty caption."""
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lit_jax.checkpoint.text_encoder_folder import (
+    TextEncoder,
+    is_text_encoder_folder,
+    load_text_encoder,
+    read_text_encoder_config,
+)
+from lit_jax.data.sources import CAPTIONED, Source
+from lit_jax.recipes.recipe import is_text
+from lit_jax.runtime.errors import UserError
+from lit_jax.text.encoder import encode_captions
+from lit_jax.training.mesh import state_shardings
+
+
+def reads_captions(config: ConfigDict) -> bool:
+    """Whether the batches hold captions as tokens, which a text encoder must encode in the step."""
+    return config.data.name in CAPTIONED
+
+
+def find_text_problems(config: ConfigDict) -> list[str]:
+    """What is missing of the text encoder."""
+    if not reads_captions(config) or not is_text(config):
+        return []
+    path, text = config.text.encoder_path, config.text
+    if not path or not is_text_encoder_folder(path):
+        return [f'text.encoder_path: {path or "not given"}; to train from the captions of {config.data.name} give the folder of '
+                f'{text.encoder or "the text encoder"} (python convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5), or cache '
+                'their features first: python prepare_latents.py --text_encoder=...']
+    encoder = read_text_encoder_config(path)
+    pairs = [('width', encoder['text_encoder']['width'], text.channels), ('id', encoder['id'], text.encoder or encoder['id'])]
+    return [f'text.encoder_path: {path} has the {name} {theirs}, the recipe has {ours}' for name, theirs, ours in pairs
+            if theirs != ours]
+
+
+def text_encoder_path(config: ConfigDict) -> str:
+    if problems := find_text_problems(config):
+        raise UserError('\n'.join(problems))
+    return config.text.encoder_path
+
+
+def load_frozen_text_encoder(config: ConfigDict, mesh) -> TextEncoder | None:
+    """The recipe's text encoder, cut over the mesh; None where batches do not hold captions."""
+    if not reads_captions(config):
+        return None
+    dtype = 'bfloat16' if config.train.dtype == 'bfloat16' else 'float32'
+    return load_text_encoder(text_encoder_path(config), dtype, lambda abstract: state_shardings(abstract, mesh))
+
+
+def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> np.ndarray | None:
+    """Features [L, C] of the empty caption, which stand in for dropped ones; None for models of classes."""
+    if not is_text(config):
+        return None
+    if encoder is None:
+        return np.asarray(source.null_features[0], np.float32)
+    return np.asarray(encode_captions(encoder, [''], config.text.tokens, batch_size=1).text[0], np.float32)
+
+
+def fill_null_caption(params: dict, features: np.ndarray | None) -> dict:
+    """The parameters with these features as the null caption, as PixArt's code overwrites its own when it starts."""
+    if features is None:
+        return params
+    old = params['y_embedder']['null_caption']
+    new = jax.device_put(features.astype(old.dtype), old.sharding)
+    return {**params, 'y_embedder': {**params['y_embedder'], 'null_caption': new}}
+
+
+def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> dict | None:
+    """{'text', 'text_mask'} of the first captions of the data, for the grids; None where none are drawn or classes are."""
+    if not is_text(config) or not config.sample.every:
+        return None
+    elements = [source[index] for index in range(min(config.sample.count, len(source)))]
+    mask = np.stack([element['text_mask'][0] for element in elements])
+    if encoder is None:
+        return {'text': np.stack([np.asarray(element['text'][0], np.float32) for element in elements]), 'text_mask': mask}
+    tokens = np.stack([element['tokens'][0] for element in elements])
+    return {'text': np.asarray(encoder.encode(tokens, mask), np.float32), 'text_mask': mask}

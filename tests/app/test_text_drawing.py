@@ -1,0 +1,84 @@
+"""What the page draws from prompts, without a browser."""
+import shlex
+
+import numpy as np
+import pytest
+from sampling_models import save_model
+from text_models import save_system, save_text_model
+
+from lit_jax.app.drawing import open_studio
+from lit_jax.app.painters import Wish
+from lit_jax.report.grids import viewable
+from lit_jax.runtime.errors import UserError
+from lit_jax.sampling.text_to_image import TextToImage
+
+QUICK = {'prompt': 'a red circle', 'steps': 2, 'count': 2, 'method': 'dpm++', 'cfg_scale': 3.0}
+
+
+@pytest.fixture(scope='module')
+def system(tmp_path_factory):
+    """{'source', 'text_encoder'} of a system on pixels."""
+    return save_system(tmp_path_factory.mktemp('t2i'), space='pixels')
+
+
+@pytest.fixture(scope='module')
+def studio(system):
+    return open_studio(**system)
+
+
+def draw(studio, **wish):
+    return list(studio.draw(Wish(**{**QUICK, **wish})))
+
+
+def test_pictures_are_those_of_the_pipeline(studio, system):
+    assert studio.takes == 'text' and studio.painter.default.size == (8, 8)
+    states = draw(studio, seed=5, negative='a blue square')
+    panel = states[-1].panels[0]
+    pipeline = TextToImage(**system)
+    features = pipeline.encode(['a red circle'], 'a blue square')
+    settings = {name: QUICK[name] for name in ('steps', 'method', 'cfg_scale')}
+    np.testing.assert_array_equal(panel.images, viewable(pipeline.draw(features, [5, 6], **settings)))
+    assert panel.captions == ('seed 5', 'seed 6') and panel.timing.compiling is not None
+    assert 'the prompt read in' in states[-1].text
+    again = draw(studio, seed=6, prompt='two blue squares')[-1].panels[0]
+    assert again.timing.compiling is None and (again.images[0] != panel.images[1]).any()
+
+
+def test_the_last_seed_is_followed_by_the_first(studio):
+    assert studio.painter.seeds(Wish(seed=(1 << 32) - 1, count=2)) == [(1 << 32) - 1, 0]
+
+
+@pytest.mark.parametrize('prompt, notice', [('  ', 'is empty'), ('a red zebra', 'unknown'), ('a red circle ' * 9, 'is not read')])
+def test_prompts_that_need_a_word(studio, prompt, notice):
+    assert any(notice in said for said in draw(studio, prompt=prompt)[-1].notices)
+
+
+def test_sizes(studio):
+    assert draw(studio, size=(8, 12))[-1].panels[0].images.shape == (2, 8, 12, 3)
+    with pytest.raises(UserError, match='multiples of 2.*nearest size is 12x8'):
+        draw(studio, size=(8, 11))
+
+
+@pytest.mark.slow
+def test_teacher_and_student_with_one_network_in_memory_at_a_time(studio, system, tmp_path):
+    teacher = save_text_model(tmp_path / 'teacher', space='pixels', mixer='softmax')
+    pair = open_studio(**system, teacher=teacher, low_memory=True)
+    last = draw(pair, seed=1)[-1]
+    assert [panel.title for panel in last.panels] == ['teacher: teacher', 'student: model']
+    np.testing.assert_array_equal(last.panels[1].images, draw(studio, seed=1)[-1].panels[0].images)
+    assert (last.panels[0].images != last.panels[1].images).any()
+    np.testing.assert_array_equal(draw(pair, seed=1)[-1].panels[0].images, last.panels[0].images)
+
+
+def test_the_command_line(studio, system):
+    arguments = shlex.split(studio.command(Wish(**QUICK, seed=3, negative="no 'square'", size=(8, 8))))
+    for wanted in (f'--from={system["source"]}', f'--text_encoder={system["text_encoder"]}', '--prompt=a red circle', '--seeds=3,4',
+                   "--negative_prompt=no 'square'", '--size=8x8', '--method=dpm++'):
+        assert wanted in arguments
+
+
+def test_prompts_and_classes_do_not_stand_side_by_side(system, tmp_path):
+    with pytest.raises(UserError, match='draws what a prompt says, .* draws classes'):
+        open_studio(**system, teacher=save_model(tmp_path / 'classes'))
+    with pytest.raises(UserError, match='--text_encoder DIR'):
+        open_studio(system['source'])

@@ -1,0 +1,40 @@
+"""The page that a run leaves behind."""
+import json
+
+import numpy as np
+
+from lit_jax.report.html import Report, add_inheritance, loss_series, write_run_report
+
+
+def test_text_is_escaped_and_pictures_are_inside(tmp_path):
+    report = Report('a < b')
+    report.heading('<script>')
+    report.table(('leaf', 'count'), [('x & y', 3)])
+    report.picture(np.zeros((4, 4, 1), np.uint8), 'nothing', zoom=3)
+    report.curves({'loss': ([1, 2], [0.1, 0.01])}, caption='falls', x_label='step', y_label='loss')
+    report.write(tmp_path / 'report.html')
+    page = (tmp_path / 'report.html').read_text()
+    assert '<script>' not in page and '&lt;script&gt;' in page and 'x &amp; y' in page
+    assert page.count('data:image/png;base64,') == 2 and 'width="12"' in page
+    assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+
+
+def test_series_leave_out_what_a_record_lacks():
+    records = [{'step': 1, 'a': 0.5}, {'step': 2, 'a': None}, {'step': 3, 'a': 0.25, 'b': 1.0}]
+    assert loss_series(records, ['a', 'b', 'c']) == {'a': ([1, 3], [0.5, 0.25]), 'b': ([3], [1.0])}
+
+
+def test_inheritance_is_counted(tmp_path):
+    rows = [{'path': 'mlp', 'shape': [2, 3], 'count': 6, 'status': 'inherited', 'source': 'mlp'},
+            {'path': 'attn', 'shape': [4], 'count': 4, 'status': 'fresh', 'source': None}]
+    report = Report('r')
+    add_inheritance(report, {'rows': rows})
+    report.write(tmp_path / 'r.html')
+    assert '6 parameters inherited, 4 fresh' in (tmp_path / 'r.html').read_text()
+
+
+def test_a_run_without_teacher_or_samples_has_a_report_too(tmp_path):
+    records = [{'step': s, 'loss/total': 1 / s, 'loss/mse': 1 / s, 'loss/mse_q1': 1 / s} for s in (1, 2)]
+    write_run_report(tmp_path, records, {'recipe': {'name': 'tiny', 'seed': 3}})
+    page = (tmp_path / 'report.html').read_text()
+    assert 'tiny' in page and json.dumps({'seed': 3})[1:-1].replace('"', '&quot;') in page

@@ -1,0 +1,94 @@
+"""Local and remote paths: the same calls, the same results, one clear message where a bucket is not to be had."""
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from buckets import Store, bucket  # noqa: F401
+from etils import epath
+
+from lit_jax.runtime import paths
+from lit_jax.runtime.errors import UserError
+
+
+@pytest.fixture(params=['local', 'remote'])
+def root(request, tmp_path):
+    """An empty folder on disk, then one in a bucket."""
+    return epath.Path(tmp_path) if request.param == 'local' else paths.as_path(request.getfixturevalue('bucket')) / 'run'
+
+
+def test_kinds_of_paths(tmp_path, bucket):  # noqa: F811
+    assert str(paths.as_path('runs/a')) == 'runs/a' and isinstance(paths.as_path(Path('runs/a')), epath.Path)
+    assert str(paths.as_path(epath.Path(bucket) / 'a') / 'b') == 'gs://bucket/a/b'
+    assert str(paths.absolute('runs/a')) == str(Path.cwd() / 'runs' / 'a')
+    assert paths.absolute('gs://bucket/a') == epath.Path('gs://bucket/a')
+    assert not paths.is_remote(tmp_path) and paths.is_remote('gs://bucket') and paths.is_remote(epath.Path('s3://b/x'))
+
+
+@pytest.mark.parametrize('path, message', [
+    ('gs:/bucket/run', 'neither a local path nor a bucket: a bucket is written gs://BUCKET/PATH'),
+    (Path('gs://bucket/run'), 'neither a local path nor a bucket: a bucket is written gs://BUCKET/PATH'),
+    ('ftp://host/run', 'ftp:// is no place for files here; known: gs://, s3://, az://, hf:// and local'),
+])
+def test_paths_that_cannot_be_used(path, message):
+    with pytest.raises(UserError, match=message):
+        paths.as_path(path)
+
+
+@pytest.mark.parametrize('path, message', [
+    ('gs://bucket/run', 'needs the package gcsfs .*on every host of the run: pip install -r requirements-gcs.txt'),
+    ('s3://bucket/run', 'needs the package s3fs .*on every host of the run: pip install s3fs'),
+])
+def test_the_package_that_is_missing_is_named(monkeypatch, path, message):
+    def nothing_installed(name):
+        raise ImportError(f'Install {name}')
+
+    monkeypatch.setattr(paths.fsspec, 'get_filesystem_class', nothing_installed)
+    with pytest.raises(UserError, match=message):
+        paths.as_path(path)
+    assert str(paths.as_path('local/run')) == 'local/run'
+
+
+def test_pytorch_files_are_local(bucket):  # noqa: F811
+    assert paths.local_path('a.pt') == Path('a.pt')
+    with pytest.raises(UserError, match='gs://bucket/a.pt: PyTorch files .* on this machine only'):
+        paths.local_path('gs://bucket/a.pt')
+
+
+def test_files_are_written_whole_and_listed_with_their_sizes(root):
+    assert paths.files_under(root) == {} and paths.files_under(root / 'absent') == {}
+    (root / 'deep' / 'er').mkdir(parents=True, exist_ok=True)
+    paths.write_bytes_atomic(root / 'deep' / 'er' / 'a', b'12345')
+    paths.write_text_atomic(root / 'b.txt', 'first')
+    paths.write_text_atomic(root / 'b.txt', 'zwölf')
+    assert (root / 'b.txt').read_text() == 'zwölf'
+    assert paths.files_under(root) == {'b.txt': 6, 'deep/er/a': 5}
+    paths.remove_tree(root / 'deep')
+    paths.remove_tree(root / 'absent')
+    assert paths.files_under(root) == {'b.txt': 6} and not (root / 'deep').exists()
+
+
+def test_a_failed_local_write_leaves_the_old_file(tmp_path, monkeypatch):
+    paths.write_text_atomic(tmp_path / 'a', 'old')
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        paths.write_text_atomic(tmp_path / 'a', 'new')
+    assert (tmp_path / 'a').read_text() == 'old' and [path.name for path in tmp_path.iterdir()] == ['a']
+
+
+def test_a_bucket_that_cannot_be_reached_is_named(bucket, tmp_path):  # noqa: F811
+    paths.check_reachable(tmp_path / 'absent')
+    paths.check_reachable('gs://bucket/run/that/will/be')
+    with pytest.raises(UserError, match=r'gs://bukket/run: there is no such bucket \(b/bukket\)'):
+        paths.check_reachable('gs://bukket/run')
+    Store.broken = OSError('Forbidden: 403')
+    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*may use the bucket'):
+        paths.check_reachable('gs://bucket/run')
+    with pytest.raises(OSError, match='local trouble'), paths.explain_unreachable(tmp_path):
+        raise OSError('local trouble')
+    with pytest.raises(FileNotFoundError), paths.explain_unreachable('gs://bucket/x'):
+        raise FileNotFoundError('x')
