@@ -1,26 +1,6 @@
-"""Fits a small VAE to a folder of pictures, and writes a VAE folder.
-
-    python train_vae.py --config=configs/vae_tiny.py --config.data.path=pictures --out=models/vae_tiny
-"""
-import sys
-
-from absl import flags
-
+"""Fits a small VAE: `python train_vae.py --help`, or `lit-jax train-vae --help` (lit_jax/commands/train_vae.py)."""
+from lit_jax.commands import train_vae
 from lit_jax.runtime import cli
 
-
-def define_flags() -> None:
-    flags.DEFINE_string('out', None, 'VAE folder to write.')
-
-
-def main() -> None:
-    config = cli.parse_recipe(sys.argv, define_flags)
-    from lit_jax.runtime.errors import UserError
-    from lit_jax.training.vae_training import train_vae
-    if not flags.FLAGS.out:
-        raise UserError('give --out=DIR, the VAE folder to write')
-    train_vae(config, flags.FLAGS.out)
-
-
 if __name__ == '__main__':
-    cli.run(main)
+    cli.run(train_vae.main)

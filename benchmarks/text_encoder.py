@@ -41,8 +41,7 @@ def draw(network, seed: int = 0) -> dict:
     import numpy as np
 
     from lit_jax.checkpoint.text_encoder_folder import KERNELS
-    from lit_jax.convert.torch_keys import unflatten
-    from lit_jax.runtime.leaves import named_leaves
+    from lit_jax.runtime.leaves import named_leaves, unflatten
     rng, flat = np.random.default_rng(seed), {}
     for name, leaf in sorted(named_leaves(network.abstract()).items(), key=lambda item: -item[1].size):
         kernel = name if name in KERNELS else name.replace('/scale', '/kernel')
@@ -131,9 +130,8 @@ def errors(arguments) -> dict:
     import numpy as np
 
     from lit_jax.checkpoint.text_encoder_folder import KERNELS, pack
-    from lit_jax.convert.torch_keys import unflatten
     from lit_jax.models.t5 import T5_XXL, T5Network
-    from lit_jax.runtime.leaves import named_leaves
+    from lit_jax.runtime.leaves import named_leaves, unflatten
     arch = {**T5_XXL, 'layers': arguments.layers}
     flat = {name: np.asarray(leaf) for name, leaf in named_leaves(draw(T5Network(arch))).items()}
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)

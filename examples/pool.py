@@ -16,8 +16,8 @@ from lit_jax.data.sources import open_source
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge, train_judge
 from lit_jax.runtime import cli
 from lit_jax.runtime.compiler import wide_vectors
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import loop
-from lit_jax.training.telemetry import format_seconds
 
 
 class Job(Protocol):

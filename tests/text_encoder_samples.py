@@ -7,9 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lit_jax.checkpoint.text_encoder_folder import save_text_encoder_folder
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.models.t5 import T5Network
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.text.tokenizer import Tokenizer
 
 VOCAB = 120

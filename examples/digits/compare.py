@@ -29,9 +29,9 @@ from lit_jax.report.grids import make_sheet, save_png, to_uint8
 from lit_jax.report.html import Report
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh
-from lit_jax.training.telemetry import format_seconds
 
 STEPS, SAMPLING_STEPS = 1_500, 25
 SHOWN = 10

@@ -14,8 +14,8 @@ from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_files import sha256_of
 from lit_jax.convert.torch_import import convert, describe
 from lit_jax.recipes.recipe import load_recipe
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import loop
-from lit_jax.training.telemetry import format_seconds
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')     # named in the card of a teacher
 SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'

@@ -38,7 +38,7 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     from examples.shapes import pages as shapes_pages
     from lit_jax.convert.text_encoder_torch import convert_text_encoder, describe_text_encoder
     from lit_jax.convert.torch_import import convert, describe
-    from lit_jax.training.telemetry import format_seconds
+    from lit_jax.runtime.progress import format_seconds
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)

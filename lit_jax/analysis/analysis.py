@@ -21,10 +21,9 @@ from lit_jax.checkpoint.load import load
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, write_text_atomic
-from lit_jax.runtime.progress import Progress
+from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
-from lit_jax.training.telemetry import format_seconds
 
 LOG = logging.getLogger('lit_jax')
 PARTS = ('similarity', 'tokens', 'rank', 'loss', 'routing')

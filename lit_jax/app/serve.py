@@ -29,7 +29,7 @@ def serve(host: str = '127.0.0.1', port: int = 7860, source=None, **options) -> 
 def launch(studio: Studio, host: str, port: int):
     """The page of a studio, served by threads of this process; `close` of what is returned ends it."""
     stay_at_home(host)
-    from lit_jax.app.page import STYLE, build_page, make_theme
+    from lit_jax.app.layout import STYLE, build_page, make_theme
     page = build_page(studio)
     page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False, pwa=False,
                 footer_links=[], theme=make_theme(), css_paths=STYLE, show_error=False)

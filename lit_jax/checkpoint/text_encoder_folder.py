@@ -21,12 +21,12 @@ from lit_jax.checkpoint.arrays import Rows, each_rows, load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
 from lit_jax.checkpoint.part_folder import FORMAT, Part
 from lit_jax.checkpoint.vae_folder import params_sha256
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
 from lit_jax.runtime import leaves, peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import unflatten
 from lit_jax.runtime.paths import absolute, explain_unreachable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 

@@ -26,10 +26,9 @@ from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.convert.array_pickles import flat_names, read_arrays
 from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, cache_folder, explain_unreachable, local_path, write_bytes_atomic
 
 VARIABLE = 'LIT_JAX_INCEPTION'

@@ -25,12 +25,11 @@ from lit_jax.checkpoint.text_encoder_folder import (
 )
 from lit_jax.convert.torch_files import FLOATS, Source, open_weights
 from lit_jax.convert.torch_import import tool_name
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.convert.vae_torch import digests
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves, tree_bytes
+from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
 OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back

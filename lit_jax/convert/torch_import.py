@@ -24,13 +24,13 @@ from lit_jax.convert.torch_arch import (
     size_name,
 )
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
-from lit_jax.convert.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves, unflatten
+from lit_jax.convert.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves
 from lit_jax.convert.torch_pixart import NULL_CAPTION, has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.layers import position_table
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents

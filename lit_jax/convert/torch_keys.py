@@ -276,15 +276,3 @@ def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
     return {run: range(end - depths[run], end) for run, end in zip(sorted(depths), ends.tolist(), strict=True)}
-
-
-def unflatten(flat: Mapping) -> dict:
-    """{'a/b': x} -> {'a': {'b': x}}, the inverse of `leaves.named_leaves`."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree

@@ -17,10 +17,10 @@ import numpy as np
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of
 from lit_jax.convert.torch_import import tool_name
-from lit_jax.convert.torch_keys import TRANSFORMS, unflatten
+from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 
 CLASS = 'AutoencoderKL'
 _OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')

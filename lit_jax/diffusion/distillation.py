@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lit_jax.diffusion.objective import split_output
-from lit_jax.diffusion.schedule import accumulator
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 Array = jax.Array

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.diffusion.objective import predict_x0, split_output
-from lit_jax.diffusion.schedule import Schedule, accumulator
+from lit_jax.diffusion.schedule import Schedule
+from lit_jax.runtime.dtypes import accumulator
 
 Array = jax.Array
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lit_jax.diffusion.schedule import Schedule, accumulator, look_up
+from lit_jax.diffusion.schedule import Schedule, look_up
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 Array = jax.Array

@@ -31,7 +31,8 @@ import numpy as np
 
 from lit_jax.diffusion.dpm_solver import sample_dpm, sample_dpm_original
 from lit_jax.diffusion.objective import Prediction, p_mean_variance, predict_noise
-from lit_jax.diffusion.schedule import Schedule, accumulator, look_up, make_schedule, spread_levels
+from lit_jax.diffusion.schedule import Schedule, look_up, make_schedule, spread_levels
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 Array = jax.Array

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 
@@ -146,11 +147,6 @@ def _tables(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
         posterior_log_variance=np.log(np.append(variance[1], variance[1:])),
         posterior_mean_coef1=betas * np.sqrt(before) / (1.0 - total),
         posterior_mean_coef2=(1.0 - before) * np.sqrt(1.0 - betas) / (1.0 - total))
-
-
-def accumulator(*arrays: jax.Array) -> jnp.dtype:
-    """The dtype of losses and sampling states: the widest of the arrays', at least float32."""
-    return jnp.result_type(jnp.float32, *(array.dtype for array in arrays))
 
 
 def look_up(table: np.ndarray, t_B: jax.Array, like: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
+from lit_jax.runtime.dtypes import accumulator
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 

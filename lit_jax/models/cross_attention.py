@@ -3,8 +3,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator, zeros_init
+from lit_jax.models.layers import Array, Linear, zeros_init
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.dtypes import accumulator
 
 
 class CrossAttention(nnx.Module):

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
 from lit_jax.models.resize import resize_tf1
 from lit_jax.runtime.compiler import without_ynnpack
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 EPSILON = 1e-3            # of every batch norm

@@ -17,15 +17,11 @@ from flax import nnx
 
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show_all, watched, watching
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
-
-
-def accumulator(dtype) -> jnp.dtype:
-    """The dtype in which norms and sums over tokens are taken: float32, or wider if `dtype` is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.models.layers import Array, accumulator, build_stack, normal_init, run_stack
+from lit_jax.models.layers import Array, build_stack, normal_init, run_stack
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.compiler import least_memory
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 WEIGHTS = ('float32', 'bfloat16', 'int8')

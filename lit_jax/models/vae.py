@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.models.convolution import Conv
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
 from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
 from lit_jax.models.vae_blocks import Decoder, Encoder
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.

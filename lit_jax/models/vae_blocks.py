@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.convolution import Conv, GroupNorm
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
 from lit_jax.models.mixers.softmax import SoftmaxAttention
+from lit_jax.runtime.dtypes import accumulator
 
 
 class UpsampleConv(Conv):

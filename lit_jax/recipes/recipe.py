@@ -17,7 +17,6 @@ from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
 from lit_jax.runtime.errors import UserError
-from lit_jax.training.state import OPTIMIZERS
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -28,6 +27,7 @@ SIZES = MappingProxyType({
 })
 
 
+OPTIMIZERS = ('adamw', 'came', 'muon')     # lit_jax/training/state.py
 MOST_FSDP = 128     # divides the width of every size, so of any teacher; a weight in more parts is mostly latency
 
 

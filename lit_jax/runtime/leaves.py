@@ -1,6 +1,7 @@
 """Names of the leaves of a tree, and one comparison of what a checkpoint holds with what a model expects."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -18,6 +19,18 @@ def named_leaves(tree) -> dict:
 def map_named(function, tree):
     """`jax.tree.map` with the leaf's name before the leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
+
+
+def unflatten(flat: Mapping) -> dict:
+    """{'a/b': x} -> {'a': {'b': x}}, the inverse of `named_leaves`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, name = path.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
 
 
 def _name(path) -> str:

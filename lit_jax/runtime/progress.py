@@ -5,9 +5,14 @@ import time
 
 from tqdm import tqdm
 
-from lit_jax.training.telemetry import format_seconds
-
 LOG = logging.getLogger('lit_jax')
+
+
+def format_seconds(seconds: float) -> str:
+    """'3h 12m', '3m 12s' or '12s'."""
+    seconds = int(round(seconds))
+    hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f'{hours}h {minutes:02d}m' if hours else f'{minutes}m {rest:02d}s' if minutes else f'{rest}s'
 
 
 class Progress:

@@ -18,7 +18,7 @@ from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.parts import check_complete, make_in_step
 from lit_jax.runtime.paths import as_path
-from lit_jax.runtime.progress import Progress
+from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import class_names, open_decoder
 from lit_jax.sampling.draw_prompts import PromptRequest, draw_prompts
@@ -27,7 +27,6 @@ from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.stores import open_store, part_size
-from lit_jax.training.telemetry import format_seconds
 
 REPORT_SECONDS = 10
 

@@ -23,12 +23,11 @@ from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
 from lit_jax.runtime import cluster, memory, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable, files_under, write_text_atomic
-from lit_jax.runtime.progress import Progress
+from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.runtime.storage import MANIFEST
 from lit_jax.sampling import prompts
 from lit_jax.sampling.card import FORMAT, UINT8, card_text, check_same_card, computation, read_card
 from lit_jax.sampling.text_to_image import PromptFeatures, TextToImage, open_text_to_image
-from lit_jax.training.telemetry import format_seconds
 
 ROUND = 32                # pictures between two changes of networks with --low_memory: what a kill can cost at most
 REPORT_SECONDS = 10

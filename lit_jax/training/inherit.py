@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.convert.torch_arch import size_name
-from lit_jax.convert.torch_keys import number_blocks, split_run, unflatten
+from lit_jax.convert.torch_keys import number_blocks, split_run
 from lit_jax.models.arch import conditioning, mixers_of
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 
 # Where each part of the attention lies: (projection, index on the axis of its parts or None).
 _FUSED = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}

@@ -25,6 +25,7 @@ from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, write_text_atomic
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
@@ -33,7 +34,7 @@ from lit_jax.training.loop_evaluation import LoopEvaluation
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
-from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_seconds, read_lines
+from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, read_lines
 from lit_jax.training.text_conditioning import (
     caption_examples,
     fill_null_caption,

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lit_jax.runtime.paths import as_path
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.metrics_log import read_lines as read_lines
 from lit_jax.training.sinks import close_all, open_sink, write_all
@@ -211,10 +212,3 @@ def format_flops(flops: float) -> str:
     """'812 MFLOP/s', '23.4 GFLOP/s', '1.23 PFLOP/s'."""
     power = min(max(int(math.log10(max(flops, 1)) // 3), 2), 6)
     return f'{flops / 1000**power:.3g} {"MGTPE"[power - 2]}FLOP/s'
-
-
-def format_seconds(seconds: float) -> str:
-    """'3h 12m', '3m 12s' or '12s'."""
-    seconds = int(round(seconds))
-    hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
-    return f'{hours}h {minutes:02d}m' if hours else f'{minutes}m {rest:02d}s' if minutes else f'{rest}s'

@@ -24,7 +24,8 @@ from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.runtime.errors import UserError
-from lit_jax.training.telemetry import Diverged, format_seconds
+from lit_jax.runtime.progress import format_seconds
+from lit_jax.training.telemetry import Diverged
 
 LOG = logging.getLogger('lit_jax')
 

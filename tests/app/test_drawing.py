@@ -189,7 +189,7 @@ def test_small_pictures_are_enlarged_with_hard_pixels():
 
 
 def test_the_command_line_draws_the_same_pictures(studio, tmp_path, monkeypatch):
-    import sample
+    from lit_jax.commands import sample
     from lit_jax.sampling import draw_classes as run
     wish = Wish(**QUICK, label=3, seed=11)
     arguments = shlex.split(studio.command(wish))

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-import convert_torch_ckpt
+from lit_jax.commands import convert as convert_torch_ckpt
 
 
 @pytest.fixture

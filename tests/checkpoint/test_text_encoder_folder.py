@@ -18,9 +18,8 @@ from lit_jax.checkpoint.text_encoder_folder import (
     read_text_encoder_config,
     save_text_encoder_folder,
 )
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 

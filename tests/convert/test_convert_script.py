@@ -11,13 +11,12 @@ from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, hub_config, random_state, tiny_arch, to_diffusers
 from torchvision_shim import import_oracle
 
-import convert_torch_ckpt
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.convert.torch_export import to_torch_state
 from lit_jax.convert.torch_files import sha256_of
 from lit_jax.runtime.errors import UserError
 
-ROOT = Path(convert_torch_ckpt.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 import numpy as np
 
 from lit_jax.convert.torch_export import to_torch_state
-from lit_jax.convert.torch_keys import model_leaves, unflatten
+from lit_jax.convert.torch_keys import model_leaves
+from lit_jax.runtime.leaves import unflatten
 
 SOFTMAX = {'name': 'softmax', 'heads': 2, 'qkv_bias': True}
 LINEAR = {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3, 'activation': 'relu', 'focus_power': 0}

@@ -10,10 +10,9 @@ from torchvision_shim import import_oracle
 from lit_jax.checkpoint.text_encoder_folder import KERNELS, pack
 from lit_jax.convert.text_encoder_torch import read_text_encoder_params, to_torch_state
 from lit_jax.convert.torch_files import source_from_arrays
-from lit_jax.convert.torch_keys import unflatten
 from lit_jax.models.t5 import T5_XXL, T5Network, check_t5_arch, position_buckets, quantise, rms_norm
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves, tree_bytes
+from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 GOLDEN = ['t5_short', 't5_long']

@@ -13,10 +13,11 @@ from etils import epath
 from lit_jax.runtime.chips import find_chip
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import metrics_log, sinks
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.speed import RunClock, hbm_peak, peak_flops
-from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_flops, format_line, format_seconds, read_lines
+from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, format_flops, format_line, read_lines
 
 
 def step_metrics(total, quarter_sums=(1, 0, 0, 0), quarter_counts=(2, 0, 0, 0), bad_leaf=-1):

@@ -13,8 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
 from lit_jax.models.partition import mesh_axis_size
+from lit_jax.runtime.dtypes import accumulator
 
 
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:

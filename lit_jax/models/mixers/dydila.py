@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator, check_grid
+from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers import reparam
 from lit_jax.models.mixers.linear import EPS, total_weight, weighted_sum
 from lit_jax.models.mixers.routing import Route, RoutedLinear, Router, entropy
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 POWER = 3.0         # exponents at the start

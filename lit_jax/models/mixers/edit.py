@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.convolution import Conv, GroupNorm
-from lit_jax.models.layers import Array, Linear, accumulator, check_grid
+from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers.linear import EPS, linear_attention
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 

@@ -13,7 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
+from lit_jax.runtime.dtypes import accumulator
 
 CHUNK = 256                   # queries taken at once where the map of all pairs is not held whole
 WHOLE_MAP_BYTES = 2 ** 30     # the largest map held whole on accelerators, for all heads and images of a device

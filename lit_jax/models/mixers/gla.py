@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator, check_grid, layer_norm, xavier_uniform
+from lit_jax.models.layers import Array, Linear, check_grid, layer_norm, xavier_uniform
 from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
 from lit_jax.models.partition import constrain, partition_spec
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 TEMPERATURE = 16    # τ: the gates are σ(.)^(1/16), which start near 0.96

@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
 from lit_jax.models.mixers import gla_mild
+from lit_jax.runtime.dtypes import accumulator
 
 
 def default_chunk() -> tuple[int, int]:

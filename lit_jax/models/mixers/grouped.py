@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lit_jax.models.layers import Array, accumulator
+from lit_jax.models.layers import Array
+from lit_jax.runtime.dtypes import accumulator
 
 CPU_ROWS = 128       # of a block at the most: a block and its matrix should stay in cache
 WIDE_ROWS = 512      # the same for accelerators, whose matrix units want more

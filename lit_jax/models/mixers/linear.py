@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator, check_grid
+from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 EPS = 1e-6     # added to φ(q) and φ(k), and again to the normaliser q·mean(k)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear
 from lit_jax.models.mixers.softmax import dot_product_attention
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Init, accumulator, xavier_uniform
+from lit_jax.models.layers import Array, Init, xavier_uniform
 from lit_jax.models.mixers.grouped import grouped_product
 from lit_jax.models.partition import constrain, partition_spec
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 GRADIENTS = ('straight_through', 'frozen')

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear
 from lit_jax.models.mixers.linear import linear_attention
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lit_jax.models.layers import Array, Linear, accumulator
+from lit_jax.models.layers import Array, Linear
 from lit_jax.models.mixers.fused import fused_attention
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.models.probe import show
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 
