@@ -41,7 +41,7 @@ demo-t2i-full: setup
 compare: setup
 	$(BIN)/python -m examples.digits.compare
 
-# Pictures of one's own, from a folder to pictures; its photographs ship inside scikit-image.
+# Images of one's own, from a folder to images; its photographs ship inside scikit-image.
 photos: setup-test
 	$(BIN)/python -m examples.photos
 

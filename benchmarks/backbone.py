@@ -2,7 +2,7 @@
 
     python benchmarks/backbone.py --pixels 1024,2048 --depth 2 --repeats 3
 
-Full width and 300 caption tokens, one picture, float32, random weights, on the same cores in turn. `depth` blocks stand for
+Full width and 300 caption tokens, one image, float32, random weights, on the same cores in turn. `depth` blocks stand for
 the 28 of the model: nothing but the embedders does not grow with them. Of the model with compressed keys the later half of
 the blocks has them (28 blocks: 14 to 27, rate 2).
 """

@@ -145,10 +145,10 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
         z = 1 / (q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1) + 1e-6)
         state = (k * n ** -0.5).transpose(-2, -1) @ (v_heads * n ** -0.5)
         o = ((q @ state) * z).transpose(1, 2).reshape(b, n, width)
-        # All heads as channels of one channels_last picture: no copy of v, and the faster layout of this convolution.
-        picture = v32.reshape(b, *grid, width).permute(0, 3, 1, 2)
+        # All heads as channels of one channels_last image: no copy of v, and the faster layout of this convolution.
+        image = v32.reshape(b, *grid, width).permute(0, 3, 1, 2)
         kernel = p['attn/dwc/kernel'].float().repeat(heads, 1, 1, 1)
-        local = F.conv2d(picture, kernel, p['attn/dwc/bias'].float().repeat(heads), padding=2, groups=width)
+        local = F.conv2d(image, kernel, p['attn/dwc/bias'].float().repeat(heads), padding=2, groups=width)
         return linear('attn/proj', (o + local.permute(0, 2, 3, 1).reshape(b, n, width)).to(x.dtype))
 
     mixer = {'dit': softmax_attention, 'lit': linear_attention}[kind]

@@ -1,9 +1,9 @@
 """Times features of FID-Inception: ours, jitted, against torch-fidelity's network.
 
-    python benchmarks/inception.py                              # 16 pictures of 256 pixels, about 2 minutes
+    python benchmarks/inception.py                              # 16 images of 256 pixels, about 2 minutes
     python benchmarks/inception.py --threads 1 --clock cpu      # on a busy machine
 
-Both have the same random weights and the same uint8 pictures, resize them themselves, and run in one process on the same
+Both have the same random weights and the same uint8 images, resize them themselves, and run in one process on the same
 cores, in turn, so that whatever else the machine does hits them alike; medians and minima are given, and our time over
 that of the faster PyTorch. PyTorch runs eagerly in both memory layouts, NCHW (torch-fidelity's own) and channels_last. It is
 first checked that all compute the same. float32 on a CPU; on a GPU TF32 is off in both.
@@ -114,7 +114,7 @@ def main() -> None:
     check(calls['ours'](), calls['NCHW']())
     clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
     taken = {name: [t / arguments.batch for t in times] for name, times in take_turns(calls, arguments.repeats, clock).items()}
-    print('\nmilliseconds a picture, median / minimum\n')
+    print('\nmilliseconds an image, median / minimum\n')
     print('| ours | torch-fidelity NCHW | channels_last | ours / its own | ours / best PyTorch, medians | minima |\n'
           '|---|---|---|---|---|---|')
     cells = [f'{statistics.median(t):.1f} / {min(t):.1f}' for t in taken.values()]

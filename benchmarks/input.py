@@ -2,11 +2,11 @@
 
     python benchmarks/input.py                                    # about a minute
     python benchmarks/input.py --step_ms 120 --markdown docs/input.md
-    python benchmarks/input.py --folder my/pictures --threads 1,8,16
+    python benchmarks/input.py --folder my/images --threads 1,8,16
 
 JPEG: photographs of 500x375 pixels as ImageNet's are (those of scikit-learn, cut and encoded here to about its
 110 kB), or a folder of one's own; read, decoded, cropped to 256, mirrored at random and batched by the pipeline of
-training. Latents: a set as prepare_latents.py writes it (float32 moments of picture and mirror image, 66 kB at 256 pixels),
+training. Latents: a set as prepare_latents.py writes it (float32 moments of image and mirror image, 66 kB at 256 pixels),
 one of the two chosen at random.
 All files are small enough to stay in the page cache: this measures the processor, not the disk.
 """
@@ -41,7 +41,7 @@ QUALITY = 97  # gives files of about 100 kB
 def parse_arguments():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', default='', help='pictures to read instead of those made here')
+    parser.add_argument('--folder', default='', help='images to read instead of those made here')
     parser.add_argument('--image_size', type=int, default=256)
     parser.add_argument('--batch', type=int, default=64, help='examples a batch')
     parser.add_argument('--threads', type=numbers, default=sorted({1, cores}),
@@ -102,10 +102,10 @@ def images_per_second(source: Source, *, batch: int, threads: int, seconds: floa
 def stages(source, size: int, seconds: float) -> list[tuple[str, float]]:
     """(stage, milliseconds an image) of one thread, without the pipeline."""
     data = [source.read(i)[0] for i in range(min(len(source), 64))]
-    pictures = [decode(item) for item in data]
-    pixels = [center_crop(picture, size) for picture in pictures]
+    images = [decode(item) for item in data]
+    pixels = [center_crop(image, size) for image in images]
     steps = [('read', lambda i: source.read(i)), ('decode', lambda i: decode(data[i])),
-             ('crop', lambda i: center_crop(pictures[i], size)), ('to float', lambda i: to_float(pixels[i]))]
+             ('crop', lambda i: center_crop(images[i], size)), ('to float', lambda i: to_float(pixels[i]))]
     return [(name, 1e3 * shortest_time(call, len(data), seconds / len(steps))) for name, call in steps]
 
 
@@ -156,7 +156,7 @@ def describe(arguments, source) -> str:
     sizes = [len(source.read(i)[0]) for i in range(min(len(source), 64))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     packages = ', '.join(f'{name} {version(name)}' for name in ('pillow', 'numpy', 'grain', 'array_record'))
-    return (f'{cores} cores; Python {platform.python_version()}, {packages}. JPEG: {len(source)} pictures of '
+    return (f'{cores} cores; Python {platform.python_version()}, {packages}. JPEG: {len(source)} images of '
             f'{statistics.mean(sizes) / 1e3:.0f} kB, crop {arguments.image_size}; batches of {arguments.batch}; the '
             f'fastest of {arguments.turns} turns.')
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of every metric on features of the size of a full evaluation; no network and no pictures.
+"""Time and peak memory of every metric on features of the size of a full evaluation; no network and no images.
 
     python benchmarks/metrics.py                                  # 50000 samples against 10000 references, 2048 dimensions
     python benchmarks/metrics.py --samples 5000 --only precision_recall,kid

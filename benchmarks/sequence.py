@@ -3,7 +3,7 @@
     python benchmarks/sequence.py --topology v5e:2x4        # with requirements-tpu.txt, on any Linux machine
     python benchmarks/sequence.py --topology cpu:8
 
-One picture, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
+One image, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
 """
 import argparse
 import sys

@@ -6,7 +6,7 @@
 
 Folders that are missing are written first (8 GB: 4.8 the encoder, 2.4 the backbone, 0.3 the VAE), each by a process of its
 own. Then sample.py runs as a person would run it, and says what memory and time each
-phase took. Pictures of random weights show nothing.
+phase took. Images of random weights show nothing.
 """
 import argparse
 import subprocess
@@ -85,7 +85,7 @@ def main() -> None:
     Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     make_missing(arguments)
     began = time.perf_counter()
-    out = Path(arguments.folder) / 'picture.png'
+    out = Path(arguments.folder) / 'image.png'
     command = ['sample.py', f'--from={arguments.folder}/model', f'--text_encoder={arguments.text_encoder}',
                f'--vae={arguments.folder}/vae', '--prompt=a red fox in the snow', f'--size={arguments.size}',
                f'--steps={arguments.steps}', f'--dtype={arguments.dtype}', f'--tile={arguments.tile}',

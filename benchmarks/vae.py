@@ -47,7 +47,7 @@ def torch_vae(device: str, dtype):
 
 
 def torch_calls(vae, image, latent, channels_last: bool) -> dict:
-    """{'encode': call, 'decode': call}; pictures [B, C, H, W] in, the result of a call likewise."""
+    """{'encode': call, 'decode': call}; images [B, C, H, W] in, the result of a call likewise."""
     import torch
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, dtype = vae.device, vae.dtype
@@ -68,7 +68,7 @@ def torch_calls(vae, image, latent, channels_last: bool) -> dict:
 
 
 def our_calls(state, image, latent, dtype) -> dict:
-    """The same two calls of lit_jax, on pictures [B, H, W, C]."""
+    """The same two calls of lit_jax, on images [B, H, W, C]."""
     import jax
 
     from lit_jax.convert.torch_files import source_from_arrays

@@ -1,11 +1,11 @@
-"""LiT on a folder of one's own pictures and classes (class = subfolder), inheriting from a DiT trained on the same ones.
+"""LiT on a folder of one's own images and classes (class = subfolder), inheriting from a DiT trained on the same ones.
 
-    python prepare_latents.py --data=folder --path=pictures --vae=models/vae_tiny --image_size=64 --out=latents/pictures
-    python train.py --config=configs/folder_lit.py:dit --config.data.path=latents/pictures --workdir=runs/folder_dit
-    python train.py --config=configs/folder_lit.py --config.data.path=latents/pictures \
+    python prepare_latents.py --data=folder --path=images --vae=models/vae_tiny --image_size=64 --out=latents/images
+    python train.py --config=configs/folder_lit.py:dit --config.data.path=latents/images --workdir=runs/folder_dit
+    python train.py --config=configs/folder_lit.py --config.data.path=latents/images \
         --config.inherit.path=runs/folder_dit --config.teacher.path=runs/folder_dit --workdir=runs/folder_lit
 
-Sizes and steps suit a few thousand small pictures on a CPU; docs/photos.md walks through it. For the released VAE set
+Sizes and steps suit a few thousand small images on a CPU; docs/photos.md walks through it. For the released VAE set
 latent.vae, latent.scale and latent.downscale back to the defaults of lit_jax/recipes/recipe.py, and the model to one of SIZES.
 """
 from lit_jax import recipes

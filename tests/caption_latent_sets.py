@@ -8,7 +8,7 @@ from lit_jax.data import caption_latents, text_features
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.latents.prepare import make_metadata
 
-SHAPES = ((4, 16), (8, 8), (16, 4))     # of the pictures; half of that in latents
+SHAPES = ((4, 16), (8, 8), (16, 4))     # of the images; half of that in latents
 LENGTH, WIDTH = 10, 6
 
 

@@ -19,8 +19,8 @@ def torch_state() -> dict[str, np.ndarray]:
     return dict(golden()[1])
 
 
-def pictures(side: int) -> np.ndarray:
-    """The two uint8 pictures of the golden file for this side; of other sides likewise."""
+def pixels(side: int) -> np.ndarray:
+    """The two uint8 images of the golden file for this side; of other sides likewise."""
     seed = golden()[0]['images']['seed']
     grid = -(-side // 8) * 8
     return weights.images(seed, f'size{side}', 2, grid, grid)[:, :side, :side]

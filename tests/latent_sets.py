@@ -36,7 +36,7 @@ def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, 
         with ShardWriter(folder, number, plan) as writer:
             for i in indices:
                 if i in bad:
-                    writer.skip(i, f'picture {i}', 'it is empty (0 bytes)')
+                    writer.skip(i, f'image {i}', 'it is empty (0 bytes)')
                 else:
                     writer.add(moments_of(i, size, channels), i % classes)
             notes.append(writer.commit())

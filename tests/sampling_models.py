@@ -1,4 +1,4 @@
-"""Models and VAEs of a few kilobytes, with random weights, for what draws pictures."""
+"""Models and VAEs of a few kilobytes, with random weights, for what draws images."""
 import jax
 
 from lit_jax.checkpoint.model_folder import save_model_folder
@@ -6,7 +6,7 @@ from lit_jax.checkpoint.vae_folder import save_vae_folder
 from lit_jax.models.network import Network
 from lit_jax.models.vae import VaeNetwork
 
-SCALE = 300.0      # random weights draw large numbers; divided by this they fill the range of a picture
+SCALE = 300.0      # random weights draw large numbers; divided by this they fill the range of an image
 VAE = {'widths': (8, 8), 'layers': 1, 'groups': 4, 'channels': 4, 'image_channels': 3}
 
 
@@ -33,7 +33,7 @@ def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, clas
 
 
 def save_latent_model(path, *, vae='tiny vae', scale=SCALE, **arch):
-    """A model of 4-channel latents, [8, 8, 4], decoded to pictures of 16 x 16."""
+    """A model of 4-channel latents, [8, 8, 4], decoded to images of 16 x 16."""
     return save_model(path, latent={'space': 'vae', 'vae': vae, 'scale': scale, 'downscale': 2}, channels=4, **arch)
 
 

@@ -72,18 +72,18 @@ def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, 
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         draw(Request(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4, cfg_scale=2.0,
                      steps=4, method='ddim', seed=seed))
-    pictures = [np.asarray(Image.open(tmp_path / f'{name}.png')) for name in 'abc']
-    assert pictures[0].shape[1] > 1.5 * pictures[0].shape[0]
-    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    images = [np.asarray(Image.open(tmp_path / f'{name}.png')) for name in 'abc']
+    assert images[0].shape[1] > 1.5 * images[0].shape[0]
+    assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
 
 
 def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path):
-    """Compared with itself, a model draws the same picture twice, each half under its own name."""
+    """Compared with itself, a model draws the same image twice, each half under its own name."""
     line = draw(Request(out=str(tmp_path / 'pair.png'), compare=(str(workdir), str(workdir)), classes='1,2', per_class=3, steps=3,
                         method='dpm++'))
     draw(Request(out=str(tmp_path / 'one.png'), source=str(workdir), classes='1,2', per_class=3, steps=3, method='dpm++'))
     pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
-    assert '12 pictures' in line and pair.shape[0] == one.shape[0] + 16
+    assert '12 images' in line and pair.shape[0] == one.shape[0] + 16
     left = pair[16:, :one.shape[1]]
     np.testing.assert_array_equal(left, one)
     grid, names = 3 * (32 + 2) + 2, one.shape[1] - 3 * (32 + 2) - 2
@@ -108,7 +108,7 @@ def test_a_wrong_request_for_samples_is_refused(change, message, workdir, tmp_pa
 def test_sample_py_draws_a_grid_and_names_what_is_wrong(workdir, tmp_path):
     arguments = ['--from', str(workdir), '--classes', '3,7', '--per_class', '2', '--cfg_scale', '4', '--steps', '3']
     status, out, errors = call('sample.py', *arguments, '--out', str(tmp_path / 'grid.png'))
-    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 pictures, ddpm, 3 steps, cfg 4'), errors
+    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 images, ddpm, 3 steps, cfg 4'), errors
     status, _, errors = call('sample.py', *arguments, '--method', 'euler', '--out', str(tmp_path / 'other.png'))
     assert status == 1 and 'error: unknown sampler' in errors and 'Traceback' not in errors
     assert os.listdir(tmp_path) == ['grid.png']

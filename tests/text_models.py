@@ -16,7 +16,7 @@ MIXERS = {'softmax': {'name': 'softmax', 'heads': 2, 'qkv_bias': True},
 
 
 def save_text_model(path, *, space='vae', mixer='linear', encoder='tiny words', width=16, scale=SCALE):
-    """Latents [8, 8, 4] of the tiny VAE (pictures of 16 x 16), or RGB pixels of 8 x 8."""
+    """Latents [8, 8, 4] of the tiny VAE (images of 16 x 16), or RGB pixels of 8 x 8."""
     import jax
     network = Network({'family': 'pixart', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'base_size': 4,
                        'channels': 4 if space == 'vae' else 3, 'mixer': MIXERS[mixer], 'cross_heads': 2,

@@ -8,7 +8,7 @@ PIXART = {'family': 'pixart', 'depth': 3, 'width': 32, 'patch': 2, 'input_size':
 
 
 def tiny_recipe(mixer: str = 'softmax', **train):
-    """Digits or synthetic pictures, depth 2, width 32; extra arguments go to config.train."""
+    """Digits or synthetic images, depth 2, width 32; extra arguments go to config.train."""
     config = recipes.digits(recipes.default())
     config.name = f'tiny_{mixer}'
     config.data.name = 'synthetic'

@@ -163,7 +163,7 @@ def write_report(workdir: Path, result: Mapping, sheet: np.ndarray) -> None:
     report.paragraph('One recipe, one trainer, one sampler, one judge; only the model differs.')
     report.table(HEADER, [cells(row) for row in result['rows']])
     report.paragraph(notes(result))
-    report.picture(sheet, 'ten guided samples of each, from the same noise')
+    report.image(sheet, 'ten guided samples of each, from the same noise')
     report.heading('The systems')
     report.table(('name', 'what it is', 'config.model'), [(name, *map(str, SYSTEMS[name])) for name in
                                                           (row['name'] for row in result['rows'])], scroll=True)

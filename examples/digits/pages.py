@@ -16,7 +16,7 @@ from lit_jax.training.telemetry import read_lines
 TITLES = {'teacher': 'DiT, the teacher', 'distilled': 'LiT, inherited and distilled',
           'inherited': 'LiT, inherited, not distilled', 'scratch': 'LiT from scratch'}
 HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher', 'class accuracy', '× teacher')
-SHOWN = 40    # pictures of a grid: four rows of the ten classes
+SHOWN = 40    # images of a grid: four rows of the ten classes
 
 
 def table_rows(result: Mapping) -> list[tuple]:
@@ -54,7 +54,7 @@ def grid_of(images: np.ndarray) -> np.ndarray:
 
 
 def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path], result: Mapping) -> None:
-    """report.html: pictures side by side, the figures, loss curves, and what was inherited."""
+    """report.html: images side by side, the figures, loss curves, and what was inherited."""
     report = Report('From DiT to LiT on handwritten digits')
     report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint; a linear one inherits all its '
                      'weights but the attention, learns its noise and variance, and is compared with it.')
@@ -62,13 +62,13 @@ def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path
     report.table(HEADER, table_rows(result))
     report.paragraph(notes(result))
 
-    report.heading('Pictures')
+    report.heading('Images')
     real = figures.all_of(open_source('digits', split='train'))
     columns = [np.flatnonzero(real['label'] == c)[:SHOWN // 10] for c in range(10)]
-    report.picture(grid_of(real['image'][np.stack(columns, axis=1).ravel()]), 'real digits')
+    report.image(grid_of(real['image'][np.stack(columns, axis=1).ravel()]), 'real digits')
     models = {'teacher': teacher} | {arm: load(path, scan_layers=False) for arm, path in students.items()}
     for name, model in models.items():
-        report.picture(grid_of(figures.draw(model, SHOWN, figures.CFG_SCALE)[0]), f'{TITLES[name]} (same noise)')
+        report.image(grid_of(figures.draw(model, SHOWN, figures.CFG_SCALE)[0]), f'{TITLES[name]} (same noise)')
 
     report.heading('Loss')
     records = {arm: read_lines(path / 'metrics.jsonl') for arm, path in students.items()}

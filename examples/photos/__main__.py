@@ -1,4 +1,4 @@
-"""Pictures of one's own, the whole way: folder -> VAE -> cached latents -> DiT -> LiT -> pictures, on a CPU.
+"""Images of one's own, the whole way: folder -> VAE -> cached latents -> DiT -> LiT -> images, on a CPU.
 
     python -m examples.photos --workdir photos          # `make photos`; needs scikit-image for its photographs
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Path]]:
     """{name: (command without the interpreter, what it leaves when it is done)}; `steps` shortens the trainings."""
-    pictures, vae, latents = workdir / 'pictures', workdir / 'vae', workdir / 'latents'
+    images, vae, latents = workdir / 'pictures', workdir / 'vae', workdir / 'latents'
     dit, lit = workdir / 'dit', workdir / 'lit'
     data = [f'--config.data.path={latents}', f'--config.latent.vae_path={vae}']
 
@@ -30,10 +30,10 @@ def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Pa
         return [f'--config.train.steps={max(2, round(total * steps))}'] if steps != 1 else []
 
     return {
-        'pictures': (['-m', 'lit_jax.data.toys.photos', '--out', str(pictures)], pictures),
-        'vae': (['train_vae.py', '--config=configs/vae_tiny.py', f'--config.data.path={pictures}', f'--out={vae}',
+        'pictures': (['-m', 'lit_jax.data.toys.photos', '--out', str(images)], images),
+        'vae': (['train_vae.py', '--config=configs/vae_tiny.py', f'--config.data.path={images}', f'--out={vae}',
                  *shortened(800)], vae),
-        'latents': (['prepare_latents.py', '--data=folder', f'--path={pictures}', f'--vae={vae}', '--image_size=64',
+        'latents': (['prepare_latents.py', '--data=folder', f'--path={images}', f'--vae={vae}', '--image_size=64',
                      f'--out={latents}', '--batch_size=32'], latents / 'metadata.json'),
         'dit': (['train.py', '--config=configs/folder_lit.py:dit', *data, f'--workdir={dit}', *shortened(2_000)],
                 dit / 'report.html'),

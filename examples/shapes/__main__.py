@@ -4,7 +4,7 @@
     python -m examples.shapes --seeds 3           three students in place of one, as in docs/text_to_image.md
     python -m examples.shapes --train_teacher     trains both first
 
-The pictures are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
+The images are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
 of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.
 """
 import argparse

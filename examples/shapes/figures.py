@@ -1,6 +1,6 @@
 """The figures of the shapes demo: the six tasks of GenEval, scored by an exact detector of what was drawn.
 
-All models draw the same prompts from the same noise: picture k of prompt p has the seed 100·p + k.
+All models draw the same prompts from the same noise: image k of prompt p has the seed 100·p + k.
 """
 import functools
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from lit_jax.checkpoint.load import load
-from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_pictures
+from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_images
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import count_parameters
 from lit_jax.report.grids import to_uint8
 from lit_jax.sampling.text_to_image import TextToImage
 
 SETTINGS = {'method': 'dpm++', 'steps': 20, 'cfg_scale': 1.5, 'cfg_channels': 'all'}
-PICTURES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects
+IMAGES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects
 GROUP = 32
 
 
 def draw(pipeline: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-    """uint8 [N, H, W, 3], one picture a prompt and seed."""
+    """uint8 [N, H, W, 3], one image a prompt and seed."""
     features = pipeline.encode(list(dict.fromkeys(prompts)))
     which = [features.prompts.index(prompt) for prompt in prompts]
     return to_uint8(pipeline.draw(features, seeds, which, group=GROUP, **SETTINGS))
@@ -31,11 +31,11 @@ def measure(encoder: Path, path: Path) -> dict[str, float]:
     """{'overall', and the score of each task} of the model in `path`."""
     pipeline = open_pipeline(path, encoder)
     drawn = [(prompt['prompt'], 100 * number + k) for number, prompt in enumerate(make_shape_prompts())
-             for k in range(SINGLES if prompt['tag'] == 'single_object' else PICTURES)]
+             for k in range(SINGLES if prompt['tag'] == 'single_object' else IMAGES)]
     prompts, seeds = zip(*drawn, strict=True)
     images = draw(pipeline, prompts, seeds)
     by_prompt = {prompt: images[[i for i, one in enumerate(prompts) if one == prompt]] for prompt in dict.fromkeys(prompts)}
-    scores = score_pictures(by_prompt)
+    scores = score_images(by_prompt)
     return {'overall': scores['overall'], **scores['tasks']}
 
 
@@ -57,7 +57,7 @@ def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teache
     for row in rows:
         row['ratio'] = row['overall'] / rows[0]['overall'] if rows[0]['overall'] else float('nan')
         row['steps_ratio'] = row['steps'] / rows[0]['steps']
-    return {'rows': rows, 'samples': {**SETTINGS, 'pictures': PICTURES, 'singles': SINGLES}}
+    return {'rows': rows, 'samples': {**SETTINGS, 'pictures': IMAGES, 'singles': SINGLES}}
 
 
 def _row(name: str, path: Path, runs: list[dict]) -> dict:

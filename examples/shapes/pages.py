@@ -12,7 +12,7 @@ from lit_jax.report.html import Report, add_inheritance, loss_series
 from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'PixArt, the teacher', 'distilled': 'LiT, inherited and distilled', 'scratch': 'LiT from scratch'}
-# Two prompts of each task; none of them was chosen by looking at pictures.
+# Two prompts of each task; none of them was chosen by looking at images.
 SHOWN = ('a circle', 'a triangle', 'a square and a triangle', 'a circle and a square', 'two circles', 'four squares',
          'a red triangle', 'a blue circle', 'a circle left of a square', 'a triangle above a circle',
          'a red circle and a blue square', 'a green triangle and a yellow circle')
@@ -37,7 +37,7 @@ def table_rows(result: Mapping) -> list[tuple]:
 def notes(result: Mapping) -> str:
     """How the figures were taken."""
     s = result['samples']
-    return (f'The tasks of GenEval with shapes: 84 prompts, {s["pictures"]} pictures of each ({s["singles"]} of a single object), '
+    return (f'The tasks of GenEval with shapes: 84 prompts, {s["pictures"]} images of each ({s["singles"]} of a single object), '
             f'judged by GenEval\'s rules from an exact detector of rendered shapes. {s["method"]}, {s["steps"]} steps, guidance '
             f'{s["cfg_scale"]:g}, the same noise for all models.')
 
@@ -52,7 +52,7 @@ def figures_as_text(result: Mapping) -> str:
 
 
 def draw_sheet(workdir: Path, models: Mapping[str, Path]) -> np.ndarray:
-    """Four pictures a prompt of every model, all from the same noise."""
+    """Four images a prompt of every model, all from the same noise."""
     prompts, seeds = [prompt for prompt in SHOWN for _ in range(COLUMNS)], [seed for _ in SHOWN for seed in range(COLUMNS)]
     panels = [(TITLES[name], shapes_figures.draw(shapes_figures.open_pipeline(path, workdir / 'text_encoder'), prompts, seeds))
               for name, path in models.items()]
@@ -60,17 +60,17 @@ def draw_sheet(workdir: Path, models: Mapping[str, Path]) -> np.ndarray:
 
 
 def write_report(workdir: Path, models: Mapping[str, Path], result: Mapping) -> None:
-    """report.html and samples.png: the figures, pictures side by side, loss curves, and what was inherited."""
+    """report.html and samples.png: the figures, images side by side, loss curves, and what was inherited."""
     report = Report('From PixArt to LiT: rendered shapes from captions')
     report.paragraph('A small text-to-image transformer and its text encoder are converted from PyTorch checkpoints; a linear one '
                      'inherits all its weights but the self-attention, learns its noise and variance, and is compared with it.')
     report.heading('Figures')
     report.table(header(), table_rows(result))
     report.paragraph(notes(result))
-    report.heading('Pictures')
+    report.heading('Images')
     sheet = draw_sheet(workdir, models)
     save_png(workdir / 'samples.png', sheet)
-    report.picture(sheet, 'the same prompts and noise')
+    report.image(sheet, 'the same prompts and noise')
     report.heading('Loss')
     records = {name: read_lines(path / 'metrics.jsonl') for name, path in models.items() if (path / 'metrics.jsonl').exists()}
     curves = {TITLES[name]: loss_series(lines, ['loss/mse'])['loss/mse'] for name, lines in records.items()}

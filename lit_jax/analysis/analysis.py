@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.analysis.analysis_report import write_page
-from lit_jax.analysis.examples import Pictures, data_recipe, open_pictures
+from lit_jax.analysis.examples import Images, data_recipe, open_images
 from lit_jax.analysis.losses import loss_by_timestep
 from lit_jax.analysis.maps import Attention
 from lit_jax.analysis.measures import spread
@@ -41,11 +41,11 @@ class Request:
     vae: str = ''
     split: str = 'train'
     parts: str = 'all'
-    pictures: int = 128
-    map_pictures: int = 4
+    images: int = 128
+    map_images: int = 4
     timesteps: int = 8
     loss_timesteps: int = 32
-    picture: int = 0
+    image: int = 0
     token: str = ''
     timestep: int | None = None
     layers: str = ''
@@ -85,41 +85,41 @@ def analyze(request: Request) -> str:
     token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS) for name, one in attentions.items()}
     tokens = {name: parse_token(request.token, one.grid) for name, one in attentions.items()}
     at = _timestep(request, recipe.diffusion.steps)
-    pictures = open_pictures(model, recipe, request.pictures, split=request.split, seed=request.seed)
-    if request.picture >= len(pictures):
-        raise UserError(f'--picture={request.picture}: {len(pictures)} pictures are looked at, 0 to {len(pictures) - 1}')
+    images = open_images(model, recipe, request.images, split=request.split, seed=request.seed)
+    if request.image >= len(images):
+        raise UserError(f'--image={request.image}: {len(images)} images are looked at, 0 to {len(images) - 1}')
 
     found = {'classes': model.config.get('classes'), 'models': {name: _describe(one, sources[name]) for name, one in models.items()},
              'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split, 'seed': request.seed,
-                      'pictures': len(pictures)}}
+                      'pictures': len(images)}}
     if attentions:
-        found |= _look_at_maps(request, parts, attentions, pictures)
+        found |= _look_at_maps(request, parts, attentions, images)
     if 'tokens' in parts:
-        found['tokens'] = {'picture': request.picture, 'timestep': at, **{
+        found['tokens'] = {'picture': request.image, 'timestep': at, **{
             name: {'token': tokens[name], 'grid': one.grid,
-                   **token_maps(one, pictures, request.picture, at, tokens[name], token_layers[name])}
+                   **token_maps(one, images, request.image, at, tokens[name], token_layers[name])}
             for name, one in attentions.items()}}
     if 'loss' in parts:
         timesteps = spread(recipe.diffusion.steps, request.loss_timesteps)
-        with Progress(len(timesteps) * len(pictures), 'losses') as progress:
+        with Progress(len(timesteps) * len(images), 'losses') as progress:
             found['loss'] = {'timesteps': timesteps,
-                             **loss_by_timestep(models, pictures, timesteps, request.batch_size, progress)}
+                             **loss_by_timestep(models, images, timesteps, request.batch_size, progress)}
     if 'routing' in parts:
-        found |= _look_at_routing(request, models, pictures, at)
+        found |= _look_at_routing(request, models, images, at)
     out.mkdir(parents=True, exist_ok=True)
-    names = write_page(out, found, pictures)
+    names = write_page(out, found, images)
     write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
     return '\n'.join([*summary(found), f'wrote {out}: report.html, analysis.json, {", ".join(names)}; '
                                        f'{format_seconds(time.perf_counter() - began)}'])
 
 
-def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], pictures: Pictures) -> dict:
-    some = pictures[spread(len(pictures), request.map_pictures)]
-    timesteps = spread(pictures.schedule.num_steps, request.timesteps)
+def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], images: Images) -> dict:
+    some = images[spread(len(images), request.map_images)]
+    timesteps = spread(images.schedule.num_steps, request.timesteps)
     wanted = [part for part in ('similarity', 'rank') if part in parts]
     if not wanted:
         return {}
-    with Progress(len(attentions) * len(timesteps) * len(some), 'pictures of maps') as progress:
+    with Progress(len(attentions) * len(timesteps) * len(some), 'images of maps') as progress:
         surveys = {name: survey(one, some, timesteps, wanted, progress) for name, one in attentions.items()}
     found = {part: {name: one[part] for name, one in surveys.items() if part in one} for part in wanted}
     if 'similarity' in found:
@@ -127,14 +127,14 @@ def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], 
     return {part: of_models for part, of_models in found.items() if of_models}
 
 
-def _look_at_routing(request: Request, models: Mapping[str, Model], pictures: Pictures, at: int) -> dict:
+def _look_at_routing(request: Request, models: Mapping[str, Model], images: Images, at: int) -> dict:
     routed = {name: names for name, model in models.items() if (names := route_names(model))}
     if not routed:
         if request.parts != 'all':
             raise UserError(f'no mixer of {" and ".join(models)} routes tokens; leave routing out of --parts')
         return {}
-    with Progress(len(routed) * len(pictures), 'routed pictures') as progress:
-        found = {name: routing(models[name], names, pictures, at, request.batch_size, progress)
+    with Progress(len(routed) * len(images), 'routed images') as progress:
+        found = {name: routing(models[name], names, images, at, request.batch_size, progress)
                  for name, names in routed.items()}
     return {'routing': {'timestep': at, **found}}
 
@@ -157,7 +157,7 @@ def _load_teacher(path: str, recipe: ConfigDict, request: Request) -> Model:
 
 
 def _check_numbers(request: Request) -> None:
-    for field, least in (('pictures', 1), ('map_pictures', 1), ('timesteps', 1), ('loss_timesteps', 2), ('picture', 0),
+    for field, least in (('images', 1), ('map_images', 1), ('timesteps', 1), ('loss_timesteps', 2), ('image', 0),
                          ('batch_size', 1)):
         if getattr(request, field) < least:
             raise UserError(f'--{field} must be at least {least}, got {getattr(request, field)}')

@@ -5,35 +5,35 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lit_jax.analysis import figures
-from lit_jax.analysis.examples import Pictures
+from lit_jax.analysis.examples import Images
 from lit_jax.report.html import Report
 from lit_jax.sampling.decoder import class_names
 
 
 class Page:
-    """A report whose pictures are files beside it as well."""
+    """A report whose images are files beside it as well."""
 
     def __init__(self, out, title: str):
         self.out, self.report, self.names = out, Report(title), []
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         self.names.append(f'{name}.png')
-        self.report.picture(figures.save(figure, self.out / f'{name}.png'), caption)
+        self.report.image(figures.save(figure, self.out / f'{name}.png'), caption)
 
 
-def write_page(out, found: Mapping, pictures: Pictures) -> list[str]:
+def write_page(out, found: Mapping, images: Images) -> list[str]:
     """Writes the figures and report.html of what `analyze` found; returns the names of the figures."""
     page = Page(out, ' and '.join(str(model['source']) for model in found['models'].values()))
     page.report.table(('', 'from', 'step', 'mixer', 'blocks', 'width'), [
         (name, one['source'], one['step'] or '', _mixer(one['model']), one['model']['depth'], one['model']['width'])
         for name, one in found['models'].items()])
     data = found['data']
-    page.report.paragraph(f'{data["pictures"]} pictures of {data["name"]}, split {data["split"]}, evenly spread over it. Each has '
+    page.report.paragraph(f'{data["pictures"]} images of {data["name"]}, split {data["split"]}, evenly spread over it. Each has '
                           f'one noise (seed {data["seed"]}) for all timesteps and models, and its own label.')
     sections = {'loss': _loss, 'similarity': _similarity, 'rank': _rank, 'tokens': _tokens, 'routing': _routing}
     for part, section in sections.items():
         if part in found:
-            section(page, found, pictures)
+            section(page, found, images)
     page.report.write(out / 'report.html')
     return page.names
 
@@ -52,7 +52,7 @@ def _loss(page: Page, found: Mapping, _) -> None:
     timesteps = loss.pop('timesteps')
     page.report.heading('Loss by timestep')
     page.report.paragraph('The terms of the training loss at fixed timesteps, 0 the least noise; the bands are two standard '
-                          'errors over the pictures.')
+                          'errors over the images.')
     page.figure('loss', figures.losses(loss, timesteps), 'mse of the noise; vb, the bound that trains the variance'
                 + ('; below, student over teacher, and the mean squared difference of their outputs' if 'ratio' in loss else ''))
     columns = [(name, term) for name, terms in loss.items() for term in terms]
@@ -66,7 +66,7 @@ def _similarity(page: Page, found: Mapping, _) -> None:
     part, models = found['similarity'], _of_models(found, 'similarity')
     page.report.heading('Similarity of the heads')
     page.report.paragraph('Cosine of the attention maps of two heads, mean over all pairs of different heads and over '
-                          f'{part["pictures"]} pictures (LiT, figure 10). Weights are never negative, so that maps without anything '
+                          f'{part["pictures"]} images (LiT, figure 10). Weights are never negative, so that maps without anything '
                           'in common are alike as well; on the right each weight is taken less the mean of its row, 1/M, '
                           'the weight of plain averaging: 0 is then no likeness.')
     page.figure('similarity', figures.similarity(models, part['timesteps']), 'similarity of heads by layer and timestep')
@@ -100,10 +100,10 @@ def _rank(page: Page, found: Mapping, _) -> None:
         page.report.paragraph(f'{name}: {one["tokens"]} tokens; without a convolution the rank can be at most {one["bound"]}.')
 
 
-def _tokens(page: Page, found: Mapping, pictures: Pictures) -> None:
+def _tokens(page: Page, found: Mapping, images: Images) -> None:
     part, models = found['tokens'], _of_models(found, 'tokens')
     first = next(iter(models.values()))
-    one = pictures[part['picture']:part['picture'] + 1]
+    one = images[part['picture']:part['picture'] + 1]
     clean, noised = one.visible()[0], one.visible(part['timestep'])[0]
     page.report.heading('Where one token looks')
     page.report.paragraph(f'Attention weights of the token in row {first["token"][0]}, column {first["token"][1]} (red box) on all '
@@ -114,7 +114,7 @@ def _tokens(page: Page, found: Mapping, pictures: Pictures) -> None:
     page.figure('token_heads', figures.token_heads(models, clean, first['token'], first['grid']), 'single heads of one layer')
 
 
-def _routing(page: Page, found: Mapping, pictures: Pictures) -> None:
+def _routing(page: Page, found: Mapping, images: Images) -> None:
     part = found['routing']
     page.report.heading('Routing')
     page.report.paragraph('The choice that most tokens of a class take in each layer (DyDi-LiT, figure 5) at timestep '

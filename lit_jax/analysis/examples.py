@@ -19,15 +19,15 @@ from lit_jax.training import setup
 from lit_jax.training.mesh import AXES, make_mesh
 from lit_jax.training.step import Objective, clean_inputs
 
-CHUNK = 16      # pictures that a VAE encodes at once
+CHUNK = 16      # images that a VAE encodes at once
 _q_sample = jax.jit(q_sample, static_argnums=0)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """x0 and noise [P, H, W, C], label int32 [P], numbers [P] of the examples in their source.
 
-    Indexed like an array these are Pictures again.
+    Indexed like an array these are Images again.
     """
     x0: np.ndarray
     noise: np.ndarray
@@ -39,15 +39,15 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.label)
 
-    def __getitem__(self, which) -> 'Pictures':
-        return Pictures(self.x0[which], self.noise[which], self.label[which], self.numbers[which], self.schedule, self.scale)
+    def __getitem__(self, which) -> 'Images':
+        return Images(self.x0[which], self.noise[which], self.label[which], self.numbers[which], self.schedule, self.scale)
 
     def noised(self, t: int) -> np.ndarray:
         """x_t of all of them."""
         return np.asarray(_q_sample(self.schedule, self.x0, np.full(len(self), t), self.noise))
 
     def visible(self, t: int | None = None) -> np.ndarray:
-        """The pictures, clean or at timestep t, as uint8 for the eye; latents in false colours."""
+        """The images, clean or at timestep t, as uint8 for the eye; latents in false colours."""
         return viewable((self.x0 if t is None else self.noised(t)) / self.scale)
 
 
@@ -66,8 +66,8 @@ def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: st
     recipe.data.name = data or own
     if vae:
         recipe.latent.vae_path = vae
-    if setup.reads_pictures(recipe) and not recipe.latent.vae_path:
-        raise UserError(f'{path} works on latents, {recipe.data.name} holds pictures; give the VAE between them: --vae=FOLDER '
+    if setup.reads_images(recipe) and not recipe.latent.vae_path:
+        raise UserError(f'{path} works on latents, {recipe.data.name} holds images; give the VAE between them: --vae=FOLDER '
                         f'(id {recipe.latent.vae!r}), or cached latents: --data=latents')
     return recipe
 
@@ -101,13 +101,13 @@ def _digits_or_none(config) -> str:
     return 'digits' if shape == ((8, 8), 1, 10, 'pixels') else ''
 
 
-def open_pictures(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train', seed: int = 0) -> Pictures:
+def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train', seed: int = 0) -> Images:
     """`count` examples, evenly spread over the source (all of a smaller one), with the noise of their numbers and seed."""
     source = setup.build_source(recipe, split)
     setup.check_data(recipe, source)
     numbers = np.array(spread(len(source), count))
     vae = None
-    if setup.reads_pictures(recipe):
+    if setup.reads_images(recipe):
         vae = setup.load_frozen_vae(recipe, make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
     schedule = make_schedule(recipe.diffusion.steps, kind=recipe.diffusion.kind)
     objective, key = Objective(schedule=schedule, scale=recipe.latent.scale), jax.random.key(seed)
@@ -120,4 +120,4 @@ def open_pictures(model: Model, recipe: ConfigDict, count: int, *, split: str = 
         labels.append(batch['label'])
         x0.append(np.asarray(clean_inputs(batch, jax.random.fold_in(key, start), objective, vae and vae.encode)))
     noise = np.asarray(initial_noise(model.network, seed, numbers))
-    return Pictures(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule, recipe.latent.scale)
+    return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule, recipe.latent.scale)

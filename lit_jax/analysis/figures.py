@@ -68,12 +68,12 @@ def _ink(colour) -> str:
 
 
 def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int], t: int) -> Figure:
-    """One row a model: the picture, the picture at t, then the map of every chosen layer, mean over the heads."""
+    """One row a model: the image, the image at t, then the map of every chosen layer, mean over the heads."""
     columns = 2 + max(len(one['layers']) for one in found.values())
     figure, rows = _tiles(len(found), columns)
     for axes, (name, one) in zip(rows, found.items(), strict=True):
-        _picture(axes[0], clean, f'{name}: picture', token, grid)
-        _picture(axes[1], noised, f'at timestep {t}', token, grid)
+        _image(axes[0], clean, f'{name}: image', token, grid)
+        _image(axes[1], noised, f'at timestep {t}', token, grid)
         for ax, layer, weights in zip(axes[2:], one['layers'], one['maps'], strict=False):
             _weights(ax, weights.mean(0), f'layer {layer}', token, grid)
     _colour_key(figure, rows)
@@ -81,12 +81,12 @@ def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, in
 
 
 def token_heads(found: Mapping[str, Mapping], clean, token: tuple[int, int], grid: tuple[int, int], most: int = 8) -> Figure:
-    """One row a model: the picture, then every head in the middle one of the chosen layers."""
+    """One row a model: the image, then every head in the middle one of the chosen layers."""
     middle = {name: len(one['layers']) // 2 for name, one in found.items()}
     columns = 1 + max(min(most, len(one['maps'][middle[name]])) for name, one in found.items())
     figure, rows = _tiles(len(found), columns)
     for axes, (name, one) in zip(rows, found.items(), strict=True):
-        _picture(axes[0], clean, f'{name}: layer {one["layers"][middle[name]]}', token, grid)
+        _image(axes[0], clean, f'{name}: layer {one["layers"][middle[name]]}', token, grid)
         for head, (ax, weights) in enumerate(zip(axes[1:], one['maps'][middle[name]], strict=False)):
             _weights(ax, weights, f'head {head}', token, grid)
     _colour_key(figure, rows)
@@ -102,7 +102,7 @@ def _tiles(rows: int, columns: int):
     return figure, axes
 
 
-def _picture(ax, pixels, title: str, token, grid) -> None:
+def _image(ax, pixels, title: str, token, grid) -> None:
     ax.imshow(pixels.squeeze(), cmap='gray', vmin=0, vmax=255, extent=(0, grid[1], grid[0], 0))
     _box(ax, token)
     ax.set_title(title, fontsize=8)

@@ -1,31 +1,31 @@
-"""The loss by timestep, on the same pictures with the same noise for every timestep and every model."""
+"""The loss by timestep, on the same images with the same noise for every timestep and every model."""
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from lit_jax.analysis.examples import Pictures
+from lit_jax.analysis.examples import Images
 from lit_jax.diffusion.distillation import distillation_losses
 from lit_jax.diffusion.objective import q_sample, training_losses
 from lit_jax.models.network import Model
 
 
-def loss_by_timestep(models: Mapping[str, Model], pictures: Pictures, timesteps: Sequence[int], batch_size: int,
+def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Sequence[int], batch_size: int,
                      progress) -> dict:
     """{name: {'mse': ..., 'vb': ...}} of each model. Of two, student and teacher, also 'difference': {'distill_noise',
     'distill_variance'}, and 'ratio': {'mse', 'vb'}, student over teacher.
 
-    Every entry holds {'mean': [timesteps], 'error': [timesteps]}, mean and its standard error over the pictures; that of
-    a ratio is of the differences picture by picture, which the common noise makes small. Terms as in training
-    (`training_losses`, `distillation_losses`), with the pictures' own labels.
+    Every entry holds {'mean': [timesteps], 'error': [timesteps]}, mean and its standard error over the images; that of
+    a ratio is of the differences image by image, which the common noise makes small. Terms as in training
+    (`training_losses`, `distillation_losses`), with the images' own labels.
     """
     values = {}
-    evaluate = _make_evaluate(models, pictures.schedule)
+    evaluate = _make_evaluate(models, images.schedule)
     params = {name: model.params for name, model in models.items()}
     for t in timesteps:
         parts = []
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start:start + batch_size]
+        for start in range(0, len(images), batch_size):
+            some = images[start:start + batch_size]
             parts.append(jax.device_get(evaluate(params, some.x0, some.noise, some.label, np.full(len(some), t, np.int32))))
             progress.add(len(some))
         for name, terms in jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts).items():

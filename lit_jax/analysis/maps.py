@@ -23,7 +23,7 @@ NAMES = (*(f'{kind}/{what}' for kind in KINDS for what in ('query', 'key')), CON
 
 
 class Layer(NamedTuple):
-    """What one layer shows of some pictures: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
+    """What one layer shows of some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
     kind: str
     query: Array
     key: Array
@@ -35,9 +35,9 @@ class Attention:
 
     Args:
         name: what the model is called in messages.
-        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one picture.
+        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one image.
     Raises:
-        UserError: its mixer has no maps, or one picture needs more than `memory`.
+        UserError: its mixer has no maps, or one image needs more than `memory`.
     """
 
     def __init__(self, model: Model, name: str, memory: int = 2 ** 30):
@@ -56,9 +56,9 @@ class Attention:
                             'looked at: --parts=loss')
         self.kind = kinds[0]
         self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key'] for _ in range(leaf.shape[0])]
-        self.picture_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
-        if self.picture_bytes > memory:
-            raise UserError(f'the queries and keys of one picture in {name} take {self.picture_bytes / 2 ** 30:.2f} GiB, more than '
+        self.image_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+        if self.image_bytes > memory:
+            raise UserError(f'the queries and keys of one image in {name} take {self.image_bytes / 2 ** 30:.2f} GiB, more than '
                             f'the {memory / 2 ** 30:.2f} GiB of --memory; give more, or look at the loss alone: --parts=loss')
 
     @property
@@ -73,17 +73,17 @@ class Attention:
 
     @property
     def batch(self) -> int:
-        """Pictures that can be looked at together."""
-        return max(1, self.memory // self.picture_bytes)
+        """Images that can be looked at together."""
+        return max(1, self.memory // self.image_bytes)
 
     def row_step(self) -> int:
-        """Every how many queries are taken so that the maps of a layer of one picture, in float32, stay within memory."""
+        """Every how many queries are taken so that the maps of a layer of one image, in float32, stay within memory."""
         queries = self.grid[0] * self.grid[1]
         largest = max(4 * queries * keys * heads for _, keys, heads, _ in self.shapes)
         return -(-largest // self.memory)
 
     def layers(self, x_BHWC, t: int, label_B) -> list[Layer]:
-        """What every layer shows, for at most `batch` pictures at timestep t."""
+        """What every layer shows, for at most `batch` images at timestep t."""
         seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32), jnp.asarray(label_B))
         queries, keys = seen[f'{self.kind}/query'], seen[f'{self.kind}/key']
         convolutions = seen[CONVOLUTION] or [None] * len(queries)
@@ -93,7 +93,7 @@ class Attention:
 
 @functools.partial(jax.jit, static_argnames='kind')
 def attention_map(kind: str, query_NKE: Array, key_MKE: Array) -> Array:
-    """The maps [K, N, M] of one picture, float32 or wider. Any queries may be left out, no keys."""
+    """The maps [K, N, M] of one image, float32 or wider. Any queries may be left out, no keys."""
     dtype = jnp.promote_types(query_NKE.dtype, jnp.float32)
     q, k = query_NKE.astype(dtype), key_MKE.astype(dtype)
     products = jnp.einsum('nke,mke->knm', q, k, precision='highest')

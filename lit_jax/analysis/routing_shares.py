@@ -1,4 +1,4 @@
-"""Which of its choices each block takes for which pictures, for mixers that route tokens (DyDi-LiT, figure 5).
+"""Which of its choices each block takes for which images, for mixers that route tokens (DyDi-LiT, figure 5).
 
 Such a mixer shows indices [B, N] under names that begin with 'route/'.
 """
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.analysis.examples import Pictures
+from lit_jax.analysis.examples import Images
 from lit_jax.models.arch import shown_by
 from lit_jax.models.network import Model
 
@@ -29,21 +29,21 @@ def route_names(model: Model) -> list[str]:
     return [name for name in names if seen[name]]        # jax has sorted `seen`
 
 
-def routing(model: Model, names: Sequence[str], pictures: Pictures, t: int, batch_size: int, progress) -> dict:
+def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_size: int, progress) -> dict:
     """{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}} of what a model shows.
 
-    choice: the index that most tokens of the pictures of a class take. share: of those tokens. used: how many different
+    choice: the index that most tokens of the images of a class take. share: of those tokens. used: how many different
     choices the layer takes at all. names: of `route_names`.
     """
     observe = jax.jit(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1])
     indices = {name: [] for name in names}
-    for start in range(0, len(pictures), batch_size):
-        some = pictures[start:start + batch_size]
+    for start in range(0, len(images), batch_size):
+        some = images[start:start + batch_size]
         seen = observe(model.params, some.noised(t), np.full(len(some), t, np.int32), some.label)
         for name in names:
             indices[name].append(np.concatenate([np.asarray(stack).reshape(*stack.shape[:2], -1) for stack in seen[name]]))
         progress.add(len(some))
-    return {name: most_frequent(np.concatenate(parts, axis=1), pictures.label) for name, parts in indices.items()}
+    return {name: most_frequent(np.concatenate(parts, axis=1), images.label) for name, parts in indices.items()}
 
 
 def most_frequent(index_LBN: np.ndarray, label_B: np.ndarray) -> dict:

@@ -1,10 +1,10 @@
-"""One pass over pictures and timesteps: similarity of the heads and rank of every layer, averaged."""
+"""One pass over images and timesteps: similarity of the heads and rank of every layer, averaged."""
 import logging
 from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.analysis.examples import Pictures
+from lit_jax.analysis.examples import Images
 from lit_jax.analysis.maps import Attention, Layer, attention_map
 from lit_jax.analysis.measures import (
     convolution_operator,
@@ -17,16 +17,16 @@ from lit_jax.analysis.measures import (
 
 LOG = logging.getLogger('lit_jax')
 RANK_TOKENS = 1024       # the singular values of a map cost N³
-RANK_PICTURES, RANK_TIMESTEPS = 2, 3
+RANK_IMAGES, RANK_TIMESTEPS = 2, 3
 CHANNELS = 2             # of a head, whose operators with the convolution are looked at
 
 
-def survey(attention: Attention, pictures: Pictures, timesteps: Sequence[int], parts: Sequence[str], progress) -> dict:
+def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str], progress) -> dict:
     """{'similarity': ..., 'rank': ...}, as far as asked for in `parts`; lists are [timesteps][layers], of
     rank for at most RANK_TIMESTEPS of them.
 
     similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map', 'with_convolution'};
-    the last two hold {'effective', 'numerical', 'spectrum'}, means over heads, pictures (and channels), the third of the
+    the last two hold {'effective', 'numerical', 'spectrum'}, means over heads, images (and channels), the third of the
     middle layer at the middle timestep. 'with_convolution' is absent where there is none, `rank` where N > RANK_TOKENS.
     """
     n = attention.grid[0] * attention.grid[1]
@@ -35,7 +35,7 @@ def survey(attention: Attention, pictures: Pictures, timesteps: Sequence[int], p
     if step > 1 and 'similarity' in parts:
         LOG.info('%s: maps of %d tokens do not fit into --memory; every %d-th query is taken', attention.name, n, step)
     ranked = spread(len(timesteps), RANK_TIMESTEPS)
-    rows = [_one_timestep(attention, pictures, t, [part for part in parts if part != 'rank' or i in ranked], step, progress)
+    rows = [_one_timestep(attention, images, t, [part for part in parts if part != 'rank' or i in ranked], step, progress)
             for i, t in enumerate(timesteps)]
     found = {}
     if 'similarity' in parts:
@@ -63,26 +63,26 @@ def _nanmean(values, axis):
     return np.where(count, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
-def _one_timestep(attention: Attention, pictures: Pictures, t: int, parts, step: int, progress) -> list[list[dict]]:
-    """[pictures][layers] of what was measured."""
+def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int, progress) -> list[list[dict]]:
+    """[images][layers] of what was measured."""
     measured = []
-    for start in range(0, len(pictures), attention.batch):
-        some = pictures[start:start + attention.batch]
+    for start in range(0, len(images), attention.batch):
+        some = images[start:start + attention.batch]
         layers = attention.layers(some.noised(t), t, some.label)
         for i in range(len(some)):
-            with_rank = 'rank' in parts and start + i < RANK_PICTURES
+            with_rank = 'rank' in parts and start + i < RANK_IMAGES
             measured.append([_measure(layer, i, attention.grid, 'similarity' in parts, with_rank, step) for layer in layers])
             progress.add(1)
     return measured
 
 
-def _measure(layer: Layer, picture: int, grid, similarity: bool, rank: bool, step: int) -> dict:
+def _measure(layer: Layer, image: int, grid, similarity: bool, rank: bool, step: int) -> dict:
     found = {}
     if similarity:
-        maps = attention_map(layer.kind, layer.query[picture, ::step], layer.key[picture])
+        maps = attention_map(layer.kind, layer.query[image, ::step], layer.key[image])
         found['similarity'] = [float(value) for value in head_similarity(maps)]
     if rank:
-        maps = np.asarray(attention_map(layer.kind, layer.query[picture], layer.key[picture]), np.float64)
+        maps = np.asarray(attention_map(layer.kind, layer.query[image], layer.key[image]), np.float64)
         found['map'] = _ranks(maps)
         if layer.convolution is not None:
             channels = spread(layer.convolution.shape[-1], CHANNELS)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.analysis.examples import Pictures
+from lit_jax.analysis.examples import Images
 from lit_jax.analysis.maps import Attention, attention_map
 from lit_jax.runtime.errors import UserError
 
@@ -35,13 +35,13 @@ def parse_layers(text: str, depth: int, name: str, most: int) -> list[int]:
     return layers
 
 
-def token_maps(attention: Attention, pictures: Pictures, number: int, t: int, token: tuple[int, int],
+def token_maps(attention: Attention, images: Images, number: int, t: int, token: tuple[int, int],
                layers: Sequence[int]) -> dict:
-    """{'layers', 'maps': [layer] of arrays [K, rows, columns] of weights, 'uniform': [layer] of 1/M} of one picture.
+    """{'layers', 'maps': [layer] of arrays [K, rows, columns] of weights, 'uniform': [layer] of 1/M} of one image.
 
     The grid of the keys is smaller than that of the queries where a mixer makes one of several.
     """
-    some = pictures[number:number + 1]
+    some = images[number:number + 1]
     seen = attention.layers(some.noised(t), t, some.label)
     row = token[0] * attention.grid[1] + token[1]
     maps = []

@@ -1,4 +1,4 @@
-"""From a wish to pictures, without a browser: one model, or a teacher and its student from the same noise.
+"""From a wish to images, without a browser: one model, or a teacher and its student from the same noise.
 
     studio = open_studio('runs/digits_lit', teacher='models/digits_dit')
     for state in studio.draw(Wish(label=3, count=4)):
@@ -22,7 +22,7 @@ from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
 
 HEARTBEAT, PAUSE = 0.5, 0.08       # seconds: between two states at most and at least
-SHOWN = 256                        # pixels of a side that small pictures are enlarged to, about
+SHOWN = 256                        # pixels of a side that small images are enlarged to, about
 Painter = ClassPainter | TextPainter
 
 
@@ -79,7 +79,7 @@ def say_seconds(seconds: float) -> str:
 
 
 def enlarge(image_HWC: np.ndarray) -> np.ndarray:
-    """RGB uint8 for the screen: small pictures with every pixel as a square."""
+    """RGB uint8 for the screen: small images with every pixel as a square."""
     scale = max(1, SHOWN // max(image_HWC.shape[:2]))
     return np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
 
@@ -144,7 +144,7 @@ class Studio:
         self.check(wish)
         told: queue.SimpleQueue = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(wish, told.put), name='drawing', daemon=True)
-        state = State('waiting for the pictures of another page' if self._turn.locked() else 'beginning')
+        state = State('waiting for the images of another page' if self._turn.locked() else 'beginning')
         thread.start()
         while not state.finished:
             yield state
@@ -153,7 +153,7 @@ class Studio:
         yield state
 
     def command(self, wish: Wish) -> str:
-        """The command line that draws the pictures of the last model."""
+        """The command line that draws the images of the last model."""
         flags = ['--from=' + self.painter.source, *self.options, *self.painter.arguments(wish), f'--method={wish.method}',
                  f'--steps={wish.steps}', f'--cfg_scale={wish.cfg_scale:g}', '--out=grid.png']
         return shlex.join(['python', 'sample.py', *flags])

@@ -37,7 +37,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=7, min_width=340):
                 status = _bare(status_html(State(READY)), elem_id='status')
                 shown = _panels(studio)
-                with gr.Accordion('The same pictures from the command line', open=False):
+                with gr.Accordion('The same images from the command line', open=False):
                     command = gr.Textbox(show_label=False, interactive=False, lines=2, buttons=['copy'], elem_id='command')
         outputs = [button, status, command, *shown]
 
@@ -57,7 +57,7 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
     """(the inputs in the order of `read_wish`, the button)."""
     default = studio.painter.default
     if studio.takes == 'text':
-        what = [gr.Textbox(label='Prompt', placeholder='what the picture shows', lines=2, max_lines=6, elem_id='prompt'),
+        what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6, elem_id='prompt'),
                 gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty', elem_id='negative')]
     else:
         classes = [('each class in turn', EACH), *((_class_name(i, name), i) for i, name in enumerate(studio.painter.classes))]
@@ -67,7 +67,7 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
         seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')
         new_seed = gr.Button('New seed', size='md', scale=2, min_width=90, elem_id='new_seed')
     new_seed.click(lambda: random.randrange(1 << 32), None, seed, show_progress='hidden', api_name=False)
-    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Pictures', elem_id='count')
+    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Images', elem_id='count')
     with gr.Row():
         steps = gr.Number(default.steps, label='Steps', min_width=90, elem_id='steps')
         method = gr.Dropdown(list(SAMPLERS), value=default.method, label='Sampler', filterable=False, min_width=130, elem_id='method')
@@ -95,7 +95,7 @@ def read_wish(takes: str, values) -> Wish:
         what = {'label': _whole('class', label)}
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise UserError(f'the guidance scale must be a number, got {scale}')
-    return Wish(**what, seed=_whole('seed', seed), count=_whole('number of pictures', count), method=method,
+    return Wish(**what, seed=_whole('seed', seed), count=_whole('number of images', count), method=method,
                 steps=_whole('number of steps', steps), cfg_scale=float(scale))
 
 
@@ -121,8 +121,8 @@ def show(studio: Studio, values) -> Iterator[list]:
         for state in studio.draw(wish):
             new = list(keep)
             for number, panel in enumerate(state.panels[seen:], seen):
-                pictures = [(enlarge(image), caption) for image, caption in zip(panel.images, panel.captions, strict=True)]
-                new[2 * number:2 * number + 2] = [gr.Gallery(pictures, columns=_columns(len(pictures), len(studio.painters))),
+                images = [(enlarge(image), caption) for image, caption in zip(panel.images, panel.captions, strict=True)]
+                new[2 * number:2 * number + 2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.painters))),
                                                   timing_html(panel.timing.describe())]
             seen = len(state.panels)
             command = studio.command(wish) if state.finished else gr.skip()
@@ -134,8 +134,8 @@ def show(studio: Studio, values) -> Iterator[list]:
         yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'), gr.skip(), *keep]
 
 
-def _columns(pictures: int, panels: int) -> int:
-    return max(1, min(pictures, 5 if panels == 1 else 4, math.ceil(math.sqrt(pictures)) + (panels == 1)))
+def _columns(images: int, panels: int) -> int:
+    return max(1, min(images, 5 if panels == 1 else 4, math.ceil(math.sqrt(images)) + (panels == 1)))
 
 
 def _head(studio: Studio) -> str:

@@ -1,6 +1,6 @@
 """A model behind the page: what it is called, and how it turns a wish into what it draws, telling of every step.
 
-Two kinds with the same methods: `ClassPainter`, and `TextPainter` around a `TextToImage`. The pictures are those of
+Two kinds with the same methods: `ClassPainter`, and `TextPainter` around a `TextToImage`. The images are those of
 `sample.py`, for the same seed and settings.
 """
 from collections import OrderedDict
@@ -18,14 +18,14 @@ from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.decoder import check_decoder, class_names, open_decoder
 from lit_jax.sampling.draw_classes import Request
-from lit_jax.sampling.groups import GROUP, GroupSampler, Pictures
+from lit_jax.sampling.groups import GROUP, GroupSampler, Images
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.prompts import latent_size
 from lit_jax.sampling.text_to_image import PROGRAMS, SETTINGS, PromptFeatures, TextToImage
 
 EACH = -1                  # as a label: one class after the other
-MOST = GROUP               # pictures at once: one group
+MOST = GROUP               # images at once: one group
 OnStep = Callable[[int, int], None]
 
 
@@ -69,7 +69,7 @@ def check_wish(wish: Wish) -> None:
     """Raises UserError for numbers that no model could draw with."""
     check_seed(wish.seed)
     if not 1 <= wish.count <= MOST:
-        raise UserError(f'the number of pictures must lie between 1 and {MOST}, got {wish.count}')
+        raise UserError(f'the number of images must lie between 1 and {MOST}, got {wish.count}')
 
 
 class ClassPainter:
@@ -90,7 +90,7 @@ class ClassPainter:
         return class_names(self.config, range(self.network.null_label))
 
     def labels(self, wish: Wish) -> np.ndarray:
-        """int32 [N]: the class of each picture."""
+        """int32 [N]: the class of each image."""
         return np.arange(wish.count, dtype=np.int32) % self.network.null_label if wish.label == EACH else \
             np.full(wish.count, wish.label, np.int32)
 
@@ -123,11 +123,11 @@ class ClassPainter:
 
     def draw(self, wish: Wish, features: None, on_step: OnStep) -> np.ndarray:
         """What the model draws, float32 [N, h, w, C]. on_step is called with (steps begun, steps in all)."""
-        pictures = Pictures.of_classes(self.labels(wish), wish.seed)
+        images = Images.of_classes(self.labels(wish), wish.seed)
         done = iter(range(1, wish.steps + 1))
         sampler = self._programs.use(self._key(wish), lambda: GroupSampler(
-            self.model, {**wish.sampler(), 'on_step': self._on_step}, pictures, devices=jax.local_devices()[:1]))
-        sampler.replace_pictures(pictures)
+            self.model, {**wish.sampler(), 'on_step': self._on_step}, images, devices=jax.local_devices()[:1]))
+        sampler.replace_images(images)
         self._tick = lambda: on_step(next(done, wish.steps), wish.steps)
         try:
             with explain_out_of_memory('drawing'):
@@ -145,7 +145,7 @@ class ClassPainter:
             self._tick()
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures float32 [N, H, W, C] of latents; one by one, since a picture's decoding takes much memory."""
+        """Images float32 [N, H, W, C] of latents; one by one, since an image's decoding takes much memory."""
         if self.vae is None:
             return latents
         decoded = [self.vae.decode(latents[i:i + 1] + self.vae.shift) for i in range(len(latents))]
@@ -156,7 +156,7 @@ class ClassPainter:
             check_decoder(self.vae, teacher.config, 'the VAE of the student', teacher.source)
 
     def arguments(self, wish: Wish) -> list[str]:
-        """Of `sample.py`, for the same pictures."""
+        """Of `sample.py`, for the same images."""
         if wish.label == EACH:
             return ['--classes=' + ','.join(map(str, self.labels(wish))), '--per_class=1', f'--seed={wish.seed}']
         return [f'--classes={wish.label}', f'--per_class={wish.count}', f'--seed={wish.seed}']
@@ -181,7 +181,7 @@ class TextPainter:
         return max(self.pipeline.nominal_size) > 256
 
     def seeds(self, wish: Wish) -> list[int]:
-        """Of each picture: the wish's, and those that follow."""
+        """Of each image: the wish's, and those that follow."""
         return [(wish.seed + i) % (1 << 32) for i in range(wish.count)]
 
     def captions(self, wish: Wish) -> list[str]:

@@ -50,11 +50,11 @@ class Vae:
         self._decode = jax.jit(network.decode, static_argnames=('one_by_one', 'tile', 'overlap'))
 
     def encode(self, image_BHWC, **options) -> tuple[Array, Array]:
-        """`VaeNetwork.encode`, compiled: pictures in [-1, 1] -> (mean, logvar)."""
+        """`VaeNetwork.encode`, compiled: images in [-1, 1] -> (mean, logvar)."""
         return self._encode(self.params, image_BHWC, **options)
 
     def decode(self, latent_BHWC, **options) -> Array:
-        """`VaeNetwork.decode`, compiled: unscaled latents -> pictures, not clipped."""
+        """`VaeNetwork.decode`, compiled: unscaled latents -> images, not clipped."""
         return self._decode(self.params, latent_BHWC, **options)
 
 

@@ -1,9 +1,9 @@
-"""Scores pictures: FID, sFID, IS, KID, sKID, precision and recall, each with its recipe.
+"""Scores images: FID, sFID, IS, KID, sKID, precision and recall, each with its recipe.
 
     python evaluate.py --samples=lit_xl.npz --reference=VIRTUAL_imagenet256_labeled.npz
     python evaluate.py --from runs/lit_xl --vae models/sd_vae --reference=VIRTUAL_imagenet256_labeled.npz \\
         --num_samples=50000 --cfg_scale 1 1.25 1.5 --checkpoints=200000,400000 --out=scores/lit_xl
-    python evaluate.py reference --data=folder --path=pictures --image_size=256 --out=pictures.npz
+    python evaluate.py reference --data=folder --path=images --image_size=256 --out=images.npz
     python evaluate.py geneval --help
 
 Rows go to OUT/scores.json, a table to OUT/scores.md, FID over guidance, steps and training to OUT/scores.png. A run that
@@ -32,7 +32,7 @@ def add_common(parser) -> None:
     """What scores and references share."""
     group = parser.add_argument_group('features')
     add = group.add_argument
-    add('--features', default='inception', help='inception, or digits[:JUDGE.npz] for pictures of 8x8 digits; default inception')
+    add('--features', default='inception', help='inception, or digits[:JUDGE.npz] for images of 8x8 digits; default inception')
     add('--inception', default='', help='its weights; default: $LIT_JAX_INCEPTION, the cache folder, or a download')
     add('--precision', default='highest', help='highest, or bfloat16: faster, and not comparable with published figures')
     group = parser.add_argument_group('devices')
@@ -45,10 +45,10 @@ def add_common(parser) -> None:
 def parse_scores(arguments) -> dict:
     parser = make_parser('evaluate.py', __doc__)
     add = parser.add_argument
-    add('--reference', required=True, help='.npz of ADM or of `evaluate.py reference`, or any set of pictures')
-    add('--samples', help='pictures that are there: an .npz (arr_0 uint8 [N, H, W, 3]) or a folder of PNG files')
+    add('--reference', required=True, help='.npz of ADM or of `evaluate.py reference`, or any set of images')
+    add('--samples', help='images that are there: an .npz (arr_0 uint8 [N, H, W, 3]) or a folder of PNG files')
     add('--from', dest='sources', nargs='+', default=(), metavar='MODEL', help='model folders or workdirs to draw from')
-    add('--num_samples', type=int, help='pictures to draw of each; of --samples: the first so many')
+    add('--num_samples', type=int, help='images to draw of each; of --samples: the first so many')
     add('--out', default='scores', help='folder of the results; rows of several commands may share one; default scores')
     group = parser.add_argument_group('scores')
     add = group.add_argument
@@ -70,9 +70,9 @@ def parse_scores(arguments) -> dict:
     add('--classes', default='', help='class indices, comma separated; default all')
     add('--seed', type=int, default=0)
     add('--dtype', default='float32', help='float32 or bfloat16')
-    add('--batch_size', type=int, default=0, help='pictures on their way at once on this host; changes no score')
-    add('--group', type=int, default=16, help='pictures that a device draws together')
-    add('--keep_samples', action='store_true', help='keep the pictures, too, as OUT/samples_....npz')
+    add('--batch_size', type=int, default=0, help='images on their way at once on this host; changes no score')
+    add('--group', type=int, default=16, help='images that a device draws together')
+    add('--keep_samples', action='store_true', help='keep the images, too, as OUT/samples_....npz')
     add_common(parser)
     options = vars(parser.parse_args(arguments))
     if options['metrics'] is None:
@@ -81,29 +81,29 @@ def parse_scores(arguments) -> dict:
 
 
 def parse_reference(arguments) -> dict:
-    parser = make_parser('evaluate.py reference', 'Makes a reference in ADM\'s layout: statistics of all pictures, and some of them.')
+    parser = make_parser('evaluate.py reference', 'Makes a reference in ADM\'s layout: statistics of all images, and some of them.')
     add = parser.add_argument
     add('--data', required=True, help='folder, imagenet2012, tfds:NAME or digits')
     add('--out', required=True, help='NAME.npz')
     add('--path', default='', help='of --data=folder: the folder')
     add('--data_dir', default='', help='folder of all data sets; default $LIT_JAX_DATA')
     add('--split', default='train', help='train or held_out')
-    add('--image_size', type=int, help='pixels a side; pictures are cropped as ADM crops them')
+    add('--image_size', type=int, help='pixels a side; images are cropped as ADM crops them')
     add('--classes', default='', help='of these classes only: names or numbers, comma separated, a file, or sub_imagenet')
-    add('--images', type=int, default=10000, help='pictures in the file; default 10000')
+    add('--images', type=int, default=10000, help='images in the file; default 10000')
     add('--seed', type=int, default=0, help='that chooses them')
-    add('--threads', type=int, help='that decode pictures; default one a core')
-    add('--strict', action='store_true', help='stop at the first picture that cannot be decoded, instead of leaving it out')
+    add('--threads', type=int, help='that decode images; default one a core')
+    add('--strict', action='store_true', help='stop at the first image that cannot be decoded, instead of leaving it out')
     add_common(parser)
     return vars(parser.parse_args(arguments))
 
 
 def parse_geneval(arguments) -> dict:
-    parser = make_parser('evaluate.py geneval', 'GenEval: writes its prompts, or scores pictures by what a detector saw in them.')
+    parser = make_parser('evaluate.py geneval', 'GenEval: writes its prompts, or scores images by what a detector saw in them.')
     add = parser.add_argument
     add('--prompts_out', help='writes the 553 prompts into this folder')
-    add('--images', help='that folder with pictures in it: 00000/samples/0000.png and so on')
-    add('--detections', help='.jsonl: what was seen in the pictures, a line each')
+    add('--images', help='that folder with images in it: 00000/samples/0000.png and so on')
+    add('--detections', help='.jsonl: what was seen in the images, a line each')
     add('--detector', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='of Mask2Former, instead: looks itself, with PyTorch')
     add('--store', help='with --detector: writes what it sees as FILE.jsonl, and scores nothing')
     add('--out', help='.json of the result; default IMAGES/geneval.json')

@@ -1,7 +1,7 @@
-"""Draws pictures from a model folder or a workdir: of classes, or of what prompts say. The name of --out says what:
+"""Draws images from a model folder or a workdir: of classes, or of what prompts say. The name of --out says what:
 
     python sample.py --from runs/digits_lit --classes 3,7 --cfg_scale 4 --steps 50 --out grid.png
-    python sample.py --from runs/lit_xl --vae models/sd_vae --classes 207,360 --per_class 4 --out pictures/
+    python sample.py --from runs/lit_xl --vae models/sd_vae --classes 207,360 --per_class 4 --out images/
     python sample.py --from runs/lit_xl --vae models/sd_vae --count 50000 --cfg_scale 1.5 --steps 250 --out lit_xl.npz
     python sample.py --grid_compare models/dit_xl runs/lit_xl --vae models/sd_vae --out compare.png
     python sample.py --from=runs/lit_t2i --text_encoder=models/t5 --vae=models/sdxl_vae --prompt="a red fox in the snow" \\
@@ -29,15 +29,15 @@ def parse(arguments):
     add('--vae', help='VAE folder, for models that draw latents')
     add('--out', help='NAME.png, NAME.npz or a folder; default grid.png')
 
-    which = parser.add_argument_group('which pictures, of models for classes')
+    which = parser.add_argument_group('which images, of models for classes')
     add = which.add_argument
     add('--classes', help='class indices, comma separated; default: of a grid the first 10, of a set all')
-    add('--per_class', type=int, help='pictures of each class; default of a grid: 8')
-    add('--count', type=int, help='pictures of a set, all classes together')
+    add('--per_class', type=int, help='images of each class; default of a grid: 8')
+    add('--count', type=int, help='images of a set, all classes together')
     add('--labels', choices=('random', 'balanced'), help='of a set; default: random with --count, balanced with --per_class')
-    add('--seed', type=int, help='default 0. Picture i depends on the seed and i, of a prompt on the seed: not on batches or devices')
+    add('--seed', type=int, help='default 0. Image i depends on the seed and i, of a prompt on the seed: not on batches or devices')
 
-    text = parser.add_argument_group('which pictures, of models for prompts')
+    text = parser.add_argument_group('which images, of models for prompts')
     add = text.add_argument
     add('--prompt', action='append', help='what to draw; may be given several times')
     add('--prompts', help='a text file of prompts, one a line')
@@ -49,7 +49,7 @@ def parse(arguments):
     add('--text_dtype', help='float32, bfloat16, or int8: a quarter of the memory; default float32 on CPU, bfloat16 elsewhere')
     add('--low_memory', action='store_true', default=None, help='one network in memory at a time: text encoder, backbone, VAE')
     add('--tile', type=int, help='side of the squares that the VAE decodes one by one, in latent pixels; default 64 with '
-                                 '--low_memory and above 1024 pixels, else the whole picture')
+                                 '--low_memory and above 1024 pixels, else the whole image')
 
     how = parser.add_argument_group('how they are drawn')
     add = how.add_argument
@@ -61,13 +61,13 @@ def parse(arguments):
     add('--cfg_channels', type=channels, choices=(3, 'all'), help='noise channels that are guided; '
         'default: of classes 3, of prompts all')
     add('--cfg_interval', type=float, nargs=2, metavar=('LOW', 'HIGH'),
-        help='part of the schedule that is guided, 0 the picture, 1 pure noise; default 0 1')
+        help='part of the schedule that is guided, 0 the image, 1 pure noise; default 0 1')
     add('--dtype', help='float32 (the default) or bfloat16')
 
     devices = parser.add_argument_group('devices')
     add = devices.add_argument
-    add('--batch_size', type=int, help='pictures of classes on their way at once on this host; changes no picture')
-    add('--group', type=int, help='pictures that a device computes together; fewer need less memory, another number rounds '
+    add('--batch_size', type=int, help='images of classes on their way at once on this host; changes no image')
+    add('--group', type=int, help='images that a device computes together; fewer need less memory, another number rounds '
                                   'differently; default: of classes 16, of prompts 1 to 8 by their size')
     add('--coordinator', help='HOST:PORT of process 0, where no scheduler says who the others are')
     add('--num_processes', type=int, help='processes of this run, with --coordinator')

@@ -1,4 +1,4 @@
-"""A page in the browser that draws pictures of classes or of prompts; nothing leaves this machine.
+"""A page in the browser that draws images of classes or of prompts; nothing leaves this machine.
 
     python demo.py                                                                # the digits teacher that is shipped
     python demo.py --from=runs/digits_lit --teacher=models/digits_dit             # both, from the same noise

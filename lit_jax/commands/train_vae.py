@@ -1,6 +1,6 @@
-"""Fits a small VAE to a folder of pictures, and writes a VAE folder.
+"""Fits a small VAE to a folder of images, and writes a VAE folder.
 
-    python train_vae.py --config=configs/vae_tiny.py --config.data.path=pictures --out=models/vae_tiny
+    python train_vae.py --config=configs/vae_tiny.py --config.data.path=images --out=models/vae_tiny
 """
 import sys
 

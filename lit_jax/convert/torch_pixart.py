@@ -90,7 +90,7 @@ def caption_hub_problems(arch: Mapping, hub: Mapping) -> list[str]:
                         'say): that is PixArt-α at 1024 pixels, this converter reads PixArt-Σ')
     own = arch['mixer']['heads'] if arch['mixer']['name'] == 'softmax' else arch['cross_heads']
     if own != arch['cross_heads']:
-        problems.append(f'diffusers has as many heads for the caption as for the picture, not {arch["cross_heads"]} and {own}')
+        problems.append(f'diffusers has as many heads for the caption as for the image, not {arch["cross_heads"]} and {own}')
     return problems
 
 

@@ -5,7 +5,7 @@ from lit_jax.data.crop import flip
 
 
 def random_flip(element: dict, rng: np.random.Generator) -> dict:
-    """Mirrors the picture of an element in half of the cases.
+    """Mirrors the image of an element in half of the cases.
 
     It looks at one raw bit of the generator: numpy promises the bits of a bit generator for all versions."""
     if rng.bit_generator.random_raw() >> 63:

@@ -34,7 +34,7 @@ class Source(ABC):
     """Examples by number. The same number gives the same example in every process and every run.
 
     Attributes:
-        buckets: the shapes (H, W) of the pictures (or latents), where they have several; a batch then holds one shape.
+        buckets: the shapes (H, W) of the images (or latents), where they have several; a batch then holds one shape.
         bucket_of: the number of each example's shape, int32 [len]; None where all have one.
     """
     buckets: tuple[tuple[int, int], ...] = ()

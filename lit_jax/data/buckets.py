@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the few shapes that pictures of all shapes are brought to, so that little of each is cut off.
+"""Aspect-ratio buckets: the few shapes that images of all shapes are brought to, so that little of each is cut off.
 
 The idea is PixArt's: shapes of about the same area with ratios from 1:4 to 4:1. The table here is computed by a rule, for a
 base size S (the side of the square one) and sides that are multiples of m pixels (what a VAE and the patches divide by):
@@ -9,7 +9,7 @@ base size S (the side of the square one) and sides that are multiples of m pixel
     order    by H / W, the widest first
 
 At 512 pixels and m = 16 the step is 32 and there are 33 shapes, from 256 x 1024 to 1024 x 256, whose areas differ from
-512² by 5.5 % at most; at 1024 pixels they are the same, twice as large. A picture belongs to the shape with the nearest
+512² by 5.5 % at most; at 1024 pixels they are the same, twice as large. An image belongs to the shape with the nearest
 ratio, by the logarithm; of two, the wider.
 """
 import math
@@ -49,7 +49,7 @@ def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
 
 
 def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The number in the table of the shape nearest to each picture: int [n, 2] of (width, height) -> int32 [n]."""
+    """The number in the table of the shape nearest to each image: int [n, 2] of (width, height) -> int32 [n]."""
     width, height = np.asarray(sizes, np.float64).reshape(-1, 2).T
     ratios = np.log([high / wide for high, wide in table])
     order = np.argsort(ratios, kind='stable')
@@ -58,10 +58,10 @@ def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray
 
 
 def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: the picture resized to cover the shape (H, W), and the middle cut out.
+    """uint8 [H, W, 3]: the image resized to cover the shape (H, W), and the middle cut out.
 
     For a square shape this is `lit_jax.data.crop.center_crop`; else the same steps: halved with a box filter while both
-    sides are at least twice as long as they should be, then bicubic. Raises ValueError for a picture so long and thin that
+    sides are at least twice as long as they should be, then bicubic. Raises ValueError for an image so long and thin that
     the resized one would have more than MAX_PIXELS pixels."""
     rows, columns = shape
     if rows == columns:

@@ -1,20 +1,20 @@
-"""A folder of pictures with captions as a source.
+"""A folder of images with captions as a source.
 
-    pictures/a.jpg, pictures/a.txt, pictures/more/b.png, pictures/more/b.txt    the caption beside the picture
-    pictures/captions.jsonl                                                     or all captions in one file
-    pictures/train/..., pictures/held_out/...                                   two splits, each as above
+    images/a.jpg, images/a.txt, images/more/b.png, images/more/b.txt    the caption beside the image
+    images/captions.jsonl                                                     or all captions in one file
+    images/train/..., images/held_out/...                                   two splits, each as above
 
 A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or "caption" for the only one; so is
 Hugging Face's metadata.jsonl with "file_name" and "text". Blank lines are skipped. All captions are read when the folder is
-opened; of many thousand pictures, tar shards open faster (lit_jax/data/tar_shards.py).
+opened; of many thousand images, tar shards open faster (lit_jax/data/tar_shards.py).
 """
 import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from lit_jax.data.captions import CaptionedPictures, check_pairs, record_captions
-from lit_jax.data.folder import SUFFIXES, read_picture, suffix_of, visible_files
+from lit_jax.data.captions import CaptionedImages, check_pairs, record_captions
+from lit_jax.data.folder import SUFFIXES, read_image, suffix_of, visible_files
 from lit_jax.data.image_sizes import keep_known, read_sizes
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import explain_unreachable
@@ -24,7 +24,7 @@ IMAGE_FIELDS = ('image', 'file_name')
 _THREADS = 16
 
 
-class CaptionFolder(CaptionedPictures):
+class CaptionFolder(CaptionedImages):
     """Made by `open_caption_folder`; `files` are paths relative to `root` with '/', `texts` their captions."""
 
     def __init__(self, root, files: list[str], texts: list[tuple[str, ...]], image_size: int, **options):
@@ -36,7 +36,7 @@ class CaptionFolder(CaptionedPictures):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self.root / self.files[index]
-        return read_picture(path), index, os.fspath(path)
+        return read_image(path), index, os.fspath(path)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.texts[index]
@@ -48,23 +48,23 @@ class CaptionFolder(CaptionedPictures):
 
 
 def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: bool = False) -> CaptionFolder:
-    """The pictures with captions below a folder. Arguments as of `CaptionedPictures`.
+    """The images with captions below a folder. Arguments as of `CaptionedImages`.
 
-    Raises UserError for a broken line of captions.jsonl (with its number), a picture that stands in it twice, two pictures
-    with one caption file; with `strict` for pictures without captions and captions without pictures, else if none is left."""
+    Raises UserError for a broken line of captions.jsonl (with its number), an image that stands in it twice, two images
+    with one caption file; with `strict` for images without captions and captions without images, else if none is left."""
     files = list(visible_files(root))
-    pictures = sorted(file for file in files if suffix_of(file) in SUFFIXES)
+    images = sorted(file for file in files if suffix_of(file) in SUFFIXES)
     lists = [name for name in LISTS if name in files]
     if len(lists) > 1:
         raise UserError(f'{root} has both {" and ".join(lists)}; keep one of them')
     if lists:
         captions = _read_list(root / lists[0])
-        orphans = sorted(captions.keys() - set(pictures))
+        orphans = sorted(captions.keys() - set(images))
     else:
-        captions, orphans = _read_files(root, pictures, files)
-    kept = [file for file in pictures if captions.get(file)]
-    check_pairs(root, len(kept), alone=[file for file in pictures if file not in captions], orphans=orphans,
-                empty=[file for file in pictures if captions.get(file) == ()], strict=strict)
+        captions, orphans = _read_files(root, images, files)
+    kept = [file for file in images if captions.get(file)]
+    check_pairs(root, len(kept), alone=[file for file in images if file not in captions], orphans=orphans,
+                empty=[file for file in images if captions.get(file) == ()], strict=strict)
     sizes = None
     if table:
         sizes = read_sizes(root, kept)
@@ -74,7 +74,7 @@ def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: boo
 
 
 def _read_list(path) -> dict[str, tuple[str, ...]]:
-    """{picture: its captions} of a captions.jsonl."""
+    """{image: its captions} of a captions.jsonl."""
     captions, lines = {}, {}
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
@@ -86,11 +86,11 @@ def _read_list(path) -> dict[str, tuple[str, ...]]:
             raise UserError(f'{place} is not valid JSON ({error}): {line[:80]}') from error
         image = next((record[name] for name in IMAGE_FIELDS if name in record), None) if isinstance(record, dict) else None
         if not isinstance(image, str):
-            raise UserError(f'{place} does not say which picture it is of; expected {{"image": "a.jpg", "caption": "..."}}: '
+            raise UserError(f'{place} does not say which image it is of; expected {{"image": "a.jpg", "caption": "..."}}: '
                             f'{line[:80]}')
         image = image.replace('\\', '/').removeprefix('./')
         if image in lines:
-            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; a picture has one line, with a '
+            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; an image has one line, with a '
                             '"short" and a "long" caption')
         lines[image] = number
         try:
@@ -100,16 +100,16 @@ def _read_list(path) -> dict[str, tuple[str, ...]]:
     return captions
 
 
-def _read_files(root, pictures: list[str], files: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """({picture: its captions}, caption files without a picture) where each picture has a .txt beside it."""
+def _read_files(root, images: list[str], files: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """({image: its captions}, caption files without an image) where each image has a .txt beside it."""
     texts = {file[:-4]: file for file in files if suffix_of(file) == '.txt'}
     of: dict[str, str] = {}
-    for picture in pictures:
-        stem = picture[:-len(suffix_of(picture))]
+    for image in images:
+        stem = image[:-len(suffix_of(image))]
         if stem in of and stem in texts:
-            raise UserError(f'{root / of[stem]} and {root / picture} have one caption file, {texts[stem]}; rename one of them '
+            raise UserError(f'{root / of[stem]} and {root / image} have one caption file, {texts[stem]}; rename one of them '
                             'and give each its own')
-        of[stem] = picture
+        of[stem] = image
     stems = [stem for stem in of if stem in texts]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda stem: _read_text(root / texts[stem]).strip(), stems))

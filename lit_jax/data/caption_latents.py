@@ -1,13 +1,13 @@
-"""Cached latents with text features: pictures with captions as a VAE and a text encoder saw them.
+"""Cached latents with text features: images with captions as a VAE and a text encoder saw them.
 
-The folder is that of lit_jax/data/latents.py, and null_text.bin (lit_jax/data/text_features.py). A record is one picture:
+The folder is that of lit_jax/data/latents.py, and null_text.bin (lit_jax/data/text_features.py). A record is one image:
 
     int32 x 4       number of the bucket, captions (1 or 2), tokens of the long caption, of the short one (0: there is none)
-    moments         of the picture, [h, w, 2C], mean before log-variance, not scaled; float32 or float16
+    moments         of the image, [h, w, 2C], mean before log-variance, not scaled; float32 or float16
     features        of the long (or only) caption, then of the short one, bfloat16 [tokens, width] each
 
 all little-endian. There are no mirror images: captions that say "left" would be false for them. Records lie in the order
-of their buckets, as pictures of one shape go through the VAE together.
+of their buckets, as images of one shape go through the VAE together.
 """
 from collections.abc import Iterator, Sequence
 
@@ -63,7 +63,7 @@ class CaptionLatentSource(CachedLatents):
         return (self[int(index)] for index in indices)  # never both captions of a whole batch
 
     def all_labels(self) -> np.ndarray:
-        raise UserError('pictures with captions have no labels')
+        raise UserError('images with captions have no labels')
 
     @property
     def null_features(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Pictures with captions: what the sources of them share, and how they become examples for training.
+"""Images with captions: what the sources of them share, and how they become examples for training.
 
-A picture has one caption or two, a short and a long one. `CaptionedPictures` are sources of encoded pictures (a folder:
-lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source of pictures with
-captions tokens, and `choose_caption` takes one of both captions for each position of the stream. Pictures are never
+An image has one caption or two, a short and a long one. `CaptionedImages` are sources of encoded images (a folder:
+lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source of images with
+captions tokens, and `choose_caption` takes one of both captions for each position of the stream. Images are never
 mirrored: "left of" would become false.
 """
 import logging
@@ -14,7 +14,7 @@ import numpy as np
 from lit_jax.data import buckets
 from lit_jax.data.base import Source, Spec, check_index, stack
 from lit_jax.data.crop import center_crop
-from lit_jax.data.images import BadPicture, ImageSource, decode, to_float
+from lit_jax.data.images import BadImage, ImageSource, decode, to_float
 from lit_jax.runtime.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
@@ -25,16 +25,16 @@ LONG_FIELDS, SHORT_FIELDS = ('long', 'long_caption', 'sharegpt4v'), ('short', 's
 _SHOWN = 5
 
 
-class CaptionedPictures(ImageSource):
-    """Encoded pictures with captions; elements {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of str}.
+class CaptionedImages(ImageSource):
+    """Encoded images with captions; elements {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of str}.
 
-    Captions: the short one, then the long one where there are two. Damaged pictures are replaced as in every
+    Captions: the short one, then the long one where there are two. Damaged images are replaced as in every
     `ImageSource`, by one of the same bucket.
 
     Args:
-        image_size: side of the squares that pictures are cropped to, or the base size of the buckets.
-        sizes: (width, height) of every picture, int [n, 2]; needed where `table` is given.
-        table: shapes (H, W) of the buckets; empty: all pictures become squares.
+        image_size: side of the squares that images are cropped to, or the base size of the buckets.
+        sizes: (width, height) of every image, int [n, 2]; needed where `table` is given.
+        table: shapes (H, W) of the buckets; empty: all images become squares.
     """
 
     def __init__(self, image_size: int, *, sizes: np.ndarray | None = None, table: tuple[tuple[int, int], ...] = (),
@@ -48,7 +48,7 @@ class CaptionedPictures(ImageSource):
         """(only caption,) or (short, long) of an example, none of them empty."""
 
     def all_labels(self) -> np.ndarray:
-        raise UserError('pictures with captions have no labels')
+        raise UserError('images with captions have no labels')
 
     def load(self, index: int) -> dict:
         pixels, _ = self._pixels(check_index(index, len(self)))
@@ -71,7 +71,7 @@ class CaptionedPictures(ImageSource):
                 return center_crop(image, self.spec.image_size), index
             return buckets.cover_crop(image, self.buckets[self.bucket_of[index]]), index
         except ValueError as error:
-            raise BadPicture(name, str(error)) from error
+            raise BadImage(name, str(error)) from error
 
     def _from(self, index: int) -> Iterator[int]:
         if self.bucket_of is None:
@@ -80,26 +80,26 @@ class CaptionedPictures(ImageSource):
 
 
 class Captioned(Source):
-    """Pictures with captions as examples for training.
+    """Images with captions as examples for training.
 
     Elements {'image': float32 [H, W, 3], 'tokens': int32 [2, L], 'text_mask': int32 [2, L]}: row 0 is the long caption, row
     1 the short one; both are the same where there is one. `choose_caption` takes one of them.
 
     Args:
-        pictures: a source of elements {'image', 'captions'} with `captions(index)`.
+        images: a source of elements {'image', 'captions'} with `captions(index)`.
         tokenizer: `lit_jax.text.tokenizer.Tokenizer`, or what has its `encode`. length: L.
     """
 
-    def __init__(self, pictures: Source, tokenizer, length: int):
-        super().__init__(pictures.spec)
-        self.buckets, self.bucket_of = pictures.buckets, pictures.bucket_of
-        self.pictures, self._tokenizer, self._length, self._cut = pictures, tokenizer, length, False
+    def __init__(self, images: Source, tokenizer, length: int):
+        super().__init__(images.spec)
+        self.buckets, self.bucket_of = images.buckets, images.bucket_of
+        self.images, self._tokenizer, self._length, self._cut = images, tokenizer, length, False
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        element = self.pictures[check_index(int(index), len(self))]
+        element = self.images[check_index(int(index), len(self))]
         return {'image': element['image'], **self._tokens(element['captions'])}
 
     def each(self, indices: Sequence[int]) -> Iterator[dict]:
@@ -107,14 +107,14 @@ class Captioned(Source):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """(only caption,) or (short, long)."""
-        return self.pictures.captions(index)
+        return self.images.captions(index)
 
     @property
     def identity(self) -> dict:
-        return self.pictures.identity
+        return self.images.identity
 
     def all_labels(self) -> np.ndarray:
-        return self.pictures.all_labels()
+        return self.images.all_labels()
 
     def _tokens(self, captions: tuple[str, ...]) -> dict[str, np.ndarray]:
         tokens = self._tokenizer.encode(list(captions), self._length)
@@ -135,7 +135,7 @@ def choose_caption(element: dict, rng: np.random.Generator, long_ratio: float = 
 
 
 def long_caption(element: dict, rng: np.random.Generator | None = None) -> dict:
-    """The long caption, without a choice: for held-out pictures."""
+    """The long caption, without a choice: for held-out images."""
     return _row(element, 0)
 
 
@@ -166,19 +166,19 @@ def check_pairs(place, left: int, *, alone: Sequence[str], orphans: Sequence[str
     """Says what was left out of a data set, in one line, or refuses it.
 
     Args:
-        left: how many pictures with captions there are. alone: pictures without a caption. orphans: captions without a
-            picture. empty: captions without text.
-        strict: refuse pictures without captions and captions without pictures.
+        left: how many images with captions there are. alone: images without a caption. orphans: captions without an
+            image. empty: captions without text.
+        strict: refuse images without captions and captions without images.
     Raises:
         UserError: strict, or nothing is left."""
-    kinds = {'pictures without a caption': alone, 'captions without a picture': orphans, 'empty captions': empty}
+    kinds = {'images without a caption': alone, 'captions without an image': orphans, 'empty captions': empty}
     text = '; '.join(f'{len(names)} {kind} ({", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""})'
                      for kind, names in kinds.items() if names)
     if not left:
-        raise UserError(f'{place} has no picture with a caption: {text or "it has no pictures"}. A caption stands in a text file '
-                        'of the picture\'s name (a.jpg, a.txt), or in captions.jsonl: {"image": "a.jpg", "caption": "..."}')
+        raise UserError(f'{place} has no image with a caption: {text or "it has no images"}. A caption stands in a text file '
+                        'of the image\'s name (a.jpg, a.txt), or in captions.jsonl: {"image": "a.jpg", "caption": "..."}')
     if strict and (alone or orphans):
-        raise UserError(f'{place} has {text}. Complete or delete them, or take the {left} pictures that have captions: '
+        raise UserError(f'{place} has {text}. Complete or delete them, or take the {left} images that have captions: '
                         'without strict the others are left out')
     if text:
-        LOG.warning('%s: left out %s; %d pictures with captions are left', place, text, left)
+        LOG.warning('%s: left out %s; %d images with captions are left', place, text, left)

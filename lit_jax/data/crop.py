@@ -1,6 +1,6 @@
 """The centre crop of ADM (guided diffusion), which DiT and its descendants train and are judged on, bit for bit.
 
-A picture becomes RGB first; its shorter side is halved with a box filter while it is at least twice the size asked for;
+An image becomes RGB first; its shorter side is halved with a box filter while it is at least twice the size asked for;
 bicubic resampling then brings the shorter side to the size (the other one is rounded), and the middle is cut out.
 Nothing else happens to it: EXIF orientation is ignored and alpha is dropped, because the reference does so too.
 """
@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image
 
 RULE = 'adm-center-crop'  # the name that data sets made with this crop carry
-# A picture of 1x5000 pixels grows to 1.3 billion on its way to 512x512. From here on Pillow, too, refuses to open one.
+# An image of 1x5000 pixels grows to 1.3 billion on its way to 512x512. From here on Pillow, too, refuses to open one.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] of a picture of any mode and size.
+    """uint8 [size, size, 3] of an image of any mode and size.
 
-    Raises ValueError for a picture so long and thin that the resized one would have more than MAX_PIXELS pixels."""
+    Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS pixels."""
     if image.mode != 'RGB':
         image = image.convert('RGB')  # before resampling: colours are mixed as RGB, never as palette numbers or CMYK
     while min(image.size) >= 2 * size:

@@ -1,12 +1,12 @@
-"""A folder of pictures as a source.
+"""A folder of images as a source.
 
-    pictures/cat/a.jpg, pictures/cat/more/b.png, pictures/dog/c.jpg     classes cat, dog; deeper folders belong to them
-    pictures/a.jpg, pictures/b.png                                      no classes: label 0, name ''
-    pictures/train/cat/a.jpg, pictures/held_out/cat/b.jpg               two splits (held_out, validation, val or test)
+    images/cat/a.jpg, images/cat/more/b.png, images/dog/c.jpg     classes cat, dog; deeper folders belong to them
+    images/a.jpg, images/b.png                                      no classes: label 0, name ''
+    images/train/cat/a.jpg, images/held_out/cat/b.jpg               two splits (held_out, validation, val or test)
 
 Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of torchvision's
-ImageFolder. Only files with the suffix of a picture count; others are ignored and logged by suffix. Names that begin
-with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which costs one request a picture.
+ImageFolder. Only files with the suffix of an image count; others are ignored and logged by suffix. Names that begin
+with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which costs one request an image.
 """
 import collections
 import hashlib
@@ -26,13 +26,13 @@ SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm
 SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}
 
 
-def read_picture(path) -> bytes:
+def read_image(path) -> bytes:
     """The bytes of a file of an opened folder. UserError where it has gone or cannot be read."""
     try:
         with explain_unreachable(path):
             return path.read_bytes()
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of pictures must stay as it '
+        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of images must stay as it '
                         'was when it was opened, and every file in it must be readable') from error
 
 
@@ -48,7 +48,7 @@ class FolderSource(ImageSource):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self.root / self.files[index]
-        return read_picture(path), int(self.labels[index]), os.fspath(path)
+        return read_image(path), int(self.labels[index]), os.fspath(path)
 
     def all_labels(self) -> np.ndarray:
         return self.labels
@@ -61,24 +61,24 @@ class FolderSource(ImageSource):
 
 
 def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False) -> FolderSource:
-    """The pictures below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is open.
+    """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is open.
 
-    Raises UserError if there is no such folder or split, a class is empty, classes and loose pictures are mixed, or
+    Raises UserError if there is no such folder or split, a class is empty, classes and loose images are mixed, or
     the recipe asks for what the folder does not have."""
     if split not in SPLITS:
         raise UserError(f'folder has no split {split!r}; known: {", ".join(SPLITS)}')
     if not os.fspath(path):
-        raise UserError('data.name=folder needs the folder of the pictures: --config.data.path=FOLDER')
+        raise UserError('data.name=folder needs the folder of the images: --config.data.path=FOLDER')
     root = absolute(path)
     splits = split_folders(root)
     if split not in splits:
-        raise UserError(f'{root} has no held-out pictures. Put the training pictures into {root / "train"} and the '
+        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and the '
                         f'others, with the same classes, into {root / "held_out"}')
     train, base = splits['train'], splits[split]
-    found = _list_pictures(base)
-    names = _class_names(found if base == train else _list_pictures(train), train)
+    found = _list_images(base)
+    names = _class_names(found if base == train else _list_images(train), train)
     if foreign := [name for name in _class_names(found, base) if name not in names]:
-        raise UserError(f'{base} has what {train} has not: {", ".join(name or "loose pictures" for name in foreign)}. '
+        raise UserError(f'{base} has what {train} has not: {", ".join(name or "loose images" for name in foreign)}. '
                         'The classes of training are the only ones')
     size = check_asked(f'the folder {base}', asked, len(names))
     files = [file for name in names for file in found.get(name, ())]
@@ -95,7 +95,7 @@ def split_folders(root) -> dict:
         return {'train': root}
     if names - known:
         raise UserError(f'{root} holds splits ({", ".join(sorted(names & known))}) and other folders '
-                        f'({", ".join(sorted(names - known))}). Give the folder of the training pictures itself, or '
+                        f'({", ".join(sorted(names - known))}). Give the folder of the training images itself, or '
                         'move the others away')
     return {split: root / next(name for name in options if name in names)
             for split, options in SPLITS.items() if names & set(options)}
@@ -111,11 +111,11 @@ def _subfolders(root) -> set[str]:
             except PermissionError as error:
                 raise UserError(f'the folder {root} cannot be read: {error.strerror}') from error
         what = 'is a file' if root.exists() else 'does not exist'
-    raise UserError(f'{root} {what}; data.path should be a folder of pictures, or of one folder for each class')
+    raise UserError(f'{root} {what}; data.path should be a folder of images, or of one folder for each class')
 
 
-def _list_pictures(base) -> dict[str, list[str]]:
-    """{subfolder: its pictures, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with '/'."""
+def _list_images(base) -> dict[str, list[str]]:
+    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with '/'."""
     found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
     ignored: collections.Counter[str] = collections.Counter()
     for path in visible_files(base):
@@ -127,10 +127,10 @@ def _list_pictures(base) -> dict[str, list[str]]:
             ignored[suffix] += 1
     listed = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(10))
     if not any(found.values()):
-        raise UserError(f'there are no pictures in {base}{f" (other files: {listed})" if ignored else ""}. Known '
+        raise UserError(f'there are no images in {base}{f" (other files: {listed})" if ignored else ""}. Known '
                         f'suffixes: {" ".join(sorted(SUFFIXES))}')
     if ignored:
-        LOG.info('%s: ignored %d files that are not pictures: %s', base, ignored.total(), listed)
+        LOG.info('%s: ignored %d files that are not images: %s', base, ignored.total(), listed)
     return {name: sorted(files) for name, files in found.items()}
 
 
@@ -161,16 +161,16 @@ def _walk(base: str) -> Iterator[str]:
 
 
 def _class_names(found: dict[str, list[str]], base) -> list[str]:
-    """Names of the classes in label order; [''] for loose pictures."""
+    """Names of the classes in label order; [''] for loose images."""
     filled = sorted(name for name, files in found.items() if files and name)
     if found['']:
         if filled:
-            raise UserError(f'{base} holds both loose pictures ({found[""][0]}, ...) and folders with pictures '
-                            f'({filled[0]}, ...). Either move every picture into the folder of its class, or all of '
+            raise UserError(f'{base} holds both loose images ({found[""][0]}, ...) and folders with images '
+                            f'({filled[0]}, ...). Either move every image into the folder of its class, or all of '
                             'them out of the folders to train without classes')
         return ['']
     if empty := sorted(name for name, files in found.items() if name and not files):
-        raise UserError(f'these classes of {base} have no pictures: {", ".join(empty[:10])}'
+        raise UserError(f'these classes of {base} have no images: {", ".join(empty[:10])}'
                         f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their folders')
     return filled
 

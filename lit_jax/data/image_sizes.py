@@ -1,6 +1,6 @@
-"""Width and height of pictures from their headers, for aspect-ratio buckets; no pixel is decoded.
+"""Width and height of images from their headers, for aspect-ratio buckets; no pixel is decoded.
 
-The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under picture_sizes/, for as long as the files stay as they
+The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under image_sizes/, for as long as the files stay as they
 are (name, size and time of change)."""
 import hashlib
 import logging
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadPicture
+from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadImage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.kept import keep, load_kept
 from lit_jax.runtime.paths import cache_folder, explain_unreachable, is_remote
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 def header_size(file) -> tuple[int, int]:
-    """(width, height) of the encoded picture in a file object; (0, 0) where it is not one."""
+    """(width, height) of the encoded image in a file object; (0, 0) where it is not one."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.size
@@ -31,7 +31,7 @@ def header_size(file) -> tuple[int, int]:
 
 
 def read_sizes(root, files: list[str]) -> np.ndarray:
-    """(width, height) of pictures below a folder, int32 [n, 2]; (0, 0) for what is no picture."""
+    """(width, height) of images below a folder, int32 [n, 2]; (0, 0) for what is no image."""
     def stat(name: str) -> str:
         return f'{name} {file_version(root / name)}'
 
@@ -69,16 +69,16 @@ def open_file(path):
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
-    """Numbers of the pictures whose size is known; the others belong to no bucket and are left out, with one line.
+    """Numbers of the images whose size is known; the others belong to no bucket and are left out, with one line.
 
-    Raises BadPicture for the first of them with `strict`, and UserError where none is left."""
+    Raises BadImage for the first of them with `strict`, and UserError where none is left."""
     unknown = np.flatnonzero((sizes < 1).any(axis=1))
     if len(unknown):
         names = [name_of(int(i)) for i in unknown[:_SHOWN]]
         if strict:
-            raise BadPicture(f'{place}: {names[0]}', 'its header does not say its size')
+            raise BadImage(f'{place}: {names[0]}', 'its header does not say its size')
         if len(unknown) == len(sizes):
-            raise UserError(f'none of the pictures of {place} can be decoded, e.g. {names[0]}')
-        LOG.warning('%s: left out %d pictures whose header does not say their size (%s%s)', place, len(unknown),
+            raise UserError(f'none of the images of {place} can be decoded, e.g. {names[0]}')
+        LOG.warning('%s: left out %d images whose header does not say their size (%s%s)', place, len(unknown),
                     ', '.join(names), ', ...' if len(unknown) > _SHOWN else '')
     return np.flatnonzero((sizes >= 1).all(axis=1))

@@ -1,9 +1,9 @@
-"""Sources of encoded pictures: decoding with Pillow, the crop, and what happens to pictures that cannot be decoded.
+"""Sources of encoded images: decoding with Pillow, the crop, and what happens to images that cannot be decoded.
 
-A picture that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So a source
+An image that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So a source
 puts the next readable example in the place of a damaged one: the same one in every process and every run, because what
 is damaged is a fact of the file. What was replaced is logged and kept in `ImageSource.bad`. With `strict` the first
-damaged picture stops the run. A file that cannot be read at all (gone, no permission, network) always stops it: that
+damaged image stops the run. A file that cannot be read at all (gone, no permission, network) always stops it: that
 may be different on another host or tomorrow, and the stream of examples must not be.
 """
 import io
@@ -33,8 +33,8 @@ _MAX_BAD_IN_A_ROW = 100
 _MAX_WARNINGS = 20
 
 
-class BadPicture(UserError):
-    """A picture that cannot be decoded: `name` (file or record) and `reason`."""
+class BadImage(UserError):
+    """An image that cannot be decoded: `name` (file or record) and `reason`."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f'{name} cannot be decoded: {reason}')
@@ -42,9 +42,9 @@ class BadPicture(UserError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded picture in RGB. The first frame of several; EXIF orientation is ignored (see `lit_jax.data.crop`).
+    """An encoded image in RGB. The first frame of several; EXIF orientation is ignored (see `lit_jax.data.crop`).
 
-    Raises ValueError with the reason for anything that is not a whole picture of 8 bits a channel."""
+    Raises ValueError with the reason for anything that is not a whole image of 8 bits a channel."""
     if not data:
         raise ValueError('it is empty (0 bytes)')
     try:
@@ -53,7 +53,7 @@ def decode(data: bytes) -> Image.Image:
             raise ValueError(f'it has more than 8 bits a channel (mode {image.mode}); store it with 8')
         return image.convert('RGB')
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f'it is no picture of a known format ({", ".join(FORMATS)})') from error
+        raise ValueError(f'it is no image of a known format ({", ".join(FORMATS)})') from error
     except DECODE_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -66,22 +66,22 @@ def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 class ImageSource(Source):
-    """Encoded pictures by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
+    """Encoded images by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
 
-    `source[i]` replaces a damaged picture (or raises BadPicture with `strict`), `source.load(i)` always raises it.
+    `source[i]` replaces a damaged image (or raises BadImage with `strict`), `source.load(i)` always raises it.
     Any number of threads may read at once."""
 
     def __init__(self, spec: Spec, *, strict: bool = False):
         super().__init__(spec)
         Image.init()  # loads all decoders now, before threads could meet a half-loaded one
         self.strict = strict
-        self.bad: dict[str, str] = {}  # {name: reason} of the damaged pictures met so far
-        self._bad_numbers: dict[int, BadPicture] = {}
+        self.bad: dict[str, str] = {}  # {name: reason} of the damaged images met so far
+        self._bad_numbers: dict[int, BadImage] = {}
         self._lock = threading.Lock()
 
     @abstractmethod
     def read(self, index: int) -> tuple[bytes, int, str]:
-        """(encoded picture, label, name for people) of example `index`. UserError if it cannot be read."""
+        """(encoded image, label, name for people) of example `index`. UserError if it cannot be read."""
 
     @property
     @abstractmethod
@@ -93,7 +93,7 @@ class ImageSource(Source):
         return read_labels(self.identity, len(self), lambda index: self.read(index)[1])
 
     def load(self, index: int) -> dict:
-        """Example `index` itself. Raises BadPicture if it cannot be decoded."""
+        """Example `index` itself. Raises BadImage if it cannot be decoded."""
         pixels, label = self._pixels(check_index(index, len(self)))
         return {'image': to_float(pixels), 'label': np.int32(label)}
 
@@ -117,7 +117,7 @@ class ImageSource(Source):
         try:
             return center_crop(decode(data), self.spec.image_size), label
         except ValueError as error:
-            raise BadPicture(name, str(error)) from error
+            raise BadImage(name, str(error)) from error
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
         """Pixels and label of the example, or of the next one after it (cyclic) that can be decoded."""
@@ -126,37 +126,37 @@ class ImageSource(Source):
                 continue
             try:
                 return self._pixels(number)
-            except BadPicture as error:
+            except BadImage as error:
                 if self.strict:
                     raise
                 self._remember(number, error)
-        raise UserError(f'no picture from example {index} on can be decoded, the first of them: '
+        raise UserError(f'no image from example {index} on can be decoded, the first of them: '
                         f'{self._bad_numbers[index]}')
 
     def _from(self, index: int) -> Iterator[int]:
         """The example, then those that may take its place, in the order that they are tried in."""
         return (number % len(self) for number in range(index, index + len(self)))
 
-    def _remember(self, number: int, error: BadPicture) -> None:
+    def _remember(self, number: int, error: BadImage) -> None:
         with self._lock:
             if number in self._bad_numbers:
                 return
             self._bad_numbers[number], self.bad[error.name] = error, error.reason
             count = len(self.bad)
         if count <= _MAX_WARNINGS:
-            LOG.warning('%s; the next readable picture takes its place%s', error,
+            LOG.warning('%s; the next readable image takes its place%s', error,
                         '. More of these are counted, not shown' if count == _MAX_WARNINGS else '')
 
 
 def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
-    """{name: reason} of all pictures of a source that cannot be decoded, in the order of the source; reads everything.
+    """{name: reason} of all images of a source that cannot be decoded, in the order of the source; reads everything.
 
-    progress: called with (pictures looked at, number of all) after each thousand."""
-    def look(index: int) -> BadPicture | None:
+    progress: called with (images looked at, number of all) after each thousand."""
+    def look(index: int) -> BadImage | None:
         try:
             source.load(index)
-        except BadPicture as error:
+        except BadImage as error:
             return error
         return None
 
@@ -171,12 +171,12 @@ def find_bad(source: ImageSource, *, threads: int = 1,
 
 
 def check_asked(name: str, asked: dict, num_classes: int) -> int:
-    """The image size that a recipe asks of RGB pictures with this many classes; UserError if they do not fit it."""
+    """The image size that a recipe asks of RGB images with this many classes; UserError if they do not fit it."""
     if asked['image_size'] is None:
-        raise UserError(f'{name} holds pictures of any size: say which to crop them to, e.g. '
+        raise UserError(f'{name} holds images of any size: say which to crop them to, e.g. '
                         '--config.data.image_size=256')
     if asked['channels'] not in (None, 3):
-        raise UserError(f'{name} holds pictures with 3 channels, the recipe asks for {asked["channels"]}')
+        raise UserError(f'{name} holds images with 3 channels, the recipe asks for {asked["channels"]}')
     if asked['num_classes'] not in (None, num_classes):
         raise UserError(f'{name} has {num_classes} classes, the recipe asks for {asked["num_classes"]}; set '
                         f'--config.data.num_classes={num_classes}')

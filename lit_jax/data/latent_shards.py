@@ -1,7 +1,7 @@
 """One shard of cached latents: written whole or not at all, with a note of its checksum and statistics beside it.
 
 The note (shards/00000.json) is written after the shard; a shard counts as made if its note is there and the file has the
-size in it. What a shard holds is a function of the plan and the pictures alone, so that any run can make it.
+size in it. What a shard holds is a function of the plan and the images alone, so that any run can make it.
 """
 import hashlib
 import json
@@ -26,7 +26,7 @@ FACTS = {'latents': ('labels',), 'caption_latents': ('buckets', 'tokens', 'cut')
 
 
 def default_shard_size(count: int) -> int:
-    """Pictures a shard: what an interruption may cost, as long as there are not too many shards."""
+    """Images a shard: what an interruption may cost, as long as there are not too many shards."""
     return max(_MIN_SHARD, math.ceil(count / _MAX_SHARDS))
 
 

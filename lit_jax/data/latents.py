@@ -4,9 +4,9 @@
     latents/preparation.json             the same as far as it was known at the start, and the command that goes on
     latents/shards/00000.array_record    the examples, one after the other
     latents/shards/00000.json            count, checksum, labels and statistics of the shard
-    latents/bad_pictures.txt             pictures that could not be decoded and are left out, if there were any
+    latents/bad_pictures.txt             images that could not be decoded and are left out, if there were any
 
-A record of latents with labels is one picture: the moments of the picture and of its mirror image, [2, h, w, 2C], mean
+A record of latents with labels is one image: the moments of the image and of its mirror image, [2, h, w, 2C], mean
 before log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Those of latents with text
 features are described in lit_jax/data/caption_latents.py.
 """
@@ -32,7 +32,7 @@ DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the mome
 _MADE_BY = {KIND: 'VAE latents of ImageNet are made by: python prepare_latents.py --data=imagenet2012 --vae=VAE_FOLDER '
                   '--image_size=PIXELS',
             'caption_latents': 'VAE latents and text features are made by: python prepare_latents.py --data=captions '
-                               '--path=PICTURES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER --image_size=PIXELS'}
+                               '--path=IMAGES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER --image_size=PIXELS'}
 _LABEL = np.dtype('<i4')
 _READER = {'max_parallelism': '0'}  # nothing is read ahead
 
@@ -93,7 +93,7 @@ class CachedLatents(Source):
 
 
 class LatentSource(CachedLatents):
-    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the picture and its mirror image.
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the image and its mirror image.
 
     `spec` is that of the latents: image_size h, channels C.
     """
@@ -136,14 +136,14 @@ class LatentSource(CachedLatents):
 
 
 def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
-    """Augmentation: the picture or its mirror image, one time in two each; 'moments' becomes [h, w, 2C].
+    """Augmentation: the image or its mirror image, one time in two each; 'moments' becomes [h, w, 2C].
 
     It looks at the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
     return {**element, 'moments': element['moments'][int(rng.bit_generator.random_raw() >> 63)]}
 
 
 def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict:
-    """The picture, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out pictures."""
+    """The image, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out images."""
     return {**element, 'moments': element['moments'][0]}
 
 
@@ -257,7 +257,7 @@ def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None
 
     Args:
         metadata: of the data set (`LatentSource.metadata`). The others: what it must be; None is not compared.
-        image_size: of the pictures, not of the latents.
+        image_size: of the images, not of the latents.
     """
     vae = metadata['vae']
     pairs = {'VAE': (vae['id'], vae_id), 'sha256 of the VAE': (vae['sha256'], vae_sha256), 'scale': (vae['scale'], scale),

@@ -4,7 +4,7 @@ The stream is fixed by the seed alone: epoch after epoch, each a fresh permutati
 position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through batches, so nothing is
 dropped and every example comes exactly once an epoch, whether or not B divides the size. Augmentation randomness
 belongs to the position. A host takes the rows of each global batch that its devices need, so the batch that all hosts
-hold together is the same array for every host count and mesh. Where pictures have several shapes a batch holds one of
+hold together is the same array for every host count and mesh. Where images have several shapes a batch holds one of
 them; the stream is then made of those of the shapes (lit_jax/data/order.py).
 
 grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by processes: those

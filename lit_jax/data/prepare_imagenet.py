@@ -4,7 +4,7 @@
 
 Needs no TensorFlow: tfds' own builder of ImageNet, and its sorting of anything above 1 GB, do. Same name, features,
 labels and splits as tfds' `imagenet2012` 5.1.0, with two differences: examples keep the order of the archives (training
-shuffles by itself), and pictures keep their original bytes, where tfds re-encodes 22 CMYK pictures and one PNG as JPEG.
+shuffles by itself), and images keep their original bytes, where tfds re-encodes 22 CMYK images and one PNG as JPEG.
 Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is never read, and removed by the next run.
 """
 import argparse
@@ -50,7 +50,7 @@ def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = CO
     except (tarfile.TarError, LookupError) as error:
         raise UserError(f'an archive in {archives} is not whole: {error}. Download it again') from error
     if found != counts:
-        raise UserError(f'the archives in {archives} hold {found} pictures, expected {counts}. Download them again')
+        raise UserError(f'the archives in {archives} hold {found} images, expected {counts}. Download them again')
     os.replace(unfinished, folder)
     return folder
 
@@ -86,7 +86,7 @@ def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, in
     identity = tfds.core.DatasetIdentity(name='imagenet2012', version=tfds.core.Version(VERSION), data_dir=str(folder),
                                          module_name=__name__)
     info = tfds.core.DatasetInfo(builder=identity, features=features, homepage='https://image-net.org/',
-                                 description='ILSVRC 2012 from its archives; every picture has its original bytes.')
+                                 description='ILSVRC 2012 from its archives; every image has its original bytes.')
     writer = tfds.core.SequentialWriter(info, _SHARD, file_format='array_record')
     writer.initialize_splits(list(ARCHIVES))
     found = dict.fromkeys(ARCHIVES, 0)
@@ -97,14 +97,14 @@ def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, in
             found[split] += len(block)
             _show_progress(sum(found.values()), sum(counts.values()), time.monotonic() - start)
     writer.close_all()
-    print(f'{sum(found.values()):,} pictures written in {(time.monotonic() - start) / 60:.0f} min')
+    print(f'{sum(found.values()):,} images written in {(time.monotonic() - start) / 60:.0f} min')
     return found
 
 
 def _train_blocks(path: Path) -> Iterator[list[dict]]:
     """The examples of one synset after the other: the archive holds an archive for each, called after it."""
     for synset_tar, data in _members(path):
-        yield [_example(name, picture, Path(synset_tar).stem) for name, picture in _members(io.BytesIO(data))]
+        yield [_example(name, image, Path(synset_tar).stem) for name, image in _members(io.BytesIO(data))]
 
 
 def _validation_blocks(path: Path) -> Iterator[list[dict]]:
@@ -112,16 +112,16 @@ def _validation_blocks(path: Path) -> Iterator[list[dict]]:
         names = sorted(Path(member.name).name for member in archive if member.isfile())
     labels = dict(zip(names, _lines(_VALIDATION_LABELS), strict=False))
     block = []
-    for name, picture in _members(path):
-        block.append(_example(name, picture, labels[name]))
+    for name, image in _members(path):
+        block.append(_example(name, image, labels[name]))
         if len(block) == 1000:
             yield block
             block = []
     yield block
 
 
-def _example(name: str, picture: bytes, synset: str) -> dict:
-    return {'image': io.BytesIO(picture), 'label': synset, 'file_name': name}
+def _example(name: str, image: bytes, synset: str) -> dict:
+    return {'image': io.BytesIO(image), 'label': synset, 'file_name': name}
 
 
 def _lines(resource: str) -> list[str]:
@@ -141,7 +141,7 @@ def _show_progress(done: int, count: int, seconds: float) -> None:
     if not sys.stdout.isatty():
         return
     left = seconds / done * max(count - done, 0)
-    print(f'{done:,} of {count:,} pictures, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min left  ',
+    print(f'{done:,} of {count:,} images, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min left  ',
           end='\r' if done < count else '\n', flush=True)
 
 

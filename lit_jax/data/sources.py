@@ -2,14 +2,14 @@
 
     digits, synthetic     no data needed
     imagenet2012          the tfds data set; python -m lit_jax.data.prepare_imagenet makes it
-    tfds:NAME[/CONFIG]    any picture data set that tfds prepared as ArrayRecord
-    folder                pictures of one's own: lit_jax/data/folder.py
-    latents               pictures as a VAE saw them
+    tfds:NAME[/CONFIG]    any image data set that tfds prepared as ArrayRecord
+    folder                images of one's own: lit_jax/data/folder.py
+    latents               images as a VAE saw them
 
 With captions in the place of labels (lit_jax/data/captions.py):
 
     shapes                rendered shapes; no data needed
-    captions              a folder of pictures with captions, or of tar shards: lit_jax/data/caption_folder.py, tar_shards.py
+    captions              a folder of images with captions, or of tar shards: lit_jax/data/caption_folder.py, tar_shards.py
     caption_latents       both as a VAE and a text encoder saw them
 """
 import os
@@ -33,11 +33,11 @@ from lit_jax.data.tfds_images import open_tfds
 from lit_jax.data.toys.digits import SPEC as DIGITS_SPEC
 from lit_jax.data.toys.digits import open_digits
 from lit_jax.data.toys.shapes import LENGTHS as SHAPE_SPLITS
-from lit_jax.data.toys.shapes import NOMINAL, SMALLEST_PICTURE, ShapesSource
+from lit_jax.data.toys.shapes import NOMINAL, SMALLEST_IMAGE, ShapesSource
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
-__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_picture_source', 'open_captioned',
+__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source', 'open_captioned',
            'open_source']
 
 
@@ -71,20 +71,20 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
     Args:
         split: 'train', or 'held_out' (never shown in training).
         image_size, channels, num_classes: of the elements, as the network sees them (latents: of the latent). None
-            takes the source's own; another number than a real source has is an error. Pictures are cropped to
+            takes the source's own; another number than a real source has is an error. Images are cropped to
             image_size, which must be given for them.
         classes: '' for all, or a list of the classes to take, numbered anew (`lit_jax.data.subset`); num_classes is then
             their number. Synthetic examples have as many classes as asked for, and none of a list.
         data_dir: folder that holds all data sets ('' = `default_data_dir()`).
-        path: folder of this one data set: the pictures of 'folder', or latents that are not in their usual place.
+        path: folder of this one data set: the images of 'folder', or latents that are not in their usual place.
         seed: of synthetic examples; real sources ignore it.
-        strict: stop at the first picture that cannot be decoded, instead of taking the next one (sources of pictures), and
-            where pictures have no captions or captions no pictures, instead of leaving them out.
+        strict: stop at the first image that cannot be decoded, instead of taking the next one (sources of images), and
+            where images have no captions or captions no images, instead of leaving them out.
         tokenizer: `lit_jax.text.tokenizer.Tokenizer`, for shapes and captions.
         caption_tokens: tokens a caption is padded or cut to (L); for caption_latents the number that they must have.
-        buckets: captions: shapes by the ratio of each picture (lit_jax/data/buckets.py), not squares. caption_latents:
+        buckets: captions: shapes by the ratio of each image (lit_jax/data/buckets.py), not squares. caption_latents:
             whether they may have several shapes.
-        multiple: pixels that the sides of captioned pictures must be multiples of, those of a VAE times those of a patch.
+        multiple: pixels that the sides of captioned images must be multiples of, those of a VAE times those of a patch.
     Raises:
         UserError: unknown name or split, numbers that the source cannot serve, or data that is not there.
     """
@@ -171,8 +171,8 @@ def _shapes(request: Request) -> Source:
     if request.split not in SHAPE_SPLITS:
         raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(SHAPE_SPLITS)}')
     size = request.asked['image_size'] or NOMINAL
-    if size < SMALLEST_PICTURE:
-        raise UserError(f'shapes are drawn on {SMALLEST_PICTURE} x {SMALLEST_PICTURE} pixels or more, the recipe asks for {size}')
+    if size < SMALLEST_IMAGE:
+        raise UserError(f'shapes are drawn on {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, the recipe asks for {size}')
     if request.asked['channels'] not in (None, 3):
         raise UserError(f'shapes have 3 channels, the recipe asks for {request.asked["channels"]}')
     check_sides(size, request.multiple)
@@ -180,11 +180,11 @@ def _shapes(request: Request) -> Source:
 
 
 def _captions(request: Request) -> Source:
-    """A folder of pictures or of tar shards; which one is told by what is in it."""
+    """A folder of images or of tar shards; which one is told by what is in it."""
     if request.split not in FOLDER_SPLITS:
         raise UserError(f'captions has no split {request.split!r}; known: {", ".join(FOLDER_SPLITS)}')
     if not os.fspath(request.path):
-        raise UserError('data.name=captions needs the folder of the pictures and captions: --config.data.path=FOLDER')
+        raise UserError('data.name=captions needs the folder of the images and captions: --config.data.path=FOLDER')
     size = check_asked('captions', {**request.asked, 'num_classes': None}, 0)
     check_sides(size, request.multiple)
     table = bucket_table(size, request.multiple) if request.buckets else ()
@@ -194,7 +194,7 @@ def _captions(request: Request) -> Source:
         return open_tar_shards(_local([root]), **options)
     splits = split_folders(root)
     if request.split not in splits:
-        raise UserError(f'{root} has no held-out pictures. Put the training pictures into {root / "train"} and the others into '
+        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and the others into '
                         f'{root / "held_out"}')
     base = splits[request.split]
     if tars := tar_files(base):
@@ -231,8 +231,8 @@ SOURCES = {'digits': _digits, 'synthetic': _synthetic, 'latents': _latents, 'ima
 CAPTIONED = ('shapes', 'captions')  # sources whose captions a tokenizer must read
 
 
-def is_picture_source(name: str) -> bool:
-    """Whether a source holds encoded pictures, which are decoded and cropped as they are read."""
+def is_image_source(name: str) -> bool:
+    """Whether a source holds encoded images, which are decoded and cropped as they are read."""
     return name.startswith('tfds:') or SOURCES.get(name) in (_tfds, _folder, _captions)
 
 

@@ -8,7 +8,7 @@ the order of the data set.
 paper, whose own choice of 100 is not published. They are, sorted, the labels
 `numpy.random.default_rng(0).choice(1000, 100, replace=False)` in the order of WordNet ids.
 
-Which examples belong to the subset is told by their labels alone; no picture is decoded for it. A folder and latents that
+Which examples belong to the subset is told by their labels alone; no image is decoded for it. A folder and latents that
 prepare_latents.py made know their labels. Of a tfds data set every record is read once; the labels are then kept in the
 folder of `lit_jax.runtime.paths.cache_folder()`, under labels/.
 """
@@ -62,7 +62,7 @@ def choose_classes(source: Source, classes: str, num_classes: int | None = None)
     indices = np.flatnonzero(new_of[labels] >= 0)
     if not len(indices):
         raise UserError(f'the data set has no example of the {len(names)} classes of data.classes={classes}')
-    subset = _PictureSubset if isinstance(source, ImageSource) else _Subset
+    subset = _ImageSubset if isinstance(source, ImageSource) else _Subset
     return subset(source, names, indices, new_of[labels[indices]])
 
 
@@ -110,8 +110,8 @@ class _Subset(Source):
         return _identity(self.source.identity, self.spec.class_names, len(self))
 
 
-class _PictureSubset(ImageSource):
-    """The same of encoded pictures: a damaged one is replaced by the next of the subset."""
+class _ImageSubset(ImageSource):
+    """The same of encoded images: a damaged one is replaced by the next of the subset."""
 
     def __init__(self, source: ImageSource, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray):
         super().__init__(_spec(source, names), strict=source.strict)

@@ -1,10 +1,10 @@
-"""Pictures with captions in tar files, as WebDataset and img2dataset write them; read in any order, without unpacking.
+"""Images with captions in tar files, as WebDataset and img2dataset write them; read in any order, without unpacking.
 
     shards/00000.tar    000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
 
-Members of one name, up to its first dot, belong together: a picture (.jpg, .png, .webp, ...), and its caption in .txt or in
+Members of one name, up to its first dot, belong together: an image (.jpg, .png, .webp, ...), and its caption in .txt or in
 .json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls, .npy, ...) are ignored. A tar
-file is scanned once; where its members lie, which have captions, and the sizes of the pictures are then kept in
+file is scanned once; where its members lie, which have captions, and the sizes of the images are then kept in
 lit_jax.runtime.paths.cache_folder(), under tar_shards/, for as long as the file stays as it is (name, size and time of change).
 """
 import hashlib
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_jax.data.captions import CaptionedPictures, check_pairs, has_caption_field, record_captions
+from lit_jax.data.captions import CaptionedImages, check_pairs, has_caption_field, record_captions
 from lit_jax.data.folder import SUFFIXES, suffix_of
 from lit_jax.data.image_sizes import file_version, header_size, keep_known
 from lit_jax.runtime.errors import UserError
@@ -34,7 +34,7 @@ _VERSION = 1    # of the kept index
 _THREADS = 8
 _BLOCK = 512    # of a tar file
 # Columns of the table of members; an absent caption has the size -1.
-_PICTURE, _TEXT, _JSON, _SIZE = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)
+_IMAGE, _TEXT, _JSON, _SIZE = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class TarIndex:
     """What one tar file holds.
 
     Attributes:
-        keys: names of the pictures with captions, in the order of the file.
-        table: int64 [n, 8]: offset and size of the picture, of its .txt, of its .json; width and height (0: unknown).
-        alone, orphans, empty: keys of pictures without a caption, captions without a picture, captions without text.
+        keys: names of the images with captions, in the order of the file.
+        table: int64 [n, 8]: offset and size of the image, of its .txt, of its .json; width and height (0: unknown).
+        alone, orphans, empty: keys of images without a caption, captions without an image, captions without text.
     """
     keys: list[str]
     table: np.ndarray
@@ -53,7 +53,7 @@ class TarIndex:
     empty: list[str]
 
 
-class TarPictures(CaptionedPictures):
+class TarImages(CaptionedImages):
     """Made by `open_tar_shards`; examples in the order of the sorted files and of their members."""
 
     def __init__(self, paths: list[Path], keys: list[str], shard_of: np.ndarray, members: np.ndarray, image_size: int, **options):
@@ -65,7 +65,7 @@ class TarPictures(CaptionedPictures):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self._paths[self._shard_of[index]]
-        return self._bytes(path, *self._members[index, _PICTURE].tolist()), index, f'{path}: {self._keys[index]}'
+        return self._bytes(path, *self._members[index, _IMAGE].tolist()), index, f'{path}: {self._keys[index]}'
 
     def captions(self, index: int) -> tuple[str, ...]:
         path = self._paths[self._shard_of[index]]
@@ -91,11 +91,11 @@ class TarPictures(CaptionedPictures):
         return data
 
 
-def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (), strict: bool = False) -> TarPictures:
-    """The pictures with captions in some local tar files. Arguments as of `CaptionedPictures`.
+def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (), strict: bool = False) -> TarImages:
+    """The images with captions in some local tar files. Arguments as of `CaptionedImages`.
 
     Raises UserError naming a tar file that is damaged, cut off, compressed, or has a member twice or captions that cannot be
-    read; with `strict` for pictures without captions and captions without pictures, else if none is left."""
+    read; with `strict` for images without captions and captions without images, else if none is left."""
     paths = sorted(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
         indices = list(pool.map(index_tar, paths))
@@ -109,16 +109,16 @@ def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (), st
     if table:
         known = keep_known(members[:, _SIZE], lambda i: f'{paths[shard_of[i]].name}: {keys[i]}', where, strict)
         keys, members, shard_of = [keys[i] for i in known], members[known], shard_of[known]
-    return TarPictures(paths, keys, shard_of, members, image_size, table=table, strict=strict)
+    return TarImages(paths, keys, shard_of, members, image_size, table=table, strict=strict)
 
 
 def tar_files(folder) -> list:
-    """The tar files directly in a folder, sorted; [] where pictures lie in it. UserError for both, and for compressed ones."""
+    """The tar files directly in a folder, sorted; [] where images lie in it. UserError for both, and for compressed ones."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
     tars = [name for name in names if name.endswith('.tar')]
     loose = [name for name in names if suffix_of(name) in SUFFIXES]
     if tars and loose:
-        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose pictures ({loose[0]}, ...); move one kind away')
+        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose images ({loose[0]}, ...); move one kind away')
     packed = [name for name in names if name.endswith(('.tar.gz', '.tgz', '.tar.zst', '.tar.bz2', '.tar.xz'))]
     if packed and not loose and not tars:
         raise UserError(f'{folder} holds compressed tar files ({packed[0]}, ...), which cannot be read in any order; unpack them '
@@ -158,42 +158,42 @@ def _load(file) -> TarIndex:
 
 
 def scan_tar(path: Path) -> TarIndex:
-    """Reads the headers of all members, the captions, and the headers of the pictures."""
+    """Reads the headers of all members, the captions, and the headers of the images."""
     Image.init()
-    pictures, texts, records = {}, {}, {}
+    images, texts, records = {}, {}, {}
     for name, offset, size in _members(path):
         folder, slash, base = name.removeprefix('./').rpartition('/')
         key, dot, suffix = base.partition('.')
         suffix = f'.{suffix.lower()}'
-        kind = pictures if suffix in SUFFIXES else {'.txt': texts, '.json': records}.get(suffix)
+        kind = images if suffix in SUFFIXES else {'.txt': texts, '.json': records}.get(suffix)
         if base.startswith('.') or kind is None:
             continue
         key = f'{folder}{slash}{key}'
         if key in kind:
-            raise UserError(f'{path} has two members {name!r}, or two pictures of that name; names must differ up to the first '
+            raise UserError(f'{path} has two members {name!r}, or two images of that name; names must differ up to the first '
                             'dot. Write it again')
         kind[key] = offset, size
-    return _index(path, pictures, texts, records)
+    return _index(path, images, texts, records)
 
 
-def _index(path: Path, pictures: dict, texts: dict, records: dict) -> TarIndex:
+def _index(path: Path, images: dict, texts: dict, records: dict) -> TarIndex:
     keys, rows, empty, alone = [], [], [], []
     with open(path, 'rb') as file:
         def read(place: tuple[int, int]) -> bytes:
             return os.pread(file.fileno(), place[1], place[0]) if place[1] >= 0 else b''
 
-        for key, picture in pictures.items():
+        for key, image in images.items():
             text, record = (found.get(key, (0, -1)) for found in (texts, records))
             if _captions(read(text), data := read(record), f'{path}: {key}'):
                 keys.append(key)
-                rows.append((*picture, *text, *record, *header_size(_Window(file, *picture))))
+                rows.append((*image, *text, *record, *header_size(_Window(file, *image))))
             elif text[1] >= 0 or data and _tells(data, path, key):
                 empty.append(key)
             else:
                 alone.append(key)
         # A record alone may be of anything; a text is a caption.
-        orphans = [key for key in texts if key not in pictures]
-        orphans += [key for key in records if key not in pictures and key not in texts and _tells(read(records[key]), path, key)]
+        orphans = [key for key in texts if key not in images]
+        orphans += [key for key in records if key not in images and key not in texts and _tells(read(records[key]), path, key)]
     return TarIndex(keys, np.array(rows, np.int64).reshape(-1, 8), alone, orphans, empty)
 
 

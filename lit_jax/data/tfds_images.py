@@ -1,6 +1,6 @@
-"""Any picture data set that tfds prepared as ArrayRecord, read without TensorFlow.
+"""Any image data set that tfds prepared as ArrayRecord, read without TensorFlow.
 
-The files say everything, so the code of the data set is not needed, and data sets of one's own work as well. Pictures
+The files say everything, so the code of the data set is not needed, and data sets of one's own work as well. Images
 are taken as the encoded bytes and decoded here (`lit_jax.data.images`): tfds' own decoders differ between back ends.
 """
 import hashlib
@@ -20,7 +20,7 @@ from lit_jax.runtime.paths import absolute, is_remote
 SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}  # the first that is there
 _NAME = re.compile(r'^(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?$')
 _VERSION = re.compile(r'^(\d+)\.(\d+)\.(\d+)$')
-_FILE_NAMES = ('file_name', 'filename')  # features that name the picture for people
+_FILE_NAMES = ('file_name', 'filename')  # features that name the image for people
 _READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, AssertionError, DecodeError, json_format.ParseError)
 
 
@@ -67,7 +67,7 @@ def open_tfds(name: str, *, split: str = 'train', data_dir, asked: dict, strict:
 
     data_dir may also be the folder of one version itself (.../imagenet2012/5.1.0). asked: image_size, channels and
     num_classes of a recipe, None where it is open. Without a version the newest that is there is taken.
-    Raises UserError if it is not there or not whole, is no ArrayRecord, or has no pictures; with what to do."""
+    Raises UserError if it is not there or not whole, is no ArrayRecord, or has no images; with what to do."""
     if split not in SPLITS:
         raise UserError(f'tfds data sets have no split {split!r} here; known: {", ".join(SPLITS)}')
     folder = _find(name, data_dir)
@@ -163,16 +163,16 @@ def _choose_split(info, split: str) -> str:
 
 
 def _choose_features(info) -> dict[str, str | None]:
-    """The features that hold the picture, the label and the file name: {'image': key, 'label': key, 'name': key}."""
+    """The features that hold the image, the label and the file name: {'image': key, 'label': key, 'name': key}."""
     features = dict(sorted(info.features.items())) if isinstance(info.features, tfds.features.FeaturesDict) else {}
-    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    image = 'image' if 'image' in pictures else pictures[0] if len(pictures) == 1 else None
+    image = 'image' if 'image' in images else images[0] if len(images) == 1 else None
     if image is None:
-        raise UserError(f'{info.full_name} has {"several pictures" if pictures else "no pictures"} in an example; this '
+        raise UserError(f'{info.full_name} has {"several images" if images else "no images"} in an example; this '
                         f'needs one, best called image. Its features: {", ".join(features)}')
     if np.dtype(features[image].np_dtype) != np.uint8:
-        raise UserError(f'the pictures of {info.full_name} are {features[image].np_dtype}; 8 bits a channel are needed')
+        raise UserError(f'the images of {info.full_name} are {features[image].np_dtype}; 8 bits a channel are needed')
     label = 'label' if _is_label(features.get('label')) else labels[0] if len(labels) == 1 else None
     name = next((key for key in _FILE_NAMES if isinstance(features.get(key), tfds.features.Text)), None)
     return {'image': image, 'label': label, 'name': name}

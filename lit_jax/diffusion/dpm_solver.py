@@ -3,7 +3,7 @@
 The solver goes from noise level to noise level of a schedule: n + 1 levels make n steps. The model is evaluated at all
 but the lowest one. First and last step are of first order. Two variants are published, and differ in levels and end:
 
-    dpm++            levels at whole timesteps, spread evenly; the last step goes past the lowest level to the picture
+    dpm++            levels at whole timesteps, spread evenly; the last step goes past the lowest level to the image
                      without noise. diffusers' DPMSolverMultistepScheduler at its defaults (`linspace` timesteps,
                      midpoint, final sigma 0).
     dpm++original    levels at equal distances, most between two timesteps, with log α interpolated (`spread_levels`); the

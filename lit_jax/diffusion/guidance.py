@@ -66,9 +66,9 @@ def check_guidance(cfg_scale: float, channels: int | str) -> None:
 
 
 def guided_timesteps(interval: tuple[float, float], train_steps: int) -> tuple[float, float] | None:
-    """(low, high) as fractions of the schedule, 0 the picture and 1 the noise, as timesteps; None for all of it."""
+    """(low, high) as fractions of the schedule, 0 the image and 1 the noise, as timesteps; None for all of it."""
     low, high = interval
     if not 0 <= low < high <= 1:
-        raise UserError(f'the guidance interval is two fractions of the schedule with 0 <= low < high <= 1 (0: the picture, '
+        raise UserError(f'the guidance interval is two fractions of the schedule with 0 <= low < high <= 1 (0: the image, '
                         f'1: pure noise), got {low:g} and {high:g}')
     return None if (low, high) == (0, 1) else (low * (train_steps - 1), high * (train_steps - 1))

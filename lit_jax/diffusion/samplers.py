@@ -12,9 +12,9 @@ Args:
     x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
     schedule: respaced to the steps to take (`sampling_schedule`).
-    key, noise: where the noise of each step comes from, one of the two: random keys [B], one a picture (step i folds i
-        into it), so that a picture's noise does not depend on its company; or [steps, B, H, W, C] in the order of the
-        steps, the noisiest first (the last entry has no effect). One key for all is spread: picture b folds b into it.
+    key, noise: where the noise of each step comes from, one of the two: random keys [B], one an image (step i folds i
+        into it), so that an image's noise does not depend on its company; or [steps, B, H, W, C] in the order of the
+        steps, the noisiest first (the last entry has no effect). One key for all is spread: image b folds b into it.
         DDIM with eta 0 and both dpm++ need neither.
     eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others ignore it.
     clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
@@ -119,7 +119,7 @@ def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Arra
         return lambda step_noise: step_noise, jnp.asarray(noise, accumulator(x_T))
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_T))) if key.ndim == 0 else key
     if key_B.shape != x_T.shape[:1]:
-        raise UserError(f'{len(x_T)} pictures need {len(x_T)} random keys or one for all, got {key_B.shape}')
+        raise UserError(f'{len(x_T)} images need {len(x_T)} random keys or one for all, got {key_B.shape}')
 
     def draw_one(key, i):
         return jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:], accumulator(x_T))

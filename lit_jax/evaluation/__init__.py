@@ -1,1 +1,1 @@
-"""What `evaluate.py` does: sets of pictures and references in, scores with their recipe cards out."""
+"""What `evaluate.py` does: sets of images and references in, scores with their recipe cards out."""

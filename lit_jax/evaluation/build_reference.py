@@ -1,7 +1,7 @@
-"""A reference of one's own pictures, in ADM's layout: what `evaluate.py reference` does.
+"""A reference of one's own images, in ADM's layout: what `evaluate.py reference` does.
 
-The data set is cut into stretches of consecutive pictures. Processes deal out those that are missing; of each, the count,
-the mean and the scatter of the features go to OUT.npz.parts/, with those of its pictures that the file will hold. So a run
+The data set is cut into stretches of consecutive images. Processes deal out those that are missing; of each, the count,
+the mean and the scatter of the features go to OUT.npz.parts/, with those of its images that the file will hold. So a run
 that is stopped goes on, and its file has the bytes of a run that was not.
 """
 import dataclasses
@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lit_jax.data import crop
-from lit_jax.data.images import BadPicture, ImageSource
+from lit_jax.data.images import BadImage, ImageSource
 from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
 from lit_jax.evaluation.reference import FORMAT, STORED
-from lit_jax.evaluation.sets import PICTURES
+from lit_jax.evaluation.sets import IMAGES
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.metrics.frechet import RunningStatistics
 from lit_jax.report.grids import to_uint8
@@ -41,7 +41,7 @@ from lit_jax.runtime.paths import (
 from lit_jax.runtime.progress import Progress
 
 LOG = logging.getLogger('lit_jax')
-_BLOCK = 512                 # pictures that features are made of at a time, about
+_BLOCK = 512                 # images that features are made of at a time, about
 _MIN_PART, _MAX_PARTS = 1024, 64
 _AHEAD = 2                   # blocks that are decoded while the devices work on another
 
@@ -76,11 +76,11 @@ def build_reference(request: Request) -> str:
     builder = peers.together(lambda: _Builder(request, source, space))
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
     if not peers.from_lead(builder.begin):
-        return f'{builder.out} is there already, made from the same pictures'
+        return f'{builder.out} is there already, made from the same images'
     missing = peers.from_lead(builder.missing)
     sizes = {part: len(builder.span(part)) for part in builder.parts}
     with (cluster.peers_watched(lambda: 'the parts that are made stay'),
-          Progress(sum(sizes.values()), 'pictures', done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
+          Progress(sum(sizes.values()), 'images', done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
         make_in_step(missing, builder.make, sizes, progress)
     return peers.from_lead(builder.finish)
 
@@ -93,26 +93,26 @@ class _Builder:
         self.out = as_path(request.out)
         self.folder = self.out.with_name(self.out.name + '.parts')
         if space.image_shape is not None and tuple(source.spec.image_shape[:2]) != tuple(space.image_shape):
-            raise UserError(f'{request.data} has pictures of {source.spec.image_size} pixels a side, {space.facts["flavour"]} takes '
+            raise UserError(f'{request.data} has images of {source.spec.image_size} pixels a side, {space.facts["flavour"]} takes '
                             f'{space.image_shape[0]}')
         self._examples, names = _choose_classes(source, request.classes)
         count = len(self._examples)
         if count < 2:
-            raise UserError(f'a covariance needs at least 2 pictures, {request.data} has {count}')
+            raise UserError(f'a covariance needs at least 2 images, {request.data} has {count}')
         chosen = np.random.default_rng(request.seed).choice(count, min(request.images, count), replace=False)
         self._shown = np.zeros(count, bool)
         self._shown[chosen] = True
         self._block = space.group * math.ceil(_BLOCK / space.group)
         self._size = self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block)
         self.parts = range(math.ceil(count / self._size))
-        pictures = isinstance(source, ImageSource)
-        data = source.identity if pictures else {'name': request.data, 'count': len(source), 'classes': source.spec.num_classes}
+        images = isinstance(source, ImageSource)
+        data = source.identity if images else {'name': request.data, 'count': len(source), 'classes': source.spec.num_classes}
         self.plan = {
             'format': FORMAT, 'kind': 'reference', 'features': space.facts, 'image_size': source.spec.image_size,
-            'crop': crop.RULE if pictures else 'none', 'data': {**data, 'split': request.split},
+            'crop': crop.RULE if images else 'none', 'data': {**data, 'split': request.split},
             'classes': names or 'all', 'pictures': count, 'part': self._size,
             'images': {'count': len(chosen), 'seed': request.seed,
-                       'chosen': 'numpy default_rng(seed).choice(pictures, count, replace=False), in the order of the data set'}}
+                       'chosen': 'numpy default_rng(seed).choice(images, count, replace=False), in the order of the data set'}}
 
     def span(self, part: int) -> range:
         """Of the chosen examples."""
@@ -133,8 +133,8 @@ class _Builder:
                          if begun.get(key) != value]:
                 raise UserError(f'{self.folder} belongs to another reference:\n  ' + '\n  '.join(wrong) +
                                 '\nGive another --out, or delete what is there.')
-        pictures = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
-        storage.check_free_space(self.out, 2 * pictures + 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths))
+        images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
+        storage.check_free_space(self.out, 2 * images + 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'plan.json', json.dumps(plan, indent=1) + '\n')
         return True
@@ -144,12 +144,12 @@ class _Builder:
         return [part for part in self.parts if self._name(part) not in there]
 
     def make(self, part: int) -> None:
-        """One part, from pictures to its file."""
+        """One part, from images to its file."""
         running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True) if width}
         shown, bad = [], []
         for span, images in self._load(self.span(part)):
-            good = [i for i, image in enumerate(images) if not isinstance(image, BadPicture)]
-            bad += [image for image in images if isinstance(image, BadPicture)]
+            good = [i for i, image in enumerate(images) if not isinstance(image, BadImage)]
+            bad += [image for image in images if isinstance(image, BadImage)]
             if not good:
                 continue
             pixels = np.stack([images[i] for i in good])
@@ -158,7 +158,7 @@ class _Builder:
                 statistics.add(getattr(features, kind))
             shown.append(pixels[self._shown[span.start:span.stop][good]])
         if bad:
-            LOG.warning('left out: %d pictures of %d that cannot be decoded; the first: %s', len(bad), len(self.span(part)), bad[0])
+            LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s', len(bad), len(self.span(part)), bad[0])
         shape = (*self._source.spec.image_shape[:2], 3)
         arrays = {f'{kind}/{name}': np.asarray(value) for kind, statistics in running.items() if statistics.count
                   for name, value in (('count', statistics.count), ('mean', statistics.mean), ('scatter', statistics.scatter))}
@@ -187,13 +187,13 @@ class _Builder:
                   for name, array in zip(names, running[kind].result()[:2], strict=True)}
         count = len(self._examples) - bad
         meta = {**self.plan, 'count': count, 'left_out': bad}
-        arrays[PICTURES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._pictures())
+        arrays[IMAGES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._images())
         write_npz(self.out, {**arrays, 'meta': np.asarray(json.dumps(meta))})
         remove_tree(self.folder)
-        return (f'wrote {self.out}: statistics of {count} pictures, {shown} of them in {PICTURES}, '
+        return (f'wrote {self.out}: statistics of {count} images, {shown} of them in {IMAGES}, '
                 f'{self._space.facts["flavour"]}' + (f'; {bad} that cannot be decoded are left out' if bad else ''))
 
-    def _pictures(self) -> Iterator[bytes]:
+    def _images(self) -> Iterator[bytes]:
         for part in self.parts:
             with self._read(part) as arrays:
                 yield arrays['shown'].tobytes()
@@ -202,25 +202,25 @@ class _Builder:
         return np.load(io.BytesIO((self.folder / self._name(part)).read_bytes()))
 
     def _load(self, span: range) -> Iterator[tuple[range, list]]:
-        """(numbers, their pictures uint8 [H, W, 3], or what is wrong with them), a block at a time."""
+        """(numbers, their images uint8 [H, W, 3], or what is wrong with them), a block at a time."""
         blocks = [span[start:start + self._block] for start in range(0, len(span), self._block)]
         with ThreadPoolExecutor(self._request.threads or os.cpu_count() or 1) as pool:
             queue: deque = deque()
             try:
                 for block in itertools.chain(blocks, [None] * _AHEAD):
                     if block is not None:
-                        queue.append((block, [pool.submit(self._picture, number) for number in block]))
+                        queue.append((block, [pool.submit(self._image, number) for number in block]))
                     if queue and (block is None or len(queue) > _AHEAD):
                         ready, futures = queue.popleft()
                         yield ready, [future.result() for future in futures]
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _picture(self, number: int):
+    def _image(self, number: int):
         index = int(self._examples[number])
         try:
             example = self._source.load(index) if isinstance(self._source, ImageSource) else self._source[index]
-        except BadPicture as error:
+        except BadImage as error:
             if self._request.strict:
                 raise
             return error
@@ -259,7 +259,7 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
 
 def _check_request(request: Request) -> None:
     if request.data == 'latents':
-        raise UserError('a reference is made from pictures; name them: imagenet2012, tfds:NAME, folder or digits')
+        raise UserError('a reference is made from images; name them: imagenet2012, tfds:NAME, folder or digits')
     for name in ('images', 'image_size', 'threads'):
         value = getattr(request, name)
         if value is not None and value < 1:

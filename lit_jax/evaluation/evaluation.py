@@ -1,4 +1,4 @@
-"""What `evaluate.py` does: one set of pictures, or models under several settings, scored against one reference.
+"""What `evaluate.py` does: one set of images, or models under several settings, scored against one reference.
 
 With several processes all of them call `evaluate` together: each makes features of its own parts, process 0 the scores.
 """
@@ -17,7 +17,7 @@ from lit_jax.checkpoint.load import find_steps, load, read_weights_config
 from lit_jax.checkpoint.vae_folder import params_sha256, read_vae_config
 from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
 from lit_jax.evaluation.reference import Reference, open_reference
-from lit_jax.evaluation.scores import OF_PICTURES, USUAL, Scorer, Settings, impossible
+from lit_jax.evaluation.scores import OF_IMAGES, USUAL, Scorer, Settings, impossible
 from lit_jax.evaluation.sets import FirstOf, NpzSet, open_set
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.evaluation.table import ROWS, keep_row, markdown, read_rows
@@ -103,11 +103,11 @@ class Evaluation:
         self._scorer, self._said = None, set()
 
     def check(self, count: int, shape: tuple[int, int]) -> None:
-        """Raises UserError where pictures of this shape cannot be compared, or nothing could be scored of so many."""
+        """Raises UserError where images of this shape cannot be compared, or nothing could be scored of so many."""
         real, wanted = self.reference.image_shape, self.space.image_shape
         if real is not None and tuple(shape) != tuple(real):
             raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, the reference {self.reference.path} has '
-                            f'{real[1]}x{real[0]}; scores compare pictures of one resolution')
+                            f'{real[1]}x{real[0]}; scores compare images of one resolution')
         if wanted is not None and tuple(shape) != tuple(wanted):
             raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, {self.space.facts["flavour"]} takes '
                             f'{wanted[1]}x{wanted[0]}')
@@ -115,21 +115,21 @@ class Evaluation:
         if len(reasons) == len(set(self.settings.metrics)):
             raise UserError('none of these scores is possible:\n  ' + '\n  '.join(f'{name}: {why}' for name, why in reasons.items()))
 
-    def score(self, name: str, pictures: dict, count: int, fill: Callable[[FeatureStore], None], *,
+    def score(self, name: str, images: dict, count: int, fill: Callable[[FeatureStore], None], *,
               labels: np.ndarray | None = None, group: int = 1, more: dict | None = None, keep_features: bool = True) -> dict:
         """The row of one set.
 
         Args:
             name: of the set, for people.
-            pictures: what they are, JSON-able: equal for equal pictures in equal order.
-            fill: gives all missing parts of a store their pictures; collective.
+            images: what they are, JSON-able: equal for equal images in equal order.
+            fill: gives all missing parts of a store their images; collective.
             labels: classes in file order.
-            group: pictures that `fill` makes together.
+            group: images that `fill` makes together.
             more: goes into the row's card beside name and count.
             keep_features: or delete them when the row is written.
         """
         card = {'samples': {'name': name, 'count': count, **(more or {})}, **self.about, 'computed': versions()}
-        identity = fingerprint({'samples': pictures, 'count': count, 'features': self.space.facts,
+        identity = fingerprint({'samples': images, 'count': count, 'features': self.space.facts,
                                 'reference': self.about['reference']['sha256'], 'settings': self.about['settings']})
         row = peers.from_lead(lambda: next((row for row in read_rows(self.out) if row['id'] == identity), None))
         row = row or {'id': identity, 'scores': {}, 'impossible': {}, 'notes': [], 'card': card}
@@ -140,7 +140,7 @@ class Evaluation:
         row['impossible'] |= impossible(wanted, self.space, self.reference, count)
         wanted = [metric for metric in wanted if metric not in row['impossible']]
         scorer = self._get_scorer() if wanted else None      # first: what is wrong with the reference shows before hours of drawing
-        store = FeatureStore(self.out / 'features', self.space, pictures, count, group)
+        store = FeatureStore(self.out / 'features', self.space, images, count, group)
         if wanted and peers.from_lead(store.begin):
             fill(store)
             peers.only_lead(lambda: check_complete(store))
@@ -172,32 +172,32 @@ class Evaluation:
         return self._scorer
 
     def _reference_features(self) -> Features | None:
-        """Of the reference's pictures; on process 0 only. Kept in the cache folder for all evaluations."""
-        pictures = self.reference.pictures
-        if pictures is None or self.reference.statistics and not set(OF_PICTURES) & set(self.settings.metrics):
+        """Of the reference's images; on process 0 only. Kept in the cache folder for all evaluations."""
+        images = self.reference.images
+        if images is None or self.reference.statistics and not set(OF_IMAGES) & set(self.settings.metrics):
             return None
         identity = {'sha256': self.about['reference']['sha256']}
-        kept = FeatureStore(cache_folder() / 'features', self.space, identity, pictures.count)
+        kept = FeatureStore(cache_folder() / 'features', self.space, identity, images.count)
         if peers.from_lead(lambda: not kept.missing()):
             return kept.read() if peers.is_lead() else None
         # The cache is each host's own; with several processes the parts go where all can see them.
-        store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space, identity, pictures.count)
-        LOG.info('features of the %d pictures of the reference, once', pictures.count)
+        store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space, identity, images.count)
+        LOG.info('features of the %d images of the reference, once', images.count)
         if peers.from_lead(store.begin):
-            fill_from(pictures, store)
+            fill_from(images, store)
             peers.only_lead(lambda: check_complete(store))
         return store.read() if peers.is_lead() else None
 
 
-def fill_from(pictures, store: FeatureStore) -> None:
-    """Features of a set of pictures into a store, by all processes."""
+def fill_from(image_set, store: FeatureStore) -> None:
+    """Features of a set of image_set into a store, by all processes."""
     missing = peers.from_lead(store.missing)
     sizes = {part: len(store.span(part)) for part in missing}
     index, processes = cluster.process()
     mine = missing[index::processes]
-    images = pictures.blocks([store.span(part) for part in mine])
+    images = image_set.blocks([store.span(part) for part in mine])
     with (cluster.peers_watched(lambda: 'the parts that are made stay'),
-          Progress(pictures.count, 'pictures looked at', done=pictures.count - sum(sizes.values()),
+          Progress(image_set.count, 'images looked at', done=image_set.count - sum(sizes.values()),
                    seconds=REPORT_SECONDS) as progress):
         make_in_step(missing, lambda part: store.write(part, next(images)), sizes, progress)
     peers.together(lambda: next(images, None) if mine else None)      # to the end of the file, where checksums are compared
@@ -210,24 +210,24 @@ def versions() -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A set of pictures
+# A set of images
 
 
 def _score_set(request: Request, evaluation: Evaluation) -> dict:
     def look():
-        pictures = open_set(request.samples)
-        if request.num_samples is not None and request.num_samples > pictures.count:
-            raise UserError(f'{request.samples} holds {pictures.count} pictures, --num_samples={request.num_samples} asks for more')
-        if request.num_samples is not None and request.num_samples < pictures.count:
-            pictures = FirstOf(pictures, request.num_samples)
-        evaluation.check(pictures.count, pictures.shape)
-        return pictures
+        images = open_set(request.samples)
+        if request.num_samples is not None and request.num_samples > images.count:
+            raise UserError(f'{request.samples} holds {images.count} images, --num_samples={request.num_samples} asks for more')
+        if request.num_samples is not None and request.num_samples < images.count:
+            images = FirstOf(images, request.num_samples)
+        evaluation.check(images.count, images.shape)
+        return images
 
-    pictures = peers.together(look)
-    sha256 = peers.from_lead(lambda: pictures.sha256)
-    more = {'path': str(pictures.path), 'sha256': sha256, 'card': pictures.card}
-    return evaluation.score(pictures.path.name, {'sha256': sha256}, pictures.count, lambda store: fill_from(pictures, store),
-                            labels=pictures.labels, more=more)
+    images = peers.together(look)
+    sha256 = peers.from_lead(lambda: images.sha256)
+    more = {'path': str(images.path), 'sha256': sha256, 'card': images.card}
+    return evaluation.score(images.path.name, {'sha256': sha256}, images.count, lambda store: fill_from(images, store),
+                            labels=images.labels, more=more)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def _score_set(request: Request, evaluation: Evaluation) -> dict:
 
 @dataclass(frozen=True)
 class _Job:
-    """One row of pictures to draw."""
+    """One row of images to draw."""
     source: str
     checkpoint: int | None
     request: sampling.Request
@@ -248,7 +248,7 @@ def _plan_jobs(request: Request, evaluation: Evaluation) -> list[_Job]:
     for source in request.sources:
         config = read_weights_config(source)
         network = Network(config['model'])
-        evaluation.check(request.num_samples, _picture_shape(config, request, source))
+        evaluation.check(request.num_samples, _image_shape(config, request, source))
         classes = parse_classes(request.classes, network.null_label, most=None)
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
         for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps, request.cfg_scale):
@@ -280,7 +280,7 @@ def _checkpoints(request: Request, source: str) -> list[int | None]:
     return steps
 
 
-def _picture_shape(config: dict, request: Request, source: str) -> tuple[int, int]:
+def _image_shape(config: dict, request: Request, source: str) -> tuple[int, int]:
     sides = config['model']['input_size']
     if config['latent']['space'] == 'pixels':
         return tuple(sides)
@@ -296,7 +296,7 @@ def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) ->
         model = load(source, step=checkpoint, dtype=request.dtype)
         weights_sha256 = params_sha256(model.params)
         if number == 0:
-            LOG.info('%d rows to score, %d pictures each', len(jobs), request.num_samples)
+            LOG.info('%d rows to score, %d images each', len(jobs), request.num_samples)
         for job in group:
             yield _score_model(request, evaluation, job, sampling.plan_set(job.request, model, weights_sha256))
 
@@ -321,13 +321,13 @@ def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: samp
 def _check_request(request: Request) -> None:
     check_seed(request.seed)
     if (request.samples is None) == (not request.sources):
-        raise UserError(f'give one of --samples (pictures that are there) and --from (models to draw from), got '
+        raise UserError(f'give one of --samples (images that are there) and --from (models to draw from), got '
                         f'{"neither" if request.samples is None else "both"}')
     if request.samples is not None:
         given = [field.name for field in dataclasses.fields(Request)
                  if field.name in _OF_DRAWING and getattr(request, field.name) != field.default]
         if given:
-            raise UserError(f'--{given[0]} belongs to --from: the pictures of --samples are there already')
+            raise UserError(f'--{given[0]} belongs to --from: the images of --samples are there already')
     if request.num_samples is not None and request.num_samples < 1:
         raise UserError(f'--num_samples must be at least 1, got {request.num_samples}')
     if request.sources and request.num_samples is None:

@@ -1,8 +1,8 @@
-"""Features of a set of pictures on the disk, in parts: a job that is killed goes on, and other scores need no new pictures.
+"""Features of a set of images on the disk, in parts: a job that is killed goes on, and other scores need no new images.
 
     OUT/features/0123456789abcdef/card.json      what they are features of, and which
                                   000000000-000000128.npy ...   float32 [n, pool and spatial features]
-                                  preview.png    the first pictures
+                                  preview.png    the first images
 """
 import hashlib
 import json
@@ -23,16 +23,16 @@ _PREVIEW, _COLUMNS = 64, 8
 
 
 class FeatureStore:
-    """Takes pictures a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can draw into it.
+    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can draw into it.
 
     Args:
         folder: where the folders of sets lie. Several processes must all see it.
-        pictures: what the pictures are, JSON-able: equal for equal pictures in equal order.
-        group: pictures that are drawn together, so that a part is made of whole groups.
+        images: what the images are, JSON-able: equal for equal images in equal order.
+        group: images that are drawn together, so that a part is made of whole groups.
     """
 
-    def __init__(self, folder, space: FeatureSpace, pictures: dict, count: int, group: int = 1):
-        self._space, self._about = space, {'pictures': pictures, 'features': space.facts, 'count': count}
+    def __init__(self, folder, space: FeatureSpace, images: dict, count: int, group: int = 1):
+        self._space, self._about = space, {'pictures': images, 'features': space.facts, 'count': count}
         self.out = as_path(folder) / fingerprint(self._about)
         self.size = part_size(math.lcm(space.group, group))
         self._parts = PartFolder(self.out, count, self.size, (sum(space.widths),), np.float32)
@@ -53,13 +53,13 @@ class FeatureStore:
         return self._parts.span(part)
 
     def write(self, part: int, images: np.ndarray) -> None:
-        """Features of pictures uint8 [n, H, W, 1 or 3] of a part."""
+        """Features of images uint8 [n, H, W, 1 or 3] of a part."""
         images = np.broadcast_to(images, (*images.shape[:3], 3))
         features = self._space.extract(images)
         rows = np.concatenate([feature for feature in features if feature is not None], axis=1)
         if bad := np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
-            raise UserError(f'the features of picture {self.span(part)[bad[0]]} and {len(bad) - 1} more of its part are not finite: '
-                            'look at the picture, and at the weights of the feature extractor')
+            raise UserError(f'the features of image {self.span(part)[bad[0]]} and {len(bad) - 1} more of its part are not finite: '
+                            'look at the image, and at the weights of the feature extractor')
         if part == 0:
             save_png(self.out / 'preview.png', make_grid(images[:_PREVIEW], _COLUMNS))
         self._parts.write(part, rows)
@@ -68,7 +68,7 @@ class FeatureStore:
         pass     # the parts are what is kept
 
     def read(self) -> Features:
-        """The features of all pictures, in their order."""
+        """The features of all images, in their order."""
         rows, pool = self._parts.read(), self._space.widths[0]
         return Features(rows[:, :pool], rows[:, pool:] if self._space.widths[1] else None)
 

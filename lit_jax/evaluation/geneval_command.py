@@ -1,4 +1,4 @@
-"""What `evaluate.py geneval` does: the prompts written, detections stored, or a folder of pictures scored."""
+"""What `evaluate.py geneval` does: the prompts written, detections stored, or a folder of images scored."""
 import json
 from dataclasses import dataclass
 
@@ -24,19 +24,19 @@ class Request:
 def run_geneval(request: Request) -> str:
     """Does what is asked and returns lines about it. UserError for a request that cannot be met."""
     if (request.prompts_out is None) == (request.images is None):
-        raise UserError('give one of --prompts_out (writes the prompts) and --images (scores pictures)')
+        raise UserError('give one of --prompts_out (writes the prompts) and --images (scores images)')
     if request.prompts_out is not None:
         if extra := [name for name in ('detections', 'detector', 'store', 'out') if getattr(request, name)]:
             raise UserError(f'--{extra[0]} does not belong to --prompts_out; it goes with --images')
         count = write_prompts(request.prompts_out)
-        return (f'wrote {count} prompts to {request.prompts_out}: draw four pictures of each into NNNNN/samples/0000.png to '
+        return (f'wrote {count} prompts to {request.prompts_out}: draw four images of each into NNNNN/samples/0000.png to '
                 f'0003.png, then: python evaluate.py geneval --images={request.prompts_out} --detections=FILE.jsonl')
     if request.store and request.out:
         raise UserError('--store keeps what the detector sees and scores nothing: leave --out out')
     detector = _open_detector(request)
     if request.store:
         count = store_detections(request.images, detector, request.store)
-        return (f'wrote the detections in {count} pictures to {request.store}; score them: python evaluate.py geneval '
+        return (f'wrote the detections in {count} images to {request.store}; score them: python evaluate.py geneval '
                 f'--images={request.images} --detections={request.store}')
     found = score_folder(request.images, detector)
     seen = {'detections': request.detections, 'detector': request.detector}
@@ -48,7 +48,7 @@ def run_geneval(request: Request) -> str:
 
 def _open_detector(request: Request) -> Detector:
     if (request.detections is None) == (request.detector is None):
-        raise UserError('say what saw the pictures with one of --detections=FILE.jsonl (a line a picture) and --detector CONFIG '
+        raise UserError('say what saw the images with one of --detections=FILE.jsonl (a line an image) and --detector CONFIG '
                         'CHECKPOINT (Mask2Former, needs PyTorch)')
     if request.detections is not None:
         if request.store:
@@ -64,5 +64,5 @@ def _table(found: dict) -> str:
     lines = ['| ' + ' | '.join(name.rjust(width) for name, width in zip(names, widths, strict=True)) + ' |',
              '| ' + ' | '.join('-' * (width - 1) + ':' for width in widths) + ' |',
              '| ' + ' | '.join(f'{value:.4f}'.rjust(width) for value, width in zip(values, widths, strict=True)) + ' |']
-    lines += ['', f'{found["pictures"]} pictures of {found["prompts"]} prompts; overall is the mean of the tasks', *found['notes']]
+    lines += ['', f'{found["pictures"]} images of {found["prompts"]} prompts; overall is the mean of the tasks', *found['notes']]
     return '\n'.join(lines)

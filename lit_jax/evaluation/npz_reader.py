@@ -1,6 +1,6 @@
 """Arrays of an .npz file, read without holding them in memory and without running what is in them.
 
-An .npz is a zip file of .npy files, stored or deflated. Sets of pictures have 10 to 40 GB; so the header of an array is
+An .npz is a zip file of .npy files, stored or deflated. Sets of images have 10 to 40 GB; so the header of an array is
 read first, then its rows block by block in the order of the file. Pickled objects are refused.
 """
 import contextlib
@@ -98,7 +98,7 @@ class Npz:
             raise UserError(f'{self.path}: {name} holds pickled objects (dtype {dtype}), which can run any program when they are '
                             'read; refused. Save plain numbers: np.savez(path, arr_0=images) with a uint8 array.')
         if fortran and len(shape) > 1:
-            raise UserError(f'{self.path}: {name} is stored in Fortran order, which cannot be read picture by picture. Save '
+            raise UserError(f'{self.path}: {name} is stored in Fortran order, which cannot be read image by image. Save '
                             'np.ascontiguousarray of it.')
         there, needed = self._archive.getinfo(name + '.npy').file_size, header.size + math.prod(shape) * dtype.itemsize
         if there != needed:

@@ -1,12 +1,12 @@
-"""What samples are compared with: a file of ADM's layout, or any other set of pictures.
+"""What samples are compared with: a file of ADM's layout, or any other set of images.
 
     mu [2048], sigma [2048, 2048]       of the pool features of the whole data set
     mu_s [2023], sigma_s [2023, 2023]   of the spatial features
-    arr_0 uint8 [10000, H, W, 3]        some of its pictures, for precision, recall and kernel distances
+    arr_0 uint8 [10000, H, W, 3]        some of its images, for precision, recall and kernel distances
     meta                                JSON text; only in files that `evaluate.py reference` wrote
 
-A file with statistics but without pictures serves for FID and sFID. A set of pictures without statistics serves for all:
-its statistics are computed from its pictures.
+A file with statistics but without images serves for FID and sFID. A set of images without statistics serves for all:
+its statistics are computed from its images.
 """
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lit_jax.evaluation.npz_reader import Npz
-from lit_jax.evaluation.sets import PICTURES, FolderSet, NpzSet, file_sha256, open_set
+from lit_jax.evaluation.sets import IMAGES, FolderSet, NpzSet, file_sha256, open_set
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics.frechet import Statistics
 from lit_jax.runtime.errors import UserError
@@ -26,38 +26,38 @@ FORMAT = 1
 
 @dataclass
 class Reference:
-    """A reference, its pictures not read yet.
+    """A reference, its images not read yet.
 
     Attributes:
         statistics: of 'pool' and 'spatial' features of the whole data set, where they are stored.
-        pictures: the set of its pictures, None where it has none.
+        images: the set of its images, None where it has none.
         meta: what made the file, {} where it does not say.
     """
     path: object
     statistics: dict[str, Statistics]
-    pictures: NpzSet | FolderSet | None
+    images: NpzSet | FolderSet | None
     meta: dict = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """Of the file, or of the names and contents of a folder."""
-        return file_sha256(self.path) if self.pictures is None else self.pictures.sha256
+        return file_sha256(self.path) if self.images is None else self.images.sha256
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(H, W) of its pictures, where that is known."""
-        if self.pictures is not None:
-            return tuple(self.pictures.shape)
+        """(H, W) of its images, where that is known."""
+        if self.images is not None:
+            return tuple(self.images.shape)
         return (self.meta['image_size'],) * 2 if 'image_size' in self.meta else None
 
     def facts(self) -> dict:
         """JSON-able, for the recipe card."""
-        of = 'of its own pictures'
+        of = 'of its own images'
         if self.statistics:
             count = self.meta.get('count')
-            of = 'stored in it' + (f', of {count} pictures' if count else '')
+            of = 'stored in it' + (f', of {count} images' if count else '')
         return {'id': self.path.name, 'sha256': self.sha256, 'statistics': of,
-                'pictures': 0 if self.pictures is None else self.pictures.count, 'meta': self.meta or None}
+                'pictures': 0 if self.images is None else self.images.count, 'meta': self.meta or None}
 
 
 def open_reference(path, space: FeatureSpace) -> Reference:
@@ -66,14 +66,14 @@ def open_reference(path, space: FeatureSpace) -> Reference:
     with explain_unreachable(path):
         is_file = path.is_file()
     if not is_file or path.suffix != '.npz':
-        reference = Reference(path, {}, _open_pictures(path))
+        reference = Reference(path, {}, _open_images(path))
     else:
         reference = _read_npz(path)
     _check_space(reference, space)
     return reference
 
 
-def _open_pictures(path):
+def _open_images(path):
     with explain_unreachable(path):
         if not path.exists():
             raise UserError(f'the reference {path} does not exist. ADM publishes VIRTUAL_imagenet256_labeled.npz and others (see '
@@ -84,15 +84,15 @@ def _open_pictures(path):
 def _read_npz(path) -> Reference:
     with Npz(path) as file:
         stored = {name: keys for name, keys in STORED.items() if set(keys) <= set(file.names)}
-        if not stored and PICTURES not in file.names:
-            raise UserError(f'{path} is no reference: expected mu and sigma, or pictures in {PICTURES}; it has '
+        if not stored and IMAGES not in file.names:
+            raise UserError(f'{path} is no reference: expected mu and sigma, or images in {IMAGES}; it has '
                             f'{", ".join(file.names) or "nothing"}.')
         statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
         meta = _read_meta(file) if 'meta' in file.names else {}
-        pictures = NpzSet(path) if PICTURES in file.names else None
+        images = NpzSet(path) if IMAGES in file.names else None
     if meta.get('count'):
         statistics = {name: stats._replace(count=meta['count']) for name, stats in statistics.items()}
-    return Reference(path, statistics, pictures, meta)
+    return Reference(path, statistics, images, meta)
 
 
 def _read_statistics(file: Npz, mean: str, cov: str) -> Statistics:

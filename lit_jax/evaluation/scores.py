@@ -25,7 +25,7 @@ from lit_jax.runtime.errors import UserError
 
 METRICS = ('fid', 'sfid', 'is', 'kid', 'skid', 'precision', 'recall', 'density', 'coverage')
 USUAL = METRICS[:7]
-OF_PICTURES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')     # need features of single reference pictures
+OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')     # need features of single reference images
 IS_MODES = ('adm', 'shuffled')
 NEIGHBOURS = {'precision': 3, 'recall': 3, 'density': 5, 'coverage': 5}
 _COLLAPSED = 0.9          # a score in file order below this part of the shuffled one: the file is sorted
@@ -61,7 +61,7 @@ class Scorer:
     """Scores features against one reference; what is the same for all sets is computed once.
 
     Args:
-        features: of the reference's pictures, or None; `impossible` says which scores need them.
+        features: of the reference's images, or None; `impossible` says which scores need them.
     """
 
     def __init__(self, space: FeatureSpace, reference: Reference, features: Features | None, settings: Settings):
@@ -120,7 +120,7 @@ class Scorer:
         ours, real = getattr(samples, kind), getattr(self._features, kind)
         size = min(kernel.SUBSET_SIZE, len(ours), len(real))
         if size < kernel.SUBSET_SIZE:
-            notes.append(f'{name}: subsets of {size}, there are no more pictures; usual is {kernel.SUBSET_SIZE}')
+            notes.append(f'{name}: subsets of {size}, there are no more images; usual is {kernel.SUBSET_SIZE}')
         mean, std = kernel_distance(ours, real, subset_size=size)
         return {name: mean, f'{name}_std': std}
 
@@ -131,7 +131,7 @@ class Scorer:
         shuffled = self._inception_score(samples, 'shuffled')['is']
         if (labels is None or not sorted_by_class(labels)) and scores['is'] >= _COLLAPSED * shuffled:
             return []
-        return [f'is: the pictures are sorted by class: {scores["is"]:.2f} in file order, {shuffled:.2f} shuffled '
+        return [f'is: the images are sorted by class: {scores["is"]:.2f} in file order, {shuffled:.2f} shuffled '
                 '(--is_mode=shuffled)']
 
 
@@ -145,18 +145,18 @@ def impossible(metrics: Sequence[str], space: FeatureSpace, reference: Reference
 
 
 def _obstacle(name: str, space: FeatureSpace, reference: Reference, count: int) -> str:
-    pictures = reference.pictures
+    images = reference.images
     if name in ('sfid', 'skid') and not space.widths[1]:
         return f'{space.facts["flavour"]} has no spatial features'
     if name == 'is' and space.head is None:
         return f'{space.facts["flavour"]} names no classes'
-    if name in OF_PICTURES and pictures is None:
-        return f'{reference.path} holds statistics only; this score needs pictures of the reference (arr_0)'
+    if name in OF_IMAGES and images is None:
+        return f'{reference.path} holds statistics only; this score needs images of the reference (arr_0)'
     if name == 'sfid' and reference.statistics and 'spatial' not in reference.statistics:
         return f'{reference.path} holds no statistics of spatial features (mu_s, sigma_s)'
-    if name in NEIGHBOURS and min(count, pictures.count) <= NEIGHBOURS[name]:
-        return f'it looks at {NEIGHBOURS[name]} neighbours, so each set needs more pictures than that'
+    if name in NEIGHBOURS and min(count, images.count) <= NEIGHBOURS[name]:
+        return f'it looks at {NEIGHBOURS[name]} neighbours, so each set needs more images than that'
     least = 1 if name == 'is' else 2
-    if count < least or (name != 'is' and not reference.statistics and pictures.count < least):
-        return f'it needs at least {least} pictures in each set'
+    if count < least or (name != 'is' and not reference.statistics and images.count < least):
+        return f'it needs at least {least} images in each set'
     return ''

@@ -1,4 +1,4 @@
-"""Sets of pictures to score: an .npz as ADM's evaluator takes it, or a folder of PNG files; read a block at a time.
+"""Sets of images to score: an .npz as ADM's evaluator takes it, or a folder of PNG files; read a block at a time.
 
 A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (of sample.py, or None), `sha256` of its
 content, and `blocks(ranges)`: uint8 [n, H, W, 3] of each range of numbers.
@@ -17,10 +17,10 @@ from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable, files_under, is_remote
 
-PICTURES = 'arr_0'
+IMAGES = 'arr_0'
 _BLOCK = 1 << 24
 _LOSSY = frozenset('.jpg .jpeg .jpe .jfif .webp .avif .gif'.split())
-_NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d+)\.png$')     # as sample.py names single pictures
+_NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d+)\.png$')     # as sample.py names single images
 
 
 def open_set(path) -> 'NpzSet | FolderSet':
@@ -30,10 +30,10 @@ def open_set(path) -> 'NpzSet | FolderSet':
         if path.is_dir():
             return FolderSet(path)
         if not path.exists():
-            raise UserError(f'{path} does not exist; expected an .npz of pictures or a folder of PNG files '
+            raise UserError(f'{path} does not exist; expected an .npz of images or a folder of PNG files '
                             '(python sample.py --from MODEL --count 50000 --out set.npz)')
         if path.suffix != '.npz':
-            raise UserError(f'{path} is not known; expected an .npz of pictures (arr_0 uint8 [N, H, W, 3]) or a folder of PNG '
+            raise UserError(f'{path} is not known; expected an .npz of images (arr_0 uint8 [N, H, W, 3]) or a folder of PNG '
                             'files')
         return NpzSet(path)
 
@@ -44,11 +44,11 @@ class NpzSet:
     def __init__(self, path):
         self.path = as_path(path)
         with Npz(self.path) as file:
-            if PICTURES not in file.names:
-                raise UserError(f'{self.path} holds no pictures: expected {PICTURES}, uint8 [N, H, W, 3]; it has '
+            if IMAGES not in file.names:
+                raise UserError(f'{self.path} holds no images: expected {IMAGES}, uint8 [N, H, W, 3]; it has '
                                 f'{", ".join(file.names) or "nothing"}.')
-            header = file.header(PICTURES)
-            check_pictures(header.shape, header.dtype, f'{self.path}: {PICTURES}')
+            header = file.header(IMAGES)
+            check_images(header.shape, header.dtype, f'{self.path}: {IMAGES}')
             self.count, self.shape = header.shape[0], header.shape[1:3]
             self.labels = self._read_labels(file)
         self.card = _card_of(self.path.with_suffix('.json'), self.count, self.path)
@@ -62,7 +62,7 @@ class NpzSet:
 
     def blocks(self, ranges: Iterable[range]) -> Iterator[np.ndarray]:
         with Npz(self.path) as file:
-            yield from file.rows(PICTURES, ranges)
+            yield from file.rows(IMAGES, ranges)
 
     def _read_labels(self, file: Npz) -> np.ndarray | None:
         if 'arr_1' not in file.names:
@@ -72,21 +72,21 @@ class NpzSet:
 
 
 class FolderSet:
-    """The PNG files directly in a folder, in the order of their names; other files of no picture are ignored."""
+    """The PNG files directly in a folder, in the order of their names; other files of no image are ignored."""
 
     def __init__(self, path):
         self.path = as_path(path)
         names = [name for name in files_under(self.path) if '/' not in name and not name.startswith('.')]
         lossy = [name for name in names if _suffix(name) in _LOSSY]
         if lossy:
-            raise UserError(f'{self.path} holds {len(lossy)} pictures in lossy formats ({lossy[0]}, ...): their artefacts are part '
+            raise UserError(f'{self.path} holds {len(lossy)} images in lossy formats ({lossy[0]}, ...): their artefacts are part '
                             'of the score. Save samples as PNG or .npz (python sample.py --out NAME.npz). A reference of real '
-                            f'pictures is made by: python evaluate.py reference --data=folder --path={self.path} ...')
+                            f'images is made by: python evaluate.py reference --data=folder --path={self.path} ...')
         self.names = sorted(name for name in names if _suffix(name) == '.png')
         if not self.names:
             raise UserError(f'there are no PNG files in {self.path}')
         self.count = len(self.names)
-        self.shape = _picture(self.path / self.names[0]).shape[:2]
+        self.shape = _image(self.path / self.names[0]).shape[:2]
         found = [_NUMBER_AND_CLASS.match(name) for name in self.names]
         self.labels = np.array([int(match[1]) for match in found]) if all(found) else None
         self.card = _card_of(self.path / 'card.json', self.count, self.path)
@@ -94,7 +94,7 @@ class FolderSet:
 
     @property
     def sha256(self) -> str:
-        """Of the names and contents of the files. Looks at the size of every picture on the way."""
+        """Of the names and contents of the files. Looks at the size of every image on the way."""
         if self._sha256 is None:
             digest = hashlib.sha256()
             for name in self.names:
@@ -106,19 +106,19 @@ class FolderSet:
 
     def blocks(self, ranges: Iterable[range]) -> Iterator[np.ndarray]:
         for wanted in ranges:
-            pictures = [_picture(self.path / self.names[i]) for i in wanted]
-            for i, picture in zip(wanted, pictures, strict=True):
-                self._check_size(self.names[i], picture.shape[:2])
-            yield np.stack(pictures)
+            images = [_image(self.path / self.names[i]) for i in wanted]
+            for i, image in zip(wanted, images, strict=True):
+                self._check_size(self.names[i], image.shape[:2])
+            yield np.stack(images)
 
     def _check_size(self, name: str, shape: tuple[int, int]) -> None:
         if tuple(shape) != tuple(self.shape):
             raise UserError(f'{self.path / name} has {shape[1]}x{shape[0]} pixels, {self.names[0]} has {self.shape[1]}x'
-                            f'{self.shape[0]}: all pictures of a set must have one size')
+                            f'{self.shape[0]}: all images of a set must have one size')
 
 
 class FirstOf:
-    """The first `count` pictures of a set."""
+    """The first `count` images of a set."""
 
     def __init__(self, whole, count: int):
         self.path, self.shape, self.card, self.count = whole.path, whole.shape, whole.card, count
@@ -133,18 +133,18 @@ class FirstOf:
         return self._whole.blocks(ranges)
 
 
-def check_pictures(shape: tuple[int, ...], dtype, what: str) -> None:
-    """Raises UserError unless an array can be a set of RGB pictures of bytes."""
+def check_images(shape: tuple[int, ...], dtype, what: str) -> None:
+    """Raises UserError unless an array can be a set of RGB images of bytes."""
     wanted = f'{what} is {np.dtype(dtype)} {list(shape)}; expected uint8 [N, H, W, 3], values 0 to 255'
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         raise UserError(f'{wanted}. The channels stand first: save images.transpose(0, 2, 3, 1).')
     if len(shape) != 4 or shape[3] != 3:
         raise UserError(f'{wanted}.')
     if not all(shape):
-        raise UserError(f'{wanted}, with at least one picture.')
+        raise UserError(f'{wanted}, with at least one image.')
     if np.dtype(dtype) != np.uint8:
         raise UserError(f'{wanted}. Published scores are of bytes: save np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) of '
-                        'pictures in [-1, 1].')
+                        'images in [-1, 1].')
 
 
 def file_sha256(path) -> str:
@@ -168,7 +168,7 @@ def _card_of(path, count: int, where) -> dict | None:
     if not isinstance(card, dict) or card.get('kind') != 'pictures':
         return None
     if card['pictures']['count'] != count:
-        raise UserError(f'{path} is the card of {card["pictures"]["count"]} pictures, {where} holds {count}: pictures are missing, '
+        raise UserError(f'{path} is the card of {card["pictures"]["count"]} images, {where} holds {count}: images are missing, '
                         'or the card belongs to another set. Draw the set again, or delete the card.')
     return card
 
@@ -177,7 +177,7 @@ def _suffix(name: str) -> str:
     return '.' + name.rpartition('.')[2].lower()
 
 
-def _picture(path) -> np.ndarray:
+def _image(path) -> np.ndarray:
     """uint8 [H, W, 3]."""
     try:
         return np.asarray(decode(path.read_bytes()))

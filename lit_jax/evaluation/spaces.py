@@ -1,4 +1,4 @@
-"""What pictures are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or any function's."""
+"""What images are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or any function's."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class FeatureSpace:
         extract: uint8 [n, H, W, 3] -> Features; their bits do not depend on devices, nor on n if all but the last call
             are given whole groups.
         widths: of the pool features and of the spatial ones (0: none).
-        group: pictures computed together.
+        group: images computed together.
         head: [pool width, classes], for the inception score; None without.
         image_shape: (H, W) that it takes; None: any.
         adm: whether means are taken in float32, as ADM's evaluator does.
@@ -74,7 +74,7 @@ def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
 
 
 def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
-    """The 48 features of a digits classifier, for pictures of 8x8; it sees the first channel."""
+    """The 48 features of a digits classifier, for images of 8x8; it sees the first channel."""
     features = digits_judge.FEATURES
 
     def look(params, images_BHWC):

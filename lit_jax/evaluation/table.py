@@ -64,13 +64,13 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def describe(row: Mapping) -> dict[str, str]:
     """The recipe of a row in short texts."""
-    card, pictures = row['card'], row['card']['samples']
-    recipe = pictures.get('card') or {}
+    card, images = row['card'], row['card']['samples']
+    recipe = images.get('card') or {}
     sampler, model, vae = recipe.get('sampler', {}), recipe.get('model', {}), recipe.get('vae') or {}
     low, high = sampler.get('cfg_interval', (0, 1))
     provenance = model.get('provenance', {})
     return {
-        'samples': pictures['name'], 'step': _text(provenance.get('step')), 'N': _text(pictures['count']),
+        'samples': images['name'], 'step': _text(provenance.get('step')), 'N': _text(images['count']),
         'method': sampler.get('method', ''), 'steps': _text(sampler.get('steps')), 'cfg': _text(sampler.get('cfg_scale')),
         'cfg channels': _text(sampler.get('cfg_channels')), 'cfg interval': '' if (low, high) == (0, 1) else f'{low:g}..{high:g}',
         'labels': recipe.get('pictures', {}).get('labels', ''), 'seed': _text(recipe.get('pictures', {}).get('seed')),

@@ -1,4 +1,4 @@
-"""What preparing pictures with captions needs besides that of pictures with labels (lit_jax/latents/prepare.py)."""
+"""What preparing images with captions needs besides that of images with labels (lit_jax/latents/prepare.py)."""
 import json
 
 import numpy as np
@@ -22,7 +22,7 @@ def check_text_request(request) -> None:
     if not has_captions(request.data):
         if request.text_encoder or request.buckets:
             raise UserError(f'--data={request.data} has labels, and neither captions (--text_encoder) nor buckets (--buckets); '
-                            f'name pictures with captions: --data={", ".join(CAPTIONED)}')
+                            f'name images with captions: --data={", ".join(CAPTIONED)}')
         return
     if not request.text_encoder:
         raise UserError(f'--data={request.data} has captions: give the folder of a text encoder, --text_encoder=FOLDER (python '
@@ -33,19 +33,19 @@ def check_text_request(request) -> None:
         raise UserError(f'--data={request.data} has captions and no classes: leave --classes and --num_classes out')
 
 
-def make_caption_plan(request, pictures_plan: dict, text_config: dict, source: Source) -> dict:
-    """What a data set of pictures with captions is, JSON-able: everything that the meaning of its records depends on.
+def make_caption_plan(request, images_plan: dict, text_config: dict, source: Source) -> dict:
+    """What a data set of images with captions is, JSON-able: everything that the meaning of its records depends on.
 
-    request: `lit_jax.latents.prepare.Request`. pictures_plan: of the VAE and the sizes. text_config: of the text encoder folder."""
-    size, pictures = source.spec.image_size, isinstance(source, ImageSource)
+    request: `lit_jax.latents.prepare.Request`. images_plan: of the VAE and the sizes. text_config: of the text encoder folder."""
+    size, images = source.spec.image_size, isinstance(source, ImageSource)
     shapes = source.buckets or ((size, size),)
     counts = [len(source)] if source.bucket_of is None else np.bincount(source.bucket_of, minlength=len(shapes)).tolist()
-    identity = source.identity if pictures else {'name': request.data, 'count': len(source)}
+    identity = source.identity if images else {'name': request.data, 'count': len(source)}
     text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'], 'tokens': request.caption_tokens,
             'width': text_config['text_encoder']['width'], 'dtype': text_features.DTYPE, 'weights': text_config['weights'],
             'computed_in': request.text_dtype}
-    rule = (buckets.RULE if source.buckets else crop.RULE) if pictures else 'none'
-    return {'format': FORMAT, 'kind': caption_latents.KIND, **pictures_plan, 'text': text,
+    rule = (buckets.RULE if source.buckets else crop.RULE) if images else 'none'
+    return {'format': FORMAT, 'kind': caption_latents.KIND, **images_plan, 'text': text,
             'crop': rule, 'buckets': [list(shape) for shape in shapes], 'bucket_counts': counts, 'classes': [],
             'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
             'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}

@@ -1,6 +1,6 @@
-"""Pictures and captions through the encoders, on all devices of this process, into shards of cached latents.
+"""Images and captions through the encoders, on all devices of this process, into shards of cached latents.
 
-Every device runs the same program on as many pictures or captions, however many devices there are.
+Every device runs the same program on as many images or captions, however many devices there are.
 """
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.data import caption_latents, latents
 from lit_jax.data.base import Source
-from lit_jax.data.images import BadPicture, ImageSource
+from lit_jax.data.images import BadImage, ImageSource
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.data.text_features import count_tokens
 from lit_jax.runtime import storage
@@ -27,7 +27,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.progress import Progress
 
 LOG = logging.getLogger('lit_jax')
-_AHEAD = 2  # blocks of pictures that are decoded while the devices work on another
+_AHEAD = 2  # blocks of images that are decoded while the devices work on another
 
 
 class _OnEachDevice:
@@ -53,13 +53,13 @@ class _OnEachDevice:
         return self._run(self._params, *jax.device_put(arrays, self._sharding))
 
 
-class PictureEncoder:
-    """Moments of pictures, and of their mirror images from the same pass.
+class ImageEncoder:
+    """Moments of images, and of their mirror images from the same pass.
 
     Args:
-        per_device: pictures that a device takes at a time.
+        per_device: images that a device takes at a time.
     Attributes:
-        batch_size: pictures that all devices of this process take at a time.
+        batch_size: images that all devices of this process take at a time.
     """
 
     def __init__(self, vae: Vae, per_device: int, *, mirror: bool):
@@ -75,9 +75,9 @@ class PictureEncoder:
         self.batch_size = self._encode.batch_size
 
     def __call__(self, images: dict[int, np.ndarray]) -> jax.Array | None:
-        """{row: picture [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b, h, w, 2C].
+        """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b, h, w, 2C].
 
-        Rows without a picture mean nothing; None where there is no picture at all."""
+        Rows without an image mean nothing; None where there is no image at all."""
         if not images:
             return None
         batch = np.zeros((self.batch_size, *next(iter(images.values())).shape), np.float32)
@@ -125,14 +125,14 @@ class Record:
 
 class _Records:
     def __init__(self, vae: Vae, plan: dict, per_device: int, *, mirror: bool):
-        self._encode, self._dtype = PictureEncoder(vae, per_device, mirror=mirror), plan['dtype']
+        self._encode, self._dtype = ImageEncoder(vae, per_device, mirror=mirror), plan['dtype']
         self._largest = float(np.finfo(latents.DTYPES[self._dtype]).max)
         self.batch_size = self._encode.batch_size
 
-    def _start_pictures(self, examples: dict[int, dict]):
+    def _start_images(self, examples: dict[int, dict]):
         return self._encode({row: example['image'] for row, example in examples.items()})
 
-    def _finish_pictures(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, np.ndarray]:
+    def _finish_images(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, np.ndarray]:
         """{row: moments}, every one of which can be stored."""
         moments = np.asarray(pending)
         for row in examples:
@@ -143,26 +143,26 @@ class _Records:
 
 
 class LabelRecords(_Records):
-    """Records of pictures with labels: both views, then the label."""
+    """Records of images with labels: both views, then the label."""
 
     def __init__(self, vae: Vae, plan: dict, per_device: int):
         super().__init__(vae, plan, per_device, mirror=True)
 
     def start(self, examples: dict[int, dict], block: '_Block'):
         """{row: example} of a block."""
-        return self._start_pictures(examples)
+        return self._start_images(examples)
 
     def finish(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, Record]:
         """{row: record} of what was started."""
         made = {}
-        for row, moments in self._finish_pictures(pending, examples, block).items():
+        for row, moments in self._finish_images(pending, examples, block).items():
             label = int(examples[row]['label'])
             made[row] = Record(moments, latents.pack(moments, label, self._dtype), {'labels': label})
         return made
 
 
 class CaptionRecords(_Records):
-    """Records of pictures with captions: one view, and the features of each caption."""
+    """Records of images with captions: one view, and the features of each caption."""
 
     def __init__(self, vae: Vae, encode_captions: CaptionEncoder, plan: dict, per_device: int):
         super().__init__(vae, plan, per_device, mirror=False)
@@ -171,10 +171,10 @@ class CaptionRecords(_Records):
     def start(self, examples: dict[int, dict], block: '_Block'):
         # Long captions first, as in the records.
         captions = [caption for example in examples.values() for caption in reversed(example['captions'])]
-        return self._start_pictures(examples), self._captions(captions)
+        return self._start_images(examples), self._captions(captions)
 
     def finish(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, Record]:
-        moments, (parts, masks, cut) = self._finish_pictures(pending[0], examples, block), pending[1]
+        moments, (parts, masks, cut) = self._finish_images(pending[0], examples, block), pending[1]
         texts = [text for part in parts for text in np.asarray(part)]
         made, first = {}, 0
         for row, example in examples.items():
@@ -213,13 +213,13 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
 
     Args:
         records: LabelRecords or CaptionRecords. record_size: about the bytes of one.
-        threads: that decode pictures. strict: a picture that cannot be decoded is a UserError, not left out."""
+        threads: that decode images. strict: an image that cannot be decoded is a UserError, not left out."""
     ranges, order = shard_ranges(plan), in_order(source)
     # Blocks never cross shards: what is computed together depends on the shard alone.
     blocks = [block for number in numbers
               for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of, records.batch_size)]
     loaded = _load(source, blocks, threads, strict)
-    with Progress(sum(len(block.indices) for block in blocks), 'pictures') as progress, contextlib.closing(loaded):
+    with Progress(sum(len(block.indices) for block in blocks), 'images') as progress, contextlib.closing(loaded):
         for number, parts in itertools.groupby(_encode(records, loaded), key=lambda part: part[0].shard):
             with (storage.explain_full_disk(out, record_size * len(ranges[number])),
                   ShardWriter(out, number, plan) as writer):
@@ -229,7 +229,7 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
                 note = writer.commit()
             if note['bad']:
                 _, name, reason = note['bad'][0]
-                LOG.warning('left out: %d pictures of %d that cannot be decoded; the first: %s: %s', len(note['bad']),
+                LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s: %s', len(note['bad']),
                             len(ranges[number]), name, reason)
 
 
@@ -242,20 +242,20 @@ def _blocks(shard: int, indices: np.ndarray, bucket_of: np.ndarray | None, size:
 
 def _write(writer: ShardWriter, block: _Block, examples: list, made: dict[int, Record]) -> None:
     for row, (index, example) in enumerate(zip(block.indices, examples, strict=True)):
-        if isinstance(example, BadPicture):
+        if isinstance(example, BadImage):
             writer.skip(index, example.name, example.reason)
         else:
             writer.write(made[row].data, made[row].moments, **made[row].facts)
 
 
 def _load(source: Source, blocks: list[_Block], threads: int, strict: bool) -> Iterator[tuple[_Block, list]]:
-    """(block, its examples) in order; in the place of a picture that cannot be decoded stands its BadPicture."""
+    """(block, its examples) in order; in the place of an image that cannot be decoded stands its BadImage."""
     read = source.load if isinstance(source, ImageSource) else source.__getitem__
 
     def load(index: int):
         try:
             return read(index)
-        except BadPicture as error:
+        except BadImage as error:
             if strict:
                 raise
             return error
@@ -276,7 +276,7 @@ def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[tuple[_B
     """Adds the records of the examples that could be decoded; the next block is on its way meanwhile."""
     before = None
     for block, examples in loaded:
-        good = {row: example for row, example in enumerate(examples) if not isinstance(example, BadPicture)}
+        good = {row: example for row, example in enumerate(examples) if not isinstance(example, BadImage)}
         now = block, examples, good, records.start(good, block)
         if before is not None:
             yield _finished(records, *before)

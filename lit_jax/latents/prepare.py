@@ -1,4 +1,4 @@
-"""From pictures to cached latents: what `prepare_latents.py` does.
+"""From images to cached latents: what `prepare_latents.py` does.
 
 The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and each makes
 its own on the devices of its machine; a shard is written whole or not at all. So a run that is stopped at any moment
@@ -55,11 +55,11 @@ class Request:
     text_encoder: str = ''          # folder of the one that reads captions
     text_dtype: str = 'bfloat16'    # that it computes in
     caption_tokens: int = 300       # that captions are cut to
-    buckets: bool = False           # shapes by the ratio of each captioned picture
+    buckets: bool = False           # shapes by the ratio of each captioned image
     patch: int = 2                  # of the network to be trained on captions: sides are multiples of it in the latent
-    batch_size: int = 8             # pictures a device at a time, each with its mirror image
-    shard_size: int | None = None   # pictures a shard
-    threads: int | None = None      # that decode pictures
+    batch_size: int = 8             # images a device at a time, each with its mirror image
+    shard_size: int | None = None   # images a shard
+    threads: int | None = None      # that decode images
     strict: bool = False
 
     def command(self) -> str:
@@ -73,7 +73,7 @@ class Request:
 def prepare_latents(request: Request) -> str:
     """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it together.
 
-    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged pictures (strict)."""
+    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged images (strict)."""
     work = peers.together(lambda: _open(request))
     source, plan = work.source, work.plan
     out = absolute(request.out)
@@ -97,7 +97,7 @@ def prepare_latents(request: Request) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """The pictures, the plan, and about how many bytes a record has."""
+    """The images, the plan, and about how many bytes a record has."""
     source: Source
     plan: dict
     record_size: float
@@ -112,7 +112,7 @@ def _open(request: Request) -> _Work:
         text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(request.text_encoder)
         source = open_captioned(request.data, image_size=request.image_size, buckets=request.buckets,
                                 multiple=VaeNetwork(config['vae']).downscale * request.patch, **where)
-        plan = caption_preparation.make_caption_plan(request, _plan_of_pictures(request, config, source), text_config, source)
+        plan = caption_preparation.make_caption_plan(request, _plan_of_images(request, config, source), text_config, source)
         return _Work(source, plan, caption_preparation.caption_record_size(plan, source, tokenizer))
     source = open_source(request.data, image_size=request.image_size, channels=config['vae']['image_channels'],
                          num_classes=request.num_classes, classes=request.classes, **where)
@@ -121,19 +121,19 @@ def _open(request: Request) -> _Work:
 
 
 def make_plan(request: Request, config: dict, source: Source) -> dict:
-    """What a data set of labelled pictures is, JSON-able: everything that the meaning of its records depends on.
+    """What a data set of labelled images is, JSON-able: everything that the meaning of its records depends on.
 
     config: of the VAE folder."""
-    pictures = isinstance(source, ImageSource)
-    identity = source.identity if pictures else {'name': request.data, 'count': len(source),
+    images = isinstance(source, ImageSource)
+    identity = source.identity if images else {'name': request.data, 'count': len(source),
                                                  'classes': source.spec.num_classes}
-    return {'format': FORMAT, 'kind': KIND, **_plan_of_pictures(request, config, source),
-            'crop': crop.RULE if pictures else 'none', 'classes': source.class_names,
+    return {'format': FORMAT, 'kind': KIND, **_plan_of_images(request, config, source),
+            'crop': crop.RULE if images else 'none', 'classes': source.class_names,
             'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
             'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
 
 
-def _plan_of_pictures(request: Request, config: dict, source: Source) -> dict:
+def _plan_of_images(request: Request, config: dict, source: Source) -> dict:
     network = VaeNetwork(config['vae'])
     size, downscale = source.spec.image_size, network.downscale
     if size % downscale:
@@ -180,9 +180,9 @@ def _check_request(request: Request) -> None:
         if value is not None and value < 1:
             raise UserError(f'--{name} must be at least 1, got {value}')
     if request.data == 'latents':
-        raise UserError('--data=latents are latents already; name the pictures: imagenet2012, tfds:NAME or folder')
+        raise UserError('--data=latents are latents already; name the images: imagenet2012, tfds:NAME or folder')
     if request.data == caption_latents.KIND:
-        raise UserError('--data=caption_latents are latents already; name the pictures: --data=captions')
+        raise UserError('--data=caption_latents are latents already; name the images: --data=captions')
     caption_preparation.check_text_request(request)
 
 
@@ -245,14 +245,14 @@ def _missing(out, work: _Work) -> list[int]:
     """The shards to make; there must be room for them. A data set with missing shards is unfinished (again)."""
     plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
-    pictures, all_pictures = sum(len(ranges[number]) for number in missing), plan['source']['count']
+    images, all_images = sum(len(ranges[number]) for number in missing), plan['source']['count']
     # 1 % and the padding at the end of a file are ArrayRecord's.
-    size = 1.01 * pictures * work.record_size + (1 << 17) * len(missing)
+    size = 1.01 * images * work.record_size + (1 << 17) * len(missing)
     if missing:
         storage.check_free_space(out, size)
         (out / METADATA).unlink(missing_ok=True)
-        LOG.info('%d pictures to encode%s: %s in %d shards of %s', pictures,
-                 f' (of {all_pictures}, the others are done)' if pictures < all_pictures else '',
+        LOG.info('%d images to encode%s: %s in %d shards of %s', images,
+                 f' (of {all_images}, the others are done)' if images < all_images else '',
                  storage.human_bytes(size), len(missing), out)
         LOG.info('stopped at any moment, the same command goes on from there')
     return missing
@@ -295,7 +295,7 @@ def _finish(out, plan: dict) -> str:
     """Writes metadata.json, which makes the data set whole."""
     notes = [latent_shards.read_note(out, number) for number in range(len(latent_shards.shard_ranges(plan)))]
     if not any(note['count'] for note in notes):
-        raise UserError('none of the pictures can be decoded: there is nothing to train on')
+        raise UserError('none of the images can be decoded: there is nothing to train on')
     metadata = make_metadata(plan, notes, (out / text_features.NULL).read_bytes() if 'text' in plan else b'')
     bad = [f'{name}\t{reason}' for note in notes for _, name, reason in note['bad']]
     if bad:
@@ -305,12 +305,12 @@ def _finish(out, plan: dict) -> str:
     if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
         LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion models are made '
                     'for about 1. Is this the right VAE, and the right scale?', plan['vae']['scale'], stats['scaled_std'])
-    lines = [f'{out}: {metadata["count"]} pictures, {_beside(metadata)}, '
+    lines = [f'{out}: {metadata["count"]} images, {_beside(metadata)}, '
              f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
              f'{plan["vae"]["scale"]:g}, all channels: {stats["scaled_std"]:.3f}']
     if bad:
-        lines.append(f'left out: {len(bad)} pictures that cannot be decoded, listed in {out / BAD}')
+        lines.append(f'left out: {len(bad)} images that cannot be decoded, listed in {out / BAD}')
     return '\n'.join(lines)
 
 

@@ -28,7 +28,7 @@ def check_features(features, name: str = 'features', least: int = 2) -> np.ndarr
                         'so the samples they come from are not: look at those before you measure them')
     if len(features) > 1 and all((features[start:start + CHUNK] == features[0]).all()
                                  for start in range(0, len(features), CHUNK)):
-        warnings.warn(f'all {len(features)} rows of {name} are equal: the samples are all the same picture, '
+        warnings.warn(f'all {len(features)} rows of {name} are equal: the samples are all the same image, '
                       'or the extractor does not see them', stacklevel=3)
     return features
 

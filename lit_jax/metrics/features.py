@@ -1,8 +1,8 @@
-"""From pictures to the features that scores are made of: the same bits on any devices and for any batch size.
+"""From images to the features that scores are made of: the same bits on any devices and for any batch size.
 
-As in sampling (`lit_jax.sampling.groups`) pictures go through the network in groups of one fixed size, each on one
-device, because a program for another number of pictures rounds differently. The last group is filled up with copies of
-its own last picture, whose features are dropped before anyone sees them. What can change a last bit is the kind of device,
+As in sampling (`lit_jax.sampling.groups`) images go through the network in groups of one fixed size, each on one
+device, because a program for another number of images rounds differently. The last group is filled up with copies of
+its own last image, whose features are dropped before anyone sees them. What can change a last bit is the kind of device,
 and on CPU the number of cores: XLA cuts one product differently for another number of threads.
 
     extract = FeatureExtractor(load_inception())
@@ -25,20 +25,20 @@ _QUANTISE = 'np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) for x in [-1, 1]'
 
 
 class Features(NamedTuple):
-    """Of N pictures in their order, float32: pool [N, D]; spatial [N, S], or None where the network has none."""
+    """Of N images in their order, float32: pool [N, D]; spatial [N, S], or None where the network has none."""
     pool: np.ndarray
     spatial: np.ndarray | None
 
 
 class FeatureExtractor:
-    """Runs a feature network over pictures.
+    """Runs a feature network over images.
 
     Args:
         inception: `lit_jax.convert.inception_weights.Inception`.
         fn, params: any other network instead: fn(params, images [B, H, W, C]) -> features [B, D], or a dict with 'pool'
-            and perhaps 'spatial'. It gets the pictures in the dtype in which they come.
+            and perhaps 'spatial'. It gets the images in the dtype in which they come.
         devices: of this process, default all of them.
-        group: pictures computed together. Part of the result's last bits: see above.
+        group: images computed together. Part of the result's last bits: see above.
     """
 
     def __init__(self, inception=None, *, fn: Callable | None = None, params=None, devices: Sequence | None = None,
@@ -46,7 +46,7 @@ class FeatureExtractor:
         if (inception is None) == (fn is None):
             raise UserError('FeatureExtractor takes an Inception or a function fn=..., one of the two')
         if group < 1:
-            raise UserError(f'a group holds at least one picture, got group {group}')
+            raise UserError(f'a group holds at least one image, got group {group}')
         self.group, self._is_inception = group, fn is None
         options = {}
         if fn is None:
@@ -64,21 +64,21 @@ class FeatureExtractor:
         return self._mesh.size
 
     def extract(self, images, batch_size: int = 0, progress=None) -> Features:
-        """Features of all pictures, in their order.
+        """Features of all images, in their order.
 
         Args:
             images: [N, H, W, C], also memory-mapped, or an iterable of such arrays with any N each. Inception takes uint8
                 with 3 channels in the order red, green, blue; a wrong order of colours cannot be noticed.
-            batch_size: pictures on their way at once, over all devices; at least one group a device. Default: two groups
+            batch_size: images on their way at once, over all devices; at least one group a device. Default: two groups
                 a device. Changes speed and memory, never a feature.
-            progress: has `add(count)`, called as pictures are done (`lit_jax.runtime.progress.Progress`).
+            progress: has `add(count)`, called as images are done (`lit_jax.runtime.progress.Progress`).
         """
         pools, spatials = [], []
         for part in self.stream(images, batch_size, progress):
             pools.append(part.pool)
             spatials.append(part.spatial)
         if not pools:
-            raise UserError('there are no pictures to take features of')
+            raise UserError('there are no images to take features of')
         pool = np.concatenate(pools)
         pools.clear()      # before the second array is built: the peak is one array and a half
         return Features(pool, None if spatials[0] is None else np.concatenate(spatials))
@@ -101,7 +101,7 @@ class FeatureExtractor:
         return Features(parts['pool'], parts.get('spatial'))
 
     def _waves(self, images) -> Iterator[tuple[np.ndarray, int]]:
-        """(pictures for all devices, how many of them are real)."""
+        """(images for all devices, how many of them are real)."""
         size = self.group * self.devices
         for wave in _regroup(self._checked(images), size):
             if len(wave) < size:
@@ -113,14 +113,14 @@ class FeatureExtractor:
         """The source's arrays, each checked, all of one size and dtype."""
         parts = [images] if hasattr(images, 'shape') else images
         if not isinstance(parts, Iterable):
-            raise UserError(f'pictures come as an array [N, H, W, 3] or an iterable of such, got {type(images).__name__}')
+            raise UserError(f'images come as an array [N, H, W, 3] or an iterable of such, got {type(images).__name__}')
         first = None
         for part in parts:
             part = part if isinstance(part, np.ndarray) else np.asarray(part)
-            (_check_pictures if self._is_inception else _check_rank)(part)
+            (_check_images if self._is_inception else _check_rank)(part)
             first = (part.shape[1:], part.dtype) if first is None else first
             if (part.shape[1:], part.dtype) != first:
-                raise UserError(f'pictures of one set have one size and dtype; the first have {list(first[0])} {first[1]}, '
+                raise UserError(f'images of one set have one size and dtype; the first have {list(first[0])} {first[1]}, '
                                 f'later ones {list(part.shape[1:])} {part.dtype}. Resize or crop them to one size')
             yield part
 
@@ -154,20 +154,20 @@ def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def _check_rank(part: np.ndarray) -> None:
     if part.ndim != 4:
-        raise UserError(f'pictures have the shape [N, H, W, C], got {list(part.shape)}')
+        raise UserError(f'images have the shape [N, H, W, C], got {list(part.shape)}')
 
 
-def _check_pictures(part: np.ndarray) -> None:
+def _check_images(part: np.ndarray) -> None:
     shape, dtype = part.shape, part.dtype
     if part.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
-        raise UserError(f'pictures {list(shape)} look like [N, 3, H, W]: give [N, H, W, 3], x.transpose(0, 2, 3, 1)')
+        raise UserError(f'images {list(shape)} look like [N, 3, H, W]: give [N, H, W, 3], x.transpose(0, 2, 3, 1)')
     if part.ndim == 3 or (part.ndim == 4 and shape[-1] == 1):
-        raise UserError(f'pictures {list(shape)} look like one picture or shades of grey, expected [N, H, W, 3]. One: x[None]. '
+        raise UserError(f'images {list(shape)} look like one image or shades of grey, expected [N, H, W, 3]. One: x[None]. '
                         'Grey: np.repeat(x, 3, axis=-1), with a last axis of 1')
     if part.ndim == 4 and shape[-1] == 4:
-        raise UserError(f'pictures {list(shape)} have a fourth channel: lay them on a background and give red, green, blue')
+        raise UserError(f'images {list(shape)} have a fourth channel: lay them on a background and give red, green, blue')
     if part.ndim != 4 or shape[-1] != 3 or 0 in shape[1:]:
-        raise UserError(f'pictures have the shape [N, H, W, 3], got {list(shape)}')
+        raise UserError(f'images have the shape [N, H, W, 3], got {list(shape)}')
     if dtype != np.uint8:
-        raise UserError(f'pictures have the dtype {dtype}, expected uint8: scores are of pictures as they are saved, '
+        raise UserError(f'images have the dtype {dtype}, expected uint8: scores are of images as they are saved, '
                         f'0 to 255. Round them: {_QUANTISE}')

@@ -1,9 +1,9 @@
-"""The Inception Score (Salimans et al. 2016): exp of the mean divergence of each picture's class probabilities from the
+"""The Inception Score (Salimans et al. 2016): exp of the mean divergence of each image's class probabilities from the
 mean probabilities of its chunk, averaged over chunks.
 
 Two forms are in use. The ADM evaluator takes chunks of 5000 in file order, a short last one counting as a full one.
 torch-fidelity shuffles with a fixed seed and cuts into 10 equal chunks. Both leave out the bias of the last layer. In file
-order, pictures sorted by class give chunks of few classes and a score far too low: `sorted_by_class` finds such files.
+order, images sorted by class give chunks of few classes and a score far too low: `sorted_by_class` finds such files.
 float64 on the host; the ADM evaluator's float32 probabilities differ by about 1e-7 of the score.
 """
 import numpy as np
@@ -22,7 +22,7 @@ def inception_score(pool, head_kernel, *, split_size: int = ADM_SPLIT, shuffle_s
     Args:
         pool: features [N, d] in file order, d = 2048 for FID's Inception.
         head_kernel: [d, classes], the last layer without its bias; None when `pool` holds the logits already.
-        split_size: pictures a chunk (ADM: 5000), unless `splits` is given.
+        split_size: images a chunk (ADM: 5000), unless `splits` is given.
         shuffle_seed: shuffle with numpy's RandomState of this seed first (torch-fidelity: 2020); None: file order.
         splits: cut into this many chunks of equal size, give or take one (torch-fidelity: 10).
     """
@@ -45,7 +45,7 @@ def sorted_by_class(labels) -> bool:
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
-        raise UserError(f'labels have shape {labels.shape}, expected [N]: one class index a picture')
+        raise UserError(f'labels have shape {labels.shape}, expected [N]: one class index an image')
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2:
         return False
@@ -61,7 +61,7 @@ def _chunks(count: int, split_size: int, splits: int | None) -> list[tuple[int, 
             raise UserError(f'split_size must be at least 1, got {split_size}; the ADM evaluator uses {ADM_SPLIT}')
         return [(start, min(start + split_size, count)) for start in range(0, count, split_size)]
     if not 1 <= splits <= count:
-        raise UserError(f'{count} pictures cannot be cut into {splits} chunks; ask for 1 to {count}')
+        raise UserError(f'{count} images cannot be cut into {splits} chunks; ask for 1 to {count}')
     return [(i * count // splits, (i + 1) * count // splits) for i in range(splits)]
 
 

@@ -22,7 +22,7 @@ FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
 def conditioning(arch: Mapping) -> str:
-    """What a model is told about a picture: 'label', a class, or 'text', a caption. Unknown families count as the former."""
+    """What a model is told about an image: 'label', a class, or 'text', a caption. Unknown families count as the former."""
     return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 

@@ -1,4 +1,4 @@
-"""Convolutions over a picture or over the token grid, and the norm that goes with them.
+"""Convolutions over an image or over the token grid, and the norm that goes with them.
 
 Arrays are NHWC; D is the width (channels) inside, G the groups of a norm.
 """

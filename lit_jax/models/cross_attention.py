@@ -1,4 +1,4 @@
-"""Attention from the tokens of a picture to those of its caption."""
+"""Attention from the tokens of an image to those of its caption."""
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 class CrossAttention(nnx.Module):
-    """softmax(q·kᵀ/√E)·v with queries from the picture, keys and values from the caption; padding is not seen.
+    """softmax(q·kᵀ/√E)·v with queries from the image, keys and values from the caption; padding is not seen.
 
     The output projection is zero at the start (PixArt), so a fresh layer changes nothing.
     """

@@ -67,8 +67,8 @@ class LocalConv(nnx.Module):
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         b, n, d = x_BND.shape
         dtype = x_BND.dtype
-        picture = x_BND.reshape(b, *grid, 1, d)
-        return depthwise_conv(picture, self.kernel[...].astype(dtype), self.bias[...].astype(dtype)).reshape(b, n, d)
+        image = x_BND.reshape(b, *grid, 1, d)
+        return depthwise_conv(image, self.kernel[...].astype(dtype), self.bias[...].astype(dtype)).reshape(b, n, d)
 
 
 class DiGBlock(nnx.Module):

@@ -49,5 +49,5 @@ class MixFfn(nnx.Module):
         return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens', 'hidden'))
 
     def _convolve(self, hidden_BNF: Array, part: int, grid: tuple[int, int]) -> Array:
-        picture_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)
-        return self.depth(constrain(picture_BHWF, 'batch', 'rows', None, 'hidden'), part)
+        image_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)
+        return self.depth(constrain(image_BHWF, 'batch', 'rows', None, 'hidden'), part)

@@ -1,7 +1,7 @@
 """FID-Inception: the network of Google's 2015-12-05 graph, whose activations FID, sFID, IS, KID and precision compare.
 
 It is Inception v3 (arXiv 1512.00567) with 1008 classes and, against torchvision's network of that name: average pools
-that leave padding out of the mean, a max pool in the last block's pool branch, and pictures that come in with 0 to 255
+that leave padding out of the mean, a max pool in the last block's pool branch, and images that come in with 0 to 255
 and are resized as TensorFlow 1 does. Names of blocks and units are those of the published PyTorch file.
 
     network = InceptionNetwork()
@@ -32,7 +32,7 @@ SPATIAL_CHANNELS = 7      # of Mixed_6d's first branch, that sFID looks at
 SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 PRECISIONS = ('highest', 'bfloat16')
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
-_RIM = ((0, 0), (1, 1), (1, 1), (0, 0))      # one pixel around pictures
+_RIM = ((0, 0), (1, 1), (1, 1), (0, 0))      # one pixel around images
 
 # Units before the blocks: name, channels out, kernel side, stride, padding; max pools stand between.
 _STEM = (('Conv2d_1a_3x3', 32, 3, 2, 'VALID'), ('Conv2d_2a_3x3', 32, 3, 1, 'VALID'), ('Conv2d_2b_3x3', 64, 3, 1, 'SAME'),
@@ -87,7 +87,7 @@ class Block(nnx.Module):
     Args:
         branches: see `_BLOCKS`.
         pool: 'average' or 'max', of the pool branch.
-        count_padding: whether average pools count the zeros around a picture (FID's do not).
+        count_padding: whether average pools count the zeros around an image (FID's do not).
     """
 
     def __init__(self, width_in: int, branches: Mapping, *, pool: str, count_padding: bool, rngs: nnx.Rngs):
@@ -143,7 +143,7 @@ class Block(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """The whole network on pictures [B, 299, 299, 3], scaled to -1 .. 1."""
+    """The whole network on images [B, 299, 299, 3], scaled to -1 .. 1."""
 
     def __init__(self, *, last_pool: str, count_padding: bool, rngs: nnx.Rngs):
         width = 3
@@ -210,23 +210,23 @@ class InceptionNetwork:
         return self._abstract
 
     def init(self, key: Array) -> dict:
-        """Random float32 parameters under which features differ between pictures; for tests and timing. Jittable."""
+        """Random float32 parameters under which features differ between images; for tests and timing. Jittable."""
         return nnx.to_pure_dict(nnx.state(Inception(**self._options, rngs=nnx.Rngs(key))))
 
     def activations(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
-        """Outputs of all blocks by name, and 'pool'. Pictures as for `features`."""
+        """Outputs of all blocks by name, and 'pool'. Images as for `features`."""
         dtype = jnp.bfloat16 if self.precision == 'bfloat16' else params['fc']['kernel'].dtype
         x = (self._resize(images_BHWC, SIZE) - 128) / 128
         return nnx.merge(self._graphdef, params)(x.astype(dtype))
 
     def features(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
-        """Pictures with 0 .. 255 in RGB -> 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B, 1008], float32.
+        """Images with 0 .. 255 in RGB -> 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B, 1008], float32.
 
         spatial: the first seven channels of Mixed_6d's first branch, rows slowest, channels fastest. logits: without the
         bias. Parameters in float64 give everything in float64.
         """
         if images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
-            raise UserError(f'Inception takes pictures [B, H, W, 3], got {list(images_BHWC.shape)}')
+            raise UserError(f'Inception takes images [B, H, W, 3], got {list(images_BHWC.shape)}')
         found = self.activations(params, images_BHWC)
         spatial = found['Mixed_6d'][..., :SPATIAL_CHANNELS].astype(found['pool'].dtype)
         return {'pool': found['pool'], 'spatial': spatial.reshape(len(spatial), -1),

@@ -13,7 +13,7 @@ Array = jax.Array
 # name of an array axis -> the mesh axes that cut it
 PLACES = {
     'batch': ('data', 'fsdp'),
-    'rows': ('seq',),        # rows of a picture or of the token grid
+    'rows': ('seq',),        # rows of an image or of the token grid
     'tokens': ('seq',),      # rows first, so cutting tokens is cutting rows
     'heads': ('tensor',),
     'hidden': ('tensor',),   # the inner width of the mlp
@@ -28,7 +28,7 @@ def mesh_axis_size(name: str) -> int:
 def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
     """The spec of an array whose axes have these names (None: whole on every device).
 
-    An axis that its devices do not divide stays whole: a grid of three pictures is drawn on eight devices all the
+    An axis that its devices do not divide stays whole: a grid of three images is drawn on eight devices all the
     same. What a run must divide (batch, heads, rows) is checked before it starts.
     """
     def place(size, name):

@@ -2,7 +2,7 @@
 
 With `softmax` it is PixArt-Σ, with `linear` and two heads it is LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT it has one
 modulation for all blocks (adaLN-single), of which each block moves its own copy by a table; a caption that every block
-looks at; and it takes pictures of any size and aspect ratio.
+looks at; and it takes images of any size and aspect ratio.
 """
 import functools
 from collections.abc import Mapping, Sequence
@@ -116,8 +116,8 @@ class PixArt(nnx.Module):
         cross_heads: of the cross-attention.
         caption_channels, caption_tokens: Cy and L, those of the text encoder's features (T5-XXL: 4096, 300 tokens).
         base_size, pe_interpolation: a token's coordinate is i·base_size/(side·pe_interpolation) along each side, see
-            `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as many tokens a side as a
-            picture of that size: all see coordinates from 0 to 32.
+            `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as many tokens a side as an
+            image of that size: all see coordinates from 0 to 32.
     """
     conditioning = 'text'
 

@@ -101,8 +101,8 @@ class UDiG(nnx.Module):
         skips = {}
         for stage in (1, 2):
             x, skips[stage] = self._group(stage, x, conditions[stage], grids[stage])
-            picture = x.reshape(len(x), *grids[stage], -1)
-            x = getattr(self, f'down{stage}')(patchify(picture, 2))
+            image = x.reshape(len(x), *grids[stage], -1)
+            x = getattr(self, f'down{stage}')(patchify(image, 2))
         x, _ = self._group(3, x, conditions[3], grids[3])
         for stage in (2, 1):
             x = getattr(self, f'up{stage}')(x)

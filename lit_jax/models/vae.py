@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion and SDXL (arXiv 2112.10752, appendix G.1).
 
 `VaeNetwork` is an architecture as functions over plain dicts of parameters, as `lit_jax.models.network.Network` is.
-Pictures are NHWC in [-1, 1]; latents are those of the network itself: the scale that a diffusion model works with
+Images are NHWC in [-1, 1]; latents are those of the network itself: the scale that a diffusion model works with
 (`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
 
     mean, logvar = network.encode(params, image)
@@ -93,11 +93,11 @@ class VaeNetwork:
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
     def encode(self, params: dict, image_BHWC: Array, *, one_by_one: bool = False) -> tuple[Array, Array]:
-        """Pictures in [-1, 1] -> (mean, logvar) [B, h, w, C] in float32, logvar clamped to [-30, 20].
+        """Images in [-1, 1] -> (mean, logvar) [B, h, w, C] in float32, logvar clamped to [-30, 20].
 
-        one_by_one: one picture at a time and device: the memory of one, whatever the batch.
+        one_by_one: one image at a time and device: the memory of one, whatever the batch.
         """
-        self._check(image_BHWC, self.arch['image_channels'], self.downscale, 'pictures')
+        self._check(image_BHWC, self.arch['image_channels'], self.downscale, 'images')
         encode = self._merge(params).encode
         moments = _one_by_one(encode, image_BHWC) if one_by_one else encode(image_BHWC)
         mean, logvar = jnp.split(moments.astype(accumulator(self.dtype)), 2, axis=-1)
@@ -105,13 +105,13 @@ class VaeNetwork:
 
     def decode(self, params: dict, latent_BHWC: Array, *, one_by_one: bool = False, tile: int | None = None,
                overlap: int | None = None) -> Array:
-        """Unscaled latents [B, h, w, C] -> pictures [B, H, W, image channels] in float32, not clipped.
+        """Unscaled latents [B, h, w, C] -> images [B, H, W, image channels] in float32, not clipped.
 
         Args:
-            one_by_one: one picture at a time and device: the memory of one, whatever the batch.
+            one_by_one: one image at a time and device: the memory of one, whatever the batch.
             tile: side in latent pixels of the squares that are decoded one after the other and blended where they
-                overlap; the memory is that of one square, and of the picture. Norms and attention then see one square
-                only: the picture is not the one decoded whole, but nearer to it the larger the tiles are. Pictures
+                overlap; the memory is that of one square, and of the image. Norms and attention then see one square
+                only: the image is not the one decoded whole, but nearer to it the larger the tiles are. Images
                 that fit in one tile are decoded whole.
             overlap: latent pixels that neighbouring squares share at least, default tile / 4.
         """
@@ -143,7 +143,7 @@ def sample_posterior(mean: Array, logvar: Array, key: Array) -> Array:
 
 
 def _one_by_one(function: Callable[[Array], Array], x_BHWC: Array) -> Array:
-    """`function` on one picture at a time; on a mesh each device takes one of its own, and nothing is sent."""
+    """`function` on one image at a time; on a mesh each device takes one of its own, and nothing is sent."""
     devices = math.prod(map(mesh_axis_size, PLACES['batch']))
     devices = devices if len(x_BHWC) % devices == 0 else 1
     turns = x_BHWC.reshape(devices, -1, *x_BHWC.shape[1:]).swapaxes(0, 1)

@@ -1,6 +1,6 @@
 """The pieces of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks, two towers.
 
-Pictures are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where they can;
+Images are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where they can;
 children are named, not listed, so that parameter paths hold no bare numbers.
 """
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class UpsampleConv(Conv):
     """Each pixel repeated 2 x 2, then a 3 x 3 convolution: [B, H, W, I] -> [B, 2H, 2W, O].
 
     Of the nine pixels that an output sees several are copies of one: each of the four outputs over an input pixel is a
-    2 x 2 convolution of the small picture, with the kernel's rows (columns) that meet a copy added up. That is 4/9 of
-    the products, and the large picture of copies is never made.
+    2 x 2 convolution of the small image, with the kernel's rows (columns) that meet a copy added up. That is 4/9 of
+    the products, and the large image of copies is never made.
     """
 
     def __call__(self, x_BHWI: Array) -> Array:
@@ -35,7 +35,7 @@ class UpsampleConv(Conv):
 
 
 def _merge_taps(kernel: Array, axis: int, phase: int) -> Array:
-    """Three taps on a picture of doubled pixels -> two on the picture itself, for its even (0) or odd (1) outputs."""
+    """Three taps on an image of doubled pixels -> two on the image itself, for its even (0) or odd (1) outputs."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return jnp.concatenate([first, middle + last] if phase == 0 else [first + middle, last], axis)
 
@@ -59,7 +59,7 @@ class ResnetBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """x + softmax attention over all pixels with one head as wide as the picture."""
+    """x + softmax attention over all pixels with one head as wide as the image."""
 
     def __init__(self, width: int, groups: int, *, dtype, rngs: nnx.Rngs):
         self.norm = GroupNorm(width, groups, rngs=rngs)
@@ -105,7 +105,7 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """[B, H, W, image channels] -> [B, h, w, channels_out]: levels from wide pictures to deep ones."""
+    """[B, H, W, image channels] -> [B, h, w, channels_out]: levels from wide images to deep ones."""
 
     def __init__(self, image_channels: int, channels_out: int, widths: Sequence[int], layers: int, groups: int,
                  attention: bool, *, dtype, rngs: nnx.Rngs):

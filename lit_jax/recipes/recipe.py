@@ -63,18 +63,18 @@ def default() -> ConfigDict:
             'downscale': 8,              # image pixels a latent pixel, each way
             'channels': 4,
             'scale': 0.18215,            # x0 = scale · (latent or pixels); sd-vae scaling_factor
-            'vae_path': os.environ.get('LIT_JAX_VAE', ''),    # VAE folder: to train from pictures, to see samples
+            'vae_path': os.environ.get('LIT_JAX_VAE', ''),    # VAE folder: to train from images, to see samples
         },
         'data': {
             'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, synthetic
             'path': '',                  # folder of the data set; default: its place in $LIT_JAX_DATA (lit_jax/data/sources.py)
             'flip': True,                # mirror half of the examples
-            'strict': False,             # stop at a damaged picture instead of taking the next one
-            'threads': 0,                # that read ahead; 0: one, for encoded pictures one a core
+            'strict': False,             # stop at a damaged image instead of taking the next one
+            'threads': 0,                # that read ahead; 0: one, for encoded images one a core
             'image_size': 256,
             'num_classes': 1000,
             'classes': '',               # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
-            'buckets': False,            # captioned pictures in about their own aspect ratio (lit_jax/data/buckets.py)
+            'buckets': False,            # captioned images in about their own aspect ratio (lit_jax/data/buckets.py)
         },
         'text': {                        # the captions of a text-to-image model
             'encoder': '',               # id of the text encoder
@@ -130,7 +130,7 @@ def default() -> ConfigDict:
             'reference': '',             # ADM's .npz, or one of `python evaluate.py reference`
             'features': 'inception', 'inception': '',     # 'digits' for the digits; path of the Inception weights
             'steps': 50, 'method': 'ddpm', 'cfg_scales': (1.0,), 'cfg_channels': 3, 'labels': 'random',
-            'batch_size': 0,             # pictures on their way at once on a host; 0: two groups of 16 a device
+            'batch_size': 0,             # images on their way at once on a host; 0: two groups of 16 a device
         },
         'sample': {                      # grids drawn while training
             'every': 10_000, 'count': 16, 'steps': 50, 'method': 'ddpm', 'cfg_scale': 4.0,
@@ -286,7 +286,7 @@ def _check_text(config: ConfigDict) -> None:
     if not 0 <= text.long_ratio <= 1:
         raise UserError(f'text.long_ratio is a share, from 0 to 1, got {text.long_ratio}')
     if data.flip:
-        raise UserError('data.flip mirrors pictures, and with them what captions say of left and right; set it to False')
+        raise UserError('data.flip mirrors images, and with them what captions say of left and right; set it to False')
     if config.eval.every or config.eval.full_every:
         raise UserError('eval scores class-conditional models while they train; score a text-to-image model with sample.py and '
                         'evaluate.py geneval, and set eval.every and eval.full_every to 0')

@@ -1,4 +1,4 @@
-"""From sampled arrays to pictures a person can look at: bytes, grids, sheets with names, PNG files. numpy and Pillow only."""
+"""From sampled arrays to images a person can look at: bytes, grids, sheets with names, PNG files. numpy and Pillow only."""
 import io
 import math
 from collections.abc import Sequence
@@ -44,11 +44,11 @@ def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 
 
 def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
-    """Images uint8 [B, H, W, C], row by row, in one uint8 picture [height, width, C].
+    """Images uint8 [B, H, W, C], row by row, in one uint8 image [height, width, C].
 
     Args:
         columns: images a row; the last row may be shorter.
-        pad: pixels of `background` between the images and around them, in pixels of the picture.
+        pad: pixels of `background` between the images and around them, in pixels of the image.
         scale: nearest-neighbour zoom of the images, a whole number.
     """
     images = np.asarray(images_BHWC)
@@ -106,16 +106,16 @@ def _printable(text: str, most: int = 32) -> str:
     return text if len(text) <= most else text[:most - 3] + '...'
 
 
-def save_png(path, picture: np.ndarray) -> None:
-    """Writes a uint8 picture, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a file."""
-    path, picture = as_path(path), np.asarray(picture)
-    if picture.ndim == 3 and picture.shape[-1] == 1:
-        picture = picture[..., 0]
-    if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[-1] == 3):
-        raise UserError(f'a PNG is written from uint8 [H, W], [H, W, 1] or [H, W, 3]; got {picture.dtype} '
-                        f'{list(picture.shape)} (viewable makes colours of more channels)')
+def save_png(path, image: np.ndarray) -> None:
+    """Writes a uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a file."""
+    path, image = as_path(path), np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[-1] == 3):
+        raise UserError(f'a PNG is written from uint8 [H, W], [H, W, 1] or [H, W, 3]; got {image.dtype} '
+                        f'{list(image.shape)} (viewable makes colours of more channels)')
     encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, format='PNG')
+    Image.fromarray(image).save(encoded, format='PNG')
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, encoded.getvalue())
 

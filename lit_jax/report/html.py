@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page with the tables, curves and pictures of a run."""
+"""`report.html`: one self-contained page with the tables, curves and images of a run."""
 import base64
 import html
 import io
@@ -29,7 +29,7 @@ CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
 class Report:
-    """Collects sections and writes them as one HTML file, pictures included, without a script or a network request."""
+    """Collects sections and writes them as one HTML file, images included, without a script or a network request."""
 
     def __init__(self, title: str):
         self._title = title
@@ -52,8 +52,8 @@ class Report:
         body = '<table>' + line('th', header) + ''.join(line('td', row) for row in rows) + '</table>'
         self._parts.append(f'<div class="scroll">{body}</div>' if scroll else body)
 
-    def picture(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
-        """A uint8 picture [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
+    def figure(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
+        """A uint8 figure [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
         buffer = io.BytesIO()
         Image.fromarray(image.squeeze()).save(buffer, format='PNG')
         width = image.shape[1] * zoom
@@ -147,7 +147,7 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
     if grids:
         report.heading('Samples')
         newest = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())))
-        report.picture(newest, f'EMA weights at step {int(grids[-1].stem):,}')
+        report.image(newest, f'EMA weights at step {int(grids[-1].stem):,}')
     if (workdir / 'inheritance.json').exists():
         report.heading('Inheritance')
         add_inheritance(report, json.loads((workdir / 'inheritance.json').read_text()))

@@ -1,4 +1,4 @@
-"""The recipe card of a set of pictures: everything that decides its bytes, as JSON beside it."""
+"""The recipe card of a set of images: everything that decides its bytes, as JSON beside it."""
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ from lit_jax.runtime.errors import UserError
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
-CODE = ('models', 'diffusion', 'sampling', 'text')       # folders of lit_jax that decide the numbers of a picture
+CODE = ('models', 'diffusion', 'sampling', 'text')       # folders of lit_jax that decide the numbers of an image
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 

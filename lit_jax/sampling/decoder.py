@@ -1,4 +1,4 @@
-"""From what a model draws to pictures: the VAE that belongs to its latents, checked, or none for pixels."""
+"""From what a model draws to images: the VAE that belongs to its latents, checked, or none for pixels."""
 import math
 
 from lit_jax.checkpoint.vae_folder import Vae, load_vae

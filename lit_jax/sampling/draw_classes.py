@@ -22,7 +22,7 @@ from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import class_names, open_decoder
 from lit_jax.sampling.draw_prompts import PromptRequest, draw_prompts
-from lit_jax.sampling.groups import GROUP, GroupSampler, Pictures
+from lit_jax.sampling.groups import GROUP, GroupSampler, Images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.program import build_sampler
@@ -92,7 +92,7 @@ def draw(request: Request) -> str:
         raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, {request.batch_size}')
     is_grid = as_path(request.out).suffix == '.png'
     if request.compare is not None and not is_grid:
-        raise UserError(f'--grid_compare draws one picture: --out {request.out} must end with .png')
+        raise UserError(f'--grid_compare draws one image: --out {request.out} must end with .png')
     return draw_grid(request) if is_grid else draw_set(request)
 
 
@@ -103,7 +103,7 @@ def draw(request: Request) -> str:
 def draw_grid(request: Request) -> str:
     """A PNG with one row a class; of two models, their grids side by side from the same noise."""
     if request.count is not None or request.labels is not None:
-        raise UserError('a grid (.png) has --per_class pictures of each class of --classes; --count and --labels are for '
+        raise UserError('a grid (.png) has --per_class images of each class of --classes; --count and --labels are for '
                         'sets: --out NAME.npz or a folder')
     sources = request.compare or (request.source,)
     models = [load(source, dtype=request.dtype) for source in sources]
@@ -118,7 +118,7 @@ def draw_grid(request: Request) -> str:
 
     def draw_and_save() -> None:
         labels = np.repeat(classes, per_class)
-        panels = [('' if request.compare is None else str(source), _pictures(model, vae, labels, request))
+        panels = [('' if request.compare is None else str(source), _images(model, vae, labels, request))
                   for source, model, vae in zip(sources, models, vaes, strict=True)]
         scale = max(1, 32 // panels[0][1].shape[1])
         save_png(request.out, make_sheet(panels, per_class, class_names(models[0].config, classes), scale=scale))
@@ -126,13 +126,13 @@ def draw_grid(request: Request) -> str:
     peers.only_lead(draw_and_save)
     false_colours = models[0].config['latent']['space'] != 'pixels' and vaes[0] is None
     note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' if false_colours else ''
-    return (f'wrote {request.out}: {len(models) * per_class * len(classes)} pictures, {_say(request)}, '
+    return (f'wrote {request.out}: {len(models) * per_class * len(classes)} images, {_say(request)}, '
             f'{time.perf_counter() - started:.1f} s{note}')
 
 
-def _pictures(model: Model, vae, labels: np.ndarray, request: Request) -> np.ndarray:
-    pictures = Pictures.of_classes(labels, request.seed)
-    sampler = GroupSampler(model, request.settings(), pictures, group=request.group, vae=vae)
+def _images(model: Model, vae, labels: np.ndarray, request: Request) -> np.ndarray:
+    wanted = Images.of_classes(labels, request.seed)
+    sampler = GroupSampler(model, request.settings(), wanted, group=request.group, vae=vae)
     return viewable(np.concatenate([images for _, images in sampler.draw(range(sampler.count), request.batch_size)]))
 
 
@@ -152,7 +152,7 @@ def _check_alike(models: list[Model], sources) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A set before it is drawn: everything that decides its bytes. shape: (H, W) of the pictures."""
+    """A set before it is drawn: everything that decides its bytes. shape: (H, W) of the images."""
     request: Request
     model: Model
     vae: Vae | None
@@ -172,7 +172,7 @@ def plan_set(request: Request, model: Model | None = None, weights_sha256: str |
     vae = open_decoder(model, request.vae, request.source)
     channels = model.arch['channels'] if vae is None else vae.network.arch['image_channels']
     if vae is None and model.config['latent']['space'] != 'pixels' or channels not in (1, 3):
-        raise UserError(f'{request.source} draws latents; pictures for {request.out} need the VAE that decodes them: --vae '
+        raise UserError(f'{request.source} draws latents; images for {request.out} need the VAE that decodes them: --vae '
                         f'DIR (id {model.config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
     _check_settings(model, request)
     card = make_card(model, vae, request.settings(), labels, policy=policy, classes=classes, seed=request.seed,
@@ -183,24 +183,24 @@ def plan_set(request: Request, model: Model | None = None, weights_sha256: str |
 
 
 def draw_set(request: Request) -> str:
-    """An .npz or a folder of pictures, by all processes, continued where an earlier call was stopped."""
+    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped."""
     plan = plan_set(request)
     store = open_store(request.out, plan.card, plan.labels, plan.shape, part_size(request.group))
     if not peers.from_lead(store.begin):
         return f'{store.describe()}; it was whole already, by the same recipe'
     started = time.perf_counter()
     drawn = draw_parts(plan, store)
-    return f'wrote {store.describe()}; {drawn:,} pictures now, {_say(request)}, {format_seconds(time.perf_counter() - started)}'
+    return f'wrote {store.describe()}; {drawn:,} images now, {_say(request)}, {format_seconds(time.perf_counter() - started)}'
 
 
 def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
-    """Draws what a store is missing, by all processes, and finishes it; returns how many pictures were drawn.
+    """Draws what a store is missing, by all processes, and finishes it; returns how many images were drawn.
 
-    A store has `size` (pictures of a part), `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`.
+    A store has `size` (images of a part), `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`.
     sampler: of this very plan, where there is one that is compiled already.
     """
     request = plan.request
-    sampler = sampler or GroupSampler(plan.model, request.settings(), Pictures.of_classes(plan.labels, request.seed),
+    sampler = sampler or GroupSampler(plan.model, request.settings(), Images.of_classes(plan.labels, request.seed),
                                       group=request.group, vae=plan.vae)
     with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
         drawn = _draw_missing(sampler, store, peers.from_lead(store.missing), request)
@@ -211,7 +211,7 @@ def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
 def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Request) -> int:
     """The devices work on while a part is written: the next groups are on their way."""
     index, processes = cluster.process()
-    a_part, total = max(1, store.size // sampler.group), len(sampler.pictures)
+    a_part, total = max(1, store.size // sampler.group), len(sampler.images)
     sizes = {part: min(store.size, total - part * store.size) for part in missing}
     groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count)) for part in missing[index::processes]}
     drawn = sampler.draw([group for part in groups.values() for group in part], request.batch_size)
@@ -220,7 +220,7 @@ def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Req
         images = [to_uint8(images) for _, images in itertools.islice(drawn, len(groups[part]))]
         store.write(part, np.concatenate(images))
 
-    with Progress(total, 'pictures', done=total - sum(sizes.values()), seconds=REPORT_SECONDS) as progress:
+    with Progress(total, 'images', done=total - sum(sizes.values()), seconds=REPORT_SECONDS) as progress:
         make_in_step(missing, draw_part, sizes, progress)
     return sum(sizes.values())
 

@@ -1,10 +1,10 @@
-"""What `sample.py` does for a model that takes prompts: a sheet, a folder of pictures, or the pictures of GenEval.
+"""What `sample.py` does for a model that takes prompts: a sheet, a folder of images, or the images of GenEval.
 
-    NAME.png       one picture, or a sheet: a row for each prompt, a column for each seed
+    NAME.png       one image, or a sheet: a row for each prompt, a column for each seed
     FOLDER/        00003_seed0.png (prompt 3, seed 0), prompts.jsonl with a line for each, and the recipe, card.json
     --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
 
-Folders are continued: what is there of the same recipe stays. Several processes deal the pictures of a folder out among
+Folders are continued: what is there of the same recipe stays. Several processes deal the images of a folder out among
 themselves; a sheet is drawn by process 0.
 """
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from lit_jax.checkpoint.load import find_steps
 from lit_jax.checkpoint.model_folder import is_model_folder
-from lit_jax.metrics.geneval.geneval_folder import PICTURES, read_prompts
+from lit_jax.metrics.geneval.geneval_folder import IMAGES, read_prompts
 from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
 from lit_jax.runtime import cluster, memory, peers
 from lit_jax.runtime.errors import UserError
@@ -29,7 +29,7 @@ from lit_jax.sampling import prompts
 from lit_jax.sampling.card import FORMAT, UINT8, card_text, check_same_card, computation, read_card
 from lit_jax.sampling.text_to_image import PromptFeatures, TextToImage, open_text_to_image
 
-ROUND = 32                # pictures between two changes of networks with --low_memory: what a kill can cost at most
+ROUND = 32                # images between two changes of networks with --low_memory: what a kill can cost at most
 REPORT_SECONDS = 10
 CARD, LIST = 'card.json', 'prompts.jsonl'
 
@@ -68,7 +68,7 @@ class PromptRequest:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture. number: of its prompt. name: of its file in the folder, None on a sheet."""
+    """One image. number: of its prompt. name: of its file in the folder, None on a sheet."""
     number: int
     seed: int
     name: str | None = None
@@ -102,14 +102,14 @@ def draw_prompts(request: PromptRequest) -> str:
 def plan_prompts(request: PromptRequest) -> Plan:
     """Everything that can be wrong is looked at, before weights are read; all processes call it."""
     if request.geneval is not None and (request.prompt or request.prompts or request.out):
-        raise UserError('--geneval=DIR names the prompts and where their pictures go: leave --prompt, --prompts and --out out')
+        raise UserError('--geneval=DIR names the prompts and where their images go: leave --prompt, --prompts and --out out')
     if request.group is not None and request.group < 1 or request.tile < 0:
         raise UserError(f'--group must be at least 1 and --tile not negative, got {request.group}, {request.tile}')
     _check_out(request)
     if request.geneval is not None:
         wanted = peers.together(lambda: read_prompts(request.geneval))
         names, texts = list(wanted), [one['prompt'] for one in wanted.values()]
-        seeds = prompts.parse_seeds(request.seed, request.seeds, range(PICTURES))
+        seeds = prompts.parse_seeds(request.seed, request.seeds, range(IMAGES))
     else:
         names, texts = [], prompts.collect_prompts(request.prompt, request.prompts)
         seeds = prompts.parse_seeds(request.seed, request.seeds)
@@ -141,7 +141,7 @@ def _newest_step(source) -> int | None:
 def _check_out(request: PromptRequest) -> None:
     suffix = as_path(request.out or '').suffix
     if suffix == '.npz':
-        raise UserError(f'--out {request.out}: .npz sets are of classes; pictures from prompts go to NAME.png or a folder')
+        raise UserError(f'--out {request.out}: .npz sets are of classes; images from prompts go to NAME.png or a folder')
     if suffix and suffix != '.png' and suffix[1:].isalpha():
         raise UserError(f'--out {request.out}: {suffix} is not known; give NAME.png or a folder')
 
@@ -149,7 +149,7 @@ def _check_out(request: PromptRequest) -> None:
 def _check_decodes(request: PromptRequest, pipeline: TextToImage) -> None:
     latents = pipeline.config['latent']['space'] != 'pixels' and pipeline.vae is None
     if latents and not _is_sheet(request):
-        raise UserError(f'{request.source} draws latents; pictures for a folder need the VAE that decodes them: --vae DIR (id '
+        raise UserError(f'{request.source} draws latents; images for a folder need the VAE that decodes them: --vae DIR (id '
                         f'{pipeline.config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
 
 
@@ -170,11 +170,11 @@ def _name(request: PromptRequest, names: Sequence[str], number: int, seed: int, 
 def _draw_sheet(plan: Plan, meter: memory.Meter) -> str:
     request, out = plan.request, plan.request.out or 'grid.png'
     mine = plan.jobs if peers.is_lead() else []
-    pictures: dict[Job, np.ndarray] = {}
-    _draw_jobs(plan, mine, len(plan.jobs), lambda job, image: pictures.__setitem__(job, viewable(image[None])[0]), meter)
+    drawn: dict[Job, np.ndarray] = {}
+    _draw_jobs(plan, mine, len(plan.jobs), lambda job, image: drawn.__setitem__(job, viewable(image[None])[0]), meter)
 
     def save() -> None:
-        images = np.stack([pictures[job] for job in plan.jobs])
+        images = np.stack([drawn[job] for job in plan.jobs])
         scale = max(1, 64 // images.shape[1])
         if len(images) == 1:
             save_png(out, images[0].repeat(scale, 0).repeat(scale, 1))
@@ -195,18 +195,18 @@ def _draw_folder(plan: Plan, meter: memory.Meter) -> str:
     missing = peers.from_lead(lambda: _begin(plan, root, card))
     jobs = [plan.jobs[i] for i in missing]
     if not jobs:
-        return f'{root}: {len(plan.jobs)} pictures; they were there already, by the same recipe'
+        return f'{root}: {len(plan.jobs)} images; they were there already, by the same recipe'
     index, processes = cluster.process()
-    with cluster.peers_watched(lambda: 'the pictures that are drawn stay'), explain_unreachable(root):
+    with cluster.peers_watched(lambda: 'the images that are drawn stay'), explain_unreachable(root):
         _draw_jobs(plan, jobs[index::processes], -(-len(jobs) // processes),
                    lambda job, image: save_png(root / job.name, to_uint8(image)), meter)
-    return f'wrote {len(jobs)} pictures to {root}, {len(plan.jobs)} in all, recipe in {CARD}'
+    return f'wrote {len(jobs)} images to {root}, {len(plan.jobs)} in all, recipe in {CARD}'
 
 
 def _begin(plan: Plan, root, card: dict) -> list[int]:
-    """Makes room, and returns the places in `plan.jobs` of the pictures that are not there. Refuses another recipe's folder."""
+    """Makes room, and returns the places in `plan.jobs` of the images that are not there. Refuses another recipe's folder."""
     if root.exists() and not root.is_dir():
-        raise UserError(f'{root} is a file; pictures go into a folder. Give another --out.')
+        raise UserError(f'{root} is a file; images go into a folder. Give another --out.')
     there = files_under(root) if root.exists() else {}
     if (begun := read_card(root / CARD)) is not None:
         check_same_card(begun, card, root)
@@ -221,7 +221,7 @@ def _begin(plan: Plan, root, card: dict) -> list[int]:
 
 
 def _write_list(plan: Plan, root) -> None:
-    """One line a picture; those of seeds that an earlier command drew stay."""
+    """One line an image; those of seeds that an earlier command drew stay."""
     lines = {}
     if (root / LIST).is_file():
         old = [json.loads(line) for line in (root / LIST).read_text(encoding='utf-8').splitlines()]
@@ -233,7 +233,7 @@ def _write_list(plan: Plan, root) -> None:
 
 
 def make_card(plan: Plan) -> dict:
-    """Everything that decides the bytes of the pictures but their seed, JSON-able."""
+    """Everything that decides the bytes of the images but their seed, JSON-able."""
     pipeline, request = plan.pipeline, plan.request
     config, vae, text = pipeline.config, pipeline.vae, pipeline.text_config
     return json.loads(json.dumps({
@@ -264,9 +264,9 @@ def _weights_sum(source, pipeline: TextToImage) -> dict:
 
 
 def _draw_jobs(plan: Plan, mine: list[Job], most: int, keep: Callable[[Job, np.ndarray], None], meter: memory.Meter) -> None:
-    """Draws this process's pictures and gives each to `keep`, float32 [H, W, C].
+    """Draws this process's images and gives each to `keep`, float32 [H, W, C].
 
-    most: pictures of the process that has most. Weights are read by all processes together, and those that have nothing
+    most: images of the process that has most. Weights are read by all processes together, and those that have nothing
     to do read along.
     """
     pipeline, request = plan.pipeline, plan.request
@@ -313,7 +313,7 @@ def _draw(plan: Plan, features: PromptFeatures | None, jobs: list[Job], rows: di
 
 
 def _keep(plan: Plan, jobs: list[Job], latents: np.ndarray | None, keep: Callable[[Job, np.ndarray], None]) -> None:
-    for place, job in enumerate(jobs):      # one at a time: pictures are large, and low_memory holds the latents only
+    for place, job in enumerate(jobs):      # one at a time: images are large, and low_memory holds the latents only
         keep(job, plan.pipeline.decode(latents[place:place + 1], tile=plan.tile, last=place == len(jobs) - 1)[0])
     if not jobs:
         plan.pipeline.give_up('vae')

@@ -1,7 +1,7 @@
-"""The same bits on any number of devices: pictures are computed in groups of one fixed size, each on one device.
+"""The same bits on any number of devices: images are computed in groups of one fixed size, each on one device.
 
-Matrix products of another shape round differently, so a picture's bits depend on how many are computed together. Here
-that number never changes: picture i is row i mod G of group i div G, the program is compiled for G pictures, and every
+Matrix products of another shape round differently, so an image's bits depend on how many are computed together. Here
+that number never changes: image i is row i mod G of group i div G, the program is compiled for G images, and every
 device of every host runs that program on groups of its own. No device waits for another, and nothing is exchanged.
 """
 from collections import deque
@@ -24,8 +24,8 @@ AXIS = 'groups'
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What to draw, one row a picture: its noise hangs on its seed and number, what it shows on its row of `cond`.
+class Images:
+    """What to draw, one row an image: its noise hangs on its seed and number, what it shows on its row of `cond`.
 
     cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`).
     """
@@ -34,39 +34,39 @@ class Pictures:
     cond: Mapping[str, np.ndarray]
 
     @classmethod
-    def of_classes(cls, labels: Sequence[int], seed: int) -> 'Pictures':
-        """Picture i of class labels[i], all of one seed."""
+    def of_classes(cls, labels: Sequence[int], seed: int) -> 'Images':
+        """Image i of class labels[i], all of one seed."""
         labels = np.asarray(labels, np.int32)
         return cls(np.full(len(labels), seed, np.uint32), np.arange(len(labels), dtype=np.uint32), {'label': labels})
 
     @classmethod
-    def of_captions(cls, cond: Mapping[str, np.ndarray], seeds: Sequence[int]) -> 'Pictures':
-        """One picture a caption, each of a seed of its own: a prompt and a seed make one picture, in whatever company."""
+    def of_captions(cls, cond: Mapping[str, np.ndarray], seeds: Sequence[int]) -> 'Images':
+        """One image a caption, each of a seed of its own: a prompt and a seed make one image, in whatever company."""
         return cls(np.asarray(seeds, np.uint32), np.zeros(len(seeds), np.uint32), cond)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def rows(self, indices) -> dict:
-        """These pictures as a tree of arrays."""
+        """These images as a tree of arrays."""
         return {'seed': self.seeds[indices], 'number': self.numbers[indices],
                 'cond': {name: value[indices] for name, value in self.cond.items()}}
 
 
 class GroupSampler:
-    """Draws numbered pictures of one model; picture i depends on its row of `pictures` and the settings only.
+    """Draws numbered images of one model; image i depends on its row of `images` and the settings only.
 
     Args:
         settings: options of `build_sampler` (method, steps, cfg_scale, ...).
-        vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into pictures; None leaves what the model draws.
-        group: pictures computed together. Part of the result: see above.
+        vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model draws.
+        group: images computed together. Part of the result: see above.
         size: (H, W) of what the model draws, where it takes others than its own.
         devices: of this process; default all of them.
     """
 
-    def __init__(self, model: Model, settings: dict, pictures: Pictures, *, group: int = GROUP, vae=None,
+    def __init__(self, model: Model, settings: dict, images: Images, *, group: int = GROUP, vae=None,
                  size: tuple[int, int] | None = None, devices: Sequence | None = None):
-        self.pictures, self.group = pictures, min(group, len(pictures))
+        self.images, self.group = images, min(group, len(images))
         devices = jax.local_devices() if devices is None else devices
         self._mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._vae_params = None if vae is None else vae.params
@@ -84,31 +84,31 @@ class GroupSampler:
         """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses it."""
         place = NamedSharding(self._mesh, P())
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (params, self._vae_params))
-        return self._program.lower(weights, self.pictures.rows(np.arange(self.group * self.devices) % len(self.pictures))).compile()
+        return self._program.lower(weights, self.images.rows(np.arange(self.group * self.devices) % len(self.images))).compile()
 
-    def replace_pictures(self, pictures: Pictures) -> None:
+    def replace_images(self, images: Images) -> None:
         """Others to draw with the program that is compiled already; at least as many as a group has."""
-        if len(pictures) < self.group:
-            raise ValueError(f'{len(pictures)} pictures for a program that draws {self.group} at once')
-        self.pictures = pictures
+        if len(images) < self.group:
+            raise ValueError(f'{len(images)} images for a program that draws {self.group} at once')
+        self.images = images
 
     @property
     def count(self) -> int:
-        return -(-len(self.pictures) // self.group)
+        return -(-len(self.images) // self.group)
 
     @property
     def devices(self) -> int:
         return self._mesh.size
 
     def numbers(self, group: int) -> np.ndarray:
-        """The numbers of the pictures of a group; the last one may have fewer."""
-        return np.arange(group * self.group, min((group + 1) * self.group, len(self.pictures)))
+        """The numbers of the images of a group; the last one may have fewer."""
+        return np.arange(group * self.group, min((group + 1) * self.group, len(self.images)))
 
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(group, its pictures float32 [n, H, W, C]) in the order given.
+        """(group, its images float32 [n, H, W, C]) in the order given.
 
-        batch_size: pictures on their way at once, over all devices, at least one group a device; default two groups a
-            device, so that none waits while pictures are fetched. Changes speed and memory, never a picture.
+        batch_size: images on their way at once, over all devices, at least one group a device; default two groups a
+            device, so that none waits while images are fetched. Changes speed and memory, never an image.
         """
         waves = max(1, batch_size // (self.group * self.devices)) if batch_size else 2
         pending = deque()
@@ -121,13 +121,13 @@ class GroupSampler:
             yield from self._finish(*pending.popleft())
 
     def draw_all(self) -> np.ndarray:
-        """All pictures, float32 [N, H, W, C]."""
+        """All images, float32 [N, H, W, C]."""
         return np.concatenate([images for _, images in self.draw(range(self.count))])
 
     def _start(self, wave: list[int]) -> jax.Array:
         padded = np.resize(wave, self.devices)      # a device without a group of its own repeats another's
         indices = (padded[:, None] * self.group + np.arange(self.group)).reshape(-1)
-        return self._program(self._weights, self.pictures.rows(indices % len(self.pictures)))
+        return self._program(self._weights, self.images.rows(indices % len(self.images)))
 
     def _finish(self, wave: list[int], images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
         images = np.asarray(images)
@@ -147,7 +147,7 @@ def _one_group(model: Model, settings: dict, vae, size: tuple[int, int] | None) 
         images = sample(params, noise, rows['cond'], step_keys(rows['seed'], rows['number']))
         if vae is None:
             return images
-        # One by one: a picture's decoding takes far more memory than its denoising.
+        # One by one: an image's decoding takes far more memory than its denoising.
         return vae.network.decode(vae_params, images + vae.shift, one_by_one=True).astype(jnp.float32)
 
     return draw

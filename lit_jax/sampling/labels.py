@@ -1,10 +1,10 @@
-"""Which class each picture shows."""
+"""Which class each image shows."""
 from collections.abc import Sequence
 
 import numpy as np
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.noise import MAX_PICTURES, random_labels
+from lit_jax.sampling.noise import MAX_IMAGES, random_labels
 
 POLICIES = ('random', 'balanced')
 
@@ -24,23 +24,23 @@ def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[in
 
 def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,
                   per_class: int | None = None) -> np.ndarray:
-    """int32 [N], the label of every picture, for a set of `count` pictures or of `per_class` pictures a class.
+    """int32 [N], the label of every image, for a set of `count` images or of `per_class` images a class.
 
-    random: each label drawn from (seed, number of the picture), as published figures of DiT and LiT were made.
+    random: each label drawn from (seed, number of the image), as published figures of DiT and LiT were made.
     balanced: the same number of each class, in turns, so that any stretch of the set holds all classes.
     """
     if policy not in POLICIES:
         raise UserError(f'unknown label policy {policy!r}; known: {", ".join(POLICIES)}')
     if (count is None) == (per_class is None):
-        raise UserError('say how many pictures with one of --count (all together) and --per_class (of each class), '
+        raise UserError('say how many images with one of --count (all together) and --per_class (of each class), '
                         f'got {"neither" if count is None else "both"}')
     if policy == 'random' and count is None:
         raise UserError('--per_class means the same number of each class; random labels take --count, the number of all '
-                        'pictures (or leave --labels out)')
+                        'images (or leave --labels out)')
     name, value = ('--count', count) if per_class is None else ('--per_class', per_class)
     total = value if per_class is None else value * len(classes)
-    if value < 1 or total > MAX_PICTURES:
-        raise UserError(f'{name} must be at least 1, and all pictures at most {MAX_PICTURES:,}; got {value}')
+    if value < 1 or total > MAX_IMAGES:
+        raise UserError(f'{name} must be at least 1, and all images at most {MAX_IMAGES:,}; got {value}')
     if policy == 'random':
         return random_labels(seed, total, classes)
     if total % len(classes):

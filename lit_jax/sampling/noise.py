@@ -1,7 +1,7 @@
-"""What is random about a picture: functions of (seed, number of the picture), never of its batch or its device.
+"""What is random about an image: functions of (seed, number of the image), never of its batch or its device.
 
-From the key of a seed, picture i folds in i for its initial noise. Step noise and labels hang on keys of their own,
-folded from numbers that no picture has.
+From the key of a seed, image i folds in i for its initial noise. Step noise and labels hang on keys of their own,
+folded from numbers that no image has.
 """
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from lit_jax.runtime.errors import UserError
 
 Array = jax.Array
 STEPS, LABELS = 0xFFFFFFFF, 0xFFFFFFFE
-MAX_PICTURES = 1 << 31
+MAX_IMAGES = 1 << 31
 
 
 def check_seed(seed: int) -> None:
@@ -24,9 +24,9 @@ def check_seed(seed: int) -> None:
 
 def initial_noise(network: Network, seed: int | Array, indices: Sequence[int] | Array,
                   size: Sequence[int] | None = None) -> Array:
-    """Noise [B, H, W, C] of the pictures with these numbers: picture i depends on (seed, i) only.
+    """Noise [B, H, W, C] of the images with these numbers: image i depends on (seed, i) only.
 
-    seed: one for all, or one a picture. size: (H, W) of what the network draws, where that is not the architecture's own.
+    seed: one for all, or one an image. size: (H, W) of what the network draws, where that is not the architecture's own.
     """
     shape = (*(size or network.arch['input_size']), network.arch['channels'])
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seed, indices))
@@ -38,7 +38,7 @@ def step_keys(seed: int | Array, indices: Sequence[int] | Array) -> Array:
 
 
 def random_labels(seed: int, count: int, classes: Sequence[int]) -> np.ndarray:
-    """int32 [count]: each picture's class, drawn evenly from `classes` (DiT's sample_ddp.py draws so, too)."""
+    """int32 [count]: each image's class, drawn evenly from `classes` (DiT's sample_ddp.py draws so, too)."""
     keys = _keys(seed, np.arange(count), LABELS)
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(classes)))(keys)
     return np.asarray(classes, np.int32)[np.asarray(drawn)]

@@ -32,7 +32,7 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
         steps: evaluations of the model, spread over the schedule as DiT spreads them.
         method: name in SAMPLERS. eta: noise of ddim, 0 to 1; the others have no such choice.
         cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's published
-            numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the picture, 1 pure noise.
+            numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the image, 1 pure noise.
         on_step: called on this machine with the timestep of each evaluation, while the program runs: for progress.
     """
     schedule = sampling_schedule(method, steps, train_steps, kind)
@@ -58,9 +58,9 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
 
 def sample_many(sample: Callable, params: dict, network: Network, labels: Sequence[int], *, seed: int,
                 batch_size: int) -> np.ndarray:
-    """Draws one picture a label in batches of one size (one compile; the last batch is padded and cut).
+    """Draws one image a label in batches of one size (one compile; the last batch is padded and cut).
 
-    Another batch size is another program, which rounds differently: pictures are then equal to some 1e-6 of their
+    Another batch size is another program, which rounds differently: images are then equal to some 1e-6 of their
     range. `lit_jax.sampling.groups` draws the same bits whatever the batch and the devices.
     """
     labels = np.asarray(labels, np.int32)

@@ -1,4 +1,4 @@
-"""What a person says about pictures from text: prompts, seeds, sizes; parsed and checked before anything is loaded."""
+"""What a person says about images from text: prompts, seeds, sizes; parsed and checked before anything is loaded."""
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def parse_seeds(seed: int | None, seeds: str | None, default: Sequence[int] = (0
     for one in found:
         check_seed(one)
     if len(set(found)) < len(found):
-        raise UserError(f'--seeds {seeds}: the same seed twice draws the same picture twice')
+        raise UserError(f'--seeds {seeds}: the same seed twice draws the same image twice')
     return found
 
 
@@ -76,7 +76,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> tuple[int, int]:
-    """(H, W) of what the model draws for pictures of `size` (height, width); None: its own size.
+    """(H, W) of what the model draws for images of `size` (height, width); None: its own size.
 
     Raises UserError, with the nearest size that can be drawn, for sides that are no multiples of downscale · patch.
     """
@@ -92,7 +92,7 @@ def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> 
 
 
 def default_group(size: tuple[int, int]) -> int:
-    """Pictures computed together where nobody says: as many as fill a device, one from latents of 32 x 64 on."""
+    """Images computed together where nobody says: as many as fill a device, one from latents of 32 x 64 on."""
     return int(np.clip(GROUP_PIXELS // (size[0] * size[1]), 1, LARGEST_GROUP))
 
 

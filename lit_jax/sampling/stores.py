@@ -1,10 +1,10 @@
-"""Where a large set of pictures goes, in parts that survive a kill: an ADM .npz, or a folder of PNG files.
+"""Where a large set of images goes, in parts that survive a kill: an ADM .npz, or a folder of PNG files.
 
     OUT.npz              arr_0 uint8 [N, H, W, 3], arr_1 int64 [N] (labels), as ADM's evaluator reads it
     OUT.json             the recipe card
     OUT.npz.parts/       while it is drawn: card.json and one .npy a part; gone when the set is whole
 
-A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the pictures
+A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the images
 alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
 """
 import logging
@@ -24,17 +24,17 @@ from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
 LOG = logging.getLogger('lit_jax')
-PART = 128               # pictures of a part, about: what a kill can cost on every host
+PART = 128               # images of a part, about: what a kill can cost on every host
 _BLOCK = 1 << 20
 
 
 def part_size(group: int) -> int:
-    """Pictures of a part: whole groups."""
+    """Images of a part: whole groups."""
     return group * math.ceil(PART / group)
 
 
 class NpzStore:
-    """See the module. `shape` is (H, W) of the pictures."""
+    """See the module. `shape` is (H, W) of the images."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
         self.out, self.card, self.labels, self.shape, self.size = as_path(out), card, labels, tuple(shape), size
@@ -66,7 +66,7 @@ class NpzStore:
         return self._parts.missing()
 
     def write(self, part: int, images: np.ndarray) -> None:
-        """Pictures uint8 [n, H, W, 1 or 3] of a part."""
+        """Images uint8 [n, H, W, 1 or 3] of a part."""
         self._parts.write(part, np.broadcast_to(images, (*images.shape[:3], 3)))     # grey: the evaluators take RGB
 
     def finish(self) -> None:
@@ -98,7 +98,7 @@ class NpzStore:
 
 
 class FolderStore:
-    """One PNG a picture, 000012_class0207.png, and card.json, in a folder of their own."""
+    """One PNG an image, 000012_class0207.png, and card.json, in a folder of their own."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
         self.out, self.card, self.labels, self.size = as_path(out), card, labels, size
@@ -106,7 +106,7 @@ class FolderStore:
     def begin(self) -> bool:
         """As `NpzStore.begin`."""
         if self.out.exists() and not self.out.is_dir():
-            raise UserError(f'{self.out} is a file; single pictures go into a folder. Give another --out.')
+            raise UserError(f'{self.out} is a file; single images go into a folder. Give another --out.')
         card_path = self.out / 'card.json'
         if (begun := read_card(card_path)) is not None:
             check_same_card(begun, self.card, self.out)
@@ -141,5 +141,5 @@ def open_store(out, card: dict, labels: np.ndarray, shape: tuple[int, int], size
         return NpzStore(out, card, labels, shape, size)
     if suffix and re.fullmatch(r'\.[A-Za-z]+', suffix):
         raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set for evaluation) or a '
-                        'folder (single pictures)')
+                        'folder (single images)')
     return FolderStore(out, card, labels, shape, size)

@@ -1,11 +1,11 @@
-"""From prompts to pictures: text encoder, backbone and VAE, all in memory, or one at a time.
+"""From prompts to images: text encoder, backbone and VAE, all in memory, or one at a time.
 
     pipeline = TextToImage('runs/lit_t2i', text_encoder='models/t5', vae='models/sdxl_vae')
     features = pipeline.encode(['a red circle', 'two blue squares'], negative='')
     latents = pipeline.draw(features, seeds=[0, 0], size=(1024, 1024), steps=20)
     images = pipeline.decode(latents)                       # float32 [2, 1024, 1024, 3] in about [-1, 1]
 
-A prompt and a seed make one picture, bit for bit, whatever else is drawn: captions are encoded one at a time, pictures
+A prompt and a seed make one image, bit for bit, whatever else is drawn: captions are encoded one at a time, images
 are computed in groups of a fixed size (`lit_jax.sampling.groups`) and decoded one at a time.
 """
 import contextlib
@@ -29,13 +29,13 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import map_named, tree_bytes
 from lit_jax.runtime.memory import explain_out_of_memory, give_back, temporary_bytes
 from lit_jax.sampling.decoder import check_decoder
-from lit_jax.sampling.groups import GroupSampler, Pictures
+from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.prompts import check_text_encoder, default_group, latent_size, say_unknown, wanted_encoder
 from lit_jax.text.encoder import encode_captions
 
 LOG = logging.getLogger('lit_jax')
-# PixArt-Σ's and LiT's pictures are drawn so: 20 steps of DPM-Solver++, guidance 4.5 on all channels of the noise.
+# PixArt-Σ's and LiT's images are drawn so: 20 steps of DPM-Solver++, guidance 4.5 on all channels of the noise.
 SETTINGS = {'method': 'dpm++', 'steps': 20, 'eta': 0.0, 'cfg_scale': 4.5, 'cfg_channels': 'all', 'cfg_interval': (0.0, 1.0)}
 PROGRAMS = 8                 # compiled programs of `draw` that are kept
 TILE, WHOLE = 64, 128        # latent pixels: the side of tiles, and the largest latent that is decoded whole by default
@@ -57,8 +57,8 @@ class PromptFeatures:
 
 
 @dataclass(frozen=True)
-class _PromptPictures(Pictures):
-    """`Pictures.of_captions` where picture i shows row `which[i]` of `cond`: features are not copied for each seed."""
+class _PromptImages(Images):
+    """`Images.of_captions` where image i shows row `which[i]` of `cond`: features are not copied for each seed."""
     which: np.ndarray
 
     def rows(self, indices) -> dict:
@@ -131,14 +131,14 @@ class TextToImage:
 
     @property
     def downscale(self) -> int:
-        """Pixels of a picture to one of what the model draws, each way."""
+        """Pixels of an image to one of what the model draws, each way."""
         if self.config['latent']['space'] == 'pixels':
             return 1
         return self.vae.network.downscale if self.vae else self.config['latent'].get('downscale', 8)
 
     @property
     def nominal_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the pictures that the model is meant for."""
+        """(height, width) in pixels of the images that the model is meant for."""
         return tuple(side * self.downscale for side in self.config['model']['input_size'])
 
     def default_tile(self, size: tuple[int, int]) -> int | None:
@@ -228,18 +228,18 @@ class TextToImage:
         """What the model draws: float32 [N, h, w, C], latents (divided by their scale) or pixels.
 
         Args:
-            seeds: one a picture. which: the row of `features` that each picture shows; default one after the other, or the
+            seeds: one an image. which: the row of `features` that each image shows; default one after the other, or the
                 only one for all.
-            size: (height, width) of the pictures in pixels. group: pictures computed together, part of the result.
+            size: (height, width) of the wanted in pixels. group: wanted computed together, part of the result.
             on_step: called with (number, how many in all) when an evaluation of the backbone begins.
             settings: of `build_sampler`, beside SETTINGS: method, steps, cfg_scale, ...
         """
         which = np.arange(len(seeds)) % len(features) if which is None else np.asarray(which)
         size = latent_size(size, self.config['model'], self.downscale)
         group = group or default_group(size)
-        pictures = self._pictures(features, seeds, which, group)
+        wanted = self._images(features, seeds, which, group)
         with self._turn('model', 'drawing'):
-            sampler = self._sampler(pictures, settings, size, group)
+            sampler = self._sampler(wanted, settings, size, group)
             groups = -(-len(seeds) // group)
             total = -(-groups // sampler.devices) * sampler.devices * {**SETTINGS, **settings}['steps']
             self._tick = None if on_step is None else _Counter(on_step, total)
@@ -251,7 +251,7 @@ class TextToImage:
         return drawn[:len(seeds)]
 
     def decode(self, latents: np.ndarray, tile: int | None = 0, last: bool = True) -> np.ndarray:
-        """Pictures float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned as they are.
+        """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned as they are.
 
         tile: side in latent pixels of the squares decoded one after the other; None: whole; 0: `default_tile`.
         last: with low_memory, give the VAE up afterwards."""
@@ -262,9 +262,9 @@ class TextToImage:
             return np.concatenate([np.asarray(self._decode(self.vae.params, latents[i:i + 1] + self.vae.shift, tile=tile), np.float32)
                                    for i in range(len(latents))])
 
-    def _pictures(self, features: PromptFeatures, seeds, which, group: int) -> _PromptPictures:
+    def _images(self, features: PromptFeatures, seeds, which, group: int) -> _PromptImages:
         if len(seeds) != len(which) or not len(seeds):
-            raise UserError(f'{len(seeds)} seeds for {len(which)} pictures: give one a picture')
+            raise UserError(f'{len(seeds)} seeds for {len(which)} images: give one an image')
         have, wanted = features.text.shape[2], self.config['model']['caption_channels']
         if have != wanted:
             raise UserError(f'the features have {have} channels, the model takes {wanted}: they are of another text encoder')
@@ -272,16 +272,16 @@ class TextToImage:
         filled = np.resize(np.arange(len(seeds)), max(len(seeds), group))
         cond = {'text': features.text, 'text_mask': features.mask, 'null_text': features.null_text,
                 'null_text_mask': features.null_mask}
-        return _PromptPictures(np.asarray(seeds, np.uint32)[filled], np.zeros(len(filled), np.uint32), cond, which[filled])
+        return _PromptImages(np.asarray(seeds, np.uint32)[filled], np.zeros(len(filled), np.uint32), cond, which[filled])
 
-    def _sampler(self, pictures: Pictures, settings: Mapping, size: tuple[int, int], group: int) -> GroupSampler:
-        """The program of these settings, compiled once, on these pictures."""
+    def _sampler(self, images: Images, settings: Mapping, size: tuple[int, int], group: int) -> GroupSampler:
+        """The program of these settings, compiled once, on these images."""
         settings = {**SETTINGS, **settings}
         key = (tuple(sorted((name, str(value)) for name, value in settings.items())), size, group)
         sampler = self._samplers.pop(key, None)
         if sampler is None:
             model = Model(self.network, None, self.config)
-            sampler = GroupSampler(model, {**settings, 'on_step': self._on_step}, pictures, group=group, size=size)
+            sampler = GroupSampler(model, {**settings, 'on_step': self._on_step}, images, group=group, size=size)
         self._samplers[key] = sampler
         while len(self._samplers) > PROGRAMS:
             del self._samplers[next(iter(self._samplers))]
@@ -290,7 +290,7 @@ class TextToImage:
                 self._active.replace_weights(None)
             sampler.replace_weights(self._params)
             self._active = sampler
-        sampler.replace_pictures(pictures)
+        sampler.replace_images(images)
         return sampler
 
     def _on_step(self, timestep) -> None:
@@ -325,8 +325,8 @@ class TextToImage:
         programs = {'text_encoder': program.lower(encoder.abstract(), ids, ids).compile()}
         group = group or default_group(size)
         blank = PromptFeatures(('',), '', *(np.zeros((1, length, channels), compute), np.zeros((1, length), np.int32)) * 2)
-        pictures = self._pictures(blank, [0] * group, np.zeros(group, np.int64), group)
-        programs['model'] = self._sampler(pictures, settings, size, group).compile(self._abstract())
+        images = self._images(blank, [0] * group, np.zeros(group, np.int64), group)
+        programs['model'] = self._sampler(images, settings, size, group).compile(self._abstract())
         if self.vae is not None:
             latent = jax.ShapeDtypeStruct((1, *size, self.config['model']['channels']), jnp.float32)
             tile = self.default_tile(size) if tile == 0 else tile

@@ -86,7 +86,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
-                             vae.network if vae and setup.reads_pictures(config) else None,
+                             vae.network if vae and setup.reads_images(config) else None,
                              text_encoder and text_encoder.network)
     frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder)) if part is not None}
     if teacher is not None:
@@ -115,7 +115,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         finally:
             run.close()
             pipeline.close()
-            _report_bad_pictures(source)
+            _report_bad_images(source)
 
 
 def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir, null_caption):
@@ -134,10 +134,10 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
     return state, [], 0
 
 
-def _report_bad_pictures(source) -> None:
+def _report_bad_images(source) -> None:
     if bad := getattr(source, 'bad', {}):
         first = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:3])
-        LOG.warning('%d damaged picture(s) were replaced by the next good one (%s%s); --config.data.strict stops at the first',
+        LOG.warning('%d damaged image(s) were replaced by the next good one (%s%s); --config.data.strict stops at the first',
                     len(bad), first, '; ...' if len(bad) > 3 else '')
 
 
@@ -264,7 +264,7 @@ class _Run:
         self.reporter.paused(time.perf_counter() - began)
 
     def _make_draw(self, count: int):
-        """draw(ema, vae_params) -> pictures (latents, without a VAE) [count, H, W, C] on every process, one program."""
+        """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one program."""
         config, network, vae = self.config, self.network, self.vae
         sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
                                steps=config.sample.steps, method=config.sample.method, cfg_scale=config.sample.cfg_scale,

@@ -20,7 +20,7 @@ from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling import draw_classes as sampling
 from lit_jax.sampling.card import make_card
-from lit_jax.sampling.groups import GroupSampler, Pictures
+from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.labels import choose_labels
 from lit_jax.training.mesh import replicated, without_mesh
 
@@ -111,7 +111,7 @@ class LoopEvaluation:
         kept = self._samplers.get((scale, count))
         if kept is None:
             kept = GroupSampler(model, self._request(scale, count).settings(),
-                                Pictures.of_classes(self._labels(count), self._config.seed), vae=self._vae)
+                                Images.of_classes(self._labels(count), self._config.seed), vae=self._vae)
             self._samplers[scale, count] = kept
         else:
             kept.replace_weights(model.params)
@@ -135,7 +135,7 @@ def _check_wanted(config: ConfigDict, vae) -> None:
         raise UserError('eval.every asks for scores, and eval.reference names nothing to compare with: give an .npz of ADM, or '
                         'make one: python evaluate.py reference --help')
     if config.latent.space == 'vae' and vae is None:
-        raise UserError('eval.every asks for scores of pictures, and this model draws latents: give latent.vae_path, the folder '
+        raise UserError('eval.every asks for scores of images, and this model draws latents: give latent.vae_path, the folder '
                         'of the VAE')
 
 

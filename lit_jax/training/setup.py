@@ -14,7 +14,7 @@ from lit_jax.data.augment import random_flip
 from lit_jax.data.captions import choose_caption
 from lit_jax.data.crop import RULE
 from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
-from lit_jax.data.sources import Source, is_picture_source, open_source
+from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.data.text_features import check_text
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.models.arch import check_partition
@@ -67,15 +67,15 @@ def build_optimizer(config: ConfigDict):
                           clip_norm=train.clip_norm)
 
 
-def reads_pictures(config: ConfigDict) -> bool:
-    """Whether the batches hold pictures that a VAE must encode in the step."""
-    return config.latent.space == 'vae' and (is_picture_source(config.data.name) or reads_captions(config))
+def reads_images(config: ConfigDict) -> bool:
+    """Whether the batches hold images that a VAE must encode in the step."""
+    return config.latent.space == 'vae' and (is_image_source(config.data.name) or reads_captions(config))
 
 
 def build_source(config: ConfigDict, split: str = 'train') -> Source:
     """The recipe's data, in the size that the network sees, or that its VAE does."""
     arch, data = architecture(config), config.data
-    side, channels = (data.image_size, 3) if reads_pictures(config) else (arch['input_size'][0], arch['channels'])
+    side, channels = (data.image_size, 3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
     common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path, 'data_dir': data.path,
               'seed': config.seed, 'strict': data.strict}
     if not is_text(config):
@@ -93,12 +93,12 @@ def build_augment(config: ConfigDict):
         return functools.partial(choose_caption, long_ratio=config.text.long_ratio)
     if config.data.name == 'latents':
         return choose_mirror if config.data.flip else first_of_both
-    return random_flip if config.data.flip and is_picture_source(config.data.name) else None
+    return random_flip if config.data.flip and is_image_source(config.data.name) else None
 
 
 def reading_threads(config: ConfigDict) -> int:
-    """Threads that read ahead; decoding pictures keeps a core busy, arrays in memory do not. Each holds a batch."""
-    several = min(os.cpu_count(), 32) if is_picture_source(config.data.name) else 4 if config.data.name == 'caption_latents' else 1
+    """Threads that read ahead; decoding images keeps a core busy, arrays in memory do not. Each holds a batch."""
+    several = min(os.cpu_count(), 32) if is_image_source(config.data.name) else 4 if config.data.name == 'caption_latents' else 1
     return config.data.threads or several
 
 
@@ -120,8 +120,8 @@ def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
 def check_inputs(config: ConfigDict) -> None:
     """Looks for everything that a run reads and reports all that is missing at once, with the commands that make it."""
     problems = []
-    if reads_pictures(config) and not config.latent.vae_path:
-        problems.append(f'latent.vae_path: to train from the pictures of {config.data.name} give the folder of '
+    if reads_images(config) and not config.latent.vae_path:
+        problems.append(f'latent.vae_path: to train from the images of {config.data.name} give the folder of '
                         f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), or cache their '
                         'latents first: python prepare_latents.py --help')
     if config.latent.vae_path and not is_vae_folder(config.latent.vae_path):
@@ -144,7 +144,7 @@ def check_inputs(config: ConfigDict) -> None:
 
 
 def _crop_rule(config: ConfigDict, source: Source) -> str:
-    """How the pictures of these latents must have been cropped."""
+    """How the images of these latents must have been cropped."""
     if source.metadata['source']['name'] == 'shapes':      # drawn in their size
         return 'none'
     return buckets.RULE if config.data.buckets else RULE

@@ -44,7 +44,7 @@ class Objective:
 def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, encode: Callable | None = None) -> Array:
     """x0 [B, H, W, C] of a batch, scaled.
 
-    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for pictures, are what the VAE's
+    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for images, are what the VAE's
     posterior is sampled from: mean + exp(logvar / 2)·noise, anew in every step. Without either, the pixels are x0.
     """
     if 'moments' in batch:
@@ -61,7 +61,7 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
     """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone, on any
     device count.
 
-    encode: pictures -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions as tokens.
+    encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions as tokens.
     """
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)

@@ -1,8 +1,8 @@
-"""Fits a small VAE to a folder of pictures, for latents of one's own: `python train_vae.py --config=configs/vae_tiny.py`.
+"""Fits a small VAE to a folder of images, for latents of one's own: `python train_vae.py --config=configs/vae_tiny.py`.
 
 The loss is the mean absolute error of the reconstruction plus a slight pull of the posterior to the unit normal
 (arXiv 2112.10752, the KL-regularised form), without the perceptual and adversarial terms of the released VAEs: enough
-for small pictures, too smooth for large ones. A run takes minutes and keeps no checkpoints; one that is stopped begins
+for small images, too smooth for large ones. A run takes minutes and keeps no checkpoints; one that is stopped begins
 anew.
 """
 import functools
@@ -39,7 +39,7 @@ def default() -> ConfigDict:
         'vae': {'widths': (16, 32, 64), 'layers': 1, 'groups': 8, 'channels': 4, 'mid_attention': False,
                 'quant_conv': False, 'post_quant_conv': False},
         'train': {'steps': 800, 'batch_size': 16, 'learning_rate': 2e-3, 'kl_weight': 1e-5, 'log_every': 100,
-                  'window': 32},      # side of the random part of each picture that a step sees; 0: all of it
+                  'window': 32},      # side of the random part of each image that a step sees; 0: all of it
     }).lock()
 
 
@@ -57,44 +57,44 @@ def unit_latents(params: dict, factor: float) -> dict:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a VAE does to pictures it has not seen.
+    """What a VAE does to images it has not seen.
 
     Attributes:
         psnr: peak signal-to-noise ratio in dB over all pixels of the mean reconstruction; the peak is 2.
         latent_std: standard deviation of the posterior means over everything.
-        pictures: how many.
+        images: how many.
     """
     psnr: float
     latent_std: float
-    pictures: int
+    images: int
 
 
 def train_vae(config: ConfigDict, out) -> Quality:
-    """Fits the recipe's VAE, measures it on held-out pictures, and writes a VAE folder whose latents have the scale 1.
+    """Fits the recipe's VAE, measures it on held-out images, and writes a VAE folder whose latents have the scale 1.
 
     Raises UserError for anything known before the first step, and Diverged if the loss stops being a number."""
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
-    train, held_out = open_pictures(config, 'train'), open_pictures(config, 'held_out')
+    train, held_out = open_images(config, 'train'), open_images(config, 'held_out')
     params = fit(network, config.train, train, config.seed)
     params = unit_latents(params, 1 / measure(network, params, train, limit=2_048).latent_std)
     quality = measure(network, params, held_out)
     save_vae_folder(out, {'vae': network.arch, 'id': config.name, 'scale': 1.0, 'provenance': {
         'source': f'{config.data.name} {config.data.path}', 'steps': config.train.steps, 'seed': config.seed,
         'psnr': quality.psnr}}, params)
-    LOG.info('%s: PSNR %.2f dB on %s held-out pictures, whose latents have a standard deviation of %.3f, in %s', config.name,
-             quality.psnr, f'{quality.pictures:,}', quality.latent_std, out)
+    LOG.info('%s: PSNR %.2f dB on %s held-out images, whose latents have a standard deviation of %.3f, in %s', config.name,
+             quality.psnr, f'{quality.images:,}', quality.latent_std, out)
     return quality
 
 
-def open_pictures(config: ConfigDict, split: str) -> Source:
-    """The recipe's pictures; their side must suit the VAE."""
+def open_images(config: ConfigDict, split: str) -> Source:
+    """The recipe's images; their side must suit the VAE."""
     network, size = VaeNetwork(config.vae.to_dict()), config.data.image_size
     if not 0 <= config.train.window <= size or config.train.window % network.downscale:
         raise UserError(f'train.window {config.train.window} must be a multiple of {network.downscale} up to data.image_size '
-                        f'{size}, or 0 for whole pictures')
+                        f'{size}, or 0 for whole images')
     if size % network.downscale:
-        raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE shrinks pictures')
+        raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE shrinks images')
     return open_source(config.data.name, split=split, image_size=size, channels=network.arch['image_channels'],
                        path=config.data.path, data_dir=config.data.path, strict=config.data.strict)
 
@@ -136,7 +136,7 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
 
 
 def _window(side: int, element: dict, rng: np.random.Generator) -> dict:
-    """A random square of the picture, mirrored in half of the cases: the network looks at neighbourhoods only."""
+    """A random square of the image, mirrored in half of the cases: the network looks at neighbourhoods only."""
     image = random_flip(element, rng)['image']
     top, left = (rng.bit_generator.random_raw() % (length - side + 1) for length in image.shape[:2])
     return {**element, 'image': image[top:top + side, left:left + side]}
@@ -150,7 +150,7 @@ def _log(number: int, total: int, terms: Mapping, seconds: float) -> None:
 
 
 def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0, batch_size: int = 32) -> Quality:
-    """How well pictures of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
+    """How well images of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
     count = min(limit, len(source)) if limit else len(source)
     indices = np.arange(count) * len(source) // count
 
@@ -168,4 +168,4 @@ def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0
         means.append(mean[:kept])
     numbers = math.prod(source.spec.image_shape) * count
     error = float(np.concatenate(squares).sum()) / numbers
-    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()), pictures=count)
+    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()), images=count)

@@ -21,7 +21,7 @@ from lit_jax.models.probe import show
 from lit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-SHORT = {'pictures': 6, 'map_pictures': 2, 'timesteps': 2, 'loss_timesteps': 3, 'batch_size': 6}
+SHORT = {'images': 6, 'map_images': 2, 'timesteps': 2, 'loss_timesteps': 3, 'batch_size': 6}
 
 
 @pytest.fixture(scope='module')
@@ -53,9 +53,9 @@ def test_a_student_beside_its_teacher(folders, tmp_path):
     assert set(found['rank']['student']) > {'map', 'with_convolution'} and 'with_convolution' not in found['rank']['teacher']
     assert np.array(found['tokens']['student']['maps']).shape == (2, 2, 4, 4)
     assert np.array(found['tokens']['teacher']['maps']).sum((-2, -1)) == pytest.approx(np.ones((2, 2)), abs=1e-4)
-    pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
-    assert pictures == ['loss.png', 'rank.png', 'similarity.png', 'token_heads.png', 'token_maps.png']
-    for name in pictures:
+    images = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    assert images == ['loss.png', 'rank.png', 'similarity.png', 'token_heads.png', 'token_maps.png']
+    for name in images:
         assert np.asarray(Image.open(tmp_path / 'out' / name).convert('L')).std() > 5
     report = (tmp_path / 'out' / 'report.html').read_text()
     assert report.count('data:image/png;base64,') == 5 and 'student / teacher' not in report
@@ -78,8 +78,8 @@ def test_one_model_and_one_head(tmp_path):
     ({'teacher': '{}/other'}, r'the teacher .*other does not fit this recipe:\n  num_classes: 3 in the teacher, 10'),
     ({'token': '9,0'}, 'outside the grid of 4 x 4'), ({'layers': '7'}, 'has the layers 0 to 1'),
     ({'parts': 'similarity,colour'}, "unknown 'colour'; known: all, similarity"), ({'memory': 0.0}, '--memory is in GiB'),
-    ({'memory': 1e-7}, 'more than the 0.00 GiB of --memory'), ({'pictures': 0}, '--pictures must be at least 1'),
-    ({'picture': 6}, '--picture=6: 6 pictures are looked at'), ({'timestep': 1000}, 'knows the timesteps 0 to 999'),
+    ({'memory': 1e-7}, 'more than the 0.00 GiB of --memory'), ({'images': 0}, '--images must be at least 1'),
+    ({'image': 6}, '--image=6: 6 images are looked at'), ({'timestep': 1000}, 'knows the timesteps 0 to 999'),
     ({'split': 'test'}, 'no split'), ({'data': 'latents', 'data_path': 'nowhere'}, 'nowhere does not exist'),
     ({'out': '{}/student'}, 'is the folder of a model or a run'), ({'out': '{}/student/config.json'}, 'is a file'),
     ({'parts': 'routing'}, 'no mixer of model routes tokens'), ({'dtype': 'int8'}, 'unknown dtype')])
@@ -135,7 +135,7 @@ def test_dydila_shows_which_of_its_projections_it_takes(tmp_path):
 
 
 def test_the_most_frequent_choice_is_counted_over_the_tokens_of_a_class():
-    index = np.array([[[0, 0, 1], [2, 2, 2], [0, 1, 1]]])          # one layer, three pictures of three tokens
+    index = np.array([[[0, 0, 1], [2, 2, 2], [0, 1, 1]]])          # one layer, three images of three tokens
     assert most_frequent(index, np.array([4, 7, 4])) == {
         'classes': [4, 7], 'choice': [[0], [2]], 'share': [[0.5], [1.0]], 'used': [3]}
 

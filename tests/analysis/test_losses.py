@@ -1,4 +1,4 @@
-"""Loss by timestep, against the terms of training computed one picture at a time."""
+"""Loss by timestep, against the terms of training computed one image at a time."""
 import json
 
 import jax
@@ -10,7 +10,7 @@ from PIL import Image
 from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
-from lit_jax.analysis.examples import data_recipe, open_pictures
+from lit_jax.analysis.examples import data_recipe, open_images
 from lit_jax.analysis.losses import loss_by_timestep
 from lit_jax.data.sources import open_source
 from lit_jax.diffusion.distillation import distillation_losses
@@ -37,34 +37,34 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def pictures(models):
-    return open_pictures(models['student'], data_recipe(models['student'], 'student'), 5)
+def images(models):
+    return open_images(models['student'], data_recipe(models['student'], 'student'), 5)
 
 
-def test_pictures_are_spread_over_the_source_and_scaled(pictures, models):
+def test_images_are_spread_over_the_source_and_scaled(images, models):
     source = open_source('digits')
-    assert pictures.numbers.tolist() == [0, 359, 718, 1077, 1436]
-    for i, number in enumerate(pictures.numbers):
-        np.testing.assert_allclose(pictures.x0[i], source[int(number)]['image'] * 2)
-        assert pictures.label[i] == source[int(number)]['label']
-    other = open_pictures(models['teacher'], data_recipe(models['teacher'], 'teacher'), 3)      # a picture keeps its noise
-    np.testing.assert_array_equal(other.noise[1], pictures.noise[2])
-    assert pictures.visible().dtype == np.uint8 and pictures[[3, 1]].numbers.tolist() == [1077, 359]
+    assert images.numbers.tolist() == [0, 359, 718, 1077, 1436]
+    for i, number in enumerate(images.numbers):
+        np.testing.assert_allclose(images.x0[i], source[int(number)]['image'] * 2)
+        assert images.label[i] == source[int(number)]['label']
+    other = open_images(models['teacher'], data_recipe(models['teacher'], 'teacher'), 3)      # an image keeps its noise
+    np.testing.assert_array_equal(other.noise[1], images.noise[2])
+    assert images.visible().dtype == np.uint8 and images[[3, 1]].numbers.tolist() == [1077, 359]
 
 
-def test_the_loss_is_that_of_training(models, pictures):
-    """Every mean and standard error, from `training_losses` and `distillation_losses` of single pictures."""
+def test_the_loss_is_that_of_training(models, images):
+    """Every mean and standard error, from `training_losses` and `distillation_losses` of single images."""
     timesteps, counter = [0, 400, 999], Counter()
-    found = loss_by_timestep(models, pictures, timesteps, 2, counter)
+    found = loss_by_timestep(models, images, timesteps, 2, counter)
     assert counter.done == 15
     for row, t in enumerate(timesteps):
         single = {name: [] for name in (*models, 'difference')}
         for i in range(5):
-            x0, noise, at = (jnp.asarray(a) for a in (pictures.x0[i:i + 1], pictures.noise[i:i + 1], [t]))
-            x_t = q_sample(pictures.schedule, x0, at, noise)
-            outputs = [model(x_t, at, pictures.label[i:i + 1]) for model in models.values()]
+            x0, noise, at = (jnp.asarray(a) for a in (images.x0[i:i + 1], images.noise[i:i + 1], [t]))
+            x_t = q_sample(images.schedule, x0, at, noise)
+            outputs = [model(x_t, at, images.label[i:i + 1]) for model in models.values()]
             for name, output in zip(models, outputs, strict=True):
-                single[name].append(training_losses(pictures.schedule, output, x0, x_t, at, noise))
+                single[name].append(training_losses(images.schedule, output, x0, x_t, at, noise))
             single['difference'].append(distillation_losses(*outputs))
         for name, parts in single.items():
             for term, values in found[name].items():
@@ -78,38 +78,38 @@ def test_the_loss_is_that_of_training(models, pictures):
                                        (mine - theirs).std(ddof=1) / np.sqrt(5) / theirs.mean(), rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_beside_itself_differs_nowhere(models, pictures):
-    found = loss_by_timestep({'student': models['student'], 'teacher': models['student']}, pictures, [500], 8, Counter())
+def test_a_model_beside_itself_differs_nowhere(models, images):
+    found = loss_by_timestep({'student': models['student'], 'teacher': models['student']}, images, [500], 8, Counter())
     assert found['ratio']['mse'] == {'mean': [1.0], 'error': [0.0]}
     assert found['difference']['distill_noise']['mean'] == [0.0]
 
 
-def test_one_model_has_no_ratio_and_one_picture_no_error(models, pictures):
-    found = loss_by_timestep({'model': models['student']}, pictures[:1], [500], 8, Counter())
+def test_one_model_has_no_ratio_and_one_image_no_error(models, images):
+    found = loss_by_timestep({'model': models['student']}, images[:1], [500], 8, Counter())
     assert set(found) == {'model'} and np.isnan(found['model']['mse']['error']).all()
 
 
 def test_latents_are_sampled_once_from_their_posterior(tmp_path):
-    """mean + exp(logvar / 2)·noise of the picture, not of its mirror image, times the scale."""
+    """mean + exp(logvar / 2)·noise of the image, not of its mirror image, times the scale."""
     write_latents(tmp_path / 'latents', 6)
     model = lit_jax.load(save_model(tmp_path / 'model', latent={'space': 'vae', 'vae': 'made-up', 'scale': 0.5, 'downscale': 2},
                                     input_size=(4, 4), channels=3, num_classes=5, classes=False))
     recipe = data_recipe(model, 'model', 'latents', str(tmp_path / 'latents'))
-    pictures = open_pictures(model, recipe, 3)
-    for i, number in enumerate(pictures.numbers):
+    images = open_images(model, recipe, 3)
+    for i, number in enumerate(images.numbers):
         mean, logvar = np.split(moments_of(int(number))[0], 2, axis=-1)
-        deviation = (pictures.x0[i] / 0.5 - mean) / np.exp(logvar / 2)
+        deviation = (images.x0[i] / 0.5 - mean) / np.exp(logvar / 2)
         assert 0.3 < deviation.std() < 2 and abs(deviation.mean()) < 1
-    np.testing.assert_array_equal(open_pictures(model, recipe, 3).x0, pictures.x0)
+    np.testing.assert_array_equal(open_images(model, recipe, 3).x0, images.x0)
     save_model(tmp_path / 'other', latent={'space': 'vae', 'vae': 'another', 'scale': 0.5, 'downscale': 2}, input_size=(4, 4),
                channels=3, num_classes=5, classes=False)
     other = lit_jax.load(tmp_path / 'other')
     with pytest.raises(UserError, match='VAE: made-up in the latents, another in the recipe'):
-        open_pictures(other, data_recipe(other, 'other', 'latents', str(tmp_path / 'latents')), 3)
+        open_images(other, data_recipe(other, 'other', 'latents', str(tmp_path / 'latents')), 3)
 
 
 @pytest.mark.slow
-def test_pictures_are_encoded_by_the_vae_that_is_given(tmp_path):
+def test_images_are_encoded_by_the_vae_that_is_given(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):
         folder = tmp_path / 'pictures' / 'train' / f'class{i % 2}'
@@ -121,9 +121,9 @@ def test_pictures_are_encoded_by_the_vae_that_is_given(tmp_path):
     with pytest.raises(UserError, match='give the VAE between them: --vae=FOLDER'):
         data_recipe(model, 'model', 'folder', str(tmp_path / 'pictures'))
     recipe = data_recipe(model, 'model', 'folder', str(tmp_path / 'pictures'), str(tmp_path / 'vae'))
-    pictures = open_pictures(model, recipe, 4)
-    assert pictures.x0.shape == (4, 8, 8, 4) and np.isfinite(pictures.x0).all()
-    assert pictures.visible().shape == (4, 8, 8, 3)
+    images = open_images(model, recipe, 4)
+    assert images.x0.shape == (4, 8, 8, 4) and np.isfinite(images.x0).all()
+    assert images.visible().shape == (4, 8, 8, 3)
 
 
 @pytest.mark.parametrize('arch, arguments, message', [
@@ -134,7 +134,7 @@ def test_pictures_are_encoded_by_the_vae_that_is_given(tmp_path):
 def test_data_that_cannot_be_is_refused(arch, arguments, message, tmp_path):
     model = lit_jax.load(save_model(tmp_path / 'model', **arch))
     with pytest.raises(UserError, match=message):
-        open_pictures(model, data_recipe(model, 'the model', *arguments), 2)
+        open_images(model, data_recipe(model, 'the model', *arguments), 2)
 
 
 def test_the_recipe_of_an_older_run_takes_todays_fields(models):
@@ -144,9 +144,9 @@ def test_the_recipe_of_an_older_run_takes_todays_fields(models):
     assert (recipe.data.name, recipe.data.strict, recipe.seed, recipe.teacher.path) == ('synthetic', False, 3, 'there')
 
 
-def test_the_ratio_is_student_over_teacher_whatever_their_names(models, pictures):
+def test_the_ratio_is_student_over_teacher_whatever_their_names(models, images):
     """Dicts come back from jit sorted by name; the ratio is still student over teacher."""
     swapped = {'zebra': models['student'], 'ant': models['teacher']}
-    found, named = (loss_by_timestep(m, pictures, [100], 8, Counter()) for m in (swapped, models))
+    found, named = (loss_by_timestep(m, images, [100], 8, Counter()) for m in (swapped, models))
     np.testing.assert_allclose(found['ratio']['mse']['mean'], named['ratio']['mse']['mean'], rtol=1e-6)
     assert jax.tree.structure(found['ratio']) == jax.tree.structure(named['ratio'])

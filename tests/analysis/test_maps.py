@@ -118,7 +118,7 @@ def test_what_is_shown_does_not_change_what_is_computed():
 
 
 class Still:
-    """Pictures that are the same at every timestep."""
+    """Images that are the same at every timestep."""
 
     def __init__(self, x, label):
         self.x, self.label = x, label
@@ -138,14 +138,14 @@ class Nothing:
         """Counts nothing."""
 
 
-def test_the_survey_is_the_mean_over_pictures_for_any_batch():
+def test_the_survey_is_the_mean_over_images_for_any_batch():
     model, (x, label) = model_of('linear'), inputs()
     attention = Attention(model, 'the model')
     found = survey(attention, Still(x, label), [100, 900], ['similarity', 'rank'], Nothing())
     single = [survey(attention, Still(x[i:i + 1], label[i:i + 1]), [900], ['similarity'], Nothing()) for i in range(3)]
     mean = np.mean([one['similarity']['cosine'][0] for one in single], axis=0)
     np.testing.assert_allclose(found['similarity']['cosine'][1], mean, rtol=1e-5)
-    small = Attention(model, 'the model', memory=attention.picture_bytes)
+    small = Attention(model, 'the model', memory=attention.image_bytes)
     assert (attention.batch > 3, small.batch) == (True, 1)
     again = survey(small, Still(x, label), [100, 900], ['similarity', 'rank'], Nothing())
     for part, name in (('similarity', 'cosine'), ('similarity', 'centred')):
@@ -158,10 +158,10 @@ def test_the_survey_is_the_mean_over_pictures_for_any_batch():
 
 
 def test_few_queries_stand_for_all_where_memory_is_short():
-    """Maps of 4 * 24 * 24 * 2 bytes do not fit beside the queries of one picture: every few queries are taken."""
+    """Maps of 4 * 24 * 24 * 2 bytes do not fit beside the queries of one image: every few queries are taken."""
     model, (x, label) = model_of('small'), inputs(1)
     whole = Attention(model, 'the model')
-    short = Attention(model, 'the model', memory=whole.picture_bytes)
+    short = Attention(model, 'the model', memory=whole.image_bytes)
     assert whole.row_step() == 1 and short.row_step() > 1
     found = [survey(one, Still(x, label), [500], ['similarity'], Nothing())['similarity'] for one in (whole, short)]
     assert found[1]['every_nth_query'] == short.row_step()
@@ -185,7 +185,7 @@ def test_keys_lie_on_a_coarser_grid(grid, keys, want):
 
 def test_a_model_that_does_not_fit_is_refused_with_what_it_needs():
     model = model_of('softmax')
-    with pytest.raises(UserError, match=r'one picture in the model take .* GiB of --memory'):
+    with pytest.raises(UserError, match=r'one image in the model take .* GiB of --memory'):
         Attention(model, 'the model', memory=1000)
     with pytest.raises(UserError, match='do not lie on the grid'):
         key_grid((4, 4), 7)

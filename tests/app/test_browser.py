@@ -26,7 +26,7 @@ QUIET = [f'--disable-{what}' for what in ('background-networking', 'component-up
 WATCH = """() => { window.said = []; const box = document.querySelector('#status');
     new MutationObserver(() => window.said.push(box.innerText)).observe(box,
         {subtree: true, childList: true, characterData: true}); }"""
-# The bytes of the pictures of a gallery.
+# The bytes of the images of a gallery.
 BYTES = """async (box) => Promise.all([...document.querySelectorAll(box + ' .thumbnail-item img')].map(async (image) =>
     [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join()))"""
 
@@ -81,7 +81,7 @@ class Visit:
         self.tab.wait_for_function("!document.querySelector('#draw').disabled")
         return [*self.tab.evaluate('window.said'), self.tab.inner_text('.lit-status')]
 
-    def pictures(self, gallery=0, count=None):
+    def images(self, gallery=0, count=None):
         box = f'#gallery{gallery}'
         if count is not None:
             self.tab.wait_for_function(f"document.querySelectorAll('{box} .thumbnail-item img').length === {count}")
@@ -115,7 +115,7 @@ def test_classes_of_a_teacher_and_its_student(chromium, page_of, tmp_path):
     said = visit.draw()
     assert any('teacher: teacher: compiling' in text for text in said), "\n".join(said)
     assert any('step ' in text and ' of 60' in text for text in said) and 'draw again' in said[-1]
-    first = [visit.pictures(gallery, 4) for gallery in (0, 1)]
+    first = [visit.images(gallery, 4) for gallery in (0, 1)]
     assert first[0] != first[1] and len(set(first[0])) == 4
     for gallery in (0, 1):
         assert 'a step' in visit.tab.inner_text(f'#timing{gallery}') and 'compiled' in visit.tab.inner_text(f'#timing{gallery}')
@@ -123,10 +123,10 @@ def test_classes_of_a_teacher_and_its_student(chromium, page_of, tmp_path):
 
     visit.fill(seed=1)
     assert 'times as long as' in visit.draw()[-1]
-    assert visit.pictures(0, 4) != first[0] and 'compiled' not in visit.tab.inner_text('#timing0')
+    assert visit.images(0, 4) != first[0] and 'compiled' not in visit.tab.inner_text('#timing0')
     visit.fill(seed=0)
     visit.draw()
-    assert [visit.pictures(gallery, 4) for gallery in (0, 1)] == first
+    assert [visit.images(gallery, 4) for gallery in (0, 1)] == first
     visit.end()
 
 
@@ -136,7 +136,7 @@ def test_mistakes_are_messages(chromium, page_of, tmp_path):
         visit.fill(**values)
         said = visit.draw()[-1]
         assert message in said and 'Traceback' not in said
-        assert visit.tab.locator('[role=alert]').count() == 1 and visit.pictures() == []
+        assert visit.tab.locator('[role=alert]').count() == 1 and visit.images() == []
     visit.fill(seed=0)
     assert visit.draw()[-1].startswith('done in')           # and the page goes on
     visit.tab.click('#new_seed')
@@ -150,7 +150,7 @@ def test_prompts(chromium, page_of, tmp_path):
     visit = Visit(chromium, page_of(open_studio(**system, teacher=teacher)))
     visit.fill(prompt='a red circle', steps=3, count=2, width=24)
     assert 'the prompt read in' in visit.draw()[-1]
-    drawn = [visit.pictures(gallery, 2) for gallery in (0, 1)]
+    drawn = [visit.images(gallery, 2) for gallery in (0, 1)]
     assert drawn[0] != drawn[1]
     shapes = visit.tab.eval_on_selector_all('#gallery0 .thumbnail-item img', 'all => all.map(i => i.naturalWidth / i.naturalHeight)')
     assert shapes == [1.5, 1.5]
@@ -171,7 +171,7 @@ def test_demo_py_draws_the_shipped_digits(chromium, tmp_path):
         visit = Visit(chromium, port, viewport={'width': 400, 'height': 800}, color_scheme='dark')
         visit.fill(steps=10)
         visit.draw()
-        assert len(set(visit.pictures(0, 10))) == 10
+        assert len(set(visit.images(0, 10))) == 10
         assert visit.tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
         visit.end()
     finally:

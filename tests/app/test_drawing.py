@@ -1,4 +1,4 @@
-"""What the page draws, without a browser: the pictures of sample.py, progress, timing, and messages."""
+"""What the page draws, without a browser: the images of sample.py, progress, timing, and messages."""
 import json
 import logging
 import shlex
@@ -14,7 +14,7 @@ from lit_jax.app.serve import shipped_teacher
 from lit_jax.checkpoint.load import load
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.groups import GroupSampler, Pictures
+from lit_jax.sampling.groups import GroupSampler, Images
 
 QUICK = {'steps': 3, 'count': 2, 'method': 'ddim', 'cfg_scale': 2.0}
 
@@ -46,15 +46,15 @@ def draw(studio, **wish):
     return states, states[-1]
 
 
-def test_pictures_are_those_of_the_sampler(studio, folder):
+def test_images_are_those_of_the_sampler(studio, folder):
     _, last = draw(studio, label=7, seed=5)
     settings = {name: QUICK[name] for name in ('method', 'steps', 'cfg_scale')}
-    wanted = GroupSampler(load(folder), settings, Pictures.of_classes([7, 7], 5)).draw_all()
+    wanted = GroupSampler(load(folder), settings, Images.of_classes([7, 7], 5)).draw_all()
     np.testing.assert_array_equal(last.panels[0].images, viewable(wanted))
     assert last.panels[0].captions == ('name 7', 'name 7')
 
 
-def test_the_seed_and_the_class_decide_the_pictures(studio):
+def test_the_seed_and_the_class_decide_the_images(studio):
     images = {key: draw(studio, seed=key[0], label=key[1])[1].panels[0].images for key in [(1, 3), (2, 3), (1, 4)]}
     np.testing.assert_array_equal(draw(studio, seed=1, label=3)[1].panels[0].images, images[1, 3])
     assert (images[1, 3] != images[2, 3]).any() and (images[1, 3] != images[1, 4]).any()
@@ -179,7 +179,7 @@ def test_warnings_of_the_drawing_become_notices(studio, monkeypatch):
     assert '5 tokens are cut' in draw(studio)[1].notices
 
 
-def test_small_pictures_are_enlarged_with_hard_pixels():
+def test_small_images_are_enlarged_with_hard_pixels():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
     large = enlarge(image)
     assert large.shape == (256, 256, 3)
@@ -188,7 +188,7 @@ def test_small_pictures_are_enlarged_with_hard_pixels():
     assert enlarge(np.zeros((512, 256, 3), np.uint8)).shape == (512, 256, 3)
 
 
-def test_the_command_line_draws_the_same_pictures(studio, tmp_path, monkeypatch):
+def test_the_command_line_draws_the_same_images(studio, tmp_path, monkeypatch):
     from lit_jax.commands import sample
     from lit_jax.sampling import draw_classes as run
     wish = Wish(**QUICK, label=3, seed=11)
@@ -197,7 +197,7 @@ def test_the_command_line_draws_the_same_pictures(studio, tmp_path, monkeypatch)
     options = {name: value for name, value in vars(sample.parse(arguments[2:])).items() if value is not None}
     drawn = {}
     monkeypatch.setattr(run, 'make_sheet', lambda panels, *args, **more: drawn.update(panels) or np.zeros((8, 8, 3), np.uint8))
-    monkeypatch.setattr(run, 'save_png', lambda path, picture: None)
+    monkeypatch.setattr(run, 'save_png', lambda path, image: None)
     run.start(options)
     np.testing.assert_array_equal(next(iter(drawn.values())), draw(studio, label=3, seed=11)[1].panels[0].images)
 

@@ -30,7 +30,7 @@ def draw(studio, **wish):
     return list(studio.draw(Wish(**{**QUICK, **wish})))
 
 
-def test_pictures_are_those_of_the_pipeline(studio, system):
+def test_images_are_those_of_the_pipeline(studio, system):
     assert studio.takes == 'text' and studio.painter.default.size == (8, 8)
     states = draw(studio, seed=5, negative='a blue square')
     panel = states[-1].panels[0]

@@ -149,13 +149,13 @@ def test_checkpoints_count_from_their_commit_on_and_damaged_ones_are_left_out(ru
         checkpoints.restore_latest({})
 
 
-def test_pictures_and_the_report_go_to_the_bucket(run):
+def test_images_and_the_report_go_to_the_bucket(run):
     from PIL import Image
 
     from lit_jax.report.grids import save_png
     from lit_jax.report.html import write_run_report
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    save_png(run / 'samples' / '000000007.png', picture)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO((run / 'samples' / '000000007.png').read_bytes()))), picture)
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    save_png(run / 'samples' / '000000007.png', image)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO((run / 'samples' / '000000007.png').read_bytes()))), image)
     write_run_report(run, [], {'recipe': {'name': 'tiny'}})
     assert 'EMA weights at step 7' in (run / 'report.html').read_text()

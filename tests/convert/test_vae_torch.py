@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL folders: every tensor in its place, the same pictures as PyTorch, and each mistake named."""
+"""diffusers' AutoencoderKL folders: every tensor in its place, the same images as PyTorch, and each mistake named."""
 import json
 
 import numpy as np
@@ -218,7 +218,7 @@ def relative_error(got, want):
 
 
 def compare_with_diffusers(tmp_path, config, sides, batch=1):
-    """The largest relative difference of mean, logvar and picture, through a folder that diffusers itself saved."""
+    """The largest relative difference of mean, logvar and pixels, through a folder that diffusers itself saved."""
     torch = pytest.importorskip('torch')
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
@@ -233,11 +233,11 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
     latent = latent.astype(np.float32)
     with torch.no_grad():
         posterior = theirs.encode(torch.from_numpy(image)).latent_dist
-        picture = theirs.decode(torch.from_numpy(latent)).sample
+        pixels = theirs.decode(torch.from_numpy(latent)).sample
     mean, logvar = ours.encode(image.transpose(0, 2, 3, 1))
     assert ours.scale == theirs.config.scaling_factor
     return max(relative_error(mean, posterior.mean), relative_error(logvar, posterior.logvar),
-               relative_error(ours.decode(latent.transpose(0, 2, 3, 1)), picture))
+               relative_error(ours.decode(latent.transpose(0, 2, 3, 1)), pixels))
 
 
 @pytest.mark.torch

@@ -1,11 +1,11 @@
-"""Folders and tar shards of pictures with captions, and a tokenizer of letters, for the tests of captions."""
+"""Folders and tar shards of images with captions, and a tokenizer of letters, for the tests of captions."""
 import io
 import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
-from pictures import encoded, noise
+from image_files import encoded, noise
 
 from lit_jax.text.tokenizer import Tokens
 
@@ -26,7 +26,7 @@ def spell(ids) -> str:
     return ''.join(chr(code) for code in ids if code > 1)
 
 
-def picture(width: int = 12, height: int = 10, seed: int = 0) -> bytes:
+def image(width: int = 12, height: int = 10, seed: int = 0) -> bytes:
     return encoded(noise(width, height, seed=seed))
 
 

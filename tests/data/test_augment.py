@@ -5,7 +5,7 @@ from lit_jax.data.augment import random_flip
 from lit_jax.data.base import ArraySource, Spec, random_generator
 from lit_jax.data.pipeline import make_pipeline
 
-# Every picture rises from left to right; mirrored ones fall.
+# Every image rises from left to right; mirrored ones fall.
 RISING = np.broadcast_to(np.linspace(-1, 1, 4, dtype=np.float32)[:, None], (16, 4, 4, 1))
 SOURCE = ArraySource(Spec(4, 1, 16, ()), RISING, np.arange(16))
 
@@ -14,7 +14,7 @@ def falls(images) -> np.ndarray:
     return images[:, 0, 0, 0] > images[:, 0, -1, 0]
 
 
-def test_half_of_the_pictures_are_mirrored_and_nothing_else_changes():
+def test_half_of_the_images_are_mirrored_and_nothing_else_changes():
     element, flipped = {'image': RISING[0], 'label': np.int32(3)}, 0
     for number in range(1000):
         result = random_flip(element, random_generator(0, 'augment', number))

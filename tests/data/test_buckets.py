@@ -1,9 +1,9 @@
-"""Aspect-ratio buckets: the table, which picture goes where, the crop, and streams whose batches hold one shape each."""
+"""Aspect-ratio buckets: the table, which image goes where, the crop, and streams whose batches hold one shape each."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import noise
+from image_files import noise
 
 from lit_jax.data.base import Source, Spec
 from lit_jax.data.buckets import bucket_of, bucket_table, check_sides, cover_crop
@@ -43,7 +43,7 @@ def test_sides_that_do_not_fit_are_refused_with_the_nearest(size, near):
     check_sides(512, 16)
 
 
-def test_pictures_go_to_the_nearest_ratio():
+def test_images_go_to_the_nearest_ratio():
     table = bucket_table(512)
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 5000, (2000, 2))
@@ -62,16 +62,16 @@ def test_the_crop_has_its_shape_and_shows_the_middle(width, height, rows, column
 
 
 def test_the_crop_cuts_as_little_as_it_can():
-    """Left half black, right half white: of a picture twice as wide as it should be the middle half is left."""
+    """Left half black, right half white: of an image twice as wide as it should be the middle half is left."""
     from PIL import Image
-    picture = np.zeros((40, 160, 3), np.uint8)
-    picture[:, 60:100] = 128
-    picture[:, 100:] = 255
-    out = cover_crop(Image.fromarray(picture), (20, 40))
+    image = np.zeros((40, 160, 3), np.uint8)
+    image[:, 60:100] = 128
+    image[:, 100:] = 255
+    out = cover_crop(Image.fromarray(image), (20, 40))
     assert out[:, 0].max() == 0 and out[:, -1].min() == 255
     np.testing.assert_array_equal(out[10, 12:28], 128)
     np.testing.assert_array_equal(cover_crop(noise(70, 50), (16, 16)), center_crop(noise(70, 50), 16))
-    # A picture of the shape stays as it is.
+    # An image of the shape stays as it is.
     np.testing.assert_array_equal(cover_crop(noise(30, 20), (20, 30)), np.asarray(noise(30, 20)))
 
 

@@ -1,18 +1,18 @@
-"""Pictures with captions: from a folder to batches, and what is refused or left out."""
+"""Images with captions: from a folder to batches, and what is refused or left out."""
 import json
 import logging
 import os
 
 import numpy as np
 import pytest
-from caption_sets import Letters, lines, picture, spell, write_captions
-from pictures import encoded, noise
+from caption_sets import Letters, image, lines, spell, write_captions
+from image_files import encoded, noise
 
-from lit_jax.data import image_sizes as picture_sizes
+from lit_jax.data import image_sizes as image_sizes
 from lit_jax.data.base import random_generator
 from lit_jax.data.captions import Captioned, choose_caption, long_caption, record_captions
 from lit_jax.data.crop import center_crop
-from lit_jax.data.images import BadPicture, decode, to_float
+from lit_jax.data.images import BadImage, decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_captioned, open_source
 from lit_jax.runtime.errors import UserError
@@ -34,7 +34,7 @@ def source_of(path, **options):
 @pytest.fixture
 def folder(tmp_path):
     return write_captions(tmp_path / 'pictures', **{
-        'a.png': picture(seed=1), 'a.txt': 'a cat\n', 'more/b.JPG': encoded(noise(20, 9), 'JPEG'), 'more/b.txt': '\ufeffTwo dogs',
+        'a.png': image(seed=1), 'a.txt': 'a cat\n', 'more/b.JPG': encoded(noise(20, 9), 'JPEG'), 'more/b.txt': '\ufeffTwo dogs',
         '.hidden.png': b'', 'more/.x.txt': 'no'})
 
 
@@ -42,12 +42,12 @@ def folder(tmp_path):
 def listed(tmp_path):
     """Two captions, one, and the other one; the second line is blank."""
     return write_captions(tmp_path / 'listed', **{
-        'a.png': picture(seed=1), 'more/b.png': picture(seed=2), 'c.png': picture(seed=3), 'captions.jsonl':
+        'a.png': image(seed=1), 'more/b.png': image(seed=2), 'c.png': image(seed=3), 'captions.jsonl':
             lines({'image': 'a.png', 'long': 'a long caption', 'short': 'short'}) + '\n  \n'
             + lines({'file_name': './more/b.png', 'text': 'only'}, {'image': 'c.png', 'long': 'long alone', 'caption': ' '})})
 
 
-def test_captions_stand_beside_the_pictures(folder):
+def test_captions_stand_beside_the_images(folder):
     source = opened(folder)
     assert source.files == ['a.png', 'more/b.JPG']
     assert [source[i]['captions'] for i in range(2)] == [('a cat',), ('Two dogs',)] == [source.captions(i) for i in range(2)]
@@ -127,7 +127,7 @@ def test_long_captions_are_cut_with_one_notice(listed, caplog):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Buckets, damaged pictures, splits
+# Buckets, damaged images, splits
 
 
 SIZES = {'wide': (40, 10), 'tall': (10, 40), 'square': (16, 16), 'almost': (17, 16), 'damaged': None}
@@ -137,13 +137,13 @@ SIZES = {'wide': (40, 10), 'tall': (10, 40), 'square': (16, 16), 'almost': (17, 
 def many(tmp_path):
     files = {}
     for name, size in SIZES.items():
-        files |= {f'{name}.png': b'no picture' if size is None else picture(*size), f'{name}.txt': name}
+        files |= {f'{name}.png': b'no image' if size is None else image(*size), f'{name}.txt': name}
     return write_captions(tmp_path / 'many', **files)
 
 
 def test_buckets_are_known_from_the_headers(many, caplog, monkeypatch):
     source = opened(many, buckets=True, multiple=4)
-    assert 'left out 1 pictures whose header does not say their size (damaged.png)' in caplog.text
+    assert 'left out 1 images whose header does not say their size (damaged.png)' in caplog.text
     assert source.files == ['almost.png', 'square.png', 'tall.png', 'wide.png']
     shapes = [source.buckets[b] for b in source.bucket_of]
     assert shapes == [(8, 8), (8, 8), (16, 4), (4, 16)]
@@ -152,40 +152,40 @@ def test_buckets_are_known_from_the_headers(many, caplog, monkeypatch):
     batches = make_pipeline(wrapped, global_batch=2, seed=0, augment=choose_caption)
     assert {batches.batch(k)['image'].shape[1:3] for k in range(8)} == {(8, 8), (16, 4), (4, 16)}
     # A second time no header is read; where a file changed, all are.
-    monkeypatch.setattr(picture_sizes, 'header_size', lambda file: 1 / 0)
+    monkeypatch.setattr(image_sizes, 'header_size', lambda file: 1 / 0)
     np.testing.assert_array_equal(opened(many, buckets=True, multiple=4).bucket_of, source.bucket_of)
-    (many / 'tall.png').write_bytes(picture(11, 40))
+    (many / 'tall.png').write_bytes(image(11, 40))
     with pytest.raises(ZeroDivisionError):
         opened(many, buckets=True, multiple=4)
 
 
-def test_a_damaged_picture_is_replaced_with_its_caption_by_one_of_its_bucket(many):
-    (many / 'almost.png').write_bytes(picture(17, 16)[:60])
+def test_a_damaged_image_is_replaced_with_its_caption_by_one_of_its_bucket(many):
+    (many / 'almost.png').write_bytes(image(17, 16)[:60])
     source = opened(many, buckets=True, multiple=4)
     assert source[0]['captions'] == ('square',)
     np.testing.assert_array_equal(source[0]['image'], source[1]['image'])
-    with pytest.raises(BadPicture, match='almost.png'):
+    with pytest.raises(BadImage, match='almost.png'):
         source.load(0)
-    with pytest.raises(BadPicture, match='almost.png cannot be decoded'):
+    with pytest.raises(BadImage, match='almost.png cannot be decoded'):
         opened(many, strict=True)[0]
-    with pytest.raises(BadPicture, match='damaged.png cannot be decoded: its header'):
+    with pytest.raises(BadImage, match='damaged.png cannot be decoded: its header'):
         opened(many, strict=True, buckets=True)
 
 
-def test_nothing_but_damaged_pictures(tmp_path):
+def test_nothing_but_damaged_images(tmp_path):
     folder = write_captions(tmp_path / 'bad', **{'a.png': b'', 'a.txt': 'a'})
-    with pytest.raises(UserError, match='none of the pictures of .* can be decoded, e.g. a.png'):
+    with pytest.raises(UserError, match='none of the images of .* can be decoded, e.g. a.png'):
         opened(folder, buckets=True, multiple=4)
-    with pytest.raises(UserError, match='no picture from example 0 on can be decoded'):
+    with pytest.raises(UserError, match='no image from example 0 on can be decoded'):
         opened(folder)[0]
 
 
 def test_splits(tmp_path):
-    write_captions(tmp_path / 'both', **{'train/a.png': picture(), 'train/a.txt': 'a', 'val/b.png': picture(), 'val/b.txt': 'b'})
+    write_captions(tmp_path / 'both', **{'train/a.png': image(), 'train/a.txt': 'a', 'val/b.png': image(), 'val/b.txt': 'b'})
     assert opened(tmp_path / 'both').captions(0) == ('a',)
     assert opened(tmp_path / 'both', split='held_out').captions(0) == ('b',)
-    write_captions(tmp_path / 'one', **{'a.png': picture(), 'a.txt': 'a'})
-    with pytest.raises(UserError, match='has no held-out pictures'):
+    write_captions(tmp_path / 'one', **{'a.png': image(), 'a.txt': 'a'})
+    with pytest.raises(UserError, match='has no held-out images'):
         opened(tmp_path / 'one', split='held_out')
 
 
@@ -195,47 +195,47 @@ def test_splits(tmp_path):
 
 @pytest.fixture
 def uneven(tmp_path):
-    files = {f'alone_{i}.png': picture() for i in range(7)} | {'orphan.txt': 'no picture', 'empty.png': picture(), 'empty.txt': ' \n'}
-    return write_captions(tmp_path / 'uneven', **files, **{'a.png': picture(), 'a.txt': 'a'})
+    files = {f'alone_{i}.png': image() for i in range(7)} | {'orphan.txt': 'no image', 'empty.png': image(), 'empty.txt': ' \n'}
+    return write_captions(tmp_path / 'uneven', **files, **{'a.png': image(), 'a.txt': 'a'})
 
 
 def test_what_has_no_counterpart_is_left_out_with_one_line(uneven, caplog):
     source = opened(uneven)
     assert source.files == ['a.png'] and len(caplog.records) == 1
-    assert ('left out 7 pictures without a caption (alone_0.png, alone_1.png, alone_2.png, alone_3.png, alone_4.png, ...); 1 '
-            'captions without a picture (orphan.txt); 1 empty captions (empty.png); 1 pictures with captions are left') in caplog.text
-    with pytest.raises(UserError, match='7 pictures without a caption .*1 captions without a picture'):
+    assert ('left out 7 images without a caption (alone_0.png, alone_1.png, alone_2.png, alone_3.png, alone_4.png, ...); 1 '
+            'captions without an image (orphan.txt); 1 empty captions (empty.png); 1 images with captions are left') in caplog.text
+    with pytest.raises(UserError, match='7 images without a caption .*1 captions without an image'):
         opened(uneven, strict=True)
     (uneven / 'a.txt').unlink()
-    with pytest.raises(UserError, match='has no picture with a caption: 8 pictures without'):
+    with pytest.raises(UserError, match='has no image with a caption: 8 images without'):
         opened(uneven)
 
 
 def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
-    folder = write_captions(tmp_path / 'x', **{'a.png': picture(), 'a.txt': 'a', 'b.png': picture(), 'b.txt': ''})
+    folder = write_captions(tmp_path / 'x', **{'a.png': image(), 'a.txt': 'a', 'b.png': image(), 'b.txt': ''})
     assert len(opened(folder, strict=True)) == 1 and '1 empty captions (b.png)' in caplog.text
 
 
 @pytest.mark.parametrize('text, message', [
     ('\n{"image": "a.png", "cap', r'line 2 of .*captions.jsonl is not valid JSON'),
-    ('{"caption": "a"}', 'line 1 of .* does not say which picture'),
-    ('["a.png"]', 'does not say which picture'),
+    ('{"caption": "a"}', 'line 1 of .* does not say which image'),
+    ('["a.png"]', 'does not say which image'),
     ('{"image": "a.png", "caption": "1"}\n\n{"image": "a.png", "caption": "2"}', 'lines 1 and 3 of .* are both of a.png'),
     ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, not a text'),
-    ('{"image": "b.png", "caption": "b"}', '1 pictures without a caption .a.png.; 1 captions without a picture .b.png.'),
+    ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image .b.png.'),
     (b'\xff\xfe\x00', 'is not text in UTF-8')])
 def test_broken_lists_are_refused(text, message, tmp_path):
-    folder = write_captions(tmp_path / 'x', **{'a.png': picture(), 'captions.jsonl': text})
+    folder = write_captions(tmp_path / 'x', **{'a.png': image(), 'captions.jsonl': text})
     with pytest.raises(UserError, match=message):
         opened(folder)
 
 
 @pytest.mark.parametrize('files, message', [
-    ({'a.jpg': picture(), 'a.png': picture(), 'a.txt': 'a'}, 'a.jpg and .*a.png have one caption file, a.txt'),
-    ({'a.png': picture(), 'captions.jsonl': '', 'metadata.jsonl': ''}, 'has both captions.jsonl and metadata.jsonl'),
-    ({'a.png': picture()}, '1 pictures without a caption'),
-    ({'a.txt': 'a'}, '1 captions without a picture'),
-    ({'readme.md': 'x'}, 'it has no pictures')])
+    ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'a.jpg and .*a.png have one caption file, a.txt'),
+    ({'a.png': image(), 'captions.jsonl': '', 'metadata.jsonl': ''}, 'has both captions.jsonl and metadata.jsonl'),
+    ({'a.png': image()}, '1 images without a caption'),
+    ({'a.txt': 'a'}, '1 captions without an image'),
+    ({'readme.md': 'x'}, 'it has no images')])
 def test_folders_that_cannot_be_meant_are_refused(files, message, tmp_path):
     with pytest.raises(UserError, match=message):
         opened(write_captions(tmp_path / 'x', **files))

@@ -1,7 +1,7 @@
-"""The crop of ADM, bit for bit, for pictures of every kind; and the flip."""
+"""The crop of ADM, bit for bit, for images of every kind; and the flip."""
 import numpy as np
 import pytest
-from pictures import encoded, noise
+from image_files import encoded, noise
 from PIL import Image
 
 from lit_jax.data import crop
@@ -14,16 +14,16 @@ def reference(data: bytes, size: int, folder) -> np.ndarray:
     path = folder / 'picture'
     path.write_bytes(data)
     with open(path, 'rb') as file:
-        picture = Image.open(file).convert('RGB')
-    short = min(picture.width, picture.height)
+        image = Image.open(file).convert('RGB')
+    short = min(image.width, image.height)
     while short >= size * 2:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.BOX)
-        short = min(picture.width, picture.height)
+        image = image.resize((image.width // 2, image.height // 2), Image.BOX)
+        short = min(image.width, image.height)
     ratio = size / short
-    picture = picture.resize((round(picture.width * ratio), round(picture.height * ratio)), Image.BICUBIC)
-    rows, columns, _ = np.array(picture).shape
+    image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.BICUBIC)
+    rows, columns, _ = np.array(image).shape
     first_row, first_column = (rows - size) // 2, (columns - size) // 2
-    return np.array(picture)[first_row:first_row + size, first_column:first_column + size]
+    return np.array(image)[first_row:first_row + size, first_column:first_column + size]
 
 
 def _exif(orientation: int) -> Image.Exif:
@@ -51,7 +51,7 @@ SIDES = (1, 2, 3, 15, 31, 32, 33, 47, 63, 64, 65, 127, 128, 129, 200, 255, 301)
 
 
 def cases():
-    """(name, encoded picture, crop size) of 200 pictures."""
+    """(name, encoded image, crop size) of 200 images."""
     rng = np.random.default_rng(7)
     for number in range(176):
         kind = list(KINDS)[number % len(KINDS)]
@@ -68,7 +68,7 @@ def cases():
         yield f'huge {kind} {width}x{height}', KINDS[kind](width, height, 2 * number + 1), 256 if number % 3 else 64
 
 
-def test_bit_equal_to_the_reference_on_200_pictures_of_odd_sizes(tmp_path):
+def test_bit_equal_to_the_reference_on_200_images_of_odd_sizes(tmp_path):
     different, count = [], 0
     for name, data, size in cases():
         ours = center_crop(decode(data), size)
@@ -89,13 +89,13 @@ def test_halving_averages_two_by_two_and_the_middle_is_cut_out():
     np.testing.assert_array_equal(cropped, np.repeat(np.array([[25, 102], [50, 4]], np.uint8)[:, :, None], 3, axis=2))
 
 
-def test_a_picture_of_the_right_size_is_untouched():
+def test_a_image_of_the_right_size_is_untouched():
     image = noise(24, 24)
     np.testing.assert_array_equal(center_crop(image, 24), np.asarray(image))
 
 
-def test_pictures_are_made_rgb_before_they_are_resampled():
-    """Resampling palette numbers, or transparent CMYK inks, would give colours that are not in the picture."""
+def test_images_are_made_rgb_before_they_are_resampled():
+    """Resampling palette numbers, or transparent CMYK inks, would give colours that are not in the image."""
     image = noise(100, 80, 'P')
     np.testing.assert_array_equal(center_crop(image, 32), center_crop(image.convert('RGB'), 32))
 
@@ -108,7 +108,7 @@ def test_exif_orientation_is_ignored_as_in_the_reference(orientation):
     np.testing.assert_array_equal(center_crop(turned, 16), center_crop(plain, 16))
 
 
-def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory(monkeypatch):
+def test_a_thread_of_a_image_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(crop, 'MAX_PIXELS', 32 * 32 * 50)
     assert center_crop(noise(1, 50), 32).shape == (32, 32, 3)
     with pytest.raises(ValueError, match='too long and thin to crop: 1x51 would grow to 32x1632'):

@@ -1,4 +1,4 @@
-"""A folder of pictures: its classes, its order, its splits, and everything that can be wrong with it."""
+"""A folder of images: its classes, its order, its splits, and everything that can be wrong with it."""
 import logging
 import os
 import random
@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from buckets import Store, bucket  # noqa: F401
-from pictures import encoded, noise, write_folder
+from image_files import encoded, noise, write_folder
 from PIL import Image
 
 from lit_jax.data.crop import center_crop
@@ -41,7 +41,7 @@ def test_classes_are_the_subfolders_sorted_and_deeper_folders_belong_to_them(pet
         assert element['label'] == source.labels[index]
 
 
-def test_loose_pictures_have_no_classes(tmp_path):
+def test_loose_images_have_no_classes(tmp_path):
     source = open_any(write_folder(tmp_path, **{'b.png': None, 'a.png': None}))
     assert source.files == ['a.png', 'b.png'] and source.class_names == [''] and source.spec.num_classes == 1
     assert source.take([0, 1])['label'].tolist() == [0, 0]
@@ -64,11 +64,11 @@ def test_other_files_are_ignored_counted_and_listed(pets, caplog):
     with caplog.at_level(logging.INFO, 'lit_jax'):
         source = open_any(pets)
     assert len(source) == 5 and source.class_names == ['Zebra', 'cat', 'dog']
-    assert 'ignored 4 files that are not pictures: 2 .txt, ' in caplog.text
+    assert 'ignored 4 files that are not images: 2 .txt, ' in caplog.text
     assert '1 .csv' in caplog.text and '1 without a suffix' in caplog.text
 
 
-def test_damaged_pictures_are_replaced_or_stop(pets):
+def test_damaged_images_are_replaced_or_stop(pets):
     (pets / 'cat' / 'a.PNG').write_bytes(b'')
     (pets / 'dog' / 'z.png').write_bytes(encoded(noise(50, 50))[:900])
     source = open_any(pets)
@@ -119,8 +119,8 @@ def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path):
         open_any(tmp_path)
 
 
-def test_held_out_pictures_need_a_place_and_known_classes(pets, tmp_path):
-    with pytest.raises(UserError, match=f'no held-out pictures. Put the training pictures into {pets / "train"}'):
+def test_held_out_images_need_a_place_and_known_classes(pets, tmp_path):
+    with pytest.raises(UserError, match=f'no held-out images. Put the training images into {pets / "train"}'):
         open_any(pets, split='held_out')
     write_folder(tmp_path / 's', **{'train/a/1.png': None, 'val/b/2.png': None})
     with pytest.raises(UserError, match='val has what .*train has not: b'):
@@ -130,9 +130,9 @@ def test_held_out_pictures_need_a_place_and_known_classes(pets, tmp_path):
 
 
 @pytest.mark.parametrize('files, message', [
-    ({'cat/a.png': None, 'dog/notes.txt': b'x'}, 'these classes of .* have no pictures: dog. Fill or delete'),
-    ({'cat/a.png': None, 'b.png': None}, r'loose pictures \(b.png, ...\) and folders with pictures \(cat, ...\)'),
-    ({'a.txt': b'x', 'cat/b.pdf': b'x'}, r'no pictures in .* \(other files: 1 .txt, 1 .pdf\). Known suffixes: .*\.jpg'),
+    ({'cat/a.png': None, 'dog/notes.txt': b'x'}, 'these classes of .* have no images: dog. Fill or delete'),
+    ({'cat/a.png': None, 'b.png': None}, r'loose images \(b.png, ...\) and folders with images \(cat, ...\)'),
+    ({'a.txt': b'x', 'cat/b.pdf': b'x'}, r'no images in .* \(other files: 1 .txt, 1 .pdf\). Known suffixes: .*\.jpg'),
 ])
 def test_folders_that_cannot_be_meant(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
@@ -142,19 +142,19 @@ def test_folders_that_cannot_be_meant(tmp_path, files, message):
 def test_an_empty_class_is_named(pets):
     for number in range(12):
         (pets / f'empty{number:02}').mkdir()
-    with pytest.raises(UserError, match='have no pictures: empty00, .*empty09 and 2 more'):
+    with pytest.raises(UserError, match='have no images: empty00, .*empty09 and 2 more'):
         open_any(pets)
 
 
 def test_places_that_are_no_folders(pets, tmp_path):
-    with pytest.raises(UserError, match='needs the folder of the pictures: --config.data.path=FOLDER'):
+    with pytest.raises(UserError, match='needs the folder of the images: --config.data.path=FOLDER'):
         open_any('')
     with pytest.raises(UserError, match=f'{tmp_path}/nowhere does not exist; data.path should be'):
         open_any(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='z.png is a file; data.path should be'):
         open_any(pets / 'dog' / 'z.png')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='there are no pictures in'):
+    with pytest.raises(UserError, match='there are no images in'):
         open_any(tmp_path / 'empty')
 
 
@@ -177,7 +177,7 @@ def test_folders_that_may_not_be_read(pets, monkeypatch, locked):
 
 
 @pytest.mark.parametrize('asked, message', [
-    ({'image_size': None}, 'say which to crop them to'), ({'channels': 4}, 'pictures with 3 channels, .* asks for 4'),
+    ({'image_size': None}, 'say which to crop them to'), ({'channels': 4}, 'images with 3 channels, .* asks for 4'),
     ({'num_classes': 1000}, 'has 3 classes, the recipe asks for 1000; set --config.data.num_classes=3')])
 def test_recipes_that_do_not_fit(pets, asked, message):
     with pytest.raises(UserError, match=message):

@@ -1,25 +1,25 @@
-"""Encoded pictures: what decodes, what does not and why, and what takes the place of a damaged one."""
+"""Encoded images: what decodes, what does not and why, and what takes the place of a damaged one."""
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from pictures import encoded, noise
+from image_files import encoded, noise
 from PIL import Image
 
 from lit_jax.data import images
 from lit_jax.data.base import Spec
 from lit_jax.data.crop import center_crop
-from lit_jax.data.images import BadPicture, ImageSource, decode, find_bad, to_float
+from lit_jax.data.images import BadImage, ImageSource, decode, find_bad, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.runtime.errors import UserError
 
 GOOD = [encoded(noise(20, 17, seed=i)) for i in range(8)]
 
 
-class Pictures(ImageSource):
-    """Pictures in memory; example i has label i mod 4."""
+class Images(ImageSource):
+    """Images in memory; example i has label i mod 4."""
 
     def __init__(self, contents, **options):
         super().__init__(Spec(8, 3, 4, tuple('abcd')), **options)
@@ -30,7 +30,7 @@ class Pictures(ImageSource):
 
     def read(self, index):
         self.reads.append(index)
-        return self.contents[index], index % 4, f'picture {index}'
+        return self.contents[index], index % 4, f'image {index}'
 
     @property
     def identity(self):
@@ -38,7 +38,7 @@ class Pictures(ImageSource):
 
 
 def with_bad(*numbers, **options):
-    return Pictures([b'' if i in numbers else data for i, data in enumerate(GOOD)], **options)
+    return Images([b'' if i in numbers else data for i, data in enumerate(GOOD)], **options)
 
 
 def test_pixels_are_in_minus_one_to_one():
@@ -50,7 +50,7 @@ def test_pixels_are_in_minus_one_to_one():
 
 
 def test_elements_keep_the_contract():
-    source = Pictures(GOOD)
+    source = Images(GOOD)
     element = source[5]
     assert element['image'].shape == (8, 8, 3) and element['image'].dtype == np.float32
     assert element['label'] == 1 and element['label'].dtype == np.int32
@@ -71,14 +71,14 @@ def _cut(kind, **options):
 
 
 @pytest.mark.parametrize('data, reason', [
-    (b'', 'empty'), (b'hello', 'no picture of a known format'), (bytes(1000), 'no picture of a known format'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no picture of a known format'),
+    (b'', 'empty'), (b'hello', 'no image of a known format'), (bytes(1000), 'no image of a known format'),
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no image of a known format'),
     (_cut('JPEG'), 'truncated'), (_cut('PNG'), 'truncated'), (_cut('GIF'), 'truncated|broken'), (_cut('BMP'), 'truncated'),
     (_cut('TIFF', compression='tiff_lzw'), '.'), (_cut('WEBP'), '.'),
     (encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16))), 'more than 8 bits a channel'),
     (encoded(Image.fromarray(np.ones((9, 9), np.float32)), 'TIFF'), 'more than 8 bits a channel'),
 ])
-def test_what_is_no_whole_picture_says_why(data, reason):
+def test_what_is_no_whole_image_says_why(data, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         decode(data)
     assert caught.value.args[0]
@@ -101,47 +101,47 @@ def test_damaged_bytes_never_raise_anything_else():
     assert refused > 300
 
 
-def test_the_next_readable_picture_takes_the_place_of_a_damaged_one(caplog):
-    source, whole = with_bad(2, 3, 7), Pictures(GOOD)
+def test_the_next_readable_image_takes_the_place_of_a_damaged_one(caplog):
+    source, whole = with_bad(2, 3, 7), Images(GOOD)
     with caplog.at_level(logging.WARNING, 'lit_jax'):
         for index, substitute in {2: 4, 3: 4, 7: 0, 1: 1, 4: 4}.items():
             element, expected = source[index], whole[substitute]
             np.testing.assert_array_equal(element['image'], expected['image'])
-            assert element['label'] == expected['label']  # the label goes with the picture
-    assert source.bad == {f'picture {i}': 'it is empty (0 bytes)' for i in (2, 3, 7)}
-    assert len(caplog.records) == 3 and 'picture 2 cannot be decoded: it is empty' in caplog.text
+            assert element['label'] == expected['label']  # the label goes with the image
+    assert source.bad == {f'image {i}': 'it is empty (0 bytes)' for i in (2, 3, 7)}
+    assert len(caplog.records) == 3 and 'image 2 cannot be decoded: it is empty' in caplog.text
     source.reads.clear()
     source.take([2, 3])
     assert source.reads == [4, 4]  # known damage is not read again
 
 
-def test_strict_stops_and_names_the_picture():
+def test_strict_stops_and_names_the_image():
     source = with_bad(3, strict=True)
     source.take([0, 1, 2])
-    with pytest.raises(BadPicture, match='picture 3 cannot be decoded: it is empty'):
+    with pytest.raises(BadImage, match='image 3 cannot be decoded: it is empty'):
         source.take([2, 3])
 
 
 def test_load_never_substitutes():
-    with pytest.raises(BadPicture, match='picture 3'):
+    with pytest.raises(BadImage, match='image 3'):
         with_bad(3).load(3)
 
 
-def test_only_damaged_pictures_end_with_an_error():
-    source = Pictures([b''] * 5)
+def test_only_damaged_images_end_with_an_error():
+    source = Images([b''] * 5)
     for _ in range(2):
-        with pytest.raises(UserError, match='no picture from example 1 on can be decoded, the first .* picture 1 '):
+        with pytest.raises(UserError, match='no image from example 1 on can be decoded, the first .* image 1 '):
             source[1]
 
 
-def test_a_long_row_of_damaged_pictures_is_not_skipped_in_silence(monkeypatch):
+def test_a_long_row_of_damaged_images_is_not_skipped_in_silence(monkeypatch):
     monkeypatch.setattr(images, '_MAX_BAD_IN_A_ROW', 3)
-    np.testing.assert_array_equal(with_bad(1, 2)[1]['image'], Pictures(GOOD)[3]['image'])
-    with pytest.raises(UserError, match='no picture from example 1 on'):
+    np.testing.assert_array_equal(with_bad(1, 2)[1]['image'], Images(GOOD)[3]['image'])
+    with pytest.raises(UserError, match='no image from example 1 on'):
         with_bad(1, 2, 3)[1]
 
 
-def test_many_damaged_pictures_are_counted_not_shown(monkeypatch, caplog):
+def test_many_damaged_images_are_counted_not_shown(monkeypatch, caplog):
     monkeypatch.setattr(images, '_MAX_WARNINGS', 2)
     source = with_bad(0, 2, 4, 6)
     with caplog.at_level(logging.WARNING, 'lit_jax'):
@@ -150,7 +150,7 @@ def test_many_damaged_pictures_are_counted_not_shown(monkeypatch, caplog):
     assert len(source.bad) == 4
 
 
-def test_threads_agree_about_damaged_pictures():
+def test_threads_agree_about_damaged_images():
     source, barrier = with_bad(1, 2, 5), threading.Barrier(4)
 
     def read(_):
@@ -161,7 +161,7 @@ def test_threads_agree_about_damaged_pictures():
         results = list(pool.map(read, range(4)))
     for result in results:
         np.testing.assert_array_equal(result, with_bad(1, 2, 5).take(range(8))['image'])
-    assert sorted(source.bad) == ['picture 1', 'picture 2', 'picture 5']
+    assert sorted(source.bad) == ['image 1', 'image 2', 'image 5']
 
 
 def test_hosts_see_one_stream_whatever_is_damaged():
@@ -176,14 +176,14 @@ def test_hosts_see_one_stream_whatever_is_damaged():
             np.testing.assert_array_equal(part, full[rows])
 
 
-class Mislabelled(Pictures):
+class Mislabelled(Images):
     def read(self, index):
-        return self.contents[index], -1 if index == 2 else 4, f'picture {index}'
+        return self.contents[index], -1 if index == 2 else 4, f'image {index}'
 
 
 @pytest.mark.parametrize('index, label', [(1, 4), (2, -1)])
 def test_labels_outside_are_never_substituted(index, label):
-    with pytest.raises(UserError, match=rf'picture {index} has label {label}, outside 0\.\.3'):
+    with pytest.raises(UserError, match=rf'image {index} has label {label}, outside 0\.\.3'):
         Mislabelled(GOOD)[index]
 
 
@@ -192,5 +192,5 @@ def test_find_bad_lists_all_in_order(threads):
     steps = []
     source = with_bad(6, 1, 4, strict=True)
     found = find_bad(source, threads=threads, progress=lambda done, count: steps.append((done, count)))
-    assert list(found.items()) == [(f'picture {i}', 'it is empty (0 bytes)') for i in (1, 4, 6)]
+    assert list(found.items()) == [(f'image {i}', 'it is empty (0 bytes)') for i in (1, 4, 6)]
     assert steps == [(8, 8)] and sorted(source.reads) == list(range(8))

@@ -51,7 +51,7 @@ def test_half_precision_takes_half_the_bytes(tmp_path):
     np.testing.assert_array_equal(element['moments'], moments_of(5).astype(np.float16))
 
 
-def test_examples_are_dense_where_bad_pictures_were_left_out(tmp_path):
+def test_examples_are_dense_where_bad_images_were_left_out(tmp_path):
     """A shard with a gap, and one in which nothing is left."""
     write_latents(tmp_path / 'latents', bad=(2, *range(6, 12)))
     source = open_latents(tmp_path / 'latents')
@@ -68,7 +68,7 @@ def test_threads_may_read_at_once(folder):
             np.testing.assert_array_equal(element['moments'], moments_of(index))
 
 
-def test_mirror_and_picture_are_chosen_alike_often_and_as_flips_are(folder):
+def test_mirror_and_image_are_chosen_alike_often_and_as_flips_are(folder):
     element = open_latents(folder)[3]
     chosen = []
     for position in range(400):
@@ -135,7 +135,7 @@ def test_a_missing_or_shortened_shard_is_refused(folder):
         open_latents(folder)
 
 
-def test_a_damaged_record_is_an_error_not_another_picture(folder):
+def test_a_damaged_record_is_an_error_not_another_image(folder):
     path = folder / 'shards' / '00001.array_record'
     data = bytearray(path.read_bytes())
     place = data.index(moments_of(7).tobytes()) + 100

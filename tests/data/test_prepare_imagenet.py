@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pictures import encoded, noise
+from image_files import encoded, noise
 
 from lit_jax.data import prepare_imagenet as script
 from lit_jax.data.crop import center_crop
@@ -32,7 +32,7 @@ def tar(files: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def train_pictures() -> dict[str, bytes]:
+def train_images() -> dict[str, bytes]:
     """Two a class; as in the real set one is CMYK, and one is a PNG that is called JPEG."""
     kinds = [('JPEG', 'RGB'), ('JPEG', 'CMYK'), ('PNG', 'RGB')]
     return {f'{synset}_{i}.JPEG': encoded(noise(40 + i, 30, mode, seed=i), kind)
@@ -41,8 +41,8 @@ def train_pictures() -> dict[str, bytes]:
 
 @pytest.fixture(scope='module')
 def archives(tmp_path_factory):
-    folder, pictures = tmp_path_factory.mktemp('archives'), train_pictures()
-    inner = {f'{synset}.tar': tar({name: data for name, data in pictures.items() if name.startswith(synset)})
+    folder, images = tmp_path_factory.mktemp('archives'), train_images()
+    inner = {f'{synset}.tar': tar({name: data for name, data in images.items() if name.startswith(synset)})
              for synset in CLASSES}
     (folder / ARCHIVES['train']).write_bytes(tar(inner))
     names = [f'ILSVRC2012_val_{number:08}.JPEG' for number in (2, 1, 3)]  # not in the order of their numbers
@@ -61,14 +61,14 @@ def test_the_archives_become_the_data_set_of_tfds(data_dir):
     assert [path.name for path in (data_dir / 'imagenet2012').iterdir()] == ['5.1.0']
     source = open_source('imagenet2012', data_dir=data_dir, image_size=16, num_classes=1000, channels=3)
     assert len(source) == 6 and source.class_names == synsets() and len(set(synsets())) == 1000
-    pictures, seen = train_pictures(), set()
+    images, seen = train_images(), set()
     for index in range(6):
         data, label, text = source.read(index)
         name = text.split('(')[1].rstrip(')')
-        assert label == CLASSES[name.split('_')[0]] and data == pictures[name]  # the original bytes
+        assert label == CLASSES[name.split('_')[0]] and data == images[name]  # the original bytes
         np.testing.assert_array_equal(source[index]['image'], to_float(center_crop(decode(data), 16)))
         seen.add(name)
-    assert seen == set(pictures) and not source.bad
+    assert seen == set(images) and not source.bad
 
 
 def test_validation_labels_belong_to_the_sorted_names(data_dir):
@@ -95,7 +95,7 @@ def test_a_second_run_does_nothing(data_dir, archives, capsys):
 
 def test_archives_that_are_not_whole_are_noticed(archives, tmp_path):
     assert COUNTS == {'train': 1_281_167, 'validation': 50_000}
-    with pytest.raises(UserError, match=r"hold {'train': 6, 'validation': 3} pictures, expected .* Download them again"):
+    with pytest.raises(UserError, match=r"hold {'train': 6, 'validation': 3} images, expected .* Download them again"):
         prepare_imagenet(archives, tmp_path)
     cut = shutil.copytree(archives, tmp_path / 'cut') / ARCHIVES['train']
     cut.write_bytes(cut.read_bytes()[:5000])
@@ -128,4 +128,4 @@ def test_the_command_runs_without_tensorflow(archives, tmp_path):
                            f'--data_dir={tmp_path}'], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1  # only because these archives are small
     assert done.stderr.startswith('error: the archives in') and 'TensorFlow' not in done.stderr
-    assert done.stdout == '9 pictures written in 0 min\n'
+    assert done.stdout == '9 images written in 0 min\n'

@@ -1,4 +1,4 @@
-"""Rendered shapes: captions are true of the pictures, objects keep their distance, and examples never change."""
+"""Rendered shapes: captions are true of the images, objects keep their distance, and examples never change."""
 import time
 
 import numpy as np
@@ -11,7 +11,7 @@ from lit_jax.data.toys.shapes import (
     KINDS,
     PALETTE,
     PLACES,
-    SMALLEST_PICTURE,
+    SMALLEST_IMAGE,
     Shape,
     ShapesSource,
     clear_relation,
@@ -63,7 +63,7 @@ def is_true(caption, shapes):
     return len(shapes) == sum(count for _, _, count in objects)
 
 
-def test_every_caption_is_true_of_its_picture():
+def test_every_caption_is_true_of_its_image():
     for scene in SCENES:
         assert 1 <= len(scene.captions) <= 2 and all(is_true(caption, scene.shapes) for caption in scene.captions), scene
 
@@ -139,7 +139,7 @@ def test_shapes_cover_the_area_they_have(name, share):
         np.testing.assert_array_equal(coverage(name, side, side), coverage(name, side, side)[:, ::-1])
 
 
-def test_a_picture_has_the_background_and_the_colours_of_its_objects():
+def test_a_image_has_the_background_and_the_colours_of_its_objects():
     for scene in SCENES[:50]:
         image = render(scene.shapes)
         assert image.shape == (32, 32, 3) and image.dtype == np.float32 and np.abs(image).max() <= 1
@@ -162,7 +162,7 @@ def test_the_same_number_gives_the_same_example_and_splits_differ():
 
 
 def test_the_first_examples_have_not_changed():
-    """A record of the generator: shipped weights were trained on these pictures."""
+    """A record of the generator: shipped weights were trained on these images."""
     source = ShapesSource()
     assert [source.captions(i) for i in range(3)] == RECORD
     assert source.scene(1).shapes[0] == Shape('triangle', 'blue', 2, 2, 8)
@@ -180,7 +180,7 @@ def test_lengths_and_what_is_refused():
             ShapesSource(length=5)[index]
     with pytest.raises(ValueError, match='split'):
         ShapesSource(split='test')
-    with pytest.raises(ValueError, match=f'need {SMALLEST_PICTURE}'):
+    with pytest.raises(ValueError, match=f'need {SMALLEST_IMAGE}'):
         ShapesSource(image_size=16)
     with pytest.raises(UserError, match='no labels'):
         ShapesSource().all_labels()
@@ -196,7 +196,7 @@ def test_captioned_examples_hold_the_tokens_of_both_captions(tmp_path):
     np.testing.assert_array_equal(element['image'], source[1]['image'])
 
 
-def test_larger_pictures_show_larger_shapes():
+def test_larger_images_show_larger_shapes():
     scene = draw_scene(random_generator(0, 'shapes train', 0), 'counting', 96)
     image = render(scene.shapes, 96)
     assert image.shape == (96, 96, 3) and all(24 <= shape.size <= 28 for shape in scene.shapes)
@@ -204,7 +204,7 @@ def test_larger_pictures_show_larger_shapes():
 
 
 def test_drawing_is_quick():
-    """64 pictures in a tenth of a training step, 7 ms here; the bound is wide for slow machines."""
+    """64 images in a tenth of a training step, 7 ms here; the bound is wide for slow machines."""
     source = ShapesSource()
     source.take_images(range(1000))
     start = time.perf_counter()

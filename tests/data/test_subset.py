@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 import pytest
+from image_files import write_folder
 from latent_sets import moments_of, write_latents, write_tiny_vae
-from pictures import write_folder
 from tiny import tiny_recipe
 from tiny_datasets import shapes
 
@@ -49,7 +49,7 @@ def test_a_folder(tmp_path):
     assert source.identity['count'] == 3 and source.identity != whole.identity
 
 
-def test_a_damaged_picture_is_replaced_within_the_subset(tmp_path):
+def test_a_damaged_image_is_replaced_within_the_subset(tmp_path):
     pets = write_folder(tmp_path / 'pets', **dict.fromkeys(('a/1.png', 'b/1.png', 'c/1.png')))
     (pets / 'a' / '1.png').write_bytes(b'')
     source = open_source('folder', path=pets, image_size=8, classes=write_list(tmp_path / 'list.txt', 'a', 'c'))

@@ -8,16 +8,16 @@ import tarfile
 
 import numpy as np
 import pytest
-from caption_sets import Letters, picture, spell, write_captions, write_tar
+from caption_sets import Letters, image, spell, write_captions, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, noise
+from image_files import encoded, noise
 from PIL import Image
 
 from lit_jax.data import tar_shards
 from lit_jax.data.captions import choose_caption
 from lit_jax.data.crop import center_crop
-from lit_jax.data.images import BadPicture, decode, to_float
+from lit_jax.data.images import BadImage, decode, to_float
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_captioned, open_source
 from lit_jax.runtime.errors import UserError
@@ -38,13 +38,13 @@ def record(**fields) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards of five pictures together; the first has members in every order, and others that are none of ours."""
+    """Two shards of five images together; the first has members in every order, and others that are none of ours."""
     root = tmp_path / 'shards'
     write_tar(root / '00001.tar', **{'4.webp': encoded(noise(9, 9), 'WEBP'), '4.txt': 'four'})
     write_tar(root / '00000.tar', **{
         'd/0.txt': 'zero', 'd/0.JPG': encoded(noise(30, 10), 'JPEG'), '1.json': record(long='one is long', short='one'), '1.cls': b'7',
-        '1.png': picture(10, 30), './2.png': picture(12, 12, 2), '2.json': record(caption='ignored: text'), '2.txt': 'two',
-        '2.seg.png': b'no', 'd/1.png': picture(11, 12), 'd/1.json': record(width=3, sharegpt4v='three'), '.hidden.png': b'no'})
+        '1.png': image(10, 30), './2.png': image(12, 12, 2), '2.json': record(caption='ignored: text'), '2.txt': 'two',
+        '2.seg.png': b'no', 'd/1.png': image(11, 12), 'd/1.json': record(width=3, sharegpt4v='three'), '.hidden.png': b'no'})
     return root
 
 
@@ -84,7 +84,7 @@ def test_the_index_is_kept_for_as_long_as_the_file_stays_as_it_is(folder, tmp_pa
     again = opened(folder)
     assert caplog.text.count('scanning') == 2 and again.identity == first.identity
     assert again[1]['captions'] == first[1]['captions']
-    write_tar(folder / '00001.tar', **{'5.png': picture(), '5.txt': 'five'})
+    write_tar(folder / '00001.tar', **{'5.png': image(), '5.txt': 'five'})
     assert opened(folder).captions(4) == ('five',) and caplog.text.count('scanning') == 3
     for path in (tmp_path / 'cache' / 'tar_shards').iterdir():
         path.write_bytes(path.read_bytes()[:50])
@@ -123,21 +123,21 @@ def test_any_names_in_any_format(tmp_path_factory, keys, folder, format, text, s
     assert index.keys == expected and not index.alone and not index.orphans
 
 
-def test_header_sizes_are_those_of_the_pictures(tmp_path):
+def test_header_sizes_are_those_of_the_images(tmp_path):
     """Also where the header is far from the beginning: a JPEG with a colour profile of 200 kB."""
     big = io.BytesIO()
     noise(33, 21).save(big, 'JPEG', icc_profile=bytes(200_000))
-    write_tar(tmp_path / 'a.tar', **{'0.jpg': big.getvalue(), '0.txt': 'a', '1.png': picture(5, 7), '1.txt': 'b', '2.png': b'',
+    write_tar(tmp_path / 'a.tar', **{'0.jpg': big.getvalue(), '0.txt': 'a', '1.png': image(5, 7), '1.txt': 'b', '2.png': b'',
                                      '2.txt': 'c'})
     assert tar_shards.scan_tar(tmp_path / 'a.tar').table[:, 6:].tolist() == [[33, 21], [5, 7], [0, 0]]
     assert Image.open(big).size == (33, 21)
 
 
-def test_a_damaged_picture_is_replaced_with_its_caption(tmp_path):
-    write_tar(tmp_path / 'a.tar', **{'0.png': picture()[:50], '0.txt': 'zero', '1.png': picture(), '1.txt': 'one'})
+def test_a_damaged_image_is_replaced_with_its_caption(tmp_path):
+    write_tar(tmp_path / 'a.tar', **{'0.png': image()[:50], '0.txt': 'zero', '1.png': image(), '1.txt': 'one'})
     source = opened(tmp_path)
     assert source[0]['captions'] == source[1]['captions'] == ('one',)
-    with pytest.raises(BadPicture, match='a.tar: 0 cannot be decoded'):
+    with pytest.raises(BadImage, match='a.tar: 0 cannot be decoded'):
         source.load(0)
 
 
@@ -147,17 +147,17 @@ def test_a_damaged_picture_is_replaced_with_its_caption(tmp_path):
 
 def test_what_has_no_counterpart_is_left_out_with_one_line(tmp_path, caplog):
     write_tar(tmp_path / 'a.tar', **{
-        '0.png': picture(), '1.txt': 'a text', '2.json': record(caption='a caption'), '3.json': record(width=3), '4.png': picture(),
-        '4.txt': ' ', '5.png': picture(), '5.json': record(caption=''), '6.png': picture(), '6.json': record(width=1),
-        '7.png': picture(), '7.txt': 'seven'})
+        '0.png': image(), '1.txt': 'a text', '2.json': record(caption='a caption'), '3.json': record(width=3), '4.png': image(),
+        '4.txt': ' ', '5.png': image(), '5.json': record(caption=''), '6.png': image(), '6.json': record(width=1),
+        '7.png': image(), '7.txt': 'seven'})
     source = opened(tmp_path)
     assert len(source) == 1 and source[0]['captions'] == ('seven',) and len(caplog.records) == 1
-    assert ('2 pictures without a caption (a.tar: 0, a.tar: 6); 2 captions without a picture (a.tar: 1, a.tar: 2); 2 empty '
-            'captions (a.tar: 4, a.tar: 5); 1 pictures') in caplog.text
-    with pytest.raises(UserError, match='2 pictures without a caption'):
+    assert ('2 images without a caption (a.tar: 0, a.tar: 6); 2 captions without an image (a.tar: 1, a.tar: 2); 2 empty '
+            'captions (a.tar: 4, a.tar: 5); 1 images') in caplog.text
+    with pytest.raises(UserError, match='2 images without a caption'):
         opened(tmp_path, strict=True)
-    write_tar(tmp_path / 'a.tar', **{'0.png': picture()})
-    with pytest.raises(UserError, match='has no picture with a caption: 1 pictures without'):
+    write_tar(tmp_path / 'a.tar', **{'0.png': image()})
+    with pytest.raises(UserError, match='has no image with a caption: 1 images without'):
         opened(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_what_has_no_counterpart_is_left_out_with_one_line(tmp_path, caplog):
     ({'0.png': b'', '0.json': '[1]'}, 'its JSON is not an object'),
     ({'0.png': b'', '0.json': '{"long": 3}'}, '"long" is 3, not a text'),
     ({'0.png': b'', '0.txt': 'a', '1.json': '{"capt'}, 'the JSON of 1 cannot be read'),
-    ({'0.png': b'', '0.jpg': b'', '0.txt': 'a'}, 'has two members .*or two pictures')])
+    ({'0.png': b'', '0.jpg': b'', '0.txt': 'a'}, 'has two members .*or two images')])
 def test_members_that_cannot_be_read_are_named(members, message, tmp_path):
     write_tar(tmp_path / 'a.tar', **members)
     with pytest.raises(UserError, match=message):
@@ -175,7 +175,7 @@ def test_members_that_cannot_be_read_are_named(members, message, tmp_path):
 
 
 def test_the_same_member_twice(tmp_path):
-    path = write_tar(tmp_path / 'a.tar', **{'0.png': picture(), '0.txt': 'a'})
+    path = write_tar(tmp_path / 'a.tar', **{'0.png': image(), '0.txt': 'a'})
     with tarfile.open(path, 'a') as tar:
         info = tarfile.TarInfo('0.txt')
         tar.addfile(info, io.BytesIO())
@@ -184,7 +184,7 @@ def test_the_same_member_twice(tmp_path):
 
 
 def test_every_cut_of_a_tar_file_is_noticed(tmp_path):
-    path = write_tar(tmp_path / 'a.tar', **{'0.png': picture(), '0.txt': 'a', '1.png': picture(seed=1), '1.txt': 'b'})
+    path = write_tar(tmp_path / 'a.tar', **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
     data = path.read_bytes()
     with tarfile.open(path) as tar:
         end = max(member.offset_data + 512 for member in tar)  # of the last member, padded
@@ -198,7 +198,7 @@ def test_every_cut_of_a_tar_file_is_noticed(tmp_path):
 
 
 def test_damaged_headers_are_noticed(tmp_path):
-    path = write_tar(tmp_path / 'a.tar', **{'0.png': picture(), '0.txt': 'a', '1.png': picture(seed=1), '1.txt': 'b'})
+    path = write_tar(tmp_path / 'a.tar', **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
     data = path.read_bytes()
     with tarfile.open(path) as tar:
         offsets = [member.offset for member in tar]
@@ -212,7 +212,7 @@ def test_damaged_headers_are_noticed(tmp_path):
 
 
 def test_other_files_are_refused_by_name(tmp_path):
-    plain = write_tar(tmp_path / 'x' / 'a.tar', **{'0.png': picture(), '0.txt': 'a'}).read_bytes()
+    plain = write_tar(tmp_path / 'x' / 'a.tar', **{'0.png': image(), '0.txt': 'a'}).read_bytes()
     packed = tmp_path / 'packed'
     packed.mkdir()
     (packed / 'a.tar.gz').write_bytes(gzip.compress(plain))
@@ -221,8 +221,8 @@ def test_other_files_are_refused_by_name(tmp_path):
     (packed / 'b.tar').write_bytes(gzip.compress(plain))
     with pytest.raises(UserError, match='b.tar is damaged, cut off, or no plain tar file'):
         opened(packed)
-    write_captions(tmp_path / 'x', **{'loose.png': picture()})
-    with pytest.raises(UserError, match='both tar shards .a.tar, ....* and loose pictures .loose.png'):
+    write_captions(tmp_path / 'x', **{'loose.png': image()})
+    with pytest.raises(UserError, match='both tar shards .a.tar, ....* and loose images .loose.png'):
         opened(tmp_path / 'x')
     with pytest.raises(UserError, match='nothing.tar'):
         opened(tmp_path / 'nothing.tar')

@@ -1,4 +1,4 @@
-"""Picture data sets of tfds: read without TensorFlow, decoded here, and a clear word for all that can be missing."""
+"""Image data sets of tfds: read without TensorFlow, decoded here, and a clear word for all that can be missing."""
 import io
 import os
 import shutil
@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from pictures import encoded, noise
-from tiny_datasets import build, numbered, picture, shapes
+from image_files import encoded, noise
+from tiny_datasets import build, image, numbered, shapes
 
 from lit_jax.data.crop import center_crop
 from lit_jax.data.images import decode, to_float
@@ -43,7 +43,7 @@ def test_elements_are_the_stored_bytes_decoded_and_cropped_here(data_dir):
     source = open_any('shapes', data_dir)
     assert len(source) == 5 and source.class_names == ['circle', 'square'] and source.spec.image_shape == (8, 8, 3)
     for i in range(5):
-        expected = to_float(center_crop(decode(picture(i).getvalue()), 8))
+        expected = to_float(center_crop(decode(image(i).getvalue()), 8))
         np.testing.assert_array_equal(source[i]['image'], expected)
         assert source[i]['label'] == i % 2 and source[i]['label'].dtype == np.int32
     assert source.read(3)[2] == 'example 3 of shapes/1.0.0 train (3.jpg)'
@@ -52,7 +52,7 @@ def test_elements_are_the_stored_bytes_decoded_and_cropped_here(data_dir):
 def test_held_out_is_validation_before_test(data_dir, own_dir):
     held_out = open_any('shapes', data_dir, split='held_out')
     assert held_out.split == 'validation' and len(held_out) == 3
-    np.testing.assert_array_equal(held_out[0]['image'], to_float(center_crop(decode(picture(10).getvalue()), 8)))
+    np.testing.assert_array_equal(held_out[0]['image'], to_float(center_crop(decode(image(10).getvalue()), 8)))
     with pytest.raises(UserError, match="no split 'test' here; known: train, held_out"):
         open_any('shapes', data_dir, split='test')
 
@@ -83,7 +83,7 @@ def test_threads_read_the_same_stream(data_dir):
 def test_names_configurations_and_versions(tmp_path):
     features = {'image': tfds.features.Image()}
     for config, version in (('small', '1.0.0'), ('small', '1.9.0'), ('small', '1.10.0'), ('large', '2.0.0')):
-        build(tmp_path, 'views', features, {'train': [{'image': picture(1)}]}, config=config, version=version)
+        build(tmp_path, 'views', features, {'train': [{'image': image(1)}]}, config=config, version=version)
     opened = {name: open_any(name, tmp_path).identity['name'] for name in ('views/small', 'views/small:1.9.0', 'views/large')}
     assert opened == {'views/small': 'views/small/1.10.0', 'views/small:1.9.0': 'views/small/1.9.0',
                       'views/large': 'views/large/2.0.0'}
@@ -103,9 +103,9 @@ def test_the_folder_of_a_version_may_be_given_itself(data_dir, own_dir):
         open_any('faces', data_dir / 'shapes' / '1.0.0')
 
 
-def test_pictures_without_labels(tmp_path):
+def test_images_without_labels(tmp_path):
     build(tmp_path, 'plain', {'picture': tfds.features.Image(shape=(None, None, 1), encoding_format='png')},
-          {'train': [{'picture': picture(i, 'PNG', 'L')} for i in range(3)]})
+          {'train': [{'picture': image(i, 'PNG', 'L')} for i in range(3)]})
     source = open_any('plain', tmp_path)
     assert source.class_names == [''] and [int(source[i]['label']) for i in range(3)] == [0, 0, 0]
     assert source[0]['image'].shape == (8, 8, 3)
@@ -127,10 +127,10 @@ def test_plain_numbers_as_labels_need_a_number_of_classes(tmp_path):
 
 @pytest.mark.parametrize('features, example, message', [
     ({'left': tfds.features.Image(), 'right': tfds.features.Image()},
-     lambda: {'left': picture(1), 'right': picture(2)}, 'several pictures in an example; .* features: left, right'),
-    ({'x': tfds.features.Tensor(shape=(2,), dtype=np.float32)}, lambda: {'x': np.zeros(2, np.float32)}, 'no pictures'),
+     lambda: {'left': image(1), 'right': image(2)}, 'several images in an example; .* features: left, right'),
+    ({'x': tfds.features.Tensor(shape=(2,), dtype=np.float32)}, lambda: {'x': np.zeros(2, np.float32)}, 'no images'),
     ({'image': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png')},
-     lambda: {'image': picture(1, 'PNG', 'I;16')}, 'uint16.*; 8 bits a channel are needed'),
+     lambda: {'image': image(1, 'PNG', 'I;16')}, 'uint16.*; 8 bits a channel are needed'),
 ])
 def test_data_sets_of_something_else(tmp_path, features, example, message):
     build(tmp_path, 'other', features, {'train': [example()]})
@@ -138,7 +138,7 @@ def test_data_sets_of_something_else(tmp_path, features, example, message):
         open_any('other', tmp_path)
 
 
-def test_damaged_pictures_are_replaced_and_named(tmp_path):
+def test_damaged_images_are_replaced_and_named(tmp_path):
     good = encoded(noise(30, 20), 'JPEG')
     contents = [good, good[:300], b'', good]
     build(tmp_path, 'broken', {'image': tfds.features.Image(), 'filename': tfds.features.Text()},
@@ -205,7 +205,7 @@ def _zeros(shard):
 
 
 @pytest.mark.parametrize('damage', [_cut, _zeros, lambda shard: shard.write_bytes(b'')])
-def test_a_damaged_file_is_an_error_and_no_damaged_picture(own_dir, damage):
+def test_a_damaged_file_is_an_error_and_no_damaged_image(own_dir, damage):
     damage(_shard(own_dir / 'shapes' / '1.0.0'))
     with pytest.raises(UserError, match='example 0 of shapes/1.0.0 train cannot be read: .* is damaged; prepare'):
         open_any('shapes', own_dir)[0]
@@ -219,7 +219,7 @@ def test_buckets_are_refused_with_a_way_out():
 def test_recipes_that_do_not_fit(data_dir):
     with pytest.raises(UserError, match='shapes/1.0.0 has 2 classes, the recipe asks for 1000'):
         open_source('tfds:shapes', data_dir=data_dir, image_size=8, num_classes=1000)
-    with pytest.raises(UserError, match='shapes/1.0.0 holds pictures of any size: say which'):
+    with pytest.raises(UserError, match='shapes/1.0.0 holds images of any size: say which'):
         open_source('tfds:shapes', data_dir=data_dir)
 
 

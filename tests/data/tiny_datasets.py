@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from pictures import encoded, noise
+from image_files import encoded, noise
 
 
-def picture(seed: int, kind: str = 'JPEG', mode: str = 'RGB') -> io.BytesIO:
+def image(seed: int, kind: str = 'JPEG', mode: str = 'RGB') -> io.BytesIO:
     return io.BytesIO(encoded(noise(20 + seed, 18, mode, seed), kind))
 
 
@@ -44,7 +44,7 @@ def shapes(data_dir, **options) -> Path:
     box = {'box': tfds.features.BBox(0.0, 0.0, 1.0, 1.0)}
 
     def examples(start, count):
-        return [{'image': picture(i), 'label': i % 2, 'file_name': f'{i}.jpg', 'boxes': [box] * (i % 3)}
+        return [{'image': image(i), 'label': i % 2, 'file_name': f'{i}.jpg', 'boxes': [box] * (i % 3)}
                 for i in range(start, start + count)]
 
     splits = {'train': examples(0, 5), 'test': examples(20, 2), 'validation': examples(10, 3)}
@@ -52,4 +52,4 @@ def shapes(data_dir, **options) -> Path:
 
 
 def numbered(label: int) -> list[dict]:
-    return [{'image': picture(1, 'PNG'), 'label': np.int64(label)}]
+    return [{'image': image(1, 'PNG'), 'label': np.int64(label)}]

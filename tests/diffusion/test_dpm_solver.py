@@ -44,7 +44,7 @@ def test_the_trajectory_equals_that_of_the_original_code(dtype, bound, goldens):
     assert states.dtype == dtype and len(states) == 20
     errors = [relative_error(mine, official) for mine, official in zip(states, arrays['out64_states'][1:], strict=True)]
     assert max(errors) <= bound, errors
-    assert np.shape(told) == (20, 4)      # both halves of two guided pictures
+    assert np.shape(told) == (20, 4)      # both halves of two guided images
     np.testing.assert_allclose(told, np.repeat(arrays['out64_model_t'][:, None], 4, 1), rtol=0,
                                atol=1e-9 if dtype == jnp.float64 else 1e-4)
 
@@ -129,38 +129,38 @@ def test_the_original_variant_comes_to_the_exact_path_at_the_lowest_level(x64):
 
 
 def test_a_perfect_prediction_is_reached_in_any_number_of_steps():
-    """A model that knows the picture: every step moves along the straight line of DDIM, the last one lands on it."""
-    picture = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
+    """A model that knows the image: every step moves along the straight line of DDIM, the last one lands on it."""
+    image = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
     alphas = jnp.asarray(make_schedule(1000).alphas_cumprod, jnp.float32)
 
     def model(x, t, cond):
         level = alphas[t][:, None, None, None]
-        return jnp.concatenate([(x - jnp.sqrt(level) * picture) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
+        return jnp.concatenate([(x - jnp.sqrt(level) * image) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
 
-    x_T = jax.random.normal(jax.random.key(0), picture.shape)
+    x_T = jax.random.normal(jax.random.key(0), image.shape)
     for steps in (1, 2, 7):
         got = sample_dpm(model, x_T, {}, schedule=sampling_schedule('dpm++', steps))
-        np.testing.assert_allclose(got, picture, atol=2e-3)      # the first prediction divides by 0.006
+        np.testing.assert_allclose(got, image, atol=2e-3)      # the first prediction divides by 0.006
 
 
 def test_the_original_variant_leaves_the_noise_of_the_lowest_level():
-    """Of a perfect prediction: α·picture + σ·(the noise that it began with), in any number of steps and any schedule."""
-    picture = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
+    """Of a perfect prediction: α·image + σ·(the noise that it began with), in any number of steps and any schedule."""
+    image = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
     for train_steps, steps in ((1000, 1), (1000, 2), (1000, 7), (100, 7)):
         schedule = sampling_schedule('dpm++original', steps, train_steps)
         whole = make_schedule(train_steps).alphas_cumprod
 
         def model(x, t, cond, whole=whole):
             level = jnp.exp(jnp.interp(t, jnp.arange(len(whole)), jnp.log(jnp.asarray(whole, x.dtype))))[:, None, None, None]
-            return jnp.concatenate([(x - jnp.sqrt(level) * picture) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
+            return jnp.concatenate([(x - jnp.sqrt(level) * image) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
 
-        noise = jax.random.normal(jax.random.key(0), picture.shape)
-        x_T = np.sqrt(whole[-1]) * picture + np.sqrt(1 - whole[-1]) * noise
+        noise = jax.random.normal(jax.random.key(0), image.shape)
+        x_T = np.sqrt(whole[-1]) * image + np.sqrt(1 - whole[-1]) * noise
         got = sample_dpm_original(model, x_T, {}, schedule=schedule)
-        np.testing.assert_allclose(got, np.sqrt(whole[0]) * picture + np.sqrt(1 - whole[0]) * noise, atol=2e-3)
+        np.testing.assert_allclose(got, np.sqrt(whole[0]) * image + np.sqrt(1 - whole[0]) * noise, atol=2e-3)
 
 
 def test_the_first_and_the_last_step_are_of_first_order():
     table = solver_coefficients([0.1, 0.5, 0.9, 1.0], [0.995, 0.87, 0.44, 0.0])
     assert table.shape == (3, 3) and table[0, 2] == table[2, 2] == 0 and table[1, 2] > 0
-    np.testing.assert_array_equal(table[2, :2], [0, 1])       # to the predicted picture itself
+    np.testing.assert_array_equal(table[2, :2], [0, 1])       # to the predicted image itself

@@ -114,7 +114,7 @@ def test_outside_the_interval_the_model_is_itself_at_half_the_work(t, inside):
     assert sizes == [4 if inside else 2]
 
 
-def test_pictures_at_different_timesteps_are_guided_each_for_itself():
+def test_images_at_different_timesteps_are_guided_each_for_itself():
     x, t, cond = inputs()
     got = guide(model, 3.0, to_null, interval=(0, 100))(x, t, cond)        # t is 5 and 900
     np.testing.assert_allclose(got[0], guide(model, 3.0, to_null)(x, t, cond)[0], rtol=1e-5)

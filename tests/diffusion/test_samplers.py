@@ -149,7 +149,7 @@ def test_a_key_decides_the_noise(method, x_T):
 
 
 @pytest.mark.parametrize('method', NOISY)
-def test_every_picture_and_step_has_noise_of_its_own(method, x_T):
+def test_every_image_and_step_has_noise_of_its_own(method, x_T):
     """atol: the two programs may be fused differently; states are of order 1."""
     keys, options = jax.random.split(jax.random.key(2), 2), {'schedule': SCHEDULE, 'eta': 1.0}
     noise = jnp.stack([jnp.stack([jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:]) for key in keys])
@@ -159,7 +159,7 @@ def test_every_picture_and_step_has_noise_of_its_own(method, x_T):
 
 
 @pytest.mark.parametrize('method', NOISY)
-def test_a_picture_is_the_same_in_any_company(method, x_T):
+def test_a_image_is_the_same_in_any_company(method, x_T):
     """Alone, among others, and at another place: its key decides. atol: programs of other shapes round differently."""
     keys, x = jax.random.split(jax.random.key(3), 5), np.concatenate([x_T, 2 * x_T, -x_T[:1]])
 
@@ -178,8 +178,8 @@ def test_one_key_for_all_still_gives_different_noise(x_T):
     assert not np.allclose(got[0], got[1])
 
 
-def test_keys_that_do_not_fit_the_pictures_are_refused(x_T):
-    with pytest.raises(UserError, match='2 pictures need 2 random keys'):
+def test_keys_that_do_not_fit_the_images_are_refused(x_T):
+    with pytest.raises(UserError, match='2 images need 2 random keys'):
         SAMPLERS['ddpm'](toy_model, x_T, {}, schedule=SCHEDULE, key=jax.random.split(jax.random.key(0), 3))
 
 

@@ -1,4 +1,4 @@
-"""A judge of digits that was hardly trained, pictures of digits, and a reference of them."""
+"""A judge of digits that was hardly trained, images of digits, and a reference of them."""
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -13,7 +13,7 @@ def digits_uint8(count=None, first=0):
 
 
 def save_judge(path):
-    """A judge of three steps: its features differ between pictures, and that is all."""
+    """A judge of three steps: its features differ between images, and that is all."""
     images, labels = digits_uint8(200)
     train_judge(images[..., :1].astype(np.float32) / 127.5 - 1, labels, steps=3).save(path)
     return path

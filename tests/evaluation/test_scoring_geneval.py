@@ -11,7 +11,7 @@ from lit_jax.runtime.errors import UserError
 
 
 def draw(folder, wrong=()):
-    """A grey picture of every prompt, and detections that show what it asks for; of the prompts in `wrong` nothing."""
+    """A grey image of every prompt, and detections that show what it asks for; of the prompts in `wrong` nothing."""
     lines = []
     for path in sorted(folder.glob('[0-9]*')):
         prompt = json.loads((path / 'metadata.jsonl').read_text())
@@ -36,7 +36,7 @@ def test_from_prompts_to_scores(tmp_path):
     assert 'wrote 553 prompts' in run_geneval(Request(prompts_out=str(tmp_path)))
     text = run_geneval(draw(tmp_path))
     found = json.loads((tmp_path / 'geneval.json').read_text())
-    assert found['overall'] == 1.0 and len(found['tasks']) == 6 and '1 to 1 pictures of a prompt' in text
+    assert found['overall'] == 1.0 and len(found['tasks']) == 6 and '1 to 1 images of a prompt' in text
     run_geneval(draw(tmp_path, wrong=range(40)))
     found = json.loads((tmp_path / 'geneval.json').read_text())
     assert found['tasks']['single_object'] == 0.5 and found['overall'] == pytest.approx(5.5 / 6)

@@ -30,7 +30,7 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
         Image.fromarray(coarse.repeat(8, axis=0).repeat(9, axis=1)).save(tmp_path / 'pictures' / f'{i:02d}.png')
     line = build_reference(build.Request(data='folder', path=str(tmp_path / 'pictures'), image_size=32, out=str(tmp_path / 'ref.npz'),
                                          inception=str(weights)))
-    assert 'statistics of 18 pictures, 18 of them' in line and 'not the published ones' in caplog.text
+    assert 'statistics of 18 images, 18 of them' in line and 'not the published ones' in caplog.text
     with np.load(tmp_path / 'ref.npz') as arrays:
         shapes = {name: arrays[name].shape for name in arrays.files}
         images = arrays['arr_0']

@@ -1,4 +1,4 @@
-"""References in ADM's layout: made from pictures, stopped and continued, read again, and refused where they do not fit."""
+"""References in ADM's layout: made from images, stopped and continued, read again, and refused where they do not fit."""
 import json
 import os
 import subprocess
@@ -38,10 +38,10 @@ def all_digits(request):
     return np.repeat(images, 3, axis=-1), source.labels
 
 
-def test_statistics_are_of_all_pictures_and_some_of_them_are_kept(request_of, judge):
+def test_statistics_are_of_all_images_and_some_of_them_are_kept(request_of, judge):
     line = build_reference(request_of)
     arrays, (images, _) = arrays_of(request_of.out), all_digits(request_of)
-    assert sorted(arrays) == ['arr_0', 'meta', 'mu', 'sigma'] and '1437 pictures, 100 of them' in line
+    assert sorted(arrays) == ['arr_0', 'meta', 'mu', 'sigma'] and '1437 images, 100 of them' in line
     pool = open_space(f'digits:{judge}').extract(images).pool.astype(np.float64)
     np.testing.assert_allclose(arrays['mu'], pool.mean(0), rtol=1e-10)
     np.testing.assert_allclose(arrays['sigma'], np.cov(pool, rowvar=False), rtol=1e-9, atol=1e-12)
@@ -116,9 +116,9 @@ def test_it_is_read_as_what_it_is(request_of, judge):
     reference = open_reference(request_of.out, open_space(f'digits:{judge}'))
     arrays = arrays_of(request_of.out)
     np.testing.assert_array_equal(reference.statistics['pool'].mean, arrays['mu'])
-    assert reference.statistics['pool'].count == 1437 and reference.pictures.count == 100 and reference.image_shape == (8, 8)
+    assert reference.statistics['pool'].count == 1437 and reference.images.count == 100 and reference.image_shape == (8, 8)
     facts = reference.facts()
-    assert facts['id'] == 'ref.npz' and facts['statistics'] == 'stored in it, of 1437 pictures' and len(facts['sha256']) == 64
+    assert facts['id'] == 'ref.npz' and facts['statistics'] == 'stored in it, of 1437 images' and len(facts['sha256']) == 64
 
 
 def test_the_script_makes_the_same_file(request_of, tmp_path):
@@ -140,7 +140,7 @@ def test_a_reference_of_other_features_is_refused(request_of, judge):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    ({'labels': np.arange(3)}, 'is no reference: expected mu and sigma, or pictures in arr_0; it has labels'),
+    ({'labels': np.arange(3)}, 'is no reference: expected mu and sigma, or images in arr_0; it has labels'),
     ({'mu': np.zeros(FEATURES), 'sigma': np.eye(9)}, r'mu \[48\] and sigma \[9, 9\] do not fit'),
     ({'mu': np.zeros(2048), 'sigma': np.eye(2048)}, 'mu has 2048 numbers, the features of this evaluation .digits judge. have 48'),
     ({'mu': np.full(FEATURES, np.nan), 'sigma': np.eye(FEATURES)}, 'holds NaN'),
@@ -155,7 +155,7 @@ def test_files_that_are_no_reference(tmp_path, judge, arrays, message):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'data': 'latents'}, 'made from pictures'), ({'images': 0}, '--images must be at least 1'), ({'out': 'ref'}, 'ends with .npz'),
+    ({'data': 'latents'}, 'made from images'), ({'images': 0}, '--images must be at least 1'), ({'out': 'ref'}, 'ends with .npz'),
     ({'data': 'folder', 'path': ''}, 'folder'), ({'image_size': 9}, 'image_size 8')])
 def test_a_wrong_request_is_refused(request_of, change, message):
     with pytest.raises(UserError, match=message):

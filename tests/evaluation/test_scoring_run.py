@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_functions_on_the_same_features(request_of, judg
     assert any(note.startswith('kid: subsets of 200') for note in row['notes'])
     card = row['card']
     assert card['samples']['count'] == 200 and len(card['samples']['sha256']) == 64
-    assert card['reference']['statistics'] == 'of its own pictures' and card['reference']['pictures'] == 300
+    assert card['reference']['statistics'] == 'of its own images' and card['reference']['pictures'] == 300
     assert card['features']['flavour'] == 'digits judge' and len(card['features']['sha256']) == 64
     assert card['settings']['pr_mode'] == 'float32' and card['computed']['jax']
     assert 'samples.npz' in text and f'{row["scores"]["fid"]:.3f}' in text
@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_and_scores_the_same(drawing, tmp_path, monkeypatc
     assert len(list(Path(drawing.out).glob('samples_*.npz'))) == kept
 
 
-def test_what_is_scored_is_not_drawn_again_and_more_scores_need_no_pictures(drawing, monkeypatch):
+def test_what_is_scored_is_not_drawn_again_and_more_scores_need_no_images(drawing, monkeypatch):
     evaluate(drawing)
     before = rows_of(drawing)
     monkeypatch.setattr(sampling, 'GroupSampler', None)      # nothing may be drawn
@@ -157,7 +157,7 @@ def test_statistics_alone_serve_for_the_distance_and_say_so_for_the_rest(request
     stats, full = rows_of(request_of)
     assert stats['scores']['fid'] == full['scores']['fid'] and stats['scores']['is'] == full['scores']['is']
     assert set(stats['impossible']) == {'sfid', 'skid', 'kid', 'precision', 'recall'}
-    assert 'needs pictures of the reference' in stats['impossible']['recall']
+    assert 'needs images of the reference' in stats['impossible']['recall']
     with pytest.raises(UserError, match='none of these scores is possible:(.|\n)*kid: .*statistics only'):
         evaluate(replace(request_of, reference=str(tmp_path / 'stats.npz'), metrics=('kid', 'recall')))
 
@@ -175,7 +175,7 @@ def test_features_of_the_reference_are_kept_for_other_evaluations(request_of, tm
     ({'sources': ('models/x',)}, 'one of --samples .* and --from .*, got both'), ({'samples': None}, 'got neither'),
     ({'metrics': ('fid', 'lpips')}, "unknown metric 'lpips'; known: fid"), ({'metrics': ()}, 'no metric'),
     ({'pr_mode': 'float16'}, 'unknown --pr_mode=float16'), ({'is_mode': 'sorted'}, 'unknown --is_mode=sorted'),
-    ({'num_samples': 201}, 'holds 200 pictures, --num_samples=201 asks for more'), ({'num_samples': 0}, 'at least 1'),
+    ({'num_samples': 201}, 'holds 200 images, --num_samples=201 asks for more'), ({'num_samples': 0}, 'at least 1'),
     ({'reference': 'nowhere.npz'}, 'reference nowhere.npz does not exist(.|\n)*evaluate.py reference'),
     ({'samples': 'nowhere.npz'}, 'nowhere.npz does not exist'), ({'features': 'clip'}, 'unknown --features=clip'),
     ({'inception': 'x.pth'}, 'do not belong to'), ({'steps': (50,)}, '--steps belongs to --from'), ({'seed': -1}, 'seed must')])
@@ -197,7 +197,7 @@ def test_a_wrong_request_to_draw_is_refused_before_anything_is_drawn(drawing, ch
     assert not Path(drawing.out).exists()
 
 
-def test_pictures_of_another_size_are_refused(drawing, request_of, tmp_path):
+def test_images_of_another_size_are_refused(drawing, request_of, tmp_path):
     np.savez(tmp_path / 'large.npz', arr_0=np.zeros((20, 16, 16, 3), np.uint8))
     with pytest.raises(UserError, match=r'samples have 16x16 pixels, the reference .* has 8x8'):
         evaluate(replace(request_of, samples=str(tmp_path / 'large.npz')))
@@ -275,7 +275,7 @@ def test_two_processes_write_the_rows_of_one(drawing, request_of, tmp_path):
         assert (Path(together.out) / 'scores.json').read_bytes() == (alone / 'scores.json').read_bytes()
 
 
-def test_pictures_whose_features_are_not_numbers_are_named(request_of, monkeypatch):
+def test_images_whose_features_are_not_numbers_are_named(request_of, monkeypatch):
     space = open_space(request_of.features)
 
     def broken(images):
@@ -284,6 +284,6 @@ def test_pictures_whose_features_are_not_numbers_are_named(request_of, monkeypat
         return found
 
     monkeypatch.setattr(run, 'open_space', lambda *_, **__: replace(space, extract=broken))
-    with pytest.raises(UserError, match='features of picture 3 and 0 more of its part are not finite'):
+    with pytest.raises(UserError, match='features of image 3 and 0 more of its part are not finite'):
         evaluate(request_of)
     assert not (Path(request_of.out) / 'scores.json').exists()

@@ -1,4 +1,4 @@
-"""Sets of pictures as evaluate.py reads them: in blocks, from stored and deflated files, and what is refused."""
+"""Sets of images as evaluate.py reads them: in blocks, from stored and deflated files, and what is refused."""
 import io
 import json
 import tracemalloc
@@ -13,7 +13,7 @@ from lit_jax.evaluation.sets import FirstOf, open_set
 from lit_jax.runtime.errors import UserError
 
 
-def pictures(count=40, side=8, seed=0):
+def image_set(count=40, side=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -24,7 +24,7 @@ def write(path, save=np.savez, **arrays):
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_blocks_are_the_rows_of_the_file(tmp_path, save):
-    images = pictures()
+    images = image_set()
     found = open_set(write(tmp_path / 'set.npz', save, arr_0=images, arr_1=np.arange(40)))
     assert (found.count, found.shape, found.card) == (40, (8, 8), None)
     np.testing.assert_array_equal(found.labels, np.arange(40))
@@ -45,20 +45,20 @@ def test_a_block_at_a_time_is_in_memory(tmp_path, save):
 
 
 @pytest.mark.parametrize('array, message', [
-    (pictures().astype(np.float32), r'float32 \[40, 8, 8, 3\]; expected uint8(.|\n)*np.clip\(127.5'),
-    (pictures().transpose(0, 3, 1, 2), r'channels stand first: save images.transpose\(0, 2, 3, 1\)'),
-    (pictures()[0], r'uint8 \[8, 8, 3\]; expected'), (pictures()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
-    (pictures(0), 'with at least one picture'), (pictures().astype(np.int64), 'is int64'),
-    (np.array([{}, 1], dtype=object), 'pickled objects'), (np.asfortranarray(pictures()), 'Fortran order')])
+    (image_set().astype(np.float32), r'float32 \[40, 8, 8, 3\]; expected uint8(.|\n)*np.clip\(127.5'),
+    (image_set().transpose(0, 3, 1, 2), r'channels stand first: save images.transpose\(0, 2, 3, 1\)'),
+    (image_set()[0], r'uint8 \[8, 8, 3\]; expected'), (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
+    (image_set(0), 'with at least one image'), (image_set().astype(np.int64), 'is int64'),
+    (np.array([{}, 1], dtype=object), 'pickled objects'), (np.asfortranarray(image_set()), 'Fortran order')])
 def test_wrong_arrays_are_refused(tmp_path, array, message):
     np.savez(tmp_path / 'set.npz', arr_0=array)
     with pytest.raises(UserError, match=message):
         open_set(tmp_path / 'set.npz')
 
 
-def test_a_file_without_pictures_says_what_it_has(tmp_path):
+def test_a_file_without_images_says_what_it_has(tmp_path):
     with pytest.raises(UserError, match='expected arr_0(.|\n)*it has images, labels'):
-        open_set(write(tmp_path / 'set.npz', images=pictures(), labels=np.arange(3)))
+        open_set(write(tmp_path / 'set.npz', images=image_set(), labels=np.arange(3)))
     (tmp_path / 'text.npz').write_text('no zip file')
     for name, message in (('absent.npz', 'does not exist'), ('text.npz', 'not a whole .npz'), ('set.txt', 'does not exist')):
         with pytest.raises(UserError, match=message):
@@ -68,7 +68,7 @@ def test_a_file_without_pictures_says_what_it_has(tmp_path):
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 @pytest.mark.parametrize('keep', [0, 30, 0.5, -1])
 def test_a_file_that_was_cut_off_is_refused(tmp_path, save, keep):
-    path = write(tmp_path / 'set.npz', save, arr_0=pictures())
+    path = write(tmp_path / 'set.npz', save, arr_0=image_set())
     data = path.read_bytes()
     path.write_bytes(data[:int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(UserError, match='cut off'):
@@ -77,7 +77,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, save, keep):
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_a_damaged_byte_is_found_when_the_file_is_read(tmp_path, save):
-    path = write(tmp_path / 'set.npz', save, arr_0=pictures())
+    path = write(tmp_path / 'set.npz', save, arr_0=image_set())
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
@@ -88,7 +88,7 @@ def test_a_damaged_byte_is_found_when_the_file_is_read(tmp_path, save):
 
 def test_an_array_shorter_than_its_header_says_is_refused(tmp_path):
     file = io.BytesIO()
-    np.save(file, pictures())
+    np.save(file, image_set())
     with zipfile.ZipFile(tmp_path / 'set.npz', 'w') as archive:
         archive.writestr('arr_0.npy', file.getvalue()[:-100])
     with pytest.raises(UserError, match='is damaged or cut off'):
@@ -105,12 +105,12 @@ def test_small_arrays_are_read_whole(tmp_path):
 
 
 def test_the_card_beside_a_set_is_its_own(tmp_path):
-    write(tmp_path / 'set.npz', arr_0=pictures())
+    write(tmp_path / 'set.npz', arr_0=image_set())
     card = {'kind': 'pictures', 'pictures': {'count': 40}}
     (tmp_path / 'set.json').write_text(json.dumps(card))
     assert open_set(tmp_path / 'set.npz').card == card
     (tmp_path / 'set.json').write_text(json.dumps({'kind': 'pictures', 'pictures': {'count': 50}}))
-    with pytest.raises(UserError, match='card of 50 pictures(.|\n)*holds 40'):
+    with pytest.raises(UserError, match='card of 50 image_set(.|\n)*holds 40'):
         open_set(tmp_path / 'set.npz')
     (tmp_path / 'set.json').write_text('{"notes": "mine"}')
     assert open_set(tmp_path / 'set.npz').card is None
@@ -121,7 +121,7 @@ def test_the_card_beside_a_set_is_its_own(tmp_path):
 
 
 def test_a_folder_of_png_files_in_the_order_of_names(tmp_path):
-    images = pictures(12)
+    images = image_set(12)
     for i in (3, 0, 11, *range(1, 3), *range(4, 11)):
         Image.fromarray(images[i]).save(tmp_path / f'{i:06d}_class{i % 4:04d}.png')
     (tmp_path / 'card.json').write_text('{}')
@@ -136,17 +136,17 @@ def test_a_folder_of_png_files_in_the_order_of_names(tmp_path):
 
 
 def test_grey_files_are_taken_and_others_refused(tmp_path):
-    Image.fromarray(pictures(1)[0, :, :, 0]).save(tmp_path / 'a.png')
+    Image.fromarray(image_set(1)[0, :, :, 0]).save(tmp_path / 'a.png')
     assert next(open_set(tmp_path).blocks([range(1)])).shape == (1, 8, 8, 3)
-    Image.fromarray(pictures(1, side=9)[0]).save(tmp_path / 'b.png')
+    Image.fromarray(image_set(1, side=9)[0]).save(tmp_path / 'b.png')
     for look in (lambda: open_set(tmp_path).sha256, lambda: list(open_set(tmp_path).blocks([range(2)]))):
         with pytest.raises(UserError, match='b.png has 9x9 pixels, a.png has 8x8'):
             look()
     (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:40])
     with pytest.raises(UserError, match='b.png cannot be read'):
         list(open_set(tmp_path).blocks([range(2)]))
-    Image.fromarray(pictures(1)[0]).save(tmp_path / 'c.jpg')
-    with pytest.raises(UserError, match='1 pictures in lossy formats'):
+    Image.fromarray(image_set(1)[0]).save(tmp_path / 'c.jpg')
+    with pytest.raises(UserError, match='1 images in lossy formats'):
         open_set(tmp_path)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='no PNG files'):

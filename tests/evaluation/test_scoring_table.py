@@ -31,12 +31,12 @@ def row(scale=1.5, steps=250, step=400000, fid=12.3456, **change):
 
 
 def test_what_differs_is_a_column_and_the_rest_is_said_once():
-    text = table.markdown([row(), row(scale=2.0, fid=9.0, notes=[], impossible={'recall': 'no pictures'})])
+    text = table.markdown([row(), row(scale=2.0, fid=9.0, notes=[], impossible={'recall': 'no images'})])
     head, rule, first, second, *rest = text.splitlines()
     assert [cell.strip() for cell in head.strip('|').split('|')] == ['samples', 'N', 'cfg', 'FID', 'P']
     assert '12.346' in first and '0.7000' in first and '9.000' in second and set(rule) <= set('|-: ')
     for line in ('steps: 250', 'step: 400000', 'VAE: ema vae', 'labels: random', 'weights: ema', 'reference: ref.npz',
-                 'runs/lit: a note', 'runs/lit: recall is not possible: no pictures'):
+                 'runs/lit: a note', 'runs/lit: recall is not possible: no images'):
         assert line in rest, line
 
 
@@ -80,6 +80,6 @@ def test_a_set_sorted_by_class_is_told_from_its_labels_or_its_scores(scorer, kno
     assert notes == [] and found['is'] > 12
 
 
-def test_equal_pictures_are_remarked(scorer):
+def test_equal_images_are_remarked(scorer):
     _, notes = scorer.score(Features(np.ones((50, 20), np.float32), None), ['is'])
     assert any('all 50 rows' in note for note in notes)

@@ -1,4 +1,4 @@
-"""The road from a folder of pictures to pictures, with trainings cut short."""
+"""The road from a folder of images to images, with trainings cut short."""
 import json
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""prepare_latents.py on pictures with captions: features are those of the encoders, and stopped runs end alike."""
+"""prepare_latents.py on images with captions: features are those of the encoders, and stopped runs end alike."""
 import json
 import os
 import random
@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from buckets import Store, bucket  # noqa: F401
-from caption_sets import lines, picture, write_captions, write_tar
+from caption_sets import image, lines, write_captions, write_tar
+from image_files import write_folder
 from latent_sets import write_tiny_vae
-from pictures import write_folder
 from processes import assert_all_good, on_cpu, run_processes
 from text_encoder_samples import TEXT, write_text_encoder
 
@@ -42,12 +42,12 @@ DAMAGED = 'p05.png'  # its header says a size, its pixels end early
 
 
 def records(count: int) -> list[dict]:
-    """Every third picture has one caption."""
+    """Every third image has one caption."""
     return [{'image': f'p{i:02}.png', 'short': TEXT[i][:20]} | ({'long': TEXT[i]} if i % 3 else {}) for i in range(count)]
 
 
-def write_pictures(folder, count: int = 13):
-    files = {f'p{i:02}.png': picture(*SIZES[i % len(SIZES)], seed=i) for i in range(count)}
+def write_images(folder, count: int = 13):
+    files = {f'p{i:02}.png': image(*SIZES[i % len(SIZES)], seed=i) for i in range(count)}
     if DAMAGED in files:
         files[DAMAGED] = files[DAMAGED][:len(files[DAMAGED]) // 2]
     return write_captions(folder, **files, **{'captions.jsonl': lines(*records(count))})
@@ -62,9 +62,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def parts(tmp_path_factory):
-    """The folders of the pictures, the VAE and the text encoder, as flags."""
+    """The folders of the images, the VAE and the text encoder, as flags."""
     root = tmp_path_factory.mktemp('parts')
-    return {'path': str(write_pictures(root / 'pictures')), 'vae': str(write_tiny_vae(root / 'vae')),
+    return {'path': str(write_images(root / 'pictures')), 'vae': str(write_tiny_vae(root / 'vae')),
             'text_encoder': str(write_text_encoder(root / 't5'))}
 
 
@@ -86,14 +86,14 @@ def contents(folder) -> dict[str, bytes]:
 
 def test_moments_and_features_are_those_of_the_encoders(whole, parts):
     source = open_source('caption_latents', path=whole, image_size=8, channels=3, buckets=True, caption_tokens=TOKENS)
-    pictures = open_captioned('captions', path=parts['path'], image_size=16, buckets=True, multiple=4)
-    order = [i for i in np.argsort(pictures.bucket_of, kind='stable') if pictures.files[i] != DAMAGED]
+    images = open_captioned('captions', path=parts['path'], image_size=16, buckets=True, multiple=4)
+    order = [i for i in np.argsort(images.bucket_of, kind='stable') if images.files[i] != DAMAGED]
     assert len(source) == len(order) == 12 and len(set(source.bucket_of.tolist())) == 4
     vae, encoder = load_vae(parts['vae']), load_text_encoder(parts['text_encoder'], 'float32')
     for element, i in zip((source[n] for n in range(12)), order, strict=True):
-        mean, logvar = vae.encode(pictures.load(int(i))['image'][None])
+        mean, logvar = vae.encode(images.load(int(i))['image'][None])
         np.testing.assert_allclose(element['moments'], np.concatenate([mean[0], logvar[0]], -1), rtol=1e-4, atol=1e-5)
-        captions = pictures.captions(int(i))
+        captions = images.captions(int(i))
         for row, caption in ((0, captions[-1]), (1, captions[0])):
             features = encode_captions(encoder, [caption], TOKENS)
             np.testing.assert_array_equal(element['text_mask'][row], features.mask[0])
@@ -143,12 +143,12 @@ def test_cut_captions_are_counted_in_one_notice(request_for, tmp_path, caplog):
 
 
 def test_squares_from_tar_shards(request_for, parts, whole, tmp_path):
-    """The same pictures in tar files, without buckets: squares of the same features, in the order of the files."""
-    pictures = Path(parts['path'])
+    """The same images in tar files, without buckets: squares of the same features, in the order of the files."""
+    images = Path(parts['path'])
     members = {}
     for record in records(13):
         key = record.pop('image').removesuffix('.png')
-        members |= {f'{key}.png': (pictures / f'{key}.png').read_bytes(), f'{key}.json': json.dumps(record)}
+        members |= {f'{key}.png': (images / f'{key}.png').read_bytes(), f'{key}.json': json.dumps(record)}
     write_tar(tmp_path / 'tars' / '0.tar', **members)
     prepare_latents(request_for(tmp_path / 'latents', path=str(tmp_path / 'tars'), buckets=False))
     squares = open_source('caption_latents', path=tmp_path / 'latents', image_size=8)
@@ -203,7 +203,7 @@ def test_the_same_command_checks_a_whole_set_and_changes_nothing(whole, request_
     monkeypatch.setattr(preparation, 'load_vae', None)  # no encoder is read
     monkeypatch.setattr(caption_preparation, 'load_text_encoder', None)
     said = prepare_latents(request_for(out))
-    assert '12 pictures, 19 captions of ' in said and '4 shapes used of' in said and 'all shards checked' in said
+    assert '12 images, 19 captions of ' in said and '4 shapes used of' in said and 'all shards checked' in said
     assert contents(out) == contents(whole)
 
 
@@ -226,11 +226,11 @@ def test_what_is_missing_or_damaged_is_made_again(name, how, whole, request_for,
 def test_from_and_into_a_bucket_goes_the_same(whole, request_for, parts, bucket):  # noqa: F811
     for name, data in contents(parts['path']).items():
         (as_path(bucket) / 'pictures' / name).write_bytes(data)
-    prepare_latents(request_for(f'{bucket}/latents', path=f'{bucket}/pictures'))
+    prepare_latents(request_for(f'{bucket}/latents', path=f'{bucket}/images'))
     root = f'{bucket}/latents/'.removeprefix('gs://')
     made = {name.removeprefix(root): data for name, data in Store.objects.items() if name.startswith(root)}
     assert made.keys() == contents(whole).keys()
-    # The notes and the list of bad pictures name where they lie.
+    # The notes and the list of bad images name where they lie.
     assert all(made[name] == data for name, data in contents(whole).items() if name.endswith(('.array_record', '.bin')))
 
 
@@ -247,11 +247,11 @@ def test_latents_of_another_encoder_are_not_continued(whole, request_for, tmp_pa
 
 
 def test_captions_that_changed_are_another_data_set(request_for, tmp_path):
-    pictures = write_pictures(tmp_path / 'pictures', 3)
-    prepare_latents(request_for(tmp_path / 'latents', path=str(pictures)))
-    (pictures / 'captions.jsonl').write_text(lines(*records(3)).replace(TEXT[0][:20], 'changed'))
+    images = write_images(tmp_path / 'pictures', 3)
+    prepare_latents(request_for(tmp_path / 'latents', path=str(images)))
+    (images / 'captions.jsonl').write_text(lines(*records(3)).replace(TEXT[0][:20], 'changed'))
     with pytest.raises(UserError, match='source.sha256: '):
-        prepare_latents(request_for(tmp_path / 'latents', path=str(pictures)))
+        prepare_latents(request_for(tmp_path / 'latents', path=str(images)))
 
 
 @pytest.mark.parametrize('options, message', [
@@ -297,9 +297,9 @@ def test_labels_take_no_text_encoder(parts, tmp_path):
 def test_the_space_that_is_checked_is_about_what_is_taken(request_for, tmp_path, monkeypatch):
     needed = []
     monkeypatch.setattr(preparation.storage, 'check_free_space', lambda path, size: needed.append(size))
-    pictures = write_pictures(tmp_path / 'many', 60)
-    (pictures / DAMAGED).write_bytes(picture())
-    prepare_latents(request_for(tmp_path / 'latents', path=str(pictures), image_size=32, buckets=False, shard_size=30))
+    images = write_images(tmp_path / 'many', 60)
+    (images / DAMAGED).write_bytes(image())
+    prepare_latents(request_for(tmp_path / 'latents', path=str(images), image_size=32, buckets=False, shard_size=30))
     taken = sum(files_under(tmp_path / 'latents' / 'shards').values())
     assert 0.9 * taken < needed[0] < 1.2 * taken
 
@@ -318,7 +318,7 @@ def test_the_script_makes_the_same_bytes_on_one_device(whole, request_for, tmp_p
     done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(), capture_output=True, text=True,
                           timeout=120)
     assert done.returncode == 0, done.stderr
-    assert '13 of 13 pictures (100 %)' in done.stderr and 'all shards checked' in done.stdout
+    assert '13 of 13 images (100 %)' in done.stderr and 'all shards checked' in done.stdout
     assert contents(out) == contents(whole)
 
 
@@ -333,8 +333,8 @@ def test_two_processes_make_the_same_bytes(whole, request_for, tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_bytes(request_for, tmp_path):
     """SIGKILL while shards are made: each run gets a few shards further, and leaves what it was at."""
-    pictures = write_pictures(tmp_path / 'many', 60)
-    request = request_for(tmp_path / 'reference', path=str(pictures), shard_size=2)
+    images = write_images(tmp_path / 'many', 60)
+    request = request_for(tmp_path / 'reference', path=str(images), shard_size=2)
     prepare_latents(request)
     out = tmp_path / 'latents'
     arguments = command(request)[:-1] + [f'--out={out}']

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 from buckets import Store, bucket  # noqa: F401
+from image_files import encoded, noise, write_folder
 from latent_sets import write_tiny_vae
-from pictures import encoded, noise, write_folder
 from processes import assert_all_good, on_cpu, run_processes
 
 from lit_jax.checkpoint.vae_folder import load_vae
@@ -39,26 +39,26 @@ def vae(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     files = {f'{name}/{i}.png': None for name in 'ab' for i in range(11)}
     files |= {'a/2.png': encoded(noise(31, 13)), BAD[0]: b'', BAD[1]: encoded(noise(12, 10))[:60]}
     return write_folder(tmp_path_factory.mktemp('pictures'), **files)
 
 
 @pytest.fixture
-def request_for(vae, pictures):
-    """request_for(out, ...): 22 pictures of 8 pixels."""
+def request_for(vae, images):
+    """request_for(out, ...): 22 images of 8 pixels."""
     def make(out, **options):
-        where = {'data': 'folder', 'path': str(pictures), 'vae': str(vae), 'image_size': 8}
+        where = {'data': 'folder', 'path': str(images), 'vae': str(vae), 'image_size': 8}
         return Request(**{**where, **STANDARD, **options}, out=str(out))
     return make
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, vae, pictures):
+def whole(tmp_path_factory, vae, images):
     """A data set that was made without interruption."""
     out = tmp_path_factory.mktemp('whole') / 'latents'
-    prepare_latents(Request(data='folder', path=str(pictures), vae=str(vae), image_size=8, out=str(out), **STANDARD))
+    prepare_latents(Request(data='folder', path=str(images), vae=str(vae), image_size=8, out=str(out), **STANDARD))
     return out
 
 
@@ -66,30 +66,30 @@ def contents(folder) -> dict[str, bytes]:
     return {name: (Path(folder) / name).read_bytes() for name in files_under(folder)}
 
 
-def test_the_moments_are_those_of_the_vae(whole, vae, pictures):
+def test_the_moments_are_those_of_the_vae(whole, vae, source):
     source = open_latents(whole)
-    images = open_source('folder', path=pictures, image_size=8)
+    images = open_source('folder', path=source, image_size=8)
     good = [i for i, name in enumerate(images.files) if name not in BAD]
     assert len(source) == len(good) == 20
     batch = source.take(range(20))
     assert batch['label'].tolist() == [int(images.labels[i]) for i in good]
     loaded = load_vae(vae)
-    picture = np.stack([images.load(i)['image'] for i in good])
-    for view, seen in enumerate((picture, picture[:, :, ::-1])):
+    image = np.stack([images.load(i)['image'] for i in good])
+    for view, seen in enumerate((image, image[:, :, ::-1])):
         mean, logvar = loaded.encode(seen)
         np.testing.assert_allclose(batch['moments'][:, view, ..., :3], mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch['moments'][:, view, ..., 3:], logvar, rtol=1e-4, atol=1e-5)
     assert not np.allclose(batch['moments'][:, 0], batch['moments'][:, 1], atol=1e-3)
 
 
-def test_the_metadata_say_what_it_is(whole, vae, pictures):
+def test_the_metadata_say_what_it_is(whole, vae, images):
     metadata, source = json.loads((whole / 'metadata.json').read_text()), open_latents(whole)
     loaded = load_vae(vae)
     assert metadata['vae'] == {'id': 'tiny-0', 'sha256': loaded.sha256, 'scale': 4.0, 'shift': 0.0, 'downscale': 2,
                                'channels': 3, 'dtype': 'float32'}
     assert (metadata['image_size'], metadata['latent_size'], metadata['crop']) == (8, 4, 'adm-center-crop')
     assert (metadata['classes'], metadata['count'], metadata['bad']) == (['a', 'b'], 20, 2)
-    identity = open_source('folder', path=pictures, image_size=8).identity
+    identity = open_source('folder', path=images, image_size=8).identity
     assert metadata['source'] == {**identity, 'split': 'train'} and identity['count'] == 22
     assert [shard['count'] for shard in metadata['shards']] == [5, 4, 4, 5, 2]
     mean = source.take(range(20))['moments'][..., :3].astype(np.float64)
@@ -97,7 +97,7 @@ def test_the_metadata_say_what_it_is(whole, vae, pictures):
     np.testing.assert_allclose(metadata['stats']['std'], mean.std((0, 1, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(metadata['stats']['scaled_std'], 4 * mean.std(), rtol=1e-6)
     lines = (whole / 'bad_pictures.txt').read_text().splitlines()
-    assert [line.split('\t')[0] for line in lines] == [str(pictures / name) for name in BAD]
+    assert [line.split('\t')[0] for line in lines] == [str(images / name) for name in BAD]
     assert 'it is empty (0 bytes)' in lines[0]
 
 
@@ -107,7 +107,7 @@ def test_half_precision(whole, request_for, tmp_path):
     np.testing.assert_array_equal(half['moments'], single['moments'].astype(np.float16))
 
 
-def test_other_sources_than_pictures(vae, tmp_path):
+def test_other_sources_than_images(vae, tmp_path):
     request = Request(data='synthetic', vae=str(vae), image_size=8, num_classes=3, batch_size=2, shard_size=10_000,
                       out=str(tmp_path / 'latents'))
     source = open_source('synthetic', image_size=8, channels=3, num_classes=3)
@@ -156,8 +156,8 @@ def test_the_same_command_checks_a_whole_set_and_changes_nothing(whole, request_
     out = shutil.copytree(whole, tmp_path / 'latents')
     monkeypatch.setattr(preparation, 'load_vae', None)  # not even the VAE is read
     said = prepare_latents(request_for(out))
-    assert '20 pictures, each with its mirror image' in said and 'all shards checked' in said
-    assert 'left out: 2 pictures' in said
+    assert '20 images, each with its mirror image' in said and 'all shards checked' in said
+    assert 'left out: 2 images' in said
     assert contents(out) == contents(whole)
 
 
@@ -192,16 +192,16 @@ def test_into_a_bucket_goes_the_same(whole, request_for, bucket):  # noqa: F811
 # Refused
 
 
-def test_strict_stops_at_a_bad_picture(request_for, pictures, tmp_path):
+def test_strict_stops_at_a_bad_image(request_for, images, tmp_path):
     with pytest.raises(UserError, match='a/4.png cannot be decoded: it is empty'):
         prepare_latents(request_for(tmp_path / 'latents', strict=True))
     with pytest.raises(UserError, match='not finished.*--strict'):
         open_latents(tmp_path / 'latents')
 
 
-def test_nothing_but_bad_pictures(request_for, tmp_path):
+def test_nothing_but_bad_images(request_for, tmp_path):
     folder = write_folder(tmp_path / 'bad', **{'a.png': b'', 'b.png': b'no'})
-    with pytest.raises(UserError, match='none of the pictures can be decoded'):
+    with pytest.raises(UserError, match='none of the images can be decoded'):
         prepare_latents(request_for(tmp_path / 'latents', path=str(folder)))
 
 
@@ -307,12 +307,12 @@ def command(request: Request) -> list[str]:
 
 
 def test_the_script_makes_the_same_bytes_on_one_device(whole, request_for, tmp_path):
-    """`whole` comes from eight devices: what a picture becomes does not depend on how many there are."""
+    """`whole` comes from eight devices: what an image becomes does not depend on how many there are."""
     out = tmp_path / 'latents'
     done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(), capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert '22 of 22 pictures (100 %)' in done.stderr and 'all shards checked' in done.stdout
+    assert '22 of 22 images (100 %)' in done.stderr and 'all shards checked' in done.stdout
     assert contents(out) == contents(whole)
 
 

@@ -1,9 +1,9 @@
-"""Features: the same bits on any devices, for any batch and any form of the same pictures; wrong pictures are refused."""
+"""Features: the same bits on any devices, for any batch and any form of the same images; wrong images are refused."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inception_samples import pictures, torch_state
+from inception_samples import pixels, torch_state
 
 from lit_jax.convert.inception_weights import Inception, read_inception_params
 from lit_jax.metrics.features import FeatureExtractor
@@ -15,7 +15,7 @@ MATRIX = np.random.default_rng(1).normal(size=(90, 17)).astype(np.float32)
 
 
 def small(params, images):
-    """A stand-in whose bits depend on how many pictures are computed together."""
+    """A stand-in whose bits depend on how many images are computed together."""
     x = jnp.tanh((images.astype(jnp.float32) / 255).reshape(len(images), -1) @ params)
     return {'pool': x, 'spatial': x[:, :3] ** 2, 'logits': x}
 
@@ -48,7 +48,7 @@ def test_bits_do_not_depend_on_devices_or_batches(want, devices, batch_size):
 
 
 @pytest.mark.parametrize('count', [1, 2, 15, 16, 17])
-def test_any_number_of_pictures(want, count):
+def test_any_number_of_pixels(want, count):
     """What is filled up to whole groups leaves no trace: the rest are the bits of the whole set."""
     found = extractor().extract(IMAGES[:count])
     assert found.pool.shape == (count, 17)
@@ -57,7 +57,7 @@ def test_any_number_of_pictures(want, count):
     np.testing.assert_allclose(found.pool, want.pool[:count], rtol=1e-5, atol=1e-6)
 
 
-def test_forms_of_the_same_pictures(tmp_path, want):
+def test_forms_of_the_same_pixels(tmp_path, want):
     np.save(tmp_path / 'x.npy', IMAGES)
     mapped = np.load(tmp_path / 'x.npy', mmap_mode='r')
     parts = [IMAGES[:1], IMAGES[1:1], IMAGES[1:14], IMAGES[14:]]
@@ -81,7 +81,7 @@ def test_a_stream_reads_no_further_than_it_must():
     assert counts == [2] * 10
 
 
-def test_progress_counts_every_picture_once():
+def test_progress_counts_every_image_once():
     class Counter:
         total = 0
 
@@ -93,7 +93,7 @@ def test_progress_counts_every_picture_once():
     assert counter.total == len(IMAGES)
 
 
-def test_a_plain_function_of_other_pictures():
+def test_a_plain_function_of_other_pixels():
     shades = np.linspace(-1, 1, 7 * 8 * 8).reshape(7, 8, 8, 1).astype(np.float32)
     found = FeatureExtractor(fn=lambda params, x: x.mean(1) * params, params=np.float32(2), group=3).extract(shades)
     assert found.spatial is None and found.pool.shape == (7, 8)
@@ -111,7 +111,7 @@ def inception():
 
 @pytest.mark.slow
 def test_inception_gives_the_same_bits_on_one_and_on_eight_devices(inception):
-    images = np.concatenate([pictures(64), pictures(64)[:, ::-1], pictures(64)[:, :, ::-1]])[:5]
+    images = np.concatenate([pixels(64), pixels(64)[:, ::-1], pixels(64)[:, :, ::-1]])[:5]
     one = FeatureExtractor(inception, devices=jax.devices()[:1], group=2).extract(images)
     eight = FeatureExtractor(inception, devices=jax.devices(), group=2).extract(images, batch_size=1)
     assert one.pool.shape == (5, 2048) and one.spatial.shape == (5, 2023) and equal(one, eight)
@@ -126,11 +126,11 @@ U8 = np.zeros((2, 32, 32, 3), np.uint8)
 
 @pytest.mark.parametrize('images, words', [
     (U8.astype(np.float32), 'dtype float32, expected uint8.*Round them'), (U8.astype(np.int64), 'dtype int64'),
-    (U8.transpose(0, 3, 1, 2), r'look like \[N, 3, H, W\]'), (U8[0], r'one picture or shades of grey'),
+    (U8.transpose(0, 3, 1, 2), r'look like \[N, 3, H, W\]'), (U8[0], r'one image or shades of grey'),
     (U8[..., :1], 'shades of grey'), (U8[..., 0], 'shades of grey'), (U8[..., [0, 1, 2, 0]], 'fourth channel'),
-    (U8[..., :2], r'got \[2, 32, 32, 2\]'), (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no pictures'), ([], 'no pictures'),
+    (U8[..., :2], r'got \[2, 32, 32, 2\]'), (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
     ([U8, U8[:, :16]], r'the first have \[32, 32, 3\] uint8, later ones \[16, 32, 3\]'), (5, 'got int')])
-def test_wrong_pictures_are_refused(inception, images, words):
+def test_wrong_images_are_refused(inception, images, words):
     with pytest.raises(UserError, match=words):
         FeatureExtractor(inception, group=1).extract(images if not isinstance(images, list) else iter(images))
 
@@ -140,5 +140,5 @@ def test_wrong_calls(inception):
         FeatureExtractor(inception, fn=small)
     with pytest.raises(UserError, match='one of the two'):
         FeatureExtractor()
-    with pytest.raises(UserError, match='at least one picture'):
+    with pytest.raises(UserError, match='at least one image'):
         FeatureExtractor(inception, group=0)

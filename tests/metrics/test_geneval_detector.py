@@ -6,13 +6,13 @@ import types
 import numpy as np
 import pytest
 
-from lit_jax.metrics.geneval.detector import Detection, Picture, StoredDetections, cut_out, detection_line
+from lit_jax.metrics.geneval.detector import Detection, Pixels, StoredDetections, cut_out, detection_line
 from lit_jax.metrics.geneval.geneval_prompts import CLASSES, COLOURS
 from lit_jax.metrics.geneval.mask2former import Mask2Former
 from lit_jax.runtime.errors import UserError
 
 GREY = 0x99
-PICTURE = Picture('00000/samples/0000.png', np.full((8, 12, 3), (255, 0, 0), np.uint8))
+IMAGE = Pixels('00000/samples/0000.png', np.full((8, 12, 3), (255, 0, 0), np.uint8))
 
 
 def test_cut_out_is_the_box_with_grey_outside_the_mask():
@@ -31,26 +31,26 @@ def test_cut_out_without_a_mask_is_the_box():
 
 
 def test_cut_out_of_an_empty_box_has_one_pixel():
-    assert cut_out(PICTURE.image, Detection('cat', (3.1, 3.1, 3.2, 3.3))).shape == (1, 1, 3)
+    assert cut_out(IMAGE.image, Detection('cat', (3.1, 3.1, 3.2, 3.3))).shape == (1, 1, 3)
 
 
 def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(UserError, match=r'mask of a cat has shape \(4, 4\), its picture \(8, 12\)'):
-        cut_out(PICTURE.image, Detection('cat', (0, 0, 4, 4), 1.0, np.zeros((4, 4), bool)))
+    with pytest.raises(UserError, match=r'mask of a cat has shape \(4, 4\), its image \(8, 12\)'):
+        cut_out(IMAGE.image, Detection('cat', (0, 0, 4, 4), 1.0, np.zeros((4, 4), bool)))
 
 
 def test_stored_detections_come_back(tmp_path):
     found = [Detection('cat', (0.5, 1.0, 2.0, 3.0), 0.75, None, 'red'), Detection('dog', (0.0, 0.0, 1.0, 1.0), 0.5)]
     path = tmp_path / 'found.jsonl'
-    path.write_text(detection_line(PICTURE.name, found) + '\n' + detection_line('00001/samples/0000.png', []))
+    path.write_text(detection_line(IMAGE.name, found) + '\n' + detection_line('00001/samples/0000.png', []))
     stored = StoredDetections(path)
-    assert stored.detect(PICTURE) == found
-    assert stored.detect(Picture('00001/samples/0000.png', PICTURE.image)) == []
-    assert stored.colours(PICTURE, found[:1], 'cat') == ['red']
+    assert stored.detect(IMAGE) == found
+    assert stored.detect(Pixels('00001/samples/0000.png', IMAGE.image)) == []
+    assert stored.colours(IMAGE, found[:1], 'cat') == ['red']
     with pytest.raises(UserError, match='does not say the colour of each dog'):
-        stored.colours(PICTURE, found[1:], 'dog')
+        stored.colours(IMAGE, found[1:], 'dog')
     with pytest.raises(UserError, match='no detections of 00002/samples/0000.png'):
-        stored.detect(Picture('00002/samples/0000.png', PICTURE.image))
+        stored.detect(Pixels('00002/samples/0000.png', IMAGE.image))
 
 
 @pytest.mark.parametrize('line', ['nonsense', '[]', '{"image": "a"}', '{"image": "a", "detections": [{"class": "cat"}]}',
@@ -142,14 +142,14 @@ def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
         masks = [[np.ones((8, 12), bool)] * len(of_class) for of_class in boxes]
         return boxes, masks
 
-    image = PICTURE.image.copy()
+    image = IMAGE.image.copy()
     image[:, 4:] = (0, 0, 255)
-    detector, picture = network(detections), Picture('p', image)
-    found = detector.detect(picture)
+    detector, pixels = network(detections), Pixels('p', image)
+    found = detector.detect(pixels)
     np.testing.assert_array_equal(seen[0], image[..., ::-1])
     assert [(one.class_name, one.box, round(one.confidence, 6)) for one in found] == [
         ('cat', (0, 0, 4, 4), 0.9), ('cat', (4, 0, 8, 4), 0.5)]
-    assert detector.colours(picture, found, 'cat') == ['red', 'blue']
+    assert detector.colours(pixels, found, 'cat') == ['red', 'blue']
 
 
 @pytest.mark.torch
@@ -157,4 +157,4 @@ def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
                                           (object(), 'as MMDetection 2.x does')])
 def test_another_network_is_refused(network, result, text):
     with pytest.raises(UserError, match=text):
-        network(lambda image: result).detect(PICTURE)
+        network(lambda image: result).detect(IMAGE)

@@ -1,4 +1,4 @@
-"""GenEval's list of prompts comes out byte by byte, and the folders for their pictures are laid out."""
+"""GenEval's list of prompts comes out byte by byte, and the folders for their images are laid out."""
 import collections
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A folder of pictures scored from end to end, and folders that are none."""
+"""A folder of images scored from end to end, and folders that are none."""
 import json
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lit_jax.metrics.geneval.detector import Detection, StoredDetections
-from lit_jax.metrics.geneval.geneval_folder import read_pictures, score_folder, store_detections
+from lit_jax.metrics.geneval.geneval_folder import read_images, score_folder, store_detections
 from lit_jax.metrics.geneval.geneval_prompts import TASKS, make_prompts
 from lit_jax.runtime.errors import UserError
 
@@ -15,33 +15,33 @@ FIRST = {task: next(p for p in make_prompts() if p['tag'] == task) for task in T
 
 
 class Painted:
-    """Knows the pictures of this test: the left half is object 0 of the prompt, the right half object 1, black is nothing.
+    """Knows the images of this test: the left half is object 0 of the prompt, the right half object 1, black is nothing.
 
     For a real detector the classes and colours would be found; here they come from the prompt."""
 
     def __init__(self, folder):
         self.folder = folder
 
-    def _wanted(self, picture):
-        return json.loads((self.folder / picture.name[:5] / 'metadata.jsonl').read_text())['include']
+    def _wanted(self, image):
+        return json.loads((self.folder / image.name[:5] / 'metadata.jsonl').read_text())['include']
 
-    def detect(self, picture):
-        half = picture.image.shape[1] // 2
+    def detect(self, image):
+        half = image.image.shape[1] // 2
         boxes = [(0, 0, half, 8), (half, 0, 2 * half, 8)]
-        return [Detection(wanted['class'], box, 0.95) for wanted, box in zip(self._wanted(picture), boxes, strict=False)
-                if picture.image[4, int(box[0]) + 1].any()]
+        return [Detection(wanted['class'], box, 0.95) for wanted, box in zip(self._wanted(image), boxes, strict=False)
+                if image.image[4, int(box[0]) + 1].any()]
 
-    def colours(self, picture, detections, class_name):
-        asked = next(wanted['color'] for wanted in self._wanted(picture) if wanted['class'] == class_name)
-        return [asked if tuple(picture.image[4, int(one.box[0]) + 1]) == RED else 'none' for one in detections]
+    def colours(self, image, detections, class_name):
+        asked = next(wanted['color'] for wanted in self._wanted(image) if wanted['class'] == class_name)
+        return [asked if tuple(image.image[4, int(one.box[0]) + 1]) == RED else 'none' for one in detections]
 
 
-def paint(folder, number, prompt, *pictures):
-    """Each picture: the colours of its left and right half."""
+def paint(folder, number, prompt, *images):
+    """Each image: the colours of its left and right half."""
     samples = folder / f'{number:05d}' / 'samples'
     samples.mkdir(parents=True)
     (folder / f'{number:05d}' / 'metadata.jsonl').write_text(json.dumps(prompt))
-    for index, halves in enumerate(pictures):
+    for index, halves in enumerate(images):
         image = np.zeros((8, 16, 3), np.uint8)
         image[:, :8], image[:, 8:] = halves
         Image.fromarray(image).save(samples / f'{index:04d}.png')
@@ -49,7 +49,7 @@ def paint(folder, number, prompt, *pictures):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two tasks: single_object right in 2 of 4 pictures, color_attr in 1 of 4."""
+    """Two tasks: single_object right in 2 of 4 images, color_attr in 1 of 4."""
     paint(tmp_path, 0, FIRST['single_object'], (RED, 0), (BLUE, 0), (0, 0), (0, RED))
     paint(tmp_path, 9, FIRST['color_attr'], (RED, RED), (RED, BLUE), (RED, 0), (0, RED))
     (tmp_path / 'readme.txt').write_text('not a prompt')
@@ -75,8 +75,8 @@ def test_what_differs_from_the_published_protocol_is_noted(folder):
     paint(folder, 11, other, (RED, 0))
     notes = score_folder(folder, Painted(folder))['notes']
     assert notes == ['3 prompts, GenEval has 553', '1 prompts are not those of GenEval',
-                     '1 to 4 pictures of a prompt, published numbers have 4',
-                     'no pictures of the tasks two_object, counting, position: overall is the mean of the others']
+                     '1 to 4 images of a prompt, published numbers have 4',
+                     'no images of the tasks two_object, counting, position: overall is the mean of the others']
 
 
 def test_stored_detections_score_the_same(folder, tmp_path):
@@ -85,14 +85,14 @@ def test_stored_detections_score_the_same(folder, tmp_path):
     assert score_folder(folder, StoredDetections(tmp_path / 'found.jsonl')) == expected
 
 
-def test_pictures_come_by_number_as_rgb(tmp_path):
+def test_images_come_by_number_as_rgb(tmp_path):
     samples = tmp_path / '00000' / 'samples'
     samples.mkdir(parents=True)
     for name, value in (('0010.png', 3), ('2.png', 2), ('0001.png', 1)):
         Image.new('L', (4, 6), value).save(samples / name)
-    pictures = list(read_pictures(tmp_path, '00000'))
-    assert [picture.image[0, 0, 0] for picture in pictures] == [1, 2, 3]
-    assert pictures[0].image.shape == (6, 4, 3) and pictures[1].name == '00000/samples/2.png'
+    images = list(read_images(tmp_path, '00000'))
+    assert [image.image[0, 0, 0] for image in images] == [1, 2, 3]
+    assert images[0].image.shape == (6, 4, 3) and images[1].name == '00000/samples/2.png'
 
 
 def test_folders_that_are_none_are_refused(tmp_path):
@@ -101,7 +101,7 @@ def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match='has no folders 00000'):
         score_folder(tmp_path, Painted(tmp_path))
     paint(tmp_path, 0, FIRST['colors'])
-    with pytest.raises(UserError, match='has 1 prompts and no picture; they are expected as 00000/samples/0000.png'):
+    with pytest.raises(UserError, match='has 1 prompts and no image; they are expected as 00000/samples/0000.png'):
         score_folder(tmp_path, Painted(tmp_path))
 
 
@@ -115,8 +115,8 @@ def test_descriptions_that_are_none_are_refused(tmp_path, text):
         score_folder(tmp_path, Painted(tmp_path))
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     paint(tmp_path, 0, FIRST['colors'], (RED, 0))
     (tmp_path / '00000' / 'samples' / '0000.png').write_bytes(b'nothing')
-    with pytest.raises(UserError, match='samples/0000.png is not a picture that can be read'):
+    with pytest.raises(UserError, match='samples/0000.png is not an image that can be read'):
         score_folder(tmp_path, Painted(tmp_path))

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_jax.metrics.geneval.detector import Detection, Picture
+from lit_jax.metrics.geneval.detector import Detection, Pixels
 from lit_jax.metrics.geneval.rules import judge, keep_confident, relations, summarise
 
-PICTURE = Picture('00000/samples/0000.png', np.zeros((64, 64, 3), np.uint8))
+IMAGE = Pixels('00000/samples/0000.png', np.zeros((64, 64, 3), np.uint8))
 
 
 class Known:
@@ -16,10 +16,10 @@ class Known:
     def __init__(self, *detections):
         self.detections, self.asked = detections, []
 
-    def detect(self, picture):
+    def detect(self, image):
         return self.detections
 
-    def colours(self, picture, detections, class_name):
+    def colours(self, image, detections, class_name):
         self.asked.append((class_name, list(detections)))
         return [found.colour for found in detections]
 
@@ -29,7 +29,7 @@ def thing(name='cat', confidence=0.95, box=(0, 0, 10, 10), colour=None):
 
 
 def correct(prompt, *detections):
-    return judge(PICTURE, {'prompt': '', **prompt}, Known(*detections)).correct
+    return judge(IMAGE, {'prompt': '', **prompt}, Known(*detections)).correct
 
 
 def wanting(*include, tag='single_object', exclude=()):
@@ -103,7 +103,7 @@ def test_as_many_as_asked_for_must_have_the_colour():
 
 def test_colour_is_not_asked_where_objects_are_missing():
     detector = Known()
-    verdict = judge(PICTURE, wanting({'class': 'cat', 'color': 'red'}), detector)
+    verdict = judge(IMAGE, wanting({'class': 'cat', 'color': 'red'}), detector)
     assert verdict.reasons == ('expected 1 cat, found 0',) and detector.asked == []
 
 
@@ -119,7 +119,7 @@ def test_position_is_that_of_the_second_entry_to_the_first():
 def test_position_fails_where_its_target_does():
     prompt = wanting({**DOG, 'color': 'red'}, {'class': 'cat', 'position': ['right of', 0]})
     cat = thing('cat', box=BESIDE[0])
-    verdict = judge(PICTURE, prompt, Known(cat))
+    verdict = judge(IMAGE, prompt, Known(cat))
     assert verdict.reasons == ('expected 1 dog, found 0', 'nothing for cat to be right of')
     assert not correct(prompt, cat, thing('dog', box=BESIDE[1], colour='blue'))
     assert correct(prompt, cat, thing('dog', box=BESIDE[1], colour='red'))
@@ -176,12 +176,12 @@ def test_relations_turn_round_with_the_roles(boxes):
 
 
 def results(**tasks):
-    """task=[[correct of each picture] of each prompt]."""
+    """task=[[correct of each image] of each prompt]."""
     return [{'task': task, 'prompt': f'{task} {number}', 'correct': bool(value)}
             for task, prompts in tasks.items() for number, values in enumerate(prompts) for value in values]
 
 
-def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures():
+def test_overall_is_the_mean_of_the_tasks_not_of_the_images():
     summary = summarise(results(counting=[[0, 0], [0, 0], [0, 0]], single_object=[[1, 1]]))
     assert summary['overall'] == 0.5
     assert summary['correct_pictures'] == 0.25
@@ -190,7 +190,7 @@ def test_overall_is_the_mean_of_the_tasks_not_of_the_pictures():
     assert (summary['pictures'], summary['prompts']) == (8, 4)
 
 
-def test_a_prompt_is_correct_with_one_of_its_pictures():
+def test_a_prompt_is_correct_with_one_of_its_images():
     summary = summarise(results(colors=[[0, 1, 0, 0], [0, 0, 0, 0]]))
     assert summary['correct_prompts'] == 0.5
     assert summary['overall'] == 0.125

@@ -92,7 +92,7 @@ def test_sorted_labels_are_found(labels, expected):
     (np.zeros((4, 3)), np.zeros((2, 5)), {}, r'head_kernel has shape \(2, 5\), expected \[3, classes\]'),
     (np.zeros((4, 3, 2)), None, {}, r'expected \[N, d\]'),
     (np.full((4, 3), np.nan), None, {}, '4 of 4 rows of features are not finite'),
-    (np.zeros((4, 3)), None, {'splits': 5}, '4 pictures cannot be cut into 5 chunks'),
+    (np.zeros((4, 3)), None, {'splits': 5}, '4 images cannot be cut into 5 chunks'),
     (np.zeros((4, 3)), None, {'split_size': 0}, 'split_size must be at least 1'),
 ])
 def test_unusable_input_is_refused(pool, kernel, options, text):
@@ -101,5 +101,5 @@ def test_unusable_input_is_refused(pool, kernel, options, text):
 
 
 def test_labels_of_another_shape_are_refused():
-    with pytest.raises(UserError, match='one class index a picture'):
+    with pytest.raises(UserError, match='one class index an image'):
         sorted_by_class(np.zeros((4, 2)))

@@ -199,7 +199,7 @@ def test_unusable_input_is_refused(samples, reference, options, text):
 
 
 def test_equal_rows_warn_and_count():
-    """All samples one picture that lies in the middle: precise, but they cover no more than their own place."""
+    """All samples one image that lies in the middle: precise, but they cover no more than their own place."""
     reference = features(0, 40, 4)
     with pytest.warns(UserWarning, match='all 6 rows of samples are equal'):
         found = precision_recall(np.repeat(reference[:1], 6, 0), reference)

@@ -4,7 +4,7 @@
     LIT_JAX_ADM         folder with VIRTUAL_imagenet256_labeled.npz and admnet_guided_upsampled_imagenet256.npz, the
                         reference and the samples that guided-diffusion's evaluations/README.md links to
 
-The second needs features of 60,000 pictures: minutes on an accelerator, more than an hour on a few CPU cores.
+The second needs features of 60,000 images: minutes on an accelerator, more than an hour on a few CPU cores.
 """
 import os
 import warnings
@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from inception_samples import pictures
+from inception_samples import pixels
 from torchvision_shim import import_oracle
 
 from lit_jax.convert import inception_weights
@@ -78,7 +78,7 @@ def test_the_real_weights_give_torch_fidelitys_features(inception, tmp_path):
     torch.save(state, tmp_path / 'weights.pth')
     peer = oracle.FeatureExtractorInceptionV3('peer', ['2048', 'logits_unbiased'],
                                               feature_extractor_weights_path=str(tmp_path / 'weights.pth'))
-    images = pictures(256)
+    images = pixels(256)
     with torch.no_grad():
         pool, logits = peer(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     ours = jax.jit(inception.network.features)(inception.params, images)

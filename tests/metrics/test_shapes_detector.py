@@ -4,16 +4,16 @@ import pytest
 from scipy import ndimage
 
 from lit_jax.data.toys.shapes import BACKGROUND, PALETTE, Shape, ShapesSource, render
-from lit_jax.metrics.geneval.detector import Picture
+from lit_jax.metrics.geneval.detector import Pixels
 from lit_jax.metrics.toys.shapes_detector import UNKNOWN, ShapesDetector, nearest_colour
 from lit_jax.report.grids import to_uint8
 
 DETECTOR = ShapesDetector()
-Y, X = (np.mgrid[:256, :256] + 0.5) / 8       # eight points a pixel and axis of a picture of 32
+Y, X = (np.mgrid[:256, :256] + 0.5) / 8       # eight points a pixel and axis of an image of 32
 
 
 def detect(image):
-    return DETECTOR.detect(Picture('test', image))
+    return DETECTOR.detect(Pixels('test', image))
 
 
 def confident(image, least=0.9):
@@ -26,7 +26,7 @@ def truth(scene):
 
 
 def paint(inside, colour='blue'):
-    """A picture of a region, bool [256, 256], with soft edges."""
+    """An image of a region, bool [256, 256], with soft edges."""
     amount = inside.reshape(32, 8, 32, 8).mean(axis=(1, 3))[..., None]
     return np.round(np.array(BACKGROUND) * (1 - amount) + np.array(PALETTE[colour]) * amount).astype(np.uint8)
 
@@ -39,7 +39,7 @@ def test_exact_on_all_rendered_scenes(start):
         assert confident(to_uint8(render(scene.shapes))) == truth(scene), index
 
 
-def test_exact_on_larger_pictures():
+def test_exact_on_larger_images():
     source = ShapesSource(split='held_out', image_size=64)
     for index in range(40):
         scene = source.scene(index)
@@ -47,7 +47,7 @@ def test_exact_on_larger_pictures():
 
 
 @pytest.mark.parametrize('size', [18, 20, 24])
-def test_exact_on_small_pictures(size):
+def test_exact_on_small_images(size):
     """On 18 pixels, those of the demo, a shape is five pixels wide."""
     source = ShapesSource(split='held_out', image_size=size)
     for index in range(200):
@@ -74,7 +74,7 @@ def test_masks_and_colours_belong_to_the_objects():
     image = to_uint8(render(shapes))
     circle, triangle = sorted(detect(image), key=lambda one: one.class_name)
     assert circle.mask.shape == (32, 32) and circle.mask[8, 7] and not circle.mask[4, 3] and not (circle.mask & triangle.mask).any()
-    assert DETECTOR.colours(Picture('test', image), [circle, triangle], 'circle') == ['orange', 'purple']
+    assert DETECTOR.colours(Pixels('test', image), [circle, triangle], 'circle') == ['orange', 'purple']
 
 
 @pytest.mark.parametrize('name', PALETTE)
@@ -93,7 +93,7 @@ def test_a_shape_of_another_colour_is_a_shape_of_unknown_colour():
 
 @pytest.mark.parametrize('image', [np.full((32, 32, 3), value, np.uint8) for value in (0, 200, 255)]
                          + [np.full((32, 32, 3), PALETTE['red'], np.uint8)])
-def test_nothing_is_found_in_plain_pictures(image):
+def test_nothing_is_found_in_plain_images(image):
     assert detect(image) == []
 
 

@@ -32,7 +32,7 @@ def by_definition(x, kernel, bias):
 
 
 @pytest.mark.parametrize('form', ALL_FORMS)
-def test_a_single_weight_shifts_the_picture(form):
+def test_a_single_weight_shifts_the_image(form):
     x = jnp.arange(6.0).reshape(1, 2, 3, 1, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 1].set(1)          # takes the row above
     got = depthwise_conv(x, kernel, jnp.full(1, 0.5), form)[0, :, :, 0, 0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from inception_samples import golden, pictures, torch_state
+from inception_samples import golden, pixels, torch_state
 from torchvision_shim import import_oracle
 
 from lit_jax.convert.inception_weights import read_inception_params
@@ -34,7 +34,7 @@ def run(network, weights, images) -> dict:
 
 def errors_at_64(network, weights=None) -> dict[str, float]:
     """Relative errors against the golden outputs at 64 pixels."""
-    found, outputs = run(network, params() if weights is None else weights, pictures(64)), golden()[2]
+    found, outputs = run(network, params() if weights is None else weights, pixels(64)), golden()[2]
     return {name: relative_error(found[name], outputs[f'out64_64_{theirs}']) for name, theirs in GOLDEN_NAMES.items()}
 
 
@@ -45,12 +45,12 @@ def errors_at_64(network, weights=None) -> dict[str, float]:
 @pytest.mark.parametrize('side', [64, pytest.param(256, marks=pytest.mark.slow)])
 def test_golden_features(side):
     meta, _, outputs = golden()
-    found = run(InceptionNetwork(), params(), pictures(side))
+    found = run(InceptionNetwork(), params(), pixels(side))
     for name, theirs in GOLDEN_NAMES.items():
         want = outputs[f'out64_{side}_{theirs}']
         assert found[name].dtype == jnp.float32 and found[name].shape == want.shape
         assert np.abs(found[name] - want).max() <= meta['tol'][f'{side}_{theirs}']['atol_f32'], name
-    # Under weights for which all pictures look alike, the bounds above would mean nothing.
+    # Under weights for which all images look alike, the bounds above would mean nothing.
     assert np.abs(found['pool'][0] - found['pool'][1]).mean() > 1e-3
 
 
@@ -59,7 +59,7 @@ def test_golden_features_in_float64(x64):
     """Folding rounds the parameters to float32, which is all that differs from the golden run."""
     folded = read_inception_params(torch_state(), 'the golden weights', InceptionNetwork())
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), folded)
-    found = run(InceptionNetwork(), wide, pictures(64))
+    found = run(InceptionNetwork(), wide, pixels(64))
     for name, theirs in GOLDEN_NAMES.items():
         assert found[name].dtype == jnp.float64
         assert relative_error(found[name], golden()[2][f'out64_64_{theirs}']) <= 1e-6, name
@@ -89,7 +89,7 @@ def peer(tmp_path_factory):
 @pytest.mark.parametrize('side', [pytest.param(side, marks=() if side == 32 else pytest.mark.slow)
                                   for side in (32, 64, 128, 256, 299, 512)])
 def test_equals_torch_fidelity(peer, side):
-    images = pictures(side)
+    images = pixels(side)
     images[0, :2], images[1, -2:] = 255, 0
     want, found = peer(images), run(InceptionNetwork(), params(), images)
     for name in GOLDEN_NAMES:
@@ -98,8 +98,8 @@ def test_equals_torch_fidelity(peer, side):
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_pictures_that_are_not_square(peer):
-    images = pictures(128)[:, 10:90]
+def test_images_that_are_not_square(peer):
+    images = pixels(128)[:, 10:90]
     want, found = peer(images), run(InceptionNetwork(), params(), images)
     assert max(relative_error(found[name], want[name]) for name in GOLDEN_NAMES) <= BOUND
 
@@ -127,9 +127,9 @@ def test_mistake_in_the_epsilon():
 
 def test_mistakes_in_the_colours_and_the_spatial_features():
     network = InceptionNetwork()
-    assert relative_error(run(network, params(), pictures(64)[..., ::-1])['pool'], golden()[2]['out64_64_pool3']) > 10 * BOUND
+    assert relative_error(run(network, params(), pixels(64)[..., ::-1])['pool'], golden()[2]['out64_64_pool3']) > 10 * BOUND
     taps = np.asarray(jax.jit(network.activations, compiler_options=network.inference_options())(
-        params(), pictures(64))['Mixed_6d'])
+        params(), pixels(64))['Mixed_6d'])
     want = golden()[2]['out64_64_spatial']
     right = taps[..., :7]
     assert relative_error(right.reshape(2, -1), want) <= BOUND
@@ -168,7 +168,7 @@ def test_the_published_size():
 
 
 def test_fresh_parameters():
-    """He-normal kernels: under smaller ones every picture has the same features."""
+    """He-normal kernels: under smaller ones every image has the same features."""
     network = InceptionNetwork()
     fresh = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.tree.map(lambda p: (p.shape, p.dtype), fresh) == jax.tree.map(lambda p: (p.shape, p.dtype), network.abstract())

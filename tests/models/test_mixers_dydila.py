@@ -44,10 +44,10 @@ def drawn(options, dtype=jnp.float32, seed=0):
 
 
 def reference(p, x_BND, options, gaps):
-    """The paper's equations 1, 2, 5 to 10 for each picture; `gaps` collects how far each choice was from another."""
+    """The paper's equations 1, 2, 5 to 10 for each image; `gaps` collects how far each choice was from another."""
     o = {'heads': 1, 'projectors': 3, 'powers': 9, 'difference': 'tokens', 'normaliser': 'mean', 'dwc': 'branches',
          'separate_banks': False, **options}
-    return np.stack([picture(p, x_ND, o, gaps) for x_ND in x_BND])
+    return np.stack([image(p, x_ND, o, gaps) for x_ND in x_BND])
 
 
 def choose(x_D, kernel, gaps):
@@ -65,7 +65,7 @@ def power_of(z_D, gamma):
     return np.array([z / own * length for z in powered])
 
 
-def picture(p, x_ND, o, gaps):
+def image(p, x_ND, o, gaps):
     n, d, heads = len(x_ND), WIDTH, o['heads']
     e = d // heads
     tokens = {name: np.zeros((n, d)) for name in ('query', 'key', 'query2', 'key2', 'value')}
@@ -212,11 +212,11 @@ def test_the_power_is_safe(size, power):
 def test_it_shows_what_was_chosen():
     graphdef, params, x = drawn({'projectors': 7})
     mixer = nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params))
-    with watching(*mixer.statistics, *mixer.pictures) as seen:
+    with watching(*mixer.statistics, *mixer.images) as seen:
         mixer(jnp.asarray(x, jnp.float32), GRID)
     assert all(len(values) == 1 for values in seen.values())
     assert all(seen[name][0].shape == () for name in mixer.statistics)
-    for name in mixer.pictures:
+    for name in mixer.images:
         assert seen[name][0].shape == x.shape[:2] and seen[name][0].dtype == jnp.int32
     for name, kernel in (('query', 'routed_q'), ('key', 'routed_k')):
         np.testing.assert_array_equal(seen[f'route/{name}'][0], (x @ params[kernel]['router']['kernel']).argmax(-1))

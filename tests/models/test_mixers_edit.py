@@ -54,19 +54,19 @@ def group_norm(x, gain, bias, groups):
 
 
 def reference(params, x, grid, heads, groups):
-    """One picture, [N, D] -> [N, D], every pair of a query and a key on its own."""
+    """One image, [N, D] -> [N, D], every pair of a query and a key on its own."""
     width = x.shape[-1]
     flat = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    picture = x.reshape(*grid, width)
+    image = x.reshape(*grid, width)
     fusion = flat['fusion']
-    hidden = convolve(picture, fusion['compress']['kernel'], fusion['compress']['bias'])
+    hidden = convolve(image, fusion['compress']['kernel'], fusion['compress']['bias'])
     hidden = group_norm(hidden, fusion['norm']['gain'], fusion['norm']['bias'], groups)
     hidden = np.where(hidden > 0, hidden, 0.01 * hidden)
-    fused = picture + convolve(hidden, fusion['restore']['kernel'], fusion['restore']['bias'])
+    fused = image + convolve(hidden, fusion['restore']['kernel'], fusion['restore']['bias'])
     q = np.maximum(fused.reshape(-1, width) @ flat['q']['kernel'].reshape(width, width) + flat['q']['bias'].reshape(-1), 0)
 
     def compressed(part):
-        y = picture @ part['linear']['kernel'].reshape(width, width) + part['linear']['bias'].reshape(-1)
+        y = image @ part['linear']['kernel'].reshape(width, width) + part['linear']['bias'].reshape(-1)
         return convolve(y, part['kernel'].reshape(3, 3, width), part['bias'].reshape(-1), 2, True).reshape(-1, width)
 
     k, v = np.maximum(compressed(flat['k']), 0), compressed(flat['v'])

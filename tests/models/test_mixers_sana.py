@@ -52,9 +52,9 @@ def mix_ffn(torch, prefix, width, ratio, dtype):
     return filled(lambda: FFNS['mix'](width, ratio, dtype=dtype, rngs=nnx.Rngs(0)), params)
 
 
-def tokens_of(picture_BCHW):
-    b, c = picture_BCHW.shape[:2]
-    return np.moveaxis(picture_BCHW, 1, -1).reshape(b, -1, c)
+def tokens_of(image_BCHW):
+    b, c = image_BCHW.shape[:2]
+    return np.moveaxis(image_BCHW, 1, -1).reshape(b, -1, c)
 
 
 @BOTH_WIDTHS

@@ -174,7 +174,7 @@ def test_captions_arrive_in_a_small_model_as_large_as_in_the_published_one():
 
 @pytest.mark.parametrize('pixels', [256, 512, 1024, 2048])
 def test_every_resolution_sees_the_same_coordinates(pixels):
-    """PixArt-Σ: 0 to 32 at the size that it was trained at, whatever that is; a wider picture than that as well."""
+    """PixArt-Σ: 0 to 32 at the size that it was trained at, whatever that is; a wider image than that as well."""
     side = pixels // 16
     for tokens in (side, side // 2 * 3):
         coordinates = position_coordinates(tokens, side, pixels / 512)

@@ -37,7 +37,7 @@ def test_bits_of_torch_fidelity(height, width, size):
     assert np.array_equal(scaled, (want - 128) / 128)
 
 
-def test_one_pixel_and_flat_pictures():
+def test_one_pixel_and_flat_images():
     assert np.array_equal(resize(np.full((1, 1, 1, 3), 7, np.uint8), 5), np.full((1, 5, 5, 3), 7, np.float32))
     assert np.array_equal(resize(np.full((1, 64, 80, 3), 255, np.uint8)), np.full((1, 299, 299, 3), 255, np.float32))
 

@@ -157,7 +157,7 @@ def test_gradients_reach_every_parameter(tiny):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One picture at a time
+# One image at a time
 
 
 def test_one_by_one_is_the_same_in_less_memory(tiny):
@@ -181,7 +181,7 @@ def temporary_bytes(compiled):
 
 
 def test_one_by_one_on_a_mesh_sends_nothing(tiny):
-    """Four devices with two pictures each: each decodes its own."""
+    """Four devices with two images each: each decodes its own."""
     network, params = tiny
     mesh = jax.make_mesh((2, 2, 1), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
     z = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
@@ -221,7 +221,7 @@ def test_a_tile_fades_linearly_where_two_overlap():
     np.testing.assert_allclose(fades, [[1, 1, 0.75, 0.25], [0.25, 0.75, 1, 1]])
 
 
-def test_tiles_of_a_local_decoder_give_the_whole_picture():
+def test_tiles_of_a_local_decoder_give_the_whole_image():
     """A decoder that looks at one pixel: what tiles change is what the real one's norms and attention make of them."""
     z = jax.random.normal(jax.random.key(0), (2, 13, 21, 3))
     double = lambda z: jnp.tanh(z).repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
@@ -238,8 +238,8 @@ def test_tiles_of_different_tint_have_no_seams():
     assert np.abs(np.diff(row)).max() <= 0.6 / 4 + 1e-6
 
 
-def test_tiled_pictures_are_near_the_whole_one_and_nearer_with_larger_tiles(goldens):
-    """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the picture's
+def test_tiled_images_are_near_the_whole_one_and_nearer_with_larger_tiles(goldens):
+    """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the image's
     deviation: 0.69 (rms) with tiles of 8, 0.28 with 16, 0.12 with 24 of 32 x 40."""
     network, params, _ = load_golden(goldens / 'vae_two.npz', jnp.float32)
     z = jax.random.normal(jax.random.key(0), (1, 32, 40, 4))
@@ -251,8 +251,8 @@ def test_tiled_pictures_are_near_the_whole_one_and_nearer_with_larger_tiles(gold
     assert jnp.array_equal(decode(params, z, tile=40), whole)
 
 
-def test_memory_of_tiles_does_not_grow_with_the_picture(tiny):
-    """Of what is held beside the picture itself (twice the latent's sides here, 3 channels)."""
+def test_memory_of_tiles_does_not_grow_with_the_image(tiny):
+    """Of what is held beside the image itself (twice the latent's sides here, 3 channels)."""
     network, params = tiny
     small, large = (temporary_bytes(compiled_decode(network, params, jnp.zeros((1, side, side, 2)), tile=16))
                     for side in (32, 64))
@@ -268,7 +268,7 @@ def test_memory_of_tiles_does_not_grow_with_the_picture(tiny):
 @pytest.mark.parametrize('shape, words', [
     ((1, 8, 8, 1), r'\[B, H, W, 3\], got \[1, 8, 8, 1\]'), ((8, 8, 3), 'B, H, W, 3'), ((1, 8, 7, 3), 'multiples of 2'),
     ((1, 0, 8, 3), 'multiples of 2')])
-def test_pictures_that_do_not_fit_are_refused(tiny, shape, words):
+def test_images_that_do_not_fit_are_refused(tiny, shape, words):
     network, params = tiny
     with pytest.raises(UserError, match=words):
         network.encode(params, jnp.zeros(shape))
@@ -276,7 +276,7 @@ def test_pictures_that_do_not_fit_are_refused(tiny, shape, words):
 
 def test_sides_of_the_full_configuration_are_multiples_of_eight():
     network = VaeNetwork({})
-    with pytest.raises(UserError, match='pictures of 256 x 260 pixels cannot be encoded: .* multiples of 8'):
+    with pytest.raises(UserError, match='images of 256 x 260 pixels cannot be encoded: .* multiples of 8'):
         jax.eval_shape(network.encode, network.abstract(), jax.ShapeDtypeStruct((1, 256, 260, 3), jnp.float32))
 
 

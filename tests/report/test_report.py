@@ -6,11 +6,11 @@ import numpy as np
 from lit_jax.report.html import Report, add_inheritance, loss_series, write_run_report
 
 
-def test_text_is_escaped_and_pictures_are_inside(tmp_path):
+def test_text_is_escaped_and_images_are_inside(tmp_path):
     report = Report('a < b')
     report.heading('<script>')
     report.table(('leaf', 'count'), [('x & y', 3)])
-    report.picture(np.zeros((4, 4, 1), np.uint8), 'nothing', zoom=3)
+    report.image(np.zeros((4, 4, 1), np.uint8), 'nothing', zoom=3)
     report.curves({'loss': ([1, 2], [0.1, 0.01])}, caption='falls', x_label='step', y_label='loss')
     report.write(tmp_path / 'report.html')
     page = (tmp_path / 'report.html').read_text()

@@ -1,4 +1,4 @@
-"""A picture's bits: the same alone, in any batch, on any number of devices; another group size rounds differently."""
+"""An image's bits: the same alone, in any batch, on any number of devices; another group size rounds differently."""
 import jax
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
 from lit_jax.checkpoint.vae_folder import load_vae
-from lit_jax.sampling.groups import GroupSampler, Pictures
+from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
 from lit_jax.sampling.program import build_sampler, make_sampler, sample_many
 
@@ -20,7 +20,7 @@ def model(request, tmp_path_factory):
 
 def sampler(model, count=50, devices=1, group=8, seed=3, **options):
     labels = random_labels(seed, count, range(10))
-    return GroupSampler(model, SETTINGS, Pictures.of_classes(labels, seed), group=group, devices=jax.devices()[:devices], **options)
+    return GroupSampler(model, SETTINGS, Images.of_classes(labels, seed), group=group, devices=jax.devices()[:devices], **options)
 
 
 @pytest.fixture(scope='module')
@@ -58,11 +58,11 @@ def test_another_group_size_rounds_differently_and_no_more(model, reference):
         np.testing.assert_allclose(many, reference, atol=1e-4 * np.abs(reference).max())
 
 
-def test_seed_number_and_label_make_the_picture(model, reference):
+def test_seed_number_and_label_make_the_image(model, reference):
     assert not np.allclose(sampler(model, seed=4).draw_all()[0], reference[0])
     assert not np.allclose(initial_noise(model.network, 0, [0]), initial_noise(model.network, 0, [1]))
     labels = (random_labels(3, 50, range(10)) + 1) % 10
-    other = GroupSampler(model, SETTINGS, Pictures.of_classes(labels, 3), group=8, devices=jax.devices()[:1]).draw_all()
+    other = GroupSampler(model, SETTINGS, Images.of_classes(labels, 3), group=8, devices=jax.devices()[:1]).draw_all()
     assert not np.allclose(other[0], reference[0])
 
 
@@ -77,9 +77,9 @@ def test_latents_are_decoded_by_the_vae_in_the_same_program(tmp_path):
     model = lit_jax.load(save_latent_model(tmp_path / 'model'))
     vae = load_vae(save_vae(tmp_path / 'vae'))
     latents = sampler(model, count=10, group=4).draw_all()
-    pictures = sampler(model, count=10, group=4, devices=2, vae=vae).draw_all()
-    assert pictures.shape == (10, 16, 16, 3)
-    np.testing.assert_allclose(pictures, vae.decode(latents), atol=1e-4 * np.abs(pictures).max())
+    images = sampler(model, count=10, group=4, devices=2, vae=vae).draw_all()
+    assert images.shape == (10, 16, 16, 3)
+    np.testing.assert_allclose(images, vae.decode(latents), atol=1e-4 * np.abs(images).max())
 
 
 def test_options_that_contradict_each_other_are_refused(model):

@@ -1,4 +1,4 @@
-"""Which class each picture of a set shows."""
+"""Which class each image of a set shows."""
 import numpy as np
 import pytest
 

@@ -80,7 +80,7 @@ def test_latent_sizes():
     assert prompts.latent_size(None, ARCH, 8) == (64, 64)
 
 
-def test_large_pictures_are_computed_alone_and_small_ones_together():
+def test_large_images_are_computed_alone_and_small_ones_together():
     assert [prompts.default_group((side, side)) for side in (4, 8, 16, 32, 64, 128)] == [8, 8, 8, 2, 1, 1]
 
 

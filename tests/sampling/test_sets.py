@@ -1,4 +1,4 @@
-"""Sets of pictures through `draw`: what is written, the same bytes after any kill, and what is refused."""
+"""Sets of images through `draw`: what is written, the same bytes after any kill, and what is refused."""
 import json
 import os
 import random
@@ -48,7 +48,7 @@ def read(path):
 def test_a_set_holds_rgb_bytes_labels_and_its_recipe(request_of, tmp_path):
     line = draw(request_of)
     arrays = read(tmp_path / 'set.npz')
-    assert '300 pictures now' in line and sorted(arrays) == ['arr_0', 'arr_1']
+    assert '300 images now' in line and sorted(arrays) == ['arr_0', 'arr_1']
     assert arrays['arr_0'].shape == (300, 8, 8, 3) and arrays['arr_0'].dtype == np.uint8
     assert (arrays['arr_0'] == arrays['arr_0'][..., :1]).all() and 20 < arrays['arr_0'].std() < 120
     assert arrays['arr_1'].shape == (300,) and set(arrays['arr_1']) == set(range(10))
@@ -81,7 +81,7 @@ def test_a_whole_set_is_not_drawn_again_and_another_is_not_overwritten(request_o
     written = (tmp_path / 'set.npz').stat().st_mtime_ns
     monkeypatch.setattr(run, 'GroupSampler', None)      # nothing may be drawn
     assert 'whole already' in draw(request_of)
-    for change, message in (({'seed': 1}, 'pictures.seed: 0 there, 1 now'), ({'steps': 4}, 'sampler.steps: 3 there, 4 now'),
+    for change, message in (({'seed': 1}, 'images.seed: 0 there, 1 now'), ({'steps': 4}, 'sampler.steps: 3 there, 4 now'),
                             ({'cfg_interval': (0.2, 0.8)}, 'sampler.cfg_interval'), ({'group': 8}, 'computed.group')):
         with pytest.raises(UserError, match=f'belongs to another recipe(.|\n)*{message}'):
             draw(replace(request_of, **change))
@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(request_of, tmp_path, monkey
         draw(request_of)
     parts = tmp_path / 'set.npz.parts'
     assert sorted(os.listdir(parts)) == ['000000000-000000128.npy', 'card.json'] and not (tmp_path / 'set.npz').exists()
-    with pytest.raises(UserError, match='set.npz.parts belongs to another recipe(.|\n)*pictures.seed'):
+    with pytest.raises(UserError, match='set.npz.parts belongs to another recipe(.|\n)*images.seed'):
         draw(replace(request_of, seed=1))
     with monkeypatch.context() as patch:
         written = stop_after(patch, 99)
@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_before_the_start(request_of, tmp_path, monkeypatch)
 # Files, latents
 
 
-def test_single_files_are_the_pictures_of_the_set(request_of, tmp_path):
+def test_single_files_are_the_images_of_the_set(request_of, tmp_path):
     balanced = replace(request_of, count=None, per_class=4, classes='3,7')
     draw(balanced)
     folder = replace(balanced, out=str(tmp_path / 'files'))
@@ -228,7 +228,7 @@ def test_models_that_take_different_noise_are_not_compared(model, tmp_path):
     assert 'input_size: [8, 8] in ' in str(raised.value) and not (tmp_path / 'pair.png').exists()
 
 
-def test_pictures_that_are_not_numbers_stop_the_run(request_of, tmp_path, monkeypatch):
+def test_images_that_are_not_numbers_stop_the_run(request_of, tmp_path, monkeypatch):
     def poisoned(images):
         return to_uint8(np.where(np.arange(len(images))[:, None, None, None] == 3, np.nan, images))
 
@@ -279,7 +279,7 @@ def test_killed_and_started_again_gives_the_same_bytes(request_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_thousand_pictures_killed_at_random_on_changing_devices(request_of, tmp_path):
+def test_two_thousand_images_killed_at_random_on_changing_devices(request_of, tmp_path):
     """1 and 8 devices, batches of 7 and 64, five kills: one file."""
     wanted, dice = replace(request_of, count=2000, steps=20), random.Random(0)
     for name, devices, batch in (('one', 1, 7), ('eight', 8, 64)):
@@ -305,4 +305,4 @@ def test_two_processes_draw_one_set(request_of, tmp_path):
     assert (tmp_path / 'set.npz').read_bytes() == (tmp_path / 'straight.npz').read_bytes()
     different = run_processes(command(request_of, '--seed={process_id}', *join), 2, timeout=150)
     for status, output in different:
-        assert status == 1 and 'recipe card.pictures.seed: 0 on process 0' in output, output
+        assert status == 1 and 'recipe card.images.seed: 0 on process 0' in output, output

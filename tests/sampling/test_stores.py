@@ -13,14 +13,14 @@ from lit_jax.sampling.stores import NpzStore, open_store, part_size
 CARD = {'kind': 'pictures', 'seed': 0}
 
 
-def pictures(part, count, side):
+def pixels(part, count, side):
     return np.random.default_rng(part).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
 def fill(store, side, parts=None):
     assert store.begin()
     for part in store.missing() if parts is None else parts:
-        store.write(part, pictures(part, min(store.size, len(store.labels) - part * store.size), side))
+        store.write(part, pixels(part, min(store.size, len(store.labels) - part * store.size), side))
 
 
 def test_joining_needs_the_memory_of_a_part(tmp_path):
@@ -33,7 +33,7 @@ def test_joining_needs_the_memory_of_a_part(tmp_path):
     assert peak < 5 * 16 * 128 * 128 * 3 <= (tmp_path / 'set.npz').stat().st_size / 4
     with np.load(tmp_path / 'set.npz') as arrays:
         images = arrays['arr_0']
-    np.testing.assert_array_equal(images, np.concatenate([pictures(part, 16, 128) for part in range(20)]))
+    np.testing.assert_array_equal(images, np.concatenate([pixels(part, 16, 128) for part in range(20)]))
 
 
 def test_a_kill_while_joining_costs_nothing(tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_the_same_in_a_bucket(bucket, tmp_path):  # noqa: F811
     for name in ('set.npz', 'fetched.npz'):
         with np.load(tmp_path / name) as arrays:
             np.testing.assert_array_equal(arrays['arr_1'], np.arange(40))
-            np.testing.assert_array_equal(arrays['arr_0'], np.concatenate([pictures(k, n, 8) for k, n in ((0, 16), (1, 16), (2, 8))]))
+            np.testing.assert_array_equal(arrays['arr_0'], np.concatenate([pixels(k, n, 8) for k, n in ((0, 16), (1, 16), (2, 8))]))
     assert not remote.folder.exists() and not remote.begin()
 
 

@@ -1,4 +1,4 @@
-"""Pictures from prompts: what they depend on, what memory is held, what is written where, and what is refused."""
+"""Images from prompts: what they depend on, what memory is held, what is written where, and what is refused."""
 import json
 import logging
 import os
@@ -62,14 +62,14 @@ def read(path):
 # The class
 
 
-def test_a_picture_is_the_same_alone_and_in_company(pipeline, features, drawn):
+def test_a_image_is_the_same_alone_and_in_company(pipeline, features, drawn):
     alone = pipeline.draw(pipeline.encode(['two blue squares']), [1], **FAST)
     assert np.array_equal(alone[0], drawn[3])
     many = pipeline.draw(features, range(19), [1] * 19, **FAST)          # more than two groups of 8
     assert np.array_equal(many[1], drawn[3]) and len(np.unique(many[:, 0, 0, 0])) == 19
 
 
-def test_prompt_seed_and_negative_prompt_each_change_the_picture(pipeline, drawn):
+def test_prompt_seed_and_negative_prompt_each_change_the_image(pipeline, drawn):
     assert len({image.tobytes() for image in drawn}) == 6
     negative = pipeline.draw(pipeline.encode(['two blue squares'], negative='a red circle'), [1], **FAST)
     assert not np.array_equal(negative[0], drawn[3])
@@ -123,7 +123,7 @@ def test_other_sizes_than_the_models_own(pipeline, features):
         pipeline.draw(features, [0], [0], size=(25, 32), **FAST)
 
 
-def test_large_pictures_are_decoded_in_tiles(pipeline, features, monkeypatch):
+def test_large_images_are_decoded_in_tiles(pipeline, features, monkeypatch):
     asked = []
     decode = pipeline._decode
     monkeypatch.setattr(pipeline, '_decode', lambda params, z, tile: asked.append(tile) or decode(params, z, tile=tile))
@@ -176,7 +176,7 @@ def command(system, **options):
     return start({**system, **FAST, **options})
 
 
-def test_one_picture_and_a_sheet(system, tmp_path):
+def test_one_image_and_a_sheet(system, tmp_path):
     line = command(system, prompt=['a red circle'], seed=3, out=str(tmp_path / 'one.png'))
     assert read(tmp_path / 'one.png').shape == (64, 64, 3) and 'peak memory' in line and 'seed 3' in line       # shown larger: 4 x 16
     command(system, prompt=['a red circle', 'two blue squares'], seeds='3,4,5', out=str(tmp_path / 'sheet.png'))
@@ -199,13 +199,13 @@ def test_a_folder_goes_on_where_it_was_stopped(system, tmp_path, monkeypatch):
     (tmp_path / 'out' / names[1]).unlink()
     (tmp_path / 'out' / names[2]).unlink()
     kept = (tmp_path / 'out' / names[0]).stat().st_mtime_ns
-    assert 'wrote 2 pictures' in command(system, **options, low_memory=True)
+    assert 'wrote 2 images' in command(system, **options, low_memory=True)
     assert {name: (tmp_path / 'out' / name).read_bytes() for name in names} == before
     assert (tmp_path / 'out' / names[0]).stat().st_mtime_ns == kept
     monkeypatch.setattr(TextToImage, 'load', lambda *_: pytest.fail('nothing is left to draw'))
     assert 'there already' in command(system, **options)
-    for other, field in (({'cfg_scale': 2.0}, 'sampler.cfg_scale'), ({'negative_prompt': 'a circle'}, 'pictures.negative_prompt'),
-                         ({'prompt': ['more']}, 'pictures.prompts'), ({'size': '24'}, 'pictures.size'), ({'tile': 4}, 'vae.tile')):
+    for other, field in (({'cfg_scale': 2.0}, 'sampler.cfg_scale'), ({'negative_prompt': 'a circle'}, 'images.negative_prompt'),
+                         ({'prompt': ['more']}, 'images.prompts'), ({'size': '24'}, 'images.size'), ({'tile': 4}, 'vae.tile')):
         with pytest.raises(UserError, match=f'(?s)another recipe.*{field}'):
             command(system, **{**options, **other})
 
@@ -236,7 +236,7 @@ def test_the_prompts_of_geneval(pixels, tmp_path):
         (tmp_path / f'{number:05d}').mkdir()
         (tmp_path / f'{number:05d}/metadata.jsonl').write_text(json.dumps(
             {'tag': 'single_object', 'include': [{'class': 'cat', 'count': 1}], 'prompt': prompt}) + '\n')
-    assert 'wrote 8 pictures' in command(pixels, geneval=str(tmp_path))
+    assert 'wrote 8 images' in command(pixels, geneval=str(tmp_path))
     assert sorted(path.name for path in (tmp_path / '00001/samples').iterdir()) == ['0000.png', '0001.png', '0002.png', '0003.png']
     command(pixels, prompt=['two blue squares'], seed=2, out=str(tmp_path / 'one'))
     assert np.array_equal(read(tmp_path / '00001/samples/0002.png'), read(tmp_path / 'one/00000_seed2.png'))
@@ -270,7 +270,7 @@ REFUSED = [
     ({'prompt': ()}, 'no prompt is given'),
     ({'size': '15'}, 'nearest size is 16x16'),
     ({'out': 'set.npz'}, 'sets are of classes'),
-    ({'out': 'picture.jpg'}, '.jpg is not known'),
+    ({'out': 'image.jpg'}, '.jpg is not known'),
     ({'method': 'euler'}, 'unknown sampler'),
     ({'group': 0}, '--group must be at least 1'),
     ({'tile': -1}, '--tile not negative'),
@@ -361,13 +361,13 @@ def test_the_script_draws_what_it_is_told(pixels, tmp_path):
              '--prompt=']
     status, out, errors = call(*flags, '--seeds=0,1', '--low_memory', f'--out={tmp_path / "out"}')
     assert (status, 'Traceback' in errors) == (0, False), errors
-    assert 'wrote 4 pictures' in out and 'peak memory' in out and 'prompt 1 is empty' in errors and 'memory expected' in errors
+    assert 'wrote 4 images' in out and 'peak memory' in out and 'prompt 1 is empty' in errors and 'memory expected' in errors
     status, _, errors = call(*flags, '--classes=3', f'--out={tmp_path / "x.png"}')
     assert status == 1 and errors.strip().splitlines()[-1].startswith('error: --classes: not for') and 'Traceback' not in errors
 
 
 @pytest.mark.slow
-def test_every_method_draws_finite_pictures(tmp_path):
+def test_every_method_draws_finite_images(tmp_path):
     pipeline = TextToImage(save_text_model(tmp_path / 'm', space='pixels', mixer='softmax'), save_words_encoder(tmp_path / 't5'))
     features = pipeline.encode(['a red circle'])
     for method in ('ddpm', 'ddim', 'dpm++', 'dpm++original'):
@@ -375,15 +375,15 @@ def test_every_method_draws_finite_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_deal_the_pictures_out(pixels, tmp_path):
-    """Three pictures in groups of one, with networks one at a time; and a sheet, which process 0 draws."""
+def test_two_processes_deal_the_images_out(pixels, tmp_path):
+    """Three images in groups of one, with networks one at a time; and a sheet, which process 0 draws."""
     command(pixels, prompt=['a red circle'], seeds='0,1,2', group=1, out=str(tmp_path / 'one'))
     flags = ['sample.py', f'--from={pixels["source"]}', f'--text_encoder={pixels["text_encoder"]}', '--steps=2', '--method=ddim',
              '--prompt=a red circle', '--seeds=0,1,2', '--group=1', '--low_memory', '--coordinator={coordinator}',
              '--num_processes={num_processes}', '--process_id={process_id}']
     results = run_processes([*flags, f'--out={tmp_path / "two"}'], 2, timeout=240)
     assert_all_good(results)
-    assert 'wrote 3 pictures' in results[0][1] and 'wrote' not in results[1][1]
+    assert 'wrote 3 images' in results[0][1] and 'wrote' not in results[1][1]
     for name in ('00000_seed0.png', '00000_seed1.png', '00000_seed2.png', 'prompts.jsonl'):
         assert (tmp_path / 'two' / name).read_bytes() == (tmp_path / 'one' / name).read_bytes()
     assert_all_good(run_processes([*flags, f'--out={tmp_path / "sheet.png"}'], 2, timeout=240))

@@ -297,7 +297,7 @@ def test_a_text_model_takes_all_but_the_self_attention():
     assert report['notes'] == []
 
 
-def test_a_larger_picture_goes_on_with_the_same_weights():
+def test_a_larger_image_goes_on_with_the_same_weights():
     """512 -> 1024: nothing stored depends on the size, and the positions stay those of the teacher."""
     lit = {**LINEAR, 'heads': 1}
     larger = pixart(lit, input_size=[8, 8], base_size=4, pe_interpolation=2.0)

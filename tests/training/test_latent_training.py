@@ -1,4 +1,4 @@
-"""Training on cached latents, and from pictures with the VAE in the step."""
+"""Training on cached latents, and from images with the VAE in the step."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ KEY = jax.random.key(3)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Four classes of coloured 8x8 pictures, and a VAE that halves their sides."""
+def images(tmp_path):
+    """Four classes of coloured 8x8 images, and a VAE that halves their sides."""
     from PIL import Image
     rng = np.random.default_rng(0)
     for label in range(4):
@@ -47,9 +47,9 @@ def test_the_posterior_is_sampled_anew_in_every_step():
         assert abs(float(x0.mean()) - 4 * 0.7) < 5 * 0.8 / 128 and abs(float(x0.std()) / (4 * std) - 1) < 0.03
 
 
-def test_pictures_in_the_step_give_what_their_cached_moments_give(pictures):
-    vae = load_vae(pictures / 'vae')
-    config = recipe('folder', pictures / 'pictures', folder=pictures / 'vae')
+def test_images_in_the_step_give_what_their_cached_moments_give(pixels):
+    vae = load_vae(pixels / 'vae')
+    config = recipe('folder', pixels / 'pictures', folder=pixels / 'vae')
     images = setup.build_source(config).take(range(5))['image']
     mean, logvar = vae.encode(images)
     cached = clean_inputs({'moments': jnp.concatenate([mean, logvar], -1)}, KEY, setup.build_objective(config))
@@ -59,13 +59,13 @@ def test_pictures_in_the_step_give_what_their_cached_moments_give(pictures):
 
 
 @pytest.mark.slow
-def test_a_run_on_pictures_with_the_vae_in_the_step_draws_pictures(pictures):
-    config = recipe('folder', pictures / 'pictures', folder=pictures / 'vae')
+def test_a_run_on_images_with_the_vae_in_the_step_draws_images(images):
+    config = recipe('folder', images / 'pictures', folder=images / 'vae')
     config.sample.update({'every': 4, 'count': 4, 'steps': 2})
-    assert loop.train(config, pictures / 'run') == 'done'
-    assert np.isfinite(read_lines(pictures / 'run' / 'metrics.jsonl')[-1]['loss/mse'])
+    assert loop.train(config, images / 'run') == 'done'
+    assert np.isfinite(read_lines(images / 'run' / 'metrics.jsonl')[-1]['loss/mse'])
     from PIL import Image
-    grid = np.asarray(Image.open(pictures / 'run' / 'samples' / '000000004.png'))
+    grid = np.asarray(Image.open(images / 'run' / 'samples' / '000000004.png'))
     assert grid.ndim == 3 and grid.shape[2] == 3
 
 
@@ -106,23 +106,23 @@ def test_latents_of_another_vae_than_the_one_given_are_refused(tmp_path):
     ({'scale': 1.0}, r'latent\.scale: 4\.0 in the VAE, 1\.0 in the recipe'),
     ({'vae': 'sd'}, r'latent\.vae: tiny-0 in the VAE, sd in the recipe'),
 ])
-def test_a_vae_that_does_not_fit_the_recipe_is_refused(pictures, latent, message):
-    config = recipe('folder', pictures / 'pictures', folder=pictures / 'vae', **latent)
+def test_a_vae_that_does_not_fit_the_recipe_is_refused(images, latent, message):
+    config = recipe('folder', images / 'pictures', folder=images / 'vae', **latent)
     with pytest.raises(UserError, match=message):
-        loop.train(config, pictures / 'run')
-    assert not (pictures / 'run').exists()
+        loop.train(config, images / 'run')
+    assert not (images / 'run').exists()
 
 
-def test_pictures_without_a_vae_say_how_to_get_one(pictures):
-    with pytest.raises(UserError, match=r'latent\.vae_path: to train from the pictures of folder.*prepare_latents\.py'):
-        loop.train(recipe('folder', pictures / 'pictures'), pictures / 'run')
+def test_images_without_a_vae_say_how_to_get_one(images):
+    with pytest.raises(UserError, match=r'latent\.vae_path: to train from the images of folder.*prepare_latents\.py'):
+        loop.train(recipe('folder', images / 'pictures'), images / 'run')
 
 
-def test_a_damaged_picture_is_replaced_and_reported(pictures, caplog):
-    (pictures / 'pictures' / 'class1' / '3.png').write_bytes(b'')
-    config = recipe('folder', pictures / 'pictures', folder=pictures / 'vae')
-    assert loop.train(config, pictures / 'run') == 'done'
-    assert any('1 damaged picture(s) were replaced' in record.getMessage() for record in caplog.records)
+def test_a_damaged_image_is_replaced_and_reported(images, caplog):
+    (images / 'pictures' / 'class1' / '3.png').write_bytes(b'')
+    config = recipe('folder', images / 'pictures', folder=images / 'vae')
+    assert loop.train(config, images / 'run') == 'done'
+    assert any('1 damaged image(s) were replaced' in record.getMessage() for record in caplog.records)
     config.data.strict = True
     with pytest.raises(UserError, match='3.png cannot be decoded: it is empty'):
-        loop.train(config, pictures / 'strict')
+        loop.train(config, images / 'strict')

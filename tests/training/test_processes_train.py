@@ -139,8 +139,8 @@ def test_a_teacher_that_one_host_cannot_see_stops_all(straight, tmp_path):
 
 def test_two_processes_score_as_one(tmp_path):
     digits = open_source('digits', split='train')
-    pictures = to_uint8(digits.take(range(200))['image'])
-    np.savez(tmp_path / 'reference.npz', arr_0=np.broadcast_to(pictures, (*pictures.shape[:3], 3)))
+    images = to_uint8(digits.take(range(200))['image'])
+    np.savez(tmp_path / 'reference.npz', arr_0=np.broadcast_to(images, (*images.shape[:3], 3)))
     scored = ['--config.data.name=digits', '--config.train.steps=4', '--config.eval.every=4', '--config.eval.num_samples=72',
               '--config.eval.steps=3', '--config.eval.features=digits', '--config.eval.metrics=fid,recall',
               f'--config.eval.reference={tmp_path / "reference.npz"}']

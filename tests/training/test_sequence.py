@@ -1,4 +1,4 @@
-"""Token rows cut over `seq`: the same pictures at 2048 and 4096 pixels, and nothing sent but what must be."""
+"""Token rows cut over `seq`: the same images at 2048 and 4096 pixels, and nothing sent but what must be."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_linear_attention_sends_its_state_and_the_halo_and_nothing_else(gradient
 def test_batches_are_not_mixed_by_the_sequence_axis():
     bytes_sent, found = sent('linear', 16, data=2, batch=4)
     assert set(bytes_sent) == {'all-reduce', 'collective-permute'}, format_collectives(found)
-    assert bytes_sent['all-reduce'] == 2 * 4 * HEADS * (HEAD * HEAD + HEAD)      # two pictures a device
+    assert bytes_sent['all-reduce'] == 2 * 4 * HEADS * (HEAD * HEAD + HEAD)      # two images a device
 
 
 def test_softmax_attention_gathers_all_keys_and_values():
@@ -90,7 +90,7 @@ def test_rows_that_do_not_divide_would_gather_the_tokens():
 
 
 @pytest.mark.parametrize('pixels', [2048, pytest.param(4096, marks=pytest.mark.slow)])
-def test_a_large_picture_is_the_same_on_one_device_and_cut_over_eight(pixels):
+def test_a_large_image_is_the_same_on_one_device_and_cut_over_eight(pixels):
     """LiT on 16,384 and 65,536 tokens. Sums over that many tokens in another order: relative 1e-4 of the largest value."""
     side = pixels // 8
     network = Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 2, 'input_size': [side, side], 'channels': 4,

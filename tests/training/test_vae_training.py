@@ -30,19 +30,19 @@ def recipe(tmp_path):
 @pytest.mark.slow
 def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
     untrained = VaeNetwork(recipe.vae.to_dict())
-    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)), vae_training.open_pictures(recipe, 'held_out'))
+    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)), vae_training.open_images(recipe, 'held_out'))
     quality = vae_training.train_vae(recipe, tmp_path / 'vae')
-    assert quality.psnr > before.psnr + 2 and quality.pictures == before.pictures == 5
+    assert quality.psnr > before.psnr + 2 and quality.images == before.images == 5
     vae = load_vae(tmp_path / 'vae')
     assert (vae.id, vae.scale, vae.shift) == ('flat', 1.0, 0.0) and len(vae.sha256) == 64
-    mean, _ = vae.encode(vae_training.open_pictures(recipe, 'train').take(range(12))['image'])
+    mean, _ = vae.encode(vae_training.open_images(recipe, 'train').take(range(12))['image'])
     assert float(np.std(mean)) == pytest.approx(1, rel=1e-3)
-    assert vae_training.measure(vae.network, vae.params, vae_training.open_pictures(recipe, 'held_out')) == quality
+    assert vae_training.measure(vae.network, vae.params, vae_training.open_images(recipe, 'held_out')) == quality
     with pytest.raises(UserError, match='exists'):
         vae_training.train_vae(recipe, tmp_path / 'vae')
 
 
-def test_unit_latents_draw_the_same_pictures(recipe):
+def test_unit_latents_draw_the_same_images(recipe):
     network = VaeNetwork(recipe.vae.to_dict())
     params = network.init(jax.random.key(1))
     scaled = vae_training.unit_latents(params, 3.0)

@@ -1,8 +1,8 @@
-"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: a picture folder to try things on.
+"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: an image folder to try things on.
 
-    python -m lit_jax.data.toys.photos --out pictures --size 64 --per_photo 160
+    python -m lit_jax.data.toys.photos --out images --size 64 --per_photo 160
 
-writes pictures/train/NAME/0000.png and pictures/held_out/NAME/0000.png, one class a photograph. Held-out crops come from
+writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class a photograph. Held-out crops come from
 the right quarter of each photograph, training crops from the rest, so that no pixel is in both. Needs scikit-image.
 """
 import argparse
@@ -44,7 +44,7 @@ def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> 
 
 
 def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 16, seed: int = 0) -> Path:
-    """Writes the picture folder, and returns it. The same arguments give the same pictures.
+    """Writes the image folder, and returns it. The same arguments give the same images.
 
     Raises UserError if `out` is there and not empty."""
     out = Path(out)

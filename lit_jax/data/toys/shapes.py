@@ -22,7 +22,7 @@ BACKGROUND = (128, 128, 128)                                        # 0 to the m
 PALETTE = {'red': (200, 20, 40), 'orange': (250, 130, 10), 'yellow': (250, 240, 40), 'green': (25, 150, 50),
            'blue': (30, 60, 220), 'purple': (150, 20, 190)}         # uint8 RGB
 PLACES = 3                                                          # where an object may be, along each side
-SMALLEST_PICTURE = 18                                               # on fewer pixels a triangle looks like a circle
+SMALLEST_IMAGE = 18                                               # on fewer pixels a triangle looks like a circle
 NOMINAL = 32                                                        # pixels a side, where nothing else is asked for
 SMALLEST, LARGEST = 3 / 4, 7 / 8                                    # side of an object, of that of its place
 CLEAR = 0.4             # of the offset along a relation: so far may the other axis be off for a caption to name it
@@ -54,15 +54,15 @@ class ShapesSource(Source):
     """Example i is a function of (seed, split, i, image_size); nothing is stored. Values are in [-1, 1].
 
     An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; there are no labels, and spec.num_classes is 0.
-    Raises ValueError for a split that LENGTHS does not name, and for pictures under 18 pixels.
+    Raises ValueError for a split that LENGTHS does not name, and for images under 18 pixels.
     """
 
     def __init__(self, *, split: str = 'train', seed: int = 0, image_size: int = NOMINAL, length: int | None = None):
         super().__init__(Spec(image_size, 3, 0, ()))
         if split not in LENGTHS:
             raise ValueError(f'unknown split {split!r}')
-        if image_size < SMALLEST_PICTURE:
-            raise ValueError(f'pictures of {image_size} pixels; shapes need {SMALLEST_PICTURE}')
+        if image_size < SMALLEST_IMAGE:
+            raise ValueError(f'images of {image_size} pixels; shapes need {SMALLEST_IMAGE}')
         self._seed, self._stream = seed, f'shapes {split}'
         self._split, self._length = split, LENGTHS[split] if length is None else length
 
@@ -142,7 +142,7 @@ def clear_relation(shape: Shape, other: Shape) -> str:
 
 
 def render(shapes: Sequence[Shape], image_size: int = NOMINAL) -> np.ndarray:
-    """The picture of some shapes, float32 [H, W, 3] in [-1, 1]."""
+    """The image of some shapes, float32 [H, W, 3] in [-1, 1]."""
     image = np.empty((image_size, image_size, 3), np.float32)
     _draw(image, shapes)
     return image
@@ -190,7 +190,7 @@ def _colours(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 
 def _draw(image: np.ndarray, shapes: Sequence[Shape]) -> None:
-    """Writes a picture into float32 [H, W, 3]."""
+    """Writes an image into float32 [H, W, 3]."""
     image[:] = _value(BACKGROUND)
     for shape in shapes:
         left, top, right, bottom = shape.box

@@ -1,4 +1,4 @@
-"""What finds objects in a picture: the interface, pictures cut to one object, and detections read from a file.
+"""What finds objects in an image: the interface, images cut to one object, and detections read from a file.
 
 Any object with the two methods of `Detector` can be scored with: the network of the published numbers (`mask2former`),
 detections that were found elsewhere (`StoredDetections`), or exact knowledge of what was drawn.
@@ -16,7 +16,7 @@ from lit_jax.runtime.paths import as_path
 OUTSIDE = '#999'      # colour of everything that is not the object
 
 
-class Picture(NamedTuple):
+class Pixels(NamedTuple):
     """name: relative to the folder that is scored, as 00012/samples/0003.png; image: uint8 RGB [H, W, 3]."""
     name: str
     image: np.ndarray
@@ -34,28 +34,28 @@ class Detection(NamedTuple):
 
 
 class Detector(Protocol):
-    def detect(self, picture: Picture) -> Sequence[Detection]:
-        """All objects in a picture, of all classes, in any order; thresholds are applied by the scoring."""
+    def detect(self, image: Pixels) -> Sequence[Detection]:
+        """All objects in an image, of all classes, in any order; thresholds are applied by the scoring."""
 
-    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> Sequence[str]:
+    def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> Sequence[str]:
         """The colour of each of these objects, all of one class: one of `prompts.COLOURS`, or another word."""
 
 
 def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
     """The box of an object, uint8 [h, w, 3], all outside its mask in #999; corners rounded to whole pixels."""
-    picture = Image.fromarray(image)
+    pixels = Image.fromarray(image)
     if detection.mask is not None:
         if detection.mask.shape != image.shape[:2]:
-            raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its picture '
-                            f'{image.shape[:2]}; the detector must give masks of the size of the picture')
-        blank = Image.new('RGB', picture.size, OUTSIDE)
-        picture = Image.composite(picture, blank, Image.fromarray(np.asarray(detection.mask, bool)))
+            raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its pixels '
+                            f'{image.shape[:2]}; the detector must give masks of the size of the image')
+        blank = Image.new('RGB', pixels.size, OUTSIDE)
+        pixels = Image.composite(pixels, blank, Image.fromarray(np.asarray(detection.mask, bool)))
     left, top, right, bottom = (round(float(value)) for value in detection.box)
-    return np.asarray(picture.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
+    return np.asarray(pixels.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
 
 
 class StoredDetections:
-    """Detections from a file of JSON lines, one a picture:
+    """Detections from a file of JSON lines, one an image:
 
         {"image": "00000/samples/0000.png", "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence": 0.9}]}
 
@@ -72,20 +72,20 @@ class StoredDetections:
                 name, detections = _read_line(line, f'{path}, line {number}')
                 self._found[name] = detections
 
-    def detect(self, picture: Picture) -> list[Detection]:
-        if picture.name not in self._found:
-            raise UserError(f'{self._path} has no detections of {picture.name}; find them in the same folder of pictures')
-        return self._found[picture.name]
+    def detect(self, image: Pixels) -> list[Detection]:
+        if image.name not in self._found:
+            raise UserError(f'{self._path} has no detections of {image.name}; find them in the same folder of images')
+        return self._found[image.name]
 
-    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> list[str]:
+    def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> list[str]:
         if any(detection.colour is None for detection in detections):
-            raise UserError(f'{self._path} does not say the colour of each {class_name} in {picture.name}; '
+            raise UserError(f'{self._path} does not say the colour of each {class_name} in {image.name}; '
                             'add "color" to these detections')
         return [detection.colour for detection in detections]
 
 
 def detection_line(name: str, detections: Sequence[Detection]) -> str:
-    """The line of a picture in a file of detections; masks are left out."""
+    """The line of an image in a file of detections; masks are left out."""
     entries = []
     for found in detections:
         entry = {'class': found.class_name, 'box': [float(x) for x in found.box], 'confidence': float(found.confidence)}

@@ -1,4 +1,4 @@
-"""A folder of pictures scored: OUT/00000/metadata.jsonl beside OUT/00000/samples/0000.png, as `prompts.write_prompts` lays
+"""A folder of images scored: OUT/00000/metadata.jsonl beside OUT/00000/samples/0000.png, as `prompts.write_prompts` lays
 it out and as GenEval's own scripts do."""
 import io
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_jax.metrics.geneval.detector import Detector, Picture, detection_line
+from lit_jax.metrics.geneval.detector import Detector, Pixels, detection_line
 from lit_jax.metrics.geneval.geneval_prompts import TASKS, make_prompts, write_prompts
 from lit_jax.metrics.geneval.rules import judge, keep_confident, summarise
 from lit_jax.runtime.errors import UserError
@@ -15,35 +15,35 @@ from lit_jax.runtime.paths import as_path, write_text_atomic
 
 __all__ = ['score_folder', 'store_detections', 'write_prompts']
 
-PICTURES = 4          # of each prompt, in published numbers
+IMAGES = 4          # of each prompt, in published numbers
 
 
 def score_folder(folder, detector: Detector, progress: Callable[[int, int], None] | None = None) -> dict:
     """What `scoring.summarise` returns, and `notes` (why this is not a published GenEval number, if so), and `results`: for
-    each picture its name, task, prompt, whether it is correct, and why not.
+    each image its name, task, prompt, whether it is correct, and why not.
 
     progress: called with (prompts done, prompts in all).
-    UserError if the folder has no such layout, or a picture cannot be read.
+    UserError if the folder has no such layout, or an image cannot be read.
     """
     prompts = read_prompts(folder)
     results, counts = [], []
     for done, (number, prompt) in enumerate(prompts.items(), 1):
         before = len(results)
-        for picture in read_pictures(folder, number):
-            verdict = judge(picture, prompt, detector)
-            results.append({'image': picture.name, 'task': prompt['tag'], 'prompt': prompt['prompt'],
+        for image in read_images(folder, number):
+            verdict = judge(image, prompt, detector)
+            results.append({'image': image.name, 'task': prompt['tag'], 'prompt': prompt['prompt'],
                             'correct': verdict.correct, 'reasons': list(verdict.reasons)})
         counts.append(len(results) - before)
         if progress:
             progress(done, len(prompts))
     if not results:
-        raise UserError(f'{folder} has {len(prompts)} prompts and no picture; they are expected as '
+        raise UserError(f'{folder} has {len(prompts)} prompts and no image; they are expected as '
                         f'{next(iter(prompts))}/samples/0000.png')
     return summarise(results) | {'notes': _notes(prompts, counts, results), 'results': results}
 
 
 def store_detections(folder, detector: Detector, out) -> int:
-    """Writes what a detector finds in a folder as the lines that `StoredDetections` reads; returns the number of pictures.
+    """Writes what a detector finds in a folder as the lines that `StoredDetections` reads; returns the number of images.
 
     So the network may run on one machine, once, and scores be taken elsewhere. Colours are found for the classes whose
     colour the prompt asks for.
@@ -51,14 +51,14 @@ def store_detections(folder, detector: Detector, out) -> int:
     lines = []
     for number, prompt in read_prompts(folder).items():
         coloured = {wanted['class'] for wanted in prompt['include'] if 'color' in wanted}
-        for picture in read_pictures(folder, number):
-            found = detector.detect(picture)
+        for image in read_images(folder, number):
+            found = detector.detect(image)
             objects = keep_confident(found, prompt['tag'])
             for name in coloured & set(objects):
-                colours = detector.colours(picture, objects[name], name)
+                colours = detector.colours(image, objects[name], name)
                 objects[name] = [one._replace(colour=colour) for one, colour in zip(objects[name], colours, strict=True)]
             # Lowest confidence first: of equal ones, the later counts first.
-            lines.append(detection_line(picture.name, [one for kept in objects.values() for one in reversed(kept)]))
+            lines.append(detection_line(image.name, [one for kept in objects.values() for one in reversed(kept)]))
     write_text_atomic(as_path(out), ''.join(lines))
     return len(lines)
 
@@ -67,23 +67,23 @@ def read_prompts(folder) -> dict[str, dict]:
     """Name of each numbered folder -> its prompt."""
     root = as_path(folder)
     if not root.is_dir():
-        raise UserError(f'{folder} is not a folder; make the prompts first, draw their pictures, and give that folder')
+        raise UserError(f'{folder} is not a folder; make the prompts first, draw their images, and give that folder')
     names = sorted((path.name for path in root.iterdir() if path.name.isdigit() and path.is_dir()), key=int)
     if not names:
         raise UserError(f'{folder} has no folders 00000, 00001, ...; make the prompts first')
     return {name: _read_prompt(root / name / 'metadata.jsonl') for name in names}
 
 
-def read_pictures(folder, number: str) -> Iterator[Picture]:
-    """The pictures NNNN.png of one prompt, by number."""
+def read_images(folder, number: str) -> Iterator[Pixels]:
+    """The images NNNN.png of one prompt, by number."""
     samples = as_path(folder) / number / 'samples'
     names = [path.name for path in samples.iterdir()] if samples.is_dir() else []
     for name in sorted((name for name in names if name.endswith('.png') and name[:-4].isdigit()), key=lambda n: int(n[:-4])):
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO((samples / name).read_bytes())))
-            yield Picture(f'{number}/samples/{name}', np.asarray(image.convert('RGB')))
+            yield Pixels(f'{number}/samples/{name}', np.asarray(image.convert('RGB')))
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f'{samples / name} is not a picture that can be read ({error}); draw it again') from error
+            raise UserError(f'{samples / name} is not an image that can be read ({error}); draw it again') from error
 
 
 def _read_prompt(path) -> dict:
@@ -110,9 +110,9 @@ def _notes(prompts: dict[str, dict], counts: list[int], results: list[dict]) -> 
     others = sum(json.dumps(prompt) not in known for prompt in prompts.values())
     if others:
         notes.append(f'{others} prompts are not those of GenEval')
-    if set(counts) != {PICTURES}:
-        notes.append(f'{min(counts)} to {max(counts)} pictures of a prompt, published numbers have {PICTURES}')
+    if set(counts) != {IMAGES}:
+        notes.append(f'{min(counts)} to {max(counts)} images of a prompt, published numbers have {IMAGES}')
     missing = [task for task in TASKS if task not in {result['task'] for result in results}]
     if missing:
-        notes.append(f'no pictures of the tasks {", ".join(missing)}: overall is the mean of the others')
+        notes.append(f'no images of the tasks {", ".join(missing)}: overall is the mean of the others')
     return notes

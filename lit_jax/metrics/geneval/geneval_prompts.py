@@ -48,9 +48,9 @@ def prompts_text() -> str:
 
 
 def write_prompts(out) -> int:
-    """Writes the list and the folders that pictures go to; returns how many prompts there are.
+    """Writes the list and the folders that images go to; returns how many prompts there are.
 
-    OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl; its pictures
+    OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl; its images
     go to OUT/00000/samples/0000.png and so on, four of each prompt in published numbers.
     """
     out = as_path(out)

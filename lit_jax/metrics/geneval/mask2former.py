@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_jax.metrics.geneval.detector import Detection, Picture, cut_out
+from lit_jax.metrics.geneval.detector import Detection, Pixels, cut_out
 from lit_jax.metrics.geneval.geneval_prompts import CLASSES, COLOURS
 from lit_jax.runtime.errors import UserError
 
@@ -36,8 +36,8 @@ class Mask2Former:
         self._tokenize, self._device = open_clip.get_tokenizer(CLIP), device
         self._colour_features = {}
 
-    def detect(self, picture: Picture) -> list[Detection]:
-        found = self._detect(self._detector, np.ascontiguousarray(picture.image[..., ::-1]))     # BGR
+    def detect(self, image: Pixels) -> list[Detection]:
+        found = self._detect(self._detector, np.ascontiguousarray(image.image[..., ::-1]))     # BGR
         if not isinstance(found, tuple):
             raise UserError('the detector gave no (boxes, masks), as MMDetection 2.x does; install that version, and the '
                             'config and the checkpoint that belong to it')
@@ -49,8 +49,8 @@ class Mask2Former:
                 for name, of_class, masks_of_class in zip(CLASSES, boxes, masks, strict=True)
                 for box, mask in zip(of_class, masks_of_class, strict=True)]
 
-    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> list[str]:
-        crops = [self._transform(Image.fromarray(cut_out(picture.image, one))) for one in detections]
+    def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> list[str]:
+        crops = [self._transform(Image.fromarray(cut_out(image.image, one))) for one in detections]
         with self._torch.no_grad():
             features = self._clip.encode_image(self._torch.stack(crops).to(self._device))
             features = features / features.norm(dim=-1, keepdim=True)

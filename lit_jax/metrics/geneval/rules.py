@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_jax.metrics.geneval.detector import Detection, Detector, Picture
+from lit_jax.metrics.geneval.detector import Detection, Detector, Pixels
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
 
 CONFIDENCE = 0.3
@@ -28,14 +28,14 @@ class Verdict(NamedTuple):
     reasons: tuple[str, ...] = ()
 
 
-def judge(picture: Picture, prompt: dict, detector: Detector) -> Verdict:
-    """Whether a picture shows what its prompt (see `prompts`) asks for."""
-    objects = keep_confident(detector.detect(picture), prompt['tag'])
+def judge(image: Pixels, prompt: dict, detector: Detector) -> Verdict:
+    """Whether an image shows what its prompt (see `prompts`) asks for."""
+    objects = keep_confident(detector.detect(image), prompt['tag'])
     reasons, matched = [], []
     for wanted in prompt.get('include', ()):
         found = objects.get(wanted['class'], [])[:wanted['count']]
         reason = _missing(found, wanted)
-        reason = reason or _miscoloured(picture, found, wanted, detector)
+        reason = reason or _miscoloured(image, found, wanted, detector)
         reason = reason or _misplaced(found, wanted, matched)
         matched.append(None if reason else found)
         reasons += [reason] if reason else []
@@ -70,11 +70,11 @@ def relations(box: Sequence[float], other: Sequence[float]) -> set[str]:
 
 
 def summarise(results: Sequence[dict]) -> dict:
-    """Scores of pictures, each a dict with `task`, `prompt` (any key that tells prompts apart) and `correct`.
+    """Scores of images, each a dict with `task`, `prompt` (any key that tells prompts apart) and `correct`.
 
-    Returns `overall`: the mean of the means of the tasks, each task counting the same however many pictures it has;
-    `tasks`: the mean of each; `correct_pictures`: the mean over all pictures, and `correct_prompts`: the share of prompts
-    with at least one correct picture, both of which are other numbers; `pictures`, `prompts`: how many.
+    Returns `overall`: the mean of the means of the tasks, each task counting the same however many images it has;
+    `tasks`: the mean of each; `correct_images`: the mean over all images, and `correct_prompts`: the share of prompts
+    with at least one correct image, both of which are other numbers; `images`, `prompts`: how many.
     """
     order = {task: number for number, task in enumerate(TASKS)}
     names = sorted({result['task'] for result in results}, key=lambda task: (order.get(task, len(order)), task))
@@ -94,10 +94,10 @@ def _missing(found: list[Detection], wanted: dict) -> str:
     return f'expected {wanted["count"]} {wanted["class"]}, found {len(found)}'
 
 
-def _miscoloured(picture: Picture, found: list[Detection], wanted: dict, detector: Detector) -> str:
+def _miscoloured(image: Pixels, found: list[Detection], wanted: dict, detector: Detector) -> str:
     if 'color' not in wanted:
         return ''
-    colours = list(detector.colours(picture, found, wanted['class']))
+    colours = list(detector.colours(image, found, wanted['class']))
     if colours.count(wanted['color']) >= wanted['count']:
         return ''
     return f'expected {wanted["count"]} {wanted["color"]} {wanted["class"]}, found {", ".join(colours)}'

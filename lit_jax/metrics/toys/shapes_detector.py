@@ -13,25 +13,25 @@ from scipy import ndimage
 
 from lit_jax.data.toys.shapes import BACKGROUND, NOMINAL, PALETTE, coverage
 from lit_jax.data.toys.shapes_words import CLASSES
-from lit_jax.metrics.geneval.detector import Detection, Picture
+from lit_jax.metrics.geneval.detector import Detection, Pixels
 
 UNKNOWN = 'unknown'
 FOREGROUND = 63           # in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
 SAME_COLOUR = 55          # in uint8 RGB: so near is a colour of the palette; half of the distance of the nearest two
-SMALLEST, LARGEST = 5, 17             # sides of an object in pixels of a picture of 32
+SMALLEST, LARGEST = 5, 17             # sides of an object in pixels of an image of 32
 LEAST_FIT, GOOD_FIT = 0.85, 0.88      # overlap with the drawing where confidence is 0, and from where it is 1
 LEAST_PURE, GOOD_PURE = 0.70, 0.92    # share of the inner pixels near their mean colour, likewise
-MOST_UNEVEN = 1           # pixels by which width and height may differ in a picture of 32
-SHARPNESS = (0.5, 0.7, 0.9)           # standard deviations in pixels of 32 that a drawing is blurred by, the first a picture too
+MOST_UNEVEN = 1           # pixels by which width and height may differ in an image of 32
+SHARPNESS = (0.5, 0.7, 0.9)           # standard deviations in pixels of 32 that a drawing is blurred by, the first an image too
 _RING = 3                 # pixels around a drawing for its blur
 
 
 class ShapesDetector:
-    """A `Detector` of lit_jax/metrics/geneval/detector.py. Pictures are uint8 RGB [H, W, 3], 18 pixels or more a side."""
+    """A `Detector` of lit_jax/metrics/geneval/detector.py. Images are uint8 RGB [H, W, 3], 18 pixels or more a side."""
 
-    def detect(self, picture: Picture) -> list[Detection]:
+    def detect(self, pixels: Pixels) -> list[Detection]:
         """The objects, with their masks and colours ('unknown' for one outside the palette); those of confidence 0 are left out."""
-        image = np.asarray(picture.image, np.float32)
+        image = np.asarray(pixels.image, np.float32)
         away = np.linalg.norm(image - np.float32(BACKGROUND), axis=-1)
         parts, _ = ndimage.label(away > FOREGROUND)
         scale = min(image.shape[:2]) / NOMINAL
@@ -39,7 +39,7 @@ class ShapesDetector:
                  if _plausible(box, scale))
         return [one for one in found if one is not None]
 
-    def colours(self, picture: Picture, detections: Sequence[Detection], class_name: str) -> list[str]:
+    def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> list[str]:
         return [one.colour or UNKNOWN for one in detections]
 
 

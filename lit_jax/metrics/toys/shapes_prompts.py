@@ -11,7 +11,7 @@ import numpy as np
 from lit_jax.data.base import random_generator
 from lit_jax.data.toys.shapes import NOMINAL, Shape, place_shapes
 from lit_jax.data.toys.shapes_words import CLASSES, COLOURS, NUMBERS, RELATIONS, pair, phrase
-from lit_jax.metrics.geneval.detector import Detector, Picture
+from lit_jax.metrics.geneval.detector import Detector, Pixels
 from lit_jax.metrics.geneval.rules import judge, summarise
 from lit_jax.metrics.toys.shapes_detector import ShapesDetector
 from lit_jax.runtime.errors import UserError
@@ -38,25 +38,25 @@ def make_shape_prompts() -> tuple[dict, ...]:
               for (a, b), (first, second) in zip(pairs * (COLOUR_PAIRS // len(pairs)), _colour_pairs(), strict=True)))
 
 
-def score_pictures(pictures_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray]], detector: Detector | None = None) -> dict:
-    """What `scoring.summarise` returns (overall, tasks, ...), and `results`: of each picture image, task, prompt, correct, reasons.
+def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray]], detector: Detector | None = None) -> dict:
+    """What `scoring.summarise` returns (overall, tasks, ...), and `results`: of each image image, task, prompt, correct, reasons.
 
-    pictures_by_prompt: text of a prompt of `make_shape_prompts` -> its pictures, uint8 [n, H, W, 3]
-    (lit_jax/report/grids.py `to_uint8` makes them). Tasks without pictures are left out of the mean.
-    UserError for another prompt, other pictures, and for none at all.
+    images_by_prompt: text of a prompt of `make_shape_prompts` -> its images, uint8 [n, H, W, 3]
+    (lit_jax/report/grids.py `to_uint8` makes them). Tasks without images are left out of the mean.
+    UserError for another prompt, other images, and for none at all.
     """
     prompts = {prompt['prompt']: prompt for prompt in make_shape_prompts()}
     detector, results = detector or ShapesDetector(), []
-    for text, pictures in pictures_by_prompt.items():
+    for text, images in images_by_prompt.items():
         if text not in prompts:
             raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, as {next(iter(prompts))!r}')
-        for number, image in enumerate(pictures):
+        for number, image in enumerate(images):
             name = f'{text} {number}'
-            verdict = judge(Picture(name, _checked(image, text)), prompts[text], detector)
+            verdict = judge(Pixels(name, _checked(image, text)), prompts[text], detector)
             results.append({'image': name, 'task': prompts[text]['tag'], 'prompt': text,
                             'correct': verdict.correct, 'reasons': list(verdict.reasons)})
     if not results:
-        raise UserError('there is no picture to score; give at least one of one prompt')
+        raise UserError('there is no image to score; give at least one of one prompt')
     return summarise(results) | {'results': results}
 
 
@@ -85,6 +85,6 @@ def _prompt(task: str, include: list[dict], text: str, **exclude) -> dict:
 def _checked(image: np.ndarray, text: str) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise UserError(f'a picture of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; '
+        raise UserError(f'an image of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; '
                         'make it with to_uint8')
     return image

@@ -80,7 +80,7 @@ def _shifted_backward(x: Array, kernel: Array, cotangent: Array) -> tuple[Array,
 def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
     """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other.
 
-    The k² products stay in cache while the pixels stream by; k² sums over whole pictures read them k² times. The batch
+    The k² products stay in cache while the pixels stream by; k² sums over whole images read them k² times. The batch
     is summed only at the end, so that a sharded batch needs one collective and not one for each pixel.
     """
     b, h, w, heads, channels = x.shape

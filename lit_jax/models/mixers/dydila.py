@@ -37,7 +37,7 @@ class DyDiLA(nnx.Module):
 
     Shows for the log, by the kind of router (`KINDS`): 'routing/<kind>/entropy' (1: all choices used alike) and
     'routing/<kind>/largest' (share of the most used), means over the routers of that kind; 'dydila/power' and
-    'dydila/factor', the means of what tokens were given. For pictures: `pictures`, indices [B, N].
+    'dydila/factor', the means of what tokens were given. For images: `images`, indices [B, N].
 
     Args:
         heads: 1 in the paper.
@@ -55,7 +55,7 @@ class DyDiLA(nnx.Module):
     """
     statistics = (*(f'routing/{kind}/{what}' for kind in KINDS for what in ('entropy', 'largest')),
                   'dydila/power', 'dydila/factor')
-    pictures = ('route/query', 'route/key', *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
+    images = ('route/query', 'route/key', *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
                 'route/difference/query', 'route/difference/key')
 
     def __init__(self, width: int, *, heads: int, projectors: int = 3, powers: int = 9, factors: int = 9,

@@ -1,11 +1,11 @@
 """A depth-wise 3 x 3 convolution trained as three and used as one (ACNet, arXiv 1908.03930).
 
 A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel run beside each other and are added up. A sum of convolutions is the
-convolution with the sum of the kernels, so the three are added before the picture is touched: training costs what one
+convolution with the sum of the kernels, so the three are added before the image is touched: training costs what one
 convolution costs, and `fold` writes the sum down once for sampling.
 
-ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix pictures of
-all noise levels, a picture's output in training would depend on the others of its batch, and the running means would be
+ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix images of
+all noise levels, an image's output in training would depend on the others of its batch, and the running means would be
 state beside the parameters. The plain sum folds as well. It still trains differently from one kernel: the cross in the
 middle is reached by two parameters.
 """

@@ -1,4 +1,4 @@
-"""Makes pictures, encoded ones, folders of them and damaged ones, for the tests of the sources."""
+"""Makes images, encoded ones, folders of them and damaged ones, for the tests of the sources."""
 import io
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def noise(width: int, height: int, mode: str = 'RGB', seed: int = 0) -> Image.Image:
-    """A picture with coarse and fine structure in any mode."""
+    """An image with coarse and fine structure in any mode."""
     rng = np.random.default_rng((seed, width, height))
     coarse = rng.integers(0, 196, (5, 7, 3), dtype=np.uint8)
     coarse = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST))
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
 
 
 def write_folder(root: Path, **files: bytes | None) -> Path:
-    """write_folder(root, **{'cat/a.png': bytes}); the content None writes a small picture of its own."""
+    """write_folder(root, **{'cat/a.png': bytes}); the content None writes a small image of its own."""
     for seed, (name, content) in enumerate(files.items()):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

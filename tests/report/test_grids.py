@@ -1,4 +1,4 @@
-"""Pictures: bytes as DiT makes them, layout of grids, files that are whole or absent."""
+"""Images: bytes as DiT makes them, layout of grids, files that are whole or absent."""
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ def test_to_uint8_is_truncated_127_5_x_plus_128():
     assert to_uint8(x).shape == x.shape
 
 
-def test_to_uint8_of_another_range_is_the_same_picture():
+def test_to_uint8_of_another_range_is_the_same_image():
     x = np.linspace(-1.2, 1.2, 24, dtype=np.float32).reshape(1, 4, 6, 1)
     unit = (x + 1) / 2
     # Rounding of the shifted input may move a value over the edge of a byte.
@@ -90,12 +90,12 @@ def test_viewable_chooses_by_the_channels():
 
 @pytest.mark.parametrize('shape, mode', [((5, 7), 'L'), ((5, 7, 1), 'L'), ((5, 7, 3), 'RGB')])
 def test_png_round_trip(tmp_path, shape, mode):
-    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path / 'samples' / 'a.png'
-    save_png(path, picture)
+    save_png(path, pixels)
     with Image.open(path) as image:
         assert image.mode == mode
-        np.testing.assert_array_equal(np.asarray(image), picture.reshape(np.asarray(image).shape))
+        np.testing.assert_array_equal(np.asarray(image), pixels.reshape(np.asarray(image).shape))
     assert [p.name for p in path.parent.iterdir()] == ['a.png']
 
 
@@ -105,7 +105,7 @@ def test_a_png_is_not_written_from_four_channels(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_picture_alone(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_image_alone(tmp_path, monkeypatch):
     path = tmp_path / 'a.png'
     save_png(path, np.zeros((2, 2), np.uint8))
     before = path.read_bytes()
