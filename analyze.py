@@ -1,4 +1,5 @@
-"""Looks inside a model: `python analyze.py --help`, or `lit-jax analyze --help` (lit_jax/commands/analyze.py)."""
+"""Looks inside a model: `python analyze.py --help`, or `lit-jax analyze --help`
+(lit_jax/commands/analyze.py)."""
 from lit_jax.commands import analyze
 from lit_jax.runtime import cli
 

@@ -1,4 +1,5 @@
-"""Converts checkpoints: `python convert_torch_ckpt.py --help`, or `lit-jax convert --help` (lit_jax/commands/convert.py)."""
+"""Converts checkpoints: `python convert_torch_ckpt.py --help`, or `lit-jax convert --help`
+(lit_jax/commands/convert.py)."""
 from lit_jax.commands import convert
 from lit_jax.runtime import cli
 

@@ -1,4 +1,5 @@
-"""Caches latents: `python prepare_latents.py --help`, or `lit-jax prepare-latents --help` (lit_jax/commands/prepare_latents.py)."""
+"""Caches latents: `python prepare_latents.py --help`, or `lit-jax prepare-latents --help`
+(lit_jax/commands/prepare_latents.py)."""
 from lit_jax.commands import prepare_latents
 from lit_jax.runtime import cli
 

@@ -1,4 +1,5 @@
-"""Fits a small VAE: `python train_vae.py --help`, or `lit-jax train-vae --help` (lit_jax/commands/train_vae.py)."""
+"""Fits a small VAE: `python train_vae.py --help`, or `lit-jax train-vae --help`
+(lit_jax/commands/train_vae.py)."""
 from lit_jax.commands import train_vae
 from lit_jax.runtime import cli
 

@@ -3,10 +3,10 @@
     python benchmarks/block.py --markdown docs/block_cpu.md        # about 25 minutes on two CPU cores
     python benchmarks/block.py --widths 384 --tokens 256 --repeats 5
 
-All contenders run in one process on the same cores, in turn, so that whatever else the machine does hits them alike;
-medians and minima are given, and our time over that of the faster PyTorch. Every case first checks that the three
-compute the same. Forward: the block's output. Forward + backward: also gradients of all parameters, x and the
-condition. On a GPU everything runs in bfloat16 and up to 16,384 tokens.
+All contenders run in one process on the same cores, in turn, so that whatever else the machine does hits them
+alike; medians and minima are given, and our time over that of the faster PyTorch. Every case first checks
+that the three compute the same. Forward: the block's output. Forward + backward: also gradients of all
+parameters, x and the condition. On a GPU everything runs in bfloat16 and up to 16,384 tokens.
 """
 import argparse
 import itertools
@@ -25,21 +25,25 @@ CONTENDERS = ('ours', 'eager', 'compiled')
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--blocks', default='dit,lit')
     parser.add_argument('--widths', default='384,1152')
-    parser.add_argument('--tokens', default='', help='square numbers; default 256,1024,4096, on a GPU also 16384')
+    parser.add_argument('--tokens', default='', help='square numbers; default 256,1024,4096, on a GPU also '
+                                                     '16384')
     parser.add_argument('--passes', default='forward,both', help='forward, both (forward + backward)')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
-    parser.add_argument('--repeats', type=int, default=0, help='turns of each contender; default: by the time they take')
+    parser.add_argument('--repeats', type=int, default=0,
+                        help='turns of each contender; default: by the time they take')
     parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
                         help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
     parser.add_argument('--no_compile', action='store_true', help='leave torch.compile out')
     parser.add_argument('--markdown', default='', help='also write the table to this file')
     arguments = parser.parse_args()
     if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error('--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
+        parser.error(
+            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
     return arguments
 
 
@@ -52,7 +56,8 @@ def limit_threads(count: int) -> None:
 
 
 def random_weights(kind: str, width: int, heads: int):
-    """A block's parameters (our layout, numpy), scaled like trained ones: gates are not zero, so all is computed."""
+    """A block's parameters (our layout, numpy), scaled like trained ones: gates are not zero, so all is
+    computed."""
     import numpy as np
     rng, head = np.random.default_rng(0), width // heads
     shapes = {'proj/kernel': (heads, head, width), 'proj/bias': (width,)}
@@ -79,7 +84,8 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
     from lit_jax.models.network import inference_options
 
     mixer = {'name': {'dit': 'softmax', 'lit': 'linear'}[kind], 'heads': heads}
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Block(width, 4.0, mixer, dtype=dtype, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: Block(width, 4.0, mixer, dtype=dtype, rngs=nnx.Rngs(0))))
     params: dict = {}
     for path, value in weights.items():
         *parents, leaf = path.split('/')
@@ -88,7 +94,8 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
             node = node.setdefault(parent, {})
         node[leaf] = jax.numpy.asarray(value)
     if jax.tree.structure(params) != jax.tree.structure(nnx.to_pure_dict(state)):
-        raise SystemExit('the benchmark and lit_jax.models.dit.Block disagree about the parameters of a block')
+        raise SystemExit(
+            'the benchmark and lit_jax.models.dit.Block disagree about the parameters of a block')
     x, c, cotangent = (jax.numpy.asarray(a, dtype) for a in (x, c, cotangent))
 
     def apply(params, x, c):
@@ -104,20 +111,23 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
             'both': lambda: jax.block_until_ready(both(params, x, c, cotangent))}
 
 
-def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid, device, dtype, compiled: bool):
+def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid, device, dtype,
+                compiled: bool):
     """The same two calls for PyTorch, written the way that runs fastest there."""
     import torch
     import torch.nn.functional as F
 
     head, rank = width // heads, {'kernel': 1, 'bias': 0}
 
-    def parameter(path, value):        # Linear kernels [in, ...out] -> [out, in]; the convolution's stays HW1E -> E1HW
+    # Linear kernels [in, ...out] -> [out, in]; the convolution's stays HW1E -> E1HW
+    def parameter(path, value):
         value = torch.from_numpy(value)
         if path == 'attn/dwc/kernel':
             value = value.permute(3, 2, 0, 1)
         elif rank[path.rsplit('/', 1)[1]]:
-            value = value.reshape(-1 if path == 'attn/proj/kernel' else width if value.shape[0] == width else 4 * width,
-                                  width if path in ('attn/proj/kernel', 'mlp/fc2/kernel') else value[0].numel()).T
+            value = value.reshape(-1 if path == 'attn/proj/kernel' else width if value.shape[0] == width
+                                  else 4 * width, width if path in ('attn/proj/kernel', 'mlp/fc2/kernel')
+                                  else value[0].numel()).T
         elif path != 'attn/dwc/bias':
             value = value.reshape(-1)
         return value.contiguous().to(device, dtype).requires_grad_()
@@ -133,7 +143,8 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
     def softmax_attention(x):
         b, n, _ = x.shape
         q, k, v = linear('attn/qkv', x).view(b, n, 3, heads, head).permute(2, 0, 3, 1, 4)
-        return linear('attn/proj', F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+        return linear('attn/proj',
+                      F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width))
 
     def linear_attention(x):
         b, n, _ = x.shape
@@ -145,7 +156,8 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
         z = 1 / (q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1) + 1e-6)
         state = (k * n ** -0.5).transpose(-2, -1) @ (v_heads * n ** -0.5)
         o = ((q @ state) * z).transpose(1, 2).reshape(b, n, width)
-        # All heads as channels of one channels_last image: no copy of v, and the faster layout of this convolution.
+        # All heads as channels of one channels_last image: no copy of v, and the faster layout of this
+        # convolution.
         image = v32.reshape(b, *grid, width).permute(0, 3, 1, 2)
         kernel = p['attn/dwc/kernel'].float().repeat(heads, 1, 1, 1)
         local = F.conv2d(image, kernel, p['attn/dwc/bias'].float().repeat(heads), padding=2, groups=width)
@@ -154,7 +166,8 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
     mixer = {'dit': softmax_attention, 'lit': linear_attention}[kind]
 
     def block(x, c):
-        shift1, scale1, gate1, shift2, scale2, gate2 = linear('adaLN', F.silu(c)).unsqueeze(1).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear('adaLN',
+                                                              F.silu(c)).unsqueeze(1).chunk(6, dim=-1)
         x = x + gate1 * mixer(F.layer_norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1)
         h = F.layer_norm(x, (width,), eps=1e-6) * (1 + scale2) + shift2
         return x + gate2 * linear('mlp/fc2', F.gelu(linear('mlp/fc1', h), approximate='tanh'))
@@ -186,7 +199,8 @@ def relative_error(ours, theirs) -> float:
 
 
 def interleave(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn. A turn starts with an untimed call: caches and threads are then its own."""
+    """Seconds of each call, taken in turn. A turn starts with an untimed call: caches and threads are then
+    its own."""
     start = clock()
     for call in calls.values():
         call()
@@ -221,22 +235,27 @@ def measure(kind: str, width: int, tokens: int, passes, arguments, on_gpu: bool)
               'eager': torch_block(*common, device, torch_dtype, compiled=False)}
     if not arguments.no_compile:
         blocks['compiled'] = torch_block(*common, device, torch_dtype, compiled=True)
-    error = max(relative_error(blocks['ours']['forward'](), blocks[name]['forward']()) for name in blocks if name != 'ours')
+    error = max(relative_error(blocks['ours']['forward'](), blocks[name]['forward']()) for name in blocks
+                if name != 'ours')
     if error > (5e-2 if on_gpu else 1e-4):
-        raise SystemExit(f'{kind} {width} {tokens}: ours and PyTorch differ by {error:.1e}; the times mean nothing')
+        raise SystemExit(f'{kind} {width} {tokens}: ours and PyTorch differ by {error:.1e}; the times mean '
+                         f'nothing')
     for name in passes:
         clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
-        seconds = interleave({contender: block[name] for contender, block in blocks.items()}, arguments.repeats, clock)
+        seconds = interleave({contender: block[name] for contender, block in blocks.items()},
+                             arguments.repeats, clock)
         medians = {k: 1e3 * statistics.median(v) for k, v in seconds.items()}
         minima = {k: 1e3 * min(v) for k, v in seconds.items()}
-        yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name, 'medians': medians, 'minima': minima}
+        yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name, 'medians': medians,
+               'minima': minima}
 
 
 def format_row(row) -> str:
     cells = [row['kind'].replace('dit', 'DiT').replace('lit', 'LiT'), str(row['width']), str(row['tokens']),
              {'forward': 'forward', 'both': 'forward + backward'}[row['pass']]]
     for name in CONTENDERS:
-        cells.append(f'{row["medians"][name]:.2f} / {row["minima"][name]:.2f}' if name in row['medians'] else '')
+        cells.append(f'{row["medians"][name]:.2f} / {row["minima"][name]:.2f}' if name in row['medians']
+                     else '')
     for times in (row['medians'], row['minima']):
         cells.append(f'{times["ours"] / min(t for name, t in times.items() if name != "ours"):.2f}')
     return '| ' + ' | '.join(cells) + ' |'
@@ -253,7 +272,8 @@ def describe(arguments, on_gpu: bool) -> str:
     versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'jaxlib', 'flax', 'torch', 'numpy'))
     machine = jax.devices()[0].device_kind if on_gpu else f'{_processor()}, {arguments.threads} threads'
     precision = 'bfloat16' if on_gpu else 'float32'
-    return (f'{machine}; {precision}; batch {arguments.batch}; Python {platform.python_version()}, {versions}. '
+    return (f'{machine}; {precision}; batch {arguments.batch}; Python {platform.python_version()}, '
+            f'{versions}. '
             f'{arguments.clock.capitalize()} time, median / minimum, all contenders in turn in one process. '
             'Heads: DiT 6 (384), 16 (1152); LiT 2 and 4, ReLU, 5 x 5 convolution.')
 
@@ -263,7 +283,8 @@ def _processor() -> str:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.machine())
+    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')),
+                platform.machine())
 
 
 def main() -> None:
@@ -274,7 +295,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     on_gpu = jax.default_backend() == 'gpu' and torch.cuda.is_available()
     tokens = arguments.tokens or ('256,1024,4096,16384' if on_gpu else '256,1024,4096')
-    cases = itertools.product(arguments.blocks.split(','), map(int, arguments.widths.split(',')), map(int, tokens.split(',')))
+    cases = itertools.product(arguments.blocks.split(','), map(int, arguments.widths.split(',')),
+                              map(int, tokens.split(',')))
     lines = [describe(arguments, on_gpu), '', HEADER]
     print('\n'.join(lines), flush=True)
     for kind, width, count in cases:

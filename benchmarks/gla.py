@@ -3,8 +3,9 @@
     python benchmarks/gla.py                      # about a minute on two CPU cores
     python benchmarks/gla.py --heads 18 --tokens 1024,2048,4096,8192,16384 --skip_recurrence
 
-Forward + backward: also the gradients of q, k, v and the gates. Both in one process on the same cores, in turn. Then how
-the chunked form grows with the tokens: the exponent between the first and the last number, of time and of memory.
+Forward + backward: also the gradients of q, k, v and the gates. Both in one process on the same cores, in
+turn. Then how the chunked form grows with the tokens: the exponent between the first and the last number, of
+time and of memory.
 """
 import argparse
 import math
@@ -17,12 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tokens', default='1024,4096,16384')
-    parser.add_argument('--heads', type=int, default=6, help='of 32 key and 64 value channels: 6 is DiG-S, 18 DiG-XL')
+    parser.add_argument('--heads', type=int, default=6, help='of 32 key and 64 value channels: 6 is DiG-S, '
+                                                             '18 DiG-XL')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--recurrence_up_to', type=int, default=4096, help='tokens; it keeps a state for each of them')
+    parser.add_argument('--recurrence_up_to', type=int, default=4096,
+                        help='tokens; it keeps a state for each of them')
     parser.add_argument('--skip_recurrence', action='store_true')
     return parser.parse_args()
 
@@ -52,8 +56,8 @@ def inputs_of(tokens: int, arguments):
 def interleave(programs, inputs, repeats: int) -> dict:
     """Seconds of each program, taken in turn: (median, minimum).
 
-    Before each call that is timed stands one that is not: the recurrence keeps hundreds of MB, and what runs after it would
-    pay for their return to the system.
+    Before each call that is timed stands one that is not: the recurrence keeps hundreds of MB, and what runs
+    after it would pay for their return to the system.
     """
     import jax
     seconds = {name: [] for name in programs}
@@ -69,8 +73,10 @@ def interleave(programs, inputs, repeats: int) -> dict:
 def main() -> None:
     arguments = parse_arguments()
     from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
-    print(f'{arguments.heads} heads of 32 and 64 channels, batch {arguments.batch}, float32; ms, median / minimum')
-    print('| tokens | pass | chunked | recurrence | recurrence / chunked, medians | minima | memory of chunked, MB |')
+    print(f'{arguments.heads} heads of 32 and 64 channels, batch {arguments.batch}, float32; ms, median / '
+          f'minimum')
+    print('| tokens | pass | chunked | recurrence | recurrence / chunked, medians | minima | memory of '
+          'chunked, MB |')
     print('|---|---|---|---|---|---|---|')
     grown = []
     for tokens in map(int, arguments.tokens.split(',')):
@@ -79,18 +85,21 @@ def main() -> None:
         if tokens <= arguments.recurrence_up_to and not arguments.skip_recurrence:
             forms['recurrence'] = compiled(recurrent_gla, inputs)
         for name in ('forward', 'both'):
-            times = interleave({form: programs[name] for form, programs in forms.items()}, inputs, arguments.repeats)
+            times = interleave({form: programs[name] for form, programs in forms.items()}, inputs,
+                               arguments.repeats)
             memory = forms['chunked'][name].memory_analysis().temp_size_in_bytes / 1e6
-            cells = [f'{1e3 * times[form][0]:.1f} / {1e3 * times[form][1]:.1f}' if form in times else '' for form in
+            cells = [f'{1e3 * times[form][0]:.1f} / {1e3 * times[form][1]:.1f}' if form in times else ''
+                     for form in
                      ('chunked', 'recurrence')]
-            ratios = [f'{times["recurrence"][i] / times["chunked"][i]:.1f}' if 'recurrence' in times else '' for i in (0, 1)]
+            ratios = [f'{times["recurrence"][i] / times["chunked"][i]:.1f}' if 'recurrence' in times else ''
+                      for i in (0, 1)]
             print(f'| {tokens} | {name} | {" | ".join([*cells, *ratios])} | {memory:.1f} |', flush=True)
         grown.append((tokens, times['chunked'][1], memory))
     if len(grown) > 1:
         first, last = grown[0], grown[-1]
         exponents = [math.log(last[i] / first[i]) / math.log(last[0] / first[0]) for i in (1, 2)]
-        print(f'forward + backward, {first[0]} to {last[0]} tokens: time grows with exponent {exponents[0]:.2f}, temporary '
-              f'memory with {exponents[1]:.2f}')
+        print(f'forward + backward, {first[0]} to {last[0]} tokens: time grows with exponent '
+              f'{exponents[0]:.2f}, temporary memory with {exponents[1]:.2f}')
 
 
 if __name__ == '__main__':

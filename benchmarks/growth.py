@@ -3,8 +3,8 @@
     python benchmarks/growth.py                    # about two minutes on two CPU cores
     python benchmarks/growth.py --sides 32,64,128 --width 256 --mixers linear,gla
 
-The exponent is that of a power of the number of tokens between the first and the last grid: 1 is linear, 2 quadratic.
-Softmax attention stands beside them up to --softmax_up_to tokens. All in one process, in turn.
+The exponent is that of a power of the number of tokens between the first and the last grid: 1 is linear, 2
+quadratic. Softmax attention stands beside them up to --softmax_up_to tokens. All in one process, in turn.
 """
 import argparse
 import math
@@ -22,7 +22,8 @@ MIXERS = {
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sides', default='32,64,128', help='of the square token grids')
     parser.add_argument('--width', type=int, default=256)
     parser.add_argument('--mixers', default=','.join(MIXERS))
@@ -38,7 +39,8 @@ def compiled(name: str, side: int, width: int):
     from flax import nnx
 
     from lit_jax.models.mixers import build_mixer
-    graphdef, params = nnx.split(build_mixer({'name': name, **MIXERS[name]}, width, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(build_mixer({'name': name, **MIXERS[name]}, width, dtype=jnp.float32,
+                                             rngs=nnx.Rngs(0)))
     x, cotangent = (jax.random.normal(jax.random.key(i), (1, side * side, width)) for i in range(2))
 
     def both(params, x, cotangent):

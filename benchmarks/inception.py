@@ -3,10 +3,11 @@
     python benchmarks/inception.py                              # 16 images of 256 pixels, about 2 minutes
     python benchmarks/inception.py --threads 1 --clock cpu      # on a busy machine
 
-Both have the same random weights and the same uint8 images, resize them themselves, and run in one process on the same
-cores, in turn, so that whatever else the machine does hits them alike; medians and minima are given, and our time over
-that of the faster PyTorch. PyTorch runs eagerly in both memory layouts, NCHW (torch-fidelity's own) and channels_last. It is
-first checked that all compute the same. float32 on a CPU; on a GPU TF32 is off in both.
+Both have the same random weights and the same uint8 images, resize them themselves, and run in one process on
+the same cores, in turn, so that whatever else the machine does hits them alike; medians and minima are given,
+and our time over that of the faster PyTorch. PyTorch runs eagerly in both memory layouts, NCHW
+(torch-fidelity's own) and channels_last. It is first checked that all compute the same. float32 on a CPU; on
+a GPU TF32 is off in both.
 """
 import argparse
 import statistics
@@ -22,7 +23,8 @@ PEERS = {'NCHW': 'contiguous_format', 'channels_last': 'channels_last'}
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--image_size', type=int, default=256)
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
@@ -31,7 +33,8 @@ def parse_arguments():
                         help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
     arguments = parser.parse_args()
     if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error('--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
+        parser.error(
+            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
     return arguments
 
 
@@ -77,7 +80,8 @@ def our_call(state, images):
 
 
 def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are then its own."""
+    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are
+    then its own."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -113,10 +117,11 @@ def main() -> None:
              **{name: torch_call(state, images, layout, device) for name, layout in PEERS.items()}}
     check(calls['ours'](), calls['NCHW']())
     clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
-    taken = {name: [t / arguments.batch for t in times] for name, times in take_turns(calls, arguments.repeats, clock).items()}
+    taken = {name: [t / arguments.batch for t in times]
+             for name, times in take_turns(calls, arguments.repeats, clock).items()}
     print('\nmilliseconds an image, median / minimum\n')
-    print('| ours | torch-fidelity NCHW | channels_last | ours / its own | ours / best PyTorch, medians | minima |\n'
-          '|---|---|---|---|---|---|')
+    print('| ours | torch-fidelity NCHW | channels_last | ours / its own | ours / best PyTorch, medians | '
+          'minima |\n|---|---|---|---|---|---|')
     cells = [f'{statistics.median(t):.1f} / {min(t):.1f}' for t in taken.values()]
     cells.append(f'{statistics.median(taken["ours"]) / statistics.median(taken["NCHW"]):.2f}')
     for pick in (statistics.median, min):

@@ -4,10 +4,10 @@
     python benchmarks/input.py --step_ms 120 --markdown docs/input.md
     python benchmarks/input.py --folder my/images --threads 1,8,16
 
-JPEG: photographs of 500x375 pixels as ImageNet's are (those of scikit-learn, cut and encoded here to about its
-110 kB), or a folder of one's own; read, decoded, cropped to 256, mirrored at random and batched by the pipeline of
-training. Latents: a set as prepare_latents.py writes it (float32 moments of image and mirror image, 66 kB at 256 pixels),
-one of the two chosen at random.
+JPEG: photographs of 500x375 pixels as ImageNet's are (those of scikit-learn, cut and encoded here to about
+its 110 kB), or a folder of one's own; read, decoded, cropped to 256, mirrored at random and batched by the
+pipeline of training. Latents: a set as prepare_latents.py writes it (float32 moments of image and mirror
+image, 66 kB at 256 pixels), one of the two chosen at random.
 All files are small enough to stay in the page cache: this measures the processor, not the disk.
 """
 import argparse
@@ -40,14 +40,16 @@ QUALITY = 97  # gives files of about 100 kB
 
 def parse_arguments():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--folder', default='', help='images to read instead of those made here')
     parser.add_argument('--image_size', type=int, default=256)
     parser.add_argument('--batch', type=int, default=64, help='examples a batch')
     parser.add_argument('--threads', type=numbers, default=sorted({1, cores}),
                         help='of the pipeline (default: 1 and all cores)')
     parser.add_argument('--seconds', type=float, default=5.0, help='length of one measurement')
-    parser.add_argument('--turns', type=int, default=3, help='measurements of each line; the fastest is shown')
+    parser.add_argument('--turns', type=int, default=3,
+                        help='measurements of each line; the fastest is shown')
     parser.add_argument('--step_ms', type=numbers, default=[50, 100, 200, 400],
                         help='step times for the table of needs')
     parser.add_argument('--markdown', default='', help='also write the tables to this file')
@@ -72,10 +74,12 @@ def write_jpegs(folder: Path, count: int = 128) -> None:
 
 def write_latents(folder: Path, image_size: int, count: int = 2048) -> None:
     """A set as prepare_latents.py writes it for an SD VAE, with random moments."""
-    plan = {'format': 1, 'kind': 'latents', 'image_size': image_size, 'latent_size': image_size // 8, 'dtype': 'float32',
-            'vae': {'id': 'random', 'sha256': '', 'scale': 0.18215, 'shift': 0.0, 'downscale': 8, 'channels': 4},
-            'classes': ['one'], 'source': {'name': 'random', 'count': count, 'split': 'train'}, 'crop': 'none',
-            'shard_size': latent_shards.default_shard_size(count)}
+    plan = {'format': 1, 'kind': 'latents', 'image_size': image_size, 'latent_size': image_size // 8,
+            'dtype': 'float32',
+            'vae': {'id': 'random', 'sha256': '', 'scale': 0.18215, 'shift': 0.0, 'downscale': 8,
+                    'channels': 4},
+            'classes': ['one'], 'source': {'name': 'random', 'count': count, 'split': 'train'},
+            'crop': 'none', 'shard_size': latent_shards.default_shard_size(count)}
     (folder / latents.SHARDS).mkdir(parents=True)
     rng, notes = np.random.default_rng(0), []
     for number, indices in enumerate(latent_shards.shard_ranges(plan)):
@@ -88,7 +92,8 @@ def write_latents(folder: Path, image_size: int, count: int = 2048) -> None:
 
 def images_per_second(source: Source, *, batch: int, threads: int, seconds: float, augment=None) -> float:
     """Of batches that the pipeline has ready, without those that were read before the clock started."""
-    pipeline = make_pipeline(source, global_batch=batch, seed=0, augment=augment, threads=threads, prefetch=threads)
+    pipeline = make_pipeline(source, global_batch=batch, seed=0, augment=augment, threads=threads,
+                             prefetch=threads)
     with iter(pipeline) as batches:
         for _ in range(threads + 1):  # what was read ahead while nobody waited
             next(batches)
@@ -110,7 +115,8 @@ def stages(source, size: int, seconds: float) -> list[tuple[str, float]]:
 
 
 def shortest_time(call, count: int, seconds: float) -> float:
-    """Seconds an example, the mean over all of them in the fastest round: what else the machine does only adds."""
+    """Seconds an example, the mean over all of them in the fastest round: what else the machine does only
+    adds."""
     rounds, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or not rounds:
         start = time.perf_counter()
@@ -121,14 +127,15 @@ def shortest_time(call, count: int, seconds: float) -> float:
 
 
 def speeds(sources: dict, arguments) -> dict[tuple[str, int], float]:
-    """{(name, threads): images a second}; the sources take turns, so that what else the machine does hits all alike."""
+    """{(name, threads): images a second}; the sources take turns, so that what else the machine does hits all
+    alike."""
     seen: dict[tuple[str, int], list[float]] = {}
     for _ in range(arguments.turns):
         for threads in arguments.threads:
             for name, (source, augment) in sources.items():
                 seen.setdefault((name, threads), []).append(images_per_second(
-                    source, batch=arguments.batch, threads=threads, seconds=arguments.seconds / arguments.turns,
-                    augment=augment))
+                    source, batch=arguments.batch, threads=threads,
+                    seconds=arguments.seconds / arguments.turns, augment=augment))
     return {key: max(values) for key, values in seen.items()}
 
 
@@ -143,7 +150,8 @@ def speed_table(measured: dict[tuple[str, int], float], names: list[str], thread
 
 def need_table(one_core: dict[str, float], step_ms: list[int], batch: int = 256) -> list[str]:
     """Cores that keep one accelerator fed, from the images a second of one core."""
-    lines = [f'| step of {batch} images | images/s | {" | ".join(f"cores for {name}" for name in one_core)} |',
+    lines = [
+        f'| step of {batch} images | images/s | {" | ".join(f"cores for {name}" for name in one_core)} |',
              '|---' * (len(one_core) + 2) + '|']
     for milliseconds in step_ms:
         needed = batch / milliseconds * 1e3
@@ -157,8 +165,8 @@ def describe(arguments, source) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     packages = ', '.join(f'{name} {version(name)}' for name in ('pillow', 'numpy', 'grain', 'array_record'))
     return (f'{cores} cores; Python {platform.python_version()}, {packages}. JPEG: {len(source)} images of '
-            f'{statistics.mean(sizes) / 1e3:.0f} kB, crop {arguments.image_size}; batches of {arguments.batch}; the '
-            f'fastest of {arguments.turns} turns.')
+            f'{statistics.mean(sizes) / 1e3:.0f} kB, crop {arguments.image_size}; batches of '
+            f'{arguments.batch}; the fastest of {arguments.turns} turns.')
 
 
 def main() -> None:
@@ -171,12 +179,14 @@ def main() -> None:
         write_latents(Path(temporary) / 'latents', arguments.image_size)
         cached = open_source('latents', path=Path(temporary) / 'latents')
         parts = stages(jpegs, arguments.image_size, arguments.seconds)
-        measured = speeds({'JPEG': (jpegs, random_flip), 'latents': (cached, latents.choose_mirror)}, arguments)
+        measured = speeds({'JPEG': (jpegs, random_flip), 'latents': (cached, latents.choose_mirror)},
+                          arguments)
         lines = [describe(arguments, jpegs), '', 'One thread, milliseconds an image: '
                  + ', '.join(f'{name} {value:.2f}' for name, value in parts) + '.', '']
     lines += speed_table(measured, ['JPEG', 'latents'], arguments.threads) + ['']
     fewest = min(arguments.threads)
-    lines += need_table({name: measured[name, fewest] / fewest for name in ('JPEG', 'latents')}, arguments.step_ms)
+    lines += need_table({name: measured[name, fewest] / fewest for name in ('JPEG', 'latents')},
+                        arguments.step_ms)
     print('\n'.join(lines))
     if arguments.markdown:
         Path(arguments.markdown).write_text('\n'.join(lines) + '\n')

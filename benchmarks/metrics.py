@@ -1,10 +1,12 @@
-"""Time and peak memory of every metric on features of the size of a full evaluation; no network and no images.
+"""Time and peak memory of every metric on features of the size of a full evaluation; no network and no
+images.
 
-    python benchmarks/metrics.py                                  # 50000 samples against 10000 references, 2048 dimensions
+    python benchmarks/metrics.py  # 50000 samples against 10000 references, 2048 dimensions
     python benchmarks/metrics.py --samples 5000 --only precision_recall,kid
 
-Features are made up: non-negative, 30 directions of spread and noise in all of them. Peak memory is that of the whole
-process up to then (its features alone take 0.5 GiB in the full case), on the host: an accelerator's own is not in it.
+Features are made up: non-negative, 30 directions of spread and noise in all of them. Peak memory is that of
+the whole process up to then (its features alone take 0.5 GiB in the full case), on the host: an accelerator's
+own is not in it.
 """
 import argparse
 import resource
@@ -50,13 +52,15 @@ def metrics(samples: np.ndarray, reference: np.ndarray) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--samples', type=int, default=50000)
     parser.add_argument('--reference', type=int, default=10000)
     parser.add_argument('--dims', type=int, default=2048)
     parser.add_argument('--only', default='', help='names with commas between; default all')
     args = parser.parse_args()
-    samples, reference = features(1, args.samples, args.dims, 1.1), features(2, args.reference, args.dims, 1.0)
+    samples, reference = features(1, args.samples, args.dims,
+                                  1.1), features(2, args.reference, args.dims, 1.0)
     chosen = metrics(samples, reference)
     names = args.only.split(',') if args.only else list(chosen)
     unknown = sorted(set(names) - set(chosen))

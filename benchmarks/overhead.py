@@ -1,10 +1,12 @@
-"""What the loop costs beside its steps: the gap before the next dispatch, and the time that a checkpoint takes away.
+"""What the loop costs beside its steps: the gap before the next dispatch, and the time that a checkpoint
+takes away.
 
     python benchmarks/overhead.py --config configs/lit_s.py --batch_size 8 --steps 40
 
-Runs the real loop on synthetic data with one save in the middle. The gap is the time from the return of one dispatch to
-the call of the next: data, metrics, watchdog, signals. A save costs the time it blocks the loop, and what the steps beside
-its background writing take longer than the median step. Both come from one run; the save is then set against 500 steps.
+Runs the real loop on synthetic data with one save in the middle. The gap is the time from the return of one
+dispatch to the call of the next: data, metrics, watchdog, signals. A save costs the time it blocks the loop,
+and what the steps beside its background writing take longer than the median step. Both come from one run; the
+save is then set against 500 steps.
 """
 import argparse
 import statistics
@@ -17,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 class Clock:
-    """Stands in for the jitted step: waits for each step, so that its time is known, and notes what lies between."""
+    """Stands in for the jitted step: waits for each step, so that its time is known, and notes what lies
+    between."""
 
     def __init__(self, step):
         self.step, self.calls = step, []
@@ -33,7 +36,8 @@ class Clock:
 
 
 def measure(config, steps: int, workdir: Path) -> dict:
-    """Seconds: median step, median gap, time blocked by the save, and how much longer the steps beside it took."""
+    """Seconds: median step, median gap, time blocked by the save, and how much longer the steps beside it
+    took."""
     from lit_jax.training import loop
     clocks, blocked = [], []
     original_steps, original_save = loop._Run.steps, loop._Run._save
@@ -61,7 +65,8 @@ def measure(config, steps: int, workdir: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/lit_s.py')
     parser.add_argument('--batch_size', type=int, default=8)
     parser.add_argument('--steps', type=int, default=40)
@@ -77,9 +82,9 @@ def main() -> None:
         seconds = measure(config, args.steps, Path(workdir))
     step, cost = seconds['step'], seconds['blocked'] + seconds['beside']
     print(f'{config.name}, batch {args.batch_size}: median step {1e3 * step:.0f} ms\n'
-          f'gap before the next dispatch {1e3 * seconds["gap"]:.2f} ms = {100 * seconds["gap"] / step:.2f} % of a step\n'
-          f'one checkpoint: the loop waits {seconds["blocked"]:.2f} s, the ten steps after it take {seconds["beside"]:.2f} s '
-          f'longer; of 500 steps {100 * cost / (500 * step):.2f} %')
+          f'gap before the next dispatch {1e3 * seconds["gap"]:.2f} ms = {100 * seconds["gap"] / step:.2f} % '
+          f'of a step\none checkpoint: the loop waits {seconds["blocked"]:.2f} s, the ten steps after it '
+          f'take {seconds["beside"]:.2f} s longer; of 500 steps {100 * cost / (500 * step):.2f} %')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
-"""Plans recipes for TPU slices and prints the table of docs/plans.md. No TPU is needed (requirements-tpu.txt).
+"""Plans recipes for TPU slices and prints the table of docs/plans.md. No TPU is needed
+(requirements-tpu.txt).
 
     python benchmarks/plans.py --recipes lit_xl,lit_l --slices v5e:4x4,v5e:16x16
     python benchmarks/plans.py --recipes lit_xl_512+mesh.tensor=2 --slices v6e:16x16
     python benchmarks/plans.py --recipes lit_xl,dit_xl --smallest v5e,v6e,v5p --write docs/plans.md
 
-A recipe is a file of configs/ without its .py; fields set apart follow with `+`. `--smallest` looks for the smallest
-slice of a chip that a recipe fits on, from small to large. `--write` puts the table between the two marks of a file.
+A recipe is a file of configs/ without its .py; fields set apart follow with `+`. `--smallest` looks for the
+smallest slice of a chip that a recipe fits on, from small to large. `--write` puts the table between the two
+marks of a file.
 """
 import argparse
 import sys
@@ -20,13 +22,15 @@ from lit_jax.runtime.chips import CHIPS  # noqa: E402
 from lit_jax.runtime.errors import UserError  # noqa: E402
 
 MARKS = ('<!-- table of benchmarks/plans.py -->', '<!-- end of the table -->')
-HEADER = ('recipe', 'slice', 'hosts', 'mesh', 'batch', 'fits', 'peak GiB', 'arguments', 'temporaries', 'PFLOP a step',
-          'ms at peak', 'collectives, MiB a device a step', 'compile s')
+HEADER = ('recipe', 'slice', 'hosts', 'mesh', 'batch', 'fits', 'peak GiB', 'arguments', 'temporaries',
+          'PFLOP a step', 'ms at peak', 'collectives, MiB a device a step', 'compile s')
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--recipes', required=True, help='names in configs/, by commas; NAME+field=value+... sets fields')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--recipes', required=True, help='names in configs/, by commas; NAME+field=value+... '
+                                                         'sets fields')
     parser.add_argument('--slices', default='', help='topologies by commas: v5e:4x4,v6e:16x16')
     parser.add_argument('--smallest', default='', help='chips by commas: v5e,v5p')
     parser.add_argument('--write', default='', help='also put the table into this file')
@@ -56,13 +60,15 @@ def plan_row(recipe: str, topology: str) -> tuple[str, Plan | None]:
         reason = ' '.join(str(error).split())
         print(f'{recipe} on {topology}: {reason}', file=sys.stderr, flush=True)
         return f'| {recipe} | {topology} | | | | no | {reason} | | | | | | |', None
-    print(f'{recipe} on {topology}: {verdict(plan)}, compiled in {plan.compile_seconds:.0f} s', file=sys.stderr, flush=True)
+    print(f'{recipe} on {topology}: {verdict(plan)}, compiled in {plan.compile_seconds:.0f} s',
+          file=sys.stderr, flush=True)
     memory = plan.memory
     mesh = ' '.join(f'{axis} {n}' for axis, n in plan.mesh.items() if n > 1) or 'one device'
-    cells = (recipe, topology, plan.topology.hosts or '', mesh, plan.config.train.batch_size, 'yes' if plan.fits else 'no',
+    cells = (recipe, topology, plan.topology.hosts or '', mesh, plan.config.train.batch_size,
+             'yes' if plan.fits else 'no',
              f'{gib(memory.peak)} of {plan.topology.usable_memory / 2**30:.2f}', gib(memory.arguments),
-             gib(memory.temporaries), f'{plan.flops / 1e15:.2f}', f'{1e3 * plan.peak_seconds:.1f}' if plan.peak_seconds else '',
-             collectives_cell(plan), f'{plan.compile_seconds:.0f}')
+             gib(memory.temporaries), f'{plan.flops / 1e15:.2f}', f'{1e3 * plan.peak_seconds:.1f}'
+             if plan.peak_seconds else '', collectives_cell(plan), f'{plan.compile_seconds:.0f}')
     return '| ' + ' | '.join(map(str, cells)) + ' |', plan
 
 
@@ -78,7 +84,8 @@ def collectives_cell(plan: Plan) -> str:
     for c in plan.collectives:
         name = f'{c.kind} {"·".join(c.axes)}'
         totals[name] = totals.get(name, 0) + c.total_bytes
-    shown = [(name, total) for name, total in sorted(totals.items(), key=lambda item: -item[1]) if total >= 2**20]
+    shown = [(name, total) for name, total in sorted(totals.items(), key=lambda item: -item[1])
+             if total >= 2**20]
     return ', '.join(f'{name} {total / 2**20:,.0f}' for name, total in shown) or 'under 1'
 
 
@@ -109,7 +116,8 @@ def main() -> None:
     lines = ['| ' + ' | '.join(HEADER) + ' |', '|' + '---|' * len(HEADER)]
     print('\n'.join(lines), flush=True)
     for recipe in arguments.recipes.split(','):
-        found = [row for chip in filter(None, arguments.smallest.split(',')) for row in smallest_rows(recipe, chip)]
+        found = [row for chip in filter(None, arguments.smallest.split(','))
+                 for row in smallest_rows(recipe, chip)]
         found += [plan_row(recipe, topology)[0] for topology in filter(None, arguments.slices.split(','))
                   if not any(f'| {topology} |' in row for row in found)]
         print('\n'.join(found), flush=True)      # each recipe when it is done: all of them take long

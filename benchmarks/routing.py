@@ -1,13 +1,14 @@
 """Times the routed projection of DyDi-LiT against one dense projection of the same size, in the same run.
 
-    python benchmarks/routing.py                       # 4,096 tokens, width 768, 7 projectors: under a minute on two cores
+    python benchmarks/routing.py  # 4,096 tokens, width 768, 7 projectors: under a minute on two cores
     python benchmarks/routing.py --projectors 1,3,7,15,31 --forms loop --skew
 
-`routed` is the whole of it: router, sorting, the grouped product in the platform's form, and the gate. Further rows are the
-grouped product alone, in each form of `lit_jax.models.mixers.grouped`. All take their turns one after the other, so that
-whatever else the machine does hits them alike; the least and the median of the times are given, and the least over that
-of the dense product. Forward + backward: gradients of the tokens and of all weights. With --skew nine tokens of ten take
-one projector. Each case first checks its values against all products of all tokens.
+`routed` is the whole of it: router, sorting, the grouped product in the platform's form, and the gate.
+Further rows are the grouped product alone, in each form of `lit_jax.models.mixers.grouped`. All take their
+turns one after the other, so that whatever else the machine does hits them alike; the least and the median of
+the times are given, and the least over that of the dense product. Forward + backward: gradients of the tokens
+and of all weights. With --skew nine tokens of ten take one projector. Each case first checks its values
+against all products of all tokens.
 """
 import argparse
 import statistics
@@ -28,12 +29,14 @@ from lit_jax.models.mixers.routing import RoutedLinear
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tokens', type=int, default=4096)
     parser.add_argument('--width', type=int, default=768)
     parser.add_argument('--projectors', default='7', help='one number, or several with commas')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
-    parser.add_argument('--forms', default=','.join(FORMS), help='forms of the grouped product to time on their own')
+    parser.add_argument('--forms', default=','.join(FORMS),
+                        help='forms of the grouped product to time on their own')
     parser.add_argument('--repeats', type=int, default=10)
     parser.add_argument('--skew', action='store_true', help='nine tokens of ten take the first projector')
     return parser.parse_args()
@@ -61,7 +64,8 @@ def contenders(arguments, projectors):
         index = jnp.where(jnp.arange(n) % 10 == 0, index, 0)
     bank = routed.kernel[...].reshape(projectors, d, d).astype(dtype)
     sample = np.arange(0, n, max(n // 64, 1))
-    want = np.einsum('nd,ndf->nf', np.asarray(x[0, sample], np.float64), np.asarray(bank, np.float64)[np.asarray(index)[sample]])
+    want = np.einsum('nd,ndf->nf', np.asarray(x[0, sample], np.float64),
+                     np.asarray(bank, np.float64)[np.asarray(index)[sample]])
 
     graphdef, params = nnx.split(routed)
     dense_graphdef, dense_params = nnx.split(Linear(d, d, bias=False, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -69,7 +73,8 @@ def contenders(arguments, projectors):
     if not arguments.skew:
         found['routed'] = both_passes(lambda p, x: nnx.merge(graphdef, p)(x)[0], params, x)
     for form in filter(None, arguments.forms.split(',')):
-        found[form] = both_passes(lambda bank, x, form=form: grouped_product(x, bank, index, form), bank, x[0])
+        found[form] = both_passes(lambda bank, x, form=form: grouped_product(x, bank, index, form), bank,
+                                  x[0])
     for name, calls in found.items():
         got = np.asarray(calls['forward'](), np.float64).reshape(n, d)[sample]
         calls['both']()
@@ -81,8 +86,8 @@ def contenders(arguments, projectors):
 
 def main():
     arguments = parse_arguments()
-    print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.tokens} tokens, width {arguments.width}, '
-          f'{arguments.dtype}{", skewed" if arguments.skew else ""}')
+    print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.tokens} tokens, width '
+          f'{arguments.width}, {arguments.dtype}{", skewed" if arguments.skew else ""}')
     for projectors in map(int, arguments.projectors.split(',')):
         found = contenders(arguments, projectors)
         times = {(name, kind): [] for name in found for kind in ('forward', 'both')}
@@ -91,12 +96,14 @@ def main():
                 start = time.perf_counter()
                 found[name][kind]()
                 times[name, kind].append(1e3 * (time.perf_counter() - start))
-        print(f'\n{projectors} projectors {"least ms":>12} {"median":>9} {"of dense":>9}   forward + backward')
+        print(
+            f'\n{projectors} projectors {"least ms":>12} {"median":>9} {"of dense":>9}   forward + backward')
         for name in found:
             row = [f'{name:12}']
             for kind in ('forward', 'both'):
                 least = min(times[name, kind])
-                row.append(f'{least:9.1f} {statistics.median(times[name, kind]):9.1f} {least / min(times["dense", kind]):8.2f}x')
+                row.append(f'{least:9.1f} {statistics.median(times[name, kind]):9.1f} '
+                           f'{least / min(times["dense", kind]):8.2f}x')
             print('   '.join(row))
 
 

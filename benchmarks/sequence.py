@@ -29,19 +29,22 @@ def compiled_mixer(name: str, side: int, mesh, dtype):
     size = SIZES['xl']
 
     def build():
-        return build_mixer({'name': name, 'heads': size[f'{name}_heads']}, size['width'], dtype=dtype, rngs=nnx.Rngs(0))
+        return build_mixer({'name': name, 'heads': size[f'{name}_heads']}, size['width'], dtype=dtype,
+                           rngs=nnx.Rngs(0))
 
     graphdef, params = nnx.split(nnx.eval_shape(build))
     tokens, whole = NamedSharding(mesh, P(None, 'seq', None)), NamedSharding(mesh, P())
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
     x = jax.ShapeDtypeStruct((1, side * side, size['width']), dtype, sharding=tokens)
     with jax.set_mesh(mesh):
-        return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (side, side)), out_shardings=tokens).lower(
-            params, x).compile()
+        return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (side, side)),
+                       out_shardings=tokens).lower(
+params, x).compile()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--topology', default='v5e:2x4')
     parser.add_argument('--pixels', default=','.join(map(str, PIXELS)))
     args = parser.parse_args()

@@ -1,14 +1,16 @@
-"""Memory and time of the text encoder at full size, with random weights: what a laptop or an accelerator must have.
+"""Memory and time of the text encoder at full size, with random weights: what a laptop or an accelerator must
+have.
 
-    python benchmarks/text_encoder.py                                   # T5-XXL in int8, one caption of 300 tokens
+    python benchmarks/text_encoder.py  # T5-XXL in int8, one caption of 300 tokens
     python benchmarks/text_encoder.py --weights bfloat16 --batch 4
-    python benchmarks/text_encoder.py --layers 4 --error                # int8 against the float32 weights it was rounded from
-    python benchmarks/text_encoder.py --save /tmp/t5                    # writes the random weights as a text encoder folder,
+    # int8 against the float32 weights it was rounded from
+    python benchmarks/text_encoder.py --layers 4 --error
+    python benchmarks/text_encoder.py --save /tmp/t5  # writes the random weights as a text encoder folder,
     python benchmarks/text_encoder.py --folder /tmp/t5                  # and measures a run that loads them
 
-The weights are drawn in the form that they are held in, layer by layer, so that no wider copy ever exists. Peak memory is
-that of the process (and on an accelerator that of the device). Features of random weights mean nothing; with `--error` their
-relative error shows what rounding does where nothing was trained to bear it.
+The weights are drawn in the form that they are held in, layer by layer, so that no wider copy ever exists.
+Peak memory is that of the process (and on an accelerator that of the device). Features of random weights mean
+nothing; with `--error` their relative error shows what rounding does where nothing was trained to bear it.
 """
 import argparse
 import json
@@ -22,21 +24,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--weights', choices=('int8', 'bfloat16', 'float32'), default='int8')
-    parser.add_argument('--compute', choices=('float32', 'bfloat16'), help='default: float32 on CPU, else bfloat16')
+    parser.add_argument('--compute', choices=('float32', 'bfloat16'),
+                        help='default: float32 on CPU, else bfloat16')
     parser.add_argument('--layers', type=int, default=24)
     parser.add_argument('--tokens', type=int, default=300)
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=2)
     parser.add_argument('--save', help='folder to write the random weights to; nothing is measured')
-    parser.add_argument('--folder', help='text encoder folder to load in place of random weights, held as --weights says')
-    parser.add_argument('--error', action='store_true', help='compare every form with float32 weights; needs few layers')
+    parser.add_argument('--folder', help='text encoder folder to load in place of random weights, held as '
+                                         '--weights says')
+    parser.add_argument('--error', action='store_true', help='compare every form with float32 weights; needs '
+                                                             'few layers')
     return parser.parse_args()
 
 
 def draw(network, seed: int = 0) -> dict:
-    """Random parameters in the network's own form, as jax arrays; kernels keep the size of what they multiply."""
+    """Random parameters in the network's own form, as jax arrays; kernels keep the size of what they
+    multiply."""
     import jax
     import numpy as np
 
@@ -45,7 +52,8 @@ def draw(network, seed: int = 0) -> dict:
     rng, flat = np.random.default_rng(seed), {}
     for name, leaf in sorted(named_leaves(network.abstract()).items(), key=lambda item: -item[1].size):
         kernel = name if name in KERNELS else name.replace('/scale', '/kernel')
-        inputs = np.prod(named_leaves(network.abstract())[kernel].shape[1:1 + KERNELS[kernel]]) if kernel in KERNELS else 1
+        inputs = np.prod(named_leaves(network.abstract())[kernel].shape[1:1 + KERNELS[kernel]]) \
+            if kernel in KERNELS else 1
         values = np.empty(leaf.shape, leaf.dtype)
         for part in values if leaf.ndim > 1 else [values]:
             if leaf.dtype == np.int8:
@@ -55,7 +63,8 @@ def draw(network, seed: int = 0) -> dict:
             elif 'gain' in name:
                 part[...] = 1
             else:
-                part[...] = (0.5 * inputs ** -0.5 if name in KERNELS else 1) * rng.standard_normal(part.shape, np.float32)
+                part[...] = (0.5 * inputs ** -0.5 if name in KERNELS
+                             else 1) * rng.standard_normal(part.shape, np.float32)
         flat[name] = jax.device_put(values)
     return unflatten(flat)
 
@@ -75,11 +84,14 @@ def save(arguments) -> None:
     from lit_jax.text.tokenizer import Tokenizer
     network = T5Network({**T5_XXL, 'layers': arguments.layers}, weights=arguments.weights)
     pieces = ['<pad>', '</s>', '<unk>', '\u2581', *'abcdefghijklmnopqrstuvwxyz']
-    letters = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -float(i > 2)) for i, piece in enumerate(pieces)], unk_id=2))
+    letters = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(piece, -float(i > 2)) for i, piece in enumerate(pieces)], unk_id=2))
     letters.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     # The sum of random weights says nothing, and would take a float32 copy.
-    config = {'text_encoder': network.arch, 'id': 'random', 'provenance': {'sha256': 'random', 'tool': 'benchmarks/text_encoder.py'}}
-    save_text_encoder_folder(arguments.save, config, draw(network), Tokenizer('tokenizer.json', letters.to_str().encode()))
+    config = {'text_encoder': network.arch, 'id': 'random',
+              'provenance': {'sha256': 'random', 'tool': 'benchmarks/text_encoder.py'}}
+    save_text_encoder_folder(arguments.save, config, draw(network),
+                             Tokenizer('tokenizer.json', letters.to_str().encode()))
 
 
 def load(arguments, compute: str):
@@ -108,19 +120,22 @@ def measure(arguments) -> dict:
     drawn, loaded = time.perf_counter() - began, peak_bytes()
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)
     began = time.perf_counter()
-    encode = jax.jit(network.apply, compiler_options=network.inference_options()).lower(params, ids, np.ones_like(ids)).compile()
+    encode = jax.jit(network.apply,
+                     compiler_options=network.inference_options()).lower(params, ids,
+                                                                         np.ones_like(ids)).compile()
     compiled, seconds = time.perf_counter() - began, []
     for _ in range(arguments.repeats):
         began = time.perf_counter()
         features = jax.block_until_ready(encode(params, ids, np.ones_like(ids)))
         seconds.append(time.perf_counter() - began)
     memory = jax.local_devices()[0].memory_stats() or {}
-    sizes = {'weights_gb': tree_bytes(params), 'before_gb': before, 'peak_loaded_gb': loaded, 'peak_gb': peak_bytes(),
-             'device_peak_gb': memory.get('peak_bytes_in_use', 0)}
+    sizes = {'weights_gb': tree_bytes(params), 'before_gb': before, 'peak_loaded_gb': loaded,
+             'peak_gb': peak_bytes(), 'device_peak_gb': memory.get('peak_bytes_in_use', 0)}
     return {'device': jax.devices()[0].device_kind, 'weights': network.weights, 'compute': compute,
             'layers': network.arch['layers'], 'tokens': arguments.tokens, 'batch': arguments.batch,
             **{name: size / 1e9 for name, size in sizes.items()}, 'load_s': drawn, 'compile_s': compiled,
-            'first_s': seconds[0], 'encode_s': statistics.median(seconds), 'finite': bool(jnp.isfinite(features).all())}
+            'first_s': seconds[0], 'encode_s': statistics.median(seconds),
+            'finite': bool(jnp.isfinite(features).all())}
 
 
 def errors(arguments) -> dict:
@@ -136,10 +151,13 @@ def errors(arguments) -> dict:
     flat = {name: np.asarray(leaf) for name, leaf in named_leaves(draw(T5Network(arch))).items()}
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)
     want, found = None, {}
-    for weights, compute in (('float32', 'float32'), ('bfloat16', 'bfloat16'), ('int8', 'float32'), ('int8', 'bfloat16')):
+    for weights, compute in (('float32', 'float32'), ('bfloat16', 'bfloat16'), ('int8', 'float32'),
+                             ('int8', 'bfloat16')):
         params = unflatten({path: part for name, leaf in flat.items()
-                            for path, part in pack(name, leaf if name in KERNELS else [leaf], len(leaf), weights).items()})
-        got = np.asarray(jax.jit(T5Network(arch, jnp.dtype(compute).type, weights).apply)(params, ids, np.ones_like(ids)), np.float32)
+                            for path, part in pack(name, leaf if name in KERNELS else [leaf], len(leaf),
+                                                   weights).items()})
+        got = np.asarray(jax.jit(T5Network(arch, jnp.dtype(compute).type,
+                                           weights).apply)(params, ids, np.ones_like(ids)), np.float32)
         want = got if want is None else want
         found[f'{weights}, computed in {compute}'] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
     return found

@@ -1,11 +1,13 @@
-"""The full-size text-to-image run on a machine with little memory: LiT-0.6B, T5-XXL in int8 and the VAE of SDXL, random weights.
+"""The full-size text-to-image run on a machine with little memory: LiT-0.6B, T5-XXL in int8 and the VAE of
+SDXL, random weights.
 
-    python benchmarks/text_to_image.py --folder=/tmp/t2i                      # 1024 pixels, 2 steps, one network at a time
+    python benchmarks/text_to_image.py --folder=/tmp/t2i  # 1024 pixels, 2 steps, one network at a time
     python benchmarks/text_to_image.py --folder=/tmp/t2i --dtype=bfloat16 --size=512x512 --steps=1
-    python benchmarks/text_to_image.py --folder=/tmp/t2i --text_encoder=DIR   # one that `benchmarks/text_encoder.py --save` wrote
+    # one that `benchmarks/text_encoder.py --save` wrote
+    python benchmarks/text_to_image.py --folder=/tmp/t2i --text_encoder=DIR
 
-Folders that are missing are written first (8 GB: 4.8 the encoder, 2.4 the backbone, 0.3 the VAE), each by a process of its
-own. Then sample.py runs as a person would run it, and says what memory and time each
+Folders that are missing are written first (8 GB: 4.8 the encoder, 2.4 the backbone, 0.3 the VAE), each by a
+process of its own. Then sample.py runs as a person would run it, and says what memory and time each
 phase took. Images of random weights show nothing.
 """
 import argparse
@@ -19,10 +21,12 @@ sys.path.insert(0, str(ROOT))
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--folder', required=True, help='where the random networks are, or are written to')
     parser.add_argument('--text_encoder', help='default: FOLDER/t5')
-    parser.add_argument('--recipe', default='lit_t2i_1024', help='file in configs/ that says what the backbone is')
+    parser.add_argument('--recipe', default='lit_t2i_1024',
+                        help='file in configs/ that says what the backbone is')
     parser.add_argument('--size', default='1024x1024')
     parser.add_argument('--steps', type=int, default=2)
     parser.add_argument('--dtype', default='float32')
@@ -66,11 +70,12 @@ def make_vae(arguments) -> None:
 
 def make_missing(arguments) -> None:
     """Each network by a process of its own: none holds another's memory."""
-    me = [sys.executable, __file__, f'--folder={arguments.folder}', f'--text_encoder={arguments.text_encoder}',
-          f'--recipe={arguments.recipe}']
+    me = [sys.executable, __file__, f'--folder={arguments.folder}',
+          f'--text_encoder={arguments.text_encoder}', f'--recipe={arguments.recipe}']
     encoder = [sys.executable, str(ROOT / 'benchmarks' / 'text_encoder.py'), '--save', arguments.text_encoder]
     commands = {arguments.text_encoder: encoder,
-                f'{arguments.folder}/model': [*me, '--make=model'], f'{arguments.folder}/vae': [*me, '--make=vae']}
+                f'{arguments.folder}/model': [*me, '--make=model'],
+                f'{arguments.folder}/vae': [*me, '--make=vae']}
     for path, command in commands.items():
         if not Path(path).is_dir():
             print(f'writing {path}', flush=True)

@@ -1,12 +1,13 @@
-"""Times the autoencoder of Stable Diffusion, full configuration: ours, jitted, against diffusers' AutoencoderKL.
+"""Times the autoencoder of Stable Diffusion, full configuration: ours, jitted, against diffusers'
+AutoencoderKL.
 
-    python benchmarks/vae.py                                   # encode and decode at 256 pixels, about 3 minutes
+    python benchmarks/vae.py  # encode and decode at 256 pixels, about 3 minutes
     python benchmarks/vae.py --threads 1 --clock cpu           # on a busy machine
 
-Both have the same random weights and run in one process on the same cores, in turn, so that whatever else the machine
-does hits them alike; medians and minima are given, and our time over that of the faster PyTorch. PyTorch runs eagerly
-in both memory layouts, NCHW and channels_last. It is first checked that all compute the same. float32 on a CPU,
-bfloat16 on a GPU.
+Both have the same random weights and run in one process on the same cores, in turn, so that whatever else the
+machine does hits them alike; medians and minima are given, and our time over that of the faster PyTorch.
+PyTorch runs eagerly in both memory layouts, NCHW and channels_last. It is first checked that all compute the
+same. float32 on a CPU, bfloat16 on a GPU.
 """
 import argparse
 import statistics
@@ -22,7 +23,8 @@ PASSES = ('encode', 'decode')
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--image_size', type=int, default=256)
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
@@ -31,7 +33,8 @@ def parse_arguments():
                         help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
     arguments = parser.parse_args()
     if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error('--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
+        parser.error(
+            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
     return arguments
 
 
@@ -83,7 +86,8 @@ def our_calls(state, image, latent, dtype) -> dict:
 
 
 def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are then its own."""
+    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are
+    then its own."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -106,7 +110,8 @@ def check(name: str, ours, theirs, bound: float) -> None:
 def format_row(name: str, taken: dict[str, list[float]]) -> str:
     cells = [name] + [f'{statistics.median(t):.0f} / {min(t):.0f}' for t in taken.values()]
     for pick in (statistics.median, min):
-        cells.append(f'{pick(taken["ours"]) / min(pick(t) for other, t in taken.items() if other != "ours"):.2f}')
+        cells.append(
+            f'{pick(taken["ours"]) / min(pick(t) for other, t in taken.items() if other != "ours"):.2f}')
     return '| ' + ' | '.join(cells) + ' |'
 
 
@@ -130,13 +135,14 @@ def main() -> None:
                   'channels_last': torch_calls(vae, image, latent, channels_last=True)}
     for name in PASSES:
         check(name, contenders['ours'][name](), contenders['NCHW'][name](), 1e-1 if on_gpu else 1e-4)
-    print('\n| pass | ours ms | PyTorch NCHW ms | PyTorch channels_last ms | ours / best PyTorch, medians | minima |\n'
-          '|---|---|---|---|---|---|')
+    print('\n| pass | ours ms | PyTorch NCHW ms | PyTorch channels_last ms | ours / best PyTorch, medians | '
+          'minima |\n|---|---|---|---|---|---|')
     total: dict[str, list[float]] = {}
     clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
     for name in PASSES:
         taken = take_turns({c: calls[name] for c, calls in contenders.items()}, arguments.repeats, clock)
-        total = {c: [a + b for a, b in zip(total.get(c, [0.0] * len(t)), t, strict=True)] for c, t in taken.items()}
+        total = {c: [a + b for a, b in zip(total.get(c, [0.0] * len(t)), t, strict=True)]
+                 for c, t in taken.items()}
         print(format_row(name, taken), flush=True)
     print(format_row('both', total))
 

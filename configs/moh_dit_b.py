@@ -1,4 +1,5 @@
-"""MoH-DiT-B/2 (arXiv 2410.11842) on ImageNet 256px latents, with 90 % of its heads in use, or 75 %: 400K steps of 256.
+"""MoH-DiT-B/2 (arXiv 2410.11842) on ImageNet 256px latents, with 90 % of its heads in use, or 75 %: 400K
+steps of 256.
 
     python train.py --config=configs/moh_dit_b.py --workdir=runs/moh_dit_b
     python train.py --config=configs/moh_dit_b.py:75 --workdir=runs/moh_dit_b_75
@@ -10,7 +11,8 @@ from lit_jax.runtime.errors import UserError
 
 def get_config(heads: str = '90'):
     if heads not in ('90', '75'):
-        raise UserError(f'configs/moh_dit_b.py:{heads} is not known; give 75, or 90 (or nothing) for the share of the heads')
+        raise UserError(f'configs/moh_dit_b.py:{heads} is not known; give 75, or 90 (or nothing) for the '
+                        f'share of the heads')
     size = 'b' if heads == '90' else 'b_75'
     config = recipes.default()
     config.name = f'moh_dit_{size}'

@@ -1,4 +1,5 @@
-"""MoH-DiT-S/2 (arXiv 2410.11842) on ImageNet 256px latents, with 90 % of its heads in use, or 75 %: 400K steps of 256.
+"""MoH-DiT-S/2 (arXiv 2410.11842) on ImageNet 256px latents, with 90 % of its heads in use, or 75 %: 400K
+steps of 256.
 
     python train.py --config=configs/moh_dit_s.py --workdir=runs/moh_dit_s
     python train.py --config=configs/moh_dit_s.py:75 --workdir=runs/moh_dit_s_75
@@ -10,7 +11,8 @@ from lit_jax.runtime.errors import UserError
 
 def get_config(heads: str = '90'):
     if heads not in ('90', '75'):
-        raise UserError(f'configs/moh_dit_s.py:{heads} is not known; give 75, or 90 (or nothing) for the share of the heads')
+        raise UserError(f'configs/moh_dit_s.py:{heads} is not known; give 75, or 90 (or nothing) for the '
+                        f'share of the heads')
     size = 's' if heads == '90' else 's_75'
     config = recipes.default()
     config.name = f'moh_dit_{size}'

@@ -1,4 +1,5 @@
-"""U-DiG-S/1 (arXiv 2405.18428; what it leaves open: lit_jax/models/udig.py) on ImageNet 256px latents: 400K steps of 256."""
+"""U-DiG-S/1 (arXiv 2405.18428; what it leaves open: lit_jax/models/udig.py) on ImageNet 256px latents: 400K
+steps of 256."""
 from lit_jax import recipes
 from lit_jax.recipes.systems import system
 

@@ -42,13 +42,15 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
             there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
     """{arm: the figures of each seed}, first of the models that are `there` already.
 
-    measure: (model folder or workdir) -> figures, in a process of its own, so it must be picklable. tell: figures -> a line.
-    """
+    measure: (model folder or workdir) -> figures, in a process of its own, so it must be picklable. tell:
+    figures -> a line. """
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
     with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
-        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed) for job in jobs}
-        waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0) for arm, path in there.items()}
+        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
+                   for job in jobs}
+        waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0)
+                    for arm, path in there.items()}
         for done in as_completed(waiting):
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured
@@ -58,10 +60,12 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
 
 def workers(count: int) -> ProcessPoolExecutor:
     """Processes that compute on one core each: these models are too small to use several."""
-    # A step's temporary arrays are new memory each time; in large pages (glibc 2.35) it is ready in a quarter less of the step.
+    # A step's temporary arrays are new memory each time; in large pages (glibc 2.35) it is ready in a quarter
+    # less of the step.
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     flags = {'xla_cpu_multi_thread_eigen': 'false', **wide_vectors()}
-    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(f'--{name}={value}' for name, value in flags.items())])
+    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''),
+                                        *(f'--{name}={value}' for name, value in flags.items())])
     context = multiprocessing.get_context('spawn')
     numbers = context.Queue()
     for number in range(count):
@@ -70,7 +74,8 @@ def workers(count: int) -> ProcessPoolExecutor:
 
 
 def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
-    """Left to wander, a worker starts a thread for every core, and all workers' threads take turns: a fifth slower."""
+    """Left to wander, a worker starts a thread for every core, and all workers' threads take turns: a fifth
+    slower."""
     number = numbers.get()
     if hasattr(os, 'sched_setaffinity'):      # Linux
         cores = sorted(os.sched_getaffinity(0))
@@ -83,8 +88,10 @@ def train_alone(workdir: Path, recipe: ConfigDict, path: Path) -> None:
         pool.submit(_train, workdir, recipe, path).result()
 
 
-def _train_and_measure(workdir: Path, job: Job | None, path: Path, measure: Callable[[Path], dict]) -> tuple[dict, float]:
-    """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a file."""
+def _train_and_measure(workdir: Path, job: Job | None, path: Path,
+                       measure: Callable[[Path], dict]) -> tuple[dict, float]:
+    """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a
+    file."""
     began = time.perf_counter()
     if job is not None:
         path.mkdir(parents=True, exist_ok=True)

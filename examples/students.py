@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from lit_jax.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-# What is compared under the same recipe and steps: the whole method, then one part of it left out after the other.
+# What is compared under the same recipe and steps: the whole method, then one part of it left out after the
+# other.
 ARMS = {
     'distilled': {},
     'inherited': {'teacher': ''},
@@ -20,8 +21,8 @@ ARMS = {
 class Student:
     """One run of a comparison; a `pool.Job`.
 
-    workdir: of the demo, with the folder teacher/. arm: a key of ARMS. base: a recipe of configs/. fields: of the recipe, by
-    their names on the command line ('sample.every').
+    workdir: of the demo, with the folder teacher/. arm: a key of ARMS. base: a recipe of configs/. fields: of
+    the recipe, by their names on the command line ('sample.every').
     """
     workdir: Path
     arm: str
@@ -36,7 +37,8 @@ class Student:
     def changes(self) -> dict[str, object]:
         """What differs from the recipe's file."""
         teacher = str(self.workdir / 'teacher')
-        return {'name': f'{self.base}_{self.arm}', 'seed': self.seed, 'teacher.path': ARMS[self.arm].get('teacher', teacher),
+        return {'name': f'{self.base}_{self.arm}', 'seed': self.seed,
+                'teacher.path': ARMS[self.arm].get('teacher', teacher),
                 'inherit.path': ARMS[self.arm].get('inherit', teacher), **self.fields}
 
     def recipe(self) -> ConfigDict:

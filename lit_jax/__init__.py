@@ -2,7 +2,8 @@
 
     import lit_jax
     model = lit_jax.load('models/dit_xl')     # a model folder or a workdir of train.py
-    y = model(x, t, label)                    # x [B, H, W, C] -> [B, H, W, 2C]: noise, then raw variance channels
+    y = model(x, t, label)                    # x [B, H, W, C] -> [B, H, W, 2C]: noise, then raw variance
+                                              channels
 """
 from lit_jax.runtime.errors import UserError
 

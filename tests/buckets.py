@@ -1,9 +1,11 @@
-"""A make-believe object store behind gs:// paths, as flat as a real one: keys and bytes, no folders, no renaming.
+"""A make-believe object store behind gs:// paths, as flat as a real one: keys and bytes, no folders, no
+renaming.
 
     def test_x(bucket):                      # with: from buckets import bucket  # noqa: F401
         (as_path(bucket) / 'a' / 'b.txt').write_text('x')
 
-etils reaches it through fsspec, as it reaches Google's. TensorStore, and so the arrays of Orbax, does not come by here."""
+etils reaches it through fsspec, as it reaches Google's. TensorStore, and so the arrays of Orbax, does not
+come by here."""
 import io
 
 import fsspec
@@ -29,7 +31,8 @@ class Store(AbstractFileSystem):
     def ls(self, path, detail=True, **_):
         path = self._check(path)
         names = {path} if path in self.objects else {
-            path + '/' + name.removeprefix(path + '/').split('/')[0] for name in self.objects if name.startswith(path + '/')}
+            path + '/' + name.removeprefix(path + '/').split('/')[0] for name in self.objects
+            if name.startswith(path + '/')}
         entries = [self.info(name) for name in sorted(names)]
         return entries if detail else [entry['name'] for entry in entries]
 
@@ -50,7 +53,8 @@ class Store(AbstractFileSystem):
 
     def find(self, path, maxdepth=None, withdirs=False, detail=False, **_):
         path = self._check(path)
-        found = {name: self.info(name) for name in sorted(self.objects) if name == path or name.startswith(path + '/')}
+        found = {name: self.info(name) for name in sorted(self.objects) if name == path
+                 or name.startswith(path + '/')}
         return found if detail else list(found)
 
     def _open(self, path, mode='rb', **_):

@@ -6,7 +6,8 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 
 # Tests compile the same small programs again and again; compiled ones are kept between runs as well.
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.dirname(__file__), '..', '.cache', 'xla'))
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                      os.path.join(os.path.dirname(__file__), '..', '.cache', 'xla'))
 # Not the caches of the person who runs the tests.
 os.environ.setdefault('LIT_JAX_CACHE', os.path.join(os.path.dirname(__file__), '..', '.cache', 'lit_jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
@@ -35,11 +36,13 @@ _BEGAN = time.monotonic()
 
 
 def pytest_addoption(parser):
-    parser.addoption('--minutes', type=float, help='tests that would begin later than so many minutes are skipped')
+    parser.addoption('--minutes', type=float, help='tests that would begin later than so many minutes are '
+                                                   'skipped')
 
 
 def pytest_configure(config):
-    """The quick tier compiles without LLVM's optimization, which is a third of its time; everything else as users do."""
+    """The quick tier compiles without LLVM's optimization, which is a third of its time; everything else as
+    users do."""
     if config.getoption('markexpr') == 'not slow' and OPTIMIZATION not in os.environ['XLA_FLAGS']:
         os.environ['XLA_FLAGS'] += f' --{OPTIMIZATION}=0'
 

@@ -1,10 +1,12 @@
-"""As much of Google Cloud Storage's JSON interface as gcsfs, TensorStore and array_record use, on loopback, in memory.
+"""As much of Google Cloud Storage's JSON interface as gcsfs, TensorStore and array_record use, on loopback,
+in memory.
 
-    with gcs_server() as env:        # environment variables that send all three here; the bucket is gs://bucket
+    with gcs_server() as env:        # environment variables that send all three here; the bucket is
+    gs://bucket
         subprocess.run(..., env={**os.environ, **env})
 
-One lock around every request gives what the real one gives: an object is there whole or not at all, listings are up to
-date, and `ifGenerationMatch` is decided in one place."""
+One lock around every request gives what the real one gives: an object is there whole or not at all, listings
+are up to date, and `ifGenerationMatch` is decided in one place."""
 import contextlib
 import json
 import re
@@ -13,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = 'bucket'
-_PATH = re.compile(r'^/(?P<kind>upload/|download/)?storage/v1/b/(?P<bucket>[^/]+)(?P<objects>/o(/(?P<key>.+))?)?$')
+_PATH = re.compile(
+    r'^/(?P<kind>upload/|download/)?storage/v1/b/(?P<bucket>[^/]+)(?P<objects>/o(/(?P<key>.+))?)?$')
 
 
 @contextlib.contextmanager
@@ -25,7 +28,8 @@ def gcs_server():
     thread.start()
     url = f'http://127.0.0.1:{server.server_port}'
     try:
-        yield {'STORAGE_EMULATOR_HOST': url, 'TENSORSTORE_GCS_HTTP_URL': url, 'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
+        yield {'STORAGE_EMULATOR_HOST': url, 'TENSORSTORE_GCS_HTTP_URL': url,
+               'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
                'CLOUD_STORAGE_EMULATOR_ENDPOINT': url, 'FSSPEC_GCS_TOKEN': 'anon',
                'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false', 'GOOGLE_CLOUD_PROJECT': 'none'}
     finally:
@@ -62,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         url = urlsplit(self.path)
         found = _PATH.match(url.path)
-        self.query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        self.query = {name: values[-1]
+                      for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         with self.server.lock:
             if not found or found['bucket'] != BUCKET:
                 return self._answer(404)
@@ -80,8 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _describe(self, key):
         data, generation = self.server.objects[key]
-        return {'kind': 'storage#object', 'name': key, 'bucket': BUCKET, 'size': str(len(data)), 'metageneration': '1',
-                'generation': str(generation), 'timeCreated': '2026-01-01T00:00:00Z', 'updated': '2026-01-01T00:00:00Z'}
+        return {'kind': 'storage#object', 'name': key, 'bucket': BUCKET, 'size': str(len(data)),
+                'metageneration': '1', 'generation': str(generation), 'timeCreated': '2026-01-01T00:00:00Z',
+                'updated': '2026-01-01T00:00:00Z'}
 
     def _get(self, _):
         if not self.key:
@@ -100,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
         if first >= len(data):
             return self._answer(416)
-        return self._answer(206, data[first:last + 1], Content_Range=f'bytes {first}-{last}/{len(data)}', **headers)
+        return self._answer(206, data[first:last + 1], Content_Range=f'bytes {first}-{last}/{len(data)}',
+                            **headers)
 
     def _list(self):
         prefix, delimiter = self.query.get('prefix', ''), self.query.get('delimiter', '')
@@ -115,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 items.append(self._describe(key))
         limit = int(self.query.get('maxResults', 1000))
-        return self._answer(200, {'kind': 'storage#objects', 'items': items[:limit], 'prefixes': sorted(folders)[:limit]})
+        return self._answer(200, {'kind': 'storage#objects', 'items': items[:limit],
+                                  'prefixes': sorted(folders)[:limit]})
 
     def _delete(self, _):
         if self.key not in self.server.objects:
@@ -131,15 +139,16 @@ class _Handler(BaseHTTPRequestHandler):
             boundary = re.search(r'boundary="?([^";]+)', self.headers['Content-Type'])[1].encode()
             _, about, content, _ = body.split(b'--' + boundary)
             key = json.loads(re.split(b'\r?\n\r?\n', about, maxsplit=1)[1])['name']
-            return self._store(key, re.split(b'\r?\n\r?\n', content, maxsplit=1)[1].removesuffix(b'\n').removesuffix(b'\r'))
+            return self._store(key, re.split(b'\r?\n\r?\n', content,
+                                             maxsplit=1)[1].removesuffix(b'\n').removesuffix(b'\r'))
         if kind == 'media':
             return self._store(self.query['name'], body)
         if 'upload_id' not in self.query:
             self.server.uploads[str(len(self.server.uploads))] = b''
             number = len(self.server.uploads) - 1
             name = self.query.get('name') or json.loads(body)['name']
-            return self._answer(200, b'', Location=f'http://{self.headers["Host"]}/upload/storage/v1/b/{BUCKET}/o?'
-                                f'uploadType=resumable&name={name}&upload_id={number}')
+            place = f'http://{self.headers["Host"]}/upload/storage/v1/b/{BUCKET}/o'
+            return self._answer(200, b'', Location=f'{place}?uploadType=resumable&name={name}&upload_id={number}')
         number = self.query['upload_id']
         self.server.uploads[number] += body
         if self.headers.get('Content-Range', '*').endswith('*'):
@@ -155,4 +164,5 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _generation_matches(self, key):
         wanted = self.query.get('ifGenerationMatch')
-        return wanted is None or int(wanted) == (self.server.objects[key][1] if key in self.server.objects else 0)
+        return wanted is None or int(wanted) == (self.server.objects[key][1] if key in self.server.objects
+                                                 else 0)

@@ -1,4 +1,5 @@
-"""Random weights of FID-Inception under which features spread, in the layouts in which the real ones are published."""
+"""Random weights of FID-Inception under which features spread, in the layouts in which the real ones are
+published."""
 import functools
 import hashlib
 from pathlib import Path
@@ -29,8 +30,8 @@ def pixels(side: int) -> np.ndarray:
 def flax_tree(state: dict[str, np.ndarray]) -> dict:
     """The nested dict of the Flax port."""
     tree: dict = {}
-    names = {'bn.weight': 'bn.scale', 'bn.running_mean': 'bn.mean', 'bn.running_var': 'bn.var', 'conv.weight': 'conv.kernel',
-             'fc.weight': 'fc.kernel'}
+    names = {'bn.weight': 'bn.scale', 'bn.running_mean': 'bn.mean', 'bn.running_var': 'bn.var',
+             'conv.weight': 'conv.kernel', 'fc.weight': 'fc.kernel'}
     for key, value in state.items():
         for theirs, flax in names.items():
             key = key.removesuffix(theirs) + flax if key.endswith(theirs) else key

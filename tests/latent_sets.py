@@ -1,4 +1,5 @@
-"""Makes sets of cached latents without a VAE, and a VAE of some thousand parameters to make real ones with."""
+"""Makes sets of cached latents without a VAE, and a VAE of some thousand parameters to make real ones
+with."""
 import json
 
 import jax
@@ -9,7 +10,8 @@ from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.latents.prepare import make_metadata
 from lit_jax.models.vae import VaeNetwork
 
-VAE_ARCH = {'widths': (4, 8), 'layers': 1, 'groups': 2, 'channels': 3, 'image_channels': 3}  # halves the sides
+# halves the sides
+VAE_ARCH = {'widths': (4, 8), 'layers': 1, 'groups': 2, 'channels': 3, 'image_channels': 3}
 
 
 def moments_of(index: int, size: int = 4, channels: int = 3) -> np.ndarray:
@@ -17,20 +19,24 @@ def moments_of(index: int, size: int = 4, channels: int = 3) -> np.ndarray:
     return np.random.default_rng((7, index)).standard_normal((2, size, size, 2 * channels), np.float32)
 
 
-def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, classes: int = 5, downscale: int = 2,
-                  dtype: str = 'float32', shard_size: int = 6, split: str = 'train', bad: tuple[int, ...] = (),
-                  scale: float = 0.5) -> dict:
-    """A whole data set; example i has moments_of(i) and the label i mod classes. Examples in `bad` are left out.
+def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, classes: int = 5,
+                  downscale: int = 2,
+                  dtype: str = 'float32', shard_size: int = 6, split: str = 'train',
+                  bad: tuple[int, ...] = (), scale: float = 0.5) -> dict:
+    """A whole data set; example i has moments_of(i) and the label i mod classes. Examples in `bad` are left
+    out.
 
     Returns its metadata."""
     plan = {'format': 1, 'kind': 'latents',
-            'vae': {'id': 'made-up', 'sha256': 'ab' * 32, 'scale': scale, 'shift': 0.0, 'downscale': downscale,
-                    'channels': channels, 'dtype': 'float32'},
+            'vae': {'id': 'made-up', 'sha256': 'ab' * 32, 'scale': scale, 'shift': 0.0,
+                    'downscale': downscale, 'channels': channels, 'dtype': 'float32'},
             'image_size': size * downscale, 'latent_size': size, 'crop': 'adm-center-crop',
             'classes': [f'class {i}' for i in range(classes)], 'dtype': dtype, 'shard_size': shard_size,
-            'source': {'name': 'folder', 'count': count, 'classes': classes, 'sha256': 'cd' * 32, 'split': split}}
+            'source': {'name': 'folder', 'count': count, 'classes': classes, 'sha256': 'cd' * 32,
+                       'split': split}}
     (folder / 'shards').mkdir(parents=True)
-    (folder / 'preparation.json').write_text(json.dumps({'plan': plan, 'command': 'python prepare_latents.py --data=folder'}))
+    (folder / 'preparation.json').write_text(
+        json.dumps({'plan': plan, 'command': 'python prepare_latents.py --data=folder'}))
     notes = []
     for number, indices in enumerate(shard_ranges(plan)):
         with ShardWriter(folder, number, plan) as writer:

@@ -4,9 +4,9 @@
                              '--process_id={process_id}', ...], 4)
     results = run_processes([__file__], 2, devices_each=2)      # a script that calls `join()` first
 
-Every argument may hold the three places in braces; the same values are in the environment as TEST_COORDINATOR,
-TEST_NUM_PROCESSES and TEST_PROCESS_ID. What a process prints (both streams) goes to a file, so that no pipe fills up.
-Processes are ended with SIGKILL, by group: jax.distributed catches SIGTERM."""
+Every argument may hold the three places in braces; the same values are in the environment as
+TEST_COORDINATOR, TEST_NUM_PROCESSES and TEST_PROCESS_ID. What a process prints (both streams) goes to a file,
+so that no pipe fills up. Processes are ended with SIGKILL, by group: jax.distributed catches SIGTERM."""
 import os
 import signal
 import socket
@@ -21,10 +21,11 @@ ROOT = TESTS.parent
 
 
 def on_cpu(devices: int = 1) -> dict:
-    """The environment of a process on so many virtual CPU devices that computes the bits of this one: compiled by the same flags,
-    of which the last word counts."""
+    """The environment of a process on so many virtual CPU devices that computes the bits of this one:
+    compiled by the same flags, of which the last word counts."""
     return {**os.environ, 'JAX_PLATFORMS': 'cpu',
-            'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'}
+            'XLA_FLAGS':
+            f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'}
 
 
 class Processes:
@@ -40,8 +41,9 @@ class Processes:
             for i in range(n):
                 places = {'coordinator': coordinator, 'num_processes': n, 'process_id': i}
                 self._popen.append(subprocess.Popen(
-                    [sys.executable, *(_fill(str(arg), places) for arg in args)], cwd=cwd, start_new_session=True,
-                    env=_environment(places, devices_each, env), stdin=subprocess.DEVNULL, stdout=self._files[i],
+                    [sys.executable, *(_fill(str(arg), places) for arg in args)], cwd=cwd,
+                    start_new_session=True, env=_environment(places, devices_each, env),
+                    stdin=subprocess.DEVNULL, stdout=self._files[i],
                     stderr=subprocess.STDOUT))
         except BaseException:
             self.kill()
@@ -72,14 +74,16 @@ class Processes:
         self._popen[i].send_signal(number)
 
     def kill(self, *which: int) -> None:
-        """SIGKILL to the groups of these processes (none given: all); those that have ended are left alone."""
+        """SIGKILL to the groups of these processes (none given: all); those that have ended are left
+        alone."""
         for i in which or range(len(self._popen)):
             if self._popen[i].poll() is None:
                 os.killpg(self._popen[i].pid, signal.SIGKILL)
                 self._popen[i].wait()
 
     def wait_for_output(self, i: int, text: str, timeout: float = 60) -> str:
-        """Waits until process i has printed `text`; AssertionError with what it did print if it ends or time is up."""
+        """Waits until process i has printed `text`; AssertionError with what it did print if it ends or time
+        is up."""
         deadline = time.monotonic() + timeout
         while text not in self.output(i):
             ended = self.returncode(i) is not None and text not in self.output(i)
@@ -89,8 +93,8 @@ class Processes:
         return self.output(i)
 
     def wait(self, timeout: float = 120) -> list[tuple[int, str]]:
-        """[(returncode, output), ...] in order. Those still running after `timeout` seconds in all are killed: -9, and
-        the last line of their output says so."""
+        """[(returncode, output), ...] in order. Those still running after `timeout` seconds in all are
+        killed: -9, and the last line of their output says so."""
         deadline, late = time.monotonic() + timeout, set()
         for i, process in enumerate(self._popen):
             try:
@@ -110,7 +114,8 @@ def start_processes(args: list, n: int, **options) -> Processes:
 
 def run_processes(args, n: int, devices_each: int = 1, timeout: float = 120, env: dict | None = None,
                   cwd=ROOT) -> list[tuple[int, str]]:
-    """Starts n processes of `python ARGS...` (a list, or one script), waits, and returns [(returncode, output), ...]."""
+    """Starts n processes of `python ARGS...` (a list, or one script), waits, and returns [(returncode,
+    output), ...]."""
     args = [args] if isinstance(args, str | os.PathLike) else args
     with Processes(args, n, devices_each=devices_each, env=env, cwd=cwd) as processes:
         return processes.wait(timeout)
@@ -119,11 +124,13 @@ def run_processes(args, n: int, devices_each: int = 1, timeout: float = 120, env
 def assert_all_good(results: list[tuple[int, str]]) -> None:
     """Fails with everything that was printed unless all processes ended with 0."""
     bad = [i for i, (status, _) in enumerate(results) if status != 0]
-    assert not bad, '\n'.join(f'--- process {i}: status {status}\n{output}' for i, (status, output) in enumerate(results))
+    assert not bad, '\n'.join(f'--- process {i}: status {status}\n{output}'
+                              for i, (status, output) in enumerate(results))
 
 
 def join(**options) -> None:
-    """In a script started by this module: joins the other processes (jax.distributed). Before any use of a device."""
+    """In a script started by this module: joins the other processes (jax.distributed). Before any use of a
+    device."""
     import jax
     jax.distributed.initialize(os.environ['TEST_COORDINATOR'], int(os.environ['TEST_NUM_PROCESSES']),
                                int(os.environ['TEST_PROCESS_ID']), initialization_timeout=60, **options)

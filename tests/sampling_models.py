@@ -18,12 +18,14 @@ def randomised(params, size: float, seed: int = 0):
                                      for leaf, key in zip(leaves, keys, strict=True)])
 
 
-def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, classes: bool = True, seed: int = 0, **arch):
+def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, classes: bool = True,
+               seed: int = 0, **arch):
     """A model folder: 10 classes of grey 8 x 8 pixels, or what `arch` and `latent` change."""
     mixers = {'softmax': {'name': 'softmax', 'heads': 2, 'qkv_bias': True},
-              'linear': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3, 'activation': 'relu', 'focus_power': 0}}
-    network = Network({'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 1,
-                       'num_classes': 10, 'mixer': mixers[mixer], **arch})
+              'linear': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3,
+                         'activation': 'relu', 'focus_power': 0}}
+    network = Network({'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8),
+                       'channels': 1, 'num_classes': 10, 'mixer': mixers[mixer], **arch})
     names = [f'name {i}' for i in range(network.null_label)] if classes else None
     config = {'model': {**network.arch, 'input_size': list(network.arch['input_size'])}, 'classes': names,
               'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
@@ -34,7 +36,8 @@ def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, clas
 
 def save_latent_model(path, *, vae='tiny vae', scale=SCALE, **arch):
     """A model of 4-channel latents, [8, 8, 4], decoded to images of 16 x 16."""
-    return save_model(path, latent={'space': 'vae', 'vae': vae, 'scale': scale, 'downscale': 2}, channels=4, **arch)
+    return save_model(path, latent={'space': 'vae', 'vae': vae, 'scale': scale, 'downscale': 2}, channels=4,
+                      **arch)
 
 
 def save_vae(path, *, id='tiny vae', scale=SCALE):

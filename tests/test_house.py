@@ -10,7 +10,8 @@ SOURCES = sorted([*(ROOT / 'lit_jax').rglob('*.py'), *ROOT.glob('*.py')])
 REFUSED = {
     'private imports': r'(jax\._src|optax\._src|flax\.core)',
     'star imports': r'^from .* import \*',
-    'nnx transforms': r'nnx\.(jit|grad|value_and_grad|scan|remat|Optimizer|StateAxes|with_partitioning|Sequential|List)\b',
+    'nnx transforms':
+    r'nnx\.(jit|grad|value_and_grad|scan|remat|Optimizer|StateAxes|with_partitioning|Sequential|List)\b',
     'pickle': r'(pickle\.loads?\(|allow_pickle=True|weights_only=False)',
     'blanket silence': r'(filterwarnings\(.ignore.\)|except Exception:\s*$|except:\s*$)',
     'open ends': r'(TODO|FIXME|XXX|NotImplementedError)',
@@ -39,7 +40,8 @@ def importers(pattern, but=()):
 
 
 def test_only_arrays_and_the_manager_import_orbax():
-    assert importers(r'^\s*(import|from) orbax') == ['lit_jax/checkpoint/arrays.py', 'lit_jax/checkpoint/manager.py']
+    assert importers(r'^\s*(import|from) orbax') == ['lit_jax/checkpoint/arrays.py',
+                                                     'lit_jax/checkpoint/manager.py']
 
 
 def test_torch_is_never_imported_at_import_time():
@@ -52,8 +54,10 @@ def test_nnx_stays_inside_the_models():
 
 
 @pytest.mark.parametrize('package, may_not', [
-    ('models', 'diffusion|checkpoint|training|data|evaluation|sampling'), ('diffusion', 'models|checkpoint|training|data'),
-    ('data', 'models|training|checkpoint|diffusion'), ('checkpoint', 'training|data|evaluation|sampling|demo'),
+    ('models', 'diffusion|checkpoint|training|data|evaluation|sampling'),
+    ('diffusion', 'models|checkpoint|training|data'),
+    ('data', 'models|training|checkpoint|diffusion'),
+    ('checkpoint', 'training|data|evaluation|sampling|demo'),
     ('training', 'demo'), ('evaluation', 'training|demo')])
 def test_imports_point_one_way(package, may_not):
     pattern = rf'^\s*from lit_jax\.({may_not})\b'
@@ -62,5 +66,6 @@ def test_imports_point_one_way(package, may_not):
 
 def test_ruff_is_clean():
     ruff = pytest.importorskip('ruff', reason='ruff comes with requirements-test.txt')
-    done = subprocess.run([ruff.find_ruff_bin(), 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([ruff.find_ruff_bin(), 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout

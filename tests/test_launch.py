@@ -15,15 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*(ROOT / 'launch').glob('*.sh'), ROOT / 'launch' / 'slurm.sbatch'])
-CLOUD = {'PROJECT': 'my-project', 'ZONE': 'us-west4-a', 'WORKDIR': 'gs://my-bucket/runs/lit_xl', 'IMAGE': 'repo/lit_jax:1'}
+CLOUD = {'PROJECT': 'my-project', 'ZONE': 'us-west4-a', 'WORKDIR': 'gs://my-bucket/runs/lit_xl',
+         'IMAGE': 'repo/lit_jax:1'}
 FLAGS = ['--config.train.batch_size=512', "--config.name=a b'c"]
 SINGLE_TASK = {'SLURM_JOB_ID': '4711', 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0',
-               'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_STEP_ID': '0', 'SLURM_NODEID': '0'}
+               'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_STEP_ID': '0',
+               'SLURM_NODEID': '0'}
 
 
 @pytest.fixture
 def machine(tmp_path):
-    """A checkout with the launchers alone and stand-ins for every outside tool; each says what it was called with."""
+    """A checkout with the launchers alone and stand-ins for every outside tool; each says what it was called
+    with."""
     shutil.copytree(ROOT / 'launch', tmp_path / 'lit_jax' / 'launch')
     (tmp_path / 'bin').mkdir()
     for name in ('gcloud', 'xpk', 'docker', 'git', 'srun', 'scontrol'):
@@ -32,7 +35,8 @@ def machine(tmp_path):
 
 
 def stand_in(machine, name, body):
-    """Puts a tool on the PATH of `machine` that notes its arguments, one line each call, and then runs `body`."""
+    """Puts a tool on the PATH of `machine` that notes its arguments, one line each call, and then runs
+    `body`."""
     path = machine / 'bin' / name
     path.write_text(f'#!/usr/bin/env bash\necho {name} "${{@@Q}}" >> {machine}/calls\n{body}\n')
     path.chmod(0o755)
@@ -41,14 +45,16 @@ def stand_in(machine, name, body):
 
 def calls(machine, name=''):
     path = machine / 'calls'
-    return [shlex.split(line) for line in path.read_text().splitlines() if line.startswith(name)] if path.exists() else []
+    return [shlex.split(line) for line in path.read_text().splitlines()
+            if line.startswith(name)] if path.exists() else []
 
 
 def launch(machine, script, *arguments, **env):
-    """(exit status, stdout, stderr) of a launcher in `machine`, with nothing of this shell but PATH and HOME."""
+    """(exit status, stdout, stderr) of a launcher in `machine`, with nothing of this shell but PATH and
+    HOME."""
     clean = {'PATH': f'{machine / "bin"}:{os.environ["PATH"]}', 'HOME': str(machine), **env}
-    done = subprocess.run(['bash', f'launch/{script}', *arguments], cwd=machine / 'lit_jax', env=clean, timeout=120,
-                          capture_output=True, text=True)
+    done = subprocess.run(['bash', f'launch/{script}', *arguments], cwd=machine / 'lit_jax', env=clean,
+                          timeout=120, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -62,7 +68,8 @@ def test_shellcheck_is_clean():
     found = shutil.which('shellcheck', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
     if found is None:
         pytest.skip('shellcheck comes with requirements-test.txt')
-    done = subprocess.run([found, '--external-sources', *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([found, '--external-sources', *map(str, SCRIPTS)], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -71,21 +78,24 @@ def printed(machine, script, *arguments, **env):
     status, out, errors = launch(machine, script, *arguments, DRY_RUN='1', **env)
     assert status == 0, errors
     assert calls(machine) == []
-    return [shlex.split(line) for line in out.splitlines()] if script != 'slurm.sbatch' else [shlex.split(out)]
+    return [shlex.split(line) for line in out.splitlines()] if script != 'slurm.sbatch' else [
+        shlex.split(out)]
 
 
 def test_a_queued_resource_is_asked_for_set_up_and_trained_on(machine):
     script, where = 'tpu_queued_resource.sh', ['--project=my-project', '--zone=us-west4-a']
     (create,) = printed(machine, script, 'create', **CLOUD)
-    assert create == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'lit-xl', *where, '--node-id=lit-xl',
-                      '--accelerator-type=v5litepod-16', '--runtime-version=v2-alpha-tpuv5-lite', '--spot']
+    assert create == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'lit-xl', *where,
+                      '--node-id=lit-xl', '--accelerator-type=v5litepod-16',
+                      '--runtime-version=v2-alpha-tpuv5-lite', '--spot']
     assert '--spot' not in printed(machine, script, 'create', **CLOUD, SPOT='0')[0]
     archive, copy, install = printed(machine, script, 'setup', **CLOUD)
     assert archive[:2] == ['git', 'archive'] and copy[-1] == install[-2] == '--worker=all'
     assert '-r requirements-gcs.txt -r requirements-tpu.txt' in install[-1]
     (train,) = printed(machine, script, 'train', *FLAGS, **CLOUD)
     assert train[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh'] and '--worker=all' in train
-    assert 'CONFIG=configs/lit_xl.py WORKDIR=gs://my-bucket/runs/lit_xl bash launch/restart_loop.sh' in train[-1]
+    loop = 'CONFIG=configs/lit_xl.py WORKDIR=gs://my-bucket/runs/lit_xl bash launch/restart_loop.sh'
+    assert loop in train[-1]
     (delete,) = printed(machine, script, 'delete', **CLOUD)
     assert delete[3:6] == ['queued-resources', 'delete', 'lit-xl'] and '--force' in delete
 
@@ -110,7 +120,8 @@ def test_slurm_runs_the_train_command_in_every_task(machine):
 
 
 @pytest.mark.parametrize('script, arguments, given, missing', [
-    ('tpu_queued_resource.sh', ['create'], {}, 'PROJECT'), ('gke_xpk.sh', ['cluster'], {'PROJECT': 'p'}, 'ZONE'),
+    ('tpu_queued_resource.sh', ['create'], {}, 'PROJECT'),
+    ('gke_xpk.sh', ['cluster'], {'PROJECT': 'p'}, 'ZONE'),
     ('tpu_queued_resource.sh', ['train'], {'PROJECT': 'p', 'ZONE': 'z'}, 'WORKDIR'),
     ('gke_xpk.sh', ['train'], {'PROJECT': 'p', 'ZONE': 'z', 'WORKDIR': 'w'}, 'IMAGE'),
     ('slurm.sbatch', [], {'CONFIG': 'c'}, 'WORKDIR'), ('train_command.sh', [], {'WORKDIR': 'w'}, 'CONFIG')])
@@ -166,15 +177,17 @@ LOOP = {'CONFIG': 'c', 'WORKDIR': 'w', 'RESTART_PAUSE': '0'}
     ('75 76 134 0', 0, 4), ('75 1 0', 1, 2), ('2 0', 2, 1), ('75 75 75 75 75', 75, 3)])
 def test_the_loop_starts_again_after_what_passes_and_stops_at_an_error(machine, statuses, ends_with, runs):
     (machine / 'statuses').write_text('\n'.join(statuses.split()) + '\n')
-    python = fake_python(machine, f'status=$(head -n 1 {machine}/statuses); sed -i 1d {machine}/statuses; exit "$status"')
-    status, _, errors = launch(machine, 'restart_loop.sh', **LOOP, PYTHON=python, MAX_RESTARTS='2' if runs == 3 else '9')
+    python = fake_python(machine, f'status=$(head -n 1 {machine}/statuses); sed -i 1d {machine}/statuses; '
+                                  f'exit "$status"')
+    status, _, errors = launch(machine, 'restart_loop.sh', **LOOP, PYTHON=python,
+                               MAX_RESTARTS='2' if runs == 3 else '9')
     assert status == ends_with and f'ended with {ends_with}; not started again' in errors
     assert len(calls(machine, 'fake_python')) == runs
 
 
 def test_the_loop_hands_on_term_waits_for_the_save_and_does_not_start_again(machine):
-    python = fake_python(machine, f'trap "sleep 0.5; touch {machine}/saved; exit 75" TERM; touch {machine}/up\n'
-                                  'while :; do sleep 0.1; done')
+    python = fake_python(machine, f'trap "sleep 0.5; touch {machine}/saved; exit 75" TERM; touch '
+                                  f'{machine}/up\nwhile :; do sleep 0.1; done')
     env = {'PATH': f'{machine / "bin"}:{os.environ["PATH"]}', **LOOP, 'PYTHON': python}
     process = subprocess.Popen(['bash', 'launch/restart_loop.sh'], cwd=machine / 'lit_jax', env=env,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -192,10 +205,12 @@ def test_the_loop_hands_on_term_waits_for_the_save_and_does_not_start_again(mach
 
 
 def slurm(machine, status, tasks=1, **env):
-    """slurm.sbatch with an srun that runs `tasks` tasks one after another; the last of `status` is srun's own."""
+    """slurm.sbatch with an srun that runs `tasks` tasks one after another; the last of `status` is srun's
+    own."""
     statuses = str(status).split()
     python = fake_python(machine, 'exit "$TASK_STATUS"')
-    body = 'shift 2\n' + '\n'.join(f'TASK_STATUS={code} "$@"' for code in statuses[:tasks]) + f'\nexit {statuses[-1]}'
+    body = 'shift 2\n' + '\n'.join(f'TASK_STATUS={code} "$@"'
+                                   for code in statuses[:tasks]) + f'\nexit {statuses[-1]}'
     stand_in(machine, 'srun', body)
     return launch(machine, 'slurm.sbatch', *FLAGS, CONFIG='configs/a.py', WORKDIR='/runs/a', PYTHON=python,
                   SLURM_JOB_ID='4711', SLURM_SUBMIT_DIR=str(machine / 'lit_jax'), **env)
@@ -205,8 +220,8 @@ def slurm(machine, status, tasks=1, **env):
 def test_slurm_requeues_what_was_preempted_or_lost(machine, status):
     assert slurm(machine, status)[0] == 0
     assert calls(machine, 'scontrol') == [['scontrol', 'requeue', '4711']]
-    assert calls(machine, 'fake_python') == [['fake_python', 'train.py', '--config=configs/a.py', '--workdir=/runs/a',
-                                              *FLAGS]]
+    assert calls(machine, 'fake_python') == [['fake_python', 'train.py', '--config=configs/a.py',
+                                              '--workdir=/runs/a', *FLAGS]]
 
 
 @pytest.mark.parametrize('status, tasks, ends_with, message', [
@@ -234,15 +249,16 @@ def started(machine, script, srun):
     stand_in(machine, 'srun', srun)
     env = {'PATH': f'{machine / "bin"}:{os.environ["PATH"]}', 'CONFIG': 'c', 'WORKDIR': 'w', 'PYTHON': python,
            'SLURM_JOB_ID': '4711', 'SLURM_SUBMIT_DIR': str(machine / 'lit_jax')}
-    process = subprocess.Popen(['bash', f'launch/{script}'], cwd=machine / 'lit_jax', env=env, start_new_session=True,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(['bash', f'launch/{script}'], cwd=machine / 'lit_jax', env=env,
+                               start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_for((machine / 'up').exists)
     return process
 
 
 def test_the_time_limit_signals_the_whole_task_and_its_status_is_that_of_the_run(machine):
     """SLURM sends TERM to every process of the step, the shell around train.py included."""
-    process = started(machine, 'slurm.sbatch', f'shift 2; setsid "$@" & echo $! > {machine}/task; wait $!; exit $?')
+    process = started(machine, 'slurm.sbatch', f'shift 2; setsid "$@" & echo $! > {machine}/task; wait $!; '
+                                               f'exit $?')
     os.killpg(int((machine / 'task').read_text()), signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert 'ended with 75' in errors and calls(machine, 'scontrol') == [['scontrol', 'requeue', '4711']]
@@ -255,8 +271,9 @@ def test_a_cancelled_job_is_not_requeued(machine):
     assert process.returncode == -signal.SIGTERM and calls(machine, 'scontrol') == []
 
 
-SMALL = ['--config.data.name=synthetic', '--config.model.depth=1', '--config.model.width=32', '--config.train.steps=2',
-         '--config.train.batch_size=8', '--config.log.every=1', '--config.sample.every=0']
+SMALL = ['--config.data.name=synthetic', '--config.model.depth=1', '--config.model.width=32',
+         '--config.train.steps=2', '--config.train.batch_size=8', '--config.log.every=1',
+         '--config.sample.every=0']
 
 
 def training(tmp_path, **env):

@@ -26,8 +26,8 @@ def call(*arguments, **env):
 def test_dry_run_prints_recipe_parameters_cost_and_what_is_missing(tmp_path):
     status, out, _ = call('train.py', '--config=configs/lit_xl.py', '--dry_run', LIT_JAX_DATA=str(tmp_path))
     assert status == 0
-    for part in ('"learning_rate": 0.0001', '675,242,528 parameters', 'blocks/attn/kv/kernel', 'GMACs', 'models/dit_xl',
-                 'convert_torch_ckpt.py', 'prepare_latents.py'):
+    for part in ('"learning_rate": 0.0001', '675,242,528 parameters', 'blocks/attn/kv/kernel', 'GMACs',
+                 'models/dit_xl', 'convert_torch_ckpt.py', 'prepare_latents.py'):
         assert part in out, part
 
 
@@ -41,7 +41,8 @@ def test_dry_run_prints_recipe_parameters_cost_and_what_is_missing(tmp_path):
     (['--config=configs/lit_xl.py'], 'prepare_latents.py'),
 ])
 def test_a_wrong_command_gets_one_message_and_writes_nothing(arguments, message, tmp_path):
-    status, _, errors = call('train.py', *arguments, f'--workdir={tmp_path / "run"}', LIT_JAX_DATA=str(tmp_path / 'data'))
+    status, _, errors = call('train.py', *arguments, f'--workdir={tmp_path / "run"}',
+                             LIT_JAX_DATA=str(tmp_path / 'data'))
     assert status == 1
     assert errors.startswith('error: ') and message in errors and 'Traceback' not in errors
     assert not (tmp_path / 'run').exists()
@@ -49,7 +50,8 @@ def test_a_wrong_command_gets_one_message_and_writes_nothing(arguments, message,
 
 def test_importing_the_package_is_light():
     """No jax, no torch, no tensorflow before something is asked for."""
-    status, out, _ = call('-c', 'import sys, lit_jax; print(sorted({"jax", "torch", "tensorflow", "flax"} & set(sys.modules)))')
+    status, out, _ = call('-c', 'import sys, lit_jax; print(sorted({"jax", "torch", "tensorflow", "flax"} & '
+                                'set(sys.modules)))')
     assert (status, out.strip()) == (0, '[]')
 
 
@@ -70,8 +72,8 @@ def workdir(tmp_path_factory):
 
 def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        draw(Request(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4, cfg_scale=2.0,
-                     steps=4, method='ddim', seed=seed))
+        draw(Request(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4,
+                     cfg_scale=2.0, steps=4, method='ddim', seed=seed))
     images = [np.asarray(Image.open(tmp_path / f'{name}.png')) for name in 'abc']
     assert images[0].shape[1] > 1.5 * images[0].shape[0]
     assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
@@ -79,9 +81,10 @@ def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, 
 
 def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path):
     """Compared with itself, a model draws the same image twice, each half under its own name."""
-    line = draw(Request(out=str(tmp_path / 'pair.png'), compare=(str(workdir), str(workdir)), classes='1,2', per_class=3, steps=3,
-                        method='dpm++'))
-    draw(Request(out=str(tmp_path / 'one.png'), source=str(workdir), classes='1,2', per_class=3, steps=3, method='dpm++'))
+    line = draw(Request(out=str(tmp_path / 'pair.png'), compare=(str(workdir), str(workdir)), classes='1,2',
+                        per_class=3, steps=3, method='dpm++'))
+    draw(Request(out=str(tmp_path / 'one.png'), source=str(workdir), classes='1,2', per_class=3, steps=3,
+                 method='dpm++'))
     pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
     assert '12 images' in line and pair.shape[0] == one.shape[0] + 16
     left = pair[16:, :one.shape[1]]
@@ -93,10 +96,12 @@ def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'classes': '10'}, r'class 10 is out of range; this model knows 0\.\.9'), ({'classes': 'cat'}, 'not a list of class'),
-    ({'steps': 2000}, '2000'), ({'method': 'euler'}, r'known: ddpm, ddim, dpm\+\+'), ({'per_class': 0}, 'per_class'),
-    ({'dtype': 'int8'}, 'unknown dtype'), ({'source': 'nowhere'}, 'nowhere does not exist'), ({'eta': 0.1}, 'eta 0.1 belongs'),
-    ({'count': 5}, '--count and --labels are for sets'), ({'cfg_interval': (0.4, 0.4)}, 'guidance interval'),
+    ({'classes': '10'}, r'class 10 is out of range; this model knows 0\.\.9'),
+    ({'classes': 'cat'}, 'not a list of class'), ({'steps': 2000}, '2000'),
+    ({'method': 'euler'}, r'known: ddpm, ddim, dpm\+\+'), ({'per_class': 0}, 'per_class'),
+    ({'dtype': 'int8'}, 'unknown dtype'), ({'source': 'nowhere'}, 'nowhere does not exist'),
+    ({'eta': 0.1}, 'eta 0.1 belongs'), ({'count': 5}, '--count and --labels are for sets'),
+    ({'cfg_interval': (0.4, 0.4)}, 'guidance interval'),
     ({'vae': 'models/sd_vae'}, 'leave --vae models/sd_vae out')])
 def test_a_wrong_request_for_samples_is_refused(change, message, workdir, tmp_path):
     options = {'source': str(workdir), 'classes': '3', 'per_class': 1, 'cfg_scale': 1.0, 'steps': 4, **change}
@@ -106,9 +111,12 @@ def test_a_wrong_request_for_samples_is_refused(change, message, workdir, tmp_pa
 
 
 def test_sample_py_draws_a_grid_and_names_what_is_wrong(workdir, tmp_path):
-    arguments = ['--from', str(workdir), '--classes', '3,7', '--per_class', '2', '--cfg_scale', '4', '--steps', '3']
+    arguments = ['--from', str(workdir), '--classes', '3,7', '--per_class', '2', '--cfg_scale', '4',
+                 '--steps', '3']
     status, out, errors = call('sample.py', *arguments, '--out', str(tmp_path / 'grid.png'))
-    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 images, ddpm, 3 steps, cfg 4'), errors
-    status, _, errors = call('sample.py', *arguments, '--method', 'euler', '--out', str(tmp_path / 'other.png'))
+    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 images, ddpm, 3 steps, cfg 4'), \
+        errors
+    status, _, errors = call('sample.py', *arguments, '--method', 'euler', '--out',
+                             str(tmp_path / 'other.png'))
     assert status == 1 and 'error: unknown sampler' in errors and 'Traceback' not in errors
     assert os.listdir(tmp_path) == ['grid.png']

@@ -2,9 +2,11 @@
 from lit_jax import recipes
 
 # A small PixArt architecture, complete.
-PIXART = {'family': 'pixart', 'depth': 3, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'cross_heads': 4,
+PIXART = {'family': 'pixart', 'depth': 3, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4,
+          'cross_heads': 4,
           'caption_channels': 20, 'caption_tokens': 7, 'base_size': 4, 'pe_interpolation': 1.0,
-          'mixer': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu', 'focus_power': 0}}
+          'mixer': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu',
+                    'focus_power': 0}}
 
 
 def tiny_recipe(mixer: str = 'softmax', **train):

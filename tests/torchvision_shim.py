@@ -2,9 +2,9 @@
 
 diffusers, too: it looks whether torchvision is installed, and then imports it.
 
-torchvision's wheel from PyPI brings kernels for the CUDA build of torch. Beside a CPU build their library is not loaded,
-and the import ends with "operator torchvision::nms does not exist". Nothing that is compared here calls these
-operators: it is enough that they are declared.
+torchvision's wheel from PyPI brings kernels for the CUDA build of torch. Beside a CPU build their library is
+not loaded, and the import ends with "operator torchvision::nms does not exist". Nothing that is compared here
+calls these operators: it is enough that they are declared.
 """
 import functools
 import importlib
@@ -18,7 +18,8 @@ _SIGNATURE = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
 
 
 def import_oracle(name: str) -> ModuleType:
-    """A module of torch_fidelity, cleanfid, prdc or diffusers; the test is skipped where it is not installed."""
+    """A module of torch_fidelity, cleanfid, prdc or diffusers; the test is skipped where it is not
+    installed."""
     for package in ('torch', 'torchvision', name.partition('.')[0]):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f'{package} comes with requirements-torch.txt and requirements-test.txt')

@@ -12,6 +12,7 @@ TABLE = {
     'dig_s_skip': ('dig', FLOAT32 | {'model.skip': 'skip'}, {256: 57.01, 512: 91.42}),
     'udig_s': ('udig', FLOAT32, {256: 52.20, 512: 82.62}),
 }
-ROWS = {f'{name}_{image_size}': Row('s', set=fields | {'data.image_size': image_size}, published={'fid': fid}, system=system)
+ROWS = {f'{name}_{image_size}': Row('s', set=fields | {'data.image_size': image_size}, published={'fid': fid},
+                                    system=system)
         for name, (system, fields, figures) in TABLE.items() for image_size, fid in figures.items()}
 get_config = reader(__file__, ROWS)

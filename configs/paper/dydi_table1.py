@@ -1,8 +1,8 @@
 """DyDi-LiT table 1: every system on Sub-ImageNet at 256px, without guidance and with 4.0.
 
-100,600 steps of 256, 30,000 samples in 200 steps, 300 of each class; precision and recall as fractions. The paper's 100
-classes are not published, so its figures can be compared in trend only. PixArt-Σ is DiT with compressed keys; DiG was
-trained in float32, as mixed precision was unstable for the authors.
+100,600 steps of 256, 30,000 samples in 200 steps, 300 of each class; precision and recall as fractions. The
+paper's 100 classes are not published, so its figures can be compared in trend only. PixArt-Σ is DiT with
+compressed keys; DiG was trained in float32, as mixed precision was unstable for the authors.
 """
 from lit_jax.recipes.paper import Row, printed, reader
 
@@ -47,7 +47,9 @@ TABLE = {
     'dydi_lit_l': (('dydi_lit', 'l'), 22.85, '62.63 6.80 0.0446 0.0024 26.28 35.30 55.91',
                    '20.03 6.18 0.0046 0.0008 66.65 75.43 20.41'),
 }
-ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=FLOAT32 if system == 'dig' else {}, cfg_scale=scale, system=system,
+ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=FLOAT32 if system == 'dig' else {}, cfg_scale=scale,
+                                     system=system,
                                      published=printed(COLUMNS, line, gflops=gflops), sub_imagenet=True)
-        for name, ((system, size), gflops, *lines) in TABLE.items() for scale, line in zip((1.0, 4.0), lines, strict=True)}
+        for name, ((system, size), gflops, *lines) in TABLE.items()
+        for scale, line in zip((1.0, 4.0), lines, strict=True)}
 get_config = reader(__file__, ROWS)

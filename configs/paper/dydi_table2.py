@@ -1,4 +1,5 @@
-"""DyDi-LiT table 2: the large systems on Sub-ImageNet at 512px, without guidance and with 4.0. Settings as in table 1."""
+"""DyDi-LiT table 2: the large systems on Sub-ImageNet at 512px, without guidance and with 4.0. Settings as in
+table 1."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'
@@ -17,7 +18,10 @@ TABLE = {
                    '21.30 5.77 0.0039 0.0007 59.77 71.42 20.32'),
 }
 SIZE = {'data.image_size': 512}
-ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=SIZE | ({'train.dtype': 'float32'} if system == 'dig' else {}), system=system,
-                                     cfg_scale=scale, published=printed(COLUMNS, line, gflops=gflops), sub_imagenet=True)
-        for name, ((system, size), gflops, *lines) in TABLE.items() for scale, line in zip((1.0, 4.0), lines, strict=True)}
+ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=SIZE | ({'train.dtype': 'float32'} if system == 'dig' else {}),
+                                     system=system,
+                                     cfg_scale=scale, published=printed(COLUMNS, line, gflops=gflops),
+                                     sub_imagenet=True)
+        for name, ((system, size), gflops, *lines) in TABLE.items()
+        for scale, line in zip((1.0, 4.0), lines, strict=True)}
 get_config = reader(__file__, ROWS)

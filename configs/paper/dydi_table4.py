@@ -1,8 +1,10 @@
-"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0. Settings as in table 1.
+"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0. Settings as in
+table 1.
 
-Two things are read into it: the rows before the token differential operator have Sana's normaliser (the paper's equation
-4), those from it on have none (equation 8); and the row of the operator has one plain 3 x 3 convolution of the values, as
-table 5 gives the same model the GFLOPs of one with a convolution, while the last row trains it as three branches.
+Two things are read into it: the rows before the token differential operator have Sana's normaliser (the
+paper's equation 4), those from it on have none (equation 8); and the row of the operator has one plain 3 x 3
+convolution of the values, as table 5 gives the same model the GFLOPs of one with a convolution, while the
+last row trains it as three branches.
 """
 from lit_jax.recipes.paper import Row, printed, reader
 
@@ -18,7 +20,7 @@ TABLE = {
     'reparameterization': ({}, '24.48 6.49 0.0033 0.0009 53.82 63.26 20.93'),
 }
 ROWS = {name: Row('s', set={f'model.mixer.{option}': value for option, value in (options or {}).items()},
-                  published=printed(COLUMNS, line), cfg_scale=4.0, system='sana' if options is None else 'dydi_lit',
-                  sub_imagenet=True)
+                  published=printed(COLUMNS, line), cfg_scale=4.0, system='sana' if options is None
+                  else 'dydi_lit', sub_imagenet=True)
         for name, (options, line) in TABLE.items()}
 get_config = reader(__file__, ROWS)

@@ -1,4 +1,5 @@
-"""DyDi-LiT table 7: the small systems on Sub-ImageNet at 256px, guidance 2.0 and 3.0. The models are those of table 1."""
+"""DyDi-LiT table 7: the small systems on Sub-ImageNet at 256px, guidance 2.0 and 3.0. The models are those of
+table 1."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'
@@ -17,7 +18,10 @@ TABLE = {
     'dydi_lit_s': (('dydi_lit', 's'), 5.98, '44.06 6.54 0.0203 0.0017 35.34 44.58 42.28',
                    '27.45 6.03 0.0059 0.0010 47.53 58.50 31.13'),
 }
-ROWS = {f'{name}_cfg_{scale:g}': Row(size, set={'train.dtype': 'float32'} if system == 'dig' else {}, system=system,
-                                     cfg_scale=scale, published=printed(COLUMNS, line, gflops=gflops), sub_imagenet=True)
-        for name, ((system, size), gflops, *lines) in TABLE.items() for scale, line in zip((2.0, 3.0), lines, strict=True)}
+ROWS = {f'{name}_cfg_{scale:g}': Row(size, set={'train.dtype': 'float32'} if system == 'dig' else {},
+                                     system=system,
+                                     cfg_scale=scale, published=printed(COLUMNS, line, gflops=gflops),
+                                     sub_imagenet=True)
+        for name, ((system, size), gflops, *lines) in TABLE.items()
+        for scale, line in zip((2.0, 3.0), lines, strict=True)}
 get_config = reader(__file__, ROWS)

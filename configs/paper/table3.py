@@ -1,7 +1,8 @@
 """LiT table 3 (details: table 13): what LiT-S/2 inherits from DiT-S/2. No distillation, 2 heads, 400K steps.
 
-The sources are DiT-S/2 after 200K to 800K steps, in models/dit_s_200k and so on; their EMA weights, or the raw ones in
-models/dit_s_400k_model (`convert_torch_ckpt.py --weights model`). For the 200K to 800K rows the paper loads the raw ones.
+The sources are DiT-S/2 after 200K to 800K steps, in models/dit_s_200k and so on; their EMA weights, or the
+raw ones in models/dit_s_400k_model (`convert_torch_ckpt.py --weights model`). For the 200K to 800K rows the
+paper loads the raw ones.
 """
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
@@ -12,7 +13,8 @@ SOURCES = {
 }
 COPIED = {
     'q,k,v': scores(55.29, 26.09, .419, .619), 'k,v': scores(55.07, 26.38, .422, .609),
-    'v': scores(54.93, 26.44, .427, .612), 'q': scores(54.82, 26.72, .423, .605), 'o': scores(54.84, 26.33, .425, .607),
+    'v': scores(54.93, 26.44, .427, .612), 'q': scores(54.82, 26.72, .423, .605),
+    'o': scores(54.84, 26.33, .425, .607),
 }
 ROWS = {f'from_{source}': Row('s', set=inherits(f'dit_s_{source}'), published=published)
         for source, published in SOURCES.items()}

@@ -1,4 +1,5 @@
-"""LiT table 4 (details: table 14): distillation of LiT-S/2 that inherits from DiT-S/2 after 800K steps. 400K steps.
+"""LiT table 4 (details: table 14): distillation of LiT-S/2 that inherits from DiT-S/2 after 800K steps. 400K
+steps.
 
 Rows are named by the teacher, λ1 and λ2: `xl_teacher_0.5_0.05`. Teachers: models/dit_s_800k, models/dit_xl.
 """
@@ -14,6 +15,7 @@ PUBLISHED = {
 }
 ROWS = {'no_teacher': Row('s', set=inherits(SOURCE), published=scores(53.83, 27.16, .425, .614))}
 ROWS |= {f'{teacher}_teacher_{noise:g}_{variance:g}': Row(
-    's', set=inherits(SOURCE, teacher='dit_xl' if teacher == 'xl' else SOURCE, noise=float(noise), variance=float(variance)),
+    's', set=inherits(SOURCE, teacher='dit_xl' if teacher == 'xl' else SOURCE, noise=float(noise),
+                      variance=float(variance)),
     published=published) for (teacher, noise, variance), published in PUBLISHED.items()}
 get_config = reader(__file__, ROWS)

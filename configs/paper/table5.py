@@ -1,7 +1,7 @@
 """LiT table 5: every size after 100K and 400K steps, and DiT after 400K. The DiG rows come with DiG.
 
-LiT inherits from the DiT of its size (S, B, L: trained by the authors; XL: the released one) and is taught by DiT-XL/2.
-The paper names the teacher only for S; for the others DiT-XL/2 is the reading taken here.
+LiT inherits from the DiT of its size (S, B, L: trained by the authors; XL: the released one) and is taught by
+DiT-XL/2. The paper names the teacher only for S; for the others DiT-XL/2 is the reading taken here.
 """
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
@@ -15,6 +15,7 @@ LIT = {
 SOURCES = {'s': 'dit_s_800k', 'b': 'dit_b', 'l': 'dit_l', 'xl': 'dit_xl'}
 ROWS = {f'dit_{size}_400k': Row(size, 'softmax', published=scores(fid)) for size, fid in DIT.items()}
 ROWS |= {f'lit_{size}_{thousands}k': Row(
-    size, set=inherits(SOURCES[size], teacher='dit_xl', noise=0.5, variance=0.05, **{'train.steps': 1000 * thousands}),
+    size, set=inherits(SOURCES[size], teacher='dit_xl', noise=0.5, variance=0.05,
+                       **{'train.steps': 1000 * thousands}),
     published=published) for (size, thousands), published in LIT.items()}
 get_config = reader(__file__, ROWS)

@@ -19,7 +19,8 @@ def main() -> int:
     parser.add_argument('--workdir', type=Path, default=Path('demo'), help='where everything goes')
     parser.add_argument('--seeds', type=int, default=3, help='distilled students')
     parser.add_argument('--baseline_seeds', type=int, default=1, help='students of each other kind')
-    parser.add_argument('--train_teacher', action='store_true', help='train the teacher instead of taking the shipped one')
+    parser.add_argument('--train_teacher', action='store_true',
+                        help='train the teacher instead of taking the shipped one')
     args = parser.parse_args()
     if args.seeds < 1 or args.baseline_seeds < 1:
         raise UserError('--seeds and --baseline_seeds must be at least 1')

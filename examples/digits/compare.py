@@ -3,8 +3,9 @@
     python -m examples.digits.compare                              all systems, three seeds each
     python -m examples.digits.compare --systems dit,lit --seeds 1 --steps 5000 --workdir demo/compare_longer
 
-Each is trained from scratch with the same steps, batch and optimiser; only the model differs. What comes out says that
-each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again goes on where it stopped.
+Each is trained from scratch with the same steps, batch and optimiser; only the model differs. What comes out
+says that each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again
+goes on where it stopped.
 """
 import argparse
 import functools
@@ -36,7 +37,8 @@ from lit_jax.training.mesh import BatchLayout, make_mesh
 STEPS, SAMPLING_STEPS = 1_500, 25
 SHOWN = 10
 TIMED = 30       # steps for the time of one, after five that are not counted
-# What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of the digits DiT.
+# What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of
+# the digits DiT.
 DIT = {'family': 'dit', 'depth': 4, 'width': 64, 'patch': 2}
 SYSTEMS = {
     'dit': ('DiT: softmax attention', {**DIT, 'mixer': {'name': 'softmax', 'heads': 4}}),
@@ -47,14 +49,17 @@ SYSTEMS = {
         **DIT, 'mixer': {'name': 'moh', 'heads': 4, 'shared': 2, 'routed': 1}}),
     'lit': ('LiT: ReLU linear attention, convolution on the values', {
         **DIT, 'mixer': {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}}),
-    'sana': ('Sana: ReLU linear attention, Mix-FFN', {**DIT, 'ffn': 'mix', 'mixer': {'name': 'sana', 'heads': 1}}),
+    'sana': ('Sana: ReLU linear attention, Mix-FFN',
+             {**DIT, 'ffn': 'mix', 'mixer': {'name': 'sana', 'heads': 1}}),
     'edit': ('EDiT: linear compressed attention', {**DIT, 'mixer': {'name': 'edit', 'heads': 1}}),
     'dydi_lit': ('DyDi-LiT: routed projections, dynamic kernel, differential tokens, Mix-FFN', {
-        **DIT, 'ffn': 'mix', 'mixer': {'name': 'dydila', 'heads': 1, 'projectors': 3, 'powers': 9, 'factors': 9}}),
+        **DIT, 'ffn': 'mix', 'mixer': {'name': 'dydila', 'heads': 1, 'projectors': 3, 'powers': 9,
+                                       'factors': 9}}),
     'dig': ('DiG: gated linear attention, four scan directions', {
         **DIT, 'family': 'dig', 'ffn': 'swiglu', 'mixer': {'name': 'gla', 'heads': 2}}),
     'udig': ('U-DiG: DiG in three stages, patch 1', {
-        **DIT, 'family': 'udig', 'ffn': 'swiglu', 'depth': 5, 'width': 32, 'patch': 1, 'mixer': {'name': 'gla', 'heads': 1}}),
+        **DIT, 'family': 'udig', 'ffn': 'swiglu', 'depth': 5, 'width': 32, 'patch': 1,
+        'mixer': {'name': 'gla', 'heads': 1}}),
 }
 HEADER = ('system', 'parameters', 'MMACs', 'ms a step', 'Fréchet distance', 'of each seed', 'class accuracy')
 
@@ -84,7 +89,8 @@ class Entry:
 
 
 def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEPS) -> int:
-    """Trains and measures, writes `figures.json`, `table.md`, `samples.png` and `report.html`; returns the exit status."""
+    """Trains and measures, writes `figures.json`, `table.md`, `samples.png` and `report.html`; returns the
+    exit status."""
     began = time.perf_counter()
     if unknown := [name for name in systems if name not in SYSTEMS]:
         raise UserError(f'unknown system {", ".join(unknown)}; known: {", ".join(SYSTEMS)}')
@@ -95,19 +101,22 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
     real = figures.real_figures(pool.get_judge(workdir))
     entries = [Entry(workdir, name, seed, steps) for seed in range(seeds) for name in systems]
     print(f'{len(entries)} runs of {steps:,} steps', flush=True)
-    runs = pool.run_all(workdir, entries, functools.partial(figures.measure_folder, workdir, SAMPLING_STEPS), figures.tell)
+    runs = pool.run_all(workdir, entries, functools.partial(figures.measure_folder, workdir, SAMPLING_STEPS),
+                        figures.tell)
     rows = [figures.row(name, load(Entry(workdir, name, 0).path), runs[name]) for name in systems]
     with pool.workers(1) as alone:
         for row in rows:
             row['step_ms'] = alone.submit(step_milliseconds, Entry(workdir, row['name'], 0)).result()
     result = {'rows': rows, 'steps': steps, 'seconds': round(time.perf_counter() - began), **real,
-              'versions': {'python': platform.python_version(), 'jax': version('jax'), 'flax': version('flax')}}
+              'versions': {'python': platform.python_version(), 'jax': version('jax'),
+                           'flax': version('flax')}}
     (workdir / 'figures.json').write_text(json.dumps(result, indent=1))
     (workdir / 'table.md').write_text(table(result))
     sheet = draw_sheet(workdir, systems)
     save_png(workdir / 'samples.png', sheet)
     write_report(workdir, result, sheet)
-    print(f'\n{table(result)}\n{notes(result)}\n\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    print(f'\n{table(result)}\n{notes(result)}\n\n{format_seconds(time.perf_counter() - began)}. Open '
+          f'{workdir / "report.html"}')
     return 0
 
 
@@ -117,10 +126,13 @@ def step_milliseconds(entry: Entry) -> float:
     config = finalize(entry.recipe(), 1)
     mesh = make_mesh(config.mesh.to_dict(), jax.devices()[:1])
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
-    batch = BatchLayout(mesh, config.train.batch_size).place(setup.build_source(config).take(range(config.train.batch_size)))
+    batch = BatchLayout(mesh,
+                        config.train.batch_size).place(
+                            setup.build_source(config).take(range(config.train.batch_size)))
     with jax.set_mesh(mesh):
         state, _ = setup.init_state(config, network, optimizer, mesh)
-        step = setup.jit_step(config, network, optimizer, mesh, setup.abstract_sharded_state(network, optimizer, mesh))
+        step = setup.jit_step(config, network, optimizer, mesh,
+                              setup.abstract_sharded_state(network, optimizer, mesh))
         times, key = [], setup.run_key(config, mesh)
         for _ in range(5 + TIMED):
             began = time.perf_counter()
@@ -133,8 +145,8 @@ def step_milliseconds(entry: Entry) -> float:
 def cells(row: Mapping) -> tuple[str, ...]:
     """A row of the table as text."""
     each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs'])
-    return (row['name'], f'{row["parameters"]:,}', f'{row["macs"] / 1e6:.2f}', f'{row["step_ms"]:.1f}', f'{row["distance"]:.2f}',
-            each, f'{row["accuracy"]:.3f}')
+    return (row['name'], f'{row["parameters"]:,}', f'{row["macs"] / 1e6:.2f}', f'{row["step_ms"]:.1f}',
+            f'{row["distance"]:.2f}', each, f'{row["accuracy"]:.3f}')
 
 
 def table(result: Mapping) -> str:
@@ -145,16 +157,18 @@ def table(result: Mapping) -> str:
 
 def notes(result: Mapping) -> str:
     """How the figures were taken."""
-    return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet distance of '
-            f'{figures.UNGUIDED:,} unguided samples in the features of a digits classifier (floor, 360 real held-out digits: '
-            f'{result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with guidance {figures.CFG_SCALE:g}; '
-            f'{SAMPLING_STEPS} sampling steps. '
+    return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet '
+            f'distance of '
+            f'{figures.UNGUIDED:,} unguided samples in the features of a digits classifier (floor, 360 real '
+            f'held-out digits: {result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with '
+            f'guidance {figures.CFG_SCALE:g}; {SAMPLING_STEPS} sampling steps. '
             f'ms a step: median of {TIMED} on one core, one system after the other with nothing beside it.')
 
 
 def draw_sheet(workdir: Path, systems: Sequence[str]) -> np.ndarray:
     """Ten guided samples of each system, one row each, all from the same noise."""
-    images = [figures.draw(load(Entry(workdir, name, 0).path, scan_layers=False), SHOWN, figures.CFG_SCALE)[0] for name in systems]
+    images = [figures.draw(load(Entry(workdir, name, 0).path, scan_layers=False), SHOWN, figures.CFG_SCALE)[0]
+              for name in systems]
     return make_sheet([('', to_uint8(np.concatenate(images)))], SHOWN, list(systems), pad=1, scale=4)
 
 
@@ -166,7 +180,8 @@ def write_report(workdir: Path, result: Mapping, sheet: np.ndarray) -> None:
     report.image(sheet, 'ten guided samples of each, from the same noise')
     report.heading('The systems')
     report.table(('name', 'what it is', 'config.model'), [(name, *map(str, SYSTEMS[name])) for name in
-                                                          (row['name'] for row in result['rows'])], scroll=True)
+                                                          (row['name'] for row in result['rows'])],
+                 scroll=True)
     report.write(workdir / 'report.html')
 
 

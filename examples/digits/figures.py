@@ -1,7 +1,7 @@
 """The figures of the demo: how real samples look to the judge, for the teacher and for every student.
 
-Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy: guided
-samples, the class as the judge sees it. All models draw from the same noise.
+Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy:
+guided samples, the class as the judge sees it. All models draw from the same noise.
 """
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,8 @@ from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
 from lit_jax.sampling import make_sampler, sample_many
 
-UNGUIDED, GUIDED = 2000, 500      # samples for the distance and for the accuracy; with 1000 the distance of one
+# samples for the distance and for the accuracy; with 1000 the distance of one
+UNGUIDED, GUIDED = 2000, 500
                                   # model moves by a third from draw to draw, with 2000 by a tenth
 STEPS, CFG_SCALE, BATCH = 50, 2.0, 250
 SEED = 1234
@@ -26,13 +27,16 @@ def all_of(source: Source) -> dict[str, np.ndarray]:
     return source.take(range(len(source)))
 
 
-def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED,
+         steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
     config = model.config
-    sample = make_sampler(model.network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
-                          steps=steps, method='ddpm', cfg_scale=cfg_scale, latent_scale=config['latent']['scale'])
+    sample = make_sampler(model.network, train_steps=config['diffusion']['steps'],
+                          kind=config['diffusion']['kind'], steps=steps, method='ddpm', cfg_scale=cfg_scale,
+                          latent_scale=config['latent']['scale'])
     labels = np.arange(count) % model.network.null_label
-    return sample_many(sample, model.params, model.network, labels, seed=seed, batch_size=min(BATCH, count)), labels
+    return sample_many(sample, model.params, model.network, labels, seed=seed,
+                       batch_size=min(BATCH, count)), labels
 
 
 def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
@@ -66,12 +70,14 @@ def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) ->
     for one in rows:
         for name in ('distance', 'accuracy', 'steps'):
             one[f'{name}_ratio'] = one[name] / rows[0][name]
-    return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm', 'steps': STEPS,
-                                      'cfg_scale': CFG_SCALE}}
+    return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm',
+                                      'steps': STEPS, 'cfg_scale': CFG_SCALE}}
 
 
 def row(name: str, model: Model, runs: list[dict]) -> dict:
-    """What a table says of one kind of model: its size and cost, and the mean over its runs of every figure."""
-    facts = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
+    """What a table says of one kind of model: its size and cost, and the mean over its runs of every
+    figure."""
+    facts = {'name': name, 'steps': model.config['provenance']['step'],
+             'parameters': count_parameters(model.network),
              'macs': network_macs(model.network), 'runs': runs}
     return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}

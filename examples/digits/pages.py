@@ -15,7 +15,8 @@ from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'DiT, the teacher', 'distilled': 'LiT, inherited and distilled',
           'inherited': 'LiT, inherited, not distilled', 'scratch': 'LiT from scratch'}
-HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher', 'class accuracy', '× teacher')
+HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher', 'class accuracy',
+          '× teacher')
 SHOWN = 40    # images of a grid: four rows of the ten classes
 
 
@@ -26,24 +27,28 @@ def table_rows(result: Mapping) -> list[tuple]:
         each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs']) if len(row['runs']) > 1 else ''
         rows.append((TITLES[row['name']], f'{row["steps"]:,}', f'{row["parameters"]:,}',
                      f'{row["macs"] / 1e6:.2f}', f'{row["distance"]:.2f}' + (f' ({each})' if each else ''),
-                     f'{row["distance_ratio"]:.2f}', f'{row["accuracy"]:.3f}', f'{row["accuracy_ratio"]:.2f}'))
+                     f'{row["distance_ratio"]:.2f}', f'{row["accuracy"]:.3f}',
+                     f'{row["accuracy_ratio"]:.2f}'))
     return rows
 
 
 def notes(result: Mapping) -> str:
     """How the figures were taken."""
     s = result['samples']
-    return (f'Fréchet distance of {s["unguided"]:,} unguided samples to the 1,437 real training digits, in the features '
-            f'of a classifier of real digits; floor (360 real held-out digits): {result["floor"]:.2f}. Class accuracy '
-            f'of {s["guided"]:,} samples with guidance {s["cfg_scale"]:g}, judged by that classifier (on real held-out '
-            f'digits: {result["judge_accuracy"]:.3f}). {s["method"]}, {s["steps"]} steps, the same noise for all.')
+    return (f'Fréchet distance of {s["unguided"]:,} unguided samples to the 1,437 real training digits, in '
+            f'the features '
+            f'of a classifier of real digits; floor (360 real held-out digits): {result["floor"]:.2f}. Class '
+            f'accuracy of {s["guided"]:,} samples with guidance {s["cfg_scale"]:g}, judged by that '
+            f'classifier (on real held-out digits: {result["judge_accuracy"]:.3f}). {s["method"]}, '
+            f'{s["steps"]} steps, the same noise for all.')
 
 
 def figures_as_text(result: Mapping) -> str:
     """The table for a terminal."""
     lines = [HEADER, *table_rows(result)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    text = ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+    text = ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]
     return '\n'.join(['', *text, '', notes(result)])
 
@@ -56,8 +61,9 @@ def grid_of(images: np.ndarray) -> np.ndarray:
 def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path], result: Mapping) -> None:
     """report.html: images side by side, the figures, loss curves, and what was inherited."""
     report = Report('From DiT to LiT on handwritten digits')
-    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint; a linear one inherits all its '
-                     'weights but the attention, learns its noise and variance, and is compared with it.')
+    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint; a linear one inherits '
+                     'all its weights but the attention, learns its noise and variance, and is compared with '
+                     'it.')
     report.heading('Figures')
     report.table(HEADER, table_rows(result))
     report.paragraph(notes(result))
@@ -68,14 +74,16 @@ def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path
     report.image(grid_of(real['image'][np.stack(columns, axis=1).ravel()]), 'real digits')
     models = {'teacher': teacher} | {arm: load(path, scan_layers=False) for arm, path in students.items()}
     for name, model in models.items():
-        report.image(grid_of(figures.draw(model, SHOWN, figures.CFG_SCALE)[0]), f'{TITLES[name]} (same noise)')
+        report.image(grid_of(figures.draw(model, SHOWN, figures.CFG_SCALE)[0]),
+                     f'{TITLES[name]} (same noise)')
 
     report.heading('Loss')
     records = {arm: read_lines(path / 'metrics.jsonl') for arm, path in students.items()}
     curves = {TITLES[arm]: loss_series(lines, ['loss/mse'])['loss/mse'] for arm, lines in records.items()}
     report.curves(curves, caption='mean squared error of the noise', x_label='step', y_label='mse')
     distilled = loss_series(records['distilled'], ['loss/distill_noise', 'loss/distill_variance', 'loss/vb'])
-    report.curves(distilled, caption='the other terms of the distilled student', x_label='step', y_label='loss')
+    report.curves(distilled, caption='the other terms of the distilled student', x_label='step',
+                  y_label='loss')
 
     report.heading('Inheritance')
     add_inheritance(report, json.loads((students['distilled'] / 'inheritance.json').read_text()))

@@ -1,4 +1,5 @@
-"""The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it stands for."""
+"""The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it
+stands for."""
 import functools
 import json
 import platform
@@ -17,12 +18,14 @@ from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import loop
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')     # named in the card of a teacher
+# named in the card of a teacher
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')
 SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
 
 
 def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
-    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
+    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit
+    status."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
@@ -30,15 +33,16 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     station(1, 'a judge: a small classifier of real digits')
     judge = pool.get_judge(workdir)
     real = figures.real_figures(judge)
-    print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits to real training '
-          f'digits (the floor): {real["floor"]:.2f}')
+    print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits '
+          f'to real training digits (the floor): {real["floor"]:.2f}')
 
     station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
     checkpoint = train_the_teacher(workdir) if train_teacher else SHIPPED
     say_command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
-    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
+    students = [student(workdir, arm, seed) for arm in ARMS
+                for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
     station(3, f'{len(students)} students, sampled and judged')
     for one in students:
         say_command(one.command())
@@ -74,16 +78,19 @@ def train_the_teacher(workdir: Path) -> Path:
 
 
 def write_card(checkpoint: Path, result: dict) -> None:
-    """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to assets/."""
+    """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to
+    assets/."""
     config = load_recipe(ROOT / 'configs' / 'digits_dit.py')
     teacher = result['rows'][0]
     card = {
         'command': 'python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit',
-        'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out assets/digits_dit.safetensors',
-        'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
-        'sha256': sha256_of(checkpoint), 'bytes': checkpoint.stat().st_size,
+        'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out '
+                  'assets/digits_dit.safetensors',
+        'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size,
+        'weights': 'ema', 'sha256': sha256_of(checkpoint), 'bytes': checkpoint.stat().st_size,
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        'figures': {name: teacher[name] for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')}
+        'figures': {name: teacher[name]
+                    for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')}
         | {name: result[name] for name in ('floor', 'judge_accuracy', 'samples')},
     }
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')

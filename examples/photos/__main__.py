@@ -1,9 +1,9 @@
 """Images of one's own, the whole way: folder -> VAE -> cached latents -> DiT -> LiT -> images, on a CPU.
 
-    python -m examples.photos --workdir photos          # `make photos`; needs scikit-image for its photographs
+    python -m examples.photos --workdir photos  # `make photos`; needs scikit-image for its photographs
 
-The stations are the commands that a person would type; each is printed before it runs, and a station that is done is not
-run again. What the others said and took is in WORKDIR/figures.json, their logs beside it.
+The stations are the commands that a person would type; each is printed before it runs, and a station that is
+done is not run again. What the others said and took is in WORKDIR/figures.json, their logs beside it.
 """
 import argparse
 import json
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Path]]:
-    """{name: (command without the interpreter, what it leaves when it is done)}; `steps` shortens the trainings."""
+    """{name: (command without the interpreter, what it leaves when it is done)}; `steps` shortens the
+    trainings."""
     images, vae, latents = workdir / 'pictures', workdir / 'vae', workdir / 'latents'
     dit, lit = workdir / 'dit', workdir / 'lit'
     data = [f'--config.data.path={latents}', f'--config.latent.vae_path={vae}']
@@ -31,15 +32,17 @@ def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Pa
 
     return {
         'pictures': (['-m', 'lit_jax.data.toys.photos', '--out', str(images)], images),
-        'vae': (['train_vae.py', '--config=configs/vae_tiny.py', f'--config.data.path={images}', f'--out={vae}',
-                 *shortened(800)], vae),
-        'latents': (['prepare_latents.py', '--data=folder', f'--path={images}', f'--vae={vae}', '--image_size=64',
-                     f'--out={latents}', '--batch_size=32'], latents / 'metadata.json'),
-        'dit': (['train.py', '--config=configs/folder_lit.py:dit', *data, f'--workdir={dit}', *shortened(2_000)],
+        'vae': (['train_vae.py', '--config=configs/vae_tiny.py', f'--config.data.path={images}',
+                 f'--out={vae}', *shortened(800)], vae),
+        'latents': (['prepare_latents.py', '--data=folder', f'--path={images}', f'--vae={vae}',
+                     '--image_size=64', f'--out={latents}', '--batch_size=32'], latents / 'metadata.json'),
+        'dit': (['train.py', '--config=configs/folder_lit.py:dit', *data, f'--workdir={dit}',
+                 *shortened(2_000)],
                 dit / 'report.html'),
         'lit': (['train.py', '--config=configs/folder_lit.py', *data, f'--config.inherit.path={dit}',
                  f'--config.teacher.path={dit}', f'--workdir={lit}', *shortened(400)], lit / 'report.html'),
-        'compare': (['sample.py', '--grid_compare', str(dit), str(lit), f'--vae={vae}', '--per_class=4', '--cfg_scale=2',
+        'compare': (['sample.py', '--grid_compare', str(dit), str(lit), f'--vae={vae}', '--per_class=4',
+                     '--cfg_scale=2',
                      '--classes=' + ','.join(map(str, range(16))), f'--out={workdir / "compare.png"}'],
                     workdir / 'compare.png'),
         'set': (['sample.py', '--from', str(lit), f'--vae={vae}', '--count=128', '--cfg_scale=2',
@@ -48,7 +51,8 @@ def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Pa
 
 
 def travel(workdir: Path, steps: float = 1.0) -> dict:
-    """Runs every station that is not done; returns and writes {name: {'seconds', 'command', what the station reports}}."""
+    """Runs every station that is not done; returns and writes {name: {'seconds', 'command', what the station
+    reports}}."""
     workdir.mkdir(parents=True, exist_ok=True)
     notes = workdir / 'figures.json'
     figures = json.loads(notes.read_text()) if notes.exists() else {}
@@ -58,10 +62,12 @@ def travel(workdir: Path, steps: float = 1.0) -> dict:
         print('$ python ' + ' '.join(command), flush=True)
         began = time.perf_counter()
         said = _run(command, workdir / f'{name}.log')
-        figures[name] = {'command': 'python ' + ' '.join(command), 'seconds': round(time.perf_counter() - began, 1),
+        figures[name] = {'command': 'python ' + ' '.join(command),
+                         'seconds': round(time.perf_counter() - began, 1),
                          **_figures(name, said, workdir)}
         notes.write_text(json.dumps(figures, indent=1))
-        print('  ' + ', '.join(f'{key} {value}' for key, value in figures[name].items() if key != 'command'), flush=True)
+        print('  ' + ', '.join(f'{key} {value}' for key, value in figures[name].items() if key != 'command'),
+              flush=True)
     return figures
 
 
@@ -92,7 +98,8 @@ def main() -> None:
     args = parser.parse_args()
     workdir = args.workdir.absolute()
     figures = travel(workdir)
-    print(f'{sum(station["seconds"] for station in figures.values()):.0f} s in all. Open {workdir / "compare.png"}')
+    print(f'{sum(station["seconds"] for station in figures.values()):.0f} s in all. Open '
+          f'{workdir / "compare.png"}')
 
 
 if __name__ == '__main__':

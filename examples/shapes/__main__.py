@@ -1,11 +1,13 @@
-"""Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score, on a CPU.
+"""Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score,
+on a CPU.
 
     python -m examples.shapes                     starts from the teacher and the text encoder in assets/
     python -m examples.shapes --seeds 3           three students in place of one, as in docs/text_to_image.md
     python -m examples.shapes --train_teacher     trains both first
 
-The images are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores the six tasks
-of GenEval. Starting it again goes on where it stopped. The result is report.html in the workdir.
+The images are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores
+the six tasks of GenEval. Starting it again goes on where it stopped. The result is report.html in the
+workdir.
 """
 import argparse
 import json
@@ -32,7 +34,8 @@ def student(workdir: Path, arm: str, seed: int) -> Student:
 
 
 def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
-    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit status."""
+    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit
+    status."""
     from examples import pool
     from examples.shapes import figures as shapes_figures
     from examples.shapes import pages as shapes_pages
@@ -45,14 +48,16 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     teacher, encoder = train_both(workdir) if train_teacher else (TEACHER, ENCODER)
 
     station(1, 'the text encoder: a T5, as a Hugging Face folder, converted')
-    say_command(f'python convert_torch_ckpt.py {_short(encoder)} --text_dtype float32 --out {workdir / "text_encoder"} --overwrite')
+    say_command(f'python convert_torch_ckpt.py {_short(encoder)} --text_dtype float32 --out '
+                f'{workdir / "text_encoder"} --overwrite')
     print(describe_text_encoder(convert_text_encoder(encoder, workdir / 'text_encoder', text_dtype='float32',
                                                      text_id='lit_jax/shapes_t5', overwrite=True)))
     station(2, 'the teacher: a PixArt, as a PyTorch checkpoint, converted')
     say_command(f'python convert_torch_ckpt.py {_short(teacher)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(teacher, workdir / 'teacher', overwrite=True)))
 
-    students = [student(workdir, arm, seed) for arm in ARMS for seed in range(seeds if arm == 'distilled' else 1)]
+    students = [student(workdir, arm, seed) for arm in ARMS
+                for seed in range(seeds if arm == 'distilled' else 1)]
     station(3, f'{len(students)} students: trained, then all draw 84 prompts and are scored')
     for one in students:
         say_command(one.command())
@@ -78,12 +83,14 @@ def teacher_steps() -> int:
 
 
 def train_both(workdir: Path) -> tuple[Path, Path]:
-    """Trains text encoder and teacher by their recipes and exports them under their original names; (file, folder)."""
+    """Trains text encoder and teacher by their recipes and exports them under their original names; (file,
+    folder)."""
     from examples import pool
     from examples.shapes.encoder import train_encoder
     from lit_jax.convert.text_encoder_torch import export_text_encoder
     from lit_jax.convert.torch_export import export
-    trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', workdir / 'shapes_t5'
+    trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', \
+        workdir / 'shapes_t5'
     say_command(f'python -m examples.shapes.encoder --out {trained}')
     if not trained.exists():
         train_encoder(trained)
@@ -93,23 +100,28 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
         config.text.encoder_path = str(trained)
         if stage == 'refine':
             config.inherit.path = str(workdir / 'shapes_pixart_first')
-        say_command(f'python train.py --config=configs/shapes_pixart.py:{stage} --config.text.encoder_path={trained} '
-                    f'--config.inherit.path={config.inherit.path!r} --workdir={path}')
+        say_command(f'python train.py --config=configs/shapes_pixart.py:{stage} '
+                    f'--config.text.encoder_path={trained} --config.inherit.path={config.inherit.path!r} '
+                    f'--workdir={path}')
         pool.train_alone(workdir, config, path)
     export(workdir / 'shapes_pixart', file, overwrite=True)
     return file, folder
 
 
 def write_card(teacher: Path, encoder: Path, result: dict) -> None:
-    """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to assets/."""
+    """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to
+    assets/."""
     config, row = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', 'refine'), result['rows'][0]
     card = {
-        'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full', 'seed': config.seed,
-        'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema', 'sha256': sha256_of(teacher),
+        'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full',
+        'seed': config.seed, 'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
+        'sha256': sha256_of(teacher),
         'text_encoder': {file.name: sha256_of(file) for file in sorted(encoder.iterdir())},
         'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        'figures': {name: row[name] for name in ('overall', *(name for name in row['runs'][0] if name != 'overall'), 'parameters')},
+        'figures': {name: row[name]
+                    for name in ('overall', *(name for name in row['runs'][0] if name != 'overall'),
+                                 'parameters')},
         'samples': result['samples'],
     }
     teacher.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')

@@ -2,9 +2,9 @@
 
     python -m examples.shapes.encoder --out models/shapes_t5        # a minute on two cores
 
-A quarter of the words of a caption is replaced by <unk>, and the features of their places must say which words they were,
-by the token embedding itself. What a word's features say is then what stands around it: the colour of this square, the
-number of those circles.
+A quarter of the words of a caption is replaced by <unk>, and the features of their places must say which
+words they were, by the token embedding itself. What a word's features say is then what stands around it: the
+colour of this square, the number of those circles.
 """
 import argparse
 import logging
@@ -38,12 +38,16 @@ def train_encoder(out: Path, steps: int = STEPS, seed: int = 0) -> float:
     network = T5Network({'vocab': tokenizer.size, **SIZES})
     params = network.init(jax.random.key(seed))
     optimizer = optax.adam(RATE)
-    state, step = optimizer.init(params), _make_step(network, optimizer, jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))
+    state, step = optimizer.init(params), _make_step(network, optimizer, jnp.asarray(tokens.ids),
+                                                     jnp.asarray(tokens.mask))
     for number in range(1, steps + 1):
         params, state, loss = step(params, state, jax.random.fold_in(jax.random.key(seed + 1), number))
         if number % 500 == 0 or number == steps:
-            LOG.info('text encoder: step %s of %s, %.3f nats a hidden word', f'{number:,}', f'{steps:,}', float(loss))
-    save_text_encoder_folder(out, {'text_encoder': network.arch, 'id': ID, 'provenance': {'source': 'trained on captions of shapes'}},
+            LOG.info('text encoder: step %s of %s, %.3f nats a hidden word', f'{number:,}', f'{steps:,}',
+                     float(loss))
+    save_text_encoder_folder(out,
+                             {'text_encoder': network.arch, 'id': ID,
+                              'provenance': {'source': 'trained on captions of shapes'}},
                              params, tokenizer, overwrite=True)
     for file in words.iterdir():
         file.unlink()
@@ -51,7 +55,8 @@ def train_encoder(out: Path, steps: int = STEPS, seed: int = 0) -> float:
     return float(loss)
 
 
-def _make_step(network: T5Network, optimizer: optax.GradientTransformation, ids_NL: jax.Array, mask_NL: jax.Array):
+def _make_step(network: T5Network, optimizer: optax.GradientTransformation, ids_NL: jax.Array,
+               mask_NL: jax.Array):
     """step(params, state, key) -> (params, state, loss) on a random batch of captions."""
     def loss(params, ids, mask, hidden):
         features = network.apply(params, jnp.where(hidden, UNKNOWN, ids), mask)
@@ -64,7 +69,8 @@ def _make_step(network: T5Network, optimizer: optax.GradientTransformation, ids_
         rows_key, hide_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (BATCH,), 0, len(ids_NL))
         ids, mask = ids_NL[rows], mask_NL[rows]
-        hidden = (jax.random.uniform(hide_key, ids.shape) < HIDDEN) & (ids > UNKNOWN)      # words, not the end or padding
+        # words, not the end or padding
+        hidden = (jax.random.uniform(hide_key, ids.shape) < HIDDEN) & (ids > UNKNOWN)
         value, gradient = jax.value_and_grad(loss)(params, ids, mask, hidden)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, value

@@ -34,7 +34,8 @@ def measure(encoder: Path, path: Path) -> dict[str, float]:
              for k in range(SINGLES if prompt['tag'] == 'single_object' else IMAGES)]
     prompts, seeds = zip(*drawn, strict=True)
     images = draw(pipeline, prompts, seeds)
-    by_prompt = {prompt: images[[i for i, one in enumerate(prompts) if one == prompt]] for prompt in dict.fromkeys(prompts)}
+    by_prompt = {prompt: images[[i for i, one in enumerate(prompts) if one == prompt]]
+                 for prompt in dict.fromkeys(prompts)}
     scores = score_images(by_prompt)
     return {'overall': scores['overall'], **scores['tasks']}
 
@@ -49,7 +50,8 @@ def tell(measured: Mapping[str, float]) -> str:
 
 
 def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teacher_steps: int) -> dict:
-    """The table of the report, JSON-able: one row a kind of model, the teacher first, each figure the mean of its seeds.
+    """The table of the report, JSON-able: one row a kind of model, the teacher first, each figure the mean of
+    its seeds.
 
     teacher_steps: of all its runs; a checkpoint knows those of the last."""
     rows = [_row(name, models[name], measured) for name, measured in runs.items()]
@@ -62,7 +64,8 @@ def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teache
 
 def _row(name: str, path: Path, runs: list[dict]) -> dict:
     model = load(path)
-    facts = {'name': name, 'steps': model.config['provenance']['step'], 'parameters': count_parameters(model.network),
+    facts = {'name': name, 'steps': model.config['provenance']['step'],
+             'parameters': count_parameters(model.network),
              'macs': network_macs(model.network), 'runs': runs}
     return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
 

@@ -32,7 +32,8 @@ MOST_LAYERS = 4      # whose token maps are drawn, unless --layers says which
 
 @dataclass(frozen=True)
 class Request:
-    """The flags of `analyze.py`, which explains them. teacher None: the one of the workdir's recipe, if there is one."""
+    """The flags of `analyze.py`, which explains them. teacher None: the one of the workdir's recipe, if there
+    is one."""
     source: str
     out: str = 'analysis'
     teacher: str | None = None
@@ -58,20 +59,21 @@ class Request:
         """The parts, in their own order."""
         names = PARTS if self.parts == 'all' else [part.strip() for part in self.parts.split(',')]
         if unknown := [name for name in names if name not in PARTS]:
-            raise UserError(f'--parts={self.parts}: unknown {", ".join(map(repr, unknown))}; known: all, {", ".join(PARTS)}')
+            raise UserError(f'--parts={self.parts}: unknown {", ".join(map(repr, unknown))}; known: all, '
+                            f'{", ".join(PARTS)}')
         return [part for part in PARTS if part in names]
 
 
 def analyze(request: Request) -> str:
-    """Does what is asked and returns a few lines about it. Raises UserError for a request that cannot be met, before it
-    computes anything."""
+    """Does what is asked and returns a few lines about it. Raises UserError for a request that cannot be met,
+    before it computes anything."""
     began = time.perf_counter()
     parts, out = request.chosen(), _check_out(request.out)
     _check_numbers(request)
     model = load(request.source, dtype=request.dtype)
     if model.network.conditioning != 'label':
-        raise UserError(f'{request.source} draws from captions; analyze.py looks at models of classes. Draw with it: python sample.py '
-                        f'--from={request.source} --prompt=...')
+        raise UserError(f'{request.source} draws from captions; analyze.py looks at models of classes. Draw '
+                        f'with it: python sample.py --from={request.source} --prompt=...')
     recipe = data_recipe(model, request.source, request.data, request.data_path, request.vae)
     teacher_path = _teacher_path(model, recipe, request)
     models, sources = {'model': model}, {'model': request.source}
@@ -82,16 +84,19 @@ def analyze(request: Request) -> str:
     if set(parts) & {'similarity', 'tokens', 'rank'}:
         attentions = {name: Attention(one, f'the {name} {sources[name]}', int(request.memory * 2 ** 30))
                       for name, one in models.items()}
-    token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS) for name, one in attentions.items()}
+    token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS)
+                    for name, one in attentions.items()}
     tokens = {name: parse_token(request.token, one.grid) for name, one in attentions.items()}
     at = _timestep(request, recipe.diffusion.steps)
     images = open_images(model, recipe, request.images, split=request.split, seed=request.seed)
     if request.image >= len(images):
-        raise UserError(f'--image={request.image}: {len(images)} images are looked at, 0 to {len(images) - 1}')
+        raise UserError(
+            f'--image={request.image}: {len(images)} images are looked at, 0 to {len(images) - 1}')
 
-    found = {'classes': model.config.get('classes'), 'models': {name: _describe(one, sources[name]) for name, one in models.items()},
-             'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split, 'seed': request.seed,
-                      'pictures': len(images)}}
+    found = {'classes': model.config.get('classes'),
+             'models': {name: _describe(one, sources[name]) for name, one in models.items()},
+             'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split,
+                      'seed': request.seed, 'pictures': len(images)}}
     if attentions:
         found |= _look_at_maps(request, parts, attentions, images)
     if 'tokens' in parts:
@@ -140,12 +145,14 @@ def _look_at_routing(request: Request, models: Mapping[str, Model], images: Imag
 
 
 def _teacher_path(model: Model, recipe: ConfigDict, request: Request) -> str:
-    """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. '' for none."""
+    """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. ''
+    for none."""
     if request.teacher is not None or 'recipe' not in model.config:
         return request.teacher or ''
     path = recipe.teacher.path
     if path and not as_path(path).exists():
-        LOG.warning('the teacher of this run, %s, is not there: the student is looked at alone (--teacher=PATH)', path)
+        LOG.warning('the teacher of this run, %s, is not there: the student is looked at alone '
+                    '(--teacher=PATH)', path)
         return ''
     return path
 
@@ -157,8 +164,8 @@ def _load_teacher(path: str, recipe: ConfigDict, request: Request) -> Model:
 
 
 def _check_numbers(request: Request) -> None:
-    for field, least in (('images', 1), ('map_images', 1), ('timesteps', 1), ('loss_timesteps', 2), ('image', 0),
-                         ('batch_size', 1)):
+    for field, least in (('images', 1), ('map_images', 1), ('timesteps', 1), ('loss_timesteps', 2),
+                         ('image', 0), ('batch_size', 1)):
         if getattr(request, field) < least:
             raise UserError(f'--{field} must be at least {least}, got {getattr(request, field)}')
     if not request.memory > 0:
@@ -175,12 +182,14 @@ def _timestep(request: Request, steps: int) -> int:
 
 
 def _check_out(out: str):
-    """A folder that may be written into: not a file, and not that of a model or a run, whose report would be lost."""
+    """A folder that may be written into: not a file, and not that of a model or a run, whose report would be
+    lost."""
     path = as_path(out)
     if path.is_file():
         raise UserError(f'--out={out} is a file; give a folder')
     if (path / 'config.json').exists():
-        raise UserError(f'--out={out} is the folder of a model or a run; give one of its own, such as {path / "analysis"}')
+        raise UserError(f'--out={out} is the folder of a model or a run; give one of its own, such as '
+                        f'{path / "analysis"}')
     return path
 
 
@@ -194,16 +203,22 @@ def summary(found: Mapping) -> list[str]:
     if 'similarity' in found:
         means = {name: np.nanmean(np.array(found['similarity'][name]['cosine'])) for name in names
                  if found['similarity'][name]['heads'] > 1}
-        lines += ['cosine similarity of heads: ' + ', '.join(f'{name} {mean:.3f}' for name, mean in means.items())] if means else []
+        lines += ['cosine similarity of heads: ' +
+                  ', '.join(f'{name} {mean:.3f}' for name, mean in means.items())] if means else []
     if 'rank' in found:
-        ranks = {f'{name}{label}': np.mean(found['rank'][name][key]['effective']) for name in names if name in found['rank']
-                 for key, label in (('map', ''), ('with_convolution', ' with convolution')) if key in found['rank'][name]}
+        ranks = {f'{name}{label}': np.mean(found['rank'][name][key]['effective']) for name in names
+                 if name in found['rank']
+                 for key, label in (('map', ''), ('with_convolution', ' with convolution'))
+                 if key in found['rank'][name]}
         tokens = max(found['rank'][name]['tokens'] for name in names if name in found['rank'])
-        lines.append(f'effective rank of {tokens}: ' + ', '.join(f'{name} {mean:.2f}' for name, mean in ranks.items()))
+        lines.append(f'effective rank of {tokens}: ' +
+                     ', '.join(f'{name} {mean:.2f}' for name, mean in ranks.items()))
     if 'loss' in found:
-        terms = {f'{name} {term}': np.mean(values['mean']) for name, of_name in found['loss'].items() if name in names
+        terms = {f'{name} {term}': np.mean(values['mean']) for name, of_name in found['loss'].items()
+                 if name in names
                  for term, values in of_name.items()}
-        lines.append('loss, mean over timesteps: ' + ', '.join(f'{name} {mean:.4f}' for name, mean in terms.items()))
+        lines.append('loss, mean over timesteps: ' +
+                     ', '.join(f'{name} {mean:.4f}' for name, mean in terms.items()))
     return lines
 
 

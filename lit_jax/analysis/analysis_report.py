@@ -25,12 +25,15 @@ def write_page(out, found: Mapping, images: Images) -> list[str]:
     """Writes the figures and report.html of what `analyze` found; returns the names of the figures."""
     page = Page(out, ' and '.join(str(model['source']) for model in found['models'].values()))
     page.report.table(('', 'from', 'step', 'mixer', 'blocks', 'width'), [
-        (name, one['source'], one['step'] or '', _mixer(one['model']), one['model']['depth'], one['model']['width'])
+        (name, one['source'], one['step'] or '', _mixer(one['model']), one['model']['depth'],
+         one['model']['width'])
         for name, one in found['models'].items()])
     data = found['data']
-    page.report.paragraph(f'{data["pictures"]} images of {data["name"]}, split {data["split"]}, evenly spread over it. Each has '
-                          f'one noise (seed {data["seed"]}) for all timesteps and models, and its own label.')
-    sections = {'loss': _loss, 'similarity': _similarity, 'rank': _rank, 'tokens': _tokens, 'routing': _routing}
+    page.report.paragraph(f'{data["pictures"]} images of {data["name"]}, split {data["split"]}, evenly '
+                          f'spread over it. Each has one noise (seed {data["seed"]}) for all timesteps and '
+                          f'models, and its own label.')
+    sections = {'loss': _loss, 'similarity': _similarity, 'rank': _rank, 'tokens': _tokens,
+                'routing': _routing}
     for part, section in sections.items():
         if part in found:
             section(page, found, images)
@@ -51,53 +54,66 @@ def _loss(page: Page, found: Mapping, _) -> None:
     loss = dict(found['loss'])
     timesteps = loss.pop('timesteps')
     page.report.heading('Loss by timestep')
-    page.report.paragraph('The terms of the training loss at fixed timesteps, 0 the least noise; the bands are two standard '
-                          'errors over the images.')
-    page.figure('loss', figures.losses(loss, timesteps), 'mse of the noise; vb, the bound that trains the variance'
-                + ('; below, student over teacher, and the mean squared difference of their outputs' if 'ratio' in loss else ''))
+    page.report.paragraph('The terms of the training loss at fixed timesteps, 0 the least noise; the bands '
+                          'are two standard errors over the images.')
+    page.figure('loss', figures.losses(loss, timesteps),
+                'mse of the noise; vb, the bound that trains the variance'
+                + ('; below, student over teacher, and the mean squared difference of their outputs'
+                   if 'ratio' in loss else ''))
     columns = [(name, term) for name, terms in loss.items() for term in terms]
-    rows = [(t, *(f'{loss[name][term]["mean"][i]:.4g}' for name, term in columns)) for i, t in enumerate(timesteps)]
+    rows = [(t, *(f'{loss[name][term]["mean"][i]:.4g}' for name, term in columns))
+            for i, t in enumerate(timesteps)]
     rows.append(('mean', *(f'{np.mean(loss[name][term]["mean"]):.4g}' for name, term in columns)))
-    page.report.table(('timestep', *(term if name == 'difference' else f'{name} {term}' for name, term in columns)), rows,
+    page.report.table(('timestep',
+                       *(term if name == 'difference' else f'{name} {term}' for name, term in columns)), rows,
                       scroll=True)
 
 
 def _similarity(page: Page, found: Mapping, _) -> None:
     part, models = found['similarity'], _of_models(found, 'similarity')
     page.report.heading('Similarity of the heads')
-    page.report.paragraph('Cosine of the attention maps of two heads, mean over all pairs of different heads and over '
-                          f'{part["pictures"]} images (LiT, figure 10). Weights are never negative, so that maps without anything '
-                          'in common are alike as well; on the right each weight is taken less the mean of its row, 1/M, '
-                          'the weight of plain averaging: 0 is then no likeness.')
-    page.figure('similarity', figures.similarity(models, part['timesteps']), 'similarity of heads by layer and timestep')
+    page.report.paragraph('Cosine of the attention maps of two heads, mean over all pairs of different heads '
+                          'and over '
+                          f'{part["pictures"]} images (LiT, figure 10). Weights are never negative, so that '
+                          f'maps without anything in common are alike as well; on the right each weight is '
+                          f'taken less the mean of its row, 1/M, the weight of plain averaging: 0 is then no '
+                          f'likeness.')
+    page.figure('similarity', figures.similarity(models, part['timesteps']),
+                'similarity of heads by layer and timestep')
     for name, one in models.items():
         if one['heads'] == 1:
             page.report.paragraph(f'{name}: one head, there are no pairs.')
             continue
         values = np.array(one['cosine'])
         page.report.table((f'{name}, cosine: layer', *part['timesteps'], 'mean'), [
-            (layer, *(f'{v:.3f}' for v in values[:, layer]), f'{values[:, layer].mean():.3f}') for layer in range(values.shape[1])],
-            scroll=True)
+            (layer, *(f'{v:.3f}' for v in values[:, layer]), f'{values[:, layer].mean():.3f}')
+            for layer in range(values.shape[1])], scroll=True)
 
 
 def _rank(page: Page, found: Mapping, _) -> None:
     models = _of_models(found, 'rank')
     timesteps = next(iter(models.values()))['timesteps']
     page.report.heading('Rank of the mixer')
-    page.report.paragraph('What a head does to its values is a matrix with a row and a column a token. Effective rank: '
-                          'exp of the entropy of its singular values over their sum (Roy & Vetterli 2007). Numerical rank: '
-                          'singular values above max(N, M)·2⁻²³ times the largest. With the depth-wise convolution each channel '
-                          'of a head has a matrix of its own, map + convolution; the mean is over some of them.')
-    page.figure('rank', figures.rank(models), f'left: mean and range over the timesteps {", ".join(map(str, timesteps))}')
+    page.report.paragraph('What a head does to its values is a matrix with a row and a column a token. '
+                          'Effective rank: '
+                          'exp of the entropy of its singular values over their sum (Roy & Vetterli 2007). '
+                          'Numerical rank: singular values above max(N, M)·2⁻²³ times the largest. With the '
+                          'depth-wise convolution each channel of a head has a matrix of its own, map + '
+                          'convolution; the mean is over some of them.')
+    page.figure('rank', figures.rank(models),
+                f'left: mean and range over the timesteps {", ".join(map(str, timesteps))}')
     kinds = [(name, key, label) for name, one in models.items()
              for key, label in (('map', ''), ('with_convolution', ' + convolution')) if key in one]
     header = [f'{name}{label}: {what}' for name, _, label in kinds for what in ('effective', 'numerical')]
     depth = max(len(one['map']['effective'][0]) for one in models.values())
-    columns = [np.mean(models[name][key][what], axis=0) for name, key, _ in kinds for what in ('effective', 'numerical')]
+    columns = [np.mean(models[name][key][what], axis=0) for name, key, _ in kinds
+               for what in ('effective', 'numerical')]
     page.report.table(('layer', *header), [
-        (layer, *(f'{column[layer]:.2f}' if layer < len(column) else '' for column in columns)) for layer in range(depth)])
+        (layer, *(f'{column[layer]:.2f}' if layer < len(column) else '' for column in columns))
+        for layer in range(depth)])
     for name, one in models.items():
-        page.report.paragraph(f'{name}: {one["tokens"]} tokens; without a convolution the rank can be at most {one["bound"]}.')
+        page.report.paragraph(f'{name}: {one["tokens"]} tokens; without a convolution the rank can be at '
+                              f'most {one["bound"]}.')
 
 
 def _tokens(page: Page, found: Mapping, images: Images) -> None:
@@ -106,22 +122,26 @@ def _tokens(page: Page, found: Mapping, images: Images) -> None:
     one = images[part['picture']:part['picture'] + 1]
     clean, noised = one.visible()[0], one.visible(part['timestep'])[0]
     page.report.heading('Where one token looks')
-    page.report.paragraph(f'Attention weights of the token in row {first["token"][0]}, column {first["token"][1]} (red box) on all '
-                          f'others (DyDi-LiT, figure 6), each map from 0 to its own largest weight. M weights sum to 1: 1/M '
-                          'is plain averaging. The convolution is not in these maps.')
-    page.figure('token_maps', figures.token_maps(models, clean, noised, first['token'], first['grid'], part['timestep']),
+    page.report.paragraph(f'Attention weights of the token in row {first["token"][0]}, column '
+                          f'{first["token"][1]} (red box) on all '
+                          f'others (DyDi-LiT, figure 6), each map from 0 to its own largest weight. M '
+                          f'weights sum to 1: 1/M is plain averaging. The convolution is not in these maps.')
+    page.figure('token_maps', figures.token_maps(models, clean, noised, first['token'], first['grid'],
+                                                 part['timestep']),
                 'mean over the heads')
-    page.figure('token_heads', figures.token_heads(models, clean, first['token'], first['grid']), 'single heads of one layer')
+    page.figure('token_heads', figures.token_heads(models, clean, first['token'], first['grid']),
+                'single heads of one layer')
 
 
 def _routing(page: Page, found: Mapping, images: Images) -> None:
     part = found['routing']
     page.report.heading('Routing')
-    page.report.paragraph('The choice that most tokens of a class take in each layer (DyDi-LiT, figure 5) at timestep '
-                          f'{part["timestep"]}; the stronger the colour, the more of them.')
+    page.report.paragraph('The choice that most tokens of a class take in each layer (DyDi-LiT, figure 5) at '
+                          f'timestep {part["timestep"]}; the stronger the colour, the more of them.')
     for name, one in _of_models(found, 'routing').items():
         labels = next(iter(one.values()))['classes']
         names = class_names({'classes': found['classes']}, labels)
         page.figure(f'routing_{name}', figures.routing(one, names), name)
         for route, values in one.items():
-            page.report.table((f'{name} {route}: layer', *range(len(values['used']))), [('choices in use', *values['used'])])
+            page.report.table((f'{name} {route}: layer', *range(len(values['used']))),
+                              [('choices in use', *values['used'])])

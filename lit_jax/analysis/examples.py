@@ -1,4 +1,5 @@
-"""The examples that are looked at: clean inputs as training sees them, each with a noise of its own, the same for all."""
+"""The examples that are looked at: clean inputs as training sees them, each with a noise of its own, the same
+for all."""
 from dataclasses import dataclass
 
 import jax
@@ -40,7 +41,8 @@ class Images:
         return len(self.label)
 
     def __getitem__(self, which) -> 'Images':
-        return Images(self.x0[which], self.noise[which], self.label[which], self.numbers[which], self.schedule, self.scale)
+        return Images(self.x0[which], self.noise[which], self.label[which], self.numbers[which],
+                      self.schedule, self.scale)
 
     def noised(self, t: int) -> np.ndarray:
         """x_t of all of them."""
@@ -52,23 +54,24 @@ class Images:
 
 
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
-    """The recipe of a workdir, or one made from a model folder, with the data named here in place of its own."""
+    """The recipe of a workdir, or one made from a model folder, with the data named here in place of its
+    own."""
     if data and not data.startswith('tfds:') and data not in SOURCES:
         raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
     config = model.config
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
     own = recipe.data.name if 'recipe' in config else _digits_or_none(config)
     if not (data or own):
-        raise UserError(f'{path} is a model folder and does not say what it was trained on; name the data: --data=latents '
-                        f'--data_path=FOLDER, or one of {", ".join(SOURCES)}')
+        raise UserError(f'{path} is a model folder and does not say what it was trained on; name the data: '
+                        f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
     if data_path or data not in ('', recipe.data.name):
         recipe.data.path = data_path
     recipe.data.name = data or own
     if vae:
         recipe.latent.vae_path = vae
     if setup.reads_images(recipe) and not recipe.latent.vae_path:
-        raise UserError(f'{path} works on latents, {recipe.data.name} holds images; give the VAE between them: --vae=FOLDER '
-                        f'(id {recipe.latent.vae!r}), or cached latents: --data=latents')
+        raise UserError(f'{path} works on latents, {recipe.data.name} holds images; give the VAE between '
+                        f'them: --vae=FOLDER (id {recipe.latent.vae!r}), or cached latents: --data=latents')
     return recipe
 
 
@@ -87,8 +90,9 @@ def _recipe_of_folder(config) -> ConfigDict:
     downscale = latent.get('downscale') or (8 if latent['space'] == 'vae' else 1)
     recipe = default().unlock()
     recipe.data.update({'num_classes': arch.pop('num_classes'), 'image_size': rows * downscale, 'path': ''})
-    recipe.latent.update({'space': latent['space'], 'vae': latent['vae'] or '', 'scale': float(latent['scale']),
-                          'downscale': downscale, 'channels': arch.pop('channels')})
+    recipe.latent.update({'space': latent['space'], 'vae': latent['vae'] or '',
+                          'scale': float(latent['scale']), 'downscale': downscale,
+                          'channels': arch.pop('channels')})
     recipe.diffusion.update(config['diffusion'])
     recipe.model = ConfigDict(arch)
     return recipe
@@ -101,8 +105,10 @@ def _digits_or_none(config) -> str:
     return 'digits' if shape == ((8, 8), 1, 10, 'pixels') else ''
 
 
-def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train', seed: int = 0) -> Images:
-    """`count` examples, evenly spread over the source (all of a smaller one), with the noise of their numbers and seed."""
+def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train',
+                seed: int = 0) -> Images:
+    """`count` examples, evenly spread over the source (all of a smaller one), with the noise of their numbers
+    and seed."""
     source = setup.build_source(recipe, split)
     setup.check_data(recipe, source)
     numbers = np.array(spread(len(source), count))
@@ -118,6 +124,8 @@ def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 't
             elements = [first_of_both(element) for element in elements]
         batch = {name: np.stack([element[name] for element in elements]) for name in elements[0]}
         labels.append(batch['label'])
-        x0.append(np.asarray(clean_inputs(batch, jax.random.fold_in(key, start), objective, vae and vae.encode)))
+        x0.append(np.asarray(clean_inputs(batch, jax.random.fold_in(key, start), objective,
+                                          vae and vae.encode)))
     noise = np.asarray(initial_noise(model.network, seed, numbers))
-    return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule, recipe.latent.scale)
+    return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule,
+                  recipe.latent.scale)

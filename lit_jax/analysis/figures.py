@@ -31,9 +31,11 @@ def save(figure: Figure, path) -> np.ndarray:
 def similarity(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
     """Heat maps over layers and timesteps, one row a model: cosine, and cosine without the uniform part."""
     depth = max(len(one['cosine'][0]) for one in found.values())
-    figure = Figure(figsize=(WIDTH, len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))), layout='constrained')
+    figure = Figure(figsize=(WIDTH, len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))),
+                    layout='constrained')
     grid = figure.subplots(len(found), 2, squeeze=False)
-    kinds = (('cosine', 'cosine', 0, 'viridis'), ('centred', 'weights less the mean of their row', -1, 'RdBu_r'))
+    kinds = (('cosine', 'cosine', 0, 'viridis'),
+             ('centred', 'weights less the mean of their row', -1, 'RdBu_r'))
     for axes, (name, one) in zip(grid, found.items(), strict=True):
         for ax, (key, title, low, colours) in zip(axes, kinds, strict=True):
             values = np.array(one[key]).T
@@ -67,7 +69,8 @@ def _ink(colour) -> str:
     return 'black' if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.5 else 'white'
 
 
-def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int], t: int) -> Figure:
+def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int],
+               t: int) -> Figure:
     """One row a model: the image, the image at t, then the map of every chosen layer, mean over the heads."""
     columns = 2 + max(len(one['layers']) for one in found.values())
     figure, rows = _tiles(len(found), columns)
@@ -80,7 +83,8 @@ def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, in
     return figure
 
 
-def token_heads(found: Mapping[str, Mapping], clean, token: tuple[int, int], grid: tuple[int, int], most: int = 8) -> Figure:
+def token_heads(found: Mapping[str, Mapping], clean, token: tuple[int, int], grid: tuple[int, int],
+                most: int = 8) -> Figure:
     """One row a model: the image, then every head in the middle one of the chosen layers."""
     middle = {name: len(one['layers']) // 2 for name, one in found.items()}
     columns = 1 + max(min(most, len(one['maps'][middle[name]])) for name, one in found.items())
@@ -109,8 +113,10 @@ def _image(ax, pixels, title: str, token, grid) -> None:
 
 
 def _weights(ax, weights, title: str, token, grid) -> None:
-    """Colours from 0 (or the lowest, below) to the largest; how many times the uniform weight that is, in the title."""
-    ax.imshow(weights, cmap='turbo', vmin=min(0, weights.min()), vmax=weights.max(), extent=(0, grid[1], grid[0], 0))
+    """Colours from 0 (or the lowest, below) to the largest; how many times the uniform weight that is, in the
+    title."""
+    ax.imshow(weights, cmap='turbo', vmin=min(0, weights.min()), vmax=weights.max(),
+              extent=(0, grid[1], grid[0], 0))
     _box(ax, token)
     ax.set_title(f'{title}\nlargest {weights.max() * weights.size:.1f}/M', fontsize=7.5)
 
@@ -127,7 +133,8 @@ def _colour_key(figure: Figure, axes) -> None:
 
 
 RANK_COLOURS = {('student', 'map'): ORANGE, ('student', 'with_convolution'): GREEN, ('teacher', 'map'): BLUE,
-                ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE, ('model', 'with_convolution'): GREEN}
+                ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE,
+                ('model', 'with_convolution'): GREEN}
 
 
 def rank(found: Mapping[str, Mapping]) -> Figure:
@@ -140,7 +147,8 @@ def rank(found: Mapping[str, Mapping]) -> Figure:
         one = found[name][key]
         values, spectrum = np.array(one['effective']), np.array(one['spectrum'])
         left.plot(values.mean(0), color=colour, linewidth=1.6, marker='o', markersize=3)
-        left.fill_between(range(values.shape[1]), values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        left.fill_between(range(values.shape[1]), values.min(0), values.max(0), color=colour, alpha=0.15,
+                          linewidth=0)
         right.plot(range(1, len(spectrum) + 1), spectrum.clip(SMALLEST), color=colour, linewidth=1.6,
                    label=f'{name}: map' + ' + convolution' * (key != 'map'))
     _limits(left, found)
@@ -159,7 +167,8 @@ def _limits(ax, found: Mapping[str, Mapping]) -> None:
     """Lines at the number of tokens, and at the width of a head where the rank of a map ends there."""
     tokens = max(one['tokens'] for one in found.values())
     limits = {tokens: f'N = {tokens} tokens'} | {
-        one['bound']: f'most of a map of the {name}: {one["bound"]}' for name, one in found.items() if one['bound'] < one['tokens']}
+        one['bound']: f'most of a map of the {name}: {one["bound"]}' for name, one in found.items()
+        if one['bound'] < one['tokens']}
     for height, text in limits.items():
         ax.axhline(height, color='black', linewidth=0.8, linestyle=':')
         ax.text(0.99, height, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom', fontsize=7)
@@ -168,7 +177,8 @@ def _limits(ax, found: Mapping[str, Mapping]) -> None:
 
 TERMS = {'mse': 'mse', 'vb': 'vb (bits per dimension)'}
 NAMES_OF_TERMS = {'mse': 'mse', 'vb': 'vb', 'distill_noise': 'noise', 'distill_variance': 'raw variance'}
-TERM_STYLES = {'mse': (GREEN, '-'), 'distill_noise': (GREEN, '-'), 'vb': (PURPLE, '--'), 'distill_variance': (PURPLE, '--')}
+TERM_STYLES = {'mse': (GREEN, '-'), 'distill_noise': (GREEN, '-'), 'vb': (PURPLE, '--'),
+               'distill_variance': (PURPLE, '--')}
 
 
 def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
@@ -183,7 +193,8 @@ def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
         ax.set_title(title, fontsize=9)
         ax.set_yscale('log')
     if pair:
-        for ax, part, title in ((axes[2], 'ratio', 'student / teacher'), (axes[3], 'difference', 'mean of (student - teacher)²')):
+        for ax, part, title in ((axes[2], 'ratio', 'student / teacher'),
+                                (axes[3], 'difference', 'mean of (student - teacher)²')):
             for term, values in found[part].items():
                 _curve(ax, timesteps, values, NAMES_OF_TERMS[term], *TERM_STYLES[term])
             ax.set_title(title, fontsize=9)
@@ -201,11 +212,13 @@ def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) 
     """A line with a band of two standard errors; the band stays above 0, which a logarithm cannot show."""
     mean, error = np.array(values['mean']), np.nan_to_num(np.array(values['error'], float))
     ax.plot(timesteps, mean, label=label, color=colour, linestyle=style, linewidth=1.4)
-    ax.fill_between(timesteps, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour, alpha=0.18, linewidth=0)
+    ax.fill_between(timesteps, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour,
+                    alpha=0.18, linewidth=0)
 
 
 def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
-    """One panel a routed part: the choice that most tokens of a class take in every layer, the stronger the more of them."""
+    """One panel a routed part: the choice that most tokens of a class take in every layer, the stronger the
+    more of them."""
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(WIDTH, rows * (0.9 + 0.2 * max(len(class_names), 4))), layout='constrained')
     axes = figure.subplots(rows, min(2, len(found)), squeeze=False).flatten()
@@ -213,8 +226,8 @@ def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
         ax.axis('off')
     for ax, (name, one) in zip(axes, found.items(), strict=False):
         choice, share = np.array(one['choice']), np.array(one['share'])
-        ax.imshow(choice % len(matplotlib.colormaps['tab10'].colors), cmap='tab10', vmin=0, vmax=9, aspect='auto',
-                  alpha=share, interpolation='nearest')
+        ax.imshow(choice % len(matplotlib.colormaps['tab10'].colors), cmap='tab10', vmin=0, vmax=9,
+                  aspect='auto', alpha=share, interpolation='nearest')
         for (row, column), value in np.ndenumerate(choice):
             if choice.shape[1] <= MOST_COLUMNS:
                 ax.text(column, row, value, ha='center', va='center', fontsize=7)

@@ -12,12 +12,12 @@ from lit_jax.models.network import Model
 
 def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Sequence[int], batch_size: int,
                      progress) -> dict:
-    """{name: {'mse': ..., 'vb': ...}} of each model. Of two, student and teacher, also 'difference': {'distill_noise',
-    'distill_variance'}, and 'ratio': {'mse', 'vb'}, student over teacher.
+    """{name: {'mse': ..., 'vb': ...}} of each model. Of two, student and teacher, also 'difference':
+    {'distill_noise', 'distill_variance'}, and 'ratio': {'mse', 'vb'}, student over teacher.
 
-    Every entry holds {'mean': [timesteps], 'error': [timesteps]}, mean and its standard error over the images; that of
-    a ratio is of the differences image by image, which the common noise makes small. Terms as in training
-    (`training_losses`, `distillation_losses`), with the images' own labels.
+    Every entry holds {'mean': [timesteps], 'error': [timesteps]}, mean and its standard error over the
+    images; that of a ratio is of the differences image by image, which the common noise makes small. Terms as
+    in training (`training_losses`, `distillation_losses`), with the images' own labels.
     """
     values = {}
     evaluate = _make_evaluate(models, images.schedule)
@@ -26,13 +26,16 @@ def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Seq
         parts = []
         for start in range(0, len(images), batch_size):
             some = images[start:start + batch_size]
-            parts.append(jax.device_get(evaluate(params, some.x0, some.noise, some.label, np.full(len(some), t, np.int32))))
+            parts.append(jax.device_get(evaluate(params, some.x0, some.noise, some.label,
+                                                 np.full(len(some), t, np.int32))))
             progress.add(len(some))
         for name, terms in jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts).items():
             for term, values_P in terms.items():
                 values.setdefault(name, {}).setdefault(term, []).append(values_P.astype(np.float64))
-    values = {name: {term: np.array(values_TP) for term, values_TP in terms.items()} for name, terms in values.items()}
-    found = {name: {term: _summary(values_TP) for term, values_TP in terms.items()} for name, terms in values.items()}
+    values = {name: {term: np.array(values_TP) for term, values_TP in terms.items()}
+              for name, terms in values.items()}
+    found = {name: {term: _summary(values_TP) for term, values_TP in terms.items()}
+             for name, terms in values.items()}
     if len(models) == 2:
         mine, theirs = (values[name] for name in models)
         found['ratio'] = {term: _ratio(mine[term], theirs[term]) for term in mine}
@@ -43,8 +46,10 @@ def _make_evaluate(models: Mapping[str, Model], schedule):
     @jax.jit
     def evaluate(params, x0, noise, label, t_B):
         x_t = q_sample(schedule, x0, t_B, noise)
-        outputs = {name: model.network.apply(params[name], x_t, t_B, {'label': label}) for name, model in models.items()}
-        terms = {name: training_losses(schedule, output, x0, x_t, t_B, noise) for name, output in outputs.items()}
+        outputs = {name: model.network.apply(params[name], x_t, t_B, {'label': label})
+                   for name, model in models.items()}
+        terms = {name: training_losses(schedule, output, x0, x_t, t_B, noise)
+                 for name, output in outputs.items()}
         if len(outputs) == 2:
             terms['difference'] = distillation_losses(*outputs.values())
         return terms
@@ -58,7 +63,8 @@ def _summary(values_TP: np.ndarray) -> dict:
 
 def _ratio(mine_TP: np.ndarray, theirs_TP: np.ndarray) -> dict:
     least = np.maximum(theirs_TP.mean(1), np.finfo(np.float64).tiny)
-    return {'mean': (mine_TP.mean(1) / least).tolist(), 'error': (_error(mine_TP - theirs_TP) / least).tolist()}
+    return {'mean': (mine_TP.mean(1) / least).tolist(),
+            'error': (_error(mine_TP - theirs_TP) / least).tolist()}
 
 
 def _error(values_TP: np.ndarray) -> np.ndarray:

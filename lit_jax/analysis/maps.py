@@ -1,9 +1,10 @@
-"""Attention maps of every layer, made from the queries and keys that the mixers show (`lit_jax.models.probe`).
+"""Attention maps of every layer, made from the queries and keys that the mixers show
+(`lit_jax.models.probe`).
 
-A map of a head is the matrix A [N, M] of its weights: o = A·v. For softmax attention A = softmax(q·kᵀ/√E); for linear
-attention, which never makes it, A = (q·kᵀ/M) / (q·mean(k) + 1e-6) with q and k after φ. Rows sum to 1. For 'sum', linear
-attention without a normaliser, A = q·kᵀ/M, and weights may be negative. A mixer can be looked at if it calls
-`dot_product_attention` or `linear_attention`, or shows names of KINDS itself.
+A map of a head is the matrix A [N, M] of its weights: o = A·v. For softmax attention A = softmax(q·kᵀ/√E);
+for linear attention, which never makes it, A = (q·kᵀ/M) / (q·mean(k) + 1e-6) with q and k after φ. Rows sum
+to 1. For 'sum', linear attention without a normaliser, A = q·kᵀ/M, and weights may be negative. A mixer can
+be looked at if it calls `dot_product_attention` or `linear_attention`, or shows names of KINDS itself.
 """
 import functools
 from typing import NamedTuple
@@ -23,7 +24,8 @@ NAMES = (*(f'{kind}/{what}' for kind in KINDS for what in ('query', 'key')), CON
 
 
 class Layer(NamedTuple):
-    """What one layer shows of some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
+    """What one layer shows of some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or
+    None."""
     kind: str
     query: Array
     key: Array
@@ -35,7 +37,8 @@ class Attention:
 
     Args:
         name: what the model is called in messages.
-        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one image.
+        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one
+            image.
     Raises:
         UserError: its mixer has no maps, or one image needs more than `memory`.
     """
@@ -43,23 +46,27 @@ class Attention:
     def __init__(self, model: Model, name: str, memory: int = 2 ** 30):
         self.model, self.name, self.memory = model, name, memory
         network = model.network
-        self._observe = jax.jit(lambda params, x, t, label: network.observe(params, x, t, {'label': label}, NAMES)[1])
+        self._observe = jax.jit(lambda params, x, t, label:
+                                network.observe(params, x, t, {'label': label}, NAMES)[1])
         size = (*network.arch['input_size'], network.arch['channels'])
-        one = jax.eval_shape(self._observe, network.abstract(), *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
-            ((1, *size), jnp.float32), ((1,), jnp.int32), ((1,), jnp.int32))))
+        one = jax.eval_shape(self._observe, network.abstract(),
+                             *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
+((1, *size), jnp.float32), ((1,), jnp.int32), ((1,), jnp.int32))))
         kinds = [kind for kind in KINDS if one[f'{kind}/query']]
         if not kinds:
-            raise UserError(f'{name} mixes tokens by {network.arch["mixer"]["name"]!r}, which has no attention maps. Its loss '
-                            'can be looked at: --parts=loss')
+            raise UserError(f'{name} mixes tokens by {network.arch["mixer"]["name"]!r}, which has no '
+                            f'attention maps. Its loss can be looked at: --parts=loss')
         if len(kinds) > 1 or len(one[CONVOLUTION]) not in (0, len(one[f'{kinds[0]}/query'])):
-            raise UserError(f'the blocks of {name} mix tokens in ways too different to be compared in one figure. Its loss can be '
-                            'looked at: --parts=loss')
+            raise UserError(f'the blocks of {name} mix tokens in ways too different to be compared in one '
+                            f'figure. Its loss can be looked at: --parts=loss')
         self.kind = kinds[0]
-        self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key'] for _ in range(leaf.shape[0])]
+        self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key']
+                       for _ in range(leaf.shape[0])]
         self.image_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
         if self.image_bytes > memory:
-            raise UserError(f'the queries and keys of one image in {name} take {self.image_bytes / 2 ** 30:.2f} GiB, more than '
-                            f'the {memory / 2 ** 30:.2f} GiB of --memory; give more, or look at the loss alone: --parts=loss')
+            raise UserError(f'the queries and keys of one image in {name} take '
+                            f'{self.image_bytes / 2 ** 30:.2f} GiB, more than the {memory / 2 ** 30:.2f} GiB '
+                            f'of --memory; give more, or look at the loss alone: --parts=loss')
 
     @property
     def depth(self) -> int:
@@ -77,14 +84,16 @@ class Attention:
         return max(1, self.memory // self.image_bytes)
 
     def row_step(self) -> int:
-        """Every how many queries are taken so that the maps of a layer of one image, in float32, stay within memory."""
+        """Every how many queries are taken so that the maps of a layer of one image, in float32, stay within
+        memory."""
         queries = self.grid[0] * self.grid[1]
         largest = max(4 * queries * keys * heads for _, keys, heads, _ in self.shapes)
         return -(-largest // self.memory)
 
     def layers(self, x_BHWC, t: int, label_B) -> list[Layer]:
         """What every layer shows, for at most `batch` images at timestep t."""
-        seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32), jnp.asarray(label_B))
+        seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32),
+                             jnp.asarray(label_B))
         queries, keys = seen[f'{self.kind}/query'], seen[f'{self.kind}/key']
         convolutions = seen[CONVOLUTION] or [None] * len(queries)
         return [Layer(self.kind, q[i], k[i], None if c is None else c[i])

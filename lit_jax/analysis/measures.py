@@ -5,21 +5,24 @@ import numpy as np
 
 Array = jax.Array
 SINGLE = float(np.finfo(np.float32).eps)
-UNIFORM = 1e-5      # a map that differs from the uniform one by less than this part of its norm has no direction of its own
+# a map that differs from the uniform one by less than this part of its norm has no direction of its own
+UNIFORM = 1e-5
 
 
 @jax.jit
 def head_similarity(maps_KNM: Array) -> tuple[Array, Array]:
-    """(cosine, centred cosine): the mean over all pairs of different heads, in float32; NaN for a single head.
+    """(cosine, centred cosine): the mean over all pairs of different heads, in float32; NaN for a single
+    head.
 
-    cosine: of the maps as vectors of N·M weights (LiT, arXiv 2501.12976, §4.1 and figure 10). Weights are positive, so
-    that maps without anything in common are alike as well: 1/M everywhere has cosine 1 with itself. centred: the same
-    after 1/M is taken from every weight, which leaves what distinguishes a map from plain averaging; pairs with a uniform
-    map, which has no direction then, are left out.
+    cosine: of the maps as vectors of N·M weights (LiT, arXiv 2501.12976, §4.1 and figure 10). Weights are
+    positive, so that maps without anything in common are alike as well: 1/M everywhere has cosine 1 with
+    itself. centred: the same after 1/M is taken from every weight, which leaves what distinguishes a map from
+    plain averaging; pairs with a uniform map, which has no direction then, are left out.
     """
     flat_KF = maps_KNM.reshape(len(maps_KNM), -1)
     uniform = 1 / maps_KNM.shape[-1]
-    return _mean_cosine(flat_KF, 0.0), _mean_cosine(flat_KF - uniform, UNIFORM * uniform * np.sqrt(flat_KF.shape[1]))
+    return _mean_cosine(flat_KF,
+                        0.0), _mean_cosine(flat_KF - uniform, UNIFORM * uniform * np.sqrt(flat_KF.shape[1]))
 
 
 def _mean_cosine(vectors_KF: Array, least: float) -> Array:
@@ -37,7 +40,8 @@ def singular_values(matrices) -> np.ndarray:
 def effective_rank(values) -> np.ndarray:
     """exp(entropy of the singular values over their sum) of Roy & Vetterli (EUSIPCO 2007): [..., r] -> [...].
 
-    1 for a matrix of rank one, n for n equal singular values, never more than the rank; 0 for a matrix of zeros.
+    1 for a matrix of rank one, n for n equal singular values, never more than the rank; 0 for a matrix of
+    zeros.
     """
     values = np.asarray(values, np.float64)
     total = values.sum(-1, keepdims=True)
@@ -47,15 +51,18 @@ def effective_rank(values) -> np.ndarray:
 
 
 def numerical_rank(values, shape: tuple[int, int]) -> np.ndarray:
-    """How many singular values of a matrix [N, M] exceed max(N, M)·2^-23 times the largest: what float32 can tell from 0."""
+    """How many singular values of a matrix [N, M] exceed max(N, M)·2^-23 times the largest: what float32 can
+    tell from 0."""
     values = np.asarray(values)
     return (values > values.max(-1, keepdims=True) * max(shape) * SINGLE).sum(-1)
 
 
 def convolution_operator(kernel_kk1E, grid: tuple[int, int], channels) -> np.ndarray:
-    """The depth-wise convolution as matrices [C, N, N] on the N tokens of a grid, one for each of these channels of a head.
+    """The depth-wise convolution as matrices [C, N, N] on the N tokens of a grid, one for each of these
+    channels of a head.
 
-    (M·v)[n] = Σ over the window around n of kernel·v, zeros outside the grid. The bias, which no v changes, is left out.
+    (M·v)[n] = Σ over the window around n of kernel·v, zeros outside the grid. The bias, which no v changes,
+    is left out.
     """
     kernel = np.asarray(kernel_kk1E, np.float64)[:, :, 0, list(channels)]
     rows, columns = grid

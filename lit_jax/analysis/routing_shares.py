@@ -19,7 +19,8 @@ MOST_CLASSES = 16
 
 
 def route_names(model: Model) -> list[str]:
-    """The names under which this model shows choices; a mixer with others than the usual lists them in `routes`."""
+    """The names under which this model shows choices; a mixer with others than the usual lists them in
+    `routes`."""
     names = tuple(dict.fromkeys((*USUAL, *shown_by(model.arch, 'routes'))))
     arch = model.arch
     one = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in (
@@ -30,10 +31,11 @@ def route_names(model: Model) -> list[str]:
 
 
 def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_size: int, progress) -> dict:
-    """{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}} of what a model shows.
+    """{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}} of what
+    a model shows.
 
-    choice: the index that most tokens of the images of a class take. share: of those tokens. used: how many different
-    choices the layer takes at all. names: of `route_names`.
+    choice: the index that most tokens of the images of a class take. share: of those tokens. used: how many
+    different choices the layer takes at all. names: of `route_names`.
     """
     observe = jax.jit(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1])
     indices = {name: [] for name in names}
@@ -41,9 +43,11 @@ def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_si
         some = images[start:start + batch_size]
         seen = observe(model.params, some.noised(t), np.full(len(some), t, np.int32), some.label)
         for name in names:
-            indices[name].append(np.concatenate([np.asarray(stack).reshape(*stack.shape[:2], -1) for stack in seen[name]]))
+            indices[name].append(np.concatenate([np.asarray(stack).reshape(*stack.shape[:2], -1)
+                                                 for stack in seen[name]]))
         progress.add(len(some))
-    return {name: most_frequent(np.concatenate(parts, axis=1), images.label) for name, parts in indices.items()}
+    return {name: most_frequent(np.concatenate(parts, axis=1), images.label)
+            for name, parts in indices.items()}
 
 
 def most_frequent(index_LBN: np.ndarray, label_B: np.ndarray) -> dict:

@@ -21,37 +21,43 @@ RANK_IMAGES, RANK_TIMESTEPS = 2, 3
 CHANNELS = 2             # of a head, whose operators with the convolution are looked at
 
 
-def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str], progress) -> dict:
+def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str],
+           progress) -> dict:
     """{'similarity': ..., 'rank': ...}, as far as asked for in `parts`; lists are [timesteps][layers], of
     rank for at most RANK_TIMESTEPS of them.
 
-    similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map', 'with_convolution'};
-    the last two hold {'effective', 'numerical', 'spectrum'}, means over heads, images (and channels), the third of the
-    middle layer at the middle timestep. 'with_convolution' is absent where there is none, `rank` where N > RANK_TOKENS.
+    similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map',
+    'with_convolution'}; the last two hold {'effective', 'numerical', 'spectrum'}, means over heads, images
+    (and channels), the third of the middle layer at the middle timestep. 'with_convolution' is absent where
+    there is none, `rank` where N > RANK_TOKENS.
     """
     n = attention.grid[0] * attention.grid[1]
     parts = [part for part in parts if part != 'rank' or _rank_is_affordable(attention, n)]
     step = attention.row_step()
     if step > 1 and 'similarity' in parts:
-        LOG.info('%s: maps of %d tokens do not fit into --memory; every %d-th query is taken', attention.name, n, step)
+        LOG.info('%s: maps of %d tokens do not fit into --memory; every %d-th query is taken', attention.name,
+                 n, step)
     ranked = spread(len(timesteps), RANK_TIMESTEPS)
-    rows = [_one_timestep(attention, images, t, [part for part in parts if part != 'rank' or i in ranked], step, progress)
+    rows = [_one_timestep(attention, images, t, [part for part in parts if part != 'rank' or i in ranked],
+                          step, progress)
             for i, t in enumerate(timesteps)]
     found = {}
     if 'similarity' in parts:
         cosines = np.array([[[layer['similarity'] for layer in layers] for layers in row] for row in rows])
         means = _nanmean(cosines, axis=1)                       # [timesteps, layers, 2]
-        found['similarity'] = {'heads': max(heads for _, _, heads, _ in attention.shapes), 'every_nth_query': step,
-                               'cosine': means[..., 0].tolist(), 'centred': means[..., 1].tolist()}
+        found['similarity'] = {'heads': max(heads for _, _, heads, _ in attention.shapes),
+                               'every_nth_query': step, 'cosine': means[..., 0].tolist(),
+                               'centred': means[..., 1].tolist()}
     if 'rank' in parts:
-        found['rank'] = _rank_summary(attention, [rows[i] for i in ranked], n) | {'timesteps': [timesteps[i] for i in ranked]}
+        found['rank'] = _rank_summary(attention, [rows[i] for i in ranked],
+                                      n) | {'timesteps': [timesteps[i] for i in ranked]}
     return found
 
 
 def _rank_is_affordable(attention: Attention, n: int) -> bool:
     if n > RANK_TOKENS:
-        LOG.warning('%s has %d tokens: the rank of its maps is left out, it is computed up to %d tokens', attention.name, n,
-                    RANK_TOKENS)
+        LOG.warning('%s has %d tokens: the rank of its maps is left out, it is computed up to %d tokens',
+                    attention.name, n, RANK_TOKENS)
     return n <= RANK_TOKENS
 
 
@@ -63,7 +69,8 @@ def _nanmean(values, axis):
     return np.where(count, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
-def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int, progress) -> list[list[dict]]:
+def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int,
+                  progress) -> list[list[dict]]:
     """[images][layers] of what was measured."""
     measured = []
     for start in range(0, len(images), attention.batch):
@@ -71,7 +78,8 @@ def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int
         layers = attention.layers(some.noised(t), t, some.label)
         for i in range(len(some)):
             with_rank = 'rank' in parts and start + i < RANK_IMAGES
-            measured.append([_measure(layer, i, attention.grid, 'similarity' in parts, with_rank, step) for layer in layers])
+            measured.append([_measure(layer, i, attention.grid, 'similarity' in parts, with_rank, step)
+                             for layer in layers])
             progress.add(1)
     return measured
 
@@ -86,14 +94,16 @@ def _measure(layer: Layer, image: int, grid, similarity: bool, rank: bool, step:
         found['map'] = _ranks(maps)
         if layer.convolution is not None:
             channels = spread(layer.convolution.shape[-1], CHANNELS)
-            found['with_convolution'] = _ranks(maps[:, None] + convolution_operator(layer.convolution, grid, channels))
+            found['with_convolution'] = _ranks(maps[:, None] +
+                                               convolution_operator(layer.convolution, grid, channels))
     return found
 
 
 def _ranks(matrices) -> dict:
     values = singular_values(matrices)
     shares = values / values[..., :1]
-    return {'effective': effective_rank(values).mean(), 'numerical': numerical_rank(values, matrices.shape[-2:]).mean(),
+    return {'effective': effective_rank(values).mean(),
+            'numerical': numerical_rank(values, matrices.shape[-2:]).mean(),
             'spectrum': shares.reshape(-1, shares.shape[-1]).mean(0)}
 
 
@@ -106,7 +116,9 @@ def _rank_summary(attention: Attention, rows, n: int) -> dict:
     for name in ('map', 'with_convolution'):
         if name not in chosen[0][0][0]:
             continue
-        summary[name] = {what: np.mean([[[layer[name][what] for layer in layers] for layers in row] for row in chosen],
+        summary[name] = {what: np.mean([[[layer[name][what] for layer in layers] for layers in row]
+                                        for row in chosen],
                                        axis=1).tolist() for what in ('effective', 'numerical')}
-        summary[name]['spectrum'] = np.mean([layers[middle][name]['spectrum'] for layers in chosen[middle_t]], axis=0).tolist()
+        summary[name]['spectrum'] = np.mean([layers[middle][name]['spectrum'] for layers in chosen[middle_t]],
+                                            axis=0).tolist()
     return summary

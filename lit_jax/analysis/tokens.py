@@ -1,4 +1,5 @@
-"""Where one query token looks: its row of the attention maps, over the grid (DyDi-LiT, arXiv 2601.13683, figure 6)."""
+"""Where one query token looks: its row of the attention maps, over the grid (DyDi-LiT, arXiv 2601.13683,
+figure 6)."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +18,8 @@ def parse_token(text: str, grid: tuple[int, int]) -> tuple[int, int]:
         raise UserError(f'--token={text} is not a place on the grid; give ROW,COLUMN, such as 0,3')
     row, column = map(int, parts)
     if row >= grid[0] or column >= grid[1]:
-        raise UserError(f'--token={text} is outside the grid of {grid[0]} x {grid[1]} tokens; rows are 0 to {grid[0] - 1}, '
-                        f'columns 0 to {grid[1] - 1}')
+        raise UserError(f'--token={text} is outside the grid of {grid[0]} x {grid[1]} tokens; rows are 0 to '
+                        f'{grid[0] - 1}, columns 0 to {grid[1] - 1}')
     return row, column
 
 
@@ -37,7 +38,8 @@ def parse_layers(text: str, depth: int, name: str, most: int) -> list[int]:
 
 def token_maps(attention: Attention, images: Images, number: int, t: int, token: tuple[int, int],
                layers: Sequence[int]) -> dict:
-    """{'layers', 'maps': [layer] of arrays [K, rows, columns] of weights, 'uniform': [layer] of 1/M} of one image.
+    """{'layers', 'maps': [layer] of arrays [K, rows, columns] of weights, 'uniform': [layer] of 1/M} of one
+    image.
 
     The grid of the keys is smaller than that of the queries where a mixer makes one of several.
     """
@@ -46,7 +48,8 @@ def token_maps(attention: Attention, images: Images, number: int, t: int, token:
     row = token[0] * attention.grid[1] + token[1]
     maps = []
     for i in layers:
-        weights_KM = np.asarray(attention_map(seen[i].kind, seen[i].query[0, row:row + 1], seen[i].key[0]))[:, 0]
+        weights_KM = np.asarray(attention_map(seen[i].kind, seen[i].query[0, row:row + 1],
+                                              seen[i].key[0]))[:, 0]
         maps.append(weights_KM.reshape(len(weights_KM), *key_grid(attention.grid, weights_KM.shape[1])))
     return {'layers': list(layers), 'maps': maps, 'uniform': [1 / weights[0].size for weights in maps]}
 
@@ -57,5 +60,5 @@ def key_grid(grid: tuple[int, int], keys: int) -> tuple[int, int]:
         rows, columns = -(-grid[0] // factor), -(-grid[1] // factor)
         if rows * columns == keys:
             return rows, columns
-    raise UserError(f'{keys} keys do not lie on the grid of {grid[0]} x {grid[1]} tokens: no map of a token can be drawn. '
-                    'Leave it out: --parts=similarity,rank,loss')
+    raise UserError(f'{keys} keys do not lie on the grid of {grid[0]} x {grid[1]} tokens: no map of a token '
+                    f'can be drawn. Leave it out: --parts=similarity,rank,loss')

@@ -1,1 +1,2 @@
-"""`demo.py`: a page in the browser that draws images of classes or of prompts, with a teacher beside its student."""
+"""`demo.py`: a page in the browser that draws images of classes or of prompts, with a teacher beside its
+student."""

@@ -39,7 +39,8 @@ class Timing:
         return self.drawing / self.steps
 
     def describe(self) -> str:
-        parts = [f'{say_seconds(self.per_step)} a step', f'{say_seconds(self.drawing)} for {self.steps} steps']
+        parts = [f'{say_seconds(self.per_step)} a step',
+                 f'{say_seconds(self.drawing)} for {self.steps} steps']
         if self.decoding >= 0.001:
             parts.append(f'decoded in {say_seconds(self.decoding)}')
         if self.compiling is not None:
@@ -75,7 +76,8 @@ class State:
 
 
 def say_seconds(seconds: float) -> str:
-    return f'{1000 * seconds:.3g} ms' if seconds < 1 else f'{seconds:.3g} s' if seconds < 100 else f'{seconds:.0f} s'
+    return f'{1000 * seconds:.3g} ms' if seconds < 1 else f'{seconds:.3g} s' if seconds < 100 \
+        else f'{seconds:.0f} s'
 
 
 def enlarge(image_HWC: np.ndarray) -> np.ndarray:
@@ -121,7 +123,9 @@ class Studio:
     @property
     def titles(self) -> list[str]:
         names = [painter.name for painter in self.painters]
-        return names if len(names) == 1 else [f'{role}: {name}' for role, name in zip(('teacher', 'student'), names, strict=True)]
+        return names if len(names) == 1 else [f'{role}: {name}'
+                                              for role, name in zip(('teacher', 'student'), names,
+                                                                    strict=True)]
 
     @property
     def facts(self) -> list[str]:
@@ -154,11 +158,12 @@ class Studio:
 
     def command(self, wish: Wish) -> str:
         """The command line that draws the images of the last model."""
-        flags = ['--from=' + self.painter.source, *self.options, *self.painter.arguments(wish), f'--method={wish.method}',
-                 f'--steps={wish.steps}', f'--cfg_scale={wish.cfg_scale:g}', '--out=grid.png']
+        flags = ['--from=' + self.painter.source, *self.options, *self.painter.arguments(wish),
+                 f'--method={wish.method}', f'--steps={wish.steps}', f'--cfg_scale={wish.cfg_scale:g}',
+                 '--out=grid.png']
         return shlex.join(['python', 'sample.py', *flags])
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------------------
     # In the thread
 
     def _work(self, wish: Wish, tell) -> None:
@@ -179,8 +184,9 @@ class Studio:
         features, read = _timed(lambda: self.painter.encode(wish))
         for number, painter in enumerate(self.painters):
             state = replace(state, notices=tuple(notices))
-            panel = self._draw_one(number, painter, wish, features, lambda text, part, state=state, number=number: tell(replace(
-                state, text=text, fraction=None if part is None else (number + part) / len(self.painters))))
+            panel = self._draw_one(number, painter, wish, features,
+                                   lambda text, part, state=state, number=number: tell(replace(
+state, text=text, fraction=None if part is None else (number + part) / len(self.painters))))
             state = replace(state, panels=(*state.panels, panel))
         return replace(state, text=_summary(state, read if self.takes == 'text' else None), fraction=1.0,
                        notices=tuple(notices), finished=True)
@@ -190,7 +196,8 @@ class Studio:
         title, compiled = self.titles[number], painter.is_compiled(wish)
         tell(f'{title}: reading the weights', None)
         painter.load()
-        tell(f'{title}: {"beginning" if compiled else "compiling for these settings, the first time only"}', None)
+        tell(f'{title}: {"beginning" if compiled else "compiling for these settings, the first time only"}',
+             None)
         first: list[float] = []
 
         def on_step(done: int, total: int) -> None:
@@ -238,24 +245,27 @@ def _summary(state: State, read: float | None) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Opening
 
 
-def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: str | None = None, dtype: str = 'float32',
-                text_dtype: str | None = None, low_memory: bool = False) -> Studio:
-    """The models of a page from their folders: see `demo.py`. Raises UserError for what does not belong together."""
+def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: str | None = None,
+                dtype: str = 'float32', text_dtype: str | None = None, low_memory: bool = False) -> Studio:
+    """The models of a page from their folders: see `demo.py`. Raises UserError for what does not belong
+    together."""
     sources = [source] if teacher is None else [source, teacher]
     kinds = [conditioning(read_weights_config(path)['model']) for path in sources]
     if len(set(kinds)) > 1:
-        raise UserError(f'{source} draws {_drawn(kinds[0])}, {teacher} draws {_drawn(kinds[1])}: they cannot stand side by side')
+        raise UserError(f'{source} draws {_drawn(kinds[0])}, {teacher} draws {_drawn(kinds[1])}: they cannot '
+                        f'stand side by side')
     used = ('vae', vae), ('text_encoder', text_encoder), ('text_dtype', text_dtype)
-    flags = (*(f'--{name}={value}' for name, value in used if value), *(['--low_memory'] if low_memory else []),
-             *([f'--dtype={dtype}'] if dtype != 'float32' else []))
+    flags = (*(f'--{name}={value}' for name, value in used if value),
+             *(['--low_memory'] if low_memory else []), *([f'--dtype={dtype}'] if dtype != 'float32' else []))
     if kinds[0] == 'label':
         if foreign := [flag for flag in flags if flag.startswith(('--text', '--low'))]:
             raise UserError(f'{", ".join(foreign)}: not for {source}, which draws classes: leave it out')
-        painters = [ClassPainter(path, vae if i == 0 else None, dtype=dtype) for i, path in enumerate(sources)]
+        painters = [ClassPainter(path, vae if i == 0 else None, dtype=dtype)
+                    for i, path in enumerate(sources)]
     else:
         options = {'dtype': dtype, 'text_dtype': text_dtype, 'low_memory': low_memory}
         painters = [TextPainter(path, vae, text_encoder, **options) for path in sources]
@@ -267,13 +277,15 @@ def _drawn(kind: str) -> str:
 
 
 def check_alike(painter: Painter, teacher: Painter) -> None:
-    """Two models can start from the same noise and be shown alike if all of this agrees; else UserError that lists it."""
+    """Two models can start from the same noise and be shown alike if all of this agrees; else UserError that
+    lists it."""
     pairs = []
     for name in ('channels', 'input_size', 'num_classes', 'caption_tokens', 'caption_channels'):
         pairs.append((name, *(_plain(one.config['model'].get(name)) for one in (teacher, painter))))
     for name in ('space', 'scale', 'downscale'):
         pairs.append((f'latent {name}', *(one.config['latent'].get(name) for one in (teacher, painter))))
-    if wrong := [f'{name}: {a} in {teacher.source}, {b} in {painter.source}' for name, a, b in pairs if a != b]:
+    if wrong := [f'{name}: {a} in {teacher.source}, {b} in {painter.source}' for name, a, b in pairs
+                 if a != b]:
         raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
 
 

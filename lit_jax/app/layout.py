@@ -1,4 +1,5 @@
-"""The page itself: what stands where, and what a press of the button changes. Everything else is in `drawing`."""
+"""The page itself: what stands where, and what a press of the button changes. Everything else is in
+`drawing`."""
 import html
 import logging
 import math
@@ -22,7 +23,8 @@ def make_theme() -> gr.themes.Base:
     """Fonts of the system only: nothing is fetched from elsewhere."""
     fonts = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
     return gr.themes.Base(primary_hue='indigo', neutral_hue='slate', radius_size='md', **fonts).set(
-        block_title_text_weight='600', block_border_width='1px', button_primary_background_fill='*primary_600',
+        block_title_text_weight='600', block_border_width='1px',
+        button_primary_background_fill='*primary_600',
         button_primary_background_fill_hover='*primary_700', button_primary_text_color='white')
 
 
@@ -38,18 +40,20 @@ def build_page(studio: Studio) -> gr.Blocks:
                 status = _bare(status_html(State(READY)), elem_id='status')
                 shown = _panels(studio)
                 with gr.Accordion('The same images from the command line', open=False):
-                    command = gr.Textbox(show_label=False, interactive=False, lines=2, buttons=['copy'], elem_id='command')
+                    command = gr.Textbox(show_label=False, interactive=False, lines=2, buttons=['copy'],
+                                         elem_id='command')
         outputs = [button, status, command, *shown]
 
         def draw(*values):
             yield from show(studio, values)
 
         wake = [button.click, *(box.submit for box in asked if isinstance(box, gr.Textbox))]
-        gr.on(wake, draw, asked, outputs, show_progress='hidden', concurrency_limit=None, trigger_mode='once', api_name='draw')
+        gr.on(wake, draw, asked, outputs, show_progress='hidden', concurrency_limit=None, trigger_mode='once',
+              api_name='draw')
     return page
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # What is asked
 
 
@@ -57,21 +61,28 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
     """(the inputs in the order of `read_wish`, the button)."""
     default = studio.painter.default
     if studio.takes == 'text':
-        what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6, elem_id='prompt'),
-                gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty', elem_id='negative')]
+        what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6,
+                           elem_id='prompt'),
+                gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty',
+                           elem_id='negative')]
     else:
-        classes = [('each class in turn', EACH), *((_class_name(i, name), i) for i, name in enumerate(studio.painter.classes))]
-        what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20, elem_id='class')]
+        classes = [('each class in turn', EACH),
+                   *((_class_name(i, name), i) for i, name in enumerate(studio.painter.classes))]
+        what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20,
+                            elem_id='class')]
     button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
     with gr.Row():
         seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')
         new_seed = gr.Button('New seed', size='md', scale=2, min_width=90, elem_id='new_seed')
     new_seed.click(lambda: random.randrange(1 << 32), None, seed, show_progress='hidden', api_name=False)
-    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Images', elem_id='count')
+    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Images',
+                      elem_id='count')
     with gr.Row():
         steps = gr.Number(default.steps, label='Steps', min_width=90, elem_id='steps')
-        method = gr.Dropdown(list(SAMPLERS), value=default.method, label='Sampler', filterable=False, min_width=130, elem_id='method')
-    scale = gr.Slider(0, 12, default.cfg_scale, step=0.1, label='Guidance scale', info='1: none', elem_id='cfg_scale')
+        method = gr.Dropdown(list(SAMPLERS), value=default.method, label='Sampler', filterable=False,
+                             min_width=130, elem_id='method')
+    scale = gr.Slider(0, 12, default.cfg_scale, step=0.1, label='Guidance scale', info='1: none',
+                      elem_id='cfg_scale')
     size = []
     if studio.takes == 'text':
         height, width = default.size
@@ -89,7 +100,8 @@ def read_wish(takes: str, values) -> Wish:
     """What stands in the controls, as a wish. Raises UserError for what is no number."""
     if takes == 'text':
         prompt, negative, seed, count, steps, method, scale, width, height = values
-        what = {'prompt': prompt or '', 'negative': negative or '', 'size': (_whole('height', height), _whole('width', width))}
+        what = {'prompt': prompt or '', 'negative': negative or '',
+                'size': (_whole('height', height), _whole('width', width))}
     else:
         label, seed, count, steps, method, scale = values
         what = {'label': _whole('class', label)}
@@ -107,12 +119,13 @@ def _whole(name: str, value) -> int:
     return int(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # What is shown
 
 
 def show(studio: Studio, values) -> Iterator[list]:
-    """Values of [button, status, command, (gallery, timing) of each model] while the wish in `values` is drawn."""
+    """Values of [button, status, command, (gallery, timing) of each model] while the wish in `values` is
+    drawn."""
     keep = [gr.skip()] * (2 * len(studio.painters))
     ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
     try:
@@ -121,9 +134,11 @@ def show(studio: Studio, values) -> Iterator[list]:
         for state in studio.draw(wish):
             new = list(keep)
             for number, panel in enumerate(state.panels[seen:], seen):
-                images = [(enlarge(image), caption) for image, caption in zip(panel.images, panel.captions, strict=True)]
-                new[2 * number:2 * number + 2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.painters))),
-                                                  timing_html(panel.timing.describe())]
+                images = [(enlarge(image), caption)
+                          for image, caption in zip(panel.images, panel.captions, strict=True)]
+                new[2 * number:2 * number +
+                    2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.painters))),
+                          timing_html(panel.timing.describe())]
             seen = len(state.panels)
             command = studio.command(wish) if state.finished else gr.skip()
             yield [ready if state.finished else busy, status_html(state), command, *new]
@@ -131,7 +146,8 @@ def show(studio: Studio, values) -> Iterator[list]:
         yield [ready, error_html(str(error)), gr.skip(), *keep]
     except Exception as error:
         LOG.exception('the page could not draw %s', values)
-        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'), gr.skip(), *keep]
+        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'),
+               gr.skip(), *keep]
 
 
 def _columns(images: int, panels: int) -> int:
@@ -139,9 +155,11 @@ def _columns(images: int, panels: int) -> int:
 
 
 def _head(studio: Studio) -> str:
-    what = 'a teacher and its student, from the same noise' if len(studio.painters) == 2 else 'a diffusion transformer'
+    what = 'a teacher and its student, from the same noise' if len(studio.painters) == 2 \
+        else 'a diffusion transformer'
     takes = 'what a prompt says' if studio.takes == 'text' else 'classes'
-    return f'<div class="lit-head"><h1>lit_jax</h1><p>{html.escape(what)}, drawing {takes}, on this machine</p></div>'
+    return (f'<div class="lit-head"><h1>lit_jax</h1><p>{html.escape(what)}, drawing {takes}, on this '
+            f'machine</p></div>')
 
 
 def _panels(studio: Studio) -> list:
@@ -150,9 +168,11 @@ def _panels(studio: Studio) -> list:
     with gr.Row(equal_height=False):
         for number, (title, facts) in enumerate(zip(studio.titles, studio.facts, strict=True)):
             with gr.Column(min_width=260):
-                _bare(f'<p class="lit-title">{html.escape(title)}</p><p class="lit-facts">{html.escape(facts)}</p>')
-                gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto', object_fit='contain',
-                                     buttons=['download', 'fullscreen'], elem_id=f'gallery{number}', elem_classes='lit-gallery')
+                _bare(f'<p class="lit-title">{html.escape(title)}</p><p '
+                      f'class="lit-facts">{html.escape(facts)}</p>')
+                gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto',
+                                     object_fit='contain', buttons=['download', 'fullscreen'],
+                                     elem_id=f'gallery{number}', elem_classes='lit-gallery')
                 shown += [gallery, _bare(timing_html(''), elem_id=f'timing{number}')]
     return shown
 
@@ -178,9 +198,11 @@ def status_html(state: State) -> str:
     else:
         bar = f'<div class="bar"><div style="width: {100 * state.fraction:.1f}%"></div></div>'
     notices = ''.join(f'<li>{html.escape(notice)}</li>' for notice in state.notices)
-    return f'<div class="lit-status" role="status">{said}{bar}{f"<ul>{notices}</ul>" if notices else ""}</div>'
+    return (f'<div class="lit-status" '
+            f'role="status">{said}{bar}{f"<ul>{notices}</ul>" if notices else ""}</div>')
 
 
 def error_html(text: str) -> str:
-    """A message about a wish that cannot be drawn; the flags it may name are written as a person on the page reads them."""
+    """A message about a wish that cannot be drawn; the flags it may name are written as a person on the page
+    reads them."""
     return f'<div class="lit-status error" role="alert">{html.escape(text.removeprefix("--"))}</div>'

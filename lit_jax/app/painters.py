@@ -1,7 +1,8 @@
-"""A model behind the page: what it is called, and how it turns a wish into what it draws, telling of every step.
+"""A model behind the page: what it is called, and how it turns a wish into what it draws, telling of every
+step.
 
-Two kinds with the same methods: `ClassPainter`, and `TextPainter` around a `TextToImage`. The images are those of
-`sample.py`, for the same seed and settings.
+Two kinds with the same methods: `ClassPainter`, and `TextPainter` around a `TextToImage`. The images are
+those of `sample.py`, for the same seed and settings.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -31,7 +32,8 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Wish:
-    """What the page is asked for. label: of models for classes. prompt, negative, size (height, width): of models for prompts."""
+    """What the page is asked for. label: of models for classes. prompt, negative, size (height, width): of
+    models for prompts."""
     label: int = EACH
     prompt: str = ''
     negative: str = ''
@@ -61,7 +63,8 @@ def describe_network(network: Network) -> str:
     """'dit, softmax attention, 1.2 M parameters'."""
     arch, count = network.arch, count_parameters(network)
     mixers = ' and '.join(dict.fromkeys(mixer['name'] for mixer in mixers_of(arch)))
-    size = f'{count / 1e6:,.0f} M' if count >= 1e7 else f'{count / 1e6:.2f} M' if count >= 1e5 else f'{count:,}'
+    size = f'{count / 1e6:,.0f} M' if count >= 1e7 else f'{count / 1e6:.2f} M' if count >= 1e5 \
+        else f'{count:,}'
     return f'{arch["family"]}, {mixers} attention, {size} parameters'
 
 
@@ -101,7 +104,8 @@ class ClassPainter:
         """Raises UserError for what this model cannot draw."""
         check_wish(wish)
         if wish.label != EACH and not 0 <= wish.label < self.network.null_label:
-            raise UserError(f'class {wish.label} is out of range; this model knows 0..{self.network.null_label - 1}')
+            raise UserError(f'class {wish.label} is out of range; this model knows '
+                            f'0..{self.network.null_label - 1}')
         build_sampler(self.network, **self._settings(wish))
 
     def _settings(self, wish: Wish) -> dict:
@@ -126,7 +130,8 @@ class ClassPainter:
         images = Images.of_classes(self.labels(wish), wish.seed)
         done = iter(range(1, wish.steps + 1))
         sampler = self._programs.use(self._key(wish), lambda: GroupSampler(
-            self.model, {**wish.sampler(), 'on_step': self._on_step}, images, devices=jax.local_devices()[:1]))
+            self.model, {**wish.sampler(), 'on_step': self._on_step}, images,
+            devices=jax.local_devices()[:1]))
         sampler.replace_images(images)
         self._tick = lambda: on_step(next(done, wish.steps), wish.steps)
         try:
@@ -158,12 +163,14 @@ class ClassPainter:
     def arguments(self, wish: Wish) -> list[str]:
         """Of `sample.py`, for the same images."""
         if wish.label == EACH:
-            return ['--classes=' + ','.join(map(str, self.labels(wish))), '--per_class=1', f'--seed={wish.seed}']
+            return ['--classes=' + ','.join(map(str, self.labels(wish))), '--per_class=1',
+                    f'--seed={wish.seed}']
         return [f'--classes={wish.label}', f'--per_class={wish.count}', f'--seed={wish.seed}']
 
 
 class TextPainter:
-    """A model for prompts; its weights, and those of its text encoder and VAE, are read when they are needed first."""
+    """A model for prompts; its weights, and those of its text encoder and VAE, are read when they are needed
+    first."""
     takes = 'text'
 
     def __init__(self, source, vae: str | None = None, text_encoder: str | None = None, **options):
@@ -174,8 +181,8 @@ class TextPainter:
 
     @property
     def default(self) -> Wish:
-        return Wish(**{name: SETTINGS[name] for name in ('method', 'steps', 'cfg_scale')}, count=1 if self._is_large() else 4,
-                    size=self.pipeline.nominal_size)
+        return Wish(**{name: SETTINGS[name] for name in ('method', 'steps', 'cfg_scale')},
+                    count=1 if self._is_large() else 4, size=self.pipeline.nominal_size)
 
     def _is_large(self) -> bool:
         return max(self.pipeline.nominal_size) > 256
@@ -201,10 +208,12 @@ class TextPainter:
         return self._key(wish) in self._programs
 
     def _key(self, wish: Wish):
-        return (*wish.sampler().values(), latent_size(wish.size, self.config['model'], self.pipeline.downscale))
+        return (*wish.sampler().values(),
+                latent_size(wish.size, self.config['model'], self.pipeline.downscale))
 
     def draw(self, wish: Wish, features: PromptFeatures, on_step: OnStep) -> np.ndarray:
-        drawn = self.pipeline.draw(features, self.seeds(wish), size=wish.size, on_step=on_step, **wish.sampler())
+        drawn = self.pipeline.draw(features, self.seeds(wish), size=wish.size, on_step=on_step,
+                                   **wish.sampler())
         self._programs.use(self._key(wish), lambda: True)      # the pipeline keeps as many, in the same order
         return drawn
 
@@ -217,4 +226,5 @@ class TextPainter:
     def arguments(self, wish: Wish) -> list[str]:
         height, width = wish.size or self.pipeline.nominal_size
         negative = [f'--negative_prompt={wish.negative}'] if wish.negative else []
-        return [f'--prompt={wish.prompt}', *negative, '--seeds=' + ','.join(map(str, self.seeds(wish))), f'--size={width}x{height}']
+        return [f'--prompt={wish.prompt}', *negative, '--seeds=' + ','.join(map(str, self.seeds(wish))),
+                f'--size={width}x{height}']

@@ -1,4 +1,5 @@
-"""What `demo.py` does: opens the models, builds the page, and serves it to this machine until it is stopped."""
+"""What `demo.py` does: opens the models, builds the page, and serves it to this machine until it is
+stopped."""
 import importlib.util
 import os
 import socket
@@ -12,7 +13,8 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder
 
 SHIPPED = Path(__file__).parents[2] / 'assets' / 'digits_dit.safetensors'
-HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1', 'HF_HUB_DISABLE_TELEMETRY': '1'}
+HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
+             'HF_HUB_DISABLE_TELEMETRY': '1'}
 TRIED = 100        # ports that are looked at for a free one
 
 
@@ -31,8 +33,9 @@ def launch(studio: Studio, host: str, port: int):
     stay_at_home(host)
     from lit_jax.app.layout import STYLE, build_page, make_theme
     page = build_page(studio)
-    page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False, pwa=False,
-                footer_links=[], theme=make_theme(), css_paths=STYLE, show_error=False)
+    page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+                ssr_mode=False, pwa=False, footer_links=[], theme=make_theme(), css_paths=STYLE,
+                show_error=False)
     return page
 
 
@@ -42,7 +45,8 @@ def check_gradio() -> None:
 
 
 def stay_at_home(host: str) -> None:
-    """No counting of users, no look for news, no proxy for a page of this machine. Before Gradio is imported."""
+    """No counting of users, no look for news, no proxy for a page of this machine. Before Gradio is
+    imported."""
     os.environ.update(HOME_BODY)
     for name in ('no_proxy', 'NO_PROXY'):
         known = [entry for entry in os.environ.get(name, '').split(',') if entry]
@@ -59,9 +63,10 @@ def check_port(host: str, port: int) -> None:
         first = max(port + 1, 1024)
         others = (other for other in range(first, min(first + TRIED, 65536)) if _bind(host, other) is None)
         if (free := next(others, None)) is not None:
-            raise UserError(f'port {port} of {host} cannot be used ({problem.strerror}): give another, for example --port={free}')
-    raise UserError(f'--host {host}: no port of it can be used here ({problem.strerror}); --host=127.0.0.1 is this machine alone, '
-                    '--host=0.0.0.0 every network it is in')
+            raise UserError(f'port {port} of {host} cannot be used ({problem.strerror}): give another, for '
+                            f'example --port={free}')
+    raise UserError(f'--host {host}: no port of it can be used here ({problem.strerror}); --host=127.0.0.1 '
+                    f'is this machine alone, --host=0.0.0.0 every network it is in')
 
 
 def _bind(host: str, port: int) -> OSError | None:
@@ -75,7 +80,8 @@ def _bind(host: str, port: int) -> OSError | None:
 
 
 def shipped_teacher(root: Path | None = None) -> Path:
-    """The model folder of the digits teacher in assets/, converted into the cache when it is not there yet."""
+    """The model folder of the digits teacher in assets/, converted into the cache when it is not there
+    yet."""
     if not SHIPPED.is_file():
         raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
     folder = (root or cache_folder()) / 'models' / sha256_of(SHIPPED)[:12] / SHIPPED.stem

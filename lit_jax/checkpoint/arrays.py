@@ -1,7 +1,9 @@
-"""Trees of arrays on disk, one at a path (model folders), through Orbax: `save_arrays`, `load_arrays`, `each_rows`.
+"""Trees of arrays on disk, one at a path (model folders), through Orbax: `save_arrays`, `load_arrays`,
+`each_rows`.
 
-Every array is a Zarr directory of its own. Of a large stack of layers each layer can be stored by itself, so that `each_rows`
-reads it in little more memory than its reader keeps. (`load_arrays` takes more memory for such parts: it reads all at once.)
+Every array is a Zarr directory of its own. Of a large stack of layers each layer can be stored by itself, so
+that `each_rows` reads it in little more memory than its reader keeps. (`load_arrays` takes more memory for
+such parts: it reads all at once.)
 """
 import math
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ from lit_jax.runtime.paths import absolute, is_remote, remove_tree
 
 LARGE_STACK = 2 ** 27   # bytes; smaller ones are stored whole
 
-# Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a large model.
+# Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a
+# large model.
 _UNCOPIED = type_handlers.create_type_handler_registry(
     (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
     (jax.Array, type_handlers.ArrayHandler()),
@@ -28,7 +31,8 @@ _UNCOPIED = type_handlers.create_type_handler_registry(
 
 
 def _to_array(leaf):
-    """A form of the leaf that Orbax gives back as it was: numpy scalars fail on restore, so they become 0-d arrays."""
+    """A form of the leaf that Orbax gives back as it was: numpy scalars fail on restore, so they become 0-d
+    arrays."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf  # spread over several hosts: each writes its own part
     return np.asarray(leaf)
@@ -42,10 +46,10 @@ def _by_layer(array) -> ocp.SaveArgs:
 def save_arrays(path, tree, *, by_layer: bool = False) -> None:
     """Writes the arrays of a nested dict to the new directory `path`, and returns when they are on disk.
 
-    Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU, are not
-    copied to write them. by_layer: layers of large stacks are stored one by one, for `each_rows`.
-    Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread over them.
-    Raises UserError on a full disk; the directory is then absent."""
+    Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU,
+    are not copied to write them. by_layer: layers of large stacks are stored one by one, for `each_rows`.
+    Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread
+    over them. Raises UserError on a full disk; the directory is then absent."""
     path = absolute(path)
     needed = leaves.tree_bytes(tree)
     with storage.explain_full_disk(path, needed):
@@ -59,9 +63,12 @@ def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
         raise UserError(f'there are no arrays to save in {path}.')
     empty = [name for name, leaf in leaves.named_leaves(tree).items() if np.size(leaf) == 0]
     if empty:
-        raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out of the tree.')
-    # One directory per array, uncompressed: compression took 15 times as long for a tenth of the space (measured).
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=_UNCOPIED)
+        raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out of the '
+                        f'tree.')
+    # One directory per array, uncompressed: compression took 15 times as long for a tenth of the space
+    # (measured).
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
+                                          type_handler_registry=_UNCOPIED)
     peers.only_lead(lambda: path.mkdir(parents=True))
     try:
         arrays = jax.tree.map(_to_array, tree)
@@ -78,22 +85,25 @@ def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
 def load_arrays(path, abstract=None):
     """Reads what `save_arrays` wrote.
 
-    abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct (arrays do too) that
-    the result must match in structure, shapes and dtypes; then leaves are jax arrays with each leaf's sharding (none
-    given: the first local device). A sharding may spread over several processes; all of them call it then, and each
-    reads its own parts. Raises one UserError that lists all leaves that do not fit."""
+    abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct (arrays do
+    too) that the result must match in structure, shapes and dtypes; then leaves are jax arrays with each
+    leaf's sharding (none
+    given: the first local device). A sharding may spread over several processes; all of them call it then,
+    and each reads its own parts. Raises one UserError that lists all leaves that do not fit."""
     path = absolute(path)
 
     def load():
         if not path.is_dir():
-            raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by lit_jax.')
+            raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by '
+                            f'lit_jax.')
         return restore_tree(path, abstract, str(path))
 
     return peers.together(load)
 
 
 def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None):
-    """Reads a tree from an Orbax directory; with `only`, just the subtree (of structure `abstract`) under that key."""
+    """Reads a tree from an Orbax directory; with `only`, just the subtree (of structure `abstract`) under
+    that key."""
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(path).tree
     if only is not None:
@@ -140,7 +150,8 @@ def each_rows(path) -> Iterator[Rows]:
         array = _open_array(path / name.replace('/', '.'))
         length, rows = (array.shape[0], array.chunk_layout.read_chunk.shape[0]) if array.rank else (1, 1)
         for start in range(0, length, rows):
-            yield Rows(name, start, length, array[start:min(start + rows, length)].read().result() if array.rank
+            yield Rows(name, start, length, array[start:min(start + rows, length)].read().result()
+                       if array.rank
                        else array.read().result())
 
 
@@ -151,6 +162,8 @@ def _open_array(path: epath.Path) -> tensorstore.TensorStore:
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:
-    """Shape, dtype and sharding are always ours: a sharding on the disk belongs to the machine that wrote it."""
+    """Shape, dtype and sharding are always ours: a sharding on the disk belongs to the machine that wrote
+    it."""
     sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape,
+                                dtype=leaf.dtype)

@@ -40,7 +40,8 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
     """(config, params) of a model folder or workdir; params in float32. Several processes call it together.
 
     Args:
-        shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first device.
+        shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first
+            device.
         step: of a workdir, the checkpoint to take instead of the newest.
     """
     path = as_path(path)
@@ -61,7 +62,8 @@ def read_weights_config(path) -> dict:
 
 
 def find_steps(path) -> list[int]:
-    """The steps of the checkpoints in a workdir, in rising order. UserError for a model folder, which has none."""
+    """The steps of the checkpoints in a workdir, in rising order. UserError for a model folder, which has
+    none."""
     if _kind(as_path(path)) == 'model folder':
         _check_no_step(path, 'any')
     with explain_unreachable(path):
@@ -70,7 +72,8 @@ def find_steps(path) -> list[int]:
 
 def _check_no_step(path, step) -> None:
     if step is not None:
-        raise UserError(f'{path} is a model folder: it holds one set of weights, without steps. Name a step of a workdir only.')
+        raise UserError(f'{path} is a model folder: it holds one set of weights, without steps. Name a step '
+                        f'of a workdir only.')
 
 
 def _kind(path) -> str:
@@ -81,20 +84,22 @@ def _kind(path) -> str:
             return 'workdir'
         exists = path.exists()
     if not exists:
-        raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC --out {path}) '
-                        'or a workdir of train.py')
+        raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC '
+                        f'--out {path}) or a workdir of train.py')
     if is_vae_folder(path):
-        raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae, and the model as the source')
+        raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae, and the model as '
+                        f'the source')
     if is_text_encoder_folder(path):
-        raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder, and the model as '
-                        'the source')
-    raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json and '
-                    'checkpoints/)')
+        raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder, '
+                        f'and the model as the source')
+    raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json '
+                    f'and checkpoints/)')
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:
     abstract = Network(config['model']).abstract()
     if shard is None:
         return abstract
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                    sharding=sharding),
                         abstract, shard(abstract))

@@ -4,14 +4,16 @@
     workdir/checkpoints/000400000/meta/metadata   JSON
     workdir/checkpoints/000400000/manifest.json   sizes and checksums of all files
 
-What a kill can leave. Everything, the manifest included, is written in a directory with a temporary name; renaming it
-is the commit. So a directory with a final name and no manifest, or with a file that differs from it, is a damaged
-checkpoint, never a young one. In an object store (gs://...) nothing can be renamed: there Orbax writes the directory
-under its final name, and the object `commit_success.txt`, written last, is the commit. (Seen with gcsfs and TensorStore
-against a server of the tests, tests/checkpoint/test_gcs.py; not run against Google's own.)
+What a kill can leave. Everything, the manifest included, is written in a directory with a temporary name;
+renaming it is the commit. So a directory with a final name and no manifest, or with a file that differs from
+it, is a damaged checkpoint, never a young one. In an object store (gs://...) nothing can be renamed: there
+Orbax writes the directory under its final name, and the object `commit_success.txt`, written last, is the
+commit. (Seen with gcsfs and TensorStore against a server of the tests, tests/checkpoint/test_gcs.py; not run
+against Google's own.)
 
-Several processes. Each writes its part of every array; process 0 writes what is written once, decides which checkpoint
-is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but `steps` are collective."""
+Several processes. Each writes its part of every array; process 0 writes what is written once, decides which
+checkpoint is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but
+`steps` are collective."""
 
 import contextlib
 import json
@@ -41,15 +43,16 @@ _DAMAGED = 'damaged.txt'  # in an object store: stands in a damaged checkpoint i
 class Checkpoints:
     """The checkpoints of one run, saved in the background.
 
-    Kept: the newest `keep_latest`, and every step divisible by `keep_every` (0: none). Only the run that trains may
-    call `save` and `restore_latest` (both tidy the directory); `steps` and `restore_part` only read.
+    Kept: the newest `keep_latest`, and every step divisible by `keep_every` (0: none). Only the run that
+    trains may call `save` and `restore_latest` (both tidy the directory); `steps` and `restore_part` only
+    read.
 
     workdir: local, or in a bucket (gs://...): Orbax and TensorStore then read and write it directly."""
 
     def __init__(self, workdir, *, keep_latest: int = 3, keep_every: int = 0):
         if keep_latest < 1 or keep_every < 0:
-            raise UserError(f'keep_latest must be at least 1 and keep_every at least 0, got {keep_latest} and '
-                            f'{keep_every}. Change them in the recipe.')
+            raise UserError(f'keep_latest must be at least 1 and keep_every at least 0, got {keep_latest} '
+                            f'and {keep_every}. Change them in the recipe.')
         self.directory = absolute(workdir) / 'checkpoints'
         self._options = {'max_to_keep': keep_latest, 'keep_period': keep_every or None}
         self._manager = None  # opened by the first save, so that a reader touches nothing
@@ -72,10 +75,13 @@ class Checkpoints:
         return sorted(int(path.name) for path in found)
 
     def save(self, step: int, state, meta: dict) -> bool:
-        """Starts saving; returns once the state may be changed or donated. False where `step` is saved already.
+        """Starts saving; returns once the state may be changed or donated. False where `step` is saved
+        already.
 
-        Waits for the save before, and raises its UserError when that one met a full disk; nothing is then saved now.
-        step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: anything JSON can hold."""
+        Waits for the save before, and raises its UserError when that one met a full disk; nothing is then
+        saved now.
+        step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: anything JSON can
+            hold."""
         step = int(step)
         json.dumps(meta)  # what JSON cannot hold fails here, not in the background
         self.wait()
@@ -99,7 +105,8 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Waits until the running save is on disk. UserError if it met a full disk; older checkpoints stay intact."""
+        """Waits until the running save is on disk. UserError if it met a full disk; older checkpoints stay
+        intact."""
         if self._saving is None:
             return
         step, needed = self._saving
@@ -123,10 +130,10 @@ class Checkpoints:
     def restore_latest(self, abstract_state):
         """(state, meta, step) of the newest whole checkpoint, or None where nothing was ever saved.
 
-        abstract_state: tree of jax.ShapeDtypeStruct; the result has its structure (named tuples too), shapes, dtypes
-        and shardings. Newer checkpoints with a missing or damaged file are logged and moved aside, to
-        `<step>.damaged`; directories of unfinished saves are deleted. Raises UserError when no checkpoint is whole (all
-        stay where they are) or when the newest whole one belongs to another recipe."""
+        abstract_state: tree of jax.ShapeDtypeStruct; the result has its structure (named tuples too), shapes,
+        dtypes and shardings. Newer checkpoints with a missing or damaged file are logged and moved aside, to
+        `<step>.damaged`; directories of unfinished saves are deleted. Raises UserError when no checkpoint is
+        whole (all stay where they are) or when the newest whole one belongs to another recipe."""
         self.wait()
         step, damaged = peers.from_lead(self._tidy_and_choose)
         if step is None:
@@ -156,31 +163,39 @@ class Checkpoints:
         _LOG.warning('going on from step %d, the newest whole checkpoint', newest_whole)
 
     def restore_part(self, name: str, abstract=None, step: int | None = None):
-        """(subtree, step): the top-level entry `name` ('ema') of one checkpoint, the newest whole one or that of `step`.
+        """(subtree, step): the top-level entry `name` ('ema') of one checkpoint, the newest whole one or that
+        of `step`.
 
         Changes nothing on the disk, so a run that trains in the same place is not disturbed. abstract: as for
-        `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not fit."""
+        `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not
+        fit."""
         if step is None:
             step, _ = peers.from_lead(self._newest_whole)
         else:
             peers.only_lead(lambda: self._check_whole(step))
         if step is None:
-            raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is saved.')
+            raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is '
+                            f'saved.')
         source = self._path(step) / 'state'
-        return peers.together(lambda: restore_tree(source, abstract, f'{name} of checkpoint {source.parent}', name)), step
+        return peers.together(lambda: restore_tree(source, abstract, f'{name} of checkpoint {source.parent}',
+                                                   name)), step
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'
 
     def _open(self) -> ocp.CheckpointManager:
         peers.only_lead(self._make_ready)
-        together = self._together = SaveTogether(ocp.multihost.get_barrier_sync_fn(), self._directory_being_written)
-        # Into an object store with commit_success.txt as the commit; Orbax chooses so for gs:// of its own accord.
+        together = self._together = SaveTogether(ocp.multihost.get_barrier_sync_fn(),
+                                                 self._directory_being_written)
+        # Into an object store with commit_success.txt as the commit; Orbax chooses so for gs:// of its own
+        # accord.
         commit = ocp.path.atomicity.CommitFileTemporaryPath if is_remote(self.directory) else None
         options = ocp.CheckpointManagerOptions(
             temporary_path_class=commit,
-            step_name_format=ocp.path.step.standard_name_format(step_format_fixed_length=9, temporary_path_cls=commit),
-            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: together.commit(self._write_manifest),
+            step_name_format=ocp.path.step.standard_name_format(step_format_fixed_length=9,
+                                                                temporary_path_cls=commit),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=lambda: together.commit(self._write_manifest),
                                            barrier_sync_fn=together.barrier),
             save_root_metadata=False,
             **self._options)
@@ -193,31 +208,37 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _write_manifest(self) -> None:
-        """Orbax calls this in a background thread of process 0, when all processes have written their parts and the
-        directory is not committed yet (renamed; in an object store: given its commit_success.txt).
+        """Orbax calls this in a background thread of process 0, when all processes have written their parts
+        and the directory is not committed yet (renamed; in an object store: given its commit_success.txt).
 
-        (Should a later Orbax call it after that, a kill in between costs one checkpoint, and is still safe.)"""
+        (Should a later Orbax call it after that, a kill in between costs one checkpoint, and is still
+        safe.)"""
         storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
 
     def _directory_being_written(self) -> epath.Path:
         path = self._path(self._saving[0])
-        usual = path.with_name(path.name + _UNFINISHED)  # asked for by name: a listing over a network may be an old one
+        # asked for by name: a listing over a network may be an old one
+        usual = path.with_name(path.name + _UNFINISHED)
         if is_remote(path) or usual.exists():
             return path if is_remote(path) else usual
         unfinished = [other for other in self._unfinished() if other.name.startswith(path.name)]
         return unfinished[0] if unfinished else path
 
     def _complete_manifest(self, step: int) -> None:
-        """Enters the files that Orbax wrote while it committed. The arrays are listed already: failure is harmless."""
+        """Enters the files that Orbax wrote while it committed. The arrays are listed already: failure is
+        harmless."""
         if peers.is_lead():
             try:
                 storage.add_to_manifest(self._path(step), _COMMIT_FILES)
             except OSError as e:
-                _LOG.warning('the checkpoint of step %d is whole, but its manifest could not be completed: %s', step, e)
+                _LOG.warning(
+                    'the checkpoint of step %d is whole, but its manifest could not be completed: %s', step,
+                    e)
 
     @contextlib.contextmanager
     def _explain_failure(self):
-        """After a save that failed, no thread, half-written directory or memory of it remain; explains a full disk."""
+        """After a save that failed, no thread, half-written directory or memory of it remain; explains a full
+        disk."""
         step, needed = self._saving
         try:
             with storage.explain_full_disk(self._path(step), needed):
@@ -248,7 +269,8 @@ class Checkpoints:
                 and not (path / _COMMITTED).exists() and not (path / _DAMAGED).exists()]
 
     def _newest_whole(self) -> tuple[int | None, list[int]]:
-        """(newest step whose files agree with its manifest, or None without any checkpoint; damaged steps above it)."""
+        """(newest step whose files agree with its manifest, or None without any checkpoint; damaged steps
+        above it)."""
         damaged, problems = [], []
         for step in reversed(self.steps()):
             problems = storage.find_damage(self._path(step))
@@ -258,9 +280,10 @@ class Checkpoints:
                 _LOG.warning('checkpoint of step %d cannot be used: %s', step, problem)
             damaged.append(step)
         if damaged:
-            raise UserError(f'none of the {len(damaged)} checkpoints in {self.directory} is whole; the oldest one: '
-                            f'{problems[0]}. Bring the files back from a copy, or delete that directory to begin again '
-                            'from step 0.')
+            raise UserError(f'none of the {len(damaged)} checkpoints in {self.directory} is whole; the '
+                            f'oldest one: '
+                            f'{problems[0]}. Bring the files back from a copy, or delete that directory to '
+                            f'begin again from step 0.')
         return None, []
 
     def _check_whole(self, step: int) -> None:
@@ -269,14 +292,17 @@ class Checkpoints:
             raise UserError(f'there is no checkpoint of step {step} in {self.directory}; there are: '
                             f'{", ".join(map(str, steps)) or "none"}.')
         if problems := storage.find_damage(self._path(step)):
-            raise UserError(f'the checkpoint of step {step} in {self.directory} cannot be used: {problems[0]}. Take another one.')
+            raise UserError(f'the checkpoint of step {step} in {self.directory} cannot be used: '
+                            f'{problems[0]}. Take another one.')
 
     def _move_aside(self, step: int) -> None:
         path = self._path(step)
-        if is_remote(path):  # nothing can be renamed there; without its commit the directory does not count any more
+        # nothing can be renamed there; without its commit the directory does not count any more
+        if is_remote(path):
             write_text_atomic(path / _DAMAGED, '\n'.join(storage.find_damage(path)) + '\n')
             (path / _COMMITTED).unlink()
-            _LOG.warning('the damaged checkpoint of step %d is left out from now on: %s; it can be deleted', step, path)
+            _LOG.warning('the damaged checkpoint of step %d is left out from now on: %s; it can be deleted',
+                         step, path)
             return
         target, count = self.directory / f'{step:09d}.damaged', 1
         while target.exists():

@@ -4,10 +4,10 @@
     arrays/         the parameters (Orbax)
     manifest.json   sizes and checksums of the files under arrays/
 
-A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete one. In
-an object store (gs://...) nothing can be renamed: there config.json is written last, and a folder that has one is
-complete. Several processes save and load together; process 0 writes what is written once, and alone reads all bytes to
-check them, the others compare sizes."""
+A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete
+one. In an object store (gs://...) nothing can be renamed: there config.json is written last, and a folder
+that has one is complete. Several processes save and load together; process 0 writes what is written once, and
+alone reads all bytes to check them, the others compare sizes."""
 
 import json
 import os
@@ -37,15 +37,16 @@ def is_model_folder(path) -> bool:
         config = json.loads((path / CONFIG).read_bytes())
     except ValueError:
         return True
-    return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')      # folders of their own
+    # folders of their own
+    return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
 
 
 def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
     """Writes a model folder, all of it or nothing, and returns its path.
 
-    config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax arrays.
-    Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty, unless
-    overwrite=True and it is a model folder), or a full disk."""
+    config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax
+    arrays. Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty,
+    unless overwrite=True and it is a model folder), or a full disk."""
     path = absolute(path)
     config = {'format': FORMAT, **config}
     check_config(config, 'the config to be saved')
@@ -57,9 +58,11 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
 
 def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
                  by_layer: bool = False) -> None:
-    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is replaced.
+    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is
+    replaced.
 
-    files: name -> content of further files, which the manifest covers too. by_layer: as for `write_arrays`."""
+    files: name -> content of further files, which the manifest covers too. by_layer: as for
+        `write_arrays`."""
     (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {}, by_layer)
 
 
@@ -120,8 +123,8 @@ def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
     """Reads a model folder: (config, params).
 
     abstract: as for `load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
-    of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or does not
-    fit."""
+    of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or
+    does not fit."""
     path = absolute(path)
     config = peers.together(lambda: _read_checked(path))
     return config, load_arrays(path / ARRAYS, abstract)
@@ -134,14 +137,16 @@ def _read_checked(path: epath.Path) -> dict:
 
 
 def check_whole(path: epath.Path, kind: str, source: str) -> None:
-    """Raises UserError that lists the damaged files of a folder of any `kind`; `source` is what it was converted from."""
+    """Raises UserError that lists the damaged files of a folder of any `kind`; `source` is what it was
+    converted from."""
     damage = storage.find_damage(path, checksums=peers.is_lead())
     if not (path / ARRAYS).is_dir():
         damage = [f'{path / ARRAYS}: missing', *damage[:3]]
     if damage:
         shown = '\n  '.join(damage[:10])
-        raise UserError(f'{kind} {path} is damaged; {len(damage)} of its files are not as they were written:\n'
-                        f'  {shown}\nCopy the folder again from its source, or convert the {source} again.')
+        raise UserError(f'{kind} {path} is damaged; {len(damage)} of its files are not as they were '
+                        f'written:\n  {shown}\nCopy the folder again from its source, or convert the '
+                        f'{source} again.')
 
 
 def read_config(path) -> dict:
@@ -150,7 +155,8 @@ def read_config(path) -> dict:
     if not path.is_dir():
         kept = sorted(path.parent.iterdir()) if path.parent.is_dir() and not is_remote(path) else []
         kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
-        hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' if kept else ''
+        hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' \
+            if kept else ''
     config = parse_config(path, 'model', 'checkpoint', _GIVE, hint)
     check_config(config, str(path / CONFIG))
     return config
@@ -159,7 +165,8 @@ def read_config(path) -> dict:
 def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
     """What config.json of a folder of any `kind` holds, not checked.
 
-    source: what such a folder is converted from; give: what to give instead; hint: more of that where there is no folder."""
+    source: what such a folder is converted from; give: what to give instead; hint: more of that where there
+        is no folder."""
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')
@@ -168,23 +175,27 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
     except FileNotFoundError:
         raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}') from None
     except ValueError as e:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its source, or '
-                        f'convert the {source} again.') from e
+        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its '
+                        f'source, or convert the {source} again.') from e
 
 
 def check_config(config, source: str) -> None:
-    """Raises one UserError that lists everything wrong in a model folder's config; `source` says where it stands.
+    """Raises one UserError that lists everything wrong in a model folder's config; `source` says where it
+    stands.
 
-    Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
-    null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or null, channels, tokens,
-    null_caption: 'absent' where the leaf still has to be filled}; provenance {...}. Fields unknown to this version are let
-    through."""
+    Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae:
+    id or null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or
+    null, channels, tokens,
+    null_caption: 'absent' where the leaf still has to be filled}; provenance {...}. Fields unknown to this
+    version are let through."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
     if config.get('format') != FORMAT:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
-                        'Use the lit_jax version that wrote the folder, or convert the checkpoint again.')
-    problems = [f'"{key}" is missing or not an object' for key in ('model', 'diffusion', 'latent', 'provenance')
+        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format '
+                        f'{FORMAT}. Use the lit_jax version that wrote the folder, or convert the checkpoint '
+                        f'again.')
+    problems = [f'"{key}" is missing or not an object'
+                for key in ('model', 'diffusion', 'latent', 'provenance')
                 if not isinstance(config.get(key), dict)]
     if not problems:
         problems = [text for holds, text in _rules(config) if not holds]
@@ -197,14 +208,17 @@ def check_config(config, source: str) -> None:
 
 
 def _rules(config: dict) -> list[tuple[bool, str]]:
-    model, diffusion, latent, classes = (config.get(key) for key in ('model', 'diffusion', 'latent', 'classes'))
+    model, diffusion, latent, classes = (config.get(key)
+                                         for key in ('model', 'diffusion', 'latent', 'classes'))
     return [
         (isinstance(model.get('family'), str), '"model.family" must be a name'),
-        (_is_int(diffusion.get('steps')) and diffusion['steps'] > 0, '"diffusion.steps" must be a whole number over 0'),
+        (_is_int(diffusion.get('steps')) and diffusion['steps'] > 0,
+         '"diffusion.steps" must be a whole number over 0'),
         (isinstance(diffusion.get('kind'), str), '"diffusion.kind" must be a name'),
         (latent.get('space') in _SPACES, f'"latent.space" must be one of {", ".join(_SPACES)}'),
         (isinstance(latent.get('vae'), str | None), '"latent.vae" must be a name or null'),
-        (_is_int(latent.get('scale')) or isinstance(latent.get('scale'), float), '"latent.scale" must be a number'),
+        (_is_int(latent.get('scale')) or isinstance(latent.get('scale'), float),
+         '"latent.scale" must be a number'),
         (classes is None or isinstance(classes, list) and all(isinstance(c, str) for c in classes),
          '"classes" must be a list of names or null'),
         (not isinstance(classes, list) or len(classes) == model.get('num_classes', len(classes)),
@@ -218,11 +232,14 @@ def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
         return []
     if not isinstance(text, dict):
         return [(False, '"text" must be an object or null')]
-    wrong = [(ours, theirs) for ours, theirs in (('channels', 'caption_channels'), ('tokens', 'caption_tokens'))
+    wrong = [(ours, theirs) for ours, theirs in (('channels', 'caption_channels'),
+                                                 ('tokens', 'caption_tokens'))
              if text.get(ours) != model.get(theirs)]
     return [(isinstance(text.get('encoder'), str | None), '"text.encoder" must be a name or null'),
-            (text.get('null_caption', 'absent') == 'absent', '"text.null_caption" must be "absent" or left out'),
-            *((False, f'"text.{ours}" is {text.get(ours)}, the caption projection of the model has {model.get(theirs)}')
+            (text.get('null_caption', 'absent') == 'absent',
+             '"text.null_caption" must be "absent" or left out'),
+            *((False, f'"text.{ours}" is {text.get(ours)}, the caption projection of the model has '
+                      f'{model.get(theirs)}')
               for ours, theirs in wrong)]
 
 
@@ -232,13 +249,16 @@ def _is_int(value) -> bool:
 
 def _check_target(path: epath.Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
-        raise UserError(f'cannot write a model folder to {path}: a file of that name exists. Choose another name.')
+        raise UserError(f'cannot write a model folder to {path}: a file of that name exists. Choose another '
+                        f'name.')
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
-        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
+        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be '
+                        f'overwritten.')
     if not is_model_folder(path):
-        raise UserError(f'{path} is not a model folder, so it will not be overwritten. Choose another folder.')
+        raise UserError(
+            f'{path} is not a model folder, so it will not be overwritten. Choose another folder.')
 
 
 def _move_into_place(partial: epath.Path, path: epath.Path) -> None:

@@ -1,6 +1,7 @@
 """What folders of the frozen networks around a model share (VAE, text encoder): their kind, checks, refusals.
 
-Such a folder lies on disk as a model folder does (`lit_jax.checkpoint.model_folder`); its config.json says its `kind`.
+Such a folder lies on disk as a model folder does (`lit_jax.checkpoint.model_folder`); its config.json says
+its `kind`.
 """
 import json
 from collections.abc import Callable, Sequence
@@ -40,18 +41,20 @@ class Part:
         path = absolute(path)
         config = parse_config(path, self.name, self.name, self.give)
         if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
-            raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet a {self.name} folder: '
-                            f'python convert_torch_ckpt.py {path} --out DIR makes one.')
+            raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet '
+                            f'a {self.name} folder: python convert_torch_ckpt.py {path} --out DIR makes one.')
         return check(config, str(path / CONFIG))
 
     def check_fields(self, config, source: str, rules: Callable[[dict], Sequence[tuple[bool, str]]]) -> None:
-        """Raises one UserError that lists what is wrong: another kind or format, or rules (holds, text) that do not hold."""
+        """Raises one UserError that lists what is wrong: another kind or format, or rules (holds, text) that
+        do not hold."""
         if not isinstance(config, dict) or config.get('kind') != self.kind:
             kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
             raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
         if config.get('format') != FORMAT:
-            raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format {FORMAT}. '
-                            f'Use the lit_jax version that wrote the folder, or convert the {self.name} again.')
+            raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
+                            f'format {FORMAT}. Use the lit_jax version that wrote the folder, or convert the '
+                            f'{self.name} again.')
         provenance = config.get('provenance')
         common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),
                   (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
@@ -63,10 +66,13 @@ class Part:
         """Refuses, before anything is read, an output that is in the way."""
         path = as_path(path)
         if path.exists() and not path.is_dir():
-            raise UserError(f'cannot write a {self.name} folder to {path}: a file of that name exists. Choose another name.')
+            raise UserError(f'cannot write a {self.name} folder to {path}: a file of that name exists. '
+                            f'Choose another name.')
         if not path.is_dir() or not any(path.iterdir()):
             return
         if not overwrite:
-            raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be overwritten.')
+            raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be '
+                            f'overwritten.')
         if not self.is_folder(path):
-            raise UserError(f'{path} is not a {self.name} folder, so it will not be overwritten. Choose another folder.')
+            raise UserError(f'{path} is not a {self.name} folder, so it will not be overwritten. Choose '
+                            f'another folder.')

@@ -1,6 +1,7 @@
 """Text encoder folders: a T5 encoder with its tokenizer on disk, as convert_torch_ckpt.py writes it.
 
-    config.json     kind 'text_encoder', architecture, id, form of the weights, provenance with the weights' sha256
+    config.json     kind 'text_encoder', architecture, id, form of the weights, provenance with the weights'
+                    sha256
     arrays/         the parameters (Orbax): float32, bfloat16, or int8 with scales
     tokenizer.json or spiece.model
     manifest.json   sizes and checksums of the files under arrays/ and of the tokenizer
@@ -31,15 +32,18 @@ from lit_jax.runtime.paths import absolute, explain_unreachable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
 # Kernels of the blocks, and how many of their axes (after that of the layers) are multiplied with.
-KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/mlp/gate/kernel': 1, 'blocks/mlp/down/kernel': 1}
+KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/mlp/gate/kernel': 1,
+           'blocks/mlp/down/kernel': 1}
 EMBEDDING = 'embed/table'
 _quantise = jax.jit(quantise, static_argnums=1)
-PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py '
-            'PIPELINE/text_encoder --out models/t5', hub_field='model_type')
+PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ckpt.py wrote: python '
+                                            'convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5',
+            hub_field='model_type')
 
 
 class TextEncoder:
-    """A text encoder with its weights and tokenizer (`lit_jax.text.encoder.encode_captions` runs it over captions).
+    """A text encoder with its weights and tokenizer (`lit_jax.text.encoder.encode_captions` runs it over
+    captions).
 
     Attributes:
         network: the `T5Network`. params: its parameters (jax arrays). config: what config.json holds.
@@ -62,20 +66,24 @@ class TextEncoder:
 
 
 def is_text_encoder_folder(path) -> bool:
-    """Whether `path` looks like a text encoder folder (its content may still be damaged; loading checks that)."""
+    """Whether `path` looks like a text encoder folder (its content may still be damaged; loading checks
+    that)."""
     return PART.is_folder(path)
 
 
-def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer, *, overwrite: bool = False) -> epath.Path:
+def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer, *,
+                             overwrite: bool = False) -> epath.Path:
     """Writes a text encoder folder, all of it or nothing, and returns its path.
 
-    config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left out. Where
-    provenance has no 'sha256' of source files (an encoder trained here), that of the parameters is put in. params: nested
-    dict of numpy or jax arrays as `T5Network(arch, weights=...)` has them. Raises UserError for a wrong config, parameters
-    that do not fit it, a tokenizer with more tokens than the embedding has rows, a target in use, or a full disk.
+    config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left
+    out. Where provenance has no 'sha256' of source files (an encoder trained here), that of the parameters is
+    put in. params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)` has them. Raises
+    UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens than the
+    embedding has rows, a target in use, or a full disk.
     """
     path, named = absolute(path), leaves.named_leaves(params)
-    config = {'format': FORMAT, 'kind': PART.kind, 'weights': _form_of(named), 'tokenizer': tokenizer.file, **config}
+    config = {'format': FORMAT, 'kind': PART.kind, 'weights': _form_of(named), 'tokenizer': tokenizer.file,
+              **config}
     config['provenance'] = dict(config.get('provenance') or {})
     if 'sha256' not in config['provenance']:
         config['provenance']['sha256'] = params_sha256(params)
@@ -89,18 +97,22 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     return path
 
 
-def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None, compute: str | None = None) -> TextEncoder:
-    """A ready text encoder from its folder, local or in a bucket (gs://...). Several processes call it together.
+def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None,
+                      compute: str | None = None) -> TextEncoder:
+    """A ready text encoder from its folder, local or in a bucket (gs://...). Several processes call it
+    together.
 
     Args:
-        dtype: 'bfloat16' or 'float32': what is computed in. Weights stay as they are stored, but float32 ones become
-            bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, where the folder has others.
+        dtype: 'bfloat16' or 'float32': what is computed in. Weights stay as they are stored, but float32 ones
+            become bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, where the
+            folder has others.
         shard: abstract tree -> tree of shardings of the parameters; None: the first device.
         compute: another compute dtype than `dtype` says; with 'int8' the default is bfloat16, on CPU float32.
     """
     if dtype not in WEIGHTS:
         raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
-    compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+    compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu'
+                          else 'bfloat16')
     if compute not in DTYPES:
         raise UserError(f'unknown compute dtype {compute!r}; known: {", ".join(DTYPES)}')
     path = absolute(path)
@@ -111,24 +123,27 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
         network = T5Network(config['text_encoder'], DTYPES[compute], weights)
         abstract = network.abstract()
         if shard is not None:
-            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                             sharding=place),
                                     abstract, shard(abstract))
         if weights == stored and shard is not None:
             params = load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
         else:
-            params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, None if weights == stored else weights))
+            params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, None if weights == stored
+                                                          else weights))
         tokenizer = peers.together(lambda: Tokenizer.load(path))
         check_vocabulary(tokenizer, config['text_encoder'])
         return TextEncoder(network, params, config, tokenizer)
 
 
 def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
-    """The stored parameters, in another form if `weights` names one. A few rows of an array after the others: a
-    whole one takes two or three times its memory while it is read, and one has 2 GB."""
+    """The stored parameters, in another form if `weights` names one. A few rows of an array after the others:
+    a whole one takes two or three times its memory while it is read, and one has 2 GB."""
     flat, expected = {}, leaves.named_leaves(abstract)
     for rows in each_rows(arrays):
         for path, values in _in_form(rows, weights).items():
-            sharding = getattr(expected.get(path), 'sharding', None) or SingleDeviceSharding(jax.local_devices()[0])
+            sharding = getattr(expected.get(path), 'sharding',
+                               None) or SingleDeviceSharding(jax.local_devices()[0])
             flat[path] = _place(values, rows, flat.get(path), sharding)
         del rows, values        # before the next is read
     leaves.check_leaves(flat, expected, str(arrays))
@@ -142,11 +157,13 @@ def _in_form(rows: Rows, weights: str | None) -> dict[str, np.ndarray]:
 
 
 def _place(values: np.ndarray, rows: Rows, whole: Array | None, sharding) -> Array:
-    """The array with these values where `rows` lie: `whole`, which is used up, or a new one for the first of them."""
+    """The array with these values where `rows` lie: `whole`, which is used up, or a new one for the first of
+    them."""
     if rows.are_all:
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
     if whole is None:
-        whole = jax.jit(lambda: jnp.zeros((rows.length, *values.shape[1:]), values.dtype), out_shardings=sharding)()
+        whole = jax.jit(lambda: jnp.zeros((rows.length, *values.shape[1:]), values.dtype),
+                        out_shardings=sharding)()
     return _row_setter(sharding)(whole, values, rows.start)
 
 
@@ -159,8 +176,8 @@ def _row_setter(sharding) -> Callable[[Array, np.ndarray, int], Array]:
 def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> dict[str, np.ndarray]:
     """One leaf in the form `weights`: {path: array}, with int8 kernels {path: int8, '.../scale': float32}.
 
-    parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers, taken one at a time; of any other
-        leaf the leaf alone.
+    parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers, taken one at a time; of
+        any other leaf the leaf alone.
     """
     if path not in KERNELS:
         narrow = path == EMBEDDING and weights != 'float32'
@@ -205,8 +222,9 @@ def check_text_encoder_target(path, overwrite: bool) -> None:
 def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:
     """Refuses a tokenizer that gives ids beyond the embedding."""
     if tokenizer.size > arch['vocab']:
-        raise UserError(f'the tokenizer has {tokenizer.size} tokens, the embedding of the text encoder {arch["vocab"]} rows: '
-                        'they are not of one model. Give the tokenizer that the text encoder was trained with')
+        raise UserError(f'the tokenizer has {tokenizer.size} tokens, the embedding of the text encoder '
+                        f'{arch["vocab"]} rows: they are not of one model. Give the tokenizer that the text '
+                        f'encoder was trained with')
 
 
 def _form_of(named: Mapping) -> str:

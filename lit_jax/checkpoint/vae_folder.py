@@ -1,6 +1,7 @@
 """VAE folders: an autoencoder on disk, as convert_torch_ckpt.py and training write it.
 
-    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with the weights' sha256
+    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with the
+                    weights' sha256
     arrays/         the parameters (Orbax)
     manifest.json   sizes and checksums of the files under arrays/
 
@@ -24,17 +25,19 @@ from lit_jax.runtime import leaves, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, explain_unreachable
 
-PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py DIFFUSERS_VAE --out '
-            'models/sd_vae', hub_field='_class_name')
+PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py '
+                          'DIFFUSERS_VAE --out models/sd_vae', hub_field='_class_name')
 
 
 class Vae:
     """An autoencoder with its weights.
 
-    A diffusion model works with x0 = scale · (latent - shift); `encode` and `decode` give and take the latent itself.
+    A diffusion model works with x0 = scale · (latent - shift); `encode` and `decode` give and take the latent
+    itself.
 
     Attributes:
-        network: the `VaeNetwork`. params: its parameters (jax arrays, float32). config: what config.json holds.
+        network: the `VaeNetwork`. params: its parameters (jax arrays, float32). config: what config.json
+            holds.
         id: the name that data sets and models know it by, e.g. 'stabilityai/sd-vae-ft-ema'.
         sha256: of the weights; two folders with the same weights from the same file have the same.
         scale, shift: of the latents.
@@ -66,10 +69,10 @@ def is_vae_folder(path) -> bool:
 def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
     """Writes a VAE folder, all of it or nothing, and returns its path.
 
-    config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one. Where provenance
-    has no 'sha256' of source files (a VAE trained here), that of the parameters is put in. params: nested dict of
-    numpy or jax arrays. Raises UserError for a wrong config, parameters that do not fit it, a target that is in use,
-    or a full disk.
+    config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one. Where
+    provenance has no 'sha256' of source files (a VAE trained here), that of the parameters is put in. params:
+    nested dict of numpy or jax arrays. Raises UserError for a wrong config, parameters that do not fit it, a
+    target that is in use, or a full disk.
     """
     path = absolute(path)
     config = {'format': FORMAT, 'kind': PART.kind, 'shift': 0.0, **config}
@@ -77,7 +80,8 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
     if 'sha256' not in config['provenance']:
         config['provenance']['sha256'] = params_sha256(params)
     config = check_vae_config(config, 'the config to be saved')
-    leaves.check_leaves(leaves.named_leaves(params), leaves.named_leaves(VaeNetwork(config['vae']).abstract()),
+    leaves.check_leaves(leaves.named_leaves(params),
+                        leaves.named_leaves(VaeNetwork(config['vae']).abstract()),
                         'the parameters to be saved')
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_vae_target(path, overwrite))
@@ -100,7 +104,8 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
         network = VaeNetwork(config['vae'], dtype=DTYPES[dtype])
         abstract = network.abstract()
         if shard is not None:
-            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                             sharding=place),
                                     abstract, shard(abstract))
         return Vae(network, load_arrays(path / ARRAYS, abstract), config)
 

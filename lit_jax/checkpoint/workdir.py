@@ -1,9 +1,10 @@
-"""The workdir: which recipe lives in it, and the refusal to mix two. A local folder, or one in a bucket (gs://...).
+"""The workdir: which recipe lives in it, and the refusal to mix two. A local folder, or one in a bucket
+(gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
 
-With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other functions by
-whoever likes.
+With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other
+functions by whoever likes.
 """
 import json
 import time
@@ -16,13 +17,15 @@ from lit_jax.runtime.paths import as_path, check_reachable, explain_unreachable,
 
 FORMAT = 1
 CONFIG = 'config.json'
-# What may differ when a run is started again: it changes neither the weights nor the data of the steps already done.
+# What may differ when a run is started again: it changes neither the weights nor the data of the steps
+# already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
 
 def check_workdir(workdir, recipe: Mapping) -> None:
-    """Raises UserError if the workdir was made by another recipe (listing every field that differs), or is none.
+    """Raises UserError if the workdir was made by another recipe (listing every field that differs), or is
+    none.
 
     Process 0 looks; all raise.
 
@@ -43,16 +46,19 @@ def _check(workdir, recipe: Mapping) -> None:
             raise UserError(f'{workdir} belongs to another recipe:\n  ' + '\n  '.join(differences) +
                             '\nGive another --workdir, or the recipe that it was made with.')
     elif used:
-        raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the file')
+        raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the '
+                        f'file')
 
 
 def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
     """Writes the workdir's config.json, once everything that can be wrong has been looked at.
 
-    Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first claim.
+    Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first
+    claim.
 
     Args:
-        describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written beside the recipe.
+        describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written
+            beside the recipe.
     """
     return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe))
 
@@ -61,7 +67,8 @@ def _claim(workdir, recipe: Mapping, describe: Mapping) -> float:
     began = time.time()
     if is_workdir(workdir):
         began = read_workdir(workdir).get('began', began)
-    _write_json(workdir / CONFIG, {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
+    _write_json(workdir / CONFIG,
+                {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
     return began
 
 
@@ -94,7 +101,8 @@ def _write_json(path, content: Mapping) -> None:
 
 
 def _differences(was: Mapping, now: Mapping, defaults: Mapping, prefix: str = '') -> list[str]:
-    """What differs, a line each. A field that recipes have gained since stands for its default in the older one."""
+    """What differs, a line each. A field that recipes have gained since stands for its default in the older
+    one."""
     lines = []
     for key in sorted({*was, *now}):
         name = prefix + key

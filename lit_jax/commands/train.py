@@ -4,8 +4,8 @@
     python train.py --config=configs/lit_xl.py --dry_run
     python train.py --config=configs/lit_xl.py --config.train.batch_size=64 --workdir=runs/lit_xl
 
-Starting again with the same --workdir resumes exactly where the newest checkpoint left off. On several hosts the same
-command runs on each of them (docs/clusters.md).
+Starting again with the same --workdir resumes exactly where the newest checkpoint left off. On several hosts
+the same command runs on each of them (docs/clusters.md).
 """
 import sys
 
@@ -17,12 +17,16 @@ from lit_jax.runtime import cli
 def define_flags() -> None:
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics, samples and the report go.')
     flags.DEFINE_bool('dry_run', False, 'Print the recipe, the parameter table and the cost, then stop.')
-    flags.DEFINE_string('plan', None, 'Compile for a slice such as v5e:16x16 or cpu:8, print what it needs, then stop.')
+    flags.DEFINE_string('plan', None, 'Compile for a slice such as v5e:16x16 or cpu:8, print what it needs, '
+                                      'then stop.')
     flags.DEFINE_string('profile', None, 'Steps to trace for xprof, such as 20-25, into WORKDIR/profile.')
-    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no scheduler says who the others are.')
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no scheduler says who the others '
+                                             'are.')
     flags.DEFINE_integer('num_processes', None, 'Processes of this run, with --coordinator.')
-    flags.DEFINE_integer('process_id', None, 'Number of this process, 0 to num_processes - 1, with --coordinator.')
-    flags.DEFINE_integer('heartbeat_seconds', 60, 'Silence after which another process counts as dead.', lower_bound=5)
+    flags.DEFINE_integer('process_id', None, 'Number of this process, 0 to num_processes - 1, with '
+                                             '--coordinator.')
+    flags.DEFINE_integer('heartbeat_seconds', 60, 'Silence after which another process counts as dead.',
+                         lower_bound=5)
 
 
 def main() -> int:

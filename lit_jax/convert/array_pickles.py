@@ -1,8 +1,9 @@
 """Arrays out of pickled files, read as data: no name in a file is looked up, imported or called.
 
-Read are dicts of tensors that torch.save wrote, as a zip (PyTorch 1.6 and later) or as the stream of before, and pickled
-nested dicts of numpy arrays. PyTorch need not be installed. Where a pickle names a class or a function, the reader puts
-one of the few stand-ins below, which only note what the file says of an array; any other name is refused.
+Read are dicts of tensors that torch.save wrote, as a zip (PyTorch 1.6 and later) or as the stream of before,
+and pickled nested dicts of numpy arrays. PyTorch need not be installed. Where a pickle names a class or a
+function, the reader puts one of the few stand-ins below, which only note what the file says of an array; any
+other name is refused.
 """
 import io
 import math
@@ -19,18 +20,20 @@ import numpy as np
 from lit_jax.runtime.errors import UserError
 
 _MAGIC, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001       # what a torch file of before 1.6 begins with
-_STORAGES = {'FloatStorage': np.dtype('<f4'), 'DoubleStorage': np.dtype('<f8'), 'HalfStorage': np.dtype('<f2'),
-             'BFloat16Storage': np.dtype(jnp.bfloat16), 'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4')}
+_STORAGES = {'FloatStorage': np.dtype('<f4'), 'DoubleStorage': np.dtype('<f8'),
+             'HalfStorage': np.dtype('<f2'), 'BFloat16Storage': np.dtype(jnp.bfloat16),
+             'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4')}
 _NUMPY_CODES = {'f2', 'f4', 'f8', 'i4', 'i8'}
 # What reading wrong bytes as a pickle or a zip can raise.
-_DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError, ValueError,
-           AttributeError, ArithmeticError, MemoryError)
+_DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError,
+           ValueError, AttributeError, ArithmeticError, MemoryError)
 
 
 def read_arrays(path) -> dict:
     """The (nested) dict of numpy arrays in a file; entries that are no arrays are left out.
 
-    Raises UserError for a file that is truncated, damaged, of another kind, or names anything that is not known.
+    Raises UserError for a file that is truncated, damaged, of another kind, or names anything that is not
+    known.
     """
     path = Path(path)
     try:
@@ -48,7 +51,8 @@ def read_arrays(path) -> dict:
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
     except _DAMAGE as error:
-        raise UserError(f'{path} is truncated or damaged ({type(error).__name__}: {error}); get it again') from error
+        raise UserError(
+            f'{path} is truncated or damaged ({type(error).__name__}: {error}); get it again') from error
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, expected named arrays')
     return content
@@ -58,18 +62,20 @@ def flat_names(tree: Mapping, prefix: str = '') -> dict[str, np.ndarray]:
     """{'a': {'b': array}} -> {'a.b': array}."""
     flat = {}
     for name, value in tree.items():
-        flat |= flat_names(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value}
+        flat |= flat_names(value, f'{prefix}{name}.') if isinstance(value,
+                                                                    Mapping) else {f'{prefix}{name}': value}
     return flat
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Containers
 
 
 def _read_zip(file) -> dict:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        root = next((name.removesuffix('data.pkl') for name in names if name.split('/')[1:] == ['data.pkl']), None)
+        root = next((name.removesuffix('data.pkl') for name in names if name.split('/')[1:] == ['data.pkl']),
+                    None)
         if root is None:
             raise UserError('is a zip file, but none of torch.save: it holds no data.pkl')
         if f'{root}byteorder' in names and archive.read(f'{root}byteorder') != b'little':
@@ -97,7 +103,7 @@ def _read_stream(file) -> dict:
     return _plain(content, data)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Stand-ins
 
 
@@ -179,7 +185,8 @@ _STAND_INS: dict[str, Callable] = {
     'numpy.ndarray': _Name('ndarray'),
     '_codecs.encode': _latin1,
     **{f'numpy.{core}.multiarray._reconstruct': lambda *_: _Array() for core in ('core', '_core')},
-    **{f'numpy.{core}.numeric._frombuffer': lambda data, dtype, shape, order: _Array().fill(data, dtype, shape, order)
+    **{f'numpy.{core}.numeric._frombuffer': lambda data, dtype, shape, order:
+       _Array().fill(data, dtype, shape, order)
        for core in ('core', '_core')},
     **{f'torch.{name}': _Name(name) for name in _STORAGES},
 }
@@ -195,8 +202,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         known = _STAND_INS.get(f'{module}.{name}')
         if known is None:
-            raise UserError(f'is refused: it asks for {module}.{name}, and a file of weights needs nothing but arrays. '
-                            'Nothing of it was run')
+            raise UserError(f'is refused: it asks for {module}.{name}, and a file of weights needs nothing '
+                            f'but arrays. Nothing of it was run')
         return known
 
     def persistent_load(self, pid):

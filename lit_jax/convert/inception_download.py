@@ -23,10 +23,12 @@ _PART = 1 << 20
 def download(flags: str) -> Path:
     """Fetches the weights into the cache folder and returns the file's path.
 
-    A file of that name is there whole and with the right sum, or not at all, also where several processes fetch it.
+    A file of that name is there whole and with the right sum, or not at all, also where several processes
+    fetch it.
 
     Args:
-        flags: how a person names the file, for the message of the UserError that is raised where it cannot be fetched.
+        flags: how a person names the file, for the message of the UserError that is raised where it cannot be
+            fetched.
     """
     target = cache_folder() / PUBLISHED_NAME
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
@@ -35,12 +37,12 @@ def download(flags: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = _fetch(partial)
         if not digest.startswith(DIGEST):
-            raise UserError(f'{URL} gave a file with the sha256 {digest}, expected one that begins with {DIGEST}: something '
-                            f'on the way changed it. {_other_ways(target, flags)}')
+            raise UserError(f'{URL} gave a file with the sha256 {digest}, expected one that begins with '
+                            f'{DIGEST}: something on the way changed it. {_other_ways(target, flags)}')
         os.replace(partial, target)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f'FID, IS and the like need the weights of Inception, which are not here and cannot be fetched from '
-                        f'{URL} ({error}). {_other_ways(target, flags)}') from error
+        raise UserError(f'FID, IS and the like need the weights of Inception, which are not here and cannot '
+                        f'be fetched from {URL} ({error}). {_other_ways(target, flags)}') from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -48,7 +50,8 @@ def download(flags: str) -> Path:
 
 
 def _other_ways(target: Path, flags: str) -> str:
-    return (f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name its place with {flags}')
+    return (f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name its place with '
+            f'{flags}')
 
 
 def _fetch(partial: Path) -> str:

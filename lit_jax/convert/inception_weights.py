@@ -1,10 +1,11 @@
 """Weights of FID-Inception: found, checked, read and converted.
 
-Looked for, in this order: the path that is given, the environment variable LIT_JAX_INCEPTION, the cache folder
-($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid, from which the file is
-downloaded where the network allows. Read are, told apart by their content,
+Looked for, in this order: the path that is given, the environment variable LIT_JAX_INCEPTION, the cache
+folder ($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid,
+from which the file is downloaded where the network allows. Read are, told apart by their content,
 
-    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; the name ends with the first digits of the file's sha256
+    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; the name ends with the first digits of the file's
+                                            sha256
     inception_v3_weights_fid.pickle         of jax-fid, the same weights
     inception.safetensors                   ours, which `convert_torch_ckpt.py` writes; may lie in a bucket
 
@@ -78,8 +79,8 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
     Args:
         path: file, or folder that holds one under its published name.
         precision: see `InceptionNetwork`.
-        sha256: digits, at least eight from the first on, that the file's sum must begin with. Default: those in its name,
-            else those of the published files.
+        sha256: digits, at least eight from the first on, that the file's sum must begin with. Default: those
+            in its name, else those of the published files.
 
     Raises:
         UserError: no weights, or a file that is damaged, unknown, or not the one that its name says.
@@ -105,7 +106,8 @@ def find_inception(path=''):
                 return _in_folder(told, what)
             if told.exists():
                 return told
-        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or a folder that holds it')
+        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or a folder that holds '
+                        f'it')
     hub = Path(os.environ.get('TORCH_HOME') or '~/.cache/torch').expanduser() / 'hub' / 'checkpoints'
     for file in (*(cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
         if file.is_file():
@@ -125,8 +127,8 @@ def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
     asked: flags that were given and make sense for a diffusion model only; there must be none.
     """
     if asked := ', '.join(asked):
-        raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion models. Leave it out, '
-                        'or give the file of a diffusion model another name')
+        raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
+                        f'models. Leave it out, or give the file of a diffusion model another name')
     out = Path(local_path(out))
     file = out if out.suffix == '.safetensors' else out / FILE
     if file.exists() and not overwrite:
@@ -142,7 +144,8 @@ def describe_inception(done: tuple[Inception, Path]) -> str:
     """The summary that the script prints."""
     inception, file = done
     count = sum(leaf.size for leaf in named_leaves(inception.params).values())
-    kind = 'the published weights' if inception.published else 'NOT the published weights: scores are not comparable'
+    kind = 'the published weights' if inception.published \
+        else 'NOT the published weights: scores are not comparable'
     return '\n'.join([f'read     {inception.source} (FID-Inception, {kind})', f'sha256   {inception.sha256}',
                       f'numbers  {count:,} parameters, batch norms folded into kernels', f'written  {file}',
                       f'next     export {VARIABLE}={file}'])
@@ -158,11 +161,13 @@ def save_inception(file, inception: Inception) -> None:
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with everything that is wrong.
+    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with everything that
+    is wrong.
 
     where: what was read, for the message.
     """
-    found = _Published({name: value for name, value in flat_names(arrays).items() if not _NOT_NEEDED.search(name)})
+    found = _Published({name: value for name, value in flat_names(arrays).items()
+                        if not _NOT_NEEDED.search(name)})
     flat = {}
     for path, leaf in named_leaves(network.abstract()).items():
         unit, _, part = path.replace('/', '.').rpartition('.')
@@ -173,13 +178,15 @@ def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork
     problems = found.problems + [f'unexpected: {name}' for name in found.arrays if name not in found.used]
     if problems:
         more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
-        raise UserError(f'{where} does not hold the weights of FID-Inception (1008 classes, no auxiliary head):\n  ' +
+        raise UserError(f'{where} does not hold the weights of FID-Inception (1008 classes, no auxiliary '
+                        f'head):\n  ' +
                         '\n  '.join(problems[:_SHOWN] + more) + f'\nThe file to get is {PUBLISHED_NAME}')
     return unflatten(flat)
 
 
 class _Published:
-    """Arrays in PyTorch's or Flax's layout, by their published names; notes what is wrong with those that are taken."""
+    """Arrays in PyTorch's or Flax's layout, by their published names; notes what is wrong with those that are
+    taken."""
 
     def __init__(self, arrays: Mapping):
         self.arrays, self.problems, self.used = arrays, [], set()
@@ -217,7 +224,7 @@ class _Published:
         return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Pieces
 
 
@@ -233,12 +240,14 @@ def _checked_digest(file: Path, sha256: str) -> str:
         digest = hashlib.file_digest(opened, 'sha256').hexdigest()
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
-        raise UserError(f'a sha256 has 64 hexadecimal digits, of which the first 8 or more are given; got {sha256!r}')
+        raise UserError(f'a sha256 has 64 hexadecimal digits, of which the first 8 or more are given; got '
+                        f'{sha256!r}')
     expected = (sha256.lower(),) if sha256 else (in_name[1],) if in_name else PUBLISHED
     if not digest.startswith(expected):
         said = 'was asked for' if sha256 else 'its name says' if in_name else 'the published files have'
-        raise UserError(f'{file} has the sha256 {digest}, but {said} {" or ".join(expected)}...: it is damaged, incomplete, '
-                        f'or another file. Get {PUBLISHED_NAME} again. If this is the file that you mean, give its sha256')
+        raise UserError(f'{file} has the sha256 {digest}, but {said} {" or ".join(expected)}...: it is '
+                        f'damaged, incomplete, or another file. Get {PUBLISHED_NAME} again. If this is the '
+                        f'file that you mean, give its sha256')
     return digest
 
 
@@ -257,12 +266,15 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
         told = json.loads(header.get('__metadata__', {}).get(_METADATA, '{}'))
         flat = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(f'{file} is truncated or damaged ({error}); copy it again, or convert it again') from error
+        raise UserError(
+            f'{file} is truncated or damaged ({error}); copy it again, or convert it again') from error
     if told.get('format') != FORMAT:
-        raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the published one: python '
-                        f'convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
+        raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the published '
+                        f'one: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
     expected = {name: leaf.shape for name, leaf in named_leaves(network.abstract()).items()}
     params = unflatten(flat)
-    if {name: leaf.shape for name, leaf in flat.items()} != expected or params_sha256(params) != told.get('params_sha256'):
-        raise UserError(f'{file} is damaged: its values are not those that were written; copy it again, or convert it again')
+    if {name: leaf.shape for name, leaf in flat.items()} != expected or params_sha256(params) != told.get(
+        'params_sha256'):
+        raise UserError(f'{file} is damaged: its values are not those that were written; copy it again, or '
+                        f'convert it again')
     return params, told['sha256'], told['source']

@@ -1,9 +1,10 @@
-"""T5 encoders of Hugging Face transformers (config.json, weights, tokenizer) -> text encoder folders, and back.
+"""T5 encoders of Hugging Face transformers (config.json, weights, tokenizer) -> text encoder folders, and
+back.
 
-Of a T5 with a decoder the encoder is taken. Weights are read one tensor at a time and stored in the form asked for, so
-that a T5-XXL never stands in float32: the memory is that of the result and of one tensor. As with other checkpoints no
-code of a file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
-dtype or not finite is told in one error.
+Of a T5 with a decoder the encoder is taken. Weights are read one tensor at a time and stored in the form
+asked for, so that a T5-XXL never stands in float32: the memory is that of the result and of one tensor. As
+with other checkpoints no code of a file is run (`lit_jax.convert.torch_files`), and everything that is
+missing, left over, misshaped, of a wrong dtype or not finite is told in one error.
 """
 import json
 import math
@@ -37,11 +38,13 @@ MODEL_TYPES = ('t5', 'mt5')      # their encoders are the same network
 _SHOWN = 40
 
 # Our field <- transformers' field, and what transformers takes where config.json does not say.
-_FIELDS = {'vocab': ('vocab_size', 32128), 'width': ('d_model', 512), 'layers': ('num_layers', 6), 'heads': ('num_heads', 8),
+_FIELDS = {'vocab': ('vocab_size', 32128), 'width': ('d_model', 512), 'layers': ('num_layers', 6),
+           'heads': ('num_heads', 8),
            'head_dim': ('d_kv', 64), 'ffn': ('d_ff', 2048), 'buckets': ('relative_attention_num_buckets', 32),
            'max_distance': ('relative_attention_max_distance', 128)}
 _ATTENTION, _MLP = 'encoder.block.{i}.layer.0.', 'encoder.block.{i}.layer.1.'
-# Our leaf <- the tensors that make it, {i} for each layer; several are put side by side along an axis of their own.
+# Our leaf <- the tensors that make it, {i} for each layer; several are put side by side along an axis of
+# their own.
 NAMES = {
     'embed/table': ('shared.weight',),
     'position_bias/table': ('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',),
@@ -68,16 +71,18 @@ class ConvertedTextEncoder:
 
 
 def is_hub_text_encoder(path) -> bool:
-    """Whether `path` is a transformers folder of a language model, T5 or another (`convert_text_encoder` says which)."""
+    """Whether `path` is a transformers folder of a language model, T5 or another (`convert_text_encoder` says
+    which)."""
     try:
         content = json.loads((Path(path) / 'config.json').read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and 'model_type' in content and not {'kind', '_class_name'} & content.keys()
+    return isinstance(content, dict) and 'model_type' in content and not {'kind',
+                                                                          '_class_name'} & content.keys()
 
 
-def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None, overwrite: bool = False,
-                         asked: Iterable[str] = ()) -> ConvertedTextEncoder:
+def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
+                         overwrite: bool = False, asked: Iterable[str] = ()) -> ConvertedTextEncoder:
     """Reads the transformers folder `src` and writes the text encoder folder `out`.
 
     Args:
@@ -91,8 +96,8 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     """
     src, out = Path(src), Path(out)
     if asked := ', '.join(asked):
-        raise UserError(f'{src} is a text encoder, {asked} is for diffusion models. Leave it out, or give the folder of the '
-                        'diffusion model')
+        raise UserError(f'{src} is a text encoder, {asked} is for diffusion models. Leave it out, or give '
+                        f'the folder of the diffusion model')
     if text_dtype not in WEIGHTS:
         raise UserError(f'unknown text_dtype {text_dtype!r}; known: {", ".join(WEIGHTS)}')
     check_text_encoder_target(out, overwrite)
@@ -103,14 +108,16 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     source = open_weights(src)
     if not source.files:
         inside = ', '.join(sorted(entry.name for entry in src.iterdir())[:8])
-        raise UserError(f'{src} holds no weights: expected model.safetensors or pytorch_model.bin (or their .index.json with '
-                        f'the files it names); it holds {inside}')
+        raise UserError(f'{src} holds no weights: expected model.safetensors or pytorch_model.bin (or their '
+                        f'.index.json with the files it names); it holds {inside}')
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
     config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(list(source.files))}}
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(),
+                             **digests(list(source.files))}}
     save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
-    return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params), out)
+    return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params),
+                                out)
 
 
 def describe_text_encoder(done: ConvertedTextEncoder) -> str:
@@ -119,26 +126,28 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
     return '\n'.join([
         f'read     {done.source} (T5 encoder)',
         f'id       {config["id"]}',
-        f'model    {arch["layers"]} layers, width {arch["width"]}, {arch["heads"]} heads of {arch["head_dim"]}, '
-        f'mlp {arch["ffn"]}, {arch["vocab"]} tokens ({config["tokenizer"]})',
+        f'model    {arch["layers"]} layers, width {arch["width"]}, {arch["heads"]} heads of '
+        f'{arch["head_dim"]}, mlp {arch["ffn"]}, {arch["vocab"]} tokens ({config["tokenizer"]})',
         f'numbers  {done.parameters:,} parameters, {storage.human_bytes(done.bytes)} as {config["weights"]}',
         f'written  {done.out}'])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # config.json and tokenizer
 
 
 def arch_of(hub: Mapping, where: str) -> dict:
-    """The architecture that a transformers config.json tells, or a UserError for what lit_jax does not have."""
+    """The architecture that a transformers config.json tells, or a UserError for what lit_jax does not
+    have."""
     if hub.get('model_type') not in MODEL_TYPES:
-        raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the text encoders '
-                        f'T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
+        raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the '
+                        f'text encoders T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
     proj = hub.get('feed_forward_proj', 'relu' if hub['model_type'] == 't5' else 'gated-gelu')
     problems = []
     if proj != 'gated-gelu' or hub.get('dense_act_fn', 'gelu_new') != 'gelu_new':
-        problems.append(f'feed_forward_proj is {proj!r}, dense_act_fn {hub.get("dense_act_fn", "not given")!r}; only '
-                        '"gated-gelu" with "gelu_new" is known: T5 v1.1 and Flan-T5 have it, the first T5 has "relu"')
+        problems.append(f'feed_forward_proj is {proj!r}, dense_act_fn '
+                        f'{hub.get("dense_act_fn", "not given")!r}; only "gated-gelu" with "gelu_new" is '
+                        f'known: T5 v1.1 and Flan-T5 have it, the first T5 has "relu"')
     if hub.get('layer_norm_epsilon', NORM_EPS) != NORM_EPS:
         problems.append(f'layer_norm_epsilon is {hub["layer_norm_epsilon"]!r}; only {NORM_EPS} is known')
     if problems:
@@ -152,7 +161,8 @@ def arch_of(hub: Mapping, where: str) -> dict:
 
 
 def find_tokenizer(src: Path) -> Tokenizer:
-    """The tokenizer in the folder of the text encoder, or in a pipeline's tokenizer/ (tokenizer_2/) beside it."""
+    """The tokenizer in the folder of the text encoder, or in a pipeline's tokenizer/ (tokenizer_2/) beside
+    it."""
     beside = src.resolve().parent / src.resolve().name.replace('text_encoder', 'tokenizer')
     places = [src] + [beside] * (beside.name.startswith('tokenizer'))
     for folder in places:
@@ -165,7 +175,8 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f'{path} does not exist; give the folder of the text encoder, with config.json and weights') from None
+        raise UserError(f'{path} does not exist; give the folder of the text encoder, with config.json and '
+                        f'weights') from None
     except ValueError as error:
         raise UserError(f'{path} is not readable JSON: {error}') from error
     if not isinstance(content, dict):
@@ -181,12 +192,13 @@ def _guess_id(src: Path) -> str:
     return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Weights
 
 
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
-    """The parameter tree of `arch` in the form `weights`, filled from `source`, or one UserError with all that is wrong.
+    """The parameter tree of `arch` in the form `weights`, filled from `source`, or one UserError with all
+    that is wrong.
 
     name: what was read, for the message.
     """
@@ -224,7 +236,8 @@ def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
 
 def _keys(path: str, layer: int, source: Source | None = None) -> list[str]:
     keys = [name.format(i=layer) for name in NAMES[path]]
-    if source is not None and keys == ['shared.weight'] and keys[0] not in source.tensors and _EMBEDDINGS[1] in source.tensors:
+    if source is not None and keys == ['shared.weight'] and keys[0] not in source.tensors and _EMBEDDINGS[
+        1] in source.tensors:
         return [_EMBEDDINGS[1]]
     return keys
 
@@ -253,7 +266,8 @@ def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
             keys = _keys(path, layer, source)
             used.update(keys)
             problems += [problem for key in keys if (problem := _problem(source, key, tuple(want)))]
-    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used and not key.startswith(_OTHER_HALF)]
+    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used
+                 and not key.startswith(_OTHER_HALF)]
     _raise(problems, name)
 
 
@@ -275,7 +289,7 @@ def _raise(problems: list[str], name: str) -> None:
                         '\n  '.join(problems[:_SHOWN] + more))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The way back
 
 
@@ -294,18 +308,21 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
-    """Writes the text encoder folder `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
+    """Writes the text encoder folder `src` as a transformers folder `out` (T5EncoderModel), tokenizer
+    included."""
     from safetensors.numpy import save_file
     out, config = Path(out), read_text_encoder_config(src)
     if config['weights'] == 'int8':
-        raise UserError(f'{src} holds int8 weights, rounded for good; export the folder with bfloat16 or float32 weights')
+        raise UserError(f'{src} holds int8 weights, rounded for good; export the folder with bfloat16 or '
+                        f'float32 weights')
     if out.is_file() or out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to write into it')
     params, tokenizer = _load_arrays(src), Tokenizer.load(src)
     hub = {theirs: config['text_encoder'][ours] for ours, (theirs, _) in _FIELDS.items()}
-    hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu', 'pad_token_id': 0,
-            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False, 'torch_dtype': config['weights'],
-            OWN_ID: config['id']}
+    hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu',
+            'pad_token_id': 0,
+            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False,
+            'torch_dtype': config['weights'], OWN_ID: config['id']}
     out.mkdir(parents=True, exist_ok=True)
     with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):
         save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})

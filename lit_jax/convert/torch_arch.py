@@ -1,4 +1,5 @@
-"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked for."""
+"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked
+for."""
 import json
 import math
 import re
@@ -19,13 +20,15 @@ from lit_jax.recipes.recipe import SIZES
 from lit_jax.recipes.systems import SYSTEMS
 from lit_jax.runtime.errors import UserError
 
-# How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to 1.
+# How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to
+# 1.
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors) say why.
+    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors)
+    say why.
 
     notes: what was taken for granted, to be printed.
     """
@@ -35,8 +38,8 @@ class Inferred:
     notes: list[str] = field(default_factory=list)
 
 
-# Letter, field of the architecture, and a value that serves where no tensor shows the size: all that would are missing then, and
-# the reading will name them.
+# Letter, field of the architecture, and a value that serves where no tensor shows the size: all that would
+# are missing then, and the reading will name them.
 _SIZES = (('p', 'patch', 2), ('C', 'channels', 4))
 _LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_channels', 8),)
 
@@ -45,14 +48,15 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     """The architecture of the model in `source`, as far as its tensors and the hints tell.
 
     Raises:
-        UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to be told
+        UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to
+        be told
             together with what is wrong with single tensors.
     """
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):
-        raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the model; '
-                        'expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
+        raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the '
+                        f'model; expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
     for letter, field_name, placeholder in (*_SIZES, *(_CAPTION_SIZES if found.captions else _LABEL_SIZES),
                                             ('F', 'mlp_ratio', 4 * sizes['D']), ('O', 'learn_sigma', None)):
         if not sizes.get(letter):
@@ -63,8 +67,8 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     token = sizes['p'] ** 2 * sizes['C']
     problems = []
     if sizes['O'] not in (token, 2 * token) and not {'patch', 'channels'} & unknown:
-        problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · channels) or '
-                        'twice that')
+        problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · '
+                        f'channels) or twice that')
     blocks = infer_blocks(source, found, hints, hub)
     mixer = blocks.mixer
     if found.captions:
@@ -83,7 +87,8 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
             mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
     ffn, ratio, ffn_problems = infer_ffn(found)
     arch = {**family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
-            'channels': sizes['C'], 'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer, 'ffn': ffn}
+            'channels': sizes['C'], 'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer,
+            'ffn': ffn}
     if 'stages' in FAMILY_DEFAULTS[arch['family']]:
         arch['stages'] = blocks.stages
     problems += blocks.problems + ffn_problems + hub_problems(arch, hub, unknown)
@@ -98,10 +103,12 @@ def plain_arch(arch: Mapping) -> dict:
 def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
     """(num_classes and input_size, problems)."""
     input_size, problems = _input_size(source, found, hints, hub)
-    return {'num_classes': found.sizes['R'] - 1, 'input_size': input_size or (found.sizes['p'],) * 2}, problems
+    return {'num_classes': found.sizes['R'] - 1,
+            'input_size': input_size or (found.sizes['p'],) * 2}, problems
 
 
-def _input_size(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[tuple[int, int] | None, list[str]]:
+def _input_size(source: Source, found: Found, hints: Hints,
+                hub: Mapping) -> tuple[tuple[int, int] | None, list[str]]:
     """Height and width of the latent: from the position table, the hub's config, or the caller."""
     key, patch = POSITION_KEYS[found.layout], found.sizes['p']
     info = source.tensors.get(key)
@@ -119,7 +126,8 @@ def _input_size(source: Source, found: Found, hints: Hints, hub: Mapping) -> tup
 
 
 def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> tuple[int, int] | None:
-    """The token grid whose sin-cos table this is; where none fits (the import will say so), the likeliest one."""
+    """The token grid whose sin-cos table this is; where none fits (the import will say so), the likeliest
+    one."""
     tokens, width = table.shape
     side = math.isqrt(tokens)
     square = (side, side) if side * side == tokens else None
@@ -134,23 +142,27 @@ def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> t
 
 
 def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> list[str]:
-    """Where config.json of a diffusers folder contradicts the tensors beside it, or asks for what this library lacks."""
+    """Where config.json of a diffusers folder contradicts the tensors beside it, or asks for what this
+    library lacks."""
     if not hub:
         return []
-    values = {theirs: value for theirs, value in hub_sizes(arch).items() if _HUB_FIELDS.get(theirs) not in unknown}
+    values = {theirs: value for theirs, value in hub_sizes(arch).items()
+              if _HUB_FIELDS.get(theirs) not in unknown}
     if 'heads' not in unknown:
         values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
     captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
-    return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}' for name, value in values.items()
+    return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}'
+                       for name, value in values.items()
                        if hub.get(name) not in (None, value)]
 
 
 # Field of a diffusers config.json -> ours that it shows.
-_HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'channels', 'num_embeds_ada_norm': 'num_classes',
-               'sample_size': 'input_size', 'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
+_HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'channels',
+               'num_embeds_ada_norm': 'num_classes', 'sample_size': 'input_size',
+               'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # What was asked for
 
 # Text models: name -> what it fixes.
@@ -159,19 +171,23 @@ TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIX
 
 
 def parse_arch_name(name: str) -> dict:
-    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that the name fixes."""
+    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that the
+    name fixes."""
     plain = re.sub(r'[-/]', '_', name.lower())
-    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
+    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items()
+             for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
-        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. Systems: '
-                        f'{", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: {", ".join(TEXT_MODELS)}')
+        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. '
+                        f'Systems: {", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: '
+                        f'{", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
     if start in TEXT_MODELS:
         expected = dict(TEXT_MODELS[start])
     else:
         model = known[start]
-        expected = {name: model[name] for name in ('family', 'depth', 'width')} | {'mixer': model['mixer']['name']}
+        expected = {name: model[name]
+                    for name in ('family', 'depth', 'width')} | {'mixer': model['mixer']['name']}
         if model.get('stages'):
             expected['stages'] = plain_arch({'stages': model['stages']})['stages']
     for number in filter(None, plain[len(start):].split('_')):
@@ -184,9 +200,10 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
     """Refuses a model that is not the one asked for.
 
     Args:
-        arch: what `name` holds. expected: any of depth, width, patch, image_size, input_size, channels, num_classes,
-            mixer (its name), heads and other options of the mixer.
-        downscale: image pixels a latent pixel, each way. unknown: fields of `arch` that are not to be compared.
+        arch: what `name` holds. expected: any of depth, width, patch, image_size, input_size, channels,
+            num_classes, mixer (its name), heads and other options of the mixer.
+        downscale: image pixels a latent pixel, each way. unknown: fields of `arch` that are not to be
+            compared.
     """
     expected = {key: value for key, value in expected.items() if value is not None}
     if 'image_size' in expected:

@@ -1,7 +1,8 @@
-"""Model folders -> `.safetensors` under the original PyTorch names, DiT's position table included; PixArt-Σ also for diffusers.
+"""Model folders -> `.safetensors` under the original PyTorch names, DiT's position table included; PixArt-Σ
+also for diffusers.
 
-The model folder's config travels in the file's metadata, so that converting the file back restores everything: heads,
-latent space, class names, diffusion.
+The model folder's config travels in the file's metadata, so that converting the file back restores
+everything: heads, latent space, class names, diffusion.
 """
 import json
 import os
@@ -37,8 +38,10 @@ def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original') -> 
 
 
 def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int, ...]]:
-    """{torch name: shape} of a model, without any weights; `pos_embed` first, which files of PixArt do without."""
-    shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(), arch['width'])}
+    """{torch name: shape} of a model, without any weights; `pos_embed` first, which files of PixArt do
+    without."""
+    shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(),
+                                                                  arch['width'])}
     for keys, leaf, _ in _order(arch, layout):
         whole = leaf.torch_shape
         shapes |= dict.fromkeys(keys, (whole[0] // len(keys), *whole[1:]) if len(keys) > 1 else whole)
@@ -46,7 +49,8 @@ def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int
 
 
 def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
-    """Writes the model folder or workdir `src` as the file `out` (.safetensors), or as the diffusers folder `out`.
+    """Writes the model folder or workdir `src` as the file `out` (.safetensors), or as the diffusers folder
+    `out`.
 
     What is written stands beside its place and is renamed when it is whole.
     """
@@ -71,14 +75,16 @@ def _export_hub(src, out: Path, overwrite: bool) -> Converted:
         if not overwrite:
             raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
         if not out.is_dir() or {path.name for path in out.iterdir()} != {CONFIG, HUB_WEIGHTS}:
-            raise UserError(f'{out} is no folder that --layout diffusers wrote, so it is not overwritten; give another --out')
+            raise UserError(f'{out} is no folder that --layout diffusers wrote, so it is not overwritten; '
+                            f'give another --out')
     config, params = _load(src)
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
     return _exported(src, 'diffusers', config, params, out, lost)
 
 
-def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes: tuple[str, ...] = ()) -> Converted:
+def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path,
+              notes: tuple[str, ...] = ()) -> Converted:
     weights = (config.get('provenance') or {}).get('weights', 'state_dict')
     return Converted(str(src), weights, layout, config['model'], count_weights(params), out, notes)
 
@@ -94,7 +100,8 @@ def export_params(out: Path, config: Mapping, params: Mapping) -> None:
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
-    """Writes a PixArt of softmax attention as a folder that diffusers' PixArtTransformer2DModel loads, atomically.
+    """Writes a PixArt of softmax attention as a folder that diffusers' PixArtTransformer2DModel loads,
+    atomically.
 
     Raises UserError, before anything is written, where diffusers has no such model; `name` says whose it is.
     """
@@ -109,7 +116,8 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
 
 
 def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or folder beside `out`, and renames it when it is whole; one that is there is replaced."""
+    """Lets `write` make a file or folder beside `out`, and renames it when it is whole; one that is there is
+    replaced."""
     out = Path(out).absolute()
     temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
     try:
@@ -133,7 +141,8 @@ def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> N
 def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str) -> None:
     arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
     with open(path, 'wb') as file:
-        write_safetensors(file, torch_layout(arch, layout), (value for _, value in _tensors(params, arch, layout)), metadata)
+        write_safetensors(file, torch_layout(arch, layout),
+                          (value for _, value in _tensors(params, arch, layout)), metadata)
         file.flush()
         os.fsync(file.fileno())
 
@@ -149,7 +158,8 @@ def _published(config: Mapping) -> dict:
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-    """Streams float32 tensors into an open binary file, one at a time (safetensors' own writer copies them all).
+    """Streams float32 tensors into an open binary file, one at a time (safetensors' own writer copies them
+    all).
 
     Args:
         layout: name -> shape of every tensor, in the order of `values`.
@@ -170,8 +180,10 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
         file.write(value.data)
 
 
-def _order(arch: Mapping, layout: str = 'original') -> Iterator[tuple[tuple[str, ...], ModelLeaf, int | None]]:
-    """(keys, leaf, layer of the leaf) of every tensor but the position table, as DiT's state dict orders them.
+def _order(arch: Mapping, layout: str = 'original') -> Iterator[
+    tuple[tuple[str, ...], ModelLeaf, int | None]]:
+    """(keys, leaf, layer of the leaf) of every tensor but the position table, as DiT's state dict orders
+    them.
 
     Several keys are the parts of one tensor along its first axis.
     """
@@ -183,18 +195,20 @@ def _order(arch: Mapping, layout: str = 'original') -> Iterator[tuple[tuple[str,
     for block in range(max(leaf.blocks.stop for leaf in stacked)):
         for leaf in stacked:
             if block in leaf.blocks:
-                yield tuple(key.replace('{i}', str(block)) for key in leaf.rule.keys(layout)), leaf, block - leaf.blocks.start
+                yield tuple(key.replace('{i}', str(block))
+                            for key in leaf.rule.keys(layout)), leaf, block - leaf.blocks.start
     for leaf in leaves[first:]:
         if leaf.blocks is None:
             yield leaf.rule.keys(layout), leaf, None
 
 
 def _tensors(params: Mapping, arch: Mapping, layout: str = 'original') -> Iterator[tuple[str, np.ndarray]]:
-    """(key, values) of every tensor, DiT's `pos_embed` first; checks that the tree has exactly the leaves of `arch`."""
+    """(key, values) of every tensor, DiT's `pos_embed` first; checks that the tree has exactly the leaves of
+    `arch`."""
     flat, paths = named_leaves(params), {leaf.path for leaf in model_leaves(arch)}
     if paths != set(flat):
-        raise UserError(f'the parameters do not fit the architecture: missing {sorted(paths - set(flat))}, unexpected '
-                        f'{sorted(set(flat) - paths)}')
+        raise UserError(f'the parameters do not fit the architecture: missing {sorted(paths - set(flat))}, '
+                        f'unexpected {sorted(set(flat) - paths)}')
     if arch['family'] != 'pixart':
         yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
     for keys, leaf, layer in _order(arch, layout):

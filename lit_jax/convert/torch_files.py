@@ -1,11 +1,12 @@
 """Readers of PyTorch's weight files: names, shapes and dtypes at once, values one tensor at a time.
 
-Understood: `.pt`/`.pth`/`.bin` zip files of torch.save (a bare state dict, or a training checkpoint that holds
-`model` and `ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards. The kind is told from the
-content, not from the name.
+Understood: `.pt`/`.pth`/`.bin` zip files of torch.save (a bare state dict, or a training checkpoint that
+holds `model` and `ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards. The kind is
+told from the content, not from the name.
 
-No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data only. Files are
-memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not have to be in memory beside its copy.
+No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data only.
+Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not have to be in memory
+beside its copy.
 """
 import argparse
 import hashlib
@@ -28,9 +29,10 @@ FLOATS = ('float32', 'float16', 'bfloat16')
 _LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
 METADATA_KEY = 'lit_jax'           # of a .safetensors file that we wrote: the model folder's config as JSON
 _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
-# What torch.load raises for damaged files: its unpickler stumbles over wrong opcodes in every way that Python code can.
-_DAMAGE = (RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError, AssertionError,
-           ArithmeticError)
+# What torch.load raises for damaged files: its unpickler stumbles over wrong opcodes in every way that Python
+# code can.
+_DAMAGE = (RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError,
+           AssertionError, ArithmeticError)
 _WRAPPERS = ('module.', '_orig_mod.')   # DistributedDataParallel, torch.compile
 _HF_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch_model', 'model')
 
@@ -52,7 +54,8 @@ class Reader(Protocol):
         """Its values in float32, possibly a view of the mapped file."""
 
     def release(self) -> None:
-        """Drops the memory map; the next `read` maps the file again. Views handed out before keep it alive."""
+        """Drops the memory map; the next `read` maps the file again. Views handed out before keep it
+        alive."""
 
 
 @dataclass
@@ -61,7 +64,8 @@ class Source:
 
     Attributes:
         tensors: key -> TensorInfo, wrapper prefixes (`module.`) taken off.
-        problems: what is wrong with the files' contents already (tensors given twice, things that are no tensors).
+        problems: what is wrong with the files' contents already (tensors given twice, things that are no
+            tensors).
         config: the model folder's config that our own export stored, or None.
         hub_config: config.json of a diffusers folder, or None.
         classes: class names of a diffusers pipeline, or None.
@@ -92,7 +96,8 @@ class Source:
             key = _unwrapped(name)
             if key in self.tensors:
                 where = f' (again in {file_name})' if file_name else ''
-                self.problems.append(f'duplicate tensor: {key}{where}' + (f', also as {name}' if name != key else ''))
+                self.problems.append(f'duplicate tensor: {key}{where}' +
+                                     (f', also as {name}' if name != key else ''))
             else:
                 self.tensors[key], self._owner[key] = info, (reader, name)
 
@@ -126,7 +131,8 @@ def open_weights(folder: Path) -> Source:
     source = Source({}, tuple(files))
     for file in files:
         _open_file(file, 'ema', source)
-    source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index if key not in source.tensors]
+    source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index
+                        if key not in source.tensors]
     return source
 
 
@@ -143,7 +149,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Readers
 
 
@@ -197,7 +203,8 @@ class _TorchReader:
         self._path, self._weights, self._tensors = path, weights, None
         self.problems: list[str] = []
         self.chosen = 'state_dict'
-        self._infos = {key: TensorInfo(tuple(value.shape), _torch_dtype(value)) for key, value in self._open().items()}
+        self._infos = {key: TensorInfo(tuple(value.shape), _torch_dtype(value))
+                       for key, value in self._open().items()}
         self.release()
 
     def _open(self) -> dict:
@@ -233,10 +240,12 @@ def _load_torch(path: Path):
     try:
         import torch
     except ImportError as error:
-        raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install -r requirements-torch.txt, '
-                        'or give the weights as .safetensors, which needs no PyTorch') from error
+        raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install -r '
+                        f'requirements-torch.txt, or give the weights as .safetensors, which needs no PyTorch'
+                        ) from error
     try:
-        # DiT's training checkpoints carry their command line as an argparse.Namespace: attributes and nothing else.
+        # DiT's training checkpoints carry their command line as an argparse.Namespace: attributes and nothing
+        # else.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except UnpicklingError as error:
@@ -249,26 +258,28 @@ def _load_torch(path: Path):
 def _refusal(path: Path, text: str) -> str:
     found = re.search(r'GLOBAL[: ]+`?([\w.]+\.[\w.]+)', text)
     what = f'it asks for {found[1]}' if found else 'it holds more than tensors and plain containers'
-    return (f'{path} is refused: {what}, and opening that could run code from the file. Nothing of it was run. If you '
-            'made the file yourself, save its weights alone: torch.save(model.state_dict(), "weights.pt")')
+    return (f'{path} is refused: {what}, and opening that could run code from the file. Nothing of it was '
+            f'run. If you made the file yourself, save its weights alone: torch.save(model.state_dict(), '
+            f'"weights.pt")')
 
 
 def _choose(content, weights: str, path: Path) -> tuple[Mapping, str]:
     """The state dict in what torch.load returned: bare, or one of a training checkpoint's."""
     if not isinstance(content, Mapping):
-        raise UserError(f'{path} holds a {type(content).__name__}, expected a state dict (name -> tensor) or a '
-                        'training checkpoint {model, ema, opt, args}')
-    for name in (weights, f'state_dict_{weights}', 'state_dict'):       # PixArt's trainer has state_dict and state_dict_ema
+        raise UserError(f'{path} holds a {type(content).__name__}, expected a state dict (name -> tensor) or '
+                        f'a training checkpoint {{model, ema, opt, args}}')
+    # PixArt's trainer has state_dict and state_dict_ema
+    for name in (weights, f'state_dict_{weights}', 'state_dict'):
         if isinstance(content.get(name), Mapping):
             return {str(key): value for key, value in content[name].items()}, name.removeprefix('state_dict_')
     available = [name for name in ('ema', 'model') if isinstance(content.get(name), Mapping)]
     if available:
-        raise UserError(f'{path} is a training checkpoint without {weights!r} weights; it has {", ".join(available)}: '
-                        f'use --weights={available[0]}')
+        raise UserError(f'{path} is a training checkpoint without {weights!r} weights; it has '
+                        f'{", ".join(available)}: use --weights={available[0]}')
     if not any(_is_tensor(value) for value in content.values()):
         keys = ', '.join(map(str, list(content)[:8])) or 'nothing'
-        raise UserError(f'{path} holds no weights (found: {keys}); expected a state dict or a training checkpoint '
-                        '{model, ema, opt, args}')
+        raise UserError(f'{path} holds no weights (found: {keys}); expected a state dict or a training '
+                        f'checkpoint {{model, ema, opt, args}}')
     return {str(key): value for key, value in content.items()}, 'state_dict'
 
 
@@ -278,7 +289,7 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Files and folders
 
 
@@ -307,7 +318,8 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
 
 
 def _sniff(path: Path) -> str:
-    """'torch' or 'safetensors' by the first bytes; everything else is an error that names what the file is."""
+    """'torch' or 'safetensors' by the first bytes; everything else is an error that names what the file
+    is."""
     try:
         with open(path, 'rb') as file:
             head = file.read(512)
@@ -319,21 +331,23 @@ def _sniff(path: Path) -> str:
     if head[:4] == b'PK\x03\x04':
         return 'torch'
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        raise UserError(f'{path} is a web page, not a checkpoint: the download returned an HTML page (often a login or '
-                        'error page). Get the file itself, for instance with curl -L')
+        raise UserError(f'{path} is a web page, not a checkpoint: the download returned an HTML page (often '
+                        f'a login or error page). Get the file itself, for instance with curl -L')
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
-    # Before the look for pickles: the length that starts a .safetensors file can begin with any of their bytes.
+    # Before the look for pickles: the length that starts a .safetensors file can begin with any of their
+    # bytes.
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER:
         return 'safetensors'
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
-        raise UserError(f'{path} is a plain pickle or a torch file of before version 1.6. Opening those can run code '
-                        'from the file, so they are not read. If you trust it, load it in PyTorch and save its weights '
-                        'again with torch.save')
+        raise UserError(f'{path} is a plain pickle or a torch file of before version 1.6. Opening those can '
+                        f'run code '
+                        'from the file, so they are not read. If you trust it, load it in PyTorch and save '
+                        'its weights again with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
-    raise UserError(f'{path} is no checkpoint: expected a torch.save file or .safetensors, but it starts with '
-                    f'{head[:16]!r}')
+    raise UserError(f'{path} is no checkpoint: expected a torch.save file or .safetensors, but it starts '
+                    f'with {head[:16]!r}')
 
 
 def _open_folder(path: Path, weights: str) -> Source:
@@ -343,15 +357,16 @@ def _open_folder(path: Path, weights: str) -> Source:
     if not files:
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
         raise UserError(f'{folder} holds no weights: expected a diffusers folder with config.json and '
-                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json); it holds {inside}. '
-                        'A single checkpoint is given by its own path')
+                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json); it holds '
+                        f'{inside}. A single checkpoint is given by its own path')
     config_path = folder / 'config.json'
     if not config_path.is_file():
-        raise UserError(f'{folder} has weights but no config.json; give the weight file itself ({files[0]}) or add '
-                        'the config.json of the diffusers model')
+        raise UserError(f'{folder} has weights but no config.json; give the weight file itself ({files[0]}) '
+                        f'or add the config.json of the diffusers model')
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
-    source = Source({}, (*files, config_path), hub_config=_parse_json(config_path.read_text(), str(config_path)))
+    source = Source({}, (*files, config_path),
+                    hub_config=_parse_json(config_path.read_text(), str(config_path)))
     check_hub_config(source.hub_config, str(config_path))
     for file in files:
         _open_file(file, weights, source)

@@ -1,4 +1,5 @@
-"""config.json of Hugging Face diffusers folders: what is read of it, and what PixArt's says when we write one."""
+"""config.json of Hugging Face diffusers folders: what is read of it, and what PixArt's says when we write
+one."""
 from collections.abc import Mapping
 
 from lit_jax.models.arch import mixers_of
@@ -7,8 +8,8 @@ from lit_jax.runtime.errors import UserError
 PIXART_CLASS = 'PixArtTransformer2DModel'
 # Transformer2DModel is what older folders of both are called; '' are folders that do not say.
 _CLASSES = ('DiTTransformer2DModel', PIXART_CLASS, 'Transformer2DModel', '')
-_WHOLE = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'num_layers', 'patch_size', 'sample_size',
-          'num_embeds_ada_norm', 'caption_channels', 'cross_attention_dim')
+_WHOLE = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'num_layers',
+          'patch_size', 'sample_size', 'num_embeds_ada_norm', 'caption_channels', 'cross_attention_dim')
 
 
 def check_hub_config(config: Mapping, where: str) -> None:
@@ -20,8 +21,8 @@ def check_hub_config(config: Mapping, where: str) -> None:
         raise UserError(f'{where}: interpolation_scale must be a number above 0 or null, got {scale!r}')
     name = config.get('_class_name', '')
     if name not in _CLASSES:
-        raise UserError(f'{where} is the config of a {name}; this converter reads DiT (DiTTransformer2DModel) and PixArt-Σ '
-                        f'({PIXART_CLASS})')
+        raise UserError(f'{where} is the config of a {name}; this converter reads DiT '
+                        f'(DiTTransformer2DModel) and PixArt-Σ ({PIXART_CLASS})')
 
 
 def hub_sizes(arch: Mapping) -> dict:
@@ -29,8 +30,10 @@ def hub_sizes(arch: Mapping) -> dict:
     sizes = {'num_layers': arch['depth'], 'patch_size': arch['patch'], 'in_channels': arch['channels']}
     if arch['family'] != 'pixart':
         return sizes | {'num_embeds_ada_norm': arch['num_classes'], 'sample_size': arch['input_size'][0]}
-    return sizes | {'sample_size': arch['base_size'] * arch['patch'], 'caption_channels': arch['caption_channels'],
-                    'cross_attention_dim': arch['width'], 'out_channels': arch['channels'] * (2 if arch['learn_sigma'] else 1)}
+    return sizes | {'sample_size': arch['base_size'] * arch['patch'],
+                    'caption_channels': arch['caption_channels'],
+                    'cross_attention_dim': arch['width'],
+                    'out_channels': arch['channels'] * (2 if arch['learn_sigma'] else 1)}
 
 
 def pixart_hub_config(arch: Mapping, name: str) -> dict:
@@ -45,13 +48,16 @@ def pixart_hub_config(arch: Mapping, name: str) -> dict:
         (all(mixer.get('compress', 1) == 1 for mixer in mixers), 'its keys are compressed'),
         (all(mixer.get('qkv_bias', True) for mixer in mixers), 'its attention has no biases'),
         (arch.get('ffn', 'mlp') == 'mlp' and arch['mlp_ratio'] == 4, 'its ffn is not an mlp of ratio 4'),
-        (arch.get('cross_heads') == mixers[0]['heads'], 'its cross-attention has heads of its own')) if not holds]
+        (arch.get('cross_heads') == mixers[0]['heads'], 'its cross-attention has heads of its own'))
+           if not holds]
     if odd:
-        raise UserError(f'{name} cannot be written for diffusers: its {PIXART_CLASS} has softmax attention and nothing else; here '
-                        f'{odd[0]}. Leave --layout out: the original names hold every model')
+        raise UserError(f'{name} cannot be written for diffusers: its {PIXART_CLASS} has softmax attention '
+                        f'and nothing else; here {odd[0]}. Leave --layout out: the original names hold every '
+                        f'model')
     heads = arch['cross_heads']
     return {'_class_name': PIXART_CLASS, **hub_sizes(arch), 'num_attention_heads': heads,
             'attention_head_dim': arch['width'] // heads, 'interpolation_scale': arch['pe_interpolation'],
             'use_additional_conditions': False, 'attention_bias': True, 'activation_fn': 'gelu-approximate',
-            'norm_type': 'ada_norm_single', 'norm_elementwise_affine': False, 'norm_eps': 1e-6, 'num_embeds_ada_norm': 1000,
-            'norm_num_groups': 32, 'dropout': 0.0, 'upcast_attention': False, 'attention_type': 'default'}
+            'norm_type': 'ada_norm_single', 'norm_elementwise_affine': False, 'norm_eps': 1e-6,
+            'num_embeds_ada_norm': 1000, 'norm_num_groups': 32, 'dropout': 0.0, 'upcast_attention': False,
+            'attention_type': 'default'}

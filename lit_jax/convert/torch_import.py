@@ -1,9 +1,9 @@
 """PyTorch checkpoints -> model folders.
 
-Each source tensor and each leaf of the parameter tree is accounted for; whatever is missing, left over, misshaped,
-doubled, of a wrong dtype or not finite is collected and reported in one error. Leaves are filled one after the other
-into arrays that already have their final shape, and the mapped file is let go after each, so that a conversion needs
-little more memory than the weights themselves.
+Each source tensor and each leaf of the parameter tree is accounted for; whatever is missing, left over,
+misshaped, doubled, of a wrong dtype or not finite is collected and reported in one error. Leaves are filled
+one after the other into arrays that already have their final shape, and the mapped file is let go after each,
+so that a conversion needs little more memory than the weights themselves.
 """
 import os
 from collections.abc import Mapping
@@ -33,10 +33,13 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, local_path
 
-SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}   # DiT's latents
-SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}           # PixArt-Σ's
+# DiT's latents
+SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}
+# PixArt-Σ's
+SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
-DIFFUSION = {'steps': 1000, 'kind': 'linear'}                                                     # DiT's schedule
+# DiT's schedule
+DIFFUSION = {'steps': 1000, 'kind': 'linear'}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class _Problems:
                 for (kind, pattern, detail), layers in self.blocks.items()]
 
 
-def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *, heads: int | None = None,
+def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *,
+                     heads: int | None = None,
                      input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None,
                      cross_heads: int | None = None) -> tuple[dict, dict]:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
@@ -165,7 +169,8 @@ class _Reading:
         return values if info.shape == shape else None
 
     def _check_copies(self, patterns: tuple[str, ...]) -> None:
-        """diffusers' embedders stand in every block: all copies must be the first one's equal to be folded into it."""
+        """diffusers' embedders stand in every block: all copies must be the first one's equal to be folded
+        into it."""
         for pattern in patterns:
             if '{i}' not in pattern or (first := pattern.replace('{i}', '0')) not in self.source.tensors:
                 continue
@@ -175,17 +180,20 @@ class _Reading:
                 if (copy := self._take(key, info.shape)) is not None:
                     values = self.source.read(first) if values is None else values
                     if not np.array_equal(copy, values, equal_nan=True):
-                        self.problems.add('differing', key, 'is not block 0\'s copy; DiT has one for all blocks')
+                        self.problems.add('differing', key,
+                                          'is not block 0\'s copy; DiT has one for all blocks')
 
     def check_positions(self) -> None:
-        """A stored position table must be the one that the model computes; PixArt's is left out of account, as by its loader."""
+        """A stored position table must be the one that the model computes; PixArt's is left out of account,
+        as by its loader."""
         key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
         if key not in self.source.tensors or self.arch['family'] == 'pixart':
             return
         table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
         values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
         if values is not None and not np.abs(values[0] - table).max() <= POSITION_TOLERANCE[dtype]:
-            self.problems.add('wrong', key, f'is not the sin-cos table of a {size[0] // patch}x{size[1] // patch} grid')
+            self.problems.add('wrong', key,
+                              f'is not the sin-cos table of a {size[0] // patch}x{size[1] // patch} grid')
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -200,22 +208,23 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The whole road
 
 
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
-            routed: tuple[int, ...] | None = None, cross_heads: int | None = None, overwrite: bool = False) -> Converted:
+            routed: tuple[int, ...] | None = None, cross_heads: int | None = None,
+            overwrite: bool = False) -> Converted:
     """Reads the checkpoint `src` and writes the model folder `out`.
 
     Args:
         src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
         heads, cross_heads, activation, focus_power, routed: what shapes do not show (`Hints`).
-        expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the size of a
-            file without position table.
-        latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text models of
-            SDXL's; else pixels).
+        expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the
+            size of a file without position table.
+        latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
+            models of SDXL's; else pixels).
         overwrite: replace a model folder that is already there.
 
     Raises:
@@ -236,25 +245,31 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     else:
         inferred = infer_arch(source, str(src), hints)
     arch = inferred.arch
-    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation, 'focus_power': focus_power}
+    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
+               'focus_power': focus_power}
     check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
     params = read_params(source, inferred, str(src))
     config = {'format': 1, 'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
-              'classes': given.get('classes', source.classes), 'provenance': _provenance(src, source, given.get('provenance', {}))}
+              'classes': given.get('classes', source.classes),
+              'provenance': _provenance(src, source, given.get('provenance', {}))}
     notes = list(inferred.notes)
     if conditioning(arch) == 'text':
         config |= {'classes': None, 'text': text_section(arch, source, given.get('text'))}
         if not has_null_caption(source):
-            notes.append('the file has no null caption; it is filled with the text encoder\'s features of the empty prompt')
+            notes.append('the file has no null caption; it is filled with the text encoder\'s features of '
+                         'the empty prompt')
     elif config['classes'] and len(config['classes']) != arch['num_classes']:
-        raise UserError(f'{src} names {len(config["classes"])} classes, its label table has {arch["num_classes"]}')
+        raise UserError(f'{src} names {len(config["classes"])} classes, its label table has '
+                        f'{arch["num_classes"]}')
     save_model_folder(out, config, params, overwrite=overwrite)
-    return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch, count_weights(params), out, tuple(notes))
+    return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
+                     count_weights(params), out, tuple(notes))
 
 
 def count_weights(params: Mapping) -> int:
     """Numbers in a parameter tree; the null caption is data and does not count."""
-    return sum(int(np.prod(leaf.shape)) for path, leaf in named_leaves(params).items() if path != NULL_CAPTION)
+    return sum(int(np.prod(leaf.shape)) for path, leaf in named_leaves(params).items()
+               if path != NULL_CAPTION)
 
 
 def describe(done: Converted) -> str:
@@ -274,8 +289,9 @@ def describe(done: Converted) -> str:
 def _condition(arch: Mapping) -> str:
     if conditioning(arch) == 'label':
         return f'{arch["num_classes"]} classes'
-    return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, {arch["cross_heads"]} heads look at them; '
-            f'positions 0..{arch["base_size"] / arch["pe_interpolation"]:g}')
+    return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, '
+            f'{arch["cross_heads"]} heads look at them; positions '
+            f'0..{arch["base_size"] / arch["pe_interpolation"]:g}')
 
 
 def check_out(out, overwrite: bool) -> None:

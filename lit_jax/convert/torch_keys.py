@@ -1,19 +1,22 @@
-"""The tables between PyTorch's tensors and our parameter tree: names, shapes, and a named transform with its inverse.
+"""The tables between PyTorch's tensors and our parameter tree: names, shapes, and a named transform with its
+inverse.
 
-One `Rule` a leaf that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q, kv, proj, dwc as
-in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN. A leaf without a rule (EDiT,
-DyDi-LiT and U-DiG have no official code) goes under its own path as it lies: `blocks/attn/fusion/norm/gain` of block 3
-is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole leaf. `{i}` in a key is the block, counted through all
-runs of unlike blocks (`blocks0/`, `blocks1/`, ...); `blocks/` in a rule's path stands for any of them.
+One `Rule` a leaf that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q, kv,
+proj, dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN. A leaf
+without a rule (EDiT, DyDi-LiT and U-DiG have no official code) goes under its own path as it lies:
+`blocks/attn/fusion/norm/gain` of block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole
+leaf. `{i}` in a key is the block, counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...);
+`blocks/` in a rule's path stands for any of them.
 
-Letters in a rule's shape, for reading sizes off a file: D width, F inner width of the ffn, K heads, E head dim, p
-patch, C channels, O output features of a token, R rows of the label table, k side of the depth-wise kernel, Q channels
-of all keys and V of a head's values (DiG); X heads of the cross-attention, Y channels and L tokens of a caption (PixArt); None:
-read nothing.
+Letters in a rule's shape, for reading sizes off a file: D width, F inner width of the ffn, K heads, E head
+dim, p patch, C channels, O output features of a token, R rows of the label table, k side of the depth-wise
+kernel, Q channels of all keys and V of a head's values (DiG); X heads of the cross-attention, Y channels and
+L tokens of a caption (PixArt); None: read nothing.
 
-Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three tensors, and keeps
-a copy of the timestep and label embedders in every block: rules with several diffusers keys are joined along the first
-axis, rules whose diffusers key has `{i}` while the leaf is not stacked are folded into one.
+Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three
+tensors, and keeps a copy of the timestep and label embedders in every block: rules with several diffusers
+keys are joined along the first axis, rules whose diffusers key has `{i}` while the leaf is not stacked are
+folded into one.
 """
 import functools
 import json
@@ -55,7 +58,8 @@ TRANSFORMS = {
     'conv': Transform(lambda s: (s[3], s[2], s[0], s[1]), lambda w, s: w.transpose(2, 3, 1, 0),
                       lambda x: x.transpose(3, 2, 0, 1)),
     # A depth-wise (C, 1, k, k) -> (k, k, *C): the channels may be several axes.
-    'depthwise': Transform(lambda s: (_product(s[2:]), 1, s[0], s[1]), lambda w, s: w.transpose(2, 3, 1, 0).reshape(s),
+    'depthwise': Transform(lambda s: (_product(s[2:]), 1, s[0], s[1]),
+                           lambda w, s: w.transpose(2, 3, 1, 0).reshape(s),
                            lambda x: x.reshape(*x.shape[:2], 1, -1).transpose(3, 2, 0, 1)),
     # A 1 x 1 convolution (out, in, 1, 1) that is a product here: (in, *out).
     'pointwise': Transform(lambda s: (_product(s[1:]), s[0], 1, 1), lambda w, s: w[..., 0, 0].T.reshape(s),
@@ -86,7 +90,8 @@ def _pair(path, kernel_shape, transform, bias_shape, original, diffusers=()) -> 
     """The rules of a weight and its bias."""
     return (Rule(f'{path}/kernel', kernel_shape, transform, f'{original}.weight',
                  tuple(f'{key}.weight' for key in diffusers)),
-            Rule(f'{path}/bias', bias_shape, 'flat', f'{original}.bias', tuple(f'{key}.bias' for key in diffusers)))
+            Rule(f'{path}/bias', bias_shape, 'flat', f'{original}.bias',
+                 tuple(f'{key}.bias' for key in diffusers)))
 
 
 EMBEDDERS = (
@@ -99,14 +104,16 @@ EMBEDDERS = (
 _QKV = (
     *_pair('blocks/attn/qkv', ('D', 3, 'K', 'E'), 'linear', (3, 'K', 'E'), 'blocks.{i}.attn.qkv',
            (_ATTN + 'to_q', _ATTN + 'to_k', _ATTN + 'to_v')),
-    *_pair('blocks/attn/proj', ('K', 'E', 'D'), 'linear_in', ('D',), 'blocks.{i}.attn.proj', (_ATTN + 'to_out.0',)),
+    *_pair('blocks/attn/proj', ('K', 'E', 'D'), 'linear_in', ('D',), 'blocks.{i}.attn.proj',
+           (_ATTN + 'to_out.0',)),
 )
 _COMPRESSOR = (
     *_pair('blocks/attn/compressor', (None, None, 'K', 'E'), 'depthwise', ('K', 'E'), 'blocks.{i}.attn.sr'),
     Rule('blocks/attn/compressor/norm_gain', ('K', 'E'), 'flat', 'blocks.{i}.attn.norm.weight'),
     Rule('blocks/attn/compressor/norm_bias', ('K', 'E'), 'flat', 'blocks.{i}.attn.norm.bias'),
 )
-_ROUTERS = tuple(Rule(f'blocks/attn/{ours}/kernel', ('D', None), 'linear', f'blocks.{{i}}.attn.{theirs}.weight')
+_ROUTERS = tuple(Rule(f'blocks/attn/{ours}/kernel', ('D', None), 'linear',
+                      f'blocks.{{i}}.attn.{theirs}.weight')
                  for ours, theirs in (('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1')))
 ATTENTION = {
     'softmax': _QKV + _COMPRESSOR,
@@ -134,20 +141,28 @@ _ADALN = 'adaln_single.'
 # PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
 PIXART_EMBEDDERS = (
     EMBEDDERS[0], EMBEDDERS[1],
-    *_pair('t_embedder/fc1', (256, 'D'), 'linear', ('D',), 't_embedder.mlp.0', (_ADALN + 'emb.timestep_embedder.linear_1',)),
-    *_pair('t_embedder/fc2', ('D', 'D'), 'linear', ('D',), 't_embedder.mlp.2', (_ADALN + 'emb.timestep_embedder.linear_2',)),
+    *_pair('t_embedder/fc1', (256, 'D'), 'linear', ('D',), 't_embedder.mlp.0',
+           (_ADALN + 'emb.timestep_embedder.linear_1',)),
+    *_pair('t_embedder/fc2', ('D', 'D'), 'linear', ('D',), 't_embedder.mlp.2',
+           (_ADALN + 'emb.timestep_embedder.linear_2',)),
     *_pair('t_block', ('D', 6, 'D'), 'linear', (6, 'D'), 't_block.1', (_ADALN + 'linear',)),
-    *_pair('y_embedder/fc1', ('Y', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc1', ('caption_projection.linear_1',)),
-    *_pair('y_embedder/fc2', ('D', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc2', ('caption_projection.linear_2',)),
+    *_pair('y_embedder/fc1', ('Y', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc1',
+           ('caption_projection.linear_1',)),
+    *_pair('y_embedder/fc2', ('D', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc2',
+           ('caption_projection.linear_2',)),
     Rule('y_embedder/null_caption', ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
-    Rule('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table', ('transformer_blocks.{i}.scale_shift_table',)),
-    *_pair('blocks/cross_attn/q', ('D', 'X', None), 'linear', ('X', None), 'blocks.{i}.cross_attn.q_linear', (_CROSS + 'to_q',)),
-    *_pair('blocks/cross_attn/kv', ('D', 2, 'X', None), 'linear', (2, 'X', None), 'blocks.{i}.cross_attn.kv_linear',
-           (_CROSS + 'to_k', _CROSS + 'to_v')),
-    *_pair('blocks/cross_attn/proj', ('X', None, 'D'), 'linear_in', ('D',), 'blocks.{i}.cross_attn.proj', (_CROSS + 'to_out.0',)),
-    Rule('final_layer/scale_shift_table', (2, 'D'), 'copy', 'final_layer.scale_shift_table', ('scale_shift_table',)),
+    Rule('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table',
+         ('transformer_blocks.{i}.scale_shift_table',)),
+    *_pair('blocks/cross_attn/q', ('D', 'X', None), 'linear', ('X', None), 'blocks.{i}.cross_attn.q_linear',
+           (_CROSS + 'to_q',)),
+    *_pair('blocks/cross_attn/kv', ('D', 2, 'X', None), 'linear', (2, 'X', None),
+           'blocks.{i}.cross_attn.kv_linear', (_CROSS + 'to_k', _CROSS + 'to_v')),
+    *_pair('blocks/cross_attn/proj', ('X', None, 'D'), 'linear_in', ('D',), 'blocks.{i}.cross_attn.proj',
+           (_CROSS + 'to_out.0',)),
+    Rule('final_layer/scale_shift_table', (2, 'D'), 'copy', 'final_layer.scale_shift_table',
+         ('scale_shift_table',)),
     *_pair('final_layer/linear', ('D', 'O'), 'linear', ('O',), 'final_layer.linear', ('proj_out',)),
 )
 FFNS = {
@@ -160,14 +175,17 @@ FFNS = {
         Rule('blocks/mlp/down/kernel', ('F', 'D'), 'linear', 'blocks.{i}.mlp.down_proj.weight'),
     ),
     'mix': (
-        *_pair('blocks/mlp/inverted', ('D', 2, 'F'), 'pointwise', (2, 'F'), 'blocks.{i}.mlp.inverted_conv.conv'),
+        *_pair('blocks/mlp/inverted', ('D', 2, 'F'), 'pointwise', (2, 'F'),
+               'blocks.{i}.mlp.inverted_conv.conv'),
         *_pair('blocks/mlp/depth', (3, 3, 2, 'F'), 'depthwise', (2, 'F'), 'blocks.{i}.mlp.depth_conv.conv'),
         Rule('blocks/mlp/point/kernel', ('F', 'D'), 'pointwise', 'blocks.{i}.mlp.point_conv.conv.weight'),
     ),
 }
 REST = (
-    *_pair('blocks/adaLN', ('D', 6, 'D'), 'linear', (6, 'D'), 'blocks.{i}.adaLN_modulation.1', (_NORM + 'linear',)),
-    *_pair('final_layer/adaLN', ('D', 2, 'D'), 'linear', (2, 'D'), 'final_layer.adaLN_modulation.1', ('proj_out_1',)),
+    *_pair('blocks/adaLN', ('D', 6, 'D'), 'linear', (6, 'D'), 'blocks.{i}.adaLN_modulation.1',
+           (_NORM + 'linear',)),
+    *_pair('final_layer/adaLN', ('D', 2, 'D'), 'linear', (2, 'D'), 'final_layer.adaLN_modulation.1',
+           ('proj_out_1',)),
     *_pair('final_layer/linear', ('D', 'O'), 'linear', ('O',), 'final_layer.linear', ('proj_out_2',)),
 )
 
@@ -202,7 +220,7 @@ FOREIGN = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The leaves of one model
 
 
@@ -228,20 +246,23 @@ _RUN = re.compile(r'^blocks(\d*)/')
 
 
 def split_run(path: str) -> tuple[str, int | None]:
-    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); ('blocks/...', 0) of a single run; None outside the blocks."""
+    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); ('blocks/...', 0) of a single run; None outside
+    the blocks."""
     match = _RUN.match(path)
     return (f'blocks/{path[match.end():]}', int(match[1] or 0)) if match else (path, None)
 
 
 def rules_for(family: str, mixer: str, ffn: str) -> tuple[Rule, ...]:
-    """The rules that leaves of a model with this mixer and ffn may have, in the order of the official state dicts."""
+    """The rules that leaves of a model with this mixer and ffn may have, in the order of the official state
+    dicts."""
     if family == 'pixart':
         return (*PIXART_EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *PIXART_REST)
     return (*EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *FAMILIES.get(family, ()), *REST)
 
 
 def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
-    """Every leaf of an architecture, in the order of the official state dicts, leaves without a rule behind the others.
+    """Every leaf of an architecture, in the order of the official state dicts, leaves without a rule behind
+    the others.
 
     Raises UserError where no such network can be built.
     """
@@ -252,7 +273,8 @@ def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
     network = Network(json.loads(arch_json))
     arch = network.arch
-    tables = [{rule.path: rule for rule in rules_for(arch['family'], mixer['name'], arch['ffn'])} for mixer in mixers_of(arch)]
+    tables = [{rule.path: rule for rule in rules_for(arch['family'], mixer['name'], arch['ffn'])}
+              for mixer in mixers_of(arch)]
     order = {path: number for table in tables for number, path in enumerate(table)}
     shapes = {path: leaf.shape for path, leaf in named_leaves(network.abstract()).items()}
     blocks, leaves = number_blocks(shapes), []
@@ -272,7 +294,9 @@ def _own_rule(pattern: str) -> Rule:
 
 
 def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
-    """{run: numbers of its blocks}, from the leading axes of leaves by path; one run comes after the other."""
+    """{run: numbers of its blocks}, from the leading axes of leaves by path; one run comes after the
+    other."""
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
-    return {run: range(end - depths[run], end) for run, end in zip(sorted(depths), ends.tolist(), strict=True)}
+    return {run: range(end - depths[run], end)
+            for run, end in zip(sorted(depths), ends.tolist(), strict=True)}

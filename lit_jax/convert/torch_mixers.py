@@ -1,7 +1,7 @@
 """The mixer, its runs of unlike layers, and the ffn of a model, read off a PyTorch file.
 
-What shapes do not show (heads of softmax attention, activation, how many routed heads a token of MoH uses) comes from
-the published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller.
+What shapes do not show (heads of softmax attention, activation, how many routed heads a token of MoH uses)
+comes from the published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller.
 """
 import itertools
 from collections.abc import Mapping, Sequence
@@ -36,13 +36,16 @@ def infer_ffn(found: Found) -> tuple[str, float, list[str]]:
     for ratio in (4.0, 1.5 * hidden / width):
         if SwiGlu.hidden_width(width, ratio) == hidden:
             return name, ratio, []
-    return name, 4.0, [f'the mlp has {hidden} inner channels, which no ratio of SwiGLU gives: multiples of 256 are expected']
+    return name, 4.0, [f'the mlp has {hidden} inner channels, which no ratio of SwiGLU gives: multiples of '
+                       f'256 are expected']
 
 
 def infer_blocks(source: Source, found: Found, hints: Hints, hub: Mapping) -> Blocks:
     """The mixer of every block."""
-    own = {'softmax': ('qkv',), 'linear': ('q', 'kv', 'dwc'), 'gla': ('q', 'key', 'value', 'gate', 'decay_in', 'decay_out')}
-    name = max(own, key=lambda name: found.count(rule for rule in ATTENTION[name] if rule.path.split('/')[2] in own[name]))
+    own = {'softmax': ('qkv',), 'linear': ('q', 'kv', 'dwc'),
+           'gla': ('q', 'key', 'value', 'gate', 'decay_in', 'decay_out')}
+    name = max(own, key=lambda name: found.count(rule for rule in ATTENTION[name]
+                                                 if rule.path.split('/')[2] in own[name]))
     if name == 'linear':
         return _linear(found, hints)
     if name == 'gla':
@@ -50,7 +53,8 @@ def infer_blocks(source: Source, found: Found, hints: Hints, hub: Mapping) -> Bl
     if any(found.has(f'{ATTN}{router}.weight') for router in ('wg', 'wg_0', 'wg_1')):
         return _moh(source, found, hints)
     blocks = _softmax(found, hints, hub)
-    if infer_ffn(found)[0] == 'mix':      # a Mix-FFN goes with linear attention; its file shows nothing else of it
+    # a Mix-FFN goes with linear attention; its file shows nothing else of it
+    if infer_ffn(found)[0] == 'mix':
         blocks.mixer = {'name': 'sana', 'heads': blocks.mixer['heads'], 'qkv_bias': blocks.mixer['qkv_bias']}
         return blocks
     rates = [_side(source, f'{ATTN}sr.weight', layer, 2) or 1 for layer in range(found.depth)]
@@ -95,11 +99,12 @@ def _linear(found: Found, hints: Hints) -> Blocks:
     heads = told or (width // head_dim if head_dim and width % head_dim == 0 else None)
     problems = _check_heads(heads, width)
     if not problems and head_dim and width // heads != head_dim:
-        problems = [f'the depth-wise convolution has {head_dim} channels, so the model has {width / head_dim:g} heads, '
-                    f'not {heads}']
+        problems = [f'the depth-wise convolution has {head_dim} channels, so the model has '
+                    f'{width / head_dim:g} heads, not {heads}']
     bias = found.has(f'{ATTN}q.bias') or found.has(f'{ATTN}kv.bias')
     return Blocks({'name': 'linear', 'heads': heads, 'qkv_bias': bias, 'dwc_kernel': kernel,
-                   'activation': hints.activation or 'relu', 'focus_power': hints.focus_power or 0}, problems=problems)
+                   'activation': hints.activation or 'relu', 'focus_power': hints.focus_power or 0},
+                  problems=problems)
 
 
 def _dig(found: Found, hints: Hints) -> Blocks:
@@ -107,31 +112,33 @@ def _dig(found: Found, hints: Hints) -> Blocks:
     width, values, keys = (found.sizes.get(letter, 0) for letter in 'DVQ')
     problems = []
     if not values or width % values:
-        problems = [f'the norm of a head has {values} channels (attn.g_norm_swish_gate.weight), which do not divide the width '
-                    f'{width}']
+        problems = [f'the norm of a head has {values} channels (attn.g_norm_swish_gate.weight), which do not '
+                    f'divide the width {width}']
     heads = hints.heads or (1 if problems else width // values)
     if not problems and width // heads != values:
         problems = [f'a head has {values} channels, so the model has {width // values} heads, not {heads}']
     family = {'family': 'dig', 'skip': 'skip' if found.has('blocks.{i}.skip_linear.weight') else 'none',
               'local': 'identity' if found.has('blocks.{i}.dw_conv.weight') else 'none'}
-    return Blocks(GLA | {'heads': heads, 'expand_k': keys / width if keys else GLA['expand_k']}, problems=problems, family=family)
+    return Blocks(GLA | {'heads': heads, 'expand_k': keys / width if keys else GLA['expand_k']},
+                  problems=problems, family=family)
 
 
 def _check_heads(heads: int | None, width: int) -> list[str]:
     if heads is None:
-        return [f'the number of heads cannot be seen in the file, and width {width} with this depth is none of DiT\'s '
-                'sizes; give --heads N']
+        return [f'the number of heads cannot be seen in the file, and width {width} with this depth is none '
+                f'of DiT\'s sizes; give --heads N']
     if heads < 1 or width % heads:
         return [f'{heads} heads do not divide the width {width}; give --heads N with an N that does']
     return []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # MoH
 
 
 def _moh(source: Source, found: Found, hints: Hints) -> Blocks:
-    """Routers show shared and routed heads of every layer, qkv their width; how many a token uses nothing shows."""
+    """Routers show shared and routed heads of every layer, qkv their width; how many a token uses nothing
+    shows."""
     problems, layers = [], []
     for layer in range(found.depth):
         experts = _side(source, f'{ATTN}wg.weight', layer, 0)
@@ -140,7 +147,8 @@ def _moh(source: Source, found: Found, hints: Hints) -> Blocks:
             not experts or f'blocks.{layer}.attn.wg_0.weight' in source.tensors)
         heads, rows = experts + shared, _side(source, f'{ATTN}qkv.weight', layer, 0)
         if rows % (3 * heads):
-            problems.append(f'blocks.{layer}.attn.qkv.weight has {rows} rows, which are not q, k and v of {heads} heads')
+            problems.append(f'blocks.{layer}.attn.qkv.weight has {rows} rows, which are not q, k and v of '
+                            f'{heads} heads')
         layers.append({'heads': heads, 'shared': shared, 'head_dim': max(1, rows // (3 * heads))})
     if hints.heads:
         problems.append('MoH-DiT shows its heads; leave --heads out')
@@ -148,9 +156,10 @@ def _moh(source: Source, found: Found, hints: Hints) -> Blocks:
         problems.append('softmax attention has neither activation nor focus_power')
     routed = _routed(layers, found, hints)
     if routed is None:
-        problems.append('how many of the routed heads a token uses cannot be seen in the file, and this is none of the '
-                        f'published sizes of MoH-DiT; give --routed N, or --routed N,N,... with a number for each of the '
-                        f'{found.depth} layers')
+        problems.append('how many of the routed heads a token uses cannot be seen in the file, and this is '
+                        'none of the '
+                        f'published sizes of MoH-DiT; give --routed N, or --routed N,N,... with a number for '
+                        f'each of the {found.depth} layers')
         routed = [1] * found.depth
     for layer, number in zip(layers, routed, strict=True):
         layer['routed'] = min(number, layer['heads'] - layer['shared'])
@@ -159,11 +168,13 @@ def _moh(source: Source, found: Found, hints: Hints) -> Blocks:
 
 
 def moh_stages(layers: Sequence[Mapping], qkv_bias: bool) -> tuple[dict, list[dict]]:
-    """(mixer, stages) of layers with their heads, shared, routed and head_dim; written as `lit_jax.recipes.systems` does."""
+    """(mixer, stages) of layers with their heads, shared, routed and head_dim; written as
+    `lit_jax.recipes.systems` does."""
     runs = _runs([dict(sorted(layer.items())) for layer in layers])
     common = {'head_dim'} if len({layer['head_dim'] for layer in layers}) == 1 else set()
     first = runs[0][1]
-    mixer = {'name': 'moh', **{name: first[name] for name in ('heads', 'shared', 'routed', 'head_dim')}, 'qkv_bias': qkv_bias}
+    mixer = {'name': 'moh', **{name: first[name] for name in ('heads', 'shared', 'routed', 'head_dim')},
+             'qkv_bias': qkv_bias}
     stages = [{'depth': depth, 'mixer': {name: run[name] for name in ('heads', 'shared', 'routed', 'head_dim')
                                          if name not in common}} for depth, run in runs]
     return mixer, stages if len(runs) > 1 else []
@@ -176,6 +187,7 @@ def _routed(layers: Sequence[Mapping], found: Found, hints: Hints) -> list[int] 
     heads = [(layer['heads'], layer['shared']) for layer in layers]
     for size in SYSTEMS['moh_dit'].sizes.values():
         own = [{**size['mixer'], **stage['mixer']} for stage in size['stages'] for _ in range(stage['depth'])]
-        if size['width'] == found.sizes['D'] and [(mixer['heads'], mixer['shared']) for mixer in own] == heads:
+        if size['width'] == found.sizes['D'] and [(mixer['heads'], mixer['shared'])
+                                                  for mixer in own] == heads:
             return [mixer['routed'] for mixer in own]
     return None

@@ -1,7 +1,7 @@
 """What names and shapes of a PyTorch file say, before anybody asks what model it is.
 
-Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of misleading all
-the rest.
+Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of
+misleading all the rest.
 """
 import re
 from collections import Counter, defaultdict
@@ -32,8 +32,8 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 class Hints:
     """What the caller knows and shapes do not show; None where he does not know either.
 
-    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to captions.
-    """
+    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to
+    captions. """
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
@@ -55,7 +55,8 @@ class Found:
 
     @property
     def captions(self) -> bool:
-        """Whether it is a text model: more tensors that only those have than tensors that only models of labels have."""
+        """Whether it is a text model: more tensors that only those have than tensors that only models of
+        labels have."""
         labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
         captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
         own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
@@ -82,8 +83,8 @@ def find_layout(keys: Iterable[str], name: str) -> str:
         return 'diffusers'
     if any(key.startswith((BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
         return 'original'
-    raise UserError(f'{name} is no checkpoint of {READABLE}: expected tensors such as blocks.0.attn.qkv.weight, found '
-                    f'{", ".join(keys[:5]) or "none"}')
+    raise UserError(f'{name} is no checkpoint of {READABLE}: expected tensors such as '
+                    f'blocks.0.attn.qkv.weight, found {", ".join(keys[:5]) or "none"}')
 
 
 def survey(source: Source, name: str) -> Found:
@@ -91,7 +92,8 @@ def survey(source: Source, name: str) -> Found:
     found = Found(find_layout(source.tensors, name))
     votes: dict[str, Counter] = defaultdict(Counter)
     tables = (*ATTENTION.values(), *FFNS.values(), *FAMILIES.values())
-    known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))       # what two of them know is the same in both
+    # what two of them know is the same in both
+    known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))
     rules = {pattern: rule for rule in known for pattern in rule.keys(found.layout)}
     for key, info in source.tensors.items():
         pattern, layer = split_key(key)
@@ -106,8 +108,8 @@ def survey(source: Source, name: str) -> Found:
                     votes[letter][size] += 1
     found.sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
     if found.depth > len(source.tensors):
-        raise UserError(f'{name} numbers its blocks up to {found.depth - 1}, but has only {len(source.tensors)} '
-                        'tensors; the file is damaged')
+        raise UserError(f'{name} numbers its blocks up to {found.depth - 1}, but has only '
+                        f'{len(source.tensors)} tensors; the file is damaged')
     return found
 
 

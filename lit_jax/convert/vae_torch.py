@@ -1,9 +1,9 @@
 """Autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) -> VAE folders.
 
-The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value and
-proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a file is run
-(`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong dtype or not
-finite is told in one error.
+The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value
+and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a
+file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
+dtype or not finite is told in one error.
 """
 import hashlib
 import json
@@ -31,10 +31,12 @@ _SHOWN = 40
 
 # Our field <- diffusers' field, and what diffusers takes where config.json does not say.
 _FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
-           'groups': ('norm_num_groups', 32), 'channels': ('latent_channels', 4), 'image_channels': ('in_channels', 3),
-           'quant_conv': ('use_quant_conv', True), 'post_quant_conv': ('use_post_quant_conv', True),
+           'groups': ('norm_num_groups', 32), 'channels': ('latent_channels', 4),
+           'image_channels': ('in_channels', 3), 'quant_conv': ('use_quant_conv', True),
+           'post_quant_conv': ('use_post_quant_conv', True),
            'mid_attention': ('mid_block_add_attention', True)}
-_SCALE = 0.18215    # scaling_factor of Stable Diffusion 1 and 2; diffusers' default, which old config.json leave out
+# scaling_factor of Stable Diffusion 1 and 2; diffusers' default, which old config.json leave out
+_SCALE = 0.18215
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class ConvertedVae:
 
 
 def is_hub_vae(path) -> bool:
-    """Whether `path` is a diffusers folder of an autoencoder, of this or another kind (`convert_vae` says which)."""
+    """Whether `path` is a diffusers folder of an autoencoder, of this or another kind (`convert_vae` says
+    which)."""
     config = Path(path) / 'config.json'
     try:
         content = json.loads(config.read_bytes())
@@ -62,8 +65,8 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     """Reads the diffusers folder `src` and writes the VAE folder `out`.
 
     Args:
-        vae_id: the name that data sets and models are to know it by; default: the published one if the folder's name
-            (or its place in the Hugging Face cache) tells it, else the folder's name.
+        vae_id: the name that data sets and models are to know it by; default: the published one if the
+            folder's name (or its place in the Hugging Face cache) tells it, else the folder's name.
         asked: flags that were given and make sense for a diffusion model only; there must be none.
 
     Raises:
@@ -71,8 +74,8 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     """
     src, out = Path(src), Path(out)
     if asked := ', '.join(asked):
-        raise UserError(f'{src} is a VAE, {asked} is for diffusion models. Leave it out, or give the folder of the '
-                        'diffusion model')
+        raise UserError(f'{src} is a VAE, {asked} is for diffusion models. Leave it out, or give the folder '
+                        f'of the diffusion model')
     check_vae_target(out, overwrite)
     hub = read_hub_config(src)
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
@@ -100,7 +103,7 @@ def describe_vae(done: ConvertedVae) -> str:
         f'written  {done.out}'])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # config.json
 
 
@@ -108,25 +111,27 @@ def read_hub_config(folder: Path) -> dict:
     """config.json of a diffusers AutoencoderKL folder."""
     path = folder / 'config.json'
     if not folder.is_dir():
-        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE, with config.json and weights')
+        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE, with config.json '
+                        f'and weights')
     if not path.is_file():
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
-        raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; it holds '
-                        f'{inside}.{hint} Get the whole diffusers folder')
+        raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; '
+                        f'it holds {inside}.{hint} Get the whole diffusers folder')
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f'{path} is not readable JSON: {error}') from error
     name = config.get('_class_name') if isinstance(config, dict) else None
     if name != CLASS:
-        raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the class {CLASS} '
-                        '(sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and their like)')
+        raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the '
+                        f'class {CLASS} (sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and their like)')
     return config
 
 
 def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
-    """(architecture, scaling factor, shift) that a diffusers config.json tells, or a UserError for what is unknown."""
+    """(architecture, scaling factor, shift) that a diffusers config.json tells, or a UserError for what is
+    unknown."""
     arch = {ours: hub.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
     try:
         arch = check_vae_arch(arch)
@@ -162,7 +167,7 @@ def _guess_id(src: Path) -> str:
     return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Weights
 
 
@@ -177,7 +182,8 @@ def _open_weights(folder: Path) -> tuple[list[Path], _Files]:
     files = _weight_files(folder)
     if not files:
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8])
-        raise UserError(f'{folder} holds no weights: expected {_STEMS[0]}.safetensors or .bin; it holds {inside}')
+        raise UserError(f'{folder} holds no weights: expected {_STEMS[0]}.safetensors or .bin; it holds '
+                        f'{inside}')
     found = _Files()
     for file in files:
         source = open_source(file)
@@ -240,11 +246,14 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
 
 
 def read_vae_params(source, arch: Mapping, name: str) -> dict:
-    """The float32 parameter tree of `arch` filled from `source`, or one UserError with everything that is wrong.
+    """The float32 parameter tree of `arch` filled from `source`, or one UserError with everything that is
+    wrong.
 
     source: what `_open_weights` gives, or a `Source`. name: what was read, for the message.
     """
-    files = source if isinstance(source, _Files) else _Files(dict.fromkeys(source.tensors, source), [*source.problems])
+    files = source if isinstance(source,
+                                 _Files) else _Files(dict.fromkeys(source.tensors, source),
+                                                     [*source.problems])
     old = any('.attentions.0.query.' in key for key in files.owner)
     problems, used, flat = list(files.problems), set(), {}
     for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():

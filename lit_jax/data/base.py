@@ -1,4 +1,5 @@
-"""What every source of examples is: a length, random access, and a description of one element; and its randomness."""
+"""What every source of examples is: a length, random access, and a description of one element; and its
+randomness."""
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ import numpy as np
 
 # Independent streams of random numbers drawn from one seed.
 STREAMS = {'shuffle': 1, 'augment': 2, 'synthetic classes': 3, 'synthetic train': 4, 'synthetic held_out': 5,
-           'shapes train': 6, 'shapes held_out': 7, 'shapes prompts': 8, 'shuffle in a bucket': 9, 'order of buckets': 10}
+           'shapes train': 6, 'shapes held_out': 7, 'shapes prompts': 8, 'shuffle in a bucket': 9,
+           'order of buckets': 10}
 _INTEGERS = frozenset(('label', 'tokens', 'text_mask'))
 
 
@@ -16,9 +18,9 @@ _INTEGERS = frozenset(('label', 'tokens', 'text_mask'))
 class Spec:
     """One element: 'image' float32 [image_size, image_size, channels] and 'label' int32 in [0, num_classes).
 
-    Cached latents have 'moments' in the place of 'image' (lit_jax/data/latents.py). Where there are captions there is no
-    label, and num_classes is 0 (lit_jax/data/captions.py); with buckets image_size is the side that they all have the
-    area of.
+    Cached latents have 'moments' in the place of 'image' (lit_jax/data/latents.py). Where there are captions
+    there is no label, and num_classes is 0 (lit_jax/data/captions.py); with buckets image_size is the side
+    that they all have the area of.
     """
     image_size: int
     channels: int
@@ -34,7 +36,8 @@ class Source(ABC):
     """Examples by number. The same number gives the same example in every process and every run.
 
     Attributes:
-        buckets: the shapes (H, W) of the images (or latents), where they have several; a batch then holds one shape.
+        buckets: the shapes (H, W) of the images (or latents), where they have several; a batch then holds one
+            shape.
         bucket_of: the number of each example's shape, int32 [len]; None where all have one.
     """
     buckets: tuple[tuple[int, int], ...] = ()
@@ -57,17 +60,20 @@ class Source(ABC):
         """{'image' (or 'moments'): float32 [H, W, C], 'label': int32}. IndexError outside [0, len)."""
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Several examples at once: the arrays of an element with a leading axis [b, ...], new and contiguous."""
+        """Several examples at once: the arrays of an element with a leading axis [b, ...], new and
+        contiguous."""
         return stack([self[int(i)] for i in indices])
 
     def each(self, indices: Sequence[int]) -> Iterator[dict]:
-        """The same examples one after the other, as augmentations take them; arrays that may be written to."""
+        """The same examples one after the other, as augmentations take them; arrays that may be written
+        to."""
         batch = self.take(indices)
         for row in range(len(indices)):
             yield {name: array[row] for name, array in batch.items()}
 
     def all_labels(self) -> np.ndarray:
-        """The label of every example, int32 [len]. Sources whose elements are dear to make know a shorter way."""
+        """The label of every example, int32 [len]. Sources whose elements are dear to make know a shorter
+        way."""
         return np.array([self[index]['label'] for index in range(len(self))], np.int32)
 
 
@@ -79,7 +85,8 @@ class ArraySource(Source):
         self.images = np.ascontiguousarray(images, np.float32)
         self.labels = np.ascontiguousarray(labels, np.int32)
         if self.images.shape != (len(self.labels), *spec.image_shape):
-            raise ValueError(f'{len(self.labels)} labels and images {self.images.shape} do not fit {spec.image_shape}')
+            raise ValueError(f'{len(self.labels)} labels and images {self.images.shape} do not fit '
+                             f'{spec.image_shape}')
         self.images.setflags(write=False)  # an augmentation that writes in place would change the data set
         self.labels.setflags(write=False)
 
@@ -98,9 +105,10 @@ class ArraySource(Source):
 
 
 def stack(elements: Sequence[dict]) -> dict[str, np.ndarray]:
-    """Elements to one batch of contiguous arrays in the dtypes of the contract: labels, tokens and masks are int32, all
-    else is float32, except what is kept in bfloat16."""
-    return {name: np.stack([np.asarray(e[name], _dtype(name, e[name])) for e in elements]) for name in elements[0]}
+    """Elements to one batch of contiguous arrays in the dtypes of the contract: labels, tokens and masks are
+    int32, all else is float32, except what is kept in bfloat16."""
+    return {name: np.stack([np.asarray(e[name], _dtype(name, e[name])) for e in elements])
+            for name in elements[0]}
 
 
 def _dtype(name: str, value):

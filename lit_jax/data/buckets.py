@@ -1,16 +1,18 @@
-"""Aspect-ratio buckets: the few shapes that images of all shapes are brought to, so that little of each is cut off.
+"""Aspect-ratio buckets: the few shapes that images of all shapes are brought to, so that little of each is
+cut off.
 
-The idea is PixArt's: shapes of about the same area with ratios from 1:4 to 4:1. The table here is computed by a rule, for a
-base size S (the side of the square one) and sides that are multiples of m pixels (what a VAE and the patches divide by):
+The idea is PixArt's: shapes of about the same area with ratios from 1:4 to 4:1. The table here is computed by
+a rule, for a base size S (the side of the square one) and sides that are multiples of m pixels (what a VAE
+and the patches divide by):
 
     step     the largest multiple of m that divides S and is at most S/16; m where there is none
-    shapes   for every height H, a multiple of `step` from S/2 to 2S, the width that is a multiple of `step` and brings the
-             area nearest to S² (of two the wider one); and the mirror image (W, H) of each
+    shapes   for every height H, a multiple of `step` from S/2 to 2S, the width that is a multiple of `step`
+             and brings the area nearest to S² (of two the wider one); and the mirror image (W, H) of each
     order    by H / W, the widest first
 
-At 512 pixels and m = 16 the step is 32 and there are 33 shapes, from 256 x 1024 to 1024 x 256, whose areas differ from
-512² by 5.5 % at most; at 1024 pixels they are the same, twice as large. An image belongs to the shape with the nearest
-ratio, by the logarithm; of two, the wider.
+At 512 pixels and m = 16 the step is 32 and there are 33 shapes, from 256 x 1024 to 1024 x 256, whose areas
+differ from 512² by 5.5 % at most; at 1024 pixels they are the same, twice as large. An image belongs to the
+shape with the nearest ratio, by the logarithm; of two, the wider.
 """
 import math
 from collections.abc import Sequence
@@ -26,12 +28,13 @@ _STEPS = 16                 # of the table a base size
 
 
 def check_sides(size: int, multiple: int, name: str = 'image_size') -> None:
-    """Raises UserError for a side that is not a positive multiple of `multiple`, naming the nearest that are."""
+    """Raises UserError for a side that is not a positive multiple of `multiple`, naming the nearest that
+    are."""
     if size < 1 or size % multiple:
         below, above = size // multiple * multiple, (size // multiple + 1) * multiple
         near = f'{below} and {above}' if below > 0 else f'{multiple}'
-        raise UserError(f'{name}={size} does not fit: sides must be multiples of {multiple} (what the VAE and the patches '
-                        f'divide them by); the nearest: {near}')
+        raise UserError(f'{name}={size} does not fit: sides must be multiples of {multiple} (what the VAE '
+                        f'and the patches divide them by); the nearest: {near}')
 
 
 def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
@@ -39,7 +42,8 @@ def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
 
     Raises UserError where `base` is not a multiple of `multiple`."""
     check_sides(base, multiple)
-    step = next((step for step in range(base // _STEPS // multiple * multiple, 0, -multiple) if base % step == 0), multiple)
+    step = next((step for step in range(base // _STEPS // multiple * multiple, 0, -multiple)
+                 if base % step == 0), multiple)
     shapes = set()
     for height in range(math.ceil(base / 2 / step) * step, 2 * base + 1, step):
         width = math.floor(base * base / height / step + 0.5) * step
@@ -49,7 +53,8 @@ def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
 
 
 def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The number in the table of the shape nearest to each image: int [n, 2] of (width, height) -> int32 [n]."""
+    """The number in the table of the shape nearest to each image: int [n, 2] of (width, height) -> int32
+    [n]."""
     width, height = np.asarray(sizes, np.float64).reshape(-1, 2).T
     ratios = np.log([high / wide for high, wide in table])
     order = np.argsort(ratios, kind='stable')
@@ -60,9 +65,9 @@ def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray
 def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3]: the image resized to cover the shape (H, W), and the middle cut out.
 
-    For a square shape this is `lit_jax.data.crop.center_crop`; else the same steps: halved with a box filter while both
-    sides are at least twice as long as they should be, then bicubic. Raises ValueError for an image so long and thin that
-    the resized one would have more than MAX_PIXELS pixels."""
+    For a square shape this is `lit_jax.data.crop.center_crop`; else the same steps: halved with a box filter
+    while both sides are at least twice as long as they should be, then bicubic. Raises ValueError for an
+    image so long and thin that the resized one would have more than MAX_PIXELS pixels."""
     rows, columns = shape
     if rows == columns:
         return center_crop(image, rows)
@@ -73,7 +78,8 @@ def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
     scale = max(columns / image.width, rows / image.height)
     width, height = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
     if width * height > MAX_PIXELS:
-        raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to {width}x{height}')
+        raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to '
+                         f'{width}x{height}')
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - columns) // 2, (height - rows) // 2
     return np.array(image.crop((left, top, left + columns, top + rows)))

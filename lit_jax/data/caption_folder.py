@@ -4,9 +4,10 @@
     images/captions.jsonl                                                     or all captions in one file
     images/train/..., images/held_out/...                                   two splits, each as above
 
-A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or "caption" for the only one; so is
-Hugging Face's metadata.jsonl with "file_name" and "text". Blank lines are skipped. All captions are read when the folder is
-opened; of many thousand images, tar shards open faster (lit_jax/data/tar_shards.py).
+A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or "caption" for the only
+one; so is Hugging Face's metadata.jsonl with "file_name" and "text". Blank lines are skipped. All captions
+are read when the folder is opened; of many thousand images, tar shards open faster
+(lit_jax/data/tar_shards.py).
 """
 import hashlib
 import json
@@ -25,7 +26,8 @@ _THREADS = 16
 
 
 class CaptionFolder(CaptionedImages):
-    """Made by `open_caption_folder`; `files` are paths relative to `root` with '/', `texts` their captions."""
+    """Made by `open_caption_folder`; `files` are paths relative to `root` with '/', `texts` their
+    captions."""
 
     def __init__(self, root, files: list[str], texts: list[tuple[str, ...]], image_size: int, **options):
         super().__init__(image_size, **options)
@@ -44,14 +46,16 @@ class CaptionFolder(CaptionedImages):
     @property
     def identity(self) -> dict:
         text = json.dumps([self.files, self.texts])
-        return {'name': 'captions', 'count': len(self.files), 'sha256': hashlib.sha256(text.encode()).hexdigest()}
+        return {'name': 'captions', 'count': len(self.files),
+                'sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
 def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: bool = False) -> CaptionFolder:
     """The images with captions below a folder. Arguments as of `CaptionedImages`.
 
-    Raises UserError for a broken line of captions.jsonl (with its number), an image that stands in it twice, two images
-    with one caption file; with `strict` for images without captions and captions without images, else if none is left."""
+    Raises UserError for a broken line of captions.jsonl (with its number), an image that stands in it twice,
+    two images with one caption file; with `strict` for images without captions and captions without images,
+    else if none is left."""
     files = list(visible_files(root))
     images = sorted(file for file in files if suffix_of(file) in SUFFIXES)
     lists = [name for name in LISTS if name in files]
@@ -70,7 +74,8 @@ def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: boo
         sizes = read_sizes(root, kept)
         known = keep_known(sizes, kept.__getitem__, root, strict)
         kept, sizes = [kept[i] for i in known], sizes[known]
-    return CaptionFolder(root, kept, [captions[file] for file in kept], image_size, sizes=sizes, table=table, strict=strict)
+    return CaptionFolder(root, kept, [captions[file] for file in kept], image_size, sizes=sizes, table=table,
+                         strict=strict)
 
 
 def _read_list(path) -> dict[str, tuple[str, ...]]:
@@ -84,14 +89,15 @@ def _read_list(path) -> dict[str, tuple[str, ...]]:
             record = json.loads(line)
         except ValueError as error:
             raise UserError(f'{place} is not valid JSON ({error}): {line[:80]}') from error
-        image = next((record[name] for name in IMAGE_FIELDS if name in record), None) if isinstance(record, dict) else None
+        image = next((record[name] for name in IMAGE_FIELDS if name in record),
+                     None) if isinstance(record, dict) else None
         if not isinstance(image, str):
-            raise UserError(f'{place} does not say which image it is of; expected {{"image": "a.jpg", "caption": "..."}}: '
-                            f'{line[:80]}')
+            raise UserError(f'{place} does not say which image it is of; expected {{"image": "a.jpg", '
+                            f'"caption": "..."}}: {line[:80]}')
         image = image.replace('\\', '/').removeprefix('./')
         if image in lines:
-            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; an image has one line, with a '
-                            '"short" and a "long" caption')
+            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; an image has '
+                            f'one line, with a "short" and a "long" caption')
         lines[image] = number
         try:
             captions[image] = record_captions(record)
@@ -107,8 +113,8 @@ def _read_files(root, images: list[str], files: list[str]) -> tuple[dict[str, tu
     for image in images:
         stem = image[:-len(suffix_of(image))]
         if stem in of and stem in texts:
-            raise UserError(f'{root / of[stem]} and {root / image} have one caption file, {texts[stem]}; rename one of them '
-                            'and give each its own')
+            raise UserError(f'{root / of[stem]} and {root / image} have one caption file, {texts[stem]}; '
+                            f'rename one of them and give each its own')
         of[stem] = image
     stems = [stem for stem in of if stem in texts]
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,13 +1,15 @@
 """Cached latents with text features: images with captions as a VAE and a text encoder saw them.
 
-The folder is that of lit_jax/data/latents.py, and null_text.bin (lit_jax/data/text_features.py). A record is one image:
+The folder is that of lit_jax/data/latents.py, and null_text.bin (lit_jax/data/text_features.py). A record is
+one image:
 
-    int32 x 4       number of the bucket, captions (1 or 2), tokens of the long caption, of the short one (0: there is none)
+    int32 x 4       number of the bucket, captions (1 or 2), tokens of the long caption, of the short one (0:
+                    there is none)
     moments         of the image, [h, w, 2C], mean before log-variance, not scaled; float32 or float16
     features        of the long (or only) caption, then of the short one, bfloat16 [tokens, width] each
 
-all little-endian. There are no mirror images: captions that say "left" would be false for them. Records lie in the order
-of their buckets, as images of one shape go through the VAE together.
+all little-endian. There are no mirror images: captions that say "left" would be false for them. Records lie
+in the order of their buckets, as images of one shape go through the VAE together.
 """
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +17,14 @@ import numpy as np
 
 from lit_jax.data.base import Spec, check_index, stack
 from lit_jax.data.latents import DTYPES, CachedLatents, check_asked, continue_command, open_cached
-from lit_jax.data.text_features import BFLOAT16, check_text, feature_bytes, pack_features, read_null, unpack_features
+from lit_jax.data.text_features import (
+    BFLOAT16,
+    check_text,
+    feature_bytes,
+    pack_features,
+    read_null,
+    unpack_features,
+)
 from lit_jax.runtime.errors import UserError
 
 KIND = 'caption_latents'
@@ -25,8 +34,9 @@ _HEAD = np.dtype('<i4')
 class CaptionLatentSource(CachedLatents):
     """Elements {'moments': float32 [h, w, 2C], 'text': bfloat16 [2, L, width], 'text_mask': int32 [2, L]}.
 
-    Row 0 is the long caption, row 1 the short one, both are the same where there is one; `lit_jax.data.captions.choose_caption`
-    takes one of them. Features of padding are zero. `spec` and `buckets` are those of the latents.
+    Row 0 is the long caption, row 1 the short one, both are the same where there is one;
+    `lit_jax.data.captions.choose_caption` takes one of them. Features of padding are zero. `spec` and
+    `buckets` are those of the latents.
 
     Attributes:
         metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
@@ -39,7 +49,8 @@ class CaptionLatentSource(CachedLatents):
         self._length, self._width, self._dtype = text['tokens'], text['width'], DTYPES[metadata['dtype']]
         if len(self._shapes) > 1:
             self.buckets = tuple(self._shapes)
-            self.bucket_of = np.array([number for note in self.notes() for number in note['buckets']], np.int32)
+            self.bucket_of = np.array([number for note in self.notes() for number in note['buckets']],
+                                      np.int32)
 
     def __getitem__(self, index: int) -> dict:
         record = self._read(check_index(int(index), len(self)))
@@ -47,7 +58,8 @@ class CaptionLatentSource(CachedLatents):
         shape = (*self._shapes[bucket], 2 * self.spec.channels)
         moments = np.frombuffer(record, self._dtype, int(np.prod(shape)), 4 * _HEAD.itemsize).reshape(shape)
         offset = 4 * _HEAD.itemsize + moments.nbytes
-        text, mask = np.zeros((count, self._length, self._width), BFLOAT16), np.zeros((count, self._length), np.int32)
+        text, mask = np.zeros((count, self._length, self._width),
+                              BFLOAT16), np.zeros((count, self._length), np.int32)
         for row, tokens in enumerate(lengths[:count]):
             text[row, :tokens] = unpack_features(record, offset, tokens, self._width)
             mask[row, :tokens] = 1
@@ -67,7 +79,8 @@ class CaptionLatentSource(CachedLatents):
 
     @property
     def null_features(self) -> tuple[np.ndarray, np.ndarray]:
-        """(text bfloat16 [L, width], mask int32 [L]) of the empty caption, the features of its padding too."""
+        """(text bfloat16 [L, width], mask int32 [L]) of the empty caption, the features of its padding
+        too."""
         return read_null(self.folder, self.metadata['text'])
 
     def _fits(self, record: bytes) -> bool:
@@ -75,44 +88,51 @@ class CaptionLatentSource(CachedLatents):
             return False
         bucket, count, long, short = _head(record)
         return (0 <= bucket < len(self._shapes) and count in (1, 2) and 0 < long <= self._length and
-                0 <= short <= self._length and len(record) == record_bytes(self.metadata, bucket, long + short))
+                0 <= short <= self._length
+                and len(record) == record_bytes(self.metadata, bucket, long + short))
 
 
 def pack(moments: np.ndarray, bucket: int, texts: Sequence[np.ndarray], dtype: str) -> bytes:
-    """One record from float32 [h, w, 2C] and the features [tokens, width] of one or two captions, the long one first."""
+    """One record from float32 [h, w, 2C] and the features [tokens, width] of one or two captions, the long
+    one first."""
     lengths = [len(text) for text in texts] + [0] * (2 - len(texts))
     head = np.array([bucket, len(texts), *lengths], _HEAD)
-    return head.tobytes() + moments.astype(DTYPES[dtype]).tobytes() + b''.join(pack_features(text, len(text)) for text in texts)
+    return head.tobytes() + moments.astype(DTYPES[dtype]).tobytes() + b''.join(pack_features(text, len(text))
+                                                                               for text in texts)
 
 
 def record_bytes(plan: dict, bucket: int, tokens: float) -> int:
     """Bytes of a record of a bucket with so many tokens in all its captions."""
     height, width = plan['buckets'][bucket]
     values = height * width // plan['vae']['downscale'] ** 2 * 2 * plan['vae']['channels']
-    return 4 * _HEAD.itemsize + values * DTYPES[plan['dtype']].itemsize + feature_bytes(round(tokens), plan['text']['width'])
+    return 4 * _HEAD.itemsize + values * DTYPES[plan['dtype']].itemsize + feature_bytes(
+        round(tokens), plan['text']['width'])
 
 
 def _head(record: bytes) -> list[int]:
     return np.frombuffer(record, _HEAD, 4).tolist()
 
 
-def open_caption_latents(folder, *, split: str = 'train', asked: dict | None = None, tokens: int | None = None,
-                         buckets: bool | None = None) -> CaptionLatentSource:
+def open_caption_latents(folder, *, split: str = 'train', asked: dict | None = None,
+                         tokens: int | None = None, buckets: bool | None = None) -> CaptionLatentSource:
     """The latents with text features in a folder.
 
     Args:
         asked: image_size and channels of the latents, None where it is open.
-        tokens: L that the captions must have. buckets: whether there may be several shapes; None: both will do.
+        tokens: L that the captions must have. buckets: whether there may be several shapes; None: both will
+            do.
     Raises:
-        UserError: the folder does not hold a whole data set of that split and kind, or of other numbers than asked."""
+        UserError: the folder does not hold a whole data set of that split and kind, or of other numbers than
+        asked."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels']}
     check_asked(folder, own, {name: value for name, value in (asked or {}).items() if name in own})
     check_text(metadata, tokens=tokens)
     if buckets is False and len(metadata['buckets']) > 1:
-        raise UserError(f'the latents in {folder} have {len(metadata["buckets"])} shapes: set --config.data.buckets=True, or make '
-                        'latents of squares: prepare_latents.py without --buckets')
+        raise UserError(f'the latents in {folder} have {len(metadata["buckets"])} shapes: set '
+                        f'--config.data.buckets=True, or make latents of squares: prepare_latents.py without '
+                        f'--buckets')
     if buckets and len(metadata['buckets']) == 1:
-        raise UserError(f'the latents in {folder} are all squares: set --config.data.buckets=False, or make them with '
-                        f'--buckets. They were made by: {continue_command(folder)}')
+        raise UserError(f'the latents in {folder} are all squares: set --config.data.buckets=False, or make '
+                        f'them with --buckets. They were made by: {continue_command(folder)}')
     return CaptionLatentSource(folder, metadata)

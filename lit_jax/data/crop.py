@@ -1,29 +1,35 @@
-"""The centre crop of ADM (guided diffusion), which DiT and its descendants train and are judged on, bit for bit.
+"""The centre crop of ADM (guided diffusion), which DiT and its descendants train and are judged on, bit for
+bit.
 
-An image becomes RGB first; its shorter side is halved with a box filter while it is at least twice the size asked for;
-bicubic resampling then brings the shorter side to the size (the other one is rounded), and the middle is cut out.
-Nothing else happens to it: EXIF orientation is ignored and alpha is dropped, because the reference does so too.
+An image becomes RGB first; its shorter side is halved with a box filter while it is at least twice the size
+asked for; bicubic resampling then brings the shorter side to the size (the other one is rounded), and the
+middle is cut out. Nothing else happens to it: EXIF orientation is ignored and alpha is dropped, because the
+reference does so too.
 """
 import numpy as np
 from PIL import Image
 
 RULE = 'adm-center-crop'  # the name that data sets made with this crop carry
-# An image of 1x5000 pixels grows to 1.3 billion on its way to 512x512. From here on Pillow, too, refuses to open one.
+# An image of 1x5000 pixels grows to 1.3 billion on its way to 512x512. From here on Pillow, too, refuses to
+# open one.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """uint8 [size, size, 3] of an image of any mode and size.
 
-    Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS pixels."""
+    Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS
+    pixels."""
     if image.mode != 'RGB':
-        image = image.convert('RGB')  # before resampling: colours are mixed as RGB, never as palette numbers or CMYK
+        # before resampling: colours are mixed as RGB, never as palette numbers or CMYK
+        image = image.convert('RGB')
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MAX_PIXELS:
-        raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to {width}x{height}')
+        raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to '
+                         f'{width}x{height}')
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return np.array(image.crop((left, top, left + size, top + size)))

@@ -1,12 +1,14 @@
 """A folder of images as a source.
 
-    images/cat/a.jpg, images/cat/more/b.png, images/dog/c.jpg     classes cat, dog; deeper folders belong to them
-    images/a.jpg, images/b.png                                      no classes: label 0, name ''
-    images/train/cat/a.jpg, images/held_out/cat/b.jpg               two splits (held_out, validation, val or test)
+    images/cat/a.jpg, images/cat/more/b.png, images/dog/c.jpg     classes cat, dog; deeper folders belong to
+    them images/a.jpg, images/b.png                                      no classes: label 0, name ''
+    images/train/cat/a.jpg, images/held_out/cat/b.jpg               two splits (held_out, validation, val or
+    test)
 
-Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of torchvision's
-ImageFolder. Only files with the suffix of an image count; others are ignored and logged by suffix. Names that begin
-with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which costs one request an image.
+Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of
+torchvision's ImageFolder. Only files with the suffix of an image count; others are ignored and logged by
+suffix. Names that begin with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which
+costs one request an image.
 """
 import collections
 import hashlib
@@ -32,12 +34,13 @@ def read_image(path) -> bytes:
         with explain_unreachable(path):
             return path.read_bytes()
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of images must stay as it '
-                        'was when it was opened, and every file in it must be readable') from error
+        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of images must stay as '
+                        f'it was when it was opened, and every file in it must be readable') from error
 
 
 class FolderSource(ImageSource):
-    """Made by `open_folder`; `files` are paths relative to `root` with '/', `labels` int32 of the same length."""
+    """Made by `open_folder`; `files` are paths relative to `root` with '/', `labels` int32 of the same
+    length."""
 
     def __init__(self, root, files: list[str], labels: np.ndarray, spec: Spec, *, strict: bool = False):
         super().__init__(spec, strict=strict)
@@ -61,10 +64,11 @@ class FolderSource(ImageSource):
 
 
 def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False) -> FolderSource:
-    """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is open.
+    """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is
+    open.
 
-    Raises UserError if there is no such folder or split, a class is empty, classes and loose images are mixed, or
-    the recipe asks for what the folder does not have."""
+    Raises UserError if there is no such folder or split, a class is empty, classes and loose images are
+    mixed, or the recipe asks for what the folder does not have."""
     if split not in SPLITS:
         raise UserError(f'folder has no split {split!r}; known: {", ".join(SPLITS)}')
     if not os.fspath(path):
@@ -72,14 +76,15 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     root = absolute(path)
     splits = split_folders(root)
     if split not in splits:
-        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and the '
-                        f'others, with the same classes, into {root / "held_out"}')
+        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
+                        f'the others, with the same classes, into {root / "held_out"}')
     train, base = splits['train'], splits[split]
     found = _list_images(base)
     names = _class_names(found if base == train else _list_images(train), train)
     if foreign := [name for name in _class_names(found, base) if name not in names]:
-        raise UserError(f'{base} has what {train} has not: {", ".join(name or "loose images" for name in foreign)}. '
-                        'The classes of training are the only ones')
+        raise UserError(f'{base} has what {train} has not: '
+                        f'{", ".join(name or "loose images" for name in foreign)}. The classes of training '
+                        f'are the only ones')
     size = check_asked(f'the folder {base}', asked, len(names))
     files = [file for name in names for file in found.get(name, ())]
     counts = [len(found.get(name, ())) for name in names]
@@ -95,8 +100,8 @@ def split_folders(root) -> dict:
         return {'train': root}
     if names - known:
         raise UserError(f'{root} holds splits ({", ".join(sorted(names & known))}) and other folders '
-                        f'({", ".join(sorted(names - known))}). Give the folder of the training images itself, or '
-                        'move the others away')
+                        f'({", ".join(sorted(names - known))}). Give the folder of the training images '
+                        f'itself, or move the others away')
     return {split: root / next(name for name in options if name in names)
             for split, options in SPLITS.items() if names & set(options)}
 
@@ -115,7 +120,8 @@ def _subfolders(root) -> set[str]:
 
 
 def _list_images(base) -> dict[str, list[str]]:
-    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with '/'."""
+    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with
+    '/'."""
     found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
     ignored: collections.Counter[str] = collections.Counter()
     for path in visible_files(base):
@@ -127,15 +133,16 @@ def _list_images(base) -> dict[str, list[str]]:
             ignored[suffix] += 1
     listed = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(10))
     if not any(found.values()):
-        raise UserError(f'there are no images in {base}{f" (other files: {listed})" if ignored else ""}. Known '
-                        f'suffixes: {" ".join(sorted(SUFFIXES))}')
+        raise UserError(f'there are no images in {base}{f" (other files: {listed})" if ignored else ""}. '
+                        f'Known suffixes: {" ".join(sorted(SUFFIXES))}')
     if ignored:
         LOG.info('%s: ignored %d files that are not images: %s', base, ignored.total(), listed)
     return {name: sorted(files) for name, files in found.items()}
 
 
 def visible_files(base) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, with '/', but those that are hidden or in a hidden folder."""
+    """Paths of all files below a folder, relative to it, with '/', but those that are hidden or in a hidden
+    folder."""
     with explain_unreachable(base):
         paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
     return (path for path in paths if not any(map(_hidden, path.split('/'))))
@@ -148,7 +155,8 @@ def suffix_of(path: str) -> str:
 
 
 def _walk(base: str) -> Iterator[str]:
-    """All files below a local folder; links to folders are followed (classes are often links), but not in circles."""
+    """All files below a local folder; links to folders are followed (classes are often links), but not in
+    circles."""
     def refuse(error: OSError):
         raise UserError(f'the folder {error.filename} cannot be read: {error.strerror}') from error
 
@@ -166,12 +174,13 @@ def _class_names(found: dict[str, list[str]], base) -> list[str]:
     if found['']:
         if filled:
             raise UserError(f'{base} holds both loose images ({found[""][0]}, ...) and folders with images '
-                            f'({filled[0]}, ...). Either move every image into the folder of its class, or all of '
-                            'them out of the folders to train without classes')
+                            f'({filled[0]}, ...). Either move every image into the folder of its class, or '
+                            f'all of them out of the folders to train without classes')
         return ['']
     if empty := sorted(name for name, files in found.items() if name and not files):
         raise UserError(f'these classes of {base} have no images: {", ".join(empty[:10])}'
-                        f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their folders')
+                        f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their '
+                        f'folders')
     return filled
 
 

@@ -1,7 +1,7 @@
 """Width and height of images from their headers, for aspect-ratio buckets; no pixel is decoded.
 
-The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under image_sizes/, for as long as the files stay as they
-are (name, size and time of change)."""
+The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under image_sizes/, for as long as the
+files stay as they are (name, size and time of change)."""
 import hashlib
 import logging
 import os
@@ -69,7 +69,8 @@ def open_file(path):
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
-    """Numbers of the images whose size is known; the others belong to no bucket and are left out, with one line.
+    """Numbers of the images whose size is known; the others belong to no bucket and are left out, with one
+    line.
 
     Raises BadImage for the first of them with `strict`, and UserError where none is left."""
     unknown = np.flatnonzero((sizes < 1).any(axis=1))

@@ -1,10 +1,12 @@
-"""Sources of encoded images: decoding with Pillow, the crop, and what happens to images that cannot be decoded.
+"""Sources of encoded images: decoding with Pillow, the crop, and what happens to images that cannot be
+decoded.
 
-An image that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So a source
-puts the next readable example in the place of a damaged one: the same one in every process and every run, because what
-is damaged is a fact of the file. What was replaced is logged and kept in `ImageSource.bad`. With `strict` the first
-damaged image stops the run. A file that cannot be read at all (gone, no permission, network) always stops it: that
-may be different on another host or tomorrow, and the stream of examples must not be.
+An image that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So
+a source puts the next readable example in the place of a damaged one: the same one in every process and every
+run, because what is damaged is a fact of the file. What was replaced is logged and kept in `ImageSource.bad`.
+With `strict` the first damaged image stops the run. A file that cannot be read at all (gone, no permission,
+network) always stops it: that may be different on another host or tomorrow, and the stream of examples must
+not be.
 """
 import io
 import itertools
@@ -27,7 +29,8 @@ from lit_jax.runtime.errors import UserError
 LOG = logging.getLogger('lit_jax')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
 # What Pillow raises for damaged files; found by feeding it some hundred thousand of them.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, EOFError,
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError,
+                 EOFError,
                   struct.error, zlib.error, Image.DecompressionBombError)
 _MAX_BAD_IN_A_ROW = 100
 _MAX_WARNINGS = 20
@@ -42,7 +45,8 @@ class BadImage(UserError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image in RGB. The first frame of several; EXIF orientation is ignored (see `lit_jax.data.crop`).
+    """An encoded image in RGB. The first frame of several; EXIF orientation is ignored (see
+    `lit_jax.data.crop`).
 
     Raises ValueError with the reason for anything that is not a whole image of 8 bits a channel."""
     if not data:
@@ -66,10 +70,11 @@ def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 class ImageSource(Source):
-    """Encoded images by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
+    """Encoded images by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label':
+    int32}.
 
-    `source[i]` replaces a damaged image (or raises BadImage with `strict`), `source.load(i)` always raises it.
-    Any number of threads may read at once."""
+    `source[i]` replaces a damaged image (or raises BadImage with `strict`), `source.load(i)` always raises
+    it. Any number of threads may read at once."""
 
     def __init__(self, spec: Spec, *, strict: bool = False):
         super().__init__(spec)
@@ -89,7 +94,8 @@ class ImageSource(Source):
         """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
 
     def all_labels(self) -> np.ndarray:
-        """Without decoding: every record is read once, then the labels are kept (`lit_jax.data.label_index`)."""
+        """Without decoding: every record is read once, then the labels are kept
+        (`lit_jax.data.label_index`)."""
         return read_labels(self.identity, len(self), lambda index: self.read(index)[1])
 
     def load(self, index: int) -> dict:
@@ -112,8 +118,8 @@ class ImageSource(Source):
     def _pixels(self, index: int) -> tuple[np.ndarray, int]:
         data, label, name = self.read(index)
         if not 0 <= label < self.spec.num_classes:
-            raise UserError(f'{name} has label {label}, outside 0..{self.spec.num_classes - 1}; a split without labels '
-                            'cannot be used here')
+            raise UserError(f'{name} has label {label}, outside 0..{self.spec.num_classes - 1}; a split '
+                            f'without labels cannot be used here')
         try:
             return center_crop(decode(data), self.spec.image_size), label
         except ValueError as error:
@@ -150,7 +156,8 @@ class ImageSource(Source):
 
 def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
-    """{name: reason} of all images of a source that cannot be decoded, in the order of the source; reads everything.
+    """{name: reason} of all images of a source that cannot be decoded, in the order of the source; reads
+    everything.
 
     progress: called with (images looked at, number of all) after each thousand."""
     def look(index: int) -> BadImage | None:
@@ -171,7 +178,8 @@ def find_bad(source: ImageSource, *, threads: int = 1,
 
 
 def check_asked(name: str, asked: dict, num_classes: int) -> int:
-    """The image size that a recipe asks of RGB images with this many classes; UserError if they do not fit it."""
+    """The image size that a recipe asks of RGB images with this many classes; UserError if they do not fit
+    it."""
     if asked['image_size'] is None:
         raise UserError(f'{name} holds images of any size: say which to crop them to, e.g. '
                         '--config.data.image_size=256')

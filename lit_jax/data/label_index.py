@@ -16,7 +16,8 @@ _THREADS = 8
 
 
 def read_labels(identity: dict, count: int, read: Callable[[int], int]) -> np.ndarray:
-    """int32 [count]: read(i) of every example, once; what `identity` describes is read from the cache afterwards."""
+    """int32 [count]: read(i) of every example, once; what `identity` describes is read from the cache
+    afterwards."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / 'labels' / f'{digest[:32]}.npy'
     labels = load_kept(path, np.load)

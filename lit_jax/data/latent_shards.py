@@ -1,7 +1,9 @@
-"""One shard of cached latents: written whole or not at all, with a note of its checksum and statistics beside it.
+"""One shard of cached latents: written whole or not at all, with a note of its checksum and statistics beside
+it.
 
-The note (shards/00000.json) is written after the shard; a shard counts as made if its note is there and the file has the
-size in it. What a shard holds is a function of the plan and the images alone, so that any run can make it.
+The note (shards/00000.json) is written after the shard; a shard counts as made if its note is there and the
+file has the size in it. What a shard holds is a function of the plan and the images alone, so that any run
+can make it.
 """
 import hashlib
 import json
@@ -18,10 +20,11 @@ from lit_jax.runtime.paths import as_path, files_under, fsync_path, is_remote, w
 
 # Latents are noise to a compressor: zstd saves 7 % and costs half of the reading speed.
 _WRITER = 'group_size:1,uncompressed'
-_MIN_SHARD, _MAX_SHARDS = 512, 512  # a reader keeps every shard open; 1024 files is what systems commonly allow
+# a reader keeps every shard open; 1024 files is what systems commonly allow
+_MIN_SHARD, _MAX_SHARDS = 512, 512
 PARTIAL = '.partial'
-# Lists in a note with one entry a record, by the kind of data set: its label; or its bucket, the tokens of its captions (long
-# and short, 0: there is none), and how many of these were cut.
+# Lists in a note with one entry a record, by the kind of data set: its label; or its bucket, the tokens of
+# its captions (long and short, 0: there is none), and how many of these were cut.
 FACTS = {'latents': ('labels',), 'caption_latents': ('buckets', 'tokens', 'cut')}
 
 
@@ -72,7 +75,8 @@ class ShardWriter:
         self.write(pack(moments, label, self._dtype), moments, labels=int(label))
 
     def write(self, record: bytes, moments: np.ndarray, **facts) -> None:
-        """A packed record of any kind. moments: float32 [..., 2C] in it; facts: what the note lists of it (FACTS)."""
+        """A packed record of any kind. moments: float32 [..., 2C] in it; facts: what the note lists of it
+        (FACTS)."""
         self._writer.write(record)
         for name, values in self._facts.items():
             values.append(facts[name])
@@ -93,10 +97,11 @@ class ShardWriter:
         if (written := count_records(self._partial)) != self._count:
             raise RuntimeError(f'{self._partial} holds {written} records after {self._count} were written')
         # fsum is exact: the same sums whatever the order.
-        note = {'count': self._count, 'bytes': size, 'sha256': file_sha256(self._partial), 'values': self._values,
+        note = {'count': self._count, 'bytes': size, 'sha256': file_sha256(self._partial),
+                'values': self._values,
                 'sums': [math.fsum(column) for column in zip(*self._sums, strict=True)],
-                'squares': [math.fsum(column) for column in zip(*self._squares, strict=True)], 'bad': self._bad,
-                **self._facts}
+                'squares': [math.fsum(column) for column in zip(*self._squares, strict=True)],
+                'bad': self._bad, **self._facts}
         if is_remote(self._target):
             self._target.write_bytes(self._partial.read_bytes())
         else:
@@ -129,7 +134,8 @@ def _is_made(folder, number: int, sizes: dict[str, int]) -> bool:
 
 
 def find_shard_damage(folder, number: int) -> str | None:
-    """What is wrong with a finished shard, or None. In a bucket the size alone is looked at; the store keeps checksums."""
+    """What is wrong with a finished shard, or None. In a bucket the size alone is looked at; the store keeps
+    checksums."""
     path, note = as_path(folder) / shard_name(number), read_note(folder, number)
     if is_remote(path):
         return None if path.stat().length == note['bytes'] else 'its size is not the one that was written'

@@ -1,14 +1,16 @@
 """Cached latents: a data set as the encoder of a VAE saw it, made by prepare_latents.py.
 
-    latents/metadata.json                what was made from what, the shards with their checksums, statistics; written last
-    latents/preparation.json             the same as far as it was known at the start, and the command that goes on
+    latents/metadata.json                what was made from what, the shards with their checksums, statistics;
+                                         written last
+    latents/preparation.json             the same as far as it was known at the start, and the command that
+                                         goes on
     latents/shards/00000.array_record    the examples, one after the other
     latents/shards/00000.json            count, checksum, labels and statistics of the shard
     latents/bad_pictures.txt             images that could not be decoded and are left out, if there were any
 
-A record of latents with labels is one image: the moments of the image and of its mirror image, [2, h, w, 2C], mean
-before log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Those of latents with text
-features are described in lit_jax/data/caption_latents.py.
+A record of latents with labels is one image: the moments of the image and of its mirror image, [2, h, w, 2C],
+mean before log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Those of
+latents with text features are described in lit_jax/data/caption_latents.py.
 """
 import hashlib
 import json
@@ -29,10 +31,12 @@ from lit_jax.runtime.paths import absolute, files_under, is_remote
 FORMAT, KIND = 1, 'latents'
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
 DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
-_MADE_BY = {KIND: 'VAE latents of ImageNet are made by: python prepare_latents.py --data=imagenet2012 --vae=VAE_FOLDER '
+_MADE_BY = {KIND: 'VAE latents of ImageNet are made by: python prepare_latents.py --data=imagenet2012 '
+                  '--vae=VAE_FOLDER '
                   '--image_size=PIXELS',
-            'caption_latents': 'VAE latents and text features are made by: python prepare_latents.py --data=captions '
-                               '--path=IMAGES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER --image_size=PIXELS'}
+            'caption_latents': 'VAE latents and text features are made by: python prepare_latents.py '
+                               '--data=captions --path=IMAGES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER '
+                               '--image_size=PIXELS'}
 _LABEL = np.dtype('<i4')
 _READER = {'max_parallelism': '0'}  # nothing is read ahead
 
@@ -47,7 +51,8 @@ class _Shard:
 
 
 class CachedLatents(Source):
-    """What every kind of cached latents is: records in shards, and metadata. Any number of threads may read at once.
+    """What every kind of cached latents is: records in shards, and metadata. Any number of threads may read
+    at once.
 
     Attributes:
         metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
@@ -72,7 +77,8 @@ class CachedLatents(Source):
 
     def notes(self) -> list[dict]:
         """What stands beside each shard."""
-        return [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes()) for shard in self.metadata['shards']]
+        return [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes())
+                for shard in self.metadata['shards']]
 
     @abstractmethod
     def _fits(self, record: bytes) -> bool:
@@ -88,8 +94,9 @@ class CachedLatents(Source):
         return record
 
     def _damaged(self, index: int, why: str) -> UserError:
-        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made them checks all '
-                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
+        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made '
+                         f'them checks all shards and makes damaged ones again: '
+                         f'{continue_command(self.folder)}')
 
 
 class LatentSource(CachedLatents):
@@ -143,7 +150,8 @@ def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
 
 
 def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict:
-    """The image, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out images."""
+    """The image, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out
+    images."""
     return {**element, 'moments': element['moments'][0]}
 
 
@@ -158,14 +166,16 @@ def record_bytes(plan: dict) -> int:
     return values * DTYPES[plan['dtype']].itemsize + _LABEL.itemsize
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Opening
 
 
 def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> LatentSource:
-    """The latents in a folder. `asked`: image_size and channels of the latents and num_classes, None where it is open.
+    """The latents in a folder. `asked`: image_size and channels of the latents and num_classes, None where it
+    is open.
 
-    Raises UserError if the folder does not hold a whole data set of that split, or of other numbers than asked."""
+    Raises UserError if the folder does not hold a whole data set of that split, or of other numbers than
+    asked."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
            'num_classes': len(metadata['classes'])}
@@ -176,16 +186,18 @@ def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> 
 def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
     """(the folder, its metadata) of a whole data set of a split and kind; UserError for any other."""
     if not os.fspath(folder):      # not the folder that happens to be the current one
-        raise UserError(f'data.name={kind} needs the folder of its latents: --config.data.path=FOLDER. {_MADE_BY[kind]} --out=FOLDER')
+        raise UserError(f'data.name={kind} needs the folder of its latents: --config.data.path=FOLDER. '
+                        f'{_MADE_BY[kind]} --out=FOLDER')
     folder = absolute(folder)
     if is_remote(folder):
-        raise UserError(f'{folder}: ArrayRecord files are read from a disk. Copy the latents to every host (gcloud '
-                        'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
+        raise UserError(f'{folder}: ArrayRecord files are read from a disk. Copy the latents to every host '
+                        f'(gcloud storage cp -r), or mount the bucket (gcsfuse) and name that folder')
     metadata = read_metadata(folder, kind)
     _check_files(folder, metadata)
     if metadata['source']['split'] != split:
-        raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is {split!r}. '
-                        f'Make those into another folder: python prepare_latents.py --split={split} ...')
+        raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is '
+                        f'{split!r}. Make those into another folder: python prepare_latents.py '
+                        f'--split={split} ...')
     return folder, metadata
 
 
@@ -194,31 +206,35 @@ def check_asked(folder, own: dict, asked: dict) -> None:
     wrong = [f'{name}: {own[name]} in the data set, {value} in the recipe' for name, value in asked.items()
              if value not in (None, own[name])]
     if wrong:
-        raise UserError(f'the latents in {folder} do not fit (sizes in latent pixels):\n  ' + '\n  '.join(wrong))
+        raise UserError(f'the latents in {folder} do not fit (sizes in latent pixels):\n  ' +
+                        '\n  '.join(wrong))
 
 
 def read_metadata(folder, kind: str = KIND) -> dict:
-    """metadata.json of a folder. UserError where there is none, with the command that goes on if there is a half of one."""
+    """metadata.json of a folder. UserError where there is none, with the command that goes on if there is a
+    half of one."""
     folder = absolute(folder)
     try:
         metadata = json.loads((folder / METADATA).read_bytes())
     except FileNotFoundError:
         if (folder / PREPARATION).exists():
-            raise UserError(f'the latents in {folder} are not finished. The command that began goes on where it was '
-                            f'stopped: {continue_command(folder)}') from None
+            raise UserError(f'the latents in {folder} are not finished. The command that began goes on where '
+                            f'it was stopped: {continue_command(folder)}') from None
         found = 'holds no latents' if folder.is_dir() else 'does not exist'
         raise UserError(f'{folder} {found}. {_MADE_BY[kind]} --out={shlex.quote(str(folder))}') from None
     except ValueError as error:
-        raise UserError(f'{folder / METADATA} is damaged: it is not valid JSON ({error}). Delete it; the command that made '
-                        f'it checks all shards and writes it again: {continue_command(folder)}') from error
+        raise UserError(f'{folder / METADATA} is damaged: it is not valid JSON ({error}). Delete it; the '
+                        f'command that made it checks all shards and writes it again: '
+                        f'{continue_command(folder)}') from error
     found = metadata.get('kind') if isinstance(metadata, dict) else None
     if found != kind and found in _MADE_BY:
-        raise UserError(f'{folder} holds {found}, not {kind}: take --config.data.name={found}, or another folder')
+        raise UserError(f'{folder} holds {found}, not {kind}: take --config.data.name={found}, or another '
+                        f'folder')
     if found != kind:
         raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
     if metadata.get('format') != FORMAT:
-        raise UserError(f'{folder} has format {metadata.get("format")!r}, this version of lit_jax reads format {FORMAT}. Use '
-                        'the version that wrote it, or make the latents again')
+        raise UserError(f'{folder} has format {metadata.get("format")!r}, this version of lit_jax reads '
+                        f'format {FORMAT}. Use the version that wrote it, or make the latents again')
     return metadata
 
 
@@ -234,38 +250,45 @@ def continue_command(folder) -> str:
 def _check_files(folder, metadata: dict) -> None:
     """ArrayRecord takes a file that was cut off for an empty one: sizes are looked at first."""
     sizes = files_under(folder / SHARDS)
-    wrong = [f'{shard["name"]}: {_size(found)} where {shard["bytes"]} were written' for shard in metadata['shards']
+    wrong = [f'{shard["name"]}: {_size(found)} where {shard["bytes"]} were written'
+             for shard in metadata['shards']
              if (found := sizes.get(shard['name'].removeprefix(f'{SHARDS}/'))) != shard['bytes']]
     if wrong:
-        raise UserError(f'{folder} is not whole; {len(wrong)} of {len(metadata["shards"])} shards are not as they were '
-                        f'written ({wrong[0]}). Copy it again, or make these again: {continue_command(folder)}')
+        raise UserError(f'{folder} is not whole; {len(wrong)} of {len(metadata["shards"])} shards are not as '
+                        f'they were written ({wrong[0]}). Copy it again, or make these again: '
+                        f'{continue_command(folder)}')
 
 
 def _size(found: int | None) -> str:
     return 'no file' if found is None else f'{found} bytes'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Does it fit?
 
 
-def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None = None, vae_sha256: str | None = None,
+def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None = None,
+                  vae_sha256: str | None = None,
                   scale: float | None = None, shift: float | None = None, downscale: int | None = None,
                   image_size: int | None = None, channels: int | None = None, num_classes: int | None = None,
                   crop: str | None = None) -> None:
-    """Raises one UserError that names every value of the data set that is another than `who` (recipe, teacher) has.
+    """Raises one UserError that names every value of the data set that is another than `who` (recipe,
+    teacher) has.
 
     Args:
-        metadata: of the data set (`LatentSource.metadata`). The others: what it must be; None is not compared.
+        metadata: of the data set (`LatentSource.metadata`). The others: what it must be; None is not
+            compared.
         image_size: of the images, not of the latents.
     """
     vae = metadata['vae']
-    pairs = {'VAE': (vae['id'], vae_id), 'sha256 of the VAE': (vae['sha256'], vae_sha256), 'scale': (vae['scale'], scale),
-             'shift': (vae['shift'], shift), 'downscale': (vae['downscale'], downscale), 'channels': (vae['channels'], channels),
-             'image size': (metadata['image_size'], image_size), 'classes': (len(metadata['classes']), num_classes),
+    pairs = {'VAE': (vae['id'], vae_id), 'sha256 of the VAE': (vae['sha256'], vae_sha256),
+             'scale': (vae['scale'], scale),
+             'shift': (vae['shift'], shift), 'downscale': (vae['downscale'], downscale),
+             'channels': (vae['channels'], channels), 'image size': (metadata['image_size'], image_size),
+             'classes': (len(metadata['classes']), num_classes),
              'crop': (metadata['crop'], crop)}
     wrong = [f'{name}: {own} in the latents, {other} in {who}' for name, (own, other) in pairs.items()
              if other is not None and own != other]
     if wrong:
-        raise UserError(f'the latents were not made for {who}:\n  ' + '\n  '.join(wrong) + '\nMake latents that fit with '
-                        'prepare_latents.py, or correct the value that is wrong')
+        raise UserError(f'the latents were not made for {who}:\n  ' + '\n  '.join(wrong)
+                        + '\nMake latents that fit with prepare_latents.py, or correct the value that is wrong')

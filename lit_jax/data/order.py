@@ -2,11 +2,12 @@
 
 Shuffled: epoch after epoch, each a fresh permutation of all examples. Epochs flow through batches.
 
-Bucketed: positions k·B to (k+1)·B - 1 hold examples of one bucket, for every k. Each bucket has a stream of its own, which
-is shuffled as above, and batches are cut from it one after the other. In epoch e the bucket b with n of the N examples
-gives floor((e+1)·n/B) - floor(e·n/B) batches: what does not fill a batch is left to the next epoch. So every example comes
-exactly once in an epoch of its bucket, and as often as any other in the long run; a bucket of less than a batch comes in
-one epoch of B/n. The buckets take turns in a random order.
+Bucketed: positions k·B to (k+1)·B - 1 hold examples of one bucket, for every k. Each bucket has a stream of
+its own, which is shuffled as above, and batches are cut from it one after the other. In epoch e the bucket b
+with n of the N examples gives floor((e+1)·n/B) - floor(e·n/B) batches: what does not fill a batch is left to
+the next epoch. So every example comes exactly once in an epoch of its bucket, and as often as any other in
+the long run; a bucket of less than a batch comes in one epoch of B/n. The buckets take turns in a random
+order.
 """
 import bisect
 import threading
@@ -39,7 +40,8 @@ class _Permutations:
 
 
 def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
-    """A random order of `count` things, int64: every order is equally likely, and independent of other counters'.
+    """A random order of `count` things, int64: every order is equally likely, and independent of other
+    counters'.
 
     Sorting raw Philox words instead of `Generator.permutation`: numpy promises the former for all versions.
     """
@@ -47,11 +49,13 @@ def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
 
 
 class Shuffled:
-    """All `count` examples once an epoch; called with positions int64 [n] it gives their examples, int64 [n]."""
+    """All `count` examples once an epoch; called with positions int64 [n] it gives their examples, int64
+    [n]."""
 
     def __init__(self, count: int, seed: int, stream: str = 'shuffle', first_counter: int = 0):
         self._count = count
-        self._order = _Permutations(lambda epoch: permutation(seed, stream, first_counter + epoch, count), _KEPT)
+        self._order = _Permutations(lambda epoch: permutation(seed, stream, first_counter + epoch, count),
+                                    _KEPT)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         epochs, offsets = np.divmod(positions, self._count)
@@ -103,7 +107,8 @@ class Bucketed:
         return stream, int(begin[stream]) + rank
 
     def _epoch_slots(self, epoch: int) -> np.ndarray:
-        """The batches of an epoch in their order: int64 [batches, 2] of stream, and how many of its batches come before."""
+        """The batches of an epoch in their order: int64 [batches, 2] of stream, and how many of its batches
+        come before."""
         counts = self._begin(epoch + 1) - self._begin(epoch)
         streams = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(streams)) - np.repeat(np.cumsum(counts) - counts, counts)

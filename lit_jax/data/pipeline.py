@@ -1,15 +1,17 @@
 """From a source to the stream of training batches, reproducible on any number of hosts.
 
-The stream is fixed by the seed alone: epoch after epoch, each a fresh permutation of all examples, numbered by their
-position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through batches, so nothing is
-dropped and every example comes exactly once an epoch, whether or not B divides the size. Augmentation randomness
-belongs to the position. A host takes the rows of each global batch that its devices need, so the batch that all hosts
-hold together is the same array for every host count and mesh. Where images have several shapes a batch holds one of
-them; the stream is then made of those of the shapes (lit_jax/data/order.py).
+The stream is fixed by the seed alone: epoch after epoch, each a fresh permutation of all examples, numbered
+by their position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through
+batches, so nothing is dropped and every example comes exactly once an epoch, whether or not B divides the
+size. Augmentation randomness belongs to the position. A host takes the rows of each global batch that its
+devices need, so the batch that all hosts hold together is the same array for every host count and mesh. Where
+images have several shapes a batch holds one of them; the stream is then made of those of the shapes
+(lit_jax/data/order.py).
 
-grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by processes: those
-would outlive a killed parent). Shuffle and gather work on whole batches because a chain of grain's own `shuffle`, `map`
-and `batch` costs about 5 ms of Python for 128 digits, as long as a training step of the demo may take.
+grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by
+processes: those would outlive a killed parent). Shuffle and gather work on whole batches because a chain of
+grain's own `shuffle`, `map` and `batch` costs about 5 ms of Python for 128 digits, as long as a training step
+of the demo may take.
 """
 import weakref
 from collections.abc import Callable
@@ -70,8 +72,8 @@ class Pipeline:
 class BatchIterator:
     """An endless iterator with threads behind it; `step` is the k of the batch that comes next.
 
-    It ends with `close()`, with a `with` block, or when nobody holds it any more; also after an error in a source, as
-    the next batch would otherwise not be the one that `step` says.
+    It ends with `close()`, with a `with` block, or when nobody holds it any more; also after an error in a
+    source, as the next batch would otherwise not be the one that `step` says.
     """
 
     def __init__(self, pipeline: Pipeline, start_step: int, threads: int, prefetch: int):
@@ -98,7 +100,8 @@ class BatchIterator:
         return batch
 
     def close(self) -> None:
-        """Drops what was read ahead; the threads end when the batch in their hands is finished. Twice is fine."""
+        """Drops what was read ahead; the threads end when the batch in their hands is finished. Twice is
+        fine."""
         self._finalizer()
 
     def __enter__(self) -> 'BatchIterator':
@@ -130,9 +133,10 @@ def make_pipeline(source: Source, *, global_batch: int, seed: int, start_step: i
         global_batch: examples a step over all processes.
         start_step: k of the first batch of the iterator = steps already done.
         rows: positions in the global batch that this process reads (`BatchLayout.rows`); None: all of them.
-        augment: (element, numpy Generator) -> element of the same shapes, before batching. Its randomness belongs to
-            (seed, position in the stream): the same on every host count, different in every epoch.
-        threads: that read ahead; 0 reads in the caller. One is enough for data in memory; decoding files wants more.
+        augment: (element, numpy Generator) -> element of the same shapes, before batching. Its randomness
+            belongs to (seed, position in the stream): the same on every host count, different in every epoch.
+        threads: that read ahead; 0 reads in the caller. One is enough for data in memory; decoding files
+            wants more.
         prefetch: batches held ready; raised to `threads` where it is less.
     """
     if len(source) < 1:

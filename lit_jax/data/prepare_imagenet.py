@@ -1,11 +1,13 @@
-"""Writes ImageNet 2012 as a tfds data set in ArrayRecord, from the two tar files that image-net.org gives out.
+"""Writes ImageNet 2012 as a tfds data set in ArrayRecord, from the two tar files that image-net.org gives
+out.
 
     python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir=FOLDER
 
-Needs no TensorFlow: tfds' own builder of ImageNet, and its sorting of anything above 1 GB, do. Same name, features,
-labels and splits as tfds' `imagenet2012` 5.1.0, with two differences: examples keep the order of the archives (training
-shuffles by itself), and images keep their original bytes, where tfds re-encodes 22 CMYK images and one PNG as JPEG.
-Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is never read, and removed by the next run.
+Needs no TensorFlow: tfds' own builder of ImageNet, and its sorting of anything above 1 GB, do. Same name,
+features, labels and splits as tfds' `imagenet2012` 5.1.0, with two differences: examples keep the order of
+the archives (training shuffles by itself), and images keep their original bytes, where tfds re-encodes 22
+CMYK images and one PNG as JPEG. Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is
+never read, and removed by the next run.
 """
 import argparse
 import io
@@ -34,8 +36,8 @@ _VALIDATION_LABELS = 'datasets/imagenet2012/validation_labels.txt'  # in the ord
 def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = COUNTS) -> Path:
     """Writes the data set unless it is there; its folder.
 
-    Raises UserError for archives that are missing or not whole, and for too little space, before anything is written
-    where that can be seen."""
+    Raises UserError for archives that are missing or not whole, and for too little space, before anything is
+    written where that can be seen."""
     folder = data_dir / 'imagenet2012' / VERSION
     if folder.exists():
         print(f'{folder} is there already')
@@ -50,7 +52,8 @@ def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = CO
     except (tarfile.TarError, LookupError) as error:
         raise UserError(f'an archive in {archives} is not whole: {error}. Download it again') from error
     if found != counts:
-        raise UserError(f'the archives in {archives} hold {found} images, expected {counts}. Download them again')
+        raise UserError(f'the archives in {archives} hold {found} images, expected {counts}. Download them '
+                        f'again')
     os.replace(unfinished, folder)
     return folder
 
@@ -62,9 +65,10 @@ def synsets() -> list[str]:
 
 def _check_archives(archives: Path) -> None:
     if missing := [name for name in ARCHIVES.values() if not (archives / name).is_file()]:
-        raise UserError(f'{archives} lacks {" and ".join(missing)}. Register at https://image-net.org, download the '
-                        'archives of ILSVRC 2012 for tasks 1 and 2, and name their folder with --archives=FOLDER; they '
-                        'are used as they are, not unpacked')
+        raise UserError(f'{archives} lacks {" and ".join(missing)}. Register at https://image-net.org, '
+                        f'download the '
+                        'archives of ILSVRC 2012 for tasks 1 and 2, and name their folder with '
+                        '--archives=FOLDER; they are used as they are, not unpacked')
 
 
 def _check_space(archives: Path, data_dir: Path) -> None:
@@ -72,8 +76,8 @@ def _check_space(archives: Path, data_dir: Path) -> None:
     free = shutil.disk_usage(data_dir).free
     needed = sum((archives / name).stat().st_size for name in ARCHIVES.values())
     if free < needed:
-        raise UserError(f'{data_dir} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f}. Free some, or name '
-                        'another place with --data_dir=FOLDER')
+        raise UserError(f'{data_dir} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f}. Free some, '
+                        f'or name another place with --data_dir=FOLDER')
 
 
 def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, int]:
@@ -83,10 +87,11 @@ def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, in
         'label': tfds.features.ClassLabel(names=synsets()),
         'file_name': tfds.features.Text(),
     })
-    identity = tfds.core.DatasetIdentity(name='imagenet2012', version=tfds.core.Version(VERSION), data_dir=str(folder),
-                                         module_name=__name__)
+    identity = tfds.core.DatasetIdentity(name='imagenet2012', version=tfds.core.Version(VERSION),
+                                         data_dir=str(folder), module_name=__name__)
     info = tfds.core.DatasetInfo(builder=identity, features=features, homepage='https://image-net.org/',
-                                 description='ILSVRC 2012 from its archives; every image has its original bytes.')
+                                 description='ILSVRC 2012 from its archives; every image has its original '
+                                             'bytes.')
     writer = tfds.core.SequentialWriter(info, _SHARD, file_format='array_record')
     writer.initialize_splits(list(ARCHIVES))
     found = dict.fromkeys(ARCHIVES, 0)
@@ -141,15 +146,17 @@ def _show_progress(done: int, count: int, seconds: float) -> None:
     if not sys.stdout.isatty():
         return
     left = seconds / done * max(count - done, 0)
-    print(f'{done:,} of {count:,} images, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min left  ',
-          end='\r' if done < count else '\n', flush=True)
+    print(f'{done:,} of {count:,} images, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min '
+          f'left  ', end='\r' if done < count else '\n', flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--archives', type=Path, required=True, help='folder of the two tar files')
     parser.add_argument('--data_dir', type=Path, default=default_data_dir(),
-                        help='folder of the data sets (default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets)')
+                        help='folder of the data sets (default: $LIT_JAX_DATA, else '
+                             '~/.cache/lit_jax/datasets)')
     arguments = parser.parse_args()
     print(f'{prepare_imagenet(arguments.archives.expanduser(), arguments.data_dir.expanduser())} is ready')
     return 0

@@ -9,7 +9,8 @@
 With captions in the place of labels (lit_jax/data/captions.py):
 
     shapes                rendered shapes; no data needed
-    captions              a folder of images with captions, or of tar shards: lit_jax/data/caption_folder.py, tar_shards.py
+    captions              a folder of images with captions, or of tar shards: lit_jax/data/caption_folder.py,
+                          tar_shards.py
     caption_latents       both as a VAE and a text encoder saw them
 """
 import os
@@ -37,8 +38,8 @@ from lit_jax.data.toys.shapes import NOMINAL, SMALLEST_IMAGE, ShapesSource
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
-__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source', 'open_captioned',
-           'open_source']
+__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source',
+           'open_captioned', 'open_source']
 
 
 def default_data_dir() -> Path:
@@ -62,35 +63,42 @@ class Request:
     caption_tokens: int | None = None
 
 
-def open_source(name: str, *, split: str = 'train', image_size: int | None = None, channels: int | None = None,
-                num_classes: int | None = None, classes: str = '', data_dir: str | Path = '', path: str | Path = '',
-                seed: int = 0, strict: bool = False, tokenizer=None, caption_tokens: int | None = None, buckets: bool = False,
+def open_source(name: str, *, split: str = 'train', image_size: int | None = None,
+                channels: int | None = None,
+                num_classes: int | None = None, classes: str = '', data_dir: str | Path = '',
+                path: str | Path = '', seed: int = 0, strict: bool = False, tokenizer=None,
+                caption_tokens: int | None = None, buckets: bool = False,
                 multiple: int = 1) -> Source:
     """Opens a source by its name in SOURCES.
 
     Args:
         split: 'train', or 'held_out' (never shown in training).
-        image_size, channels, num_classes: of the elements, as the network sees them (latents: of the latent). None
-            takes the source's own; another number than a real source has is an error. Images are cropped to
-            image_size, which must be given for them.
-        classes: '' for all, or a list of the classes to take, numbered anew (`lit_jax.data.subset`); num_classes is then
-            their number. Synthetic examples have as many classes as asked for, and none of a list.
+        image_size, channels, num_classes: of the elements, as the network sees them (latents: of the latent).
+            None takes the source's own; another number than a real source has is an error. Images are cropped
+            to image_size, which must be given for them.
+        classes: '' for all, or a list of the classes to take, numbered anew (`lit_jax.data.subset`);
+            num_classes is then their number. Synthetic examples have as many classes as asked for, and none
+            of a list.
         data_dir: folder that holds all data sets ('' = `default_data_dir()`).
-        path: folder of this one data set: the images of 'folder', or latents that are not in their usual place.
+        path: folder of this one data set: the images of 'folder', or latents that are not in their usual
+            place.
         seed: of synthetic examples; real sources ignore it.
-        strict: stop at the first image that cannot be decoded, instead of taking the next one (sources of images), and
-            where images have no captions or captions no images, instead of leaving them out.
+        strict: stop at the first image that cannot be decoded, instead of taking the next one (sources of
+            images), and where images have no captions or captions no images, instead of leaving them out.
         tokenizer: `lit_jax.text.tokenizer.Tokenizer`, for shapes and captions.
-        caption_tokens: tokens a caption is padded or cut to (L); for caption_latents the number that they must have.
-        buckets: captions: shapes by the ratio of each image (lit_jax/data/buckets.py), not squares. caption_latents:
-            whether they may have several shapes.
-        multiple: pixels that the sides of captioned images must be multiples of, those of a VAE times those of a patch.
+        caption_tokens: tokens a caption is padded or cut to (L); for caption_latents the number that they
+            must have.
+        buckets: captions: shapes by the ratio of each image (lit_jax/data/buckets.py), not squares.
+            caption_latents: whether they may have several shapes.
+        multiple: pixels that the sides of captioned images must be multiples of, those of a VAE times those
+            of a patch.
     Raises:
         UserError: unknown name or split, numbers that the source cannot serve, or data that is not there.
     """
     _check_text(name, tokenizer, caption_tokens, buckets, classes)
-    request = _request(name, classes=classes, split=split, asked={'image_size': image_size, 'channels': channels,
-                       'num_classes': num_classes}, data_dir=data_dir, path=path, seed=seed, strict=strict, buckets=buckets,
+    request = _request(name, classes=classes, split=split,
+                       asked={'image_size': image_size, 'channels': channels,
+'num_classes': num_classes}, data_dir=data_dir, path=path, seed=seed, strict=strict, buckets=buckets,
                        multiple=multiple, caption_tokens=caption_tokens)
     source = SOURCES[_key(name)](request)
     if name in CAPTIONED:
@@ -98,20 +106,23 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
     return choose_classes(source, classes, num_classes) if classes and name != 'synthetic' else source
 
 
-def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '', path: str | Path = '',
-                   seed: int = 0, strict: bool = False, buckets: bool = False, multiple: int = 1) -> Source:
-    """A source in CAPTIONED before its captions became tokens: elements {'image', 'captions'}. Arguments of `open_source`."""
+def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '',
+                   path: str | Path = '', seed: int = 0, strict: bool = False, buckets: bool = False,
+                   multiple: int = 1) -> Source:
+    """A source in CAPTIONED before its captions became tokens: elements {'image', 'captions'}. Arguments of
+    `open_source`."""
     _check_text(name, True, 1, buckets, '')
     asked = {'image_size': image_size, 'channels': None, 'num_classes': None}
-    return SOURCES[name](_request(name, split=split, asked=asked, data_dir=data_dir, path=path, seed=seed, strict=strict,
-                                  buckets=buckets, multiple=multiple))
+    return SOURCES[name](_request(name, split=split, asked=asked, data_dir=data_dir, path=path, seed=seed,
+                                  strict=strict, buckets=buckets, multiple=multiple))
 
 
 def _key(name: str) -> str:
     return 'tfds:NAME' if name.startswith('tfds:') else name
 
 
-def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, seed: int, classes: str = '', **options) -> Request:
+def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, seed: int, classes: str = '',
+             **options) -> Request:
     for field, value in asked.items():
         if value is not None and value < 1:
             raise UserError(f'{field} of the data must be at least 1, got {value}')
@@ -120,7 +131,8 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
     folder = os.path.expanduser(data_dir) if data_dir else default_data_dir()
     if classes and name != 'synthetic':
         asked = asked | {'num_classes': None}
-    return Request(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed, **options)
+    return Request(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed,
+                   **options)
 
 
 def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
@@ -129,8 +141,8 @@ def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool,
         raise UserError(f'unknown data.name {name!r}; known: {", ".join(SOURCES)}')
     texts = name in CAPTIONED or name == 'caption_latents'
     if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
-        raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model take '
-                        f'--config.data.name={", ".join((*CAPTIONED, "caption_latents"))}')
+        raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model '
+                        f'take --config.data.name={", ".join((*CAPTIONED, "caption_latents"))}')
     if texts and classes:
         raise UserError(f'{name} has captions and no classes: leave data.classes={classes} empty')
     if name in CAPTIONED and (tokenizer is None or not caption_tokens):
@@ -153,7 +165,8 @@ def _synthetic(request: Request) -> Source:
     if request.split not in SYNTHETIC_SPLITS:
         raise UserError(f'synthetic has no split {request.split!r}; known: {", ".join(SYNTHETIC_SPLITS)}')
     defaults = {'image_size': 32, 'channels': 4, 'num_classes': 10}
-    chosen = {key: default if request.asked[key] is None else request.asked[key] for key, default in defaults.items()}
+    chosen = {key: default if request.asked[key] is None else request.asked[key]
+              for key, default in defaults.items()}
     names = tuple(f'synthetic {i}' for i in range(chosen['num_classes']))
     return SyntheticSource(Spec(**chosen, class_names=names), split=request.split, seed=request.seed)
 
@@ -172,7 +185,8 @@ def _shapes(request: Request) -> Source:
         raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(SHAPE_SPLITS)}')
     size = request.asked['image_size'] or NOMINAL
     if size < SMALLEST_IMAGE:
-        raise UserError(f'shapes are drawn on {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, the recipe asks for {size}')
+        raise UserError(f'shapes are drawn on {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, the recipe '
+                        f'asks for {size}')
     if request.asked['channels'] not in (None, 3):
         raise UserError(f'shapes have 3 channels, the recipe asks for {request.asked["channels"]}')
     check_sides(size, request.multiple)
@@ -184,7 +198,8 @@ def _captions(request: Request) -> Source:
     if request.split not in FOLDER_SPLITS:
         raise UserError(f'captions has no split {request.split!r}; known: {", ".join(FOLDER_SPLITS)}')
     if not os.fspath(request.path):
-        raise UserError('data.name=captions needs the folder of the images and captions: --config.data.path=FOLDER')
+        raise UserError('data.name=captions needs the folder of the images and captions: '
+                        '--config.data.path=FOLDER')
     size = check_asked('captions', {**request.asked, 'num_classes': None}, 0)
     check_sides(size, request.multiple)
     table = bucket_table(size, request.multiple) if request.buckets else ()
@@ -194,8 +209,8 @@ def _captions(request: Request) -> Source:
         return open_tar_shards(_local([root]), **options)
     splits = split_folders(root)
     if request.split not in splits:
-        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and the others into '
-                        f'{root / "held_out"}')
+        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
+                        f'the others into {root / "held_out"}')
     base = splits[request.split]
     if tars := tar_files(base):
         return open_tar_shards(_local(tars), **options)
@@ -204,14 +219,14 @@ def _captions(request: Request) -> Source:
 
 def _local(paths: list) -> list[Path]:
     if is_remote(paths[0]):
-        raise UserError(f'{paths[0]}: tar shards are read from a disk. Copy them to every host (gcloud storage cp -r), or mount '
-                        'the bucket (gcsfuse) and name that folder')
+        raise UserError(f'{paths[0]}: tar shards are read from a disk. Copy them to every host (gcloud '
+                        f'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
     return [Path(path) for path in paths]
 
 
 def _caption_latents(request: Request) -> Source:
-    return open_caption_latents(request.path, split=request.split, asked=request.asked, tokens=request.caption_tokens,
-                                buckets=request.buckets)
+    return open_caption_latents(request.path, split=request.split, asked=request.asked,
+                                tokens=request.caption_tokens, buckets=request.buckets)
 
 
 def _latents(request: Request) -> Source:

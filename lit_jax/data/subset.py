@@ -1,16 +1,17 @@
-"""Some classes of a data set as a data set of its own: `data.classes` of a recipe, `--classes` of prepare_latents.py.
+"""Some classes of a data set as a data set of its own: `data.classes` of a recipe, `--classes` of
+prepare_latents.py.
 
-A list of classes is a text file with one name a line, the names of the data set's own classes (of ImageNet: WordNet ids,
-of a folder: its subfolders). The classes of the subset are numbered 0, 1, ... in the order of the list; examples keep
-the order of the data set.
+A list of classes is a text file with one name a line, the names of the data set's own classes (of ImageNet:
+WordNet ids, of a folder: its subfolders). The classes of the subset are numbered 0, 1, ... in the order of
+the list; examples keep the order of the data set.
 
-`sub_imagenet` stands for sub_imagenet.txt beside this file: 100 classes of ImageNet, for the settings of the DyDi-LiT
-paper, whose own choice of 100 is not published. They are, sorted, the labels
+`sub_imagenet` stands for sub_imagenet.txt beside this file: 100 classes of ImageNet, for the settings of the
+DyDi-LiT paper, whose own choice of 100 is not published. They are, sorted, the labels
 `numpy.random.default_rng(0).choice(1000, 100, replace=False)` in the order of WordNet ids.
 
-Which examples belong to the subset is told by their labels alone; no image is decoded for it. A folder and latents that
-prepare_latents.py made know their labels. Of a tfds data set every record is read once; the labels are then kept in the
-folder of `lit_jax.runtime.paths.cache_folder()`, under labels/.
+Which examples belong to the subset is told by their labels alone; no image is decoded for it. A folder and
+latents that prepare_latents.py made know their labels. Of a tfds data set every record is read once; the
+labels are then kept in the folder of `lit_jax.runtime.paths.cache_folder()`, under labels/.
 """
 import hashlib
 import os
@@ -31,8 +32,8 @@ def class_list(classes: str) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'data.classes={classes} is neither a list of lit_jax ({", ".join(LISTS)}) nor a text file with one '
-                        f'class a line: {error}') from error
+        raise UserError(f'data.classes={classes} is neither a list of lit_jax ({", ".join(LISTS)}) nor a '
+                        f'text file with one class a line: {error}') from error
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f'{path} names {", ".join(sorted(twice)[:5])} more than once')
     if not names:
@@ -41,20 +42,22 @@ def class_list(classes: str) -> tuple[str, ...]:
 
 
 def choose_classes(source: Source, classes: str, num_classes: int | None = None) -> Source:
-    """The examples of a source whose classes are in the list `classes`; the source itself if it has just these.
+    """The examples of a source whose classes are in the list `classes`; the source itself if it has just
+    these.
 
     num_classes: what the recipe asks for, None where it is open.
     Raises UserError for a class that the source does not have, and for another number than asked."""
     names = class_list(classes)
     if num_classes not in (None, len(names)):
-        raise UserError(f'data.classes={classes} names {len(names)} classes, the recipe asks for {num_classes}; set '
-                        f'--config.data.num_classes={len(names)}')
+        raise UserError(f'data.classes={classes} names {len(names)} classes, the recipe asks for '
+                        f'{num_classes}; set --config.data.num_classes={len(names)}')
     if tuple(source.class_names) == names:
         return source
     number = {name: label for label, name in enumerate(source.class_names)}
     if missing := [name for name in names if name not in number]:
-        raise UserError(f'data.classes={classes} names {len(missing)} classes that the data set does not have '
-                        f'({", ".join(missing[:5])}, ...); its {len(number)} classes: {", ".join(list(number)[:5])}, ...')
+        raise UserError(f'data.classes={classes} names {len(missing)} classes that the data set does not '
+                        f'have ({", ".join(missing[:5])}, ...); its {len(number)} classes: '
+                        f'{", ".join(list(number)[:5])}, ...')
     old = np.array([number[name] for name in names])
     new_of = np.full(len(number), -1, np.int32)
     new_of[old] = np.arange(len(names), dtype=np.int32)

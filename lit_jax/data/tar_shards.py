@@ -1,11 +1,13 @@
-"""Images with captions in tar files, as WebDataset and img2dataset write them; read in any order, without unpacking.
+"""Images with captions in tar files, as WebDataset and img2dataset write them; read in any order, without
+unpacking.
 
     shards/00000.tar    000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
 
-Members of one name, up to its first dot, belong together: an image (.jpg, .png, .webp, ...), and its caption in .txt or in
-.json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls, .npy, ...) are ignored. A tar
-file is scanned once; where its members lie, which have captions, and the sizes of the images are then kept in
-lit_jax.runtime.paths.cache_folder(), under tar_shards/, for as long as the file stays as it is (name, size and time of change).
+Members of one name, up to its first dot, belong together: an image (.jpg, .png, .webp, ...), and its caption
+in .txt or in .json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls,
+.npy, ...) are ignored. A tar file is scanned once; where its members lie, which have captions, and the sizes
+of the images are then kept in lit_jax.runtime.paths.cache_folder(), under tar_shards/, for as long as the
+file stays as it is (name, size and time of change).
 """
 import hashlib
 import io
@@ -43,8 +45,10 @@ class TarIndex:
 
     Attributes:
         keys: names of the images with captions, in the order of the file.
-        table: int64 [n, 8]: offset and size of the image, of its .txt, of its .json; width and height (0: unknown).
-        alone, orphans, empty: keys of images without a caption, captions without an image, captions without text.
+        table: int64 [n, 8]: offset and size of the image, of its .txt, of its .json; width and height (0:
+            unknown).
+        alone, orphans, empty: keys of images without a caption, captions without an image, captions without
+            text.
     """
     keys: list[str]
     table: np.ndarray
@@ -56,7 +60,8 @@ class TarIndex:
 class TarImages(CaptionedImages):
     """Made by `open_tar_shards`; examples in the order of the sorted files and of their members."""
 
-    def __init__(self, paths: list[Path], keys: list[str], shard_of: np.ndarray, members: np.ndarray, image_size: int, **options):
+    def __init__(self, paths: list[Path], keys: list[str], shard_of: np.ndarray, members: np.ndarray,
+                 image_size: int, **options):
         super().__init__(image_size, sizes=members[:, _SIZE], **options)
         self._paths, self._keys, self._shard_of, self._members = paths, keys, shard_of, members
 
@@ -65,7 +70,8 @@ class TarImages(CaptionedImages):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self._paths[self._shard_of[index]]
-        return self._bytes(path, *self._members[index, _IMAGE].tolist()), index, f'{path}: {self._keys[index]}'
+        return self._bytes(path, *self._members[index,
+                                                _IMAGE].tolist()), index, f'{path}: {self._keys[index]}'
 
     def captions(self, index: int) -> tuple[str, ...]:
         path = self._paths[self._shard_of[index]]
@@ -74,8 +80,10 @@ class TarImages(CaptionedImages):
 
     @property
     def identity(self) -> dict:
-        names = [f'{self._paths[shard].name}/{key}' for shard, key in zip(self._shard_of, self._keys, strict=True)]
-        digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape') + self._members.astype('<i8').tobytes())
+        names = [f'{self._paths[shard].name}/{key}'
+                 for shard, key in zip(self._shard_of, self._keys, strict=True)]
+        digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape') +
+                                self._members.astype('<i8').tobytes())
         return {'name': 'captions', 'count': len(self), 'sha256': digest.hexdigest()}
 
     def _bytes(self, path: Path, offset: int, size: int) -> bytes:
@@ -87,42 +95,49 @@ class TarImages(CaptionedImages):
         except OSError as error:
             raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
         if len(data) != size:
-            raise UserError(f'{path} is shorter than when it was opened; tar files must stay as they are while they are read')
+            raise UserError(f'{path} is shorter than when it was opened; tar files must stay as they are '
+                            f'while they are read')
         return data
 
 
-def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (), strict: bool = False) -> TarImages:
+def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (),
+                    strict: bool = False) -> TarImages:
     """The images with captions in some local tar files. Arguments as of `CaptionedImages`.
 
-    Raises UserError naming a tar file that is damaged, cut off, compressed, or has a member twice or captions that cannot be
-    read; with `strict` for images without captions and captions without images, else if none is left."""
+    Raises UserError naming a tar file that is damaged, cut off, compressed, or has a member twice or captions
+    that cannot be read; with `strict` for images without captions and captions without images, else if none
+    is left."""
     paths = sorted(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
         indices = list(pool.map(index_tar, paths))
     where = paths[0].parent if len(paths) > 1 else paths[0]
-    lists = {name: [f'{path.name}: {key}' for path, index in zip(paths, indices, strict=True) for key in getattr(index, name)]
+    lists = {name: [f'{path.name}: {key}' for path, index in zip(paths, indices, strict=True)
+                    for key in getattr(index, name)]
              for name in ('alone', 'orphans', 'empty')}
     keys = list(itertools.chain.from_iterable(index.keys for index in indices))
     check_pairs(where, len(keys), **lists, strict=strict)
     members = np.concatenate([index.table for index in indices])
     shard_of = np.repeat(np.arange(len(paths)), [len(index.keys) for index in indices])
     if table:
-        known = keep_known(members[:, _SIZE], lambda i: f'{paths[shard_of[i]].name}: {keys[i]}', where, strict)
+        known = keep_known(members[:, _SIZE], lambda i: f'{paths[shard_of[i]].name}: {keys[i]}', where,
+                           strict)
         keys, members, shard_of = [keys[i] for i in known], members[known], shard_of[known]
     return TarImages(paths, keys, shard_of, members, image_size, table=table, strict=strict)
 
 
 def tar_files(folder) -> list:
-    """The tar files directly in a folder, sorted; [] where images lie in it. UserError for both, and for compressed ones."""
+    """The tar files directly in a folder, sorted; [] where images lie in it. UserError for both, and for
+    compressed ones."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
     tars = [name for name in names if name.endswith('.tar')]
     loose = [name for name in names if suffix_of(name) in SUFFIXES]
     if tars and loose:
-        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose images ({loose[0]}, ...); move one kind away')
+        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose images ({loose[0]}, '
+                        f'...); move one kind away')
     packed = [name for name in names if name.endswith(('.tar.gz', '.tgz', '.tar.zst', '.tar.bz2', '.tar.xz'))]
     if packed and not loose and not tars:
-        raise UserError(f'{folder} holds compressed tar files ({packed[0]}, ...), which cannot be read in any order; unpack them '
-                        'to .tar (gunzip)')
+        raise UserError(f'{folder} holds compressed tar files ({packed[0]}, ...), which cannot be read in '
+                        f'any order; unpack them to .tar (gunzip)')
     return [folder / name for name in tars]
 
 
@@ -153,7 +168,7 @@ def _load(file) -> TarIndex:
         return TarIndex(**json.loads(arrays['names'].tobytes()), table=arrays['table'])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Scanning
 
 
@@ -170,8 +185,8 @@ def scan_tar(path: Path) -> TarIndex:
             continue
         key = f'{folder}{slash}{key}'
         if key in kind:
-            raise UserError(f'{path} has two members {name!r}, or two images of that name; names must differ up to the first '
-                            'dot. Write it again')
+            raise UserError(f'{path} has two members {name!r}, or two images of that name; names must differ '
+                            f'up to the first dot. Write it again')
         kind[key] = offset, size
     return _index(path, images, texts, records)
 
@@ -193,7 +208,8 @@ def _index(path: Path, images: dict, texts: dict, records: dict) -> TarIndex:
                 alone.append(key)
         # A record alone may be of anything; a text is a caption.
         orphans = [key for key in texts if key not in images]
-        orphans += [key for key in records if key not in images and key not in texts and _tells(read(records[key]), path, key)]
+        orphans += [key for key in records if key not in images and key not in texts
+                    and _tells(read(records[key]), path, key)]
     return TarIndex(keys, np.array(rows, np.int64).reshape(-1, 8), alone, orphans, empty)
 
 
@@ -235,8 +251,9 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             if _first_after(path, tar.offset) != bytes(_BLOCK):
                 raise tarfile.ReadError(f'there is no end mark at byte {tar.offset}')
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; a compressed one must be '
-                        'unpacked (gunzip), as members are read in any order') from error
+        raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; a '
+                        f'compressed one must be unpacked (gunzip), as members are read in any order'
+                        ) from error
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
 

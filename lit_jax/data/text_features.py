@@ -1,8 +1,9 @@
 """Features of captions as they are cached: those of the true tokens, in bfloat16, without the padding.
 
-    record      lit_jax/data/caption_latents.py: the features of the long and of the short caption, [tokens, C] each
-    null_text   the features of the empty caption, [L, C] with what the encoder makes of its padding, then its mask, int32 [L]:
-                a model that drops captions keeps their masks, and then sees those rows too
+    record      lit_jax/data/caption_latents.py: the features of the long and of the short caption, [tokens,
+                C] each
+    null_text   the features of the empty caption, [L, C] with what the encoder makes of its padding, then its
+                mask, int32 [L]: a model that drops captions keeps their masks, and then sees those rows too
 """
 import hashlib
 
@@ -48,18 +49,20 @@ def write_null(folder, text: np.ndarray, mask: np.ndarray) -> None:
 
 
 def read_null(folder, text: dict) -> tuple[np.ndarray, np.ndarray]:
-    """(bfloat16 [L, C], int32 [L]) of the empty caption. `text`: the section of that name of a plan or metadata.
+    """(bfloat16 [L, C], int32 [L]) of the empty caption. `text`: the section of that name of a plan or
+    metadata.
 
     Raises UserError if the file is not as it was written."""
     length, width = text['tokens'], text['width']
     try:
         data = (folder / NULL).read_bytes()
     except FileNotFoundError:
-        raise UserError(f'{folder / NULL} is missing: the features of the empty caption. Copy the folder again, or make the '
-                        'file with the command that made the folder') from None
+        raise UserError(f'{folder / NULL} is missing: the features of the empty caption. Copy the folder '
+                        f'again, or make the file with the command that made the folder') from None
     size = feature_bytes(length, width) + length * _MASK.itemsize
     if len(data) != size or 'null' in text and null_digest(data) != text['null']['sha256']:
-        raise UserError(f'{folder / NULL} is not as it was written. Delete it; the command that made the folder makes it again')
+        raise UserError(f'{folder / NULL} is not as it was written. Delete it; the command that made the '
+                        f'folder makes it again')
     mask = np.frombuffer(data, _MASK, length, feature_bytes(length, width))
     return unpack_features(data, 0, length, width), mask.astype(np.int32)
 
@@ -68,19 +71,24 @@ def null_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def check_text(metadata: dict, *, who: str = 'the recipe', encoder_id: str | None = None, encoder_sha256: str | None = None,
-               tokens: int | None = None, width: int | None = None) -> None:
-    """Raises one UserError that names every value of cached text features that is another than `who` (recipe, model) has.
+def check_text(metadata: dict, *, who: str = 'the recipe', encoder_id: str | None = None,
+               encoder_sha256: str | None = None, tokens: int | None = None,
+               width: int | None = None) -> None:
+    """Raises one UserError that names every value of cached text features that is another than `who` (recipe,
+    model) has.
 
     Args:
-        metadata: of the data set (`CaptionLatentSource.metadata`). The others: what it must be; None is not compared.
+        metadata: of the data set (`CaptionLatentSource.metadata`). The others: what it must be; None is not
+            compared.
         encoder_sha256: of the weights of the text encoder. tokens: L of a caption. width: C of a feature.
     """
     text = metadata['text']
-    pairs = {'text encoder': (text['encoder'], encoder_id), 'sha256 of the text encoder': (text['sha256'], encoder_sha256),
+    pairs = {'text encoder': (text['encoder'], encoder_id),
+             'sha256 of the text encoder': (text['sha256'], encoder_sha256),
              'tokens a caption': (text['tokens'], tokens), 'width of the features': (text['width'], width)}
     wrong = [f'{name}: {own} in the data set, {other} in {who}' for name, (own, other) in pairs.items()
              if other is not None and own != other]
     if wrong:
-        raise UserError(f'the cached text features were not made for {who}:\n  ' + '\n  '.join(wrong) + '\nMake them again with '
-                        'prepare_latents.py --text_encoder=FOLDER, or correct the value that is wrong')
+        raise UserError(f'the cached text features were not made for {who}:\n  ' + '\n  '.join(wrong) +
+                        '\nMake them again with prepare_latents.py --text_encoder=FOLDER, or correct the '
+                        'value that is wrong')

@@ -1,7 +1,8 @@
 """Any image data set that tfds prepared as ArrayRecord, read without TensorFlow.
 
-The files say everything, so the code of the data set is not needed, and data sets of one's own work as well. Images
-are taken as the encoded bytes and decoded here (`lit_jax.data.images`): tfds' own decoders differ between back ends.
+The files say everything, so the code of the data set is not needed, and data sets of one's own work as well.
+Images are taken as the encoded bytes and decoded here (`lit_jax.data.images`): tfds' own decoders differ
+between back ends.
 """
 import hashlib
 import os
@@ -17,11 +18,13 @@ from lit_jax.data.images import ImageSource, check_asked
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, is_remote
 
-SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}  # the first that is there
+# the first that is there
+SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}
 _NAME = re.compile(r'^(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?$')
 _VERSION = re.compile(r'^(\d+)\.(\d+)\.(\d+)$')
 _FILE_NAMES = ('file_name', 'filename')  # features that name the image for people
-_READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, AssertionError, DecodeError, json_format.ParseError)
+_READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, AssertionError, DecodeError,
+                json_format.ParseError)
 
 
 class TfdsSource(ImageSource):
@@ -30,7 +33,8 @@ class TfdsSource(ImageSource):
     def __init__(self, builder, split: str, keys: dict[str, str | None], spec: Spec, *, strict: bool = False):
         super().__init__(spec, strict=strict)
         self._builder, self.split, self._keys = builder, split, keys
-        self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self._records = builder.as_data_source(split,
+                                               deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         # Only these are parsed: a record may hold boxes, masks and texts besides.
         self._features = tfds.features.FeaturesDict(
             {key: builder.info.features[key] for key in keys.values() if key is not None})
@@ -65,22 +69,23 @@ class TfdsSource(ImageSource):
 def open_tfds(name: str, *, split: str = 'train', data_dir, asked: dict, strict: bool = False) -> TfdsSource:
     """A prepared data set `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION` below `data_dir`.
 
-    data_dir may also be the folder of one version itself (.../imagenet2012/5.1.0). asked: image_size, channels and
-    num_classes of a recipe, None where it is open. Without a version the newest that is there is taken.
-    Raises UserError if it is not there or not whole, is no ArrayRecord, or has no images; with what to do."""
+    data_dir may also be the folder of one version itself (.../imagenet2012/5.1.0). asked: image_size,
+    channels and num_classes of a recipe, None where it is open. Without a version the newest that is there is
+    taken. Raises UserError if it is not there or not whole, is no ArrayRecord, or has no images; with what to
+    do."""
     if split not in SPLITS:
         raise UserError(f'tfds data sets have no split {split!r} here; known: {", ".join(SPLITS)}')
     folder = _find(name, data_dir)
     try:
         builder = tfds.builder_from_directory(os.fspath(folder))
     except _READ_ERRORS as error:
-        raise UserError(f'{folder} is no whole tfds data set: {type(error).__name__}: {error}. Delete it and prepare '
-                        'it again') from error
+        raise UserError(f'{folder} is no whole tfds data set: {type(error).__name__}: {error}. Delete it and '
+                        f'prepare it again') from error
     info = builder.info
     if info.file_format is None or info.file_format.value != 'array_record':
         kind = info.file_format.value if info.file_format else 'an unknown format'
-        raise UserError(f'{folder} is stored as {kind}; random access needs ArrayRecord. Prepare it again, into '
-                        f'another folder: {prepare_command(name, "FOLDER")}')
+        raise UserError(f'{folder} is stored as {kind}; random access needs ArrayRecord. Prepare it again, '
+                        f'into another folder: {prepare_command(name, "FOLDER")}')
     chosen = _choose_split(info, split)
     keys = _choose_features(info)
     names = _class_names(info, keys['label'], asked['num_classes'])
@@ -93,7 +98,8 @@ def prepare_command(name: str, data_dir) -> str:
     if _is_imagenet(name):
         return f'python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir={data_dir}'
     return ('python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()\"")
+            f"tfds.builder('{name}', data_dir='{data_dir}', "
+            f"file_format='array_record').download_and_prepare()\"")
 
 
 def _find(name: str, data_dir):
@@ -103,12 +109,13 @@ def _find(name: str, data_dir):
         raise UserError(f'{name!r} names no tfds data set; write tfds:NAME, tfds:NAME/CONFIG or '
                         'tfds:NAME/CONFIG:1.0.0')
     if is_remote(data_dir):
-        raise UserError(f'{data_dir}: ArrayRecord files are read from a disk. Copy the data set to every host (gcloud '
-                        'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
+        raise UserError(f'{data_dir}: ArrayRecord files are read from a disk. Copy the data set to every '
+                        f'host (gcloud storage cp -r), or mount the bucket (gcsfuse) and name that folder')
     root = absolute(data_dir)
     if (root / 'dataset_info.json').is_file():
         if match['name'] not in root.parts:
-            raise UserError(f'{root} is a data set, but not {match["name"]}; data.name and data.path disagree')
+            raise UserError(
+                f'{root} is a data set, but not {match["name"]}; data.name and data.path disagree')
         return root
     base = root / match['name']
     if match['config']:
@@ -138,11 +145,13 @@ def _not_prepared(name: str, base, root) -> str:
     start = (f'{name} is not prepared: there is no version of it in {base}. If it lies elsewhere: '
              '--config.data.path=FOLDER')
     if _is_imagenet(name):
-        return (f'{start}. To prepare it, register at https://image-net.org, download ILSVRC2012_img_train.tar '
-                f'(148 GB) and ILSVRC2012_img_val.tar (7 GB) into one folder, and run, with another 156 GB free in '
-                f'{root}: {prepare_command(name, root)}')
-    return (f'{start}. To prepare it: {prepare_command(name, root)} (this step needs TensorFlow, in an environment of '
-            'its own, where the data set is larger than 1 GB or its code asks for it; reading does not)')
+        return (f'{start}. To prepare it, register at https://image-net.org, download '
+                f'ILSVRC2012_img_train.tar '
+                f'(148 GB) and ILSVRC2012_img_val.tar (7 GB) into one folder, and run, with another 156 GB '
+                f'free in {root}: {prepare_command(name, root)}')
+    return (f'{start}. To prepare it: {prepare_command(name, root)} (this step needs TensorFlow, in an '
+            f'environment of its own, where the data set is larger than 1 GB or its code asks for it; '
+            f'reading does not)')
 
 
 def _is_imagenet(name: str) -> bool:
@@ -150,29 +159,33 @@ def _is_imagenet(name: str) -> bool:
 
 
 def _choose_split(info, split: str) -> str:
-    chosen = next((name for name in SPLITS[split] if name in info.splits and info.splits[name].num_examples), None)
+    chosen = next((name for name in SPLITS[split] if name in info.splits and info.splits[name].num_examples),
+                  None)
     if chosen is None:
         raise UserError(f'{info.full_name} has no {" or ".join(SPLITS[split])} split for {split!r}; it has: '
                         f'{", ".join(info.splits) or "none"}')
     missing = [path for path in info.splits[chosen].filepaths if not os.path.exists(path)]
     if missing:
         raise UserError(f'{info.full_name} is not whole: {missing[0]} is missing'
-                        f'{f", and {len(missing) - 1} more" if len(missing) > 1 else ""}. Copy it again, or delete its '
-                        'folder and prepare it again')
+                        f'{f", and {len(missing) - 1} more" if len(missing) > 1 else ""}. Copy it again, or '
+                        f'delete its folder and prepare it again')
     return chosen
 
 
 def _choose_features(info) -> dict[str, str | None]:
-    """The features that hold the image, the label and the file name: {'image': key, 'label': key, 'name': key}."""
-    features = dict(sorted(info.features.items())) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    """The features that hold the image, the label and the file name: {'image': key, 'label': key, 'name':
+    key}."""
+    features = dict(sorted(info.features.items())) if isinstance(info.features,
+                                                                 tfds.features.FeaturesDict) else {}
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     image = 'image' if 'image' in images else images[0] if len(images) == 1 else None
     if image is None:
-        raise UserError(f'{info.full_name} has {"several images" if images else "no images"} in an example; this '
-                        f'needs one, best called image. Its features: {", ".join(features)}')
+        raise UserError(f'{info.full_name} has {"several images" if images else "no images"} in an example; '
+                        f'this needs one, best called image. Its features: {", ".join(features)}')
     if np.dtype(features[image].np_dtype) != np.uint8:
-        raise UserError(f'the images of {info.full_name} are {features[image].np_dtype}; 8 bits a channel are needed')
+        raise UserError(f'the images of {info.full_name} are {features[image].np_dtype}; 8 bits a channel '
+                        f'are needed')
     label = 'label' if _is_label(features.get('label')) else labels[0] if len(labels) == 1 else None
     name = next((key for key in _FILE_NAMES if isinstance(features.get(key), tfds.features.Text)), None)
     return {'image': image, 'label': label, 'name': name}

@@ -1,8 +1,9 @@
-"""What a model output means, and the training loss of DiT: noise error plus a variational bound on the variance.
+"""What a model output means, and the training loss of DiT: noise error plus a variational bound on the
+variance.
 
-The model predicts the noise ε in the first C channels and a raw value v in the other C, which places the log-variance
-of a step between those of the posterior and of β (improved DDPM, §3.1). `t_B` is an index into the schedule's
-tables: the original timestep where nothing is respaced.
+The model predicts the noise ε in the first C channels and a raw value v in the other C, which places the
+log-variance of a step between those of the posterior and of β (improved DDPM, §3.1). `t_B` is an index into
+the schedule's tables: the original timestep where nothing is respaced.
 
 Everything is computed in the accumulator: float32, or float64 if an input is.
 """
@@ -60,7 +61,8 @@ def posterior_mean(schedule: Schedule, x0: Array, x_t: Array, t_B: Array) -> Arr
 
 
 def learned_log_variance(schedule: Schedule, variance_raw: Array, t_B: Array) -> Array:
-    """v = -1 gives the posterior's log-variance, v = 1 that of β, linear between and beyond (v is not bounded)."""
+    """v = -1 gives the posterior's log-variance, v = 1 that of β, linear between and beyond (v is not
+    bounded)."""
     fraction = (variance_raw.astype(accumulator(variance_raw)) + 1) / 2
     return (fraction * look_up(schedule.log_betas, t_B, variance_raw)
             + (1 - fraction) * look_up(schedule.posterior_log_variance, t_B, variance_raw))
@@ -86,8 +88,9 @@ def training_losses(schedule: Schedule, output: Array, x0: Array, x_t: Array, t_
                     noise: Array) -> dict[str, Array]:
     """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their plain sum.
 
-    mse = (noise - ε)². vb is one term of the variational bound, in bits per dimension: the KL divergence from the
-    posterior, or at t = 0 the negative log-likelihood of x0. It trains v alone: ε enters it behind a stop_gradient.
+    mse = (noise - ε)². vb is one term of the variational bound, in bits per dimension: the KL divergence from
+    the posterior, or at t = 0 the negative log-likelihood of x0. It trains v alone: ε enters it behind a
+    stop_gradient.
     """
     dtype = accumulator(output, x0, x_t, noise)
     output, x0, x_t, noise = (array.astype(dtype) for array in (output, x0, x_t, noise))
@@ -108,9 +111,11 @@ def normal_kl(mean1: Array, log_variance1: Array, mean2: Array, log_variance2: A
 
 
 def discretized_log_likelihood(x: Array, mean: Array, log_scale: Array) -> Array:
-    """log P(x) in nats where x in [-1, 1] stands for one of 256 levels, and the outer two take the tails with them.
+    """log P(x) in nats where x in [-1, 1] stands for one of 256 levels, and the outer two take the tails with
+    them.
 
-    A level spans ±1/255. The normal CDF is the tanh form of Page (1977), as in DDPM's code, since values are compared.
+    A level spans ±1/255. The normal CDF is the tanh form of Page (1977), as in DDPM's code, since values are
+    compared.
     """
     inverse_std = jnp.exp(-log_scale)
     below_upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
@@ -129,7 +134,8 @@ def _mean_BHWC(x: Array) -> Array:
 
 
 def per_quarter(values_B: Array, t_B: Array, num_steps: int) -> tuple[Array, Array]:
-    """(sums [4], counts [4]) of the values whose t lies in each quarter of 0..num_steps-1, the first the least noisy.
+    """(sums [4], counts [4]) of the values whose t lies in each quarter of 0..num_steps-1, the first the
+    least noisy.
 
     Sums and counts rather than means: they add up over micro-batches, steps and hosts, and an empty quarter
     is 0/0 only for whoever divides. Both are in the dtype of the values, at least float32.

@@ -1,10 +1,11 @@
 """From noise to images: every sampler is one `lax.scan` over the steps of a schedule, all with one signature.
 
-    sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False, trajectory=False)
+    sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False,
+    trajectory=False)
 
     ddpm    ancestral, with the learned variance        ddim    deterministic, or with noise (eta)
-    dpm++   DPM-Solver++(2M) as diffusers has it         dpm++original   as the solver's and PixArt's own code has it
-            (both in `lit_jax.diffusion.dpm_solver`)
+    dpm++   DPM-Solver++(2M) as diffusers has it         dpm++original   as the solver's and PixArt's own code
+            has it (both in `lit_jax.diffusion.dpm_solver`)
 
 Args:
     model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B int32 holds original timesteps, or floating ones
@@ -12,11 +13,12 @@ Args:
     x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
     schedule: respaced to the steps to take (`sampling_schedule`).
-    key, noise: where the noise of each step comes from, one of the two: random keys [B], one an image (step i folds i
-        into it), so that an image's noise does not depend on its company; or [steps, B, H, W, C] in the order of the
-        steps, the noisiest first (the last entry has no effect). One key for all is spread: image b folds b into it.
-        DDIM with eta 0 and both dpm++ need neither.
-    eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others ignore it.
+    key, noise: where the noise of each step comes from, one of the two: random keys [B], one an image (step i
+        folds i into it), so that an image's noise does not depend on its company; or [steps, B, H, W, C] in
+        the order of the steps, the noisiest first (the last entry has no effect). One key for all is spread:
+        image b folds b into it. DDIM with eta 0 and both dpm++ need neither.
+    eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others
+        ignore it.
     clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
     trajectory: return the state after each step.
 
@@ -47,9 +49,11 @@ def ddpm_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array
 
 def ddim_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array, noise: Array,
               eta: float = 0.0) -> Array:
-    """One DDIM step (Song et al. 2021, eq. 12): towards x0, back along the implied noise, and σ(eta)·noise on top."""
+    """One DDIM step (Song et al. 2021, eq. 12): towards x0, back along the implied noise, and σ(eta)·noise on
+    top."""
     now, before = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    # In float64 here, not on the device: the difference under the root must not turn negative. σ is 0 at t = 0.
+    # In float64 here, not on the device: the difference under the root must not turn negative. σ is 0 at t =
+    # 0.
     sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
     along = np.sqrt(np.maximum(1 - before - sigma ** 2, 0.0))
     direction = predict_noise(schedule, x_t, t_B, prediction.x0)   # after clipping, where x0 was clipped
@@ -65,17 +69,19 @@ def ddim_reverse_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_
 
 
 def sample_ddpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
-                key: Array | None = None, noise: Array | None = None, eta: float = 0.0, clip_denoised: bool = False,
-                trajectory: bool = False) -> Array:
-    """Ancestral sampling (DDPM, algorithm 2) with the learned variance. Arguments: see the module; `eta` is ignored."""
+                key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
+                clip_denoised: bool = False, trajectory: bool = False) -> Array:
+    """Ancestral sampling (DDPM, algorithm 2) with the learned variance. Arguments: see the module; `eta` is
+    ignored."""
     draw, xs = _noise_source(schedule, x_T, key, noise, needed=True)
     return _scan(ddpm_step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
 
 def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
-                key: Array | None = None, noise: Array | None = None, eta: float = 0.0, clip_denoised: bool = False,
-                trajectory: bool = False) -> Array:
-    """DDIM (Song et al. 2021), deterministic at eta 0. Arguments: see the module. The learned variance is not used."""
+                key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
+                clip_denoised: bool = False, trajectory: bool = False) -> Array:
+    """DDIM (Song et al. 2021), deterministic at eta 0. Arguments: see the module. The learned variance is not
+    used."""
     if not 0 <= eta <= 1:
         raise UserError(f'eta must lie between 0 (no noise) and 1 (as much as ddpm), got {eta}')
     draw, xs = _noise_source(schedule, x_T, key, noise, needed=eta > 0)
@@ -86,7 +92,8 @@ def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
     return _scan(step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
 
-SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm, 'dpm++original': sample_dpm_original}
+SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm,
+            'dpm++original': sample_dpm_original}
 
 
 def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: str = 'linear') -> Schedule:
@@ -111,8 +118,8 @@ def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Arra
     if not needed:
         return lambda _: 0.0, jnp.arange(schedule.num_steps)
     if (key is None) == (noise is None):
-        raise UserError('this sampler draws noise at every step: give it one of key (random keys) and noise (an '
-                        f'array), got {"neither" if key is None else "both"}')
+        raise UserError('this sampler draws noise at every step: give it one of key (random keys) and noise '
+                        f'(an array), got {"neither" if key is None else "both"}')
     if noise is not None:
         if noise.shape != (expected := (schedule.num_steps, *x_T.shape)):
             raise UserError(f'noise has shape {noise.shape}, expected {expected}: one entry for each step')
@@ -127,8 +134,8 @@ def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Arra
     return lambda i: jax.vmap(draw_one, (0, None))(key_B, i), jnp.arange(schedule.num_steps)
 
 
-def _scan(step: Step, model_fn: Callable, x_T: Array, cond: Mapping[str, Array], schedule: Schedule, draw: Callable,
-          noise_xs: Array, clip_denoised: bool, trajectory: bool) -> Array:
+def _scan(step: Step, model_fn: Callable, x_T: Array, cond: Mapping[str, Array], schedule: Schedule,
+          draw: Callable, noise_xs: Array, clip_denoised: bool, trajectory: bool) -> Array:
     """Runs `step` from the noisiest index of the schedule down to 0."""
     dtype, batch = accumulator(x_T), x_T.shape[:1]
 

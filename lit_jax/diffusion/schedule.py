@@ -1,8 +1,9 @@
 """The noise schedule: float64 tables of the forward process and its posterior, and respacing to fewer steps.
 
-Notation of DDPM (Ho et al. 2020): β_t the variance added at step t, ᾱ_t = Π(1 - β_s), x_t ~ N(√ᾱ_t x_0, 1 - ᾱ_t).
-A respaced schedule keeps some of the timesteps and the ᾱ of those (improved DDPM, Nichol & Dhariwal 2021, §4): inside
-it a step is an index 0..num_steps-1, while the model is told the original index, `timestep_map[step]`.
+Notation of DDPM (Ho et al. 2020): β_t the variance added at step t, ᾱ_t = Π(1 - β_s), x_t ~ N(√ᾱ_t x_0, 1 -
+ᾱ_t). A respaced schedule keeps some of the timesteps and the ᾱ of those (improved DDPM, Nichol & Dhariwal
+2021, §4): inside it a step is an index 0..num_steps-1, while the model is told the original index,
+`timestep_map[step]`.
 """
 from dataclasses import dataclass, fields
 
@@ -16,8 +17,8 @@ from lit_jax.runtime.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables [num_steps], float64 numpy but for `timestep_map` (original indices, ascending: int32, or float64 where the
-    levels lie between timesteps, see `spread_levels`).
+    """Tables [num_steps], float64 numpy but for `timestep_map` (original indices, ascending: int32, or
+    float64 where the levels lie between timesteps, see `spread_levels`).
 
     posterior_*: q(x_{t-1} | x_t, x_0) = N(coef1·x_0 + coef2·x_t, variance). Its variance is 0 at t = 0, so
     `posterior_log_variance` holds the value of t = 1 there. log_betas is the upper end of the learned range.
@@ -51,8 +52,8 @@ def make_schedule(steps: int = 1000, respacing: str = '', kind: str = 'linear') 
 
     Args:
         steps: timesteps the model is trained with (DiT: 1000).
-        respacing: '' all of them; '250' so many, spread evenly; '10,20,30' so many in each third (any number of
-            sections); 'ddim50' every k-th, for a whole k.
+        respacing: '' all of them; '250' so many, spread evenly; '10,20,30' so many in each third (any number
+            of sections); 'ddim50' every k-th, for a whole k.
         kind: name in KINDS.
 
     Raises:
@@ -68,10 +69,12 @@ def make_schedule(steps: int = 1000, respacing: str = '', kind: str = 'linear') 
 
 
 def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
-    """So many levels at equal distances from the last of `steps` training timesteps to the first, both among them.
+    """So many levels at equal distances from the last of `steps` training timesteps to the first, both among
+    them.
 
-    Most lie between two timesteps: log ᾱ is interpolated linearly there, and `timestep_map` is float64. That is the time
-    axis of DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in units of timesteps.
+    Most lie between two timesteps: log ᾱ is interpolated linearly there, and `timestep_map` is float64. That
+    is the time axis of DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in
+    units of timesteps.
     """
     if kind not in KINDS:
         raise UserError(f'unknown noise schedule {kind!r}; known: {", ".join(KINDS)}')
@@ -81,9 +84,11 @@ def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
 
 
 def linear_betas(steps: int) -> np.ndarray:
-    """β from 1e-4 to 0.02 at 1000 steps; for another number scaled by 1000/steps, so that ᾱ ends at about the same."""
+    """β from 1e-4 to 0.02 at 1000 steps; for another number scaled by 1000/steps, so that ᾱ ends at about the
+    same."""
     if steps < 21:   # below, the last β reaches 1 and ᾱ reaches 0
-        raise UserError(f'a linear noise schedule needs at least 21 steps, got {steps}; DiT is trained with 1000')
+        raise UserError(f'a linear noise schedule needs at least 21 steps, got {steps}; DiT is trained with '
+                        f'1000')
     return np.linspace(1e-4, 2e-2, steps, dtype=np.float64) * (1000 / steps)
 
 
@@ -91,7 +96,8 @@ KINDS = {'linear': linear_betas}
 
 
 def respace(steps: int, respacing: str) -> np.ndarray:
-    """The timesteps [n] of 0..steps-1 that `respacing` keeps: int32, ascending, the first is 0. See `make_schedule`."""
+    """The timesteps [n] of 0..steps-1 that `respacing` keeps: int32, ascending, the first is 0. See
+    `make_schedule`."""
     if respacing.startswith('ddim'):
         return _even_stride(steps, _parse_counts(respacing.removeprefix('ddim'), respacing), respacing)
     counts = _parse_counts(respacing, respacing) if respacing else [steps]
@@ -101,9 +107,10 @@ def respace(steps: int, respacing: str) -> np.ndarray:
         length = size + (section < larger)
         if count > length:
             where = 'the schedule' if len(counts) == 1 else f'section {section + 1} of {len(counts)}'
-            raise UserError(f'cannot take {count} steps: {where} has {length} (respacing {respacing!r} of {steps} '
-                            f'timesteps); ask for at most {length}')
-        # The sum, not a product: exact halves fall differently, and published samples were drawn with the sum.
+            raise UserError(f'cannot take {count} steps: {where} has {length} (respacing {respacing!r} of '
+                            f'{steps} timesteps); ask for at most {length}')
+        # The sum, not a product: exact halves fall differently, and published samples were drawn with the
+        # sum.
         stride, position = (length - 1) / max(count - 1, 1), 0.0
         for _ in range(count):
             kept.append(start + round(position))
@@ -121,16 +128,17 @@ def _even_stride(steps: int, counts: list[int], respacing: str) -> np.ndarray:
     strides = {-(-steps // k): k for k in range(steps - 1, 0, -1)}
     if counts[0] not in strides:
         near = sorted(sorted(strides, key=lambda n: abs(n - counts[0]))[:2])
-        raise UserError(f'respacing {respacing!r}: no whole stride through {steps} timesteps keeps {counts[0]}; '
-                        f'use {" or ".join(f"ddim{n}" for n in near)}, or a plain number, which needs no whole stride')
+        raise UserError(f'respacing {respacing!r}: no whole stride through {steps} timesteps keeps '
+                        f'{counts[0]}; use {" or ".join(f"ddim{n}" for n in near)}, or a plain number, which '
+                        f'needs no whole stride')
     return np.arange(0, steps, strides[counts[0]], dtype=np.int32)
 
 
 def _parse_counts(text: str, respacing: str) -> list[int]:
     parts = text.split(',')
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"cannot read the respacing {respacing!r}; expected '' (all steps), a number of steps such as "
-                        f"'250', numbers for sections such as '10,20,30', or 'ddim50'")
+        raise UserError(f"cannot read the respacing {respacing!r}; expected '' (all steps), a number of "
+                        f"steps such as '250', numbers for sections such as '10,20,30', or 'ddim50'")
     return [int(part) for part in parts]
 
 
@@ -140,9 +148,10 @@ def _tables(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
     before = np.append(1.0, total[:-1])
     variance = betas * (1.0 - before) / (1.0 - total)
     return Schedule(
-        timestep_map=timesteps, betas=betas, log_betas=np.log(betas), alphas_cumprod=total, alphas_cumprod_prev=before,
-        alphas_cumprod_next=np.append(total[1:], 0.0), sqrt_alphas_cumprod=np.sqrt(total),
-        sqrt_one_minus_alphas_cumprod=np.sqrt(1.0 - total), sqrt_recip_alphas_cumprod=np.sqrt(1.0 / total),
+        timestep_map=timesteps, betas=betas, log_betas=np.log(betas), alphas_cumprod=total,
+        alphas_cumprod_prev=before, alphas_cumprod_next=np.append(total[1:], 0.0),
+        sqrt_alphas_cumprod=np.sqrt(total), sqrt_one_minus_alphas_cumprod=np.sqrt(1.0 - total),
+        sqrt_recip_alphas_cumprod=np.sqrt(1.0 / total),
         sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / total - 1.0), posterior_variance=variance,
         posterior_log_variance=np.log(np.append(variance[1], variance[1:])),
         posterior_mean_coef1=betas * np.sqrt(before) / (1.0 - total),
@@ -150,6 +159,7 @@ def _tables(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
 
 
 def look_up(table: np.ndarray, t_B: jax.Array, like: jax.Array) -> jax.Array:
-    """table[t] as [B, 1, ..., 1], to be multiplied with `like` [B, ...]; rounded only here, to `like`'s accumulator."""
+    """table[t] as [B, 1, ..., 1], to be multiplied with `like` [B, ...]; rounded only here, to `like`'s
+    accumulator."""
     values = jnp.asarray(table, accumulator(like))[t_B]
     return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -1,8 +1,8 @@
 """A reference of one's own images, in ADM's layout: what `evaluate.py reference` does.
 
-The data set is cut into stretches of consecutive images. Processes deal out those that are missing; of each, the count,
-the mean and the scatter of the features go to OUT.npz.parts/, with those of its images that the file will hold. So a run
-that is stopped goes on, and its file has the bytes of a run that was not.
+The data set is cut into stretches of consecutive images. Processes deal out those that are missing; of each,
+the count, the mean and the scatter of the features go to OUT.npz.parts/, with those of its images that the
+file will hold. So a run that is stopped goes on, and its file has the bytes of a run that was not.
 """
 import dataclasses
 import io
@@ -71,7 +71,8 @@ def build_reference(request: Request) -> str:
     check_reachable(request.out)
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     source = peers.together(lambda: open_source(
-        request.data, split=request.split, image_size=request.image_size, channels=None if request.data == 'digits' else 3,
+        request.data, split=request.split, image_size=request.image_size,
+        channels=None if request.data == 'digits' else 3,
         data_dir=request.data_dir, path=request.path, strict=request.strict))
     builder = peers.together(lambda: _Builder(request, source, space))
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
@@ -80,7 +81,8 @@ def build_reference(request: Request) -> str:
     missing = peers.from_lead(builder.missing)
     sizes = {part: len(builder.span(part)) for part in builder.parts}
     with (cluster.peers_watched(lambda: 'the parts that are made stay'),
-          Progress(sum(sizes.values()), 'images', done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
+          Progress(sum(sizes.values()), 'images',
+                   done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
         make_in_step(missing, builder.make, sizes, progress)
     return peers.from_lead(builder.finish)
 
@@ -93,8 +95,8 @@ class _Builder:
         self.out = as_path(request.out)
         self.folder = self.out.with_name(self.out.name + '.parts')
         if space.image_shape is not None and tuple(source.spec.image_shape[:2]) != tuple(space.image_shape):
-            raise UserError(f'{request.data} has images of {source.spec.image_size} pixels a side, {space.facts["flavour"]} takes '
-                            f'{space.image_shape[0]}')
+            raise UserError(f'{request.data} has images of {source.spec.image_size} pixels a side, '
+                            f'{space.facts["flavour"]} takes {space.image_shape[0]}')
         self._examples, names = _choose_classes(source, request.classes)
         count = len(self._examples)
         if count < 2:
@@ -106,20 +108,24 @@ class _Builder:
         self._size = self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block)
         self.parts = range(math.ceil(count / self._size))
         images = isinstance(source, ImageSource)
-        data = source.identity if images else {'name': request.data, 'count': len(source), 'classes': source.spec.num_classes}
+        data = source.identity if images else {'name': request.data, 'count': len(source),
+                                               'classes': source.spec.num_classes}
         self.plan = {
-            'format': FORMAT, 'kind': 'reference', 'features': space.facts, 'image_size': source.spec.image_size,
-            'crop': crop.RULE if images else 'none', 'data': {**data, 'split': request.split},
-            'classes': names or 'all', 'pictures': count, 'part': self._size,
+            'format': FORMAT, 'kind': 'reference', 'features': space.facts,
+            'image_size': source.spec.image_size, 'crop': crop.RULE if images else 'none',
+            'data': {**data, 'split': request.split}, 'classes': names or 'all', 'pictures': count,
+            'part': self._size,
             'images': {'count': len(chosen), 'seed': request.seed,
-                       'chosen': 'numpy default_rng(seed).choice(images, count, replace=False), in the order of the data set'}}
+                       'chosen': 'numpy default_rng(seed).choice(images, count, replace=False), in the order '
+                                 'of the data set'}}
 
     def span(self, part: int) -> range:
         """Of the chosen examples."""
         return range(part * self._size, min((part + 1) * self._size, len(self._examples)))
 
     def begin(self) -> bool:
-        """Makes room. Returns False where the file is there already. UserError where something else is in the way."""
+        """Makes room. Returns False where the file is there already. UserError where something else is in the
+        way."""
         if self.out.suffix != '.npz' or self.out.is_dir():
             raise UserError(f'--out={self.out} must name a file that ends with .npz')
         if self.out.exists():
@@ -129,12 +135,15 @@ class _Builder:
         plan = json.loads(json.dumps(self.plan))
         if (self.folder / 'plan.json').exists():
             begun = json.loads((self.folder / 'plan.json').read_bytes())
-            if wrong := [f'{key}: {str(begun.get(key))[:80]} there, {str(value)[:80]} now' for key, value in plan.items()
+            if wrong := [f'{key}: {str(begun.get(key))[:80]} there, {str(value)[:80]} now'
+                         for key, value in plan.items()
                          if begun.get(key) != value]:
                 raise UserError(f'{self.folder} belongs to another reference:\n  ' + '\n  '.join(wrong) +
                                 '\nGive another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
-        storage.check_free_space(self.out, 2 * images + 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths))
+        storage.check_free_space(self.out,
+                                 2 * images + 8 * (len(self.parts) + 1)
+                                 * sum(width ** 2 for width in self._space.widths))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'plan.json', json.dumps(plan, indent=1) + '\n')
         return True
@@ -145,7 +154,8 @@ class _Builder:
 
     def make(self, part: int) -> None:
         """One part, from images to its file."""
-        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True) if width}
+        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
+                   if width}
         shown, bad = [], []
         for span, images in self._load(self.span(part)):
             good = [i for i, image in enumerate(images) if not isinstance(image, BadImage)]
@@ -158,21 +168,27 @@ class _Builder:
                 statistics.add(getattr(features, kind))
             shown.append(pixels[self._shown[span.start:span.stop][good]])
         if bad:
-            LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s', len(bad), len(self.span(part)), bad[0])
+            LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s', len(bad),
+                        len(self.span(part)), bad[0])
         shape = (*self._source.spec.image_shape[:2], 3)
-        arrays = {f'{kind}/{name}': np.asarray(value) for kind, statistics in running.items() if statistics.count
-                  for name, value in (('count', statistics.count), ('mean', statistics.mean), ('scatter', statistics.scatter))}
+        arrays = {f'{kind}/{name}': np.asarray(value) for kind, statistics in running.items()
+                  if statistics.count
+                  for name, value in (('count', statistics.count), ('mean', statistics.mean),
+                                      ('scatter', statistics.scatter))}
         file = io.BytesIO()
-        np.savez(file, bad=np.asarray(len(bad)), shown=np.concatenate([np.zeros((0, *shape), np.uint8), *shown]), **arrays)
+        np.savez(file, bad=np.asarray(len(bad)),
+                 shown=np.concatenate([np.zeros((0, *shape), np.uint8), *shown]), **arrays)
         with storage.explain_full_disk(self.folder, file.tell()):
             write_bytes_atomic(self.folder / self._name(part), file.getvalue())
 
     def finish(self) -> str:
         """Joins the parts into the file, in their order."""
         if lost := self.missing():
-            raise UserError(f'{len(lost)} parts of {self.out} are missing although they were made: all processes must see the same '
-                            'folder. Give an --out on a shared disk or in a bucket (gs://...)')
-        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True) if width}
+            raise UserError(f'{len(lost)} parts of {self.out} are missing although they were made: all '
+                            f'processes must see the same folder. Give an --out on a shared disk or in a '
+                            f'bucket (gs://...)')
+        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
+                   if width}
         bad, shown = 0, 0
         for part in self.parts:
             with self._read(part) as arrays:
@@ -180,7 +196,8 @@ class _Builder:
                 for kind, statistics in running.items():
                     if f'{kind}/count' in arrays:
                         one = RunningStatistics()
-                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}'] for name in ('count', 'mean', 'scatter'))
+                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}']
+                                                            for name in ('count', 'mean', 'scatter'))
                         one.count = int(one.count)
                         statistics.merge(one)
         arrays = {name: array for kind, names in STORED.items() if kind in running
@@ -191,7 +208,8 @@ class _Builder:
         write_npz(self.out, {**arrays, 'meta': np.asarray(json.dumps(meta))})
         remove_tree(self.folder)
         return (f'wrote {self.out}: statistics of {count} images, {shown} of them in {IMAGES}, '
-                f'{self._space.facts["flavour"]}' + (f'; {bad} that cannot be decoded are left out' if bad else ''))
+                f'{self._space.facts["flavour"]}' +
+                (f'; {bad} that cannot be decoded are left out' if bad else ''))
 
     def _images(self) -> Iterator[bytes]:
         for part in self.parts:
@@ -219,7 +237,8 @@ class _Builder:
     def _image(self, number: int):
         index = int(self._examples[number])
         try:
-            example = self._source.load(index) if isinstance(self._source, ImageSource) else self._source[index]
+            example = self._source.load(index) if isinstance(self._source,
+                                                             ImageSource) else self._source[index]
         except BadImage as error:
             if self._request.strict:
                 raise
@@ -230,16 +249,18 @@ class _Builder:
     def _check_finished(self) -> None:
         with self.out.open('rb') as file, np.load(file) as arrays:
             meta = json.loads(str(arrays['meta'])) if 'meta' in arrays else {}
-        if wrong := [key for key, value in json.loads(json.dumps(self.plan)).items() if meta.get(key) != value]:
-            raise UserError(f'{self.out} exists and is another reference (it differs in {", ".join(wrong)}). Give another --out, or '
-                            'delete it.')
+        if wrong := [key for key, value in json.loads(json.dumps(self.plan)).items()
+                     if meta.get(key) != value]:
+            raise UserError(f'{self.out} exists and is another reference (it differs in {", ".join(wrong)}). '
+                            f'Give another --out, or delete it.')
 
     def _name(self, part: int) -> str:
         return f'{part:05d}.npz'
 
 
 def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
-    """(numbers of the examples of the named classes, names of these classes); all of them and [] without names."""
+    """(numbers of the examples of the named classes, names of these classes); all of them and [] without
+    names."""
     if not text:
         return np.arange(len(source)), []
     names = class_list(text) if text in LISTS or as_path(text).is_file() else text.split(',')
@@ -251,15 +272,16 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
             numbers.append(int(name))
         else:
             raise UserError(f'--classes: {name!r} is no class of this data set; it has {len(known)}, such as '
-                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with one '
-                            f'a line, or {", ".join(LISTS)}')
+                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with '
+                            f'one a line, or {", ".join(LISTS)}')
     labels = source.all_labels()
     return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
 
 
 def _check_request(request: Request) -> None:
     if request.data == 'latents':
-        raise UserError('a reference is made from images; name them: imagenet2012, tfds:NAME, folder or digits')
+        raise UserError('a reference is made from images; name them: imagenet2012, tfds:NAME, folder or '
+                        'digits')
     for name in ('images', 'image_size', 'threads'):
         value = getattr(request, name)
         if value is not None and value < 1:

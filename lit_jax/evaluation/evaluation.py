@@ -1,6 +1,7 @@
 """What `evaluate.py` does: one set of images, or models under several settings, scored against one reference.
 
-With several processes all of them call `evaluate` together: each makes features of its own parts, process 0 the scores.
+With several processes all of them call `evaluate` together: each makes features of its own parts, process 0
+the scores.
 """
 import dataclasses
 import importlib.metadata
@@ -38,8 +39,8 @@ from lit_jax.sampling.stores import NpzStore, part_size
 LOG = logging.getLogger('lit_jax')
 PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy')
 REPORT_SECONDS = 10
-_OF_DRAWING = ('checkpoints', 'steps', 'cfg_scale', 'cfg_channels', 'cfg_interval', 'method', 'eta', 'vae', 'labels', 'classes',
-               'seed', 'dtype', 'keep_samples')
+_OF_DRAWING = ('checkpoints', 'steps', 'cfg_scale', 'cfg_channels', 'cfg_interval', 'method', 'eta', 'vae',
+               'labels', 'classes', 'seed', 'dtype', 'keep_samples')
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,30 @@ class Evaluation:
 
     def __init__(self, out, space: FeatureSpace, reference: Reference, settings: Settings):
         self.out, self.space, self.reference, self.settings = as_path(out), space, reference, settings
-        self.about = {'reference': peers.from_lead(reference.facts), 'features': space.facts, 'settings': settings.facts()}
+        self.about = {'reference': peers.from_lead(reference.facts), 'features': space.facts,
+                      'settings': settings.facts()}
         cluster.check_same({'features': space.facts, 'settings': settings.facts(), **cluster.code_facts()})
         self._scorer, self._said = None, set()
 
     def check(self, count: int, shape: tuple[int, int]) -> None:
-        """Raises UserError where images of this shape cannot be compared, or nothing could be scored of so many."""
+        """Raises UserError where images of this shape cannot be compared, or nothing could be scored of so
+        many."""
         real, wanted = self.reference.image_shape, self.space.image_shape
         if real is not None and tuple(shape) != tuple(real):
-            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, the reference {self.reference.path} has '
-                            f'{real[1]}x{real[0]}; scores compare images of one resolution')
+            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, the reference '
+                            f'{self.reference.path} has {real[1]}x{real[0]}; scores compare images of one '
+                            f'resolution')
         if wanted is not None and tuple(shape) != tuple(wanted):
-            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, {self.space.facts["flavour"]} takes '
-                            f'{wanted[1]}x{wanted[0]}')
+            raise UserError(f'the samples have {shape[1]}x{shape[0]} pixels, {self.space.facts["flavour"]} '
+                            f'takes {wanted[1]}x{wanted[0]}')
         reasons = impossible(self.settings.metrics, self.space, self.reference, count)
         if len(reasons) == len(set(self.settings.metrics)):
-            raise UserError('none of these scores is possible:\n  ' + '\n  '.join(f'{name}: {why}' for name, why in reasons.items()))
+            raise UserError('none of these scores is possible:\n  ' +
+                            '\n  '.join(f'{name}: {why}' for name, why in reasons.items()))
 
     def score(self, name: str, images: dict, count: int, fill: Callable[[FeatureStore], None], *,
-              labels: np.ndarray | None = None, group: int = 1, more: dict | None = None, keep_features: bool = True) -> dict:
+              labels: np.ndarray | None = None, group: int = 1, more: dict | None = None,
+              keep_features: bool = True) -> dict:
         """The row of one set.
 
         Args:
@@ -128,18 +134,23 @@ class Evaluation:
             more: goes into the row's card beside name and count.
             keep_features: or delete them when the row is written.
         """
-        card = {'samples': {'name': name, 'count': count, **(more or {})}, **self.about, 'computed': versions()}
+        card = {'samples': {'name': name, 'count': count, **(more or {})}, **self.about,
+                'computed': versions()}
         identity = fingerprint({'samples': images, 'count': count, 'features': self.space.facts,
-                                'reference': self.about['reference']['sha256'], 'settings': self.about['settings']})
-        row = peers.from_lead(lambda: next((row for row in read_rows(self.out) if row['id'] == identity), None))
+                                'reference': self.about['reference']['sha256'],
+                                'settings': self.about['settings']})
+        row = peers.from_lead(lambda: next((row for row in read_rows(self.out) if row['id'] == identity),
+                                           None))
         row = row or {'id': identity, 'scores': {}, 'impossible': {}, 'notes': [], 'card': card}
-        wanted = [metric for metric in self.settings.metrics if metric not in {*row['scores'], *row['impossible']}]
+        wanted = [metric for metric in self.settings.metrics
+                  if metric not in {*row['scores'], *row['impossible']}]
         if not wanted:
             LOG.info('%s: scored already, in %s', name, self.out / ROWS)
             return row
         row['impossible'] |= impossible(wanted, self.space, self.reference, count)
         wanted = [metric for metric in wanted if metric not in row['impossible']]
-        scorer = self._get_scorer() if wanted else None      # first: what is wrong with the reference shows before hours of drawing
+        # first: what is wrong with the reference shows before hours of drawing
+        scorer = self._get_scorer() if wanted else None
         store = FeatureStore(self.out / 'features', self.space, images, count, group)
         if wanted and peers.from_lead(store.begin):
             fill(store)
@@ -151,13 +162,16 @@ class Evaluation:
             peers.only_lead(lambda: remove_tree(store.out))
         return row
 
-    def _finish(self, row: dict, store: FeatureStore, scorer: Scorer | None, wanted: list[str], labels) -> dict:
+    def _finish(self, row: dict, store: FeatureStore, scorer: Scorer | None, wanted: list[str],
+                labels) -> dict:
         if wanted:
             scores, notes = scorer.score(store.read(), wanted, labels)
             row['scores'] |= scores
             row['notes'] = list(dict.fromkeys([*row['notes'], *notes]))
-            LOG.info('%s: %s', row['card']['samples']['name'], ', '.join(f'{key} {value:.5g}' for key, value in scores.items()))
-        remarks = [*row['notes'], *(f'{metric} is not possible: {why}' for metric, why in row['impossible'].items())]
+            LOG.info('%s: %s', row['card']['samples']['name'],
+                     ', '.join(f'{key} {value:.5g}' for key, value in scores.items()))
+        remarks = [*row['notes'], *(f'{metric} is not possible: {why}'
+                                    for metric, why in row['impossible'].items())]
         for text in remarks:
             if text not in self._said:
                 LOG.warning('%s', text)
@@ -181,7 +195,8 @@ class Evaluation:
         if peers.from_lead(lambda: not kept.missing()):
             return kept.read() if peers.is_lead() else None
         # The cache is each host's own; with several processes the parts go where all can see them.
-        store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space, identity, images.count)
+        store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space,
+                                                                    identity, images.count)
         LOG.info('features of the %d images of the reference, once', images.count)
         if peers.from_lead(store.begin):
             fill_from(images, store)
@@ -200,7 +215,8 @@ def fill_from(image_set, store: FeatureStore) -> None:
           Progress(image_set.count, 'images looked at', done=image_set.count - sum(sizes.values()),
                    seconds=REPORT_SECONDS) as progress):
         make_in_step(missing, lambda part: store.write(part, next(images)), sizes, progress)
-    peers.together(lambda: next(images, None) if mine else None)      # to the end of the file, where checksums are compared
+    # to the end of the file, where checksums are compared
+    peers.together(lambda: next(images, None) if mine else None)
 
 
 def versions() -> dict:
@@ -209,7 +225,7 @@ def versions() -> dict:
             'code': cluster.code_facts()['lit_jax code'], 'device': jax.local_devices()[0].device_kind}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # A set of images
 
 
@@ -217,7 +233,8 @@ def _score_set(request: Request, evaluation: Evaluation) -> dict:
     def look():
         images = open_set(request.samples)
         if request.num_samples is not None and request.num_samples > images.count:
-            raise UserError(f'{request.samples} holds {images.count} images, --num_samples={request.num_samples} asks for more')
+            raise UserError(f'{request.samples} holds {images.count} images, '
+                            f'--num_samples={request.num_samples} asks for more')
         if request.num_samples is not None and request.num_samples < images.count:
             images = FirstOf(images, request.num_samples)
         evaluation.check(images.count, images.shape)
@@ -226,11 +243,11 @@ def _score_set(request: Request, evaluation: Evaluation) -> dict:
     images = peers.together(look)
     sha256 = peers.from_lead(lambda: images.sha256)
     more = {'path': str(images.path), 'sha256': sha256, 'card': images.card}
-    return evaluation.score(images.path.name, {'sha256': sha256}, images.count, lambda store: fill_from(images, store),
-                            labels=images.labels, more=more)
+    return evaluation.score(images.path.name, {'sha256': sha256}, images.count,
+                            lambda store: fill_from(images, store), labels=images.labels, more=more)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Models
 
 
@@ -251,12 +268,16 @@ def _plan_jobs(request: Request, evaluation: Evaluation) -> list[_Job]:
         evaluation.check(request.num_samples, _image_shape(config, request, source))
         classes = parse_classes(request.classes, network.null_label, most=None)
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
-        for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps, request.cfg_scale):
+        for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps,
+                                                              request.cfg_scale):
             wanted = sampling.Request(
-                out=f'{request.out}/samples', source=source, vae=request.vae, classes=request.classes, count=request.num_samples,
-                labels=request.labels, cfg_scale=cfg_scale, steps=steps, **{name: getattr(request, name) for name in (
-                    'cfg_channels', 'cfg_interval', 'method', 'eta', 'seed', 'dtype', 'group', 'batch_size')})
-            build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'], **wanted.settings())
+                out=f'{request.out}/samples', source=source, vae=request.vae, classes=request.classes,
+                count=request.num_samples,
+                labels=request.labels, cfg_scale=cfg_scale, steps=steps,
+                **{name: getattr(request, name) for name in (
+'cfg_channels', 'cfg_interval', 'method', 'eta', 'seed', 'dtype', 'group', 'batch_size')})
+            build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
+                          **wanted.settings())
             jobs.append(_Job(source, checkpoint, wanted))
     return jobs
 
@@ -271,12 +292,14 @@ def _checkpoints(request: Request, source: str) -> list[int | None]:
         try:
             steps = [int(part) for part in request.checkpoints.split(',')]
         except ValueError:
-            raise UserError(f"--checkpoints={request.checkpoints} is neither 'all' nor steps such as 100000,200000") from None
+            raise UserError(f"--checkpoints={request.checkpoints} is neither 'all' nor steps such as "
+                            f"100000,200000") from None
     absent = sorted(set(steps) - set(there))
     if absent or not steps:
         which = f' of step {", ".join(map(str, absent))}' if absent else ''
-        raise UserError(f'{source} has no checkpoint{which}; there are: {", ".join(map(str, there)) or "none"}. '
-                        '(config.checkpoint.keep_every keeps older ones.)')
+        raise UserError(f'{source} has no checkpoint{which}; there are: '
+                        f'{", ".join(map(str, there)) or "none"}. (config.checkpoint.keep_every keeps older '
+                        f'ones.)')
     return steps
 
 
@@ -285,24 +308,27 @@ def _image_shape(config: dict, request: Request, source: str) -> tuple[int, int]
     if config['latent']['space'] == 'pixels':
         return tuple(sides)
     if not request.vae:
-        raise UserError(f'{source} draws latents; scores need the VAE that decodes them: --vae=DIR (id {config["latent"]["vae"]!r}; '
-                        'python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
+        raise UserError(f'{source} draws latents; scores need the VAE that decodes them: --vae=DIR (id '
+                        f'{config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
     downscale = 2 ** (len(read_vae_config(request.vae)['vae']['widths']) - 1)
     return tuple(side * downscale for side in sides)
 
 
 def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
-    for number, ((source, checkpoint), group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
+    for number, ((source, checkpoint),
+                 group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
         model = load(source, step=checkpoint, dtype=request.dtype)
         weights_sha256 = params_sha256(model.params)
         if number == 0:
             LOG.info('%d rows to score, %d images each', len(jobs), request.num_samples)
         for job in group:
-            yield _score_model(request, evaluation, job, sampling.plan_set(job.request, model, weights_sha256))
+            yield _score_model(request, evaluation, job,
+                               sampling.plan_set(job.request, model, weights_sha256))
 
 
 def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:
-    LOG.info('%s: %s, %d steps, guidance %g', job.source, job.request.method, job.request.steps, job.request.cfg_scale)
+    LOG.info('%s: %s, %d steps, guidance %g', job.source, job.request.method, job.request.steps,
+             job.request.cfg_scale)
 
     def draw(store: FeatureStore) -> None:
         if not request.keep_samples:
@@ -321,8 +347,8 @@ def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: samp
 def _check_request(request: Request) -> None:
     check_seed(request.seed)
     if (request.samples is None) == (not request.sources):
-        raise UserError(f'give one of --samples (images that are there) and --from (models to draw from), got '
-                        f'{"neither" if request.samples is None else "both"}')
+        raise UserError(f'give one of --samples (images that are there) and --from (models to draw from), '
+                        f'got {"neither" if request.samples is None else "both"}')
     if request.samples is not None:
         given = [field.name for field in dataclasses.fields(Request)
                  if field.name in _OF_DRAWING and getattr(request, field.name) != field.default]
@@ -333,8 +359,10 @@ def _check_request(request: Request) -> None:
     if request.sources and request.num_samples is None:
         raise UserError('--from needs --num_samples; published figures are of 50000')
     if request.group < 1 or request.batch_size < 0:
-        raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, {request.batch_size}')
+        raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, '
+                        f'{request.batch_size}')
     for name in ('steps', 'cfg_scale', 'sources'):
         values = getattr(request, name)
         if len(set(values)) != len(values):
-            raise UserError(f'--{"from" if name == "sources" else name} names a value twice: {" ".join(map(str, values))}')
+            raise UserError(f'--{"from" if name == "sources" else name} names a value twice: '
+                            f'{" ".join(map(str, values))}')

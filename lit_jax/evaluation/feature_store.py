@@ -1,4 +1,5 @@
-"""Features of a set of images on the disk, in parts: a job that is killed goes on, and other scores need no new images.
+"""Features of a set of images on the disk, in parts: a job that is killed goes on, and other scores need no
+new images.
 
     OUT/features/0123456789abcdef/card.json      what they are features of, and which
                                   000000000-000000128.npy ...   float32 [n, pool and spatial features]
@@ -23,7 +24,8 @@ _PREVIEW, _COLUMNS = 64, 8
 
 
 class FeatureStore:
-    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can draw into it.
+    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can
+    draw into it.
 
     Args:
         folder: where the folders of sets lie. Several processes must all see it.
@@ -58,8 +60,9 @@ class FeatureStore:
         features = self._space.extract(images)
         rows = np.concatenate([feature for feature in features if feature is not None], axis=1)
         if bad := np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
-            raise UserError(f'the features of image {self.span(part)[bad[0]]} and {len(bad) - 1} more of its part are not finite: '
-                            'look at the image, and at the weights of the feature extractor')
+            raise UserError(f'the features of image {self.span(part)[bad[0]]} and {len(bad) - 1} more of its '
+                            f'part are not finite: look at the image, and at the weights of the feature '
+                            f'extractor')
         if part == 0:
             save_png(self.out / 'preview.png', make_grid(images[:_PREVIEW], _COLUMNS))
         self._parts.write(part, rows)

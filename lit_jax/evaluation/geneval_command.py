@@ -29,15 +29,16 @@ def run_geneval(request: Request) -> str:
         if extra := [name for name in ('detections', 'detector', 'store', 'out') if getattr(request, name)]:
             raise UserError(f'--{extra[0]} does not belong to --prompts_out; it goes with --images')
         count = write_prompts(request.prompts_out)
-        return (f'wrote {count} prompts to {request.prompts_out}: draw four images of each into NNNNN/samples/0000.png to '
-                f'0003.png, then: python evaluate.py geneval --images={request.prompts_out} --detections=FILE.jsonl')
+        return (f'wrote {count} prompts to {request.prompts_out}: draw four images of each into '
+                f'NNNNN/samples/0000.png to 0003.png, then: python evaluate.py geneval '
+                f'--images={request.prompts_out} --detections=FILE.jsonl')
     if request.store and request.out:
         raise UserError('--store keeps what the detector sees and scores nothing: leave --out out')
     detector = _open_detector(request)
     if request.store:
         count = store_detections(request.images, detector, request.store)
-        return (f'wrote the detections in {count} images to {request.store}; score them: python evaluate.py geneval '
-                f'--images={request.images} --detections={request.store}')
+        return (f'wrote the detections in {count} images to {request.store}; score them: python evaluate.py '
+                f'geneval --images={request.images} --detections={request.store}')
     found = score_folder(request.images, detector)
     seen = {'detections': request.detections, 'detector': request.detector}
     out = as_path(request.out or as_path(request.images) / RESULT)
@@ -48,8 +49,8 @@ def run_geneval(request: Request) -> str:
 
 def _open_detector(request: Request) -> Detector:
     if (request.detections is None) == (request.detector is None):
-        raise UserError('say what saw the images with one of --detections=FILE.jsonl (a line an image) and --detector CONFIG '
-                        'CHECKPOINT (Mask2Former, needs PyTorch)')
+        raise UserError('say what saw the images with one of --detections=FILE.jsonl (a line an image) and '
+                        '--detector CONFIG CHECKPOINT (Mask2Former, needs PyTorch)')
     if request.detections is not None:
         if request.store:
             raise UserError('--store keeps what --detector sees; --detections are stored already')
@@ -63,6 +64,8 @@ def _table(found: dict) -> str:
     widths = [max(len(name), 6) for name in names]
     lines = ['| ' + ' | '.join(name.rjust(width) for name, width in zip(names, widths, strict=True)) + ' |',
              '| ' + ' | '.join('-' * (width - 1) + ':' for width in widths) + ' |',
-             '| ' + ' | '.join(f'{value:.4f}'.rjust(width) for value, width in zip(values, widths, strict=True)) + ' |']
-    lines += ['', f'{found["pictures"]} images of {found["prompts"]} prompts; overall is the mean of the tasks', *found['notes']]
+             '| ' + ' | '.join(f'{value:.4f}'.rjust(width)
+                               for value, width in zip(values, widths, strict=True)) + ' |']
+    lines += ['', f'{found["pictures"]} images of {found["prompts"]} prompts; overall is the mean of the '
+                  f'tasks', *found['notes']]
     return '\n'.join(lines)

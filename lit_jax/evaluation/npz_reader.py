@@ -1,7 +1,7 @@
 """Arrays of an .npz file, read without holding them in memory and without running what is in them.
 
-An .npz is a zip file of .npy files, stored or deflated. Sets of images have 10 to 40 GB; so the header of an array is
-read first, then its rows block by block in the order of the file. Pickled objects are refused.
+An .npz is a zip file of .npy files, stored or deflated. Sets of images have 10 to 40 GB; so the header of an
+array is read first, then its rows block by block in the order of the file. Pickled objects are refused.
 """
 import contextlib
 import math
@@ -30,7 +30,8 @@ class Header:
 
 
 class Npz:
-    """An .npz file, open; a context manager. Attribute `names`: its arrays. UserError where it is not a whole .npz."""
+    """An .npz file, open; a context manager. Attribute `names`: its arrays. UserError where it is not a whole
+    .npz."""
 
     def __init__(self, path):
         self.path = as_path(path)
@@ -43,8 +44,9 @@ class Npz:
             self._archive = zipfile.ZipFile(self._file)
         except _DAMAGE as error:
             self._file.close()
-            raise UserError(f'{self.path} is not a whole .npz file ({error}): it was cut off, by a download or a copy that did '
-                            'not end, or it is something else. Get it again, or run what wrote it again.') from error
+            raise UserError(f'{self.path} is not a whole .npz file ({error}): it was cut off, by a download '
+                            f'or a copy that did not end, or it is something else. Get it again, or run what '
+                            f'wrote it again.') from error
         self.names = [name.removesuffix('.npy') for name in self._archive.namelist()]
 
     def __enter__(self) -> 'Npz':
@@ -77,14 +79,16 @@ class Npz:
                 data = self._exactly(entry, len(wanted) * row, name)
                 at = wanted.stop
                 yield np.frombuffer(data, header.dtype).reshape(len(wanted), *header.shape[1:])
-            self._skip(entry, (header.shape[0] - at) * row, name)     # to the end, where the checksum is compared
+            # to the end, where the checksum is compared
+            self._skip(entry, (header.shape[0] - at) * row, name)
             self._end(entry, name)
 
     def _open(self, name: str):
         try:
             return self._archive.open(name + '.npy')
         except KeyError:
-            raise UserError(f'{self.path} has no array {name}, only {", ".join(self.names) or "nothing"}.') from None
+            raise UserError(
+                f'{self.path} has no array {name}, only {", ".join(self.names) or "nothing"}.') from None
         except (*_DAMAGE, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
@@ -95,14 +99,18 @@ class Npz:
             shape, fortran, dtype = read(entry)
             header = Header(shape, dtype, fortran, entry.tell())
         if dtype.hasobject:
-            raise UserError(f'{self.path}: {name} holds pickled objects (dtype {dtype}), which can run any program when they are '
-                            'read; refused. Save plain numbers: np.savez(path, arr_0=images) with a uint8 array.')
+            raise UserError(f'{self.path}: {name} holds pickled objects (dtype {dtype}), which can run any '
+                            f'program when they are read; refused. Save plain numbers: np.savez(path, '
+                            f'arr_0=images) with a uint8 array.')
         if fortran and len(shape) > 1:
-            raise UserError(f'{self.path}: {name} is stored in Fortran order, which cannot be read image by image. Save '
-                            'np.ascontiguousarray of it.')
-        there, needed = self._archive.getinfo(name + '.npy').file_size, header.size + math.prod(shape) * dtype.itemsize
+            raise UserError(f'{self.path}: {name} is stored in Fortran order, which cannot be read image by '
+                            f'image. Save np.ascontiguousarray of it.')
+        there, needed = self._archive.getinfo(name +
+                                              '.npy').file_size, header.size + math.prod(
+                                                  shape) * dtype.itemsize
         if there != needed:
-            raise self._damaged(name, f'{there} bytes where {list(shape)} {dtype} in format {version} takes {needed}')
+            raise self._damaged(name, f'{there} bytes where {list(shape)} {dtype} in format {version} takes '
+                                      f'{needed}')
         return header
 
     def _exactly(self, entry, count: int, name: str) -> bytes:
@@ -130,4 +138,5 @@ class Npz:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, reason) -> UserError:
-        return UserError(f'{self.path}: {name} is damaged or cut off ({reason}). Get the file again, or run what wrote it again.')
+        return UserError(f'{self.path}: {name} is damaged or cut off ({reason}). Get the file again, or run '
+                         f'what wrote it again.')

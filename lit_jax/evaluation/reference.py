@@ -5,8 +5,8 @@
     arr_0 uint8 [10000, H, W, 3]        some of its images, for precision, recall and kernel distances
     meta                                JSON text; only in files that `evaluate.py reference` wrote
 
-A file with statistics but without images serves for FID and sFID. A set of images without statistics serves for all:
-its statistics are computed from its images.
+A file with statistics but without images serves for FID and sFID. A set of images without statistics serves
+for all: its statistics are computed from its images.
 """
 import json
 from dataclasses import dataclass, field
@@ -76,8 +76,9 @@ def open_reference(path, space: FeatureSpace) -> Reference:
 def _open_images(path):
     with explain_unreachable(path):
         if not path.exists():
-            raise UserError(f'the reference {path} does not exist. ADM publishes VIRTUAL_imagenet256_labeled.npz and others (see '
-                            'docs/evaluation.md); of other data make one: python evaluate.py reference --data=... --out=ref.npz')
+            raise UserError(f'the reference {path} does not exist. ADM publishes '
+                            f'VIRTUAL_imagenet256_labeled.npz and others (see docs/evaluation.md); of other '
+                            f'data make one: python evaluate.py reference --data=... --out=ref.npz')
     return open_set(path)
 
 
@@ -101,7 +102,8 @@ def _read_statistics(file: Npz, mean: str, cov: str) -> Statistics:
             raise UserError(f'{file.path}: {name} is {file.header(name).dtype}, expected floating point')
     mu, sigma = (file.array(name).astype(np.float64) for name in (mean, cov))
     if mu.ndim != 1 or sigma.shape != mu.shape * 2:
-        raise UserError(f'{file.path}: {mean} {list(mu.shape)} and {cov} {list(sigma.shape)} do not fit; expected [d] and [d, d]')
+        raise UserError(f'{file.path}: {mean} {list(mu.shape)} and {cov} {list(sigma.shape)} do not fit; '
+                        f'expected [d] and [d, d]')
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f'{file.path}: {mean} or {cov} holds NaN or infinity; get the file again')
     return Statistics(mu, sigma)
@@ -114,8 +116,8 @@ def _read_meta(file: Npz) -> dict:
     except ValueError:
         meta = None
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
-        raise UserError(f'{file.path}: meta is not what `evaluate.py reference` of this version writes: {text[:80]!r}. Make the '
-                        'reference again.')
+        raise UserError(f'{file.path}: meta is not what `evaluate.py reference` of this version writes: '
+                        f'{text[:80]!r}. Make the reference again.')
     return meta
 
 
@@ -124,10 +126,12 @@ def _check_space(reference: Reference, space: FeatureSpace) -> None:
     for name, stats in reference.statistics.items():
         width = dict(zip(STORED, space.widths, strict=True))[name]
         if width and len(stats.mean) != width:
-            raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, the features of this evaluation '
-                            f'({space.facts["flavour"]}) have {width}: a reference of other features')
+            raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, the '
+                            f'features of this evaluation ({space.facts["flavour"]}) have {width}: a '
+                            f'reference of other features')
     there = reference.meta.get('features')
-    if there and (wrong := [f'{key}: {there.get(key)!r} there, {space.facts[key]!r} now' for key in ('flavour', 'sha256', 'precision')
+    if there and (wrong := [f'{key}: {there.get(key)!r} there, {space.facts[key]!r} now'
+                            for key in ('flavour', 'sha256', 'precision')
                             if there.get(key) != space.facts[key]]):
         raise UserError(f'{reference.path} was made with other features:\n  ' + '\n  '.join(wrong) +
                         '\nMake the reference again with these, or give the weights that it was made with.')

@@ -25,7 +25,8 @@ from lit_jax.runtime.errors import UserError
 
 METRICS = ('fid', 'sfid', 'is', 'kid', 'skid', 'precision', 'recall', 'density', 'coverage')
 USUAL = METRICS[:7]
-OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')     # need features of single reference images
+# need features of single reference images
+OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')
 IS_MODES = ('adm', 'shuffled')
 NEIGHBOURS = {'precision': 3, 'recall': 3, 'density': 5, 'coverage': 5}
 _COLLAPSED = 0.9          # a score in file order below this part of the shuffled one: the file is sorted
@@ -33,8 +34,8 @@ _COLLAPSED = 0.9          # a score in file order below this part of the shuffle
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be chosen of a score. pr_mode: distances in full, or rounded as ADM's evaluator does; is_mode: chunks of 5000
-    in file order (ADM), or ten shuffled ones (torch-fidelity)."""
+    """What may be chosen of a score. pr_mode: distances in full, or rounded as ADM's evaluator does; is_mode:
+    chunks of 5000 in file order (ADM), or ten shuffled ones (torch-fidelity)."""
     metrics: tuple[str, ...] = USUAL
     pr_mode: str = 'float32'
     is_mode: str = 'adm'
@@ -53,7 +54,8 @@ class Settings:
         """JSON-able, for the recipe card."""
         form = (f'no bias, chunks of {ADM_SPLIT} in file order (ADM)' if self.is_mode == 'adm' else
                 f'no bias, {FIDELITY_SPLITS} chunks shuffled by seed {FIDELITY_SEED} (torch-fidelity)')
-        return {'pr_mode': self.pr_mode, 'is_mode': self.is_mode, 'inception_score': form, 'neighbours': NEIGHBOURS['recall'],
+        return {'pr_mode': self.pr_mode, 'is_mode': self.is_mode, 'inception_score': form,
+                'neighbours': NEIGHBOURS['recall'],
                 'kid': {'subsets': kernel.SUBSETS, 'size': kernel.SUBSET_SIZE, 'seed': kernel.SEED}}
 
 
@@ -64,18 +66,22 @@ class Scorer:
         features: of the reference's images, or None; `impossible` says which scores need them.
     """
 
-    def __init__(self, space: FeatureSpace, reference: Reference, features: Features | None, settings: Settings):
+    def __init__(self, space: FeatureSpace, reference: Reference, features: Features | None,
+                 settings: Settings):
         self._space, self._reference, self._features, self._settings = space, reference, features, settings
 
-    def score(self, samples: Features, metrics: Sequence[str], labels: np.ndarray | None = None) -> tuple[dict, list[str]]:
-        """({metric: value, 'is_std', ...}, notes for people). labels: the classes of the samples in file order, if known."""
+    def score(self, samples: Features, metrics: Sequence[str],
+              labels: np.ndarray | None = None) -> tuple[dict, list[str]]:
+        """({metric: value, 'is_std', ...}, notes for people). labels: the classes of the samples in file
+        order, if known."""
         scores, notes = {}, []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             for name in metrics:
                 if name not in scores:
                     scores |= self._one(name, samples, metrics, notes)
-        notes += dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
+        notes += dict.fromkeys(str(warning.message) for warning in caught
+                               if issubclass(warning.category, UserWarning))
         if 'is' in metrics:
             notes += self._sorted_note(samples, scores, labels)
         return scores, notes
@@ -85,18 +91,20 @@ class Scorer:
             kind = 'pool' if name == 'fid' else 'spatial'
             width = getattr(samples, kind).shape[1]
             if len(samples.pool) <= width:
-                notes.append(f'{name}: {len(samples.pool)} samples, no more than the {width} dimensions; the score is far above '
-                             'that of many samples')
+                notes.append(f'{name}: {len(samples.pool)} samples, no more than the {width} dimensions; the '
+                             f'score is far above that of many samples')
             return {name: frechet_distance(self._statistics_of(samples, kind), self._real[kind])}
         if name == 'is':
             return self._inception_score(samples, self._settings.is_mode)
         if name in ('kid', 'skid'):
             return self._kernel(name, samples, notes)
         if name in ('precision', 'recall'):
-            found = precision_recall(samples.pool, self._features.pool, neighbours=NEIGHBOURS[name], mode=self._settings.pr_mode)
+            found = precision_recall(samples.pool, self._features.pool, neighbours=NEIGHBOURS[name],
+                                     mode=self._settings.pr_mode)
             return {key: float(getattr(found, key)) for key in ('precision', 'recall') if key in metrics}
         found = density_coverage(samples.pool, self._features.pool, neighbours=NEIGHBOURS[name])
-        return {key: float(value) for key, value in zip(('density', 'coverage'), found, strict=True) if key in metrics}
+        return {key: float(value) for key, value in zip(('density', 'coverage'), found, strict=True)
+                if key in metrics}
 
     @cached_property
     def _real(self) -> dict[str, Statistics]:
@@ -120,22 +128,25 @@ class Scorer:
         ours, real = getattr(samples, kind), getattr(self._features, kind)
         size = min(kernel.SUBSET_SIZE, len(ours), len(real))
         if size < kernel.SUBSET_SIZE:
-            notes.append(f'{name}: subsets of {size}, there are no more images; usual is {kernel.SUBSET_SIZE}')
+            notes.append(
+                f'{name}: subsets of {size}, there are no more images; usual is {kernel.SUBSET_SIZE}')
         mean, std = kernel_distance(ours, real, subset_size=size)
         return {name: mean, f'{name}_std': std}
 
     def _sorted_note(self, samples: Features, scores: dict, labels: np.ndarray | None) -> list[str]:
-        """In file order and sorted by class, a chunk of 5000 holds few classes, and the score is worth nothing."""
+        """In file order and sorted by class, a chunk of 5000 holds few classes, and the score is worth
+        nothing."""
         if self._settings.is_mode != 'adm' or len(samples.pool) <= ADM_SPLIT:
             return []
         shuffled = self._inception_score(samples, 'shuffled')['is']
         if (labels is None or not sorted_by_class(labels)) and scores['is'] >= _COLLAPSED * shuffled:
             return []
-        return [f'is: the images are sorted by class: {scores["is"]:.2f} in file order, {shuffled:.2f} shuffled '
-                '(--is_mode=shuffled)']
+        return [f'is: the images are sorted by class: {scores["is"]:.2f} in file order, {shuffled:.2f} '
+                f'shuffled (--is_mode=shuffled)']
 
 
-def impossible(metrics: Sequence[str], space: FeatureSpace, reference: Reference, count: int) -> dict[str, str]:
+def impossible(metrics: Sequence[str], space: FeatureSpace, reference: Reference,
+               count: int) -> dict[str, str]:
     """{metric: why it cannot be computed}, before anything is. count: samples."""
     reasons = {}
     for name in metrics:

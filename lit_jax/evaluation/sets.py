@@ -1,7 +1,8 @@
-"""Sets of images to score: an .npz as ADM's evaluator takes it, or a folder of PNG files; read a block at a time.
+"""Sets of images to score: an .npz as ADM's evaluator takes it, or a folder of PNG files; read a block at a
+time.
 
-A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (of sample.py, or None), `sha256` of its
-content, and `blocks(ranges)`: uint8 [n, H, W, 3] of each range of numbers.
+A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (of sample.py, or None), `sha256` of
+its content, and `blocks(ranges)`: uint8 [n, H, W, 3] of each range of numbers.
 """
 import hashlib
 import io
@@ -33,8 +34,8 @@ def open_set(path) -> 'NpzSet | FolderSet':
             raise UserError(f'{path} does not exist; expected an .npz of images or a folder of PNG files '
                             '(python sample.py --from MODEL --count 50000 --out set.npz)')
         if path.suffix != '.npz':
-            raise UserError(f'{path} is not known; expected an .npz of images (arr_0 uint8 [N, H, W, 3]) or a folder of PNG '
-                            'files')
+            raise UserError(f'{path} is not known; expected an .npz of images (arr_0 uint8 [N, H, W, 3]) or '
+                            f'a folder of PNG files')
         return NpzSet(path)
 
 
@@ -72,16 +73,19 @@ class NpzSet:
 
 
 class FolderSet:
-    """The PNG files directly in a folder, in the order of their names; other files of no image are ignored."""
+    """The PNG files directly in a folder, in the order of their names; other files of no image are
+    ignored."""
 
     def __init__(self, path):
         self.path = as_path(path)
         names = [name for name in files_under(self.path) if '/' not in name and not name.startswith('.')]
         lossy = [name for name in names if _suffix(name) in _LOSSY]
         if lossy:
-            raise UserError(f'{self.path} holds {len(lossy)} images in lossy formats ({lossy[0]}, ...): their artefacts are part '
-                            'of the score. Save samples as PNG or .npz (python sample.py --out NAME.npz). A reference of real '
-                            f'images is made by: python evaluate.py reference --data=folder --path={self.path} ...')
+            raise UserError(f'{self.path} holds {len(lossy)} images in lossy formats ({lossy[0]}, ...): '
+                            f'their artefacts are part '
+                            'of the score. Save samples as PNG or .npz (python sample.py --out NAME.npz). A '
+                            f'reference of real images is made by: python evaluate.py reference '
+                            f'--data=folder --path={self.path} ...')
         self.names = sorted(name for name in names if _suffix(name) == '.png')
         if not self.names:
             raise UserError(f'there are no PNG files in {self.path}')
@@ -113,8 +117,8 @@ class FolderSet:
 
     def _check_size(self, name: str, shape: tuple[int, int]) -> None:
         if tuple(shape) != tuple(self.shape):
-            raise UserError(f'{self.path / name} has {shape[1]}x{shape[0]} pixels, {self.names[0]} has {self.shape[1]}x'
-                            f'{self.shape[0]}: all images of a set must have one size')
+            raise UserError(f'{self.path / name} has {shape[1]}x{shape[0]} pixels, {self.names[0]} has '
+                            f'{self.shape[1]}x{self.shape[0]}: all images of a set must have one size')
 
 
 class FirstOf:
@@ -143,8 +147,8 @@ def check_images(shape: tuple[int, ...], dtype, what: str) -> None:
     if not all(shape):
         raise UserError(f'{wanted}, with at least one image.')
     if np.dtype(dtype) != np.uint8:
-        raise UserError(f'{wanted}. Published scores are of bytes: save np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) of '
-                        'images in [-1, 1].')
+        raise UserError(f'{wanted}. Published scores are of bytes: save np.clip(127.5 * x + 128, 0, '
+                        f'255).astype(np.uint8) of images in [-1, 1].')
 
 
 def file_sha256(path) -> str:
@@ -168,8 +172,9 @@ def _card_of(path, count: int, where) -> dict | None:
     if not isinstance(card, dict) or card.get('kind') != 'pictures':
         return None
     if card['pictures']['count'] != count:
-        raise UserError(f'{path} is the card of {card["pictures"]["count"]} images, {where} holds {count}: images are missing, '
-                        'or the card belongs to another set. Draw the set again, or delete the card.')
+        raise UserError(f'{path} is the card of {card["pictures"]["count"]} images, {where} holds {count}: '
+                        f'images are missing, or the card belongs to another set. Draw the set again, or '
+                        f'delete the card.')
     return card
 
 

@@ -1,4 +1,5 @@
-"""What images are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or any function's."""
+"""What images are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or
+any function's."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class FeatureSpace:
 
     Attributes:
         facts: JSON-able: 'flavour', 'sha256' of the weights, 'precision' and more. Part of every recipe card.
-        extract: uint8 [n, H, W, 3] -> Features; their bits do not depend on devices, nor on n if all but the last call
-            are given whole groups.
+        extract: uint8 [n, H, W, 3] -> Features; their bits do not depend on devices, nor on n if all but the
+            last call are given whole groups.
         widths: of the pool features and of the spatial ones (0: none).
         group: images computed together.
         head: [pool width, classes], for the inception score; None without.
@@ -56,7 +57,8 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
     if kind != 'digits':
         raise UserError(f'unknown --features={name}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
-        raise UserError(f'--inception and --precision do not belong to --features={name}: they are of Inception')
+        raise UserError(f'--inception and --precision do not belong to --features={name}: they are of '
+                        f'Inception')
     path = path or cache_folder() / 'digits_judge.npz'
     peers.only_lead(lambda: _make_judge(path))
     return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
@@ -67,7 +69,8 @@ def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
     found = load_inception(path, precision)
     extractor = FeatureExtractor(found)
     if not found.published:
-        LOG.warning('the weights of Inception in %s are not the published ones: scores are not comparable', found.source)
+        LOG.warning('the weights of Inception in %s are not the published ones: scores are not comparable',
+                    found.source)
     facts = {'flavour': INCEPTION, **found.describe(), 'group': extractor.group}
     return FeatureSpace(facts, extractor.extract, (WIDTH, SPATIAL_WIDTH), extractor.group,
                         head=np.asarray(found.params['fc']['kernel']), adm=True)
@@ -87,14 +90,18 @@ def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
                           image_shape=digits_judge.IMAGE[:2])
 
 
-def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_width: int = 0, precision: str = 'highest',
-                   head: np.ndarray | None = None, image_shape: tuple[int, int] | None = None) -> FeatureSpace:
-    """The features of any function: fn(params, uint8 [B, H, W, 3]) -> {'pool': [B, width], 'spatial': ... or absent}.
+def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_width: int = 0,
+                   precision: str = 'highest', head: np.ndarray | None = None,
+                   image_shape: tuple[int, int] | None = None) -> FeatureSpace:
+    """The features of any function: fn(params, uint8 [B, H, W, 3]) -> {'pool': [B, width], 'spatial': ... or
+    absent}.
 
     flavour, precision: for the recipe card; two functions of one flavour must be the same function."""
     extractor = FeatureExtractor(fn=fn, params=params)
-    facts = {'flavour': flavour, 'sha256': params_sha256(params), 'precision': precision, 'group': extractor.group}
-    return FeatureSpace(facts, extractor.extract, (width, spatial_width), extractor.group, head=head, image_shape=image_shape)
+    facts = {'flavour': flavour, 'sha256': params_sha256(params), 'precision': precision,
+             'group': extractor.group}
+    return FeatureSpace(facts, extractor.extract, (width, spatial_width), extractor.group, head=head,
+                        image_shape=image_shape)
 
 
 def _make_judge(path) -> None:

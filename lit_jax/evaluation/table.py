@@ -25,7 +25,8 @@ def read_rows(folder) -> list[dict]:
         return []
     except ValueError:
         rows = None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {'id', 'scores', 'card'} <= row.keys() for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {'id', 'scores', 'card'} <= row.keys()
+                                             for row in rows):
         raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move it away')
     return rows
 
@@ -43,12 +44,13 @@ def keep_row(folder, row: dict) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Table
 
 
 def markdown(rows: Sequence[dict]) -> str:
-    """The table, and below it what is the same for all rows, what is not possible and what there is to say."""
+    """The table, and below it what is the same for all rows, what is not possible and what there is to
+    say."""
     metrics = [name for name in COLUMNS if any(name in row['scores'] for row in rows)]
     about = [describe(row) for row in rows]
     shown = [key for key in about[0] if key in ('samples', 'N') or len({one[key] for one in about}) > 1]
@@ -58,7 +60,9 @@ def markdown(rows: Sequence[dict]) -> str:
     lines.append('')
     lines += [f'{key}: {about[0][key]}' for key in about[0] if key not in shown and about[0][key] != '']
     said = dict.fromkeys(f'{one["samples"]}: {text}' for one, row in zip(about, rows, strict=True)
-                         for text in (*row['notes'], *(f'{name} is not possible: {why}' for name, why in row['impossible'].items())))
+                         for text in (*row['notes'],
+                                      *(f'{name} is not possible: {why}'
+                                        for name, why in row['impossible'].items())))
     return '\n'.join([*lines, *([''] if said else []), *said]) + '\n'
 
 
@@ -71,11 +75,14 @@ def describe(row: Mapping) -> dict[str, str]:
     provenance = model.get('provenance', {})
     return {
         'samples': images['name'], 'step': _text(provenance.get('step')), 'N': _text(images['count']),
-        'method': sampler.get('method', ''), 'steps': _text(sampler.get('steps')), 'cfg': _text(sampler.get('cfg_scale')),
-        'cfg channels': _text(sampler.get('cfg_channels')), 'cfg interval': '' if (low, high) == (0, 1) else f'{low:g}..{high:g}',
-        'labels': recipe.get('pictures', {}).get('labels', ''), 'seed': _text(recipe.get('pictures', {}).get('seed')),
-        'weights': provenance.get('weights', ''), 'VAE': vae.get('id', ''), 'reference': card['reference']['id'],
-        'reference sha256': card['reference']['sha256'][:16], 'statistics': card['reference']['statistics'],
+        'method': sampler.get('method', ''), 'steps': _text(sampler.get('steps')),
+        'cfg': _text(sampler.get('cfg_scale')), 'cfg channels': _text(sampler.get('cfg_channels')),
+        'cfg interval': '' if (low, high) == (0, 1) else f'{low:g}..{high:g}',
+        'labels': recipe.get('pictures', {}).get('labels', ''),
+        'seed': _text(recipe.get('pictures', {}).get('seed')),
+        'weights': provenance.get('weights', ''), 'VAE': vae.get('id', ''),
+        'reference': card['reference']['id'], 'reference sha256': card['reference']['sha256'][:16],
+        'statistics': card['reference']['statistics'],
         'features': f'{card["features"]["flavour"]}, weights sha256 {card["features"]["sha256"][:16]}, '
                     f'precision {card["features"]["precision"]}',
         'precision and recall': f'{card["settings"]["pr_mode"]}, {card["settings"]["neighbours"]} neighbours',
@@ -86,7 +93,8 @@ def describe(row: Mapping) -> dict[str, str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [' | '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in (head, *rows)]
+                        for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+             for row in (head, *rows)]
     rule = ' | '.join('-' * width if i == 0 else '-' * (width - 1) + ':' for i, width in enumerate(widths))
     return [f'| {line} |' for line in (lines[0], rule, *lines[1:])]
 
@@ -100,21 +108,23 @@ def _text(value) -> str:
     return '' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Plots
 
 _AXES = {'cfg': 'guidance scale', 'steps': 'sampling steps', 'step': 'training step'}
 
 
 def plots(rows: Sequence[dict]) -> bytes | None:
-    """PNG: FID over guidance scale, over sampling steps and over training, each where there are two values; None without.
+    """PNG: FID over guidance scale, over sampling steps and over training, each where there are two values;
+    None without.
 
     A line holds what differs in nothing else."""
     panels = {key: lines for key in _AXES if (lines := _lines(rows, key))}
     if not panels:
         return None
     figure = Figure(figsize=(5.6 * len(panels), 4.0), layout='constrained')
-    for axes, (key, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (key, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(),
+                                  strict=True):
         for (name, points), colour in zip(lines.items(), itertools.cycle(CURVE_COLOURS), strict=False):
             axes.plot(*zip(*points, strict=True), 'o-', label=name, color=colour, linewidth=1.4, markersize=4)
         axes.set(xlabel=_AXES[key], ylabel=_distance(rows))
@@ -129,7 +139,8 @@ def plots(rows: Sequence[dict]) -> bytes | None:
 def _distance(rows: Sequence[dict]) -> str:
     """What the distance is called: FID is of Inception's features only."""
     flavours = {row['card']['features']['flavour'] for row in rows}
-    return 'FID' if all('Inception' in flavour for flavour in flavours) else f'Fréchet distance ({", ".join(sorted(flavours))})'
+    return 'FID' if all('Inception' in flavour
+                        for flavour in flavours) else f'Fréchet distance ({", ".join(sorted(flavours))})'
 
 
 def _lines(rows: Sequence[dict], key: str) -> dict[str, list[tuple[float, float]]]:
@@ -139,6 +150,7 @@ def _lines(rows: Sequence[dict], key: str) -> dict[str, list[tuple[float, float]
     found: dict[str, list[tuple[float, float]]] = {}
     for one, row in zip(about, rows, strict=True):
         if one[key] and row['scores'].get('fid') is not None:
-            name = ', '.join(one[other] if other == 'samples' else f'{other} {one[other]}' for other in others if one[other])
+            name = ', '.join(one[other] if other == 'samples' else f'{other} {one[other]}' for other in others
+                             if one[other])
             found.setdefault(name, []).append((float(one[key]), row['scores']['fid']))
     return {name: sorted(points) for name, points in found.items() if len({x for x, _ in points}) > 1}

@@ -1,4 +1,5 @@
-"""What preparing images with captions needs besides that of images with labels (lit_jax/latents/prepare.py)."""
+"""What preparing images with captions needs besides that of images with labels
+(lit_jax/latents/prepare.py)."""
 import json
 
 import numpy as np
@@ -21,33 +22,39 @@ def check_text_request(request) -> None:
     """Raises UserError where the flags for captions do not fit the data set."""
     if not has_captions(request.data):
         if request.text_encoder or request.buckets:
-            raise UserError(f'--data={request.data} has labels, and neither captions (--text_encoder) nor buckets (--buckets); '
-                            f'name images with captions: --data={", ".join(CAPTIONED)}')
+            raise UserError(f'--data={request.data} has labels, and neither captions (--text_encoder) nor '
+                            f'buckets (--buckets); name images with captions: --data={", ".join(CAPTIONED)}')
         return
     if not request.text_encoder:
-        raise UserError(f'--data={request.data} has captions: give the folder of a text encoder, --text_encoder=FOLDER (python '
-                        'convert_torch_ckpt.py PIPELINE/text_encoder --out FOLDER makes one)')
+        raise UserError(f'--data={request.data} has captions: give the folder of a text encoder, '
+                        f'--text_encoder=FOLDER (python convert_torch_ckpt.py PIPELINE/text_encoder --out '
+                        f'FOLDER makes one)')
     if request.text_dtype not in _TEXT_DTYPES:
         raise UserError(f'unknown --text_dtype={request.text_dtype}; known: {", ".join(_TEXT_DTYPES)}')
     if request.classes or request.num_classes:
-        raise UserError(f'--data={request.data} has captions and no classes: leave --classes and --num_classes out')
+        raise UserError(f'--data={request.data} has captions and no classes: leave --classes and '
+                        f'--num_classes out')
 
 
 def make_caption_plan(request, images_plan: dict, text_config: dict, source: Source) -> dict:
-    """What a data set of images with captions is, JSON-able: everything that the meaning of its records depends on.
+    """What a data set of images with captions is, JSON-able: everything that the meaning of its records
+    depends on.
 
-    request: `lit_jax.latents.prepare.Request`. images_plan: of the VAE and the sizes. text_config: of the text encoder folder."""
+    request: `lit_jax.latents.prepare.Request`. images_plan: of the VAE and the sizes. text_config: of the
+        text encoder folder."""
     size, images = source.spec.image_size, isinstance(source, ImageSource)
     shapes = source.buckets or ((size, size),)
-    counts = [len(source)] if source.bucket_of is None else np.bincount(source.bucket_of, minlength=len(shapes)).tolist()
+    counts = [len(source)] if source.bucket_of is None else np.bincount(source.bucket_of,
+                                                                        minlength=len(shapes)).tolist()
     identity = source.identity if images else {'name': request.data, 'count': len(source)}
-    text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'], 'tokens': request.caption_tokens,
-            'width': text_config['text_encoder']['width'], 'dtype': text_features.DTYPE, 'weights': text_config['weights'],
-            'computed_in': request.text_dtype}
+    text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'],
+            'tokens': request.caption_tokens,
+            'width': text_config['text_encoder']['width'], 'dtype': text_features.DTYPE,
+            'weights': text_config['weights'], 'computed_in': request.text_dtype}
     rule = (buckets.RULE if source.buckets else crop.RULE) if images else 'none'
     return {'format': FORMAT, 'kind': caption_latents.KIND, **images_plan, 'text': text,
-            'crop': rule, 'buckets': [list(shape) for shape in shapes], 'bucket_counts': counts, 'classes': [],
-            'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
+            'crop': rule, 'buckets': [list(shape) for shape in shapes], 'bucket_counts': counts,
+            'classes': [], 'source': {**identity, 'split': request.split}, 'dtype': request.dtype,
             'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
 
 
@@ -62,11 +69,13 @@ def caption_record_size(plan: dict, source: Source, tokenizer: Tokenizer) -> flo
 
 def caption_encoder(request) -> CaptionEncoder:
     """The text encoder of a request, loaded."""
-    return CaptionEncoder(load_text_encoder(request.text_encoder, request.text_dtype), request.caption_tokens, _TEXT_BATCH)
+    return CaptionEncoder(load_text_encoder(request.text_encoder, request.text_dtype), request.caption_tokens,
+                          _TEXT_BATCH)
 
 
 def needs_null(out, plan: dict) -> bool:
-    """Whether the features of the empty caption are still to be made, or again; those of another size are deleted."""
+    """Whether the features of the empty caption are still to be made, or again; those of another size are
+    deleted."""
     if 'text' not in plan:
         return False
     try:
@@ -88,7 +97,8 @@ def make_null(out, encode: CaptionEncoder) -> None:
 
 
 def text_facts(notes: list[dict], null: bytes) -> dict:
-    """What metadata.json says of the captions besides the plan. null: the file of the features of the empty one."""
+    """What metadata.json says of the captions besides the plan. null: the file of the features of the empty
+    one."""
     tokens = np.array([pair for note in notes for pair in note['tokens']], np.int64).reshape(-1, 2)
     return {'captions': int((tokens > 0).sum()), 'truncated': sum(sum(note['cut']) for note in notes),
             'mean_tokens': float(tokens.sum() / max(1, (tokens > 0).sum())),

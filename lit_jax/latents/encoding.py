@@ -31,23 +31,27 @@ _AHEAD = 2  # blocks of images that are decoded while the devices work on anothe
 
 
 class _OnEachDevice:
-    """A function of (params, arrays [b, ...]) with the rows of its arrays dealt out to the devices of this process."""
+    """A function of (params, arrays [b, ...]) with the rows of its arrays dealt out to the devices of this
+    process."""
 
     def __init__(self, function: Callable, params, per_device: int, arrays: int):
         devices = jax.local_devices()
-        # An axis of its own name: the layers lay activations out on those of training, here each device is alone.
+        # An axis of its own name: the layers lay activations out on those of training, here each device is
+        # alone.
         mesh = jax.make_mesh((len(devices),), ('devices',), axis_types=(AxisType.Auto,), devices=devices)
         self.batch_size = per_device * len(devices)
         self._sharding = NamedSharding(mesh, P('devices'))
         self._params = jax.device_put(params, NamedSharding(mesh, P()))
 
         def precise(params, *rows):
-            # float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does not mind.
+            # float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does
+            # not mind.
             with jax.default_matmul_precision('highest'):
                 return function(params, *rows)
 
         specs = (P(), *[P('devices')] * arrays)
-        self._run = jax.jit(jax.shard_map(precise, mesh=mesh, in_specs=specs, out_specs=P('devices'), check_vma=False))
+        self._run = jax.jit(jax.shard_map(precise, mesh=mesh, in_specs=specs, out_specs=P('devices'),
+                                          check_vma=False))
 
     def __call__(self, *arrays: np.ndarray) -> jax.Array:
         return self._run(self._params, *jax.device_put(arrays, self._sharding))
@@ -75,7 +79,8 @@ class ImageEncoder:
         self.batch_size = self._encode.batch_size
 
     def __call__(self, images: dict[int, np.ndarray]) -> jax.Array | None:
-        """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b, h, w, 2C].
+        """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b,
+        h, w, 2C].
 
         Rows without an image mean nothing; None where there is no image at all."""
         if not images:
@@ -90,7 +95,8 @@ class CaptionEncoder:
     """Features of captions.
 
     Args:
-        encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`. length: L. per_device: captions a device at a time.
+        encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`. length: L. per_device: captions a
+            device at a time.
     """
 
     def __init__(self, encoder, length: int, per_device: int):
@@ -103,7 +109,8 @@ class CaptionEncoder:
         self._encode = _OnEachDevice(encode, encoder.params, per_device, arrays=2)
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[jax.Array], np.ndarray, set[int]]:
-        """(features bfloat16 [at least as many as captions, L, C] in parts, masks int32 [n, L], numbers of those cut)."""
+        """(features bfloat16 [at least as many as captions, L, C] in parts, masks int32 [n, L], numbers of
+        those cut)."""
         size = self._encode.batch_size
         tokens = self._tokenizer.encode([*captions, *[''] * (-len(captions) % size)], self._length)
         parts = [self._encode(tokens.ids[start:start + size], tokens.mask[start:start + size])
@@ -111,13 +118,14 @@ class CaptionEncoder:
         return parts, tokens.mask[:len(captions)], set(tokens.truncated)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Records. `start` sends what a block needs to the devices, and `finish` waits for it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example of a block: float32 moments [..., 2C], its bytes, and what the note of the shard lists of it."""
+    """One example of a block: float32 moments [..., 2C], its bytes, and what the note of the shard lists of
+    it."""
     moments: np.ndarray
     data: bytes
     facts: dict
@@ -137,8 +145,9 @@ class _Records:
         moments = np.asarray(pending)
         for row in examples:
             if not np.all(np.abs(moments[row]) <= self._largest):      # NaN is not
-                raise UserError(f'the VAE makes NaN of example {block.indices[row]}, or more than {self._largest:.3g}: give '
-                                '--vae_dtype=float32 and --dtype=float32, or check the VAE')
+                raise UserError(f'the VAE makes NaN of example {block.indices[row]}, or more than '
+                                f'{self._largest:.3g}: give --vae_dtype=float32 and --dtype=float32, or '
+                                f'check the VAE')
         return {row: moments[row] for row in examples}
 
 
@@ -184,13 +193,16 @@ class CaptionRecords(_Records):
             features = [texts[i][:length] for i, length in zip(numbers, lengths, strict=True)]
             if not all(np.isfinite(feature.astype(np.float32)).all() for feature in features):
                 raise UserError(f'the text encoder makes NaN of a caption of example {block.indices[row]} '
-                                f'({example["captions"][0]:.60}): give --text_dtype=float32, or check the text encoder')
-            facts = {'buckets': block.bucket, 'tokens': (lengths + [0])[:2], 'cut': sum(i in cut for i in numbers)}
-            made[row] = Record(moments[row], caption_latents.pack(moments[row], block.bucket, features, self._dtype), facts)
+                                f'({example["captions"][0]:.60}): give --text_dtype=float32, or check the '
+                                f'text encoder')
+            facts = {'buckets': block.bucket, 'tokens': (lengths + [0])[:2],
+                     'cut': sum(i in cut for i in numbers)}
+            made[row] = Record(moments[row],
+                               caption_latents.pack(moments[row], block.bucket, features, self._dtype), facts)
         return made
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Shards
 
 
@@ -207,8 +219,8 @@ def in_order(source: Source) -> np.ndarray:
     return np.arange(len(source)) if source.bucket_of is None else np.argsort(source.bucket_of, kind='stable')
 
 
-def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *, record_size: float, threads: int,
-                strict: bool) -> None:
+def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *, record_size: float,
+                threads: int, strict: bool) -> None:
     """Makes the shards with these numbers of the data set `plan` in the folder `out`.
 
     Args:
@@ -217,9 +229,11 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
     ranges, order = shard_ranges(plan), in_order(source)
     # Blocks never cross shards: what is computed together depends on the shard alone.
     blocks = [block for number in numbers
-              for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of, records.batch_size)]
+              for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of,
+                                   records.batch_size)]
     loaded = _load(source, blocks, threads, strict)
-    with Progress(sum(len(block.indices) for block in blocks), 'images') as progress, contextlib.closing(loaded):
+    with Progress(sum(len(block.indices) for block in blocks),
+                  'images') as progress, contextlib.closing(loaded):
         for number, parts in itertools.groupby(_encode(records, loaded), key=lambda part: part[0].shard):
             with (storage.explain_full_disk(out, record_size * len(ranges[number])),
                   ShardWriter(out, number, plan) as writer):
@@ -229,15 +243,16 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
                 note = writer.commit()
             if note['bad']:
                 _, name, reason = note['bad'][0]
-                LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s: %s', len(note['bad']),
-                            len(ranges[number]), name, reason)
+                LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s: %s',
+                            len(note['bad']), len(ranges[number]), name, reason)
 
 
 def _blocks(shard: int, indices: np.ndarray, bucket_of: np.ndarray | None, size: int) -> Iterator[_Block]:
     buckets = np.zeros(len(indices), int) if bucket_of is None else bucket_of[indices]
     for part in np.split(indices, np.flatnonzero(np.diff(buckets)) + 1):
         bucket = 0 if bucket_of is None else int(bucket_of[part[0]])
-        yield from (_Block(shard, part[start:start + size].tolist(), bucket) for start in range(0, len(part), size))
+        yield from (_Block(shard, part[start:start + size].tolist(), bucket)
+                    for start in range(0, len(part), size))
 
 
 def _write(writer: ShardWriter, block: _Block, examples: list, made: dict[int, Record]) -> None:
@@ -272,7 +287,8 @@ def _load(source: Source, blocks: list[_Block], threads: int, strict: bool) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[tuple[_Block, list, dict[int, Record]]]:
+def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[
+    tuple[_Block, list, dict[int, Record]]]:
     """Adds the records of the examples that could be decoded; the next block is on its way meanwhile."""
     before = None
     for block, examples in loaded:
@@ -285,5 +301,6 @@ def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[tuple[_B
         yield _finished(records, *before)
 
 
-def _finished(records, block: _Block, examples: list, good: dict[int, dict], pending) -> tuple[_Block, list, dict[int, Record]]:
+def _finished(records, block: _Block, examples: list, good: dict[int, dict],
+              pending) -> tuple[_Block, list, dict[int, Record]]:
     return block, examples, records.finish(pending, good, block)

@@ -1,8 +1,9 @@
 """From images to cached latents: what `prepare_latents.py` does.
 
-The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and each makes
-its own on the devices of its machine; a shard is written whole or not at all. So a run that is stopped at any moment
-goes on with the shards that are not there, and ends with the files of a run that was not.
+The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and
+each makes its own on the devices of its machine; a shard is written whole or not at all. So a run that is
+stopped at any moment goes on with the shards that are not there, and ends with the files of a run that was
+not.
 """
 import dataclasses
 import importlib.metadata
@@ -56,7 +57,8 @@ class Request:
     text_dtype: str = 'bfloat16'    # that it computes in
     caption_tokens: int = 300       # that captions are cut to
     buckets: bool = False           # shapes by the ratio of each captioned image
-    patch: int = 2                  # of the network to be trained on captions: sides are multiples of it in the latent
+    # of the network to be trained on captions: sides are multiples of it in the latent
+    patch: int = 2
     batch_size: int = 8             # images a device at a time, each with its mirror image
     shard_size: int | None = None   # images a shard
     threads: int | None = None      # that decode images
@@ -71,9 +73,11 @@ class Request:
 
 
 def prepare_latents(request: Request) -> str:
-    """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it together.
+    """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it
+    together.
 
-    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged images (strict)."""
+    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged images
+    (strict)."""
     work = peers.together(lambda: _open(request))
     source, plan = work.source, work.plan
     out = absolute(request.out)
@@ -81,17 +85,22 @@ def prepare_latents(request: Request) -> str:
     with explain_unreachable(out):
         peers.only_lead(lambda: _claim(out, plan, request.command()))
         peers.together(lambda: _check_claim(out, plan))
-        missing, null = peers.from_lead(lambda: (_missing(out, work), caption_preparation.needs_null(out, plan)))
-        captions = caption_preparation.caption_encoder(request) if 'text' in plan and (missing or null) else None
+        missing, null = peers.from_lead(lambda: (_missing(out, work),
+                                                 caption_preparation.needs_null(out, plan)))
+        captions = caption_preparation.caption_encoder(request) if 'text' in plan and (
+            missing or null) else None
         if null:
             peers.only_lead(lambda: caption_preparation.make_null(out, captions))
         if missing:
             vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
-            records = LabelRecords(vae, plan, size) if captions is None else CaptionRecords(vae, captions, plan, size)
+            records = LabelRecords(vae, plan,
+                                   size) if captions is None else CaptionRecords(vae, captions, plan, size)
             threads = request.threads or os.cpu_count() or 1
-            peers.together(lambda: _aloud(lambda: make_shards(source, records, plan, out, _mine(missing), threads=threads,
-                                                              record_size=work.record_size, strict=request.strict)))
-        peers.together(lambda: _aloud(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan)))))))
+            peers.together(lambda: _aloud(lambda: make_shards(source, records, plan, out, _mine(missing),
+                                                              threads=threads, record_size=work.record_size,
+                                                              strict=request.strict)))
+        peers.together(lambda: _aloud(lambda: _verify(out,
+                                                      _mine(range(len(latent_shards.shard_ranges(plan)))))))
         return peers.from_lead(lambda: _finish(out, plan))
 
 
@@ -107,21 +116,26 @@ def _open(request: Request) -> _Work:
     """Everything that is read, checked; nothing is written."""
     _check_request(request)
     config = read_vae_config(request.vae)
-    where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path, 'strict': request.strict}
+    where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path,
+             'strict': request.strict}
     if request.data in CAPTIONED:
-        text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(request.text_encoder)
+        text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(
+            request.text_encoder)
         source = open_captioned(request.data, image_size=request.image_size, buckets=request.buckets,
                                 multiple=VaeNetwork(config['vae']).downscale * request.patch, **where)
-        plan = caption_preparation.make_caption_plan(request, _plan_of_images(request, config, source), text_config, source)
+        plan = caption_preparation.make_caption_plan(request, _plan_of_images(request, config, source),
+                                                     text_config, source)
         return _Work(source, plan, caption_preparation.caption_record_size(plan, source, tokenizer))
-    source = open_source(request.data, image_size=request.image_size, channels=config['vae']['image_channels'],
-                         num_classes=request.num_classes, classes=request.classes, **where)
+    source = open_source(request.data, image_size=request.image_size,
+                         channels=config['vae']['image_channels'], num_classes=request.num_classes,
+                         classes=request.classes, **where)
     plan = make_plan(request, config, source)
     return _Work(source, plan, record_bytes(plan))
 
 
 def make_plan(request: Request, config: dict, source: Source) -> dict:
-    """What a data set of labelled images is, JSON-able: everything that the meaning of its records depends on.
+    """What a data set of labelled images is, JSON-able: everything that the meaning of its records depends
+    on.
 
     config: of the VAE folder."""
     images = isinstance(source, ImageSource)
@@ -139,34 +153,42 @@ def _plan_of_images(request: Request, config: dict, source: Source) -> dict:
     if size % downscale:
         raise UserError(f'--image_size={size} cannot be encoded: this VAE takes multiples of {downscale}')
     return {'vae': {'id': config['id'], 'sha256': config['provenance']['sha256'], 'scale': config['scale'],
-                    'shift': config['shift'], 'downscale': downscale, 'channels': network.channels, 'dtype': request.vae_dtype},
+                    'shift': config['shift'], 'downscale': downscale, 'channels': network.channels,
+                    'dtype': request.vae_dtype},
             'image_size': size, 'latent_size': size // downscale}
 
 
 def make_metadata(plan: dict, notes: list[dict], null: bytes = b'') -> dict:
-    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled), versions.
+    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled),
+    versions.
 
     null: the file of the features of the empty caption, where there are captions."""
-    shards = [{'name': latent_shards.shard_name(number), **{key: note[key] for key in ('count', 'bytes', 'sha256')}}
+    shards = [{'name': latent_shards.shard_name(number),
+               **{key: note[key] for key in ('count', 'bytes', 'sha256')}}
               for number, note in enumerate(notes)]
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'array-record', 'numpy', 'pillow')}
     text = {'text': plan['text'] | caption_preparation.text_facts(notes, null)} if 'text' in plan else {}
-    return {**plan, **text, 'count': sum(note['count'] for note in notes), 'bad': sum(len(note['bad']) for note in notes),
-            'stats': _statistics(notes, plan['vae']['scale']), 'versions': {'lit_jax': lit_jax.__version__, **versions},
+    return {**plan, **text, 'count': sum(note['count'] for note in notes),
+            'bad': sum(len(note['bad']) for note in notes),
+            'stats': _statistics(notes, plan['vae']['scale']),
+            'versions': {'lit_jax': lit_jax.__version__, **versions},
             'shards': shards}
 
 
 def _statistics(notes: list[dict], scale: float) -> dict:
-    """Of the means of the posteriors: mean and std a channel, and the std of all of them together times the scale."""
+    """Of the means of the posteriors: mean and std a channel, and the std of all of them together times the
+    scale."""
     notes = [note for note in notes if note['count']]
     values = sum(note['values'] for note in notes)
-    mean, square = (np.array([math.fsum(column) for column in zip(*(note[key] for note in notes), strict=True)]) / values
+    mean, square = (np.array([math.fsum(column)
+                              for column in zip(*(note[key] for note in notes), strict=True)]) / values
                     for key in ('sums', 'squares'))
     spread = math.sqrt(max(0.0, square.mean() - mean.mean() ** 2))
-    return {'mean': mean.tolist(), 'std': np.sqrt(np.maximum(0, square - mean ** 2)).tolist(), 'scaled_std': scale * spread}
+    return {'mean': mean.tolist(), 'std': np.sqrt(np.maximum(0, square - mean ** 2)).tolist(),
+            'scaled_std': scale * spread}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Before
 
 
@@ -180,7 +202,8 @@ def _check_request(request: Request) -> None:
         if value is not None and value < 1:
             raise UserError(f'--{name} must be at least 1, got {value}')
     if request.data == 'latents':
-        raise UserError('--data=latents are latents already; name the images: imagenet2012, tfds:NAME or folder')
+        raise UserError('--data=latents are latents already; name the images: imagenet2012, tfds:NAME or '
+                        'folder')
     if request.data == caption_latents.KIND:
         raise UserError('--data=caption_latents are latents already; name the images: --data=captions')
     caption_preparation.check_text_request(request)
@@ -196,7 +219,8 @@ def _claim(out, plan: dict, command: str) -> None:
         _check_empty(out)
         try:
             (out / SHARDS).mkdir(parents=True, exist_ok=True)
-            write_text_atomic(out / PREPARATION, json.dumps({'plan': plan, 'command': command}, indent=1) + '\n')
+            write_text_atomic(out / PREPARATION, json.dumps({'plan': plan, 'command': command}, indent=1) +
+                              '\n')
         except PermissionError as error:
             raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
     latent_shards.remove_partial(out)
@@ -207,32 +231,36 @@ def _check_empty(out) -> None:
     ours = {SHARDS, f'.{PREPARATION}{latent_shards.PARTIAL}'}
     names = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
     if names:
-        raise UserError(f'{out} is not empty ({", ".join(names[:5])}) and was not begun by prepare_latents.py. Choose another '
-                        'folder')
+        raise UserError(f'{out} is not empty ({", ".join(names[:5])}) and was not begun by '
+                        f'prepare_latents.py. Choose another folder')
 
 
 def _check_claim(out, plan: dict) -> None:
-    """Raises UserError where the folder was begun with another plan, naming both values of each difference."""
+    """Raises UserError where the folder was begun with another plan, naming both values of each
+    difference."""
     try:
         old = json.loads((out / PREPARATION).read_bytes())['plan']
     except FileNotFoundError:
-        raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not to be seen here: --out must be a folder that '
-                        'all hosts share') from None
+        raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not to be seen here: --out must be '
+                        f'a folder that all hosts share') from None
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f'{out / PREPARATION} is damaged ({error}). Delete the folder and begin again') from error
+        raise UserError(
+            f'{out / PREPARATION} is damaged ({error}). Delete the folder and begin again') from error
     before, now = _flat(old), _flat(plan)
     wrong = [f'{name}: {_short(before.get(name))} there, {_short(now.get(name))} now'
              for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if wrong:
-        raise UserError(f'{out} holds other latents:\n  ' + '\n  '.join(wrong) + '\nChoose another folder, or give what '
-                        'it was begun with')
+        raise UserError(f'{out} holds other latents:\n  ' + '\n  '.join(wrong) + '\nChoose another folder, '
+                                                                                 'or give what it was begun '
+                                                                                 'with')
 
 
 def _flat(plan: dict) -> dict:
     """Nested names joined with dots; lists as tuples of JSON's kind stay values."""
     flat = {}
     for name, value in json.loads(json.dumps(plan)).items():
-        flat |= {f'{name}.{key}': inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {f'{name}.{key}': inner
+                 for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
@@ -242,7 +270,8 @@ def _short(value) -> str:
 
 
 def _missing(out, work: _Work) -> list[int]:
-    """The shards to make; there must be room for them. A data set with missing shards is unfinished (again)."""
+    """The shards to make; there must be room for them. A data set with missing shards is unfinished
+    (again)."""
     plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
     images, all_images = sum(len(ranges[number]) for number in missing), plan['source']['count']
@@ -263,7 +292,8 @@ def _mine(numbers: Iterable[int]) -> list[int]:
 
 
 def _aloud(act: Callable) -> None:
-    """A failure is said at once: the other processes hear of it only when they have finished their own part."""
+    """A failure is said at once: the other processes hear of it only when they have finished their own
+    part."""
     try:
         act()
     except (UserError, OSError, RuntimeError) as error:
@@ -272,7 +302,7 @@ def _aloud(act: Callable) -> None:
         raise
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # After
 
 
@@ -287,8 +317,8 @@ def _verify(out, numbers: list[int]) -> None:
             progress.add(1)
     if damaged:
         (out / METADATA).unlink(missing_ok=True)
-        raise UserError(f'{len(damaged)} shards of {out} are damaged:\n  ' + '\n  '.join(damaged[:10]) + '\nThe disk may be '
-                        'failing. Start the same command again: it makes these shards anew')
+        raise UserError(f'{len(damaged)} shards of {out} are damaged:\n  ' + '\n  '.join(damaged[:10]) +
+                        '\nThe disk may be failing. Start the same command again: it makes these shards anew')
 
 
 def _finish(out, plan: dict) -> str:
@@ -303,8 +333,9 @@ def _finish(out, plan: dict) -> str:
     write_text_atomic(out / METADATA, json.dumps(metadata, indent=1) + '\n')
     stats = metadata['stats']
     if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
-        LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion models are made '
-                    'for about 1. Is this the right VAE, and the right scale?', plan['vae']['scale'], stats['scaled_std'])
+        LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion '
+                    'models are made for about 1. Is this the right VAE, and the right scale?',
+                    plan['vae']['scale'], stats['scaled_std'])
     lines = [f'{out}: {metadata["count"]} images, {_beside(metadata)}, '
              f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
@@ -319,10 +350,11 @@ def _beside(metadata: dict) -> str:
         return 'each with its mirror image'
     text = metadata['text']
     if text['truncated']:
-        LOG.warning('%d of %d captions have more than %d tokens and were cut there (--caption_tokens)', text['truncated'],
-                    text['captions'], text['tokens'])
+        LOG.warning('%d of %d captions have more than %d tokens and were cut there (--caption_tokens)',
+                    text['truncated'], text['captions'], text['tokens'])
     used = sum(count > 0 for count in metadata['bucket_counts'])
-    return f'{text["captions"]} captions of {text["mean_tokens"]:.1f} tokens (mean), {used} shapes used of {len(metadata["buckets"])}'
+    return (f'{text["captions"]} captions of {text["mean_tokens"]:.1f} tokens (mean), {used} shapes used of '
+            f'{len(metadata["buckets"])}')
 
 
 def _numbers(values: list[float]) -> str:

@@ -11,15 +11,16 @@ CHUNK = 4096          # rows looked at together: no copy of a whole set is made
 def check_features(features, name: str = 'features', least: int = 2) -> np.ndarray:
     """The features [N, d] as an array, not copied. Warns when all rows are equal.
 
-    UserError for another shape, a dtype that is not floating, fewer than `least` rows, or values that are not finite.
+    UserError for another shape, a dtype that is not floating, fewer than `least` rows, or values that are not
+    finite.
     """
     features = np.asarray(features)
     if features.ndim != 2 or len(features) < least or not features.shape[1]:
         raise UserError(f'{name} have shape {features.shape}, expected [N, d] with at least {least} rows; '
                         'flatten all axes but the first, or draw more samples')
     if not np.issubdtype(features.dtype, np.floating):
-        raise UserError(f'{name} are {features.dtype}, expected floating point; pass what the feature extractor gives, '
-                        'not images or labels')
+        raise UserError(f'{name} are {features.dtype}, expected floating point; pass what the feature '
+                        f'extractor gives, not images or labels')
     bad = [start + np.flatnonzero(~np.isfinite(features[start:start + CHUNK]).all(axis=1))
            for start in range(0, len(features), CHUNK)]
     bad = np.concatenate(bad)

@@ -1,15 +1,19 @@
-"""Nearest neighbours and neighbourhoods in two large sets of features, exact, computed in blocks of bounded memory.
+"""Nearest neighbours and neighbourhoods in two large sets of features, exact, computed in blocks of bounded
+memory.
 
-Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for near equal rows. Yet the answers asked for here are
-comparisons, and they are those of float64: the float32 blocks, on the accelerators, only give every pair a lower and an
-upper bound. What these bounds decide is decided; the few other pairs are computed on the host as Σ(u - v)² in float64.
-So the answer depends neither on the blocks, nor on the number and kind of devices.
+Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for near equal rows. Yet the answers asked
+for here are comparisons, and they are those of float64: the float32 blocks, on the accelerators, only give
+every pair a lower and an upper bound. What these bounds decide is decided; the few other pairs are computed
+on the host as Σ(u - v)² in float64. So the answer depends neither on the blocks, nor on the number and kind
+of devices.
 
-The bounds: rows are moved by a common origin and scaled by a power of two; then a product of d terms, summed in any order
-in float32, is wrong by at most d·2⁻²⁴|u||v| (Higham 2002, §3.1), and rounding the rows adds a few 2⁻²⁴(|u|² + |v|²).
+The bounds: rows are moved by a common origin and scaled by a power of two; then a product of d terms, summed
+in any order in float32, is wrong by at most d·2⁻²⁴|u||v| (Higham 2002, §3.1), and rounding the rows adds a
+few 2⁻²⁴(|u|² + |v|²).
 
-The float16 form does the same for distances as the ADM evaluator computes them: rows, products, squared norms and each sum
-rounded to float16. In blocks of 10000 x 10000 rows whose norms could let a distance overflow it takes the others.
+The float16 form does the same for distances as the ADM evaluator computes them: rows, products, squared norms
+and each sum rounded to float16. In blocks of 10000 x 10000 rows whose norms could let a distance overflow it
+takes the others.
 """
 import functools
 from collections import deque
@@ -34,7 +38,8 @@ TINY = 1e-30                  # above what float32 loses where numbers are too s
 
 
 class Block(NamedTuple):
-    """Rows on a device: x [n, d], |x|² [n], and bounds of a squared radius [n] (-inf for rows that only fill up)."""
+    """Rows on a device: x [n, d], |x|² [n], and bounds of a squared radius [n] (-inf for rows that only fill
+    up)."""
     x: Array
     norm: Array
     least: Array
@@ -65,7 +70,8 @@ class Rows:
             radii = radii * self.scale ** 2
         filled = np.full(size, -np.inf)
         filled[:len(ids)] = radii
-        return Block(x, norm.astype(np.float32), _float32_towards(filled, -np.inf), _float32_towards(filled, np.inf))
+        return Block(x, norm.astype(np.float32), _float32_towards(filled, -np.inf),
+                     _float32_towards(filled, np.inf))
 
 
 class Geometry:
@@ -80,7 +86,8 @@ class Geometry:
     def __init__(self, *sets: np.ndarray, half: bool = False, block: tuple[int, int] = (ROWS, COLS),
                  devices: Sequence | None = None):
         if min(block) < 1:
-            raise UserError(f'a block of {block[0]} x {block[1]} pairs was asked for, expected at least 1 x 1')
+            raise UserError(
+                f'a block of {block[0]} x {block[1]} pairs was asked for, expected at least 1 x 1')
         self.half, self._shape = half, block
         self._devices = list(jax.local_devices() if devices is None else devices)
         first = sets[0]
@@ -91,7 +98,8 @@ class Geometry:
         self.sets = [Rows(rows, origin, scale, half) for rows in sets]
 
     def neighbour_distances(self, rows: Rows, k: int) -> np.ndarray:
-        """Squared distance of every row to its k-th nearest other one: float64 [N]. Needs more than k rows."""
+        """Squared distance of every row to its k-th nearest other one: float64 [N]. Needs more than k
+        rows."""
         if len(rows) <= k:
             raise UserError(f'{len(rows)} rows do not have {k} neighbours each; draw at least {k + 1}')
         keep, radii = k + 1 + SPARE, np.empty(len(rows))
@@ -140,7 +148,8 @@ class Geometry:
         return counts
 
     def exact(self, first: Rows, second: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """The squared distances that define every answer, of rows i of one set and rows j of another: float64 [pairs].
+        """The squared distances that define every answer, of rows i of one set and rows j of another: float64
+        [pairs].
 
         Float16 form: Σu², Σv² and Σuv of float16 rows, each rounded; then (Σu² - 2Σuv) + Σv², rounded twice.
         """
@@ -155,7 +164,8 @@ class Geometry:
         return out
 
     def _second_look(self, rows: Rows, ids: np.ndarray, limits: np.ndarray, k: int) -> np.ndarray:
-        """As `neighbour_distances`, of rows `ids`, from every pair whose lower bound does not exceed `limits`."""
+        """As `neighbour_distances`, of rows `ids`, from every pair whose lower bound does not exceed
+        `limits`."""
         best = np.full((len(ids), k + 1), np.inf)
         position = np.full(len(rows), -1)
         position[ids] = np.arange(len(ids))
@@ -176,9 +186,11 @@ class Geometry:
 
     def _tiles(self, rows: Rows, cols: Rows, function: Callable, radii=None,
                ids: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list['Tile']]]:
-        """For each block of rows: their ids, and function(row block, column block, half=...) for all column blocks.
+        """For each block of rows: their ids, and function(row block, column block, half=...) for all column
+        blocks.
 
-        Column block b stays on device b modulo their number. One block of rows is computed ahead of the one in use.
+        Column block b stays on device b modulo their number. One block of rows is computed ahead of the one
+        in use.
         """
         row_radii, col_radii = radii or (np.full(len(rows), np.inf), np.full(len(cols), np.inf))
         ids = np.arange(len(rows)) if ids is None else ids
@@ -199,7 +211,8 @@ class Geometry:
                                                      cols.longest[columns[0] // ADM_BLOCK]))
                 device = self._devices[number % len(self._devices)]
                 if (device, half) not in placed:
-                    placed[device, half] = jax.device_put(rows.block(part, row_radii[part], height, half), device)
+                    placed[device, half] = jax.device_put(rows.block(part, row_radii[part], height, half),
+                                                          device)
                 result = function(placed[device, half], column_block(number, columns, half), half=half)
                 tiles.append(Tile(result, int(columns[0]), 1.0 if half else rows.scale ** 2))
             pending.append((part, tiles))
@@ -208,13 +221,15 @@ class Geometry:
         yield from pending
 
     def _parts(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
-        """Runs of at most `size` ids; none reaches over the border of one of ADM's blocks where these matter."""
+        """Runs of at most `size` ids; none reaches over the border of one of ADM's blocks where these
+        matter."""
         whole = np.split(ids, np.flatnonzero(np.diff(ids // ADM_BLOCK)) + 1) if self.half else [ids]
         return [run[start:start + size] for run in whole for start in range(0, len(run), size)]
 
 
 class Tile(NamedTuple):
-    """What a function gave for one block of pairs, the first of its columns, and the scale of its squared distances."""
+    """What a function gave for one block of pairs, the first of its columns, and the scale of its squared
+    distances."""
     result: object
     first: int
     scale: float
@@ -237,7 +252,8 @@ def _bounds(rows: Block, cols: Block, half: bool, columns_first: bool = False) -
 
 
 def _half(x: Array, side: int) -> Array:
-    """float32 values rounded to float16; where these are subnormal, a bound of them below (-1) or above (1)."""
+    """float32 values rounded to float16; where these are subnormal, a bound of them below (-1) or above
+    (1)."""
     rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
     return jnp.where(jnp.abs(rounded) < HALF_NORMAL, side * HALF_NORMAL, rounded)
 
@@ -251,8 +267,10 @@ def _smallest(rows: Block, cols: Block, *, keep: int, half: bool) -> tuple[Array
 
 
 @functools.partial(jax.jit, static_argnames=('closed', 'columns_first', 'half'))
-def _compare(rows: Block, cols: Block, *, closed: bool, columns_first: bool, half: bool) -> tuple[Array, Array, Array]:
-    """(pairs surely within the radius, of each row; [rows, cols] pairs that the bounds leave open; whether there are any)."""
+def _compare(rows: Block, cols: Block, *, closed: bool, columns_first: bool,
+             half: bool) -> tuple[Array, Array, Array]:
+    """(pairs surely within the radius, of each row; [rows, cols] pairs that the bounds leave open; whether
+    there are any)."""
     low, high = _bounds(rows, cols, half, columns_first)
     inside = jnp.less_equal if closed else jnp.less
     sure = inside(high, jnp.minimum(rows.least[:, None], cols.least))
@@ -267,7 +285,8 @@ def _below(rows: Block, cols: Block, *, half: bool) -> Array:
 
 
 def _merge(tiles: list[Tile], count: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` smallest lower bounds over all tiles, unscaled, ascending, and their columns: [count, keep]."""
+    """The `keep` smallest lower bounds over all tiles, unscaled, ascending, and their columns: [count,
+    keep]."""
     low = [np.asarray(tile.result[0])[:count].astype(np.float64) / tile.scale for tile in tiles]
     columns = [np.asarray(tile.result[1])[:count] + tile.first for tile in tiles]
     low, columns = np.concatenate(low, axis=1), np.concatenate(columns, axis=1)
@@ -279,7 +298,8 @@ def _merge(tiles: list[Tile], count: int, keep: int) -> tuple[np.ndarray, np.nda
 
 
 def _rounds(i: np.ndarray, counts: np.ndarray, ids: np.ndarray, every: bool) -> Iterator[np.ndarray]:
-    """Which of the pairs of rows i (ascending) to compute next: all, or a few a row as long as its count is zero."""
+    """Which of the pairs of rows i (ascending) to compute next: all, or a few a row as long as its count is
+    zero."""
     if every:
         yield np.arange(len(i))
         return
@@ -299,7 +319,8 @@ def _half_distances(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _fits_half(longest: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether no distance of rows up to these lengths overflows: |u - v|² <= (|u| + |v|)², with room for rounding."""
+    """Whether no distance of rows up to these lengths overflows: |u - v|² <= (|u| + |v|)², with room for
+    rounding."""
     return np.square(longest + other) < HALF_MAX * 0.99
 
 

@@ -1,12 +1,14 @@
 """From images to the features that scores are made of: the same bits on any devices and for any batch size.
 
-As in sampling (`lit_jax.sampling.groups`) images go through the network in groups of one fixed size, each on one
-device, because a program for another number of images rounds differently. The last group is filled up with copies of
-its own last image, whose features are dropped before anyone sees them. What can change a last bit is the kind of device,
-and on CPU the number of cores: XLA cuts one product differently for another number of threads.
+As in sampling (`lit_jax.sampling.groups`) images go through the network in groups of one fixed size, each on
+one device, because a program for another number of images rounds differently. The last group is filled up
+with copies of its own last image, whose features are dropped before anyone sees them. What can change a last
+bit is the kind of device, and on CPU the number of cores: XLA cuts one product differently for another number
+of threads.
 
     extract = FeatureExtractor(load_inception())
-    features = extract.extract(images)                # uint8 [N, H, W, 3]: an array, a memory map, or parts one by one
+    features = extract.extract(images)                # uint8 [N, H, W, 3]: an array, a memory map, or parts
+                                                      one by one
 """
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +27,8 @@ _QUANTISE = 'np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) for x in [-1, 1]'
 
 
 class Features(NamedTuple):
-    """Of N images in their order, float32: pool [N, D]; spatial [N, S], or None where the network has none."""
+    """Of N images in their order, float32: pool [N, D]; spatial [N, S], or None where the network has
+    none."""
     pool: np.ndarray
     spatial: np.ndarray | None
 
@@ -35,14 +38,14 @@ class FeatureExtractor:
 
     Args:
         inception: `lit_jax.convert.inception_weights.Inception`.
-        fn, params: any other network instead: fn(params, images [B, H, W, C]) -> features [B, D], or a dict with 'pool'
-            and perhaps 'spatial'. It gets the images in the dtype in which they come.
+        fn, params: any other network instead: fn(params, images [B, H, W, C]) -> features [B, D], or a dict
+            with 'pool' and perhaps 'spatial'. It gets the images in the dtype in which they come.
         devices: of this process, default all of them.
         group: images computed together. Part of the result's last bits: see above.
     """
 
-    def __init__(self, inception=None, *, fn: Callable | None = None, params=None, devices: Sequence | None = None,
-                 group: int = GROUP):
+    def __init__(self, inception=None, *, fn: Callable | None = None, params=None,
+                 devices: Sequence | None = None, group: int = GROUP):
         if (inception is None) == (fn is None):
             raise UserError('FeatureExtractor takes an Inception or a function fn=..., one of the two')
         if group < 1:
@@ -50,13 +53,15 @@ class FeatureExtractor:
         self.group, self._is_inception = group, fn is None
         options = {}
         if fn is None:
-            fn, params, options = inception.network.features, inception.params, inception.network.inference_options()
+            fn, params, options = inception.network.features, inception.params, \
+                inception.network.inference_options()
         devices = jax.local_devices() if devices is None else devices
         self._mesh = Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
         self._cut = NamedSharding(self._mesh, P(_AXIS))
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
         self._program = jax.jit(
-            jax.shard_map(_taps(fn), mesh=self._mesh, in_specs=(P(), P(_AXIS)), out_specs=P(_AXIS), check_vma=False),
+            jax.shard_map(_taps(fn), mesh=self._mesh, in_specs=(P(), P(_AXIS)), out_specs=P(_AXIS),
+                          check_vma=False),
             compiler_options=options)
 
     @property
@@ -67,10 +72,11 @@ class FeatureExtractor:
         """Features of all images, in their order.
 
         Args:
-            images: [N, H, W, C], also memory-mapped, or an iterable of such arrays with any N each. Inception takes uint8
-                with 3 channels in the order red, green, blue; a wrong order of colours cannot be noticed.
-            batch_size: images on their way at once, over all devices; at least one group a device. Default: two groups
-                a device. Changes speed and memory, never a feature.
+            images: [N, H, W, C], also memory-mapped, or an iterable of such arrays with any N each. Inception
+                takes uint8 with 3 channels in the order red, green, blue; a wrong order of colours cannot be
+                noticed.
+            batch_size: images on their way at once, over all devices; at least one group a device. Default:
+                two groups a device. Changes speed and memory, never a feature.
             progress: has `add(count)`, called as images are done (`lit_jax.runtime.progress.Progress`).
         """
         pools, spatials = [], []
@@ -113,15 +119,17 @@ class FeatureExtractor:
         """The source's arrays, each checked, all of one size and dtype."""
         parts = [images] if hasattr(images, 'shape') else images
         if not isinstance(parts, Iterable):
-            raise UserError(f'images come as an array [N, H, W, 3] or an iterable of such, got {type(images).__name__}')
+            raise UserError(f'images come as an array [N, H, W, 3] or an iterable of such, got '
+                            f'{type(images).__name__}')
         first = None
         for part in parts:
             part = part if isinstance(part, np.ndarray) else np.asarray(part)
             (_check_images if self._is_inception else _check_rank)(part)
             first = (part.shape[1:], part.dtype) if first is None else first
             if (part.shape[1:], part.dtype) != first:
-                raise UserError(f'images of one set have one size and dtype; the first have {list(first[0])} {first[1]}, '
-                                f'later ones {list(part.shape[1:])} {part.dtype}. Resize or crop them to one size')
+                raise UserError(f'images of one set have one size and dtype; the first have {list(first[0])} '
+                                f'{first[1]}, later ones {list(part.shape[1:])} {part.dtype}. Resize or crop '
+                                f'them to one size')
             yield part
 
 
@@ -130,7 +138,8 @@ def _taps(fn: Callable) -> Callable:
     def run(params, images):
         found = fn(params, images)
         found = found if isinstance(found, dict) else {'pool': found}
-        return {name: found[name].astype('float32').reshape(len(images), -1) for name in ('pool', 'spatial') if name in found}
+        return {name: found[name].astype('float32').reshape(len(images), -1) for name in ('pool', 'spatial')
+                if name in found}
     return run
 
 
@@ -160,14 +169,16 @@ def _check_rank(part: np.ndarray) -> None:
 def _check_images(part: np.ndarray) -> None:
     shape, dtype = part.shape, part.dtype
     if part.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
-        raise UserError(f'images {list(shape)} look like [N, 3, H, W]: give [N, H, W, 3], x.transpose(0, 2, 3, 1)')
+        raise UserError(f'images {list(shape)} look like [N, 3, H, W]: give [N, H, W, 3], x.transpose(0, 2, '
+                        f'3, 1)')
     if part.ndim == 3 or (part.ndim == 4 and shape[-1] == 1):
-        raise UserError(f'images {list(shape)} look like one image or shades of grey, expected [N, H, W, 3]. One: x[None]. '
-                        'Grey: np.repeat(x, 3, axis=-1), with a last axis of 1')
+        raise UserError(f'images {list(shape)} look like one image or shades of grey, expected [N, H, W, 3]. '
+                        f'One: x[None]. Grey: np.repeat(x, 3, axis=-1), with a last axis of 1')
     if part.ndim == 4 and shape[-1] == 4:
-        raise UserError(f'images {list(shape)} have a fourth channel: lay them on a background and give red, green, blue')
+        raise UserError(f'images {list(shape)} have a fourth channel: lay them on a background and give red, '
+                        f'green, blue')
     if part.ndim != 4 or shape[-1] != 3 or 0 in shape[1:]:
         raise UserError(f'images have the shape [N, H, W, 3], got {list(shape)}')
     if dtype != np.uint8:
-        raise UserError(f'images have the dtype {dtype}, expected uint8: scores are of images as they are saved, '
-                        f'0 to 255. Round them: {_QUANTISE}')
+        raise UserError(f'images have the dtype {dtype}, expected uint8: scores are of images as they are '
+                        f'saved, 0 to 255. Round them: {_QUANTISE}')

@@ -2,11 +2,12 @@
 
     d² = ‖μ₁ - μ₂‖² + tr(Σ₁) + tr(Σ₂) - 2·tr((Σ₁^½ Σ₂ Σ₁^½)^½)
 
-With Inception features this number is FID (pool features) or sFID (spatial features). The last trace is the sum of the
-singular values of Σ₁^½ Σ₂^½. With Σ = V diag(λ) Vᵀ these are the singular values of diag(√λ₁) V₁ᵀV₂ diag(√λ₂), which needs
-no root of a matrix and no product that squares small values away. Directions in which a set has no spread are left out:
-an eigenvalue below the rounding of the largest counts as zero, where its root would be 1e-8 of the largest. So fewer samples
-than dimensions need no special case, and no small multiple of the identity is added. All in float64 numpy on the host.
+With Inception features this number is FID (pool features) or sFID (spatial features). The last trace is the
+sum of the singular values of Σ₁^½ Σ₂^½. With Σ = V diag(λ) Vᵀ these are the singular values of diag(√λ₁)
+V₁ᵀV₂ diag(√λ₂), which needs no root of a matrix and no product that squares small values away. Directions in
+which a set has no spread are left out: an eigenvalue below the rounding of the largest counts as zero, where
+its root would be 1e-8 of the largest. So fewer samples than dimensions need no special case, and no small
+multiple of the identity is added. All in float64 numpy on the host.
 """
 from typing import NamedTuple
 
@@ -17,17 +18,19 @@ from lit_jax.runtime.errors import UserError
 
 
 class Statistics(NamedTuple):
-    """Mean [d] and unbiased covariance [d, d] of a set of features, float64; how many features, where that is known."""
+    """Mean [d] and unbiased covariance [d, d] of a set of features, float64; how many features, where that is
+    known."""
     mean: np.ndarray
     cov: np.ndarray
     count: int | None = None
 
 
 class RunningStatistics:
-    """Statistics of features that come in parts, of any sizes and from any host: `add` each part, or `merge` two of these.
+    """Statistics of features that come in parts, of any sizes and from any host: `add` each part, or `merge`
+    two of these.
 
-    Every part is centred by its own mean, and parts are joined by the pairwise update of Chan, Golub & LeVeque (1979), so
-    a mean far from zero costs no digits. Memory: one [d, d] float64 matrix.
+    Every part is centred by its own mean, and parts are joined by the pairwise update of Chan, Golub &
+    LeVeque (1979), so a mean far from zero costs no digits. Memory: one [d, d] float64 matrix.
     """
 
     def __init__(self):
@@ -50,7 +53,8 @@ class RunningStatistics:
     def result(self) -> Statistics:
         """Of at least two features."""
         if self.count < 2:
-            raise UserError(f'a covariance needs at least 2 feature rows, got {self.count}; draw more samples')
+            raise UserError(
+                f'a covariance needs at least 2 feature rows, got {self.count}; draw more samples')
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
@@ -69,8 +73,8 @@ class RunningStatistics:
 def statistics(features: np.ndarray, float32_mean: bool = False) -> Statistics:
     """Statistics of features [N, d], N >= 2. UserError as `check_features` says.
 
-    float32_mean: take the mean as the ADM evaluator does, as numpy's mean of float32 values in float32. It moves FID by
-        about 1e-7 of its value; the covariance is float64 either way.
+    float32_mean: take the mean as the ADM evaluator does, as numpy's mean of float32 values in float32. It
+        moves FID by about 1e-7 of its value; the covariance is float64 either way.
     """
     features = check_features(features)
     running = RunningStatistics()
@@ -95,7 +99,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _factor(stats: Statistics) -> np.ndarray:
-    """F [d, r] with F Fᵀ = Σ and r its rank, in float64: eigenvectors times the roots of their eigenvalues."""
+    """F [d, r] with F Fᵀ = Σ and r its rank, in float64: eigenvectors times the roots of their
+    eigenvalues."""
     values, vectors = np.linalg.eigh((stats.cov + stats.cov.T) / 2)
     keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
@@ -104,7 +109,8 @@ def _factor(stats: Statistics) -> np.ndarray:
 def _check_statistics(stats: Statistics) -> None:
     mean, cov = np.shape(stats.mean), np.shape(stats.cov)
     if len(mean) != 1 or cov != mean * 2:
-        raise UserError(f'statistics have a mean of shape {mean} and a covariance of shape {cov}, expected [d] and [d, d]; '
-                        'see that the reference file is one of this kind')
+        raise UserError(f'statistics have a mean of shape {mean} and a covariance of shape {cov}, expected '
+                        f'[d] and [d, d]; see that the reference file is one of this kind')
     if not (np.isfinite(stats.mean).all() and np.isfinite(stats.cov).all()):
-        raise UserError('the mean or the covariance is not finite; compute the statistics again from finite features')
+        raise UserError('the mean or the covariance is not finite; compute the statistics again from finite '
+                        'features')

@@ -22,7 +22,8 @@ FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
 def conditioning(arch: Mapping) -> str:
-    """What a model is told about an image: 'label', a class, or 'text', a caption. Unknown families count as the former."""
+    """What a model is told about an image: 'label', a class, or 'text', a caption. Unknown families count as
+    the former."""
     return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 
@@ -37,15 +38,16 @@ def check_arch(arch: Mapping) -> dict:
     if missing := required - set(arch):
         raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
     if unknown := set(arch) - known:
-        raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of family '
-                        f'{arch["family"]!r} knows: {", ".join(sorted(known))}')
+        raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of '
+                        f'family {arch["family"]!r} knows: {", ".join(sorted(known))}')
     for name in ('depth', 'width', 'patch', 'channels', 'num_classes'):
         if name in arch and (not isinstance(arch[name], int) or arch[name] < 1):
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
     if arch['width'] % 4:
-        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position table needs')
+        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position '
+                        f'table needs')
     arch = {**defaults, **arch}
     if arch['ffn'] not in FFNS:
         raise UserError(f'unknown model.ffn {arch["ffn"]!r}; known: {", ".join(FFNS)}')
@@ -88,7 +90,9 @@ def _plain(value):
 
 def _check_heads(mixer: Mapping, width: int) -> None:
     heads = mixer.get('heads')
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (width % heads and not mixer.get('head_dim')):
+    if isinstance(heads, bool) or not isinstance(heads,
+                                                 int) or heads < 1 or (width % heads
+                                                                       and not mixer.get('head_dim')):
         raise UserError(f'{heads!r} heads do not divide the width {width}')
 
 
@@ -97,12 +101,13 @@ def count_tokens(arch: Mapping) -> int:
     return arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # What a mesh can cut
 
 
 def check_partition(arch: Mapping, sizes: Mapping[str, int], role: str = 'this model') -> None:
-    """Raises one UserError that lists everything in an architecture that a mesh of these sizes cannot cut evenly.
+    """Raises one UserError that lists everything in an architecture that a mesh of these sizes cannot cut
+    evenly.
 
     Args:
         arch: as `lit_jax.models.network.Network` takes it. sizes: {'fsdp': ..., 'tensor': ..., 'seq': ...}.
@@ -129,7 +134,8 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
 
 
 def _rows_of(mixer: Mapping, rows: int) -> tuple[str, int]:
-    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; a mixer whose unit is None cannot be cut."""
+    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; a mixer whose unit is None cannot
+    be cut."""
     unit = getattr(MIXERS[mixer['name']], 'row_unit', lambda mixer: 1)(mixer)
     if unit is None:
         return f'stretch of tokens that {mixer["name"]} mixes as one', 1

@@ -24,8 +24,8 @@ def fan_in_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]
 class Conv(nnx.Module):
     """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O].
 
-    `padding` holds the zero rows (and columns) before and after. Neighbours are summed in the compute dtype's own way:
-    float32 on CPU, the accumulators of the matrix units elsewhere.
+    `padding` holds the zero rows (and columns) before and after. Neighbours are summed in the compute dtype's
+    own way: float32 on CPU, the accumulators of the matrix units elsewhere.
     """
 
     def __init__(self, width_in: int, width_out: int, size: int = 3, *, stride: int = 1,
@@ -37,17 +37,19 @@ class Conv(nnx.Module):
     def __call__(self, x_BHWI: Array) -> Array:
         return self.add_bias(self.convolve(x_BHWI, self.kernel[...], self.padding, self.padding))
 
-    def convolve(self, x_BHWI: Array, kernel: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    def convolve(self, x_BHWI: Array, kernel: Array, rows: tuple[int, int],
+                 columns: tuple[int, int]) -> Array:
         """The bare convolution with any kernel and padding, in the compute dtype."""
-        return jax.lax.conv_general_dilated(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2,
-                                            (rows, columns), dimension_numbers=_NHWC)
+        return jax.lax.conv_general_dilated(x_BHWI.astype(self.dtype), kernel.astype(self.dtype),
+                                            (self.stride,) * 2, (rows, columns), dimension_numbers=_NHWC)
 
     def add_bias(self, y_BHWO: Array) -> Array:
         return y_BHWO + self.bias[...].astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
-    """Norm over all pixels and the channels of a group, with gain and bias a channel; statistics in the accumulator.
+    """Norm over all pixels and the channels of a group, with gain and bias a channel; statistics in the
+    accumulator.
 
     The published autoencoders have epsilon 1e-6, PyTorch's default is 1e-5.
     """
@@ -66,7 +68,8 @@ class GroupNorm(nnx.Module):
         return (centred * (self._spread(inverse_BG) * self.gain[...]) + self.bias[...]).astype(x_BHWD.dtype)
 
     def _mean(self, x_BHWD: Array) -> Array:
-        """[B, G]. Columns first, then rows: XLA:CPU takes the two sums in parallel, one sum over both axes not."""
+        """[B, G]. Columns first, then rows: XLA:CPU takes the two sums in parallel, one sum over both axes
+        not."""
         b, h, w, d = x_BHWD.shape
         sums_BD = x_BHWD.sum(2).sum(1)
         return sums_BD.reshape(b, self.groups, d // self.groups).sum(-1) / (h * w * (d // self.groups))

@@ -1,8 +1,9 @@
 """What a network costs: its parameters, its multiply-accumulates, and the state that its tokens exchange.
 
-The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is what is counted here. `network_macs`
-counts every product of the traced program (lit_jax/models/macs.py). A `Convention` says what a paper leaves out of that,
-and `paper_macs` leaves it out too, so that a printed figure can be compared with the same thing.
+The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is what is counted here.
+`network_macs` counts every product of the traced program (lit_jax/models/macs.py). A `Convention` says what a
+paper leaves out of that, and `paper_macs` leaves it out too, so that a printed figure can be compared with
+the same thing.
 """
 import fnmatch
 import math
@@ -17,7 +18,8 @@ from lit_jax.models.arch import mixing_layers
 from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
 from lit_jax.models.network import Network, count_parameters
 
-__all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs', 'paper_macs', 'state_bytes']
+__all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs',
+           'paper_macs', 'state_bytes']
 
 
 def network_macs(network: Network) -> int:
@@ -30,7 +32,7 @@ def macs_of(network: Network) -> Counter:
     return macs_by_parameter(network.apply, network.abstract(), *network.example_inputs())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # As a paper counts
 
 
@@ -39,8 +41,8 @@ class Convention:
     """What a paper counts as the cost of its model.
 
     Attributes:
-        products: of activations with each other: 'all', as the program takes them; 'none'; or 'cheaper': (Q·Kᵀ)·V or
-            Q·(Kᵀ·V) in every layer, whichever is less, and nothing for a normaliser.
+        products: of activations with each other: 'all', as the program takes them; 'none'; or 'cheaper':
+            (Q·Kᵀ)·V or Q·(Kᵀ·V) in every layer, whichever is less, and nothing for a normaliser.
         left_out: patterns (fnmatch) of the paths of parameters whose products are not counted.
         why: in words.
     """
@@ -79,18 +81,19 @@ def _cheaper_products(arch: Mapping) -> int:
     return total
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # State: what the tokens exchange
 
 
 def state_bytes(arch: Mapping) -> int:
     """Bytes that stand between the tokens of one image in a forward pass, over all layers.
 
-    That is what must be kept to mix in one more token: for softmax attention the keys and values of all the others, two
-    bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its normaliser a head, whatever the
-    number of tokens, four bytes a number (sums are kept in float32).
+    That is what must be kept to mix in one more token: for softmax attention the keys and values of all the
+    others, two bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its
+    normaliser a head, whatever the number of tokens, four bytes a number (sums are kept in float32).
     """
-    return sum(layers * STATES[mixer['name']](mixer, width, grid) for layers, mixer, width, grid in mixing_layers(arch))
+    return sum(layers * STATES[mixer['name']](mixer, width, grid)
+               for layers, mixer, width, grid in mixing_layers(arch))
 
 
 def _keys(mixer: Mapping, grid: tuple[int, int]) -> int:
@@ -135,17 +138,19 @@ STATES = {'softmax': _keys_and_values, 'moh': _keys_and_values, 'linear': _sums,
           'dydila': _dydila_sums, 'gla': _gla_state}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The table of parameters
 
 
 def format_parameters(network: Network) -> str:
-    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of one forward pass, and its state."""
+    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of one forward pass, and its
+    state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
         count = int(np.prod(leaf.shape))
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {count:13,} {count * leaf.dtype.itemsize / 1e6:9.2f}')
+        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {count:13,} '
+                    f'{count * leaf.dtype.itemsize / 1e6:9.2f}')
     leaves = jax.tree.leaves(network.abstract())
     trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6

@@ -28,14 +28,16 @@ class CrossAttention(nnx.Module):
 
 
 def masked_attention(q_BNKE: Array, k_BLKE: Array, v_BLKE: Array, mask_BL: Array) -> Array:
-    """[B, N, K, E] in the dtype of q; logits and sums in the accumulator. Keys whose mask is 0 have no weight.
+    """[B, N, K, E] in the dtype of q; logits and sums in the accumulator. Keys whose mask is 0 have no
+    weight.
 
-    A row without any key gives the mean of the values, not NaN: a caption has at least its end token, and what is
-    computed for rows that only fill up a batch is thrown away.
+    A row without any key gives the mean of the values, not NaN: a caption has at least its end token, and
+    what is computed for rows that only fill up a batch is thrown away.
     """
     acc, scale = accumulator(q_BNKE.dtype), q_BNKE.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BLKE, v_BLKE))
     logits = jnp.einsum('bkne,bkle->bknl', q, k, preferred_element_type=acc)
     logits = jnp.where(mask_BL[:, None, None, :] != 0, logits * scale, jnp.finfo(acc).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return jnp.swapaxes(jnp.einsum('bknl,bkle->bkne', weights, v, preferred_element_type=acc).astype(q.dtype), 1, 2)
+    return jnp.swapaxes(jnp.einsum('bknl,bkle->bkne', weights, v, preferred_element_type=acc).astype(q.dtype),
+                        1, 2)

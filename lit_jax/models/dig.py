@@ -1,12 +1,15 @@
-"""DiG (arXiv 2405.18428): a DiT of gated linear attention whose blocks turn the tokens round from one to the next.
+"""DiG (arXiv 2405.18428): a DiT of gated linear attention whose blocks turn the tokens round from one to the
+next.
 
-Each block reads its tokens in one order only. After its ffn comes the paper's SREM: a 3 x 3 depth-wise convolution that
-takes the place of x (no residual; it starts as the identity), then the tokens are put in another order. As in the official
-code (`order='official'`) all are reversed after every block and the grid is transposed after every second one, so that four
-blocks read rows forth, rows back, columns forth, columns back. The paper's listings say otherwise: Algorithm 1 transposes
-after even blocks and never reverses ('algorithm1'), Algorithm 4 reverses after even ones only ('algorithm4'); neither
-reads in four directions. Table 3 has the block without turns ('causal') and with reversals alone ('bidirectional').
-At the end the tokens are put back, whatever the depth; depths of the paper are multiples of four, where nothing is left to do.
+Each block reads its tokens in one order only. After its ffn comes the paper's SREM: a 3 x 3 depth-wise
+convolution that takes the place of x (no residual; it starts as the identity), then the tokens are put in
+another order. As in the official code (`order='official'`) all are reversed after every block and the grid is
+transposed after every second one, so that four blocks read rows forth, rows back, columns forth, columns
+back. The paper's listings say otherwise: Algorithm 1 transposes after even blocks and never reverses
+('algorithm1'), Algorithm 4 reverses after even ones only ('algorithm4'); neither reads in four directions.
+Table 3 has the block without turns ('causal') and with reversals alone ('bidirectional'). At the end the
+tokens are put back, whatever the depth; depths of the paper are multiples of four, where nothing is left to
+do.
 
 Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm).
 """
@@ -38,9 +41,10 @@ from lit_jax.models.partition import constrain
 from lit_jax.runtime.errors import UserError
 
 PERIOD = 4      # blocks after which every order is back at its start
-# order -> (parities of the blocks after which the tokens are reversed, and those after which the grid is transposed)
-ORDERS = {'official': ({0, 1}, {1}), 'algorithm1': ((), {0}), 'algorithm4': ({0}, {1}), 'bidirectional': ({0, 1}, ()),
-          'causal': ((), ())}
+# order -> (parities of the blocks after which the tokens are reversed, and those after which the grid is
+# transposed)
+ORDERS = {'official': ({0, 1}, {1}), 'algorithm1': ((), {0}), 'algorithm4': ({0}, {1}),
+          'bidirectional': ({0, 1}, ()), 'causal': ((), ())}
 LOCALS = ('identity', 'uniform', 'none')
 SKIPS = ('none', 'skip', 'skipzero')
 
@@ -51,7 +55,8 @@ def check_dig(arch: Mapping) -> None:
         if name in arch and arch[name] not in known:
             raise UserError(f'unknown model.{name} {arch[name]!r}; known: {", ".join(known)}')
     if arch['mixer'].get('name') != 'gla':
-        raise UserError(f'a model of family {arch["family"]!r} has the mixer gla, not {arch["mixer"].get("name")!r}; any '
+        raise UserError(f'a model of family {arch["family"]!r} has the mixer gla, not '
+                        f'{arch["mixer"].get("name")!r}; any '
                         "mixer fits into family 'dit'")
 
 
@@ -68,13 +73,16 @@ class LocalConv(nnx.Module):
         b, n, d = x_BND.shape
         dtype = x_BND.dtype
         image = x_BND.reshape(b, *grid, 1, d)
-        return depthwise_conv(image, self.kernel[...].astype(dtype), self.bias[...].astype(dtype)).reshape(b, n, d)
+        return depthwise_conv(image, self.kernel[...].astype(dtype),
+                              self.bias[...].astype(dtype)).reshape(b, n, d)
 
 
 class DiGBlock(nnx.Module):
-    """DiT's block, then the convolution in the place of x. What turns the tokens round is outside: it has no parameters."""
+    """DiT's block, then the convolution in the place of x. What turns the tokens round is outside: it has no
+    parameters."""
 
-    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, *, dtype,
+                 rngs: nnx.Rngs):
         block = Block(width, mlp_ratio, mixer, ffn, dtype=dtype, rngs=rngs)
         self.attn, self.mlp, self.adaLN = block.attn, block.mlp, block.adaLN
         self.dwc = None if local == 'none' else LocalConv(width, local, rngs=rngs)
@@ -128,15 +136,18 @@ class Walk:
         return sum(k % 2 in parities for k in range(i)) % 2 == 1
 
 
-def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None, skips=None,
+def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None,
+               skips=None,
                joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False, scan: bool = True,
                remat: str = 'none') -> tuple[Array, Array | None]:
-    """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks, B, N, D]).
+    """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks,
+    B, N, D]).
 
     Args:
-        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D), joined to the input of each block.
-        aligned: outputs and skips have their rows first, and so has x at the end; otherwise the outputs are as the next
-            block gets them, and skips are taken as they are.
+        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D), joined to the input of each
+            block.
+        aligned: outputs and skips have their rows first, and so has x at the end; otherwise the outputs are
+            as the next block gets them, and skips are taken as they are.
         scan: compiles PERIOD blocks and loops over them; what is left over is unrolled.
 
     With `remat` each block is computed again in the gradient by itself.
@@ -175,7 +186,8 @@ def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int
         x, outputs = jax.lax.scan(lambda x, group: several(x, group, PERIOD, first), x, groups)
         collected.append(outputs.reshape(-1, *outputs.shape[2:]) if keep else None)
     if rest := count - loops * PERIOD:
-        x, outputs = several(x, jax.tree.map(lambda p: p[loops * PERIOD:], layers), rest, first + loops * PERIOD)
+        x, outputs = several(x, jax.tree.map(lambda p: p[loops * PERIOD:], layers), rest,
+                             first + loops * PERIOD)
         collected.append(outputs)
     return walk.back(x, last) if aligned else x, jnp.concatenate(collected) if keep else None
 
@@ -184,16 +196,19 @@ class DiG(nnx.Module):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C], as `lit_jax.models.dit.DiT`.
 
     Args (further ones as for DiT):
-        order: a key of ORDERS. local: how the depth-wise convolution starts, 'identity' or 'uniform', or 'none' of it.
-        skip: 'skip' joins the outputs of the first half of the blocks, last first, to the inputs of the second half by a
-            Linear(2D, D); 'skipzero' is the same with Linears that start as if there were none. As in the official code
-            the joined tokens stay in the order that the next block got them in, whatever that of the later block is.
+        order: a key of ORDERS. local: how the depth-wise convolution starts, 'identity' or 'uniform', or
+            'none' of it.
+        skip: 'skip' joins the outputs of the first half of the blocks, last first, to the inputs of the
+            second half by a Linear(2D, D); 'skipzero' is the same with Linears that start as if there were
+            none. As in the official code the joined tokens stay in the order that the next block got them in,
+            whatever that of the later block is.
     """
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
-                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu', order: str = 'official',
-                 local: str = 'identity', skip: str = 'none', learn_sigma: bool = True, dtype=jnp.float32,
-                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
+                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
+                 order: str = 'official', local: str = 'identity', skip: str = 'none',
+                 learn_sigma: bool = True, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none',
+                 rngs: nnx.Rngs):
         self.patch, self.width, self.depth, self.dtype = patch, width, depth, dtype
         self.order, self.skip = order, skip
         self.grid = (input_size[0] // patch, input_size[1] // patch)
@@ -206,7 +221,8 @@ class DiG(nnx.Module):
             init = halves_to_one if skip == 'skipzero' else xavier_uniform
             self.joins = build_stack(lambda rngs: Linear(2 * width, width, init=init, dtype=dtype, rngs=rngs),
                                      self._joined(), rngs)
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
+                                      rngs=rngs)
 
     def _joined(self) -> int:
         """Blocks i > depth/2, each with an output of the blocks i < depth/2 - 1."""
@@ -215,7 +231,8 @@ class DiG(nnx.Module):
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
         x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
-        x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
+        x = self.x_embedder(patchify(x_BHWC,
+                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
         c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
         walk = Walk(self.grid, self.order)
         x = walk.back(self._run(x, c, walk), self.depth)
@@ -228,5 +245,5 @@ class DiG(nnx.Module):
             return run_blocks(self.blocks, x, c, walk, **self.loop)[0]
         x, skips = run_blocks(self.blocks, x, c, walk, last=joined, keep=True, **self.loop)
         x, _ = run_blocks(self.blocks, x, c, walk, first=joined, last=self.depth - joined, **self.loop)
-        return run_blocks(self.blocks, x, c, walk, first=self.depth - joined, skips=skips[::-1], joins=self.joins,
-                          **self.loop)[0]
+        return run_blocks(self.blocks, x, c, walk, first=self.depth - joined, skips=skips[::-1],
+                          joins=self.joins, **self.loop)[0]

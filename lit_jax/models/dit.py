@@ -1,6 +1,8 @@
-"""The class-conditional backbone: DiT (arXiv 2212.09748), with any token mixer in the place of self-attention.
+"""The class-conditional backbone: DiT (arXiv 2212.09748), with any token mixer in the place of
+self-attention.
 
-With `softmax` it is DiT, with `linear` it is LiT (arXiv 2501.12976), which keeps everything but the attention.
+With `softmax` it is DiT, with `linear` it is LiT (arXiv 2501.12976), which keeps everything but the
+attention.
 """
 import functools
 from collections.abc import Mapping, Sequence
@@ -63,7 +65,8 @@ class FinalLayer(nnx.Module):
 
 
 def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[tuple[int, dict]]:
-    """[(blocks, mixer)] of runs of equal blocks: `stages` are {'depth': ..., 'mixer': options that differ}; () is one run.
+    """[(blocks, mixer)] of runs of equal blocks: `stages` are {'depth': ..., 'mixer': options that differ};
+    () is one run.
 
     Raises UserError where their depths do not add up.
     """
@@ -85,8 +88,8 @@ class DiT(nnx.Module):
         input_size: (H, W) of the latent or image; need not be square, each side a multiple of `patch`.
         channels: C. With `learn_sigma` the output has 2C channels, otherwise C.
         num_classes: label `num_classes` is the null class.
-        mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ in some
-            options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
+        mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ
+            in some options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
         ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
         dtype: compute dtype. scan_layers, remat: see `run_stack`.
     """
@@ -106,12 +109,14 @@ class DiT(nnx.Module):
         for name, (blocks, own) in zip(self.stacks, runs, strict=True):
             make = functools.partial(_make_block, width, mlp_ratio, own, ffn, dtype)
             setattr(self, name, build_stack(make, blocks, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
+                                      rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
         x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
-        x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
+        x = self.x_embedder(patchify(x_BHWC,
+                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
         c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
         for name in self.stacks:
             x = run_stack(getattr(self, name), x, c, self.grid, scan=self.scan_layers, remat=self.remat)

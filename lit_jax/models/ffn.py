@@ -1,7 +1,8 @@
-"""The networks of the blocks that act on single tokens (or, with a convolution, on their neighbours), and their table.
+"""The networks of the blocks that act on single tokens (or, with a convolution, on their neighbours), and
+their table.
 
-Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and `__call__(x_BND, grid) -> x_BND`, and a
-function `hidden_width(width, ratio)` of the channels that `tensor` cuts.
+Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and `__call__(x_BND, grid) ->
+x_BND`, and a function `hidden_width(width, ratio)` of the channels that `tensor` cuts.
 """
 import math
 
@@ -33,8 +34,8 @@ class Mlp(nnx.Module):
 class SwiGlu(nnx.Module):
     """down(silu(gate)·y) without biases, where (gate, y) is one product of x: [B, N, D] -> [B, N, D].
 
-    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (as in DiG): 4·D then costs about what it
-    does in `Mlp`.
+    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (as in DiG): 4·D then costs
+    about what it does in `Mlp`.
     """
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):

@@ -23,17 +23,19 @@ class PairConv(nnx.Module):
 
 
 class MixFfn(nnx.Module):
-    """Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias: [B, N, D] -> same.
+    """Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias: [B, N, D]
+    -> same.
 
-    F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate are an axis of their
-    own, so that cutting F over devices cuts across neither. Initialised as PyTorch does convolutions, which these are
-    in the official code (1 x 1 for the Linears).
+    F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate are an
+    axis of their own, so that cutting F over devices cuts across neither. Initialised as PyTorch does
+    convolutions, which these are in the official code (1 x 1 for the Linears).
     """
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = self.hidden_width(width, ratio)
         self.inverted = Linear(width, (2, hidden), init=fan_in_uniform, dtype=dtype, rngs=rngs)
-        self.inverted.bias = nnx.Param(jax.random.uniform(rngs.params(), (2, hidden), jnp.float32, -1, 1) * width ** -0.5)
+        self.inverted.bias = nnx.Param(jax.random.uniform(rngs.params(), (2, hidden), jnp.float32, -1, 1)
+                                       * width ** -0.5)
         self.depth = PairConv(hidden, rngs=rngs)
         self.point = Linear(hidden, width, bias=False, init=fan_in_uniform, dtype=dtype, rngs=rngs)
 
@@ -46,7 +48,8 @@ class MixFfn(nnx.Module):
         check_grid(x_BND, grid)
         hidden_BN2F = constrain(jax.nn.silu(self.inverted(x_BND)), 'batch', 'tokens', None, 'hidden')
         value, gate = (self._convolve(hidden_BN2F[:, :, part], part, grid) for part in range(2))
-        return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens', 'hidden'))
+        return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens',
+                                    'hidden'))
 
     def _convolve(self, hidden_BNF: Array, part: int, grid: tuple[int, int]) -> Array:
         image_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)

@@ -1,14 +1,16 @@
-"""FID-Inception: the network of Google's 2015-12-05 graph, whose activations FID, sFID, IS, KID and precision compare.
+"""FID-Inception: the network of Google's 2015-12-05 graph, whose activations FID, sFID, IS, KID and precision
+compare.
 
-It is Inception v3 (arXiv 1512.00567) with 1008 classes and, against torchvision's network of that name: average pools
-that leave padding out of the mean, a max pool in the last block's pool branch, and images that come in with 0 to 255
-and are resized as TensorFlow 1 does. Names of blocks and units are those of the published PyTorch file.
+It is Inception v3 (arXiv 1512.00567) with 1008 classes and, against torchvision's network of that name:
+average pools that leave padding out of the mean, a max pool in the last block's pool branch, and images that
+come in with 0 to 255 and are resized as TensorFlow 1 does. Names of blocks and units are those of the
+published PyTorch file.
 
     network = InceptionNetwork()
     features = network.features(params, images)      # uint8 [B, H, W, 3] -> pool, spatial, logits
 
-A unit is convolution, batch norm and ReLU. Batch norm in inference is a scale and a shift of each channel, so it lies in
-the unit's kernel and bias (`fold_batch_norm`).
+A unit is convolution, batch norm and ReLU. Batch norm in inference is a scale and a shift of each channel, so
+it lies in the unit's kernel and bias (`fold_batch_norm`).
 """
 import functools
 from collections.abc import Callable, Mapping
@@ -35,8 +37,9 @@ _NHWC = ('NHWC', 'HWIO', 'NHWC')
 _RIM = ((0, 0), (1, 1), (1, 1), (0, 0))      # one pixel around images
 
 # Units before the blocks: name, channels out, kernel side, stride, padding; max pools stand between.
-_STEM = (('Conv2d_1a_3x3', 32, 3, 2, 'VALID'), ('Conv2d_2a_3x3', 32, 3, 1, 'VALID'), ('Conv2d_2b_3x3', 64, 3, 1, 'SAME'),
-         None, ('Conv2d_3b_1x1', 80, 1, 1, 'SAME'), ('Conv2d_4a_3x3', 192, 3, 1, 'VALID'), None)
+_STEM = (('Conv2d_1a_3x3', 32, 3, 2, 'VALID'), ('Conv2d_2a_3x3', 32, 3, 1, 'VALID'),
+         ('Conv2d_2b_3x3', 64, 3, 1, 'SAME'), None, ('Conv2d_3b_1x1', 80, 1, 1, 'SAME'),
+         ('Conv2d_4a_3x3', 192, 3, 1, 'VALID'), None)
 
 
 def _block_a(pooled: int) -> dict:
@@ -46,19 +49,23 @@ def _block_a(pooled: int) -> dict:
 
 def _block_c(c: int) -> dict:
     return {'branch1x1': [(192, 1, 1)], 'branch7x7': [(c, 1, 1), (c, 1, 7), (192, 7, 1)],
-            'branch7x7dbl': [(c, 1, 1), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)], 'branch_pool': [(192, 1, 1)]}
+            'branch7x7dbl': [(c, 1, 1), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)],
+            'branch_pool': [(192, 1, 1)]}
 
 
 _BLOCK_E = {'branch1x1': [(320, 1, 1)], 'branch3x3': [(384, 1, 1), [(384, 1, 3), (384, 3, 1)]],
-            'branch3x3dbl': [(448, 1, 1), (384, 3, 3), [(384, 1, 3), (384, 3, 1)]], 'branch_pool': [(192, 1, 1)]}
+            'branch3x3dbl': [(448, 1, 1), (384, 3, 3), [(384, 1, 3), (384, 3, 1)]],
+            'branch_pool': [(192, 1, 1)]}
 
-# Block -> branches, in the order in which their channels follow each other. A branch is a chain of units (channels out,
-# kernel height and width); a list of two in it are two units side by side. Blocks without `branch_pool` halve the sides:
-# the last unit of each of their branches has stride 2, and the third branch is a max pool alone.
+# Block -> branches, in the order in which their channels follow each other. A branch is a chain of units
+# (channels out, kernel height and width); a list of two in it are two units side by side. Blocks without
+# `branch_pool` halve the sides: the last unit of each of their branches has stride 2, and the third branch is
+# a max pool alone.
 _BLOCKS = {
     'Mixed_5b': _block_a(32), 'Mixed_5c': _block_a(64), 'Mixed_5d': _block_a(64),
     'Mixed_6a': {'branch3x3': [(384, 3, 3)], 'branch3x3dbl': [(64, 1, 1), (96, 3, 3), (96, 3, 3)]},
-    'Mixed_6b': _block_c(128), 'Mixed_6c': _block_c(160), 'Mixed_6d': _block_c(160), 'Mixed_6e': _block_c(192),
+    'Mixed_6b': _block_c(128), 'Mixed_6c': _block_c(160), 'Mixed_6d': _block_c(160),
+    'Mixed_6e': _block_c(192),
     'Mixed_7a': {'branch3x3': [(192, 1, 1), (320, 3, 3)],
                  'branch7x7x3': [(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)]},
     'Mixed_7b': _BLOCK_E, 'Mixed_7c': _BLOCK_E,
@@ -66,10 +73,11 @@ _BLOCKS = {
 
 
 class Unit(nnx.Module):
-    """A convolution with its batch norm folded in, and a ReLU: [B, H, W, I] -> [B, H', W', O] in x's dtype."""
+    """A convolution with its batch norm folded in, and a ReLU: [B, H, W, I] -> [B, H', W', O] in x's
+    dtype."""
 
-    def __init__(self, width_in: int, width_out: int, size: tuple[int, int], *, stride: int = 1, padding: str = 'SAME',
-                 rngs: nnx.Rngs):
+    def __init__(self, width_in: int, width_out: int, size: tuple[int, int], *, stride: int = 1,
+                 padding: str = 'SAME', rngs: nnx.Rngs):
         self.stride, self.padding = stride, padding
         self.kernel = nnx.Param(_he_normal(rngs.params(), (*size, width_in, width_out)))
         self.bias = nnx.Param(0.1 * jax.random.normal(rngs.params(), (width_out,), jnp.float32))
@@ -102,7 +110,8 @@ class Block(nnx.Module):
                 name = f'{branch}_{step}' if len(units) > 1 else branch
                 names = (name,) if len(sides) == 1 else (f'{name}a', f'{name}b')
                 for name, (out, *size) in zip(names, sides, strict=True):
-                    setattr(self, name, Unit(width, out, tuple(size), stride=stride, padding=padding, rngs=rngs))
+                    setattr(self, name, Unit(width, out, tuple(size), stride=stride, padding=padding,
+                                             rngs=rngs))
                 chain.append(names)
                 width = sum(out for out, *_ in sides)
             chains.append(tuple(chain))
@@ -115,7 +124,8 @@ class Block(nnx.Module):
         for chain in self.chains:
             y = x_BHWD
             for names in chain:
-                y = starts[names[0]] if names[0] in starts else _join([getattr(self, name)(y) for name in names])
+                y = starts[names[0]] if names[0] in starts else _join(
+                    [getattr(self, name)(y) for name in names])
             outputs.append(y)
         if self.halves:
             outputs.append(max_pool(x_BHWD, 2))
@@ -124,10 +134,11 @@ class Block(nnx.Module):
     def _start_together(self, x_BHWD: Array) -> dict[str, Array]:
         """Outputs of the 1 x 1 units that the block's input goes into, computed as one product.
 
-        An average of products is the product of the average, so the pool branch is in it, too, and pools few channels
-        instead of many.
+        An average of products is the product of the average, so the pool branch is in it, too, and pools few
+        channels instead of many.
         """
-        names = [chain[0][0] for chain in self.chains if getattr(self, chain[0][0]).kernel.shape[:2] == (1, 1)]
+        names = [chain[0][0] for chain in self.chains
+                 if getattr(self, chain[0][0]).kernel.shape[:2] == (1, 1)]
         pooled_before = 'branch_pool' in names and self.pool == 'max'
         together = [name for name in names if not (pooled_before and name == 'branch_pool')]
         kernels = [getattr(self, name).kernel[...] for name in together]
@@ -172,20 +183,23 @@ class Head(nnx.Module):
     """The linear layer of the classes; its bias is kept, though the inception score leaves it out."""
 
     def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(width_in ** -0.5 * jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32))
+        self.kernel = nnx.Param(width_in ** -0.5
+                                * jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32))
 
     def __call__(self, pool_BD: Array) -> Array:
         """Logits without the bias."""
-        return jnp.matmul(pool_BD, self.kernel[...].astype(pool_BD.dtype), precision=jax.lax.Precision.HIGHEST)
+        return jnp.matmul(pool_BD, self.kernel[...].astype(pool_BD.dtype),
+                          precision=jax.lax.Precision.HIGHEST)
 
 
 class InceptionNetwork:
     """FID-Inception as functions over a plain dict of parameters: `init`, `abstract`, `features`.
 
     Args:
-        precision: of convolutions. 'highest': float32, on every kind of device; 'bfloat16': rounded operands and
-            activations, faster on accelerators and about 1 % off, so scores are not comparable with published ones.
+        precision: of convolutions. 'highest': float32, on every kind of device; 'bfloat16': rounded operands
+            and activations, faster on accelerators and about 1 % off, so scores are not comparable with
+            published ones.
         last_pool: 'max' as in the graph; other implementations take 'average'.
         count_padding: whether average pools count the zeros of the padding; in the graph they do not.
         resize: function (image_BHWC, 299) -> float32 [B, 299, 299, 3].
@@ -202,7 +216,8 @@ class InceptionNetwork:
         self._graphdef, self._abstract = _structure(**self._options)
 
     def inference_options(self) -> dict:
-        """What to give jax.jit as `compiler_options`. On CPU: without YNNPACK, whose convolutions take twice as long."""
+        """What to give jax.jit as `compiler_options`. On CPU: without YNNPACK, whose convolutions take twice
+        as long."""
         return without_ynnpack()
 
     def abstract(self) -> dict:
@@ -210,7 +225,8 @@ class InceptionNetwork:
         return self._abstract
 
     def init(self, key: Array) -> dict:
-        """Random float32 parameters under which features differ between images; for tests and timing. Jittable."""
+        """Random float32 parameters under which features differ between images; for tests and timing.
+        Jittable."""
         return nnx.to_pure_dict(nnx.state(Inception(**self._options, rngs=nnx.Rngs(key))))
 
     def activations(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
@@ -220,10 +236,11 @@ class InceptionNetwork:
         return nnx.merge(self._graphdef, params)(x.astype(dtype))
 
     def features(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
-        """Images with 0 .. 255 in RGB -> 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B, 1008], float32.
+        """Images with 0 .. 255 in RGB -> 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B, 1008],
+        float32.
 
-        spatial: the first seven channels of Mixed_6d's first branch, rows slowest, channels fastest. logits: without the
-        bias. Parameters in float64 give everything in float64.
+        spatial: the first seven channels of Mixed_6d's first branch, rows slowest, channels fastest. logits:
+        without the bias. Parameters in float64 give everything in float64.
         """
         if images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
             raise UserError(f'Inception takes images [B, H, W, 3], got {list(images_BHWC.shape)}')
@@ -237,11 +254,12 @@ class InceptionNetwork:
 def _structure(**options) -> tuple[nnx.GraphDef, dict]:
     """(graph, abstract parameters) of a network; only shapes, nothing is allocated."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Inception(**options, rngs=nnx.Rngs(0))))
-    return graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(abstract))
+    return graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                                  nnx.to_pure_dict(abstract))
 
 
-def fold_batch_norm(kernel: np.ndarray, gain: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray,
-                    epsilon: float = EPSILON) -> tuple[np.ndarray, np.ndarray]:
+def fold_batch_norm(kernel: np.ndarray, gain: np.ndarray, shift: np.ndarray, mean: np.ndarray,
+                    variance: np.ndarray, epsilon: float = EPSILON) -> tuple[np.ndarray, np.ndarray]:
     """(kernel HWIO, bias) in float32 of a convolution without bias followed by batch norm in inference.
 
     Computed in float64: the only rounding is that of the result.
@@ -251,7 +269,7 @@ def fold_batch_norm(kernel: np.ndarray, gain: np.ndarray, shift: np.ndarray, mea
     return (kernel.astype(np.float64) * scale).astype(np.float32), bias.astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Pieces
 
 
@@ -270,7 +288,8 @@ def max_pool(x_BHWD: Array, stride: int) -> Array:
 
 
 def average_pool(x_BHWD: Array, count_padding: bool) -> Array:
-    """Means over the 3 x 3 pixels around each, in the accumulator; at the border over those that there are."""
+    """Means over the 3 x 3 pixels around each, in the accumulator; at the border over those that there
+    are."""
     acc = accumulator(x_BHWD.dtype)
     total = _over_windows(jnp.add, jnp.pad(x_BHWD.astype(acc), _RIM), 1)
     rows, columns = (np.full(side, 3.0) if count_padding else np.convolve(np.ones(side), np.ones(3), 'same')
@@ -279,7 +298,8 @@ def average_pool(x_BHWD: Array, count_padding: bool) -> Array:
 
 
 def _over_windows(combine: Callable[[Array, Array], Array], x_BHWD: Array, stride: int) -> Array:
-    """3 x 3 windows, one axis after the other, as slices: XLA:CPU's own windows take three to five times as long."""
+    """3 x 3 windows, one axis after the other, as slices: XLA:CPU's own windows take three to five times as
+    long."""
     for axis in (2, 1):
         last = (x_BHWD.shape[axis] - 3) // stride * stride
         parts = [jax.lax.slice_in_dim(x_BHWD, i, i + last + 1, stride, axis) for i in range(3)]

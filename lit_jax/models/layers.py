@@ -3,8 +3,8 @@
 Array names carry their shape, one letter an axis: B batch, H W spatial, N tokens, C latent channels, D width,
 F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, tokens are rows first.
 
-Parameters are stored in float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in tests.
-Norms, timestep features and sums over tokens use `accumulator(dtype)`.
+Parameters are stored in float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in
+tests. Norms, timestep features and sums over tokens use `accumulator(dtype)`.
 """
 import math
 import operator
@@ -24,12 +24,13 @@ Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Initialisers: (key, in_shape, out_shape) -> float32 array of shape in_shape + out_shape.
 
 
 def xavier_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
-    """Xavier-uniform over the flattened matrix (DiT initialises every linear layer so; a fused qkv has fan_out 3D)."""
+    """Xavier-uniform over the flattened matrix (DiT initialises every linear layer so; a fused qkv has
+    fan_out 3D)."""
     bound = math.sqrt(6.0 / (math.prod(in_shape) + math.prod(out_shape)))
     return jax.random.uniform(key, (*in_shape, *out_shape), jnp.float32, -bound, bound)
 
@@ -67,10 +68,12 @@ class Linear(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         lead, out = x.shape[:x.ndim - self.num_in], kernel.shape[self.num_in:]
         if mesh_axis_size('tensor') == mesh_axis_size('seq') == 1:
-            # As one matrix product: with more axes XLA:CPU makes a gradient of the kernel that takes 2.7 times as long.
+            # As one matrix product: with more axes XLA:CPU makes a gradient of the kernel that takes 2.7
+            # times as long.
             y = (x.reshape(math.prod(lead), -1) @ kernel.reshape(-1, math.prod(out))).reshape(*lead, *out)
         else:
-            # Merging a cut axis with another would gather it: leave heads and token rows as axes of their own.
+            # Merging a cut axis with another would gather it: leave heads and token rows as axes of their
+            # own.
             contract = tuple(range(len(lead), x.ndim)), tuple(range(self.num_in))
             y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
         return y + self.bias[...].astype(self.dtype) if self.has_bias else y
@@ -111,9 +114,11 @@ _modulate.defvjp(_modulate_forward, _modulate_backward)
 
 
 def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
-    """LN(x)·(1 + scale) + shift, the adaLN of DiT: normed and scaled in the accumulator, returned in x's dtype.
+    """LN(x)·(1 + scale) + shift, the adaLN of DiT: normed and scaled in the accumulator, returned in x's
+    dtype.
 
-    Its derivative is written out: on CPU the automatic one spends more time in sums over rows than a projection takes.
+    Its derivative is written out: on CPU the automatic one spends more time in sums over rows than a
+    projection takes.
     """
     acc = accumulator(x_BND.dtype)
     return _modulate(x_BND.astype(acc), shift_BD.astype(acc), scale_BD.astype(acc)).astype(x_BND.dtype)
@@ -134,12 +139,13 @@ def _gate_backward(residuals, g_BND):
 gate.defvjp(lambda h_BND, gate_BD: (gate(h_BND, gate_BD), (h_BND, gate_BD)), _gate_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Embedders
 
 
 def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
-    """[cos(t·f), sin(t·f)] with f_k = 10000^(-k/(dim/2)): DiT puts cos first and divides by dim/2, not dim/2 - 1."""
+    """[cos(t·f), sin(t·f)] with f_k = 10000^(-k/(dim/2)): DiT puts cos first and divides by dim/2, not dim/2
+    - 1."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=dtype) / half)
     angles = t_B.astype(dtype)[:, None] * frequencies
@@ -147,15 +153,16 @@ def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
 
 
 def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it), see `sincos_table`."""
+    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it), see
+    `sincos_table`."""
     return sincos_table(np.arange(grid[0]), np.arange(grid[1]), width).astype(np.float32)
 
 
 def sincos_table(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
     """Sines and cosines of the coordinates of a grid [H·W, D] in float64.
 
-    Token n = row·W + column. The first half of the channels holds the column, the second half the row; in each
-    half all sines come before all cosines.
+    Token n = row·W + column. The first half of the channels holds the column, the second half the row; in
+    each half all sines come before all cosines.
     """
     rows, columns = np.meshgrid(rows, columns, indexing='ij')
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
@@ -188,19 +195,21 @@ class LabelEmbedder(nnx.Module):
         self.table = nnx.Param(normal_init(0.02)(rngs.params(), (num_classes + 1,), (width,)))
 
     def __call__(self, y_B: Array) -> Array:
-        # Gathered whole for the look-up: the table is small, and rows cut along the width would be regrouped on the way.
+        # Gathered whole for the look-up: the table is small, and rows cut along the width would be regrouped
+        # on the way.
         table = constrain(self.table[...], None, None)
         return jnp.take(table, y_B, axis=0).astype(self.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Patches
 
 
 def check_grid(x_BND: Array, grid: tuple[int, int]) -> None:
     """Raises UserError where the tokens do not lie on the grid (H, W): for layers that see neighbours."""
     if grid[0] * grid[1] != x_BND.shape[1]:
-        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid the tokens lie on')
+        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid '
+                        f'the tokens lie on')
 
 
 def patchify(x_BHWC: Array, patch: int) -> Array:
@@ -217,7 +226,7 @@ def unpatchify(x_BNO: Array, grid: tuple[int, int], patch: int) -> Array:
     return x.reshape(b, rows * patch, columns * patch, -1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Stack: equal blocks with their parameters on a leading layer axis
 
 REMAT_POLICIES = {
@@ -229,16 +238,17 @@ REMAT_POLICIES = {
 
 
 def build_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module that holds `depth` independent initialisations of a block, every Param with a leading layer axis."""
+    """One module that holds `depth` independent initialisations of a block, every Param with a leading layer
+    axis."""
     return nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=(0,), out_axes=0))(rngs)
 
 
 def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str = 'none') -> Array:
     """Applies the blocks of `stack` one after the other: x = block(x, *args).
 
-    `scan` compiles one block and loops over it (compile time constant in depth); otherwise the same parameters
-    are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES. What the blocks show
-    (`lit_jax.models.probe`) is shown again with a leading layer axis.
+    `scan` compiles one block and loops over it (compile time constant in depth); otherwise the same
+    parameters are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES. What
+    the blocks show (`lit_jax.models.probe`) is shown again with a leading layer axis.
     """
     graphdef, params = nnx.split(stack)
     names = watched()

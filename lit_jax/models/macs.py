@@ -1,14 +1,15 @@
 """Multiply-accumulates of a traced program, and whose they are.
 
-A program is traced, never run. Each matrix product and convolution is put to the account of the parameter that it
-multiplies with; products of activations with each other (the attention maps, the states) stand under PRODUCTS. So what a
-paper leaves out of its count can be left out by name, whatever the module looks like inside.
+A program is traced, never run. Each matrix product and convolution is put to the account of the parameter
+that it multiplies with; products of activations with each other (the attention maps, the states) stand under
+PRODUCTS. So what a paper leaves out of its count can be left out by name, whatever the module looks like
+inside.
 
-Loops count by their length. Of the forms that a program may take on different platforms the most expensive counts: they
-compute the same thing, and a kernel that hides its products must not make them free. But a grouped product
-(`jax.lax.ragged_dot`) counts one group for each row, and where one of the forms is such a product the others, which fill
-up their groups, do not count. Element-wise work is not counted, as in the papers. A loop whose length only the data say
-counts once.
+Loops count by their length. Of the forms that a program may take on different platforms the most expensive
+counts: they compute the same thing, and a kernel that hides its products must not make them free. But a
+grouped product (`jax.lax.ragged_dot`) counts one group for each row, and where one of the forms is such a
+product the others, which fill up their groups, do not count. Element-wise work is not counted, as in the
+papers. A loop whose length only the data say counts once.
 """
 import math
 from collections import Counter
@@ -20,7 +21,8 @@ from jax.extend import core
 PRODUCTS = ''           # the account of products without a parameter
 GROUPED = 'ragged_dot_general'
 
-# What a value is made of: the names of parameters, nothing (a constant), or None for what depends on the input.
+# What a value is made of: the names of parameters, nothing (a constant), or None for what depends on the
+# input.
 Source = frozenset | None
 
 
@@ -30,7 +32,8 @@ def count_macs(fn: Callable, *args) -> int:
 
 
 def macs_by_parameter(fn: Callable, params, *args) -> Counter:
-    """{path of a parameter, parts joined by '/': multiply-accumulates of its products} of one `fn(params, *args)`.
+    """{path of a parameter, parts joined by '/': multiply-accumulates of its products} of one `fn(params,
+    *args)`.
 
     Paths of several parameters that were joined before the product are joined by spaces.
     """
@@ -75,13 +78,15 @@ def _join(operands: Sequence[Source]) -> Source:
 
 
 def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
-    """The accounts of the programs that an operation calls, and the sources of what it returns if they are known."""
+    """The accounts of the programs that an operation calls, and the sources of what it returns if they are
+    known."""
     name, params = eqn.primitive.name, eqn.params
     if name == 'cond':
         exact = [branch for branch in params['branches'] if _has_grouped_product(_open(branch))]
         branches = [_walk(_open(branch), operands[1:]) for branch in exact or params['branches']]
         dearest = max(branches, key=lambda branch: branch[0].total())
-        return dearest[0], [_join(sources) for sources in zip(*(branch[1] for branch in branches), strict=True)]
+        return dearest[0], [_join(sources)
+                            for sources in zip(*(branch[1] for branch in branches), strict=True)]
     if name == 'scan':
         turn = _open(params['jaxpr'])
         first, after = _carried(eqn, turn)
@@ -99,9 +104,11 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
 
 
 def _carried(eqn, turn: core.Jaxpr) -> tuple[int, int]:
-    """(first, after the last) of the inputs that a scan carries: those before are constant, those after come in slices.
+    """(first, after the last) of the inputs that a scan carries: those before are constant, those after come
+    in slices.
 
-    Told by shapes, as jax 0.10 and 0.12 name them differently: slices, of inputs and of outputs, lack the axis of the turns.
+    Told by shapes, as jax 0.10 and 0.12 name them differently: slices, of inputs and of outputs, lack the
+    axis of the turns.
     """
     def whole(outside, inside) -> int:
         return sum(one.aval.shape == other.aval.shape for one, other in zip(outside, inside, strict=True))
@@ -126,7 +133,7 @@ def _inner_jaxprs(params: dict):
                 yield _open(inner)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The products
 
 

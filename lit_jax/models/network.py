@@ -23,7 +23,8 @@ class Network:
 
     Args:
         arch: JSON-able description, e.g. {'family': 'dit', 'depth': 12, 'width': 384, 'patch': 2,
-            'input_size': [32, 32], 'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'softmax', 'heads': 6}}.
+            'input_size': [32, 32], 'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'softmax', 'heads':
+            6}}.
         dtype: compute dtype; parameters are float32 whatever it is.
         scan_layers, remat: see `lit_jax.models.layers.run_stack`.
     """
@@ -34,17 +35,20 @@ class Network:
             raise UserError(f'unknown remat policy {remat!r}; known: {", ".join(REMAT_POLICIES)}')
         options = {k: v for k, v in self.arch.items() if k != 'family'}
         family = FAMILIES[self.arch['family']]
-        self._build = lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat, rngs=rngs)
+        self._build = lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat,
+                                          rngs=rngs)
         self.dtype = dtype
         # Only shapes: nothing is allocated here.
         self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore into.
+        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore
+        # into.
         self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
                                       nnx.to_pure_dict(abstract))
 
     @property
     def conditioning(self) -> str:
-        """'label': cond is {'label': int [B]}. 'text': {'text': [B, L, C], 'text_mask': [B, L]}, see `PixArt`."""
+        """'label': cond is {'label': int [B]}. 'text': {'text': [B, L, C], 'text_mask': [B, L]}, see
+        `PixArt`."""
         return conditioning(self.arch)
 
     @property
@@ -57,9 +61,9 @@ class Network:
     def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
         """(cond, unconditional cond), with the same keys: what classifier-free guidance compares.
 
-        Without a class; or with the caption in cond's 'null_text' and 'null_text_mask' (a negative prompt, or the empty
-        one, with its own mask: diffusers), and where there is none with the model's null caption under the mask of the
-        caption (PixArt's own code).
+        Without a class; or with the caption in cond's 'null_text' and 'null_text_mask' (a negative prompt, or
+        the empty one, with its own mask: diffusers), and where there is none with the model's null caption
+        under the mask of the caption (PixArt's own code).
         """
         if self.conditioning == 'label':
             return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
@@ -91,23 +95,28 @@ class Network:
         return self._abstract
 
     def init(self, key: Array) -> dict:
-        """Fresh float32 parameters. Jittable: under `jax.jit(..., out_shardings=...)` no device holds a full copy."""
+        """Fresh float32 parameters. Jittable: under `jax.jit(..., out_shardings=...)` no device holds a full
+        copy."""
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after them."""
-        return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
+        """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after
+        them."""
+        return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label'
+                                                 else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
                 names: Sequence[str]) -> tuple[Array, dict[str, list]]:
-        """`apply`, and what the layers show under these names (`lit_jax.models.probe`): {name: [array [layers, ...]]}."""
+        """`apply`, and what the layers show under these names (`lit_jax.models.probe`): {name: [array
+        [layers, ...]]}."""
         with watching(*names) as seen:
             output = self.apply(params, x_BHWC, t_B, cond)
         return output, seen
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the losses that the mixers show beside the main one: scalars a layer, each with a weight of its own."""
+        """Names of the losses that the mixers show beside the main one: scalars a layer, each with a weight
+        of its own."""
         return shown_by(self.arch, 'losses')
 
     @property
@@ -122,8 +131,8 @@ LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
 def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """`compiler_options` of jax.jit for programs without gradients.
 
-    On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small ones,
-    softmax attention and gradients with it (docs/benchmarks.md).
+    On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
+    ones, softmax attention and gradients with it (docs/benchmarks.md).
     """
     if mixer != 'linear' or tokens * width < LARGE_PRODUCT:
         return {}
@@ -144,9 +153,9 @@ class Model:
     def __call__(self, x, t, y) -> Array:
         """x float [B, H, W, C]; t timesteps 0..999, scalar or [B].
 
-        y: class indices, scalar or [B], null class included; of a text model a dict with 'text' [B, L, C] and 'text_mask'
-        [B, L], the features of captions (`lit_jax.text.encoder.encode_captions`), and H and W may be others than the
-        architecture's.
+        y: class indices, scalar or [B], null class included; of a text model a dict with 'text' [B, L, C] and
+        'text_mask' [B, L], the features of captions (`lit_jax.text.encoder.encode_captions`), and H and W may
+        be others than the architecture's.
         """
         x = jnp.asarray(x)
         if self.network.conditioning == 'label':
@@ -167,8 +176,8 @@ class Model:
     def _check_labels(self, y) -> Array:
         y = np.asarray(y)
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() > self.network.null_label:
-            raise UserError(f'y must hold class indices 0..{self.network.null_label} (the last is the null class), '
-                            f'got {y.dtype} values {y.min()}..{y.max()}')
+            raise UserError(f'y must hold class indices 0..{self.network.null_label} (the last is the null '
+                            f'class), got {y.dtype} values {y.min()}..{y.max()}')
         return jnp.asarray(y)
 
     def _check_captions(self, y, batch: int) -> dict:
@@ -179,13 +188,14 @@ class Model:
             raise UserError(f'y must hold the features of captions, {wanted}; got {type(y).__name__}')
         shape = np.shape(y['text'])
         if len(shape) != 3 or shape[0] != batch or shape[2] != channels:
-            raise UserError(f'y has text of shape {shape}, this model takes {wanted}: an encoder of width {channels}')
+            raise UserError(f'y has text of shape {shape}, this model takes {wanted}: an encoder of width '
+                            f'{channels}')
         return {name: jnp.asarray(value) for name, value in y.items()}
 
 
 def count_parameters(network: Network) -> int:
-    """Parameters as the papers count them: DiT's with the fixed position table, which PyTorch files store (N·D), PixArt's
-    without it and without the null caption, which its code keeps apart as well."""
+    """Parameters as the papers count them: DiT's with the fixed position table, which PyTorch files store
+    (N·D), PixArt's without it and without the null caption, which its code keeps apart as well."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract()))
     if network.conditioning == 'text':
         return total - network.arch['caption_tokens'] * network.arch['caption_channels']

@@ -1,7 +1,7 @@
 """Where activations lie on the device mesh, said in a few named places of the models.
 
-The weights' places are the business of `lit_jax.training.mesh`; here are those of the arrays between them. Without a
-mesh in effect (`jax.set_mesh`), or on one device, nothing happens.
+The weights' places are the business of `lit_jax.training.mesh`; here are those of the arrays between them.
+Without a mesh in effect (`jax.set_mesh`), or on one device, nothing happens.
 """
 import math
 
@@ -28,8 +28,8 @@ def mesh_axis_size(name: str) -> int:
 def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
     """The spec of an array whose axes have these names (None: whole on every device).
 
-    An axis that its devices do not divide stays whole: a grid of three images is drawn on eight devices all the
-    same. What a run must divide (batch, heads, rows) is checked before it starts.
+    An axis that its devices do not divide stays whole: a grid of three images is drawn on eight devices all
+    the same. What a run must divide (batch, heads, rows) is checked before it starts.
     """
     def place(size, name):
         axes = tuple(axis for axis in PLACES.get(name, ()) if mesh_axis_size(axis) > 1)

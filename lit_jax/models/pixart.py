@@ -1,8 +1,9 @@
-"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692), with any token mixer in the place of self-attention.
+"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692), with any token mixer in the place of
+self-attention.
 
-With `softmax` it is PixArt-Σ, with `linear` and two heads it is LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT it has one
-modulation for all blocks (adaLN-single), of which each block moves its own copy by a table; a caption that every block
-looks at; and it takes images of any size and aspect ratio.
+With `softmax` it is PixArt-Σ, with `linear` and two heads it is LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT
+it has one modulation for all blocks (adaLN-single), of which each block moves its own copy by a table; a
+caption that every block looks at; and it takes images of any size and aspect ratio.
 """
 import functools
 from collections.abc import Mapping, Sequence
@@ -44,25 +45,28 @@ def modulation_table(parts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
 class CaptionEmbedder(nnx.Module):
     """Features of a text encoder [B, L, C] -> [B, L, D]: Linear, GELU (tanh), Linear.
 
-    `null_caption` [L, C] are the features of the empty caption, which stand in for dropped ones. They are data, not
+    `null_caption` [L, C] are the features of the empty caption, which stand in for dropped ones. They are
+    data, not
     weights: no gradient reaches them (`lit_jax.training.setup` fills them in).
     """
 
     def __init__(self, tokens: int, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
-        # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its captions.
+        # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its
+        # captions.
         first, second = (0.02 * (published / inputs) ** 0.5 for published, inputs in
                          ((PUBLISHED_CAPTION_CHANNELS, channels), (PUBLISHED_WIDTH, width)))
         self.fc1 = Linear(channels, width, init=normal_init(first), dtype=dtype, rngs=rngs)
         self.fc2 = Linear(width, width, init=normal_init(second), dtype=dtype, rngs=rngs)
-        self.null_caption = nnx.Param(jax.random.normal(rngs.params(), (tokens, channels), jnp.float32) / channels ** 0.5)
+        self.null_caption = nnx.Param(jax.random.normal(rngs.params(), (tokens, channels), jnp.float32)
+                                      / channels ** 0.5)
 
     def __call__(self, text_BLC: Array, drop_B: Array | None = None) -> Array:
         """drop_B: bool, the captions to replace. They need all L tokens then."""
         if drop_B is not None:
             null_LC = jax.lax.stop_gradient(self.null_caption[...])
             if text_BLC.shape[1:] != null_LC.shape:
-                raise UserError(f'captions of {text_BLC.shape[1]} x {text_BLC.shape[2]} features cannot be dropped: the null caption '
-                                f'has {null_LC.shape[0]} x {null_LC.shape[1]}')
+                raise UserError(f'captions of {text_BLC.shape[1]} x {text_BLC.shape[2]} features cannot be '
+                                f'dropped: the null caption has {null_LC.shape[0]} x {null_LC.shape[1]}')
             text_BLC = jnp.where(drop_B[:, None, None], null_LC.astype(text_BLC.dtype), text_BLC)
         return self.fc2(jax.nn.gelu(self.fc1(text_BLC), approximate=True))
 
@@ -73,13 +77,15 @@ class Block(nnx.Module):
     The cross-attention has neither norm nor modulation nor gate.
     """
 
-    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, *, dtype,
+                 rngs: nnx.Rngs):
         self.scale_shift_table = modulation_table(6, width, rngs)
         self.attn = build_mixer(mixer, width, dtype=dtype, rngs=rngs)
         self.cross_attn = CrossAttention(width, heads=cross_heads, dtype=dtype, rngs=rngs)
         self.mlp = FFNS[ffn](width, mlp_ratio, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BND: Array, t_B6D: Array, y_BLD: Array, mask_BL: Array, grid: tuple[int, int]) -> Array:
+    def __call__(self, x_BND: Array, t_B6D: Array, y_BLD: Array, mask_BL: Array,
+                 grid: tuple[int, int]) -> Array:
         """x [B, N, D], the shared modulation [B, 6, D], the embedded caption and its mask -> [B, N, D]."""
         x_BND = constrain(x_BND, 'batch', 'tokens', None)
         modulation = constrain(self.scale_shift_table[...].astype(t_B6D.dtype) + t_B6D, 'batch', None, None)
@@ -89,12 +95,14 @@ class Block(nnx.Module):
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 
 
-def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, dtype, rngs: nnx.Rngs) -> Block:
+def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, dtype,
+                rngs: nnx.Rngs) -> Block:
     return Block(width, mlp_ratio, mixer, ffn, cross_heads, dtype=dtype, rngs=rngs)
 
 
 class FinalLayer(nnx.Module):
-    """Norm modulated by its table and the timestep itself, then a linear map to the outputs (zero at the start)."""
+    """Norm modulated by its table and the timestep itself, then a linear map to the outputs (zero at the
+    start)."""
 
     def __init__(self, width: int, patch: int, out_channels: int, *, dtype, rngs: nnx.Rngs):
         self.scale_shift_table = modulation_table(2, width, rngs)
@@ -106,24 +114,28 @@ class FinalLayer(nnx.Module):
 
 
 class PixArt(nnx.Module):
-    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: predicted noise, then raw variance channels.
+    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: predicted noise, then raw
+    variance channels.
 
     Args:
-        depth, width, patch, channels, mixer, stages, mlp_ratio, ffn, learn_sigma, dtype, scan_layers, remat: as in
-            `lit_jax.models.dit.DiT`.
-        input_size: (H, W) of the latents it is meant for. It takes any others with sides that are multiples of `patch`:
-            nothing in it depends on them.
+        depth, width, patch, channels, mixer, stages, mlp_ratio, ffn, learn_sigma, dtype, scan_layers, remat:
+            as in `lit_jax.models.dit.DiT`.
+        input_size: (H, W) of the latents it is meant for. It takes any others with sides that are multiples
+            of `patch`: nothing in it depends on them.
         cross_heads: of the cross-attention.
-        caption_channels, caption_tokens: Cy and L, those of the text encoder's features (T5-XXL: 4096, 300 tokens).
-        base_size, pe_interpolation: a token's coordinate is i·base_size/(side·pe_interpolation) along each side, see
-            `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as many tokens a side as an
-            image of that size: all see coordinates from 0 to 32.
+        caption_channels, caption_tokens: Cy and L, those of the text encoder's features (T5-XXL: 4096, 300
+            tokens).
+        base_size, pe_interpolation: a token's coordinate is i·base_size/(side·pe_interpolation) along each
+            side, see `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as
+            many tokens a side as an image of that size: all see coordinates from 0 to 32.
     """
     conditioning = 'text'
 
-    def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int, mixer: Mapping,
-                 cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int, pe_interpolation: float,
-                 mlp_ratio: float = 4.0, ffn: str = 'mlp', stages: Sequence[Mapping] = (), learn_sigma: bool = True,
+    def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
+                 mixer: Mapping,
+                 cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int,
+                 pe_interpolation: float, mlp_ratio: float = 4.0, ffn: str = 'mlp',
+                 stages: Sequence[Mapping] = (), learn_sigma: bool = True,
                  dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype = patch, width, dtype
         self.base_size, self.pe_interpolation = base_size, pe_interpolation
@@ -137,11 +149,13 @@ class PixArt(nnx.Module):
         for name, (blocks, own) in zip(self.stacks, runs, strict=True):
             make = functools.partial(_make_block, width, mlp_ratio, own, ffn, cross_heads, dtype)
             setattr(self, name, build_stack(make, blocks, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
+                                      rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding, and 'drop' bool [B], the
-        captions to replace by the null caption (their mask stays, as in PixArt). t_B: 0..999, fractions allowed.
+        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding, and 'drop' bool
+        [B], the captions to replace by the null caption (their mask stays, as in PixArt). t_B: 0..999,
+        fractions allowed.
         """
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
@@ -151,21 +165,25 @@ class PixArt(nnx.Module):
         y = constrain(self.y_embedder(cond['text'], cond.get('drop')), 'batch', None, None)
         mask = cond['text_mask'] if 'text_mask' in cond else jnp.ones(y.shape[:2], jnp.int32)
         for name in self.stacks:
-            x = run_stack(getattr(self, name), x, t_B6D, y, mask, (rows, columns), scan=self.scan_layers, remat=self.remat)
+            x = run_stack(getattr(self, name), x, t_B6D, y, mask, (rows, columns), scan=self.scan_layers,
+                          remat=self.remat)
         x = constrain(self.final_layer(x, t_BD), 'batch', 'tokens', None)
         return constrain(unpatchify(x, (rows, columns), self.patch), 'batch', 'rows', None, None)
 
     def _positions(self, grid: tuple[int, int]) -> np.ndarray:
-        return sincos_table(*(position_coordinates(side, self.base_size, self.pe_interpolation) for side in grid), self.width)
+        return sincos_table(*(position_coordinates(side, self.base_size, self.pe_interpolation)
+                              for side in grid), self.width)
 
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:
-    """[side]: where the tokens of one side stand: evenly from 0 up to base_size/pe_interpolation, in float32 as PixArt has it."""
+    """[side]: where the tokens of one side stand: evenly from 0 up to base_size/pe_interpolation, in float32
+    as PixArt has it."""
     return np.arange(side, dtype=np.float32) / (side / base_size) / pe_interpolation
 
 
 def check_pixart(arch: Mapping) -> None:
-    """Raises UserError for a field that cannot be; `lit_jax.models.arch.check_arch` has looked at the others."""
+    """Raises UserError for a field that cannot be; `lit_jax.models.arch.check_arch` has looked at the
+    others."""
     for name in ('cross_heads', 'caption_channels', 'caption_tokens', 'base_size'):
         if not isinstance(arch[name], int) or isinstance(arch[name], bool) or arch[name] < 1:
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')

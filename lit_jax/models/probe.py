@@ -4,9 +4,10 @@
         y = model(x, t, label)
     seen['balance']      # a list with one array [layers, ...] for each stack of blocks
 
-A layer shows what it computes anyway; unless somebody watches that name, nothing is kept and nothing is computed for it.
-Losses beside the main one, statistics of routing, and what `analyze.py` looks at go this way, so that a mixer's contract
-stays `(x_BND, grid) -> x_BND`. Names are unique within a block: 'balance', 'routing/query', 'map/numerator'.
+A layer shows what it computes anyway; unless somebody watches that name, nothing is kept and nothing is
+computed for it. Losses beside the main one, statistics of routing, and what `analyze.py` looks at go this
+way, so that a mixer's contract stays `(x_BND, grid) -> x_BND`. Names are unique within a block: 'balance',
+'routing/query', 'map/numerator'.
 """
 import contextlib
 import contextvars
@@ -36,7 +37,8 @@ def watched() -> tuple[str, ...]:
 
 
 def show(name: str, value: Array | Callable[[], Array]) -> None:
-    """Shows an array, or what a function returns that is only called if `name` is watched. Not inside `shard_map`."""
+    """Shows an array, or what a function returns that is only called if `name` is watched. Not inside
+    `shard_map`."""
     seen = _seen.get()
     if seen is not None and name in seen:
         seen[name].append(value() if callable(value) else value)

@@ -1,12 +1,16 @@
-"""The text encoder: T5 version 1.1 and Flan-T5, the encoder half (arXiv 1910.10683; GLU variants: arXiv 2002.05202).
+"""The text encoder: T5 version 1.1 and Flan-T5, the encoder half (arXiv 1910.10683; GLU variants: arXiv
+2002.05202).
 
-`T5Network` is an architecture as functions over plain dicts of parameters, as `lit_jax.models.network.Network` is.
+`T5Network` is an architecture as functions over plain dicts of parameters, as
+`lit_jax.models.network.Network` is.
 
-    text_BLD = network.apply(params, ids_BL, mask_BL)      # the last hidden state, what PixArt-Σ is conditioned on
+    text_BLD = network.apply(params, ids_BL, mask_BL)      # the last hidden state, what PixArt-Σ is
+                                                           conditioned on
 
-Weights are held in float32, in bfloat16, or in int8 with one float32 scale for each output channel (weight only: what
-they are multiplied with stays floating point). RMS norms, the position bias and softmax are in float32 or wider.
-Letters of shapes: B batch, L tokens, D width, K heads, E head dim, F inner width of the mlp, S layers.
+Weights are held in float32, in bfloat16, or in int8 with one float32 scale for each output channel (weight
+only: what they are multiplied with stays floating point). RMS norms, the position bias and softmax are in
+float32 or wider. Letters of shapes: B batch, L tokens, D width, K heads, E head dim, F inner width of the
+mlp, S layers.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -24,15 +28,16 @@ from lit_jax.runtime.errors import UserError
 
 WEIGHTS = ('float32', 'bfloat16', 'int8')
 NORM_EPS = 1e-6
-T5_ARCH = {'vocab': 32128, 'width': 4096, 'layers': 24, 'heads': 64, 'head_dim': 64, 'ffn': 10240, 'buckets': 32,
-           'max_distance': 128}
+T5_ARCH = {'vocab': 32128, 'width': 4096, 'layers': 24, 'heads': 64, 'head_dim': 64, 'ffn': 10240,
+           'buckets': 32, 'max_distance': 128}
 T5_XXL = T5_ARCH          # of t5-v1_1-xxl and flan-t5-xxl: 4,762,310,656 parameters
 
 
 class Dense(nnx.Module):
     """A product over the first `num_in` axes of the kernel, without bias; kernel `in_shape + out_shape`."""
 
-    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], *, std, weights: str, dtype, rngs: nnx.Rngs):
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], *, std, weights: str, dtype,
+                 rngs: nnx.Rngs):
         self.num_in, self.dtype, self.quantised = len(in_shape), dtype, weights == 'int8'
         kernel = normal_init(1.0)(rngs.params(), in_shape, out_shape) * std
         if self.quantised:
@@ -55,10 +60,12 @@ class Dense(nnx.Module):
 def quantise(kernel: Array, num_in: int) -> tuple[Array, Array]:
     """A float kernel -> (int8 of its shape, float32 scale with 1 for each of the first `num_in` axes).
 
-    kernel ≈ int8 · scale, symmetric; the largest entry of each output channel becomes 127 or -128 (its scale is a 127.5th).
+    kernel ≈ int8 · scale, symmetric; the largest entry of each output channel becomes 127 or -128 (its scale
+    is a 127.5th).
     """
     import qwix
-    quantised = qwix.quantize(jnp.asarray(kernel, jnp.float32), jnp.int8, channelwise_axes=range(num_in, kernel.ndim))
+    quantised = qwix.quantize(jnp.asarray(kernel, jnp.float32), jnp.int8,
+                              channelwise_axes=range(num_in, kernel.ndim))
     return quantised.qvalue, quantised.scale
 
 
@@ -72,18 +79,21 @@ def rms_norm(x: Array, gain_D: Array) -> Array:
 def position_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each distance (key position - query position), int32.
 
-    The first half of the buckets is for keys at or before the query, the second for those after it. Half of each counts
-    single positions, the rest grows with the logarithm up to `max_distance`; what is farther shares the last. The
-    logarithm is taken in float32 as in the published code: it decides where a bucket ends.
+    The first half of the buckets is for keys at or before the query, the second for those after it. Half of
+    each counts single positions, the rest grows with the logarithm up to `max_distance`; what is farther
+    shares the last. The logarithm is taken in float32 as in the published code: it decides where a bucket
+    ends.
     """
     half = buckets // 2
     exact = half // 2
     far = np.maximum(np.abs(distance), exact).astype(np.float32)
     with np.errstate(divide='ignore'):
-        steps = np.log(far / np.float32(exact)) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+        steps = np.log(far / np.float32(exact)) / np.float32(math.log(max_distance / exact)) * np.float32(
+            half - exact)
     logarithmic = np.minimum(exact + steps.astype(np.int32), half - 1)
     near = np.abs(distance) < exact
-    return np.where(near, np.abs(distance), logarithmic).astype(np.int32) + half * (distance > 0).astype(np.int32)
+    return np.where(near, np.abs(distance),
+                    logarithmic).astype(np.int32) + half * (distance > 0).astype(np.int32)
 
 
 class Attention(nnx.Module):
@@ -123,7 +133,8 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """x + attention, then + mlp."""
 
-    def __init__(self, *, width: int, heads: int, head_dim: int, ffn: int, weights: str, dtype, rngs: nnx.Rngs):
+    def __init__(self, *, width: int, heads: int, head_dim: int, ffn: int, weights: str, dtype,
+                 rngs: nnx.Rngs):
         options = {'weights': weights, 'dtype': dtype, 'rngs': rngs}
         self.attn = Attention(width, heads, head_dim, **options)
         self.mlp = Mlp(width, ffn, **options)
@@ -151,13 +162,14 @@ class FinalNorm(nnx.Module):
 class T5Encoder(nnx.Module):
     """Token embedding, the blocks with one shared position bias, and a last RMS norm."""
 
-    def __init__(self, *, vocab: int, width: int, layers: int, heads: int, head_dim: int, ffn: int, buckets: int,
-                 max_distance: int, weights: str, dtype, scan_layers: bool, rngs: nnx.Rngs):
-        self.buckets, self.max_distance, self.dtype, self.scan_layers = buckets, max_distance, dtype, scan_layers
+    def __init__(self, *, vocab: int, width: int, layers: int, heads: int, head_dim: int, ffn: int,
+                 buckets: int, max_distance: int, weights: str, dtype, scan_layers: bool, rngs: nnx.Rngs):
+        self.buckets, self.max_distance, self.dtype, self.scan_layers = buckets, max_distance, dtype, \
+            scan_layers
         self.embed = Table(vocab, width, std=1.0, weights=weights, rngs=rngs)
         self.position_bias = Table(buckets, heads, std=width ** -0.5, rngs=rngs)
-        self.blocks = build_stack(lambda rngs: Block(width=width, heads=heads, head_dim=head_dim, ffn=ffn, weights=weights,
-                                                     dtype=dtype, rngs=rngs), layers, rngs)
+        self.blocks = build_stack(lambda rngs: Block(width=width, heads=heads, head_dim=head_dim, ffn=ffn,
+                                                     weights=weights, dtype=dtype, rngs=rngs), layers, rngs)
         self.final_norm = FinalNorm(width)
 
     def __call__(self, ids_BL: Array, mask_BL: Array) -> Array:
@@ -165,13 +177,15 @@ class T5Encoder(nnx.Module):
         x_BLD = jnp.take(self.embed.table[...], ids_BL, axis=0).astype(self.dtype)
         # Added to the logits. The lowest number, not -inf: a row of padding alone must give numbers, too.
         padding_BL = jnp.where(mask_BL > 0, 0, jnp.finfo(acc).min).astype(acc)
-        x_BLD = run_stack(self.blocks, x_BLD, self.distance_bias(length).astype(acc), padding_BL, scan=self.scan_layers)
+        x_BLD = run_stack(self.blocks, x_BLD, self.distance_bias(length).astype(acc), padding_BL,
+                          scan=self.scan_layers)
         return rms_norm(x_BLD, self.final_norm.gain[...])
 
     def distance_bias(self, length: int) -> Array:
         """What is added to the logits for the distance of a key from its query [K, L, L]."""
         positions = np.arange(length)
-        buckets_LL = position_buckets(positions[None, :] - positions[:, None], self.buckets, self.max_distance)
+        buckets_LL = position_buckets(positions[None, :] - positions[:, None], self.buckets,
+                                      self.max_distance)
         return jnp.moveaxis(jnp.take(self.position_bias.table[...], buckets_LL, axis=0), -1, 0)
 
 
@@ -181,21 +195,25 @@ class T5Network:
     Args:
         arch: the fields of `T5_ARCH`; buckets and max_distance may be left out (32, 128).
         dtype: compute dtype (float32 or bfloat16; float64 in tests).
-        weights: how the parameters are held: 'float32'; 'bfloat16'; or 'int8', where a kernel has a `scale` beside it
-            and the token embedding is bfloat16. Gains and the position bias are float32 always. `apply` takes float
-            parameters of any dtype.
+        weights: how the parameters are held: 'float32'; 'bfloat16'; or 'int8', where a kernel has a `scale`
+            beside it and the token embedding is bfloat16. Gains and the position bias are float32 always.
+            `apply` takes float parameters of any dtype.
         scan_layers: see `lit_jax.models.layers.run_stack`.
     """
 
-    def __init__(self, arch: Mapping, dtype=jnp.float32, weights: str = 'float32', *, scan_layers: bool = True):
+    def __init__(self, arch: Mapping, dtype=jnp.float32, weights: str = 'float32', *,
+                 scan_layers: bool = True):
         self.arch = check_t5_arch(arch)
         if weights not in WEIGHTS:
-            raise UserError(f'unknown form {weights!r} of a text encoder\'s weights; known: {", ".join(WEIGHTS)}')
+            raise UserError(f'unknown form {weights!r} of a text encoder\'s weights; known: '
+                            f'{", ".join(WEIGHTS)}')
         self.dtype, self.weights = dtype, weights
-        self._build = lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype, scan_layers=scan_layers, rngs=rngs)
+        self._build = lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,
+                                             scan_layers=scan_layers, rngs=rngs)
         # Only shapes: nothing is allocated here.
         self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(abstract))
+        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                                      nnx.to_pure_dict(abstract))
 
     @property
     def width(self) -> int:
@@ -217,17 +235,20 @@ class T5Network:
     def apply(self, params: dict, ids_BL: Array, mask_BL: Array) -> Array:
         """The last hidden state [B, L, D] in `dtype`, padded rows too.
 
-        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding, wherever it lies.
-        """
+        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding,
+        wherever it lies. """
         if ids_BL.ndim != 2 or ids_BL.shape != mask_BL.shape:
-            raise UserError(f'token ids and mask have one shape [B, L], got {list(ids_BL.shape)} and {list(mask_BL.shape)}')
+            raise UserError(f'token ids and mask have one shape [B, L], got {list(ids_BL.shape)} and '
+                            f'{list(mask_BL.shape)}')
         return nnx.merge(self._graphdef, params)(ids_BL, mask_BL)
 
 
 def check_t5_arch(arch: Mapping) -> dict:
-    """A complete copy of `arch` with the fields of T5_ARCH, or a UserError that names the field that cannot be."""
+    """A complete copy of `arch` with the fields of T5_ARCH, or a UserError that names the field that cannot
+    be."""
     if unknown := set(arch) - set(T5_ARCH):
-        raise UserError(f'the text encoder has unknown fields {", ".join(sorted(unknown))}; known: {", ".join(T5_ARCH)}')
+        raise UserError(f'the text encoder has unknown fields {", ".join(sorted(unknown))}; known: '
+                        f'{", ".join(T5_ARCH)}')
     arch = {'buckets': T5_ARCH['buckets'], 'max_distance': T5_ARCH['max_distance'], **arch}
     for name in T5_ARCH:
         if not isinstance(arch.get(name), int) or isinstance(arch[name], bool) or arch[name] < 1:
@@ -235,5 +256,6 @@ def check_t5_arch(arch: Mapping) -> dict:
     if arch['buckets'] % 4:
         raise UserError(f'text_encoder.buckets must be a multiple of 4, got {arch["buckets"]}')
     if arch['max_distance'] <= arch['buckets'] // 4:
-        raise UserError(f'text_encoder.max_distance must be over buckets / 4 = {arch["buckets"] // 4}, got {arch["max_distance"]}')
+        raise UserError(f'text_encoder.max_distance must be over buckets / 4 = {arch["buckets"] // 4}, got '
+                        f'{arch["max_distance"]}')
     return {name: arch[name] for name in T5_ARCH}

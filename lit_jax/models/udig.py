@@ -1,20 +1,25 @@
 """U-DiG (arXiv 2405.18428, figure 5b and Table 2): DiG blocks in the shape of a U-Net.
 
-Of the paper: patch 1, three stages on grids of 1, 1/2 and 1/4 of the side, N blocks in five groups of N/5 (two encoders, the
-middle, two decoders), down-sampling and up-sampling between stages, skips by concatenation within stages 1 and 2, a linear
-head. No code was published; the following are decisions of this library:
+Of the paper: patch 1, three stages on grids of 1, 1/2 and 1/4 of the side, N blocks in five groups of N/5
+(two encoders, the middle, two decoders), down-sampling and up-sampling between stages, skips by concatenation
+within stages 1 and 2, a linear head. No code was published; the following are decisions of this library:
 
-- widths D, 2D, 4D of the stages; heads of the same width everywhere, so `heads` of the recipe are doubled, too. With D of
-  the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest that fit all: 4, 8, 10, 13 heads.
+- widths D, 2D, 4D of the stages; heads of the same width everywhere, so `heads` of the recipe are doubled,
+  too. With D of the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest that fit
+  all: 4, 8, 10, 13 heads.
 - down: the four tokens of a 2 x 2 patch to one, a Linear(4w, 2w); up: a Linear(2w, 4w) back to four tokens.
-- every decoder block has a Linear(2w, w) on the concatenation of its input and the output of the encoder block that
-  mirrors it (last first), as the -skip models of DiG's code; here the tokens are first put in the order of that block.
-- conditions: one embedding of width D for t and label, and a Linear to the width of stages 2 and 3; adaLN-Zero per block.
-- positions are added once, at stage 1. Blocks, norms, SwiGLU (hidden widths rounded up to 256) and head are DiG's.
+- every decoder block has a Linear(2w, w) on the concatenation of its input and the output of the encoder
+  block that mirrors it (last first), as the -skip models of DiG's code; here the tokens are first put in the
+  order of that block.
+- conditions: one embedding of width D for t and label, and a Linear to the width of stages 2 and 3;
+adaLN-Zero per block.
+- positions are added once, at stage 1. Blocks, norms, SwiGLU (hidden widths rounded up to 256) and head are
+DiG's.
 
-Billions of multiply-accumulates at 32 x 32 x 4, counted as the paper counts (without the SwiGLU's second product and the
-recurrence), against Table 2: S 4.10 / 4.10, B 15.06 / 15.20, L 46.22 / 53.57, XL 77.03 / 79.09. No rule with fixed multiples
-of D fits L and XL together: they differ by a factor of 1.48 in the table, their widths squared by 1.69.
+Billions of multiply-accumulates at 32 x 32 x 4, counted as the paper counts (without the SwiGLU's second
+product and the recurrence), against Table 2: S 4.10 / 4.10, B 15.06 / 15.20, L 46.22 / 53.57, XL 77.03 /
+79.09. No rule with fixed multiples of D fits L and XL together: they differ by a factor of 1.48 in the table,
+their widths squared by 1.69.
 """
 import functools
 from collections.abc import Mapping
@@ -46,11 +51,12 @@ def check_udig(arch: Mapping) -> None:
     """Raises UserError for what a U-DiG cannot be."""
     check_dig(arch)
     if arch['depth'] % GROUPS:
-        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}: a U-DiG has five groups of as many blocks')
+        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}: a U-DiG has five groups '
+                        f'of as many blocks')
     grid = tuple(side // arch['patch'] for side in arch['input_size'])
     if any(side % 4 for side in grid):
-        raise UserError(f'a U-DiG halves its grid twice, and {grid[0]} x {grid[1]} tokens are no multiples of 4; choose '
-                        'another input size or patch')
+        raise UserError(f'a U-DiG halves its grid twice, and {grid[0]} x {grid[1]} tokens are no multiples '
+                        f'of 4; choose another input size or patch')
 
 
 def _join(width: int, dtype, rngs: nnx.Rngs) -> Linear:
@@ -64,9 +70,9 @@ class UDiG(nnx.Module):
     """
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
-                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu', order: str = 'official',
-                 local: str = 'identity', learn_sigma: bool = True, dtype=jnp.float32, scan_layers: bool = True,
-                 remat: str = 'none', rngs: nnx.Rngs):
+                 num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
+                 order: str = 'official', local: str = 'identity', learn_sigma: bool = True,
+                 dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype, self.order = patch, width, dtype, order
         self.grid = (input_size[0] // patch, input_size[1] // patch)
         self.loop = {'scan': scan_layers, 'remat': remat}
@@ -82,19 +88,25 @@ class UDiG(nnx.Module):
             setattr(self, f'down{stage}', Linear((2, 2, narrow), wide, dtype=dtype, rngs=rngs))
             setattr(self, f'up{stage}', Linear(wide, (2, 2, narrow), dtype=dtype, rngs=rngs))
             setattr(self, f'condition{stage + 1}', Linear(width, wide, dtype=dtype, rngs=rngs))
-            setattr(self, f'joins{6 - stage}', build_stack(functools.partial(_join, narrow, dtype), group, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype, rngs=rngs)
+            setattr(self, f'joins{6 - stage}',
+                    build_stack(functools.partial(_join, narrow, dtype), group, rngs))
+        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
+                                      rngs=rngs)
 
     @staticmethod
     def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
-        """[(layers, mixer, width, (rows, columns) of tokens)] of the five groups, see `lit_jax.models.arch`."""
-        return [(arch['depth'] // GROUPS, {**arch['mixer'], 'heads': arch['mixer']['heads'] * MULTIPLES[stage]},
-                 arch['width'] * MULTIPLES[stage], tuple(side // arch['patch'] // 2 ** stage for side in arch['input_size']))
+        """[(layers, mixer, width, (rows, columns) of tokens)] of the five groups, see
+        `lit_jax.models.arch`."""
+        return [(arch['depth'] // GROUPS,
+                 {**arch['mixer'], 'heads': arch['mixer']['heads'] * MULTIPLES[stage]},
+                 arch['width'] * MULTIPLES[stage],
+                 tuple(side // arch['patch'] // 2 ** stage for side in arch['input_size']))
                 for stage in STAGES]
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
-        x = self.x_embedder(patchify(x_BHWC, self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
+        x = self.x_embedder(patchify(x_BHWC,
+                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
         c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
         conditions = {1: c, 2: self.condition2(c), 3: self.condition3(c)}
         grids = {stage: tuple(side // 2 ** (stage - 1) for side in self.grid) for stage in (1, 2, 3)}
@@ -106,13 +118,16 @@ class UDiG(nnx.Module):
         x, _ = self._group(3, x, conditions[3], grids[3])
         for stage in (2, 1):
             x = getattr(self, f'up{stage}')(x)
-            x = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1], 2).reshape(len(x), 4 * x.shape[1], -1)
+            x = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1],
+                           2).reshape(len(x), 4 * x.shape[1], -1)
             x, _ = self._group(6 - stage, x, conditions[stage], grids[stage], skips[stage][::-1])
         x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
         return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
 
     def _group(self, number: int, x: Array, c: Array, grid: tuple[int, int], skips: Array | None = None):
-        """(x, of the encoders also the outputs of their blocks) after one of the five groups, all with their rows first."""
+        """(x, of the encoders also the outputs of their blocks) after one of the five groups, all with their
+        rows first."""
         blocks, walk = getattr(self, f'blocks{number}'), Walk(grid, self.order)
         joins = None if skips is None else getattr(self, f'joins{number}')
-        return run_blocks(blocks, x, c, walk, skips=skips, joins=joins, keep=number < 3, aligned=True, **self.loop)
+        return run_blocks(blocks, x, c, walk, skips=skips, joins=joins, keep=number < 3, aligned=True,
+                          **self.loop)

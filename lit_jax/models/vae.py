@@ -1,12 +1,14 @@
-"""The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion and SDXL (arXiv 2112.10752, appendix G.1).
+"""The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion and SDXL (arXiv 2112.10752, appendix
+G.1).
 
-`VaeNetwork` is an architecture as functions over plain dicts of parameters, as `lit_jax.models.network.Network` is.
-Images are NHWC in [-1, 1]; latents are those of the network itself: the scale that a diffusion model works with
-(`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
+`VaeNetwork` is an architecture as functions over plain dicts of parameters, as
+`lit_jax.models.network.Network` is. Images are NHWC in [-1, 1]; latents are those of the network itself: the
+scale that a diffusion model works with (`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
 
     mean, logvar = network.encode(params, image)
     latent = sample_posterior(mean, logvar, key)
-    image = network.decode(params, latent)                      # large ones: network.decode(params, latent, tile=64)
+    image = network.decode(params, latent)                      # large ones: network.decode(params, latent,
+    tile=64)
 """
 import functools
 import math
@@ -33,10 +35,10 @@ LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL clamps the log-variance so
 class Autoencoder(nnx.Module):
     """Both towers and the 1 x 1 convolutions between them and the latent."""
 
-    def __init__(self, *, widths, layers: int, groups: int, channels: int, image_channels: int, quant_conv: bool,
-                 post_quant_conv: bool, mid_attention: bool, dtype, rngs: nnx.Rngs):
-        tower = {'widths': widths, 'layers': layers, 'groups': groups, 'attention': mid_attention, 'dtype': dtype,
-                 'rngs': rngs}
+    def __init__(self, *, widths, layers: int, groups: int, channels: int, image_channels: int,
+                 quant_conv: bool, post_quant_conv: bool, mid_attention: bool, dtype, rngs: nnx.Rngs):
+        tower = {'widths': widths, 'layers': layers, 'groups': groups, 'attention': mid_attention,
+                 'dtype': dtype, 'rngs': rngs}
         self.has_quant_conv, self.has_post_quant_conv = quant_conv, post_quant_conv
         self.encoder = Encoder(image_channels, 2 * channels, **tower)
         if quant_conv:
@@ -58,11 +60,11 @@ class VaeNetwork:
     """An autoencoder as functions: `init`, `abstract`, `encode` and `decode`.
 
     Args:
-        arch: fields that differ from `SD_ARCH`; `widths` of the levels, residual blocks a level (`layers`; the decoder
-            has one more), `groups` of the norms, `channels` of the latent and `image_channels`, and whether there are
-            quant_conv, post_quant_conv and attention in the middle.
-        dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are float32 whatever it is, norms and
-            softmax are taken in float32 or wider.
+        arch: fields that differ from `SD_ARCH`; `widths` of the levels, residual blocks a level (`layers`;
+            the decoder has one more), `groups` of the norms, `channels` of the latent and `image_channels`,
+            and whether there are quant_conv, post_quant_conv and attention in the middle.
+        dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are float32 whatever it is,
+            norms and softmax are taken in float32 or wider.
     """
 
     def __init__(self, arch: Mapping, *, dtype=jnp.float32):
@@ -109,10 +111,11 @@ class VaeNetwork:
 
         Args:
             one_by_one: one image at a time and device: the memory of one, whatever the batch.
-            tile: side in latent pixels of the squares that are decoded one after the other and blended where they
-                overlap; the memory is that of one square, and of the image. Norms and attention then see one square
-                only: the image is not the one decoded whole, but nearer to it the larger the tiles are. Images
-                that fit in one tile are decoded whole.
+            tile: side in latent pixels of the squares that are decoded one after the other and blended where
+                they overlap; the memory is that of one square, and of the image. Norms and attention then see
+                one square
+                only: the image is not the one decoded whole, but nearer to it the larger the tiles are.
+                Images that fit in one tile are decoded whole.
             overlap: latent pixels that neighbouring squares share at least, default tile / 4.
         """
         self._check(latent_BHWC, self.channels, 1, 'latents')
@@ -123,7 +126,8 @@ class VaeNetwork:
 
         if tile is not None:
             shared = _check_tile(tile, overlap)
-            decode = functools.partial(decode_tiles, decode, tile=tile, overlap=shared, downscale=self.downscale)
+            decode = functools.partial(decode_tiles, decode, tile=tile, overlap=shared,
+                                       downscale=self.downscale)
         return _one_by_one(decode, latent_BHWC) if one_by_one else decode(latent_BHWC)
 
     def _merge(self, params: dict) -> Autoencoder:
@@ -133,8 +137,8 @@ class VaeNetwork:
         if x.ndim != 4 or x.shape[-1] != channels:
             raise UserError(f'{what} of this VAE have the shape [B, H, W, {channels}], got {list(x.shape)}')
         if any(side < multiple or side % multiple for side in x.shape[1:3]):
-            raise UserError(f'{what} of {x.shape[1]} x {x.shape[2]} pixels cannot be encoded: both sides must be '
-                            f'multiples of {multiple}. Crop or resize them')
+            raise UserError(f'{what} of {x.shape[1]} x {x.shape[2]} pixels cannot be encoded: both sides '
+                            f'must be multiples of {multiple}. Crop or resize them')
 
 
 def sample_posterior(mean: Array, logvar: Array, key: Array) -> Array:
@@ -151,7 +155,7 @@ def _one_by_one(function: Callable[[Array], Array], x_BHWC: Array) -> Array:
     return y.reshape(len(x_BHWC), *y.shape[2:])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Tiles
 
 
@@ -164,12 +168,14 @@ def _check_tile(tile: int, overlap: int | None) -> int:
     return overlap
 
 
-def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, overlap: int, downscale: int) -> Array:
+def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, overlap: int,
+                 downscale: int) -> Array:
     """Decodes squares one after the other and adds them up, each faded out where another takes over."""
     sides = z_BHWC.shape[1:3]
     if max(sides) <= tile:
         return decode(z_BHWC)
-    (rows, row_fades), (columns, column_fades) = (cover(side, min(tile, side), overlap, downscale) for side in sides)
+    (rows, row_fades), (columns, column_fades) = (cover(side, min(tile, side), overlap, downscale)
+                                                  for side in sides)
     size = (len(z_BHWC), min(tile, sides[0]), min(tile, sides[1]), z_BHWC.shape[-1])
 
     def add(image, position):
@@ -193,12 +199,12 @@ def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarra
     """Where tiles start along an axis, and how much each of their pixels counts.
 
     Args:
-        side, tile, overlap: in latent pixels, tile <= side. The first tile starts at 0, the last ends at `side`, the
-            others lie evenly between.
+        side, tile, overlap: in latent pixels, tile <= side. The first tile starts at 0, the last ends at
+            `side`, the others lie evenly between.
 
     Returns:
-        starts [T] in latent pixels, weights [T, tile · downscale] of the decoded pixels: a tile fades in and out
-        linearly over what it shares with its neighbours, and over each pixel the weights add up to 1.
+        starts [T] in latent pixels, weights [T, tile · downscale] of the decoded pixels: a tile fades in and
+        out linearly over what it shares with its neighbours, and over each pixel the weights add up to 1.
     """
     count = 1 if tile == side else -(-(side - overlap) // (tile - overlap))
     starts = np.round(np.linspace(0, side - tile, count)).astype(np.int32)
@@ -216,18 +222,21 @@ def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarra
     return starts, np.stack([weight / total[span] for span, weight in zip(spans, weights, strict=True)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Architecture
 
 
 def check_vae_arch(arch: Mapping) -> dict:
-    """A complete copy of `arch` with the fields of SD_ARCH, or a UserError that names the field that cannot be."""
+    """A complete copy of `arch` with the fields of SD_ARCH, or a UserError that names the field that cannot
+    be."""
     if unknown := set(arch) - set(SD_ARCH):
-        raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: {", ".join(SD_ARCH)}')
+        raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: '
+                        f'{", ".join(SD_ARCH)}')
     arch = {**SD_ARCH, **arch}
     arch['widths'] = tuple(arch['widths']) if isinstance(arch['widths'], list | tuple) else (arch['widths'],)
     numbers = {'layers': arch['layers'], 'groups': arch['groups'], 'channels': arch['channels'],
-               'image_channels': arch['image_channels'], **{f'widths[{i}]': w for i, w in enumerate(arch['widths'])}}
+               'image_channels': arch['image_channels'],
+               **{f'widths[{i}]': w for i, w in enumerate(arch['widths'])}}
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f'vae.{name} must be a positive integer, got {value!r}')
@@ -237,5 +246,6 @@ def check_vae_arch(arch: Mapping) -> dict:
     if not arch['widths']:
         raise UserError('vae.widths is empty; it lists the channels of each level, e.g. (128, 256, 512, 512)')
     if wrong := [width for width in arch['widths'] if width % arch['groups']]:
-        raise UserError(f'vae.widths: {wrong[0]} channels cannot be split into {arch["groups"]} groups (vae.groups)')
+        raise UserError(f'vae.widths: {wrong[0]} channels cannot be split into {arch["groups"]} groups '
+                        f'(vae.groups)')
     return arch

@@ -1,7 +1,8 @@
-"""The pieces of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks, two towers.
+"""The pieces of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks,
+two towers.
 
-Images are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where they can;
-children are named, not listed, so that parameter paths hold no bare numbers.
+Images are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where
+they can; children are named, not listed, so that parameter paths hold no bare numbers.
 """
 from collections.abc import Sequence
 
@@ -18,9 +19,9 @@ from lit_jax.runtime.dtypes import accumulator
 class UpsampleConv(Conv):
     """Each pixel repeated 2 x 2, then a 3 x 3 convolution: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    Of the nine pixels that an output sees several are copies of one: each of the four outputs over an input pixel is a
-    2 x 2 convolution of the small image, with the kernel's rows (columns) that meet a copy added up. That is 4/9 of
-    the products, and the large image of copies is never made.
+    Of the nine pixels that an output sees several are copies of one: each of the four outputs over an input
+    pixel is a 2 x 2 convolution of the small image, with the kernel's rows (columns) that meet a copy added
+    up. That is 4/9 of the products, and the large image of copies is never made.
     """
 
     def __call__(self, x_BHWI: Array) -> Array:
@@ -35,13 +36,15 @@ class UpsampleConv(Conv):
 
 
 def _merge_taps(kernel: Array, axis: int, phase: int) -> Array:
-    """Three taps on an image of doubled pixels -> two on the image itself, for its even (0) or odd (1) outputs."""
+    """Three taps on an image of doubled pixels -> two on the image itself, for its even (0) or odd (1)
+    outputs."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return jnp.concatenate([first, middle + last] if phase == 0 else [first + middle, last], axis)
 
 
 class ResnetBlock(nnx.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes x goes through a 1 x 1 convolution."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes x goes through a 1 x 1
+    convolution."""
 
     def __init__(self, width_in: int, width_out: int, groups: int, *, dtype, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(width_in, groups, rngs=rngs)
@@ -88,8 +91,8 @@ class MidBlock(nnx.Module):
 class Level(nnx.Module):
     """Residual blocks at one resolution, then `resample` (None at the end of a tower)."""
 
-    def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None, *, dtype,
-                 rngs: nnx.Rngs):
+    def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None, *,
+                 dtype, rngs: nnx.Rngs):
         self.layers = layers
         for i in range(layers):
             block = ResnetBlock(width_in if i == 0 else width_out, width_out, groups, dtype=dtype, rngs=rngs)
@@ -107,8 +110,8 @@ class Level(nnx.Module):
 class Encoder(nnx.Module):
     """[B, H, W, image channels] -> [B, h, w, channels_out]: levels from wide images to deep ones."""
 
-    def __init__(self, image_channels: int, channels_out: int, widths: Sequence[int], layers: int, groups: int,
-                 attention: bool, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, image_channels: int, channels_out: int, widths: Sequence[int], layers: int,
+                 groups: int, attention: bool, *, dtype, rngs: nnx.Rngs):
         options = {'dtype': dtype, 'rngs': rngs}
         self.levels = len(widths)
         self.conv_in = Conv(image_channels, widths[0], **options)
@@ -128,7 +131,8 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, each one block deeper."""
+    """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, each one block
+    deeper."""
 
     def __init__(self, channels: int, image_channels: int, widths: Sequence[int], layers: int, groups: int,
                  attention: bool, *, dtype, rngs: nnx.Rngs):

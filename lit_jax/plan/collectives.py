@@ -3,8 +3,9 @@
     compiled = jax.jit(step, ...).lower(...).compile()
     print(format_collectives(find_collectives(compiled.as_text(), mesh)))
 
-The text is XLA's own and differs by platform; understood are the CPU's and the TPU's forms: synchronous operations,
-`-start` and `-done` pairs, async computations, fusions that spread one collective over several steps, and loops.
+The text is XLA's own and differs by platform; understood are the CPU's and the TPU's forms: synchronous
+operations, `-start` and `-done` pairs, async computations, fusions that spread one collective over several
+steps, and loops.
 """
 import math
 import re
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.sharding import Mesh
 
-KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast',
-         'ragged-all-to-all')
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
+         'collective-broadcast', 'ragged-all-to-all')
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Collective:
     Attributes:
         kind: one of KINDS.
         axes: names of the mesh axes along which it communicates, in the mesh's order.
-        bytes: bytes a device of one execution: of the result for an all-gather, of the input for all others; that is
-            the larger side in each case. What crosses a link depends on the algorithm and is not counted.
+        bytes: bytes a device of one execution: of the result for an all-gather, of the input for all others;
+            that is the larger side in each case. What crosses a link depends on the algorithm and is not
+            counted.
         count: executions a run of the program: the product of the trip counts of the loops around it.
         at_least: a loop around it has an unknown trip count and was counted once.
         group_size: devices that take part together; 2 for a permute.
@@ -63,7 +65,8 @@ def find_collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
 
 
 def format_collectives(collectives: Sequence[Collective]) -> str:
-    """A table: kind, axes, executions a run of the program, MiB a device; a row for each kind and set of axes."""
+    """A table: kind, axes, executions a run of the program, MiB a device; a row for each kind and set of
+    axes."""
     groups: dict[tuple, list[Collective]] = {}
     for collective in collectives:
         groups.setdefault((collective.kind, collective.axes), []).append(collective)
@@ -74,11 +77,12 @@ def format_collectives(collectives: Sequence[Collective]) -> str:
         count = f'{">=" if any(c.at_least for c in group) else ""}{sum(c.count for c in group):,}'
         lines.append(f'{kind:20} {" ".join(axes):18} {count:>8} {total / 2**20:13,.1f}')
     if len(rows) > 1:
-        lines.append(f'{"in all":39} {sum(c.count for c in collectives):>8,} {sum(row[0] for row in rows) / 2**20:13,.1f}')
+        lines.append(f'{"in all":39} {sum(c.count for c in collectives):>8,} '
+                     f'{sum(row[0] for row in rows) / 2**20:13,.1f}')
     return '\n'.join(lines) if rows else 'none: the devices do not communicate'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # HLO text
 
 
@@ -110,7 +114,8 @@ _CALLED = re.compile(r'\b(?:calls|to_apply|true_computation|false_computation)=%
 _BRANCHES = re.compile(r'\b(?:branch_computations|called_computations)=\{([^}]*)\}')
 _COLLECTIVE = re.compile(rf'^({"|".join(KINDS)})(-start)?$')
 # Only lines with one of these are split: a module has tens of thousands of others.
-_INTERESTING = re.compile(rf' ({"|".join(KINDS)})(-start)?\(|=%?[\w.\-]+.* while\(|calls=|to_apply=|body=|_computations?=')
+_INTERESTING = re.compile(
+    rf' ({"|".join(KINDS)})(-start)?\(|=%?[\w.\-]+.* while\(|calls=|to_apply=|body=|_computations?=')
 
 
 def _parse(text: str) -> _Module:
@@ -172,11 +177,12 @@ def _shape_bytes(shape: str) -> int:
     return total
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # From instructions to collectives
 
 
-def _walk(module: _Module, computation: str, times: int, at_least: bool, mesh: Mapping[str, int]) -> Iterator[Collective]:
+def _walk(module: _Module, computation: str, times: int, at_least: bool,
+          mesh: Mapping[str, int]) -> Iterator[Collective]:
     instructions = module.computations.get(computation, {})
     for name, text in instructions.items():
         if not _INTERESTING.search(text):
@@ -189,8 +195,10 @@ def _walk(module: _Module, computation: str, times: int, at_least: bool, mesh: M
         elif instruction.opcode == 'while':
             trips = _trip_count(module, computation, instruction)
             body = re.search(r'\bbody=%?([\w.\-]+)', instruction.attributes)[1]
-            yield from _walk(module, body, times * (1 if trips is None else trips), at_least or trips is None, mesh)
-        elif instruction.opcode not in ('async-update', 'async-done'):   # these name the computation of their start
+            yield from _walk(module, body, times * (1 if trips is None else trips), at_least or trips is None,
+                             mesh)
+        # these name the computation of their start
+        elif instruction.opcode not in ('async-update', 'async-done'):
             for called in _called(instruction.attributes):
                 yield from _walk(module, called, times, at_least, mesh)
 
@@ -203,8 +211,8 @@ def _called(attributes: str) -> list[str]:
 def _continues(instruction: _Instruction, neighbours: Mapping[str, str]) -> bool:
     """Whether this is a later step of a collective that was counted where it starts.
 
-    The TPU compiler spreads a collective over several fusions: each repeats the instruction with the same channel;
-    the first holds a custom call AsyncCollectiveStart.
+    The TPU compiler spreads a collective over several fusions: each repeats the instruction with the same
+    channel; the first holds a custom call AsyncCollectiveStart.
     """
     return ('async_collective_fusion_config' in instruction.attributes
             and not any('"AsyncCollectiveStart"' in text for text in neighbours.values()))
@@ -218,8 +226,9 @@ def _collective(kind: str, instruction: _Instruction, neighbours: Mapping[str, s
     group_size = max((len(group) for group in groups), default=0)
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return Collective(
-        kind=kind, axes=_axes(groups, mesh), bytes=size * group_size if kind == 'all-gather' else size, count=times,
-        at_least=at_least, group_size=group_size, name=instruction.name, source=source[1] if source else '',
+        kind=kind, axes=_axes(groups, mesh), bytes=size * group_size if kind == 'all-gather' else size,
+        count=times, at_least=at_least, group_size=group_size, name=instruction.name,
+        source=source[1] if source else '',
         shapes=tuple(f'{dtype}[{dims}]' for shape in shapes for dtype, dims in _ARRAY.findall(shape)))
 
 
@@ -241,7 +250,8 @@ def _groups(attributes: str, devices: int) -> list[list[int]]:
         return _lists(pairs[1])
     if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={_IOTA}', attributes):
         return _iota(iota[2], iota[3]).reshape(_integers(iota[1])).tolist()
-    if named := re.search(r'replica_groups=@?mesh[\[<]([^\]>]*)[\]>](?:,\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}', attributes):
+    if named := re.search(
+        r'replica_groups=@?mesh[\[<]([^\]>]*)[\]>](?:,\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}', attributes):
         return _mesh_groups(*named.groups())
     explicit = re.search(r'replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}', attributes)
     return (_lists(explicit[1]) if explicit else []) or [list(range(devices))]     # {} means all of them
@@ -269,7 +279,8 @@ def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int
     if device_ids:
         iota = re.match(_IOTA + '?$', device_ids) if device_ids.startswith('[') else None
         ids = _iota(iota[1], iota[2]) if iota else np.array(_integers(device_ids))
-    chosen = [re.match(r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?", axis) for axis in axes.split(',') if axis.strip()]
+    chosen = [re.match(r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?", axis) for axis in axes.split(',')
+              if axis.strip()]
     shape, taken = [], []
     for name, size in names:
         parts = sorted((int(m[2] or 1), int(m[3] or size)) for m in chosen if m[1] == name)
@@ -285,12 +296,13 @@ def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int
     return grid.transpose(kept + taken).reshape(-1, width).tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Loops
 
 
 def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | None:
-    """How often a while loop runs: what XLA notes, else counted from start, step and bound; None if it cannot be told."""
+    """How often a while loop runs: what XLA notes, else counted from start, step and bound; None if it cannot
+    be told."""
     if known := re.search(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes):
         return int(known[1])
     condition = re.search(r'\bcondition=%?([\w.\-]+)', loop.attributes)[1]
@@ -309,8 +321,10 @@ def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | 
 
 
 def _only_constant(module: _Module, condition: str) -> int | None:
-    """The bound of a condition that hides its comparison in a fusion: its one integer, if there is just one."""
-    found = [re.search(r'^[su]\d+\[\]\S* constant\((-?\d+)\)', text) for text in module.computations[condition].values()]
+    """The bound of a condition that hides its comparison in a fusion: its one integer, if there is just
+    one."""
+    found = [re.search(r'^[su]\d+\[\]\S* constant\((-?\d+)\)', text)
+             for text in module.computations[condition].values()]
     values = {int(match[1]) for match in found if match}
     return values.pop() if len(values) == 1 else None
 
@@ -326,7 +340,8 @@ def _constant(module: _Module, computation: str, name: str) -> int | None:
     instruction = module.read(computation, name)
     while instruction and instruction.opcode in ('copy', 'bitcast', 'convert'):
         instruction = module.read(computation, instruction.operands[0])
-    if instruction is None or instruction.opcode != 'constant' or not re.fullmatch(r'-?\d+', instruction.operands[0]):
+    if instruction is None or instruction.opcode != 'constant' or not re.fullmatch(
+        r'-?\d+', instruction.operands[0]):
         return None
     return int(instruction.operands[0])
 
@@ -338,5 +353,6 @@ def _step(module: _Module, body: str, name: str) -> int:
         instruction = module.read(body, instruction.operands[0])
     if instruction is None or instruction.opcode != 'add':
         return 1
-    added = [value for value in (_constant(module, body, operand) for operand in instruction.operands) if value]
+    added = [value for value in (_constant(module, body, operand) for operand in instruction.operands)
+             if value]
     return added[0] if added else 1

@@ -13,11 +13,13 @@ from lit_jax.training.state import abstract_state
 
 
 def describe_recipe(config: ConfigDict) -> str:
-    """The resolved recipe, the parameter table with GMACs, the sharding of the state, and what is missing here."""
+    """The resolved recipe, the parameter table with GMACs, the sharding of the state, and what is missing
+    here."""
     config = finalize(config, jax.device_count())
     network = setup.build_network(config)
     state = abstract_state(network, setup.build_optimizer(config))
-    sections = [('recipe', json.dumps(config.to_dict(), indent=1)), ('parameters', format_parameters(network)),
+    sections = [('recipe', json.dumps(config.to_dict(), indent=1)),
+                ('parameters', format_parameters(network)),
                 (f'train state on {jax.device_count()} device(s)',
                  format_shardings(state, make_mesh(config.mesh.to_dict())))]
     try:

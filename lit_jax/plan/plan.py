@@ -2,8 +2,8 @@
 
     python train.py --config=configs/lit_xl.py --plan=v5e:4x4
 
-The real train step is compiled for the slice by its own compiler; memory and collectives are read from the compiled
-program, and the cost from the model's own count. Nothing is run.
+The real train step is compiled for the slice by its own compiler; memory and collectives are read from the
+compiled program, and the cost from the model's own count. Nothing is run.
 """
 import importlib.metadata
 import math
@@ -53,9 +53,11 @@ class Plan:
     """A recipe on a topology, in numbers.
 
     Attributes:
-        config: the recipe, finalized for the topology: its mesh has sizes. teacher: how the teacher was found, or ''.
-        macs: multiply-accumulates of a step on all devices, by the model's own count. collectives: None if the compiler
-            refused the program. trace_seconds, compile_seconds: on this machine. refusal: what the compiler said, or ''.
+        config: the recipe, finalized for the topology: its mesh has sizes. teacher: how the teacher was
+            found, or ''.
+        macs: multiply-accumulates of a step on all devices, by the model's own count. collectives: None if
+            the compiler refused the program. trace_seconds, compile_seconds: on this machine. refusal: what
+            the compiler said, or ''.
         advice: what to change, as (flags of train.py, what they do); empty if it fits.
     """
     config: ConfigDict
@@ -88,7 +90,8 @@ class Plan:
 
     @property
     def peak_seconds(self) -> float | None:
-        """A step of these FLOPs at the peak speed of the chips: no step is faster. None where the peak is not known."""
+        """A step of these FLOPs at the peak speed of the chips: no step is faster. None where the peak is not
+        known."""
         chip = self.topology.chip
         return self.flops / self.devices / chip.peak_flops if chip else None
 
@@ -104,7 +107,8 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     The first plan of a process turns jax to the CPU; no accelerator is looked for.
 
     Raises:
-        UserError: an unknown topology, no TPU compiler, or a recipe that cannot be on so many devices. A program that
+        UserError: an unknown topology, no TPU compiler, or a recipe that cannot be on so many devices. A
+        program that
             is too large for the memory is no error: the plan says so.
     """
     topology = find_topology(topology)
@@ -124,7 +128,8 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     parts = {name: _local_bytes(tree) for name, tree in _named_parts(arguments).items()}
     memory = (_refused_memory(refusal, parts) if compiled is None
               else _compiled_memory(compiled, parts, counts_peak=topology.chip is not None))
-    fields = {'config': config, 'topology': topology, 'teacher': teacher, 'memory': memory, 'refusal': refusal,
+    fields = {'config': config, 'topology': topology, 'teacher': teacher, 'memory': memory,
+              'refusal': refusal,
               'macs': train_macs(network, teacher_network, config.train.batch_size),
               'collectives': find_collectives(compiled.as_text(), mesh) if compiled else None,
               'trace_seconds': traced - began, 'compile_seconds': ended - traced}
@@ -132,15 +137,16 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     return plan if plan.fits else Plan(**fields, advice=advise(plan))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The program
 
 
 def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
-    """The network of the recipe's teacher and, in words, where its architecture comes from; (None, '') without one.
+    """The network of the recipe's teacher and, in words, where its architecture comes from; (None, '')
+    without one.
 
-    Its weights are not looked at. Where the folder is missing, DiT of the size that it is named after ('models/dit_xl')
-    is taken, else of the student's depth and width.
+    Its weights are not looked at. Where the folder is missing, DiT of the size that it is named after
+    ('models/dit_xl') is taken, else of the student's depth and width.
     """
     path, dtype = config.teacher.path, DTYPES[config.train.dtype]
     if not path:
@@ -151,14 +157,15 @@ def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
         arch, origin = _assumed_teacher(config), f'{path} is not here, a guess by its name and the student'
     network = Network(arch, dtype=dtype, scan_layers=config.train.scan_layers)
     mixer = network.arch['mixer']
-    return network, (f'{origin}: {network.arch["depth"]} blocks of width {network.arch["width"]}, {mixer["heads"]} heads '
-                     f'of {mixer["name"]} attention')
+    return network, (f'{origin}: {network.arch["depth"]} blocks of width {network.arch["width"]}, '
+                     f'{mixer["heads"]} heads of {mixer["name"]} attention')
 
 
 def _is_here(path: str) -> bool:
     try:
         return as_path(path).exists()
-    except (UserError, OSError):      # a bucket that this machine cannot ask; the plan needs the architecture only
+    # a bucket that this machine cannot ask; the plan needs the architecture only
+    except (UserError, OSError):
         return False
 
 
@@ -166,7 +173,8 @@ def _assumed_teacher(config: ConfigDict) -> dict:
     arch = dict(setup.build_network(config).arch)
     if arch['family'] == 'pixart':       # PixArt-Σ has as many heads of one kind as of the other
         return arch | {'mixer': softmax_mixer(arch['cross_heads']).to_dict(), 'stages': ()}
-    named = re.search(rf'(?:^|[/_\-])dit[_\-]({"|".join(SIZES)})(?:[_\-]|$)', config.teacher.path.lower().rstrip('/'))
+    named = re.search(rf'(?:^|[/_\-])dit[_\-]({"|".join(SIZES)})(?:[_\-]|$)',
+                      config.teacher.path.lower().rstrip('/'))
     same_width = [size for size in SIZES.values() if size['width'] == arch['width']]
     size = SIZES[named[1]] if named else same_width[0] if same_width else None
     heads = size['softmax_heads'] if size else arch['mixer']['heads']
@@ -191,7 +199,8 @@ def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
 
 
 def _abstract_batch(config: ConfigDict, network: Network) -> dict:
-    """The arrays of a batch. Captions are planned as features: those that are encoded in the step are made from tokens."""
+    """The arrays of a batch. Captions are planned as features: those that are encoded in the step are made
+    from tokens."""
     size, (_, _, cond) = config.train.batch_size, network.example_inputs(config.train.batch_size)
     # Cached latents come as the mean and log-variance of the VAE's posterior.
     name, parts = ('moments', 2) if config.data.name in ('latents', 'caption_latents') else ('image', 1)
@@ -216,7 +225,7 @@ def _compile(lowered):
         return None, str(error)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Memory
 
 
@@ -227,21 +236,25 @@ def _named_parts(arguments) -> dict:
 
 
 def _local_bytes(tree) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(tree))
 
 
 def _compiled_memory(compiled, parts: Mapping[str, int], *, counts_peak: bool) -> Memory:
-    """Args: counts_peak: whether the compiler's own peak has everything in it; the CPU's leaves the arguments out."""
+    """Args: counts_peak: whether the compiler's own peak has everything in it; the CPU's leaves the arguments
+    out."""
     stats = compiled.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     peak = stats.peak_memory_in_bytes if counts_peak else 0
     peak = peak or stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes
-    return Memory(arguments=stats.argument_size_in_bytes, outputs=outputs, temporaries=stats.temp_size_in_bytes,
-                  code=stats.generated_code_size_in_bytes, peak=peak, parts=parts)
+    return Memory(arguments=stats.argument_size_in_bytes, outputs=outputs,
+                  temporaries=stats.temp_size_in_bytes, code=stats.generated_code_size_in_bytes, peak=peak,
+                  parts=parts)
 
 
 def _refused_memory(refusal: str, parts: Mapping[str, int]) -> Memory:
-    """The little that is known of a program that was refused: the arguments, and what the compiler asked for."""
+    """The little that is known of a program that was refused: the arguments, and what the compiler asked
+    for."""
     arguments, needed = sum(parts.values()), parse_refusal(refusal)
     return Memory(arguments=arguments, outputs=0, temporaries=max(needed - arguments, 0), code=0,
                   peak=max(needed, arguments), parts=parts)
@@ -250,19 +263,20 @@ def _refused_memory(refusal: str, parts: Mapping[str, int]) -> Memory:
 def parse_refusal(message: str) -> int:
     """Bytes that a program needs, arguments included, by a message of the TPU compiler; 0 if it does not say.
 
-    '... total memory required for HLO temporaries (20.70G) exceeds available HBM (15.75G).' (what it calls temporaries
-    has the arguments in it), or '... Used 20.70G of 15.75G hbm.'
+    '... total memory required for HLO temporaries (20.70G) exceeds available HBM (15.75G).' (what it calls
+    temporaries has the arguments in it), or '... Used 20.70G of 15.75G hbm.'
     """
     match = re.search(r'(?:temporaries \(|\bUsed )([\d.]+)\s*([KMGT]?)', message)
     return round(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' ')) if match else 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Advice
 
 
 def advise(plan: Plan) -> list[tuple[str, str]]:
-    """What to change in a recipe that does not fit, the likeliest first: (flags of train.py, what they do)."""
+    """What to change in a recipe that does not fit, the likeliest first: (flags of train.py, what they
+    do)."""
     memory, limit = plan.memory, plan.topology.usable_memory
     for_arguments, for_temporaries = _cut_arguments(plan), _cut_temporaries(plan)
     if memory.arguments >= limit:                       # no temporaries are small enough then
@@ -284,7 +298,8 @@ def _cut_arguments(plan: Plan) -> list[tuple[str, str]]:
     if plan.memory.arguments - arguments < excess / 4:      # would not be felt, or cannot be cut further
         return []
     return [(f'--config.mesh.data={ways // fsdp} --config.mesh.fsdp={fsdp}',
-             f'state and teacher cut over {fsdp} devices, not {mesh["fsdp"]}: arguments about {_size(arguments)}')]
+             f'state and teacher cut over {fsdp} devices, not {mesh["fsdp"]}: arguments about '
+             f'{_size(arguments)}')]
 
 
 def _cut_temporaries(plan: Plan) -> list[tuple[str, str]]:
@@ -292,15 +307,16 @@ def _cut_temporaries(plan: Plan) -> list[tuple[str, str]]:
     ways, room = plan.mesh['data'] * plan.mesh['fsdp'], plan.topology.usable_memory - plan.memory.arguments
     if train.remat != 'full':
         milder = ' (dots: fewer of both)' if train.remat == 'none' else ''
-        lines.append(('--config.train.remat=full', 'keeps the input of each block only, for one more forward pass of the '
-                      f'student{milder}'))
+        lines.append(('--config.train.remat=full', 'keeps the input of each block only, for one more forward '
+                                                   f'pass of the student{milder}'))
     parts = [n for n in range(train.accumulate + 1, train.batch_size // ways + 1)
              if n % train.accumulate == 0 and train.batch_size % (ways * n) == 0]
     if parts:
         enough = [n for n in parts if memory.temporaries * train.accumulate / n <= room]
         n = enough[0] if enough else parts[-1]
-        lines.append((f'--config.train.accumulate={n}', f'the same batch in {n} parts of {train.batch_size // n}: '
-                      f'temporaries about {_size(memory.temporaries * train.accumulate / n)}'))
+        lines.append((f'--config.train.accumulate={n}',
+                      f'the same batch in {n} parts of {train.batch_size // n}: temporaries about '
+                      f'{_size(memory.temporaries * train.accumulate / n)}'))
     unit = ways * train.accumulate
     batch = int(train.batch_size * room / max(memory.temporaries, 1)) // unit * unit
     if 0 < batch < train.batch_size:
@@ -308,7 +324,7 @@ def _cut_temporaries(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Words
 
 
@@ -316,13 +332,15 @@ def format_plan(plan: Plan) -> str:
     """The verdict first, then what it rests on."""
     sections = [verdict(plan), _format_recipe(plan)]
     if plan.advice:
-        sections.append('\n'.join(['what to change, one or several of', *(f'  {flags:46} {what}' for flags, what in plan.advice)]))
+        sections.append('\n'.join(['what to change, one or several of',
+                                   *(f'  {flags:46} {what}' for flags, what in plan.advice)]))
     sections += [_format_memory(plan), _format_compute(plan)]
     table = format_collectives(plan.collectives).splitlines() if plan.collectives is not None else [
         'not known: the compiler stopped before it had placed them']
     sections.append('\n'.join(['collectives of a step', *(f'  {line}' for line in table)]))
     compiler = [f'jax {jax.__version__}'] + ([f'libtpu {_version("libtpu")}'] if plan.topology.chip else [])
-    sections.append(f'traced in {plan.trace_seconds:.1f} s, compiled in {plan.compile_seconds:.1f} s by {", ".join(compiler)}')
+    sections.append(f'traced in {plan.trace_seconds:.1f} s, compiled in {plan.compile_seconds:.1f} s by '
+                    f'{", ".join(compiler)}')
     return '\n\n'.join(sections)
 
 
@@ -332,22 +350,27 @@ def verdict(plan: Plan) -> str:
     if plan.refusal and not parse_refusal(plan.refusal):
         return f'does not fit: the compiler says {plan.refusal.splitlines()[0]}'
     peak = plan.memory.peak
-    return f'{"fits" if plan.fits else "does not fit"}: {_size(peak)} of {_size(limit)} a device ({peak / limit:.0%})'
+    return (f'{"fits" if plan.fits else "does not fit"}: {_size(peak)} of {_size(limit)} a device '
+            f'({peak / limit:.0%})')
 
 
 def _format_recipe(plan: Plan) -> str:
     train, topology = plan.config.train, plan.topology
     hosts = f' on {topology.hosts} host{"s" if topology.hosts > 1 else ""}' if topology.hosts else ''
-    chip = f', {_size(topology.memory)} each' + (f' of which a program may have {_size(topology.usable_memory)}'
+    chip = f', {_size(topology.memory)} each' + (f' of which a program may have '
+                                                 f'{_size(topology.usable_memory)}'
                                                  if topology.usable_memory < topology.memory else '')
     layers = 'layers scanned' if train.scan_layers else 'layers unrolled'
-    images, sharing = train.batch_size // (plan.mesh['data'] * plan.mesh['fsdp']), plan.mesh['tensor'] * plan.mesh['seq']
+    images, sharing = train.batch_size // (plan.mesh['data']
+                                           * plan.mesh['fsdp']), plan.mesh['tensor'] * plan.mesh['seq']
     holders = f'{sharing} devices together' if sharing > 1 else 'a device'
-    rows = [('recipe', f'{plan.config.name}: batch {train.batch_size}, {train.dtype}, remat {train.remat}, accumulate '
+    rows = [('recipe', f'{plan.config.name}: batch {train.batch_size}, {train.dtype}, remat {train.remat}, '
+                       f'accumulate '
                        f'{train.accumulate}, {layers}'),
             ('teacher', plan.teacher or 'none'),
             ('slice', f'{topology.name}: {plan.devices} devices{hosts}{chip}'),
-            ('mesh', '  '.join(f'{axis} {n}' for axis, n in plan.mesh.items()) + f'   ({images} of the batch on {holders})')]
+            ('mesh', '  '.join(f'{axis} {n}' for axis, n in plan.mesh.items()) + f'   ({images} of the batch '
+                                                                                 f'on {holders})')]
     return '\n'.join(f'{name:9}{text}' for name, text in rows)
 
 
@@ -369,8 +392,8 @@ def _format_compute(plan: Plan) -> str:
     lines += [f'  {name:8}{_count(count):>10}{_count(count / plan.devices):>10} a device'
               for name, count in (('MACs', plan.macs), ('FLOPs', plan.flops))]
     if plan.peak_seconds is not None:
-        lines.append(f'  at the peak of the chips, {plan.topology.chip.peak_flops / 1e12:g} TFLOP/s each, a step takes '
-                     f'{1e3 * plan.peak_seconds:.1f} ms: none is faster')
+        lines.append(f'  at the peak of the chips, {plan.topology.chip.peak_flops / 1e12:g} TFLOP/s each, a '
+                     f'step takes {1e3 * plan.peak_seconds:.1f} ms: none is faster')
     return '\n'.join(lines)
 
 

@@ -1,7 +1,7 @@
 """Devices to compile for that need not be here: `v5e:4x4`, `v5p:2x4x4`, `cpu:8`.
 
-TPU slices come from the TPU compiler, which the `libtpu` wheel brings to any Linux machine. Nothing here starts or
-looks for an accelerator: jax is told to use the CPU only.
+TPU slices come from the TPU compiler, which the `libtpu` wheel brings to any Linux machine. Nothing here
+starts or looks for an accelerator: jax is told to use the CPU only.
 """
 import contextlib
 import importlib.util
@@ -16,10 +16,11 @@ from jax.experimental import topologies
 from lit_jax.runtime.chips import CHIPS, Chip
 from lit_jax.runtime.errors import UserError
 
-# libtpu asks the cloud's metadata server what machine it is on, and wants to be alone: neither holds for a compiler.
-# A slice type and a host are only there to be named; the topology is given apart.
-_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost',
-                'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_LOG_DIR': 'disabled'}
+# libtpu asks the cloud's metadata server what machine it is on, and wants to be alone: neither holds for a
+# compiler. A slice type and a host are only there to be named; the topology is given apart.
+_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+                'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+                'TPU_LOG_DIR': 'disabled'}
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def find_topology(name: str) -> Topology:
         return _cpu(name, shape)
     chips = {chip.name: chip for chip in CHIPS}
     if kind in ('gpu', 'cuda', 'rocm') or (kind in chips and chips[kind].platform == 'gpu'):
-        raise UserError(f'{name}: programs for a GPU can only be compiled where one is, so a plan covers TPU slices and '
-                        'cpu:N. On a GPU machine, --dry_run shows the sharding, and the first log line the memory.')
+        raise UserError(f'{name}: programs for a GPU can only be compiled where one is, so a plan covers TPU '
+                        f'slices and cpu:N. On a GPU machine, --dry_run shows the sharding, and the first '
+                        f'log line the memory.')
     if kind not in chips:
         raise UserError(f'unknown topology {name!r}; known:\n{_known()}')
     return _tpu(name, chips[kind], shape)
@@ -68,20 +70,21 @@ def _known() -> str:
     lines = [f'  {chip.name:6} {", ".join(f"{chip.name}:{shape}" for shape in chip.shapes)}'
              for chip in CHIPS if chip.platform == 'tpu']
     return '\n'.join([*lines, '  cpu    cpu:8 (any number of virtual devices)',
-                      'A slice goes by its shape in chips: what the cloud calls v5litepod-16 is v5e:4x4, v5p-64 (64 '
-                      'cores, 32 chips) is v5p:2x4x4.'])
+                      'A slice goes by its shape in chips: what the cloud calls v5litepod-16 is v5e:4x4, '
+                      'v5p-64 (64 cores, 32 chips) is v5p:2x4x4.'])
 
 
 def _count(shape: str) -> int:
     return math.prod(int(side) for side in shape.split('x'))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # TPU
 
 
 def _tpu(name: str, chip: Chip, shape: str) -> Topology:
-    known = f'shapes of {chip.name}: {", ".join(chip.shapes)}' + (', and others of three axes' if chip.any_shape else '')
+    known = f'shapes of {chip.name}: {", ".join(chip.shapes)}' + (', and others of three axes'
+                                                                  if chip.any_shape else '')
     if not re.fullmatch(r'\d+(x\d+)*', shape) or shape.count('x') != chip.shapes[0].count('x'):
         raise UserError(f'{name}: {shape!r} is no shape of a {chip.name} slice; {known}')
     if shape not in chip.shapes and not chip.any_shape:
@@ -118,7 +121,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # CPU
 
 
@@ -131,7 +134,7 @@ def _cpu(name: str, count: str) -> Topology:
         jax.config.update('jax_num_cpu_devices', wanted)
     devices = jax.devices('cpu')
     if len(devices) < wanted:
-        raise UserError(f'{name}: jax runs already with {len(devices)} CPU device(s) in this process, {wanted} are asked '
-                        'for; make the plan in a process of its own')
+        raise UserError(f'{name}: jax runs already with {len(devices)} CPU device(s) in this process, '
+                        f'{wanted} are asked for; make the plan in a process of its own')
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / wanted     # they share this machine's
     return Topology(name, tuple(devices[:wanted]), None, None, memory, memory)

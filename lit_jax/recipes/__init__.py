@@ -16,5 +16,5 @@ from lit_jax.recipes.recipe import (
     text_to_image,
 )
 
-__all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer', 'load_recipe',
-           'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']
+__all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer',
+           'load_recipe', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']

@@ -1,7 +1,8 @@
 """Rows of published tables as recipes: `--config=configs/paper/table4.py:xl_teacher_0.5_0.05`.
 
-A file of configs/paper/ has ROWS, a dict of row name -> `Row`, and `get_config(row)`, which is `row_recipe` of its rows.
-The published figures travel with the recipe (`config.published`) into the workdir and its report.
+A file of configs/paper/ has ROWS, a dict of row name -> `Row`, and `get_config(row)`, which is `row_recipe`
+of its rows. The published figures travel with the recipe (`config.published`) into the workdir and its
+report.
 """
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from lit_jax.runtime.errors import UserError
 
 ABLATION_STEPS = 400_000
 # The paper of a table, by how the name of its file begins.
-PAPERS = {'dydi_table': 'DyDi-LiT (arXiv 2601.13683)', 'dig_table': 'DiG (arXiv 2405.18428)', 'table': 'LiT (arXiv 2501.12976)'}
+PAPERS = {'dydi_table': 'DyDi-LiT (arXiv 2601.13683)', 'dig_table': 'DiG (arXiv 2405.18428)',
+          'table': 'LiT (arXiv 2501.12976)'}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Row:
     Attributes:
         size: a key of `recipes.SIZES`. mixer: 'linear' or 'softmax'.
         set: fields by their path, {'model.mixer.heads': 2}.
-        published: FID-50K and, where given, inception score, precision and recall; {'fid', 'is', 'precision', 'recall'},
-            and what else the table prints (`printed`). 'gflops' is the paper's own count.
+        published: FID-50K and, where given, inception score, precision and recall; {'fid', 'is', 'precision',
+            'recall'}, and what else the table prints (`printed`). 'gflops' is the paper's own count.
         cfg_scale: classifier-free guidance of the figures, 1 = none.
-        system: a key of `lit_jax.recipes.systems.SYSTEMS`, of which `size` is then a size; `mixer` is not looked at.
+        system: a key of `lit_jax.recipes.systems.SYSTEMS`, of which `size` is then a size; `mixer` is not
+            looked at.
         sub_imagenet: trained on 100 classes, at the image size that `set` may give.
     """
     size: str
@@ -40,7 +43,8 @@ class Row:
     sub_imagenet: bool = False
 
 
-def scores(fid: float, inception: float | None = None, precision: float | None = None, recall: float | None = None) -> dict:
+def scores(fid: float, inception: float | None = None, precision: float | None = None,
+           recall: float | None = None) -> dict:
     """The columns of the papers' tables; those that are not published are left out."""
     values = {'fid': fid, 'is': inception, 'precision': precision, 'recall': recall}
     return {name: value for name, value in values.items() if value is not None}
@@ -58,13 +62,15 @@ def printed(columns: str, line: str, **more: float) -> dict:
 
 
 def row_recipe(table: str, rows: Mapping[str, Row], name: str) -> ConfigDict:
-    """The recipe of a row: the settings that the papers share (400K steps of 256; or Sub-ImageNet's), then what it sets."""
+    """The recipe of a row: the settings that the papers share (400K steps of 256; or Sub-ImageNet's), then
+    what it sets."""
     if name not in rows:
-        raise UserError(f'{table} has no row {name!r}; give one after the file, as in configs/paper/{table}.py:'
-                        f'{next(iter(rows))}; its rows: {", ".join(rows)}')
+        raise UserError(f'{table} has no row {name!r}; give one after the file, as in '
+                        f'configs/paper/{table}.py:{next(iter(rows))}; its rows: {", ".join(rows)}')
     row = rows[name]
     config = recipes.default()
-    config.train.steps, config.eval.steps = ABLATION_STEPS, 250      # 250: what all of them sample with on ImageNet
+    # 250: what all of them sample with on ImageNet
+    config.train.steps, config.eval.steps = ABLATION_STEPS, 250
     config = system(config, row.system, row.size) if row.system else recipes.size(config, row.size, row.mixer)
     if row.sub_imagenet:
         sub_imagenet(config)

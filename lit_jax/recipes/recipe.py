@@ -1,7 +1,8 @@
-"""Recipes: the default one, the table of model sizes, and `finalize`, the one place where a recipe is checked.
+"""Recipes: the default one, the table of model sizes, and `finalize`, the one place where a recipe is
+checked.
 
-A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field can be
-overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
+A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field
+can be overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
 """
 import importlib.util
 import math
@@ -18,7 +19,8 @@ from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
 from lit_jax.runtime.errors import UserError
 
-# DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
+# DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table
+# 1).
 SIZES = MappingProxyType({
     's': {'depth': 12, 'width': 384, 'softmax_heads': 6, 'linear_heads': 2},
     'b': {'depth': 12, 'width': 768, 'softmax_heads': 12, 'linear_heads': 3},
@@ -28,7 +30,8 @@ SIZES = MappingProxyType({
 
 
 OPTIMIZERS = ('adamw', 'came', 'muon')     # lit_jax/training/state.py
-MOST_FSDP = 128     # divides the width of every size, so of any teacher; a weight in more parts is mostly latency
+# divides the width of every size, so of any teacher; a weight in more parts is mostly latency
+MOST_FSDP = 128
 
 
 def softmax_mixer(heads: int) -> ConfigDict:
@@ -37,9 +40,10 @@ def softmax_mixer(heads: int) -> ConfigDict:
 
 
 def linear_mixer(heads: int) -> ConfigDict:
-    """LiT's linear attention; `dwc_kernel` 0 leaves the convolution out, `focus_power` 3 is the focused function."""
-    return ConfigDict({'name': 'linear', 'heads': heads, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu',
-                       'focus_power': 0})
+    """LiT's linear attention; `dwc_kernel` 0 leaves the convolution out, `focus_power` 3 is the focused
+    function."""
+    return ConfigDict({'name': 'linear', 'heads': heads, 'qkv_bias': False, 'dwc_kernel': 5,
+                       'activation': 'relu', 'focus_power': 0})
 
 
 def default() -> ConfigDict:
@@ -48,14 +52,16 @@ def default() -> ConfigDict:
     config = ConfigDict({
         'name': '',                      # written into the log and the workdir; a workdir keeps one recipe
         'seed': 0,
-        'published': ConfigDict(),       # figures of the paper for this very recipe (lit_jax/recipes/paper.py)
+        # figures of the paper for this very recipe (lit_jax/recipes/paper.py)
+        'published': ConfigDict(),
         'model': {
             'family': 'dit',
             'depth': size['depth'], 'width': size['width'], 'patch': 2,
             'mlp_ratio': 4.0, 'learn_sigma': True,
             'ffn': 'mlp',
             'mixer': softmax_mixer(size['softmax_heads']),
-            'stages': (),                # runs of blocks whose mixers differ (lit_jax/models/dit.py: stage_mixers)
+            # runs of blocks whose mixers differ (lit_jax/models/dit.py: stage_mixers)
+            'stages': (),
         },
         'latent': {                      # what the network denoises
             'space': 'vae',              # 'vae' or 'pixels'
@@ -63,22 +69,27 @@ def default() -> ConfigDict:
             'downscale': 8,              # image pixels a latent pixel, each way
             'channels': 4,
             'scale': 0.18215,            # x0 = scale · (latent or pixels); sd-vae scaling_factor
-            'vae_path': os.environ.get('LIT_JAX_VAE', ''),    # VAE folder: to train from images, to see samples
+            # VAE folder: to train from images, to see samples
+            'vae_path': os.environ.get('LIT_JAX_VAE', ''),
         },
         'data': {
             'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, synthetic
-            'path': '',                  # folder of the data set; default: its place in $LIT_JAX_DATA (lit_jax/data/sources.py)
+            # folder of the data set; default: its place in $LIT_JAX_DATA (lit_jax/data/sources.py)
+            'path': '',
             'flip': True,                # mirror half of the examples
             'strict': False,             # stop at a damaged image instead of taking the next one
             'threads': 0,                # that read ahead; 0: one, for encoded images one a core
             'image_size': 256,
             'num_classes': 1000,
-            'classes': '',               # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
-            'buckets': False,            # captioned images in about their own aspect ratio (lit_jax/data/buckets.py)
+            # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
+            'classes': '',
+            # captioned images in about their own aspect ratio (lit_jax/data/buckets.py)
+            'buckets': False,
         },
         'text': {                        # the captions of a text-to-image model
             'encoder': '',               # id of the text encoder
-            'encoder_path': os.environ.get('LIT_JAX_TEXT_ENCODER', ''),    # its folder: to train from captions as they are
+            # its folder: to train from captions as they are
+            'encoder_path': os.environ.get('LIT_JAX_TEXT_ENCODER', ''),
             'channels': 4096, 'tokens': 300,     # of its features
             'long_ratio': 0.6,           # how often the longer of two captions is taken
         },
@@ -90,7 +101,8 @@ def default() -> ConfigDict:
         },
         'inherit': {                     # '' starts from random weights
             'path': '',                  # model folder or workdir of the same width and depth
-            'copy': '',                  # of the attention: any of q, k, v, o joined by commas (LiT table 3); 'all' goes on
+            # of the attention: any of q, k, v, o joined by commas (LiT table 3); 'all' goes on
+            'copy': '',
         },
         'train': {
             'steps': 400_000,
@@ -110,15 +122,18 @@ def default() -> ConfigDict:
             'scan_layers': True,
             'remat': 'none',             # none, full, dots, dots_no_batch
         },
-        'mesh': {                        # devices along each axis; -1 takes those that are left (docs/clusters.md)
+        # devices along each axis; -1 takes those that are left (docs/clusters.md)
+        'mesh': {
             'data': -1,                  # copies of the weights
-            'fsdp': 1,                   # cuts weights and optimizer; -1 beside data -1: as far as the width divides
+            # cuts weights and optimizer; -1 beside data -1: as far as the width divides
+            'fsdp': 1,
             'tensor': 1,                 # cuts heads and hidden widths
             'seq': 1,                    # cuts rows of tokens, for high resolution
         },
         'log': {
             'every': 100, 'tensorboard': False, 'wandb': False,
-            'peak_tflops': 0.0,          # bfloat16 peak of one device for the MFU; 0: lit_jax/runtime/chips.py
+            # bfloat16 peak of one device for the MFU; 0: lit_jax/runtime/chips.py
+            'peak_tflops': 0.0,
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
         'eval': {                        # scores of EMA samples while training (docs/evaluation.md)
@@ -126,9 +141,11 @@ def default() -> ConfigDict:
             'num_samples': 10_000,
             'full_every': 0,             # seldom, and then with full_num_samples; 0: never
             'full_num_samples': 50_000,
-            'metrics': 'fid,is', 'best': 'fid',     # `best`: the score whose best weights are kept in WORKDIR/best
+            # `best`: the score whose best weights are kept in WORKDIR/best
+            'metrics': 'fid,is', 'best': 'fid',
             'reference': '',             # ADM's .npz, or one of `python evaluate.py reference`
-            'features': 'inception', 'inception': '',     # 'digits' for the digits; path of the Inception weights
+            # 'digits' for the digits; path of the Inception weights
+            'features': 'inception', 'inception': '',
             'steps': 50, 'method': 'ddpm', 'cfg_scales': (1.0,), 'cfg_channels': 3, 'labels': 'random',
             'batch_size': 0,             # images on their way at once on a host; 0: two groups of 16 a device
         },
@@ -153,7 +170,8 @@ def load_recipe(path: Path, row: str | None = None) -> ConfigDict:
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
-    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES; the larger ones are cut over `fsdp`."""
+    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES; the larger ones are cut over
+    `fsdp`."""
     row = SIZES[name]
     config.model.depth, config.model.width = row['depth'], row['width']
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
@@ -164,16 +182,19 @@ def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
 
 
 def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict:
-    """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with the training settings of LiT.
+    """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with the training
+    settings of LiT.
 
-    The paper gives λ1, λ2, learning rate, batch and the share of long captions; optimizer, warm-up and clipping are those of
-    PixArt-Σ's own recipe with the same learning rate and batch."""
+    The paper gives λ1, λ2, learning rate, batch and the share of long captions; optimizer, warm-up and
+    clipping are those of PixArt-Σ's own recipe with the same learning rate and batch."""
     make = {'softmax': lambda: softmax_mixer(16), 'linear': lambda: linear_mixer(2)}[mixer]
-    config.model = ConfigDict({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'mlp_ratio': 4.0, 'learn_sigma': True,
+    config.model = ConfigDict({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'mlp_ratio': 4.0,
+                               'learn_sigma': True,
                                'ffn': 'mlp', 'mixer': make(), 'stages': (), 'cross_heads': 16,
                                'pe_interpolation': image_size / 512})
     config.latent.update({'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025})
-    config.data.update({'name': 'caption_latents', 'image_size': image_size, 'flip': False})     # a mirrored "left of" is none
+    # a mirrored "left of" is none
+    config.data.update({'name': 'caption_latents', 'image_size': image_size, 'flip': False})
     config.text.encoder = 'PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers'
     config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
     config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
@@ -184,11 +205,13 @@ def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set apart."""
+    """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set
+    apart."""
     config.data.name, config.data.image_size, config.data.num_classes = 'digits', 8, 10
     config.data.flip = False                 # a mirrored 2 is no 2
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
-    # Doubled pixels: with DiT's linear schedule 8x8 pixels of unit size drown in noise too early to be learned.
+    # Doubled pixels: with DiT's linear schedule 8x8 pixels of unit size drown in noise too early to be
+    # learned.
     config.latent.scale = 2.0
     config.model.update({'depth': 4, 'width': 64, 'patch': 2})
     config.train.update({'batch_size': 64, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True})
@@ -205,17 +228,21 @@ def is_text(config: ConfigDict) -> bool:
 
 
 def shapes(config: ConfigDict) -> ConfigDict:
-    """What the recipes of the rendered shapes share: captions, pixels, a small model and its rhythm; mixers are set apart."""
+    """What the recipes of the rendered shapes share: captions, pixels, a small model and its rhythm; mixers
+    are set apart."""
     config.data.update({'name': 'shapes', 'image_size': 18, 'flip': False})
-    config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'), 'channels': 64, 'tokens': 12})
+    config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'),
+                        'channels': 64, 'tokens': 12})
     config.text.long_ratio = 0.4             # prompts are worded like the short captions
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 3})
     config.latent.scale = 2.0                # what a caption says must show above the noise
-    config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 128, 'patch': 3, 'mlp_ratio': 4.0, 'learn_sigma': True,
+    config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 128, 'patch': 3, 'mlp_ratio': 4.0,
+                               'learn_sigma': True,
                                'ffn': 'mlp', 'mixer': softmax_mixer(8), 'stages': (), 'cross_heads': 8,
-                               'pe_interpolation': 6 / 32})     # coordinates up to 32, as PixArt-Σ has them: neighbours differ
-    config.train.update({'batch_size': 32, 'learning_rate': 8e-4, 'clip_norm': 0.1, 'ema_decay': 0.998, 'ema_warmup': True,
-                         'dtype': 'float32'})
+                               # coordinates up to 32, as PixArt-Σ has them: neighbours differ
+                               'pe_interpolation': 6 / 32})
+    config.train.update({'batch_size': 32, 'learning_rate': 8e-4, 'clip_norm': 0.1, 'ema_decay': 0.998,
+                         'ema_warmup': True, 'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 16, 'cfg_scale': 1.5, 'method': 'dpm++', 'steps': 20, 'every': 0})
     return config
@@ -229,9 +256,11 @@ def architecture(config: ConfigDict) -> dict:
         nearest = max(unit, round(image_size / unit) * unit)
         raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
                         f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
-    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2, 'channels': config.latent.channels}
+    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2,
+            'channels': config.latent.channels}
     if is_text(config):
-        arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels, 'caption_tokens': config.text.tokens}
+        arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels,
+                 'caption_tokens': config.text.tokens}
     else:
         arch['num_classes'] = config.data.num_classes
     name = arch['mixer'].get('name')
@@ -248,8 +277,9 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     arch = architecture(config)
     train = config.train
-    for section, field in (('train', 'steps'), ('train', 'batch_size'), ('train', 'accumulate'), ('log', 'every'),
-                           ('checkpoint', 'every'), ('checkpoint', 'keep_latest'), ('diffusion', 'steps')):
+    for section, field in (('train', 'steps'), ('train', 'batch_size'), ('train', 'accumulate'),
+                           ('log', 'every'), ('checkpoint', 'every'), ('checkpoint', 'keep_latest'),
+                           ('diffusion', 'steps')):
         if config[section][field] < 1:
             raise UserError(f'{section}.{field} must be at least 1, got {config[section][field]}')
     if train.dtype not in DTYPES:
@@ -261,8 +291,8 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     if train.learning_rate <= 0:
         raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
-        raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the {train.steps} steps of the run '
-                        f'beside {train.warmup_steps} of warm-up')
+        raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
+                        f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')
     if not 0 <= train.label_dropout < 1:
         raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
     if not 0 <= train.ema_decay < 1:
@@ -273,8 +303,9 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     if batch % (ways * train.accumulate):
         unit = ways * train.accumulate
         nearest = max(unit, round(batch / unit) * unit)
-        raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = {config.mesh.data} · '
-                        f'{config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest that is: {nearest}')
+        raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = '
+                        f'{config.mesh.data} · {config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest '
+                        f'that is: {nearest}')
     if is_text(config):
         _check_text(config)
     _check_sampling(config)
@@ -286,22 +317,25 @@ def _check_text(config: ConfigDict) -> None:
     if not 0 <= text.long_ratio <= 1:
         raise UserError(f'text.long_ratio is a share, from 0 to 1, got {text.long_ratio}')
     if data.flip:
-        raise UserError('data.flip mirrors images, and with them what captions say of left and right; set it to False')
+        raise UserError('data.flip mirrors images, and with them what captions say of left and right; set it '
+                        'to False')
     if config.eval.every or config.eval.full_every:
-        raise UserError('eval scores class-conditional models while they train; score a text-to-image model with sample.py and '
-                        'evaluate.py geneval, and set eval.every and eval.full_every to 0')
+        raise UserError('eval scores class-conditional models while they train; score a text-to-image model '
+                        'with sample.py and evaluate.py geneval, and set eval.every and eval.full_every to 0')
 
 
 def _check_sampling(config: ConfigDict) -> None:
     """The grids are first drawn long after the start: what they need is looked at now."""
     sample = config.sample
     if sample.every < 0 or sample.count < 1:
-        raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got {sample.every}, {sample.count}')
+        raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got '
+                        f'{sample.every}, {sample.count}')
     sampling_schedule(sample.method, sample.steps, config.diffusion.steps, config.diffusion.kind)
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:
         return
-    for field, least in (('every', 0), ('full_every', 0), ('num_samples', 2), ('full_num_samples', 2), ('batch_size', 0)):
+    for field, least in (('every', 0), ('full_every', 0), ('num_samples', 2), ('full_num_samples', 2),
+                         ('batch_size', 0)):
         if evaluation[field] < least:
             raise UserError(f'eval.{field} must be at least {least}, got {evaluation[field]}')
     if not evaluation.cfg_scales:
@@ -315,12 +349,14 @@ def _check_sampling(config: ConfigDict) -> None:
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:
     """Fills in what is -1; the product of all axes must be the number of devices.
 
-    One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left that
-    divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of devices.
+    One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left
+    that divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of
+    devices.
     """
     free = {axis for axis, n in mesh.items() if n == -1}
     if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
-        raise UserError(f'mesh sizes must be positive; one of them may be -1, or data and fsdp together; got {mesh}')
+        raise UserError(f'mesh sizes must be positive; one of them may be -1, or data and fsdp together; got '
+                        f'{mesh}')
     fixed = math.prod(n for n in mesh.values() if n > 0)
     if device_count % fixed or (not free and fixed != device_count):
         raise UserError(f'the mesh {mesh} needs {"a multiple of " if free else ""}{fixed} devices, here are '

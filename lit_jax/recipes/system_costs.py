@@ -1,4 +1,5 @@
-"""The table of docs/systems.md: what every system costs, as its paper counts and in full. It is kept true by a test.
+"""The table of docs/systems.md: what every system costs, as its paper counts and in full. It is kept true by
+a test.
 
     python -m lit_jax.recipes.system_costs                       # prints it
     python -m lit_jax.recipes.system_costs docs/systems.md       # puts it in its place in that file
@@ -26,8 +27,8 @@ OWN_512 = {('lit', 'xl'): 'lit_xl_512', ('dig', 'xl'): 'dig_xl_512'}
 class Cost:
     """One row: parameters with the fixed position table, multiply-accumulates of one image, bytes of state.
 
-    `paper` is in the convention of the paper that printed `published` (None: no figure). tensor, seq: the largest power of
-    two of devices that these axes of the mesh may have."""
+    `paper` is in the convention of the paper that printed `published` (None: no figure). tensor, seq: the
+    largest power of two of devices that these axes of the mesh may have."""
     name: str
     size: str
     image_size: int
@@ -59,7 +60,8 @@ def cost_of(name: str, size: str, image_size: int = 256) -> Cost:
     config.data.image_size = image_size
     network, entry = Network(recipes.architecture(config)), SYSTEMS[name]
     counts = macs_of(network)
-    return Cost(name, size, image_size, count_parameters(network), counted_by(counts, network.arch, entry.convention),
+    return Cost(name, size, image_size, count_parameters(network),
+                counted_by(counts, network.arch, entry.convention),
                 entry.published.get((size, image_size)), counts.total(), state_bytes(network.arch),
                 _most_devices(network.arch, 'tensor'), _most_devices(network.arch, 'seq'))
 
@@ -89,13 +91,15 @@ def recipe_of(name: str, size: str, image_size: int = 256) -> str:
 
 def cost_table() -> str:
     """The table in Markdown."""
-    lines = ['| system | size | pixels | parameters | GMACs as the paper counts | printed | difference | GMACs in full | state '
-             '| `tensor`, `seq` up to | recipe |', '|---|---|---|---|---|---|---|---|---|---|---|']
+    lines = ['| system | size | pixels | parameters | GMACs as the paper counts | printed | difference | '
+             'GMACs in full | state | `tensor`, `seq` up to | recipe |',
+             '|---|---|---|---|---|---|---|---|---|---|---|']
     for name, size, image_size in rows():
         cost = cost_of(name, size, image_size)
         printed = _figure(cost.published) if cost.published else '–'
         difference = f'{100 * cost.difference:+.2f} %' if cost.published else '–'
-        cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}', printed, difference,
+        cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}',
+                 printed, difference,
                  f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB', f'{cost.tensor}, {cost.seq}',
                  f'`{recipe_of(name, size, image_size)}`']
         lines.append(f'| {" | ".join(map(str, cells))} |')
@@ -111,12 +115,14 @@ def replace_table(text: str, table: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f'the file lacks the marks of the table: {BEGIN} and {END}, each on a line of its own')
+        raise UserError(
+            f'the file lacks the marks of the table: {BEGIN} and {END}, each on a line of its own')
     return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', type=Path, nargs='?', help='a file with the marks of the table, written anew')
     file = parser.parse_args().file
     if file is None:

@@ -1,10 +1,13 @@
-"""The systems that can be trained and compared, with their sizes: `system(config, 'dydi_lit', 's')` sets a recipe's model.
+"""The systems that can be trained and compared, with their sizes: `system(config, 'dydi_lit', 's')` sets a
+recipe's model.
 
-One table, SYSTEMS. A size is a whole `config.model`. Sizes called s, b, l, xl are those of the system's own paper; the
-DyDi-LiT paper (arXiv 2601.13683) compares systems at sizes of its own, with 12 blocks of DiT of width 384, 512 and 768 as
-the measure: for DiT and DiG these are called dydi_s, dydi_b, dydi_l, for the systems that have no others s, b, l.
+One table, SYSTEMS. A size is a whole `config.model`. Sizes called s, b, l, xl are those of the system's own
+paper; the DyDi-LiT paper (arXiv 2601.13683) compares systems at sizes of its own, with 12 blocks of DiT of
+width 384, 512 and 768 as the measure: for DiT and DiG these are called dydi_s, dydi_b, dydi_l, for the
+systems that have no others s, b, l.
 
-What each of them costs, in the papers' counting and in full: `python -m lit_jax.recipes.system_costs`, docs/systems.md.
+What each of them costs, in the papers' counting and in full: `python -m lit_jax.recipes.system_costs`,
+docs/systems.md.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,38 +55,43 @@ def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
 
 
 def sub_imagenet(config: ConfigDict, image_size: int = 256) -> ConfigDict:
-    """The Sub-ImageNet setting of the DyDi-LiT paper (section 4.1): 100 classes, 100,600 steps of 256, 30,000 samples.
+    """The Sub-ImageNet setting of the DyDi-LiT paper (section 4.1): 100 classes, 100,600 steps of 256, 30,000
+    samples.
 
     The list of classes is ours (lit_jax/data/subset.py), as the paper's is not published."""
     config.data.update({'classes': 'sub_imagenet', 'num_classes': 100, 'image_size': image_size})
     config.train.steps = 100_600
-    config.eval.update({'full_num_samples': 30_000, 'steps': 200, 'labels': 'balanced', 'cfg_scales': (1.0, 4.0),
-                        'metrics': 'fid,sfid,kid,skid,is,precision,recall'})
+    config.eval.update({'full_num_samples': 30_000, 'steps': 200, 'labels': 'balanced',
+                        'cfg_scales': (1.0, 4.0), 'metrics': 'fid,sfid,kid,skid,is,precision,recall'})
     return config
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Models
 
 
 def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Sequence[Mapping] = ()) -> dict:
-    return {'family': 'dit', 'depth': depth, 'width': width, 'patch': 2, 'mlp_ratio': 4.0, 'learn_sigma': True, 'ffn': ffn,
-            'mixer': dict(mixer), 'stages': tuple(stages)}
+    return {'family': 'dit', 'depth': depth, 'width': width, 'patch': 2, 'mlp_ratio': 4.0,
+            'learn_sigma': True, 'ffn': ffn, 'mixer': dict(mixer), 'stages': tuple(stages)}
 
 
 def _dit_sizes(mixer: str) -> dict:
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
-    return {name: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads'])) for name, row in SIZES.items()}
+    return {name: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads']))
+            for name, row in SIZES.items()}
 
 
 def _compressed(width: int) -> dict:
     """DiT of 12 blocks, the last six with one key for 4 x 4 tokens."""
-    return _dit(12, width, softmax_mixer(width // 64), stages=({'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}))
+    return _dit(12, width, softmax_mixer(width // 64),
+                stages=({'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}))
 
 
-# All options of the mixer, so that each can be set on the command line; projectors, powers and factors of the sizes.
-DYDILA = {'name': 'dydila', 'heads': 1, 'factor_init': 0.01, 'difference': 'tokens', 'router': 'straight_through',
-          'normaliser': 'mean', 'separate_banks': False, 'dwc': 'branches', 'qkv_bias': False}
+# All options of the mixer, so that each can be set on the command line; projectors, powers and factors of the
+# sizes.
+DYDILA = {'name': 'dydila', 'heads': 1, 'factor_init': 0.01, 'difference': 'tokens',
+          'router': 'straight_through', 'normaliser': 'mean', 'separate_banks': False, 'dwc': 'branches',
+          'qkv_bias': False}
 DYDI_CHOICES = {'s': (3, 9, 9), 'b': (5, 15, 15), 'l': (7, 21, 21)}
 
 
@@ -98,9 +106,10 @@ def _sana(width: int) -> dict:
 
 
 # All options of the mixer; heads are those of the sizes.
-GLA = {'name': 'gla', 'expand_k': 0.5, 'directions': 'causal', 'value_gate': False, 'norm': 'rms', 'gate_bias': False,
-       'chunk': 0}
-# DiG, table 2, and the heads of the official code, whose XL has 18, so that every head has 64 channels: (depth, width, heads)
+GLA = {'name': 'gla', 'expand_k': 0.5, 'directions': 'causal', 'value_gate': False, 'norm': 'rms',
+       'gate_bias': False, 'chunk': 0}
+# DiG, table 2, and the heads of the official code, whose XL has 18, so that every head has 64 channels:
+# (depth, width, heads)
 DIG_SIZES = {'s': (12, 384, 6), 'b': (12, 768, 12), 'l': (24, 1024, 16), 'xl': (28, 1152, 18)}
 # Table 2 of the same paper; heads of 32 channels are the widest that divide all widths.
 UDIG_SIZES = {'s': (20, 128, 4), 'b': (20, 256, 8), 'l': (40, 320, 10), 'xl': (40, 416, 13)}
@@ -109,9 +118,10 @@ DYDI_DIG_DEPTHS = {'s': 15, 'b': 14, 'l': 15}
 
 
 def _dig(depth: int, width: int, heads: int, expand_k: float = 0.5) -> dict:
-    return {'family': 'dig', 'depth': depth, 'width': width, 'patch': 2, 'mlp_ratio': 4.0, 'learn_sigma': True,
-            'ffn': 'swiglu', 'mixer': GLA | {'heads': heads, 'expand_k': expand_k}, 'order': 'official', 'local': 'identity',
-            'skip': 'none'}
+    return {'family': 'dig', 'depth': depth, 'width': width, 'patch': 2, 'mlp_ratio': 4.0,
+            'learn_sigma': True,
+            'ffn': 'swiglu', 'mixer': GLA | {'heads': heads, 'expand_k': expand_k}, 'order': 'official',
+            'local': 'identity', 'skip': 'none'}
 
 
 def _udig(depth: int, width: int, heads: int) -> dict:
@@ -120,8 +130,9 @@ def _udig(depth: int, width: int, heads: int) -> dict:
     return model
 
 
-# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); the number is the share
-# of the heads in use, in per cent. L and XL have fewer heads in early layers and more in late ones, of 64 and 72 channels.
+# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); the number
+# is the share of the heads in use, in per cent. L and XL have fewer heads in early layers and more in late
+# ones, of 64 and 72 channels.
 MOH_RUNS = {
     's': ((8, 6, 3, 2), (4, 6, 6, 0)),
     's_75': ((2, 6, 2, 1), (4, 6, 3, 1), (4, 6, 3, 2), (2, 6, 6, 0)),
@@ -145,11 +156,11 @@ def _moh(name: str) -> dict:
     return _dit(size['depth'], size['width'], mixer, stages=stages)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The table
 
-# The figures that are printed for DiG lack the second product of its SwiGLU, which the official code runs inside a fused
-# operation, and the recurrence, which is a kernel: a counter of modules sees neither.
+# The figures that are printed for DiG lack the second product of its SwiGLU, which the official code runs
+# inside a fused operation, and the recurrence, which is a kernel: a counter of modules sees neither.
 _DIG_CONVENTION = Convention('none', ('*/mlp/down/kernel',), 'no second product of the SwiGLU, no recurrence')
 _DYDI_SOURCE = 'sizes that reproduce the GFLOPs of the DyDi-LiT paper; it names widths only'
 
@@ -169,7 +180,8 @@ SYSTEMS: dict[str, System] = {
            for size, depth in DYDI_DIG_DEPTHS.items()},
         'DiG, table 2, and official code; dydi: depth and keys from the GFLOPs of the DyDi-LiT paper',
         {('s', 256): 4.30, ('b', 256): 17.07, ('l', 256): 61.66, ('xl', 256): 89.40,
-         ('dydi_s', 256): 5.92, ('dydi_b', 256): 10.43, ('dydi_l', 256): 23.58, ('dydi_l', 512): 94.15}, _DIG_CONVENTION),
+         ('dydi_s', 256): 5.92, ('dydi_b', 256): 10.43, ('dydi_l', 256): 23.58, ('dydi_l', 512): 94.15},
+        _DIG_CONVENTION),
     'udig': System(
         'U-DiG', 'arXiv 2405.18428', {size: _udig(*row) for size, row in UDIG_SIZES.items()},
         'DiG, table 2; the rest is chosen (lit_jax/models/udig.py)',
@@ -181,16 +193,19 @@ SYSTEMS: dict[str, System] = {
         Convention('cheaper', ('*/attn/routed_[qk]/*', '*/attn/power_*', '*/attn/difference_*'),
                    'no routers, no routed products; the cheaper order of the attention products')),
     'sana': System(
-        'Sana, class-conditional', 'arXiv 2410.10629', {size: _sana(width) for size, width in DYDI_WIDTHS.items()},
+        'Sana, class-conditional', 'arXiv 2410.10629',
+        {size: _sana(width) for size, width in DYDI_WIDTHS.items()},
         _DYDI_SOURCE, {('s', 256): 5.97, ('b', 256): 10.38, ('l', 256): 22.83, ('l', 512): 98.46},
         Convention('cheaper', why='the cheaper order of the attention products')),
     'edit': System(
-        'EDiT', 'arXiv 2503.16726', {size: _dit(9, width, {'name': 'edit', 'heads': 1}) for size, width in DYDI_WIDTHS.items()},
+        'EDiT', 'arXiv 2503.16726',
+        {size: _dit(9, width, {'name': 'edit', 'heads': 1}) for size, width in DYDI_WIDTHS.items()},
         _DYDI_SOURCE, {('s', 256): 5.91, ('b', 256): 10.45, ('l', 256): 23.39, ('l', 512): 96.17},
         Convention('cheaper', why='the cheaper order of the attention products')),
     'moh_dit': System('MoH-DiT', 'arXiv 2410.11842', {name: _moh(name) for name in MOH_RUNS},
                       'official code; without a suffix 90 % of the heads are in use, _75: 75 %'),
     'dit_kv': System(
-        'DiT with compressed keys (PixArt-Σ)', 'arXiv 2403.04692', {size: _compressed(w) for size, w in DYDI_WIDTHS.items()},
+        'DiT with compressed keys (PixArt-Σ)', 'arXiv 2403.04692',
+        {size: _compressed(w) for size, w in DYDI_WIDTHS.items()},
         _DYDI_SOURCE, {('s', 256): 5.78, ('b', 256): 10.13, ('l', 256): 22.45, ('l', 512): 97.38}),
 }

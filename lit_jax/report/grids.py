@@ -1,4 +1,5 @@
-"""From sampled arrays to images a person can look at: bytes, grids, sheets with names, PNG files. numpy and Pillow only."""
+"""From sampled arrays to images a person can look at: bytes, grids, sheets with names, PNG files. numpy and
+Pillow only."""
 import io
 import math
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from lit_jax.runtime.paths import as_path, write_bytes_atomic
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """Images in [low, high] as uint8 of the same shape; what lies outside is clamped.
 
-    For [-1, 1] this is 127.5 x + 128, clamped and truncated, as the sampling scripts of DiT make the images that FID
-    is computed from. Raises UserError for NaN or infinity, which have no colour.
+    For [-1, 1] this is 127.5 x + 128, clamped and truncated, as the sampling scripts of DiT make the images
+    that FID is computed from. Raises UserError for NaN or infinity, which have no colour.
     """
     if not low < high:
         raise UserError(f'low must be below high, got {low} and {high}')
@@ -30,7 +31,8 @@ def false_colour(latents_BHWC) -> np.ndarray:
     """
     latents = _finite(latents_BHWC)
     if latents.ndim != 4 or latents.shape[-1] < 3:
-        raise UserError(f'false colours need [B, H, W, C] with at least 3 channels, got {list(latents.shape)}')
+        raise UserError(
+            f'false colours need [B, H, W, C] with at least 3 channels, got {list(latents.shape)}')
     latents = latents[..., :3]
     low, high = (reduce(latents, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
     flat = high == low
@@ -40,7 +42,8 @@ def false_colour(latents_BHWC) -> np.ndarray:
 
 def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """`to_uint8` for grey and RGB images, `false_colour` for anything with more channels."""
-    return to_uint8(images_BHWC, low, high) if np.shape(images_BHWC)[-1] in (1, 3) else false_colour(images_BHWC)
+    return to_uint8(images_BHWC, low,
+                    high) if np.shape(images_BHWC)[-1] in (1, 3) else false_colour(images_BHWC)
 
 
 def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
@@ -56,12 +59,14 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
         raise UserError(f'a grid is made of uint8 images [B, H, W, C], at least one; got {images.dtype} '
                         f'{list(images.shape)} (to_uint8 or viewable makes them)')
     if columns < 1 or scale < 1 or pad < 0:
-        raise UserError(f'columns and scale must be at least 1 and pad at least 0; got {columns}, {scale}, {pad}')
+        raise UserError(f'columns and scale must be at least 1 and pad at least 0; got {columns}, {scale}, '
+                        f'{pad}')
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    grid = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), background, np.uint8)
+    grid = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), background,
+                   np.uint8)
     for i, image in enumerate(images):
         top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
         grid[top:top + height, left:left + width] = image
@@ -70,25 +75,30 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
 
 def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 2,
                scale: int = 1) -> np.ndarray:
-    """Grids side by side, each under its title, with a name at the left of every row: uint8 [height, width, 3].
+    """Grids side by side, each under its title, with a name at the left of every row: uint8 [height, width,
+    3].
 
     Args:
-        panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape; see `make_grid` for columns, pad, scale.
+        panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape; see `make_grid` for columns,
+            pad, scale.
         row_names: one a row of a grid; '' leaves the row without. Long ones are cut.
     """
     if not panels or len({np.shape(images) for _, images in panels}) > 1:
-        raise UserError(f'a sheet is made of panels of one shape, got {[list(np.shape(images)) for _, images in panels]}')
+        raise UserError(f'a sheet is made of panels of one shape, got '
+                        f'{[list(np.shape(images)) for _, images in panels]}')
     grids = [make_grid(images, columns, pad, scale) for _, images in panels]
     grids = [np.broadcast_to(grid, (*grid.shape[:2], 3)) for grid in grids]
     rows = math.ceil(len(panels[0][1]) / columns)
     if len(row_names) != rows:
         raise UserError(f'{rows} rows need {rows} names, got {len(row_names)}')
     font = ImageFont.load_default()
-    names, titles = ([_printable(text) for text in texts] for texts in (row_names, [title for title, _ in panels]))
+    names, titles = ([_printable(text) for text in texts]
+                     for texts in (row_names, [title for title, _ in panels]))
     left = max((math.ceil(font.getlength(name)) for name in names), default=0)
     left, top, gap = left + 6 * (left > 0), 16 * any(titles), 12
     height, width = grids[0].shape[:2]
-    width = max([width, *(math.ceil(font.getlength(title)) for title in titles)])     # a title may be wider than its grid
+    # a title may be wider than its grid
+    width = max([width, *(math.ceil(font.getlength(title)) for title in titles)])
     sheet = Image.new('RGB', (left + len(grids) * width + (len(grids) - 1) * gap, top + height), 'white')
     draw = ImageDraw.Draw(sheet)
     for k, (title, grid) in enumerate(zip(titles, grids, strict=True)):
@@ -107,7 +117,8 @@ def _printable(text: str, most: int = 32) -> str:
 
 
 def save_png(path, image: np.ndarray) -> None:
-    """Writes a uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a file."""
+    """Writes a uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a
+    file."""
     path, image = as_path(path), np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
@@ -124,6 +135,6 @@ def _finite(images) -> np.ndarray:
     images = np.asarray(images, np.float32)
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if len(bad):
-        raise UserError(f'image(s) {", ".join(map(str, bad[:8]))} of {len(images)} hold NaN or infinity: the model or '
-                        'the sampler that made them has diverged')
+        raise UserError(f'image(s) {", ".join(map(str, bad[:8]))} of {len(images)} hold NaN or infinity: the '
+                        f'model or the sampler that made them has diverged')
     return images

@@ -13,7 +13,8 @@ from PIL import Image
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1c1c1c; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
 th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
@@ -29,7 +30,8 @@ CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
 class Report:
-    """Collects sections and writes them as one HTML file, images included, without a script or a network request."""
+    """Collects sections and writes them as one HTML file, images included, without a script or a network
+    request."""
 
     def __init__(self, title: str):
         self._title = title
@@ -60,8 +62,8 @@ class Report:
         self._figure(f'<img class="pixels" width="{width}" alt="{html.escape(caption)}" '
                      f'src="data:image/png;base64,{_base64(buffer)}">', caption)
 
-    def curves(self, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str, x_label: str,
-               y_label: str, log_y: bool = True) -> None:
+    def curves(self, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str,
+               x_label: str, y_label: str, log_y: bool = True) -> None:
         """Lines through (xs, ys), one colour a name."""
         figure = Figure(figsize=(7.0, 3.4), layout='constrained')
         axes = figure.subplots()
@@ -72,7 +74,8 @@ class Report:
         axes.legend(frameon=False, fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=130)
-        self._figure(f'<img width="700" alt="{html.escape(caption)}" src="data:image/png;base64,{_base64(buffer)}">',
+        self._figure(f'<img width="700" alt="{html.escape(caption)}" '
+                     f'src="data:image/png;base64,{_base64(buffer)}">',
                      caption)
 
     def _figure(self, content: str, caption: str) -> None:
@@ -80,8 +83,10 @@ class Report:
 
     def write(self, path) -> None:
         """Writes the page so that a reader never sees half of one. Its folder must exist."""
-        page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(self._title)}</title>'
-                f'<style>{STYLE}</style></head><body><h1>{html.escape(self._title)}</h1>\n' + '\n'.join(self._parts)
+        page = (f'<!doctype html>\n<html lang="en"><head><meta '
+                f'charset="utf-8"><title>{html.escape(self._title)}</title>'
+                f'<style>{STYLE}</style></head><body><h1>{html.escape(self._title)}</h1>\n' +
+                '\n'.join(self._parts)
                 + '\n</body></html>\n')
         write_text_atomic(path, page)
 
@@ -131,16 +136,18 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
                       y_label='loss')
         term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
-        report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)', x_label='step',
-                      y_label='loss')
+        report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)',
+                      x_label='step', y_label='loss')
     if scored:
         report.heading('Scores')
         names = [name for name in scored[-1] if name.startswith('eval/')]
         report.table(('step', *(name.removeprefix('eval/') for name in names)),
-                     [(f'{record["step"]:,}', *(_number(record.get(name)) for name in names)) for record in scored])
+                     [(f'{record["step"]:,}', *(_number(record.get(name)) for name in names))
+                      for record in scored])
         for metric in dict.fromkeys(name.split('_cfg')[0] for name in names if '_cfg' in name):
             report.curves(loss_series(scored, [name for name in names if name.split('_cfg')[0] == metric]),
-                          caption=f'{metric.removeprefix("eval/")} of samples of the EMA weights, by guidance scale',
+                          caption=f'{metric.removeprefix("eval/")} of samples of the EMA weights, by '
+                                  f'guidance scale',
                           x_label='step', y_label=metric.removeprefix('eval/'), log_y=False)
     samples = workdir / 'samples'
     grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []

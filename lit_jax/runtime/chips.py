@@ -1,16 +1,18 @@
 """What the makers publish of the accelerators: peak speed, memory, and how a slice of them is named.
 
-Peaks are dense bfloat16 without sparsity. Sources: Google Cloud's pages of each TPU version ("TPU v4", "TPU v5e",
-"TPU v5p", "TPU v6e", "TPU7x": peak compute per chip, HBM capacity, topologies), NVIDIA's data sheets (A100, H100, H200,
-B200, L4, L40S: BF16 Tensor Core, halved where a sheet quotes the figure with sparsity). What a TPU program may use of the
-memory is what the compiler of libtpu 0.0.42.1 says when it refuses one that is too large.
+Peaks are dense bfloat16 without sparsity. Sources: Google Cloud's pages of each TPU version ("TPU v4", "TPU
+v5e", "TPU v5p", "TPU v6e", "TPU7x": peak compute per chip, HBM capacity, topologies), NVIDIA's data sheets
+(A100, H100, H200, B200, L4, L40S: BF16 Tensor Core, halved where a sheet quotes the figure with sparsity).
+What a TPU program may use of the memory is what the compiler of libtpu 0.0.42.1 says when it refuses one that
+is too large.
 """
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator as jax counts devices: a chip, all its cores together; of a TPU7x, one of its two halves.
+    """One accelerator as jax counts devices: a chip, all its cores together; of a TPU7x, one of its two
+    halves.
 
     Attributes:
         name: what people call it; the first part of a topology name for TPUs ('v5e' in 'v5e:16x16').
@@ -39,11 +41,14 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 
 CHIPS = (
     Chip('v4', ('TPU v4',), 275e12, 32 * 2**30, usable_bytes=30.75 * 2**30, shapes=_CUBES, any_shape=True,
-         options=(('chip_config_name', 'megacore'),)),      # else the compiler counts its two cores as devices
+         # else the compiler counts its two cores as devices
+         options=(('chip_config_name', 'megacore'),)),
     Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * 2**30, usable_bytes=15.75 * 2**30, shapes=_FLAT),
-    Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * 2**30, usable_bytes=95.74 * 2**30, shapes=_CUBES, any_shape=True),
+    Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * 2**30, usable_bytes=95.74 * 2**30, shapes=_CUBES,
+         any_shape=True),
     Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 32 * 2**30, usable_bytes=31.25 * 2**30, shapes=_FLAT),
-    Chip('tpu7x', ('TPU7x',), 2307e12 / 2, 192 * 2**30 / 2, usable_bytes=94.75 * 2**30, shapes=_CUBES, any_shape=True),
+    Chip('tpu7x', ('TPU7x',), 2307e12 / 2, 192 * 2**30 / 2, usable_bytes=94.75 * 2**30, shapes=_CUBES,
+         any_shape=True),
     Chip('l4', ('NVIDIA L4',), 121e12, 24e9, 'gpu'),
     Chip('l40s', ('NVIDIA L40S',), 362e12, 48e9, 'gpu'),
     Chip('a100-40', ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 312e12, 40e9, 'gpu'),

@@ -1,7 +1,7 @@
 """What the scripts share: logging, clean errors, exit statuses, and the recipe flag.
 
-Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again), 76 another
-process of the run is gone (start all of them again).
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again),
+76 another process of the run is gone (start all of them again).
 """
 import logging
 import os
@@ -27,15 +27,18 @@ def setup_logging(stream: TextIO | None = None) -> None:
 
 
 def name_process(index: int, count: int) -> None:
-    """In a run of several processes only process 0 tells what goes well; every line of another carries its number."""
+    """In a run of several processes only process 0 tells what goes well; every line of another carries its
+    number."""
     if count > 1:
         clock = '%(asctime)s' if index == 0 else f'%(asctime)s [process {index}]'
-        logging.getLogger().handlers[0].setFormatter(logging.Formatter(f'{clock} %(message)s', datefmt='%H:%M:%S'))
+        logging.getLogger().handlers[0].setFormatter(
+            logging.Formatter(f'{clock} %(message)s', datefmt='%H:%M:%S'))
         logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a traceback."""
+    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a
+    traceback."""
     setup_logging()
     virtual_devices.give_threads()
     try:
@@ -59,12 +62,14 @@ def _check_recipe_file(argv: Sequence[str]) -> None:
 
 
 def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
-    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names them.
+    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names
+    them.
 
     Args:
         define: defines the script's own flags.
     """
-    config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.', lock_config=True)
+    config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.',
+                                             lock_config=True)
     define()
     _check_recipe_file(argv)
     try:
@@ -72,7 +77,8 @@ def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # KeyError puts its message in quotes.
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        # config_flags puts the traceback of a recipe into its text: what the recipe itself had to say comes last.
+        # config_flags puts the traceback of a recipe into its text: what the recipe itself had to say comes
+        # last.
         _, marker, said = str(error).rpartition(f'{UserError.__module__}.{UserError.__name__}: ')
         if marker:
             raise UserError(said.strip()) from error
@@ -80,5 +86,6 @@ def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
     if config.value is None:
         raise UserError('no recipe given; try --config=configs/digits_dit.py')
     if len(rest) > 1:
-        raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with --config.NAME=VALUE')
+        raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with '
+                        f'--config.NAME=VALUE')
     return config.value

@@ -1,7 +1,7 @@
 """Several processes as one run: joining, agreeing before the first step, and noticing that one is gone.
 
-Everything below is jax.distributed's: the rendezvous, the heartbeats, the notice of preemption. Started by a scheduler
-(TPU pods, GKE, SLURM, Open MPI) or with three flags, a run joins; started alone, it stays alone.
+Everything below is jax.distributed's: the rendezvous, the heartbeats, the notice of preemption. Started by a
+scheduler (TPU pods, GKE, SLURM, Open MPI) or with three flags, a run joins; started alone, it stays alone.
 """
 import contextlib
 import glob
@@ -37,13 +37,15 @@ def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str 
     """The scheduler that started this process beside others, or None.
 
     Args:
-        tpu_host: whether this machine has TPUs; on a Cloud TPU VM its metadata, not the environment, names the others.
+        tpu_host: whether this machine has TPUs; on a Cloud TPU VM its metadata, not the environment, names
+            the others.
     """
     def count(name):
         text = environment.get(name, '')
         return int(text) if text.isdigit() else 0
 
-    if 'SLURM_STEP_NODELIST' in environment and count('SLURM_NTASKS') > 1:    # a job step of srun, not salloc's shell
+    # a job step of srun, not salloc's shell
+    if 'SLURM_STEP_NODELIST' in environment and count('SLURM_NTASKS') > 1:
         return 'SLURM'
     if count('OMPI_COMM_WORLD_SIZE') > 1:
         return 'Open MPI'
@@ -64,13 +66,16 @@ def has_tpus() -> bool:
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
          heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
-    """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a device.
+    """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a
+    device.
 
     Args:
         coordinator: host:port of process 0, with the other two; None, all three: ask the scheduler.
-        heartbeat_seconds: after this long without a sign of life a process counts as dead, and all others end.
+        heartbeat_seconds: after this long without a sign of life a process counts as dead, and all others
+            end.
     Raises:
-        UserError: some but not all three are given, they contradict each other, or the scheduler leaves questions open.
+        UserError: some but not all three are given, they contradict each other, or the scheduler leaves
+        questions open.
     """
     given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
     options = {'heartbeat_timeout_seconds': heartbeat_seconds, 'initialization_timeout': JOIN_SECONDS}
@@ -78,19 +83,24 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         _check_flags(given)
         LOG.info('joining %s as process %d of %d; waiting up to %d s for the others', coordinator, process_id,
                  num_processes, JOIN_SECONDS)
-        jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate', **options)
+        jax.distributed.initialize(coordinator, num_processes, process_id,
+                                   cluster_detection_method='deactivate', **options)
     elif cluster := find_cluster(os.environ, has_tpus()):
-        LOG.info('started by %s: joining the other processes, waiting up to %d s for them', cluster, JOIN_SECONDS)
+        LOG.info('started by %s: joining the other processes, waiting up to %d s for them', cluster,
+                 JOIN_SECONDS)
         try:
             jax.distributed.initialize(_address(os.environ), *_count_and_index(os.environ), **options)
         except (ValueError, RuntimeError) as error:
-            if cluster == 'TPU VM':      # TPUs alone are no sign of other hosts: notebooks have some, and no metadata
+            # TPUs alone are no sign of other hosts: notebooks have some, and no metadata
+            if cluster == 'TPU VM':
                 LOG.info('this machine names no other hosts (%s): running alone', error)
                 return
-            raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: {error}. Give '
-                            '--coordinator=HOST0:PORT --num_processes=N --process_id=I on every host.') from error
+            raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: '
+                            f'{error}. Give --coordinator=HOST0:PORT --num_processes=N --process_id=I on '
+                            f'every host.') from error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('lit_jax joined')     # gloo wants the first collective within 30 s of all
+        # gloo wants the first collective within 30 s of all
+        multihost_utils.sync_global_devices('lit_jax joined')
 
 
 def process() -> tuple[int, int]:
@@ -100,11 +110,12 @@ def process() -> tuple[int, int]:
 
 def _check_flags(given: Mapping) -> None:
     if missing := [name for name, value in given.items() if value is None]:
-        raise UserError(f'{", ".join(missing)} is missing: --coordinator=HOST0:PORT, --num_processes=N and --process_id=I '
-                        'go together, the same but for I on every host')
+        raise UserError(f'{", ".join(missing)} is missing: --coordinator=HOST0:PORT, --num_processes=N and '
+                        f'--process_id=I go together, the same but for I on every host')
     address, count, index = given.values()
     if ':' not in address or not address.rsplit(':', 1)[1].isdigit():
-        raise UserError(f'--coordinator={address} has no port; expected HOST:PORT of process 0, such as 10.0.0.2:8476')
+        raise UserError(f'--coordinator={address} has no port; expected HOST:PORT of process 0, such as '
+                        f'10.0.0.2:8476')
     if not 0 <= index < count:
         raise UserError(f'--process_id={index} is not in 0..{count - 1} (--num_processes={count})')
 
@@ -119,12 +130,13 @@ def _count_and_index(environment) -> tuple[int | None, int | None]:
     return (int(count) if count else None), (int(index) if index else None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Agreeing
 
 
 def check_same(facts: Mapping) -> None:
-    """Raises UserError on every process if nested `facts` (JSON-able) differ between them, naming what and where."""
+    """Raises UserError on every process if nested `facts` (JSON-able) differ between them, naming what and
+    where."""
     if jax.process_count() == 1:
         return
     (first, text), *others = _gather(json.dumps(facts, sort_keys=True))
@@ -136,12 +148,14 @@ def check_same(facts: Mapping) -> None:
                   for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     if lines:
         more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
-        raise UserError('the processes of this run are not set up alike:\n  ' + '\n  '.join(lines[:10]) + more +
+        raise UserError('the processes of this run are not set up alike:\n  ' + '\n  '.join(lines[:10]) +
+                        more +
                         '\nStart every host with the same command, the same code and the same packages.')
 
 
 def code_facts() -> dict:
-    """What must be alike on all hosts beside the recipe: our code by its checksum, Python and the packages under it."""
+    """What must be alike on all hosts beside the recipe: our code by its checksum, Python and the packages
+    under it."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob('*.py')):
@@ -163,36 +177,39 @@ def _flat(facts: Mapping, prefix: str = '') -> dict:
     return flat
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Stopping
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether all processes save and stop after `step`: some were told SIGTERM, jax made them agree on a step."""
+    """Whether all processes save and stop after `step`: some were told SIGTERM, jax made them agree on a
+    step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def peers_watched(where: Callable[[], str]):
-    """In this block a collective that fails because a process is gone ends this one at once, with status LOST.
+    """In this block a collective that fails because a process is gone ends this one at once, with status
+    LOST.
 
-    Unwinding would wait in barriers for a process that never comes. jax itself aborts (status 134) those that hang in
-    a collective when the heartbeats stop. `where()` says from which checkpoint the run will go on.
+    Unwinding would wait in barriers for a process that never comes. jax itself aborts (status 134) those that
+    hang in a collective when the heartbeats stop. `where()` says from which checkpoint the run will go on.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
             raise
-        LOG.error('error: another process of this run is gone (%s). Its own log says why. Start the same command on every '
-                  'host again; %s.', str(error).splitlines()[0][:200], where())
+        LOG.error('error: another process of this run is gone (%s). Its own log says why. Start the same '
+                  'command on every host again; %s.', str(error).splitlines()[0][:200], where())
         _leave()
 
 
 class Watchdog:
     """Says so when no step has finished for long, and ends a run of several processes that hangs.
 
-    A dead process is the runtime's to notice (heartbeats); its message is long, ours comes first and says what to do.
+    A dead process is the runtime's to notice (heartbeats); its message is long, ours comes first and says
+    what to do.
     """
 
     def __init__(self, warn_seconds: float, where: Callable[[], str], hang_seconds: float = HANG_SECONDS):
@@ -222,11 +239,13 @@ class Watchdog:
             quiet = 0.0 if last is None else time.monotonic() - last
             if quiet > max(self._warn, 5 * self._longest) and not self._warned:
                 self._warned = True
-                LOG.error('no step has finished for %.0f s: another process of this run is probably gone or stuck; look at '
-                          'its log. If it is gone, jax ends this one when its heartbeats are missed. Then start all again; '
-                          '%s.', quiet, self._where())
+                LOG.error('no step has finished for %.0f s: another process of this run is probably gone or '
+                          'stuck; look at '
+                          'its log. If it is gone, jax ends this one when its heartbeats are missed. Then '
+                          'start all again; %s.', quiet, self._where())
             if quiet > max(self._hang, 20 * self._longest):
-                LOG.error('error: no step for %.0f s, giving up; start the same command on every host again', quiet)
+                LOG.error('error: no step for %.0f s, giving up; start the same command on every host again',
+                          quiet)
                 _leave()
 
 

@@ -1,5 +1,5 @@
-"""Compiler options (`compiler_options` of jax.jit) by which XLA is faster or leaner on a CPU; {} elsewhere, and where this jaxlib
-does not know them."""
+"""Compiler options (`compiler_options` of jax.jit) by which XLA is faster or leaner on a CPU; {} elsewhere,
+and where this jaxlib does not know them."""
 import functools
 
 import jax
@@ -12,8 +12,9 @@ def without_ynnpack() -> dict:
 
 
 def least_memory() -> dict:
-    """What a program computes is computed when it is needed. By default whatever can run at once is begun early: of a layer
-    of int8 weights all kernels are then widened to floats together (T5-XXL: 0.81 GB in place of 0.39)."""
+    """What a program computes is computed when it is needed. By default whatever can run at once is begun
+    early: of a layer of int8 weights all kernels are then widened to floats together (T5-XXL: 0.81 GB in
+        place of 0.39)."""
     return _if_known('xla_cpu_scheduler_type', 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED')
 
 

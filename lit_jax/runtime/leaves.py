@@ -12,7 +12,8 @@ _SHOWN = 20
 
 
 def named_leaves(tree) -> dict:
-    """{'blocks/attn/proj/kernel': leaf, ...}. Fields of named tuples go by name, items of sequences by index."""
+    """{'blocks/attn/proj/kernel': leaf, ...}. Fields of named tuples go by name, items of sequences by
+    index."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -44,19 +45,22 @@ def tree_bytes(tree) -> int:
 
 
 def check_leaves(stored: dict, expected: dict, source: str) -> None:
-    """Raises one UserError that lists every leaf missing from, extra in, or different in shape or dtype from `stored`.
+    """Raises one UserError that lists every leaf missing from, extra in, or different in shape or dtype from
+    `stored`.
 
     stored, expected: {name: anything with .shape and .dtype}. source: what was read, for the message."""
     problems = [f'missing: {name} {_describe(expected[name])}' for name in expected if name not in stored]
     problems += [f'extra: {name} {_describe(stored[name])}' for name in stored if name not in expected]
     for name in expected:
         if name in stored and _describe(stored[name]) != _describe(expected[name]):
-            problems.append(f'different: {name} is {_describe(stored[name])}, expected {_describe(expected[name])}')
+            problems.append(f'different: {name} is {_describe(stored[name])}, expected '
+                            f'{_describe(expected[name])}')
     if problems:
         more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
         lines = '\n  '.join(problems[:_SHOWN] + more)
-        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:\n  {lines}\n'
-                        'Use the recipe (architecture, optimizer) that they were written with, or another source.')
+        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:\n '
+                        f' {lines}\nUse the recipe (architecture, optimizer) that they were written with, or '
+                        f'another source.')
 
 
 def _describe(leaf) -> str:

@@ -1,4 +1,5 @@
-"""How much memory drawing takes: an estimate before it starts, peaks of each phase, and advice where it is too much."""
+"""How much memory drawing takes: an estimate before it starts, peaks of each phase, and advice where it is
+too much."""
 import contextlib
 import ctypes
 import gc
@@ -19,19 +20,22 @@ from lit_jax.runtime.storage import human_bytes
 LOG = logging.getLogger('lit_jax')
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 SAMPLE_SECONDS = 0.05
-ADVICE = ('--low_memory (one network in memory at a time), --text_dtype int8, --dtype bfloat16, --group 1, --tile 32 (decoding), a '
-          'smaller --size')
+ADVICE = ('--low_memory (one network in memory at a time), --text_dtype int8, --dtype bfloat16, --group 1, '
+          '--tile 32 (decoding), a smaller --size')
 
 
 def temporary_bytes(compiled) -> int:
-    """What a compiled program needs beside its arguments: results and temporaries, as the compiler counts them."""
+    """What a compiled program needs beside its arguments: results and temporaries, as the compiler counts
+    them."""
     stats = compiled.memory_analysis()
-    return 0 if stats is None else stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return 0 if stats is None else stats.temp_size_in_bytes + stats.output_size_in_bytes \
+        - stats.alias_size_in_bytes
 
 
 @dataclass
 class Phase:
-    """What a phase took: seconds in all, and the highest memory of the process and of its devices (0: not known)."""
+    """What a phase took: seconds in all, and the highest memory of the process and of its devices (0: not
+    known)."""
     name: str
     weights: int = 0
     seconds: float = 0.0
@@ -45,18 +49,21 @@ class Phase:
     def describe(self) -> str:
         peaks = (('of the process', self.process), ('on the device', self.device))
         where = [f'{human_bytes(peak)} {of}' for of, peak in peaks if peak]
-        return f'{self.name}: weights {human_bytes(self.weights)}, peak {" and ".join(where) or "not known"}, {self.seconds:.1f} s'
+        return (f'{self.name}: weights {human_bytes(self.weights)}, peak '
+                f'{" and ".join(where) or "not known"}, {self.seconds:.1f} s')
 
 
 @dataclass
 class Meter:
-    """Peaks and seconds of phases by name; a phase that comes again adds to its seconds. between: the peak outside of them."""
+    """Peaks and seconds of phases by name; a phase that comes again adds to its seconds. between: the peak
+    outside of them."""
     phases: dict[str, Phase] = field(default_factory=dict)
     between: int = 0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Measures what happens inside; `weights` of what it yields may be set there. The first of a name is logged."""
+        """Measures what happens inside; `weights` of what it yields may be set there. The first of a name is
+        logged."""
         first = name not in self.phases
         phase = self.phases.setdefault(name, Phase(name))
         self.between = max(self.between, _status('VmHWM'))
@@ -83,7 +90,8 @@ class Meter:
 class _Watch:
     """The highest resident memory of this process from now to `stop`; 0 where the system does not tell.
 
-    Linux keeps it itself, and begins anew when asked to; where that is not allowed a thread looks now and then.
+    Linux keeps it itself, and begins anew when asked to; where that is not allowed a thread looks now and
+    then.
     """
 
     def __init__(self):
@@ -115,13 +123,15 @@ def _status(name: str) -> int:
 
 
 def device_peak() -> int:
-    """The highest memory in use on one device of this process since it began; 0 where it is not counted (CPU)."""
+    """The highest memory in use on one device of this process since it began; 0 where it is not counted
+    (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max((found.get('peak_bytes_in_use', 0) for found in stats), default=0)
 
 
 def give_back() -> None:
-    """Hands freed memory to the system: glibc keeps what it expects to need again, and weights do not come back."""
+    """Hands freed memory to the system: glibc keeps what it expects to need again, and weights do not come
+    back."""
     gc.collect()
     if sys.platform == 'linux':
         with contextlib.suppress(OSError, AttributeError):
@@ -129,13 +139,16 @@ def give_back() -> None:
 
 
 def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: bool) -> str:
-    """One line for [(phase, bytes of weights, bytes of temporaries)]: with `low_memory` each has the memory for itself."""
-    parts = ', '.join(f'{name} {human_bytes(weights)} + {human_bytes(extra)}' for name, weights, extra in estimates)
+    """One line for [(phase, bytes of weights, bytes of temporaries)]: with `low_memory` each has the memory
+    for itself."""
+    parts = ', '.join(f'{name} {human_bytes(weights)} + {human_bytes(extra)}'
+                      for name, weights, extra in estimates)
     if low_memory:
         total = max(weights + extra for _, weights, extra in estimates)
     else:
         total = sum(weights for _, weights, _ in estimates) + max(extra for *_, extra in estimates)
-    return f'memory expected, weights + temporaries: {parts}; at most {human_bytes(total)} at once, and about 0.5 GB for the program'
+    return (f'memory expected, weights + temporaries: {parts}; at most {human_bytes(total)} at once, and '
+            f'about 0.5 GB for the program')
 
 
 @contextlib.contextmanager

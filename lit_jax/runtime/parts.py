@@ -1,4 +1,5 @@
-"""A large array on its way, as files of some rows each: a part is whole or absent, so a job that is killed goes on."""
+"""A large array on its way, as files of some rows each: a part is whole or absent, so a job that is killed
+goes on."""
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +32,8 @@ class PartFolder:
         return range(part * self.size, min((part + 1) * self.size, self.count))
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet. A file that is not of the right size does not count."""
+        """Numbers of the parts that are not there yet. A file that is not of the right size does not
+        count."""
         sizes = files_under(self.folder)
         parts = [part for part in self.parts if sizes.get(self._name(part)) != self._file_size(part)]
         if broken := [self._name(part) for part in parts if self._name(part) in sizes]:
@@ -41,9 +43,11 @@ class PartFolder:
     def write(self, part: int, rows: np.ndarray) -> None:
         rows = np.ascontiguousarray(rows, self.dtype)
         if rows.shape != (len(self.span(part)), *self.row):
-            raise ValueError(f'part {part} has shape {rows.shape}, expected {(len(self.span(part)), *self.row)}')
+            raise ValueError(f'part {part} has shape {rows.shape}, expected '
+                             f'{(len(self.span(part)), *self.row)}')
         with storage.explain_full_disk(self.folder, rows.nbytes):
-            write_bytes_atomic(self.folder / self._name(part), npy_header(rows.shape, self.dtype) + rows.tobytes())
+            write_bytes_atomic(self.folder / self._name(part),
+                               npy_header(rows.shape, self.dtype) + rows.tobytes())
 
     def open(self, part: int):
         """The file of a part, open at its first number."""
@@ -56,7 +60,8 @@ class PartFolder:
         rows = np.empty((self.count, *self.row), self.dtype)
         for part in self.parts:
             with self.open(part) as file:
-                rows[self.span(part).start:self.span(part).stop] = np.frombuffer(file.read(), self.dtype).reshape(-1, *self.row)
+                rows[self.span(part).start:self.span(part).stop] = np.frombuffer(
+                    file.read(), self.dtype).reshape(-1, *self.row)
         return rows
 
     def bytes(self, rows: int) -> int:
@@ -73,7 +78,8 @@ class PartFolder:
         return f'{span.start:09d}-{span.stop:09d}.npy'
 
 
-def make_in_step(missing: list[int], make: Callable[[int], None], sizes: Mapping[int, int], progress: Progress) -> None:
+def make_in_step(missing: list[int], make: Callable[[int], None], sizes: Mapping[int, int],
+                 progress: Progress) -> None:
     """`make(part)` for every missing part, dealt out to all processes, a part each at a time.
 
     They go in step, so that a failure of one is told to all. sizes: what a part counts for `progress`."""
@@ -87,5 +93,6 @@ def make_in_step(missing: list[int], make: Callable[[int], None], sizes: Mapping
 def check_complete(store) -> None:
     """Raises UserError where parts that were made are not to be seen."""
     if lost := store.missing():
-        raise UserError(f'{len(lost)} parts of {store.out} are missing although they were made: with several processes all '
-                        'of them must see the same folder. Give an --out on a shared disk or in a bucket (gs://...)')
+        raise UserError(f'{len(lost)} parts of {store.out} are missing although they were made: with several '
+                        f'processes all of them must see the same folder. Give an --out on a shared disk or '
+                        f'in a bucket (gs://...)')

@@ -1,10 +1,13 @@
-"""Folders and files that may lie on this machine or in a bucket: `runs/lit_xl` and `gs://bucket/runs/lit_xl` alike.
+"""Folders and files that may lie on this machine or in a bucket: `runs/lit_xl` and `gs://bucket/runs/lit_xl`
+alike.
 
-Everything that takes a folder from a person turns it into a path here, once, with `as_path`, and then uses the path's
-own methods (`/`, `exists`, `is_file`, `iterdir`, `mkdir`, `read_text`, ...). What differs is here too:
+Everything that takes a folder from a person turns it into a path here, once, with `as_path`, and then uses
+the path's own methods (`/`, `exists`, `is_file`, `iterdir`, `mkdir`, `read_text`, ...). What differs is here
+too:
 
     disk           a file is written beside its name, put on the disk (fsync), and renamed: whole or absent
-    object store   a file is one object, and an object is whole or absent; there are no folders to make or to rename"""
+    object store   a file is one object, and an object is whole or absent; there are no folders to make or to
+                   rename"""
 import contextlib
 import os
 import re
@@ -18,10 +21,12 @@ from etils import epath
 from lit_jax.runtime.errors import UserError
 
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
-_SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'), 'hf': ('hf', 'huggingface_hub')}
+_SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
+            'hf': ('hf', 'huggingface_hub')}
 _URL = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*)://')
 _BROKEN_URL = re.compile(rf'^({"|".join(_SCHEMES)}):/(?!/)')
-# What the packages of the object stores raise besides OSError, where they are loaded: no credentials, no network.
+# What the packages of the object stores raise besides OSError, where they are loaded: no credentials, no
+# network.
 _STORE_ERRORS = (('google.auth.exceptions', 'GoogleAuthError'), ('gcsfs.retry', 'HttpError'),
                  ('aiohttp', 'ClientError'), ('botocore.exceptions', 'BotoCoreError'))
 
@@ -29,19 +34,20 @@ _STORE_ERRORS = (('google.auth.exceptions', 'GoogleAuthError'), ('gcsfs.retry', 
 def as_path(path) -> epath.Path:
     """A path of any kind (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative.
 
-    Raises UserError for a scheme that is not known, one whose package is not installed, and for `gs:/bucket` (a URL
-    that went through pathlib, which drops a slash)."""
+    Raises UserError for a scheme that is not known, one whose package is not installed, and for `gs:/bucket`
+    (a URL that went through pathlib, which drops a slash)."""
     text = os.fspath(path)
     if broken := _BROKEN_URL.match(text):
-        raise UserError(f'{text} is neither a local path nor a bucket: a bucket is written {broken[1]}://BUCKET/PATH, '
-                        'with two slashes.')
+        raise UserError(f'{text} is neither a local path nor a bucket: a bucket is written '
+                        f'{broken[1]}://BUCKET/PATH, with two slashes.')
     if is_remote(text):
         _check_scheme(text)
     return epath.Path(text)
 
 
 def is_remote(path) -> bool:
-    """Whether a path is in an object store: no free space to ask for, nothing to fsync, no folder to rename."""
+    """Whether a path is in an object store: no free space to ask for, nothing to fsync, no folder to
+    rename."""
     return _URL.match(os.fspath(path)) is not None
 
 
@@ -52,10 +58,11 @@ def absolute(path) -> epath.Path:
 
 
 def local_path(path) -> Path:
-    """A path for what reads and writes PyTorch's files, which must lie on this machine. UserError where it does not."""
+    """A path for what reads and writes PyTorch's files, which must lie on this machine. UserError where it
+    does not."""
     if is_remote(as_path(path)):
-        raise UserError(f'{path}: PyTorch files are read and written on this machine only. Give a local path, and copy the '
-                        'file from or to the bucket (gs://: gcloud storage cp).')
+        raise UserError(f'{path}: PyTorch files are read and written on this machine only. Give a local '
+                        f'path, and copy the file from or to the bucket (gs://: gcloud storage cp).')
     return Path(path)
 
 
@@ -65,13 +72,15 @@ def cache_folder() -> Path:
 
 
 def files_under(root) -> dict[str, int]:
-    """{path relative to root, with '/': bytes} of all files below a folder, sorted; empty where there is none.
+    """{path relative to root, with '/': bytes} of all files below a folder, sorted; empty where there is
+    none.
 
     In an object store this is one listing, without a request for each file."""
     root = as_path(root)
     if is_remote(root):
         store, top = fsspec.url_to_fs(os.fspath(root))
-        found = {name.removeprefix(top + '/'): entry['size'] for name, entry in store.find(top, detail=True).items()}
+        found = {name.removeprefix(top + '/'): entry['size']
+                 for name, entry in store.find(top, detail=True).items()}
     else:
         files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
         found = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
@@ -113,7 +122,8 @@ def fsync_path(path) -> None:
 
 
 def remove_tree(path) -> None:
-    """Deletes a folder and everything in it, or a file, as far as that is possible; no error where it is not."""
+    """Deletes a folder and everything in it, or a file, as far as that is possible; no error where it is
+    not."""
     path = as_path(path)
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -133,8 +143,8 @@ def check_reachable(path) -> None:
             if not as_path(path).exists():
                 files_under(path)  # nothing is listed, but a bucket that is not there is an error
         except FileNotFoundError as error:
-            raise UserError(f'{path}: there is no such bucket ({error}). Make it first (gs://: gcloud storage buckets '
-                            'create), or correct its name.') from error
+            raise UserError(f'{path}: there is no such bucket ({error}). Make it first (gs://: gcloud '
+                            f'storage buckets create), or correct its name.') from error
 
 
 @contextlib.contextmanager
@@ -149,13 +159,15 @@ def explain_unreachable(path):
     except (OSError, *_loaded_store_errors()) as error:
         if not is_remote(path):
             raise
-        raise UserError(f'{path} cannot be reached: {type(error).__name__}: {error}. Check the name of the bucket, the '
-                        'network, and that this machine may use the bucket (gs://: the service account of the machine, '
-                        'or gcloud auth application-default login).') from error
+        raise UserError(f'{path} cannot be reached: {type(error).__name__}: {error}. Check the name of the '
+                        f'bucket, the '
+                        'network, and that this machine may use the bucket (gs://: the service account of '
+                        'the machine, or gcloud auth application-default login).') from error
 
 
 def _loaded_store_errors() -> tuple[type[Exception], ...]:
-    return tuple(getattr(sys.modules[module], name) for module, name in _STORE_ERRORS if module in sys.modules)
+    return tuple(getattr(sys.modules[module], name) for module, name in _STORE_ERRORS
+                 if module in sys.modules)
 
 
 def _check_scheme(text: str) -> None:
@@ -170,5 +182,5 @@ def _check_scheme(text: str) -> None:
         fsspec.get_filesystem_class(file_system)
     except ImportError as error:
         command = 'pip install -r requirements-gcs.txt' if scheme == 'gs' else f'pip install {package}'
-        raise UserError(f'{text}: {scheme}:// needs the package {package} ({error}). Install it on every host of the '
-                        f'run: {command}') from error
+        raise UserError(f'{text}: {scheme}:// needs the package {package} ({error}). Install it on every '
+                        f'host of the run: {command}') from error

@@ -1,8 +1,9 @@
-"""Several processes that do one thing: process 0 decides and writes, and a failure of one is a failure of all.
+"""Several processes that do one thing: process 0 decides and writes, and a failure of one is a failure of
+all.
 
-Without this a process that meets an error alone (a damaged file, a full disk) leaves the others waiting for it. Every
-function here is collective: all processes of the run call it, in the same order, from the thread that also starts the
-train steps. With one process each is a plain call."""
+Without this a process that meets an error alone (a damaged file, a full disk) leaves the others waiting for
+it. Every function here is collective: all processes of the run call it, in the same order, from the thread
+that also starts the train steps. With one process each is a plain call."""
 import json
 from collections.abc import Callable
 
@@ -24,7 +25,8 @@ def is_lead() -> bool:
 def from_lead(decide: Callable):
     """What `decide()` returns on process 0 (anything JSON can hold), on every process; it runs there only.
 
-    Raises on every process when it raises there: the error itself on process 0, a UserError with its text elsewhere."""
+    Raises on every process when it raises there: the error itself on process 0, a UserError with its text
+    elsewhere."""
     if jax.process_count() == 1:
         return decide()
     message, error = {}, None
@@ -45,8 +47,8 @@ def from_lead(decide: Callable):
 def together(act: Callable):
     """`act()`, on every process, and its own result; a barrier, too: it returns when all have finished.
 
-    Raises on every process when it raises on one: there the error itself, elsewhere a UserError that names the process
-    and quotes it."""
+    Raises on every process when it raises on one: there the error itself, elsewhere a UserError that names
+    the process and quotes it."""
     if jax.process_count() == 1:
         return act()
     result, error = None, None
@@ -93,6 +95,7 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def _padded(data: bytes, length: int) -> np.ndarray:
-    """`data` as uint8, cut or filled to the power of two from 1024 that holds `length`: few shapes, few compilations."""
+    """`data` as uint8, cut or filled to the power of two from 1024 that holds `length`: few shapes, few
+    compilations."""
     size = max(1024, 1 << (length - 1).bit_length())
     return np.frombuffer(data[:size].ljust(size, b'\0'), np.uint8)

@@ -1,8 +1,9 @@
 """Files that are either whole or absent: manifests, atomic writes, and what to say when a disk is full.
 
-A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a missing,
-shortened or altered file is found, and named, before anything reads it. In an object store (gs://...) it holds sizes
-only, there is no free space to check, and nothing to fsync: a file is one object, stored whole or not at all."""
+A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a
+missing, shortened or altered file is found, and named, before anything reads it. In an object store
+(gs://...) it holds sizes only, there is no free space to check, and nothing to fsync: a file is one object,
+stored whole or not at all."""
 
 import contextlib
 import errno
@@ -46,18 +47,21 @@ def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
 
 
 def _entry(path, size: int) -> dict:
-    """A remote file has no checksum of ours: that would read it back, and the store keeps and checks its own."""
+    """A remote file has no checksum of ours: that would read it back, and the store keeps and checks its
+    own."""
     return {'bytes': size} if is_remote(path) else {'bytes': size, 'crc32': file_crc32(path)}
 
 
 def _render(files: dict[str, dict]) -> str:
     body = json.dumps(files, sort_keys=True)
     # The list's own sum, so that damage to the manifest itself is seen too.
-    return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1, sort_keys=True) + '\n'
+    return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1,
+                      sort_keys=True) + '\n'
 
 
 def write_manifest(root, skip: tuple[str, ...] = ()) -> None:
-    """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in `skip`."""
+    """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in
+    `skip`."""
     root = as_path(root)
     files = {name: _entry(root / name, size) for name, size in _files(root, skip).items()}
     write_text_atomic(root / MANIFEST, _render(files))
@@ -136,9 +140,10 @@ def _existing_ancestor(path) -> Path:
 
 def _full_disk_error(path, needed: int, cause: str) -> UserError:
     free = shutil.disk_usage(_existing_ancestor(path)).free
-    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {human_bytes(free)} are free '
-                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose another '
-                     'place, and run the same command again.')
+    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and '
+                     f'{human_bytes(free)} are free '
+                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose '
+                     f'another place, and run the same command again.')
 
 
 def check_free_space(path, needed: int) -> None:
@@ -161,7 +166,8 @@ def full_disk_reason(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explain_full_disk(path, needed: int):
-    """Turns a full disk inside the block into a UserError that names the place and the need; other errors pass."""
+    """Turns a full disk inside the block into a UserError that names the place and the need; other errors
+    pass."""
     try:
         yield
     except UserError:
@@ -173,9 +179,9 @@ def explain_full_disk(path, needed: int):
         raise _full_disk_error(path, needed, reason) from e
 
 
-# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, ".<target>.old.<host>.<pid>"
-# while it is replaced. Host and process are in the name so that a later run can tell what a dead run left behind from
-# work in progress.
+# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written,
+# ".<target>.old.<host>.<pid>" while it is replaced. Host and process are in the name so that a later run can
+# tell what a dead run left behind from work in progress.
 
 
 def sibling(target: Path, kind: str) -> Path:
@@ -184,11 +190,13 @@ def sibling(target: Path, kind: str) -> Path:
 
 
 def remove_stale_siblings(target: Path, kind: str) -> None:
-    """Deletes temporary siblings of `target` left by processes of this machine that no longer run, or by this one."""
+    """Deletes temporary siblings of `target` left by processes of this machine that no longer run, or by this
+    one."""
     prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
     for path in target.parent.iterdir():
         pid = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid))):
+        if path.name.startswith(prefix) and pid.isdigit() and (int(pid) == os.getpid()
+                                                               or not _runs(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -14,23 +14,26 @@ from lit_jax.runtime.errors import UserError
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
-CODE = ('models', 'diffusion', 'sampling', 'text')       # folders of lit_jax that decide the numbers of an image
+# folders of lit_jax that decide the numbers of an image
+CODE = ('models', 'diffusion', 'sampling', 'text')
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
-def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, policy: str, classes: list[int], seed: int,
-              group: int, dtype: str, weights_sha256: str | None = None) -> dict:
-    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able. weights_sha256: of the model's, where it is known."""
+def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, policy: str, classes: list[int],
+              seed: int, group: int, dtype: str, weights_sha256: str | None = None) -> dict:
+    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able. weights_sha256: of the model's, where
+    it is known."""
     config = model.config
     return json.loads(json.dumps({
         'format': FORMAT, 'kind': 'pictures',
         'model': {'provenance': config['provenance'], 'sha256': weights_sha256 or params_sha256(model.params),
-                  'architecture': config['model'], 'diffusion': config['diffusion'], 'latent': config['latent']},
+                  'architecture': config['model'], 'diffusion': config['diffusion'],
+                  'latent': config['latent']},
         'sampler': dict(settings),
-        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
-                                         'dtype': np.dtype(vae.network.dtype).name},
-        'pictures': {'count': len(labels), 'seed': seed, 'labels': policy, 'classes': _classes(classes, config),
-                     'uint8': UINT8},
+        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale,
+                                         'shift': vae.shift, 'dtype': np.dtype(vae.network.dtype).name},
+        'pictures': {'count': len(labels), 'seed': seed, 'labels': policy,
+                     'classes': _classes(classes, config), 'uint8': UINT8},
         'computed': computation(dtype, group),
     }))
 
@@ -51,7 +54,8 @@ def _code_sum() -> str:
 
 
 def check_same_card(there: dict, mine: dict, where) -> None:
-    """Raises UserError that names what differs between the card of a set already begun and that of this command."""
+    """Raises UserError that names what differs between the card of a set already begun and that of this
+    command."""
     if lines := _differences(there, mine):
         more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
         raise UserError(f'{where} belongs to another recipe:\n  ' + '\n  '.join(lines[:10]) + more +

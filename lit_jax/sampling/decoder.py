@@ -12,7 +12,8 @@ ONE_ENCODER = ({'stabilityai/sd-vae-ft-ema', 'stabilityai/sd-vae-ft-mse'},)
 def open_decoder(model: Model, vae_path: str | None, source) -> Vae | None:
     """The VAE of a model on latents, None for a model on pixels; several processes call it together.
 
-    Raises UserError where one is missing, superfluous, or another than that of the latents the model was trained on.
+    Raises UserError where one is missing, superfluous, or another than that of the latents the model was
+    trained on.
     """
     latent = model.config['latent']
     if latent['space'] == 'pixels':
@@ -35,9 +36,11 @@ def check_decoder(vae, config: dict, vae_path, source) -> None:
     if not math.isclose(vae.scale, latent['scale'], rel_tol=1e-6):
         problems.append(f'latent scale: {vae.scale:g} in {vae_path}, {latent["scale"]:g} in {source}')
     if vae.network.channels != arch['channels']:
-        problems.append(f'latent channels: {vae.network.channels} in {vae_path}, {arch["channels"]} in {source}')
+        problems.append(f'latent channels: {vae.network.channels} in {vae_path}, {arch["channels"]} in '
+                        f'{source}')
     if latent.get('downscale', vae.network.downscale) != vae.network.downscale:
-        problems.append(f'downscale: {vae.network.downscale} in {vae_path}, {latent["downscale"]} in {source}')
+        problems.append(
+            f'downscale: {vae.network.downscale} in {vae_path}, {latent["downscale"]} in {source}')
     if problems:
         raise UserError('the VAE does not fit the model:\n  ' + '\n  '.join(problems) +
                         '\nGive --vae the folder of the VAE that made the latents of the training.')

@@ -62,8 +62,8 @@ class Request:
 def start(options: Mapping) -> str:
     """What a command line asks for: `draw`, or `draw_prompts` where the model takes prompts.
 
-    options: the flags that were given, by the names of the fields of `Request` and `PromptRequest`, which hold the defaults.
-    """
+    options: the flags that were given, by the names of the fields of `Request` and `PromptRequest`, which
+    hold the defaults. """
     if ('source' in options) == ('compare' in options):
         raise UserError('give one of --from (a model) and --grid_compare (two models)')
     sources = [options['source']] if 'source' in options else options['compare']
@@ -72,7 +72,8 @@ def start(options: Mapping) -> str:
     takes_text = 'text' in kinds
     known = {field.name for field in fields(PromptRequest if takes_text else Request)}
     if foreign := [_flag(name) for name in options if name not in known]:
-        draws, instead = (('what a prompt says', '--prompt="..."') if takes_text else ('classes', '--classes'))
+        draws, instead = (('what a prompt says', '--prompt="..."') if takes_text
+                          else ('classes', '--classes'))
         raise UserError(f'{", ".join(foreign)}: not for {sources[0]}, which draws {draws}: give it {instead}')
     if takes_text:
         return draw_prompts(PromptRequest(**{**options, 'prompt': tuple(options.get('prompt', ()))}))
@@ -89,22 +90,23 @@ def draw(request: Request) -> str:
     if (request.source is None) == (request.compare is None):
         raise UserError('give one of --from (a model) and --grid_compare (two models)')
     if request.group < 1 or request.batch_size < 0:
-        raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, {request.batch_size}')
+        raise UserError(f'--group must be at least 1 and --batch_size not negative, got {request.group}, '
+                        f'{request.batch_size}')
     is_grid = as_path(request.out).suffix == '.png'
     if request.compare is not None and not is_grid:
         raise UserError(f'--grid_compare draws one image: --out {request.out} must end with .png')
     return draw_grid(request) if is_grid else draw_set(request)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Grids
 
 
 def draw_grid(request: Request) -> str:
     """A PNG with one row a class; of two models, their grids side by side from the same noise."""
     if request.count is not None or request.labels is not None:
-        raise UserError('a grid (.png) has --per_class images of each class of --classes; --count and --labels are for '
-                        'sets: --out NAME.npz or a folder')
+        raise UserError('a grid (.png) has --per_class images of each class of --classes; --count and '
+                        '--labels are for sets: --out NAME.npz or a folder')
     sources = request.compare or (request.source,)
     models = [load(source, dtype=request.dtype) for source in sources]
     _check_alike(models, sources)
@@ -121,11 +123,13 @@ def draw_grid(request: Request) -> str:
         panels = [('' if request.compare is None else str(source), _images(model, vae, labels, request))
                   for source, model, vae in zip(sources, models, vaes, strict=True)]
         scale = max(1, 32 // panels[0][1].shape[1])
-        save_png(request.out, make_sheet(panels, per_class, class_names(models[0].config, classes), scale=scale))
+        save_png(request.out, make_sheet(panels, per_class, class_names(models[0].config, classes),
+                                         scale=scale))
 
     peers.only_lead(draw_and_save)
     false_colours = models[0].config['latent']['space'] != 'pixels' and vaes[0] is None
-    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' if false_colours else ''
+    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' if false_colours \
+        else ''
     return (f'wrote {request.out}: {len(models) * per_class * len(classes)} images, {_say(request)}, '
             f'{time.perf_counter() - started:.1f} s{note}')
 
@@ -133,20 +137,23 @@ def draw_grid(request: Request) -> str:
 def _images(model: Model, vae, labels: np.ndarray, request: Request) -> np.ndarray:
     wanted = Images.of_classes(labels, request.seed)
     sampler = GroupSampler(model, request.settings(), wanted, group=request.group, vae=vae)
-    return viewable(np.concatenate([images for _, images in sampler.draw(range(sampler.count), request.batch_size)]))
+    return viewable(np.concatenate([images
+                                    for _, images in sampler.draw(range(sampler.count), request.batch_size)]))
 
 
 def _check_alike(models: list[Model], sources) -> None:
-    """Two models can start from the same noise if it has one shape, and be decoded by one VAE if their latents agree."""
+    """Two models can start from the same noise if it has one shape, and be decoded by one VAE if their
+    latents agree."""
     first, last = models[0].config, models[-1].config
     pairs = [(name, first['model'][name], last['model'][name]) for name in ('channels', 'num_classes')]
     pairs += [('input_size', list(first['model']['input_size']), list(last['model']['input_size']))]
-    pairs += [(f'latent {name}', first['latent'].get(name), last['latent'].get(name)) for name in ('space', 'scale')]
+    pairs += [(f'latent {name}', first['latent'].get(name), last['latent'].get(name))
+              for name in ('space', 'scale')]
     if wrong := [f'{name}: {a} in {sources[0]}, {b} in {sources[-1]}' for name, a, b in pairs if a != b]:
         raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Sets
 
 
@@ -168,15 +175,18 @@ def plan_set(request: Request, model: Model | None = None, weights_sha256: str |
     model = model or load(request.source, dtype=request.dtype)
     policy = request.labels or ('balanced' if request.count is None else 'random')
     classes = parse_classes(request.classes, model.network.null_label, most=None)
-    labels = choose_labels(policy, classes, seed=request.seed, count=request.count, per_class=request.per_class)
+    labels = choose_labels(policy, classes, seed=request.seed, count=request.count,
+                           per_class=request.per_class)
     vae = open_decoder(model, request.vae, request.source)
     channels = model.arch['channels'] if vae is None else vae.network.arch['image_channels']
     if vae is None and model.config['latent']['space'] != 'pixels' or channels not in (1, 3):
-        raise UserError(f'{request.source} draws latents; images for {request.out} need the VAE that decodes them: --vae '
-                        f'DIR (id {model.config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
+        raise UserError(f'{request.source} draws latents; images for {request.out} need the VAE that decodes '
+                        f'them: --vae DIR (id {model.config["latent"]["vae"]!r}; python '
+                        f'convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
     _check_settings(model, request)
-    card = make_card(model, vae, request.settings(), labels, policy=policy, classes=classes, seed=request.seed,
-                     group=min(request.group, len(labels)), dtype=request.dtype, weights_sha256=weights_sha256)
+    card = make_card(model, vae, request.settings(), labels, policy=policy, classes=classes,
+                     seed=request.seed, group=min(request.group, len(labels)), dtype=request.dtype,
+                     weights_sha256=weights_sha256)
     cluster.check_same({'recipe card': card, 'out': str(request.out), **cluster.code_facts()})
     down = 1 if vae is None else vae.network.downscale
     return Plan(request, model, vae, labels, card, tuple(side * down for side in model.arch['input_size']))
@@ -190,17 +200,20 @@ def draw_set(request: Request) -> str:
         return f'{store.describe()}; it was whole already, by the same recipe'
     started = time.perf_counter()
     drawn = draw_parts(plan, store)
-    return f'wrote {store.describe()}; {drawn:,} images now, {_say(request)}, {format_seconds(time.perf_counter() - started)}'
+    return (f'wrote {store.describe()}; {drawn:,} images now, {_say(request)}, '
+            f'{format_seconds(time.perf_counter() - started)}')
 
 
 def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
     """Draws what a store is missing, by all processes, and finishes it; returns how many images were drawn.
 
-    A store has `size` (images of a part), `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`.
+    A store has `size` (images of a part), `missing()`, `write(part, images)` and `finish()`:
+    `lit_jax.sampling.stores`.
     sampler: of this very plan, where there is one that is compiled already.
     """
     request = plan.request
-    sampler = sampler or GroupSampler(plan.model, request.settings(), Images.of_classes(plan.labels, request.seed),
+    sampler = sampler or GroupSampler(plan.model, request.settings(),
+                                      Images.of_classes(plan.labels, request.seed),
                                       group=request.group, vae=plan.vae)
     with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
         drawn = _draw_missing(sampler, store, peers.from_lead(store.missing), request)
@@ -213,7 +226,8 @@ def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Req
     index, processes = cluster.process()
     a_part, total = max(1, store.size // sampler.group), len(sampler.images)
     sizes = {part: min(store.size, total - part * store.size) for part in missing}
-    groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count)) for part in missing[index::processes]}
+    groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count))
+              for part in missing[index::processes]}
     drawn = sampler.draw([group for part in groups.values() for group in part], request.batch_size)
 
     def draw_part(part: int) -> None:

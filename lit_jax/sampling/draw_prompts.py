@@ -1,11 +1,13 @@
-"""What `sample.py` does for a model that takes prompts: a sheet, a folder of images, or the images of GenEval.
+"""What `sample.py` does for a model that takes prompts: a sheet, a folder of images, or the images of
+GenEval.
 
     NAME.png       one image, or a sheet: a row for each prompt, a column for each seed
-    FOLDER/        00003_seed0.png (prompt 3, seed 0), prompts.jsonl with a line for each, and the recipe, card.json
+    FOLDER/        00003_seed0.png (prompt 3, seed 0), prompts.jsonl with a line for each, and the recipe,
+                   card.json
     --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
 
-Folders are continued: what is there of the same recipe stays. Several processes deal the images of a folder out among
-themselves; a sheet is drawn by process 0.
+Folders are continued: what is there of the same recipe stays. Several processes deal the images of a folder
+out among themselves; a sheet is drawn by process 0.
 """
 import hashlib
 import json
@@ -29,7 +31,8 @@ from lit_jax.sampling import prompts
 from lit_jax.sampling.card import FORMAT, UINT8, card_text, check_same_card, computation, read_card
 from lit_jax.sampling.text_to_image import PromptFeatures, TextToImage, open_text_to_image
 
-ROUND = 32                # images between two changes of networks with --low_memory: what a kill can cost at most
+# images between two changes of networks with --low_memory: what a kill can cost at most
+ROUND = 32
 REPORT_SECONDS = 10
 CARD, LIST = 'card.json', 'prompts.jsonl'
 
@@ -96,15 +99,18 @@ def draw_prompts(request: PromptRequest) -> str:
     what = _draw_sheet(plan, meter) if plan.jobs[0].name is None else _draw_folder(plan, meter)
     if not meter.phases:
         return what
-    return f'{what}, {_say(request, plan.size)}, {format_seconds(time.perf_counter() - started)}; {meter.summary()}'
+    return (f'{what}, {_say(request, plan.size)}, {format_seconds(time.perf_counter() - started)}; '
+            f'{meter.summary()}')
 
 
 def plan_prompts(request: PromptRequest) -> Plan:
     """Everything that can be wrong is looked at, before weights are read; all processes call it."""
     if request.geneval is not None and (request.prompt or request.prompts or request.out):
-        raise UserError('--geneval=DIR names the prompts and where their images go: leave --prompt, --prompts and --out out')
+        raise UserError('--geneval=DIR names the prompts and where their images go: leave --prompt, '
+                        '--prompts and --out out')
     if request.group is not None and request.group < 1 or request.tile < 0:
-        raise UserError(f'--group must be at least 1 and --tile not negative, got {request.group}, {request.tile}')
+        raise UserError(f'--group must be at least 1 and --tile not negative, got {request.group}, '
+                        f'{request.tile}')
     _check_out(request)
     if request.geneval is not None:
         wanted = peers.together(lambda: read_prompts(request.geneval))
@@ -123,12 +129,14 @@ def plan_prompts(request: PromptRequest) -> Plan:
     if request.tile and pipeline.vae is None:
         raise UserError(f'--tile {request.tile} is for the VAE: give --vae DIR, or leave it out')
     tile = request.tile or pipeline.default_tile(latent)
-    if pipeline.vae is None or tile is not None and max(latent) <= tile:      # decoded whole: the recipe is one and the same
+    # decoded whole: the recipe is one and the same
+    if pipeline.vae is None or tile is not None and max(latent) <= tile:
         tile = None
     jobs = [Job(number, seed, _name(request, names, number, seed, column)) for number in range(len(texts))
             for column, seed in enumerate(seeds)]
     _check_decodes(request, pipeline)
-    return Plan(request, pipeline, texts, seeds, jobs, size, latent, request.group or prompts.default_group(latent), tile)
+    return Plan(request, pipeline, texts, seeds, jobs, size, latent,
+                request.group or prompts.default_group(latent), tile)
 
 
 def _newest_step(source) -> int | None:
@@ -141,7 +149,8 @@ def _newest_step(source) -> int | None:
 def _check_out(request: PromptRequest) -> None:
     suffix = as_path(request.out or '').suffix
     if suffix == '.npz':
-        raise UserError(f'--out {request.out}: .npz sets are of classes; images from prompts go to NAME.png or a folder')
+        raise UserError(f'--out {request.out}: .npz sets are of classes; images from prompts go to NAME.png '
+                        f'or a folder')
     if suffix and suffix != '.png' and suffix[1:].isalpha():
         raise UserError(f'--out {request.out}: {suffix} is not known; give NAME.png or a folder')
 
@@ -149,8 +158,9 @@ def _check_out(request: PromptRequest) -> None:
 def _check_decodes(request: PromptRequest, pipeline: TextToImage) -> None:
     latents = pipeline.config['latent']['space'] != 'pixels' and pipeline.vae is None
     if latents and not _is_sheet(request):
-        raise UserError(f'{request.source} draws latents; images for a folder need the VAE that decodes them: --vae DIR (id '
-                        f'{pipeline.config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
+        raise UserError(f'{request.source} draws latents; images for a folder need the VAE that decodes '
+                        f'them: --vae DIR (id {pipeline.config["latent"]["vae"]!r}; python '
+                        f'convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
 
 
 def _is_sheet(request: PromptRequest) -> bool:
@@ -163,7 +173,7 @@ def _name(request: PromptRequest, names: Sequence[str], number: int, seed: int, 
     return None if _is_sheet(request) else f'{number:05d}_seed{seed}.png'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Outputs
 
 
@@ -171,7 +181,8 @@ def _draw_sheet(plan: Plan, meter: memory.Meter) -> str:
     request, out = plan.request, plan.request.out or 'grid.png'
     mine = plan.jobs if peers.is_lead() else []
     drawn: dict[Job, np.ndarray] = {}
-    _draw_jobs(plan, mine, len(plan.jobs), lambda job, image: drawn.__setitem__(job, viewable(image[None])[0]), meter)
+    _draw_jobs(plan, mine, len(plan.jobs),
+               lambda job, image: drawn.__setitem__(job, viewable(image[None])[0]), meter)
 
     def save() -> None:
         images = np.stack([drawn[job] for job in plan.jobs])
@@ -179,12 +190,15 @@ def _draw_sheet(plan: Plan, meter: memory.Meter) -> str:
         if len(images) == 1:
             save_png(out, images[0].repeat(scale, 0).repeat(scale, 1))
         else:
-            save_png(out, make_sheet([('', images)], len(plan.seeds), [text or '(no text)' for text in plan.texts], scale=scale))
+            save_png(out, make_sheet([('', images)], len(plan.seeds),
+                                     [text or '(no text)' for text in plan.texts], scale=scale))
 
     peers.only_lead(save)
     false_colours = plan.pipeline.config['latent']['space'] != 'pixels' and plan.pipeline.vae is None
-    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' if false_colours else ''
-    return f'wrote {out}: {len(plan.texts)} prompts, {len(plan.seeds)} seeds of each{note}' if len(plan.jobs) > 1 else \
+    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' if false_colours \
+        else ''
+    return f'wrote {out}: {len(plan.texts)} prompts, {len(plan.seeds)} seeds of each{note}' if len(
+        plan.jobs) > 1 else \
         f'wrote {out}: seed {plan.seeds[0]}{note}, {request.source}'
 
 
@@ -204,14 +218,16 @@ def _draw_folder(plan: Plan, meter: memory.Meter) -> str:
 
 
 def _begin(plan: Plan, root, card: dict) -> list[int]:
-    """Makes room, and returns the places in `plan.jobs` of the images that are not there. Refuses another recipe's folder."""
+    """Makes room, and returns the places in `plan.jobs` of the images that are not there. Refuses another
+    recipe's folder."""
     if root.exists() and not root.is_dir():
         raise UserError(f'{root} is a file; images go into a folder. Give another --out.')
     there = files_under(root) if root.exists() else {}
     if (begun := read_card(root / CARD)) is not None:
         check_same_card(begun, card, root)
     elif found := [name for name in there if plan.request.geneval is None or name.endswith('.png')]:
-        raise UserError(f'{root} has files ({found[0]}), and no {CARD} says what they are. Give another folder, or empty it.')
+        raise UserError(f'{root} has files ({found[0]}), and no {CARD} says what they are. Give another '
+                        f'folder, or empty it.')
     root.mkdir(parents=True, exist_ok=True)
     write_text_atomic(root / CARD, card_text(card))
     _write_list(plan, root)
@@ -227,9 +243,12 @@ def _write_list(plan: Plan, root) -> None:
         old = [json.loads(line) for line in (root / LIST).read_text(encoding='utf-8').splitlines()]
         lines = {line['file']: line for line in old}
     for job in plan.jobs:
-        lines[job.name] = {'file': job.name, 'prompt': plan.texts[job.number], 'negative_prompt': plan.request.negative_prompt,
-                           'seed': job.seed, 'width': plan.size[1], 'height': plan.size[0], **plan.request.settings()}
-    write_text_atomic(root / LIST, ''.join(json.dumps(lines[name], ensure_ascii=False) + '\n' for name in sorted(lines)))
+        lines[job.name] = {'file': job.name, 'prompt': plan.texts[job.number],
+                           'negative_prompt': plan.request.negative_prompt,
+                           'seed': job.seed, 'width': plan.size[1], 'height': plan.size[0],
+                           **plan.request.settings()}
+    write_text_atomic(root / LIST,
+                      ''.join(json.dumps(lines[name], ensure_ascii=False) + '\n' for name in sorted(lines)))
 
 
 def make_card(plan: Plan) -> dict:
@@ -238,42 +257,46 @@ def make_card(plan: Plan) -> dict:
     config, vae, text = pipeline.config, pipeline.vae, pipeline.text_config
     return json.loads(json.dumps({
         'format': FORMAT, 'kind': 'pictures',
-        'model': {'weights': _weights_sum(request.source, pipeline), 'architecture': config['model'], 'diffusion': config['diffusion'],
-                  'latent': config['latent']},
+        'model': {'weights': _weights_sum(request.source, pipeline), 'architecture': config['model'],
+                  'diffusion': config['diffusion'], 'latent': config['latent']},
         'sampler': request.settings(),
         'text_encoder': {'id': text['id'], 'sha256': text['provenance']['sha256'], 'weights': text['weights'],
                          'dtype': pipeline.text_dtype},
-        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
-                                         'tile': plan.tile},
-        'pictures': {'prompts': plan.texts, 'negative_prompt': request.negative_prompt, 'size': list(plan.size), 'uint8': UINT8,
+        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale,
+                                         'shift': vae.shift, 'tile': plan.tile},
+        'pictures': {'prompts': plan.texts, 'negative_prompt': request.negative_prompt,
+                     'size': list(plan.size), 'uint8': UINT8,
                      **({'seeds': plan.seeds} if request.geneval else {})},
         'computed': computation(request.dtype, plan.group),
     }))
 
 
 def _weights_sum(source, pipeline: TextToImage) -> dict:
-    """What tells these weights from others without reading them: a model folder's list of checksums, a workdir's step."""
+    """What tells these weights from others without reading them: a model folder's list of checksums, a
+    workdir's step."""
     manifest = as_path(source) / MANIFEST
     if manifest.is_file():
         return {'manifest_sha256': hashlib.sha256(manifest.read_bytes()).hexdigest()}
     return {'workdir': str(source), 'step': pipeline.step}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Drawing
 
 
-def _draw_jobs(plan: Plan, mine: list[Job], most: int, keep: Callable[[Job, np.ndarray], None], meter: memory.Meter) -> None:
+def _draw_jobs(plan: Plan, mine: list[Job], most: int, keep: Callable[[Job, np.ndarray], None],
+               meter: memory.Meter) -> None:
     """Draws this process's images and gives each to `keep`, float32 [H, W, C].
 
-    most: images of the process that has most. Weights are read by all processes together, and those that have nothing
-    to do read along.
+    most: images of the process that has most. Weights are read by all processes together, and those that have
+    nothing to do read along.
     """
     pipeline, request = plan.pipeline, plan.request
     numbers = sorted({job.number for job in mine})
     with meter.phase('text encoder') as phase:
         phase.weights = pipeline.load('text_encoder')
-        features = peers.together(lambda: _encode(pipeline, [plan.texts[number] for number in numbers], request.negative_prompt))
+        features = peers.together(lambda: _encode(pipeline, [plan.texts[number] for number in numbers],
+                                                  request.negative_prompt))
     rows = {number: row for row, number in enumerate(numbers)}
     a_round = max(ROUND, plan.group) if request.low_memory else plan.group * len(jax.local_devices())
     waves = sum(-(-len(mine[start:start + a_round]) // plan.group) for start in range(0, len(mine), a_round))
@@ -295,7 +318,8 @@ def _encode(pipeline: TextToImage, texts: list[str], negative: str) -> PromptFea
     return None
 
 
-def _draw(plan: Plan, features: PromptFeatures | None, jobs: list[Job], rows: dict[int, int], progress: Progress) -> np.ndarray | None:
+def _draw(plan: Plan, features: PromptFeatures | None, jobs: list[Job], rows: dict[int, int],
+          progress: Progress) -> np.ndarray | None:
     if not jobs:
         plan.pipeline.give_up('model')
         return None
@@ -308,13 +332,16 @@ def _draw(plan: Plan, features: PromptFeatures | None, jobs: list[Job], rows: di
             progress.add(wanted - seen[0])
             seen[0] = wanted
 
-    return plan.pipeline.draw(features, [job.seed for job in jobs], [rows[job.number] for job in jobs], size=plan.size,
-                              group=plan.group, on_step=on_step, **plan.request.settings())
+    return plan.pipeline.draw(features, [job.seed for job in jobs], [rows[job.number] for job in jobs],
+                              size=plan.size, group=plan.group, on_step=on_step, **plan.request.settings())
 
 
-def _keep(plan: Plan, jobs: list[Job], latents: np.ndarray | None, keep: Callable[[Job, np.ndarray], None]) -> None:
-    for place, job in enumerate(jobs):      # one at a time: images are large, and low_memory holds the latents only
-        keep(job, plan.pipeline.decode(latents[place:place + 1], tile=plan.tile, last=place == len(jobs) - 1)[0])
+def _keep(plan: Plan, jobs: list[Job], latents: np.ndarray | None,
+          keep: Callable[[Job, np.ndarray], None]) -> None:
+    # one at a time: images are large, and low_memory holds the latents only
+    for place, job in enumerate(jobs):
+        keep(job, plan.pipeline.decode(latents[place:place + 1], tile=plan.tile,
+                                       last=place == len(jobs) - 1)[0])
     if not jobs:
         plan.pipeline.give_up('vae')
 
@@ -325,7 +352,8 @@ def _say_memory(plan: Plan) -> None:
         estimates = pipeline.estimate(plan.size, plan.group, plan.tile, **plan.request.settings())
         memory.LOG.info('%s', memory.describe_estimate(estimates, low_memory=True))
     else:
-        parts = ', '.join(f'{name.replace("_", " ")} {memory.human_bytes(size)}' for name, size in pipeline.weights().items())
+        parts = ', '.join(f'{name.replace("_", " ")} {memory.human_bytes(size)}'
+                          for name, size in pipeline.weights().items())
         memory.LOG.info('weights in memory: %s', parts)
 
 

@@ -1,8 +1,10 @@
-"""The same bits on any number of devices: images are computed in groups of one fixed size, each on one device.
+"""The same bits on any number of devices: images are computed in groups of one fixed size, each on one
+device.
 
-Matrix products of another shape round differently, so an image's bits depend on how many are computed together. Here
-that number never changes: image i is row i mod G of group i div G, the program is compiled for G images, and every
-device of every host runs that program on groups of its own. No device waits for another, and nothing is exchanged.
+Matrix products of another shape round differently, so an image's bits depend on how many are computed
+together. Here that number never changes: image i is row i mod G of group i div G, the program is compiled for
+G images, and every device of every host runs that program on groups of its own. No device waits for another,
+and nothing is exchanged.
 """
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +27,8 @@ AXIS = 'groups'
 
 @dataclass(frozen=True)
 class Images:
-    """What to draw, one row an image: its noise hangs on its seed and number, what it shows on its row of `cond`.
+    """What to draw, one row an image: its noise hangs on its seed and number, what it shows on its row of
+    `cond`.
 
     cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`).
     """
@@ -37,11 +40,13 @@ class Images:
     def of_classes(cls, labels: Sequence[int], seed: int) -> 'Images':
         """Image i of class labels[i], all of one seed."""
         labels = np.asarray(labels, np.int32)
-        return cls(np.full(len(labels), seed, np.uint32), np.arange(len(labels), dtype=np.uint32), {'label': labels})
+        return cls(np.full(len(labels), seed, np.uint32), np.arange(len(labels), dtype=np.uint32),
+                   {'label': labels})
 
     @classmethod
     def of_captions(cls, cond: Mapping[str, np.ndarray], seeds: Sequence[int]) -> 'Images':
-        """One image a caption, each of a seed of its own: a prompt and a seed make one image, in whatever company."""
+        """One image a caption, each of a seed of its own: a prompt and a seed make one image, in whatever
+        company."""
         return cls(np.asarray(seeds, np.uint32), np.zeros(len(seeds), np.uint32), cond)
 
     def __len__(self) -> int:
@@ -58,7 +63,8 @@ class GroupSampler:
 
     Args:
         settings: options of `build_sampler` (method, steps, cfg_scale, ...).
-        vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model draws.
+        vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model
+            draws.
         group: images computed together. Part of the result: see above.
         size: (H, W) of what the model draws, where it takes others than its own.
         devices: of this process; default all of them.
@@ -77,14 +83,20 @@ class GroupSampler:
             compiler_options=model.network.inference_options())
 
     def replace_weights(self, params: dict | None) -> None:
-        """Other weights of the same network, for the program that is compiled already; None gives up their memory."""
-        self._weights = None if params is None else jax.device_put((params, self._vae_params), NamedSharding(self._mesh, P()))
+        """Other weights of the same network, for the program that is compiled already; None gives up their
+        memory."""
+        self._weights = None if params is None else jax.device_put((params, self._vae_params),
+                                                                   NamedSharding(self._mesh, P()))
 
     def compile(self, params) -> jax.stages.Compiled:
-        """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses it."""
+        """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses
+        it."""
         place = NamedSharding(self._mesh, P())
-        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (params, self._vae_params))
-        return self._program.lower(weights, self.images.rows(np.arange(self.group * self.devices) % len(self.images))).compile()
+        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                               (params, self._vae_params))
+        return self._program.lower(weights,
+                                   self.images.rows(np.arange(self.group * self.devices) % len(
+                                       self.images))).compile()
 
     def replace_images(self, images: Images) -> None:
         """Others to draw with the program that is compiled already; at least as many as a group has."""
@@ -107,8 +119,9 @@ class GroupSampler:
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(group, its images float32 [n, H, W, C]) in the order given.
 
-        batch_size: images on their way at once, over all devices, at least one group a device; default two groups a
-            device, so that none waits while images are fetched. Changes speed and memory, never an image.
+        batch_size: images on their way at once, over all devices, at least one group a device; default two
+            groups a device, so that none waits while images are fetched. Changes speed and memory, never an
+            image.
         """
         waves = max(1, batch_size // (self.group * self.devices)) if batch_size else 2
         pending = deque()
@@ -138,8 +151,9 @@ class GroupSampler:
 
 def _one_group(model: Model, settings: dict, vae, size: tuple[int, int] | None) -> Callable:
     config, network = model.config, model.network
-    sample = build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
-                           latent_scale=config['latent']['scale'], **settings)
+    sample = build_sampler(network, train_steps=config['diffusion']['steps'],
+                           kind=config['diffusion']['kind'], latent_scale=config['latent']['scale'],
+                           **settings)
 
     def draw(weights, rows):
         params, vae_params = weights

@@ -10,7 +10,8 @@ POLICIES = ('random', 'balanced')
 
 
 def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[int]:
-    """'3,7' -> [3, 7], checked against the model; '' -> the first ten classes, or `most`, or with None all."""
+    """'3,7' -> [3, 7], checked against the model; '' -> the first ten classes, or `most`, or with None
+    all."""
     if not text:
         return list(range(num_classes if most is None else min(most, num_classes)))
     try:
@@ -18,7 +19,8 @@ def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[in
     except ValueError:
         raise UserError(f'--classes {text!r} is not a list of class indices such as 3,7') from None
     if wrong := [c for c in classes if not 0 <= c < num_classes]:
-        raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows 0..{num_classes - 1}')
+        raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows '
+                        f'0..{num_classes - 1}')
     return classes
 
 
@@ -32,11 +34,11 @@ def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int 
     if policy not in POLICIES:
         raise UserError(f'unknown label policy {policy!r}; known: {", ".join(POLICIES)}')
     if (count is None) == (per_class is None):
-        raise UserError('say how many images with one of --count (all together) and --per_class (of each class), '
-                        f'got {"neither" if count is None else "both"}')
+        raise UserError('say how many images with one of --count (all together) and --per_class (of each '
+                        f'class), got {"neither" if count is None else "both"}')
     if policy == 'random' and count is None:
-        raise UserError('--per_class means the same number of each class; random labels take --count, the number of all '
-                        'images (or leave --labels out)')
+        raise UserError('--per_class means the same number of each class; random labels take --count, the '
+                        'number of all images (or leave --labels out)')
     name, value = ('--count', count) if per_class is None else ('--per_class', per_class)
     total = value if per_class is None else value * len(classes)
     if value < 1 or total > MAX_IMAGES:
@@ -45,6 +47,6 @@ def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int 
         return random_labels(seed, total, classes)
     if total % len(classes):
         nearest = max(1, round(total / len(classes))) * len(classes)
-        raise UserError(f'--count {total} is not a multiple of the {len(classes)} classes, so balanced labels are not '
-                        f'possible; take --count {nearest}, or --labels random')
+        raise UserError(f'--count {total} is not a multiple of the {len(classes)} classes, so balanced '
+                        f'labels are not possible; take --count {nearest}, or --labels random')
     return np.resize(np.asarray(classes, np.int32), total)

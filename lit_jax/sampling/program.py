@@ -25,15 +25,18 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
                   latent_scale: float = 1.0, on_step: Callable[[Array], None] | None = None) -> Callable:
     """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by `latent_scale`.
 
-    cond: {'label': int [B]}, or the captions of a text model with the unconditional ones (`Network.guidance_pair`).
+    cond: {'label': int [B]}, or the captions of a text model with the unconditional ones
+        (`Network.guidance_pair`).
 
     Args:
         train_steps, kind: the schedule that the network was trained with.
         steps: evaluations of the model, spread over the schedule as DiT spreads them.
         method: name in SAMPLERS. eta: noise of ddim, 0 to 1; the others have no such choice.
-        cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's published
-            numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the image, 1 pure noise.
-        on_step: called on this machine with the timestep of each evaluation, while the program runs: for progress.
+        cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's
+            published numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the
+            image, 1 pure noise.
+        on_step: called on this machine with the timestep of each evaluation, while the program runs: for
+            progress.
     """
     schedule = sampling_schedule(method, steps, train_steps, kind)
     if eta and method != 'ddim':
@@ -60,13 +63,14 @@ def sample_many(sample: Callable, params: dict, network: Network, labels: Sequen
                 batch_size: int) -> np.ndarray:
     """Draws one image a label in batches of one size (one compile; the last batch is padded and cut).
 
-    Another batch size is another program, which rounds differently: images are then equal to some 1e-6 of their
-    range. `lit_jax.sampling.groups` draws the same bits whatever the batch and the devices.
+    Another batch size is another program, which rounds differently: images are then equal to some 1e-6 of
+    their range. `lit_jax.sampling.groups` draws the same bits whatever the batch and the devices.
     """
     labels = np.asarray(labels, np.int32)
     images = []
     for start in range(0, len(labels), batch_size):
         indices = np.arange(start, start + batch_size)
         part = np.resize(labels[start:start + batch_size], batch_size)
-        images.append(np.asarray(sample(params, initial_noise(network, seed, indices), {'label': part}, step_keys(seed, indices))))
+        images.append(np.asarray(sample(params, initial_noise(network, seed, indices), {'label': part},
+                                        step_keys(seed, indices))))
     return np.concatenate(images)[:len(labels)]

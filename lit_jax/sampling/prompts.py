@@ -1,4 +1,5 @@
-"""What a person says about images from text: prompts, seeds, sizes; parsed and checked before anything is loaded."""
+"""What a person says about images from text: prompts, seeds, sizes; parsed and checked before anything is
+loaded."""
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,16 @@ def collect_prompts(given: Sequence[str], file: str | None) -> list[str]:
     Raises UserError where there is none at all."""
     prompts = [*given, *(read_prompts(file) if file else ())]
     if not prompts:
-        raise UserError('no prompt is given: say what to draw with --prompt="..." (several times for several), or --prompts=FILE, '
-                        'one a line')
+        raise UserError('no prompt is given: say what to draw with --prompt="..." (several times for '
+                        'several), or --prompts=FILE, one a line')
     if empty := [number for number, prompt in enumerate(prompts) if not prompt.strip()]:
         LOG.warning('prompt %s is empty: it draws without text', ', '.join(map(str, empty[:8])))
     return prompts
 
 
 def read_prompts(path) -> list[str]:
-    """The prompts in a text file (UTF-8), one a line. Blank lines are skipped with a notice; UserError if nothing is left."""
+    """The prompts in a text file (UTF-8), one a line. Blank lines are skipped with a notice; UserError if
+    nothing is left."""
     try:
         text = as_path(path).read_bytes().decode('utf-8-sig')
     except FileNotFoundError:
@@ -37,7 +39,8 @@ def read_prompts(path) -> list[str]:
     except OSError as error:
         raise UserError(f'--prompts {path} cannot be read: {error}') from error
     except UnicodeDecodeError as error:
-        raise UserError(f'--prompts {path} is not UTF-8 (byte {error.start}): save it as UTF-8 text, one prompt a line') from error
+        raise UserError(f'--prompts {path} is not UTF-8 (byte {error.start}): save it as UTF-8 text, one '
+                        f'prompt a line') from error
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     prompts = [line for line in lines if line]
     blank = len(lines) - len(prompts) - (lines[-1] == '')      # what follows the last line break is no line
@@ -58,7 +61,8 @@ def parse_seeds(seed: int | None, seeds: str | None, default: Sequence[int] = (0
         try:
             found = [int(part) for part in seeds.split(',')]
         except ValueError:
-            raise UserError(f'--seeds {seeds!r}: whole numbers with commas between them are expected, as 0,1,2') from None
+            raise UserError(f'--seeds {seeds!r}: whole numbers with commas between them are expected, as '
+                            f'0,1,2') from None
     for one in found:
         check_seed(one)
     if len(set(found)) < len(found):
@@ -70,7 +74,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """'1024x768' (width x height) or '1024' as (height, width) in pixels."""
     match = re.fullmatch(r'\s*(\d+)\s*(?:[xX×*]\s*(\d+)\s*)?', text)
     if not match:
-        raise UserError(f'--size {text!r}: expected WIDTHxHEIGHT in pixels, as 1024x768, or one number for a square')
+        raise UserError(f'--size {text!r}: expected WIDTHxHEIGHT in pixels, as 1024x768, or one number for a '
+                        f'square')
     width = int(match[1])
     return int(match[2] or width), width
 
@@ -78,7 +83,8 @@ def parse_size(text: str) -> tuple[int, int]:
 def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> tuple[int, int]:
     """(H, W) of what the model draws for images of `size` (height, width); None: its own size.
 
-    Raises UserError, with the nearest size that can be drawn, for sides that are no multiples of downscale · patch.
+    Raises UserError, with the nearest size that can be drawn, for sides that are no multiples of downscale ·
+    patch.
     """
     if size is None:
         return tuple(arch['input_size'])
@@ -86,13 +92,15 @@ def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> 
     if any(side % unit or side < unit for side in size):
         height, width = (max(unit, (2 * side + unit) // (2 * unit) * unit) for side in size)
         shrinks = f'its VAE shrinks by {downscale}, ' if downscale > 1 else ''
-        raise UserError(f'--size {size[1]}x{size[0]}: both sides must be multiples of {unit} for this model ({shrinks}its patches are '
-                        f'{arch["patch"]} wide); the nearest size is {width}x{height}')
+        raise UserError(f'--size {size[1]}x{size[0]}: both sides must be multiples of {unit} for this model '
+                        f'({shrinks}its patches are {arch["patch"]} wide); the nearest size is '
+                        f'{width}x{height}')
     return size[0] // downscale, size[1] // downscale
 
 
 def default_group(size: tuple[int, int]) -> int:
-    """Images computed together where nobody says: as many as fill a device, one from latents of 32 x 64 on."""
+    """Images computed together where nobody says: as many as fill a device, one from latents of 32 x 64
+    on."""
     return int(np.clip(GROUP_PIXELS // (size[0] * size[1]), 1, LARGEST_GROUP))
 
 
@@ -100,8 +108,8 @@ def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
     """A notice for every prompt with tokens that the tokenizer does not know: emoji, other scripts."""
     unknown_P = ((tokens.ids == UNKNOWN) & (tokens.mask > 0)).sum(-1)
     for row in np.flatnonzero(unknown_P)[:8]:
-        LOG.warning('%d of %d tokens of "%s" are unknown to the tokenizer of the text encoder: they say nothing to it',
-                    unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
+        LOG.warning('%d of %d tokens of "%s" are unknown to the tokenizer of the text encoder: they say '
+                    'nothing to it', unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
     if (unknown_P > 0).sum() > 8:
         LOG.warning('and so in %d more prompts', (unknown_P > 0).sum() - 8)
 
@@ -113,11 +121,13 @@ def wanted_encoder(config: Mapping) -> str:
 
 
 def check_text_encoder(encoder: Mapping, config: Mapping, path, source) -> None:
-    """Raises one UserError that lists in what a text encoder (its config) differs from that of a model (its config)."""
+    """Raises one UserError that lists in what a text encoder (its config) differs from that of a model (its
+    config)."""
     known, arch = (config.get('text') or {}).get('encoder'), config['model']
     problems = []
     if encoder['text_encoder']['width'] != arch['caption_channels']:
-        problems.append(f'width: {encoder["text_encoder"]["width"]} in {path}, {arch["caption_channels"]} in {source}')
+        problems.append(f'width: {encoder["text_encoder"]["width"]} in {path}, {arch["caption_channels"]} in '
+                        f'{source}')
     if known and encoder['id'] != known:
         problems.append(f'id: {encoder["id"]!r} in {path}, {known!r} in {source}')
     if problems:

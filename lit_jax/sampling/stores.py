@@ -4,8 +4,8 @@
     OUT.json             the recipe card
     OUT.npz.parts/       while it is drawn: card.json and one .npy a part; gone when the set is whole
 
-A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the images
-alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
+A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the
+images alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
 """
 import logging
 import math
@@ -37,7 +37,8 @@ class NpzStore:
     """See the module. `shape` is (H, W) of the images."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
-        self.out, self.card, self.labels, self.shape, self.size = as_path(out), card, labels, tuple(shape), size
+        self.out, self.card, self.labels, self.shape, self.size = as_path(out), card, labels, tuple(
+            shape), size
         self.card_path = self.out.with_suffix('.json')
         self.folder = self.out.with_name(self.out.name + '.parts')
         self._parts = PartFolder(self.folder, len(labels), size, (*self.shape, 3), np.uint8)
@@ -54,7 +55,8 @@ class NpzStore:
         if (begun := read_card(self.folder / 'card.json')) is not None:
             check_same_card(begun, self.card, self.folder)
         elif self.card_path.exists():
-            raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another --out, or move it.')
+            raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another '
+                            f'--out, or move it.')
         done = sum(files_under(self.folder).values())
         storage.check_free_space(self.out, 2 * self._parts.bytes(len(self.labels)) - done)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,8 @@ class NpzStore:
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Images uint8 [n, H, W, 1 or 3] of a part."""
-        self._parts.write(part, np.broadcast_to(images, (*images.shape[:3], 3)))     # grey: the evaluators take RGB
+        # grey: the evaluators take RGB
+        self._parts.write(part, np.broadcast_to(images, (*images.shape[:3], 3)))
 
     def finish(self) -> None:
         """Joins the parts; a part at a time is in memory."""
@@ -78,7 +81,8 @@ class NpzStore:
         remove_tree(self.folder)
 
     def describe(self) -> str:
-        return f'{self.out}: arr_0 uint8 [{len(self.labels)}, {self.shape[0]}, {self.shape[1]}, 3], recipe in {self.card_path.name}'
+        return (f'{self.out}: arr_0 uint8 [{len(self.labels)}, {self.shape[0]}, {self.shape[1]}, 3], recipe '
+                f'in {self.card_path.name}')
 
     def _blocks(self) -> Iterator[bytes]:
         for k in self._parts.parts:
@@ -89,12 +93,13 @@ class NpzStore:
     def _check_finished(self) -> None:
         card = read_card(self.card_path)
         if card is None:
-            raise UserError(f'{self.out} exists, and no recipe card {self.card_path.name} says what it is. It is not '
-                            'overwritten: give another --out.')
+            raise UserError(f'{self.out} exists, and no recipe card {self.card_path.name} says what it is. '
+                            f'It is not overwritten: give another --out.')
         check_same_card(card, self.card, self.out)
         with self.out.open('rb') as file:
             if not zipfile.is_zipfile(file):
-                raise UserError(f'{self.out} is damaged (cut off). Delete it, and run the same command again.')
+                raise UserError(
+                    f'{self.out} is damaged (cut off). Delete it, and run the same command again.')
 
 
 class FolderStore:
@@ -134,12 +139,13 @@ class FolderStore:
         return f'{i:06d}_class{self.labels[i]:04d}.png'
 
 
-def open_store(out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int) -> NpzStore | FolderStore:
+def open_store(out, card: dict, labels: np.ndarray, shape: tuple[int, int],
+               size: int) -> NpzStore | FolderStore:
     """The store that fits the name: .npz, or a folder (a name without a suffix)."""
     suffix = as_path(out).suffix
     if suffix == '.npz':
         return NpzStore(out, card, labels, shape, size)
     if suffix and re.fullmatch(r'\.[A-Za-z]+', suffix):
-        raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set for evaluation) or a '
-                        'folder (single images)')
+        raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set for '
+                        f'evaluation) or a folder (single images)')
     return FolderStore(out, card, labels, shape, size)

@@ -14,7 +14,8 @@ _LOG = logging.getLogger(__name__)
 class Features:
     """What a text-to-image model is conditioned on.
 
-    text: numpy [B, L, C] in the encoder's compute dtype, padded rows as the network gives them. mask: int32 [B, L].
+    text: numpy [B, L, C] in the encoder's compute dtype, padded rows as the network gives them. mask: int32
+        [B, L].
     truncated: numbers of the captions that were longer than L tokens.
     """
     text: np.ndarray
@@ -28,8 +29,8 @@ def encode_captions(encoder, captions: Sequence[str], length: int, batch_size: i
     Args:
         encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`.
         length: tokens a caption is padded or cut to (300 for PixArt-Σ).
-        batch_size: captions at a time, by default at most 8. All batches have this size (the last is filled with empty
-            captions), so one program is compiled.
+        batch_size: captions at a time, by default at most 8. All batches have this size (the last is filled
+            with empty captions), so one program is compiled.
     """
     if not captions:
         raise UserError('there are no captions to encode')
@@ -42,7 +43,8 @@ def encode_captions(encoder, captions: Sequence[str], length: int, batch_size: i
     filled = -len(captions) % batch_size
     empty = encoder.tokenizer.encode([''] * filled, length)
     ids, mask = np.concatenate([tokens.ids, empty.ids]), np.concatenate([tokens.mask, empty.mask])
-    parts = [np.asarray(encoder.encode(ids[i:i + batch_size], mask[i:i + batch_size])) for i in range(0, len(ids), batch_size)]
+    parts = [np.asarray(encoder.encode(ids[i:i + batch_size], mask[i:i + batch_size]))
+             for i in range(0, len(ids), batch_size)]
     return Features(np.concatenate(parts)[:len(captions)], tokens.mask, tokens.truncated)
 
 
@@ -50,5 +52,5 @@ def truncation_notice(captions: Sequence[str], truncated: Sequence[int], length:
     """One line that says which captions were cut, the first few by their beginning."""
     shown = ', '.join(f'"{captions[i].strip()[:40]}..."' for i in truncated[:3])
     more = f' and {len(truncated) - 3} more' if len(truncated) > 3 else ''
-    return (f'{len(truncated)} of {len(captions)} captions are longer than {length - 1} tokens; what comes after is not read: '
-            f'{shown}{more}')
+    return (f'{len(truncated)} of {len(captions)} captions are longer than {length - 1} tokens; what comes '
+            f'after is not read: {shown}{more}')

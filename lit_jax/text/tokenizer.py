@@ -1,8 +1,9 @@
 """Captions -> token ids, as T5 reads them.
 
-Two forms of one tokenizer are understood: `tokenizer.json` (the tokenizers library) and `spiece.model` (sentencepiece).
-They give the same ids; the first knows special tokens that stand in a caption (`<extra_id_0>`), the second reads them as
-text. Libraries are imported where they are used: a model for class labels needs neither.
+Two forms of one tokenizer are understood: `tokenizer.json` (the tokenizers library) and `spiece.model`
+(sentencepiece). They give the same ids; the first knows special tokens that stand in a caption
+(`<extra_id_0>`), the second reads them as text. Libraries are imported where they are used: a model for class
+labels needs neither.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ FILES = ('tokenizer.json', 'spiece.model')
 
 @dataclass(frozen=True)
 class Tokens:
-    """Captions as numbers: ids and mask int32 [B, L] (mask 1 = token, 0 = padding), and which captions were cut."""
+    """Captions as numbers: ids and mask int32 [B, L] (mask 1 = token, 0 = padding), and which captions were
+    cut."""
     ids: np.ndarray
     mask: np.ndarray
     truncated: list[int]
@@ -44,7 +46,8 @@ class Tokenizer:
             raise UserError(f'{source or file} is no tokenizer that lit_jax reads; known: {", ".join(FILES)}')
         self.file, self.content = file, content
         source = source or file
-        self._ids, self.size, special = (_open_json if file == FILES[0] else _open_sentencepiece)(content, source)
+        self._ids, self.size, special = (_open_json if file == FILES[0]
+                                         else _open_sentencepiece)(content, source)
         for name, want in (('<pad>', PAD), ('</s>', END), ('<unk>', UNKNOWN)):
             if special[name] != want:
                 found = 'is not there' if special[name] is None else f'has the id {special[name]}'
@@ -65,8 +68,8 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], length: int) -> Tokens:
         """Each caption, cleaned, as `length` ids: its tokens, the end token, padding.
 
-        A caption of more than `length` - 1 tokens is cut; its last token is the end token all the same. An empty one is
-        the end token alone.
+        A caption of more than `length` - 1 tokens is cut; its last token is the end token all the same. An
+        empty one is the end token alone.
         """
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
             raise UserError(f'captions must be a list of texts, got {captions!r:.80}')
@@ -86,8 +89,8 @@ class Tokenizer:
 def missing_tokenizer(*folders) -> str:
     """What to say when none of the folders holds a tokenizer."""
     where = ' or '.join(str(folder) for folder in folders)
-    return (f'there is no tokenizer in {where}: expected {FILES[0]} or {FILES[1]}. Get it from where the text encoder is '
-            'from (diffusers pipelines have a folder tokenizer/ beside text_encoder/)')
+    return (f'there is no tokenizer in {where}: expected {FILES[0]} or {FILES[1]}. Get it from where the '
+            f'text encoder is from (diffusers pipelines have a folder tokenizer/ beside text_encoder/)')
 
 
 def _open_json(content: bytes, source: str):
@@ -95,16 +98,19 @@ def _open_json(content: bytes, source: str):
     try:
         import tokenizers
     except ImportError as error:
-        raise UserError(f'reading {source} needs the package tokenizers: pip install -r requirements.txt') from error
+        raise UserError(
+            f'reading {source} needs the package tokenizers: pip install -r requirements.txt') from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:      # the library raises nothing narrower
-        raise UserError(f'{source} is damaged, or no file of the tokenizers library ({error}); get it again') from error
+        raise UserError(
+            f'{source} is damaged, or no file of the tokenizers library ({error}); get it again') from error
     # The file may ask for a length of its own.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {name: tokenizer.token_to_id(name) for name in ('<pad>', '</s>', '<unk>')}
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.get_vocab_size(), special
+    return lambda text: tokenizer.encode(text,
+                                         add_special_tokens=False).ids, tokenizer.get_vocab_size(), special
 
 
 def _open_sentencepiece(content: bytes, source: str):
@@ -112,7 +118,8 @@ def _open_sentencepiece(content: bytes, source: str):
     try:
         import sentencepiece
     except ImportError as error:
-        raise UserError(f'reading {source} needs the package sentencepiece: pip install -r requirements.txt') from error
+        raise UserError(
+            f'reading {source} needs the package sentencepiece: pip install -r requirements.txt') from error
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)

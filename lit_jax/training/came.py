@@ -1,11 +1,13 @@
-"""CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, the second one
-factored in rows and columns, and a factored measure of how far updates stray from their mean, by which they are damped.
+"""CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, the
+second one factored in rows and columns, and a factored measure of how far updates stray from their mean, by
+which they are damped.
 
-A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack (`lit_jax.training.matrices`). Vectors
-(biases, gains), also stacked ones, keep a whole second moment and are not damped.
-Convolutions are matrices (kernel side · input channels, output channels) and depth-wise ones (kernel side, channels); the
-authors' code factors each little k x k kernel of an OIHW tensor by itself, which saves nothing. Means, and the clipping of
-an update by its root mean square, are taken over one layer. There is no correction of the moments' start at 0.
+A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack
+(`lit_jax.training.matrices`). Vectors (biases, gains), also stacked ones, keep a whole second moment and are
+not damped. Convolutions are matrices (kernel side · input channels, output channels) and depth-wise ones
+(kernel side, channels); the authors' code factors each little k x k kernel of an OIHW tensor by itself, which
+saves nothing. Means, and the clipping of an update by its root mean square, are taken over one layer. There
+is no correction of the moments' start at 0.
 """
 from typing import NamedTuple
 
@@ -24,9 +26,10 @@ CLIP_THRESHOLD = 1.0
 
 
 class CameState(NamedTuple):
-    """mu: the mean of updates, shaped as the parameters. nu: for a vector the mean square of its gradients; for a matrix
-    a dict of four, `came_row` [layers, rows], `came_column` [layers, columns] of squared gradients, and `came_residual_row`,
-    `came_residual_column` of squared instabilities. Rows and columns are not flattened: they keep the leaf's axes.
+    """mu: the mean of updates, shaped as the parameters. nu: for a vector the mean square of its gradients;
+    for a matrix a dict of four, `came_row` [layers, rows], `came_column` [layers, columns] of squared
+    gradients, and `came_residual_row`, `came_residual_column` of squared instabilities. Rows and columns are
+    not flattened: they keep the leaf's axes.
     """
     mu: dict
     nu: dict
@@ -34,16 +37,19 @@ class CameState(NamedTuple):
 
 def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
                   clip_threshold: float = CLIP_THRESHOLD) -> optax.GradientTransformation:
-    """Gradients to CAME's updates, before the learning rate: an optax transformation with state `CameState`."""
+    """Gradients to CAME's updates, before the learning rate: an optax transformation with state
+    `CameState`."""
     def init(params):
         named, tree = named_leaves(params), jax.tree.structure(params)
         return CameState(jax.tree.map(jnp.zeros_like, params),
-                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim)) for path, leaf in named.items()]))
+                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim))
+                                         for path, leaf in named.items()]))
 
     def update(grads, state, params=None):
         del params
         tree = jax.tree.structure(grads)
-        parts = zip(named_leaves(grads).items(), tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu), strict=True)
+        parts = zip(named_leaves(grads).items(), tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu),
+                    strict=True)
         done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim), betas, eps, clip_threshold)
                 for (path, grad), mu, nu in parts]
         updates, mu, nu = (tree.unflatten(part) for part in zip(*done, strict=True))
@@ -79,7 +85,8 @@ def _update_leaf(grad, mu, nu, axes, betas, eps, clip_threshold):
         return mu, mu, nu
     residual = jnp.square(update - mu) + eps[1]
     means = _move_means(nu['came_residual_row'], nu['came_residual_column'], residual, axes, betas[2])
-    nu = {'came_row': row, 'came_column': column, 'came_residual_row': means[0], 'came_residual_column': means[1]}
+    nu = {'came_row': row, 'came_column': column, 'came_residual_row': means[0],
+          'came_residual_column': means[1]}
     return _divide_by_root(mu, *means, axes), mu, nu
 
 
@@ -87,15 +94,17 @@ def _move(mean: Array, value: Array, beta: float) -> Array:
     return beta * mean + (1 - beta) * value
 
 
-def _move_means(row: Array, column: Array, square: Array, axes: MatrixAxes, beta: float) -> tuple[Array, Array]:
+def _move_means(row: Array, column: Array, square: Array, axes: MatrixAxes,
+                beta: float) -> tuple[Array, Array]:
     return _move(row, square.mean(axes.columns), beta), _move(column, square.mean(axes.rows), beta)
 
 
 def _divide_by_root(x: Array, row: Array, column: Array, axes: MatrixAxes) -> Array:
-    """x / √(row·column / mean(row)): by the root of the rank-one matrix that has these means (Adafactor, eq. 4).
+    """x / √(row·column / mean(row)): by the root of the rank-one matrix that has these means (Adafactor, eq.
+    4).
 
-    Factor by factor, x first: a row of zeros has a mean square of 1e-33, whose quotient by the mean of all would
-    underflow, and 0 times its root would be NaN.
+    Factor by factor, x first: a row of zeros has a mean square of 1e-33, whose quotient by the mean of all
+    would underflow, and 0 times its root would be NaN.
     """
     row, column = jnp.expand_dims(row, axes.columns), jnp.expand_dims(column, axes.rows)
     return x * (jax.lax.rsqrt(row) * jnp.sqrt(row.mean(axes.rows, keepdims=True))) * jax.lax.rsqrt(column)

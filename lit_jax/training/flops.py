@@ -1,4 +1,5 @@
-"""What one training step costs by the model's own count: matrix products and convolutions, nothing recomputed."""
+"""What one training step costs by the model's own count: matrix products and convolutions, nothing
+recomputed."""
 import functools
 import json
 
@@ -9,8 +10,8 @@ from lit_jax.models.network import Network
 def train_macs(network: Network, teacher_network: Network | None, batch_size: int) -> int:
     """Multiply-accumulates of one global step: the student's forward pass three times, its teacher's once.
 
-    A backward pass is counted as two forward passes. What remat computes again is not counted, so that FLOP/s and MFU
-    do not rise by doing more work. FLOPs are twice this number.
+    A backward pass is counted as two forward passes. What remat computes again is not counted, so that FLOP/s
+    and MFU do not rise by doing more work. FLOPs are twice this number.
 
     Args:
         batch_size: images of a step, over all devices and micro-batches.

@@ -1,17 +1,19 @@
 """Weight inheritance (LiT §3.3): a student starts with everything of a trained teacher but its attention.
 
-The rule is general: each leaf of the student outside `attn` that the teacher has under the same path, in the same
-shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for every leaf
-what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do not matter. The
-paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are thirds of DiT's fused qkv,
-`o` is the output projection. Heads may differ: the flat width, head after head, is the same axis in both. `all` takes the
-attention as a whole, from a teacher with the student's own: training goes on, at another resolution for instance.
+The rule is general: each leaf of the student outside `attn` that the teacher has under the same path, in the
+same shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for
+every leaf what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do
+not matter. The paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are
+thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after head, is
+the same axis in both. `all` takes the attention as a whole, from a teacher with the student's own: training
+goes on, at another resolution for instance.
 
-What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana,
-DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o' start
-with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim is the teacher's width).
-U-DiG has widths and blocks of its own: embedders and final layer where they fit, as a rule nothing.
-LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention and null caption come along.
+What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention.
+Sana, DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy
+'q,k,v,o' start with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim
+is the teacher's width). U-DiG has widths and blocks of its own: embedders and final layer where they fit, as
+a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention and null caption come
+along.
 """
 import json
 from collections.abc import Iterable, Mapping
@@ -36,26 +38,28 @@ PARTS = {
     'gla': {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)},
 }
 ALL = ('all',)
-# Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside the blocks.
+# Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside
+# the blocks.
 OWN_SIZES = ('udig',)
 
 
-def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_params: Mapping, student_arch: Mapping,
-                   copy: str | Iterable[str] = ()) -> tuple[dict, dict]:
+def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_params: Mapping,
+                   student_arch: Mapping, copy: str | Iterable[str] = ()) -> tuple[dict, dict]:
     """The student's parameters with the teacher's where it inherits.
 
     Args:
-        teacher_params, student_params: trees of arrays (numpy or jax); neither is changed. Inherited leaves are
-            copies, so a donated student does not take the teacher's memory with it.
-        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v', ['kv', 'o']); or
-            'all', everything of a teacher with the same attention.
+        teacher_params, student_params: trees of arrays (numpy or jax); neither is changed. Inherited leaves
+            are copies, so a donated student does not take the teacher's memory with it.
+        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v',
+            ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
     Returns:
-        (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh', source),
-        'totals', 'notes', 'copy'. `format_report` prints it.
+        (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh',
+        source), 'totals', 'notes', 'copy'. `format_report` prints it.
 
     Raises:
-        UserError: another size than the student's, leaves of other shapes in a model of the same kind, an unknown `copy`,
+        UserError: another size than the student's, leaves of other shapes in a model of the same kind, an
+        unknown `copy`,
             or 'all' of a teacher with another attention.
     """
     parts = parse_copy(copy)
@@ -72,17 +76,20 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
         found = None if foreign else teacher.find(pattern, student.blocks.get(run))
         fits = found is not None and found.shape == leaf.shape
         if found and not fits and not (attention and parts == ALL):
-            misfits.append(f'{path}: {_shape_text(found.shape)} in the teacher, {_shape_text(leaf.shape)} in the student')
+            misfits.append(f'{path}: {_shape_text(found.shape)} in the teacher, {_shape_text(leaf.shape)} in '
+                           f'the student')
         elif not fits:
             lacking.append(path)
         flat[path] = _copy_like(found.read(), leaf) if fits else leaf
         rows.append(_row(path, leaf.shape, found.source if fits else None))
     if lacking and parts == ALL:
-        raise UserError(f'inherit.copy=all needs a teacher with everything of the student, this one lacks {", ".join(lacking[:5])}; '
-                        'leave it out, or name the parts of the attention to copy: any of q, k, v, o')
+        raise UserError(f'inherit.copy=all needs a teacher with everything of the student, this one lacks '
+                        f'{", ".join(lacking[:5])}; leave it out, or name the parts of the attention to '
+                        f'copy: any of q, k, v, o')
     notes = _misfit_notes(misfits, teacher_arch, student_arch)
     if unlike:
-        notes.append(f'blocks of the families {teacher_arch["family"]} and {student_arch["family"]} have nothing in common')
+        notes.append(f'blocks of the families {teacher_arch["family"]} and {student_arch["family"]} have '
+                     f'nothing in common')
     else:
         notes += _copy_attention(flat, rows, teacher, student, () if parts == ALL else parts)
     notes += _size_notes(teacher_arch, student_arch)
@@ -114,8 +121,8 @@ def format_report(report: Mapping) -> str:
                                  source).rstrip())
     totals = report['totals']
     share = 100 * totals['inherited'] / max(1, totals['parameters'])
-    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters ({share:.1f} %), '
-                  f'fresh {totals["fresh"]:,}']
+    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters ({share:.1f} '
+                  f'%), fresh {totals["fresh"]:,}']
     return '\n'.join(lines + [f'note: {note}' for note in report['notes']])
 
 
@@ -124,7 +131,8 @@ def _in_attention(path: str) -> bool:
 
 
 def _row(path: str, shape, source: str | None) -> dict:
-    return {'path': path, 'shape': [int(side) for side in shape], 'count': int(np.prod(shape, dtype=np.int64)),
+    return {'path': path, 'shape': [int(side) for side in shape],
+            'count': int(np.prod(shape, dtype=np.int64)),
             'status': 'fresh' if source is None else 'inherited', 'source': source}
 
 
@@ -147,7 +155,8 @@ def _check_size(teacher_arch: Mapping, student_arch: Mapping) -> None:
     if any(teacher_arch[name] != student_arch[name] for name in ('depth', 'width')):
         raise UserError(f'a student inherits only from a teacher of its own size: the teacher has '
                         f'{size_name(teacher_arch)}, the student {size_name(student_arch)}. Inherit '
-                        'from one of the student\'s size; distillation (teacher.path) takes a teacher of any size')
+                        'from one of the student\'s size; distillation (teacher.path) takes a teacher of any '
+                        'size')
 
 
 def _unlike(*archs: Mapping) -> bool:
@@ -158,8 +167,9 @@ def _unlike(*archs: Mapping) -> bool:
 def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     if misfits and not _unlike(teacher_arch, student_arch):
         label = conditioning(student_arch) == 'label'
-        told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' features, number of their '
-                                                           'tokens), heads of the cross-attention')
+        told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' '
+                                                           'features, number of their tokens), heads of the '
+                                                           'cross-attention')
         raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
                         f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
@@ -172,7 +182,7 @@ def _copy_like(value, like):
     return np.array(value, dtype=like.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Blocks by their number, whatever runs they lie in
 
 
@@ -187,10 +197,12 @@ class _Blocks:
 
     def paths(self, pattern: str) -> dict[int, str]:
         """{run: path} of the runs that have the leaf 'blocks/...'."""
-        return {run: path for path in self.flat for own, run in [split_run(path)] if own == pattern and run is not None}
+        return {run: path for path in self.flat for own, run in [split_run(path)] if own == pattern
+                and run is not None}
 
     def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
-        """The leaf's layers of these blocks (None: a leaf outside the blocks); None where not all of them have it."""
+        """The leaf's layers of these blocks (None: a leaf outside the blocks); None where not all of them
+        have it."""
         if blocks is None:
             return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
         pieces = []
@@ -218,7 +230,8 @@ class _Pieces:
     def shape(self) -> tuple[int, ...]:
         path, part = self.pieces[0]
         shape = np.shape(self.flat[path])
-        return shape if part is None else (sum(piece.stop - piece.start for _, piece in self.pieces), *shape[1:])
+        return shape if part is None else (sum(piece.stop - piece.start for _, piece in self.pieces),
+                                           *shape[1:])
 
     @property
     def source(self) -> str:
@@ -237,12 +250,14 @@ def _library(*arrays):
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Parts of the attention
 
 
-def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks, parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on what has no counterpart."""
+def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
+                    parts: tuple[str, ...]) -> list[str]:
+    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on what has no
+    counterpart."""
     if not parts:
         return []
     names = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
@@ -284,7 +299,8 @@ def _left_out(part: str, kind: str) -> str:
 
 
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
-    """(one part of these blocks as flat matrices or vectors, where it lies), or None where the teacher lacks it."""
+    """(one part of these blocks as flat matrices or vectors, where it lies), or None where the teacher lacks
+    it."""
     values, sources = [], []
     for run, mixer in teacher.mixers.items():
         own = teacher.blocks[run]
@@ -303,7 +319,8 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
-    """The rows of a leaf of which some parts were copied: one for a leaf of one part, else one for each part."""
+    """The rows of a leaf of which some parts were copied: one for a leaf of one part, else one for each
+    part."""
     if copies[0][1] is None:
         return [_row(path, row['shape'], copies[0][2])]
     axis = _part_axis(path)
@@ -315,7 +332,8 @@ def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str,
 
 
 def _part_axis(path: str) -> int:
-    """Which axis of a stacked fused leaf holds its parts: kernels (L, D, parts, K, E), biases (L, parts, K, E)."""
+    """Which axis of a stacked fused leaf holds its parts: kernels (L, D, parts, K, E), biases (L, parts, K,
+    E)."""
     return 2 if path.endswith('kernel') else 1
 
 
@@ -325,11 +343,13 @@ def _get_part(leaf, kind: str, part: str, index: int | None):
         leaf = _library(leaf).take(leaf, index, axis=_part_axis(kind))
     if kind == 'bias':
         return leaf.reshape(leaf.shape[0], -1)
-    return leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
+    return leaf.reshape(leaf.shape[0], -1,
+                        leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
 
 
 def _set_part(leaf, value, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced, heads cut as the student's; None where the flat shapes differ."""
+    """A copy of `leaf` with one part replaced, heads cut as the student's; None where the flat shapes
+    differ."""
     if _get_part(leaf, kind, part, index).shape != value.shape:
         return None
     if index is None:
@@ -343,11 +363,12 @@ def _set_part(leaf, value, kind: str, part: str, index: int | None):
 def _size_notes(teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     sizes = [list(arch['input_size']) for arch in (teacher_arch, student_arch)]
     notes = [] if sizes[0] == sizes[1] else [
-        'the teacher was trained at input size {}x{}, the student at {}x{}; positions are computed, nothing is '
-        'interpolated'.format(*sizes[0], *sizes[1])]
+        'the teacher was trained at input size {}x{}, the student at {}x{}; positions are computed, nothing '
+        'is interpolated'.format(*sizes[0], *sizes[1])]
     if 'pe_interpolation' in teacher_arch and 'pe_interpolation' in student_arch:
         ends = [arch['base_size'] / arch['pe_interpolation'] for arch in (teacher_arch, student_arch)]
         if ends[0] != ends[1]:
-            notes.append(f'positions run from 0 to {ends[0]:g} in the teacher, to {ends[1]:g} in the student: model.pe_interpolation '
-                         f'{student_arch["base_size"] / ends[0]:g} would give the teacher\'s')
+            notes.append(f'positions run from 0 to {ends[0]:g} in the teacher, to {ends[1]:g} in the '
+                         f'student: model.pe_interpolation {student_arch["base_size"] / ends[0]:g} would '
+                         f'give the teacher\'s')
     return notes

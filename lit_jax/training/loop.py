@@ -1,7 +1,8 @@
 """The training loop: devices, data, model, teacher, state, restore, steps.
 
-Starting again in the same workdir resumes, exactly: batch k and the noise of step k are functions of (seed, k), and
-everything else is in the checkpoint. Every process of a run executes all of this; process 0 writes the log.
+Starting again in the same workdir resumes, exactly: batch k and the noise of step k are functions of (seed,
+k), and everything else is in the checkpoint. Every process of a run executes all of this; process 0 writes
+the log.
 """
 import contextlib
 import functools
@@ -60,8 +61,9 @@ def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) 
 def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> str:
     """Fits a recipe in `workdir` (local or gs://...), from its newest whole checkpoint if there is one.
 
-    profile: (first, last) step of a window to trace. Returns 'done', or 'preempted' after SIGTERM (the state was saved).
-    Raises UserError for anything that can be known before the first step, and Diverged if a loss stops being a number.
+    profile: (first, last) step of a window to trace. Returns 'done', or 'preempted' after SIGTERM (the state
+    was saved). Raises UserError for anything that can be known before the first step, and Diverged if a loss
+    stops being a number.
     """
     # 1. Devices and recipe
     workdir = as_path(workdir)
@@ -88,25 +90,29 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
                              vae.network if vae and setup.reads_images(config) else None,
                              text_encoder and text_encoder.network)
-    frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder)) if part is not None}
+    frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder))
+              if part is not None}
     if teacher is not None:
         frozen['teacher'] = fill_null_caption(teacher.params, null_caption)
 
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
-        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir, null_caption)
+        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints,
+                                                 workdir, null_caption)
         began = claim_workdir(workdir, config.to_dict(), about)
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
-        run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs, profile=profile,
+        run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs,
+                   profile=profile,
                    leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
                    captions=caption_examples(config, source, text_encoder))
-        LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name, f'{start:,}',
-                 f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
+        LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
+                 f'{start:,}', f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 
         # 5. Steps
         layout = BatchLayout(mesh, config.train.batch_size)
-        pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed, start_step=start,
+        pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed,
+                                 start_step=start,
                                  rows=layout.rows, augment=setup.build_augment(config),
                                  threads=setup.reading_threads(config))
         try:
@@ -137,8 +143,8 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
 def _report_bad_images(source) -> None:
     if bad := getattr(source, 'bad', {}):
         first = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:3])
-        LOG.warning('%d damaged image(s) were replaced by the next good one (%s%s); --config.data.strict stops at the first',
-                    len(bad), first, '; ...' if len(bad) > 3 else '')
+        LOG.warning('%d damaged image(s) were replaced by the next good one (%s%s); --config.data.strict '
+                    'stops at the first', len(bad), first, '; ...' if len(bad) > 3 else '')
 
 
 @contextlib.contextmanager
@@ -149,25 +155,27 @@ def _memory_explained():
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        raise UserError(f'a device is out of memory: {str(error).splitlines()[0][:300]}\nLess memory: mesh.fsdp=-1 (cuts '
+        raise UserError(f'a device is out of memory: {str(error).splitlines()[0][:300]}\nLess memory: '
+                        f'mesh.fsdp=-1 (cuts '
                         'weights and optimizer), train.remat=dots or full, train.accumulate=2, a smaller '
-                        'train.batch_size, or more devices. train.py --plan=v5e:16x16 says beforehand what a slice needs '
-                        '(docs/plans.md).') from error
+                        'train.batch_size, or more devices. train.py --plan=v5e:16x16 says beforehand what a '
+                        'slice needs (docs/plans.md).') from error
 
 
 class _Run:
     """The moving parts of one call of `train`: when to log, save, sample and stop."""
 
-    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs, profile, leaf_names,
-                 evaluation, captions):
+    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs,
+                 profile, leaf_names, evaluation, captions):
         self.config, self.workdir, self.mesh, self.network, self.vae = config, workdir, mesh, network, vae
         self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
         self.evaluation, self.captions = evaluation, captions
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
-        self.reporter = Reporter(workdir, step=start, total_steps=self.total, batch_size=config.train.batch_size,
-                                 sinks=sinks, flops_per_step=2 * macs, device_count=jax.device_count(), began=began,
-                                 peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
+        self.reporter = Reporter(workdir, step=start, total_steps=self.total,
+                                 batch_size=config.train.batch_size,
+                                 sinks=sinks, flops_per_step=2 * macs, device_count=jax.device_count(),
+                                 began=began, peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
         self.profile = ProfileWindow(workdir / 'profile', profile, paused=self.reporter.paused)
         self.stop_asked = threading.Event()
         self.watchdog = cluster.Watchdog(WATCH_SECONDS, self.where)
@@ -178,7 +186,8 @@ class _Run:
     def where(self) -> str:
         """From where the run goes on when it is started again."""
         kept = self.checkpoints.steps()
-        return f'it goes on from step {kept[-1]:,}' if kept else 'no checkpoint was saved yet, so it begins anew'
+        return f'it goes on from step {kept[-1]:,}' if kept \
+            else 'no checkpoint was saved yet, so it begins anew'
 
     def steps(self, state, step_fn, frozen, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
@@ -191,7 +200,8 @@ class _Run:
             self.reporter.waited(time.perf_counter() - waiting)
             batch = layout.place(batch)
             self.profile.before(step)
-            with jax.transfer_guard('disallow'):     # a step that brings or fetches numbers on the way waits for them
+            # a step that brings or fetches numbers on the way waits for them
+            with jax.transfer_guard('disallow'):
                 state, metrics = step_fn(state, frozen, batch, key)
             self.metrics.add(step, metrics)
             self.reporter.tick()
@@ -208,11 +218,13 @@ class _Run:
                 self._evaluate(step, state['ema'])
             if stopping and step < self.total:
                 self.checkpoints.wait()
-                LOG.warning('asked to stop: saved step %s; start the same command again to go on', f'{step:,}')
+                LOG.warning('asked to stop: saved step %s; start the same command again to go on',
+                            f'{step:,}')
                 return 'preempted'
         self.checkpoints.wait()
         self._report()
-        LOG.info('done: %s steps, this call took %s', f'{self.total:,}', format_seconds(time.perf_counter() - began))
+        LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
+                 format_seconds(time.perf_counter() - began))
         return 'done'
 
     def _log(self, step: int) -> None:
@@ -225,7 +237,8 @@ class _Run:
         except Diverged as error:
             self.checkpoints.wait()
             kept = self.checkpoints.steps()
-            where = f'the last good checkpoint is step {kept[-1]:,}' if kept else 'no checkpoint was saved yet'
+            where = f'the last good checkpoint is step {kept[-1]:,}' if kept \
+                else 'no checkpoint was saved yet'
             raise Diverged(f'{error}. Stopped; {where} in {self.workdir}. Lower train.learning_rate, set '
                            f'train.clip_norm, or look at the data of that step.') from None
 
@@ -246,12 +259,14 @@ class _Run:
             self._draw = self._make_draw(count)
         images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
-            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=max(1, 32 // images.shape[1]))
+            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count),
+                             scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
         self.reporter.paused(time.perf_counter() - began)
 
     def _evaluate(self, step: int, ema: dict) -> None:
-        """Scores of samples of the EMA weights, where they are due after `step`; the best weights are kept."""
+        """Scores of samples of the EMA weights, where they are due after `step`; the best weights are
+        kept."""
         count = self.evaluation.samples_due(step) if self.evaluation else 0
         if not count:
             return
@@ -264,26 +279,31 @@ class _Run:
         self.reporter.paused(time.perf_counter() - began)
 
     def _make_draw(self, count: int):
-        """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one program."""
+        """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one
+        program."""
         config, network, vae = self.config, self.network, self.vae
         sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
-                               steps=config.sample.steps, method=config.sample.method, cfg_scale=config.sample.cfg_scale,
-                               latent_scale=config.latent.scale)
+                               steps=config.sample.steps, method=config.sample.method,
+                               cfg_scale=config.sample.cfg_scale, latent_scale=config.latent.scale)
         if self.captions is None:
             cond = {'label': np.arange(count) * config.data.num_classes // count}
         else:
-            cond = {name: np.resize(value, (count, *value.shape[1:])) for name, value in self.captions.items()}
+            cond = {name: np.resize(value, (count, *value.shape[1:]))
+                    for name, value in self.captions.items()}
 
         def draw(ema, vae_params):
             indices = range(count)
-            x0 = sample(ema, initial_noise(network, config.seed, indices), cond, step_keys(config.seed, indices))
+            x0 = sample(ema, initial_noise(network, config.seed, indices), cond,
+                        step_keys(config.seed, indices))
             return x0 if vae is None else vae.network.decode(vae_params, x0 + vae.shift, one_by_one=True)
 
-        return jax.jit(draw, out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
+        return jax.jit(draw, out_shardings=replicated(self.mesh),
+                       compiler_options=network.inference_options())
 
     def _report(self) -> None:
         if jax.process_index() == 0:
-            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'), read_workdir(self.workdir))
+            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
+                             read_workdir(self.workdir))
 
     def close(self) -> None:
         self.watchdog.close()

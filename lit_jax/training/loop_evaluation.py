@@ -1,7 +1,8 @@
-"""Scores while training: samples of the EMA weights against a reference, as `evaluate.py` scores a checkpoint.
+"""Scores while training: samples of the EMA weights against a reference, as `evaluate.py` scores a
+checkpoint.
 
-Rows with their recipe cards go to WORKDIR/eval/scores.json. An evaluation that was killed goes on where it stopped. The
-weights with the best score so far are kept as a model folder in WORKDIR/best.
+Rows with their recipe cards go to WORKDIR/eval/scores.json. An evaluation that was killed goes on where it
+stopped. The weights with the best score so far are kept as a model folder in WORKDIR/best.
 """
 import logging
 
@@ -41,7 +42,8 @@ class LoopEvaluation:
     def __init__(self, config: ConfigDict, network: Network, mesh, vae, workdir, about: dict):
         wanted = config.eval
         _check_wanted(config, vae)
-        self._config, self._network, self._vae, self._workdir, self._about = config, network, vae, workdir, about
+        self._config, self._network, self._vae, self._workdir, self._about = config, network, vae, workdir, \
+            about
         self._whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         settings = Settings(tuple(name.strip() for name in wanted.metrics.split(','))).check()
         space = open_space(wanted.features, inception=wanted.inception)
@@ -63,7 +65,8 @@ class LoopEvaluation:
         return self._config.eval.num_samples if often and step % often == 0 else 0
 
     def scores(self, step: int, ema: dict, count: int) -> dict[str, float]:
-        """{'eval/fid_cfg1.5': ...} of `count` samples at every guidance scale of the recipe; the same on every process."""
+        """{'eval/fid_cfg1.5': ...} of `count` samples at every guidance scale of the recipe; the same on
+        every process."""
         # A whole copy on one device of each host; the samplers spread it over the others.
         weights = jax.tree.map(lambda leaf: leaf.addressable_data(0), self._whole(ema))
         provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step}
@@ -93,15 +96,18 @@ class LoopEvaluation:
         LOG.info('best %s so far: %.4g, kept in %s', name, value, path)
 
     def _score(self, model: Model, weights_sha256: str, scale: float, count: int) -> dict:
-        sampler, labels, request = self._sampler(model, scale, count), self._labels(count), self._request(scale, count)
-        card = make_card(model, self._vae, request.settings(), labels, policy=request.labels, classes=self._classes(),
-                         seed=request.seed, group=sampler.group, dtype=request.dtype, weights_sha256=weights_sha256)
+        sampler, labels, request = self._sampler(model, scale,
+                                                 count), self._labels(count), self._request(scale, count)
+        card = make_card(model, self._vae, request.settings(), labels, policy=request.labels,
+                         classes=self._classes(), seed=request.seed, group=sampler.group, dtype=request.dtype,
+                         weights_sha256=weights_sha256)
         plan = sampling.Plan(request, model, self._vae, labels, card, self._shape)
 
         def draw(store: FeatureStore) -> None:
             sampling.draw_parts(plan, store, sampler)
 
-        row = self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count, draw, labels=labels,
+        row = self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count,
+                                     draw, labels=labels,
                                       group=sampler.group, more={'card': card}, keep_features=False)
         sampler.replace_weights(None)      # training needs the memory until the next evaluation
         return row
@@ -119,9 +125,11 @@ class LoopEvaluation:
 
     def _request(self, scale: float, count: int) -> sampling.Request:
         wanted = self._config.eval
-        return sampling.Request(out=str(self._workdir / 'eval'), source=str(self._workdir), count=count, labels=wanted.labels,
-                                cfg_scale=scale, cfg_channels=wanted.cfg_channels, steps=wanted.steps, method=wanted.method,
-                                seed=self._config.seed, dtype=self._config.train.dtype, batch_size=wanted.batch_size)
+        return sampling.Request(out=str(self._workdir / 'eval'), source=str(self._workdir), count=count,
+                                labels=wanted.labels,
+                                cfg_scale=scale, cfg_channels=wanted.cfg_channels, steps=wanted.steps,
+                                method=wanted.method, seed=self._config.seed, dtype=self._config.train.dtype,
+                                batch_size=wanted.batch_size)
 
     def _classes(self) -> list[int]:
         return list(range(self._network.null_label))
@@ -132,11 +140,11 @@ class LoopEvaluation:
 
 def _check_wanted(config: ConfigDict, vae) -> None:
     if not config.eval.reference:
-        raise UserError('eval.every asks for scores, and eval.reference names nothing to compare with: give an .npz of ADM, or '
-                        'make one: python evaluate.py reference --help')
+        raise UserError('eval.every asks for scores, and eval.reference names nothing to compare with: give '
+                        'an .npz of ADM, or make one: python evaluate.py reference --help')
     if config.latent.space == 'vae' and vae is None:
-        raise UserError('eval.every asks for scores of images, and this model draws latents: give latent.vae_path, the folder '
-                        'of the VAE')
+        raise UserError('eval.every asks for scores of images, and this model draws latents: give '
+                        'latent.vae_path, the folder of the VAE')
 
 
 def _score_of(path, name: str, samples: int) -> float | None:

@@ -1,5 +1,5 @@
-"""Leaves of the parameters as matrices, for optimizers that treat a matrix as one: its input axes against its output axes,
-flattened as PyTorch would hold it, one matrix for each layer of a stack."""
+"""Leaves of the parameters as matrices, for optimizers that treat a matrix as one: its input axes against its
+output axes, flattened as PyTorch would hold it, one matrix for each layer of a stack."""
 import re
 from typing import NamedTuple
 
@@ -7,14 +7,18 @@ STACKS = r'^(blocks|joins)\d*/'                      # one layer axis in front
 VECTORS = r'(^|[/_])(bias|gain|gamma|factor|focus_scale)$'
 # (pattern of the path, number of input axes; -1: all but the last). Others have one.
 INPUT_AXES = (
-    (r'attn/(dwc|compressor|[kv])/kernel$|attn/dwc/(square|column|row)$|blocks\d*/dwc/kernel$|mlp/depth/kernel$', 2),
-    (r'attn/proj/kernel$|cross_attn/proj/kernel$|x_embedder/kernel$|fusion/(compress|restore)/kernel$|down\d/kernel$', -1),
+    (r'attn/(dwc|compressor|[kv])/kernel$|attn/dwc/(square|column|row)$', 2),
+    (r'blocks\d*/dwc/kernel$|mlp/depth/kernel$', 2),
+    (r'(attn|cross_attn)/proj/kernel$|x_embedder/kernel$|down\d/kernel$', -1),
+    (r'fusion/(compress|restore)/kernel$', -1),
 )
-BANKS = r'attn/routed_[qk]/kernel$'                  # several matrices a layer, along an axis behind the layer axis
+# several matrices a layer, along an axis behind the layer axis
+BANKS = r'attn/routed_[qk]/kernel$'
 
 
 class MatrixAxes(NamedTuple):
-    """Axes of a leaf: those that count matrices, and what is flattened to rows (inputs) and to columns (outputs)."""
+    """Axes of a leaf: those that count matrices, and what is flattened to rows (inputs) and to columns
+    (outputs)."""
     layers: tuple[int, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]

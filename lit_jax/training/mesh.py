@@ -1,7 +1,7 @@
 """The device mesh and the one table that says how every leaf of the train state lies on it.
 
-Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden widths,
-`seq` cuts rows of the token grid. Activations: `lit_jax.models.partition`.
+Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden
+widths, `seq` cuts rows of the token grid. Activations: `lit_jax.models.partition`.
 """
 import re
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from lit_jax.runtime.leaves import map_named, named_leaves
 AXES = ('data', 'fsdp', 'tensor', 'seq')
 BATCH = P(PLACES['batch'])
 
-# (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of their
-# parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut; unlike runs of blocks
-# are numbered.
+# (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of
+# their parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut;
+# unlike runs of blocks are numbered.
 RULES = (
     (r'came_\w+', P()),     # row and column means of CAME: small, copied (lit_jax/training/came.py)
     (r'ns_coeffs', P()),    # the polynomial of Muon
@@ -30,7 +30,8 @@ RULES = (
     (r'y_embedder/table', P(None, 'fsdp')),
     # The text encoder (lit_jax/models/t5.py); the kernels of its blocks are named further down.
     (r'embed/table', P(None, 'fsdp')),
-    (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale|final_norm/gain)', P()),
+    (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|final_norm/gain)', P()),
+    (r'blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale', P()),
     (r'y_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/(null_caption|fc[12]/bias)', P()),
     (r't_block/kernel', P('fsdp', None, 'tensor')),
@@ -94,19 +95,23 @@ RULES = (
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-    """A mesh over `devices` (default: all) with sizes {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none of them -1."""
+    """A mesh over `devices` (default: all) with sizes {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none of
+    them -1."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes[axis] for axis in AXES)
     if int(np.prod(shape)) != len(devices):
-        raise UserError(f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
-    # Neighbours on an axis are neighbours in the slice where that can be; an axis may take part of a physical one (fsdp
-    # 128 on 16x16 chips). Explicit axes, jax's default, would want an out_sharding at every contraction.
+        raise UserError(
+            f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
+    # Neighbours on an axis are neighbours in the slice where that can be; an axis may take part of a physical
+    # one (fsdp 128 on 16x16 chips). Explicit axes, jax's default, would want an out_sharding at every
+    # contraction.
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def without_mesh():
-    """A block in which no mesh is in effect, inside one of `jax.set_mesh`: for programs that lay out their devices themselves."""
+    """A block in which no mesh is in effect, inside one of `jax.set_mesh`: for programs that lay out their
+    devices themselves."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
@@ -123,7 +128,8 @@ def find_rule(path: str, shape: tuple[int, ...]) -> P:
 def state_shardings(abstract_state, mesh: Mesh):
     """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by RULES.
 
-    A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all devices.
+    A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all
+    devices.
     """
     def shard(path, leaf):
         spec = find_rule(path, leaf.shape)
@@ -131,8 +137,8 @@ def state_shardings(abstract_state, mesh: Mesh):
             raise UserError(f'the sharding rule {spec} has more axes than {path} {leaf.shape}')
         for size, axis in zip(leaf.shape, spec, strict=False):   # a spec may name fewer axes
             if axis is not None and size % mesh.shape[axis]:
-                raise UserError(f'{path} {leaf.shape}: {size} is not divisible by mesh.{axis} = {mesh.shape[axis]}; '
-                                f'choose a mesh.{axis} that divides it')
+                raise UserError(f'{path} {leaf.shape}: {size} is not divisible by mesh.{axis} = '
+                                f'{mesh.shape[axis]}; choose a mesh.{axis} that divides it')
         return NamedSharding(mesh, spec)
 
     return map_named(shard, abstract_state)
@@ -142,10 +148,12 @@ def format_shardings(abstract_state, mesh: Mesh) -> str:
     """The sharding table: path, shape, dtype, spec, and MB a device."""
     shardings = state_shardings(abstract_state, mesh)
     rows, total = [], 0.0
-    for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), jax.tree.leaves(shardings), strict=True):
+    for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), jax.tree.leaves(shardings),
+                                      strict=True):
         megabytes = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
         total += megabytes
-        rows.append(f'{path:58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {megabytes:9.3f}')
+        rows.append(f'{path:58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} '
+                    f'{megabytes:9.3f}')
     return '\n'.join([*rows, f'{"total, MB a device":145}{total:9.3f}'])
 
 
@@ -154,11 +162,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 class BatchLayout:
-    """Where the rows of a global batch lie: which of them this process must read, and how they become global arrays.
+    """Where the rows of a global batch lie: which of them this process must read, and how they become global
+    arrays.
 
     Attributes:
-        rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share a part of
-            the batch (an axis `tensor` or `seq` across hosts) read the same rows.
+        rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share
+            a part of the batch (an axis `tensor` or `seq` across hosts) read the same rows.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
@@ -167,7 +176,8 @@ class BatchLayout:
         self.rows = np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global arrays [batch_size, ...] split over `data` and `fsdp`, from this process's `rows` of each."""
+        """Global arrays [batch_size, ...] split over `data` and `fsdp`, from this process's `rows` of
+        each."""
         return {name: self._place(array) for name, array in batch.items()}
 
     def _place(self, array):

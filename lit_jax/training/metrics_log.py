@@ -14,9 +14,9 @@ REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this ofte
 class MetricsLog:
     """The metrics of a run. Opening at `step` drops what lies after it: those steps are done again.
 
-    A disk gets every line at once. An object store cannot append, so there the lines are kept in memory and the object is
-    written whole at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket does not answer, the run
-    goes on and the next rewrite carries everything.
+    A disk gets every line at once. An object store cannot append, so there the lines are kept in memory and
+    the object is written whole at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket
+    does not answer, the run goes on and the next rewrite carries everything.
 
     Attributes:
         last: the last record that was kept at opening, None for a new file.

@@ -1,9 +1,10 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982): a matrix of the blocks
-moves along the nearest semi-orthogonal matrix to its momentum, so that all directions are learned at one pace.
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982): a matrix
+of the blocks moves along the nearest semi-orthogonal matrix to its momentum, so that all directions are
+learned at one pace.
 
-Here for the kernels of products in the blocks; everything else (embedders, the last layer, depth-wise convolutions, biases
-and gains) is updated as by Adam. The root mean square of an update's entries is brought to 0.2, about that of Adam's
-(Liu et al., eq. 4), so that one learning rate serves both.
+Here for the kernels of products in the blocks; everything else (embedders, the last layer, depth-wise
+convolutions, biases and gains) is updated as by Adam. The root mean square of an update's entries is brought
+to 0.2, about that of Adam's (Liu et al., eq. 4), so that one learning rate serves both.
 """
 import math
 import re
@@ -21,13 +22,16 @@ DEPTH_WISE = r'/(dwc|depth)/'
 
 def scale_by_muon_and_adam(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """Gradients to updates, before the learning rate. adam: what updates the leaves that Muon is not for."""
-    muon = optax.chain(scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=_dimension_numbers), optax.stateless(_scale))
+    muon = optax.chain(scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=_dimension_numbers),
+                       optax.stateless(_scale))
     return optax.partition({'muon': muon, 'adam': adam},
-                           lambda params: map_named(lambda path, leaf: 'muon' if is_for_muon(path, leaf.ndim) else 'adam', params))
+                           lambda params: map_named(lambda path, leaf: 'muon' if is_for_muon(path, leaf.ndim)
+                                                    else 'adam', params))
 
 
 def is_for_muon(path: str, rank: int) -> bool:
-    """Whether a leaf, an array of so many axes, is a matrix (or several) that the tokens are multiplied with."""
+    """Whether a leaf, an array of so many axes, is a matrix (or several) that the tokens are multiplied
+    with."""
     return bool(re.search(STACKS, path)) and path.endswith('/kernel') and not re.search(DEPTH_WISE, path) \
         and matrix_axes(path, rank).is_matrix
 

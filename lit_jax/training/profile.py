@@ -1,6 +1,7 @@
 """A profile of chosen steps, for xprof: `python train.py --config=... --workdir=... --profile=20-25`.
 
-Look at it with `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof --logdir=WORKDIR/profile`).
+Look at it with `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof
+--logdir=WORKDIR/profile`).
 """
 import contextlib
 import logging
@@ -33,9 +34,10 @@ def parse_window(text: str) -> tuple[int, int]:
 class ProfileWindow:
     """Traces the steps of a window, each process for itself, into `folder`.
 
-    The loop calls `before(step)` ahead of dispatching a step and `after(step, metrics)` once it is dispatched. Only the
-    borders of the window wait for the device: the steps before it have ended when tracing starts, and the last one has
-    ended when it stops. A run that resumes inside the window traces the rest of it.
+    The loop calls `before(step)` ahead of dispatching a step and `after(step, metrics)` once it is
+    dispatched. Only the borders of the window wait for the device: the steps before it have ended when
+    tracing starts, and the last one has ended when it stops. A run that resumes inside the window traces the
+    rest of it.
 
     Args:
         folder: where the trace goes; the usual place is WORKDIR/profile.
@@ -43,7 +45,8 @@ class ProfileWindow:
         paused: called with the seconds that starting and stopping the profiler took.
     """
 
-    def __init__(self, folder, window: tuple[int, int] | None, *, paused: Callable[[float], None] = lambda seconds: None):
+    def __init__(self, folder, window: tuple[int, int] | None, *,
+                 paused: Callable[[float], None] = lambda seconds: None):
         self._folder, self._paused = as_path(folder), paused
         self._first, self._last = window or (1, 0)
         self._tracing, self._done, self._seen = False, window is None, False
@@ -56,8 +59,8 @@ class ProfileWindow:
         if self._done:
             return
         if not self._seen and step > self._last:
-            LOG.warning('--profile=%d-%d: this call starts at step %s, nothing is traced', self._first, self._last,
-                        f'{step:,}')
+            LOG.warning('--profile=%d-%d: this call starts at step %s, nothing is traced', self._first,
+                        self._last, f'{step:,}')
             self._done = True
             return
         self._seen = True
@@ -69,7 +72,8 @@ class ProfileWindow:
             self._step.enter_context(jax.profiler.StepTraceAnnotation('train', step_num=step))
 
     def after(self, step: int, metrics) -> None:
-        """Stops the trace once the last step of the window has ended. metrics: what the step returns, on the device."""
+        """Stops the trace once the last step of the window has ended. metrics: what the step returns, on the
+        device."""
         if self._done:
             return
         self._step.close()
@@ -84,14 +88,15 @@ class ProfileWindow:
     def close(self) -> None:
         """Ends a trace that is running and keeps what it has; never waits for the device."""
         if not self._done and not self._tracing and self._seen:
-            LOG.warning('--profile=%d-%d: the run ended before the window, nothing was traced', self._first, self._last)
+            LOG.warning('--profile=%d-%d: the run ended before the window, nothing was traced', self._first,
+                        self._last)
         self._done = True
         self._step.close()
         if self._tracing:
             self._tracing = False
             if self._call(jax.profiler.stop_trace):
-                LOG.info('profile of the steps up to %s is in %s; to look at it: pip install xprof, then tensorboard '
-                         '--logdir=%s', f'{self._traced:,}', self._folder, self._folder)
+                LOG.info('profile of the steps up to %s is in %s; to look at it: pip install xprof, then '
+                         'tensorboard --logdir=%s', f'{self._traced:,}', self._folder, self._folder)
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()

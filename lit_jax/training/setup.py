@@ -47,24 +47,25 @@ class Teacher:
 
 
 def build_network(config: ConfigDict) -> Network:
-    return Network(architecture(config), dtype=DTYPES[config.train.dtype], scan_layers=config.train.scan_layers,
-                   remat=config.train.remat)
+    return Network(architecture(config), dtype=DTYPES[config.train.dtype],
+                   scan_layers=config.train.scan_layers, remat=config.train.remat)
 
 
 def build_objective(config: ConfigDict) -> Objective:
     train, teacher = config.train, config.teacher
     return Objective(
         schedule=make_schedule(config.diffusion.steps, kind=config.diffusion.kind), scale=config.latent.scale,
-        label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise, lambda_variance=teacher.lambda_variance,
-        balance_weight=train.balance_weight,
+        label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise,
+        lambda_variance=teacher.lambda_variance, balance_weight=train.balance_weight,
         ema_decay=train.ema_decay, ema_warmup=train.ema_warmup, accumulate=train.accumulate)
 
 
 def build_optimizer(config: ConfigDict):
     train = config.train
-    return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate, warmup_steps=train.warmup_steps,
-                          cooldown_steps=train.cooldown_steps, steps=train.steps, weight_decay=train.weight_decay,
-                          clip_norm=train.clip_norm)
+    return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate,
+                          warmup_steps=train.warmup_steps,
+                          cooldown_steps=train.cooldown_steps, steps=train.steps,
+                          weight_decay=train.weight_decay, clip_norm=train.clip_norm)
 
 
 def reads_images(config: ConfigDict) -> bool:
@@ -75,9 +76,10 @@ def reads_images(config: ConfigDict) -> bool:
 def build_source(config: ConfigDict, split: str = 'train') -> Source:
     """The recipe's data, in the size that the network sees, or that its VAE does."""
     arch, data = architecture(config), config.data
-    side, channels = (data.image_size, 3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
-    common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path, 'data_dir': data.path,
-              'seed': config.seed, 'strict': data.strict}
+    side, channels = (data.image_size,
+                      3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
+    common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path,
+              'data_dir': data.path, 'seed': config.seed, 'strict': data.strict}
     if not is_text(config):
         return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)
     captions = {'caption_tokens': config.text.tokens, 'buckets': data.buckets}
@@ -97,36 +99,43 @@ def build_augment(config: ConfigDict):
 
 
 def reading_threads(config: ConfigDict) -> int:
-    """Threads that read ahead; decoding images keeps a core busy, arrays in memory do not. Each holds a batch."""
-    several = min(os.cpu_count(), 32) if is_image_source(config.data.name) else 4 if config.data.name == 'caption_latents' else 1
+    """Threads that read ahead; decoding images keeps a core busy, arrays in memory do not. Each holds a
+    batch."""
+    several = min(os.cpu_count(),
+                  32) if is_image_source(config.data.name) else 4 if config.data.name == 'caption_latents' \
+                      else 1
     return config.data.threads or several
 
 
 def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
-    """The recipe's VAE, whole on every device, checked against its latent section; None where none is given."""
+    """The recipe's VAE, whole on every device, checked against its latent section; None where none is
+    given."""
     latent = config.latent
     if latent.space != 'vae' or not latent.vae_path:
         return None
-    vae = load_vae(latent.vae_path, config.train.dtype, lambda abstract: jax.tree.map(lambda _: replicated(mesh), abstract))
+    vae = load_vae(latent.vae_path, config.train.dtype,
+                   lambda abstract: jax.tree.map(lambda _: replicated(mesh), abstract))
     given = {'latent.vae': vae.id, 'latent.scale': vae.scale, 'latent.channels': vae.network.channels,
              'latent.downscale': vae.network.downscale, 'shift': vae.shift}
     ours = {'latent.vae': latent.vae, 'latent.scale': latent.scale, 'latent.channels': latent.channels,
             'latent.downscale': latent.downscale, 'shift': 0.0}
-    if wrong := [f'{name}: {given[name]} in the VAE, {ours[name]} in the recipe' for name in given if given[name] != ours[name]]:
+    if wrong := [f'{name}: {given[name]} in the VAE, {ours[name]} in the recipe' for name in given
+                 if given[name] != ours[name]]:
         raise UserError(f'the VAE {latent.vae_path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
     return vae
 
 
 def check_inputs(config: ConfigDict) -> None:
-    """Looks for everything that a run reads and reports all that is missing at once, with the commands that make it."""
+    """Looks for everything that a run reads and reports all that is missing at once, with the commands that
+    make it."""
     problems = []
     if reads_images(config) and not config.latent.vae_path:
         problems.append(f'latent.vae_path: to train from the images of {config.data.name} give the folder of '
-                        f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), or cache their '
-                        'latents first: python prepare_latents.py --help')
+                        f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), '
+                        f'or cache their latents first: python prepare_latents.py --help')
     if config.latent.vae_path and not is_vae_folder(config.latent.vae_path):
-        problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: python '
-                        f'convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
+        problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: '
+                        f'python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
         path = config[section].path
         if path and not _exists(path):
@@ -151,11 +160,13 @@ def _crop_rule(config: ConfigDict, source: Source) -> str:
 
 
 def check_data(config: ConfigDict, source: Source) -> None:
-    """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to compare."""
+    """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to
+    compare."""
     if config.data.name in ('latents', 'caption_latents'):
         latent = config.latent
-        check_latents(source.metadata, vae_id=latent.vae, scale=latent.scale, shift=0.0, downscale=latent.downscale,
-                      image_size=config.data.image_size, channels=latent.channels, crop=_crop_rule(config, source))
+        check_latents(source.metadata, vae_id=latent.vae, scale=latent.scale, shift=0.0,
+                      downscale=latent.downscale, image_size=config.data.image_size, channels=latent.channels,
+                      crop=_crop_rule(config, source))
     if config.data.name == 'caption_latents':
         text = config.text
         check_text(source.metadata, encoder_id=text.encoder or None, tokens=text.tokens, width=text.channels)
@@ -202,9 +213,11 @@ def read_teacher_config(config: ConfigDict) -> dict:
 
 
 def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
-    """A teacher may be of another size than the student, but must see the same inputs and the same noise levels."""
+    """A teacher may be of another size than the student, but must see the same inputs and the same noise
+    levels."""
     arch, mine = given['model'], architecture(config)
-    names = ('channels', *(name for name in ('num_classes', 'caption_channels', 'caption_tokens') if name in mine))
+    names = ('channels', *(name for name in ('num_classes', 'caption_channels', 'caption_tokens')
+                           if name in mine))
     pairs = [(name, arch.get(name), mine[name]) for name in names]
     pairs += [('input_size', tuple(arch['input_size']), tuple(mine['input_size'])),
               ('learn_sigma', arch.get('learn_sigma', True), mine['learn_sigma']),
@@ -212,14 +225,17 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
               ('latent.space', given['latent']['space'], config.latent.space),
               ('latent.vae', given['latent']['vae'], config.latent.vae or None),
               ('latent.scale', given['latent']['scale'], config.latent.scale),
-              ('latent.downscale', given['latent'].get('downscale', config.latent.downscale), config.latent.downscale)]
-    if wrong := [f'{name}: {theirs} in the {role}, {ours} in the recipe' for name, theirs, ours in pairs if theirs != ours]:
+              ('latent.downscale', given['latent'].get('downscale', config.latent.downscale),
+               config.latent.downscale)]
+    if wrong := [f'{name}: {theirs} in the {role}, {ours} in the recipe' for name, theirs, ours in pairs
+                 if theirs != ours]:
         raise UserError(f'the {role} {path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
 
 
 def init_state(config: ConfigDict, network: Network, optimizer, mesh,
                null_caption: np.ndarray | None = None) -> tuple[dict, dict | None]:
-    """(the state before step 1, the inheritance report or None); random weights, then what the recipe inherits.
+    """(the state before step 1, the inheritance report or None); random weights, then what the recipe
+    inherits.
 
     null_caption: features of the empty caption (`null_features`), of text-to-image models."""
     key = jax.random.key(config.seed)
@@ -227,18 +243,22 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh,
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
     report = None
     if config.inherit.path:
-        source_config, source_params = load_weights(config.inherit.path, lambda tree: state_shardings(tree, mesh))
+        source_config, source_params = load_weights(config.inherit.path,
+                                                    lambda tree: state_shardings(tree, mesh))
         copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
-        params, report = inherit_params(source_params, source_config['model'], params, network.arch, copy=copy)
+        params, report = inherit_params(source_params, source_config['model'], params, network.arch,
+                                        copy=copy)
         params = jax.device_put(params, shardings['params'])
     params = fill_null_caption(params, null_caption)
     state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
     return state, report
 
 
-def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict, teacher: Network | None = None,
-             vae: VaeNetwork | None = None, text_encoder: T5Network | None = None):
-    """The train step of a recipe, jitted: the state is donated and stays where `abstract` says, metrics are copied."""
+def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict,
+             teacher: Network | None = None, vae: VaeNetwork | None = None,
+             text_encoder: T5Network | None = None):
+    """The train step of a recipe, jitted: the state is donated and stays where `abstract` says, metrics are
+    copied."""
     step = make_train_step(network, optimizer, build_objective(config), teacher, vae, text_encoder)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -247,7 +267,8 @@ def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: di
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
     """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
     abstract = abstract_state(network, optimizer)
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                    sharding=sharding),
                         abstract, state_shardings(abstract, mesh))
 
 

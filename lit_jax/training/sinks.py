@@ -11,13 +11,14 @@ SINK_ERRORS = (ImportError, OSError, RuntimeError)
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard, through tensorboardX (no TensorFlow). Local workdirs only: its writer blocks the run for
-    good once an upload has failed."""
+    """Scalars for TensorBoard, through tensorboardX (no TensorFlow). Local workdirs only: its writer blocks
+    the run for good once an upload has failed."""
 
     def __init__(self, workdir):
         from tensorboardX import SummaryWriter
         if is_remote(workdir):
-            raise RuntimeError(f'event files cannot go to {workdir}; take W&B (log.wandb) or plot metrics.jsonl')
+            raise RuntimeError(f'event files cannot go to {workdir}; take W&B (log.wandb) or plot '
+                               f'metrics.jsonl')
         self._writer = SummaryWriter(str(workdir / 'tensorboard'))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

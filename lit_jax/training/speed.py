@@ -1,11 +1,12 @@
-"""How fast a run is, what its devices could do at most, and how much of its wall time went into steps that count.
+"""How fast a run is, what its devices could do at most, and how much of its wall time went into steps that
+count.
 
-Goodput is the time spent on steps that were kept, divided by the wall time since the very first start of the run. A
-step counts once: what was done after the newest checkpoint and then lost in a crash is not counted, its repetition is.
-Not productive, whatever the reason: the time between two calls (queueing, restarting), starting up (imports, restore,
-first batch, compilation until the first step is dispatched), saving, sampling, writing the log, waiting for data. The
-steps between the last log line and a checkpoint of a stopped run are not counted either, so the figure is a lower
-bound, short by at most one log interval a restart.
+Goodput is the time spent on steps that were kept, divided by the wall time since the very first start of the
+run. A step counts once: what was done after the newest checkpoint and then lost in a crash is not counted,
+its repetition is. Not productive, whatever the reason: the time between two calls (queueing, restarting),
+starting up (imports, restore, first batch, compilation until the first step is dispatched), saving, sampling,
+writing the log, waiting for data. The steps between the last log line and a checkpoint of a stopped run are
+not counted either, so the figure is a lower bound, short by at most one log interval a restart.
 """
 import logging
 import math
@@ -22,28 +23,31 @@ LOG = logging.getLogger('lit_jax')
 
 
 def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> float | None:
-    """What all `devices` together can do, in FLOP/s (a multiply-accumulate is two); None where that is not known.
+    """What all `devices` together can do, in FLOP/s (a multiply-accumulate is two); None where that is not
+    known.
 
     Args:
-        override_tflops: TFLOP/s of one device, for one that is not in the table of chips or to compare with another
-            peak; 0 takes the table (dense bfloat16).
+        override_tflops: TFLOP/s of one device, for one that is not in the table of chips or to compare with
+            another peak; 0 takes the table (dense bfloat16).
     """
     if override_tflops < 0 or not math.isfinite(override_tflops):
-        raise UserError(f'log.peak_tflops must be 0 (take the table) or the TFLOP/s of one device, got {override_tflops}')
+        raise UserError(f'log.peak_tflops must be 0 (take the table) or the TFLOP/s of one device, got '
+                        f'{override_tflops}')
     if override_tflops:
         return override_tflops * 1e12 * len(devices)
     chips = {device.device_kind: find_chip(device.device_kind) for device in devices}
     unknown = sorted(kind for kind, chip in chips.items() if chip is None)
     if unknown:
         if jax.process_index() == 0:
-            LOG.info('no peak speed is known of %s: MFU is left out; --config.log.peak_tflops=N gives it (TFLOP/s of one '
-                     'device)', ', '.join(repr(kind) for kind in unknown))
+            LOG.info('no peak speed is known of %s: MFU is left out; --config.log.peak_tflops=N gives it '
+                     '(TFLOP/s of one device)', ', '.join(repr(kind) for kind in unknown))
         return None
     return sum(chips[device.device_kind].peak_flops for device in devices)
 
 
 def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
-    """(most memory in use since the start, memory there is) of the fullest of this process's `devices`, in GiB.
+    """(most memory in use since the start, memory there is) of the fullest of this process's `devices`, in
+    GiB.
 
     None where the platform does not count it (a CPU). Asks the allocator, never the device.
     """
@@ -79,12 +83,14 @@ class Interval:
 
 
 class RunClock:
-    """Sorts the wall time of a run into steps, waiting for data, pauses and starting up. Never asks the device.
+    """Sorts the wall time of a run into steps, waiting for data, pauses and starting up. Never asks the
+    device.
 
     Args:
         step: steps done at the start of this call.
         total: steps of the whole run.
-        began: unix time of the first start of the run; None for now, and then nothing before this call counts.
+        began: unix time of the first start of the run; None for now, and then nothing before this call
+            counts.
         productive: productive seconds of the calls before this one.
         clock, wall: seconds that only grow, and unix seconds.
     """
@@ -109,7 +115,8 @@ class RunClock:
         self._start += seconds
 
     def dispatched(self) -> float | None:
-        """One step was dispatched. Everything before the first one was starting up: returns its seconds, later None."""
+        """One step was dispatched. Everything before the first one was starting up: returns its seconds,
+        later None."""
         if self._running:
             return None
         self._running = True
@@ -132,6 +139,7 @@ class RunClock:
         # A clock that was set back must not give more than everything.
         wall = max(self._wall() - self._began, self._productive, 1e-9)
         done = Interval(steps=max(step - self._interval_step, 1), seconds=seconds, waited=waited,
-                        eta=pace * (self._total - step), productive=self._productive, goodput=self._productive / wall)
+                        eta=pace * (self._total - step), productive=self._productive,
+                        goodput=self._productive / wall)
         self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
         return done

@@ -17,35 +17,40 @@ def scale_by_adamw() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came, 'muon': lambda: scale_by_muon_and_adam(scale_by_adamw())}
+OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came,
+              'muon': lambda: scale_by_muon_and_adam(scale_by_adamw())}
 
 
-def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0, steps: int = 0,
-                   weight_decay: float = 0.0, clip_norm: float = 0.0) -> optax.GradientTransformation:
-    """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the gradient's global
-    norm and weight decay (times the rate, apart from the moments) are options.
+def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0,
+                   cooldown_steps: int = 0, steps: int = 0, weight_decay: float = 0.0,
+                   clip_norm: float = 0.0) -> optax.GradientTransformation:
+    """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the
+    gradient's global norm and weight decay (times the rate, apart from the moments) are options.
 
-    name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps of
-    warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
+    name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps
+    of warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
     """
     if name not in OPTIMIZERS:
         raise UserError(f'unknown optimizer {name!r}; known: {", ".join(OPTIMIZERS)}')
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
-    update = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay), optax.scale_by_learning_rate(rate))
+    update = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay),
+                         optax.scale_by_learning_rate(rate))
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
 
 
 def learning_rate_schedule(learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0,
                            steps: int = 0) -> float | optax.Schedule:
-    """The rate of each update: up over the first `warmup_steps` of a run and down over the last `cooldown_steps` of its
-    `steps`, both linear and with 1/n of it at the outer end; constant between. A number where it never changes."""
+    """The rate of each update: up over the first `warmup_steps` of a run and down over the last
+    `cooldown_steps` of its `steps`, both linear and with 1/n of it at the outer end; constant between. A
+    number where it never changes."""
     rate = learning_rate
     if warmup_steps:
         rate = optax.schedules.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
     if not cooldown_steps:
         return rate
     down = optax.schedules.linear_schedule(learning_rate, learning_rate / cooldown_steps, cooldown_steps - 1)
-    return optax.schedules.join_schedules([rate if warmup_steps else optax.schedules.constant_schedule(rate), down],
+    return optax.schedules.join_schedules([rate if warmup_steps else optax.schedules.constant_schedule(rate),
+                                           down],
                                           [steps - cooldown_steps])
 
 
@@ -73,7 +78,7 @@ def abstract_state(network: Network, optimizer: optax.GradientTransformation) ->
 
 
 def update_ema(ema: dict, params: dict, step: jax.Array, *, decay: float, warmup: bool) -> dict:
-    """ema ← d·ema + (1 − d)·params; with `warmup`, d = min(decay, (1 + step)/(10 + step)) so that short runs forget
-    their start."""
+    """ema ← d·ema + (1 − d)·params; with `warmup`, d = min(decay, (1 + step)/(10 + step)) so that short runs
+    forget their start."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
     return jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema, params)

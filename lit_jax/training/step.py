@@ -19,16 +19,17 @@ from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
-POSTERIOR = 3     # folded into a step's key for the posterior's noise; its first three parts are t, noise and label drop
+# folded into a step's key for the posterior's noise; its first three parts are t, noise and label drop
+POSTERIOR = 3
 
 
 @dataclass(frozen=True)
 class Objective:
     """What a step minimises, and the few numbers it needs.
 
-    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2; of the losses that mixers show, averaged
-    over the layers: `balance_weight` (MoH: 0.01). `ema_decay`, `ema_warmup`: see `update_ema`. `accumulate`:
-    micro-batches a step.
+    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2; of the losses that mixers
+    show, averaged over the layers: `balance_weight` (MoH: 0.01). `ema_decay`, `ema_warmup`: see `update_ema`.
+    `accumulate`: micro-batches a step.
     """
     schedule: Schedule
     scale: float = 1.0
@@ -41,11 +42,13 @@ class Objective:
     accumulate: int = 1
 
 
-def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, encode: Callable | None = None) -> Array:
+def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
+                 encode: Callable | None = None) -> Array:
     """x0 [B, H, W, C] of a batch, scaled.
 
-    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for images, are what the VAE's
-    posterior is sampled from: mean + exp(logvar / 2)·noise, anew in every step. Without either, the pixels are x0.
+    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for images, are what
+    the VAE's posterior is sampled from: mean + exp(logvar / 2)·noise, anew in every step. Without either, the
+    pixels are x0.
     """
     if 'moments' in batch:
         mean, logvar = jnp.split(batch['moments'], 2, axis=-1)
@@ -58,11 +61,11 @@ def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, e
 
 def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, network: Network,
                 encode: Callable | None = None, encode_text: Callable | None = None) -> dict:
-    """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone, on any
-    device count.
+    """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone,
+    on any device count.
 
-    encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions as tokens.
-    """
+    encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions
+    as tokens. """
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
@@ -73,7 +76,8 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
             'cond': _condition(batch, dropped, network, encode_text)}
 
 
-def _condition(batch: Mapping[str, Array], dropped: Array, network: Network, encode_text: Callable | None) -> dict[str, Array]:
+def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
+               encode_text: Callable | None) -> dict[str, Array]:
     """The model function's `cond`: labels, or the features of captions, with those to leave out marked."""
     if network.conditioning == 'label':
         return {'label': jnp.where(dropped, network.null_label, batch['label'])}
@@ -84,10 +88,11 @@ def _condition(batch: Mapping[str, Array], dropped: Array, network: Network, enc
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
                teacher: Network | None, objective: Objective) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Every term of the loss, one value an example [B], in float32; and what the layers show, averaged over them.
+    """Every term of the loss, one value an example [B], in float32; and what the layers show, averaged over
+    them.
 
-    The second dict holds the scalars of `network.losses` and `network.statistics`. The teacher sees the same x_t, t and
-    condition.
+    The second dict holds the scalars of `network.losses` and `network.statistics`. The teacher sees the same
+    x_t, t and condition.
     """
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
@@ -102,12 +107,13 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                     text_encoder: T5Network | None = None) -> Callable:
     """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
-    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds the weights
-    that are not trained: {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is one. batch: {'moments' or
-    'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with `vae`, images are encoded in the step, and
-    tokens with `text_encoder`. Metrics: 'loss/<term>' means; 'quarter/<term>' = (sums [4],
-    counts [4]) over the quarters of the timestep range; what mixers show, losses as 'loss/<name>', statistics under their
-    own names; 'grad/norm'; 'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
+    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds
+    the weights that are not trained: {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is
+    one. batch: {'moments' or 'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with
+    `vae`, images are encoded in the step, and tokens with `text_encoder`. Metrics: 'loss/<term>' means;
+    'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep range; what mixers show,
+    losses as 'loss/<name>', statistics under their own names; 'grad/norm'; 'grad/bad_leaf' = index of the
+    first leaf with a non-finite gradient, -1 if none.
     """
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
@@ -120,7 +126,8 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                 means[name] = shown.pop(name)
                 total += objective.balance_weight * means[name]
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
-        metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps) for name, value in terms.items()}
+        metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps)
+                    for name, value in terms.items()}
         return total, metrics | shown
 
     gradient = jax.grad(loss, has_aux=True)
@@ -129,25 +136,31 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         if parts == 1:
             return gradient(params, teacher_params, inputs)
         # Example i goes to micro-batch i mod parts: each device keeps its own examples.
-        split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), inputs)
+        split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+                             inputs)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                            jax.eval_shape(gradient, params, teacher_params, jax.tree.map(lambda x: x[0], split)))
+                            jax.eval_shape(gradient, params, teacher_params,
+                                           jax.tree.map(lambda x: x[0], split)))
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, gradient(params, teacher_params, part)), None
 
         grads, metrics = jax.lax.scan(add, sums, split)[0]
-        mean = {name: value if name.startswith('quarter/') else value / parts for name, value in metrics.items()}
+        mean = {name: value if name.startswith('quarter/') else value / parts
+                for name, value in metrics.items()}
         return jax.tree.map(lambda g: g / parts, grads), mean
 
     def train_step(state, frozen, batch, key):
         encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
-        encode_text = None if text_encoder is None else functools.partial(text_encoder.apply, frozen['text_encoder'])
-        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode, encode_text)
+        encode_text = None if text_encoder is None else functools.partial(text_encoder.apply,
+                                                                          frozen['text_encoder'])
+        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode,
+                             encode_text)
         grads, metrics = accumulated_gradient(state['params'], frozen.get('teacher'), inputs)
         updates, opt = optimizer.update(grads, state['opt'], state['params'])
         params = optax.apply_updates(state['params'], updates)
-        ema = update_ema(state['ema'], params, state['step'], decay=objective.ema_decay, warmup=objective.ema_warmup)
+        ema = update_ema(state['ema'], params, state['step'], decay=objective.ema_decay,
+                         warmup=objective.ema_warmup)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
         bad = ~jnp.isfinite(squares)
         metrics |= {'grad/norm': jnp.sqrt(squares.sum()),

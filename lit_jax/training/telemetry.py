@@ -1,7 +1,8 @@
-"""What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard and W&B.
+"""What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard
+and W&B.
 
-Names in the records: `loss/...` and `grad/...` are means over the interval and belong to the steps; `time/...`,
-`data/...` and `perf/...` belong to the machine and differ between two runs of the same recipe.
+Names in the records: `loss/...` and `grad/...` are means over the interval and belong to the steps;
+`time/...`, `data/...` and `perf/...` belong to the machine and differ between two runs of the same recipe.
 """
 import logging
 import math
@@ -30,8 +31,9 @@ class Diverged(RuntimeError):
 class StepMetrics:
     """The metrics of the steps since the last log line.
 
-    They stay on the device until `fetch`, so that the loop never waits for a step between log points. `pending` is
-    JSON-able and goes into every checkpoint: a run resumed in the middle of an interval logs the same means.
+    They stay on the device until `fetch`, so that the loop never waits for a step between log points.
+    `pending` is JSON-able and goes into every checkpoint: a run resumed in the middle of an interval logs the
+    same means.
     """
 
     def __init__(self, leaf_names: list[str], pending: list[dict] | None = None):
@@ -44,24 +46,30 @@ class StepMetrics:
         self._on_device.append((step, metrics))
 
     def fetch(self) -> None:
-        """Waits for the steps so far, moves their metrics to the host, and raises Diverged at the first bad one."""
+        """Waits for the steps so far, moves their metrics to the host, and raises Diverged at the first bad
+        one."""
         steps = [step for step, _ in self._on_device]
-        for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device]), strict=True):
+        for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device]),
+                                 strict=True):
             self._check(step, metrics)
             self.pending.append({name: jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), value)
                                  for name, value in metrics.items() if name != 'grad/bad_leaf'})
         self._on_device.clear()
 
     def _check(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        bad_terms = [name for name, value in metrics.items() if name.startswith('loss/') and not np.isfinite(value)]
+        bad_terms = [name for name, value in metrics.items() if name.startswith('loss/')
+                     and not np.isfinite(value)]
         leaf = int(metrics['grad/bad_leaf'])
         if bad_terms or leaf >= 0:
-            terms = ', '.join(f'{name} = {float(metrics[name])}' for name in bad_terms) or 'the losses are finite'
-            where = f'first non-finite gradient: {self._leaf_names[leaf]}' if leaf >= 0 else 'the gradients are finite'
+            terms = ', '.join(f'{name} = {float(metrics[name])}'
+                              for name in bad_terms) or 'the losses are finite'
+            where = f'first non-finite gradient: {self._leaf_names[leaf]}' if leaf >= 0 \
+                else 'the gradients are finite'
             raise Diverged(f'step {step}: {terms}; {where}')
 
     def summarise(self) -> dict[str, float]:
-        """Means over the interval, then forgets it. Quarters are means over the examples that fell into them."""
+        """Means over the interval, then forgets it. Quarters are means over the examples that fell into
+        them."""
         record = {}
         for name in self.pending[0] if self.pending else ():
             values = [entry[name] for entry in self.pending]
@@ -83,7 +91,8 @@ class Reporter:
         workdir: local or remote.
         step: steps done at the start of this call.
         sinks: names of `lit_jax.training.sinks.SINKS`.
-        flops_per_step: floating-point operations of one global step, from the model's own count; 0 leaves FLOP/s out.
+        flops_per_step: floating-point operations of one global step, from the model's own count; 0 leaves
+            FLOP/s out.
         peak_flops: FLOP/s of all devices together (`lit_jax.training.speed.peak_flops`); None leaves MFU out.
         device_count: devices of all processes.
         began: unix time of the very first start of the run; None counts the goodput of this call alone.
@@ -98,29 +107,34 @@ class Reporter:
         self._flops, self._peak = flops_per_step, peak_flops
         self._log = MetricsLog(workdir / 'metrics.jsonl', step) if self._active else None
         before = (self._log and self._log.last) or {}
-        self._clock = RunClock(step, total_steps, began=began, productive=before.get('time/productive_s', 0.0))
+        self._clock = RunClock(step, total_steps, began=began,
+                               productive=before.get('time/productive_s', 0.0))
         self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
         terminal = self._active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True) if terminal else None
+        self._bar = tqdm(total=total_steps, initial=step, unit='step',
+                         dynamic_ncols=True) if terminal else None
 
     def waited(self, seconds: float) -> None:
         """Counts time that the loop spent waiting for data."""
         self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
-        """Counts time spent on other things than steps (sampling, saving), left out of the speed and the ETA."""
+        """Counts time spent on other things than steps (sampling, saving), left out of the speed and the
+        ETA."""
         self._clock.paused(seconds)
 
     def tick(self) -> None:
         """One step was dispatched."""
         startup = self._clock.dispatched()
         if startup is not None and self._active:
-            self._say(f'the first step is on its way: first batch and compilation took {format_seconds(startup)}')
+            self._say(f'the first step is on its way: first batch and compilation took '
+                      f'{format_seconds(startup)}')
         if self._bar is not None:
             self._bar.update(1)
 
     def interval(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the line of an interval that ended at `step`. The caller has waited for its steps already."""
+        """Writes the line of an interval that ended at `step`. The caller has waited for its steps
+        already."""
         timing = self._timing(self._clock.interval(step))
         if self._active:
             writing = time.perf_counter()
@@ -134,13 +148,15 @@ class Reporter:
     def scored(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
         """Writes the record and the line of an evaluation after `step`: {'eval/fid_cfg1.5': ...}."""
         if self._active:
-            self._log.write({'step': step, **scores, 'time/eval_s': seconds, 'time/productive_s': self._clock.productive})
+            self._log.write({'step': step, **scores, 'time/eval_s': seconds,
+                             'time/productive_s': self._clock.productive})
             write_all(self._sinks, step, scores)
             values = '  '.join(f'{name.removeprefix("eval/")} {value:.4g}' for name, value in scores.items())
             self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
 
     def owes_scores(self, step: int) -> bool:
-        """Whether the log, as this call found it, ends before the evaluation of `step`: the run was killed during it."""
+        """Whether the log, as this call found it, ends before the evaluation of `step`: the run was killed
+        during it."""
         last = (self._log and self._log.last) or {}
         return last.get('step') != step or not any(name.startswith('eval/') for name in last)
 
@@ -150,7 +166,8 @@ class Reporter:
         timing = {'time/step_ms': 1e3 * done.seconds / done.steps, 'time/images_per_s': rate,
                   'time/images_per_s_per_device': rate / self._devices,
                   'data/wait_percent': 100 * done.waited / done.seconds,
-                  'time/eta_s': done.eta, 'time/productive_s': done.productive, 'perf/goodput_percent': 100 * done.goodput}
+                  'time/eta_s': done.eta, 'time/productive_s': done.productive,
+                  'perf/goodput_percent': 100 * done.goodput}
         if self._flops:
             timing['perf/model_flops_per_s'] = self._flops * done.steps / done.seconds
             if self._peak:
@@ -180,13 +197,17 @@ class Reporter:
         close_all(self._sinks)
 
 
-def format_line(step: int, total: int, images: int, means: Mapping[str, float], timing: Mapping[str, float]) -> str:
+def format_line(step: int, total: int, images: int, means: Mapping[str, float],
+                timing: Mapping[str, float]) -> str:
     """The line that a person reads; what `timing` does not have is left out.
 
-    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120  8,100 img/s (506 a device)
-    15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %  HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`, on one line
+    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120  8,100 img/s (506 a
+                        device)
+    15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %  HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`, on
+             one line
     """
-    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
+    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}'
+                      for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
                       if f'loss/{name}' in means)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
     parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',
@@ -200,7 +221,8 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float], 
     if 'perf/hbm_peak_gib' in timing:
         limit = timing.get('perf/hbm_limit_gib')
         parts.append(f'HBM {timing["perf/hbm_peak_gib"]:.1f}' + (f' of {limit:.1f} GiB' if limit else ' GiB'))
-    parts += [f'goodput {timing["perf/goodput_percent"]:.1f} %', f'ETA {format_seconds(timing["time/eta_s"])}']
+    parts += [f'goodput {timing["perf/goodput_percent"]:.1f} %',
+              f'ETA {format_seconds(timing["time/eta_s"])}']
     return '  '.join(parts)
 
 

@@ -27,12 +27,16 @@ def find_text_problems(config: ConfigDict) -> list[str]:
         return []
     path, text = config.text.encoder_path, config.text
     if not path or not is_text_encoder_folder(path):
-        return [f'text.encoder_path: {path or "not given"}; to train from the captions of {config.data.name} give the folder of '
-                f'{text.encoder or "the text encoder"} (python convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5), or cache '
-                'their features first: python prepare_latents.py --text_encoder=...']
+        return [f'text.encoder_path: {path or "not given"}; to train from the captions of {config.data.name} '
+                f'give the folder of '
+                f'{text.encoder or "the text encoder"} (python convert_torch_ckpt.py PIPELINE/text_encoder '
+                f'--out models/t5), or cache their features first: python prepare_latents.py '
+                f'--text_encoder=...']
     encoder = read_text_encoder_config(path)
-    pairs = [('width', encoder['text_encoder']['width'], text.channels), ('id', encoder['id'], text.encoder or encoder['id'])]
-    return [f'text.encoder_path: {path} has the {name} {theirs}, the recipe has {ours}' for name, theirs, ours in pairs
+    pairs = [('width', encoder['text_encoder']['width'], text.channels),
+             ('id', encoder['id'], text.encoder or encoder['id'])]
+    return [f'text.encoder_path: {path} has the {name} {theirs}, the recipe has {ours}'
+            for name, theirs, ours in pairs
             if theirs != ours]
 
 
@@ -47,7 +51,8 @@ def load_frozen_text_encoder(config: ConfigDict, mesh) -> TextEncoder | None:
     if not reads_captions(config):
         return None
     dtype = 'bfloat16' if config.train.dtype == 'bfloat16' else 'float32'
-    return load_text_encoder(text_encoder_path(config), dtype, lambda abstract: state_shardings(abstract, mesh))
+    return load_text_encoder(text_encoder_path(config), dtype,
+                             lambda abstract: state_shardings(abstract, mesh))
 
 
 def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> np.ndarray | None:
@@ -60,7 +65,8 @@ def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | Non
 
 
 def fill_null_caption(params: dict, features: np.ndarray | None) -> dict:
-    """The parameters with these features as the null caption, as PixArt's code overwrites its own when it starts."""
+    """The parameters with these features as the null caption, as PixArt's code overwrites its own when it
+    starts."""
     if features is None:
         return params
     old = params['y_embedder']['null_caption']
@@ -69,12 +75,14 @@ def fill_null_caption(params: dict, features: np.ndarray | None) -> dict:
 
 
 def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> dict | None:
-    """{'text', 'text_mask'} of the first captions of the data, for the grids; None where none are drawn or classes are."""
+    """{'text', 'text_mask'} of the first captions of the data, for the grids; None where none are drawn or
+    classes are."""
     if not is_text(config) or not config.sample.every:
         return None
     elements = [source[index] for index in range(min(config.sample.count, len(source)))]
     mask = np.stack([element['text_mask'][0] for element in elements])
     if encoder is None:
-        return {'text': np.stack([np.asarray(element['text'][0], np.float32) for element in elements]), 'text_mask': mask}
+        return {'text': np.stack([np.asarray(element['text'][0], np.float32) for element in elements]),
+                'text_mask': mask}
     tokens = np.stack([element['tokens'][0] for element in elements])
     return {'text': np.asarray(encoder.encode(tokens, mask), np.float32), 'text_mask': mask}

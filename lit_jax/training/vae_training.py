@@ -1,9 +1,10 @@
-"""Fits a small VAE to a folder of images, for latents of one's own: `python train_vae.py --config=configs/vae_tiny.py`.
+"""Fits a small VAE to a folder of images, for latents of one's own: `python train_vae.py
+--config=configs/vae_tiny.py`.
 
-The loss is the mean absolute error of the reconstruction plus a slight pull of the posterior to the unit normal
-(arXiv 2112.10752, the KL-regularised form), without the perceptual and adversarial terms of the released VAEs: enough
-for small images, too smooth for large ones. A run takes minutes and keeps no checkpoints; one that is stopped begins
-anew.
+The loss is the mean absolute error of the reconstruction plus a slight pull of the posterior to the unit
+normal (arXiv 2112.10752, the KL-regularised form), without the perceptual and adversarial terms of the
+released VAEs: enough for small images, too smooth for large ones. A run takes minutes and keeps no
+checkpoints; one that is stopped begins anew.
 """
 import functools
 import logging
@@ -44,11 +45,13 @@ def default() -> ConfigDict:
 
 
 def unit_latents(params: dict, factor: float) -> dict:
-    """The same VAE with its latents multiplied by `factor`: the last convolution of the encoder and the first of the
-    decoder take it in, so that a recipe needs no scale of its own. For networks without quant convolutions."""
+    """The same VAE with its latents multiplied by `factor`: the last convolution of the encoder and the first
+    of the decoder take it in, so that a recipe needs no scale of its own. For networks without quant
+    convolutions."""
     channels = params['decoder']['conv_in']['kernel'].shape[2]
     out, first = params['encoder']['conv_out'], params['decoder']['conv_in']
-    gain = jnp.where(jnp.arange(2 * channels) < channels, factor, 1.0)      # means are scaled, log-variances moved
+    # means are scaled, log-variances moved
+    gain = jnp.where(jnp.arange(2 * channels) < channels, factor, 1.0)
     shift = jnp.where(jnp.arange(2 * channels) < channels, 0.0, 2 * math.log(factor))
     scaled = {**out, 'kernel': out['kernel'] * gain, 'bias': out['bias'] * gain + shift}
     return {**params, 'encoder': {**params['encoder'], 'conv_out': scaled},
@@ -70,9 +73,11 @@ class Quality:
 
 
 def train_vae(config: ConfigDict, out) -> Quality:
-    """Fits the recipe's VAE, measures it on held-out images, and writes a VAE folder whose latents have the scale 1.
+    """Fits the recipe's VAE, measures it on held-out images, and writes a VAE folder whose latents have the
+    scale 1.
 
-    Raises UserError for anything known before the first step, and Diverged if the loss stops being a number."""
+    Raises UserError for anything known before the first step, and Diverged if the loss stops being a
+    number."""
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
     train, held_out = open_images(config, 'train'), open_images(config, 'held_out')
@@ -82,8 +87,8 @@ def train_vae(config: ConfigDict, out) -> Quality:
     save_vae_folder(out, {'vae': network.arch, 'id': config.name, 'scale': 1.0, 'provenance': {
         'source': f'{config.data.name} {config.data.path}', 'steps': config.train.steps, 'seed': config.seed,
         'psnr': quality.psnr}}, params)
-    LOG.info('%s: PSNR %.2f dB on %s held-out images, whose latents have a standard deviation of %.3f, in %s', config.name,
-             quality.psnr, f'{quality.images:,}', quality.latent_std, out)
+    LOG.info('%s: PSNR %.2f dB on %s held-out images, whose latents have a standard deviation of %.3f, in %s',
+             config.name, quality.psnr, f'{quality.images:,}', quality.latent_std, out)
     return quality
 
 
@@ -91,16 +96,19 @@ def open_images(config: ConfigDict, split: str) -> Source:
     """The recipe's images; their side must suit the VAE."""
     network, size = VaeNetwork(config.vae.to_dict()), config.data.image_size
     if not 0 <= config.train.window <= size or config.train.window % network.downscale:
-        raise UserError(f'train.window {config.train.window} must be a multiple of {network.downscale} up to data.image_size '
-                        f'{size}, or 0 for whole images')
+        raise UserError(f'train.window {config.train.window} must be a multiple of {network.downscale} up to '
+                        f'data.image_size {size}, or 0 for whole images')
     if size % network.downscale:
-        raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE shrinks images')
-    return open_source(config.data.name, split=split, image_size=size, channels=network.arch['image_channels'],
-                       path=config.data.path, data_dir=config.data.path, strict=config.data.strict)
+        raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE '
+                        f'shrinks images')
+    return open_source(config.data.name, split=split, image_size=size,
+                       channels=network.arch['image_channels'], path=config.data.path,
+                       data_dir=config.data.path, strict=config.data.strict)
 
 
 def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.Array, kl_weight: float):
-    """(loss, {'l1', 'kl'}): mean |x - decoded sample| + kl_weight · KL(posterior | unit normal) a latent number."""
+    """(loss, {'l1', 'kl'}): mean |x - decoded sample| + kl_weight · KL(posterior | unit normal) a latent
+    number."""
     mean, logvar = network.encode(params, image_BHWC)
     l1 = jnp.abs(image_BHWC - network.decode(params, sample_posterior(mean, logvar, key))).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
@@ -108,7 +116,8 @@ def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.
 
 
 def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dict:
-    """Adam with a cosine decay to zero; returns the parameters. Batches and noise are functions of (seed, step)."""
+    """Adam with a cosine decay to zero; returns the parameters. Batches and noise are functions of (seed,
+    step)."""
     optimizer = optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps))
     key = jax.random.key(seed)
     params = jax.jit(network.init)(key)
@@ -117,14 +126,16 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
     @jax.jit
     def step(state, image, number):
         params, opt = state
-        loss = jax.value_and_grad(lambda p: vae_loss(network, p, image, jax.random.fold_in(key, number), options.kl_weight),
+        loss = jax.value_and_grad(lambda p: vae_loss(network, p, image, jax.random.fold_in(key, number),
+                                                     options.kl_weight),
                                   has_aux=True)
         (total, terms), gradient = loss(params)
         updates, opt = optimizer.update(gradient, opt, params)
         return (optax.apply_updates(params, updates), opt), {'total': total, **terms}
 
     augment = functools.partial(_window, options.window or source.spec.image_size)
-    began, pipeline = time.perf_counter(), make_pipeline(source, global_batch=options.batch_size, seed=seed, augment=augment)
+    began, pipeline = time.perf_counter(), make_pipeline(source, global_batch=options.batch_size, seed=seed,
+                                                         augment=augment)
     try:
         for number, batch in zip(range(1, options.steps + 1), pipeline, strict=False):
             state, terms = step(state, batch['image'], number)
@@ -136,7 +147,8 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
 
 
 def _window(side: int, element: dict, rng: np.random.Generator) -> dict:
-    """A random square of the image, mirrored in half of the cases: the network looks at neighbourhoods only."""
+    """A random square of the image, mirrored in half of the cases: the network looks at neighbourhoods
+    only."""
     image = random_flip(element, rng)['image']
     top, left = (rng.bit_generator.random_raw() % (length - side + 1) for length in image.shape[:2])
     return {**element, 'image': image[top:top + side, left:left + side]}
@@ -145,12 +157,14 @@ def _window(side: int, element: dict, rng: np.random.Generator) -> dict:
 def _log(number: int, total: int, terms: Mapping, seconds: float) -> None:
     if not np.isfinite(terms['total']):
         raise Diverged(f'step {number}: the loss is {terms["total"]}. Lower train.learning_rate')
-    LOG.info('step %s/%s  l1 %.4f  kl %.3f  %.0f ms  ETA %s', f'{number:,}', f'{total:,}', terms['l1'], terms['kl'],
-             1e3 * seconds / number, format_seconds(seconds / number * (total - number)))
+    LOG.info('step %s/%s  l1 %.4f  kl %.3f  %.0f ms  ETA %s', f'{number:,}', f'{total:,}', terms['l1'],
+             terms['kl'], 1e3 * seconds / number, format_seconds(seconds / number * (total - number)))
 
 
-def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0, batch_size: int = 32) -> Quality:
-    """How well images of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
+def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0,
+            batch_size: int = 32) -> Quality:
+    """How well images of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 =
+    all."""
     count = min(limit, len(source)) if limit else len(source)
     indices = np.arange(count) * len(source) // count
 
@@ -168,4 +182,5 @@ def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0
         means.append(mean[:kept])
     numbers = math.prod(source.spec.image_shape) * count
     error = float(np.concatenate(squares).sum()) / numbers
-    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()), images=count)
+    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()),
+                   images=count)

@@ -36,37 +36,45 @@ def folders(tmp_path_factory):
 
 def save_folder(path, mixer):
     """A model folder of one block with any mixer."""
-    network = Network({'family': 'dit', 'depth': 1, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 1,
-                       'num_classes': 10, 'mixer': mixer})
+    network = Network({'family': 'dit', 'depth': 1, 'width': 32, 'patch': 2, 'input_size': (8, 8),
+                       'channels': 1, 'num_classes': 10, 'mixer': mixer})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.abstract())
-    config = {'model': {**network.arch, 'input_size': [8, 8]}, 'classes': None, 'diffusion': {'steps': 1000, 'kind': 'linear'},
+    config = {'model': {**network.arch, 'input_size': [8, 8]}, 'classes': None,
+              'diffusion': {'steps': 1000, 'kind': 'linear'},
               'provenance': {'source': 'random'}, 'latent': {'space': 'pixels', 'vae': None, 'scale': 2.0}}
     save_model_folder(path, config, randomised(zeros, 0.3))
 
 
 def test_a_student_beside_its_teacher(folders, tmp_path):
-    line = analyze(Request(source=str(folders / 'student'), teacher=str(folders / 'teacher'), out=str(tmp_path / 'out'), **SHORT))
-    for part in ('cosine similarity of heads: student', 'student with convolution', 'teacher mse', f'wrote {tmp_path / "out"}'):
+    line = analyze(Request(source=str(folders / 'student'), teacher=str(folders / 'teacher'),
+                           out=str(tmp_path / 'out'), **SHORT))
+    for part in ('cosine similarity of heads: student', 'student with convolution', 'teacher mse',
+                 f'wrote {tmp_path / "out"}'):
         assert part in line
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text(), parse_constant=pytest.fail)
     assert found['loss']['timesteps'] == [0, 500, 999] and found['similarity']['timesteps'] == [0, 999]
-    assert set(found['rank']['student']) > {'map', 'with_convolution'} and 'with_convolution' not in found['rank']['teacher']
+    assert set(found['rank']['student']) > {'map',
+                                            'with_convolution'} and 'with_convolution' not in found['rank'][
+                                                'teacher']
     assert np.array(found['tokens']['student']['maps']).shape == (2, 2, 4, 4)
-    assert np.array(found['tokens']['teacher']['maps']).sum((-2, -1)) == pytest.approx(np.ones((2, 2)), abs=1e-4)
+    assert np.array(found['tokens']['teacher']['maps']).sum((-2, -1)) == pytest.approx(
+        np.ones((2, 2)), abs=1e-4)
     images = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
     assert images == ['loss.png', 'rank.png', 'similarity.png', 'token_heads.png', 'token_maps.png']
     for name in images:
         assert np.asarray(Image.open(tmp_path / 'out' / name).convert('L')).std() > 5
     report = (tmp_path / 'out' / 'report.html').read_text()
     assert report.count('data:image/png;base64,') == 5 and 'student / teacher' not in report
-    for heading in ('Loss by timestep', 'Similarity of the heads', 'Rank of the mixer', 'Where one token looks'):
+    for heading in ('Loss by timestep', 'Similarity of the heads', 'Rank of the mixer',
+                    'Where one token looks'):
         assert heading in report
 
 
 def test_one_model_and_one_head(tmp_path):
     """Without pairs of heads there is no similarity: null in the file, a sentence in the report."""
     save_folder(tmp_path / 'single', {'name': 'linear', 'heads': 1, 'dwc_kernel': 0})
-    analyze(Request(source=str(tmp_path / 'single'), out=str(tmp_path / 'out'), parts='similarity,rank', **SHORT))
+    analyze(Request(source=str(tmp_path / 'single'), out=str(tmp_path / 'out'), parts='similarity,rank',
+                    **SHORT))
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text(), parse_constant=pytest.fail)
     assert found['similarity']['model']['cosine'] == [[None], [None]]
     assert 'with_convolution' not in found['rank']['model']
@@ -75,16 +83,20 @@ def test_one_model_and_one_head(tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     ({'source': 'nowhere'}, 'nowhere does not exist'), ({'teacher': 'nowhere'}, 'nowhere does not exist'),
-    ({'teacher': '{}/other'}, r'the teacher .*other does not fit this recipe:\n  num_classes: 3 in the teacher, 10'),
+    ({'teacher': '{}/other'},
+     r'the teacher .*other does not fit this recipe:\n  num_classes: 3 in the teacher, 10'),
     ({'token': '9,0'}, 'outside the grid of 4 x 4'), ({'layers': '7'}, 'has the layers 0 to 1'),
-    ({'parts': 'similarity,colour'}, "unknown 'colour'; known: all, similarity"), ({'memory': 0.0}, '--memory is in GiB'),
-    ({'memory': 1e-7}, 'more than the 0.00 GiB of --memory'), ({'images': 0}, '--images must be at least 1'),
+    ({'parts': 'similarity,colour'}, "unknown 'colour'; known: all, similarity"),
+    ({'memory': 0.0}, '--memory is in GiB'), ({'memory': 1e-7}, 'more than the 0.00 GiB of --memory'),
+    ({'images': 0}, '--images must be at least 1'),
     ({'image': 6}, '--image=6: 6 images are looked at'), ({'timestep': 1000}, 'knows the timesteps 0 to 999'),
     ({'split': 'test'}, 'no split'), ({'data': 'latents', 'data_path': 'nowhere'}, 'nowhere does not exist'),
-    ({'out': '{}/student'}, 'is the folder of a model or a run'), ({'out': '{}/student/config.json'}, 'is a file'),
+    ({'out': '{}/student'}, 'is the folder of a model or a run'),
+    ({'out': '{}/student/config.json'}, 'is a file'),
     ({'parts': 'routing'}, 'no mixer of model routes tokens'), ({'dtype': 'int8'}, 'unknown dtype')])
 def test_what_cannot_be_is_refused_and_nothing_is_written(change, message, folders, tmp_path):
-    change = {name: value.format(folders) if isinstance(value, str) else value for name, value in change.items()}
+    change = {name: value.format(folders) if isinstance(value, str) else value
+              for name, value in change.items()}
     options = {'source': str(folders / 'student'), 'out': str(tmp_path / 'out'), **SHORT, **change}
     with pytest.raises(UserError, match=message):
         analyze(Request(**options))
@@ -99,7 +111,8 @@ class Mapless(SoftmaxAttention):
 
 
 class Routed(SoftmaxAttention):
-    """Softmax attention that shows a choice: 1 where the first number of a token is positive, and one of its own name."""
+    """Softmax attention that shows a choice: 1 where the first number of a token is positive, and one of its
+    own name."""
 
     routes = ('route/own',)
 
@@ -112,7 +125,8 @@ class Routed(SoftmaxAttention):
 def test_a_mixer_without_maps_can_only_be_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(MIXERS, 'mapless', Mapless)
     save_folder(tmp_path / 'model', {'name': 'mapless', 'heads': 2})
-    with pytest.raises(UserError, match="'mapless', which has no attention maps. Its loss can be looked at: --parts=loss"):
+    with pytest.raises(UserError, match="'mapless', which has no attention maps. Its loss can be looked at: "
+                                        "--parts=loss"):
         analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), **SHORT))
     analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='loss', **SHORT))
     assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['loss.png']
@@ -125,7 +139,8 @@ def test_any_mixer_that_shows_choices_has_its_routing_drawn(monkeypatch, tmp_pat
     analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='routing', **SHORT))
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text())['routing']['model']
     own = found['route/own']
-    assert own['used'] == [1] and own['choice'] == [[2]] * len(own['classes']) and own['share'] == [[1.0]] * len(own['classes'])
+    assert own['used'] == [1] and own['choice'] == [[2]] * len(own['classes']) and own['share'] == [
+        [1.0]] * len(own['classes'])
     assert (tmp_path / 'out' / 'routing_model.png').exists()
 
 
@@ -142,17 +157,20 @@ def test_the_most_frequent_choice_is_counted_over_the_tokens_of_a_class():
 
 def test_analyze_py_prints_what_it_found(folders, tmp_path):
     arguments = [f'--{name}={value}' for name, value in SHORT.items()]
-    done = subprocess.run([sys.executable, 'analyze.py', '--from', folders / 'student', '--parts=loss', f'--out={tmp_path / "out"}',
-                           *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, 'analyze.py', '--from', folders / 'student', '--parts=loss',
+                           f'--out={tmp_path / "out"}', *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('loss, mean over timesteps: model mse') and 'loss.png' in done.stdout
 
 
 def test_a_text_to_image_model_is_refused_by_name(tmp_path):
-    arch = {'family': 'pixart', 'depth': 1, 'width': 16, 'patch': 2, 'input_size': [8, 8], 'channels': 3, 'cross_heads': 2,
-            'caption_channels': 8, 'caption_tokens': 4, 'mixer': {'name': 'softmax', 'heads': 2}}
+    arch = {'family': 'pixart', 'depth': 1, 'width': 16, 'patch': 2, 'input_size': [8, 8], 'channels': 3,
+            'cross_heads': 2, 'caption_channels': 8, 'caption_tokens': 4,
+            'mixer': {'name': 'softmax', 'heads': 2}}
     network = Network(arch)
-    config = {'model': network.arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'classes': None, 'provenance': {},
+    config = {'model': network.arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'classes': None,
+              'provenance': {},
               'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1},
               'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
     save_model_folder(tmp_path / 'model', config, network.init(jax.random.key(0)))

@@ -47,7 +47,8 @@ def test_images_are_spread_over_the_source_and_scaled(images, models):
     for i, number in enumerate(images.numbers):
         np.testing.assert_allclose(images.x0[i], source[int(number)]['image'] * 2)
         assert images.label[i] == source[int(number)]['label']
-    other = open_images(models['teacher'], data_recipe(models['teacher'], 'teacher'), 3)      # an image keeps its noise
+    # an image keeps its noise
+    other = open_images(models['teacher'], data_recipe(models['teacher'], 'teacher'), 3)
     np.testing.assert_array_equal(other.noise[1], images.noise[2])
     assert images.visible().dtype == np.uint8 and images[[3, 1]].numbers.tolist() == [1077, 359]
 
@@ -70,16 +71,20 @@ def test_the_loss_is_that_of_training(models, images):
             for term, values in found[name].items():
                 want = np.array([part[term][0] for part in parts])
                 np.testing.assert_allclose(values['mean'][row], want.mean(), rtol=1e-4)
-                np.testing.assert_allclose(values['error'][row], want.std(ddof=1) / np.sqrt(5), rtol=1e-3, atol=1e-7)
+                np.testing.assert_allclose(values['error'][row], want.std(ddof=1) / np.sqrt(5), rtol=1e-3,
+                                           atol=1e-7)
         for term in TERMS:
             mine, theirs = (np.array([part[term][0] for part in single[name]], np.float64) for name in models)
-            np.testing.assert_allclose(found['ratio'][term]['mean'][row], mine.mean() / theirs.mean(), rtol=1e-4)
+            np.testing.assert_allclose(found['ratio'][term]['mean'][row], mine.mean() / theirs.mean(),
+                                       rtol=1e-4)
             np.testing.assert_allclose(found['ratio'][term]['error'][row],
-                                       (mine - theirs).std(ddof=1) / np.sqrt(5) / theirs.mean(), rtol=1e-3, atol=1e-6)
+                                       (mine - theirs).std(ddof=1) / np.sqrt(5) / theirs.mean(), rtol=1e-3,
+                                       atol=1e-6)
 
 
 def test_a_model_beside_itself_differs_nowhere(models, images):
-    found = loss_by_timestep({'student': models['student'], 'teacher': models['student']}, images, [500], 8, Counter())
+    found = loss_by_timestep({'student': models['student'], 'teacher': models['student']}, images, [500], 8,
+                             Counter())
     assert found['ratio']['mse'] == {'mean': [1.0], 'error': [0.0]}
     assert found['difference']['distill_noise']['mean'] == [0.0]
 
@@ -92,7 +97,8 @@ def test_one_model_has_no_ratio_and_one_image_no_error(models, images):
 def test_latents_are_sampled_once_from_their_posterior(tmp_path):
     """mean + exp(logvar / 2)·noise of the image, not of its mirror image, times the scale."""
     write_latents(tmp_path / 'latents', 6)
-    model = lit_jax.load(save_model(tmp_path / 'model', latent={'space': 'vae', 'vae': 'made-up', 'scale': 0.5, 'downscale': 2},
+    model = lit_jax.load(save_model(tmp_path / 'model',
+                                    latent={'space': 'vae', 'vae': 'made-up', 'scale': 0.5, 'downscale': 2},
                                     input_size=(4, 4), channels=3, num_classes=5, classes=False))
     recipe = data_recipe(model, 'model', 'latents', str(tmp_path / 'latents'))
     images = open_images(model, recipe, 3)
@@ -101,8 +107,8 @@ def test_latents_are_sampled_once_from_their_posterior(tmp_path):
         deviation = (images.x0[i] / 0.5 - mean) / np.exp(logvar / 2)
         assert 0.3 < deviation.std() < 2 and abs(deviation.mean()) < 1
     np.testing.assert_array_equal(open_images(model, recipe, 3).x0, images.x0)
-    save_model(tmp_path / 'other', latent={'space': 'vae', 'vae': 'another', 'scale': 0.5, 'downscale': 2}, input_size=(4, 4),
-               channels=3, num_classes=5, classes=False)
+    save_model(tmp_path / 'other', latent={'space': 'vae', 'vae': 'another', 'scale': 0.5, 'downscale': 2},
+               input_size=(4, 4), channels=3, num_classes=5, classes=False)
     other = lit_jax.load(tmp_path / 'other')
     with pytest.raises(UserError, match='VAE: made-up in the latents, another in the recipe'):
         open_images(other, data_recipe(other, 'other', 'latents', str(tmp_path / 'latents')), 3)
@@ -141,7 +147,8 @@ def test_the_recipe_of_an_older_run_takes_todays_fields(models):
     config = json.loads(json.dumps({**models['student'].config, 'recipe': {
         'model': {}, 'data': {'name': 'synthetic', 'path': ''}, 'seed': 3, 'teacher': {'path': 'there'}}}))
     recipe = data_recipe(type('Old', (), {'config': config}), 'old')
-    assert (recipe.data.name, recipe.data.strict, recipe.seed, recipe.teacher.path) == ('synthetic', False, 3, 'there')
+    assert (recipe.data.name, recipe.data.strict, recipe.seed,
+            recipe.teacher.path) == ('synthetic', False, 3, 'there')
 
 
 def test_the_ratio_is_student_over_teacher_whatever_their_names(models, images):

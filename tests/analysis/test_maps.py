@@ -19,16 +19,18 @@ SOFTMAX = {'name': 'softmax', 'heads': 2, 'qkv_bias': True}
 LINEAR = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}
 
 
-MODELS = {'softmax': {'mixer': SOFTMAX}, 'linear': {'mixer': LINEAR}, 'compressed': {'mixer': {**SOFTMAX, 'compress': 2}},
-          'edit': {'mixer': {'name': 'edit', 'heads': 1}}, 'dydila': {'mixer': {'name': 'dydila', 'heads': 1}},
+MODELS = {'softmax': {'mixer': SOFTMAX}, 'linear': {'mixer': LINEAR},
+          'compressed': {'mixer': {**SOFTMAX, 'compress': 2}},
+          'edit': {'mixer': {'name': 'edit', 'heads': 1}},
+          'dydila': {'mixer': {'name': 'dydila', 'heads': 1}},
           'small': {'mixer': SOFTMAX, 'width': 8, 'depth': 1},
           'runs': {'mixer': SOFTMAX, 'stages': ({'depth': 1}, {'depth': 2, 'mixer': {'compress': 2}})}}
 
 
 @functools.cache
 def model_of(name):
-    network = Network({'family': 'dit', 'depth': 3, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 1,
-                       'num_classes': 10, **MODELS[name]})
+    network = Network({'family': 'dit', 'depth': 3, 'width': 32, 'patch': 2, 'input_size': (8, 12),
+                       'channels': 1, 'num_classes': 10, **MODELS[name]})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), network.abstract())
     return Model(network, randomised(zeros, 0.3), {'provenance': {'source': 'random'}})
 
@@ -72,12 +74,14 @@ def test_maps_are_those_of_plain_numpy_and_their_rows_sum_to_one(kind, keys):
 def test_a_map_times_the_values_is_what_the_layer_computes(kind, attend):
     q, k, v = random_heads(1)
     want = attend(*(jnp.asarray(a)[None] for a in (q, k, v)))[0]
-    np.testing.assert_allclose(np.einsum('knm,mke->nke', attention_map(kind, q, k), v), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.einsum('knm,mke->nke', attention_map(kind, q, k), v), want, rtol=1e-4,
+                               atol=1e-5)
 
 
 def test_a_sum_without_normaliser_keeps_its_signs():
     q, k, _ = random_heads(2)
-    np.testing.assert_allclose(attention_map('sum', q - 0.5, k), np.einsum('nke,mke->knm', q - 0.5, k) / 6, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(attention_map('sum', q - 0.5, k), np.einsum('nke,mke->knm', q - 0.5, k) / 6,
+                               rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('name', ['softmax', 'linear', 'compressed', 'edit', 'dydila'])
@@ -87,7 +91,8 @@ def test_every_layer_shows_its_queries_and_keys(name):
     attention = Attention(model, 'the model')
     layers = attention.layers(x, 500, label)
     assert (attention.depth, len(layers), attention.grid) == (3, 3, (4, 6))
-    keys, head = 6 if name in ('compressed', 'edit') else 24, (1, 32) if name in ('edit', 'dydila') else (2, 16)
+    keys, head = 6 if name in ('compressed',
+                               'edit') else 24, (1, 32) if name in ('edit', 'dydila') else (2, 16)
     for layer in layers:
         assert layer.query.shape == (3, 24, *head) and layer.key.shape == (3, keys, *head)
         maps = attention_map(layer.kind, layer.query[0], layer.key[0])
@@ -98,7 +103,8 @@ def test_every_layer_shows_its_queries_and_keys(name):
             assert (np.asarray(maps) >= 0).all()
     if name == 'linear':
         for i, layer in enumerate(layers):
-            np.testing.assert_array_equal(layer.convolution, model.params['blocks']['attn']['dwc']['kernel'][i])
+            np.testing.assert_array_equal(layer.convolution,
+                                          model.params['blocks']['attn']['dwc']['kernel'][i])
     else:
         assert all(layer.convolution is None for layer in layers)
 
@@ -113,7 +119,8 @@ def test_what_is_shown_does_not_change_what_is_computed():
     model = model_of('linear')
     x, label = inputs()
     t = np.full(3, 500, np.int32)
-    observed, _ = model.network.observe(model.params, x, t, {'label': label}, ('linear/query', 'linear/convolution'))
+    observed, _ = model.network.observe(model.params, x, t, {'label': label},
+                                        ('linear/query', 'linear/convolution'))
     np.testing.assert_allclose(observed, model(x, t, label), rtol=1e-4, atol=1e-5)
 
 
@@ -142,7 +149,8 @@ def test_the_survey_is_the_mean_over_images_for_any_batch():
     model, (x, label) = model_of('linear'), inputs()
     attention = Attention(model, 'the model')
     found = survey(attention, Still(x, label), [100, 900], ['similarity', 'rank'], Nothing())
-    single = [survey(attention, Still(x[i:i + 1], label[i:i + 1]), [900], ['similarity'], Nothing()) for i in range(3)]
+    single = [survey(attention, Still(x[i:i + 1], label[i:i + 1]), [900], ['similarity'], Nothing())
+              for i in range(3)]
     mean = np.mean([one['similarity']['cosine'][0] for one in single], axis=0)
     np.testing.assert_allclose(found['similarity']['cosine'][1], mean, rtol=1e-5)
     small = Attention(model, 'the model', memory=attention.image_bytes)
@@ -152,18 +160,21 @@ def test_the_survey_is_the_mean_over_images_for_any_batch():
         np.testing.assert_allclose(again[part][name], found[part][name], atol=1e-5)
     ranks = found['rank']
     assert (ranks['tokens'], ranks['bound']) == (24, 16)
-    assert np.array(ranks['map']['effective']).shape == np.array(found['similarity']['cosine']).shape == (2, 3)
+    assert np.array(ranks['map']['effective']).shape == np.array(found['similarity']['cosine']).shape == (
+        2, 3)
     assert np.max(ranks['map']['numerical']) <= 16 < np.min(ranks['with_convolution']['numerical'])
     assert np.all(np.array(ranks['map']['effective']) <= ranks['map']['numerical'])
 
 
 def test_few_queries_stand_for_all_where_memory_is_short():
-    """Maps of 4 * 24 * 24 * 2 bytes do not fit beside the queries of one image: every few queries are taken."""
+    """Maps of 4 * 24 * 24 * 2 bytes do not fit beside the queries of one image: every few queries are
+    taken."""
     model, (x, label) = model_of('small'), inputs(1)
     whole = Attention(model, 'the model')
     short = Attention(model, 'the model', memory=whole.image_bytes)
     assert whole.row_step() == 1 and short.row_step() > 1
-    found = [survey(one, Still(x, label), [500], ['similarity'], Nothing())['similarity'] for one in (whole, short)]
+    found = [survey(one, Still(x, label), [500], ['similarity'], Nothing())['similarity']
+             for one in (whole, short)]
     assert found[1]['every_nth_query'] == short.row_step()
     np.testing.assert_allclose(found[1]['cosine'], found[0]['cosine'], atol=0.1)
 
@@ -191,8 +202,10 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs():
         key_grid((4, 4), 7)
 
 
-@pytest.mark.parametrize('text, message', [('4,0', 'outside the grid of 4 x 6'), ('0,6', 'columns 0 to 5'), ('3', 'ROW,COLUMN'),
-                                           ('-1,0', 'ROW,COLUMN'), ('a,b', 'ROW,COLUMN'), ('1,2,3', 'ROW,COLUMN')])
+@pytest.mark.parametrize('text, message',
+                         [('4,0', 'outside the grid of 4 x 6'), ('0,6', 'columns 0 to 5'),
+                          ('3', 'ROW,COLUMN'), ('-1,0', 'ROW,COLUMN'), ('a,b', 'ROW,COLUMN'),
+                          ('1,2,3', 'ROW,COLUMN')])
 def test_a_token_off_the_grid_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         parse_token(text, (4, 6))

@@ -23,7 +23,8 @@ def random_maps(heads, rows, keys, seed=0):
 
 def slow_similarity(maps):
     def mean(maps):
-        return np.mean([np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)) for a, b in itertools.combinations(maps, 2)])
+        return np.mean([np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
+                        for a, b in itertools.combinations(maps, 2)])
 
     maps = maps.astype(np.float64)
     return mean(maps), mean(maps - 1 / maps.shape[-1])
@@ -72,7 +73,8 @@ def test_ranks_of_known_matrices():
     np.testing.assert_allclose(effective_rank(values)[:2], (1, 9), rtol=1e-6)
     assert 1 < effective_rank(values)[2] < 3
     assert numerical_rank(values, (9, 9)).tolist() == [1, 9, 3]
-    assert numerical_rank(singular_values(product), (9, 9)) == np.linalg.matrix_rank(product.astype(np.float32))
+    assert numerical_rank(singular_values(product),
+                          (9, 9)) == np.linalg.matrix_rank(product.astype(np.float32))
 
 
 @pytest.mark.parametrize('grid, size', [((4, 4), 3), ((3, 6), 5), ((2, 2), 5)])
@@ -96,6 +98,7 @@ def test_the_convolution_restores_the_rank_that_few_features_cannot_have():
     assert effective_rank(singular_values(both)) > 4 * effective_rank(singular_values(low))
 
 
-@pytest.mark.parametrize('count, most, want', [(1000, 3, [0, 500, 999]), (4, 4, [0, 1, 2, 3]), (3, 8, [0, 1, 2]), (5, 1, [0])])
+@pytest.mark.parametrize('count, most, want',
+                         [(1000, 3, [0, 500, 999]), (4, 4, [0, 1, 2, 3]), (3, 8, [0, 1, 2]), (5, 1, [0])])
 def test_spread_takes_both_ends(count, most, want):
     assert spread(count, most) == want

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 serve.stay_at_home('127.0.0.1')
 sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright comes with requirements-test.txt')
 pytest.importorskip('gradio', reason='Gradio comes with requirements-demo.txt')
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))),
+                None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no chromium on the PATH')]
 # The browser asks for nothing of its own.
 QUIET = [f'--disable-{what}' for what in ('background-networking', 'component-update', 'sync', 'quic', 'gpu')]
@@ -27,7 +28,8 @@ WATCH = """() => { window.said = []; const box = document.querySelector('#status
     new MutationObserver(() => window.said.push(box.innerText)).observe(box,
         {subtree: true, childList: true, characterData: true}); }"""
 # The bytes of the images of a gallery.
-BYTES = """async (box) => Promise.all([...document.querySelectorAll(box + ' .thumbnail-item img')].map(async (image) =>
+BYTES = """async (box) => Promise.all(
+    [...document.querySelectorAll(box + ' .thumbnail-item img')].map(async (image) =>
     [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join()))"""
 
 
@@ -53,9 +55,11 @@ class Visit:
         self.tab = chromium.new_page(**{'viewport': {'width': 1280, 'height': 800}, **options})
         self.tab.set_default_timeout(90_000)
         self.tab.on('request', lambda request: self._look(request.url))
-        self.tab.on('console', lambda message: self.complaints.append(message.text) if message.type == 'error' else None)
+        self.tab.on('console', lambda message: self.complaints.append(message.text) if message.type == 'error'
+                    else None)
         self.tab.on('pageerror', lambda error: self.complaints.append(str(error)))
-        self.tab.on('response', lambda answer: self.complaints.append(answer.url) if answer.status >= 400 else None)
+        self.tab.on('response', lambda answer: self.complaints.append(answer.url) if answer.status >= 400
+                    else None)
         self.tab.goto(self.home)
         self.tab.wait_for_selector('#draw')
         self.tab.evaluate(WATCH)
@@ -76,7 +80,8 @@ class Visit:
         """Presses the button; returns everything that the status said until the end, which comes last."""
         self.tab.evaluate("window.said = []; document.querySelector('.lit-status').dataset.old = true")
         self.tab.click('#draw')
-        self.tab.wait_for_function("""() => { const now = document.querySelector('.lit-status:not([data-old])');
+        self.tab.wait_for_function(
+            """() => { const now = document.querySelector('.lit-status:not([data-old])');
             return now && (now.role === 'alert' || now.innerText.startsWith('done in')); }""")
         self.tab.wait_for_function("!document.querySelector('#draw').disabled")
         return [*self.tab.evaluate('window.said'), self.tab.inner_text('.lit-status')]
@@ -84,7 +89,8 @@ class Visit:
     def images(self, gallery=0, count=None):
         box = f'#gallery{gallery}'
         if count is not None:
-            self.tab.wait_for_function(f"document.querySelectorAll('{box} .thumbnail-item img').length === {count}")
+            self.tab.wait_for_function(f"document.querySelectorAll('{box} .thumbnail-item img').length === "
+                                       f"{count}")
         return self.tab.evaluate(BYTES, box)
 
     def end(self):
@@ -118,7 +124,8 @@ def test_classes_of_a_teacher_and_its_student(chromium, page_of, tmp_path):
     first = [visit.images(gallery, 4) for gallery in (0, 1)]
     assert first[0] != first[1] and len(set(first[0])) == 4
     for gallery in (0, 1):
-        assert 'a step' in visit.tab.inner_text(f'#timing{gallery}') and 'compiled' in visit.tab.inner_text(f'#timing{gallery}')
+        assert 'a step' in visit.tab.inner_text(f'#timing{gallery}') and 'compiled' in visit.tab.inner_text(
+            f'#timing{gallery}')
     assert visit.tab.locator('#gallery0 .caption-label').all_inner_texts() == 4 * ['name 3']
 
     visit.fill(seed=1)
@@ -132,7 +139,8 @@ def test_classes_of_a_teacher_and_its_student(chromium, page_of, tmp_path):
 
 def test_mistakes_are_messages(chromium, page_of, tmp_path):
     visit = Visit(chromium, page_of(open_studio(save_model(tmp_path / 'model'))))
-    for values, message in (({'steps': 0}, 'at least 1 step'), ({'steps': 2000}, '2000'), ({'steps': 2, 'seed': -1}, 'seed')):
+    for values, message in (({'steps': 0}, 'at least 1 step'), ({'steps': 2000}, '2000'),
+                            ({'steps': 2, 'seed': -1}, 'seed')):
         visit.fill(**values)
         said = visit.draw()[-1]
         assert message in said and 'Traceback' not in said
@@ -152,7 +160,8 @@ def test_prompts(chromium, page_of, tmp_path):
     assert 'the prompt read in' in visit.draw()[-1]
     drawn = [visit.images(gallery, 2) for gallery in (0, 1)]
     assert drawn[0] != drawn[1]
-    shapes = visit.tab.eval_on_selector_all('#gallery0 .thumbnail-item img', 'all => all.map(i => i.naturalWidth / i.naturalHeight)')
+    shapes = visit.tab.eval_on_selector_all('#gallery0 .thumbnail-item img',
+                                            'all => all.map(i => i.naturalWidth / i.naturalHeight)')
     assert shapes == [1.5, 1.5]
     visit.fill(prompt='')
     assert 'the prompt is empty' in visit.draw()[-1]
@@ -164,8 +173,9 @@ def test_prompts(chromium, page_of, tmp_path):
 def test_demo_py_draws_the_shipped_digits(chromium, tmp_path):
     """Out of the box: without arguments, in a cache that is empty; and on a telephone, in the dark."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, 'demo.py', f'--port={port}'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env={**os.environ, 'XLA_FLAGS': '', 'LIT_JAX_CACHE': str(tmp_path)})
+    process = subprocess.Popen([sys.executable, 'demo.py', f'--port={port}'], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env={**os.environ, 'XLA_FLAGS': '', 'LIT_JAX_CACHE': str(tmp_path)})
     try:
         assert f'http://127.0.0.1:{port}' in process.stdout.readline()
         visit = Visit(chromium, port, viewport={'width': 400, 'height': 800}, color_scheme='dark')

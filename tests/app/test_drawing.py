@@ -55,13 +55,15 @@ def test_images_are_those_of_the_sampler(studio, folder):
 
 
 def test_the_seed_and_the_class_decide_the_images(studio):
-    images = {key: draw(studio, seed=key[0], label=key[1])[1].panels[0].images for key in [(1, 3), (2, 3), (1, 4)]}
+    images = {key: draw(studio, seed=key[0], label=key[1])[1].panels[0].images
+              for key in [(1, 3), (2, 3), (1, 4)]}
     np.testing.assert_array_equal(draw(studio, seed=1, label=3)[1].panels[0].images, images[1, 3])
     assert (images[1, 3] != images[2, 3]).any() and (images[1, 3] != images[1, 4]).any()
 
 
 def test_each_class_in_turn(studio):
-    assert draw(studio, label=EACH, count=12)[1].panels[0].captions == tuple(f'name {i % 10}' for i in range(12))
+    assert draw(studio, label=EACH,
+                count=12)[1].panels[0].captions == tuple(f'name {i % 10}' for i in range(12))
 
 
 def test_compiling_is_told_apart_and_happens_once(folder):
@@ -105,7 +107,8 @@ def test_teacher_and_student_start_from_the_same_noise(pair, studio, student):
 def test_times_are_compared_where_nothing_was_compiled():
     def panels(*compiling):
         times = zip(compiling, (2.0, 0.5), strict=True)
-        return tuple(Panel('', np.zeros((1, 8, 8, 1)), ('',), Timing(first, seconds, 0.0, 10)) for first, seconds in times)
+        return tuple(Panel('', np.zeros((1, 8, 8, 1)), ('',), Timing(first, seconds, 0.0, 10))
+                     for first, seconds in times)
 
     assert 'takes 0.25 times as long' in _summary(State('', panels=panels(None, None)), None)
     assert 'draw again' in _summary(State('', panels=panels(None, 3.0)), None)
@@ -125,7 +128,8 @@ def test_latents_without_a_vae_are_shown_in_false_colours(tmp_path):
 @pytest.mark.parametrize('wish, message', [
     ({'steps': 0}, 'at least 1 step'), ({'steps': 5000}, '5000'),
     ({'count': 0}, 'between 1 and 16'), ({'count': 17}, 'between 1 and 16'),
-    ({'seed': -1}, 'seed'), ({'label': 10}, 'class 10'), ({'cfg_scale': float('nan')}, 'guidance'), ({'method': 'magic'}, 'magic')])
+    ({'seed': -1}, 'seed'), ({'label': 10}, 'class 10'), ({'cfg_scale': float('nan')}, 'guidance'),
+    ({'method': 'magic'}, 'magic')])
 def test_wishes_that_cannot_be_drawn(pair, wish, message):
     with pytest.raises(UserError, match=message):
         next(pair.draw(Wish(**{**QUICK, **wish})))
@@ -153,7 +157,8 @@ def test_what_goes_wrong_in_the_thread_reaches_who_waits(studio, monkeypatch):
 
 def test_a_program_that_failed_counts_as_not_compiled(folder, monkeypatch):
     studio = open_studio(folder)
-    monkeypatch.setattr(GroupSampler, 'draw_all', lambda self: (_ for _ in ()).throw(ValueError('RESOURCE_EXHAUSTED: too much')))
+    monkeypatch.setattr(GroupSampler, 'draw_all',
+                        lambda self: (_ for _ in ()).throw(ValueError('RESOURCE_EXHAUSTED: too much')))
     with pytest.raises(UserError, match='out of memory while drawing'):
         draw(studio)
     assert not studio.painter.is_compiled(Wish(**QUICK))
@@ -161,13 +166,15 @@ def test_a_program_that_failed_counts_as_not_compiled(folder, monkeypatch):
 
 def test_one_wish_after_the_other(studio):
     results, wishes = {}, range(4)
-    threads = [threading.Thread(target=lambda seed=seed: results.__setitem__(seed, draw(studio, seed=seed)[1])) for seed in wishes]
+    threads = [threading.Thread(
+        target=lambda seed=seed: results.__setitem__(seed, draw(studio, seed=seed)[1])) for seed in wishes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for seed in wishes:
-        np.testing.assert_array_equal(results[seed].panels[0].images, draw(studio, seed=seed)[1].panels[0].images)
+        np.testing.assert_array_equal(results[seed].panels[0].images,
+                                      draw(studio, seed=seed)[1].panels[0].images)
 
 
 def test_warnings_of_the_drawing_become_notices(studio, monkeypatch):
@@ -196,10 +203,12 @@ def test_the_command_line_draws_the_same_images(studio, tmp_path, monkeypatch):
     assert arguments[:2] == ['python', 'sample.py']
     options = {name: value for name, value in vars(sample.parse(arguments[2:])).items() if value is not None}
     drawn = {}
-    monkeypatch.setattr(run, 'make_sheet', lambda panels, *args, **more: drawn.update(panels) or np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(run, 'make_sheet', lambda panels, *args, **more: drawn.update(panels)
+                        or np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setattr(run, 'save_png', lambda path, image: None)
     run.start(options)
-    np.testing.assert_array_equal(next(iter(drawn.values())), draw(studio, label=3, seed=11)[1].panels[0].images)
+    np.testing.assert_array_equal(next(iter(drawn.values())),
+                                  draw(studio, label=3, seed=11)[1].panels[0].images)
 
 
 def test_the_shipped_teacher_is_converted_once(tmp_path):

@@ -33,14 +33,17 @@ def values(**changes):
 def test_what_stands_on_the_page(studio):
     built = page.build_page(studio)
     parts = {part['props'].get('elem_id'): part['props'] for part in built.config['components']}
-    assert [label for label, _ in parts['class']['choices']] == ['each class in turn', *(f'{i}: name {i}' for i in range(10))]
-    assert parts['method']['value'] == 'ddpm' and parts['steps']['value'] == 50 and parts['gallery0']['format'] == 'png'
+    assert [label for label, _ in parts['class']['choices']] == ['each class in turn',
+                                                                 *(f'{i}: name {i}' for i in range(10))]
+    assert parts['method']['value'] == 'ddpm' and parts['steps']['value'] == 50 and parts['gallery0'][
+        'format'] == 'png'
     assert 'gallery1' not in parts and 'prompt' not in parts
 
 
 def test_nothing_is_fetched_from_elsewhere():
     style = page.make_theme()._get_theme_css() + page.STYLE.read_text()
-    elsewhere = [url for url in re.findall(r'https?://[^\s\'"]+', style) if url != 'http://www.w3.org/2000/svg']
+    elsewhere = [url for url in re.findall(r'https?://[^\s\'"]+', style)
+                 if url != 'http://www.w3.org/2000/svg']
     assert 'system-ui' in style and elsewhere == [] and '@import' not in style
 
 
@@ -51,9 +54,9 @@ def test_a_press_of_the_button(studio):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'steps': 0}, 'at least 1 step'), ({'steps': 2.5}, 'whole number'), ({'steps': None}, 'steps is missing'),
-    ({'seed': None}, 'seed is missing'), ({'seed': float('inf')}, 'whole number'),
-    ({'scale': None}, 'guidance'), ({'label': None}, 'class')])
+    ({'steps': 0}, 'at least 1 step'), ({'steps': 2.5}, 'whole number'),
+    ({'steps': None}, 'steps is missing'), ({'seed': None}, 'seed is missing'),
+    ({'seed': float('inf')}, 'whole number'), ({'scale': None}, 'guidance'), ({'label': None}, 'class')])
 def test_bad_input_is_a_message_and_the_button_comes_back(studio, changes, message):
     (button, status, *rest), = page.show(studio, values(**changes))
     assert button.interactive and message in status and 'role="alert"' in status and 'Traceback' not in status
@@ -67,7 +70,8 @@ def test_what_nobody_thought_of_is_a_message_too(studio, monkeypatch, caplog):
 
 
 def test_what_a_person_wrote_is_no_html():
-    assert '&lt;b&gt;' in page.error_html('<b>') and '&lt;b&gt;' in page.status_html(page.State('', notices=('<b>',)))
+    assert '&lt;b&gt;' in page.error_html('<b>') and '&lt;b&gt;' in page.status_html(
+        page.State('', notices=('<b>',)))
 
 
 def test_wishes_for_prompts():
@@ -99,6 +103,7 @@ def test_without_gradio_the_message_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize('arguments, message', [
     (['--from=/no/such/model'], 'does not exist'), (['--share'], 'unrecognized arguments')])
 def test_a_wrong_command_gets_one_message(arguments, message):
-    done = subprocess.run([sys.executable, 'demo.py', *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-                          timeout=120, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+    done = subprocess.run([sys.executable, 'demo.py', *arguments], cwd=Path(__file__).parents[2],
+                          capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     assert done.returncode in (1, 2) and message in done.stderr and 'Traceback' not in done.stderr

@@ -48,7 +48,9 @@ def test_the_last_seed_is_followed_by_the_first(studio):
     assert studio.painter.seeds(Wish(seed=(1 << 32) - 1, count=2)) == [(1 << 32) - 1, 0]
 
 
-@pytest.mark.parametrize('prompt, notice', [('  ', 'is empty'), ('a red zebra', 'unknown'), ('a red circle ' * 9, 'is not read')])
+@pytest.mark.parametrize('prompt, notice',
+                         [('  ', 'is empty'), ('a red zebra', 'unknown'),
+                          ('a red circle ' * 9, 'is not read')])
 def test_prompts_that_need_a_word(studio, prompt, notice):
     assert any(notice in said for said in draw(studio, prompt=prompt)[-1].notices)
 
@@ -72,8 +74,9 @@ def test_teacher_and_student_with_one_network_in_memory_at_a_time(studio, system
 
 def test_the_command_line(studio, system):
     arguments = shlex.split(studio.command(Wish(**QUICK, seed=3, negative="no 'square'", size=(8, 8))))
-    for wanted in (f'--from={system["source"]}', f'--text_encoder={system["text_encoder"]}', '--prompt=a red circle', '--seeds=3,4',
-                   "--negative_prompt=no 'square'", '--size=8x8', '--method=dpm++'):
+    for wanted in (f'--from={system["source"]}', f'--text_encoder={system["text_encoder"]}',
+                   '--prompt=a red circle', '--seeds=3,4', "--negative_prompt=no 'square'", '--size=8x8',
+                   '--method=dpm++'):
         assert wanted in arguments
 
 

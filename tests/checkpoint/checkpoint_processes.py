@@ -1,4 +1,5 @@
-"""What the processes of test_processes.py run: `python checkpoint_processes.py SCENARIO FOLDER`, several at a time."""
+"""What the processes of test_processes.py run: `python checkpoint_processes.py SCENARIO FOLDER`, several at a
+time."""
 import os
 import resource
 import signal
@@ -30,7 +31,8 @@ RECIPE = {'name': 'tiny', 'seed': 3}
 def host_state(step):
     """The state as numpy arrays: fp32 to be spread, bf16 and a counter that every device holds."""
     rng = np.random.default_rng(step)
-    params = {'kernel': rng.standard_normal((8, 12), dtype=np.float32), 'table': np.arange(8, dtype=np.int32) + step,
+    params = {'kernel': rng.standard_normal((8, 12), dtype=np.float32),
+              'table': np.arange(8, dtype=np.int32) + step,
               'half': np.asarray(jnp.asarray(rng.standard_normal(5), jnp.bfloat16))}
     return {'params': params, 'ema': jax.tree.map(lambda leaf: leaf + leaf, params),
             'opt': jax.tree.map(np.asarray, OPTIMIZER.init(params)), 'step': np.int32(step)}
@@ -49,12 +51,14 @@ def shardings(tree):
 
 def spread(tree):
     """Global arrays over all processes."""
-    return jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(np.shape(leaf), sharding, lambda i: leaf[i]),
+    return jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(np.shape(leaf), sharding,
+                                                                            lambda i: leaf[i]),
                         tree, shardings(tree))
 
 
 def abstract(tree):
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding),
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype,
+                                                                    sharding=sharding),
                         tree, shardings(tree))
 
 
@@ -92,15 +96,18 @@ def write_everything(folder) -> None:
     save_arrays(folder / 'arrays', spread(params))
     assert_same_parts(load_arrays(folder / 'arrays', abstract(params)), params)
     for seed in (5, 6):
-        model_folder.save_model_folder(folder / 'model', MODEL, spread(host_state(seed)['params']), overwrite=seed == 6)
+        model_folder.save_model_folder(folder / 'model', MODEL, spread(host_state(seed)['params']),
+                                       overwrite=seed == 6)
     config, loaded = model_folder.load_model_folder(folder / 'model', abstract(params))
     assert config['format'] == 1
     assert_same_parts(loaded, host_state(6)['params'])
-    assert 'exists and is not empty' in refused(lambda: model_folder.save_model_folder(folder / 'model', MODEL, params))
+    assert 'exists and is not empty' in refused(
+        lambda: model_folder.save_model_folder(folder / 'model', MODEL, params))
 
 
 def read_everything(folder) -> None:
-    """One process, in a bucket: what `write_everything` left, a damaged checkpoint, and the rest of a save."""
+    """One process, in a bucket: what `write_everything` left, a damaged checkpoint, and the rest of a
+    save."""
     model = model_folder.load_model_folder(folder / 'model', abstract(host_state(6)['params']))[1]
     assert_same_parts(model, host_state(6)['params'])
     state, meta, step = Checkpoints(folder).restore_latest(abstract(host_state(2)))
@@ -138,9 +145,11 @@ def read_damaged(folder) -> None:
     print('RESTORED', step)
     lost = Checkpoints(folder / 'lost')
     print('LOST', refused(lambda: lost.restore_latest(abstract(host_state(1)))).replace('\n', ' '))
-    print('MODEL', refused(lambda: model_folder.load_model_folder(folder / 'broken_model')).replace('\n', ' '))
+    print('MODEL',
+          refused(lambda: model_folder.load_model_folder(folder / 'broken_model')).replace('\n', ' '))
     other = {**host_state(1), 'step': np.zeros(3, np.float32)}
-    assert 'step is int32[], expected float32[3]' in refused(lambda: checkpoints.restore_latest(abstract(other)))
+    assert 'step is int32[], expected float32[3]' in refused(
+        lambda: checkpoints.restore_latest(abstract(other)))
     for number in range(2):
         print('ONE OF US', refused(lambda number=number: peers.together(lambda: only(number))))
 

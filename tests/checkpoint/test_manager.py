@@ -27,13 +27,15 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
 
 def make_state(step):
-    """Every leaf depends on the step: fp32, bf16, int32, 0-d, an empty subtree, optax states of both kinds."""
+    """Every leaf depends on the step: fp32, bf16, int32, 0-d, an empty subtree, optax states of both
+    kinds."""
     rng = np.random.default_rng(step)
     params = {'blocks': {'kernel': jnp.asarray(rng.standard_normal((4, 8, 16)), jnp.float32)},
               'half': jnp.asarray(rng.standard_normal(7), jnp.bfloat16), 'none': {}}
     opt = OPTIMIZER.init(params)
     opt = jax.tree.map(lambda leaf: (leaf + step).astype(leaf.dtype), opt)
-    return {'params': params, 'ema': jax.tree.map(lambda leaf: leaf * 2, params), 'opt': opt, 'step': jnp.int32(step)}
+    return {'params': params, 'ema': jax.tree.map(lambda leaf: leaf * 2, params), 'opt': opt,
+            'step': jnp.int32(step)}
 
 
 def abstract_state():
@@ -83,7 +85,8 @@ def test_round_trip_is_bitwise_and_keeps_types(tmp_path):
     reopened = Checkpoints(tmp_path)
     state, meta, step = reopened.restore_latest(abstract_state())
     assert_same_bits(state, make_state(400000))
-    assert type(state['opt'][1][0]) is optax.ScaleByAdamState and isinstance(state['opt'][0], optax.EmptyState)
+    assert type(state['opt'][1][0]) is optax.ScaleByAdamState and isinstance(state['opt'][0],
+                                                                             optax.EmptyState)
     assert (meta, step) == ({'seen': 400000 * 64}, 400000)
     assert names(reopened) == ['000400000']
 
@@ -92,8 +95,10 @@ def test_numpy_leaves_and_scalars(checkpoints):
     state = {'a': np.float32(0.1), 'b': np.array(3, np.int32), 'c': np.arange(5, dtype=np.uint8)}
     checkpoints.save(1, state, {})
     state['c'][:] = 0  # the save in the background must hold a copy
-    restored, _, _ = checkpoints.restore_latest(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
-    assert_same_bits(restored, {'a': np.float32(0.1), 'b': np.array(3, np.int32), 'c': np.arange(5, dtype=np.uint8)})
+    restored, _, _ = checkpoints.restore_latest(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                                                             state))
+    assert_same_bits(restored, {'a': np.float32(0.1), 'b': np.array(3, np.int32),
+                                'c': np.arange(5, dtype=np.uint8)})
 
 
 def test_donating_the_state_during_a_save_does_not_change_what_is_saved(checkpoints):
@@ -119,7 +124,8 @@ def test_sharded_leaves_restore_onto_other_shardings(checkpoints):
         leaf = jax.ShapeDtypeStruct((8, 6), np.float32, sharding=sharding)
         state, _, _ = checkpoints.restore_latest({'spread': leaf, 'everywhere': leaf})
         for restored in state.values():
-            assert restored.sharding == (sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+            assert restored.sharding == (sharding
+                                         or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
             np.testing.assert_array_equal(restored, value)
 
 
@@ -209,7 +215,8 @@ def test_restore_part_of_a_step_that_is_named(checkpoints):
         checkpoints.restore_part('ema', step=1)
 
 
-HARM = {'flip': _flip, 'truncate': lambda path: os.truncate(path, path.stat().st_size - 1), 'delete': Path.unlink}
+HARM = {'flip': _flip, 'truncate': lambda path: os.truncate(path, path.stat().st_size - 1),
+        'delete': Path.unlink}
 
 
 @pytest.mark.parametrize('harm', HARM)
@@ -279,7 +286,8 @@ def test_what_a_kill_leaves_behind(tmp_path):
 
 @pytest.fixture
 def limit_files():
-    """A switch for `ulimit -f`: a portable stand-in for a full disk that fails inside TensorStore in the same way."""
+    """A switch for `ulimit -f`: a portable stand-in for a full disk that fails inside TensorStore in the same
+    way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda on: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000 if on else soft, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -291,7 +299,8 @@ def test_full_disk_during_a_save(tmp_path, limit_files, surfaces_at):
     save(checkpoints, 1)
     limit_files(True)
     checkpoints.save(2, {'w': jnp.ones((1000, 1000))}, {})
-    with pytest.raises(UserError, match=r'no room to write .*000000002: it needs about 4\.0 MB.*free on that disk'):
+    with pytest.raises(UserError,
+                       match=r'no room to write .*000000002: it needs about 4\.0 MB.*free on that disk'):
         if surfaces_at == 'save':
             checkpoints.save(3, make_state(3), {})
         elif surfaces_at == 'restore':
@@ -366,9 +375,11 @@ while True:
 
 @pytest.mark.slow
 def test_kill_at_random_moments(tmp_path):
-    """Ten runs that only save, each ended by SIGKILL: the state restored is exact, and not older than reported."""
+    """Ten runs that only save, each ended by SIGKILL: the state restored is exact, and not older than
+    reported."""
     here = Path(__file__).resolve().parent
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join([str(here), str(here.parents[1])])}
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu',
+           'PYTHONPATH': os.pathsep.join([str(here), str(here.parents[1])])}
     draw = random.Random(0)
     for _ in range(10):
         worker = subprocess.Popen([sys.executable, '-c', WORKER, tmp_path], env=env, text=True,
@@ -379,7 +390,8 @@ def test_kill_at_random_moments(tmp_path):
         finally:
             worker.send_signal(signal.SIGKILL)
             said = worker.communicate()[0]
-        reported = max([int(line.split()[1]) for line in said.splitlines() if line.startswith('whole')], default=0)
+        reported = max([int(line.split()[1]) for line in said.splitlines() if line.startswith('whole')],
+                       default=0)
         checkpoints = Checkpoints(tmp_path)
         found = checkpoints.restore_latest(abstract_state())
         if found is None:

@@ -224,7 +224,8 @@ def test_leftovers_of_dead_runs_are_removed_and_others_kept(tmp_path):
 
 @pytest.fixture
 def file_limit():
-    """Files may not grow over 1 MB: a portable stand-in for a full disk; TensorStore fails in the same way."""
+    """Files may not grow over 1 MB: a portable stand-in for a full disk; TensorStore fails in the same
+    way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     yield
@@ -252,7 +253,8 @@ def test_disk_too_small_is_seen_before_writing(tmp_path, monkeypatch):
 def test_rows_are_gone_when_the_next_are_read(tmp_path, monkeypatch, by_layer, large, parts):
     """The memory of a text encoder is bounded so: 2 GB is one of its arrays."""
     monkeypatch.setattr(arrays, 'LARGE_STACK', large)
-    tree = {'a': {'b': np.arange(12.0), 'c': np.arange(60.0).reshape(6, 2, 5)}, 'd': np.ones((60, 1)), 'e': np.float32(7)}
+    tree = {'a': {'b': np.arange(12.0), 'c': np.arange(60.0).reshape(6, 2, 5)}, 'd': np.ones((60, 1)),
+            'e': np.float32(7)}
     arrays.save_arrays(tmp_path / 'arrays', tree, by_layer=by_layer)
     seen, before = [], None
     for rows in arrays.each_rows(tmp_path / 'arrays'):
@@ -266,7 +268,8 @@ def test_rows_are_gone_when_the_next_are_read(tmp_path, monkeypatch, by_layer, l
         found = [(start, values) for other, start, length, values in seen
                  if other == name and length == len(np.atleast_1d(whole))]
         assert [start for start, _ in found] == sorted({start for start, _ in found})
-        np.testing.assert_array_equal(np.concatenate([np.atleast_1d(values) for _, values in found]), np.atleast_1d(whole))
+        np.testing.assert_array_equal(np.concatenate([np.atleast_1d(values) for _, values in found]),
+                                      np.atleast_1d(whole))
     jax.tree.map(np.testing.assert_array_equal, arrays.load_arrays(tmp_path / 'arrays'), tree)
 
 
@@ -277,7 +280,8 @@ def test_arrays_of_size_zero_are_refused(tmp_path):
 
 
 def test_numpy_leaves_are_not_copied_to_save_them(tmp_path):
-    """The converter's limit leaves no room for a second copy of a large model. Measured in a process of its own."""
+    """The converter's limit leaves no room for a second copy of a large model. Measured in a process of its
+    own."""
     code = (
         'import resource, sys, numpy as np\n'
         'from lit_jax.checkpoint.arrays import save_arrays\n'

@@ -1,4 +1,5 @@
-"""Checkpoints and model folders of several real processes: saved by four, read by one, two and four; accidents."""
+"""Checkpoints and model folders of several real processes: saved by four, read by one, two and four;
+accidents."""
 import shutil
 import signal
 import time
@@ -52,7 +53,8 @@ def test_four_processes_write_whole_checkpoints_and_nothing_else(written):
         assert storage.find_damage(root) == []
         files = {path.relative_to(root).as_posix() for path in root.rglob('*') if path.is_file()}
         assert set(storage.read_manifest(root)) == files - {'manifest.json'}
-        assert {name.split('/')[1] for name in files if 'ocdbt.process' in name} == {f'ocdbt.process_{i}' for i in range(4)}
+        assert {name.split('/')[1] for name in files
+                if 'ocdbt.process' in name} == {f'ocdbt.process_{i}' for i in range(4)}
 
 
 def test_one_process_reads_what_four_wrote(written):
@@ -77,7 +79,8 @@ def test_two_processes_decide_alike_about_damage_and_go_on(copy):
     checkpoints = copy / 'checkpoints'
     shutil.copytree(copy / 'model', copy / 'broken_model')
     flip(copy / 'broken_model' / 'arrays' / 'kernel' / '0.0')
-    flip(max((checkpoints / '000000002' / 'state').glob('ocdbt.process_3/d/*'), key=lambda path: path.stat().st_size))
+    flip(max((checkpoints / '000000002' / 'state').glob('ocdbt.process_3/d/*'),
+             key=lambda path: path.stat().st_size))
     shutil.copytree(checkpoints / '000000002', copy / 'lost' / 'checkpoints' / '000000002')
     shutil.copytree(checkpoints / '000000002', checkpoints / '000000003.orbax-checkpoint-tmp')
     results = run('read_damaged', copy, 2, devices_each=2)
@@ -86,7 +89,8 @@ def test_two_processes_decide_alike_about_damage_and_go_on(copy):
         assert said(output, 'RESTORED') == ['1']
         assert 'none of the 1 checkpoints' in said(output, 'LOST')[0]
         assert str(copy / 'broken_model' / 'arrays' / 'kernel' / '0.0') in said(output, 'MODEL')[0]
-        assert said(output, 'ONE OF US') == [('' if i == number else f'process {number} of this run: ') + f'{number} cannot'
+        assert said(output, 'ONE OF US') == [('' if i == number else f'process {number} of this run: ') +
+                                             f'{number} cannot'
                                              for number in range(2)]
     assert names(checkpoints) == ['000000001', '000000002', '000000002.damaged']
     assert names(copy / 'lost' / 'checkpoints') == ['000000002']

@@ -1,4 +1,5 @@
-"""Workdirs, model folders and checkpoints in a bucket, as far as TensorStore is not needed (see test_gcs.py)."""
+"""Workdirs, model folders and checkpoints in a bucket, as far as TensorStore is not needed (see
+test_gcs.py)."""
 import io
 import json
 import logging
@@ -46,7 +47,8 @@ def test_a_workdir_is_checked_claimed_and_read(run):
     claim_workdir(run, {'seed': 1, 'sizes': (1, 2)}, {'classes': None})
     assert is_workdir(run) and read_workdir(str(run))['recipe'] == {'seed': 1, 'sizes': [1, 2]}
     check_workdir(run, {'seed': 1, 'sizes': (1, 2)})
-    with pytest.raises(UserError, match='gs://bucket/runs/a belongs to another recipe:\n  seed: 1 there, 2 in this'):
+    with pytest.raises(UserError, match='gs://bucket/runs/a belongs to another recipe:\n  seed: 1 there, 2 '
+                                        'in this'):
         check_workdir(run, {'seed': 2, 'sizes': (1, 2)})
     (run / 'config.json').write_text('{')
     with pytest.raises(UserError, match='gs://bucket/runs/a/config.json is not readable JSON'):
@@ -63,7 +65,8 @@ def test_a_bucket_that_is_wrong_or_closed_is_a_clear_error(run):
     with pytest.raises(UserError, match='gs://bucket/runs/a does not exist; expected a model folder'):
         load.load_weights(run)
     Store.broken = OSError('Forbidden')
-    for act in (lambda: check_workdir(run, {}), lambda: claim_workdir(run, {}, {}), lambda: load.load_weights(run)):
+    for act in (lambda: check_workdir(run, {}), lambda: claim_workdir(run, {}, {}),
+                lambda: load.load_weights(run)):
         with pytest.raises(UserError, match='gs://bucket/runs/a.* cannot be reached: OSError: Forbidden'):
             act()
 
@@ -74,10 +77,12 @@ def test_a_manifest_holds_sizes_and_finds_what_they_show(run):
     storage.write_manifest(run, skip=('c',))
     assert storage.read_manifest(run) == {'a/b': {'bytes': 5}}
     storage.add_to_manifest(run, ('c', 'absent'))
-    assert storage.read_manifest(run) == {'a/b': {'bytes': 5}, 'c': {'bytes': 1}} and storage.find_damage(run) == []
+    assert storage.read_manifest(run) == {'a/b': {'bytes': 5},
+                                          'c': {'bytes': 1}} and storage.find_damage(run) == []
     (run / 'a' / 'b').write_text('1234')
     (run / 'c').unlink()
-    assert storage.find_damage(run) == ['gs://bucket/runs/a/a/b: 4 bytes where 5 were written', 'gs://bucket/runs/a/c: missing']
+    assert storage.find_damage(run) == ['gs://bucket/runs/a/a/b: 4 bytes where 5 were written',
+                                        'gs://bucket/runs/a/c: missing']
     (run / 'manifest.json').write_text((run / 'manifest.json').read_text().replace('5', '4'))
     assert 'manifest.json: damaged' in storage.find_damage(run)[0]
 
@@ -140,12 +145,16 @@ def test_checkpoints_count_from_their_commit_on_and_damaged_ones_are_left_out(ru
     assert 'going on from step 1' in caplog.text
     assert checkpoints.steps() == [1] and not young.exists()
     damaged = run / 'checkpoints' / '000000002'
-    assert '5 bytes where 11' in (damaged / 'damaged.txt').read_text() and not (damaged / 'commit_success.txt').exists()
+    assert '5 bytes where 11' in (damaged
+                                  / 'damaged.txt').read_text() and not (
+                                      damaged / 'commit_success.txt').exists()
     assert Checkpoints(run).restore_latest({}) == ('arrays of 1', {'seen': 1}, 1)  # once is enough
     assert damaged.is_dir()
-    assert set(storage.read_manifest(run / 'checkpoints' / '000000001')) == {'state/d/0', 'meta/metadata', 'commit_success.txt'}
+    assert set(storage.read_manifest(run / 'checkpoints' / '000000001')) == {'state/d/0', 'meta/metadata',
+                                                                             'commit_success.txt'}
     (run / 'checkpoints' / '000000001' / 'manifest.json').unlink()
-    with pytest.raises(UserError, match='none of the 1 checkpoints in gs://bucket/runs/a/checkpoints is whole'):
+    with pytest.raises(UserError,
+                       match='none of the 1 checkpoints in gs://bucket/runs/a/checkpoints is whole'):
         checkpoints.restore_latest({})
 
 
@@ -156,6 +165,7 @@ def test_images_and_the_report_go_to_the_bucket(run):
     from lit_jax.report.html import write_run_report
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     save_png(run / 'samples' / '000000007.png', image)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO((run / 'samples' / '000000007.png').read_bytes()))), image)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO((run / 'samples' / '000000007.png').read_bytes()))), image)
     write_run_report(run, [], {'recipe': {'name': 'tiny'}})
     assert 'EMA weights at step 7' in (run / 'report.html').read_text()

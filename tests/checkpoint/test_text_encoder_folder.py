@@ -5,7 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from text_encoder_samples import ARCH, random_params, same_trees, tokenizer, tokenizer_json, write_text_encoder
+from text_encoder_samples import (
+    ARCH,
+    random_params,
+    same_trees,
+    tokenizer,
+    tokenizer_json,
+    write_text_encoder,
+)
 
 from lit_jax.checkpoint import arrays
 from lit_jax.checkpoint.load import load
@@ -39,11 +46,13 @@ def test_a_folder_gives_back_what_was_saved(folder):
     assert is_text_encoder_folder(folder) and not is_model_folder(folder)
     encoder = load_text_encoder(folder, 'float32')
     assert same_trees(encoder.params, random_params())
-    assert (encoder.id, encoder.width, encoder.weights, encoder.network.arch) == ('tiny-t5', 16, 'float32', ARCH)
+    assert (encoder.id, encoder.width, encoder.weights,
+            encoder.network.arch) == ('tiny-t5', 16, 'float32', ARCH)
     assert encoder.tokenizer.content == tokenizer_json() == (folder / 'tokenizer.json').read_bytes()
     assert len(encoder.sha256) == 64
     config = read_text_encoder_config(folder)
-    assert config['tokenizer'] == 'tokenizer.json' and config['weights'] == 'float32' and config['kind'] == 'text_encoder'
+    assert config['tokenizer'] == 'tokenizer.json' and config['weights'] == 'float32' and config[
+        'kind'] == 'text_encoder'
     ids = np.full((1, 4), 3, np.int32)
     assert encoder.encode(ids, ids).dtype == jnp.float32
 
@@ -67,7 +76,8 @@ def by_layer(request, monkeypatch):
 @pytest.mark.parametrize('asked', ['float32', 'bfloat16', 'int8'])
 def test_forms(tmp_path, stored, asked, by_layer):
     """Weights are narrowed when asked for, never widened; what is computed in is told apart from that."""
-    encoder = load_text_encoder(write_text_encoder(tmp_path / 't5', params=in_form(random_params(), stored)), asked)
+    encoder = load_text_encoder(write_text_encoder(tmp_path / 't5', params=in_form(random_params(), stored)),
+                                asked)
     form = max(stored, asked, key=('float32', 'bfloat16', 'int8').index)
     want = in_form(random_params(), stored)
     want = want if form == stored else in_form(want, form)
@@ -75,7 +85,8 @@ def test_forms(tmp_path, stored, asked, by_layer):
     parts = [rows for rows in arrays.each_rows(tmp_path / 't5' / 'arrays') if rows.name in KERNELS]
     assert len(parts) == len(KERNELS) * (ARCH['layers'] if by_layer else 1)
     assert same_trees(encoder.params, want)
-    assert encoder.network.dtype == (jnp.bfloat16 if asked == 'bfloat16' else jnp.float32)      # of int8: on CPU
+    # of int8: on CPU
+    assert encoder.network.dtype == (jnp.bfloat16 if asked == 'bfloat16' else jnp.float32)
 
 
 def test_the_compute_dtype_can_be_told(folder):
@@ -94,7 +105,7 @@ def test_shards(tmp_path, asked, by_layer):
     assert same_trees(encoder.params, in_form(random_params(arch), asked))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -119,8 +130,10 @@ def test_other_folders_are_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'weights': 'int4'}, '"weights" must be one of'), ({'id': ''}, '"id" must be'), ({'tokenizer': '../x'}, '"tokenizer" must be'),
-    ({'format': 9}, 'has format 9'), ({'text_encoder': {'vocab': 3}}, 'text_encoder.width'), ({'provenance': {}}, 'sha256')])
+    ({'weights': 'int4'}, '"weights" must be one of'), ({'id': ''}, '"id" must be'),
+    ({'tokenizer': '../x'}, '"tokenizer" must be'),
+    ({'format': 9}, 'has format 9'), ({'text_encoder': {'vocab': 3}}, 'text_encoder.width'),
+    ({'provenance': {}}, 'sha256')])
 def test_wrong_configs_are_named(folder, tmp_path, change, words):
     config = json.loads((folder / 'config.json').read_text()) | change
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -141,10 +154,13 @@ def test_damage_is_named(tmp_path):
 def test_nothing_is_written_that_does_not_fit(folder, tmp_path):
     config = {'text_encoder': ARCH, 'id': 'x'}
     with pytest.raises(UserError, match='missing: final_norm/gain'):
-        save_text_encoder_folder(tmp_path / 't5', config, {k: v for k, v in random_params().items() if k != 'final_norm'}, tokenizer())
+        save_text_encoder_folder(tmp_path / 't5', config,
+                                 {k: v for k, v in random_params().items() if k != 'final_norm'}, tokenizer())
     small = {**ARCH, 'vocab': 20}
-    with pytest.raises(UserError, match='the tokenizer has .* tokens, the embedding of the text encoder 20 rows'):
-        save_text_encoder_folder(tmp_path / 't5', {'text_encoder': small, 'id': 'x'}, random_params(small), tokenizer())
+    with pytest.raises(UserError, match='the tokenizer has .* tokens, the embedding of the text encoder 20 '
+                                        'rows'):
+        save_text_encoder_folder(tmp_path / 't5', {'text_encoder': small, 'id': 'x'}, random_params(small),
+                                 tokenizer())
     assert not (tmp_path / 't5').exists()
     with pytest.raises(UserError, match='not empty'):
         write_text_encoder(folder)

@@ -13,7 +13,13 @@ from vae_samples import ARCH, HUB, random_params, same_trees, write_hub_folder
 
 import lit_jax
 from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
-from lit_jax.checkpoint.vae_folder import is_vae_folder, load_vae, params_sha256, read_vae_config, save_vae_folder
+from lit_jax.checkpoint.vae_folder import (
+    is_vae_folder,
+    load_vae,
+    params_sha256,
+    read_vae_config,
+    save_vae_folder,
+)
 from lit_jax.models.vae import check_vae_arch
 from lit_jax.runtime.errors import UserError
 
@@ -47,7 +53,8 @@ def test_without_source_files_the_weights_name_themselves(tmp_path):
     config = {**CONFIG, 'provenance': {'source': 'trained here'}}
     first, again, other = (load_vae(save_vae_folder(tmp_path / name, config, random_params(seed=seed))).sha256
                            for name, seed in (('a', 0), ('b', 0), ('c', 1)))
-    assert first == again == params_sha256(random_params()) and first != other and re.fullmatch('[0-9a-f]{64}', first)
+    assert first == again == params_sha256(random_params()) and first != other and re.fullmatch(
+        '[0-9a-f]{64}', first)
 
 
 def test_parameters_can_be_spread_over_devices(folder):
@@ -63,8 +70,8 @@ def test_overwriting_has_to_be_asked_for(folder, tmp_path):
     assert same_trees(load_vae(folder).params, random_params())
     save_vae_folder(folder, CONFIG, random_params(seed=1), overwrite=True)
     assert same_trees(load_vae(folder).params, random_params(seed=1))
-    dit = {'model': tiny_arch(), 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'classes': None, 'provenance': {},
-           'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
+    dit = {'model': tiny_arch(), 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'classes': None,
+           'provenance': {}, 'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
     save_model_folder(tmp_path / 'dit', dit, random_dit(tiny_arch()))
     with pytest.raises(UserError, match='not a VAE folder, so it will not be overwritten'):
         save_vae_folder(tmp_path / 'dit', CONFIG, random_params(), overwrite=True)
@@ -74,14 +81,16 @@ def test_overwriting_has_to_be_asked_for(folder, tmp_path):
 
 
 def test_damage_is_named(folder):
-    victim = max((path for path in Path(folder, 'arrays').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    victim = max((path for path in Path(folder, 'arrays').rglob('*') if path.is_file()),
+                 key=lambda path: path.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf'is damaged; 1 of its files .*\n.*{re.escape(victim.name)}'):
         load_vae(folder)
 
 
 def test_what_is_no_vae_folder_says_so(folder, tmp_path):
-    for path, words in [(tmp_path / 'nowhere', 'there is no such folder'), (folder / 'config.json', 'it is a file'),
+    for path, words in [(tmp_path / 'nowhere', 'there is no such folder'),
+                        (folder / 'config.json', 'it is a file'),
                         (folder / 'arrays', 'it has no config.json')]:
         with pytest.raises(UserError, match=words):
             load_vae(path)
@@ -95,8 +104,9 @@ def test_what_is_no_vae_folder_says_so(folder, tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'format': 2}, 'format 2'), ({'vae': None}, '"vae" must hold'), ({'id': ''}, '"id"'), ({'scale': '1'}, '"scale"'),
-    ({'scale': 0}, '"scale"'), ({'shift': None}, '"shift"'), ({'vae': {**ARCH, 'depth': 1}}, 'unknown fields depth')])
+    ({'format': 2}, 'format 2'), ({'vae': None}, '"vae" must hold'), ({'id': ''}, '"id"'),
+    ({'scale': '1'}, '"scale"'), ({'scale': 0}, '"scale"'), ({'shift': None}, '"shift"'),
+    ({'vae': {**ARCH, 'depth': 1}}, 'unknown fields depth')])
 def test_wrong_configs_are_refused(tmp_path, change, words):
     with pytest.raises(UserError, match=words):
         save_vae_folder(tmp_path / 'vae', {**CONFIG, **change}, random_params())

@@ -21,9 +21,11 @@ class Bomb:
 def state_dict():
     torch = pytest.importorskip('torch')
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5))
-    return {**model.state_dict(), 'turned': torch.arange(12.0).reshape(3, 4).T[1:], 'half': torch.ones(3).half(),
+    return {**model.state_dict(), 'turned': torch.arange(12.0).reshape(3, 4).T[1:],
+            'half': torch.ones(3).half(),
             'brain': torch.full((2,), 1.5).bfloat16(), 'parameter': torch.nn.Parameter(torch.ones(2)),
-            'shared': torch.arange(6.0)[2:4], 'double': torch.ones(2, dtype=torch.float64), 'scalar': torch.tensor(3.0)}
+            'shared': torch.arange(6.0)[2:4], 'double': torch.ones(2, dtype=torch.float64),
+            'scalar': torch.tensor(3.0)}
 
 
 @pytest.mark.torch
@@ -49,7 +51,8 @@ def test_nested_dicts_of_arrays(tmp_path, protocol):
                   'columns first': np.asfortranarray(rng.normal(size=(3, 4)))},
             'fc': {'bias': np.arange(3.0).astype('>f8')}, 'note': 'no array'}
     (tmp_path / 'x.pickle').write_bytes(pickle.dumps(tree, protocol))
-    got, want = flat_names(read_arrays(tmp_path / 'x.pickle')), flat_names({name: tree[name] for name in ('a', 'fc')})
+    got, want = flat_names(read_arrays(tmp_path / 'x.pickle')), flat_names(
+        {name: tree[name] for name in ('a', 'fc')})
     assert list(got) == list(want)
     for name in want:
         assert np.array_equal(got[name], want[name])
@@ -65,16 +68,19 @@ def test_nothing_is_run(tmp_path, protocol):
 
 def test_names_are_never_looked_up(tmp_path):
     """Not by a dotted name below one that is known, and not by an import that would have effects."""
-    for module, name in (('numpy', 'ndarray.__class__'), ('numpy.core.multiarray', 'fromfile'), ('this', 's')):
-        (tmp_path / 'x.pickle').write_bytes(b'\x80\x04' + b'\x8c' + bytes([len(module)]) + module.encode() + b'\x8c' +
+    for module, name in (('numpy', 'ndarray.__class__'), ('numpy.core.multiarray', 'fromfile'),
+                         ('this', 's')):
+        (tmp_path / 'x.pickle').write_bytes(b'\x80\x04' + b'\x8c' + bytes([len(module)]) + module.encode() +
+                                            b'\x8c' +
                                             bytes([len(name)]) + name.encode() + b'\x93.')
         with pytest.raises(UserError, match='refused'):
             read_arrays(tmp_path / 'x.pickle')
 
 
 @pytest.mark.parametrize('content, words', [
-    (b'', 'truncated or damaged'), (b'<!DOCTYPE html><html>', 'truncated or damaged'), (pickle.dumps([1, 2]), 'holds a list'),
-    (b'PK\x03\x04' + bytes(40), 'truncated or damaged'), (pickle.dumps({'a': np.array(['text'])}), 'floats or integers')])
+    (b'', 'truncated or damaged'), (b'<!DOCTYPE html><html>', 'truncated or damaged'),
+    (pickle.dumps([1, 2]), 'holds a list'), (b'PK\x03\x04' + bytes(40), 'truncated or damaged'),
+    (pickle.dumps({'a': np.array(['text'])}), 'floats or integers')])
 def test_other_files(tmp_path, content, words):
     (tmp_path / 'x.pickle').write_bytes(content)
     with pytest.raises(UserError, match=words):

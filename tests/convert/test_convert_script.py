@@ -1,4 +1,5 @@
-"""convert_torch_ckpt.py as a user runs it: both ways, what was asked for, and every bad file leaving nothing behind."""
+"""convert_torch_ckpt.py as a user runs it: both ways, what was asked for, and every bad file leaving nothing
+behind."""
 import json
 import subprocess
 import sys
@@ -31,11 +32,13 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
     path, state = checkpoint
     assert convert(path, '--out', tmp_path / 'lit') == 0
     printed = capsys.readouterr().out
-    for words in ('linear attention (heads 2', '4x4x4, 3 classes', f'written  {tmp_path / "lit"}', 'python sample.py'):
+    for words in ('linear attention (heads 2', '4x4x4, 3 classes', f'written  {tmp_path / "lit"}',
+                  'python sample.py'):
         assert words in printed
     config, params = load_model_folder(tmp_path / 'lit')
     assert config['model'] == tiny_arch(LINEAR)
-    assert config['latent'] == {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}
+    assert config['latent'] == {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215,
+                                'downscale': 8}
     assert config['diffusion'] == {'steps': 1000, 'kind': 'linear'} and config['classes'] is None
     assert config['provenance']['source'] == 'lit.safetensors'
     assert config['provenance']['sha256'] == sha256_of(path)
@@ -51,7 +54,8 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
 def test_training_checkpoint(convert, tmp_path):
     torch = pytest.importorskip('torch')
     states = {name: random_state(tiny_arch(), seed) for seed, name in enumerate(('model', 'ema'))}
-    torch.save({name: {key: torch.from_numpy(value) for key, value in state.items()} for name, state in states.items()},
+    torch.save({name: {key: torch.from_numpy(value) for key, value in state.items()}
+                for name, state in states.items()},
                tmp_path / '0050000.pt')
     for name, state in states.items():
         convert(tmp_path / '0050000.pt', '--weights', name, '--heads', 2, '--out', tmp_path / name)
@@ -66,14 +70,16 @@ def test_hub_folder(convert, tmp_path):
     folder.mkdir(parents=True)
     (folder / 'config.json').write_text(json.dumps(hub_config(tiny_arch())))
     save_file(to_diffusers(state, 2), folder / 'diffusion_pytorch_model.safetensors')
-    (tmp_path / 'hub' / 'model_index.json').write_text(json.dumps({'id2label': {'0': 'a', '1': 'b', '2': 'c'}}))
+    (tmp_path / 'hub' / 'model_index.json').write_text(
+        json.dumps({'id2label': {'0': 'a', '1': 'b', '2': 'c'}}))
     convert(tmp_path / 'hub', '--out', tmp_path / 'dit')
     config, params = load_model_folder(tmp_path / 'dit')
     assert config['model'] == tiny_arch() and config['classes'] == ['a', 'b', 'c']
     assert set(config['provenance']['sha256']) == {'config.json', 'diffusion_pytorch_model.safetensors'}
     back = to_torch_state(params, config['model'])
     assert all(np.array_equal(back[key], state[key]) for key in state)
-    (folder / 'config.json').write_text(json.dumps({**hub_config(tiny_arch()), 'num_layers': 3, 'sample_size': 8}))
+    (folder / 'config.json').write_text(json.dumps({**hub_config(tiny_arch()), 'num_layers': 3,
+                                                    'sample_size': 8}))
     with pytest.raises(UserError, match='config.json says num_layers 3, the tensors say 2'):
         convert(tmp_path / 'hub', '--out', tmp_path / 'other')
 
@@ -84,9 +90,11 @@ def test_a_folder_that_diffusers_wrote(convert, tmp_path):
     torch = pytest.importorskip('torch')
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
-                                            num_layers=3, sample_size=4, patch_size=2, num_embeds_ada_norm=5)
-    for block in model.transformer_blocks:       # fresh models have another embedder in every block, trained ones not
+    model = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4,
+                                            out_channels=8, num_layers=3, sample_size=4, patch_size=2,
+                                            num_embeds_ada_norm=5)
+    # fresh models have another embedder in every block, trained ones not
+    for block in model.transformer_blocks:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     model.save_pretrained(tmp_path / 'shards', max_shard_size='20KB')
     model.save_pretrained(tmp_path / 'bin' / 'transformer', safe_serialization=False)
@@ -111,7 +119,8 @@ def test_latent_can_be_told(convert, checkpoint, tmp_path):
     assert load_model_folder(tmp_path / 'b')[0]['latent'] == {'space': 'pixels', 'vae': None, 'scale': 1.0,
                                                               'downscale': 1}
     save_file(random_state(tiny_arch(LINEAR, channels=1)), tmp_path / 'grey.safetensors')
-    convert(tmp_path / 'grey.safetensors', '--out', tmp_path / 'c', '--activation', 'gelu', '--focus_power', 3)
+    convert(tmp_path / 'grey.safetensors', '--out', tmp_path / 'c', '--activation', 'gelu', '--focus_power',
+            3)
     config = load_model_folder(tmp_path / 'c')[0]
     assert config['latent']['space'] == 'pixels'
     assert config['model']['mixer']['activation'] == 'gelu' and config['model']['mixer']['focus_power'] == 3
@@ -120,7 +129,8 @@ def test_latent_can_be_told(convert, checkpoint, tmp_path):
 @pytest.mark.parametrize('arguments, message', [
     (['--arch', 'lit_s'], r'weights of depth 2, width 16 there, S weights \(depth 12, width 384\) asked for'),
     (['--arch', 'dit_xl'], 'mixer: linear there, softmax asked for'),
-    (['--image_size', '512'], r'trained for 32x32 pixels \(latent 4x4\), asked for 512x512 pixels \(latent 64x64\)'),
+    (['--image_size', '512'],
+     r'trained for 32x32 pixels \(latent 4x4\), asked for 512x512 pixels \(latent 64x64\)'),
     (['--image_size', '250'], 'image size 250 is not divisible by 8'),
     (['--num_classes', '1000'], 'num_classes: 3 there, 1000 asked for'),
     (['--heads', '4'], 'heads: 2 there, 4 asked for|the model has 2 heads, not 4'),
@@ -170,7 +180,8 @@ def test_name_list_that_does_not_fit(convert, tmp_path):
 
 
 def test_metadata_that_contradicts_the_tensors(convert, tmp_path):
-    """A file whose metadata describe another model: the tensors are measured by it, and nothing is written."""
+    """A file whose metadata describe another model: the tensors are measured by it, and nothing is
+    written."""
     config = {'model': tiny_arch(SOFTMAX, width=32)}
     save_file(random_state(tiny_arch()), tmp_path / 'x.safetensors', metadata={'lit_jax': json.dumps(config)})
     with pytest.raises(UserError, match='misshaped tensor: x_embedder.proj.weight'):
@@ -183,5 +194,6 @@ def test_error_is_one_message_without_traceback(tmp_path):
     done = subprocess.run([sys.executable, 'convert_torch_ckpt.py', str(tmp_path / 'model.pt'), '--out',
                            str(tmp_path / 'out')], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith('error: ') and 'is a web page' in done.stderr and 'Traceback' not in done.stderr
+    assert done.stderr.startswith('error: ') and 'is a web page' in done.stderr \
+        and 'Traceback' not in done.stderr
     assert not (tmp_path / 'out').exists() and not is_model_folder(tmp_path / 'out')

@@ -46,7 +46,7 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Forms
 
 
@@ -64,7 +64,8 @@ def test_every_form_gives_the_same_parameters(convert, tmp_path, capsys, ours):
     file = next(tmp_path.glob('pt_inception_old-*.pth'))
     assert convert(file, '--out', tmp_path / 'out') == 0
     printed = capsys.readouterr().out
-    assert 'NOT the published weights' in printed and f'LIT_JAX_INCEPTION={tmp_path / "out" / "inception.safetensors"}' in printed
+    assert 'NOT the published weights' in printed \
+        and f'LIT_JAX_INCEPTION={tmp_path / "out" / "inception.safetensors"}' in printed
     again = load_inception(tmp_path / 'out')
     assert same(again.params, ours[1]) and again.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert again.source == file.name
@@ -85,8 +86,9 @@ def test_the_flax_pickle(tmp_path, ours):
 def test_our_own_file(ours):
     inception = load_inception(ours[0], 'bfloat16')
     assert same(inception.params, ours[1])
-    assert inception.describe() == {'network': 'FID-Inception of 2015-12-05', 'weights': 'golden.pth', 'sha256': 'ab' * 32,
-                                    'published': False, 'precision': 'bfloat16', 'resize': 'TensorFlow 1 bilinear to 299 x 299'}
+    assert inception.describe() == {'network': 'FID-Inception of 2015-12-05', 'weights': 'golden.pth',
+                                    'sha256': 'ab' * 32, 'published': False, 'precision': 'bfloat16',
+                                    'resize': 'TensorFlow 1 bilinear to 299 x 299'}
 
 
 def test_what_counts_as_published(ours):
@@ -94,7 +96,7 @@ def test_what_counts_as_published(ours):
         assert Inception(InceptionNetwork(), {}, digest, 'x').published
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Places
 
 
@@ -117,7 +119,8 @@ def test_the_order_of_places(tmp_path, monkeypatch, ours):
 
 
 def test_without_a_network(tmp_path):
-    with pytest.raises(UserError, match=f'cannot be fetched from .*put it at {tmp_path}/cache/.*LIT_JAX_INCEPTION'):
+    with pytest.raises(UserError,
+                       match=f'cannot be fetched from .*put it at {tmp_path}/cache/.*LIT_JAX_INCEPTION'):
         load_inception()
     assert list((tmp_path / 'cache').iterdir()) == []
 
@@ -137,7 +140,7 @@ def test_the_download(tmp_path, monkeypatch):
     assert find_inception() == file
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
@@ -163,8 +166,10 @@ def test_everything_wrong_is_told_at_once():
     state['AuxLogits.fc.weight'] = state['Mixed_7d.bn.bias'] = np.ones(1, np.float32)
     with pytest.raises(UserError) as caught:
         read_inception_params(state, 'it', InceptionNetwork())
-    for words in ('missing: Mixed_6a.branch3x3.conv.weight [384, 288, 3, 3]', 'fc.weight has [1000, 2048], expected [1008, 2048]',
-                  'not finite floats: Mixed_5b.branch1x1.bn.bias', 'not finite floats: Conv2d_1a_3x3.bn.weight (int64)',
+    for words in ('missing: Mixed_6a.branch3x3.conv.weight [384, 288, 3, 3]',
+                  'fc.weight has [1000, 2048], expected [1008, 2048]',
+                  'not finite floats: Mixed_5b.branch1x1.bn.bias',
+                  'not finite floats: Conv2d_1a_3x3.bn.weight (int64)',
                   'unexpected: Mixed_7d.bn.bias'):
         assert words in str(caught.value)
     assert 'AuxLogits' not in str(caught.value)

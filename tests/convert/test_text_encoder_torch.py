@@ -1,4 +1,5 @@
-"""transformers' T5 folders: every tensor in its place, in each kind of file, the way back, and each mistake named."""
+"""transformers' T5 folders: every tensor in its place, in each kind of file, the way back, and each mistake
+named."""
 import json
 
 import ml_dtypes
@@ -34,7 +35,7 @@ def write_shards(folder, state, file='model', suffix='.safetensors', save=save_f
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Names and values
 
 
@@ -46,8 +47,8 @@ def test_the_script_recognises_a_text_encoder(convert, tmp_path, capsys):
     assert is_hub_text_encoder(hub)
     assert convert(hub, '--out', tmp_path / 't5', '--text_dtype', 'float32') == 0
     printed = capsys.readouterr().out
-    for words in ('id       PixArt-Tiny', '2 layers, width 16, 2 heads of 6', '5,984 parameters, 23.9 kB as float32',
-                  'tokenizer.json'):
+    for words in ('id       PixArt-Tiny', '2 layers, width 16, 2 heads of 6',
+                  '5,984 parameters, 23.9 kB as float32', 'tokenizer.json'):
         assert words in printed
     encoder = load_text_encoder(tmp_path / 't5', 'float32')
     assert (encoder.network.arch, encoder.sha256) == (ARCH, sha256_of(hub / 'model.safetensors'))
@@ -57,8 +58,9 @@ def test_the_script_recognises_a_text_encoder(convert, tmp_path, capsys):
         assert np.array_equal(qkv[1, :, i].reshape(16, 12), state[QKV.format(part)].T)
     assert np.array_equal(encoder.params['embed']['table'], state['shared.weight'])
     assert convert(tmp_path / 't5', '--to_torch', '--out', tmp_path / 'back') == 0
-    assert {key: value.tolist() for key, value in load_file(tmp_path / 'back' / 'model.safetensors').items()} == {
-        key: value.tolist() for key, value in state.items()}
+    assert {key: value.tolist()
+            for key, value in load_file(tmp_path / 'back' / 'model.safetensors').items()} == {
+key: value.tolist() for key, value in state.items()}
     with pytest.raises(UserError, match='--arch is for diffusion models'):
         convert(hub, '--out', tmp_path / 'other', '--arch', 'dit_xl')
 
@@ -76,9 +78,12 @@ def test_every_kind_of_file_gives_the_same_parameters(tmp_path):
     save(state, write_hub_folder(tmp_path / 'bin', file=None) / 'pytorch_model.bin')
     write_shards(write_hub_folder(tmp_path / 'bin_shards', file=None), state, 'pytorch_model', '.bin', save)
     decoder = {'decoder.block.0.layer.0.SelfAttention.q.weight': np.zeros((2, 2), np.float32),
-               'lm_head.weight': np.zeros((3, 2), np.float32), 'encoder.embed_tokens.weight': state['shared.weight']}
-    write_hub_folder(tmp_path / 'both', {**state, **decoder}, {**HUB, 'architectures': ['T5ForConditionalGeneration']})
-    renamed = {'encoder.embed_tokens.weight' if key == 'shared.weight' else key: value for key, value in state.items()}
+               'lm_head.weight': np.zeros((3, 2), np.float32),
+               'encoder.embed_tokens.weight': state['shared.weight']}
+    write_hub_folder(tmp_path / 'both', {**state, **decoder},
+                     {**HUB, 'architectures': ['T5ForConditionalGeneration']})
+    renamed = {'encoder.embed_tokens.weight' if key == 'shared.weight' else key: value
+               for key, value in state.items()}
     write_hub_folder(tmp_path / 'renamed', renamed)
     trees = {}
     for name in ('whole', 'shards', 'bin', 'bin_shards', 'both', 'renamed'):
@@ -90,17 +95,20 @@ def test_every_kind_of_file_gives_the_same_parameters(tmp_path):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_there_and_back_is_bitwise(tmp_path, dtype):
-    """Files of either dtype; a folder in the file's dtype gives the same file's values, and the same folder again."""
+    """Files of either dtype; a folder in the file's dtype gives the same file's values, and the same folder
+    again."""
     state = {key: value.astype(dtype) for key, value in random_state().items()}
     convert_text_encoder(write_hub_folder(tmp_path / 'hub', state), tmp_path / 'one', text_dtype=dtype)
     export_text_encoder(tmp_path / 'one', tmp_path / 'back')
     back = load_file(tmp_path / 'back' / 'model.safetensors')
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[key].astype(np.float32), state[key].astype(np.float32)) for key in state)
-    assert all(back[key].dtype == (np.float32 if 'norm' in key or 'bias' in key else state[key].dtype) for key in state)
+    assert all(back[key].dtype == (np.float32 if 'norm' in key or 'bias' in key else state[key].dtype)
+               for key in state)
     convert_text_encoder(tmp_path / 'back', tmp_path / 'two', text_dtype=dtype)
     assert same_trees(load_text_encoder(tmp_path / 'one').params, load_text_encoder(tmp_path / 'two').params)
-    assert load_text_encoder(tmp_path / 'two').id == load_text_encoder(tmp_path / 'one').id     # not the name of the folder
+    # not the name of the folder
+    assert load_text_encoder(tmp_path / 'two').id == load_text_encoder(tmp_path / 'one').id
 
 
 def test_bfloat16_is_the_default_and_int8_is_as_when_loading(tmp_path):
@@ -110,18 +118,21 @@ def test_bfloat16_is_the_default_and_int8_is_as_when_loading(tmp_path):
     assert kernel.dtype == ml_dtypes.bfloat16
     convert_text_encoder(hub, tmp_path / 'int8', text_dtype='int8')
     convert_text_encoder(hub, tmp_path / 'float32', text_dtype='float32')
-    assert same_trees(load_text_encoder(tmp_path / 'int8').params, load_text_encoder(tmp_path / 'float32', 'int8').params)
+    assert same_trees(load_text_encoder(tmp_path / 'int8').params,
+                      load_text_encoder(tmp_path / 'float32', 'int8').params)
     with pytest.raises(UserError, match='int8 weights, rounded for good'):
         export_text_encoder(tmp_path / 'int8', tmp_path / 'back')
 
 
 @pytest.mark.torch
 def test_features_and_files_of_transformers(tmp_path):
-    """A model that transformers saved, through our folder, and our export read by transformers: the same features."""
+    """A model that transformers saved, through our folder, and our export read by transformers: the same
+    features."""
     transformers = import_oracle('transformers')
     import torch
     torch.manual_seed(0)
-    model = transformers.T5EncoderModel(transformers.T5Config(**{k: v for k, v in HUB.items() if k != 'architectures'})).eval()
+    model = transformers.T5EncoderModel(
+        transformers.T5Config(**{k: v for k, v in HUB.items() if k != 'architectures'})).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.5, 0.5)
     model.save_pretrained(tmp_path / 'hub')
@@ -129,7 +140,8 @@ def test_features_and_files_of_transformers(tmp_path):
     convert_text_encoder(tmp_path / 'hub', tmp_path / 't5', text_dtype='float32')
     encoder = load_text_encoder(tmp_path / 't5', 'float32')
     features = encode_captions(encoder, [TEXT[0], '', 'two blue'], 40)
-    ids, mask = (torch.tensor(part) for part in (encoder.tokenizer.encode([TEXT[0], '', 'two blue'], 40).ids, features.mask))
+    ids, mask = (torch.tensor(part)
+                 for part in (encoder.tokenizer.encode([TEXT[0], '', 'two blue'], 40).ids, features.mask))
     export_text_encoder(tmp_path / 't5', tmp_path / 'back')
     for theirs in (model, transformers.T5EncoderModel.from_pretrained(tmp_path / 'back').eval()):
         with torch.no_grad():
@@ -137,32 +149,36 @@ def test_features_and_files_of_transformers(tmp_path):
         assert np.abs(features.text - want).max() <= 2e-5 * np.abs(want).max()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # config.json
 
 
 def test_published_configurations():
     """The fields of t5-v1_1-xxl's and flan-t5-xxl's config.json, and of an mT5's that leaves defaults out."""
-    xxl = {'model_type': 't5', 'd_model': 4096, 'd_ff': 10240, 'd_kv': 64, 'num_heads': 64, 'num_layers': 24, 'num_decoder_layers': 24,
-           'relative_attention_num_buckets': 32, 'feed_forward_proj': 'gated-gelu', 'layer_norm_epsilon': 1e-06, 'vocab_size': 32128}
+    xxl = {'model_type': 't5', 'd_model': 4096, 'd_ff': 10240, 'd_kv': 64, 'num_heads': 64, 'num_layers': 24,
+           'num_decoder_layers': 24, 'relative_attention_num_buckets': 32, 'feed_forward_proj': 'gated-gelu',
+           'layer_norm_epsilon': 1e-06, 'vocab_size': 32128}
     assert arch_of(xxl, 'here') == T5_XXL
     flan = {**xxl, 'dense_act_fn': 'gelu_new', 'is_gated_act': True, 'relative_attention_max_distance': 128}
     assert arch_of(flan, 'here') == T5_XXL
-    mt5 = {'model_type': 'mt5', 'd_model': 512, 'd_ff': 1024, 'num_heads': 6, 'num_layers': 8, 'vocab_size': 250112}
+    mt5 = {'model_type': 'mt5', 'd_model': 512, 'd_ff': 1024, 'num_heads': 6, 'num_layers': 8,
+           'vocab_size': 250112}
     assert arch_of(mt5, 'here')['head_dim'] == 64
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'feed_forward_proj': 'relu'}, "feed_forward_proj is 'relu'.*the first T5"), ({'feed_forward_proj': 'gated-silu'}, 'gated-silu'),
+    ({'feed_forward_proj': 'relu'}, "feed_forward_proj is 'relu'.*the first T5"),
+    ({'feed_forward_proj': 'gated-silu'}, 'gated-silu'),
     ({'dense_act_fn': 'relu'}, "dense_act_fn 'relu'"), ({'model_type': 'umt5'}, "type 'umt5'"),
-    ({'model_type': 'clip_text_model'}, 'T5 v1.1, Flan-T5 and mT5'), ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05'),
+    ({'model_type': 'clip_text_model'}, 'T5 v1.1, Flan-T5 and mT5'),
+    ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05'),
     ({'num_layers': 0}, 'text_encoder.layers is num_layers')])
 def test_other_networks_are_refused_by_name(change, words):
     with pytest.raises(UserError, match=words):
         arch_of({**HUB, **change}, 'here')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Bad files
 
 
@@ -172,12 +188,14 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     state[QKV.format('v')] = state[QKV.format('v')].T
     state['encoder.block.2.layer.0.layer_norm.weight'] = np.ones(16, np.float32)
     state['encoder.final_layer_norm.weight'] = np.ones(16, np.int32)
-    hub = write_hub_folder(tmp_path / 'hub', {key: np.ascontiguousarray(value) for key, value in state.items()})
+    hub = write_hub_folder(tmp_path / 'hub',
+                           {key: np.ascontiguousarray(value) for key, value in state.items()})
     with pytest.raises(UserError) as caught:
         convert_text_encoder(hub, tmp_path / 'out')
     for words in (f'missing tensor: {QKV.format("k")} [12, 16]',
                   f'misshaped tensor: {QKV.format("v")} has [16, 12], expected [12, 16]',
-                  'unexpected tensor: encoder.block.2.layer.0.layer_norm.weight', 'wrong dtype in tensor: encoder.final_layer_norm'):
+                  'unexpected tensor: encoder.block.2.layer.0.layer_norm.weight',
+                  'wrong dtype in tensor: encoder.final_layer_norm'):
         assert words in str(caught.value)
     assert not (tmp_path / 'out').exists()
 
@@ -188,7 +206,8 @@ def test_wrong_values_are_told(tmp_path):
     state['encoder.embed_tokens.weight'] = state['shared.weight'] + 1
     with pytest.raises(UserError) as caught:
         convert_text_encoder(write_hub_folder(tmp_path / 'hub', state), tmp_path / 'out')
-    assert f'non-finite values in tensor: {QKV.format("q")}' in str(caught.value) and 'differ; they are one table' in str(caught.value)
+    assert f'non-finite values in tensor: {QKV.format("q")}' in str(
+        caught.value) and 'differ; they are one table' in str(caught.value)
 
 
 def test_missing_files_are_told(tmp_path):
@@ -203,7 +222,8 @@ def test_missing_files_are_told(tmp_path):
     with pytest.raises(UserError, match='does not exist; give the folder of the text encoder'):
         convert_text_encoder(tmp_path / 'nothing', tmp_path / 'out')
     with pytest.raises(UserError, match='the tokenizer has .* tokens, the embedding'):
-        convert_text_encoder(write_hub_folder(tmp_path / 'd', config={**HUB, 'vocab_size': 20}), tmp_path / 'out')
+        convert_text_encoder(write_hub_folder(tmp_path / 'd', config={**HUB, 'vocab_size': 20}),
+                             tmp_path / 'out')
     with pytest.raises(UserError, match='unknown text_dtype'):
         convert_text_encoder(tmp_path / 'a', tmp_path / 'out', text_dtype='int4')
     assert not (tmp_path / 'out').exists()

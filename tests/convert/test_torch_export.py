@@ -30,10 +30,12 @@ def archs(draw):
         mixer = {'name': 'softmax', 'heads': heads, 'qkv_bias': draw(st.booleans())}
     else:
         mixer = {'name': 'linear', 'heads': heads, 'qkv_bias': draw(st.booleans()),
-                 'dwc_kernel': draw(st.sampled_from([0, 3, 5])), 'activation': draw(st.sampled_from(['relu', 'gelu'])),
+                 'dwc_kernel': draw(st.sampled_from([0, 3, 5])),
+                 'activation': draw(st.sampled_from(['relu', 'gelu'])),
                  'focus_power': draw(st.sampled_from([0, 3]))}
     sides = [patch * draw(st.integers(1, 4)) for _ in range(2)]
-    return tiny_arch(mixer, depth=draw(st.integers(1, 3)), width=heads * head_dim, patch=patch, input_size=sides,
+    return tiny_arch(mixer, depth=draw(st.integers(1, 3)), width=heads * head_dim, patch=patch,
+                     input_size=sides,
                      channels=draw(st.integers(1, 4)), num_classes=draw(st.integers(1, 5)),
                      mlp_ratio=draw(st.sampled_from([2.0, 4.0])), learn_sigma=draw(st.booleans()))
 
@@ -45,7 +47,8 @@ def bits(value):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(arch=archs(), seed=st.integers(0, 2**32 - 1))
 def test_round_trips_are_bitwise(arch, seed):
-    """jax -> torch -> jax and torch -> jax -> torch; values over the whole range of float32, signed zeros included."""
+    """jax -> torch -> jax and torch -> jax -> torch; values over the whole range of float32, signed zeros
+    included."""
     params = random_params(arch, seed)
     for leaf in named_leaves(params).values():
         leaf *= 10.0 ** np.random.default_rng(seed).integers(-30, 30, leaf.shape)
@@ -65,31 +68,38 @@ def test_names_are_those_of_the_official_model():
     keys = list(torch_layout(tiny_arch(LINEAR, depth=1)))
     assert keys[:3] == ['pos_embed', 'x_embedder.proj.weight', 'x_embedder.proj.bias']
     assert keys[-1] == 'final_layer.linear.bias'
-    assert {'blocks.0.attn.q.weight', 'blocks.0.attn.kv.weight', 'blocks.0.attn.dwc.weight', 'blocks.0.attn.dwc.bias',
-            'blocks.0.adaLN_modulation.1.weight', 't_embedder.mlp.2.bias'} < set(keys)
+    assert {'blocks.0.attn.q.weight', 'blocks.0.attn.kv.weight', 'blocks.0.attn.dwc.weight',
+            'blocks.0.attn.dwc.bias', 'blocks.0.adaLN_modulation.1.weight',
+            't_embedder.mlp.2.bias'} < set(keys)
 
 
 def test_file_carries_everything_back(tmp_path):
-    """Folder -> .safetensors -> folder: what tensors do not show (heads, GELU, classes, latent) travels as metadata."""
+    """Folder -> .safetensors -> folder: what tensors do not show (heads, GELU, classes, latent) travels as
+    metadata."""
     arch = tiny_arch({**LINEAR, 'dwc_kernel': 0, 'activation': 'gelu', 'focus_power': 3}, channels=1)
     config = {'format': 1, 'model': arch, 'diffusion': {'steps': 100, 'kind': 'linear'},
-              'latent': {'space': 'pixels', 'vae': None, 'scale': 0.5, 'downscale': 1}, 'classes': ['a', 'b', 'c'],
-              'provenance': {'weights': 'ema', 'source': 'run'}}
+              'latent': {'space': 'pixels', 'vae': None, 'scale': 0.5, 'downscale': 1},
+              'classes': ['a', 'b', 'c'], 'provenance': {'weights': 'ema', 'source': 'run'}}
     params = random_params(arch)
     local = {**config, 'recipe': {}, 'provenance': {'weights': 'ema', 'source': '/home/me/run'}}
-    export_params(tmp_path / 'model.safetensors', local, params)        # a workdir's config: its paths stay at home
-    with safe_open(tmp_path / 'model.safetensors', framework='numpy') as file:      # the library reads what we wrote
+    # a workdir's config: its paths stay at home
+    export_params(tmp_path / 'model.safetensors', local, params)
+    # the library reads what we wrote
+    with safe_open(tmp_path / 'model.safetensors', framework='numpy') as file:
         assert json.loads(file.metadata()['lit_jax']) == config
-        assert all(np.array_equal(file.get_tensor(key), value) for key, value in to_torch_state(params, arch).items())
+        assert all(np.array_equal(file.get_tensor(key), value)
+                   for key, value in to_torch_state(params, arch).items())
         assert len(file.keys()) == len(torch_layout(arch))
     convert(tmp_path / 'model.safetensors', tmp_path / 'model')
     again, loaded = load_model_folder(tmp_path / 'model')
     assert {key: again[key] for key in ('model', 'diffusion', 'latent', 'classes')} == {
         key: config[key] for key in ('model', 'diffusion', 'latent', 'classes')}
-    assert all(np.array_equal(leaf, named_leaves(loaded)[path]) for path, leaf in named_leaves(params).items())
+    assert all(np.array_equal(leaf, named_leaves(loaded)[path])
+               for path, leaf in named_leaves(params).items())
     export(tmp_path / 'model', tmp_path / 'again.safetensors')
     with safe_open(tmp_path / 'again.safetensors', framework='numpy') as file:
-        assert all(np.array_equal(file.get_tensor(key), value) for key, value in to_torch_state(params, arch).items())
+        assert all(np.array_equal(file.get_tensor(key), value)
+                   for key, value in to_torch_state(params, arch).items())
 
 
 @pytest.mark.torch
@@ -122,7 +132,8 @@ def test_failed_write_leaves_nothing(tmp_path):
         export_params(tmp_path / 'model.safetensors', {'model': tiny_arch()}, params)
     (tmp_path / 'file').write_text('no folder')
     with pytest.raises(UserError, match='could not be written'):
-        export_params(tmp_path / 'file' / 'model.safetensors', {'model': tiny_arch()}, random_params(tiny_arch()))
+        export_params(tmp_path / 'file' / 'model.safetensors', {'model': tiny_arch()},
+                      random_params(tiny_arch()))
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 

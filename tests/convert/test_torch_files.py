@@ -44,7 +44,7 @@ def assert_holds(source, state):
     assert source.read(key).dtype == np.float32
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # .pt
 
 
@@ -59,11 +59,14 @@ def test_bare_state_dict(torch, tmp_path):
 
 @pytest.mark.torch
 def test_training_checkpoint_gives_the_weights_asked_for(torch, tmp_path):
-    """{model, ema, opt, args} as DiT's train.py writes it; the model's keys prefixed as by DistributedDataParallel."""
+    """{model, ema, opt, args} as DiT's train.py writes it; the model's keys prefixed as by
+    DistributedDataParallel."""
     model, ema = random_state(tiny_arch(), 1), random_state(tiny_arch(), 2)
     torch.save({'model': {f'module.{key}': value for key, value in as_tensors(torch, model).items()},
-                'ema': as_tensors(torch, ema), 'opt': {'state': {0: {'step': torch.tensor(3.)}}, 'param_groups': []},
-                'args': argparse.Namespace(model='DiT-XL/2', image_size=256, results_dir='results')}, tmp_path / 'c.pt')
+                'ema': as_tensors(torch, ema),
+                'opt': {'state': {0: {'step': torch.tensor(3.)}}, 'param_groups': []},
+                'args': argparse.Namespace(model='DiT-XL/2', image_size=256, results_dir='results')},
+               tmp_path / 'c.pt')
     assert_holds(open_source(tmp_path / 'c.pt'), ema)
     assert_holds(open_source(tmp_path / 'c.pt', 'model'), model)
     assert open_source(tmp_path / 'c.pt', 'model').weights == 'model'
@@ -108,7 +111,8 @@ def test_plain_pickle_is_refused_and_not_run(tmp_path, protocol):
 
 @pytest.mark.torch
 def test_legacy_torch_file_is_refused_and_not_run(torch, tmp_path):
-    torch.save({'w': RunsCode(tmp_path / 'marker')}, tmp_path / 'old.pt', _use_new_zipfile_serialization=False)
+    torch.save({'w': RunsCode(tmp_path / 'marker')}, tmp_path / 'old.pt',
+               _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match='before version 1.6'):
         open_source(tmp_path / 'old.pt')
     assert not (tmp_path / 'marker').exists()
@@ -141,7 +145,8 @@ def test_entries_that_are_no_tensors_are_problems(torch, tmp_path):
     torch.save({'w': torch.ones(2), 'epoch': 3, 'sparse': torch.eye(2).to_sparse()}, tmp_path / 'model.pt')
     source = open_source(tmp_path / 'model.pt')
     assert source.problems == ['not a tensor: epoch (int)']
-    assert 'sparse' in source.tensors['sparse'].dtype                    # no float dtype: the import will refuse it
+    # no float dtype: the import will refuse it
+    assert 'sparse' in source.tensors['sparse'].dtype
 
 
 @pytest.mark.torch
@@ -166,7 +171,8 @@ def test_damaged_pickles_are_user_errors(torch, tmp_path):
     torch.save(as_tensors(torch, random_state(tiny_arch(depth=1))), tmp_path / 'good.pt')
     with zipfile.ZipFile(tmp_path / 'good.pt') as file:
         parts = {name: file.read(name) for name in file.namelist()}
-    name, rng, refused = next(name for name in parts if name.endswith('data.pkl')), np.random.default_rng(0), 0
+    name, rng, refused = next(name for name in parts
+                              if name.endswith('data.pkl')), np.random.default_rng(0), 0
     for _ in range(150):
         damaged = bytearray(parts[name])
         damaged[rng.integers(len(damaged))] = rng.integers(256)
@@ -180,7 +186,7 @@ def test_damaged_pickles_are_user_errors(torch, tmp_path):
     assert refused > 50
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Things that are no checkpoints
 
 
@@ -204,14 +210,15 @@ def test_missing_file(tmp_path):
         open_source(tmp_path / 'model.pt')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # .safetensors
 
 
 def test_safetensors_needs_no_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
     state = random_state(tiny_arch())
-    save_file(state, tmp_path / 'model.bin')                              # told from the content, not from the name
+    # told from the content, not from the name
+    save_file(state, tmp_path / 'model.bin')
     assert_holds(open_source(tmp_path / 'model.bin'), state)
 
 
@@ -237,12 +244,13 @@ def test_safetensors_that_names_a_tensor_twice(tmp_path):
     ('{"model": 3}', 'describe no model'), ('{"model": {"mixer": {"name": "magic"}}}', 'describe no model'),
 ])
 def test_metadata_that_make_no_sense(tmp_path, text, message):
-    save_file({'w': np.ones(2, np.float32)}, tmp_path / 'x.safetensors', metadata={torch_files.METADATA_KEY: text})
+    save_file({'w': np.ones(2, np.float32)}, tmp_path / 'x.safetensors',
+              metadata={torch_files.METADATA_KEY: text})
     with pytest.raises(UserError, match=f'the metadata of .*{message}'):
         open_source(tmp_path / 'x.safetensors')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # diffusers folders
 
 
@@ -257,7 +265,8 @@ def make_hub_folder(folder, state, config, files=1, index=True):
                   for i, key in enumerate(state)}
     for name in set(weight_map.values()):
         save_file({key: value for key, value in state.items() if weight_map[key] == name}, folder / name)
-    (folder / 'diffusion_pytorch_model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    (folder / 'diffusion_pytorch_model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': weight_map}))
 
 
 @pytest.mark.parametrize('files', [1, 3])

@@ -1,4 +1,5 @@
-"""PyTorch names and layouts -> our tree: values by hand, goldens, diffusers, and everything a file can get wrong."""
+"""PyTorch names and layouts -> our tree: values by hand, goldens, diffusers, and everything a file can get
+wrong."""
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,14 +25,16 @@ def assert_trees_equal(a, b):
 
 @pytest.mark.parametrize('name', ['dit_a', 'dit_p4', 'lit_model', 'lit_model_bias'])
 def test_goldens_import_and_return(goldens, name):
-    """Shapes, architecture and values of the official models; back again bit for bit, also the position table."""
+    """Shapes, architecture and values of the official models; back again bit for bit, also the position
+    table."""
     meta, state, arrays = weights.load(goldens / f'{name}.npz')
     config, state = meta['config'], {**state, 'pos_embed': arrays['out_pos_embed'].astype(np.float32)}
     state['pos_embed'] = state['pos_embed'].reshape(1, -1, config['width'])
     # LiT shows its heads in the depth-wise convolution, DiT of this size shows them nowhere.
     arch, params = from_torch_state(state, heads=None if 'kernel' in config else config['heads'])
     assert arch['mixer']['heads'] == config['heads'] and arch['input_size'] == [config['input']] * 2
-    assert (arch['depth'], arch['width'], arch['patch']) == (config['depth'], config['width'], config['patch'])
+    assert (arch['depth'], arch['width'],
+            arch['patch']) == (config['depth'], config['width'], config['patch'])
     assert arch['num_classes'] == config['classes'] and arch['learn_sigma'] and arch['mlp_ratio'] == 4.0
     assert arch['mixer']['qkv_bias'] == config.get('bias', True)
     assert arch['mixer'].get('dwc_kernel') == config.get('kernel')
@@ -40,8 +43,9 @@ def test_goldens_import_and_return(goldens, name):
     assert all(np.array_equal(back[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize('mixer', [SOFTMAX, {**SOFTMAX, 'qkv_bias': False}, LINEAR, {**LINEAR, 'qkv_bias': True},
-                                   {**LINEAR, 'dwc_kernel': 0}])
+@pytest.mark.parametrize('mixer',
+                         [SOFTMAX, {**SOFTMAX, 'qkv_bias': False}, LINEAR, {**LINEAR, 'qkv_bias': True},
+                          {**LINEAR, 'dwc_kernel': 0}])
 def test_tree_is_the_one_of_the_network(mixer):
     """The key tables' leaves are exactly the network's, so that no leaf can be left out on either side."""
     arch = tiny_arch(mixer)
@@ -56,18 +60,24 @@ def test_values_land_where_the_layout_says():
     state = random_state(arch)
     _, params = from_torch_state(state, arch)
     # k of head 1, channel 3, from input 5, in block 1: row D + 1·E + 3 of qkv.
-    assert params['blocks']['attn']['qkv']['kernel'][1, 5, 1, 1, 3] == state['blocks.1.attn.qkv.weight'][16 + 8 + 3, 5]
+    assert params['blocks']['attn']['qkv']['kernel'][1, 5, 1, 1,
+                                                     3] == state['blocks.1.attn.qkv.weight'][16 + 8 + 3, 5]
     assert params['blocks']['attn']['qkv']['bias'][1, 2, 0, 3] == state['blocks.1.attn.qkv.bias'][32 + 3]
-    assert params['blocks']['attn']['proj']['kernel'][0, 1, 3, 5] == state['blocks.0.attn.proj.weight'][5, 8 + 3]
+    assert params['blocks']['attn']['proj']['kernel'][0, 1, 3,
+                                                      5] == state['blocks.0.attn.proj.weight'][5, 8 + 3]
     # gate_mlp is the last sixth of the modulation.
-    assert params['blocks']['adaLN']['kernel'][0, 2, 5, 7] == state['blocks.0.adaLN_modulation.1.weight'][5 * 16 + 7, 2]
+    assert params['blocks']['adaLN']['kernel'][0, 2, 5,
+                                               7] == state['blocks.0.adaLN_modulation.1.weight'][
+                                                   5 * 16 + 7, 2]
     assert params['x_embedder']['kernel'][1, 0, 3, 9] == state['x_embedder.proj.weight'][9, 3, 1, 0]
     assert params['y_embedder']['table'][3, 1] == state['y_embedder.embedding_table.weight'][3, 1]
     linear = tiny_arch(LINEAR)
     state = random_state(linear)
     _, params = from_torch_state(state, linear)
-    assert params['blocks']['attn']['kv']['kernel'][1, 5, 1, 1, 3] == state['blocks.1.attn.kv.weight'][16 + 8 + 3, 5]
-    assert params['blocks']['attn']['dwc']['kernel'][1, 2, 0, 0, 6] == state['blocks.1.attn.dwc.weight'][6, 0, 2, 0]
+    assert params['blocks']['attn']['kv']['kernel'][1, 5, 1, 1,
+                                                    3] == state['blocks.1.attn.kv.weight'][16 + 8 + 3, 5]
+    assert params['blocks']['attn']['dwc']['kernel'][1, 2, 0, 0,
+                                                     6] == state['blocks.1.attn.dwc.weight'][6, 0, 2, 0]
 
 
 def test_diffusers_names_give_the_same_tree():
@@ -170,7 +180,8 @@ def test_heads_must_be_told_where_nothing_shows_them():
 def test_a_network_that_cannot_be_is_told_with_the_rest():
     state = random_state(tiny_arch())
     del state['pos_embed']
-    with pytest.raises(UserError, match=r'(?s)give --heads N.*input size \(5, 5\) is not divisible by patch 2'):
+    with pytest.raises(UserError,
+                       match=r'(?s)give --heads N.*input size \(5, 5\) is not divisible by patch 2'):
         from_torch_state(state, input_size=(5, 5))
 
 
@@ -186,7 +197,8 @@ def test_heads_of_known_sizes_come_from_the_table():
 @pytest.mark.parametrize('keys, word', [
     (['blocks.0.scale_shift_table', 'attention_y_norm.weight'], 'looks like Sana'),
     (['caption_norm.weight', 'transformer_blocks.0.attn1.to_q.weight'], 'looks like Sana'),
-    (['csize_embedder.mlp.0.weight', 'blocks.0.attn.qkv.weight'], 'looks like PixArt-α at 1024 pixels, with its micro conditions'),
+    (['csize_embedder.mlp.0.weight', 'blocks.0.attn.qkv.weight'],
+     'looks like PixArt-α at 1024 pixels, with its micro conditions'),
     (['adaln_single.emb.resolution_embedder.linear_1.weight'], 'looks like PixArt-α at 1024'),
     (['joint_blocks.0.x_block.attn.qkv.weight'], 'looks like Stable Diffusion 3'),
     (['down_blocks.0.resnets.0.conv1.weight'], 'U-Net'),
@@ -206,14 +218,16 @@ def test_absurd_block_numbers_are_refused_before_anything_is_allocated():
 
 
 def test_given_arch_is_the_measure():
-    with pytest.raises(UserError, match=r'misshaped tensor: blocks\.\{0-1\}\.mlp\.fc1\.weight has \(32, 16\)'):
+    with pytest.raises(UserError,
+                       match=r'misshaped tensor: blocks\.\{0-1\}\.mlp\.fc1\.weight has \(32, 16\)'):
         from_torch_state(random_state(tiny_arch(mlp_ratio=2.0)), tiny_arch())
 
 
 def test_expected_names_sizes_and_pixels():
     xl = tiny_arch({**SOFTMAX, 'heads': 16}, depth=28, width=1152, input_size=[64, 64])
     with pytest.raises(UserError) as error:
-        check_expected(xl, {**parse_arch_name('lit_s_4'), 'image_size': 256}, 'DiT-XL-2-512x512.pt', downscale=8)
+        check_expected(xl, {**parse_arch_name('lit_s_4'), 'image_size': 256}, 'DiT-XL-2-512x512.pt',
+                       downscale=8)
     text = str(error.value)
     assert 'XL weights (depth 28, width 1152) there, S weights (depth 12, width 384) asked for' in text
     assert 'trained for 512x512 pixels (latent 64x64), asked for 256x256 pixels (latent 32x32)' in text

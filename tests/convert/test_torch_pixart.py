@@ -1,4 +1,5 @@
-"""PixArt-Σ and LiT-0.6B: architectures read off files, both layouts both ways, and equal outputs with diffusers."""
+"""PixArt-Σ and LiT-0.6B: architectures read off files, both layouts both ways, and equal outputs with
+diffusers."""
 import json
 
 import jax
@@ -27,8 +28,8 @@ NULL = 'y_embedder.y_embedding'
 
 def pixart_arch(mixer=SOFTMAX, **changes) -> dict:
     """Depth 2, width 16, 8x8 latents, captions of 5 tokens with 12 channels."""
-    arch = tiny_arch(mixer, family='pixart', input_size=[8, 8], cross_heads=2, caption_channels=12, caption_tokens=5, base_size=4,
-                     pe_interpolation=0.125)
+    arch = tiny_arch(mixer, family='pixart', input_size=[8, 8], cross_heads=2, caption_channels=12,
+                     caption_tokens=5, base_size=4, pe_interpolation=0.125)
     del arch['num_classes']
     return {**arch, **changes}
 
@@ -36,8 +37,9 @@ def pixart_arch(mixer=SOFTMAX, **changes) -> dict:
 # One of every kind: softmax, linear, and compressed keys in the last block.
 ARCHS = {'softmax': pixart_arch(), 'linear': pixart_arch({**LINEAR, 'heads': 1}),
          'compressed': pixart_arch(stages=[{'depth': 1}, {'depth': 1, 'mixer': {'compress': 2}}]),
-         'unlike heads': pixart_arch(cross_heads=4), 'grey': pixart_arch(channels=1, learn_sigma=False, patch=1, base_size=8,
-                                                                         pe_interpolation=0.25)}
+         'unlike heads': pixart_arch(cross_heads=4),
+         'grey': pixart_arch(channels=1, learn_sigma=False, patch=1, base_size=8,
+                             pe_interpolation=0.25)}
 XL = {'depth': 28, 'width': 1152, 'caption_channels': 4096, 'caption_tokens': 300, 'cross_heads': 16}
 SIGMA = pixart_arch({**SOFTMAX, 'heads': 16}, **XL)
 LIT = pixart_arch({**LINEAR, 'heads': 2, 'dwc_kernel': 5}, **XL)
@@ -55,15 +57,17 @@ def assert_trees_equal(a, b):
         assert np.array_equal(a[path], b[path]), path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Original names
 
 
-@pytest.mark.parametrize('arch, parameters', [(SIGMA, 610_856_096), (LIT, 611_178_656)], ids=['PixArt-Σ', 'LiT-0.6B'])
+@pytest.mark.parametrize('arch, parameters', [(SIGMA, 610_856_096), (LIT, 611_178_656)],
+                         ids=['PixArt-Σ', 'LiT-0.6B'])
 @pytest.mark.parametrize('image, pe_interpolation', [(256, 0.5), (512, 1.0), (1024, 2.0), (2048, 4.0)])
 def test_published_sizes_are_read_off_their_shapes(arch, parameters, image, pe_interpolation):
     side = image // 8
-    expected = arch | {'input_size': [side, side], 'base_size': side // 2, 'pe_interpolation': pe_interpolation}
+    expected = arch | {'input_size': [side, side], 'base_size': side // 2,
+                       'pe_interpolation': pe_interpolation}
     inferred = infer_arch(shapes_of(arch), 'file', Hints(input_size=(side, side)))
     assert not inferred.problems and inferred.arch == expected
     numbers = {key: int(np.prod(shape)) for key, shape in torch_layout(arch).items()}
@@ -91,7 +95,8 @@ def test_official_weights_with_nothing_told_but_heads_and_size(goldens, name):
     assert (arch['caption_channels'], arch['caption_tokens']) == (config['cap'], config['L'])
     assert len(arch['stages']) == (2 if config['kv'] else 0) and arch['base_size'] == side // config['patch']
     back = to_torch_state(params, arch)
-    assert back.keys() == state.keys() - {'pos_embed'} and all(np.array_equal(back[key], state[key]) for key in back)
+    assert back.keys() == state.keys() - {'pos_embed'} and all(np.array_equal(back[key], state[key])
+                                                               for key in back)
 
 
 @pytest.mark.parametrize('name', ARCHS)
@@ -116,10 +121,17 @@ def test_values_land_where_the_layout_says():
     state = random_state(pixart_arch())
     _, params = from_torch_state(state, pixart_arch())
     # Head 1, channel 3, from input 5, in block 1; values are the second half of kv.
-    assert params['blocks']['cross_attn']['q']['kernel'][1, 5, 1, 3] == state['blocks.1.cross_attn.q_linear.weight'][11, 5]
-    assert params['blocks']['cross_attn']['kv']['kernel'][1, 5, 1, 1, 3] == state['blocks.1.cross_attn.kv_linear.weight'][27, 5]
-    assert params['blocks']['cross_attn']['kv']['bias'][0, 1, 1, 3] == state['blocks.0.cross_attn.kv_linear.bias'][27]
-    assert params['blocks']['cross_attn']['proj']['kernel'][0, 1, 3, 5] == state['blocks.0.cross_attn.proj.weight'][5, 11]
+    assert params['blocks']['cross_attn']['q']['kernel'][1, 5, 1,
+                                                         3] == state['blocks.1.cross_attn.q_linear.weight'][
+                                                             11, 5]
+    assert params['blocks']['cross_attn']['kv']['kernel'][1, 5, 1, 1,
+                                                          3] == state['blocks.1.cross_attn.kv_linear.weight'][
+                                                              27, 5]
+    assert params['blocks']['cross_attn']['kv']['bias'][0, 1, 1,
+                                                        3] == state['blocks.0.cross_attn.kv_linear.bias'][27]
+    assert params['blocks']['cross_attn']['proj']['kernel'][0, 1, 3,
+                                                            5] == state['blocks.0.cross_attn.proj.weight'][
+                                                                5, 11]
     # gate_mlp is the last of the six, in the shared modulation and in the tables.
     assert params['t_block']['kernel'][2, 5, 7] == state['t_block.1.weight'][5 * 16 + 7, 2]
     assert params['blocks']['scale_shift_table'][1, 5, 7] == state['blocks.1.scale_shift_table'][5, 7]
@@ -135,7 +147,8 @@ def test_a_stored_position_table_is_ignored():
 
 def test_all_problems_are_told_at_once():
     state = random_state(pixart_arch({**LINEAR, 'heads': 1}))
-    del state['blocks.0.cross_attn.proj.bias'], state['blocks.1.cross_attn.proj.bias'], state['t_block.1.weight']
+    del state['blocks.0.cross_attn.proj.bias'], state['blocks.1.cross_attn.proj.bias'], state[
+        't_block.1.weight']
     state['blocks.1.scale_shift_table'] = state['blocks.1.scale_shift_table'][:5]
     state['y_embedder.y_proj.fc2.bias'][0] = np.nan
     state['y_embedder.embedding_table.weight'] = np.ones((3, 16), np.float32)
@@ -145,7 +158,8 @@ def test_all_problems_are_told_at_once():
     for line in ('missing tensor: blocks.{0-1}.cross_attn.proj.bias', 'missing tensor: t_block.1.weight',
                  'misshaped tensor: blocks.1.scale_shift_table has (5, 16), expected (6, 16)',
                  'non-finite values in tensor: y_embedder.y_proj.fc2.bias',
-                 'unexpected tensor: y_embedder.embedding_table.weight', 'give --image_size N: 256, 512, 1024 or 2048',
+                 'unexpected tensor: y_embedder.embedding_table.weight',
+                 'give --image_size N: 256, 512, 1024 or 2048',
                  'heads of the cross-attention cannot be seen in the file'):
         assert line in text
     assert text.count('tensor:') == 5
@@ -156,27 +170,31 @@ def test_all_problems_are_told_at_once():
 def test_caption_features_of_unlike_widths():
     state = random_state(pixart_arch())
     state[NULL] = state[NULL][:, :8]
-    with pytest.raises(UserError, match=r'misshaped tensor: y_embedder.y_embedding has \(5, 8\), expected \(5, 12\)'):
+    with pytest.raises(UserError,
+                       match=r'misshaped tensor: y_embedder.y_embedding has \(5, 8\), expected \(5, 12\)'):
         from_torch_state(state, heads=2, input_size=(8, 8))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Files
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize('kind', ['published', 'training'])
 def test_pth_files(convert, tmp_path, capsys, kind):
-    """PixArt's .pth: the weights under `state_dict`, of training also under `state_dict_ema`; size by the file's name."""
+    """PixArt's .pth: the weights under `state_dict`, of training also under `state_dict_ema`; size by the
+    file's name."""
     torch = pytest.importorskip('torch')
     states = [random_state(pixart_arch(), seed) for seed in range(2)]
     tensors = [{key: torch.from_numpy(value) for key, value in state.items()} for state in states]
-    content = {'state_dict': tensors[0]} | ({'state_dict_ema': tensors[1], 'step': 5} if kind == 'training' else {})
+    content = {'state_dict': tensors[0]} | ({'state_dict_ema': tensors[1], 'step': 5} if kind == 'training'
+                                            else {})
     path = tmp_path / 'PixArt-Sigma-XL-2-1024-MS.pth'
     torch.save(content, path)
     convert(path, '--heads', 2, '--out', tmp_path / 'named')
     assert 'note     1024x1024 pixels, by the name of the file' in (printed := capsys.readouterr().out)
-    assert 'captions of 5 tokens x 12, 2 heads look at them; positions 0..32' in printed and '--text_encoder DIR --prompt=' in printed
+    assert 'captions of 5 tokens x 12, 2 heads look at them; positions 0..32' in printed \
+        and '--text_encoder DIR --prompt=' in printed
     config, params = load_model_folder(tmp_path / 'named')
     assert config['model'] == pixart_arch(input_size=[128, 128], base_size=64, pe_interpolation=2.0)
     assert config['text'] == {'encoder': None, 'channels': 12, 'tokens': 5}
@@ -190,8 +208,9 @@ def test_pth_files(convert, tmp_path, capsys, kind):
     assert 'by the name' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name, side', [('PixArt-Sigma-XL-2-256x256.pth', 32), ('PixArt-Sigma-XL-2-512-MS.pth', 64),
-                                        ('PixArt-Sigma-XL-2-2K-MS.pth', 256), ('pixart_1024.safetensors', 128)])
+@pytest.mark.parametrize('name, side',
+                         [('PixArt-Sigma-XL-2-256x256.pth', 32), ('PixArt-Sigma-XL-2-512-MS.pth', 64),
+                          ('PixArt-Sigma-XL-2-2K-MS.pth', 256), ('pixart_1024.safetensors', 128)])
 def test_resolutions_by_file_name(tmp_path, name, side):
     source = shapes_of(SIGMA)
     source.files = (tmp_path / name,)
@@ -213,14 +232,18 @@ def test_a_file_without_null_caption_says_so(convert, tmp_path, capsys):
     assert 'the file has no null caption' in capsys.readouterr().out
     config, params = load_model_folder(tmp_path / 'out')
     assert config['text'] == {'encoder': None, 'channels': 12, 'tokens': 300, 'null_caption': 'absent'}
-    assert params['y_embedder']['null_caption'].shape == (300, 12) and not params['y_embedder']['null_caption'].any()
+    assert params['y_embedder']['null_caption'].shape == (300,
+                                                          12) and not params['y_embedder'][
+                                                              'null_caption'].any()
 
 
 def test_our_own_files_carry_everything_back(tmp_path):
-    """Folder -> .safetensors -> folder: heads, text encoder and the latent travel as metadata; nothing has to be told."""
+    """Folder -> .safetensors -> folder: heads, text encoder and the latent travel as metadata; nothing has to
+    be told."""
     arch = pixart_arch({**LINEAR, 'heads': 1, 'activation': 'gelu'}, cross_heads=4, pe_interpolation=0.3)
-    config = {'format': 1, 'model': arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'latent': {**SDXL_VAE, 'scale': 0.5},
-              'classes': None, 'text': {'encoder': 'mine/t5', 'channels': 12, 'tokens': 5}, 'provenance': {'weights': 'ema'}}
+    config = {'format': 1, 'model': arch, 'diffusion': {'steps': 1000, 'kind': 'linear'},
+              'latent': {**SDXL_VAE, 'scale': 0.5}, 'classes': None,
+              'text': {'encoder': 'mine/t5', 'channels': 12, 'tokens': 5}, 'provenance': {'weights': 'ema'}}
     params = random_params(arch)
     export_params(tmp_path / 'lit.safetensors', config, params)
     convert_file(tmp_path / 'lit.safetensors', tmp_path / 'lit')
@@ -234,12 +257,13 @@ def test_our_own_files_carry_everything_back(tmp_path):
 def test_another_caption_width_than_the_text_section(tmp_path):
     config = {'model': pixart_arch(), 'text': {'encoder': None, 'channels': 2048, 'tokens': 5}}
     export_params(tmp_path / 'x.safetensors', config, random_params(pixart_arch()))
-    with pytest.raises(UserError, match='"text.channels" is 2048, the caption projection of the model has 12'):
+    with pytest.raises(UserError,
+                       match='"text.channels" is 2048, the caption projection of the model has 12'):
         convert_file(tmp_path / 'x.safetensors', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # diffusers
 
 
@@ -248,15 +272,17 @@ def hub_model(**changes):
     torch = pytest.importorskip('torch')
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
-    options = {'num_attention_heads': 2, 'attention_head_dim': 8, 'in_channels': 4, 'out_channels': 8, 'num_layers': 2,
-               'cross_attention_dim': 16, 'sample_size': 8, 'caption_channels': 12, 'use_additional_conditions': False}
+    options = {'num_attention_heads': 2, 'attention_head_dim': 8, 'in_channels': 4, 'out_channels': 8,
+               'num_layers': 2, 'cross_attention_dim': 16, 'sample_size': 8, 'caption_channels': 12,
+               'use_additional_conditions': False}
     return diffusers.PixArtTransformer2DModel(**{**options, **changes}).eval()
 
 
 def random_inputs(arch, size, tokens) -> dict:
     """Noise, two timesteps, captions of several lengths, none of them full."""
     rng = np.random.default_rng(1)
-    return {'x': rng.standard_normal((2, *size, arch['channels'])).astype(np.float32), 't': np.array([3, 871], np.int32),
+    return {'x': rng.standard_normal((2, *size, arch['channels'])).astype(np.float32),
+            't': np.array([3, 871], np.int32),
             'text': rng.standard_normal((2, tokens, arch['caption_channels'])).astype(np.float32),
             'text_mask': (np.arange(tokens) < np.array([[tokens // 2], [1]])).astype(np.int32)}
 
@@ -264,13 +290,15 @@ def random_inputs(arch, size, tokens) -> dict:
 def hub_output(model, x, t, text, text_mask) -> np.ndarray:
     """What diffusers' model gives, in our layout."""
     import torch
-    x, t, text, mask = (torch.from_numpy(value) for value in (x.transpose(0, 3, 1, 2).copy(), t, text, text_mask))
+    x, t, text, mask = (torch.from_numpy(value)
+                        for value in (x.transpose(0, 3, 1, 2).copy(), t, text, text_mask))
     with torch.no_grad():
         return model(x, text, t, encoder_attention_mask=mask).sample.numpy().transpose(0, 2, 3, 1)
 
 
 def there_and_back(tmp_path, sizes, tokens, **changes) -> dict:
-    """diffusers -> model folder -> diffusers: outputs at most 2e-5 of the largest apart, the same tensors. Returns the config."""
+    """diffusers -> model folder -> diffusers: outputs at most 2e-5 of the largest apart, the same tensors.
+    Returns the config."""
     model = hub_model(**changes)
     model.save_pretrained(tmp_path / 'pipeline' / 'transformer')
     convert_file(tmp_path / 'pipeline', tmp_path / 'ours')
@@ -280,14 +308,16 @@ def there_and_back(tmp_path, sizes, tokens, **changes) -> dict:
     params = jax.tree.map(jnp.asarray, params)
     for size in sizes:
         inputs = random_inputs(config['model'], size, tokens)
-        got = jax.jit(network.apply)(params, inputs['x'], inputs['t'], {name: inputs[name] for name in ('text', 'text_mask')})
+        got = jax.jit(network.apply)(params, inputs['x'], inputs['t'],
+                                     {name: inputs[name] for name in ('text', 'text_mask')})
         for theirs in (model, again):
             want = hub_output(theirs, **inputs)
             assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max(), size
     state = again.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(np.array_equal(value.numpy(), state[key].numpy()) for key, value in model.state_dict().items())
-    for name in ('sample_size', 'num_attention_heads', 'attention_head_dim', 'caption_channels', 'out_channels', 'num_layers'):
+    for name in ('sample_size', 'num_attention_heads', 'attention_head_dim', 'caption_channels',
+                 'out_channels', 'num_layers'):
         assert again.config[name] == model.config[name]
     return config
 
@@ -303,19 +333,23 @@ def test_outputs_equal_diffusers(tmp_path, scale):
 @pytest.mark.torch
 @pytest.mark.slow
 def test_outputs_equal_diffusers_at_full_width(tmp_path):
-    config = there_and_back(tmp_path, [(32, 32), (24, 40)], 300, num_attention_heads=16, attention_head_dim=72, sample_size=32,
-                            cross_attention_dim=1152, caption_channels=4096, interpolation_scale=0.5)
+    config = there_and_back(tmp_path, [(32, 32), (24, 40)], 300, num_attention_heads=16,
+                            attention_head_dim=72, sample_size=32, cross_attention_dim=1152,
+                            caption_channels=4096, interpolation_scale=0.5)
     assert config['model']['cross_heads'] == config['model']['mixer']['heads'] == 16
 
 
 def hub_folder(path, arch, **changes):
     """A diffusers folder as other writers make it: no metadata of ours, any config."""
-    config = {'_class_name': 'Transformer2DModel', 'num_attention_heads': 2, 'attention_head_dim': 8, 'in_channels': 4,
-              'num_layers': 2, 'patch_size': 2, 'sample_size': 8, 'caption_channels': 12, 'cross_attention_dim': 16,
-              'norm_type': 'ada_norm_single', 'num_embeds_ada_norm': 1000, 'interpolation_scale': 1, **changes}
+    config = {'_class_name': 'Transformer2DModel', 'num_attention_heads': 2, 'attention_head_dim': 8,
+              'in_channels': 4,
+              'num_layers': 2, 'patch_size': 2, 'sample_size': 8, 'caption_channels': 12,
+              'cross_attention_dim': 16, 'norm_type': 'ada_norm_single', 'num_embeds_ada_norm': 1000,
+              'interpolation_scale': 1, **changes}
     path.mkdir()
     (path / 'config.json').write_text(json.dumps(config))
-    save_file(to_torch_state(random_params(arch), arch, 'diffusers'), path / 'diffusion_pytorch_model.safetensors')
+    save_file(to_torch_state(random_params(arch), arch, 'diffusers'),
+              path / 'diffusion_pytorch_model.safetensors')
     return path
 
 
@@ -328,7 +362,8 @@ def hub_folder(path, arch, **changes):
     ({'cross_attention_dim': 768}, 'config.json says cross_attention_dim 768, the tensors say 16'),
     ({'interpolation_scale': 0}, 'interpolation_scale must be a number above 0 or null, got 0'),
     ({'caption_channels': 'many'}, 'caption_channels must be whole numbers'),
-    ({'_class_name': 'SanaTransformer2DModel'}, 'is the config of a SanaTransformer2DModel; this converter reads DiT'),
+    ({'_class_name': 'SanaTransformer2DModel'}, 'is the config of a SanaTransformer2DModel; this converter '
+                                                'reads DiT'),
 ])
 def test_hub_folders_that_do_not_fit(tmp_path, changes, message):
     folder = hub_folder(tmp_path / 'hub', pixart_arch(), **changes)
@@ -341,17 +376,19 @@ def test_old_hub_folders_and_their_size(tmp_path):
     """Folders of older diffusers call the class otherwise; another size than theirs cannot be asked for."""
     folder = hub_folder(tmp_path / 'hub', pixart_arch())
     done = convert_file(folder, tmp_path / 'out')
-    assert done.arch == pixart_arch(caption_tokens=300, pe_interpolation=1) and 'note     the file has no null' in describe(done)
+    assert done.arch == pixart_arch(caption_tokens=300,
+                                    pe_interpolation=1) and 'note     the file has no null' in describe(done)
     with pytest.raises(UserError, match=r'trained for 64x64 pixels \(latent 8x8\), asked for 128x128 pixels'):
         convert_file(folder, tmp_path / 'other', expected={'image_size': 128})
 
 
 @pytest.mark.parametrize('arch, why', [
     (pixart_arch(LINEAR), 'it has linear attention'), (ARCHS['compressed'], 'its keys are compressed'),
-    (pixart_arch({**SOFTMAX, 'qkv_bias': False}), 'its attention has no biases'), (ARCHS['unlike heads'], 'heads of its own'),
-    (tiny_arch(), 'its family is dit')])
+    (pixart_arch({**SOFTMAX, 'qkv_bias': False}), 'its attention has no biases'),
+    (ARCHS['unlike heads'], 'heads of its own'), (tiny_arch(), 'its family is dit')])
 def test_what_diffusers_has_no_model_for(tmp_path, arch, why):
-    config = {'model': arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'latent': SDXL_VAE, 'classes': None, 'provenance': {}}
+    config = {'model': arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'latent': SDXL_VAE,
+              'classes': None, 'provenance': {}}
     export_params(tmp_path / 'x.safetensors', config | {'format': 1}, random_params(arch))
     convert_file(tmp_path / 'x.safetensors', tmp_path / 'model')
     with pytest.raises(UserError, match=f'cannot be written for diffusers.*{why}'):

@@ -27,15 +27,20 @@ MOH_STAGES = [{'depth': 1, 'mixer': {'heads': 2, 'shared': 2, 'routed': 0}},
 # Families without runs of unlike blocks have no field `stages`.
 MODELS = {
     'moh': tiny_arch({**MOH, **MOH_STAGES[0]['mixer']}, depth=3, stages=MOH_STAGES),
-    'compressed': tiny_arch(depth=3, input_size=[8, 8], stages=[{'depth': 1}, {'depth': 2, 'mixer': {'compress': 2}}]),
+    'compressed': tiny_arch(depth=3, input_size=[8, 8],
+                            stages=[{'depth': 1}, {'depth': 2, 'mixer': {'compress': 2}}]),
     'edit': tiny_arch({'name': 'edit', 'heads': 2, 'ratio': 0.5}),
-    'dig': tiny_arch({'name': 'gla', 'heads': 2, 'expand_k': 0.5}, family='dig', depth=4, ffn='swiglu', skip='skip'),
-    'dig of the paper': tiny_arch({'name': 'gla', 'heads': 2, 'value_gate': True, 'norm': 'layer', 'gate_bias': True},
+    'dig': tiny_arch({'name': 'gla', 'heads': 2, 'expand_k': 0.5}, family='dig', depth=4, ffn='swiglu',
+                     skip='skip'),
+    'dig of the paper': tiny_arch({'name': 'gla', 'heads': 2, 'value_gate': True, 'norm': 'layer',
+                                   'gate_bias': True},
                                   family='dig', ffn='swiglu'),
-    'udig': tiny_arch({'name': 'gla', 'heads': 1}, family='udig', depth=5, ffn='swiglu', width=8, input_size=[8, 8]),
+    'udig': tiny_arch({'name': 'gla', 'heads': 1}, family='udig', depth=5, ffn='swiglu', width=8,
+                      input_size=[8, 8]),
     'sana': tiny_arch({'name': 'sana', 'heads': 2, 'qkv_bias': False}, ffn='mix'),
     'dydila': tiny_arch({'name': 'dydila', 'heads': 1}, ffn='mix'),
-    'focused': tiny_arch({'name': 'linear', 'heads': 2, 'focus_power': 3, 'focus_scale': True, 'key_grid': [2, 2]}),
+    'focused': tiny_arch({'name': 'linear', 'heads': 2, 'focus_power': 3, 'focus_scale': True,
+                          'key_grid': [2, 2]}),
 }
 for arch in MODELS.values():
     if arch['family'] != 'dit':
@@ -51,14 +56,15 @@ def inferred_from_shapes(model, **hints):
     return infer_arch(source, 'file', Hints(input_size=(32, 32), **hints)), arch
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # MoH-DiT
 
 
 @pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 @pytest.mark.parametrize('name', ['moh_mixed', 'moh_headdim'])
 def test_the_official_moh_dit(name, wide, goldens):
-    """Imported, it gives the official output; heads, shared heads and head dims are read off the file, layer by layer."""
+    """Imported, it gives the official output; heads, shared heads and head dims are read off the file, layer
+    by layer."""
     meta, state, arrays = weights.load(goldens / f'{name}.npz')
     case = meta['config']
     state = {**state, 'pos_embed': arrays['out_pos_embed'].astype(np.float32).reshape(1, -1, case['width'])}
@@ -83,7 +89,8 @@ def test_the_official_moh_dit(name, wide, goldens):
 
 def test_how_many_routed_heads_a_token_uses_must_be_told():
     state = random_state(MODELS['moh'])
-    with pytest.raises(UserError, match=r'this is none of the published sizes of MoH-DiT; give --routed N, or --routed N,N'):
+    with pytest.raises(UserError,
+                       match=r'none of the published sizes of MoH-DiT; give --routed N, or --routed N,N'):
         from_torch_state(state)
     arch, _ = from_torch_state(state, routed=(2,))       # a layer without a choice takes none
     assert arch == MODELS['moh']
@@ -99,10 +106,12 @@ def test_published_sizes_of_moh_dit_are_known(size):
     assert not inferred.problems and inferred.arch['mixer'] == arch['mixer']
     # Runs of layers with the same heads are one, wherever the recipe cuts them.
     def layers(arch):
-        return [{**arch['mixer'], **stage.get('mixer', {})} for stage in arch['stages'] for _ in range(stage['depth'])]
+        return [{**arch['mixer'], **stage.get('mixer', {})} for stage in arch['stages']
+                for _ in range(stage['depth'])]
 
     assert layers(inferred.arch) == layers(arch)
-    check_expected(inferred.arch, {**parse_arch_name(f'moh_dit_{size}'), 'image_size': 256}, 'file', downscale=8)
+    check_expected(inferred.arch, {**parse_arch_name(f'moh_dit_{size}'), 'image_size': 256}, 'file',
+                   downscale=8)
 
 
 def test_another_size_of_moh_than_the_one_asked_for():
@@ -111,7 +120,7 @@ def test_another_size_of_moh_than_the_one_asked_for():
         check_expected(inferred.arch, parse_arch_name('moh_dit_b_75'), 'file')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # DiG
 
 
@@ -124,14 +133,16 @@ def test_the_official_dig(name, wide, goldens):
     state = {**state, 'pos_embed': arrays['out_pos_embed'].astype(np.float32).reshape(1, -1, case['width'])}
     arch, params = from_torch_state(state)
     assert (arch['family'], arch['mixer']['name'], arch['ffn']) == ('dig', 'gla', 'swiglu')
-    assert (arch['depth'], arch['width'], arch['mixer']['heads']) == (case['depth'], case['width'], case['heads'])
+    assert (arch['depth'], arch['width'],
+            arch['mixer']['heads']) == (case['depth'], case['width'], case['heads'])
     assert arch['skip'] == ('skip' if case['skip'] else 'none') and arch['input_size'] == [case['input']] * 2
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         x, t = (jnp.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
         network = Network(arch, dtype=dtype)
-        got = jax.jit(network.apply)(params, x.transpose(0, 2, 3, 1), t, {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
+        got = jax.jit(network.apply)(params, x.transpose(0, 2, 3, 1), t,
+                                     {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
         want = arrays['out64_eps_v'].transpose(0, 2, 3, 1)
         assert np.abs(got - want).max() <= (1e-9 if wide else 2e-5) * np.abs(want).max()
     back = to_torch_state(params, arch)
@@ -153,7 +164,8 @@ def test_skip_layers_are_those_of_the_last_blocks():
     assert params['joins']['kernel'][0, 5, 3] == state['blocks.3.skip_linear.weight'][3, 5]
     assert params['blocks']['dwc']['kernel'][2, 0, 1, 0, 7] == state['blocks.2.dw_conv.weight'][7, 0, 0, 1]
     # The second half of gate_proj is what the first half gates.
-    assert params['blocks']['mlp']['gate']['kernel'][1, 3, 1, 9] == state['blocks.1.mlp.gate_proj.weight'][256 + 9, 3]
+    assert params['blocks']['mlp']['gate']['kernel'][1, 3, 1,
+                                                     9] == state['blocks.1.mlp.gate_proj.weight'][256 + 9, 3]
 
 
 def test_a_mlp_that_is_no_swiglu_is_told():
@@ -165,7 +177,7 @@ def test_a_mlp_that_is_no_swiglu_is_told():
         from_torch_state(state)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Compressed keys
 
 
@@ -177,18 +189,22 @@ def test_compressed_layers_are_seen():
 def test_compressed_keys_have_the_names_of_pixart():
     shapes = torch_layout(MODELS['compressed'])
     assert 'blocks.0.attn.sr.weight' not in shapes
-    assert {key: shapes[f'blocks.2.attn.{key}'] for key in ('sr.weight', 'sr.bias', 'norm.weight', 'norm.bias')} == {
-        'sr.weight': (16, 1, 2, 2), 'sr.bias': (16,), 'norm.weight': (16,), 'norm.bias': (16,)}
+    assert {key: shapes[f'blocks.2.attn.{key}']
+            for key in ('sr.weight', 'sr.bias', 'norm.weight', 'norm.bias')} == {
+'sr.weight': (16, 1, 2, 2), 'sr.bias': (16,), 'norm.weight': (16,), 'norm.bias': (16,)}
     state = random_state(MODELS['compressed'])
     arch, params = from_torch_state(state, heads=2)
     assert arch == MODELS['compressed']
     # Head 1, channel 3 of the second layer of the second run, tap (1, 0).
-    assert params['blocks1']['attn']['compressor']['kernel'][1, 1, 0, 1, 3] == state['blocks.2.attn.sr.weight'][11, 0, 1, 0]
-    assert params['blocks1']['attn']['compressor']['norm_gain'][0, 1, 3] == state['blocks.1.attn.norm.weight'][11]
+    assert params['blocks1']['attn']['compressor']['kernel'][1, 1, 0, 1,
+                                                             3] == state['blocks.2.attn.sr.weight'][11, 0, 1,
+                                                                                                    0]
+    assert params['blocks1']['attn']['compressor']['norm_gain'][0, 1,
+                                                                3] == state['blocks.1.attn.norm.weight'][11]
     assert params['blocks1']['mlp']['fc1']['bias'][1, 5] == state['blocks.2.mlp.fc1.bias'][5]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Every system
 
 
@@ -225,7 +241,8 @@ def test_a_file_of_ours_carries_its_architecture(name, tmp_path):
 def test_leaves_without_an_official_name_go_under_their_own():
     state = random_state(MODELS['edit'])
     params = random_params(MODELS['edit'])
-    assert np.array_equal(state['blocks.1.attn.fusion.norm.gain'], params['blocks']['attn']['fusion']['norm']['gain'][1])
+    assert np.array_equal(state['blocks.1.attn.fusion.norm.gain'],
+                          params['blocks']['attn']['fusion']['norm']['gain'][1])
     assert state['blocks.0.attn.k.linear.kernel'].shape == (16, 2, 8)
     assert 'blocks.0.mlp.fc1.weight' in state          # what DiT has keeps DiT's names
 

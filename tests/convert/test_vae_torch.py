@@ -1,4 +1,5 @@
-"""diffusers' AutoencoderKL folders: every tensor in its place, the same images as PyTorch, and each mistake named."""
+"""diffusers' AutoencoderKL folders: every tensor in its place, the same images as PyTorch, and each mistake
+named."""
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ from lit_jax.runtime.leaves import named_leaves
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Names and values
 
 
@@ -27,15 +28,16 @@ def test_the_script_recognises_a_vae(convert, tmp_path, capsys):
     assert is_hub_vae(hub)
     assert convert(hub, '--out', tmp_path / 'vae') == 0
     printed = capsys.readouterr().out
-    for words in ('stabilityai/sd-vae-ft-mse (from the folder\'s name', 'widths 8, 16', '2 channels, scale 0.18215',
-                  f'written  {tmp_path / "vae"}'):
+    for words in ('stabilityai/sd-vae-ft-mse (from the folder\'s name', 'widths 8, 16',
+                  '2 channels, scale 0.18215', f'written  {tmp_path / "vae"}'):
         assert words in printed
     vae = load_vae(tmp_path / 'vae')
     assert (vae.id, vae.scale, vae.shift) == ('stabilityai/sd-vae-ft-mse', 0.18215, 0.0)
     assert vae.sha256 == sha256_of(hub / WEIGHTS)
     assert vae.config['provenance']['source'] == 'sd-vae-ft-mse'
     down = vae.params['encoder']['level0']['resample']['kernel']
-    assert np.array_equal(down, state['encoder.down_blocks.0.downsamplers.0.conv.weight'].transpose(2, 3, 1, 0))
+    assert np.array_equal(down,
+                          state['encoder.down_blocks.0.downsamplers.0.conv.weight'].transpose(2, 3, 1, 0))
     qkv = np.asarray(vae.params['decoder']['mid']['attention']['attn']['qkv']['kernel'])
     assert qkv.shape == (16, 3, 1, 16)
     for i, part in enumerate('qkv'):
@@ -55,11 +57,14 @@ def test_a_bin_file_and_shards_give_the_same_parameters(tmp_path):
     torch = pytest.importorskip('torch')
     state, (first, *rest) = random_state(), sorted(random_state())
     convert_vae(write_hub_folder(tmp_path / 'whole', state), tmp_path / 'whole_out')
-    shards = write_hub_folder(tmp_path / 'shards', {first: state[first]}, file='diffusion_pytorch_model-00001-of-00002.safetensors')
-    write_hub_folder(shards, {key: state[key] for key in rest}, file='diffusion_pytorch_model-00002-of-00002.safetensors')
+    shards = write_hub_folder(tmp_path / 'shards', {first: state[first]},
+                              file='diffusion_pytorch_model-00001-of-00002.safetensors')
+    write_hub_folder(shards, {key: state[key] for key in rest},
+                     file='diffusion_pytorch_model-00002-of-00002.safetensors')
     binary = write_hub_folder(tmp_path / 'bin', state)
     (binary / WEIGHTS).unlink()
-    torch.save({key: torch.from_numpy(value) for key, value in state.items()}, binary / 'diffusion_pytorch_model.bin')
+    torch.save({key: torch.from_numpy(value) for key, value in state.items()},
+               binary / 'diffusion_pytorch_model.bin')
     want = load_vae(tmp_path / 'whole_out')
     for name in ('shards', 'bin'):
         convert_vae(tmp_path / name, tmp_path / f'{name}_out')
@@ -73,57 +78,70 @@ def test_a_bin_file_and_shards_give_the_same_parameters(tmp_path):
 
 def test_half_precision_files_are_read_as_float32(tmp_path):
     state = {key: value.astype(np.float16) for key, value in random_state().items()}
-    convert_vae(write_hub_folder(tmp_path / 'hub', state, file='diffusion_pytorch_model.fp16.safetensors'), tmp_path / 'vae')
+    convert_vae(write_hub_folder(tmp_path / 'hub', state, file='diffusion_pytorch_model.fp16.safetensors'),
+                tmp_path / 'vae')
     bias = load_vae(tmp_path / 'vae').params['encoder']['conv_in']['bias']
     assert bias.dtype == np.float32 and np.array_equal(bias, state['encoder.conv_in.bias'].astype(np.float32))
 
 
 def test_names_of_the_full_configuration():
-    """Facts of the published files: 248 tensors, up_blocks.0 the deepest, three blocks a level in the decoder."""
+    """Facts of the published files: 248 tensors, up_blocks.0 the deepest, three blocks a level in the
+    decoder."""
     names = [name for path in named_leaves(VaeNetwork({}).abstract()) for name in torch_names(path)]
     assert len(names) == len({*names}) == 248
-    for name in ('decoder.up_blocks.3.resnets.0.conv_shortcut.weight', 'decoder.up_blocks.3.resnets.2.norm2.bias',
-                 'decoder.up_blocks.2.upsamplers.0.conv.bias', 'encoder.down_blocks.1.resnets.0.conv_shortcut.weight',
-                 'encoder.mid_block.attentions.0.to_out.0.weight', 'encoder.conv_norm_out.weight', 'quant_conv.weight'):
+    for name in ('decoder.up_blocks.3.resnets.0.conv_shortcut.weight',
+                 'decoder.up_blocks.3.resnets.2.norm2.bias',
+                 'decoder.up_blocks.2.upsamplers.0.conv.bias',
+                 'encoder.down_blocks.1.resnets.0.conv_shortcut.weight',
+                 'encoder.mid_block.attentions.0.to_out.0.weight', 'encoder.conv_norm_out.weight',
+                 'quant_conv.weight'):
         assert name in names
     assert 'decoder.up_blocks.3.upsamplers.0.conv.bias' not in names
     old = [name for path in named_leaves(VaeNetwork({}).abstract()) for name in torch_names(path, old=True)]
-    assert 'decoder.mid_block.attentions.0.proj_attn.bias' in old and not [name for name in old if '.to_' in name]
+    assert 'decoder.mid_block.attentions.0.proj_attn.bias' in old and not [
+        name for name in old if '.to_' in name]
 
 
 @pytest.mark.parametrize('parts, vae_id, want', [
-    (['sdxl-vae'], None, 'stabilityai/sdxl-vae'), (['vae of mine'], None, 'vae of mine'), (['sdxl-vae'], 'me/it', 'me/it'),
-    (['models--madebyollin--sdxl-vae-fp16-fix', 'snapshots', '207b116'], None, 'madebyollin/sdxl-vae-fp16-fix')])
+    (['sdxl-vae'], None, 'stabilityai/sdxl-vae'), (['vae of mine'], None, 'vae of mine'),
+    (['sdxl-vae'], 'me/it', 'me/it'), (['models--madebyollin--sdxl-vae-fp16-fix', 'snapshots', '207b116'],
+                                       None, 'madebyollin/sdxl-vae-fp16-fix')])
 def test_the_id_is_told_or_read_from_the_folder(tmp_path, parts, vae_id, want):
     done = convert_vae(write_hub_folder(tmp_path.joinpath(*parts)), tmp_path / 'vae', vae_id=vae_id)
     assert load_vae(tmp_path / 'vae').id == done.config['id'] == want
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # config.json
 
 
 def test_published_configurations():
-    """The fields that sd-vae-ft-ema, the SDXL VAE and a VAE without the 1 x 1 convolutions have in their config.json."""
+    """The fields that sd-vae-ft-ema, the SDXL VAE and a VAE without the 1 x 1 convolutions have in their
+    config.json."""
     common = {'_class_name': 'AutoencoderKL', 'act_fn': 'silu', 'block_out_channels': [128, 256, 512, 512],
-              'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4, 'in_channels': 3,
-              'out_channels': 3, 'layers_per_block': 2, 'norm_num_groups': 32, 'latent_channels': 4}
+              'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4,
+              'in_channels': 3, 'out_channels': 3, 'layers_per_block': 2, 'norm_num_groups': 32,
+              'latent_channels': 4}
     assert arch_of(common, 'here') == (SD_ARCH, 0.18215, 0.0)
-    sdxl = {**common, 'scaling_factor': 0.13025, 'force_upcast': True, 'sample_size': 1024, 'latents_mean': None,
-            'latents_std': None, 'shift_factor': None}
+    sdxl = {**common, 'scaling_factor': 0.13025, 'force_upcast': True, 'sample_size': 1024,
+            'latents_mean': None, 'latents_std': None, 'shift_factor': None}
     assert arch_of(sdxl, 'here') == (SD_ARCH, 0.13025, 0.0)
-    flux = {**common, 'latent_channels': 16, 'scaling_factor': 0.3611, 'shift_factor': 0.1159, 'use_quant_conv': False,
-            'use_post_quant_conv': False, 'mid_block_add_attention': True}
-    assert arch_of(flux, 'here') == ({**SD_ARCH, 'channels': 16, 'quant_conv': False, 'post_quant_conv': False}, 0.3611, 0.1159)
+    flux = {**common, 'latent_channels': 16, 'scaling_factor': 0.3611, 'shift_factor': 0.1159,
+            'use_quant_conv': False, 'use_post_quant_conv': False, 'mid_block_add_attention': True}
+    assert arch_of(flux, 'here') == ({**SD_ARCH, 'channels': 16, 'quant_conv': False,
+                                      'post_quant_conv': False}, 0.3611, 0.1159)
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']}, 'down_block_types .*only DownEncoderBlock2D'),
+    ({'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']},
+     'down_block_types .*only DownEncoderBlock2D'),
     ({'up_block_types': ['UpDecoderBlock2D'] * 3}, 'up_block_types has 3 entries, block_out_channels 2'),
     ({'act_fn': 'gelu'}, 'act_fn is \'gelu\''), ({'out_channels': 4}, 'out_channels is 4'),
-    ({'latents_mean': [0.1, 0.2]}, 'latents_mean'), ({'scaling_factor': None}, 'scaling_factor must be a number'),
+    ({'latents_mean': [0.1, 0.2]}, 'latents_mean'),
+    ({'scaling_factor': None}, 'scaling_factor must be a number'),
     ({'norm_num_groups': 3}, 'norm_num_groups'), ({'layers_per_block': '2'}, 'layers_per_block'),
-    ({'_class_name': 'AutoencoderTiny'}, 'holds a AutoencoderTiny; lit_jax reads VAEs of the class AutoencoderKL')])
+    ({'_class_name': 'AutoencoderTiny'}, 'holds a AutoencoderTiny; lit_jax reads VAEs of the class '
+                                         'AutoencoderKL')])
 def test_configurations_that_lit_jax_does_not_have_are_refused(convert, tmp_path, change, words):
     hub = write_hub_folder(tmp_path / 'hub', config={**HUB, **change})
     with pytest.raises(UserError, match=words):
@@ -131,7 +149,7 @@ def test_configurations_that_lit_jax_does_not_have_are_refused(convert, tmp_path
     assert not (tmp_path / 'vae').exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
@@ -144,9 +162,11 @@ def test_everything_wrong_with_the_tensors_is_told_at_once(tmp_path):
     state['loss.logvar'] = np.zeros(1, np.float32)
     with pytest.raises(UserError) as caught:
         convert_vae(write_hub_folder(tmp_path / 'hub', state), tmp_path / 'vae')
-    for words in ('missing tensor: encoder.mid_block.attentions.0.to_k.bias [16]', 'missing tensor: quant_conv.weight',
+    for words in ('missing tensor: encoder.mid_block.attentions.0.to_k.bias [16]',
+                  'missing tensor: quant_conv.weight',
                   'misshaped tensor: decoder.conv_in.weight has [16, 1, 3, 3], expected [16, 2, 3, 3]',
-                  'non-finite values in tensor: encoder.conv_out.bias', 'wrong dtype in tensor: decoder.conv_out.bias',
+                  'non-finite values in tensor: encoder.conv_out.bias',
+                  'wrong dtype in tensor: decoder.conv_out.bias',
                   'unexpected tensor: loss.logvar'):
         assert words in str(caught.value)
     assert str(caught.value).count('\n') == 6
@@ -208,7 +228,7 @@ class Bomb:
         return open, (str(self.path), 'w')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Against PyTorch
 
 
@@ -218,7 +238,8 @@ def relative_error(got, want):
 
 
 def compare_with_diffusers(tmp_path, config, sides, batch=1):
-    """The largest relative difference of mean, logvar and pixels, through a folder that diffusers itself saved."""
+    """The largest relative difference of mean, logvar and pixels, through a folder that diffusers itself
+    saved."""
     torch = pytest.importorskip('torch')
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
@@ -229,7 +250,8 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
     convert_vae(tmp_path / 'hub', tmp_path / 'vae')
     ours, rng = load_vae(tmp_path / 'vae'), np.random.default_rng(0)
     image = rng.uniform(-1, 1, (batch, 3, *sides)).astype(np.float32)
-    latent = rng.normal(size=(batch, ours.network.channels, *(side // ours.network.downscale for side in sides)))
+    latent = rng.normal(size=(batch, ours.network.channels,
+                              *(side // ours.network.downscale for side in sides)))
     latent = latent.astype(np.float32)
     with torch.no_grad():
         posterior = theirs.encode(torch.from_numpy(image)).latent_dist
@@ -242,7 +264,8 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
 
 @pytest.mark.torch
 @pytest.mark.parametrize('config, sides', [
-    ({'block_out_channels': (8, 12, 16), 'norm_num_groups': 4, 'layers_per_block': 2, 'scaling_factor': 0.13025}, (12, 20)),
+    ({'block_out_channels': (8, 12, 16), 'norm_num_groups': 4, 'layers_per_block': 2,
+      'scaling_factor': 0.13025}, (12, 20)),
     ({'block_out_channels': (8,), 'norm_num_groups': 8, 'latent_channels': 16, 'use_quant_conv': False,
       'use_post_quant_conv': False, 'shift_factor': 0.1}, (5, 9)),
     ({'block_out_channels': (8, 16), 'norm_num_groups': 2, 'mid_block_add_attention': False}, (6, 4))])

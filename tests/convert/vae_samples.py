@@ -8,9 +8,11 @@ from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime.leaves import named_leaves
 
 ARCH = {'widths': (8, 16), 'layers': 1, 'groups': 4, 'channels': 2}
-HUB = {'_class_name': 'AutoencoderKL', '_diffusers_version': '0.4.2', 'act_fn': 'silu', 'block_out_channels': [8, 16],
-       'down_block_types': ['DownEncoderBlock2D'] * 2, 'in_channels': 3, 'latent_channels': 2, 'layers_per_block': 1,
-       'norm_num_groups': 4, 'out_channels': 3, 'sample_size': 32, 'up_block_types': ['UpDecoderBlock2D'] * 2}
+HUB = {'_class_name': 'AutoencoderKL', '_diffusers_version': '0.4.2', 'act_fn': 'silu',
+       'block_out_channels': [8, 16],
+       'down_block_types': ['DownEncoderBlock2D'] * 2, 'in_channels': 3, 'latent_channels': 2,
+       'layers_per_block': 1, 'norm_num_groups': 4, 'out_channels': 3, 'sample_size': 32,
+       'up_block_types': ['UpDecoderBlock2D'] * 2}
 _RESNETS = {'encoder': {'down_blocks.0.resnets.0': (8, 8), 'down_blocks.1.resnets.0': (8, 16)},
             'decoder': {'up_blocks.0.resnets.0': (16, 16), 'up_blocks.0.resnets.1': (16, 16),
                         'up_blocks.1.resnets.0': (16, 8), 'up_blocks.1.resnets.1': (8, 8)}}
@@ -20,7 +22,8 @@ def random_params(arch=ARCH, seed=0) -> dict:
     """A parameter tree of `arch` with normal values, float32 numpy."""
     import jax
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), VaeNetwork(arch).abstract())
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
+                        VaeNetwork(arch).abstract())
 
 
 def random_state(seed=0, *, old=False) -> dict[str, np.ndarray]:
@@ -61,7 +64,8 @@ def write_hub_folder(folder, state=None, config=HUB, file='diffusion_pytorch_mod
     """A diffusers folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(config))
-    save_file(random_state() if state is None else state, folder / file, metadata={'format': 'pt'})    # as diffusers does
+    # as diffusers does
+    save_file(random_state() if state is None else state, folder / file, metadata={'format': 'pt'})
     return folder
 
 

@@ -51,6 +51,7 @@ def test_hosts_and_resumed_runs_flip_alike_and_epochs_differ():
     with iter(batches(start=3)) as resumed:
         np.testing.assert_array_equal(next(resumed)['image'], whole[3]['image'])
     by_epoch = [{int(label): bool(fell) for batch in whole[2 * e:2 * e + 2]
-                 for label, fell in zip(batch['label'], falls(batch['image']), strict=True)} for e in range(3)]
+                 for label, fell in zip(batch['label'], falls(batch['image']), strict=True)}
+                for e in range(3)]
     assert all(len(epoch) == 16 for epoch in by_epoch)
     assert by_epoch[0] != by_epoch[1] != by_epoch[2]

@@ -1,4 +1,5 @@
-"""Aspect-ratio buckets: the table, which image goes where, the crop, and streams whose batches hold one shape each."""
+"""Aspect-ratio buckets: the table, which image goes where, the crop, and streams whose batches hold one shape
+each."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from lit_jax.data.crop import center_crop
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.runtime.errors import UserError
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The table
 
 
@@ -28,15 +29,18 @@ def test_every_table_keeps_its_promises(units, multiple):
     base = units * multiple
     table = bucket_table(base, multiple)
     assert (base, base) in table and len(set(table)) == len(table)
-    assert all((w, h) in table and h % multiple == w % multiple == 0 and max(h, w) <= 4 * min(h, w) for h, w in table)
+    assert all((w, h) in table and h % multiple == w % multiple == 0 and max(h, w) <= 4 * min(h, w)
+               for h, w in table)
     ratios = [h / w for h, w in table]
     assert ratios == sorted(ratios)
-    step = next(s for s in range(max(multiple, base // 16 // multiple * multiple), 0, -multiple) if base % s == 0 or s == multiple)
+    step = next(s for s in range(max(multiple, base // 16 // multiple * multiple), 0, -multiple)
+                if base % s == 0 or s == multiple)
     # Half a step of the longer side is what rounding may cost.
     assert all(abs(h * w - base**2) <= step / 2 * max(h, w) for h, w in table)
 
 
-@pytest.mark.parametrize('size, near', [(500, '496 and 512'), (513, '512 and 528'), (7, 'the nearest: 16'), (0, 'nearest: 16')])
+@pytest.mark.parametrize('size, near', [(500, '496 and 512'), (513, '512 and 528'), (7, 'the nearest: 16'),
+                                        (0, 'nearest: 16')])
 def test_sides_that_do_not_fit_are_refused_with_the_nearest(size, near):
     with pytest.raises(UserError, match=f'image_size={size} does not fit.*multiples of 16.*{near}'):
         bucket_table(size)
@@ -56,13 +60,15 @@ def test_images_go_to_the_nearest_ratio():
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 90), height=st.integers(1, 90), rows=st.integers(1, 30), columns=st.integers(1, 30))
+@given(width=st.integers(1, 90), height=st.integers(1, 90), rows=st.integers(1, 30),
+       columns=st.integers(1, 30))
 def test_the_crop_has_its_shape_and_shows_the_middle(width, height, rows, columns):
     assert cover_crop(noise(width, height), (rows, columns)).shape == (rows, columns, 3)
 
 
 def test_the_crop_cuts_as_little_as_it_can():
-    """Left half black, right half white: of an image twice as wide as it should be the middle half is left."""
+    """Left half black, right half white: of an image twice as wide as it should be the middle half is
+    left."""
     from PIL import Image
     image = np.zeros((40, 160, 3), np.uint8)
     image[:, 60:100] = 128
@@ -75,7 +81,7 @@ def test_the_crop_cuts_as_little_as_it_can():
     np.testing.assert_array_equal(cover_crop(noise(30, 20), (20, 30)), np.asarray(noise(30, 20)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Streams
 
 
@@ -127,7 +133,8 @@ def test_after_each_epoch_every_bucket_has_had_its_share(buckets, batch, epochs)
     counts = np.bincount(buckets, minlength=5)
     total = int((epochs * counts // batch).sum())
     made = [b.shape[2] - 1 for b in stream(buckets, batch=batch, count=total)]
-    np.testing.assert_array_equal(np.bincount(made, minlength=5) if made else np.zeros(5), epochs * counts // batch)
+    np.testing.assert_array_equal(np.bincount(made, minlength=5) if made else np.zeros(5),
+                                  epochs * counts // batch)
 
 
 @settings(max_examples=30)
@@ -145,7 +152,8 @@ def test_hosts_together_make_the_same_batch_of_one_shape(buckets, local, k):
 @given(buckets=some_buckets, batch=st.integers(1, 8), start=st.integers(0, 300), threads=st.integers(0, 3))
 def test_starting_at_any_step_equals_the_straight_run(buckets, batch, start, threads):
     straight = make_pipeline(InBuckets(buckets), global_batch=batch, seed=5, augment=add_noise)
-    resumed = make_pipeline(InBuckets(buckets), global_batch=batch, seed=5, augment=add_noise, start_step=start, threads=threads)
+    resumed = make_pipeline(InBuckets(buckets), global_batch=batch, seed=5, augment=add_noise,
+                            start_step=start, threads=threads)
     with iter(resumed) as batches:
         for k in range(start, start + 4):
             np.testing.assert_array_equal(next(batches)['image'], straight.batch(k)['image'])

@@ -28,14 +28,15 @@ def opened(path, **options):
 
 
 def source_of(path, **options):
-    return open_source('captions', path=path, **{'image_size': 8, 'tokenizer': Letters(), 'caption_tokens': 24, **options})
+    return open_source('captions', path=path,
+                       **{'image_size': 8, 'tokenizer': Letters(), 'caption_tokens': 24, **options})
 
 
 @pytest.fixture
 def folder(tmp_path):
     return write_captions(tmp_path / 'pictures', **{
-        'a.png': image(seed=1), 'a.txt': 'a cat\n', 'more/b.JPG': encoded(noise(20, 9), 'JPEG'), 'more/b.txt': '\ufeffTwo dogs',
-        '.hidden.png': b'', 'more/.x.txt': 'no'})
+        'a.png': image(seed=1), 'a.txt': 'a cat\n', 'more/b.JPG': encoded(noise(20, 9), 'JPEG'),
+        'more/b.txt': '\ufeffTwo dogs', '.hidden.png': b'', 'more/.x.txt': 'no'})
 
 
 @pytest.fixture
@@ -44,15 +45,18 @@ def listed(tmp_path):
     return write_captions(tmp_path / 'listed', **{
         'a.png': image(seed=1), 'more/b.png': image(seed=2), 'c.png': image(seed=3), 'captions.jsonl':
             lines({'image': 'a.png', 'long': 'a long caption', 'short': 'short'}) + '\n  \n'
-            + lines({'file_name': './more/b.png', 'text': 'only'}, {'image': 'c.png', 'long': 'long alone', 'caption': ' '})})
+            + lines({'file_name': './more/b.png', 'text': 'only'},
+                    {'image': 'c.png', 'long': 'long alone', 'caption': ' '})})
 
 
 def test_captions_stand_beside_the_images(folder):
     source = opened(folder)
     assert source.files == ['a.png', 'more/b.JPG']
-    assert [source[i]['captions'] for i in range(2)] == [('a cat',), ('Two dogs',)] == [source.captions(i) for i in range(2)]
+    assert [source[i]['captions']
+            for i in range(2)] == [('a cat',), ('Two dogs',)] == [source.captions(i) for i in range(2)]
     image = source[1]['image']
-    np.testing.assert_array_equal(image, to_float(center_crop(decode((folder / 'more/b.JPG').read_bytes()), 8)))
+    np.testing.assert_array_equal(image,
+                                  to_float(center_crop(decode((folder / 'more/b.JPG').read_bytes()), 8)))
     assert (source.spec.num_classes, source.spec.image_shape, source.class_names) == (0, (8, 8, 3), [])
     assert source.take([1, 0])['image'].shape == (2, 8, 8, 3)
 
@@ -89,7 +93,8 @@ def test_elements_hold_tokens_of_both_captions(listed):
 @pytest.mark.parametrize('ratio', [0.0, 0.6, 1.0])
 def test_long_and_short_captions_are_mixed(listed, ratio):
     element = source_of(listed)[0]
-    chosen = [spell(choose_caption(element, random_generator(0, 'augment', p), ratio)['tokens']) for p in range(2000)]
+    chosen = [spell(choose_caption(element, random_generator(0, 'augment', p), ratio)['tokens'])
+              for p in range(2000)]
     # A deviation of 22 of 2000 at 0.6; five of them.
     assert abs(chosen.count('a long caption') - 2000 * ratio) <= (110 if 0 < ratio < 1 else 0)
     assert set(chosen) <= {'a long caption', 'short'}
@@ -126,7 +131,7 @@ def test_long_captions_are_cut_with_one_notice(listed, caplog):
     assert len(caplog.records) == 1 and 'more than 6 tokens' in caplog.text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Buckets, damaged images, splits
 
 
@@ -181,7 +186,8 @@ def test_nothing_but_damaged_images(tmp_path):
 
 
 def test_splits(tmp_path):
-    write_captions(tmp_path / 'both', **{'train/a.png': image(), 'train/a.txt': 'a', 'val/b.png': image(), 'val/b.txt': 'b'})
+    write_captions(tmp_path / 'both',
+                   **{'train/a.png': image(), 'train/a.txt': 'a', 'val/b.png': image(), 'val/b.txt': 'b'})
     assert opened(tmp_path / 'both').captions(0) == ('a',)
     assert opened(tmp_path / 'both', split='held_out').captions(0) == ('b',)
     write_captions(tmp_path / 'one', **{'a.png': image(), 'a.txt': 'a'})
@@ -189,21 +195,23 @@ def test_splits(tmp_path):
         opened(tmp_path / 'one', split='held_out')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Refused or left out
 
 
 @pytest.fixture
 def uneven(tmp_path):
-    files = {f'alone_{i}.png': image() for i in range(7)} | {'orphan.txt': 'no image', 'empty.png': image(), 'empty.txt': ' \n'}
+    files = {f'alone_{i}.png': image() for i in range(7)} | {'orphan.txt': 'no image', 'empty.png': image(),
+                                                             'empty.txt': ' \n'}
     return write_captions(tmp_path / 'uneven', **files, **{'a.png': image(), 'a.txt': 'a'})
 
 
 def test_what_has_no_counterpart_is_left_out_with_one_line(uneven, caplog):
     source = opened(uneven)
     assert source.files == ['a.png'] and len(caplog.records) == 1
-    assert ('left out 7 images without a caption (alone_0.png, alone_1.png, alone_2.png, alone_3.png, alone_4.png, ...); 1 '
-            'captions without an image (orphan.txt); 1 empty captions (empty.png); 1 images with captions are left') in caplog.text
+    assert ('left out 7 images without a caption (alone_0.png, alone_1.png, alone_2.png, alone_3.png, '
+            'alone_4.png, ...); 1 captions without an image (orphan.txt); 1 empty captions (empty.png); 1 '
+            'images with captions are left') in caplog.text
     with pytest.raises(UserError, match='7 images without a caption .*1 captions without an image'):
         opened(uneven, strict=True)
     (uneven / 'a.txt').unlink()
@@ -220,9 +228,11 @@ def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
     ('\n{"image": "a.png", "cap', r'line 2 of .*captions.jsonl is not valid JSON'),
     ('{"caption": "a"}', 'line 1 of .* does not say which image'),
     ('["a.png"]', 'does not say which image'),
-    ('{"image": "a.png", "caption": "1"}\n\n{"image": "a.png", "caption": "2"}', 'lines 1 and 3 of .* are both of a.png'),
+    ('{"image": "a.png", "caption": "1"}\n\n{"image": "a.png", "caption": "2"}',
+     'lines 1 and 3 of .* are both of a.png'),
     ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, not a text'),
-    ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image .b.png.'),
+    ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image '
+                                           '.b.png.'),
     (b'\xff\xfe\x00', 'is not text in UTF-8')])
 def test_broken_lists_are_refused(text, message, tmp_path):
     folder = write_captions(tmp_path / 'x', **{'a.png': image(), 'captions.jsonl': text})
@@ -232,7 +242,8 @@ def test_broken_lists_are_refused(text, message, tmp_path):
 
 @pytest.mark.parametrize('files, message', [
     ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'a.jpg and .*a.png have one caption file, a.txt'),
-    ({'a.png': image(), 'captions.jsonl': '', 'metadata.jsonl': ''}, 'has both captions.jsonl and metadata.jsonl'),
+    ({'a.png': image(), 'captions.jsonl': '', 'metadata.jsonl': ''},
+     'has both captions.jsonl and metadata.jsonl'),
     ({'a.png': image()}, '1 images without a caption'),
     ({'a.txt': 'a'}, '1 captions without an image'),
     ({'readme.md': 'x'}, 'it has no images')])
@@ -244,8 +255,9 @@ def test_folders_that_cannot_be_meant_are_refused(files, message, tmp_path):
 @pytest.mark.parametrize('options, message', [
     ({'image_size': 10, 'multiple': 4}, 'image_size=10 does not fit: .*multiples of 4.*nearest: 8 and 12'),
     ({'tokenizer': None}, 'give a text encoder folder'), ({'caption_tokens': None}, 'how many tokens'),
-    ({'image_size': None}, 'say which to crop'), ({'channels': 1}, '3 channels'), ({'classes': 'list.txt'}, 'no classes'),
-    ({'path': ''}, 'needs the folder'), ({'path': 'no/such/folder'}, 'does not exist'), ({'split': 'best'}, 'no split')])
+    ({'image_size': None}, 'say which to crop'), ({'channels': 1}, '3 channels'),
+    ({'classes': 'list.txt'}, 'no classes'), ({'path': ''}, 'needs the folder'),
+    ({'path': 'no/such/folder'}, 'does not exist'), ({'split': 'best'}, 'no split')])
 def test_bad_requests_are_refused(options, message, folder):
     with pytest.raises(UserError, match=message):
         source_of(**{'path': folder, **options})
@@ -259,8 +271,9 @@ def test_labels_take_neither_tokenizer_nor_buckets(name, options):
 
 
 @pytest.mark.parametrize('record, plain, captions', [
-    ({'short': 's', 'long': 'l'}, 'p', ('s', 'l')), ({'long': 'l'}, 'p', ('p', 'l')), ({'long': 'l'}, '', ('l',)), ({}, ' p ', ('p',)),
-    ({'caption': None, 'text': 't'}, '', ('t',)), ({'prompt': 'p', 'sharegpt4v': 'x'}, '', ('p', 'x')), ({'caption': ' '}, '', ()),
-    ({'caption': ''}, 'p', ('p',)), ({'width': 3}, '', ())])
+    ({'short': 's', 'long': 'l'}, 'p', ('s', 'l')), ({'long': 'l'}, 'p', ('p', 'l')),
+    ({'long': 'l'}, '', ('l',)), ({}, ' p ', ('p',)),
+    ({'caption': None, 'text': 't'}, '', ('t',)), ({'prompt': 'p', 'sharegpt4v': 'x'}, '', ('p', 'x')),
+    ({'caption': ' '}, '', ()), ({'caption': ''}, 'p', ('p',)), ({'width': 3}, '', ())])
 def test_fields_of_records(record, plain, captions):
     assert record_captions(json.loads(json.dumps(record)), plain) == captions

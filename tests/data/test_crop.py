@@ -46,7 +46,8 @@ KINDS = {
     'exif': lambda w, h, i: encoded(noise(w, h, seed=i), 'JPEG', exif=_exif(1 + i % 8)),
     'webp': lambda w, h, i: encoded(noise(w, h, seed=i), 'WEBP', quality=80),
 }
-# Sizes around every border of the procedure, for a crop of 32: 1 pixel, 1 short of, at and beyond 32 and its doubles.
+# Sizes around every border of the procedure, for a crop of 32: 1 pixel, 1 short of, at and beyond 32 and its
+# doubles.
 SIDES = (1, 2, 3, 15, 31, 32, 33, 47, 63, 64, 65, 127, 128, 129, 200, 255, 301)
 
 
@@ -56,16 +57,20 @@ def cases():
     for number in range(176):
         kind = list(KINDS)[number % len(KINDS)]
         width, height = (int(side) for side in rng.choice(SIDES, 2))
-        yield f'{number} {kind} {width}x{height}', KINDS[kind](width, height, number), (32, 32, 20, 33)[number // 11 % 4]
-    thin = [(1, h) for h in (1, 2, 40, 333, 1500)] + [(w, 1) for w in (2, 40, 333, 1500)] + [(1, 64), (2, 999), (5000, 3)]
+        yield f'{number} {kind} {width}x{height}', KINDS[kind](width, height,
+                                                               number), (32, 32, 20, 33)[number // 11 % 4]
+    thin = [(1, h) for h in (1, 2, 40, 333, 1500)] + [(w, 1)
+                                                      for w in (2, 40, 333, 1500)] + [(1, 64), (2, 999),
+                                                                                      (5000, 3)]
     for number, (width, height) in enumerate(thin):
         kind = list(KINDS)[(3 * number + 1) % len(KINDS)]
         yield f'thin {kind} {width}x{height}', KINDS[kind](width, height, number), 32
-    huge = [(3000, 2501), (2047, 4097), (1024, 1024), (1023, 1537), (511, 513), (500, 375), (375, 500), (512, 2048),
-            (4001, 600), (256, 256), (255, 257), (90, 2100)]
+    huge = [(3000, 2501), (2047, 4097), (1024, 1024), (1023, 1537), (511, 513), (500, 375), (375, 500),
+            (512, 2048), (4001, 600), (256, 256), (255, 257), (90, 2100)]
     for number, (width, height) in enumerate(huge):
         kind = ('colour jpeg', 'grey', 'cmyk', 'exif')[number % 4]
-        yield f'huge {kind} {width}x{height}', KINDS[kind](width, height, 2 * number + 1), 256 if number % 3 else 64
+        yield f'huge {kind} {width}x{height}', KINDS[kind](width, height,
+                                                           2 * number + 1), 256 if number % 3 else 64
 
 
 def test_bit_equal_to_the_reference_on_200_images_of_odd_sizes(tmp_path):
@@ -86,7 +91,8 @@ def test_halving_averages_two_by_two_and_the_middle_is_cut_out():
                      [0, 0, 50, 50, 0, 8, 200, 0],
                      [0, 0, 50, 50, 4, 4, 200, 0]], np.uint8)
     cropped = center_crop(Image.fromarray(grey), 2)
-    np.testing.assert_array_equal(cropped, np.repeat(np.array([[25, 102], [50, 4]], np.uint8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(cropped,
+                                  np.repeat(np.array([[25, 102], [50, 4]], np.uint8)[:, :, None], 3, axis=2))
 
 
 def test_a_image_of_the_right_size_is_untouched():

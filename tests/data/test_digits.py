@@ -34,7 +34,8 @@ def test_splits_are_the_documented_permutation_of_the_original(data_dir):
     for split, numbers in {'held_out': np.sort(order[:360]), 'train': np.sort(order[360:])}.items():
         source = open_digits(split, data_dir)
         assert len(source) == len(numbers)
-        expected = (images[numbers].reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)  # multiples of 1/8: exact
+        # multiples of 1/8: exact
+        expected = (images[numbers].reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
         np.testing.assert_array_equal(source.images, expected)
         np.testing.assert_array_equal(source.labels, labels[numbers])
 

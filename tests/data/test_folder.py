@@ -60,7 +60,8 @@ def test_the_order_does_not_depend_on_the_order_in_which_files_were_written(tmp_
 
 def test_other_files_are_ignored_counted_and_listed(pets, caplog):
     write_folder(pets, **{'cat/notes.txt': b'x', 'dog/more.TXT': b'x', 'list.csv': b'x', 'dog/README': b'x',
-                          '.DS_Store': b'x', 'dog/._z.png': b'x', '.thumbs/a.png': b'x', '__MACOSX/cat/a.png': b'x'})
+                          '.DS_Store': b'x', 'dog/._z.png': b'x', '.thumbs/a.png': b'x',
+                          '__MACOSX/cat/a.png': b'x'})
     with caplog.at_level(logging.INFO, 'lit_jax'):
         source = open_any(pets)
     assert len(source) == 5 and source.class_names == ['Zebra', 'cat', 'dog']
@@ -105,7 +106,8 @@ def test_splits(tmp_path, held_out):
     write_folder(tmp_path, **{'train/a/1.png': None, 'train/b/2.png': None, f'{held_out}/b/3.png': None})
     train, other = open_any(tmp_path), open_any(tmp_path, split='held_out')
     assert train.class_names == other.class_names == ['a', 'b']
-    assert train.files == ['a/1.png', 'b/2.png'] and other.files == ['b/3.png'] and other.labels.tolist() == [1]
+    assert train.files == ['a/1.png',
+                           'b/2.png'] and other.files == ['b/3.png'] and other.labels.tolist() == [1]
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -132,7 +134,8 @@ def test_held_out_images_need_a_place_and_known_classes(pets, tmp_path):
 @pytest.mark.parametrize('files, message', [
     ({'cat/a.png': None, 'dog/notes.txt': b'x'}, 'these classes of .* have no images: dog. Fill or delete'),
     ({'cat/a.png': None, 'b.png': None}, r'loose images \(b.png, ...\) and folders with images \(cat, ...\)'),
-    ({'a.txt': b'x', 'cat/b.pdf': b'x'}, r'no images in .* \(other files: 1 .txt, 1 .pdf\). Known suffixes: .*\.jpg'),
+    ({'a.txt': b'x', 'cat/b.pdf': b'x'},
+     r'no images in .* \(other files: 1 .txt, 1 .pdf\). Known suffixes: .*\.jpg'),
 ])
 def test_folders_that_cannot_be_meant(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
@@ -177,7 +180,8 @@ def test_folders_that_may_not_be_read(pets, monkeypatch, locked):
 
 
 @pytest.mark.parametrize('asked, message', [
-    ({'image_size': None}, 'say which to crop them to'), ({'channels': 4}, 'images with 3 channels, .* asks for 4'),
+    ({'image_size': None}, 'say which to crop them to'),
+    ({'channels': 4}, 'images with 3 channels, .* asks for 4'),
     ({'num_classes': 1000}, 'has 3 classes, the recipe asks for 1000; set --config.data.num_classes=3')])
 def test_recipes_that_do_not_fit(pets, asked, message):
     with pytest.raises(UserError, match=message):
@@ -211,7 +215,8 @@ def test_a_folder_in_a_bucket(pets, bucket):  # noqa: F811
     with pytest.raises(UserError, match='gs://bucket/pets/cat/b.jpg cannot be read'):
         remote[2]
     Store.broken = OSError('the network is down')
-    with pytest.raises(UserError, match='gs://bucket/pets/cat/a.PNG cannot be reached: OSError: the network is down'):
+    with pytest.raises(UserError, match='gs://bucket/pets/cat/a.PNG cannot be reached: OSError: the network '
+                                        'is down'):
         remote[1]
     with pytest.raises(UserError, match='gs://bucket/pets cannot be reached'):
         open_any(f'{bucket}/pets')

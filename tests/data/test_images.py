@@ -73,8 +73,8 @@ def _cut(kind, **options):
 @pytest.mark.parametrize('data, reason', [
     (b'', 'empty'), (b'hello', 'no image of a known format'), (bytes(1000), 'no image of a known format'),
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no image of a known format'),
-    (_cut('JPEG'), 'truncated'), (_cut('PNG'), 'truncated'), (_cut('GIF'), 'truncated|broken'), (_cut('BMP'), 'truncated'),
-    (_cut('TIFF', compression='tiff_lzw'), '.'), (_cut('WEBP'), '.'),
+    (_cut('JPEG'), 'truncated'), (_cut('PNG'), 'truncated'), (_cut('GIF'), 'truncated|broken'),
+    (_cut('BMP'), 'truncated'), (_cut('TIFF', compression='tiff_lzw'), '.'), (_cut('WEBP'), '.'),
     (encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16))), 'more than 8 bits a channel'),
     (encoded(Image.fromarray(np.ones((9, 9), np.float32)), 'TIFF'), 'more than 8 bits a channel'),
 ])
@@ -87,8 +87,8 @@ def test_what_is_no_whole_image_says_why(data, reason):
 def test_damaged_bytes_never_raise_anything_else():
     rng = np.random.default_rng(0)
     kinds = [encoded(noise(30, 20, mode), kind) for kind, mode in [
-        ('JPEG', 'RGB'), ('JPEG', 'CMYK'), ('PNG', 'P'), ('PNG', 'RGB'), ('GIF', 'P'), ('BMP', 'RGB'), ('PPM', 'RGB'),
-        ('WEBP', 'RGB')]]
+        ('JPEG', 'RGB'), ('JPEG', 'CMYK'), ('PNG', 'P'), ('PNG', 'RGB'), ('GIF', 'P'), ('BMP', 'RGB'),
+        ('PPM', 'RGB'), ('WEBP', 'RGB')]]
     refused = 0
     for number in range(1500):
         data = np.frombuffer(kinds[number % len(kinds)], np.uint8).copy()
@@ -130,7 +130,8 @@ def test_load_never_substitutes():
 def test_only_damaged_images_end_with_an_error():
     source = Images([b''] * 5)
     for _ in range(2):
-        with pytest.raises(UserError, match='no image from example 1 on can be decoded, the first .* image 1 '):
+        with pytest.raises(UserError,
+                           match='no image from example 1 on can be decoded, the first .* image 1 '):
             source[1]
 
 
@@ -166,7 +167,8 @@ def test_threads_agree_about_damaged_images():
 
 def test_hosts_see_one_stream_whatever_is_damaged():
     def batch(rows, threads):
-        with iter(make_pipeline(with_bad(1, 2, 5), global_batch=4, seed=0, rows=rows, threads=threads)) as batches:
+        with iter(make_pipeline(with_bad(1, 2, 5), global_batch=4, seed=0, rows=rows,
+                                threads=threads)) as batches:
             return [next(batches)['image'] for _ in range(5)]
 
     whole = batch(None, 1)

@@ -24,9 +24,11 @@ def folder(tmp_path):
 def test_elements_and_batches_are_what_was_written(folder):
     source = open_latents(folder)
     assert len(source) == 20
-    assert (source.spec.image_size, source.spec.channels, source.class_names) == (4, 3, [f'class {i}' for i in range(5)])
+    assert (source.spec.image_size, source.spec.channels,
+            source.class_names) == (4, 3, [f'class {i}' for i in range(5)])
     element = source[13]
-    assert element['moments'].dtype == np.float32 and element['label'].dtype == np.int32 and element['label'] == 3
+    assert element['moments'].dtype == np.float32 and element['label'].dtype == np.int32 and element[
+        'label'] == 3
     np.testing.assert_array_equal(element['moments'], moments_of(13))
     batch = source.take([19, 0, 6, 6])
     assert batch['moments'].flags['C_CONTIGUOUS'] and batch['moments'].flags['WRITEABLE']
@@ -64,7 +66,8 @@ def test_examples_are_dense_where_bad_images_were_left_out(tmp_path):
 def test_threads_may_read_at_once(folder):
     source = open_latents(folder)
     with ThreadPoolExecutor(8) as pool:
-        for index, element in zip([*range(20)] * 20, pool.map(source.__getitem__, [*range(20)] * 20), strict=True):
+        for index, element in zip([*range(20)] * 20, pool.map(source.__getitem__, [*range(20)] * 20),
+                                  strict=True):
             np.testing.assert_array_equal(element['moments'], moments_of(index))
 
 
@@ -75,7 +78,8 @@ def test_mirror_and_image_are_chosen_alike_often_and_as_flips_are(folder):
         out = choose_mirror(element, random_generator(0, 'augment', position))
         view = next(v for v in range(2) if np.array_equal(out['moments'], element['moments'][v]))
         image = np.arange(2, dtype=np.float32).reshape(1, 2, 1)
-        flipped = random_flip({'image': image}, random_generator(0, 'augment', position))['image'][0, 0, 0] == 1
+        flipped = random_flip({'image': image},
+                              random_generator(0, 'augment', position))['image'][0, 0, 0] == 1
         assert out['label'] == element['label'] and flipped == view
         chosen.append(view)
     assert 160 < sum(chosen) < 240
@@ -128,7 +132,8 @@ def test_a_missing_or_shortened_shard_is_refused(folder):
     path = folder / 'shards' / '00001.array_record'
     data = path.read_bytes()
     path.write_bytes(data[:-1000])
-    with pytest.raises(UserError, match=r'1 of 4 shards .*00001.array_record: 130072 bytes where 131072 .*--out='):
+    with pytest.raises(UserError,
+                       match=r'1 of 4 shards .*00001.array_record: 130072 bytes where 131072 .*--out='):
         open_latents(folder)
     path.unlink()
     with pytest.raises(UserError, match='00001.array_record: no file'):
@@ -160,12 +165,12 @@ def test_another_split_is_refused(folder, tmp_path):
 
 def test_every_difference_to_a_recipe_is_named(folder):
     metadata = json.loads((folder / 'metadata.json').read_text())
-    fits = {'vae_id': 'made-up', 'vae_sha256': 'ab' * 32, 'scale': 0.5, 'shift': 0.0, 'downscale': 2, 'image_size': 8,
-            'channels': 3, 'num_classes': 5, 'crop': 'adm-center-crop'}
+    fits = {'vae_id': 'made-up', 'vae_sha256': 'ab' * 32, 'scale': 0.5, 'shift': 0.0, 'downscale': 2,
+            'image_size': 8, 'channels': 3, 'num_classes': 5, 'crop': 'adm-center-crop'}
     check_latents(metadata, **fits)
     check_latents(metadata)
-    others = {'vae_id': 'other', 'vae_sha256': 'ef' * 32, 'scale': 0.25, 'shift': 0.1, 'downscale': 8, 'image_size': 16,
-              'channels': 4, 'num_classes': 10, 'crop': 'squash'}
+    others = {'vae_id': 'other', 'vae_sha256': 'ef' * 32, 'scale': 0.25, 'shift': 0.1, 'downscale': 8,
+              'image_size': 16, 'channels': 4, 'num_classes': 10, 'crop': 'squash'}
     with pytest.raises(UserError, match='were not made for the teacher models/dit') as caught:
         check_latents(metadata, who='the teacher models/dit', **others)
     text = str(caught.value)

@@ -49,7 +49,8 @@ def assert_equal(a, b):
 
 @pytest.fixture
 def data_threads():
-    """A function: the reading threads started since the test began. With `ended=True` it waits for them to end."""
+    """A function: the reading threads started since the test began. With `ended=True` it waits for them to
+    end."""
     before = set(threading.enumerate())
 
     def new(ended=False):
@@ -63,7 +64,8 @@ def data_threads():
     return new
 
 
-@given(size=st.integers(1, 50), batch=st.integers(1, 70), seed=st.integers(0, 2**63 - 1), epochs=st.integers(1, 4))
+@given(size=st.integers(1, 50), batch=st.integers(1, 70), seed=st.integers(0, 2**63 - 1),
+       epochs=st.integers(1, 4))
 def test_every_example_comes_once_an_epoch_whether_or_not_the_batch_divides_it(size, batch, seed, epochs):
     pipeline = make_pipeline(numbered(size), global_batch=batch, seed=seed)
     count = -(-epochs * size // batch)
@@ -84,7 +86,8 @@ def test_hosts_together_make_the_same_batch_for_every_host_count(size, local, se
 
 
 @settings(max_examples=25)  # each starts threads
-@given(size=st.integers(1, 40), batch=st.integers(1, 30), start=st.integers(0, 200), threads=st.integers(0, 3))
+@given(size=st.integers(1, 40), batch=st.integers(1, 30), start=st.integers(0, 200),
+       threads=st.integers(0, 3))
 def test_starting_at_any_step_equals_the_straight_run(size, batch, start, threads):
     straight = make_pipeline(numbered(size), global_batch=batch, seed=5, augment=add_noise)
     resumed = make_pipeline(numbered(size), global_batch=batch, seed=5, augment=add_noise, start_step=start,
@@ -134,8 +137,9 @@ def test_augmentation_differs_from_epoch_to_epoch_and_keeps_the_order():
     assert (noise[0] != noise[1]).all() and len(set(noise[0].tolist())) == 8
 
 
-@pytest.mark.parametrize('augment', [None, add_noise, lambda e, rng: {'image': e['image'][:, ::-1].astype(np.float64),
-                                                                      'label': int(e['label'])}])
+@pytest.mark.parametrize('augment',
+                         [None, add_noise, lambda e, rng: {'image': e['image'][:, ::-1].astype(np.float64),
+                                                           'label': int(e['label'])}])
 @pytest.mark.parametrize('source', [numbered(7), OneByOne(7)], ids=['array', 'one by one'])
 def test_batches_are_contiguous_arrays_of_the_agreed_types(source, augment):
     batch = make_pipeline(source, global_batch=5, seed=0, augment=augment).batch(3)

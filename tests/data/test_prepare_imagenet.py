@@ -1,4 +1,5 @@
-"""ImageNet from its archives, in small: tars of the same form become the data set of tfds, without TensorFlow."""
+"""ImageNet from its archives, in small: tars of the same form become the data set of tfds, without
+TensorFlow."""
 import io
 import os
 import shutil
@@ -46,7 +47,8 @@ def archives(tmp_path_factory):
              for synset in CLASSES}
     (folder / ARCHIVES['train']).write_bytes(tar(inner))
     names = [f'ILSVRC2012_val_{number:08}.JPEG' for number in (2, 1, 3)]  # not in the order of their numbers
-    (folder / ARCHIVES['validation']).write_bytes(tar({name: encoded(noise(33, 44, seed=9), 'JPEG') for name in names}))
+    (folder / ARCHIVES['validation']).write_bytes(
+        tar({name: encoded(noise(33, 44, seed=9), 'JPEG') for name in names}))
     return folder
 
 
@@ -95,7 +97,8 @@ def test_a_second_run_does_nothing(data_dir, archives, capsys):
 
 def test_archives_that_are_not_whole_are_noticed(archives, tmp_path):
     assert COUNTS == {'train': 1_281_167, 'validation': 50_000}
-    with pytest.raises(UserError, match=r"hold {'train': 6, 'validation': 3} images, expected .* Download them again"):
+    with pytest.raises(UserError,
+                       match=r"hold {'train': 6, 'validation': 3} images, expected .* Download them again"):
         prepare_imagenet(archives, tmp_path)
     cut = shutil.copytree(archives, tmp_path / 'cut') / ARCHIVES['train']
     cut.write_bytes(cut.read_bytes()[:5000])

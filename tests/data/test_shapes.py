@@ -1,4 +1,5 @@
-"""Rendered shapes: captions are true of the images, objects keep their distance, and examples never change."""
+"""Rendered shapes: captions are true of the images, objects keep their distance, and examples never
+change."""
 import time
 
 import numpy as np
@@ -54,7 +55,8 @@ def is_true(caption, shapes):
     objects, relation = read_caption(caption)
     shapes = list(shapes)
     for name, colour, count in objects:
-        if [s.name for s in shapes].count(name) != count or any(colour not in ('', s.colour) for s in shapes if s.name == name):
+        if [s.name for s in shapes].count(name) != count or any(colour not in ('', s.colour) for s in shapes
+                                                                if s.name == name):
             return False
     if relation:
         first, second = ([s for s in shapes if s.name == one[0]][0] for one in objects)
@@ -65,7 +67,8 @@ def is_true(caption, shapes):
 
 def test_every_caption_is_true_of_its_image():
     for scene in SCENES:
-        assert 1 <= len(scene.captions) <= 2 and all(is_true(caption, scene.shapes) for caption in scene.captions), scene
+        assert 1 <= len(scene.captions) <= 2 and all(is_true(caption, scene.shapes)
+                                                     for caption in scene.captions), scene
 
 
 def test_the_checker_of_captions_sees_what_is_wrong():
@@ -79,12 +82,14 @@ def test_the_first_caption_says_what_its_kind_is_about():
     for scene in SCENES:
         objects, relation = read_caption(scene.captions[0])
         assert len(objects) == (2 if scene.kind in ('two_object', 'position', 'color_attr') else 1)
-        assert (objects[0][2] > 1) == (scene.kind == 'counting') and bool(relation) == (scene.kind == 'position')
+        assert (objects[0][2] > 1) == (scene.kind
+                                       == 'counting') and bool(relation) == (scene.kind == 'position')
         assert all(bool(colour) == (scene.kind in ('colors', 'color_attr')) for _, colour, _ in objects)
 
 
 def test_kinds_classes_colours_and_relations_are_all_about_as_frequent():
-    for number, words in ((200, [s.kind for s in SCENES]), (700, [shape.name for s in SCENES for shape in s.shapes]),
+    for number, words in ((200, [s.kind for s in SCENES]),
+                          (700, [shape.name for s in SCENES for shape in s.shapes]),
                           (350, [shape.colour for s in SCENES for shape in s.shapes]),
                           (50, [read_caption(s.captions[0])[1] for s in SCENES if s.kind == 'position'])):
         counts = np.unique(words, return_counts=True)[1]
@@ -100,7 +105,8 @@ def test_objects_stand_in_places_of_their_own_and_do_not_touch(size):
         drawn, places = np.zeros((size + 1, size + 1), int), set()
         for shape in scene.shapes:
             left, top, right, bottom = shape.box
-            assert 0.75 * side <= shape.size < side and 0 <= left and 0 <= top and right <= size and bottom <= size
+            assert 0.75 * side <= shape.size < side and 0 <= left and 0 <= top and right <= size \
+                and bottom <= size
             places.add(((left - margin) // side, (top - margin) // side))
             assert ((right - 1 - margin) // side, (bottom - 1 - margin) // side) in places
             drawn[top:bottom + 1, left:right + 1] += 1      # grown by a pixel they still may not meet
@@ -108,9 +114,10 @@ def test_objects_stand_in_places_of_their_own_and_do_not_touch(size):
 
 
 def test_every_place_is_used_about_as_often():
-    counts = np.unique([(shape.left // 10, shape.top // 10) for scene in SCENES for shape in scene.shapes], axis=0,
-                       return_counts=True)[1]
-    assert len(counts) == PLACES ** 2 and counts.min() > 0.75 * counts.mean() and counts.max() < 1.25 * counts.mean()
+    counts = np.unique([(shape.left // 10, shape.top // 10) for scene in SCENES for shape in scene.shapes],
+                       axis=0, return_counts=True)[1]
+    assert len(counts) == PLACES ** 2 and counts.min() > 0.75 * counts.mean() \
+        and counts.max() < 1.25 * counts.mean()
 
 
 def test_the_vocabulary_and_the_list_of_captions_are_closed():
@@ -173,7 +180,8 @@ RECORD = [('a blue square',), ('a triangle above a square', 'a blue triangle abo
 
 
 def test_lengths_and_what_is_refused():
-    assert (len(ShapesSource()), len(ShapesSource(split='held_out')), len(ShapesSource(length=5))) == (50_000, 2_000, 5)
+    assert (len(ShapesSource()), len(ShapesSource(split='held_out')),
+            len(ShapesSource(length=5))) == (50_000, 2_000, 5)
     assert ShapesSource().spec.image_shape == (32, 32, 3) and ShapesSource().class_names == []
     for index in (-1, 5):
         with pytest.raises(IndexError):
@@ -184,7 +192,8 @@ def test_lengths_and_what_is_refused():
         ShapesSource(image_size=16)
     with pytest.raises(UserError, match='no labels'):
         ShapesSource().all_labels()
-    assert ShapesSource(seed=3).identity == {'name': 'shapes', 'split': 'train', 'seed': 3, 'image_size': 32, 'count': 50_000}
+    assert ShapesSource(seed=3).identity == {'name': 'shapes', 'split': 'train', 'seed': 3, 'image_size': 32,
+                                             'count': 50_000}
 
 
 def test_captioned_examples_hold_the_tokens_of_both_captions(tmp_path):
@@ -221,7 +230,8 @@ def test_the_tokenizer_has_one_token_a_word(tmp_path):
     assert tokens.truncated == [] and (tokens.ids[-2] == [1, *[0] * 11]).all()
     words = [[VOCABULARY[i - 3] for i in row if i > 2] for row in tokens.ids.tolist()]
     assert [' '.join(row) for row in words[:-2]] == list(all_captions())
-    assert (tokens.ids[:-2] != 2).all() and (tokens.mask.sum(axis=1)[:-2] == [len(row) + 1 for row in words[:-2]]).all()
+    assert (tokens.ids[:-2] != 2).all() and (tokens.mask.sum(axis=1)[:-2]
+                                             == [len(row) + 1 for row in words[:-2]]).all()
     assert words[-1] == ['a', 'red', 'circle', 'left', 'of', 'two'] and tokens.ids[-1].tolist().count(2) == 2
 
 

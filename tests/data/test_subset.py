@@ -37,7 +37,8 @@ def test_sub_imagenet_is_the_documented_draw():
 
 
 def test_a_folder(tmp_path):
-    pets = write_folder(tmp_path / 'pets', **dict.fromkeys(('a/1.png', 'b/1.png', 'b/2.png', 'c/1.png', 'd/1.png')))
+    pets = write_folder(tmp_path / 'pets',
+                        **dict.fromkeys(('a/1.png', 'b/1.png', 'b/2.png', 'c/1.png', 'd/1.png')))
     chosen = write_list(tmp_path / 'list.txt', 'd', 'b')
     whole, source = (open_source('folder', path=pets, image_size=8, classes=c) for c in ('', chosen))
     assert source.class_names == ['d', 'b'] and source.spec.num_classes == 2 and len(source) == 3
@@ -52,7 +53,8 @@ def test_a_folder(tmp_path):
 def test_a_damaged_image_is_replaced_within_the_subset(tmp_path):
     pets = write_folder(tmp_path / 'pets', **dict.fromkeys(('a/1.png', 'b/1.png', 'c/1.png')))
     (pets / 'a' / '1.png').write_bytes(b'')
-    source = open_source('folder', path=pets, image_size=8, classes=write_list(tmp_path / 'list.txt', 'a', 'c'))
+    source = open_source('folder', path=pets, image_size=8,
+                         classes=write_list(tmp_path / 'list.txt', 'a', 'c'))
     np.testing.assert_array_equal(source[0]['image'], source[1]['image'])
     assert source[0]['label'] == 1
 
@@ -79,7 +81,8 @@ def test_cached_latents(tmp_path, with_labels, monkeypatch):
     write_latents(tmp_path / 'latents', bad=(2, 9))
     if not with_labels:
         for path in (tmp_path / 'latents' / 'shards').glob('*.json'):
-            path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != 'labels'}))
+            path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items()
+                                        if key != 'labels'}))
     else:
         monkeypatch.setattr(label_index, 'cache_folder', lambda: pytest.fail('the notes have the labels'))
     chosen = write_list(tmp_path / 'list.txt', 'class 4', 'class 2')
@@ -96,8 +99,8 @@ def test_latents_made_of_the_classes_are_taken_as_they_are(tmp_path):
     write_folder(tmp_path / 'pets', **dict.fromkeys(('a/1.png', 'b/1.png', 'b/2.png', 'c/1.png')))
     chosen = write_list(tmp_path / 'list.txt', 'a', 'c')
     vae = write_tiny_vae(tmp_path / 'vae')
-    request = Request(data='folder', vae=str(vae), out=str(tmp_path / 'latents'), image_size=8, path=str(tmp_path / 'pets'),
-                      classes=chosen)
+    request = Request(data='folder', vae=str(vae), out=str(tmp_path / 'latents'), image_size=8,
+                      path=str(tmp_path / 'pets'), classes=chosen)
     prepare_latents(request)
     assert open_latents(tmp_path / 'latents').metadata['source']['count'] == 2
     source = open_source('latents', path=tmp_path / 'latents', classes=chosen, num_classes=2)
@@ -107,7 +110,8 @@ def test_latents_made_of_the_classes_are_taken_as_they_are(tmp_path):
 
 def test_a_recipe_passes_its_list_on(tmp_path):
     config = tiny_recipe()
-    config.data.update({'name': 'digits', 'classes': write_list(tmp_path / 'list.txt', '3', '5'), 'num_classes': 2})
+    config.data.update({'name': 'digits', 'classes': write_list(tmp_path / 'list.txt', '3', '5'),
+                        'num_classes': 2})
     source = build_source(config)
     assert source.spec.num_classes == 2 and set(source.all_labels().tolist()) == {0, 1}
     config.data.update({'name': 'synthetic', 'classes': 'sub_imagenet', 'num_classes': 7})
@@ -115,7 +119,8 @@ def test_a_recipe_passes_its_list_on(tmp_path):
 
 
 @pytest.mark.parametrize('names, num_classes, message', [
-    (('a', 'z', 'y'), None, r'names 2 classes that the data set does not have \(z, y, ...\); its 2 classes: a, b'),
+    (('a', 'z', 'y'), None,
+     r'names 2 classes that the data set does not have \(z, y, ...\); its 2 classes: a, b'),
     (('a',), 3, 'names 1 classes, the recipe asks for 3; set --config.data.num_classes=1'),
     (('a', 'b', 'a'), None, 'names a more than once'), (('',), None, 'names no class')])
 def test_lists_that_cannot_be(tmp_path, names, num_classes, message):
@@ -126,5 +131,6 @@ def test_lists_that_cannot_be(tmp_path, names, num_classes, message):
 
 
 def test_a_list_that_is_not_there():
-    with pytest.raises(UserError, match=r'data.classes=mine.txt is neither a list of lit_jax \(sub_imagenet\) nor a text file'):
+    with pytest.raises(UserError,
+                       match=r'mine.txt is neither a list of lit_jax \(sub_imagenet\) nor a text file'):
         class_list('mine.txt')

@@ -1,4 +1,5 @@
-"""Made-up data: any size, the same on every machine, and something to learn in it; and how sources are named."""
+"""Made-up data: any size, the same on every machine, and something to learn in it; and how sources are
+named."""
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ def open_synthetic(**options):
     return open_source('synthetic', **{'image_size': 8, 'channels': 2, 'num_classes': 5, **options})
 
 
-@given(size=st.integers(1, 20), channels=st.integers(1, 5), classes=st.integers(1, 30), index=st.integers(0, 9999))
+@given(size=st.integers(1, 20), channels=st.integers(1, 5), classes=st.integers(1, 30),
+       index=st.integers(0, 9999))
 def test_elements_of_any_shape_keep_the_contract(size, channels, classes, index):
     source = open_source('synthetic', image_size=size, channels=channels, num_classes=classes)
     element = source[index]
@@ -32,7 +34,8 @@ def test_the_same_seed_and_number_give_the_same_example_in_any_order():
 
 
 def test_the_first_example_has_not_changed():
-    """A record of the generator: data that changes from one version to the next would break exact comparisons."""
+    """A record of the generator: data that changes from one version to the next would break exact
+    comparisons."""
     image = open_source('synthetic', image_size=2, channels=1, num_classes=3)[4]['image']
     np.testing.assert_allclose(image.ravel(), RECORD, rtol=0, atol=1e-6)  # sines may differ in the last bits
 
@@ -82,8 +85,8 @@ def test_bad_requests(name, options, message):
 def test_absent_latents_say_what_is_missing_and_what_makes_it(tmp_path):
     with pytest.raises(UserError) as caught:
         open_source('latents', image_size=64, channels=4, num_classes=1000, data_dir=tmp_path)
-    for part in (str(tmp_path / 'imagenet_latents_64x64x4'), 'VAE latents of ImageNet', 'python prepare_latents.py',
-                 '--config.data.name=synthetic'):
+    for part in (str(tmp_path / 'imagenet_latents_64x64x4'), 'VAE latents of ImageNet',
+                 'python prepare_latents.py', '--config.data.name=synthetic'):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -97,11 +100,12 @@ def test_latents_in_a_folder_of_ones_own(tmp_path):
 
 def test_no_folder_is_not_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match='--config.data.path=FOLDER.*prepare_latents.py.*--text_encoder=.* --out=FOLDER') as caught:
+    with pytest.raises(UserError, match='--config.data.path=FOLDER.*prepare_latents.py.*--text_encoder=.* '
+                                        '--out=FOLDER') as caught:
         open_source('caption_latents', image_size=64, channels=4)
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_every_known_name_answers():
-    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder', 'shapes', 'captions',
-                            'caption_latents'}
+    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder', 'shapes',
+                            'captions', 'caption_latents'}

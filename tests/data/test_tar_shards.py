@@ -38,13 +38,16 @@ def record(**fields) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards of five images together; the first has members in every order, and others that are none of ours."""
+    """Two shards of five images together; the first has members in every order, and others that are none of
+    ours."""
     root = tmp_path / 'shards'
     write_tar(root / '00001.tar', **{'4.webp': encoded(noise(9, 9), 'WEBP'), '4.txt': 'four'})
     write_tar(root / '00000.tar', **{
-        'd/0.txt': 'zero', 'd/0.JPG': encoded(noise(30, 10), 'JPEG'), '1.json': record(long='one is long', short='one'), '1.cls': b'7',
-        '1.png': image(10, 30), './2.png': image(12, 12, 2), '2.json': record(caption='ignored: text'), '2.txt': 'two',
-        '2.seg.png': b'no', 'd/1.png': image(11, 12), 'd/1.json': record(width=3, sharegpt4v='three'), '.hidden.png': b'no'})
+        'd/0.txt': 'zero', 'd/0.JPG': encoded(noise(30, 10), 'JPEG'),
+        '1.json': record(long='one is long', short='one'), '1.cls': b'7',
+        '1.png': image(10, 30), './2.png': image(12, 12, 2), '2.json': record(caption='ignored: text'),
+        '2.txt': 'two', '2.seg.png': b'no', 'd/1.png': image(11, 12),
+        'd/1.json': record(width=3, sharegpt4v='three'), '.hidden.png': b'no'})
     return root
 
 
@@ -56,7 +59,8 @@ def test_members_are_read_in_any_order(folder):
     assert [source.captions(i) for i in range(len(source))] == CAPTIONS
     with tarfile.open(folder / '00000.tar') as tar:
         for index, name in enumerate(('d/0.JPG', '1.png', './2.png', 'd/1.png')):
-            np.testing.assert_array_equal(source[index]['image'], to_float(center_crop(decode(tar.extractfile(name).read()), 8)))
+            np.testing.assert_array_equal(source[index]['image'],
+                                          to_float(center_crop(decode(tar.extractfile(name).read()), 8)))
     assert source[4]['captions'] == ('four',) and source.read(4)[2].endswith('00001.tar: 4')
 
 
@@ -67,7 +71,8 @@ def test_one_tar_file_is_a_data_set_too(folder):
 
 
 def test_batches_and_buckets(folder):
-    source = open_source('captions', path=folder, image_size=8, tokenizer=Letters(), caption_tokens=20, buckets=True, multiple=4)
+    source = open_source('captions', path=folder, image_size=8, tokenizer=Letters(), caption_tokens=20,
+                         buckets=True, multiple=4)
     assert [source.buckets[b] for b in source.bucket_of] == [(4, 12), (12, 4), (8, 8), (8, 8), (8, 8)]
     pipeline = make_pipeline(source, global_batch=2, seed=0, augment=choose_caption, threads=2)
     with iter(pipeline) as batches:
@@ -103,15 +108,18 @@ def test_the_identity_does_not_depend_on_the_place(folder, tmp_path):
     assert opened(tmp_path / 'moved').identity == before
 
 
-names = st.text(st.characters(codec='utf-8', exclude_characters='\0/.', exclude_categories=('Cs',)), min_size=1, max_size=120)
+names = st.text(st.characters(codec='utf-8', exclude_characters='\0/.', exclude_categories=('Cs',)),
+                min_size=1, max_size=120)
 
 
 @settings(max_examples=40, deadline=None)
-@given(keys=st.lists(names, min_size=1, max_size=8, unique=True), folder=st.sampled_from(['', 'd/', 'x' * 120 + '/']),
-       format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), text=st.text(min_size=1).filter(str.strip),
-       shuffle=st.integers())
+@given(keys=st.lists(names, min_size=1, max_size=8, unique=True),
+       folder=st.sampled_from(['', 'd/', 'x' * 120 + '/']),
+       format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+       text=st.text(min_size=1).filter(str.strip), shuffle=st.integers())
 def test_any_names_in_any_format(tmp_path_factory, keys, folder, format, text, shuffle):
-    members = {f'{folder}{key}.{end}': content for key in keys for end, content in (('png', b'x'), ('txt', f'{key} {text}'))}
+    members = {f'{folder}{key}.{end}': content for key in keys
+               for end, content in (('png', b'x'), ('txt', f'{key} {text}'))}
     members = dict(random.Random(shuffle).sample(sorted(members.items(), key=str), len(members)))
     path = tmp_path_factory.mktemp('tar') / 'a.tar'
     try:
@@ -127,33 +135,35 @@ def test_header_sizes_are_those_of_the_images(tmp_path):
     """Also where the header is far from the beginning: a JPEG with a colour profile of 200 kB."""
     big = io.BytesIO()
     noise(33, 21).save(big, 'JPEG', icc_profile=bytes(200_000))
-    write_tar(tmp_path / 'a.tar', **{'0.jpg': big.getvalue(), '0.txt': 'a', '1.png': image(5, 7), '1.txt': 'b', '2.png': b'',
-                                     '2.txt': 'c'})
+    write_tar(tmp_path / 'a.tar',
+              **{'0.jpg': big.getvalue(), '0.txt': 'a', '1.png': image(5, 7), '1.txt': 'b', '2.png': b'',
+                 '2.txt': 'c'})
     assert tar_shards.scan_tar(tmp_path / 'a.tar').table[:, 6:].tolist() == [[33, 21], [5, 7], [0, 0]]
     assert Image.open(big).size == (33, 21)
 
 
 def test_a_damaged_image_is_replaced_with_its_caption(tmp_path):
-    write_tar(tmp_path / 'a.tar', **{'0.png': image()[:50], '0.txt': 'zero', '1.png': image(), '1.txt': 'one'})
+    write_tar(tmp_path / 'a.tar',
+              **{'0.png': image()[:50], '0.txt': 'zero', '1.png': image(), '1.txt': 'one'})
     source = opened(tmp_path)
     assert source[0]['captions'] == source[1]['captions'] == ('one',)
     with pytest.raises(BadImage, match='a.tar: 0 cannot be decoded'):
         source.load(0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Left out or refused
 
 
 def test_what_has_no_counterpart_is_left_out_with_one_line(tmp_path, caplog):
     write_tar(tmp_path / 'a.tar', **{
-        '0.png': image(), '1.txt': 'a text', '2.json': record(caption='a caption'), '3.json': record(width=3), '4.png': image(),
-        '4.txt': ' ', '5.png': image(), '5.json': record(caption=''), '6.png': image(), '6.json': record(width=1),
-        '7.png': image(), '7.txt': 'seven'})
+        '0.png': image(), '1.txt': 'a text', '2.json': record(caption='a caption'), '3.json': record(width=3),
+        '4.png': image(), '4.txt': ' ', '5.png': image(), '5.json': record(caption=''), '6.png': image(),
+        '6.json': record(width=1), '7.png': image(), '7.txt': 'seven'})
     source = opened(tmp_path)
     assert len(source) == 1 and source[0]['captions'] == ('seven',) and len(caplog.records) == 1
-    assert ('2 images without a caption (a.tar: 0, a.tar: 6); 2 captions without an image (a.tar: 1, a.tar: 2); 2 empty '
-            'captions (a.tar: 4, a.tar: 5); 1 images') in caplog.text
+    assert ('2 images without a caption (a.tar: 0, a.tar: 6); 2 captions without an image (a.tar: 1, a.tar: '
+            '2); 2 empty captions (a.tar: 4, a.tar: 5); 1 images') in caplog.text
     with pytest.raises(UserError, match='2 images without a caption'):
         opened(tmp_path, strict=True)
     write_tar(tmp_path / 'a.tar', **{'0.png': image()})
@@ -163,7 +173,8 @@ def test_what_has_no_counterpart_is_left_out_with_one_line(tmp_path, caplog):
 
 @pytest.mark.parametrize('members, message', [
     ({'0.png': b'', '0.txt': b'\xff'}, r'the caption of .*a.tar: 0 cannot be read: .*utf-8'),
-    ({'0.png': b'', '0.json': '{"capt'}, 'the caption of .*a.tar: 0 cannot be read: .*delimiter|Unterminated'),
+    ({'0.png': b'', '0.json': '{"capt'},
+     'the caption of .*a.tar: 0 cannot be read: .*delimiter|Unterminated'),
     ({'0.png': b'', '0.json': '[1]'}, 'its JSON is not an object'),
     ({'0.png': b'', '0.json': '{"long": 3}'}, '"long" is 3, not a text'),
     ({'0.png': b'', '0.txt': 'a', '1.json': '{"capt'}, 'the JSON of 1 cannot be read'),
@@ -184,7 +195,8 @@ def test_the_same_member_twice(tmp_path):
 
 
 def test_every_cut_of_a_tar_file_is_noticed(tmp_path):
-    path = write_tar(tmp_path / 'a.tar', **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
+    path = write_tar(tmp_path / 'a.tar',
+                     **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
     data = path.read_bytes()
     with tarfile.open(path) as tar:
         end = max(member.offset_data + 512 for member in tar)  # of the last member, padded
@@ -198,7 +210,8 @@ def test_every_cut_of_a_tar_file_is_noticed(tmp_path):
 
 
 def test_damaged_headers_are_noticed(tmp_path):
-    path = write_tar(tmp_path / 'a.tar', **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
+    path = write_tar(tmp_path / 'a.tar',
+                     **{'0.png': image(), '0.txt': 'a', '1.png': image(seed=1), '1.txt': 'b'})
     data = path.read_bytes()
     with tarfile.open(path) as tar:
         offsets = [member.offset for member in tar]

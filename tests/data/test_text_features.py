@@ -4,7 +4,16 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from caption_latent_sets import LENGTH, SHAPES, WIDTH, bucket_of, moments_of, null_of, texts_of, write_caption_latents
+from caption_latent_sets import (
+    LENGTH,
+    SHAPES,
+    WIDTH,
+    bucket_of,
+    moments_of,
+    null_of,
+    texts_of,
+    write_caption_latents,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from latent_sets import write_latents
@@ -30,7 +39,8 @@ def padded(text: np.ndarray) -> np.ndarray:
 
 @given(tokens=st.integers(0, 9), width=st.integers(1, 7), offset=st.integers(0, 5), seed=st.integers(0, 60))
 def test_features_survive_in_the_bits_of_bfloat16(tokens, width, offset, seed):
-    text = np.random.default_rng(seed).standard_normal((9, width), np.float32) * np.float32(10.0 ** (seed - 30))
+    text = np.random.default_rng(seed).standard_normal((9, width),
+                                                       np.float32) * np.float32(10.0 ** (seed - 30))
     data = bytes(offset) + pack_features(text, tokens)
     assert len(data) == offset + 2 * tokens * width
     out = unpack_features(data, offset, tokens, width)
@@ -46,21 +56,25 @@ def test_tokens_stand_before_the_padding():
 
 def test_elements_are_what_was_written(folder):
     source = open_caption_latents(folder)
-    assert len(source) == 20 and (source.spec.image_size, source.spec.channels, source.spec.num_classes) == (4, 3, 0)
-    assert source.buckets == ((2, 8), (4, 4), (8, 2)) and source.bucket_of.tolist() == [bucket_of(i, 3) for i in range(20)]
+    assert len(source) == 20 and (source.spec.image_size, source.spec.channels,
+                                  source.spec.num_classes) == (4, 3, 0)
+    assert source.buckets == ((2, 8), (4, 4),
+                              (8, 2)) and source.bucket_of.tolist() == [bucket_of(i, 3) for i in range(20)]
     for i in range(20):
         element, texts = source[i], texts_of(i)
         np.testing.assert_array_equal(element['moments'], moments_of(i, SHAPES[bucket_of(i, 3)]))
         assert element['moments'].dtype == np.float32 and element['text'].dtype == ml_dtypes.bfloat16
         np.testing.assert_array_equal(element['text'], [padded(texts[0]), padded(texts[-1])])
         assert element['text_mask'].dtype == np.int32
-        np.testing.assert_array_equal(element['text_mask'], [np.arange(LENGTH) < len(text) for text in (texts[0], texts[-1])])
+        np.testing.assert_array_equal(element['text_mask'],
+                                      [np.arange(LENGTH) < len(text) for text in (texts[0], texts[-1])])
 
 
 def test_half_precision_is_of_the_moments(tmp_path):
     write_caption_latents(tmp_path / 'half', dtype='float16')
     element = open_caption_latents(tmp_path / 'half')[4]
-    np.testing.assert_array_equal(element['moments'], moments_of(4, SHAPES[bucket_of(4, 3)]).astype(np.float16))
+    np.testing.assert_array_equal(element['moments'],
+                                  moments_of(4, SHAPES[bucket_of(4, 3)]).astype(np.float16))
     np.testing.assert_array_equal(element['text'][0], padded(texts_of(4)[0]))
 
 
@@ -86,8 +100,10 @@ def test_stacks_keep_what_labels_had():
 
 def test_squares_have_no_buckets(tmp_path):
     write_caption_latents(tmp_path / 'squares', shapes=((8, 8),))
-    source = open_source('caption_latents', path=tmp_path / 'squares', image_size=4, channels=3, caption_tokens=LENGTH)
-    assert source.buckets == () and source.bucket_of is None and source.take([3, 4])['moments'].shape == (2, 4, 4, 6)
+    source = open_source('caption_latents', path=tmp_path / 'squares', image_size=4, channels=3,
+                         caption_tokens=LENGTH)
+    assert source.buckets == () and source.bucket_of is None and source.take([3, 4])['moments'].shape == (
+        2, 4, 4, 6)
     with pytest.raises(UserError, match='are all squares: set --config.data.buckets=False'):
         open_source('caption_latents', path=tmp_path / 'squares', buckets=True)
 
@@ -116,17 +132,23 @@ def test_other_text_encoders_are_named(folder):
     check_text(metadata, encoder_id='made-up t5', encoder_sha256='ef' * 32, tokens=LENGTH, width=WIDTH)
     check_text(metadata)
     with pytest.raises(UserError) as caught:
-        check_text(metadata, who='the model x', encoder_id='t5-xxl', encoder_sha256='00', tokens=300, width=4096)
-    for line in ('not made for the model x', 'text encoder: made-up t5 in the data set, t5-xxl in the model x', 'ef' * 32,
-                 f'tokens a caption: {LENGTH} in the data set, 300', f'width of the features: {WIDTH} in the data set, 4096',
+        check_text(metadata, who='the model x', encoder_id='t5-xxl', encoder_sha256='00', tokens=300,
+                   width=4096)
+    for line in ('not made for the model x',
+                 'text encoder: made-up t5 in the data set, t5-xxl in the model x', 'ef' * 32,
+                 f'tokens a caption: {LENGTH} in the data set, 300',
+                 f'width of the features: {WIDTH} in the data set, 4096',
                  'prepare_latents.py --text_encoder'):
         assert line in str(caught.value), line
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'image_size': 8}, 'image_size: 4 in the data set, 8 in the recipe'), ({'channels': 4}, 'channels: 3 in the data set, 4'),
-    ({'caption_tokens': 300}, f'tokens a caption: {LENGTH} in the data set, 300'), ({'split': 'held_out'}, "of the split 'train'"),
-    ({'buckets': False}, 'have 3 shapes: set --config.data.buckets=True'), ({'path': 'no/folder'}, 'caption.*--text_encoder'),
+    ({'image_size': 8}, 'image_size: 4 in the data set, 8 in the recipe'),
+    ({'channels': 4}, 'channels: 3 in the data set, 4'),
+    ({'caption_tokens': 300}, f'tokens a caption: {LENGTH} in the data set, 300'),
+    ({'split': 'held_out'}, "of the split 'train'"),
+    ({'buckets': False}, 'have 3 shapes: set --config.data.buckets=True'),
+    ({'path': 'no/folder'}, 'caption.*--text_encoder'),
     ({'classes': 'x'}, 'no classes')])
 def test_wrong_requests_are_refused(options, message, folder):
     with pytest.raises(UserError, match=message):
@@ -135,9 +157,11 @@ def test_wrong_requests_are_refused(options, message, folder):
 
 def test_each_kind_of_latents_is_opened_as_such(folder, tmp_path):
     write_latents(tmp_path / 'labels')
-    with pytest.raises(UserError, match='holds latents, not caption_latents: take --config.data.name=latents'):
+    with pytest.raises(UserError,
+                       match='holds latents, not caption_latents: take --config.data.name=latents'):
         open_caption_latents(tmp_path / 'labels')
-    with pytest.raises(UserError, match='holds caption_latents, not latents: take --config.data.name=caption_latents'):
+    with pytest.raises(UserError,
+                       match='holds caption_latents, not latents: take --config.data.name=caption_latents'):
         open_source('latents', path=folder)
 
 

@@ -1,4 +1,5 @@
-"""Image data sets of tfds: read without TensorFlow, decoded here, and a clear word for all that can be missing."""
+"""Image data sets of tfds: read without TensorFlow, decoded here, and a clear word for all that can be
+missing."""
 import io
 import os
 import shutil
@@ -41,7 +42,8 @@ def open_any(name, data_dir, **options):
 
 def test_elements_are_the_stored_bytes_decoded_and_cropped_here(data_dir):
     source = open_any('shapes', data_dir)
-    assert len(source) == 5 and source.class_names == ['circle', 'square'] and source.spec.image_shape == (8, 8, 3)
+    assert len(source) == 5 and source.class_names == ['circle',
+                                                       'square'] and source.spec.image_shape == (8, 8, 3)
     for i in range(5):
         expected = to_float(center_crop(decode(image(i).getvalue()), 8))
         np.testing.assert_array_equal(source[i]['image'], expected)
@@ -52,7 +54,8 @@ def test_elements_are_the_stored_bytes_decoded_and_cropped_here(data_dir):
 def test_held_out_is_validation_before_test(data_dir, own_dir):
     held_out = open_any('shapes', data_dir, split='held_out')
     assert held_out.split == 'validation' and len(held_out) == 3
-    np.testing.assert_array_equal(held_out[0]['image'], to_float(center_crop(decode(image(10).getvalue()), 8)))
+    np.testing.assert_array_equal(held_out[0]['image'],
+                                  to_float(center_crop(decode(image(10).getvalue()), 8)))
     with pytest.raises(UserError, match="no split 'test' here; known: train, held_out"):
         open_any('shapes', data_dir, split='test')
 
@@ -84,10 +87,12 @@ def test_names_configurations_and_versions(tmp_path):
     features = {'image': tfds.features.Image()}
     for config, version in (('small', '1.0.0'), ('small', '1.9.0'), ('small', '1.10.0'), ('large', '2.0.0')):
         build(tmp_path, 'views', features, {'train': [{'image': image(1)}]}, config=config, version=version)
-    opened = {name: open_any(name, tmp_path).identity['name'] for name in ('views/small', 'views/small:1.9.0', 'views/large')}
+    opened = {name: open_any(name, tmp_path).identity['name']
+              for name in ('views/small', 'views/small:1.9.0', 'views/large')}
     assert opened == {'views/small': 'views/small/1.10.0', 'views/small:1.9.0': 'views/small/1.9.0',
                       'views/large': 'views/large/2.0.0'}
-    with pytest.raises(UserError, match='has these configurations .*: large, small. Name one: .*=tfds:views/large'):
+    with pytest.raises(UserError, match='has these configurations .*: large, small. Name one: '
+                                        '.*=tfds:views/large'):
         open_any('views', tmp_path)
     with pytest.raises(UserError, match='views/small:3.0.0 is not prepared: there is no version of it in'):
         open_any('views/small:3.0.0', tmp_path)
@@ -109,7 +114,8 @@ def test_images_without_labels(tmp_path):
     source = open_any('plain', tmp_path)
     assert source.class_names == [''] and [int(source[i]['label']) for i in range(3)] == [0, 0, 0]
     assert source[0]['image'].shape == (8, 8, 3)
-    with pytest.raises(UserError, match='plain/1.0.0 has no held_out or validation or val or test split .*: train'):
+    with pytest.raises(UserError, match='plain/1.0.0 has no held_out or validation or val or test split .*: '
+                                        'train'):
         open_any('plain', tmp_path, split='held_out')
 
 
@@ -121,14 +127,16 @@ def test_plain_numbers_as_labels_need_a_number_of_classes(tmp_path):
     source = open_any('counts', tmp_path, asked={**ANY, 'num_classes': 5})
     assert source[0]['label'] == 4 and source.class_names == list('01234')
     for index, label in ((1, 5), (2, -1)):
-        with pytest.raises(UserError, match=rf'example {index} of counts/1.0.0 train has label {label}, outside 0\.\.4'):
+        with pytest.raises(UserError,
+                           match=rf'example {index} of counts/1.0.0 train has label {label}, outside 0\.\.4'):
             source[index]
 
 
 @pytest.mark.parametrize('features, example, message', [
     ({'left': tfds.features.Image(), 'right': tfds.features.Image()},
      lambda: {'left': image(1), 'right': image(2)}, 'several images in an example; .* features: left, right'),
-    ({'x': tfds.features.Tensor(shape=(2,), dtype=np.float32)}, lambda: {'x': np.zeros(2, np.float32)}, 'no images'),
+    ({'x': tfds.features.Tensor(shape=(2,), dtype=np.float32)}, lambda: {'x': np.zeros(2, np.float32)},
+     'no images'),
     ({'image': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png')},
      lambda: {'image': image(1, 'PNG', 'I;16')}, 'uint16.*; 8 bits a channel are needed'),
 ])
@@ -146,22 +154,26 @@ def test_damaged_images_are_replaced_and_named(tmp_path):
     source = open_any('broken', tmp_path)
     np.testing.assert_array_equal(source[1]['image'], source[3]['image'])
     assert list(source.bad) == [f'example {i} of broken/1.0.0 train ({i}.jpg)' for i in (1, 2)]
-    with pytest.raises(UserError, match=r'example 2 of broken/1.0.0 train \(2.jpg\) cannot be decoded: it is empty'):
+    with pytest.raises(UserError,
+                       match=r'example 2 of broken/1.0.0 train \(2.jpg\) cannot be decoded: it is empty'):
         open_any('broken', tmp_path, strict=True)[2]
 
 
 def test_what_is_not_prepared_says_how_to(data_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         open_source('imagenet2012', data_dir=tmp_path, image_size=256)
-    for part in (str(tmp_path / 'imagenet2012'), 'https://image-net.org', 'ILSVRC2012_img_train.tar', '156 GB free',
-                 f'python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir={tmp_path}',
-                 '--config.data.path=FOLDER'):
+    for part in (str(tmp_path / 'imagenet2012'), 'https://image-net.org', 'ILSVRC2012_img_train.tar',
+                 '156 GB free',
+                 f'python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS '
+                 f'--data_dir={tmp_path}', '--config.data.path=FOLDER'):
         assert part in str(caught.value)
     with pytest.raises(UserError) as caught:
         open_source('tfds:flowers', data_dir=data_dir, image_size=256)
-    for part in ("tfds.builder('flowers'", "file_format='array_record').download_and_prepare()", 'TensorFlow'):
+    for part in ("tfds.builder('flowers'", "file_format='array_record').download_and_prepare()",
+                 'TensorFlow'):
         assert part in str(caught.value)
-    os.rename(shutil.copytree(data_dir / 'shapes', tmp_path / 'shapes') / '1.0.0', tmp_path / 'shapes/1.0.0.incompleteXY')
+    os.rename(shutil.copytree(data_dir / 'shapes', tmp_path / 'shapes') / '1.0.0',
+              tmp_path / 'shapes/1.0.0.incompleteXY')
     with pytest.raises(UserError, match='shapes is not prepared'):
         open_any('shapes', tmp_path)
 
@@ -207,12 +219,14 @@ def _zeros(shard):
 @pytest.mark.parametrize('damage', [_cut, _zeros, lambda shard: shard.write_bytes(b'')])
 def test_a_damaged_file_is_an_error_and_no_damaged_image(own_dir, damage):
     damage(_shard(own_dir / 'shapes' / '1.0.0'))
-    with pytest.raises(UserError, match='example 0 of shapes/1.0.0 train cannot be read: .* is damaged; prepare'):
+    with pytest.raises(UserError, match='example 0 of shapes/1.0.0 train cannot be read: .* is damaged; '
+                                        'prepare'):
         open_any('shapes', own_dir)[0]
 
 
 def test_buckets_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match='gs://bucket/data: ArrayRecord files are read from a disk. Copy the data set'):
+    with pytest.raises(UserError, match='gs://bucket/data: ArrayRecord files are read from a disk. Copy the '
+                                        'data set'):
         open_any('shapes', 'gs://bucket/data')
 
 

@@ -1,4 +1,5 @@
-"""Writes small tfds data sets of any features, as a test wants them; a module because tfds wants builders in one."""
+"""Writes small tfds data sets of any features, as a test wants them; a module because tfds wants builders in
+one."""
 import io
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def build(data_dir, name: str, features: dict, splits: dict[str, list[dict]], *,
 
 
 def shapes(data_dir, **options) -> Path:
-    """Data set `shapes`: circle and square, with boxes and file names; 5 to train, 3 to validate, 2 to test."""
+    """Data set `shapes`: circle and square, with boxes and file names; 5 to train, 3 to validate, 2 to
+    test."""
     features = {'image': tfds.features.Image(encoding_format='jpeg'),
-                'label': tfds.features.ClassLabel(names=['circle', 'square']), 'file_name': tfds.features.Text(),
+                'label': tfds.features.ClassLabel(names=['circle', 'square']),
+                'file_name': tfds.features.Text(),
                 'boxes': tfds.features.Sequence({'box': tfds.features.BBoxFeature()})}
     box = {'box': tfds.features.BBox(0.0, 0.0, 1.0, 1.0)}
 

@@ -40,7 +40,8 @@ def tiny_dit(goldens):
 
 
 def to_torch_float64(tree, arch):
-    """A parameter-shaped tree in torch layout. The converter is float32, so each value travels as two of them."""
+    """A parameter-shaped tree in torch layout. The converter is float32, so each value travels as two of
+    them."""
     whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
     coarse = jax.tree.map(lambda leaf: leaf.astype(np.float32), whole)
     rest = jax.tree.map(lambda a, b: (a - b).astype(np.float32), whole, coarse)

@@ -1,4 +1,5 @@
-"""DPM-Solver++(2M) against PixArt's own solver, diffusers' scheduler, and the ordinary differential equation it solves."""
+"""DPM-Solver++(2M) against PixArt's own solver, diffusers' scheduler, and the ordinary differential equation
+it solves."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,8 @@ def test_the_trajectory_equals_that_of_the_original_code(dtype, bound, goldens):
                                      {'text': text, 'null_text': null}, schedule=schedule, trajectory=True)
         jax.effects_barrier()
     assert states.dtype == dtype and len(states) == 20
-    errors = [relative_error(mine, official) for mine, official in zip(states, arrays['out64_states'][1:], strict=True)]
+    errors = [relative_error(mine, official)
+              for mine, official in zip(states, arrays['out64_states'][1:], strict=True)]
     assert max(errors) <= bound, errors
     assert np.shape(told) == (20, 4)      # both halves of two guided images
     np.testing.assert_allclose(told, np.repeat(arrays['out64_model_t'][:, None], 4, 1), rtol=0,
@@ -82,7 +84,8 @@ def test_the_trajectory_equals_that_of_diffusers(steps, x64):
     torch = pytest.importorskip('torch')
     diffusers = import_oracle('diffusers')
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        num_train_timesteps=1000, trained_betas=np.linspace(1e-4, 2e-2, 1000), algorithm_type='dpmsolver++', solver_order=2)
+        num_train_timesteps=1000, trained_betas=np.linspace(1e-4, 2e-2, 1000), algorithm_type='dpmsolver++',
+        solver_order=2)
     schedule = sampling_schedule('dpm++', steps)
     x_T = np.random.default_rng(0).normal(size=(2, 4, 4, 3))
     ours = sample_dpm(toy_model, jnp.asarray(x_T), {}, schedule=schedule, trajectory=True)
@@ -102,11 +105,13 @@ def test_timesteps_are_those_of_diffusers_but_for_halves():
     for steps in (5, 10, 15, 20, 25, 50, 100):
         scheduler = diffusers.DPMSolverMultistepScheduler(num_train_timesteps=1000)
         scheduler.set_timesteps(steps)
-        assert np.abs(scheduler.timesteps.numpy() - sampling_schedule('dpm++', steps).timestep_map[:0:-1]).max() <= 1
+        assert np.abs(scheduler.timesteps.numpy()
+                      - sampling_schedule('dpm++', steps).timestep_map[:0:-1]).max() <= 1
 
 
 def test_fewer_steps_than_ddim_come_closer_to_the_exact_path(x64):
-    """A thousand steps of DDIM stand for the exact solution, which both approach; doubling the steps quarters the error."""
+    """A thousand steps of DDIM stand for the exact solution, which both approach; doubling the steps quarters
+    the error."""
     x_T = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 3)))
     exact = sample_ddim(toy_model, x_T, {}, schedule=make_schedule(1000))
 
@@ -118,18 +123,21 @@ def test_fewer_steps_than_ddim_come_closer_to_the_exact_path(x64):
 
 
 def test_the_original_variant_comes_to_the_exact_path_at_the_lowest_level(x64):
-    """Many of its steps against many of DDIM's without the last one, which leads from the lowest level to no noise."""
+    """Many of its steps against many of DDIM's without the last one, which leads from the lowest level to no
+    noise."""
     x_T = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 3)))
     exact = sample_ddim(toy_model, x_T, {}, schedule=make_schedule(1000), trajectory=True)[-2]
 
     def error(steps):
-        return relative_error(sample_dpm_original(toy_model, x_T, {}, schedule=sampling_schedule('dpm++original', steps)), exact)
+        return relative_error(sample_dpm_original(toy_model, x_T, {},
+                                                  schedule=sampling_schedule('dpm++original', steps)), exact)
 
     assert error(400) < 5e-3 and error(40) < 0.5 * error(10)
 
 
 def test_a_perfect_prediction_is_reached_in_any_number_of_steps():
-    """A model that knows the image: every step moves along the straight line of DDIM, the last one lands on it."""
+    """A model that knows the image: every step moves along the straight line of DDIM, the last one lands on
+    it."""
     image = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
     alphas = jnp.asarray(make_schedule(1000).alphas_cumprod, jnp.float32)
 
@@ -144,15 +152,18 @@ def test_a_perfect_prediction_is_reached_in_any_number_of_steps():
 
 
 def test_the_original_variant_leaves_the_noise_of_the_lowest_level():
-    """Of a perfect prediction: α·image + σ·(the noise that it began with), in any number of steps and any schedule."""
+    """Of a perfect prediction: α·image + σ·(the noise that it began with), in any number of steps and any
+    schedule."""
     image = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
     for train_steps, steps in ((1000, 1), (1000, 2), (1000, 7), (100, 7)):
         schedule = sampling_schedule('dpm++original', steps, train_steps)
         whole = make_schedule(train_steps).alphas_cumprod
 
         def model(x, t, cond, whole=whole):
-            level = jnp.exp(jnp.interp(t, jnp.arange(len(whole)), jnp.log(jnp.asarray(whole, x.dtype))))[:, None, None, None]
-            return jnp.concatenate([(x - jnp.sqrt(level) * image) / jnp.sqrt(1 - level), jnp.zeros_like(x)], -1)
+            level = jnp.exp(jnp.interp(t, jnp.arange(len(whole)),
+                                       jnp.log(jnp.asarray(whole, x.dtype))))[:, None, None, None]
+            return jnp.concatenate([(x - jnp.sqrt(level) * image) / jnp.sqrt(1 - level), jnp.zeros_like(x)],
+                                   -1)
 
         noise = jax.random.normal(jax.random.key(0), image.shape)
         x_T = np.sqrt(whole[-1]) * image + np.sqrt(1 - whole[-1]) * noise

@@ -1,4 +1,5 @@
-"""Guidance as DiT does it. (Whole models with guidance: tests/models/test_dit.py, tests/diffusion/test_samplers.py.)"""
+"""Guidance as DiT does it. (Whole models with guidance: tests/models/test_dit.py,
+tests/diffusion/test_samplers.py.)"""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +29,11 @@ def inputs(channels=4, dtype=jnp.float32):
     return x, jnp.array([5, 900]), {'label': jnp.array([3, 7])}
 
 
-@pytest.mark.parametrize('channels, latent, guided', [(3, 4, 3), ('all', 4, 4), (2, 4, 2), (3, 1, 1), (3, 3, 3)])
+@pytest.mark.parametrize('channels, latent, guided',
+                         [(3, 4, 3), ('all', 4, 4), (2, 4, 2), (3, 1, 1), (3, 3, 3)])
 def test_only_the_chosen_noise_channels_are_guided(channels, latent, guided):
-    """rtol: float32 with a scale of 4. A model of fewer channels than asked for never has its variance guided."""
+    """rtol: float32 with a scale of 4. A model of fewer channels than asked for never has its variance
+    guided."""
     x, t, cond = inputs(latent)
     got = guide(model, 4.0, to_null, channels)(x, t, cond)
     with_label, without = model(x, t, cond), model(x, t, {'label': jnp.array([NULL, NULL])})
@@ -72,7 +75,8 @@ def test_equal_predictions_make_guidance_the_identity(scale, seed):
 
     x = np.random.default_rng(seed).normal(size=(2, 3, 3, 4)).astype(np.float32)
     t, cond = jnp.array([5, 900]), {'label': jnp.array([3, 7])}
-    np.testing.assert_array_equal(guide(indifferent, scale, to_null, 'all')(x, t, cond), indifferent(x, t, cond))
+    np.testing.assert_array_equal(guide(indifferent, scale, to_null, 'all')(x, t, cond),
+                                  indifferent(x, t, cond))
 
 
 def test_scale_zero_is_the_null_prediction():

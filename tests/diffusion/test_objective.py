@@ -33,7 +33,8 @@ def parts_of_one_step(arrays, respacing, tag, dtype):
     @jax.jit
     def compute(x, noise, t):
         output = toy_model(x, jnp.asarray(schedule.timestep_map)[t], {})
-        free, clipped = (p_mean_variance(schedule, output, x, t, clip_denoised=clip) for clip in (False, True))
+        free, clipped = (p_mean_variance(schedule, output, x, t, clip_denoised=clip)
+                         for clip in (False, True))
         return {'model': output, 'q_sample': q_sample(schedule, x, t, noise), 'mean': free.mean,
                 'variance': free.variance, 'log_variance': free.log_variance, 'pred_xstart': free.x0,
                 'clip_mean': clipped.mean, 'clip_pred_xstart': clipped.x0}
@@ -53,12 +54,14 @@ def test_posterior_equals_the_official_one(respacing, tag, dtype, bound, goldens
         assert value.dtype == dtype and value.shape == want.shape, name
         assert relative_error(value, want) <= bound, name
     # Variances span orders of magnitude, so each is held to its own size.
-    np.testing.assert_allclose(got['variance'], arrays[f'out64_{tag}_variance'], rtol=min(bound, 1e-5), atol=0)
+    np.testing.assert_allclose(got['variance'], arrays[f'out64_{tag}_variance'], rtol=min(bound, 1e-5),
+                               atol=0)
 
 
 @pytest.mark.parametrize('dtype, bound', PRECISION)
 def test_losses_and_their_gradient_equal_the_official_ones(dtype, bound, goldens):
-    """t = 0, where vb is a likelihood, is among the steps; the gradient shows what the stop_gradient keeps out."""
+    """t = 0, where vb is a likelihood, is among the steps; the gradient shows what the stop_gradient keeps
+    out."""
     _, _, arrays = load_nhwc(goldens / 'diffusion_toy.npz')
 
     @jax.jit
@@ -138,7 +141,8 @@ def test_x0_and_noise_are_found_again(seed):
 def test_the_bound_trains_the_variance_alone(seed):
     x0, noise, t, output = random_batch(seed)
     t = np.append(np.int32(0), t[1:])
-    mse, vb = (np.asarray(g) for g in gradients_by_output(x0, q_sample(SCHEDULE, x0, t, noise), t, noise, output))
+    mse, vb = (np.asarray(g) for g in gradients_by_output(x0, q_sample(SCHEDULE, x0, t, noise), t, noise,
+                                                          output))
     assert (vb[..., :2] == 0).all() and (vb[..., 2:] != 0).any()
     assert (mse[..., 2:] == 0).all() and (mse[..., :2] != 0).any()
 
@@ -152,7 +156,8 @@ def gradients_by_output(x0, x_t, t, noise, output):
 
 
 def test_a_perfect_model_has_no_loss_but_the_likelihood_of_pixels():
-    """True noise and v = -1 give the true posterior. atol: the KL is a difference of numbers of order 1 in float32."""
+    """True noise and v = -1 give the true posterior. atol: the KL is a difference of numbers of order 1 in
+    float32."""
     x0, noise, t, _ = random_batch(3)
     x_t = q_sample(SCHEDULE, x0, t, noise)
     output = jnp.concatenate([noise, -jnp.ones_like(noise)], axis=-1)

@@ -1,4 +1,5 @@
-"""Steps and whole trajectories against the official code with the same noise, and the samplers' common contract."""
+"""Steps and whole trajectories against the official code with the same noise, and the samplers' common
+contract."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,8 @@ def test_a_guided_model_follows_the_official_trajectory(dtype, bound, goldens):
             output = model(x_T, jnp.asarray(SCHEDULE.timestep_map)[first], cond)
             return loops, p_mean_variance(SCHEDULE, output, x_T, first)
 
-        loops, prediction = compute(arrays['in_loop_x'][:2].astype(dtype), arrays['in_loop_noise'][:, :2].astype(dtype),
+        loops, prediction = compute(arrays['in_loop_x'][:2].astype(dtype),
+                                    arrays['in_loop_noise'][:, :2].astype(dtype),
                                     {'label': arrays['in_loop_y'][:2].astype(np.int32)})
     for method, states in loops.items():
         assert_trajectory(states, arrays[f'out64_{method}_loop'][:, :2], dtype, bound)
@@ -152,7 +154,8 @@ def test_a_key_decides_the_noise(method, x_T):
 def test_every_image_and_step_has_noise_of_its_own(method, x_T):
     """atol: the two programs may be fused differently; states are of order 1."""
     keys, options = jax.random.split(jax.random.key(2), 2), {'schedule': SCHEDULE, 'eta': 1.0}
-    noise = jnp.stack([jnp.stack([jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:]) for key in keys])
+    noise = jnp.stack([jnp.stack([jax.random.normal(jax.random.fold_in(key, i), x_T.shape[1:])
+                                  for key in keys])
                        for i in range(20)])
     np.testing.assert_allclose(SAMPLERS[method](toy_model, x_T, {}, **options, key=keys),
                                SAMPLERS[method](toy_model, x_T, {}, **options, noise=noise), atol=1e-5)
@@ -160,7 +163,8 @@ def test_every_image_and_step_has_noise_of_its_own(method, x_T):
 
 @pytest.mark.parametrize('method', NOISY)
 def test_a_image_is_the_same_in_any_company(method, x_T):
-    """Alone, among others, and at another place: its key decides. atol: programs of other shapes round differently."""
+    """Alone, among others, and at another place: its key decides. atol: programs of other shapes round
+    differently."""
     keys, x = jax.random.split(jax.random.key(3), 5), np.concatenate([x_T, 2 * x_T, -x_T[:1]])
 
     def sample(rows):
@@ -189,7 +193,8 @@ def test_deterministic_ddim_needs_no_noise_and_ignores_it(x_T):
     np.testing.assert_array_equal(sample(toy_model, x_T, {}, schedule=SCHEDULE, noise=noise_like(x_T)), plain)
 
 
-@pytest.mark.parametrize('method', (*NOISY, 'dpm++'))      # dpm++original ends with the noise of the lowest level
+# dpm++original ends with the noise of the lowest level
+@pytest.mark.parametrize('method', (*NOISY, 'dpm++'))
 def test_clipping_holds_the_last_image_in_range(method, x_T):
     """The last step has no noise and lands on the predicted x0, up to float32 rounding."""
     def sample(clip):

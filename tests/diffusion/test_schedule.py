@@ -46,7 +46,9 @@ def test_rounding_follows_the_accumulated_sum(goldens):
 
 def test_the_linear_schedule_by_hand():
     schedule = make_schedule(1000)
-    assert schedule.betas[0] == pytest.approx(1e-4, rel=1e-12) and schedule.betas[-1] == pytest.approx(0.02, rel=1e-12)
+    assert schedule.betas[0] == pytest.approx(1e-4,
+                                              rel=1e-12) and schedule.betas[-1] == pytest.approx(
+                                                  0.02, rel=1e-12)
     assert schedule.alphas_cumprod[1] == pytest.approx((1 - 1e-4) * (1 - 1e-4 - 0.0199 / 999), rel=1e-12)
     assert schedule.posterior_variance[0] == 0
     assert schedule.posterior_log_variance[0] == schedule.posterior_log_variance[1]
@@ -84,17 +86,18 @@ def test_ddim_maps_have_one_stride(steps, data):
 def test_respacing_keeps_the_cumulative_products(counts, steps):
     """rtol: as β = 1 - ratio, a ratio as small as 4e-5 keeps 11 of float64's 16 digits."""
     schedule, full = make_schedule(steps, ','.join(map(str, counts))), make_schedule(steps)
-    np.testing.assert_allclose(schedule.alphas_cumprod, full.alphas_cumprod[schedule.timestep_map], rtol=1e-10)
+    np.testing.assert_allclose(schedule.alphas_cumprod, full.alphas_cumprod[schedule.timestep_map],
+                               rtol=1e-10)
     assert ((schedule.betas > 0) & (schedule.betas < 1)).all()
     assert all(np.isfinite(value).all() for name, value in vars(schedule).items())
 
 
 @pytest.mark.parametrize('steps, respacing, message', [
     (1000, '1001', 'at most 1000'), (100, '250', 'at most 100'), (90, '10,31,20', 'section 2 of 3 has 30'),
-    (1000, 'ddim300', 'ddim250 or ddim334'), (1000, 'ddim1001', 'ddim500 or ddim1000'), (1000, 'ddim1', 'ddim2 or'),
-    (1000, 'ddim', 'cannot read'), (1000, 'ddim5,5', 'one number'), (1000, 'fast', 'cannot read'),
-    (1000, '0', 'cannot read'), (1000, '-5', 'cannot read'), (1000, '10,,20', 'cannot read'),
-    (1000, '2.5', 'cannot read'), (1000, '1', 'at least 2')])
+    (1000, 'ddim300', 'ddim250 or ddim334'), (1000, 'ddim1001', 'ddim500 or ddim1000'),
+    (1000, 'ddim1', 'ddim2 or'), (1000, 'ddim', 'cannot read'), (1000, 'ddim5,5', 'one number'),
+    (1000, 'fast', 'cannot read'), (1000, '0', 'cannot read'), (1000, '-5', 'cannot read'),
+    (1000, '10,,20', 'cannot read'), (1000, '2.5', 'cannot read'), (1000, '1', 'at least 2')])
 def test_an_impossible_respacing_says_why(steps, respacing, message):
     with pytest.raises(UserError, match=message):
         make_schedule(steps, respacing)

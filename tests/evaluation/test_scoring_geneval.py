@@ -11,7 +11,8 @@ from lit_jax.runtime.errors import UserError
 
 
 def draw(folder, wrong=()):
-    """A grey image of every prompt, and detections that show what it asks for; of the prompts in `wrong` nothing."""
+    """A grey image of every prompt, and detections that show what it asks for; of the prompts in `wrong`
+    nothing."""
     lines = []
     for path in sorted(folder.glob('[0-9]*')):
         prompt = json.loads((path / 'metadata.jsonl').read_text())
@@ -43,9 +44,12 @@ def test_from_prompts_to_scores(tmp_path):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({}, 'one of --prompts_out .* and --images'), ({'prompts_out': 'a', 'images': 'b'}, 'one of --prompts_out'),
-    ({'prompts_out': 'a', 'store': 'x'}, '--store does not belong'), ({'images': 'a'}, 'one of --detections=FILE.jsonl'),
-    ({'images': 'a', 'detections': 'x', 'store': 'y'}, 'stored already'), ({'images': 'a', 'detections': 'none.jsonl'}, 'none.jsonl'),
+    ({}, 'one of --prompts_out .* and --images'),
+    ({'prompts_out': 'a', 'images': 'b'}, 'one of --prompts_out'),
+    ({'prompts_out': 'a', 'store': 'x'}, '--store does not belong'),
+    ({'images': 'a'}, 'one of --detections=FILE.jsonl'),
+    ({'images': 'a', 'detections': 'x', 'store': 'y'}, 'stored already'),
+    ({'images': 'a', 'detections': 'none.jsonl'}, 'none.jsonl'),
     ({'images': 'a', 'detector': ('x', 'y'), 'store': 'z', 'out': 'o'}, 'leave --out out')])
 def test_requests_that_contradict_themselves(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

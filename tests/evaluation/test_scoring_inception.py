@@ -1,4 +1,5 @@
-"""The whole way with Inception: weights from a file, a reference from a folder, every score. Random weights."""
+"""The whole way with Inception: weights from a file, a reference from a folder, every score. Random
+weights."""
 import json
 
 import jax
@@ -27,9 +28,10 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
     (tmp_path / 'pictures').mkdir()
     for i in range(18):
         coarse = np.random.default_rng(i).integers(0, 256, (5, 4, 3), np.uint8)
-        Image.fromarray(coarse.repeat(8, axis=0).repeat(9, axis=1)).save(tmp_path / 'pictures' / f'{i:02d}.png')
-    line = build_reference(build.Request(data='folder', path=str(tmp_path / 'pictures'), image_size=32, out=str(tmp_path / 'ref.npz'),
-                                         inception=str(weights)))
+        Image.fromarray(coarse.repeat(8,
+                                      axis=0).repeat(9, axis=1)).save(tmp_path / 'pictures' / f'{i:02d}.png')
+    line = build_reference(build.Request(data='folder', path=str(tmp_path / 'pictures'), image_size=32,
+                                         out=str(tmp_path / 'ref.npz'), inception=str(weights)))
     assert 'statistics of 18 images, 18 of them' in line and 'not the published ones' in caplog.text
     with np.load(tmp_path / 'ref.npz') as arrays:
         shapes = {name: arrays[name].shape for name in arrays.files}
@@ -39,8 +41,8 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
     np.savez(tmp_path / 'same.npz', arr_0=images)
     np.savez(tmp_path / 'other.npz', arr_0=np.asarray(images)[::-1, ::-1] // 2)
     for name in ('same', 'other'):
-        evaluate(Request(reference=str(tmp_path / 'ref.npz'), samples=str(tmp_path / f'{name}.npz'), inception=str(weights),
-                         out=str(tmp_path / 'scores'), metrics=METRICS))
+        evaluate(Request(reference=str(tmp_path / 'ref.npz'), samples=str(tmp_path / f'{name}.npz'),
+                         inception=str(weights), out=str(tmp_path / 'scores'), metrics=METRICS))
     same, other = json.loads((tmp_path / 'scores' / 'scores.json').read_text())
     for name in ('fid', 'sfid'):
         assert same['scores'][name] < 1e-6 * other['scores'][name]
@@ -49,14 +51,16 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
     assert same['impossible'] == {} and same['scores']['is'] >= 1
     assert any('fid: 18 samples, no more than the 2048 dimensions' in note for note in same['notes'])
     features = same['card']['features']
-    assert features['sha256'] == 'ab' * 32 and features['precision'] == 'highest' and features['weights'] == 'random.pth'
+    assert features['sha256'] == 'ab' * 32 and features['precision'] == 'highest' and features[
+        'weights'] == 'random.pth'
 
 
 def test_without_weights_it_is_said_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('LIT_JAX_INCEPTION', str(tmp_path / 'nowhere.pth'))
     np.savez(tmp_path / 'set.npz', arr_0=np.zeros((4, 32, 32, 3), np.uint8))
     with pytest.raises(UserError, match=r'nowhere.pth .from LIT_JAX_INCEPTION. does not exist'):
-        evaluate(Request(reference=str(tmp_path / 'set.npz'), samples=str(tmp_path / 'set.npz'), out=str(tmp_path / 'scores')))
+        evaluate(Request(reference=str(tmp_path / 'set.npz'), samples=str(tmp_path / 'set.npz'),
+                         out=str(tmp_path / 'scores')))
     assert not (tmp_path / 'scores').exists()
 
 

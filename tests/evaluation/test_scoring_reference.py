@@ -1,4 +1,5 @@
-"""References in ADM's layout: made from images, stopped and continued, read again, and refused where they do not fit."""
+"""References in ADM's layout: made from images, stopped and continued, read again, and refused where they do
+not fit."""
 import json
 import os
 import subprocess
@@ -23,7 +24,8 @@ from lit_jax.runtime.errors import UserError
 
 @pytest.fixture
 def request_of(judge, tmp_path_factory, tmp_path):
-    return Request(data='digits', out=str(tmp_path / 'ref.npz'), data_dir=str(tmp_path_factory.getbasetemp() / 'datasets'),
+    return Request(data='digits', out=str(tmp_path / 'ref.npz'),
+                   data_dir=str(tmp_path_factory.getbasetemp() / 'datasets'),
                    features=f'digits:{judge}', images=100)
 
 
@@ -49,7 +51,8 @@ def test_statistics_are_of_all_images_and_some_of_them_are_kept(request_of, judg
     np.testing.assert_array_equal(arrays['arr_0'], images[chosen])
     meta = json.loads(str(arrays['meta']))
     assert meta['features']['flavour'] == 'digits judge' and meta['count'] == 1437 and meta['left_out'] == 0
-    assert meta['data'] == {'name': 'digits', 'count': 1437, 'classes': 10, 'split': 'train'} and meta['image_size'] == 8
+    assert meta['data'] == {'name': 'digits', 'count': 1437, 'classes': 10,
+                            'split': 'train'} and meta['image_size'] == 8
     assert os.listdir(Path(request_of.out).parent) == ['ref.npz']
 
 
@@ -68,7 +71,9 @@ def test_stopped_and_continued_it_has_the_same_bytes(request_of, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build._Builder, 'make', stopping)
         build_reference(request_of)
-    assert sorted(os.listdir(tmp_path / 'ref.npz.parts')) == ['00000.npz', 'plan.json'] and not Path(request_of.out).exists()
+    assert sorted(os.listdir(tmp_path / 'ref.npz.parts')) == ['00000.npz',
+                                                              'plan.json'] and not Path(
+                                                                  request_of.out).exists()
     with pytest.raises(UserError, match=r'ref.npz.parts belongs to another reference:\n  images: '):
         build_reference(replace(request_of, seed=1))
     build_reference(request_of)
@@ -116,17 +121,22 @@ def test_it_is_read_as_what_it_is(request_of, judge):
     reference = open_reference(request_of.out, open_space(f'digits:{judge}'))
     arrays = arrays_of(request_of.out)
     np.testing.assert_array_equal(reference.statistics['pool'].mean, arrays['mu'])
-    assert reference.statistics['pool'].count == 1437 and reference.images.count == 100 and reference.image_shape == (8, 8)
+    assert reference.statistics['pool'].count == 1437 and reference.images.count == 100 \
+        and reference.image_shape == (8, 8)
     facts = reference.facts()
-    assert facts['id'] == 'ref.npz' and facts['statistics'] == 'stored in it, of 1437 images' and len(facts['sha256']) == 64
+    assert facts['id'] == 'ref.npz' and facts['statistics'] == 'stored in it, of 1437 images' and len(
+        facts['sha256']) == 64
 
 
 def test_the_script_makes_the_same_file(request_of, tmp_path):
     """On one device; here there are eight."""
     build_reference(request_of)
-    done = subprocess.run([sys.executable, 'evaluate.py', 'reference', '--data=digits', f'--data_dir={request_of.data_dir}',
-                           f'--features={request_of.features}', '--images=100', f'--out={tmp_path / "script.npz"}'],
-                          cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200, env=on_cpu())
+    done = subprocess.run([sys.executable, 'evaluate.py', 'reference', '--data=digits',
+                           f'--data_dir={request_of.data_dir}',
+                           f'--features={request_of.features}', '--images=100',
+                           f'--out={tmp_path / "script.npz"}'],
+                          cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200,
+                          env=on_cpu())
     assert done.returncode == 0 and done.stdout.startswith('wrote'), done.stderr
     assert (tmp_path / 'script.npz').read_bytes() == Path(request_of.out).read_bytes()
 
@@ -142,7 +152,8 @@ def test_a_reference_of_other_features_is_refused(request_of, judge):
 @pytest.mark.parametrize('arrays, message', [
     ({'labels': np.arange(3)}, 'is no reference: expected mu and sigma, or images in arr_0; it has labels'),
     ({'mu': np.zeros(FEATURES), 'sigma': np.eye(9)}, r'mu \[48\] and sigma \[9, 9\] do not fit'),
-    ({'mu': np.zeros(2048), 'sigma': np.eye(2048)}, 'mu has 2048 numbers, the features of this evaluation .digits judge. have 48'),
+    ({'mu': np.zeros(2048), 'sigma': np.eye(2048)}, 'mu has 2048 numbers, the features of this evaluation '
+                                                    '.digits judge. have 48'),
     ({'mu': np.full(FEATURES, np.nan), 'sigma': np.eye(FEATURES)}, 'holds NaN'),
     ({'mu': np.zeros(FEATURES, np.int64), 'sigma': np.eye(FEATURES)}, 'mu is int64'),
     ({'mu': np.array([{}] * FEATURES, dtype=object), 'sigma': np.eye(FEATURES)}, 'pickled objects'),
@@ -155,8 +166,9 @@ def test_files_that_are_no_reference(tmp_path, judge, arrays, message):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'data': 'latents'}, 'made from images'), ({'images': 0}, '--images must be at least 1'), ({'out': 'ref'}, 'ends with .npz'),
-    ({'data': 'folder', 'path': ''}, 'folder'), ({'image_size': 9}, 'image_size 8')])
+    ({'data': 'latents'}, 'made from images'), ({'images': 0}, '--images must be at least 1'),
+    ({'out': 'ref'}, 'ends with .npz'), ({'data': 'folder', 'path': ''}, 'folder'),
+    ({'image_size': 9}, 'image_size 8')])
 def test_a_wrong_request_is_refused(request_of, change, message):
     with pytest.raises(UserError, match=message):
         build_reference(replace(request_of, **change))

@@ -42,13 +42,14 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def request_of(files, judge, tmp_path):
-    return Request(reference=str(files / 'reference.npz'), samples=str(files / 'samples.npz'), features=f'digits:{judge}',
-                   out=str(tmp_path / 'scores'))
+    return Request(reference=str(files / 'reference.npz'), samples=str(files / 'samples.npz'),
+                   features=f'digits:{judge}', out=str(tmp_path / 'scores'))
 
 
 @pytest.fixture
 def drawing(request_of, model):
-    return replace(request_of, samples=None, sources=(model,), num_samples=300, steps=(3,), cfg_scale=(2.0,), metrics=('fid', 'is'))
+    return replace(request_of, samples=None, sources=(model,), num_samples=300, steps=(3,), cfg_scale=(2.0,),
+                   metrics=('fid', 'is'))
 
 
 def rows_of(request):
@@ -76,7 +77,8 @@ def test_scores_are_those_of_the_functions_on_the_same_features(request_of, judg
 
 def test_a_set_of_sample_py_brings_its_card_and_scores_as_the_model_does(drawing, request_of, tmp_path):
     evaluate(drawing)
-    sampling.draw(sampling.Request(out=str(tmp_path / 'set.npz'), source=drawing.sources[0], count=300, steps=3, cfg_scale=2.0))
+    sampling.draw(sampling.Request(out=str(tmp_path / 'set.npz'), source=drawing.sources[0], count=300,
+                                   steps=3, cfg_scale=2.0))
     read = replace(request_of, metrics=drawing.metrics, samples=str(tmp_path / 'set.npz'))
     evaluate(read)
     drawn, found = rows_of(drawing)
@@ -84,7 +86,8 @@ def test_a_set_of_sample_py_brings_its_card_and_scores_as_the_model_does(drawing
     assert drawn['card']['samples']['card'] == found['card']['samples']['card']
     assert drawn['card']['samples']['card']['sampler']['steps'] == 3
     folder = replace(read, samples=str(tmp_path / 'files'))
-    sampling.draw(sampling.Request(out=folder.samples, source=drawing.sources[0], count=300, steps=3, cfg_scale=2.0))
+    sampling.draw(sampling.Request(out=folder.samples, source=drawing.sources[0], count=300, steps=3,
+                                   cfg_scale=2.0))
     evaluate(folder)
     assert rows_of(drawing)[2]['scores'] == drawn['scores']
 
@@ -116,7 +119,8 @@ def test_a_stopped_run_goes_on_and_scores_the_same(drawing, tmp_path, monkeypatc
         written = stop_after(patch, 99)
         evaluate(drawing)
     assert written == [1, 2]      # the reference's are kept since the first evaluation
-    assert (Path(drawing.out) / 'scores.json').read_bytes() == (Path(straight.out) / 'scores.json').read_bytes()
+    assert (Path(drawing.out) / 'scores.json').read_bytes() == (
+        Path(straight.out) / 'scores.json').read_bytes()
     assert len(list(Path(drawing.out).glob('samples_*.npz'))) == kept
 
 
@@ -128,22 +132,26 @@ def test_what_is_scored_is_not_drawn_again_and_more_scores_need_no_images(drawin
     assert rows_of(drawing) == before
     evaluate(replace(drawing, metrics=('fid', 'precision', 'density')))
     row, = rows_of(drawing)
-    assert {**row['scores'], **before[0]['scores']} == row['scores'] and {'precision', 'density'} < set(row['scores'])
+    assert {**row['scores'], **before[0]['scores']} == row['scores'] and {'precision', 'density'} < set(
+        row['scores'])
 
 
 @pytest.mark.slow
 def test_one_row_for_every_model_checkpoint_step_count_and_scale(drawing, tmp_path, model):
     workdir = str(tmp_path / 'run')
     loop.train(tiny_recipe(steps=4), workdir)
-    there = sorted(int(path.name) for path in (tmp_path / 'run' / 'checkpoints').iterdir() if path.name.isdigit())
+    there = sorted(int(path.name) for path in (tmp_path / 'run' / 'checkpoints').iterdir()
+                   if path.name.isdigit())
     assert len(there) == 2
     small = replace(drawing, num_samples=20, metrics=('fid',), steps=(2,), cfg_scale=(1.0, 2.0))
     text = evaluate(replace(small, sources=(workdir,), checkpoints='all'))
     evaluate(replace(small, sources=(workdir, model), steps=(2, 3), cfg_scale=(1.0,)))
     rows = rows_of(small)
     cards = [row['card']['samples']['card'] for row in rows]
-    found = [(card['model']['provenance'].get('step'), card['sampler']['steps'], card['sampler']['cfg_scale']) for card in cards]
-    assert found == [*((step, 2, scale) for step in there for scale in (1, 2)), (4, 3, 1), (None, 2, 1), (None, 3, 1)]
+    found = [(card['model']['provenance'].get('step'), card['sampler']['steps'], card['sampler']['cfg_scale'])
+             for card in cards]
+    assert found == [*((step, 2, scale) for step in there for scale in (1, 2)), (4, 3, 1), (None, 2, 1),
+                     (None, 3, 1)]
     assert len({row['scores']['fid'] for row in rows}) == 7 and text.count('\n| ') == 5
     assert (Path(small.out) / 'scores.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -172,13 +180,17 @@ def test_features_of_the_reference_are_kept_for_other_evaluations(request_of, tm
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'sources': ('models/x',)}, 'one of --samples .* and --from .*, got both'), ({'samples': None}, 'got neither'),
-    ({'metrics': ('fid', 'lpips')}, "unknown metric 'lpips'; known: fid"), ({'metrics': ()}, 'no metric'),
-    ({'pr_mode': 'float16'}, 'unknown --pr_mode=float16'), ({'is_mode': 'sorted'}, 'unknown --is_mode=sorted'),
-    ({'num_samples': 201}, 'holds 200 images, --num_samples=201 asks for more'), ({'num_samples': 0}, 'at least 1'),
+    ({'sources': ('models/x',)}, 'one of --samples .* and --from .*, got both'),
+    ({'samples': None}, 'got neither'), ({'metrics': ('fid', 'lpips')}, "unknown metric 'lpips'; known: fid"),
+    ({'metrics': ()}, 'no metric'), ({'pr_mode': 'float16'}, 'unknown --pr_mode=float16'),
+    ({'is_mode': 'sorted'}, 'unknown --is_mode=sorted'),
+    ({'num_samples': 201}, 'holds 200 images, --num_samples=201 asks for more'),
+    ({'num_samples': 0}, 'at least 1'),
     ({'reference': 'nowhere.npz'}, 'reference nowhere.npz does not exist(.|\n)*evaluate.py reference'),
-    ({'samples': 'nowhere.npz'}, 'nowhere.npz does not exist'), ({'features': 'clip'}, 'unknown --features=clip'),
-    ({'inception': 'x.pth'}, 'do not belong to'), ({'steps': (50,)}, '--steps belongs to --from'), ({'seed': -1}, 'seed must')])
+    ({'samples': 'nowhere.npz'}, 'nowhere.npz does not exist'),
+    ({'features': 'clip'}, 'unknown --features=clip'),
+    ({'inception': 'x.pth'}, 'do not belong to'), ({'steps': (50,)}, '--steps belongs to --from'),
+    ({'seed': -1}, 'seed must')])
 def test_a_wrong_request_is_refused_before_anything_is_written(request_of, change, message):
     with pytest.raises(UserError, match=message):
         evaluate(replace(request_of, **change))
@@ -189,8 +201,10 @@ def test_a_wrong_request_is_refused_before_anything_is_written(request_of, chang
     ({'num_samples': None}, 'needs --num_samples'), ({'steps': (2, 2)}, '--steps names a value twice'),
     ({'checkpoints': 'all'}, 'is a model folder'),
     ({'sources': ('nowhere',)}, 'nowhere does not exist'),
-    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'known: ddpm'), ({'classes': '10'}, 'class 10 is out of range'),
-    ({'labels': 'balanced', 'num_samples': 301}, 'take --count 300'), ({'cfg_scale': (1.0, float('nan'))}, 'guidance scale')])
+    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'known: ddpm'),
+    ({'classes': '10'}, 'class 10 is out of range'),
+    ({'labels': 'balanced', 'num_samples': 301}, 'take --count 300'),
+    ({'cfg_scale': (1.0, float('nan'))}, 'guidance scale')])
 def test_a_wrong_request_to_draw_is_refused_before_anything_is_drawn(drawing, change, message):
     with pytest.raises(UserError, match=message):
         evaluate(replace(drawing, **change))
@@ -202,7 +216,8 @@ def test_images_of_another_size_are_refused(drawing, request_of, tmp_path):
     with pytest.raises(UserError, match=r'samples have 16x16 pixels, the reference .* has 8x8'):
         evaluate(replace(request_of, samples=str(tmp_path / 'large.npz')))
     with pytest.raises(UserError, match=r'samples have 16x16 pixels, digits judge takes 8x8'):
-        evaluate(replace(request_of, samples=str(tmp_path / 'large.npz'), reference=str(tmp_path / 'large.npz')))
+        evaluate(replace(request_of, samples=str(tmp_path / 'large.npz'),
+                         reference=str(tmp_path / 'large.npz')))
     latents = str(save_latent_model(tmp_path / 'model'))
     with pytest.raises(UserError, match=r"needs? the VAE that decodes them: --vae=DIR \(id 'tiny vae'"):
         evaluate(replace(drawing, sources=(latents,)))
@@ -212,7 +227,8 @@ def test_images_of_another_size_are_refused(drawing, request_of, tmp_path):
 
 def test_checkpoints_that_are_not_there_are_named(drawing, tmp_path):
     loop.train(tiny_recipe(steps=1), tmp_path / 'run')
-    for asked, message in (('7', r'no checkpoint of step 7; there are: 1\.'), ('new', "neither 'all' nor steps")):
+    for asked, message in (('7', r'no checkpoint of step 7; there are: 1\.'),
+                           ('new', "neither 'all' nor steps")):
         with pytest.raises(UserError, match=message):
             evaluate(replace(drawing, sources=(str(tmp_path / 'run'),), checkpoints=asked))
 
@@ -225,18 +241,20 @@ def test_another_file_in_the_place_of_the_rows_is_left_alone(request_of):
     assert (Path(request_of.out) / 'scores.json').read_text() == '{"mine": 1}'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The script, devices and processes
 
 
 def command(request, *extra):
-    return ['evaluate.py', '--reference', request.reference, '--features', request.features, '--out', request.out, '--from',
-            *request.sources, '--num_samples', str(request.num_samples), '--steps', *map(str, request.steps), '--cfg_scale',
-            *map(str, request.cfg_scale), '--metrics', ','.join(request.metrics), *extra]
+    return ['evaluate.py', '--reference', request.reference, '--features', request.features, '--out',
+            request.out, '--from',
+            *request.sources, '--num_samples', str(request.num_samples), '--steps', *map(str, request.steps),
+            '--cfg_scale', *map(str, request.cfg_scale), '--metrics', ','.join(request.metrics), *extra]
 
 
 def call(*arguments, devices=1):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280, env=on_cpu(devices))
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280,
+                          env=on_cpu(devices))
     return done.returncode, done.stdout, done.stderr
 
 
@@ -252,8 +270,8 @@ def test_one_device_and_another_batch_score_the_same(drawing, tmp_path):
 
 
 def test_the_script_names_what_is_wrong_without_a_traceback(request_of, tmp_path):
-    status, _, errors = call('evaluate.py', '--samples', str(tmp_path / 'no.npz'), '--reference', request_of.reference, '--features',
-                             request_of.features)
+    status, _, errors = call('evaluate.py', '--samples', str(tmp_path / 'no.npz'), '--reference',
+                             request_of.reference, '--features', request_of.features)
     assert status == 1 and errors.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in errors
 
 
@@ -263,12 +281,15 @@ def test_two_processes_write_the_rows_of_one(drawing, request_of, tmp_path):
     evaluate(wanted)
     for samples in (False, True):
         together = replace(wanted, out=str(tmp_path / f'together_{samples}'))
-        arguments = command(together, '--coordinator={coordinator}', '--num_processes={num_processes}', '--process_id={process_id}')
+        arguments = command(together, '--coordinator={coordinator}', '--num_processes={num_processes}',
+                            '--process_id={process_id}')
         if samples:
-            start, rest = arguments.index('--from'), arguments[-5:]      # the metrics and the three flags of the processes
+            # the metrics and the three flags of the processes
+            start, rest = arguments.index('--from'), arguments[-5:]
             arguments = [*arguments[:start], '--samples', request_of.samples, *rest]
             evaluate(replace(request_of, out=str(tmp_path / 'samples'), metrics=wanted.metrics))
-        results = run_processes(arguments, 2, devices_each=2, timeout=200, env={'LIT_JAX_CACHE': str(tmp_path / f'cache_{samples}')})
+        results = run_processes(arguments, 2, devices_each=2, timeout=200,
+                                env={'LIT_JAX_CACHE': str(tmp_path / f'cache_{samples}')})
         assert_all_good(results)
         assert 'FID' in results[0][1] and '| FID' not in results[1][1]
         alone = tmp_path / 'samples' if samples else Path(wanted.out)

@@ -1,4 +1,5 @@
-"""Sets of images as evaluate.py reads them: in blocks, from stored and deflated files, and what is refused."""
+"""Sets of images as evaluate.py reads them: in blocks, from stored and deflated files, and what is
+refused."""
 import io
 import json
 import tracemalloc
@@ -36,9 +37,12 @@ def test_blocks_are_the_rows_of_the_file(tmp_path, save):
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_a_block_at_a_time_is_in_memory(tmp_path, save):
-    write(tmp_path / 'set.npz', save, arr_0=np.zeros((2000, 64, 64, 3), np.uint8) + np.arange(64, dtype=np.uint8)[:, None])
+    write(tmp_path / 'set.npz', save, arr_0=np.zeros((2000, 64, 64, 3), np.uint8) +
+          np.arange(64, dtype=np.uint8)[:, None])
     tracemalloc.start()
-    total = sum(len(block) for block in open_set(tmp_path / 'set.npz').blocks(range(i, i + 50) for i in range(0, 2000, 50)))
+    total = sum(len(block)
+                for block in open_set(tmp_path
+                                      / 'set.npz').blocks(range(i, i + 50) for i in range(0, 2000, 50)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == 2000 and peak < 10 * 50 * 64 * 64 * 3
@@ -47,7 +51,8 @@ def test_a_block_at_a_time_is_in_memory(tmp_path, save):
 @pytest.mark.parametrize('array, message', [
     (image_set().astype(np.float32), r'float32 \[40, 8, 8, 3\]; expected uint8(.|\n)*np.clip\(127.5'),
     (image_set().transpose(0, 3, 1, 2), r'channels stand first: save images.transpose\(0, 2, 3, 1\)'),
-    (image_set()[0], r'uint8 \[8, 8, 3\]; expected'), (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
+    (image_set()[0], r'uint8 \[8, 8, 3\]; expected'),
+    (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
     (image_set(0), 'with at least one image'), (image_set().astype(np.int64), 'is int64'),
     (np.array([{}, 1], dtype=object), 'pickled objects'), (np.asfortranarray(image_set()), 'Fortran order')])
 def test_wrong_arrays_are_refused(tmp_path, array, message):
@@ -60,7 +65,8 @@ def test_a_file_without_images_says_what_it_has(tmp_path):
     with pytest.raises(UserError, match='expected arr_0(.|\n)*it has images, labels'):
         open_set(write(tmp_path / 'set.npz', images=image_set(), labels=np.arange(3)))
     (tmp_path / 'text.npz').write_text('no zip file')
-    for name, message in (('absent.npz', 'does not exist'), ('text.npz', 'not a whole .npz'), ('set.txt', 'does not exist')):
+    for name, message in (('absent.npz', 'does not exist'), ('text.npz', 'not a whole .npz'),
+                          ('set.txt', 'does not exist')):
         with pytest.raises(UserError, match=message):
             open_set(tmp_path / name)
 
@@ -116,7 +122,7 @@ def test_the_card_beside_a_set_is_its_own(tmp_path):
     assert open_set(tmp_path / 'set.npz').card is None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Folders
 
 
@@ -129,7 +135,8 @@ def test_a_folder_of_png_files_in_the_order_of_names(tmp_path):
     found = open_set(tmp_path)
     assert (found.count, found.shape) == (12, (8, 8))
     np.testing.assert_array_equal(found.labels, np.arange(12) % 4)
-    np.testing.assert_array_equal(np.concatenate(list(found.blocks([range(2, 5), range(9, 12)]))), images[[2, 3, 4, 9, 10, 11]])
+    np.testing.assert_array_equal(np.concatenate(list(found.blocks([range(2, 5), range(9, 12)]))),
+                                  images[[2, 3, 4, 9, 10, 11]])
     before = found.sha256
     Image.fromarray(images[0]).save(tmp_path / '000005_class0001.png')
     assert open_set(tmp_path).sha256 != before

@@ -11,14 +11,15 @@ from lit_jax.evaluation.scores import Scorer, Settings
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics.features import Features
 
-ROW = {'id': 'a', 'scores': {'fid': 12.3456, 'precision': 0.7}, 'impossible': {}, 'notes': ['a note'], 'card': {
-    'samples': {'name': 'runs/lit', 'count': 50000, 'card': {
-        'sampler': {'method': 'ddpm', 'steps': 250, 'cfg_scale': 1.5, 'cfg_channels': 3, 'cfg_interval': [0.0, 1.0]},
-        'model': {'provenance': {'step': 400000, 'weights': 'ema'}}, 'vae': {'id': 'ema vae'},
-        'pictures': {'labels': 'random', 'seed': 0}}},
-    'reference': {'id': 'ref.npz', 'sha256': 'ab' * 32, 'statistics': 'stored in it'},
-    'features': {'flavour': 'FID-Inception', 'sha256': 'cd' * 32, 'precision': 'highest'},
-    'settings': Settings().facts()}}
+ROW = {'id': 'a', 'scores': {'fid': 12.3456, 'precision': 0.7}, 'impossible': {}, 'notes': ['a note'],
+       'card': {
+'samples': {'name': 'runs/lit', 'count': 50000, 'card': {
+'sampler': {'method': 'ddpm', 'steps': 250, 'cfg_scale': 1.5, 'cfg_channels': 3, 'cfg_interval': [0.0, 1.0]},
+'model': {'provenance': {'step': 400000, 'weights': 'ema'}}, 'vae': {'id': 'ema vae'},
+'pictures': {'labels': 'random', 'seed': 0}}},
+'reference': {'id': 'ref.npz', 'sha256': 'ab' * 32, 'statistics': 'stored in it'},
+'features': {'flavour': 'FID-Inception', 'sha256': 'cd' * 32, 'precision': 'highest'},
+'settings': Settings().facts()}}
 
 
 def row(scale=1.5, steps=250, step=400000, fid=12.3456, **change):
@@ -35,26 +36,30 @@ def test_what_differs_is_a_column_and_the_rest_is_said_once():
     head, rule, first, second, *rest = text.splitlines()
     assert [cell.strip() for cell in head.strip('|').split('|')] == ['samples', 'N', 'cfg', 'FID', 'P']
     assert '12.346' in first and '0.7000' in first and '9.000' in second and set(rule) <= set('|-: ')
-    for line in ('steps: 250', 'step: 400000', 'VAE: ema vae', 'labels: random', 'weights: ema', 'reference: ref.npz',
-                 'runs/lit: a note', 'runs/lit: recall is not possible: no images'):
+    for line in ('steps: 250', 'step: 400000', 'VAE: ema vae', 'labels: random', 'weights: ema',
+                 'reference: ref.npz', 'runs/lit: a note', 'runs/lit: recall is not possible: no images'):
         assert line in rest, line
 
 
 def test_a_row_takes_the_place_of_the_one_of_its_id(tmp_path):
     for one in (row(), row(scale=2.0), row(fid=1.0)):
         table.keep_row(tmp_path, one)
-    assert [one['scores']['fid'] for one in json.loads((tmp_path / 'scores.json').read_text())] == [1.0, 12.3456]
+    assert [one['scores']['fid']
+            for one in json.loads((tmp_path / 'scores.json').read_text())] == [1.0, 12.3456]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['scores.json', 'scores.md', 'scores.png']
 
 
 def test_lines_join_what_differs_in_one_thing_only():
-    rows = [row(scale, steps, fid=scale + steps) for steps in (50, 250) for scale in (2.0, 1.0)] + [row(1.5, 20)]
-    assert table._lines(rows, 'cfg') == {'steps 50': [(1.0, 51.0), (2.0, 52.0)], 'steps 250': [(1.0, 251.0), (2.0, 252.0)]}
-    assert table._lines(rows, 'steps') == {'cfg 2': [(50.0, 52.0), (250.0, 252.0)], 'cfg 1': [(50.0, 51.0), (250.0, 251.0)]}
+    rows = [row(scale, steps, fid=scale + steps) for steps in (50, 250)
+            for scale in (2.0, 1.0)] + [row(1.5, 20)]
+    assert table._lines(rows, 'cfg') == {'steps 50': [(1.0, 51.0), (2.0, 52.0)],
+                                         'steps 250': [(1.0, 251.0), (2.0, 252.0)]}
+    assert table._lines(rows, 'steps') == {'cfg 2': [(50.0, 52.0), (250.0, 252.0)],
+                                           'cfg 1': [(50.0, 51.0), (250.0, 251.0)]}
     assert table._lines(rows, 'step') == {} and table.plots([row()]) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Order
 
 

@@ -31,9 +31,10 @@ def test_recipes_differ_in_the_model_only(name):
 
 
 def test_the_table_shows_each_seed():
-    row = {'name': 'lit', 'parameters': 330_760, 'macs': 3.588e6, 'step_ms': 41.26, 'distance': 1.5, 'accuracy': 0.99,
-           'runs': [{'distance': 1.0}, {'distance': 2.0}]}
-    assert table({'rows': [row]}).splitlines()[-1] == '| lit | 330,760 | 3.59 | 41.3 | 1.50 | 1.00 / 2.00 | 0.990 |'
+    row = {'name': 'lit', 'parameters': 330_760, 'macs': 3.588e6, 'step_ms': 41.26, 'distance': 1.5,
+           'accuracy': 0.99, 'runs': [{'distance': 1.0}, {'distance': 2.0}]}
+    assert table(
+        {'rows': [row]}).splitlines()[-1] == '| lit | 330,760 | 3.59 | 41.3 | 1.50 | 1.00 / 2.00 | 0.990 |'
 
 
 @pytest.mark.parametrize('systems, seeds, said', [
@@ -46,11 +47,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path, systems, seeds, said):
 
 @pytest.mark.slow
 def test_a_short_comparison_from_start_to_report(tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'examples.digits.compare', '--systems=lit,dit_kv', '--seeds=2', '--steps=4',
+    done = subprocess.run([sys.executable, '-m', 'examples.digits.compare', '--systems=lit,dit_kv',
+                           '--seeds=2', '--steps=4',
                            f'--workdir={tmp_path}'], cwd=ROOT, text=True, capture_output=True, timeout=1200,
                           env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / 'figures.json').read_text())['rows']
-    assert [row['name'] for row in rows] == ['lit', 'dit_kv'] and all(len(row['runs']) == 2 and row['step_ms'] > 0 for row in rows)
-    assert 'data:image/png' in (tmp_path / 'report.html').read_text() and (tmp_path / 'table.md').read_text() in done.stdout
+    assert [row['name'] for row in rows] == ['lit',
+                                             'dit_kv'] and all(len(row['runs']) == 2 and row['step_ms'] > 0
+                                                               for row in rows)
+    assert 'data:image/png' in (tmp_path
+                                / 'report.html').read_text() and (
+                                    tmp_path / 'table.md').read_text() in done.stdout
     assert Image.open(tmp_path / 'samples.png').size[0] > 300

@@ -17,13 +17,14 @@ RUN = {'distance': 1.0, 'accuracy': 0.9, 'accuracy_unguided': 0.8}
 RESULT = {
     'judge_accuracy': 0.99, 'floor': 0.7, 'seconds': 10,
     'samples': {'unguided': 1000, 'guided': 500, 'method': 'ddpm', 'steps': 50, 'cfg_scale': 2.0},
-    'rows': [{'name': name, 'steps': 1000, 'parameters': 329_224, 'macs': 5_000_000, 'runs': [RUN, RUN], **RUN,
-              'distance_ratio': 1.0, 'accuracy_ratio': 1.0} for name in ('teacher', *ARMS)]}
+    'rows': [{'name': name, 'steps': 1000, 'parameters': 329_224, 'macs': 5_000_000, 'runs': [RUN, RUN],
+              **RUN, 'distance_ratio': 1.0, 'accuracy_ratio': 1.0} for name in ('teacher', *ARMS)]}
 
 
 def test_the_table_names_every_model_and_shows_each_seed():
     text = pages.figures_as_text(RESULT)
-    for part in (*pages.TITLES.values(), '329,224', '1.00 (1.00 / 1.00)', '0.900', 'floor (360 real held-out digits): 0.70'):
+    for part in (*pages.TITLES.values(), '329,224', '1.00 (1.00 / 1.00)', '0.900',
+                 'floor (360 real held-out digits): 0.70'):
         assert part in text
 
 
@@ -48,8 +49,9 @@ def test_the_shipped_teacher_is_small_and_says_where_it_comes_from():
 
 @pytest.mark.slow
 def test_the_demo_reaches_its_figures(tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'examples.digits', '--workdir', str(tmp_path)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=1500, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+    done = subprocess.run([sys.executable, '-m', 'examples.digits', '--workdir', str(tmp_path)], cwd=ROOT,
+                          text=True, capture_output=True, timeout=1500,
+                          env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout[-2500:])
     rows = {row['name']: row for row in json.loads((tmp_path / 'figures.json').read_text())['rows']}

@@ -1,4 +1,5 @@
-"""prepare_latents.py on images with captions: features are those of the encoders, and stopped runs end alike."""
+"""prepare_latents.py on images with captions: features are those of the encoders, and stopped runs end
+alike."""
 import json
 import os
 import random
@@ -36,14 +37,15 @@ from lit_jax.text.encoder import encode_captions
 ROOT = Path(__file__).parents[2]
 TOKENS = 24
 SIZES = [(20, 20), (40, 10), (10, 40), (21, 19), (16, 16), (64, 20)]
-STANDARD = {'batch_size': 2, 'shard_size': 5, 'threads': 2, 'image_size': 16, 'caption_tokens': TOKENS, 'text_dtype': 'float32',
-            'data': 'captions', 'buckets': True}
+STANDARD = {'batch_size': 2, 'shard_size': 5, 'threads': 2, 'image_size': 16, 'caption_tokens': TOKENS,
+            'text_dtype': 'float32', 'data': 'captions', 'buckets': True}
 DAMAGED = 'p05.png'  # its header says a size, its pixels end early
 
 
 def records(count: int) -> list[dict]:
     """Every third image has one caption."""
-    return [{'image': f'p{i:02}.png', 'short': TEXT[i][:20]} | ({'long': TEXT[i]} if i % 3 else {}) for i in range(count)]
+    return [{'image': f'p{i:02}.png', 'short': TEXT[i][:20]} | ({'long': TEXT[i]} if i % 3 else {})
+            for i in range(count)]
 
 
 def write_images(folder, count: int = 13):
@@ -85,14 +87,16 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def test_moments_and_features_are_those_of_the_encoders(whole, parts):
-    source = open_source('caption_latents', path=whole, image_size=8, channels=3, buckets=True, caption_tokens=TOKENS)
+    source = open_source('caption_latents', path=whole, image_size=8, channels=3, buckets=True,
+                         caption_tokens=TOKENS)
     images = open_captioned('captions', path=parts['path'], image_size=16, buckets=True, multiple=4)
     order = [i for i in np.argsort(images.bucket_of, kind='stable') if images.files[i] != DAMAGED]
     assert len(source) == len(order) == 12 and len(set(source.bucket_of.tolist())) == 4
     vae, encoder = load_vae(parts['vae']), load_text_encoder(parts['text_encoder'], 'float32')
     for element, i in zip((source[n] for n in range(12)), order, strict=True):
         mean, logvar = vae.encode(images.load(int(i))['image'][None])
-        np.testing.assert_allclose(element['moments'], np.concatenate([mean[0], logvar[0]], -1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(element['moments'], np.concatenate([mean[0], logvar[0]], -1), rtol=1e-4,
+                                   atol=1e-5)
         captions = images.captions(int(i))
         for row, caption in ((0, captions[-1]), (1, captions[0])):
             features = encode_captions(encoder, [caption], TOKENS)
@@ -110,13 +114,16 @@ def test_the_metadata_say_what_it_is(whole, parts):
     metadata = json.loads((whole / 'metadata.json').read_text())
     encoder = load_text_encoder(parts['text_encoder'], 'float32')
     text = metadata['text']
-    assert {name: text[name] for name in ('encoder', 'sha256', 'tokens', 'width', 'dtype', 'computed_in')} == {
-        'encoder': 'tiny-t5', 'sha256': encoder.sha256, 'tokens': TOKENS, 'width': 16, 'dtype': 'bfloat16', 'computed_in': 'float32'}
+    assert {name: text[name] for name in ('encoder', 'sha256', 'tokens', 'width', 'dtype',
+                                          'computed_in')} == {
+'encoder': 'tiny-t5', 'sha256': encoder.sha256, 'tokens': TOKENS, 'width': 16, 'dtype': 'bfloat16',
+'computed_in': 'float32'}
     check_text(metadata, encoder_id=encoder.id, encoder_sha256=encoder.sha256, tokens=TOKENS, width=16)
     assert (metadata['kind'], metadata['image_size'], metadata['latent_size'], metadata['crop']) == (
         'caption_latents', 16, 8, 'cover-center-crop')
     assert metadata['count'] == 12 and metadata['bad'] == 1 and sum(metadata['bucket_counts']) == 13
-    mask = [n for note in sorted(whole.glob('shards/*.json')) for pair in json.loads(note.read_text())['tokens'] for n in pair]
+    mask = [n for note in sorted(whole.glob('shards/*.json'))
+            for pair in json.loads(note.read_text())['tokens'] for n in pair]
     assert text['captions'] == sum(n > 0 for n in mask) == 19 and text['mean_tokens'] == sum(mask) / 19
     # No padding is stored: head, moments, and the true tokens.
     source = open_source('caption_latents', path=whole, buckets=True)
@@ -138,12 +145,14 @@ def test_cut_captions_are_counted_in_one_notice(request_for, tmp_path, caplog):
     prepare_latents(request_for(tmp_path / 'latents', caption_tokens=16))
     said = [record.message for record in caplog.records if 'tokens' in record.message]
     text = json.loads((tmp_path / 'latents' / 'metadata.json').read_text())['text']
-    assert said == [f'{text["truncated"]} of 19 captions have more than 16 tokens and were cut there (--caption_tokens)']
+    assert said == [f'{text["truncated"]} of 19 captions have more than 16 tokens and were cut there '
+                    f'(--caption_tokens)']
     assert 7 < text['truncated'] < 19
 
 
 def test_squares_from_tar_shards(request_for, parts, whole, tmp_path):
-    """The same images in tar files, without buckets: squares of the same features, in the order of the files."""
+    """The same images in tar files, without buckets: squares of the same features, in the order of the
+    files."""
     images = Path(parts['path'])
     members = {}
     for record in records(13):
@@ -161,12 +170,13 @@ def test_squares_from_tar_shards(request_for, parts, whole, tmp_path):
 def test_shapes_are_prepared_too(request_for, tmp_path, monkeypatch):
     from lit_jax.data.toys import shapes
     monkeypatch.setitem(shapes.LENGTHS, 'train', 7)
-    prepare_latents(request_for(tmp_path / 'latents', data='shapes', path='', image_size=32, buckets=False, caption_tokens=40))
+    prepare_latents(request_for(tmp_path / 'latents', data='shapes', path='', image_size=32, buckets=False,
+                                caption_tokens=40))
     source = open_source('caption_latents', path=tmp_path / 'latents', image_size=16)
     assert len(source) == 7 and source.metadata['crop'] == 'none' and source[0]['text'].shape == (2, 40, 16)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Interruptions
 
 
@@ -203,7 +213,8 @@ def test_the_same_command_checks_a_whole_set_and_changes_nothing(whole, request_
     monkeypatch.setattr(preparation, 'load_vae', None)  # no encoder is read
     monkeypatch.setattr(caption_preparation, 'load_text_encoder', None)
     said = prepare_latents(request_for(out))
-    assert '12 images, 19 captions of ' in said and '4 shapes used of' in said and 'all shards checked' in said
+    assert '12 images, 19 captions of ' in said and '4 shapes used of' in said \
+        and 'all shards checked' in said
     assert contents(out) == contents(whole)
 
 
@@ -231,10 +242,11 @@ def test_from_and_into_a_bucket_goes_the_same(whole, request_for, parts, bucket)
     made = {name.removeprefix(root): data for name, data in Store.objects.items() if name.startswith(root)}
     assert made.keys() == contents(whole).keys()
     # The notes and the list of bad images name where they lie.
-    assert all(made[name] == data for name, data in contents(whole).items() if name.endswith(('.array_record', '.bin')))
+    assert all(made[name] == data for name, data in contents(whole).items()
+               if name.endswith(('.array_record', '.bin')))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Refused
 
 
@@ -242,7 +254,8 @@ def test_latents_of_another_encoder_are_not_continued(whole, request_for, tmp_pa
     other = write_text_encoder(tmp_path / 'other', id='other-t5', provenance={'sha256': '0' * 64})
     with pytest.raises(UserError, match='holds other latents') as caught:
         prepare_latents(request_for(whole, text_encoder=str(other), caption_tokens=30, buckets=False))
-    for line in ("text.encoder: 'tiny-t5' there, 'other-t5' now", 'text.sha256: ', 'text.tokens: 24 there, 30 now', 'buckets: '):
+    for line in ("text.encoder: 'tiny-t5' there, 'other-t5' now", 'text.sha256: ',
+                 'text.tokens: 24 there, 30 now', 'buckets: '):
         assert line in str(caught.value), line
 
 
@@ -256,8 +269,10 @@ def test_captions_that_changed_are_another_data_set(request_for, tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     ({'text_encoder': ''}, 'captions has captions: give the folder of a text encoder, --text_encoder=FOLDER'),
-    ({'text_encoder': 'no/such'}, 'not a text encoder folder'), ({'image_size': 18}, 'multiples of 4.*nearest: 16 and 20'),
-    ({'data': 'folder'}, '--data=folder has labels, and neither captions'), ({'caption_tokens': 0}, 'must be at least 1'),
+    ({'text_encoder': 'no/such'}, 'not a text encoder folder'),
+    ({'image_size': 18}, 'multiples of 4.*nearest: 16 and 20'),
+    ({'data': 'folder'}, '--data=folder has labels, and neither captions'),
+    ({'caption_tokens': 0}, 'must be at least 1'),
     ({'text_dtype': 'int4'}, 'unknown --text_dtype=int4'), ({'num_classes': 3}, 'no classes'),
     ({'data': 'caption_latents'}, 'are latents already'), ({'path': 'no/such/folder'}, 'does not exist')])
 def test_wrong_options_are_refused_before_anything_is_written(options, message, request_for, tmp_path):
@@ -290,8 +305,8 @@ def test_features_that_are_no_numbers_are_refused(request_for, tmp_path, monkeyp
 def test_labels_take_no_text_encoder(parts, tmp_path):
     folder = write_folder(tmp_path / 'labels', **{'a.png': None})
     with pytest.raises(UserError, match='has labels, and neither captions'):
-        prepare_latents(Request(data='folder', path=str(folder), vae=parts['vae'], image_size=8, text_encoder=parts['text_encoder'],
-                                out=str(tmp_path / 'latents')))
+        prepare_latents(Request(data='folder', path=str(folder), vae=parts['vae'], image_size=8,
+                                text_encoder=parts['text_encoder'], out=str(tmp_path / 'latents')))
 
 
 def test_the_space_that_is_checked_is_about_what_is_taken(request_for, tmp_path, monkeypatch):
@@ -299,12 +314,13 @@ def test_the_space_that_is_checked_is_about_what_is_taken(request_for, tmp_path,
     monkeypatch.setattr(preparation.storage, 'check_free_space', lambda path, size: needed.append(size))
     images = write_images(tmp_path / 'many', 60)
     (images / DAMAGED).write_bytes(image())
-    prepare_latents(request_for(tmp_path / 'latents', path=str(images), image_size=32, buckets=False, shard_size=30))
+    prepare_latents(request_for(tmp_path / 'latents', path=str(images), image_size=32, buckets=False,
+                                shard_size=30))
     taken = sum(files_under(tmp_path / 'latents' / 'shards').values())
     assert 0.9 * taken < needed[0] < 1.2 * taken
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The script
 
 
@@ -315,8 +331,8 @@ def command(request: Request) -> list[str]:
 @pytest.mark.slow
 def test_the_script_makes_the_same_bytes_on_one_device(whole, request_for, tmp_path):
     out = tmp_path / 'latents'
-    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(), capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(),
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert '13 of 13 images (100 %)' in done.stderr and 'all shards checked' in done.stdout
     assert contents(out) == contents(whole)
@@ -341,8 +357,8 @@ def test_killed_at_random_it_ends_with_the_same_bytes(request_for, tmp_path):
     rng, unfinished = random.Random(), 0
     for _ in range(6):
         before, wanted = shard_count(out), rng.randint(0, 4)
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=on_cpu(),
+                                   stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and shard_count(out) < before + wanted:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02 if wanted else 3))
@@ -350,7 +366,8 @@ def test_killed_at_random_it_ends_with_the_same_bytes(request_for, tmp_path):
         process.wait()
         unfinished += not (out / 'metadata.json').exists()
     assert unfinished >= 3, 'the kills came too late to show anything'
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(tmp_path / 'reference')
 

@@ -58,7 +58,8 @@ def request_for(vae, images):
 def whole(tmp_path_factory, vae, images):
     """A data set that was made without interruption."""
     out = tmp_path_factory.mktemp('whole') / 'latents'
-    prepare_latents(Request(data='folder', path=str(images), vae=str(vae), image_size=8, out=str(out), **STANDARD))
+    prepare_latents(Request(data='folder', path=str(images), vae=str(vae), image_size=8, out=str(out),
+                            **STANDARD))
     return out
 
 
@@ -85,8 +86,8 @@ def test_the_moments_are_those_of_the_vae(whole, vae, source):
 def test_the_metadata_say_what_it_is(whole, vae, images):
     metadata, source = json.loads((whole / 'metadata.json').read_text()), open_latents(whole)
     loaded = load_vae(vae)
-    assert metadata['vae'] == {'id': 'tiny-0', 'sha256': loaded.sha256, 'scale': 4.0, 'shift': 0.0, 'downscale': 2,
-                               'channels': 3, 'dtype': 'float32'}
+    assert metadata['vae'] == {'id': 'tiny-0', 'sha256': loaded.sha256, 'scale': 4.0, 'shift': 0.0,
+                               'downscale': 2, 'channels': 3, 'dtype': 'float32'}
     assert (metadata['image_size'], metadata['latent_size'], metadata['crop']) == (8, 4, 'adm-center-crop')
     assert (metadata['classes'], metadata['count'], metadata['bad']) == (['a', 'b'], 20, 2)
     identity = open_source('folder', path=images, image_size=8).identity
@@ -108,14 +109,15 @@ def test_half_precision(whole, request_for, tmp_path):
 
 
 def test_other_sources_than_images(vae, tmp_path):
-    request = Request(data='synthetic', vae=str(vae), image_size=8, num_classes=3, batch_size=2, shard_size=10_000,
-                      out=str(tmp_path / 'latents'))
+    request = Request(data='synthetic', vae=str(vae), image_size=8, num_classes=3, batch_size=2,
+                      shard_size=10_000, out=str(tmp_path / 'latents'))
     source = open_source('synthetic', image_size=8, channels=3, num_classes=3)
     plan = preparation.make_plan(request, preparation.read_vae_config(vae), source)
-    assert plan['crop'] == 'none' and plan['source'] == {'name': 'synthetic', 'split': 'train', 'count': 10_000, 'classes': 3}
+    assert plan['crop'] == 'none' and plan['source'] == {'name': 'synthetic', 'split': 'train',
+                                                         'count': 10_000, 'classes': 3}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Interruptions
 
 
@@ -124,8 +126,9 @@ class Killed(BaseException):
 
 
 STEPS = {'begin': (preparation, 'write_text_atomic', 0), 'first shard': (latent_shards, 'count_records', 0),
-         'a shard without its note': (latent_shards, 'write_text_atomic', 2), 'later shard': (os, 'replace', 5),
-         'checking': (latent_shards, 'find_shard_damage', 3), 'metadata': (preparation, 'write_text_atomic', 2)}
+         'a shard without its note': (latent_shards, 'write_text_atomic', 2),
+         'later shard': (os, 'replace', 5), 'checking': (latent_shards, 'find_shard_damage', 3),
+         'metadata': (preparation, 'write_text_atomic', 2)}
 
 
 @pytest.mark.parametrize('step', STEPS)
@@ -145,7 +148,8 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bytes(step, whole, request_f
     assert not (out / 'metadata.json').exists()
     if (out / 'shards').exists():
         (out / 'shards' / '.00001.array_record.1.partial').write_bytes(b'left by a run that was killed')
-    made = {name: (out / name).stat().st_mtime_ns for name in files_under(out) if name.endswith('.array_record')}
+    made = {name: (out / name).stat().st_mtime_ns for name in files_under(out)
+            if name.endswith('.array_record')}
     prepare_latents(request_for(out))
     assert contents(out) == contents(whole)
     again = [name for name, time in made.items() if (out / name).stat().st_mtime_ns != time]
@@ -167,7 +171,8 @@ def test_a_damaged_shard_is_found_and_made_again(whole, request_for, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r'1 shards of .* are damaged:\n  shards/00002.array_record: its sha256'):
+    with pytest.raises(UserError,
+                       match=r'1 shards of .* are damaged:\n  shards/00002.array_record: its sha256'):
         prepare_latents(request_for(out))
     with pytest.raises(UserError, match='not finished'):
         open_latents(out)
@@ -188,7 +193,7 @@ def test_into_a_bucket_goes_the_same(whole, request_for, bucket):  # noqa: F811
     assert {name.removeprefix(root): data for name, data in Store.objects.items()} == contents(whole)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Refused
 
 
@@ -210,8 +215,9 @@ def test_a_folder_of_other_latents_is_refused(whole, request_for, tmp_path):
     before = contents(whole)
     with pytest.raises(UserError, match='holds other latents') as caught:
         prepare_latents(request_for(whole, vae=str(other), image_size=16, dtype='float16', shard_size=3))
-    for line in ("vae.id: 'tiny-0' there, 'tiny-1' now", 'vae.scale: 4.0 there, 2.0 now', 'image_size: 8 there, 16 now',
-                 "dtype: 'float32' there, 'float16' now", 'shard_size: 5 there, 3 now', 'vae.sha256: '):
+    for line in ("vae.id: 'tiny-0' there, 'tiny-1' now", 'vae.scale: 4.0 there, 2.0 now',
+                 'image_size: 8 there, 16 now', "dtype: 'float32' there, 'float16' now",
+                 'shard_size: 5 there, 3 now', 'vae.sha256: '):
         assert line in str(caught.value), line
     assert contents(whole) == before
 
@@ -241,9 +247,11 @@ def test_wrong_options_are_refused_before_anything_is_written(options, message, 
 
 def test_the_space_is_checked_before_the_start(request_for, tmp_path, monkeypatch):
     """22 records of 772 bytes and five files; nothing is encoded."""
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 500_000, 500_000))
+    monkeypatch.setattr(shutil, 'disk_usage',
+                        lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 500_000, 500_000))
     monkeypatch.setattr(preparation, 'load_vae', None)
-    with pytest.raises(UserError, match=r'needs about 672.5 kB, and 500.0 kB are free .*checked before writing'):
+    with pytest.raises(UserError,
+                       match=r'needs about 672.5 kB, and 500.0 kB are free .*checked before writing'):
         prepare_latents(request_for(tmp_path / 'latents'))
     assert not files_under(tmp_path / 'latents' / 'shards')
 
@@ -252,7 +260,8 @@ def test_the_space_that_is_checked_is_about_what_is_taken(request_for, vae, tmp_
     needed = []
     monkeypatch.setattr(preparation.storage, 'check_free_space', lambda path, size: needed.append(size))
     write_folder(tmp_path / 'many', **{f'{i}.png': None for i in range(60)})
-    prepare_latents(request_for(tmp_path / 'latents', path=str(tmp_path / 'many'), image_size=64, shard_size=30))
+    prepare_latents(request_for(tmp_path / 'latents', path=str(tmp_path / 'many'), image_size=64,
+                                shard_size=30))
     taken = sum(files_under(tmp_path / 'latents' / 'shards').values())
     assert 0.95 * taken < needed[0] < 1.1 * taken
 
@@ -291,14 +300,16 @@ def test_a_scale_that_does_not_fit_is_said(whole, request_for, tmp_path, caplog)
 @pytest.mark.parametrize('factor, dtype', [(np.nan, 'float32'), (1e6, 'float16')])
 def test_values_that_cannot_be_kept_are_refused(factor, dtype, request_for, vae, tmp_path, monkeypatch):
     loaded = load_vae(vae)
-    params = {**loaded.params, 'quant_conv': jax.tree.map(lambda leaf: leaf * factor, loaded.params['quant_conv'])}
-    monkeypatch.setattr(preparation, 'load_vae', lambda *_: type(loaded)(loaded.network, params, loaded.config))
+    params = {**loaded.params, 'quant_conv': jax.tree.map(lambda leaf: leaf * factor,
+                                                          loaded.params['quant_conv'])}
+    monkeypatch.setattr(preparation, 'load_vae',
+                        lambda *_: type(loaded)(loaded.network, params, loaded.config))
     with pytest.raises(UserError, match='the VAE makes NaN of example 0, or more than'):
         prepare_latents(request_for(tmp_path / 'latents', dtype=dtype))
     assert not files_under(tmp_path / 'latents' / 'shards')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The script
 
 
@@ -309,8 +320,8 @@ def command(request: Request) -> list[str]:
 def test_the_script_makes_the_same_bytes_on_one_device(whole, request_for, tmp_path):
     """`whole` comes from eight devices: what an image becomes does not depend on how many there are."""
     out = tmp_path / 'latents'
-    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(), capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run([sys.executable, *command(request_for(out))], cwd=ROOT, env=on_cpu(),
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert '22 of 22 images (100 %)' in done.stderr and 'all shards checked' in done.stdout
     assert contents(out) == contents(whole)
@@ -346,8 +357,8 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(request_for, tmp
     rng, unfinished = random.Random(), 0
     for _ in range(10):
         before, wanted = shard_count(out), rng.randint(0, 5)
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=on_cpu(),
+                                   stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and shard_count(out) < before + wanted:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02 if wanted else 3))
@@ -355,7 +366,8 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(request_for, tmp
         process.wait()
         unfinished += not (out / 'metadata.json').exists()
     assert unfinished >= 5, 'the kills came too late to show anything'
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=on_cpu(), capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(tmp_path / 'reference')
 

@@ -24,7 +24,9 @@ def features(seed, count, dims, spread=1.0, offset=0.0):
     """float32 [count, dims], not negative: eight directions in common, and noise."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(99).normal(size=(min(8, dims), dims))
-    mixed = spread * rng.normal(size=(count, len(directions))) @ directions / 2 + 0.3 * rng.normal(size=(count, dims))
+    mixed = spread * rng.normal(size=(count,
+                                      len(directions))) @ directions / 2 + 0.3 * rng.normal(
+                                          size=(count, dims))
     return np.maximum(mixed + 0.5 + offset, 0).astype(np.float32)
 
 

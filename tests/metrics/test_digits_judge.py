@@ -56,11 +56,13 @@ def test_accuracy_counts_the_labels_that_agree(judge, split):
 def test_images_are_judged_one_by_one(judge, split):
     """More images than one call takes: the same features whatever stands beside an image."""
     whole = judge.features(split[0][:1001])
-    np.testing.assert_allclose(whole[990:], judge.features(split[0][990:1001]), rtol=1e-4, atol=1e-5)  # float32 products
+    # float32 products
+    np.testing.assert_allclose(whole[990:], judge.features(split[0][990:1001]), rtol=1e-4, atol=1e-5)
 
 
 def test_same_seed_same_judge_other_seed_another(split):
-    first, again, other = (train_judge(*split[:2], seed=seed, steps=3).features(split[2]) for seed in (0, 0, 1))
+    first, again, other = (train_judge(*split[:2], seed=seed, steps=3).features(split[2])
+                           for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
 

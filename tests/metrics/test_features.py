@@ -1,4 +1,5 @@
-"""Features: the same bits on any devices, for any batch and any form of the same images; wrong images are refused."""
+"""Features: the same bits on any devices, for any batch and any form of the same images; wrong images are
+refused."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,18 +96,20 @@ def test_progress_counts_every_image_once():
 
 def test_a_plain_function_of_other_pixels():
     shades = np.linspace(-1, 1, 7 * 8 * 8).reshape(7, 8, 8, 1).astype(np.float32)
-    found = FeatureExtractor(fn=lambda params, x: x.mean(1) * params, params=np.float32(2), group=3).extract(shades)
+    found = FeatureExtractor(fn=lambda params, x: x.mean(1) * params, params=np.float32(2),
+                             group=3).extract(shades)
     assert found.spatial is None and found.pool.shape == (7, 8)
     np.testing.assert_allclose(found.pool, 2 * shades.mean(1)[..., 0], rtol=1e-5, atol=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Inception itself
 
 
 @pytest.fixture(scope='module')
 def inception():
-    return Inception(InceptionNetwork(), read_inception_params(torch_state(), 'golden', InceptionNetwork()), 'ab' * 32, 'golden')
+    return Inception(InceptionNetwork(), read_inception_params(torch_state(), 'golden', InceptionNetwork()),
+                     'ab' * 32, 'golden')
 
 
 @pytest.mark.slow
@@ -125,10 +128,11 @@ U8 = np.zeros((2, 32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize('images, words', [
-    (U8.astype(np.float32), 'dtype float32, expected uint8.*Round them'), (U8.astype(np.int64), 'dtype int64'),
-    (U8.transpose(0, 3, 1, 2), r'look like \[N, 3, H, W\]'), (U8[0], r'one image or shades of grey'),
-    (U8[..., :1], 'shades of grey'), (U8[..., 0], 'shades of grey'), (U8[..., [0, 1, 2, 0]], 'fourth channel'),
-    (U8[..., :2], r'got \[2, 32, 32, 2\]'), (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
+    (U8.astype(np.float32), 'dtype float32, expected uint8.*Round them'),
+    (U8.astype(np.int64), 'dtype int64'), (U8.transpose(0, 3, 1, 2), r'look like \[N, 3, H, W\]'),
+    (U8[0], r'one image or shades of grey'), (U8[..., :1], 'shades of grey'), (U8[..., 0], 'shades of grey'),
+    (U8[..., [0, 1, 2, 0]], 'fourth channel'), (U8[..., :2], r'got \[2, 32, 32, 2\]'),
+    (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
     ([U8, U8[:, :16]], r'the first have \[32, 32, 3\] uint8, later ones \[16, 32, 3\]'), (5, 'got int')])
 def test_wrong_images_are_refused(inception, images, words):
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,5 @@
-"""The Fréchet distance against closed forms and other packages, its symmetries, and what it does with too few samples."""
+"""The Fréchet distance against closed forms and other packages, its symmetries, and what it does with too few
+samples."""
 import numpy as np
 import pytest
 from feature_sets import HARD, features, golden
@@ -27,7 +28,8 @@ def test_statistics_are_the_mean_and_the_unbiased_covariance_in_float64():
 def test_float32_features_far_from_zero_keep_their_covariance():
     # A float32 sum of squares around 1e4 would lose a variance of 1e-2 altogether.
     features = (1e4 + 0.1 * np.random.default_rng(0).normal(size=(5000, 2))).astype(np.float32)
-    assert statistics(features).cov[0, 0] == pytest.approx(1e-2, rel=0.1)  # 0.1: five sigma of a variance of 5000 draws
+    # 0.1: five sigma of a variance of 5000 draws
+    assert statistics(features).cov[0, 0] == pytest.approx(1e-2, rel=0.1)
 
 
 def test_one_dimension_equals_the_closed_form():
@@ -37,7 +39,8 @@ def test_one_dimension_equals_the_closed_form():
 
 
 def test_commuting_covariances_equal_the_closed_form():
-    """Covariances with the same eigenvectors: d² = Σ (√λ - √μ)²; the 1e-6 floor of FID codes would show here."""
+    """Covariances with the same eigenvectors: d² = Σ (√λ - √μ)²; the 1e-6 floor of FID codes would show
+    here."""
     rng = np.random.default_rng(1)
     vectors = np.linalg.qr(rng.normal(size=(5, 5)))[0]
     first, second = np.array([1e-8, 1e-4, 1.0, 2.0, 50.0]), np.array([4e-8, 0.0, 3.0, 2.0, 20.0])
@@ -47,7 +50,8 @@ def test_commuting_covariances_equal_the_closed_form():
 
 
 def test_general_covariances_equal_the_root_of_the_product():
-    """tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁Σ₂: not symmetric, but fine at full rank."""
+    """tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁Σ₂: not symmetric, but fine at full
+    rank."""
     a, b = statistics(random_features(2)), statistics(random_features(3))
     roots = np.sqrt(np.linalg.eigvals(a.cov @ b.cov).real).sum()
     expected = np.square(a.mean - b.mean).sum() + np.trace(a.cov) + np.trace(b.cov) - 2 * roots
@@ -76,13 +80,15 @@ def test_rotation_changes_nothing_and_a_shift_adds_its_square(seed):
     first, second = random_features(seed), random_features(seed + 1)
     rotation, shift = np.linalg.qr(rng.normal(size=(6, 6)))[0], rng.normal(size=6)
     plain = frechet_distance(statistics(first), statistics(second))
-    assert frechet_distance(statistics(first @ rotation), statistics(second @ rotation)) == pytest.approx(plain, rel=1e-8)
+    assert frechet_distance(statistics(first @ rotation),
+                            statistics(second @ rotation)) == pytest.approx(plain, rel=1e-8)
     moved = frechet_distance(statistics(first), statistics(first + shift))
     assert moved == pytest.approx(np.square(shift).sum(), rel=1e-6, abs=1e-6)
 
 
 def test_more_samples_come_closer():
-    """The bias of few samples falls with their number: 20 samples of 32 dimensions against 2000 of the same law."""
+    """The bias of few samples falls with their number: 20 samples of 32 dimensions against 2000 of the same
+    law."""
     reference = statistics(np.random.default_rng(0).normal(size=(20000, 32)))
     few, many = (frechet_distance(statistics(np.random.default_rng(1).normal(size=(n, 32))), reference)
                  for n in (20, 2000))
@@ -92,7 +98,8 @@ def test_more_samples_come_closer():
 @pytest.mark.parametrize('features, text', [
     (np.zeros((1, 4)), 'at least 2 rows'),
     (np.zeros((4, 2, 2)), 'expected \\[N, d\\]'),
-    (np.array([[0.0, 1.0], [np.nan, 1.0], [0.0, np.inf]]), '2 of 3 rows of features are not finite \\(first: row 1\\)'),
+    (np.array([[0.0, 1.0], [np.nan, 1.0], [0.0, np.inf]]), '2 of 3 rows of features are not finite \\(first: '
+                                                           'row 1\\)'),
 ])
 def test_unusable_features_are_refused(features, text):
     with pytest.raises(UserError, match=text):
@@ -123,20 +130,24 @@ def test_equals_torch_fidelity_and_clean_fid(name):
     clean = import_oracle('cleanfid.fid')
     samples, reference = HARD[name]
     a, b = statistics(samples), statistics(reference)
-    theirs = [fidelity.fid_features_to_statistics(torch.from_numpy(x.astype(np.float64))) for x in (samples, reference)]
+    theirs = [fidelity.fid_features_to_statistics(torch.from_numpy(x.astype(np.float64)))
+              for x in (samples, reference)]
     expected = fidelity.fid_statistics_to_metric(*theirs, verbose=False)['frechet_inception_distance']
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(a, b) == pytest.approx(clean.frechet_distance(a.mean, a.cov, b.mean, b.cov), rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(clean.frechet_distance(a.mean, a.cov, b.mean, b.cov),
+                                                   rel=1e-6)
 
 
 @pytest.mark.parametrize('name', HARD)
 def test_equals_the_form_without_covariances(name):
-    """The last trace is the nuclear norm of X₁X₂ᵀ for centred features X over √(N - 1): no rank is lost on the way."""
+    """The last trace is the nuclear norm of X₁X₂ᵀ for centred features X over √(N - 1): no rank is lost on
+    the way."""
     samples, reference = HARD[name]
     first, second = ((x.astype(np.float64) - x.mean(0, dtype=np.float64)) / np.sqrt(len(x) - 1)
                      for x in (samples, reference))
     shift = np.square(samples.mean(0, dtype=np.float64) - reference.mean(0, dtype=np.float64)).sum()
-    expected = shift + np.square(first).sum() + np.square(second).sum() - 2 * np.linalg.norm(first @ second.T, 'nuc')
+    expected = shift + np.square(first).sum() + np.square(second).sum() - 2 * np.linalg.norm(
+        first @ second.T, 'nuc')
     assert frechet_distance(statistics(samples), statistics(reference)) == pytest.approx(expected, rel=1e-9)
 
 
@@ -147,8 +158,8 @@ def test_of_a_set_with_itself_is_zero(name):
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), cuts=st.lists(st.integers(1, 299), max_size=6), hosts=st.integers(1, 4),
-       offset=st.sampled_from([0.0, 1e3]))
+@given(seed=st.integers(0, 2**32 - 1), cuts=st.lists(st.integers(1, 299), max_size=6),
+       hosts=st.integers(1, 4), offset=st.sampled_from([0.0, 1e3]))
 def test_statistics_of_parts_equal_those_of_the_whole(seed, cuts, hosts, offset):
     whole = features(seed, 300, 12, offset=offset)
     running = [RunningStatistics() for _ in range(hosts)]
@@ -164,7 +175,8 @@ def test_statistics_of_parts_equal_those_of_the_whole(seed, cuts, hosts, offset)
 
 def test_more_rows_than_a_chunk_are_summed_whole():
     whole = features(0, 9000, 3)
-    np.testing.assert_allclose(statistics(whole).cov, np.cov(whole.astype(np.float64), rowvar=False), rtol=1e-12)
+    np.testing.assert_allclose(statistics(whole).cov, np.cov(whole.astype(np.float64), rowvar=False),
+                               rtol=1e-12)
 
 
 def test_running_statistics_refuse_what_does_not_fit():

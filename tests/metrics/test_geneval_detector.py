@@ -40,7 +40,8 @@ def test_a_mask_of_another_size_is_refused():
 
 
 def test_stored_detections_come_back(tmp_path):
-    found = [Detection('cat', (0.5, 1.0, 2.0, 3.0), 0.75, None, 'red'), Detection('dog', (0.0, 0.0, 1.0, 1.0), 0.5)]
+    found = [Detection('cat', (0.5, 1.0, 2.0, 3.0), 0.75, None, 'red'),
+             Detection('dog', (0.0, 0.0, 1.0, 1.0), 0.5)]
     path = tmp_path / 'found.jsonl'
     path.write_text(detection_line(IMAGE.name, found) + '\n' + detection_line('00001/samples/0000.png', []))
     stored = StoredDetections(path)
@@ -53,9 +54,11 @@ def test_stored_detections_come_back(tmp_path):
         stored.detect(Pixels('00002/samples/0000.png', IMAGE.image))
 
 
-@pytest.mark.parametrize('line', ['nonsense', '[]', '{"image": "a"}', '{"image": "a", "detections": [{"class": "cat"}]}',
-                                  '{"image": "a", "detections": [{"class": "cat", "box": [1, 2, 3]}]}',
-                                  '{"image": "a", "detections": [{"class": "cat", "box": [1, 2, 3, NaN]}]}'])
+@pytest.mark.parametrize('line',
+                         ['nonsense', '[]', '{"image": "a"}',
+                          '{"image": "a", "detections": [{"class": "cat"}]}',
+                          '{"image": "a", "detections": [{"class": "cat", "box": [1, 2, 3]}]}',
+                          '{"image": "a", "detections": [{"class": "cat", "box": [1, 2, 3, NaN]}]}'])
 def test_lines_that_are_no_detections_are_refused(tmp_path, line):
     path = tmp_path / 'found.jsonl'
     path.write_text(json.dumps({'image': 'b', 'detections': []}) + '\n' + line + '\n')
@@ -86,8 +89,9 @@ def test_the_network_needs_its_files(network_files):
         Mask2Former(network_files[0], 'gone.pth')
 
 
-RGB = {'red': (255, 0, 0), 'orange': (255, 165, 0), 'yellow': (255, 255, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255),
-       'purple': (128, 0, 128), 'pink': (255, 192, 203), 'brown': (120, 60, 20), 'black': (1, 1, 2), 'white': (255, 255, 255)}
+RGB = {'red': (255, 0, 0), 'orange': (255, 165, 0), 'yellow': (255, 255, 0), 'green': (0, 255, 0),
+       'blue': (0, 0, 255), 'purple': (128, 0, 128), 'pink': (255, 192, 203), 'brown': (120, 60, 20),
+       'black': (1, 1, 2), 'white': (255, 255, 255)}
 
 
 def stand_ins(torch, detections):
@@ -153,8 +157,9 @@ def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('result, text', [(([np.zeros((0, 5))] * 3, [[]] * 3), 'knows 3 classes, expected the 80 of COCO'),
-                                          (object(), 'as MMDetection 2.x does')])
+@pytest.mark.parametrize('result, text',
+                         [(([np.zeros((0, 5))] * 3, [[]] * 3), 'knows 3 classes, expected the 80 of COCO'),
+                          (object(), 'as MMDetection 2.x does')])
 def test_another_network_is_refused(network, result, text):
     with pytest.raises(UserError, match=text):
         network(lambda image: result).detect(IMAGE)

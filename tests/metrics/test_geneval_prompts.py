@@ -45,11 +45,13 @@ def test_entries_say_what_their_text_says():
     assert target == 0
     assert position['prompt'].endswith(f'{first["class"]} {relation} {with_article(second["class"])}')
     counting = by_task['counting']
-    assert counting['exclude'] == [{'class': counting['include'][0]['class'], 'count': counting['include'][0]['count'] + 1}]
+    assert counting['exclude'] == [{'class': counting['include'][0]['class'],
+                                    'count': counting['include'][0]['count'] + 1}]
 
 
-@pytest.mark.parametrize('words, expected', [('apple', 'an apple'), ('red apple', 'a red apple'), ('umbrella', 'an umbrella'),
-                                             ('hair drier', 'a hair drier')])
+@pytest.mark.parametrize('words, expected',
+                         [('apple', 'an apple'), ('red apple', 'a red apple'), ('umbrella', 'an umbrella'),
+                          ('hair drier', 'a hair drier')])
 def test_article(words, expected):
     assert with_article(words) == expected
 

@@ -15,7 +15,8 @@ FIRST = {task: next(p for p in make_prompts() if p['tag'] == task) for task in T
 
 
 class Painted:
-    """Knows the images of this test: the left half is object 0 of the prompt, the right half object 1, black is nothing.
+    """Knows the images of this test: the left half is object 0 of the prompt, the right half object 1, black
+    is nothing.
 
     For a real detector the classes and colours would be found; here they come from the prompt."""
 
@@ -28,7 +29,8 @@ class Painted:
     def detect(self, image):
         half = image.image.shape[1] // 2
         boxes = [(0, 0, half, 8), (half, 0, 2 * half, 8)]
-        return [Detection(wanted['class'], box, 0.95) for wanted, box in zip(self._wanted(image), boxes, strict=False)
+        return [Detection(wanted['class'], box, 0.95)
+                for wanted, box in zip(self._wanted(image), boxes, strict=False)
                 if image.image[4, int(box[0]) + 1].any()]
 
     def colours(self, image, detections, class_name):
@@ -76,7 +78,8 @@ def test_what_differs_from_the_published_protocol_is_noted(folder):
     notes = score_folder(folder, Painted(folder))['notes']
     assert notes == ['3 prompts, GenEval has 553', '1 prompts are not those of GenEval',
                      '1 to 4 images of a prompt, published numbers have 4',
-                     'no images of the tasks two_object, counting, position: overall is the mean of the others']
+                     'no images of the tasks two_object, counting, position: overall is the mean of the '
+                     'others']
 
 
 def test_stored_detections_score_the_same(folder, tmp_path):
@@ -101,13 +104,15 @@ def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match='has no folders 00000'):
         score_folder(tmp_path, Painted(tmp_path))
     paint(tmp_path, 0, FIRST['colors'])
-    with pytest.raises(UserError, match='has 1 prompts and no image; they are expected as 00000/samples/0000.png'):
+    with pytest.raises(UserError, match='has 1 prompts and no image; they are expected as '
+                                        '00000/samples/0000.png'):
         score_folder(tmp_path, Painted(tmp_path))
 
 
-@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"tag": "colors", "prompt": "", "include": [{"class": "cat"}]}',
-                                  '{"tag": "position", "prompt": "", "include": [{"class": "cat", "count": 1, "position": '
-                                  '["above", 0]}]}'])
+@pytest.mark.parametrize('text',
+                         ['', '{}', '[1]', '{"tag": "colors", "prompt": "", "include": [{"class": "cat"}]}',
+                          '{"tag": "position", "prompt": "", "include": [{"class": "cat", "count": 1, '
+                          '"position": ["above", 0]}]}'])
 def test_descriptions_that_are_none_are_refused(tmp_path, text):
     paint(tmp_path, 0, FIRST['colors'], (RED, 0))
     (tmp_path / '00000' / 'metadata.jsonl').write_text(text)

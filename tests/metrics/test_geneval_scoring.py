@@ -40,8 +40,9 @@ CAT, DOG = {'class': 'cat'}, {'class': 'dog'}
 
 
 @pytest.mark.parametrize('tag, confidence, expected', [
-    ('single_object', 0.3, False), ('single_object', 0.300001, True), ('colors', 0.5, True), ('position', 0.5, True),
-    ('counting', 0.9, False), ('counting', 0.89, False), ('counting', 0.900001, True)])
+    ('single_object', 0.3, False), ('single_object', 0.300001, True), ('colors', 0.5, True),
+    ('position', 0.5, True), ('counting', 0.9, False), ('counting', 0.89, False),
+    ('counting', 0.900001, True)])
 def test_confidence_must_exceed_the_threshold_of_the_task(tag, confidence, expected):
     assert correct(wanting(CAT, tag=tag), thing(confidence=confidence)) is expected
 
@@ -130,7 +131,8 @@ def test_every_pair_must_stand_so():
     cat = thing('cat', box=(40, 0, 50, 10))
     assert correct(prompt, cat, thing('dog', box=(0, 0, 10, 10)), thing('dog', box=(10, 0, 20, 10)))
     for first, second in ((0, 50), (50, 0)):
-        assert not correct(prompt, cat, *[thing('dog', box=(left, 0, left + 10, 10)) for left in (first, second)])
+        assert not correct(prompt, cat,
+                           *[thing('dog', box=(left, 0, left + 10, 10)) for left in (first, second)])
 
 
 def test_position_looks_at_the_most_confident_only():
@@ -147,7 +149,8 @@ def box_at(x, y, size=10):
     (30, 0, {'right of'}), (-30, 0, {'left of'}), (0, 30, {'below'}), (0, -30, {'above'}),
     (30, 30, {'right of', 'below'}), (-30, -30, {'left of', 'above'}),
     (0, 0, set()),
-    (2, 0, set()), (2.0005, 0, set()),          # the margin: 0.1 of 10 + 10 pixels, and a thousandth of a pixel
+    # the margin: 0.1 of 10 + 10 pixels, and a thousandth of a pixel
+    (2, 0, set()), (2.0005, 0, set()),
     (2.1, 0, set()),                            # beyond it by 0.1 of 2.1: too little of the whole offset
     (3.9, 0, set()), (4.1, 0, {'right of'}),    # (x - 2) / x passes one half at 4
     (20, 12, {'right of'}), (20, 14, {'right of'}), (30, 18, {'right of'}), (30, 20.5, {'right of', 'below'}),
@@ -167,7 +170,8 @@ def test_the_margin_grows_with_each_side_of_the_boxes():
     assert relations(box_at(20, 0), tall) == {'right of'}
 
 
-@given(boxes=st.lists(st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 30)] * 2), min_size=2, max_size=2))
+@given(boxes=st.lists(st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 30)] * 2), min_size=2,
+                      max_size=2))
 def test_relations_turn_round_with_the_roles(boxes):
     a, b = ((x, y, x + w, y + h) for x, y, w, h in boxes)
     opposite = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}

@@ -1,4 +1,5 @@
-"""The Inception Score against the ADM evaluator, torch-fidelity and closed forms, and the trap of sorted classes."""
+"""The Inception Score against the ADM evaluator, torch-fidelity and closed forms, and the trap of sorted
+classes."""
 import numpy as np
 import pytest
 from feature_sets import features, golden, golden_head
@@ -39,10 +40,12 @@ def test_equals_torch_fidelity(count):
 
 
 def test_equal_probabilities_give_one():
-    assert inception_score(features(0, 12, 4), np.ones((4, 3)), split_size=5) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert inception_score(features(0, 12, 4), np.ones((4, 3)),
+                           split_size=5) == pytest.approx((1.0, 0.0), abs=1e-12)
 
 
-@pytest.mark.parametrize('certainty', [50.0, 1e4])      # at 1e4 the probabilities of other classes are 0, not small
+# at 1e4 the probabilities of other classes are 0, not small
+@pytest.mark.parametrize('certainty', [50.0, 1e4])
 def test_certain_classes_in_equal_shares_give_their_number(certainty):
     one_hot = certainty * np.eye(8)[np.arange(80) % 8]
     assert inception_score(one_hot, np.eye(8), split_size=40)[0] == pytest.approx(8, rel=1e-12)
@@ -64,7 +67,8 @@ def test_a_short_last_chunk_counts_as_a_full_one():
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60), classes=st.integers(2, 12), scale=st.floats(0.1, 30))
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 60), classes=st.integers(2, 12),
+       scale=st.floats(0.1, 30))
 def test_lies_between_one_and_the_classes_and_ignores_a_common_shift(seed, count, classes, scale):
     logits = scale * np.random.default_rng(seed).normal(size=(count, classes))
     score = inception_score(logits, None, split_size=7)[0]

@@ -15,7 +15,8 @@ def test_equals_what_torch_fidelity_gave(goldens, name):
     samples, reference, arrays, meta = golden(goldens, name)
     for subsets, size in meta['case']['kid']:
         mean, std = kernel_distance(samples, reference, subsets=subsets, subset_size=size)
-        for kind, tolerance in (('kid64', 1e-9), ('kid', 1e-6)):        # torch-fidelity in float64, and as it comes
+        # torch-fidelity in float64, and as it comes
+        for kind, tolerance in (('kid64', 1e-9), ('kid', 1e-6)):
             assert mean == pytest.approx(arrays[f'tfid_{kind}_{subsets}x{size}_mean'], rel=0, abs=tolerance)
             assert std == pytest.approx(arrays[f'tfid_{kind}_{subsets}x{size}_std'], rel=0, abs=tolerance)
         assert mean == pytest.approx(arrays[f'tfid_kid64_{subsets}x{size}_mean'], rel=1e-9)
@@ -28,7 +29,8 @@ def test_equals_torch_fidelity_and_clean_fid(name):
     clean = import_oracle('cleanfid.fid')
     samples, reference = HARD[name]
     size = min(len(samples), len(reference))
-    expected = fidelity.kid_features_to_metric(*(torch.from_numpy(x.astype(np.float64)) for x in (samples, reference)),
+    expected = fidelity.kid_features_to_metric(*(torch.from_numpy(x.astype(np.float64))
+                                                 for x in (samples, reference)),
                                                kid_subsets=7, kid_subset_size=size // 2, verbose=False)
     found = kernel_distance(samples, reference, subsets=7, subset_size=size // 2)
     assert found == pytest.approx(tuple(expected.values()), rel=1e-6)

@@ -1,4 +1,5 @@
-"""Precision, recall, density and coverage: equal to the float64 counts for any blocks and devices, and to other packages."""
+"""Precision, recall, density and coverage: equal to the float64 counts for any blocks and devices, and to
+other packages."""
 import contextlib
 import io
 
@@ -17,7 +18,8 @@ from lit_jax.runtime.errors import UserError
 
 def squared_distances(first, second):
     """The definition, float64 [N, M]."""
-    return np.array([np.square(second.astype(np.float64) - row).sum(axis=1) for row in first.astype(np.float64)])
+    return np.array([np.square(second.astype(np.float64) - row).sum(axis=1)
+                     for row in first.astype(np.float64)])
 
 
 def half_distances(first, second):
@@ -92,7 +94,9 @@ def test_counts_are_those_of_float64(name):
     samples, reference = VERY_HARD[name]
     assert precision_recall(samples, reference) == brute_precision_recall(samples, reference)
     if min(len(samples), len(reference)) > 5:
-        assert density_coverage(samples, reference) == pytest.approx(brute_density_coverage(samples, reference), rel=1e-14)
+        assert density_coverage(samples,
+                                reference) == pytest.approx(brute_density_coverage(samples, reference),
+                                                            rel=1e-14)
 
 
 @pytest.mark.torch
@@ -103,12 +107,14 @@ def test_equals_torch_fidelity_and_prdc(name):
     samples, reference = (x.astype(np.float64) for x in HARD[name])
     counts = np.array([len(samples), len(reference)])
     found = np.rint(counts * precision_recall(samples, reference))
-    theirs = fidelity.prc_features_to_metric(torch.from_numpy(samples), torch.from_numpy(reference), verbose=False)
+    theirs = fidelity.prc_features_to_metric(torch.from_numpy(samples), torch.from_numpy(reference),
+                                             verbose=False)
     np.testing.assert_array_equal(found, np.rint(counts * [theirs['precision'], theirs['recall']]))
     with contextlib.redirect_stdout(io.StringIO()):
         three, five = (prdc.compute_prdc(reference, samples, k) for k in (3, 5))
     np.testing.assert_array_equal(found, np.rint(counts * [three['precision'], three['recall']]))
-    assert density_coverage(samples, reference) == pytest.approx((five['density'], five['coverage']), rel=1e-12)
+    assert density_coverage(samples,
+                            reference) == pytest.approx((five['density'], five['coverage']), rel=1e-12)
 
 
 GRID = st.integers(0, 2)
@@ -142,7 +148,8 @@ def test_blocks_and_devices_change_nothing(mode, name):
 
 @pytest.mark.parametrize('half', [False, True])
 def test_the_rim_belongs_to_closed_balls_only_and_is_a_rounding_wide(half):
-    """Every pair has its own distance as radius, then the next smaller number: float32 alone would get many wrong."""
+    """Every pair has its own distance as radius, then the next smaller number: float32 alone would get many
+    wrong."""
     count = 1500
     geometry = Geometry(features(1, 1, 2048), features(0, count, 2048), half=half)
     real, fake = geometry.sets
@@ -180,15 +187,18 @@ def test_float16_overflows_block_by_block():
     radii = np.full(10040, 0.25)
     expected = (found <= radii).sum()
     assert geometry.counts_within(real, fake, col_radii=radii)[0] == expected
-    assert geometry.counts_within(fake, real, row_radii=radii, columns_first=True).sum() == geometry.counts_within(
-        real, fake, col_radii=radii).sum()
+    assert geometry.counts_within(fake, real, row_radii=radii,
+                                  columns_first=True).sum() == geometry.counts_within(
+real, fake, col_radii=radii).sum()
 
 
 @pytest.mark.parametrize('samples, reference, options, text', [
-    (features(0, 3, 4), features(1, 9, 4), {}, r'samples have shape \(3, 4\), expected \[N, d\] with at least 4 rows'),
+    (features(0, 3, 4), features(1, 9, 4), {},
+     r'samples have shape \(3, 4\), expected \[N, d\] with at least 4 rows'),
     (features(0, 9, 4), features(1, 9, 5), {}, 'samples have 4 dimensions and the reference 5'),
     (features(0, 9, 4), features(1, 9, 4), {'neighbours': 0}, 'neighbours is 0'),
-    (features(0, 9, 4), features(1, 9, 4), {'mode': 'half'}, "mode is 'half', expected one of float32, adm_float16"),
+    (features(0, 9, 4), features(1, 9, 4), {'mode': 'half'},
+     "mode is 'half', expected one of float32, adm_float16"),
     (features(0, 9, 4), features(1, 9, 4), {'block': (0, 4)}, 'block of 0 x 4'),
     (features(0, 9, 4).astype(np.uint8), features(1, 9, 4), {}, 'samples are uint8, expected floating point'),
     (features(0, 9, 4) * np.nan, features(1, 9, 4), {}, '9 of 9 rows of samples are not finite'),

@@ -1,8 +1,10 @@
-"""The published numbers, with the published weights. Skipped where the files are not there: they cannot come with a repository.
+"""The published numbers, with the published weights. Skipped where the files are not there: they cannot come
+with a repository.
 
     LIT_JAX_INCEPTION   pt_inception-2015-12-05-6726825d.pth, or what convert_torch_ckpt.py makes of it
-    LIT_JAX_ADM         folder with VIRTUAL_imagenet256_labeled.npz and admnet_guided_upsampled_imagenet256.npz, the
-                        reference and the samples that guided-diffusion's evaluations/README.md links to
+    LIT_JAX_ADM         folder with VIRTUAL_imagenet256_labeled.npz and
+                        admnet_guided_upsampled_imagenet256.npz, the reference and the samples that
+                        guided-diffusion's evaluations/README.md links to
 
 The second needs features of 60,000 images: minutes on an accelerator, more than an hour on a few CPU cores.
 """
@@ -88,10 +90,12 @@ def test_the_real_weights_give_torch_fidelitys_features(inception, tmp_path):
 
 @pytest.mark.slow
 def test_the_scores_of_adm(inception, files):
-    """What guided-diffusion's README gives for ADM-G, ADM-U at 256 pixels, with its own TensorFlow evaluator."""
+    """What guided-diffusion's README gives for ADM-G, ADM-U at 256 pixels, with its own TensorFlow
+    evaluator."""
     samples, reference = (features_of(inception, files[name]) for name in (SAMPLES, REFERENCE))
     with Npz(files[REFERENCE]) as file:
-        stored = [Statistics(file.array(mean), file.array(cov)) for mean, cov in (('mu', 'sigma'), ('mu_s', 'sigma_s'))]
+        stored = [Statistics(file.array(mean), file.array(cov))
+                  for mean, cov in (('mu', 'sigma'), ('mu_s', 'sigma_s'))]
     assert len(samples.pool) == 50_000 and len(reference.pool) == 10_000
     fid, sfid = (frechet_distance(statistics(found, float32_mean=True), wanted)
                  for found, wanted in zip(samples, stored, strict=True))

@@ -16,11 +16,13 @@ PROMPTS = {prompt['prompt']: prompt for prompt in make_shape_prompts()}
 
 def true_images(count, seed=0):
     rng = np.random.default_rng(seed)
-    return {text: np.stack([to_uint8(render(draw_prompt(prompt, rng))) for _ in range(count)]) for text, prompt in PROMPTS.items()}
+    return {text: np.stack([to_uint8(render(draw_prompt(prompt, rng))) for _ in range(count)])
+            for text, prompt in PROMPTS.items()}
 
 
 def test_every_task_has_its_prompts_and_each_is_a_caption():
-    assert Counter(prompt['tag'] for prompt in PROMPTS.values()) == dict(zip(TASKS, (3, 6, 9, 18, 24, 24), strict=True))
+    assert Counter(prompt['tag']
+                   for prompt in PROMPTS.values()) == dict(zip(TASKS, (3, 6, 9, 18, 24, 24), strict=True))
     assert len(PROMPTS) == len(make_shape_prompts()) and set(PROMPTS) <= set(all_captions())
 
 
@@ -36,8 +38,10 @@ def test_the_form_is_that_of_geneval():
     assert circle == {'tag': 'position', 'include': [{'class': 'square', 'count': 1}, {
         'class': 'circle', 'count': 1, 'position': ['left of', 0]}], 'prompt': 'a circle left of a square'}
     assert PROMPTS['three squares']['exclude'] == [{'class': 'square', 'count': 4}]
-    assert {one['color'] for prompt in PROMPTS.values() for one in prompt['include'] if 'color' in one} <= set(COLOURS)
-    assert {one['position'][0] for prompt in PROMPTS.values() for one in prompt['include'] if 'position' in one} == set(RELATIONS)
+    assert {one['color'] for prompt in PROMPTS.values() for one in prompt['include']
+            if 'color' in one} <= set(COLOURS)
+    assert {one['position'][0] for prompt in PROMPTS.values() for one in prompt['include']
+            if 'position' in one} == set(RELATIONS)
 
 
 def test_the_drawn_pairs_have_not_changed():
@@ -63,7 +67,8 @@ def test_images_of_other_prompts_score_low():
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(texts))
         scores = score_images({text: images[texts[i]] for text, i in zip(texts, order, strict=True)})
-        assert scores['overall'] < 0.35 and scores['tasks']['counting'] < 0.3 and scores['tasks']['color_attr'] < 0.3
+        assert scores['overall'] < 0.35 and scores['tasks']['counting'] < 0.3 and scores['tasks'][
+            'color_attr'] < 0.3
 
 
 def test_noise_and_empty_images_score_nothing():
@@ -81,7 +86,8 @@ def test_a_subset_of_the_prompts_is_scored_by_itself():
 
 
 @pytest.mark.parametrize('given, words', [({'a pink circle': []}, 'no prompt of shapes'), ({}, 'no image'), (
-    {'a circle': [np.zeros((32, 32, 3))]}, 'to_uint8'), ({'a circle': [np.zeros((32, 32), np.uint8)]}, 'uint8')])
+    {'a circle': [np.zeros((32, 32, 3))]}, 'to_uint8'),
+                                          ({'a circle': [np.zeros((32, 32), np.uint8)]}, 'uint8')])
 def test_bad_input_is_refused(given, words):
     with pytest.raises(UserError, match=words):
         score_images(given)

@@ -4,13 +4,21 @@ import jax.numpy as jnp
 import pytest
 
 from lit_jax.models.arch import mixing_layers
-from lit_jax.models.cost import STATES, Convention, format_parameters, macs_of, network_macs, paper_macs, state_bytes
+from lit_jax.models.cost import (
+    STATES,
+    Convention,
+    format_parameters,
+    macs_of,
+    network_macs,
+    paper_macs,
+    state_bytes,
+)
 from lit_jax.models.macs import count_macs, macs_by_parameter
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import Network
 
-TINY = {'family': 'dit', 'depth': 4, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3, 'num_classes': 3,
-        'mixer': {'name': 'softmax', 'heads': 2}}
+TINY = {'family': 'dit', 'depth': 4, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3,
+        'num_classes': 3, 'mixer': {'name': 'softmax', 'heads': 2}}
 N, D = 16, 32
 SOFTMAX, LINEAR = TINY['mixer'], {'name': 'linear', 'heads': 2}
 
@@ -19,13 +27,16 @@ SOFTMAX, LINEAR = TINY['mixer'], {'name': 'linear', 'heads': 2}
 @pytest.mark.parametrize('mixer, projections, products', [
     (SOFTMAX, {'qkv': 3 * D * D * N, 'proj': D * D * N}, 2 * N * N * D),
     # The state, its product with the queries, the normaliser.
-    (LINEAR, {'q': D * D * N, 'kv': 2 * D * D * N, 'proj': D * D * N, 'dwc': 25 * D * N}, 2 * N * D * D // 2 + N * D)])
+    (LINEAR, {'q': D * D * N, 'kv': 2 * D * D * N, 'proj': D * D * N, 'dwc': 25 * D * N},
+     2 * N * D * D // 2 + N * D)])
 def test_every_product_is_put_to_its_parameter(mixer, projections, products, scan):
     network = Network({**TINY, 'mixer': mixer}, scan_layers=scan)
     want = {f'blocks/attn/{name}/kernel': 4 * macs for name, macs in projections.items()}
-    want |= {'blocks/mlp/fc1/kernel': 4 * 4 * D * D * N, 'blocks/mlp/fc2/kernel': 4 * 4 * D * D * N, '': 4 * products,
-             'blocks/adaLN/kernel': 4 * 6 * D * D, 't_embedder/fc1/kernel': 256 * D, 't_embedder/fc2/kernel': D * D,
-             'x_embedder/kernel': 12 * D * N, 'final_layer/adaLN/kernel': 2 * D * D, 'final_layer/linear/kernel': D * 24 * N}
+    want |= {'blocks/mlp/fc1/kernel': 4 * 4 * D * D * N, 'blocks/mlp/fc2/kernel': 4 * 4 * D * D * N,
+             '': 4 * products,
+             'blocks/adaLN/kernel': 4 * 6 * D * D, 't_embedder/fc1/kernel': 256 * D,
+             't_embedder/fc2/kernel': D * D, 'x_embedder/kernel': 12 * D * N,
+             'final_layer/adaLN/kernel': 2 * D * D, 'final_layer/linear/kernel': D * 24 * N}
     assert dict(macs_of(network)) == want
     assert network_macs(network) == sum(want.values())
 
@@ -35,12 +46,14 @@ def test_parameters_that_are_made_ready_stay_theirs():
     params = {'a': jnp.ones((4, 6)), 'b': jnp.ones((4, 6)), 'c': jnp.ones((3, 2, 2))}
 
     def fn(params, x):
-        folded = jax.checkpoint(lambda a, b: a.at[:2].add(b[2:]).astype(jnp.bfloat16)[:, :5])(params['a'], params['b'])
+        folded = jax.checkpoint(lambda a, b: a.at[:2].add(b[2:]).astype(jnp.bfloat16)[:, :5])(
+            params['a'], params['b'])
         y = jax.jit(lambda x, w: x @ w)(x.astype(jnp.bfloat16), folded)
         z = jax.lax.scan(lambda carry, w: (carry @ w, None), jnp.ones((7, 2)), params['c'])[0]
         return y.sum() + z.sum() + (x @ x.T).sum()
 
-    assert macs_by_parameter(fn, params, jnp.ones((8, 4))) == {'a b': 8 * 4 * 5, 'c': 3 * 7 * 2 * 2, '': 8 * 4 * 8}
+    assert macs_by_parameter(fn, params,
+                             jnp.ones((8, 4))) == {'a b': 8 * 4 * 5, 'c': 3 * 7 * 2 * 2, '': 8 * 4 * 8}
 
 
 def test_a_grouped_product_counts_one_group_a_row():
@@ -83,7 +96,8 @@ def test_what_a_paper_leaves_out():
     # 16 tokens in heads of 16 channels: both orders cost 2·N²·D; the normaliser is not counted.
     assert paper_macs(network, Convention('cheaper')) == full - 4 * N * D
     wide = Network({**TINY, 'mixer': {**LINEAR, 'heads': 1}})
-    assert paper_macs(wide, Convention('cheaper')) == network_macs(wide) - 4 * (2 * N * D * D + N * D) + 4 * 2 * N * N * D
+    assert paper_macs(wide, Convention('cheaper')) == network_macs(wide) - 4 * (
+        2 * N * D * D + N * D) + 4 * 2 * N * N * D
     with pytest.raises(ValueError, match=r"no product of this network has a parameter like '\*/down/kernel'"):
         paper_macs(network, Convention(left_out=('*/down/kernel',)))
 

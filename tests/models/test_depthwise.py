@@ -117,7 +117,8 @@ def test_sharded_rows_exchange_only_their_halo():
     program, difference = sharded_program({'data': 1, 'seq': 4}, PartitionSpec(None, 'seq'))
     assert difference < 1e-4                      # float32, another order of sums
     assert 'all-gather' not in program and 'all-to-all' not in program
-    assert 2 <= program.count(' collective-permute(') <= 6      # two each for y, and for the gradients of x and kernel
+    # two each for y, and for the gradients of x and kernel
+    assert 2 <= program.count(' collective-permute(') <= 6
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason='needs 4 (virtual) devices')

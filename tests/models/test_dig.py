@@ -11,13 +11,14 @@ from lit_jax.models.network import Network, count_parameters
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
-TINY = {'family': 'dig', 'depth': 6, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4, 'num_classes': 3,
-        'mixer': {'name': 'gla', 'heads': 2}}
+TINY = {'family': 'dig', 'depth': 6, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4,
+        'num_classes': 3, 'mixer': {'name': 'gla', 'heads': 2}}
 
 
 def stacked(state, key, shape=None):
     """The tensors blocks.{i}.`key` (Linears turned to [in, out]), reshaped, on a leading axis."""
-    found = {int(name.split('.')[1]): tensor for name, tensor in state.items() if name.split('.', 2)[-1] == key}
+    found = {int(name.split('.')[1]): tensor for name, tensor in state.items()
+             if name.split('.', 2)[-1] == key}
     tensors = [found[i] for i in sorted(found)]
     if tensors[0].ndim == 2:
         tensors = [tensor.T for tensor in tensors]
@@ -43,7 +44,8 @@ def block_params(state, width, heads):
                 'down': {'kernel': stacked(state, 'mlp.down_proj.weight')}},
         'adaLN': {'kernel': stacked(state, 'adaLN_modulation.1.weight', (width, 6, width)),
                   'bias': stacked(state, 'adaLN_modulation.1.bias', (6, width))},
-        'dwc': {'kernel': stacked(state, 'dw_conv.weight', (width, 9)).swapaxes(1, 2).reshape(-1, 3, 3, 1, width),
+        'dwc': {'kernel': stacked(state, 'dw_conv.weight',
+                                  (width, 9)).swapaxes(1, 2).reshape(-1, 3, 3, 1, width),
                 'bias': stacked(state, 'dw_conv.bias')}}
 
 
@@ -54,18 +56,23 @@ def from_official(state, config):
 
     def linear(key, shape=None):
         kernel, bias = state[f'{key}.weight'].T, state[f'{key}.bias']
-        return {'kernel': kernel.reshape(width, *shape), 'bias': bias.reshape(shape)} if shape else {'kernel': kernel, 'bias': bias}
+        return {'kernel': kernel.reshape(width, *shape),
+                'bias': bias.reshape(shape)} if shape else {'kernel': kernel, 'bias': bias}
 
     params = {
-        'x_embedder': {'kernel': state['x_embedder.proj.weight'].transpose(2, 3, 1, 0), 'bias': state['x_embedder.proj.bias']},
-        't_embedder': {'fc1': linear('t_embedder.mlp.0'), 'fc2': linear('t_embedder.mlp.2')}, 'y_embedder': {'table': table},
-        'blocks': block_params(state, width, heads),
-        'final_layer': {'adaLN': linear('final_layer.adaLN_modulation.1', (2, width)), 'linear': linear('final_layer.linear')}}
+        'x_embedder': {'kernel': state['x_embedder.proj.weight'].transpose(2, 3, 1, 0),
+                       'bias': state['x_embedder.proj.bias']},
+        't_embedder': {'fc1': linear('t_embedder.mlp.0'), 'fc2': linear('t_embedder.mlp.2')},
+        'y_embedder': {'table': table}, 'blocks': block_params(state, width, heads),
+        'final_layer': {'adaLN': linear('final_layer.adaLN_modulation.1', (2, width)),
+                        'linear': linear('final_layer.linear')}}
     if config['skip']:
-        params['joins'] = {'kernel': stacked(state, 'skip_linear.weight'), 'bias': stacked(state, 'skip_linear.bias')}
-    arch = {'family': 'dig', 'depth': config['depth'], 'width': width, 'patch': patch, 'input_size': (config['input'],) * 2,
-            'channels': config['in_channels'], 'num_classes': config['classes'], 'mixer': {'name': 'gla', 'heads': heads},
-            'skip': 'skip' if config['skip'] else 'none'}
+        params['joins'] = {'kernel': stacked(state, 'skip_linear.weight'),
+                           'bias': stacked(state, 'skip_linear.bias')}
+    arch = {'family': 'dig', 'depth': config['depth'], 'width': width, 'patch': patch,
+            'input_size': (config['input'],) * 2,
+            'channels': config['in_channels'], 'num_classes': config['classes'],
+            'mixer': {'name': 'gla', 'heads': heads}, 'skip': 'skip' if config['skip'] else 'none'}
     return arch, params
 
 
@@ -116,7 +123,7 @@ def test_bfloat16_stays_near_float32(goldens):
     assert output.dtype == jnp.bfloat16 and relative_error(output, arrays['out64_eps_v']) <= 0.1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The order of the tokens
 
 
@@ -149,14 +156,15 @@ def test_every_order_is_undone_and_has_its_period(name, depth):
     assert walk.grid_at(depth) == walk.grid_at(depth % PERIOD)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The network
 
 
 def random_params(network, seed=0):
     leaves, treedef = jax.tree.flatten(network.abstract())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
+                              for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def value_and_gradient(network, params):
@@ -177,7 +185,8 @@ def test_a_scan_over_layers_and_remat_change_nothing(skip):
     for options in ({}, {'remat': 'full'}):
         got = value_and_gradient(Network(arch, **options), params)
         errors = jax.tree.map(relative_error, got, want)
-        assert max(jax.tree.leaves(errors)) <= 1e-3       # sums in another order, through eleven random blocks
+        # sums in another order, through eleven random blocks
+        assert max(jax.tree.leaves(errors)) <= 1e-3
 
 
 @pytest.mark.slow
@@ -198,10 +207,11 @@ def test_the_convolution_starts_as_the_identity():
 
 
 @pytest.mark.parametrize('depth, width, heads, count', [
-    (12, 384, 6, 33_081_632), (12, 768, 12, 130_748_192), (24, 1024, 16, 465_022_496), (28, 1152, 18, 675_953_952)])
+    (12, 384, 6, 33_081_632), (12, 768, 12, 130_748_192), (24, 1024, 16, 465_022_496),
+    (28, 1152, 18, 675_953_952)])
 def test_parameters_of_the_official_sizes(depth, width, heads, count):
-    network = Network({'family': 'dig', 'depth': depth, 'width': width, 'patch': 2, 'input_size': (32, 32), 'channels': 4,
-                       'num_classes': 1000, 'mixer': {'name': 'gla', 'heads': heads}})
+    network = Network({'family': 'dig', 'depth': depth, 'width': width, 'patch': 2, 'input_size': (32, 32),
+                       'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'gla', 'heads': heads}})
     assert count_parameters(network) == count
 
 
@@ -220,7 +230,8 @@ def test_cut_over_devices_it_is_the_same(skip):
 
 
 @pytest.mark.parametrize('change, says', [
-    ({'order': 'spiral'}, 'known: official, algorithm1'), ({'local': 'zero'}, 'known: identity'), ({'skip': 'all'}, 'known: none'),
+    ({'order': 'spiral'}, 'known: official, algorithm1'), ({'local': 'zero'}, 'known: identity'),
+    ({'skip': 'all'}, 'known: none'),
     ({'mixer': {'name': 'linear', 'heads': 2}}, "family 'dig' has the mixer gla, not 'linear'")])
 def test_wrong_options_are_explained(change, says):
     with pytest.raises(UserError, match=says):

@@ -13,18 +13,21 @@ from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 
 MODELS = ['dit_a', 'dit_p4', 'lit_model', 'lit_model_bias']
-TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3, 'num_classes': 3,
+TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3,
+        'num_classes': 3,
         'mixer': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 5, 'activation': 'relu',
                   'focus_power': 0}}
 
 
 def load_golden(path, dtype, **options):
-    """(network, params, arrays) of a golden model file in NHWC; the official run's dtype decides what is compared."""
+    """(network, params, arrays) of a golden model file in NHWC; the official run's dtype decides what is
+    compared."""
     meta, state, arrays = weights.load(path)
     arch, params = from_torch_state(state, heads=meta['config']['heads'],
                                     input_size=(meta['config']['input'],) * 2)
     arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
-    return Network(arch, dtype=dtype, **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+    return Network(arch, dtype=dtype,
+                   **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
 
 
 def relative_error(got, want):
@@ -73,10 +76,12 @@ def random_params(network, seed=0):
     """Weights of order 1/sqrt(fan_in) everywhere, zero-initialised gates included."""
     leaves, treedef = jax.tree.flatten(network.abstract())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
+                              for k, leaf in zip(keys, leaves, strict=True)])
 
 
-@given(rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4]), channels=st.integers(1, 4))
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4]),
+       channels=st.integers(1, 4))
 @settings(max_examples=5, deadline=None)
 def test_any_grid_gives_an_output_of_twice_the_channels(rows, columns, patch, channels):
     size = (rows * patch, columns * patch)
@@ -92,10 +97,12 @@ def test_remat_changes_nothing():
 
     def gradient(remat):
         network = Network(TINY, remat=remat)
-        return jax.jit(jax.grad(lambda p: (network.apply(p, x, jnp.array([3, 4]), cond) ** 2).sum()))(random_params(network))
+        return jax.jit(jax.grad(lambda p: (network.apply(p, x, jnp.array([3, 4]), cond) ** 2).sum()))(
+            random_params(network))
 
     want = gradient('none')
-    for remat in ('full', 'dots', 'dots_no_batch'):      # the same sums in another order; a leaf far up amplifies rounding
+    # the same sums in another order; a leaf far up amplifies rounding
+    for remat in ('full', 'dots', 'dots_no_batch'):
         errors = jax.tree.map(relative_error, gradient(remat), want)
         assert max(jax.tree.leaves(errors)) <= 1e-4
 
@@ -110,8 +117,8 @@ def test_bfloat16_stays_near_float32(goldens):
 
 
 def staged(mixer, stages=(), **more):
-    return Network({'family': 'dit', 'depth': 4, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4, 'num_classes': 3,
-                    'mixer': mixer, 'stages': stages, **more})
+    return Network({'family': 'dit', 'depth': 4, 'width': 32, 'patch': 2, 'input_size': (8, 12),
+                    'channels': 4, 'num_classes': 3, 'mixer': mixer, 'stages': stages, **more})
 
 
 def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
@@ -124,11 +131,13 @@ def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
     x = jax.random.normal(jax.random.key(1), (2, 8, 12, 4))
     arguments = x, jnp.array([3, 900]), {'label': jnp.array([0, 3])}
     assert jax.tree.structure(parts) == jax.tree.structure(cut.abstract())
-    np.testing.assert_allclose(cut.apply(parts, *arguments), whole.apply(params, *arguments), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cut.apply(parts, *arguments), whole.apply(params, *arguments), rtol=1e-5,
+                               atol=1e-6)
 
 
 @pytest.mark.parametrize('stages, said', [
-    ([{'depth': 1}, {'depth': 2}], '1 + 2 blocks, model.depth is 4'), ([{'depth': 4, 'heads': 2}], 'not heads')])
+    ([{'depth': 1}, {'depth': 2}], '1 + 2 blocks, model.depth is 4'),
+    ([{'depth': 4, 'heads': 2}], 'not heads')])
 def test_runs_that_cannot_be_are_refused(stages, said):
     with pytest.raises(UserError, match=said.replace('+', r'\+')):
         staged({'name': 'linear', 'heads': 2}, stages)

@@ -1,4 +1,5 @@
-"""The networks of the blocks: their common contract, and the Mix-FFN by hand. Parity with Sana: test_mixers_sana.py."""
+"""The networks of the blocks: their common contract, and the Mix-FFN by hand. Parity with Sana:
+test_mixers_sana.py."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,8 @@ def test_mix_ffn_sees_eight_neighbours_and_no_more():
 
 
 def test_mix_ffn_multiplies_the_first_part_with_the_gate_of_the_second():
-    """With a convolution that is the identity on the value and zero on the gate, whose bias then is the gate."""
+    """With a convolution that is the identity on the value and zero on the gate, whose bias then is the
+    gate."""
     ffn = build('mix')
     hidden = FFNS['mix'].hidden_width(WIDTH, 2.5)
     kernel = jnp.zeros((3, 3, 2, hidden)).at[1, 1, 0].set(1.0)
@@ -60,8 +62,8 @@ def test_mix_ffn_multiplies_the_first_part_with_the_gate_of_the_second():
 
 def test_mix_ffn_begins_as_pytorch_convolutions_do():
     params = nnx.to_pure_dict(nnx.state(FFNS['mix'](64, 2.5, dtype=jnp.float32, rngs=nnx.Rngs(0))))
-    bounds = {('inverted', 'kernel'): 1 / 8, ('inverted', 'bias'): 1 / 8, ('depth', 'kernel'): 1 / 3, ('depth', 'bias'): 1 / 3,
-              ('point', 'kernel'): 160 ** -0.5}
+    bounds = {('inverted', 'kernel'): 1 / 8, ('inverted', 'bias'): 1 / 8, ('depth', 'kernel'): 1 / 3,
+              ('depth', 'bias'): 1 / 3, ('point', 'kernel'): 160 ** -0.5}
     assert {(part, leaf) for part in params for leaf in params[part]} == set(bounds)
     for (part, leaf), bound in bounds.items():
         assert 0.95 * bound < np.abs(params[part][leaf]).max() <= bound

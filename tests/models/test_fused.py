@@ -25,8 +25,8 @@ def random_qkv(q_shape, keys, dtype=np.float64, seed=0):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-@given(batch=st.integers(1, 2), tokens=st.integers(1, 20), heads=st.integers(1, 3), channels=st.integers(1, 5),
-       chunk=st.integers(1, 24), seed=st.integers(0, 99))
+@given(batch=st.integers(1, 2), tokens=st.integers(1, 20), heads=st.integers(1, 3),
+       channels=st.integers(1, 5), chunk=st.integers(1, 24), seed=st.integers(0, 99))
 @settings(max_examples=6, deadline=None)
 def test_any_chunk_of_queries_gives_the_same(batch, tokens, heads, channels, chunk, seed):
     with jax.enable_x64(True):
@@ -66,7 +66,8 @@ def test_all_forms_agree(form, dtype, tolerance, queries):
     wide = [a.astype(jnp.float32) for a in (q, k, v)]
     forward, backward = fused.FORMS[form]
     if form == 'splash':
-        forward = functools.partial(forward, interpret=True)      # the TPU's kernel in jax's interpreter of it
+        # the TPU's kernel in jax's interpreter of it
+        forward = functools.partial(forward, interpret=True)
     o, lse = forward(q, k, v)
     gradients = backward(q, k, v, o, lse, g)
     want, pull = jax.vjp(textbook, *wide)
@@ -75,12 +76,14 @@ def test_all_forms_agree(form, dtype, tolerance, queries):
     np.testing.assert_allclose(o.astype(np.float32), want, atol=tolerance)
     np.testing.assert_allclose(lse, jax.nn.logsumexp(logits, axis=-1), rtol=max(tolerance / 4, 1e-6))
     for got, expected in zip(gradients, pull(g.astype(jnp.float32)), strict=True):
-        np.testing.assert_allclose(got.astype(np.float32), expected, atol=2 * tolerance * float(jnp.abs(expected).max()))
+        np.testing.assert_allclose(got.astype(np.float32), expected,
+                                   atol=2 * tolerance * float(jnp.abs(expected).max()))
 
 
 def test_platforms_get_their_forms(monkeypatch):
     seen = {}
-    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda q, *rest, **forms: seen.update(forms) or jnp.zeros_like(q))
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda q, *rest, **forms: seen.update(forms)
+                        or jnp.zeros_like(q))
     names = {id(form): name for name, pair in fused.FORMS.items() for form in pair}
 
     def forms(tokens, dtype):

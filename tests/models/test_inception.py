@@ -35,10 +35,11 @@ def run(network, weights, images) -> dict:
 def errors_at_64(network, weights=None) -> dict[str, float]:
     """Relative errors against the golden outputs at 64 pixels."""
     found, outputs = run(network, params() if weights is None else weights, pixels(64)), golden()[2]
-    return {name: relative_error(found[name], outputs[f'out64_64_{theirs}']) for name, theirs in GOLDEN_NAMES.items()}
+    return {name: relative_error(found[name], outputs[f'out64_64_{theirs}'])
+            for name, theirs in GOLDEN_NAMES.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Parity
 
 
@@ -72,7 +73,8 @@ def peer(tmp_path_factory):
     import torch
     path = tmp_path_factory.mktemp('peer') / 'weights.pth'
     torch.save({key: torch.from_numpy(value) for key, value in torch_state().items()}, path)
-    network = oracle.FeatureExtractorInceptionV3('peer', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(path))
+    network = oracle.FeatureExtractorInceptionV3('peer', ['2048', 'logits_unbiased'],
+                                                 feature_extractor_weights_path=str(path))
     seen = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
 
@@ -104,15 +106,17 @@ def test_images_that_are_not_square(peer):
     assert max(relative_error(found[name], want[name]) for name in GOLDEN_NAMES) <= BOUND
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Each classic mistake is seen
 
 
 def half_pixel(images, size):
-    return jax.image.resize(images.astype(jnp.float32), (len(images), size, size, 3), 'bilinear', antialias=False)
+    return jax.image.resize(images.astype(jnp.float32), (len(images), size, size, 3), 'bilinear',
+                            antialias=False)
 
 
-@pytest.mark.parametrize('mistake', [{'count_padding': True}, {'last_pool': 'average'}, {'resize': half_pixel}],
+@pytest.mark.parametrize('mistake',
+                         [{'count_padding': True}, {'last_pool': 'average'}, {'resize': half_pixel}],
                          ids=lambda options: next(iter(options)))
 def test_mistakes_in_the_network(mistake):
     assert errors_at_64(InceptionNetwork(**mistake))['pool'] > 10 * BOUND
@@ -121,23 +125,26 @@ def test_mistakes_in_the_network(mistake):
 def test_mistake_in_the_epsilon():
     state = {key: value - np.float32(1e-3 - 1e-5) if key.endswith('running_var') else value
              for key, value in torch_state().items()}
-    errors = errors_at_64(InceptionNetwork(), read_inception_params(state, 'epsilon 1e-5', InceptionNetwork()))
+    errors = errors_at_64(InceptionNetwork(),
+                          read_inception_params(state, 'epsilon 1e-5', InceptionNetwork()))
     assert min(errors.values()) > 2 * BOUND
 
 
 def test_mistakes_in_the_colours_and_the_spatial_features():
     network = InceptionNetwork()
-    assert relative_error(run(network, params(), pixels(64)[..., ::-1])['pool'], golden()[2]['out64_64_pool3']) > 10 * BOUND
+    assert relative_error(run(network, params(), pixels(64)[..., ::-1])['pool'],
+                          golden()[2]['out64_64_pool3']) > 10 * BOUND
     taps = np.asarray(jax.jit(network.activations, compiler_options=network.inference_options())(
         params(), pixels(64))['Mixed_6d'])
     want = golden()[2]['out64_64_spatial']
     right = taps[..., :7]
     assert relative_error(right.reshape(2, -1), want) <= BOUND
-    for wrong in (taps[..., 1:8], right.transpose(0, 3, 1, 2), right.transpose(0, 2, 1, 3), taps[..., ::-1][..., :7]):
+    for wrong in (taps[..., 1:8], right.transpose(0, 3, 1, 2), right.transpose(0, 2, 1, 3),
+                  taps[..., ::-1][..., :7]):
         assert relative_error(wrong.reshape(2, -1), want) > 10 * BOUND
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Precision, shapes, folding
 
 
@@ -145,10 +152,12 @@ def test_every_product_is_pinned_to_the_highest_precision():
     """Also where the session asks for less."""
     network = InceptionNetwork()
     with jax.default_matmul_precision('bfloat16'):
-        text = str(jax.make_jaxpr(network.features)(network.abstract(), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)))
+        text = str(jax.make_jaxpr(network.features)(network.abstract(),
+                                                    jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)))
     products = text.count('conv_general_dilated[') + text.count('dot_general[')
     # 94 units, of which 1 x 1 units on a block's input are joined, and the head.
-    assert products > 60 and text.count('precision=Precision.HIGHEST') + text.count('(Precision.HIGHEST') == products
+    assert products > 60 and text.count('precision=Precision.HIGHEST') + text.count(
+        '(Precision.HIGHEST') == products
     assert 'bf16' not in text
 
 
@@ -171,14 +180,16 @@ def test_fresh_parameters():
     """He-normal kernels: under smaller ones every image has the same features."""
     network = InceptionNetwork()
     fresh = jax.eval_shape(network.init, jax.random.key(0))
-    assert jax.tree.map(lambda p: (p.shape, p.dtype), fresh) == jax.tree.map(lambda p: (p.shape, p.dtype), network.abstract())
+    assert jax.tree.map(lambda p: (p.shape, p.dtype),
+                        fresh) == jax.tree.map(lambda p: (p.shape, p.dtype), network.abstract())
     unit = Unit(64, 96, (3, 3), rngs=nnx.Rngs(0))
     assert unit.kernel[...].std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
 
 
 def test_folding_is_batch_norm():
     rng = np.random.default_rng(0)
-    kernel, gain, shift, mean, variance = (rng.uniform(0.5, 1.5, shape) for shape in ((1, 1, 3, 4), *[(4,)] * 4))
+    kernel, gain, shift, mean, variance = (rng.uniform(0.5, 1.5, shape)
+                                           for shape in ((1, 1, 3, 4), *[(4,)] * 4))
     x = rng.normal(size=(5, 3))
     want = (x @ kernel[0, 0] - mean) / np.sqrt(variance + 1e-3) * gain + shift
     folded, bias = fold_batch_norm(kernel, gain, shift, mean, variance)
@@ -188,7 +199,8 @@ def test_folding_is_batch_norm():
 @pytest.mark.parametrize('call, words', [
     (lambda: InceptionNetwork('float16'), 'known: highest, bfloat16'),
     (lambda: InceptionNetwork(last_pool='mean'), 'max or average'),
-    (lambda: InceptionNetwork().features({}, jnp.zeros((2, 3, 64, 64))), r'\[B, H, W, 3\], got \[2, 3, 64, 64\]')])
+    (lambda: InceptionNetwork().features({}, jnp.zeros((2, 3, 64, 64))),
+     r'\[B, H, W, 3\], got \[2, 3, 64, 64\]')])
 def test_mistakes_are_named(call, words):
     with pytest.raises(UserError, match=words):
         call()

@@ -51,7 +51,8 @@ def test_unpatchify_undoes_patchify(rows, columns, patch, channels):
     x = np.random.default_rng(0).normal(size=(2, rows * patch, columns * patch, channels)).astype(np.float32)
     tokens = patchify(jnp.asarray(x), patch)
     assert tokens.shape == (2, rows * columns, patch, patch, channels)
-    np.testing.assert_array_equal(unpatchify(tokens.reshape(2, rows * columns, -1), (rows, columns), patch), x)
+    np.testing.assert_array_equal(unpatchify(tokens.reshape(2, rows * columns, -1), (rows, columns), patch),
+                                  x)
 
 
 def test_patches_are_rows_first():
@@ -84,7 +85,8 @@ def test_layer_norm_of_two_values():
 
 def test_modulate_scales_by_one_plus_scale():
     x = jnp.array([[[1.0, 3.0]]])
-    np.testing.assert_allclose(modulate(x, jnp.full((1, 2), 0.5), jnp.ones((1, 2))), [[[-1.5, 2.5]]], rtol=1e-5)
+    np.testing.assert_allclose(modulate(x, jnp.full((1, 2), 0.5), jnp.ones((1, 2))), [[[-1.5, 2.5]]],
+                               rtol=1e-5)
 
 
 @pytest.mark.parametrize('function, shapes', [

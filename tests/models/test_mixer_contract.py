@@ -42,8 +42,10 @@ FFN = {'sana': 'mix', 'dydila': 'mix', 'gla': 'swiglu'}       # the others' is t
 QUADRATIC = ('softmax', 'kv', 'moh')        # cost grows with the square of the tokens
 # Relative L2 error of bfloat16; where tokens choose, a few of them choose otherwise for the rounding.
 ROUNDING = {'moh': 0.1, 'dydila': 0.2, 'dydila heads': 0.2}
-LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (2, 1, 1, 4), 'mixed': (1, 2, 2, 2)}
-# What cannot be cut: (case, axis). One head cannot be shared out; a scan over all tokens has no rows to give away.
+LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (2, 1, 1, 4),
+           'mixed': (1, 2, 2, 2)}
+# What cannot be cut: (case, axis). One head cannot be shared out; a scan over all tokens has no rows to give
+# away.
 REFUSED = {(case, 'tensor') for case in ('edit', 'sana', 'dydila')} | {('gla', 'seq')}
 EVERY_CASE = pytest.mark.parametrize('case', CASES)
 
@@ -52,18 +54,21 @@ def random_tree(abstract, seed=0):
     """Weights that let every path carry signal, gates that begin at zero included."""
     leaves, structure = jax.tree.flatten(abstract)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return structure.unflatten([0.2 * jax.random.normal(k, leaf.shape)
+                                for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def mixer_of(case, dtype=jnp.float32):
     """(graphdef, random parameters) of the mixer alone."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_mixer(CASES[case], WIDTH, dtype=dtype, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: build_mixer(CASES[case], WIDTH, dtype=dtype, rngs=nnx.Rngs(0))))
     return graphdef, random_tree(nnx.to_pure_dict(state))
 
 
 def network_of(case, **options):
-    return Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 1, 'input_size': (8, 12), 'channels': 4,
-                    'num_classes': 3, 'mixer': CASES[case], 'ffn': FFN.get(CASES[case]['name'], 'mlp')}, **options)
+    return Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 1, 'input_size': (8, 12),
+                    'channels': 4, 'num_classes': 3, 'mixer': CASES[case],
+                    'ffn': FFN.get(CASES[case]['name'], 'mlp')}, **options)
 
 
 def batch(size=8, dtype=jnp.float32):
@@ -96,7 +101,8 @@ def test_bfloat16_is_close_to_float32(case):
     outputs = []
     for dtype in (jnp.float32, jnp.bfloat16):
         graphdef, params = mixer_of(case, dtype)
-        outputs.append(jax.jit(lambda p, x, graphdef=graphdef: nnx.merge(graphdef, p)(x, (8, 12)))(params, x.astype(dtype)))
+        outputs.append(jax.jit(lambda p, x, graphdef=graphdef: nnx.merge(graphdef, p)(x, (8, 12)))(
+            params, x.astype(dtype)))
     assert relative(outputs[1], outputs[0]) <= ROUNDING.get(case, 2e-2)
 
 
@@ -120,9 +126,11 @@ def assert_same(got, want, outputs=2e-5, gradients=1e-3):
     """Sums in another order; gradients of leaves far from the output amplify it."""
     assert relative(got[0], want[0]) <= outputs
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(want[1]))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]),
+                            strict=True):
         assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, rtol=gradients, atol=gradients * scale, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(a, b, rtol=gradients, atol=gradients * scale,
+                                   err_msg=jax.tree_util.keystr(path))
 
 
 @EVERY_CASE
@@ -140,7 +148,8 @@ def mesh_program(case, sizes):
     shardings = state_shardings(network.abstract(), mesh)
     places = NamedSharding(mesh, P(('data', 'fsdp'), 'seq')), *[NamedSharding(mesh, P(('data', 'fsdp')))] * 2
     x, t, cond = batch()
-    arguments = tuple(jax.device_put(a, place) for a, place in zip((x, t, cond['label']), places, strict=True))
+    arguments = tuple(jax.device_put(a, place)
+                      for a, place in zip((x, t, cond['label']), places, strict=True))
     program = jax.jit(lambda p, x, t, label: value_and_gradient(network, p, (x, t, {'label': label})),
                       out_shardings=(None, shardings))
 
@@ -150,7 +159,9 @@ def mesh_program(case, sizes):
     return run
 
 
-@pytest.mark.parametrize('layout', [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow) for name in LAYOUTS])
+@pytest.mark.parametrize('layout',
+                         [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow)
+                          for name in LAYOUTS])
 @EVERY_CASE
 def test_eight_devices_give_what_one_gives_or_say_why_not(case, layout):
     sizes = sizes_of(layout)
@@ -192,10 +203,14 @@ for _ in range(60):
 
 @pytest.mark.slow
 def test_programs_on_all_devices_and_on_one_do_not_wait_for_each_other_for_good():
-    """Freshly compiled: with a thread a device, programs of the compilation cache ran and new ones locked up."""
-    env = {name: value for name, value in os.environ.items() if name not in ('PJRT_NPROC', 'NPROC', 'JAX_COMPILATION_CACHE_DIR')}
-    env |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
-    done = subprocess.run([sys.executable, '-c', WAITING], env=env, capture_output=True, text=True, timeout=400)
+    """Freshly compiled: with a thread a device, programs of the compilation cache ran and new ones locked
+    up."""
+    env = {name: value for name, value in os.environ.items()
+           if name not in ('PJRT_NPROC', 'NPROC', 'JAX_COMPILATION_CACHE_DIR')}
+    env |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+            'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+    done = subprocess.run([sys.executable, '-c', WAITING], env=env, capture_output=True, text=True,
+                          timeout=400)
     assert done.returncode == 0, done.stderr[:3000]
 
 

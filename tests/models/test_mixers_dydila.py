@@ -13,19 +13,24 @@ from lit_jax.models.probe import watching
 from lit_jax.runtime.errors import UserError
 
 GRID, WIDTH = (3, 5), 12
-OPTIONS = [{}, {'heads': 3}, {'difference': 'maps'}, {'difference': 'none'}, {'difference': 'none', 'projectors': 0},
-           {'difference': 'none', 'projectors': 0, 'powers': 0, 'dwc': 'none'}, {'normaliser': 'weights', 'heads': 2},
-           {'separate_banks': True, 'projectors': 7, 'powers': 4, 'factors': 5}, {'dwc': 'single', 'qkv_bias': True},
+OPTIONS = [{}, {'heads': 3}, {'difference': 'maps'}, {'difference': 'none'},
+           {'difference': 'none', 'projectors': 0},
+           {'difference': 'none', 'projectors': 0, 'powers': 0, 'dwc': 'none'},
+           {'normaliser': 'weights', 'heads': 2},
+           {'separate_banks': True, 'projectors': 7, 'powers': 4, 'factors': 5},
+           {'dwc': 'single', 'qkv_bias': True},
            {'difference': 'maps', 'normaliser': 'weights', 'separate_banks': True, 'heads': 2}]
 EVERY_OPTION = pytest.mark.parametrize('options', OPTIONS, ids=str)
 
 
 def build(options, dtype=jnp.float32, width=WIDTH):
-    return build_mixer({'name': 'dydila', 'heads': 1, 'projectors': 3, **options}, width, dtype=dtype, rngs=nnx.Rngs(0))
+    return build_mixer({'name': 'dydila', 'heads': 1, 'projectors': 3, **options}, width, dtype=dtype,
+                       rngs=nnx.Rngs(0))
 
 
 def drawn(options, dtype=jnp.float32, seed=0):
-    """(graphdef, random float64 numpy parameters, tokens): banks and biases random too, exponents from about 0.5 to 4."""
+    """(graphdef, random float64 numpy parameters, tokens): banks and biases random too, exponents from about
+    0.5 to 4."""
     graphdef, params = nnx.split(build(options, dtype))
     rng = np.random.default_rng(seed)
     scale = {'gamma': 1.0, 'factor': 0.3, 'bias': 0.3}
@@ -36,17 +41,19 @@ def drawn(options, dtype=jnp.float32, seed=0):
         return (value + (2.0 if name == 'gamma' else 0)).astype(np.float32).astype(np.float64)
 
     params = jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(params))
-    return graphdef, params, rng.normal(size=(2, GRID[0] * GRID[1], WIDTH)).astype(np.float32).astype(np.float64)
+    return graphdef, params, rng.normal(size=(2, GRID[0] * GRID[1],
+                                              WIDTH)).astype(np.float32).astype(np.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The reference: one token after the other, one sum after the other
 
 
 def reference(p, x_BND, options, gaps):
-    """The paper's equations 1, 2, 5 to 10 for each image; `gaps` collects how far each choice was from another."""
-    o = {'heads': 1, 'projectors': 3, 'powers': 9, 'difference': 'tokens', 'normaliser': 'mean', 'dwc': 'branches',
-         'separate_banks': False, **options}
+    """The paper's equations 1, 2, 5 to 10 for each image; `gaps` collects how far each choice was from
+    another."""
+    o = {'heads': 1, 'projectors': 3, 'powers': 9, 'difference': 'tokens', 'normaliser': 'mean',
+         'dwc': 'branches', 'separate_banks': False, **options}
     return np.stack([image(p, x_ND, o, gaps) for x_ND in x_BND])
 
 
@@ -79,7 +86,8 @@ def image(p, x_ND, o, gaps):
             tokens['value'][i] = x_ND[i] @ p['value']['kernel'].reshape(d, d)
         if o['projectors']:
             for name, bank in (('query2', p['routed_q']), ('key2', p['routed_k'])):
-                tokens[name][i] = x_ND[i] @ bank['kernel'][choose(x_ND[i], bank['router']['kernel'], gaps)].reshape(d, d)
+                tokens[name][i] = x_ND[i] @ bank['kernel'][choose(x_ND[i], bank['router']['kernel'],
+                                                                  gaps)].reshape(d, d)
     names = [name for name in ('query', 'key', 'query2', 'key2') if tokens[name].any()]
     for j, name in enumerate(names):
         for i in range(n):
@@ -104,7 +112,8 @@ def image(p, x_ND, o, gaps):
                 if o['difference'] == 'tokens':
                     a = (q[i] - factors['query'][i] * q2[i]) @ (k[m] - factors['key'][m] * k2[m])
                 else:
-                    a = q[i] @ k[m] - (factors['query'][i] * (q2[i] @ k2[m]) if o['difference'] == 'maps' else 0)
+                    a = q[i] @ k[m] - (factors['query'][i] * (q2[i] @ k2[m]) if o['difference'] == 'maps'
+                                       else 0)
                 total += a / n * tokens['value'][m, part]
                 weight += q[i] @ k[m] / n
             output[i, part] = total / (weight + 1e-6) if o['normaliser'] == 'weights' else total
@@ -149,7 +158,8 @@ def test_it_is_the_reference(options):
 
 @EVERY_OPTION
 def test_gradients_are_those_of_finite_differences(options, x64):
-    """With literal choices, which small steps do not change: of everything but the routers, in a random direction."""
+    """With literal choices, which small steps do not change: of everything but the routers, in a random
+    direction."""
     graphdef, params, x = drawn({**options, 'router': 'frozen'}, jnp.float64)
     rng = np.random.default_rng(1)
     arguments = jax.tree.map(jnp.asarray, (params, x))
@@ -164,7 +174,8 @@ def test_gradients_are_those_of_finite_differences(options, x64):
         return float(loss(jax.tree.map(lambda a, b: a + step * b, arguments, direction)))
 
     gradient = jax.jit(jax.grad(loss))(arguments)
-    slope = sum(float((a * b).sum()) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    slope = sum(float((a * b).sum())
+                for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
     step = 1e-6
     np.testing.assert_allclose(slope, (at(step) - at(-step)) / (2 * step), rtol=1e-5)
     routers = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient[0])
@@ -174,12 +185,13 @@ def test_gradients_are_those_of_finite_differences(options, x64):
 
 def test_straight_through_moves_every_router():
     graphdef, params, x = drawn({})
-    gradient = jax.jit(jax.grad(lambda p: (nnx.merge(graphdef, p)(jnp.asarray(x, jnp.float32), GRID) ** 2).sum()))(
-        jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params))
+    gradient = jax.jit(jax.grad(
+        lambda p: (nnx.merge(graphdef, p)(jnp.asarray(x, jnp.float32), GRID) ** 2).sum()))(
+jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params))
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Its parts
 
 
@@ -205,7 +217,8 @@ def test_the_power_is_safe(size, power):
     z = size * jax.random.normal(jax.random.key(0), (1, 8, 1, 16)).at[0, 0].set(-1.0)
     y, pull = jax.vjp(measure, z, jnp.full((1, 8, 1, 1), power))
     assert np.isfinite(y).all()
-    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(jax.nn.relu(z) + 1e-6, axis=-1), rtol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(jax.nn.relu(z) + 1e-6, axis=-1),
+                               rtol=1e-4)
     assert all(np.isfinite(gradient).all() for gradient in pull(jnp.ones_like(y)))
 
 
@@ -219,9 +232,12 @@ def test_it_shows_what_was_chosen():
     for name in mixer.images:
         assert seen[name][0].shape == x.shape[:2] and seen[name][0].dtype == jnp.int32
     for name, kernel in (('query', 'routed_q'), ('key', 'routed_k')):
-        np.testing.assert_array_equal(seen[f'route/{name}'][0], (x @ params[kernel]['router']['kernel']).argmax(-1))
-    shares = [np.bincount(np.asarray(seen[f'route/{name}'][0]).ravel(), minlength=7) / 30 for name in ('query', 'key')]
-    np.testing.assert_allclose(seen['routing/projection/largest'][0], np.mean([share.max() for share in shares]), rtol=1e-6)
+        np.testing.assert_array_equal(seen[f'route/{name}'][0],
+                                      (x @ params[kernel]['router']['kernel']).argmax(-1))
+    shares = [np.bincount(np.asarray(seen[f'route/{name}'][0]).ravel(), minlength=7) / 30
+              for name in ('query', 'key')]
+    np.testing.assert_allclose(seen['routing/projection/largest'][0],
+                               np.mean([share.max() for share in shares]), rtol=1e-6)
     with np.errstate(divide='ignore', invalid='ignore'):
         entropies = [-np.nansum(share * np.log(share)) / np.log(7) for share in shares]
     np.testing.assert_allclose(seen['routing/projection/entropy'][0], np.mean(entropies), rtol=1e-5)
@@ -230,16 +246,19 @@ def test_it_shows_what_was_chosen():
 @pytest.mark.slow
 @pytest.mark.parametrize('stages', [(), ({'depth': 1}, {'depth': 2, 'mixer': {'factor_init': 0.5}})])
 def test_folding_changes_nothing_but_the_parameters(stages):
-    network = Network({'family': 'dit', 'depth': 3, 'width': 16, 'patch': 2, 'input_size': (8, 12), 'channels': 4,
-                       'num_classes': 3, 'ffn': 'mix', 'stages': stages, 'mixer': {'name': 'dydila', 'heads': 1}})
+    network = Network({'family': 'dit', 'depth': 3, 'width': 16, 'patch': 2, 'input_size': (8, 12),
+                       'channels': 4, 'num_classes': 3, 'ffn': 'mix', 'stages': stages,
+                       'mixer': {'name': 'dydila', 'heads': 1}})
     leaves, structure = jax.tree.flatten(network.abstract())
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    params = structure.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    params = structure.unflatten([0.3 * jax.random.normal(k, leaf.shape)
+                                  for k, leaf in zip(keys, leaves, strict=True)])
     arch, folded = fold(network.arch, params)
     small = Network(arch)
     assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, small.abstract())
     assert len(jax.tree.leaves(folded)) < len(leaves)
-    arguments = (jax.random.normal(jax.random.key(1), (2, 8, 12, 4)), jnp.array([3, 900]), {'label': jnp.array([0, 3])})
+    arguments = (jax.random.normal(jax.random.key(1), (2, 8, 12, 4)), jnp.array([3, 900]),
+                 {'label': jnp.array([0, 3])})
     got, want = jax.jit(small.apply)(folded, *arguments), jax.jit(network.apply)(params, *arguments)
     np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()))
     again = fold(arch, folded)
@@ -255,13 +274,15 @@ def test_folding_leaves_other_mixers_alone():
 
 @pytest.mark.slow
 def test_memory_and_work_grow_with_the_tokens():
-    """Bytes and floating-point operations of forward and backward; the grouped product hides in a loop, so it is off."""
+    """Bytes and floating-point operations of forward and backward; the grouped product hides in a loop, so it
+    is off."""
     graphdef, params = nnx.split(build({'projectors': 0, 'difference': 'none'}, width=32))
     full, full_params = nnx.split(build({}, width=32))
 
     def measured(module, params, side):
         x = jax.ShapeDtypeStruct((1, side * side, 32), jnp.float32)
-        program = jax.jit(jax.grad(lambda p, x: nnx.merge(module, p)(x, (side, side)).sum(), (0, 1))).lower(params, x).compile()
+        program = jax.jit(jax.grad(lambda p, x: nnx.merge(module, p)(x, (side, side)).sum(),
+                                   (0, 1))).lower(params, x).compile()
         return program.memory_analysis().temp_size_in_bytes, program.cost_analysis()['flops']
 
     sides = (32, 128)                 # 1,024 and 16,384 tokens

@@ -63,11 +63,13 @@ def reference(params, x, grid, heads, groups):
     hidden = group_norm(hidden, fusion['norm']['gain'], fusion['norm']['bias'], groups)
     hidden = np.where(hidden > 0, hidden, 0.01 * hidden)
     fused = image + convolve(hidden, fusion['restore']['kernel'], fusion['restore']['bias'])
-    q = np.maximum(fused.reshape(-1, width) @ flat['q']['kernel'].reshape(width, width) + flat['q']['bias'].reshape(-1), 0)
+    q = np.maximum(fused.reshape(-1, width) @ flat['q']['kernel'].reshape(width, width) +
+                   flat['q']['bias'].reshape(-1), 0)
 
     def compressed(part):
         y = image @ part['linear']['kernel'].reshape(width, width) + part['linear']['bias'].reshape(-1)
-        return convolve(y, part['kernel'].reshape(3, 3, width), part['bias'].reshape(-1), 2, True).reshape(-1, width)
+        return convolve(y, part['kernel'].reshape(3, 3, width), part['bias'].reshape(-1), 2,
+                        True).reshape(-1, width)
 
     k, v = np.maximum(compressed(flat['k']), 0), compressed(flat['v'])
     o, size = np.zeros_like(q), width // heads
@@ -85,9 +87,11 @@ def apply(graphdef, params, x, grid, dtype):
 
 
 @pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
-@pytest.mark.parametrize('grid, heads', [((4, 6), 1), ((6, 4), 3), ((5, 3), 2), ((1, 7), 1), ((12, 12), 4)], ids=str)
+@pytest.mark.parametrize('grid, heads', [((4, 6), 1), ((6, 4), 3), ((5, 3), 2), ((1, 7), 1), ((12, 12), 4)],
+                         ids=str)
 def test_equals_the_loops(grid, heads, wide):
-    """Odd sides too; (12, 12) with 4 heads goes through the state, the others through the map of queries and keys."""
+    """Odd sides too; (12, 12) with 4 heads goes through the state, the others through the map of queries and
+    keys."""
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         graphdef, params = build(heads, dtype, ratio=0.5, groups=2)
@@ -107,7 +111,8 @@ def test_both_orders_of_the_products_are_the_same(tokens, channels, x64):
     q, k = jax.nn.relu(q), jax.nn.relu(k)
     text = str(jax.make_jaxpr(edit.compressed_attention)(q, k, v))
     assert (f'[2,2,{n},{m}]' in text) == (2 * n * m < (n + m) * (channels + 1))
-    for got, want in zip(*(jax.vjp(fn, q, k, v)[1](jnp.sin(q)) for fn in (edit.compressed_attention, linear_attention)),
+    for got, want in zip(*(jax.vjp(fn, q, k, v)[1](jnp.sin(q))
+                           for fn in (edit.compressed_attention, linear_attention)),
                          strict=True):
         np.testing.assert_allclose(got, want, atol=1e-12)
     np.testing.assert_allclose(edit.compressed_attention(q, k, v), linear_attention(q, k, v), atol=1e-12)
@@ -162,8 +167,8 @@ def test_rows_cut_over_devices_change_nothing_and_send_no_tokens():
 @pytest.mark.parametrize('width, heads, published', [(384, 1, 5.91), (512, 1, 10.45), (768, 1, 23.39)])
 def test_gmacs_are_the_published_ones(width, heads, published):
     """DyDi-LiT paper, tables 1 and 2: EDiT at 256 px, here as 9 blocks with an mlp of ratio 4."""
-    network = Network({'family': 'dit', 'depth': 9, 'width': width, 'patch': 2, 'input_size': [32, 32], 'channels': 4,
-                       'num_classes': 100, 'mixer': {'name': 'edit', 'heads': heads}})
+    network = Network({'family': 'dit', 'depth': 9, 'width': width, 'patch': 2, 'input_size': [32, 32],
+                       'channels': 4, 'num_classes': 100, 'mixer': {'name': 'edit', 'heads': heads}})
     assert abs(network_macs(network) / 1e9 - published) <= 0.005 * published
 
 

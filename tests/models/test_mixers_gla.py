@@ -1,4 +1,5 @@
-"""Gated linear attention: the chunked form against the recurrence and the official code, and what its options mean."""
+"""Gated linear attention: the chunked form against the recurrence and the official code, and what its options
+mean."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,8 @@ from lit_jax.training.mesh import make_mesh
 
 
 def step_by_step(q, k, v, g, cotangent):
-    """o, the last state, and Σ o·cotangent differentiated by q, k, v, g: numpy, float64, one token after the other."""
+    """o, the last state, and Σ o·cotangent differentiated by q, k, v, g: numpy, float64, one token after the
+    other."""
     q, k, v, g, cotangent = (np.asarray(a, np.float64) for a in (q, k, v, g, cotangent))
     alpha, states = np.exp(g), [np.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))]
     for t in range(q.shape[1]):
@@ -41,7 +43,8 @@ def step_by_step(q, k, v, g, cotangent):
 def random_inputs(tokens, low, high, *, batch=1, heads=2, e_dim=4, v_dim=6, seed=0):
     """q, k, v, g, cotangent in float32; log10 of the gates uniform between `low` and `high`."""
     rng = np.random.default_rng(seed)
-    q, k, v, cotangent = (rng.normal(size=(batch, tokens, heads, d)).astype(np.float32) for d in (e_dim, e_dim, v_dim, v_dim))
+    q, k, v, cotangent = (rng.normal(size=(batch, tokens, heads, d)).astype(np.float32)
+                          for d in (e_dim, e_dim, v_dim, v_dim))
     g = (np.log(10) * rng.uniform(low, high, size=q.shape)).astype(np.float32)
     return q, k, v, g, cotangent
 
@@ -60,13 +63,13 @@ def compare(inputs, chunk, bound):
     assert relative(last, want_last) <= bound
     for name, a, b in zip('qkv', gradients, want, strict=False):
         assert relative(a, b) <= bound, name
-    # Where gates are mild, that of a gate is a difference of sums of q·dq and k·dk: exactly nothing for the first token,
-    # and float32 leaves a rounding error of the size of these terms.
+    # Where gates are mild, that of a gate is a difference of sums of q·dq and k·dk: exactly nothing for the
+    # first token, and float32 leaves a rounding error of the size of these terms.
     assert relative(gradients[3], want[3], np.abs(inputs[0] * want[0]).max()) <= bound
 
 
-@given(tokens=st.integers(1, 150), chunk=st.sampled_from([1, 2, 16, 64]), low=st.sampled_from([-30, -5, -0.3, 0.0]),
-       part=st.sampled_from([0, 0.5, 1]), seed=st.integers(0, 99))
+@given(tokens=st.integers(1, 150), chunk=st.sampled_from([1, 2, 16, 64]),
+       low=st.sampled_from([-30, -5, -0.3, 0.0]), part=st.sampled_from([0, 0.5, 1]), seed=st.integers(0, 99))
 @settings(max_examples=12, deadline=None)
 def test_chunks_equal_the_recurrence(tokens, chunk, low, part, seed):
     """Gates between 1e-30 and 1, any number of tokens; float32 against float64."""
@@ -125,7 +128,7 @@ def test_bfloat16_keeps_states_in_float32():
     assert last.dtype == jnp.float32 and last[0, 0, 0, 0] == 4096
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The mixer
 
 
@@ -158,7 +161,8 @@ def test_the_readings_of_the_paper():
     assert np.abs(paper(x, (3, 4)) - plain).max() > 1e-4
     # Gates that never forget are those that are not there.
     gated, free = mixer(value_gate=True), mixer()
-    gated.value_decay.kernel[...], gated.value_decay.bias[...] = 0 * gated.value_decay.kernel[...], 1e3 + gated.value_decay.bias[...]
+    gated.value_decay.kernel[...], gated.value_decay.bias[...] = 0 * gated.value_decay.kernel[
+        ...], 1e3 + gated.value_decay.bias[...]
     for name in ('q', 'key', 'value', 'gate', 'decay_in', 'decay_out', 'proj'):
         getattr(free, name).kernel[...] = getattr(gated, name).kernel[...]
     np.testing.assert_allclose(gated(x, (3, 4)), free(x, (3, 4)), rtol=1e-4, atol=1e-6)
@@ -166,8 +170,8 @@ def test_the_readings_of_the_paper():
 
 def test_initial_values():
     layer = mixer(width=256)
-    shapes = {'q': (256, 2, 64), 'key': (256, 2, 64), 'value': (256, 2, 128), 'gate': (256, 2, 128), 'decay_in': (256, 16),
-              'decay_out': (16, 2, 64), 'proj': (2, 128, 256)}
+    shapes = {'q': (256, 2, 64), 'key': (256, 2, 64), 'value': (256, 2, 128), 'gate': (256, 2, 128),
+              'decay_in': (256, 16), 'decay_out': (16, 2, 64), 'proj': (2, 128, 256)}
     for name, shape in shapes.items():
         kernel = getattr(layer, name).kernel[...]
         rows = 256 if name != 'decay_out' else 16
@@ -202,8 +206,8 @@ def test_cut_over_devices_it_is_the_same(sizes, options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-ARCH = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4, 'num_classes': 3,
-        'mixer': {'name': 'gla', 'heads': 2}}
+ARCH = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 12), 'channels': 4,
+        'num_classes': 3, 'mixer': {'name': 'gla', 'heads': 2}}
 
 
 def test_it_mixes_tokens_in_the_plain_backbone():
@@ -214,12 +218,14 @@ def test_it_mixes_tokens_in_the_plain_backbone():
 
 
 def test_rows_cannot_be_cut():
-    with pytest.raises(UserError, match=r'stretch of tokens that gla mixes as one are not divisible by mesh\.seq = 2'):
+    with pytest.raises(UserError,
+                       match=r'stretch of tokens that gla mixes as one are not divisible by mesh\.seq = 2'):
         check_partition(check_arch(ARCH), {'fsdp': 1, 'tensor': 1, 'seq': 2})
 
 
 @pytest.mark.parametrize('options, says', [
-    ({'expand_k': 0.3}, 'no whole number of key channels'), ({'directions': 'two'}, 'known: causal, bidirectional, four'),
+    ({'expand_k': 0.3}, 'no whole number of key channels'),
+    ({'directions': 'two'}, 'known: causal, bidirectional, four'),
     ({'norm': 'batch'}, 'known: rms, layer'), ({'chunk': 12}, 'power of two')])
 def test_wrong_options_are_explained(options, says):
     with pytest.raises(UserError, match=says):

@@ -1,4 +1,5 @@
-"""Linear attention against the paper's Algorithm 1, the official focused attention, and its own quadratic form."""
+"""Linear attention against the paper's Algorithm 1, the official focused attention, and its own quadratic
+form."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,8 @@ from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import EPS, LinearAttention, focus, linear_attention
 from lit_jax.runtime.errors import UserError
 
-GRIDS = ('h1_4x9_k3', 'h1_4x9_k5', 'h1_6x6_k5', 'h2_4x9_k3', 'h2_4x9_k5', 'h2_6x6_k5', 'h3_4x9_k3', 'h3_4x9_k5',
-         'h3_6x6_k5', 'small_grid', 'deadheads')
+GRIDS = ('h1_4x9_k3', 'h1_4x9_k5', 'h1_6x6_k5', 'h2_4x9_k3', 'h2_4x9_k5', 'h2_6x6_k5', 'h3_4x9_k3',
+         'h3_4x9_k5', 'h3_6x6_k5', 'small_grid', 'deadheads')
 LIT = tuple(f'lit_attn_{name}' for name in GRIDS)
 FOCUSED = ('focused_relu_neutral', 'focused_relu_full', 'focused_gelu_neutral', 'focused_gelu_full')
 BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
@@ -30,9 +31,11 @@ def golden_mixer(path, dtype):
     case = meta['config']
     width, grid = case['dim'], tuple(case['grid'])
     head = (case['heads'], width // case['heads'])
-    options = {'name': 'linear', 'heads': case['heads'], 'qkv_bias': case['bias'], 'dwc_kernel': case['kernel']}
+    options = {'name': 'linear', 'heads': case['heads'], 'qkv_bias': case['bias'],
+               'dwc_kernel': case['kernel']}
     if 'p' in case:
-        options |= {'activation': case['act'], 'focus_power': case['p'], 'focus_scale': True, 'key_grid': grid}
+        options |= {'activation': case['act'], 'focus_power': case['p'], 'focus_scale': True,
+                    'key_grid': grid}
     mixer = build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0))
     params = {'q': {'kernel': torch['q.weight'].T.reshape(width, *head)},
               'kv': {'kernel': torch['kv.weight'].T.reshape(width, 2, *head)},
@@ -67,7 +70,8 @@ def test_every_step_of_algorithm_1(name, goldens, x64):
     assert relative(q.swapaxes(1, 2), arrays['mid_q']) < 1e-12
     assert relative(k.swapaxes(1, 2), arrays['mid_k']) < 1e-12
     assert relative(linear_attention(q, k, v).reshape(x.shape), arrays['mid_linear']) < 1e-12
-    assert relative(mixer.dwc(v.reshape(len(x), *grid, *v.shape[2:])).reshape(x.shape), arrays['mid_dwc']) < 1e-12
+    assert relative(mixer.dwc(v.reshape(len(x), *grid, *v.shape[2:])).reshape(x.shape),
+                    arrays['mid_dwc']) < 1e-12
 
 
 @pytest.mark.parametrize('name', FOCUSED)
@@ -79,8 +83,8 @@ def test_focusing_acts_on_all_heads_together(name, goldens, x64):
     assert relative(k.reshape(x.shape), arrays['mid_k_focused']) < 1e-12
 
 
-@given(batch=st.integers(1, 2), tokens=st.integers(1, 12), heads=st.integers(1, 4), channels=st.integers(1, 5),
-       seed=st.integers(0, 99))
+@given(batch=st.integers(1, 2), tokens=st.integers(1, 12), heads=st.integers(1, 4),
+       channels=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=8, deadline=None)
 def test_equals_the_quadratic_form(batch, tokens, heads, channels, seed):
     with jax.enable_x64(True):
@@ -99,7 +103,8 @@ def test_equals_the_quadratic_form(batch, tokens, heads, channels, seed):
 @settings(max_examples=6, deadline=None)
 def test_any_heads_grid_and_options(rows, columns, heads, kernel, bias, power, activation):
     mixer = build_mixer({'name': 'linear', 'heads': heads, 'qkv_bias': bias, 'dwc_kernel': kernel,
-                         'activation': activation, 'focus_power': power}, 12, dtype=jnp.float32, rngs=nnx.Rngs(0))
+                         'activation': activation, 'focus_power': power}, 12, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(mixer))
     assert ('dwc' in params) == (kernel > 0)
     assert ('bias' in params['q']) == ('bias' in params['kv']) == bias
@@ -109,7 +114,8 @@ def test_any_heads_grid_and_options(rows, columns, heads, kernel, bias, power, a
 
 
 def test_without_convolution_the_order_of_tokens_does_not_matter():
-    mixer = build_mixer({'name': 'linear', 'heads': 2, 'dwc_kernel': 0}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'linear', 'heads': 2, 'dwc_kernel': 0}, 8, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 12, 8))
     order = np.random.default_rng(0).permutation(12)
     # Only the order of float32 sums differs.
@@ -122,8 +128,9 @@ def test_the_convolution_sees_the_grid():
     assert np.abs(mixer(x, (3, 4)) - mixer(x, (4, 3))).max() > 1e-2
 
 
-@pytest.mark.parametrize('options', [{}, {'dwc_kernel': 0, 'qkv_bias': True}, {'focus_power': 3, 'activation': 'gelu'},
-                                     {'focus_power': 3, 'focus_scale': True, 'key_grid': (2, 3)}], ids=str)
+@pytest.mark.parametrize('options',
+                         [{}, {'dwc_kernel': 0, 'qkv_bias': True}, {'focus_power': 3, 'activation': 'gelu'},
+                          {'focus_power': 3, 'focus_scale': True, 'key_grid': (2, 3)}], ids=str)
 def test_gradients_are_those_of_finite_differences(options, x64):
     mixer = build_mixer({'name': 'linear', 'heads': 2, **options}, 4, dtype=jnp.float64, rngs=nnx.Rngs(3))
     graphdef, params = nnx.split(mixer)
@@ -158,7 +165,8 @@ def test_bfloat16_at_16384_tokens(dwc_kernel, x64):
 
 
 def test_sums_over_tokens_are_float32():
-    # 4096 keys of one: a bfloat16 sum would stop growing at 256, and the mean of v would come out 16 times too small.
+    # 4096 keys of one: a bfloat16 sum would stop growing at 256, and the mean of v would come out 16 times
+    # too small.
     ones = jnp.ones((1, 4096, 1, 4), jnp.bfloat16)
     out = linear_attention(ones.astype(jnp.float32), ones.astype(jnp.float32), ones)
     assert out.dtype == jnp.float32
@@ -185,9 +193,12 @@ def test_initial_bounds():
     width, heads, size = 96, 3, 5
     params = nnx.to_pure_dict(nnx.state(LinearAttention(width, heads=heads, qkv_bias=True, dwc_kernel=size,
                                                         rngs=nnx.Rngs(0))))
-    # kv is one fused matrix for Xavier, q and proj are square; the convolution has PyTorch's default, bias included.
-    bounds = {'q': np.sqrt(6 / (2 * width)), 'kv': np.sqrt(6 / (3 * width)), 'proj': np.sqrt(6 / (2 * width)), 'dwc': 0.2}
-    shapes = {'q': (width, heads, 32), 'kv': (width, 2, heads, 32), 'proj': (heads, 32, width), 'dwc': (5, 5, 1, 32)}
+    # kv is one fused matrix for Xavier, q and proj are square; the convolution has PyTorch's default, bias
+    # included.
+    bounds = {'q': np.sqrt(6 / (2 * width)), 'kv': np.sqrt(6 / (3 * width)), 'proj': np.sqrt(6 / (2 * width)),
+              'dwc': 0.2}
+    shapes = {'q': (width, heads, 32), 'kv': (width, 2, heads, 32), 'proj': (heads, 32, width),
+              'dwc': (5, 5, 1, 32)}
     for name, bound in bounds.items():
         kernel = params[name]['kernel']
         assert kernel.shape == shapes[name] and kernel.dtype == jnp.float32

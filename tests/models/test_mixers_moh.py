@@ -30,10 +30,12 @@ def golden_mixers(path, dtype):
             options['head_dim'] = case['head_dim'][i]
         mixer = build_mixer({'name': 'moh', **options}, case['width'], dtype=dtype, rngs=nnx.Rngs(0))
         head = (options['heads'], options.get('head_dim') or case['width'] // options['heads'])
-        params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head), 'bias': torch['qkv.bias'].reshape(3, *head)},
+        params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head),
+                          'bias': torch['qkv.bias'].reshape(3, *head)},
                   'proj': {'kernel': torch['proj.weight'].T.reshape(*head, -1), 'bias': torch['proj.bias']}}
         routers = {'wg': 'router', 'wg_1': 'shared_router', 'wg_0': 'kinds_router'}
-        params |= {ours: {'kernel': torch[f'{theirs}.weight'].T} for theirs, ours in routers.items() if f'{theirs}.weight' in torch}
+        params |= {ours: {'kernel': torch[f'{theirs}.weight'].T} for theirs, ours in routers.items()
+                   if f'{theirs}.weight' in torch}
         assert jax.tree.structure(params) == jax.tree.structure(nnx.to_pure_dict(nnx.state(mixer)))
         mixers.append(nnx.merge(nnx.split(mixer)[0], params))
     return mixers, arrays
@@ -64,18 +66,22 @@ def test_output_and_balance_loss_are_the_official_ones(name, wide, goldens):
 @pytest.mark.parametrize('shared, routed', [(3, 2), (1, 2), (0, 3), (6, 0), (5, 1)])
 def test_weights_of_the_heads_in_use_sum_to_their_number(shared, routed):
     """One shared head too, at which the official code stops."""
-    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': shared, 'routed': routed}, 24, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': shared, 'routed': routed}, 24,
+                        dtype=jnp.float32, rngs=nnx.Rngs(0))
     weights = np.asarray(mixer.head_weights(jax.random.normal(jax.random.key(0), (2, 9, 24))))
     assert ((weights[..., shared:] > 0).sum(-1) == routed).all() and (weights[..., :shared] > 0).all()
     if not (shared and routed):
         np.testing.assert_allclose(weights.sum(-1), shared + routed, rtol=1e-5)
     else:      # the two kinds share 2 between them
-        np.testing.assert_allclose(weights[..., :shared].sum(-1) / shared + weights[..., shared:].sum(-1) / routed, 2, rtol=1e-5)
+        np.testing.assert_allclose(weights[..., :shared].sum(-1) / shared +
+                                   weights[..., shared:].sum(-1) / routed, 2, rtol=1e-5)
 
 
 def test_balance_loss_is_least_when_all_heads_are_chosen_equally():
-    """E²·mean(p·mask): the routed heads' number where all are equal, E where one takes everything (routed 1)."""
-    mixer = build_mixer({'name': 'moh', 'heads': 4, 'shared': 0, 'routed': 1}, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    """E²·mean(p·mask): the routed heads' number where all are equal, E where one takes everything (routed
+    1)."""
+    mixer = build_mixer({'name': 'moh', 'heads': 4, 'shared': 0, 'routed': 1}, 4, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     x = 50 * jnp.eye(4)[None]
     mixer.router.kernel[...] = jnp.eye(4)
     np.testing.assert_allclose(run(mixer, x)[1][0], 1, rtol=1e-5)
@@ -84,19 +90,24 @@ def test_balance_loss_is_least_when_all_heads_are_chosen_equally():
 
 
 def test_every_router_learns_from_the_output():
-    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': 3, 'routed': 2}, 24, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': 3, 'routed': 2}, 24, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
     x = jax.random.normal(jax.random.key(0), (2, 9, 24))
-    gradient = nnx.to_pure_dict(jax.grad(lambda params: jnp.sin(nnx.merge(graphdef, params)(x, (3, 3))).sum())(params))
+    gradient = nnx.to_pure_dict(
+        jax.grad(lambda params: jnp.sin(nnx.merge(graphdef, params)(x, (3, 3))).sum())(params))
     for name in ('router', 'shared_router', 'kinds_router'):
         assert np.isfinite(gradient[name]['kernel']).all() and np.abs(gradient[name]['kernel']).max() > 1e-4
 
 
 def test_a_model_shows_the_loss_of_its_routing_layers_only():
     """The mean over what is shown is then the official average over the layers that route."""
-    network = Network({'family': 'dit', 'depth': 5, 'width': 16, 'patch': 2, 'input_size': [8, 8], 'channels': 4,
+    network = Network({'family': 'dit', 'depth': 5, 'width': 16, 'patch': 2, 'input_size': [8, 8],
+                       'channels': 4,
                        'num_classes': 3, 'mixer': {'name': 'moh', 'heads': 4, 'shared': 4, 'routed': 0},
-                       'stages': [{'depth': 3}, {'depth': 2, 'mixer': {'heads': 6, 'shared': 3, 'routed': 2, 'head_dim': 8}}]})
+                       'stages': [{'depth': 3},
+                                  {'depth': 2, 'mixer': {'heads': 6, 'shared': 3, 'routed': 2,
+                                                         'head_dim': 8}}]})
     assert network.losses == ('balance',)
     params = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), network.abstract())
     assert params['blocks1']['attn']['qkv']['kernel'].shape == (2, 16, 3, 6, 8)

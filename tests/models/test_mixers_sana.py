@@ -33,8 +33,10 @@ def attention(torch, prefix, width, heads, bias, dtype):
     """The mixer with the weights of a diffusers `Attention`."""
     head = (heads, width // heads)
     names = [f'{prefix}to_{name}' for name in 'qkv']
-    params = {'qkv': {'kernel': np.stack([torch[f'{name}.weight'].T.reshape(width, *head) for name in names], 1)},
-              'proj': {'kernel': torch[f'{prefix}to_out.0.weight'].T.reshape(*head, width), 'bias': torch[f'{prefix}to_out.0.bias']}}
+    params = {'qkv': {'kernel': np.stack([torch[f'{name}.weight'].T.reshape(width, *head) for name in names],
+                                         1)},
+              'proj': {'kernel': torch[f'{prefix}to_out.0.weight'].T.reshape(*head, width),
+                       'bias': torch[f'{prefix}to_out.0.bias']}}
     if bias:
         params['qkv']['bias'] = np.stack([torch[f'{name}.bias'].reshape(head) for name in names])
     options = {'name': 'sana', 'heads': heads, 'qkv_bias': bias, 'eps': DIFFUSERS_EPS}
@@ -44,9 +46,11 @@ def attention(torch, prefix, width, heads, bias, dtype):
 def mix_ffn(torch, prefix, width, ratio, dtype):
     """The Mix-FFN with the weights of a diffusers `GLUMBConv`."""
     hidden = FFNS['mix'].hidden_width(width, ratio)
-    params = {'inverted': {'kernel': torch[f'{prefix}conv_inverted.weight'][:, :, 0, 0].T.reshape(width, 2, hidden),
+    params = {'inverted': {'kernel':
+                           torch[f'{prefix}conv_inverted.weight'][:, :, 0, 0].T.reshape(width, 2, hidden),
                            'bias': torch[f'{prefix}conv_inverted.bias'].reshape(2, hidden)},
-              'depth': {'kernel': torch[f'{prefix}conv_depth.weight'].transpose(2, 3, 1, 0).reshape(3, 3, 2, hidden),
+              'depth': {'kernel': torch[f'{prefix}conv_depth.weight'].transpose(2, 3, 1, 0).reshape(
+                  3, 3, 2, hidden),
                         'bias': torch[f'{prefix}conv_depth.bias'].reshape(2, hidden)},
               'point': {'kernel': torch[f'{prefix}conv_point.weight'][:, :, 0, 0].T}}
     return filled(lambda: FFNS['mix'](width, ratio, dtype=dtype, rngs=nnx.Rngs(0)), params)
@@ -92,7 +96,8 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
     width, patch = case['heads'] * case['head_dim'], case['patch']
     grid = tuple(side // patch for side in case['hw'])
     names = {f'fc{i}': f'time_embed.emb.timestep_embedder.linear_{i}' for i in (1, 2)}
-    embedder = {ours: {'kernel': torch[f'{name}.weight'].T, 'bias': torch[f'{name}.bias']} for ours, name in names.items()}
+    embedder = {ours: {'kernel': torch[f'{name}.weight'].T, 'bias': torch[f'{name}.bias']}
+                for ours, name in names.items()}
 
     def run(x, t, cross):
         embed = filled(lambda: TimestepEmbedder(width, dtype=x.dtype, rngs=nnx.Rngs(0)), embedder)
@@ -103,14 +108,16 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
             mixer = attention(torch, f'{prefix}attn1.', width, case['heads'], case['bias'], x.dtype)
             attended = mixer(modulate(x, table[:, 0], table[:, 1]), grid)
             x = x + gate(attended, table[:, 2]) + add
-            fed = mix_ffn(torch, f'{prefix}ff.', width, case['ratio'], x.dtype)(modulate(x, table[:, 3], table[:, 4]), grid)
+            fed = mix_ffn(torch, f'{prefix}ff.', width, case['ratio'],
+                          x.dtype)(modulate(x, table[:, 3], table[:, 4]), grid)
             x = x + gate(fed, table[:, 5])
             yield from ((f'block{i}_attn_out', attended), (f'block{i}_ff_out', fed), (f'block{i}_out', x))
 
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         cross = [jnp.asarray(arrays[f'mid_block{i}_cross_out'], dtype) for i in range(case['layers'])]
-        got = jax.jit(lambda *args: dict(run(*args)))(*(jnp.asarray(arrays[k], dtype) for k in ('mid_tokens', 'in_t')), cross)
+        got = jax.jit(lambda *args: dict(run(*args)))(*(jnp.asarray(arrays[k], dtype)
+                                                        for k in ('mid_tokens', 'in_t')), cross)
     for name, value in got.items():
         want = arrays[f'mid_{name}']
         # In float32 the sine of angles up to 999 alone has 6e-5: a step more than of the modules themselves.
@@ -138,7 +145,8 @@ def test_queries_without_features_give_zero_and_finite_gradients(eps):
     mixer = build_mixer({'name': 'sana', 'heads': 1, 'eps': eps}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
-    params['qkv']['kernel'] = params['qkv']['kernel'].at[:, 0].set(-1.0)       # with positive tokens no query is positive
+    # with positive tokens no query is positive
+    params['qkv']['kernel'] = params['qkv']['kernel'].at[:, 0].set(-1.0)
     x = jnp.abs(jax.random.normal(jax.random.key(0), (1, 16, 8))) + 0.1
 
     def apply(params, x):

@@ -45,10 +45,12 @@ def test_attention_of_the_official_dit(name, wide, goldens):
         graphdef, _ = nnx.split(mixer)
         apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (1, x.shape[1])))
         for block in range(meta['config']['depth']):
-            torch = {k.removeprefix(f'blocks.{block}.attn.'): v for k, v in state.items() if f'blocks.{block}.attn.' in k}
+            torch = {k.removeprefix(f'blocks.{block}.attn.'): v for k, v in state.items()
+                     if f'blocks.{block}.attn.' in k}
             params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(width, 3, *head),
                               'bias': torch['qkv.bias'].reshape(3, *head)},
-                      'proj': {'kernel': torch['proj.weight'].T.reshape(*head, width), 'bias': torch['proj.bias']}}
+                      'proj': {'kernel': torch['proj.weight'].T.reshape(*head, width),
+                               'bias': torch['proj.bias']}}
             x = jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype)
             got = apply(params, x)
             # The inputs are a float64 run's; float32 sees them rounded, which costs a few times its epsilon.
@@ -77,7 +79,8 @@ def test_large_logits_do_not_overflow():
     q, k, v = random_qkv((1, 8, 2, 4), np.float32)
     out = dot_product_attention(1e3 * q, 1e3 * k, v)
     assert np.isfinite(out).all()
-    assert relative(out, np.asarray(textbook(1e3 * q, 1e3 * k, v), np.float64)) < 1e-3     # logits of 1e6, eps 6e-8
+    # logits of 1e6, eps 6e-8
+    assert relative(out, np.asarray(textbook(1e3 * q, 1e3 * k, v), np.float64)) < 1e-3
 
 
 def test_bfloat16_sums_in_float32():
@@ -91,7 +94,8 @@ def test_bfloat16_sums_in_float32():
 def test_bfloat16_is_close_to_float64(x64):
     q, k, v = random_qkv((2, 300, 2, 16), jnp.bfloat16)
     want = textbook(*(a.astype(jnp.float64) for a in (q, k, v)))
-    assert relative(dot_product_attention(q, k, v), want) < 1e-2      # the map is rounded to 8 bits before its product
+    # the map is rounded to 8 bits before its product
+    assert relative(dot_product_attention(q, k, v), want) < 1e-2
 
 
 def test_works_under_vmap_and_jit():
@@ -108,17 +112,19 @@ def test_without_bias_there_is_none():
     assert params['proj']['kernel'].shape == (2, 4, 8) and params['proj']['bias'].shape == (8,)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Compressed keys and values
 
 
 def compressed_params(torch, head, rate):
     """Our leaves of PixArt-Σ's attention."""
-    return {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head), 'bias': torch['qkv.bias'].reshape(3, *head)},
+    return {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head),
+                    'bias': torch['qkv.bias'].reshape(3, *head)},
             'proj': {'kernel': torch['proj.weight'].T.reshape(*head, -1), 'bias': torch['proj.bias']},
             'compressor': {'kernel': torch['sr.weight'].transpose(2, 3, 1, 0).reshape(rate, rate, *head),
                            **{ours: torch[theirs].reshape(head) for ours, theirs in
-                              (('bias', 'sr.bias'), ('norm_gain', 'norm.weight'), ('norm_bias', 'norm.bias'))}}}
+                              (('bias', 'sr.bias'), ('norm_gain', 'norm.weight'),
+                               ('norm_bias', 'norm.bias'))}}}
 
 
 @pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
@@ -126,26 +132,31 @@ def test_compressed_attention_is_the_one_of_pixart_sigma(wide, goldens):
     """Its sr weights are so small that the norm's epsilon shows; the grid is 6 x 4."""
     meta, state, arrays = weights.load(goldens / 'pixart_nonsquare_kv.npz')
     case = meta['config']
-    head, grid = (case['heads'], case['width'] // case['heads']), tuple(side // case['patch'] for side in case['hw'])
+    head, grid = (case['heads'],
+                  case['width'] // case['heads']), tuple(side // case['patch'] for side in case['hw'])
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        mixer = build_mixer({'name': 'softmax', 'heads': case['heads'], 'compress': 2}, case['width'], dtype=dtype,
-                            rngs=nnx.Rngs(0))
+        mixer = build_mixer({'name': 'softmax', 'heads': case['heads'], 'compress': 2}, case['width'],
+                            dtype=dtype, rngs=nnx.Rngs(0))
         apply = jax.jit(lambda params, x: nnx.merge(nnx.split(mixer)[0], params)(x, grid))
         for block in case['kv']:
             prefix = f'blocks.{block}.attn.'
             torch = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            got = apply(compressed_params(torch, head, 2), jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype))
+            got = apply(compressed_params(torch, head, 2),
+                        jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype))
             assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
 
 
 def test_at_the_start_four_by_four_tokens_become_their_normed_mean(x64):
-    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float64,
+                        rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(2, 8, 12, 2, 4))
     got = mixer.compressor(jnp.asarray(x.reshape(2, 96, 2, 4)), (8, 12))
-    means = np.stack([x[:, 4 * r:4 * r + 4, 4 * c:4 * c + 4].mean((1, 2)) for r in range(2) for c in range(3)], axis=1)
+    means = np.stack([x[:, 4 * r:4 * r + 4, 4 * c:4 * c + 4].mean((1, 2)) for r in range(2)
+                      for c in range(3)], axis=1)
     centred = means - means.mean((-2, -1), keepdims=True)
-    np.testing.assert_allclose(got, centred / np.sqrt((centred ** 2).mean((-2, -1), keepdims=True) + 1e-5), atol=1e-12)
+    np.testing.assert_allclose(got, centred / np.sqrt((centred ** 2).mean((-2, -1), keepdims=True) + 1e-5),
+                               atol=1e-12)
 
 
 @pytest.mark.parametrize('queries, keys', [(6, 3), (300, 75), (576, 36)])
@@ -163,7 +174,8 @@ def test_fewer_keys_than_queries(queries, keys, x64):
 def test_compressed_keys_on_a_mesh_change_nothing(sizes):
     """Values and gradients; the gradient of the compressor too, whose norm is over all heads."""
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
-    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 2}, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 2}, 16, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
     x = jax.random.normal(jax.random.key(0), (4, 16 * 12, 16))
 
@@ -185,14 +197,16 @@ def test_compressed_keys_on_a_mesh_change_nothing(sizes):
 
 
 def test_a_grid_that_does_not_divide_is_explained():
-    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 4}, 8, dtype=jnp.float32,
+                        rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match='compress 4 does not divide the grid of 6 x 4 tokens'):
         mixer(jnp.zeros((1, 24, 8)), (6, 4))
 
 
 def test_a_mesh_cuts_whole_runs_of_compressed_rows():
-    arch = {'family': 'dit', 'depth': 4, 'width': 16, 'patch': 2, 'input_size': (32, 32), 'channels': 4, 'num_classes': 3,
-            'mixer': {'name': 'softmax', 'heads': 2}, 'stages': ({'depth': 2}, {'depth': 2, 'mixer': {'compress': 4}})}
+    arch = {'family': 'dit', 'depth': 4, 'width': 16, 'patch': 2, 'input_size': (32, 32), 'channels': 4,
+            'num_classes': 3, 'mixer': {'name': 'softmax', 'heads': 2},
+            'stages': ({'depth': 2}, {'depth': 2, 'mixer': {'compress': 4}})}
     sizes = {'data': 1, 'fsdp': 1, 'tensor': 1}
     check_partition(check_arch(arch), {**sizes, 'seq': 4})
     with pytest.raises(UserError, match='its 4 runs of 4 rows of tokens are not divisible by mesh.seq = 8'):
@@ -206,7 +220,8 @@ def test_a_mesh_cuts_whole_runs_of_compressed_rows():
     ({'name': 'softmax', 'heads': 5}, 'possible: 1, 2, 4, 8'),
     ({'name': 'softmax', 'heads': 0}, '0 heads do not divide'),
     ({'name': 'softmax', 'heads': True}, 'True heads'),
-    ({'name': 'softmax', 'heads': 2, 'dwc_kernel': 5}, "no option 'dwc_kernel'; its options: heads, qkv_bias, compress"),
+    ({'name': 'softmax', 'heads': 2, 'dwc_kernel': 5},
+     "no option 'dwc_kernel'; its options: heads, qkv_bias, compress"),
     ({'name': 'softmax', 'heads': 2, 'compress': 0}, 'compress must be a positive integer'),
 ])
 def test_wrong_recipes_are_explained(mixer, says):

@@ -11,8 +11,8 @@ from lit_jax.models.cost import count_macs, format_parameters, network_macs
 from lit_jax.models.network import Model, Network, count_parameters
 from lit_jax.runtime.errors import UserError
 
-TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': [8, 8], 'channels': 3, 'num_classes': 3,
-        'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}
+TINY = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': [8, 8], 'channels': 3,
+        'num_classes': 3, 'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}
 
 
 def network_of(size, mixer, image_size=256, patch=2, **options):
@@ -22,7 +22,8 @@ def network_of(size, mixer, image_size=256, patch=2, **options):
     return Network(recipes.architecture(config))
 
 
-@pytest.mark.parametrize('size, count', [('s', 32_963_360), ('b', 130_512_416), ('l', 458_102_816), ('xl', 675_129_632)])
+@pytest.mark.parametrize('size, count',
+                         [('s', 32_963_360), ('b', 130_512_416), ('l', 458_102_816), ('xl', 675_129_632)])
 def test_dit_has_the_published_number_of_parameters(size, count):
     assert count_parameters(network_of(size, 'softmax')) == count
 
@@ -45,7 +46,8 @@ def test_lit_has_the_number_of_parameters_of_its_table(size, plain, with_bias):
     ('xl', 4, 256, 29.0), ('xl', 8, 256, 7.4), ('xl', 2, 512, 524.5)])
 def test_dit_costs_the_published_multiply_accumulates(size, patch, image_size, gmacs):
     """Relative tolerance: the digits that the table prints."""
-    assert network_macs(network_of(size, 'softmax', image_size, patch)) / 1e9 == pytest.approx(gmacs, rel=8e-3)
+    assert network_macs(network_of(size, 'softmax', image_size,
+                                   patch)) / 1e9 == pytest.approx(gmacs, rel=8e-3)
 
 
 def test_macs_of_a_product_in_a_loop():
@@ -66,8 +68,8 @@ def test_the_parameter_table_lists_every_leaf():
 def test_abstract_is_what_init_makes():
     network = Network(TINY)
     params = network.init(jax.random.key(0))
-    jax.tree.map(lambda leaf, spec: (leaf.shape, leaf.dtype) == (spec.shape, spec.dtype) or pytest.fail(str(spec)),
-                 params, network.abstract())
+    jax.tree.map(lambda leaf, spec: (leaf.shape, leaf.dtype) == (spec.shape, spec.dtype)
+                 or pytest.fail(str(spec)), params, network.abstract())
 
 
 def test_model_broadcasts_scalars_and_checks_its_inputs():
@@ -81,7 +83,8 @@ def test_model_broadcasts_scalars_and_checks_its_inputs():
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'family': 'unet'}, 'unknown model family'), ({'depth': 0}, 'depth'), ({'patch': 3}, 'not divisible by patch'),
+    ({'family': 'unet'}, 'unknown model family'), ({'depth': 0}, 'depth'),
+    ({'patch': 3}, 'not divisible by patch'),
     ({'mixer': {'name': 'softmax', 'heads': 5}}, 'do not divide the width'), ({'colour': 1}, 'colour'),
     ({'mixer': {'name': 'fourier', 'heads': 2}}, 'fourier')])
 def test_an_impossible_architecture_says_what_is_wrong(change, message):

@@ -1,4 +1,5 @@
-"""PixArt-Σ against the official code: masks, unlike sizes, interpolated positions, compressed keys; and LiT in its place."""
+"""PixArt-Σ against the official code: masks, unlike sizes, interpolated positions, compressed keys; and LiT
+in its place."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,8 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 MODELS = ['pixart_square', 'pixart_nonsquare_kv', 'pixart_wide_nomask']
-TINY = {'family': 'pixart', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3, 'cross_heads': 2,
+TINY = {'family': 'pixart', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 3,
+        'cross_heads': 2,
         'caption_channels': 12, 'caption_tokens': 5, 'base_size': 4,
         'mixer': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 5}}
 
@@ -32,17 +34,20 @@ def golden_arch(config):
         stages = ({'depth': first}, {'depth': config['depth'] - first, 'mixer': {'compress': 2}})
     side = config['input_size']
     return {'family': 'pixart', 'depth': config['depth'], 'width': config['width'], 'patch': config['patch'],
-            'input_size': (side, side), 'channels': 4, 'mixer': {'name': 'softmax', 'heads': config['heads']}, 'stages': stages,
-            'cross_heads': config['heads'], 'caption_channels': config['cap'], 'caption_tokens': config['L'],
-            'base_size': side // config['patch'], 'pe_interpolation': config['pe_interpolation']}
+            'input_size': (side, side), 'channels': 4, 'mixer': {'name': 'softmax', 'heads': config['heads']},
+            'stages': stages, 'cross_heads': config['heads'], 'caption_channels': config['cap'],
+            'caption_tokens': config['L'], 'base_size': side // config['patch'],
+            'pe_interpolation': config['pe_interpolation']}
 
 
 def load_golden(path, dtype, **options):
     """(network, params, arrays in NHWC) of a golden file."""
     meta, state, arrays = weights.load(path)
     arch, params = from_torch_state(state, golden_arch(meta['config']))
-    arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 and 'y' not in k.split('_') else v for k, v in arrays.items()}
-    return Network(arch, dtype=dtype, **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+    arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 and 'y' not in k.split('_') else v
+              for k, v in arrays.items()}
+    return Network(arch, dtype=dtype,
+                   **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
 
 
 def relative_error(got, want):
@@ -50,7 +55,8 @@ def relative_error(got, want):
 
 
 def outputs(network, params, arrays):
-    """Forward, guided forward with three channels, and the noise of the solver's branch, by their golden names."""
+    """Forward, guided forward with three channels, and the noise of the solver's branch, by their golden
+    names."""
     dtype = network.dtype
 
     apply = jax.jit(network.apply)
@@ -62,7 +68,8 @@ def outputs(network, params, arrays):
         text = {'text': jnp.asarray(arrays[name][:, 0], dtype)}
         return text | ({'text_mask': arrays['in_mask']} if 'in_mask' in arrays else {})
 
-    yield 'eps_v', model_fn(jnp.asarray(arrays['in_x'], dtype), jnp.asarray(arrays['in_t'], dtype), cond('in_y'))
+    yield 'eps_v', model_fn(jnp.asarray(arrays['in_x'], dtype), jnp.asarray(arrays['in_t'], dtype),
+                            cond('in_y'))
     rows = len(arrays['in_cfg_x'])
     both = cond('in_cfg_y')
     if 'text_mask' in both:       # the official code takes the first caption's mask for all rows
@@ -70,7 +77,8 @@ def outputs(network, params, arrays):
     x, t = jnp.asarray(arrays['in_cfg_x'], dtype), jnp.asarray(arrays['in_cfg_t'], dtype)
     yield 'dpm_branch_eps', model_fn(x, t, both)[..., :x.shape[-1]]
     half = rows // 2
-    given, null = ({name: value[part] for name, value in both.items()} for part in (slice(half), slice(half, rows)))
+    given, null = ({name: value[part] for name, value in both.items()}
+                   for part in (slice(half), slice(half, rows)))
     yield 'cfg_4.5_3ch', guide(model_fn, 4.5, lambda cond: (cond, null))(x[:half], t[:half], given)
 
 
@@ -112,12 +120,14 @@ def embedded(params, text):
 def random_params(network, seed=0):
     leaves, treedef = jax.tree.flatten(network.abstract())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
+                              for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def captions(rows, seed=0, length=5):
     rng = np.random.default_rng(seed)
-    return {'text': rng.normal(size=(rows, length, 12)).astype(np.float32), 'text_mask': np.tile([1, 1, 1, 0, 0][:length], (rows, 1))}
+    return {'text': rng.normal(size=(rows, length, 12)).astype(np.float32),
+            'text_mask': np.tile([1, 1, 1, 0, 0][:length], (rows, 1))}
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), length=st.integers(1, 5))
@@ -131,8 +141,10 @@ def test_any_size_and_any_number_of_tokens(rows, columns, length):
 
 def test_padding_is_not_seen():
     network = Network(TINY)
-    params, x, cond, apply = random_params(network), jnp.ones((2, 8, 8, 3)), captions(2), jax.jit(network.apply)
-    other = {**cond, 'text': np.where(cond['text_mask'][..., None] > 0, cond['text'], 99.0).astype(np.float32)}
+    params, x, cond, apply = random_params(network), jnp.ones((2, 8, 8, 3)), captions(2), jax.jit(
+        network.apply)
+    other = {**cond, 'text': np.where(cond['text_mask'][..., None] > 0, cond['text'],
+                                      99.0).astype(np.float32)}
     shorter = {name: value[:, :3] for name, value in cond.items()}
     want = apply(params, x, jnp.array([3.0, 900.5]), cond)
     np.testing.assert_array_equal(apply(params, x, jnp.array([3.0, 900.5]), other), want)
@@ -148,8 +160,10 @@ def test_a_caption_without_tokens_is_finite():
 def test_no_gradient_reaches_the_null_caption():
     network = Network(TINY)
     params, cond = random_params(network), captions(2) | {'drop': np.array([True, False])}
-    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, jnp.ones((2, 8, 8, 3)), jnp.zeros(2), cond)).sum()))(params)
-    assert (grads['y_embedder']['null_caption'] == 0).all() and (grads['y_embedder']['fc1']['kernel'] != 0).any()
+    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, jnp.ones((2, 8, 8, 3)), jnp.zeros(2),
+                                                                cond)).sum()))(params)
+    assert (grads['y_embedder']['null_caption']
+            == 0).all() and (grads['y_embedder']['fc1']['kernel'] != 0).any()
 
 
 def test_a_fresh_model_predicts_nothing_and_does_not_look_at_the_caption():
@@ -160,7 +174,8 @@ def test_a_fresh_model_predicts_nothing_and_does_not_look_at_the_caption():
 
 
 def test_captions_arrive_in_a_small_model_as_large_as_in_the_published_one():
-    """0.02 at the published sizes; with as small weights a model of 64 and 128 channels ignores its captions for 10,000 steps."""
+    """0.02 at the published sizes; with as small weights a model of 64 and 128 channels ignores its captions
+    for 10,000 steps."""
     sizes = {}
     for channels, width in ((4096, 1152), (64, 128)):
         embedder = CaptionEmbedder(3, channels, width, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -174,7 +189,8 @@ def test_captions_arrive_in_a_small_model_as_large_as_in_the_published_one():
 
 @pytest.mark.parametrize('pixels', [256, 512, 1024, 2048])
 def test_every_resolution_sees_the_same_coordinates(pixels):
-    """PixArt-Σ: 0 to 32 at the size that it was trained at, whatever that is; a wider image than that as well."""
+    """PixArt-Σ: 0 to 32 at the size that it was trained at, whatever that is; a wider image than that as
+    well."""
     side = pixels // 16
     for tokens in (side, side // 2 * 3):
         coordinates = position_coordinates(tokens, side, pixels / 512)
@@ -184,8 +200,9 @@ def test_every_resolution_sees_the_same_coordinates(pixels):
 @pytest.mark.parametrize('mixer, published', [({'name': 'softmax', 'heads': 16}, 610_856_096),
                                               ({'name': 'linear', 'heads': 2}, 611_178_656)])
 def test_parameters_are_those_of_the_papers(mixer, published):
-    network = Network({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'input_size': (64, 64), 'channels': 4,
-                       'cross_heads': 16, 'caption_channels': 4096, 'caption_tokens': 300, 'mixer': mixer})
+    network = Network({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'input_size': (64, 64),
+                       'channels': 4, 'cross_heads': 16, 'caption_channels': 4096, 'caption_tokens': 300,
+                       'mixer': mixer})
     assert count_parameters(network) == published
 
 
@@ -200,13 +217,17 @@ def test_guidance_takes_the_null_caption_or_the_negative_prompt():
     network, cond = Network(TINY), captions(2)
     given, null = network.guidance_pair(cond)
     assert null['drop'].all() and not given['drop'].any() and set(given) == set(null)
-    given, null = network.guidance_pair({**cond, 'null_text': 0 * cond['text'], 'null_text_mask': 1 - cond['text_mask']})
-    assert (null['text'] == 0).all() and (null['text_mask'] == 1 - cond['text_mask']).all() and set(given) == set(null)
+    given, null = network.guidance_pair({**cond, 'null_text': 0 * cond['text'],
+                                         'null_text_mask': 1 - cond['text_mask']})
+    assert (null['text'] == 0).all() and (null['text_mask'] == 1
+                                          - cond['text_mask']).all() and set(given) == set(null)
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'cross_heads': 5}, 'cross_heads 5 does not divide'), ({'caption_channels': 0}, 'caption_channels must be a positive'),
-    ({'pe_interpolation': -1}, 'pe_interpolation must be'), ({'num_classes': 3}, 'unknown fields num_classes')])
+    ({'cross_heads': 5}, 'cross_heads 5 does not divide'),
+    ({'caption_channels': 0}, 'caption_channels must be a positive'),
+    ({'pe_interpolation': -1}, 'pe_interpolation must be'),
+    ({'num_classes': 3}, 'unknown fields num_classes')])
 def test_an_architecture_that_cannot_be_is_refused(change, words):
     with pytest.raises(UserError, match=words):
         Network({**TINY, **change})
@@ -236,5 +257,6 @@ def test_cut_over_devices_it_is_the_same(sizes):
     want = jax.jit(network.apply)(params, x, t, cond)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, state_shardings(network.abstract(), mesh))
-        got = jax.jit(network.apply)(placed, *jax.device_put((x, t, cond), NamedSharding(mesh, P(('data', 'fsdp')))))
+        got = jax.jit(network.apply)(placed,
+                                     *jax.device_put((x, t, cond), NamedSharding(mesh, P(('data', 'fsdp')))))
     assert relative_error(got, np.asarray(want, np.float64)) <= 1e-5

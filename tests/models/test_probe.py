@@ -28,7 +28,8 @@ def test_a_stack_shows_what_its_blocks_show(scan, remat):
         y = run_stack(stack, jnp.ones(2), scan=scan, remat=remat)
     weights = np.asarray(stack.weight[...])
     np.testing.assert_allclose(seen['weight'][0], weights)
-    np.testing.assert_allclose(seen['input'][0], 2 * (1 + np.concatenate([[0], np.cumsum(weights)[:-1]])), rtol=1e-6)
+    np.testing.assert_allclose(seen['input'][0], 2 * (1 + np.concatenate([[0], np.cumsum(weights)[:-1]])),
+                               rtol=1e-6)
     np.testing.assert_allclose(y, 1 + weights.sum(), rtol=1e-6)
 
 

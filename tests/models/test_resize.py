@@ -24,12 +24,14 @@ def test_bits_of_tensorflow(side, goldens):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('height, width, size', [(32, 32, 299), (150, 100, 299), (299, 299, 299), (512, 512, 299), (9, 7, 20)])
+@pytest.mark.parametrize('height, width, size',
+                         [(32, 32, 299), (150, 100, 299), (299, 299, 299), (512, 512, 299), (9, 7, 20)])
 def test_bits_of_torch_fidelity(height, width, size):
     oracle = import_oracle('torch_fidelity.interpolate_compat_tensorflow')
     import torch
     image = np.random.default_rng(height).integers(0, 256, (2, height, width, 3)).astype(np.float32)
-    want = oracle.interpolate_bilinear_2d_like_tensorflow1x(torch.from_numpy(image.transpose(0, 3, 1, 2)), size=(size, size),
+    want = oracle.interpolate_bilinear_2d_like_tensorflow1x(torch.from_numpy(image.transpose(0, 3, 1, 2)),
+                                                            size=(size, size),
                                                             align_corners=False).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(resize(image, size), want)
     # Also where what follows could be joined with it: scaled as the network scales.
@@ -39,12 +41,14 @@ def test_bits_of_torch_fidelity(height, width, size):
 
 def test_one_pixel_and_flat_images():
     assert np.array_equal(resize(np.full((1, 1, 1, 3), 7, np.uint8), 5), np.full((1, 5, 5, 3), 7, np.float32))
-    assert np.array_equal(resize(np.full((1, 64, 80, 3), 255, np.uint8)), np.full((1, 299, 299, 3), 255, np.float32))
+    assert np.array_equal(resize(np.full((1, 64, 80, 3), 255, np.uint8)),
+                          np.full((1, 299, 299, 3), 255, np.float32))
 
 
 def test_the_last_pixel_is_clamped():
     left, right, weight = positions(2, 4)
-    assert left.tolist() == [0, 0, 1, 1] and right.tolist() == [1, 1, 1, 1] and weight.tolist() == [0, 0.5, 0, 0.5]
+    assert left.tolist() == [0, 0, 1,
+                             1] and right.tolist() == [1, 1, 1, 1] and weight.tolist() == [0, 0.5, 0, 0.5]
 
 
 def test_other_resizes_differ():

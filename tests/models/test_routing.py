@@ -1,4 +1,5 @@
-"""The routed product in each of its forms against all products of all tokens, and the two readings of `argmax`."""
+"""The routed product in each of its forms against all products of all tokens, and the two readings of
+`argmax`."""
 import functools
 
 import jax
@@ -101,7 +102,7 @@ def test_memory_does_not_hold_all_products():
     assert memory < 8 * m * d * 4           # `dense` has 16 of them in its forward pass alone
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Routers
 
 
@@ -129,7 +130,8 @@ def test_a_router_of_two_parts_sees_them_side_by_side():
 
 
 def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
-    router, x = router_of('straight_through', dtype=jnp.float64), jax.random.normal(jax.random.key(1), (2, 5, 6), jnp.float64)
+    router, x = router_of('straight_through',
+                          dtype=jnp.float64), jax.random.normal(jax.random.key(1), (2, 5, 6), jnp.float64)
     graphdef, params = nnx.split(router)
     bank, g = jnp.array([0.5, -1, 2, 3]), jax.random.normal(jax.random.key(2), (2, 5), jnp.float64)
 
@@ -139,7 +141,8 @@ def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
     def soft(params, bank):
         return (g * (jax.nn.softmax(x @ params['kernel'][...]) @ bank)).sum()
 
-    np.testing.assert_allclose(jax.grad(hard)(params, bank)['kernel'][...], jax.grad(soft)(params, bank)['kernel'][...],
+    np.testing.assert_allclose(jax.grad(hard)(params, bank)['kernel'][...],
+                               jax.grad(soft)(params, bank)['kernel'][...],
                                atol=1e-7)          # the parameters are float32
     # The bank has the gradient of the hard choice: each number that of the tokens that took it.
     want = [float(g[np.asarray(router(x).index_BN) == i].sum()) for i in range(4)]
@@ -148,7 +151,8 @@ def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
 
 @pytest.mark.parametrize('gradient', ['straight_through', 'frozen'])
 def test_gradients_of_the_routed_projection_are_those_of_all_projections(gradient, x64):
-    """Against gates that are one or zero, and whose derivative is that of the probability where they are one."""
+    """Against gates that are one or zero, and whose derivative is that of the probability where they are
+    one."""
     layer = RoutedLinear(6, (2, 3), 4, gradient=gradient, dtype=jnp.float64, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(layer)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
@@ -162,7 +166,8 @@ def test_gradients_of_the_routed_projection_are_those_of_all_projections(gradien
         logits = x @ params['router']['kernel']
         chosen = jax.nn.one_hot(logits.argmax(-1), 4)
         soft = jax.nn.softmax(logits)
-        gates = chosen * (1 + soft - jax.lax.stop_gradient(soft)) if gradient == 'straight_through' else chosen
+        gates = chosen * (1 + soft
+                          - jax.lax.stop_gradient(soft)) if gradient == 'straight_through' else chosen
         return jnp.einsum('bnd,pdke,bnp->bnke', x, params['kernel'], gates)
 
     (y, pull), (want, expected) = (jax.vjp(f, params, x) for f in (ours, all_of_them))
@@ -189,15 +194,17 @@ def test_usage_has_no_gradient():
     assert not np.any(gradient)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # On a mesh
 
 
-@pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 1, 8), (1, 2, 2, 2)], ids=['data', 'fsdp', 'seq', 'mixed'])
+@pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 1, 8), (1, 2, 2, 2)],
+                         ids=['data', 'fsdp', 'seq', 'mixed'])
 def test_on_a_mesh_each_device_sorts_its_own_tokens(sizes):
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
     keys = jax.random.split(jax.random.key(0), 4)
-    x, g = (jax.random.normal(key, shape) for key, shape in zip(keys, ((8, 32, 12), (8, 32, 2, 6)), strict=False))
+    x, g = (jax.random.normal(key, shape)
+            for key, shape in zip(keys, ((8, 32, 12), (8, 32, 2, 6)), strict=False))
     kernel, index = jax.random.normal(keys[2], (5, 12, 2, 6)), jax.random.randint(keys[3], (8, 32), 0, 5)
 
     def both(x, kernel, index, g):
@@ -213,5 +220,6 @@ def test_on_a_mesh_each_device_sorts_its_own_tokens(sizes):
     for a, b in zip(program(*placed), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     found = find_collectives(program.as_text(), mesh)
-    # Tokens stay where they are: sums over devices are those of the gradients by the matrices and, with `tensor`, by x.
+    # Tokens stay where they are: sums over devices are those of the gradients by the matrices and, with
+    # `tensor`, by x.
     assert {c.kind for c in found} == {'all-reduce'}, format_collectives(found)

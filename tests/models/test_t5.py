@@ -1,4 +1,5 @@
-"""The T5 encoder against transformers (golden files), its forms of weights against each other, and its places on a mesh."""
+"""The T5 encoder against transformers (golden files), its forms of weights against each other, and its places
+on a mesh."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,8 @@ def load_golden(path, dtype):
     """(network, params, arrays) of a golden file."""
     meta, state, arrays = weights.load(path)
     config = meta['config']
-    network = T5Network({'vocab': config['vocab'], 'width': config['d'], 'layers': config['layers'], 'heads': config['heads'],
+    network = T5Network({'vocab': config['vocab'], 'width': config['d'], 'layers': config['layers'],
+                         'heads': config['heads'],
                          'head_dim': config['kv'], 'ffn': config['ff'], 'buckets': config['buckets'],
                          'max_distance': config['dist']}, dtype=dtype)
     params = read_text_encoder_params(source_from_arrays(state), network.arch, path.name)
@@ -38,7 +40,8 @@ def outputs(network, params, arrays):
 
 
 def relative_error(got, want):
-    return np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64)).max() / np.abs(np.asarray(want, np.float64)).max()
+    return np.abs(np.asarray(got, np.float64)
+                  - np.asarray(want, np.float64)).max() / np.abs(np.asarray(want, np.float64)).max()
 
 
 def in_form(params, form):
@@ -49,7 +52,7 @@ def in_form(params, form):
     return unflatten(flat)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Parity
 
 
@@ -73,11 +76,13 @@ def test_float64_is_the_published_encoder(goldens, name, x64):
 def test_buckets_and_bias_are_the_published_ones(goldens, name):
     meta, state, arrays = weights.load(goldens / f'{name}.npz')
     config, distance = meta['config'], np.arange(-600, 601)
-    assert np.array_equal(position_buckets(distance, config['buckets'], config['dist']), arrays['out_buckets'])
+    assert np.array_equal(position_buckets(distance, config['buckets'], config['dist']),
+                          arrays['out_buckets'])
     assert np.array_equal(position_buckets(distance, 32, 128), arrays['out_buckets_32_128'])
     table = state['encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight']
     positions = np.arange(arrays['in_ids'].shape[1])
-    bias = table[position_buckets(positions[None] - positions[:, None], config['buckets'], config['dist'])].transpose(2, 0, 1)
+    bias = table[position_buckets(positions[None] - positions[:, None], config['buckets'],
+                                  config['dist'])].transpose(2, 0, 1)
     assert np.array_equal(bias[None, :, ::7, ::5].astype(np.float64), arrays['mid_position_bias'])
 
 
@@ -89,8 +94,8 @@ def test_full_width_is_the_encoder_of_transformers(family):
     transformers = import_oracle('transformers')
     import torch
     kind = {'t5': ('T5Config', 'T5EncoderModel'), 'mt5': ('MT5Config', 'MT5EncoderModel')}[family]
-    config = getattr(transformers, kind[0])(vocab_size=256, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64,
-                                            feed_forward_proj='gated-gelu')
+    config = getattr(transformers, kind[0])(vocab_size=256, d_model=4096, d_kv=64, d_ff=10240, num_layers=2,
+                                            num_heads=64, feed_forward_proj='gated-gelu')
     torch.manual_seed(0)
     model = getattr(transformers, kind[1])(config).eval()
     state = {key: value.numpy() for key, value in model.state_dict().items()}
@@ -106,7 +111,7 @@ def test_full_width_is_the_encoder_of_transformers(family):
     assert relative_error(jax.jit(network.apply)(params, jnp.asarray(ids), jnp.asarray(mask)), want) <= 2e-5
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Forms of the weights
 
 
@@ -124,7 +129,8 @@ def exact():
     ('bfloat16', jnp.float32, 0.02), ('float32', jnp.bfloat16, 0.04), ('bfloat16', jnp.bfloat16, 0.04),
     ('int8', jnp.float32, 0.03), ('int8', jnp.bfloat16, 0.05)])
 def test_narrow_forms_stay_near_float32(exact, form, compute, bound):
-    """Relative to the norm of the features: bfloat16 rounds to 1/256, int8 each kernel to half of 1/127 of its largest entry."""
+    """Relative to the norm of the features: bfloat16 rounds to 1/256, int8 each kernel to half of 1/127 of
+    its largest entry."""
     params, want = exact
     network = T5Network(ARCH, compute, form)
     got = jax.jit(network.apply)(in_form(params, form), IDS, MASK)
@@ -137,7 +143,8 @@ def test_narrow_forms_stay_near_float32(exact, form, compute, bound):
 def test_fresh_parameters_have_the_abstract_form(form):
     network = T5Network(ARCH, weights=form)
     params = network.init(jax.random.key(0))
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), network.abstract())
+    assert jax.tree.map(lambda a: (a.shape, a.dtype),
+                        params) == jax.tree.map(lambda a: (a.shape, a.dtype), network.abstract())
     features = network.apply(params, IDS, MASK)
     assert 0.3 < float(jnp.std(features.astype(jnp.float32))) < 3 and features.shape == (3, 20, 16)
 
@@ -153,16 +160,20 @@ def test_int8_keeps_the_largest_entry_of_each_channel():
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the option is for CPUs')
 def test_int8_kernels_are_widened_one_at_a_time():
     """All four of a layer at once took 0.8 GB at XXL size."""
-    network = T5Network({**ARCH, 'width': 256, 'heads': 4, 'head_dim': 64, 'ffn': 512, 'layers': 3}, weights='int8')
+    network = T5Network({**ARCH, 'width': 256, 'heads': 4, 'head_dim': 64, 'ffn': 512, 'layers': 3},
+                        weights='int8')
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    program = jax.jit(network.apply, compiler_options=network.inference_options()).lower(network.abstract(), ids, ids).compile()
+    program = jax.jit(network.apply,
+                      compiler_options=network.inference_options()).lower(network.abstract(), ids,
+                                                                          ids).compile()
     layer = [4 * leaf.size // 3 for path, leaf in named_leaves(network.abstract()).items() if path in KERNELS]
     assert len(layer) == 4
     assert max(layer) < program.memory_analysis().temp_size_in_bytes < 0.75 * sum(layer)
 
 
 def test_size_of_the_xxl_encoder():
-    """The figures of the laptop setting: int8 within 6 GB, and nothing of it in float32 but gains, bias and scales."""
+    """The figures of the laptop setting: int8 within 6 GB, and nothing of it in float32 but gains, bias and
+    scales."""
     count = sum(np.prod(leaf.shape, dtype=np.int64) for leaf in jax.tree.leaves(T5Network(T5_XXL).abstract()))
     assert count == XXL_PARAMETERS
     assert tree_bytes(T5Network(T5_XXL, weights='bfloat16').abstract()) < 9.6e9
@@ -171,7 +182,7 @@ def test_size_of_the_xxl_encoder():
     assert sum(leaf.size for leaf in jax.tree.leaves(int8) if leaf.dtype == jnp.float32) < 2e6
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Behaviour
 
 
@@ -200,9 +211,11 @@ def test_norms_are_taken_in_float32():
 
 
 def test_weights_can_be_trained(exact):
-    """The little encoder of a demo is trained by our own recipe: every leaf of a float tree has a gradient."""
+    """The little encoder of a demo is trained by our own recipe: every leaf of a float tree has a
+    gradient."""
     network = T5Network(ARCH)
-    gradient = jax.grad(lambda params: jnp.square(network.apply(params, IDS, MASK)).sum())(jax.tree.map(jnp.asarray, exact[0]))
+    gradient = jax.grad(lambda params: jnp.square(network.apply(params, IDS, MASK)).sum())(
+        jax.tree.map(jnp.asarray, exact[0]))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
@@ -230,8 +243,9 @@ def test_torch_names_hold_every_value_once():
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'heads': 0}, 'heads must be a positive'), ({'buckets': 6}, 'multiple of 4'), ({'max_distance': 2}, 'must be over'),
-    ({'depth': 3}, 'unknown fields depth'), ({'vocab': True}, 'vocab must be')])
+    ({'heads': 0}, 'heads must be a positive'), ({'buckets': 6}, 'multiple of 4'),
+    ({'max_distance': 2}, 'must be over'), ({'depth': 3}, 'unknown fields depth'),
+    ({'vocab': True}, 'vocab must be')])
 def test_wrong_architectures_are_named(change, words):
     with pytest.raises(UserError, match=words):
         T5Network({**ARCH, **change})

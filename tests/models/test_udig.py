@@ -9,14 +9,15 @@ from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 
-TINY = {'family': 'udig', 'depth': 5, 'width': 16, 'patch': 1, 'input_size': (4, 8), 'channels': 3, 'num_classes': 3,
-        'mixer': {'name': 'gla', 'heads': 2}}
+TINY = {'family': 'udig', 'depth': 5, 'width': 16, 'patch': 1, 'input_size': (4, 8), 'channels': 3,
+        'num_classes': 3, 'mixer': {'name': 'gla', 'heads': 2}}
 
 
 def random_params(network, seed=0):
     leaves, treedef = jax.tree.flatten(network.abstract())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
+                              for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def arguments(batch=2):
@@ -30,12 +31,14 @@ def test_every_parameter_is_used_and_the_output_has_twice_the_channels():
     params = random_params(network)
     y, gradient = jax.jit(jax.value_and_grad(lambda p: jnp.sin(network.apply(p, *arguments())).sum()))(params)
     assert jax.eval_shape(network.apply, params, *arguments()).shape == (2, 4, 8, 6)
-    assert np.isfinite(y) and all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+    assert np.isfinite(y) and all(np.isfinite(g).all() and np.abs(g).max() > 0
+                                  for g in jax.tree.leaves(gradient))
 
 
 def test_five_groups_on_three_grids():
     shapes = jax.tree.map(lambda leaf: leaf.shape, Network({**TINY, 'depth': 10}).abstract())
-    assert [shapes[f'blocks{i}']['dwc']['bias'] for i in range(1, 6)] == [(2, 16), (2, 32), (2, 64), (2, 32), (2, 16)]
+    assert [shapes[f'blocks{i}']['dwc']['bias']
+            for i in range(1, 6)] == [(2, 16), (2, 32), (2, 64), (2, 32), (2, 16)]
     assert shapes['joins5']['kernel'] == (2, 32, 16) and shapes['joins4']['kernel'] == (2, 64, 32)
     assert [(width, grid, mixer['heads']) for _, mixer, width, grid in mixing_layers(Network(TINY).arch)] == [
         (16, (4, 8), 2), (32, (2, 4), 4), (64, (1, 2), 8), (32, (2, 4), 4), (16, (4, 8), 2)]
@@ -43,11 +46,13 @@ def test_five_groups_on_three_grids():
 
 @pytest.mark.slow
 def test_a_decoder_block_sees_the_encoder_block_that_mirrors_it_in_its_own_place():
-    """Blocks that do nothing and Linears that take only the skip: the last one brings the first block's tokens back."""
+    """Blocks that do nothing and Linears that take only the skip: the last one brings the first block's
+    tokens back."""
     network = Network({**TINY, 'depth': 10})
     apply = jax.jit(network.apply)
     params = network.init(jax.random.key(0))
-    params['joins5']['kernel'] = params['joins5']['kernel'].at[:].set(jnp.concatenate([jnp.zeros((16, 16)), jnp.eye(16)]))
+    params['joins5']['kernel'] = params['joins5']['kernel'].at[:].set(
+        jnp.concatenate([jnp.zeros((16, 16)), jnp.eye(16)]))
     params['final_layer']['linear']['kernel'] = jax.random.normal(jax.random.key(2), (16, 6))
     x, t, label = arguments()
     y = apply(params, x, t, label)
@@ -60,7 +65,8 @@ def test_a_decoder_block_sees_the_encoder_block_that_mirrors_it_in_its_own_place
 def test_a_scan_over_layers_changes_nothing():
     arch = {**TINY, 'depth': 25}
     params = random_params(Network(arch))
-    want, got = (jax.jit(Network(arch, scan_layers=scan).apply)(params, *arguments()) for scan in (False, True))
+    want, got = (jax.jit(Network(arch, scan_layers=scan).apply)(params, *arguments())
+                 for scan in (False, True))
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
 
 
@@ -76,8 +82,10 @@ def test_cut_over_devices_it_is_the_same():
 
 
 @pytest.mark.parametrize('change, says', [
-    ({'depth': 12}, 'model.depth 12 is not divisible by 5'), ({'input_size': (4, 6)}, '4 x 6 tokens are no multiples of 4'),
-    ({'skip': 'skip'}, 'unknown fields skip'), ({'mixer': {'name': 'linear', 'heads': 2}}, 'has the mixer gla')])
+    ({'depth': 12}, 'model.depth 12 is not divisible by 5'),
+    ({'input_size': (4, 6)}, '4 x 6 tokens are no multiples of 4'),
+    ({'skip': 'skip'}, 'unknown fields skip'),
+    ({'mixer': {'name': 'linear', 'heads': 2}}, 'has the mixer gla')])
 def test_what_cannot_be_is_explained(change, says):
     with pytest.raises(UserError, match=says):
         Network({**TINY, **change})

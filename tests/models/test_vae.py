@@ -1,4 +1,5 @@
-"""The autoencoder against diffusers' AutoencoderKL (golden files), and decoding in pieces against decoding whole."""
+"""The autoencoder against diffusers' AutoencoderKL (golden files), and decoding in pieces against decoding
+whole."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,8 @@ def load_golden(path, dtype):
     params = read_vae_params(source_from_arrays(state), network.arch, path.name)
     to_ours = jnp.float64 if dtype == jnp.float64 else jnp.float32
     return (network, jax.tree.map(lambda p: jnp.asarray(p, to_ours), params),
-            {k: np.moveaxis(v, 1, -1).astype(to_ours if k.startswith('in_') else v.dtype) for k, v in arrays.items()})
+            {k: np.moveaxis(v, 1, -1).astype(to_ours if k.startswith('in_') else v.dtype)
+             for k, v in arrays.items()})
 
 
 def outputs(network, params, arrays):
@@ -54,7 +56,7 @@ def tiny():
                                 leaf.shape).astype(np.float32), network.abstract())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Parity
 
 
@@ -88,7 +90,7 @@ def test_full_configuration_has_the_published_size():
     assert network.downscale == 8 and network.channels == 4
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Pieces
 
 
@@ -96,14 +98,15 @@ def test_upsampling_convolution_is_that_of_repeated_pixels(x64):
     conv = UpsampleConv(3, 5, dtype=jnp.float64, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, 4, 7, 3), jnp.float64)
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
-    want = jax.lax.conv_general_dilated(repeated, conv.kernel[...].astype(jnp.float64), (1, 1), ((1, 1), (1, 1)),
-                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    want = jax.lax.conv_general_dilated(repeated, conv.kernel[...].astype(jnp.float64), (1, 1),
+                                        ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     np.testing.assert_allclose(conv(x), want, atol=1e-12)
 
 
 @pytest.mark.parametrize('dtype, bound', [(jnp.float32, 1e-3), (jnp.bfloat16, 1e-2)])
 def test_group_norm_of_values_far_from_zero(dtype, bound):
-    """Mean 300, deviation 1 within each group. One pass over sums of squares, or sums in bfloat16, would miss by far."""
+    """Mean 300, deviation 1 within each group. One pass over sums of squares, or sums in bfloat16, would miss
+    by far."""
     rng = np.random.default_rng(0)
     x = np.asarray(jnp.asarray(300 + 4 * rng.standard_normal((2, 16, 16, 8)), dtype).astype(jnp.float32))
     norm = GroupNorm(8, 2, rngs=nnx.Rngs(0))
@@ -117,8 +120,10 @@ def test_fresh_parameters():
     """Kernels within 1/sqrt(fan-in), as PyTorch starts convolutions; norms that change nothing."""
     network = VaeNetwork({'widths': (4,), 'layers': 1, 'groups': 2, 'channels': 1, 'mid_attention': False})
     params = jax.jit(network.init)(jax.random.key(0))
-    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(lambda p: (p.shape, p.dtype), network.abstract())
-    conv, norm = params['encoder']['level0']['resnet0']['conv1'], params['encoder']['level0']['resnet0']['norm1']
+    assert jax.tree.map(lambda p: (p.shape, p.dtype),
+                        params) == jax.tree.map(lambda p: (p.shape, p.dtype), network.abstract())
+    conv, norm = params['encoder']['level0']['resnet0']['conv1'], params['encoder']['level0']['resnet0'][
+        'norm1']
     assert 0.8 / 6 < jnp.abs(conv['kernel']).max() <= 1 / 6 and (conv['bias'] == 0).all()
     assert (norm['gain'] == 1).all() and (norm['bias'] == 0).all()
     assert not jnp.array_equal(conv['kernel'], params['encoder']['level0']['resnet0']['conv2']['kernel'])
@@ -133,7 +138,8 @@ def test_logvar_is_clamped(tiny):
 
 
 def test_posterior_sample_has_the_mean_and_deviation_told():
-    sample = sample_posterior(jnp.full((100, 10, 10, 1), 3.0), jnp.full((100, 10, 10, 1), 2 * np.log(0.5)), jax.random.key(0))
+    sample = sample_posterior(jnp.full((100, 10, 10, 1), 3.0), jnp.full((100, 10, 10, 1), 2 * np.log(0.5)),
+                              jax.random.key(0))
     assert abs(sample.mean() - 3) < 0.02 and abs(sample.std() - 0.5) < 0.02
 
 
@@ -146,7 +152,8 @@ def test_gradients_reach_every_parameter(tiny):
     @jax.jit
     def loss(params):
         mean, logvar = network.encode(params, x)
-        return ((network.decode(params, sample_posterior(mean, logvar, noise)) - x) ** 2).mean() + (logvar ** 2).mean()
+        return ((network.decode(params, sample_posterior(mean, logvar, noise)) - x) ** 2).mean() + (
+            logvar ** 2).mean()
 
     gradients = jax.grad(loss)(params)
     size = jnp.sqrt(sum((g ** 2).sum() for g in jax.tree.leaves(gradients)))
@@ -156,7 +163,7 @@ def test_gradients_reach_every_parameter(tiny):
     assert all((jnp.abs(g) > 0).any() for g in jax.tree.leaves(gradients))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # One image at a time
 
 
@@ -183,7 +190,8 @@ def temporary_bytes(compiled):
 def test_one_by_one_on_a_mesh_sends_nothing(tiny):
     """Four devices with two images each: each decodes its own."""
     network, params = tiny
-    mesh = jax.make_mesh((2, 2, 1), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    mesh = jax.make_mesh((2, 2, 1), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3,
+                         devices=jax.devices()[:4])
     z = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
     want = jax.jit(network.decode)(params, z)
     with jax.set_mesh(mesh):
@@ -192,16 +200,18 @@ def test_one_by_one_on_a_mesh_sends_nothing(tiny):
         compiled = compiled_decode(network, params, z, one_by_one=True)
         got = compiled(params, z)
     text = compiled.as_text()
-    assert not [name for name in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute') if name in text]
+    assert not [name for name in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
+                if name in text]
     assert got.sharding.is_equivalent_to(z.sharding, 4)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Tiles
 
 
-@given(side=st.integers(1, 60), tile=st.integers(1, 60), share=st.floats(0, 0.99), downscale=st.sampled_from([1, 2, 8]))
+@given(side=st.integers(1, 60), tile=st.integers(1, 60), share=st.floats(0, 0.99),
+       downscale=st.sampled_from([1, 2, 8]))
 @settings(deadline=None)
 def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(side, tile, share, downscale):
     tile = min(side, tile)
@@ -222,14 +232,16 @@ def test_a_tile_fades_linearly_where_two_overlap():
 
 
 def test_tiles_of_a_local_decoder_give_the_whole_image():
-    """A decoder that looks at one pixel: what tiles change is what the real one's norms and attention make of them."""
+    """A decoder that looks at one pixel: what tiles change is what the real one's norms and attention make of
+    them."""
     z = jax.random.normal(jax.random.key(0), (2, 13, 21, 3))
     double = lambda z: jnp.tanh(z).repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
     np.testing.assert_allclose(decode_tiles(double, z, tile=6, overlap=2, downscale=2), double(z), atol=1e-6)
 
 
 def test_tiles_of_different_tint_have_no_seams():
-    """Each tile comes out as its own mean: between the flat middles brightness goes over in a straight line."""
+    """Each tile comes out as its own mean: between the flat middles brightness goes over in a straight
+    line."""
     z = jnp.repeat(jnp.array([0.0, 1.0]), 8)[None, None, :, None] * jnp.ones((1, 4, 16, 1))
     flat = lambda z: jnp.full_like(z, z.mean())  # noqa: E731
     row = decode_tiles(flat, z, tile=10, overlap=4, downscale=1)[0, 0, :, 0]
@@ -239,13 +251,15 @@ def test_tiles_of_different_tint_have_no_seams():
 
 
 def test_tiled_images_are_near_the_whole_one_and_nearer_with_larger_tiles(goldens):
-    """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the image's
+    """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the
+    image's
     deviation: 0.69 (rms) with tiles of 8, 0.28 with 16, 0.12 with 24 of 32 x 40."""
     network, params, _ = load_golden(goldens / 'vae_two.npz', jnp.float32)
     z = jax.random.normal(jax.random.key(0), (1, 32, 40, 4))
     decode = jax.jit(network.decode, static_argnames='tile')
     whole = decode(params, z)
-    errors = [float(jnp.sqrt(jnp.square(decode(params, z, tile=tile) - whole).mean()) / whole.std()) for tile in (8, 16, 24)]
+    errors = [float(jnp.sqrt(jnp.square(decode(params, z, tile=tile) - whole).mean()) / whole.std())
+              for tile in (8, 16, 24)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] <= 0.15
     assert jnp.array_equal(decode(params, z, tile=40), whole)
@@ -261,13 +275,13 @@ def test_memory_of_tiles_does_not_grow_with_the_image(tiny):
     assert large - small <= 2 * 4 * 3 * (128 ** 2 - 64 ** 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
 @pytest.mark.parametrize('shape, words', [
-    ((1, 8, 8, 1), r'\[B, H, W, 3\], got \[1, 8, 8, 1\]'), ((8, 8, 3), 'B, H, W, 3'), ((1, 8, 7, 3), 'multiples of 2'),
-    ((1, 0, 8, 3), 'multiples of 2')])
+    ((1, 8, 8, 1), r'\[B, H, W, 3\], got \[1, 8, 8, 1\]'), ((8, 8, 3), 'B, H, W, 3'),
+    ((1, 8, 7, 3), 'multiples of 2'), ((1, 0, 8, 3), 'multiples of 2')])
 def test_images_that_do_not_fit_are_refused(tiny, shape, words):
     network, params = tiny
     with pytest.raises(UserError, match=words):
@@ -277,11 +291,13 @@ def test_images_that_do_not_fit_are_refused(tiny, shape, words):
 def test_sides_of_the_full_configuration_are_multiples_of_eight():
     network = VaeNetwork({})
     with pytest.raises(UserError, match='images of 256 x 260 pixels cannot be encoded: .* multiples of 8'):
-        jax.eval_shape(network.encode, network.abstract(), jax.ShapeDtypeStruct((1, 256, 260, 3), jnp.float32))
+        jax.eval_shape(network.encode, network.abstract(),
+                       jax.ShapeDtypeStruct((1, 256, 260, 3), jnp.float32))
 
 
 @pytest.mark.parametrize('options, words', [
-    ({'tile': 0}, 'at least 1'), ({'tile': 8, 'overlap': 8}, 'cannot overlap by 8'), ({'tile': 8, 'overlap': -1}, '0 to 7')])
+    ({'tile': 0}, 'at least 1'), ({'tile': 8, 'overlap': 8}, 'cannot overlap by 8'),
+    ({'tile': 8, 'overlap': -1}, '0 to 7')])
 def test_wrong_tiles_are_refused(tiny, options, words):
     network, params = tiny
     with pytest.raises(UserError, match=words):
@@ -294,8 +310,9 @@ def test_latents_of_other_channels_are_refused(tiny):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'width': 3}, 'unknown fields width'), ({'layers': 0}, 'vae.layers'), ({'widths': (8, 'x')}, r'vae.widths\[1\]'),
-    ({'widths': ()}, 'widths is empty'), ({'widths': (8, 18), 'groups': 4}, '18 channels cannot be split into 4'),
+    ({'width': 3}, 'unknown fields width'), ({'layers': 0}, 'vae.layers'),
+    ({'widths': (8, 'x')}, r'vae.widths\[1\]'), ({'widths': ()}, 'widths is empty'),
+    ({'widths': (8, 18), 'groups': 4}, '18 channels cannot be split into 4'),
     ({'quant_conv': 1}, 'vae.quant_conv'), ({'channels': True}, 'vae.channels')])
 def test_architectures_that_cannot_be_are_refused(change, words):
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,5 @@
-"""Collectives read from compiled programs whose answer is known, and from samples of what the TPU compiler writes."""
+"""Collectives read from compiled programs whose answer is known, and from samples of what the TPU compiler
+writes."""
 import re
 from functools import partial
 
@@ -32,7 +33,8 @@ def facts(collectives):
 
 @pytest.mark.parametrize('axes', [('data',), ('fsdp',), ('seq',), ('data', 'seq'), ('fsdp', 'seq'), AXES])
 def test_a_sum_is_found_on_the_axes_it_runs_along(axes):
-    found = compiled_collectives(lambda x: jax.lax.psum(x, axes), make_mesh(), P('data', 'fsdp'), P('data', 'fsdp'))
+    found = compiled_collectives(lambda x: jax.lax.psum(x, axes), make_mesh(), P('data', 'fsdp'),
+                                 P('data', 'fsdp'))
     assert facts(found) == [('all-reduce', axes, 4 * 8 * 4, 1)]
     assert (found[0].shapes, found[0].group_size) == (('f32[4,8]',), 2 ** len(axes))
 
@@ -61,26 +63,29 @@ def test_loops_in_loops_multiply():
         def outer(x, _):
             return jax.lax.scan(inner, x, None, length=3)[0], None
         return jax.lax.scan(outer, x, None, length=4)[0]
-    assert facts(compiled_collectives(sums, make_mesh(), P(), P())) == [('all-reduce', ('seq',), 8 * 16 * 4, 12)]
+    assert facts(compiled_collectives(sums, make_mesh(), P(),
+                                      P())) == [('all-reduce', ('seq',), 8 * 16 * 4, 12)]
 
 
 def test_a_permute_along_one_axis_and_along_two():
     for axes, size in (('seq',), 2), (('data', 'seq'), 4):
         pairs = [(i, i + 1) for i in range(size - 1)]
-        found = compiled_collectives(lambda x, a=axes, p=pairs: jax.lax.ppermute(x, a, p), make_mesh(), P(), P(),
-                                     dtype=jnp.bfloat16)
+        found = compiled_collectives(lambda x, a=axes, p=pairs: jax.lax.ppermute(x, a, p), make_mesh(), P(),
+                                     P(), dtype=jnp.bfloat16)
         assert [(c.kind, c.axes) for c in found] == [('collective-permute', axes)]
 
 
 def test_a_permute_that_goes_nowhere_is_left_out():
-    assert compiled_collectives(lambda x: jax.lax.ppermute(x, 'seq', [(0, 0), (1, 1)]), make_mesh(), P(), P()) == []
+    assert compiled_collectives(lambda x: jax.lax.ppermute(x, 'seq', [(0, 0), (1, 1)]), make_mesh(), P(),
+                                P()) == []
 
 
 def test_scatters_and_exchanges_count_their_input():
-    scatter = compiled_collectives(lambda x: jax.lax.psum_scatter(x, 'data', tiled=True), make_mesh(), P(), P('data'))
+    scatter = compiled_collectives(lambda x: jax.lax.psum_scatter(x, 'data', tiled=True), make_mesh(), P(),
+                                   P('data'))
     assert facts(scatter) == [('reduce-scatter', ('data',), 8 * 16 * 4, 1)]
-    exchange = compiled_collectives(lambda x: jax.lax.all_to_all(x, 'fsdp', 1, 0, tiled=True), make_mesh(), P('fsdp'),
-                                    P(None, 'fsdp'))
+    exchange = compiled_collectives(lambda x: jax.lax.all_to_all(x, 'fsdp', 1, 0, tiled=True), make_mesh(),
+                                    P('fsdp'), P(None, 'fsdp'))
     assert [(c.kind, c.axes, c.total_bytes) for c in exchange] == [('all-to-all', ('fsdp',), 4 * 16 * 4)]
 
 
@@ -98,10 +103,11 @@ def test_the_compilers_own_collectives_are_found():
 
 def test_an_axis_of_one_device_is_never_named():
     mesh = make_mesh(shape=(1, 8, 1))
-    assert [c.axes for c in compiled_collectives(lambda x: jax.lax.psum(x, AXES), mesh, P(), P())] == [('fsdp',)]
+    assert [c.axes for c in compiled_collectives(lambda x: jax.lax.psum(x, AXES), mesh, P(),
+                                                 P())] == [('fsdp',)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Samples of the TPU compiler, cut to what matters
 
 ADD = """
@@ -127,7 +133,8 @@ def read(text):
     ('{{0,5},{1,4},{2,7},{3,6}}', ('data', 'seq')),
     ('[4,2]<=[8]', ('seq',)), ('[4,2]<=[2,4]T(1,0)', ('data',)), ('[4,2]<=[2,2,2]T(0,2,1)', ('fsdp',)),
     ('[1,8]<=[8]', AXES), ('[8,1]<=[8]', None),
-    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ('data',)), ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", ('fsdp', 'seq')),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ('data',)),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", ('fsdp', 'seq')),
     ("mesh['a'=8] {'a':(2)2}", ('fsdp',)), ("mesh['a'=8] {'a':(1)2,'a':(4)2}", ('data', 'seq')),
     ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ('seq',)),
     ("mesh['a'=4,'b'=2], device_ids=(0,4,1,5,2,6,3,7) {'b'}", ('data',)), ('@mesh<u=2,v=4> {u}', ('data',)),
@@ -140,11 +147,12 @@ def test_every_way_to_write_the_groups(groups, axes):
 
 def test_a_start_and_its_done_are_one():
     pairs = 'source_target_pairs={{0,2},{2,0},{1,3},{3,1},{4,6},{6,4},{5,7},{7,5}}'
-    text = sample("""  %s = (f32[8,128]{1,0}, f32[16,128]{1,0:T(8,128)}) all-gather-start(%x), replica_groups=[4,2]<=[8]
+    text = sample(
+        """  %s = (f32[8,128]{1,0}, f32[16,128]{1,0:T(8,128)}) all-gather-start(%x), replica_groups=[4,2]<=[8]
   %d = f32[16,128]{1,0} all-gather-done(%s)
   %p = (f32[8,128]{1,0}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), PAIRS
   %q = f32[8,128]{1,0} collective-permute-done(%p)
-  %t = (f32[8,128], /*index=1*/f32[8,128]) all-reduce-start(%x, /*index=1*/%q), replica_groups={}, to_apply=%add
+  %t = (f32[8,128], /*index=1*/f32[8,128]) all-reduce-start(%x, /*index=1*/%q), replica_groups={}
   ROOT %u = (f32[8,128]{1,0}, f32[8,128]{1,0}) all-reduce-done(%t)
 """.replace('PAIRS', pairs))
     assert read(text) == [('all-gather', ('seq',), 8192, 1), ('collective-permute', ('fsdp',), 4096, 1),
@@ -155,7 +163,7 @@ def test_an_async_computation_counts_once():
     wrapped = """
 %wrapped (p: f32[8,128]) -> f32[4,128] {
   %p = f32[8,128]{1,0} parameter(0)
-  ROOT %rs = f32[4,128]{1,0} reduce-scatter(%p), channel_id=5, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
+  ROOT %rs = f32[4,128]{1,0} reduce-scatter(%p), channel_id=5, replica_groups=[4,2]<=[2,4]T(1,0)
 }
 """
     text = sample("""  %s = ((f32[8,128]{1,0}), f32[4,128]{1,0}, u32[]{:S(2)}) async-start(%x), calls=%wrapped
@@ -167,7 +175,8 @@ def test_an_async_computation_counts_once():
 
 def test_a_gather_spread_over_fusions_counts_where_it_starts():
     gather = ("all-gather(%{p}), channel_id=137, replica_groups=mesh['a'=4,'b'=2] {{'b'}}, dimensions={{1}}, "
-              'frontend_attributes={{chain_id="1"}}, backend_config={{"async_collective_fusion_config":{{"flag_start":"2"}}}}')
+              'frontend_attributes={{chain_id="1"}}, '
+              'backend_config={{"async_collective_fusion_config":{{"flag_start":"2"}}}}')
     others = ''.join(f"""
 %step{n} (p{n}: f32[8,128]) -> f32[8,256] {{
   %p{n} = f32[8,128]{{1,0}} parameter(0)
@@ -175,7 +184,8 @@ def test_a_gather_spread_over_fusions_counts_where_it_starts():
   ROOT %c{n} = f32[8,256]{{1,0}} custom-call(%g{n}), custom_call_target="{target}"
 }}
 """ for n, target in enumerate(('AsyncCollectiveStart', 'SomethingElse', 'AsyncCollectiveDone')))
-    text = sample(''.join(f'  %f{n} = f32[8,256]{{1,0}} fusion(%x), kind=kCustom, calls=%step{n}\n' for n in range(3)), others)
+    text = sample(''.join(f'  %f{n} = f32[8,256]{{1,0}} fusion(%x), kind=kCustom, calls=%step{n}\n'
+                          for n in range(3)), others)
     assert read(text) == [('all-gather', ('seq',), 8192, 1)]
 
 
@@ -188,7 +198,8 @@ def test_a_sum_fused_with_its_slice_is_a_scatter():
   ROOT %d = f32[1,128]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={1,128}
 }
 """
-    text = sample('  ROOT %f = f32[1,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1\n', others)
+    text = sample('  ROOT %f = f32[1,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1\n',
+                  others)
     assert read(text) == [('reduce-scatter', AXES, 4096, 1)]
 
 
@@ -218,7 +229,8 @@ def loop(start, step, bound, extra='', config=''):
 """, others)
 
 
-@pytest.mark.parametrize('start, step, bound, turns', [(0, 1, 12, 12), (0, 2, 8, 4), (1, 2, 8, 4), (3, 1, 8, 5), (8, 1, 8, 0)])
+@pytest.mark.parametrize('start, step, bound, turns',
+                         [(0, 1, 12, 12), (0, 2, 8, 4), (1, 2, 8, 4), (3, 1, 8, 5), (8, 1, 8, 0)])
 def test_turns_of_a_loop_are_counted_from_its_condition(start, step, bound, turns):
     assert read(loop(start, step, f'constant({bound})')) == [('all-reduce', ('seq',), 4096, turns)]
 
@@ -251,9 +263,11 @@ def test_every_branch_of_a_conditional_counts():
     assert read(text) == [('all-reduce', ('seq',), 4096, 1)]
 
 
-@pytest.mark.parametrize('dtype, bits', [('bf16', 16), ('pred', 8), ('f8e4m3fn', 8), ('s4', 4), ('c64', 64), ('u32', 32)])
+@pytest.mark.parametrize('dtype, bits',
+                         [('bf16', 16), ('pred', 8), ('f8e4m3fn', 8), ('s4', 4), ('c64', 64), ('u32', 32)])
 def test_bytes_follow_the_dtype(dtype, bits):
-    line = f'  ROOT %r = {dtype}[8,128]{{1,0}} all-to-all(%x), channel_id=3, replica_groups=[4,2]<=[8], dimensions={{0}}\n'
+    line = (f'  ROOT %r = {dtype}[8,128]{{1,0}} all-to-all(%x), channel_id=3, replica_groups=[4,2]<=[8], '
+            f'dimensions={{0}}\n')
     assert read(sample(line, shape=f'{dtype}[8,128]')) == [('all-to-all', ('seq',), 1024 * bits // 8, 1)]
 
 

@@ -23,8 +23,8 @@ from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
 
 ROOT = Path(__file__).parents[2]
-REFUSAL = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.70G) exceeds '
-           'available HBM (15.75G).')
+REFUSAL = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
+           '(20.70G) exceeds available HBM (15.75G).')
 V5E = next(chip for chip in CHIPS if chip.name == 'v5e')
 GIB = 2**30
 
@@ -57,7 +57,7 @@ def on_v5e(plan, limit, shape='4x4', **memory):
     return dataclasses.replace(plan, topology=topology, memory=dataclasses.replace(plan.memory, **memory))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # What a plan says
 
 
@@ -66,8 +66,10 @@ def test_a_plan_counts_what_a_device_holds(plan):
     weights = sum(leaf.size for leaf in jax.tree.leaves(network.abstract())) * 4
     parts = plan.memory.parts
     assert plan.fits and plan.devices == 8 and plan.mesh == {'data': 2, 'fsdp': 4, 'tensor': 1, 'seq': 1}
-    assert weights / 4 < parts['weights'] < weights / 3      # cut over fsdp, but for biases and the convolution
-    assert parts['EMA'] == parts['weights'] and 2 * parts['weights'] <= parts['optimizer'] < 2 * parts['weights'] + 64
+    # cut over fsdp, but for biases and the convolution
+    assert weights / 4 < parts['weights'] < weights / 3
+    assert parts['EMA'] == parts['weights'] and 2 * parts['weights'] <= parts['optimizer'] < 2 * parts[
+        'weights'] + 64
     assert parts['batch'] == 16 // 8 * (8 * 8 + 1) * 4
     assert plan.memory.arguments >= sum(parts.values())
     assert plan.memory.peak >= plan.memory.arguments + plan.memory.temporaries
@@ -93,7 +95,7 @@ def test_the_verdict_comes_first(plan):
     assert 'what to change' not in text and max(map(len, text.splitlines())) < 140
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Programs that are too large
 
 
@@ -126,8 +128,8 @@ def test_other_failures_of_the_compiler_are_not_hidden(monkeypatch):
 
 @pytest.mark.parametrize('message, gib', [
     (REFUSAL, 20.7), (REFUSAL.replace('20.70G', '512.00M'), 0.5), ('RESOURCE_EXHAUSTED: something else', 0),
-    ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.25G of 15.75G '
-     'hbm. Exceeded hbm capacity by 2.50G.', 18.25)])
+    ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used '
+     '18.25G of 15.75G hbm. Exceeded hbm capacity by 2.50G.', 18.25)])
 def test_bytes_that_the_compiler_asked_for(message, gib):
     assert planning.parse_refusal(message) == round(gib * GIB)
 
@@ -138,8 +140,8 @@ def advised(plan):
 
 def test_temporaries_are_cut_first_where_they_are_most(plan):
     large = on_v5e(plan, 16, arguments=2, temporaries=20, peak=22)
-    assert advised(large) == ['--config.train.remat=full', '--config.train.accumulate=2', '--config.train.batch_size=8',
-                              '--plan=v5e:4x8']
+    assert advised(large) == ['--config.train.remat=full', '--config.train.accumulate=2',
+                              '--config.train.batch_size=8', '--plan=v5e:4x8']
     assert 'temporaries about 10.0 GiB' in planning.advise(large)[1][1]
 
 
@@ -149,14 +151,17 @@ def test_arguments_are_cut_first_where_they_are_most(plan):
     large = dataclasses.replace(on_v5e(plan, 16, arguments=12, temporaries=6, peak=18), config=config)
     assert advised(large)[0] == '--config.mesh.data=1 --config.mesh.fsdp=8'
     assert 'arguments about 1.5 GiB' in planning.advise(large)[0][1]
-    too_large = dataclasses.replace(large, memory=dataclasses.replace(large.memory, arguments=17 * GIB, peak=23 * GIB))
+    too_large = dataclasses.replace(large,
+                                    memory=dataclasses.replace(large.memory, arguments=17 * GIB,
+                                                               peak=23 * GIB))
     assert advised(too_large) == ['--config.mesh.data=1 --config.mesh.fsdp=8', '--plan=v5e:4x8']
 
 
 def test_nothing_is_advised_that_is_done_already(plan):
     config = plan.config.copy_and_resolve_references().unlock()
     config.train.update({'remat': 'full', 'accumulate': 2})
-    full = dataclasses.replace(on_v5e(plan, 16, '16x16', arguments=2, temporaries=200, peak=202), config=config)
+    full = dataclasses.replace(on_v5e(plan, 16, '16x16', arguments=2, temporaries=200, peak=202),
+                               config=config)
     assert advised(full) == []       # one image a device and micro-batch, and no larger slice
 
 
@@ -167,13 +172,13 @@ def test_advice_is_in_the_text_of_a_plan_that_does_not_fit(plan):
     assert 'what to change' in text and '  --config.train.remat=full ' in text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The teacher
 
 
 @pytest.mark.parametrize('path, depth, width, heads', [
-    ('models/dit_xl', 28, 1152, 16), ('gs://bucket/models/DiT-S-2/', 12, 384, 6), ('models/teacher', 1, 32, 2),
-    ('models/edit_small', 1, 32, 2)])
+    ('models/dit_xl', 28, 1152, 16), ('gs://bucket/models/DiT-S-2/', 12, 384, 6),
+    ('models/teacher', 1, 32, 2), ('models/edit_small', 1, 32, 2)])
 def test_a_missing_teacher_is_guessed_and_said(path, depth, width, heads, monkeypatch):
     monkeypatch.setattr(planning, '_is_here', lambda path: False)     # a bucket is not asked by a test
     network, text = planning.find_teacher(recipe(path))
@@ -199,15 +204,17 @@ def test_without_a_teacher_there_is_none():
     assert planning.find_teacher(recipe()) == (None, '')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Topologies
 
 
 @pytest.mark.parametrize('name, said', [
-    ('v9:4x4', r"unknown topology 'v9:4x4'; known:\n  v4 (.|\n)*v5e:16x16(.|\n)*cpu:8"), ('', 'unknown topology'),
-    ('h100:8', 'GPU can only be compiled where one is'), ('gpu:8', 'GPU can only be compiled where one is'),
-    ('v5e:3x3', r'no v5e slice of that shape; shapes of v5e: 1x1, 2x2, .*16x16'), ('v5e:32x32', 'no v5e slice'),
-    ('v5e', "'' is no shape"), ('v5e:16', "'16' is no shape"), ('v5p:4x4', 'no shape of a v5p slice; .*2x4x4'),
+    ('v9:4x4', r"unknown topology 'v9:4x4'; known:\n  v4 (.|\n)*v5e:16x16(.|\n)*cpu:8"),
+    ('', 'unknown topology'), ('h100:8', 'GPU can only be compiled where one is'),
+    ('gpu:8', 'GPU can only be compiled where one is'),
+    ('v5e:3x3', r'no v5e slice of that shape; shapes of v5e: 1x1, 2x2, .*16x16'),
+    ('v5e:32x32', 'no v5e slice'), ('v5e', "'' is no shape"), ('v5e:16', "'16' is no shape"),
+    ('v5p:4x4', 'no shape of a v5p slice; .*2x4x4'),
     ('v6e:4x4x4', 'no shape of a v6e slice'), ('cpu:0', 'an example: cpu:8'), ('cpu', 'an example: cpu:8'),
     ('cpu:9', r'runs already with 8 CPU device\(s\) in this process, 9 are asked for')])
 def test_names_that_are_not_known(name, said):
@@ -217,7 +224,8 @@ def test_names_that_are_not_known(name, said):
 
 def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'libtpu' else real(name, *rest))
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'libtpu'
+                        else real(name, *rest))
     monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
     with pytest.raises(UserError, match='pip install -r requirements-tpu.txt'):
         find_topology('v5e:4x4')
@@ -241,16 +249,18 @@ def test_a_teacher_that_the_mesh_cannot_cut_is_an_error():
     config = recipe('models/dit_s')     # has six heads
     config.model.mixer.heads = 4
     config.mesh.update({'data': 2, 'fsdp': 1, 'tensor': 4})
-    with pytest.raises(UserError, match='the teacher models/dit_s does not fit on the mesh(.|\n)*6 softmax heads'):
+    with pytest.raises(UserError, match='the teacher models/dit_s does not fit on the mesh(.|\n)*6 softmax '
+                                        'heads'):
         planning.make_plan(config, 'cpu:8')
 
 
 def run_python(code):
     """In a process of its own, where nothing tells jax what to use."""
-    environment = {name: value for name, value in os.environ.items() if name not in ('JAX_PLATFORMS', 'XLA_FLAGS')}
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ('JAX_PLATFORMS', 'XLA_FLAGS')}
     environment['PYTHONPATH'] = f'{ROOT}{os.pathsep}{ROOT / "tests"}'
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=300, check=False)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -276,9 +286,12 @@ plan = make_plan(config, 'v5e:2x2')
 config.train.batch_size = 2 ** 22
 huge = make_plan(config, 'v5e:2x2')
 print(json.dumps({
-    'text': format_plan(plan), 'fits': [plan.fits, huge.fits], 'kinds': sorted({c.kind for c in plan.collectives}),
-    'axes': sorted({a for c in plan.collectives for a in c.axes}), 'at_least': any(c.at_least for c in plan.collectives),
-    'huge': huge.memory.peak, 'backend': jax.default_backend(), 'same_environment': before == dict(os.environ)}))
+    'text': format_plan(plan), 'fits': [plan.fits, huge.fits],
+    'kinds': sorted({c.kind for c in plan.collectives}),
+    'axes': sorted({a for c in plan.collectives for a in c.axes}),
+    'at_least': any(c.at_least for c in plan.collectives),
+    'huge': huge.memory.peak, 'backend': jax.default_backend(),
+    'same_environment': before == dict(os.environ)}))
 '''
 
 
@@ -310,5 +323,6 @@ def test_every_listed_slice_is_known_to_the_tpu_compiler():
 @pytest.mark.slow
 def test_a_shape_that_the_compiler_refuses_is_shown_with_its_words():
     pytest.importorskip('libtpu', reason='libtpu comes with requirements-tpu.txt')
-    with pytest.raises(UserError, match=r'the TPU compiler refuses it: INVALID_ARGUMENT(.|\n)*shapes of v5p: 2x2x1'):
+    with pytest.raises(UserError,
+                       match=r'the TPU compiler refuses it: INVALID_ARGUMENT(.|\n)*shapes of v5p: 2x2x1'):
         find_topology('v5p:3x3x3')

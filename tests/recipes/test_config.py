@@ -1,4 +1,5 @@
-"""Recipes: every file in configs/ loads, and everything that cannot work is said before anything is compiled."""
+"""Recipes: every file in configs/ loads, and everything that cannot work is said before anything is
+compiled."""
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from lit_jax.recipes import recipe
 from lit_jax.runtime.errors import UserError
 
 # Recipes of `train.py`; those of train_vae.py have fields of their own.
-CONFIGS = sorted(path for path in (Path(__file__).parents[2] / 'configs').glob('*.py') if not path.stem.startswith('vae_'))
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / 'configs').glob('*.py')
+                 if not path.stem.startswith('vae_'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -29,12 +31,14 @@ def test_the_lit_recipes_follow_the_paper():
     assert (xl.teacher.lambda_noise, xl.teacher.lambda_variance, xl.train.ema_decay) == (0.5, 0.05, 0.9999)
     large = recipes.load_recipe(Path('configs/lit_xl_512.py'))
     assert (large.train.steps, large.train.batch_size, large.teacher.lambda_noise) == (700_000, 128, 1.0)
-    heads = {name: recipes.load_recipe(Path(f'configs/lit_{name}.py')).model.mixer.heads for name in recipes.SIZES}
+    heads = {name: recipes.load_recipe(Path(f'configs/lit_{name}.py')).model.mixer.heads
+             for name in recipes.SIZES}
     assert heads == {'s': 2, 'b': 3, 'l': 4, 'xl': 4}
 
 
 @pytest.mark.parametrize('field, value, message', [
-    ('train.batch_size', 12, r'12 is not divisible by data · fsdp · accumulate = 8 · 1 · 1 = 8; the nearest that is: 16'),
+    ('train.batch_size', 12,
+     r'12 is not divisible by data · fsdp · accumulate = 8 · 1 · 1 = 8; the nearest that is: 16'),
     ('train.accumulate', 3, 'not divisible'),
     ('data.image_size', 9, r'9 is not divisible by latent\.downscale · model\.patch = 1 · 2 = 2'),
     ('model.mixer.heads', 5, '5 heads do not divide the width 32'),
@@ -74,7 +78,8 @@ def test_free_data_and_fsdp_share_any_number_of_devices(devices, width):
     assert mesh['fsdp'] <= recipes.MOST_FSDP
     assert all(width % (mesh['fsdp'] * more) or mesh['fsdp'] * more > recipes.MOST_FSDP
                for more in range(2, 9) if mesh['data'] % more == 0)
-    assert all(size['width'] % mesh['fsdp'] == 0 for size in recipes.SIZES.values() if devices in (16, 64, 256, 512))
+    assert all(size['width'] % mesh['fsdp'] == 0 for size in recipes.SIZES.values()
+               if devices in (16, 64, 256, 512))
 
 
 def test_the_free_mesh_axis_takes_the_devices_that_are_left():

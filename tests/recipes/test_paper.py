@@ -30,17 +30,20 @@ def test_every_row_is_a_whole_recipe_with_its_published_figures(path):
         assert config.published.fid == row.published['fid'] and 1 < config.published.fid < 180
         assert config.published.table.startswith(f'{PAPERS[path.stem[:-1]]} (arXiv ')
         assert config.published.table.endswith(f'table {path.stem[-1]}, row {name}')
-        assert config.eval.cfg_scales == (row.cfg_scale,) and config.eval.steps == (200 if row.sub_imagenet else 250)
-        assert all(0 < row.published[name] < 1 for name in ('precision', 'recall', 'kid', 'skid') if name in row.published)
+        assert config.eval.cfg_scales == (row.cfg_scale,
+                                          ) and config.eval.steps == (200 if row.sub_imagenet else 250)
+        assert all(0 < row.published[name] < 1 for name in ('precision', 'recall', 'kid', 'skid')
+                   if name in row.published)
 
 
 def test_the_tables_have_the_rows_of_the_paper():
     counts = {path.stem: len(rows_of(path)) for path in TABLES}
     # Table 3 prints the 400K row twice; 6 and 7: the rows of LiT and DiT.
-    assert counts == {'table1': 10, 'table2': 20, 'table3': 11, 'table4': 9, 'table5': 12, 'table6': 6, 'table7': 5,
+    assert counts == {'table1': 10, 'table2': 20, 'table3': 11, 'table4': 9, 'table5': 12, 'table6': 6,
+                      'table7': 5,
                       'dig_table3': 6, 'dig_table4': 12, 'dig_table5': 7, 'dig_table6': 2,
-                      'dydi_table1': 36, 'dydi_table2': 12, 'dydi_table3': 12, 'dydi_table4': 6, 'dydi_table5': 2,
-                      'dydi_table6': 2, 'dydi_table7': 12, 'dydi_table8': 9}
+                      'dydi_table1': 36, 'dydi_table2': 12, 'dydi_table3': 12, 'dydi_table4': 6,
+                      'dydi_table5': 2, 'dydi_table6': 2, 'dydi_table7': 12, 'dydi_table8': 9}
 
 
 def test_the_best_row_of_table_4_is_the_recipe_of_the_paper():
@@ -51,15 +54,18 @@ def test_the_best_row_of_table_4_is_the_recipe_of_the_paper():
     assert config.model.mixer.heads == 2 and config.train.steps == 400_000
 
 
-@pytest.mark.parametrize('table, row', [('dydi_table5', 'maps'), ('dydi_table5', 'tokens'), ('dig_table3', 'causal'),
-                                        ('dig_table3', 'four_directions')])
+@pytest.mark.parametrize('table, row',
+                         [('dydi_table5', 'maps'), ('dydi_table5', 'tokens'), ('dig_table3', 'causal'),
+                          ('dig_table3', 'four_directions')])
 def test_printed_costs_of_variants_are_reproduced(table, row):
     config = recipes.load_recipe(ROOT / 'configs' / 'paper' / f'{table}.py', row)
     convention = SYSTEMS['dig' if table.startswith('dig') else 'dydi_lit'].convention
-    assert paper_macs(Network(recipes.architecture(config)), convention) / 1e9 == pytest.approx(config.published.gflops, rel=5e-3)
+    assert paper_macs(Network(recipes.architecture(config)),
+                      convention) / 1e9 == pytest.approx(config.published.gflops, rel=5e-3)
 
 
-@pytest.mark.parametrize('table, image_size', [('dydi_table1', 256), ('dydi_table2', 512), ('dydi_table7', 256)])
+@pytest.mark.parametrize('table, image_size',
+                         [('dydi_table1', 256), ('dydi_table2', 512), ('dydi_table7', 256)])
 def test_printed_costs_are_those_of_the_table_of_systems(table, image_size):
     for row in rows_of(ROOT / 'configs' / 'paper' / f'{table}.py').values():
         assert row.published['gflops'] == SYSTEMS[row.system].published[row.size, image_size]
@@ -69,7 +75,8 @@ def test_sub_imagenet_and_its_exceptions():
     path = ROOT / 'configs' / 'paper' / 'dydi_table2.py'
     for name in rows_of(path):
         config = recipes.load_recipe(path, name)
-        assert (config.data.classes, config.data.num_classes, config.data.image_size) == ('sub_imagenet', 100, 512)
+        assert (config.data.classes, config.data.num_classes,
+                config.data.image_size) == ('sub_imagenet', 100, 512)
         assert (config.train.steps, config.eval.labels, config.eval.steps) == (100_600, 'balanced', 200)
         assert config.train.dtype == ('float32' if name.startswith('dig') else 'bfloat16')
 
@@ -77,25 +84,29 @@ def test_sub_imagenet_and_its_exceptions():
 def test_the_parts_of_dydi_lit_are_added_one_by_one():
     path = ROOT / 'configs' / 'paper' / 'dydi_table4.py'
     parts = {name: recipes.load_recipe(path, name).model.mixer for name in rows_of(path)}
-    assert list(parts) == ['sana', 'focused_kernel', 'dynamic_measure_kernel', 'dynamic_projection', 'token_differential',
-                           'reparameterization']
+    assert list(parts) == ['sana', 'focused_kernel', 'dynamic_measure_kernel', 'dynamic_projection',
+                           'token_differential', 'reparameterization']
     assert parts.pop('sana').name == 'sana'
     assert [(p.powers > 0, p.projectors > 0, p.difference, p.dwc) for p in parts.values()] == [
         (False, False, 'none', 'none'), (True, False, 'none', 'none'), (True, True, 'none', 'none'),
         (True, True, 'tokens', 'single'), (True, True, 'tokens', 'branches')]
     started = recipes.load_recipe(ROOT / 'configs' / 'paper' / 'dydi_table6.py', 'increasing').model.stages
-    assert [stage['mixer']['factor_init'] for stage in started] == [.2, .275, .35, .425, .5, .575, .65, .725, .8]
+    assert [stage['mixer']['factor_init']
+            for stage in started] == [.2, .275, .35, .425, .5, .575, .65, .725, .8]
 
 
 def test_a_printed_line():
-    assert printed('fid is% kid recall%', '1.5 - 0.01 43.54', gflops=6.0) == {'fid': 1.5, 'kid': .01, 'recall': .4354, 'gflops': 6}
+    assert printed('fid is% kid recall%', '1.5 - 0.01 43.54',
+                   gflops=6.0) == {'fid': 1.5, 'kid': .01, 'recall': .4354, 'gflops': 6}
     with pytest.raises(ValueError, match='zip'):
         printed('fid', '1 2')
 
 
 @pytest.mark.parametrize('row', ['', 'xl_teacher_9_9'])
 def test_an_unknown_row_lists_the_known_ones(row):
-    with pytest.raises(UserError, match=re.escape('configs/paper/table4.py:no_teacher; its rows: no_teacher, s_teacher_0.1_0')):
+    with pytest.raises(UserError,
+                       match=re.escape('configs/paper/table4.py:no_teacher; its rows: no_teacher, '
+                                       's_teacher_0.1_0')):
         recipes.load_recipe(ROOT / 'configs' / 'paper' / 'table4.py', row)
 
 

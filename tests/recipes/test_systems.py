@@ -17,7 +17,8 @@ from lit_jax.training.telemetry import read_lines
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = [(name, *key) for name, entry in SYSTEMS.items() for key in entry.published]
-NOT_KNOWN = {'udig'}       # what the paper leaves open is chosen; the difference is printed, not bounded so closely
+# what the paper leaves open is chosen; the difference is printed, not bounded so closely
+NOT_KNOWN = {'udig'}
 
 
 @pytest.mark.parametrize('name, size, image_size', [row for row in PUBLISHED if row[0] not in NOT_KNOWN])
@@ -27,7 +28,8 @@ def test_the_printed_cost_is_reproduced(name, size, image_size):
 
 @pytest.mark.parametrize('size, parameters, with_down', [
     ('s', 33_081_632, 5.49), ('b', 130_748_192, 21.9), ('l', 465_022_496, 79.3), ('xl', 675_953_952, 114.7)])
-def test_dig_has_the_parameters_of_its_code_and_the_cost_that_its_paper_leaves_out(size, parameters, with_down):
+def test_dig_has_the_parameters_of_its_code_and_the_cost_that_its_paper_leaves_out(
+    size, parameters, with_down):
     cost = cost_of('dig', size)
     network = Network(recipes.architecture(system(recipes.default(), 'dig', size)))
     assert cost.parameters == parameters
@@ -61,10 +63,12 @@ def test_names_that_are_not_known():
 
 def test_the_settings_of_the_comparison():
     config = load('configs/sub_imagenet.py:dydi_lit_l_512')
-    assert (config.data.classes, config.data.num_classes, config.data.image_size) == ('sub_imagenet', 100, 512)
+    assert (config.data.classes, config.data.num_classes,
+            config.data.image_size) == ('sub_imagenet', 100, 512)
     assert (config.train.steps, config.train.batch_size, config.train.dtype) == (100_600, 256, 'bfloat16')
     assert (config.eval.full_num_samples, config.eval.steps, config.eval.labels) == (30_000, 200, 'balanced')
-    assert config.model.mixer.projectors == 7 and (config.model.mixer.powers, config.model.mixer.factors) == (21, 21)
+    assert config.model.mixer.projectors == 7 and (config.model.mixer.powers,
+                                                   config.model.mixer.factors) == (21, 21)
     assert load('configs/sub_imagenet.py:dig_dydi_s').train.dtype == 'float32'
 
 
@@ -116,7 +120,8 @@ def test_the_page_has_a_row_of_every_size():
     text = (ROOT / 'docs' / 'systems.md').read_text()
     table = text.partition(BEGIN)[2].partition(END)[0]
     listed = re.findall(r'^\| (.+?) \| (\w+) \| (\d+) \|.*`(.+?)` \|$', table, re.M)
-    assert listed == [(SYSTEMS[name].title, size, str(pixels), recipe_of(name, size, pixels)) for name, size, pixels in rows()]
+    assert listed == [(SYSTEMS[name].title, size, str(pixels), recipe_of(name, size, pixels))
+                      for name, size, pixels in rows()]
 
 
 @pytest.mark.slow

@@ -68,7 +68,9 @@ def test_false_colours_stretch_each_image_by_itself():
     latents[2] = 1.5
     colours = false_colour(latents)
     assert colours.shape == (3, 4, 4, 3) and colours.dtype == np.uint8
-    assert colours[:2].min(axis=(1, 2, 3)).tolist() == [0, 0] and colours[:2].max(axis=(1, 2, 3)).tolist() == [255, 255]
+    assert colours[:2].min(axis=(1, 2, 3)).tolist() == [0,
+                                                        0] and colours[:2].max(axis=(1, 2, 3)).tolist() == [
+                                                            255, 255]
     assert set(colours[2].ravel().tolist()) == {128}  # one value: mid-grey, no division by zero
 
 
@@ -120,7 +122,7 @@ def test_a_failed_write_leaves_the_old_image_alone(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['a.png']
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Sheets
 
 
@@ -135,8 +137,10 @@ def test_a_sheet_has_the_grids_side_by_side_under_titles_with_names_at_the_left(
     left = sheet.shape[1] - 2 * width - 12
     assert sheet.dtype == np.uint8 and sheet.shape[0] == height + 16 and left > 10
     np.testing.assert_array_equal(sheet[16:, left:left + width], np.broadcast_to(grid, (height, width, 3)))
-    assert (sheet[16:, left + width + 12:] == np.broadcast_to(make_grid(panel(90), 2), (height, width, 3))).all()
-    for area in (sheet[:16, left:left + width], sheet[:16, left + width + 12:], sheet[16:38, :left], sheet[38:, :left]):
+    assert (sheet[16:, left + width + 12:]
+            == np.broadcast_to(make_grid(panel(90), 2), (height, width, 3))).all()
+    for area in (sheet[:16, left:left + width], sheet[:16, left + width + 12:], sheet[16:38, :left],
+                 sheet[38:, :left]):
         assert (area < 100).any()      # writing
 
 

@@ -1,4 +1,5 @@
-"""Joining, agreeing and giving up, as far as one process can show it; test_processes_train.py has the real ones."""
+"""Joining, agreeing and giving up, as far as one process can show it; test_processes_train.py has the real
+ones."""
 import logging
 import os
 import subprocess
@@ -15,7 +16,8 @@ from lit_jax.runtime.errors import UserError
 @pytest.mark.parametrize('environment, tpu, expected', [
     ({}, False, None),
     ({}, True, 'TPU VM'),
-    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8'}, False, None),                      # salloc's shell: not a job step
+    # salloc's shell: not a job step
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8'}, False, None),
     ({'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '8'}, False, 'SLURM'),
     ({'SLURM_STEP_NODELIST': 'a1', 'SLURM_NTASKS': '1'}, False, None),
     ({'OMPI_COMM_WORLD_SIZE': '4'}, False, 'Open MPI'),
@@ -45,7 +47,8 @@ def test_incomplete_or_wrong_flags_are_explained(flags, message):
 def test_alone_nothing_is_started(monkeypatch):
     monkeypatch.setattr(jax.distributed, 'initialize', lambda *args, **options: pytest.fail('joined nobody'))
     monkeypatch.setattr(cluster, 'has_tpus', lambda: False)
-    for name in ('SLURM_STEP_NODELIST', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES', 'JAX_COORDINATOR_ADDRESS'):
+    for name in ('SLURM_STEP_NODELIST', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES',
+                 'JAX_COORDINATOR_ADDRESS'):
         monkeypatch.delenv(name, raising=False)
     cluster.join()
     assert cluster.process() == (0, 1)
@@ -57,7 +60,8 @@ def test_a_scheduler_that_jax_does_not_understand_is_explained(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, 'initialize', fail)
     monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
-    with pytest.raises(UserError, match=r'Open MPI started this process beside others.*--coordinator=HOST0:PORT'):
+    with pytest.raises(UserError,
+                       match=r'Open MPI started this process beside others.*--coordinator=HOST0:PORT'):
         cluster.join()
 
 
@@ -67,7 +71,8 @@ def test_a_machine_with_tpus_and_no_word_of_others_runs_alone(monkeypatch, caplo
 
     monkeypatch.setattr(jax.distributed, 'initialize', fail)
     monkeypatch.setattr(cluster, 'has_tpus', lambda: True)
-    for name in ('SLURM_STEP_NODELIST', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES', 'JAX_COORDINATOR_ADDRESS'):
+    for name in ('SLURM_STEP_NODELIST', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES',
+                 'JAX_COORDINATOR_ADDRESS'):
         monkeypatch.delenv(name, raising=False)
     with caplog.at_level(logging.INFO, 'lit_jax'):
         cluster.join()
@@ -76,7 +81,8 @@ def test_a_machine_with_tpus_and_no_word_of_others_runs_alone(monkeypatch, caplo
 
 def pretend_two(monkeypatch, texts):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(cluster, '_gather', lambda text: [('process 0 (a)', text), ('process 1 (b)', texts or text)])
+    monkeypatch.setattr(cluster, '_gather',
+                        lambda text: [('process 0 (a)', text), ('process 1 (b)', texts or text)])
 
 
 def test_differences_are_named_with_both_values_and_hosts(monkeypatch):
@@ -104,18 +110,20 @@ def test_the_code_fact_changes_with_the_code(monkeypatch, tmp_path):
 
 
 def test_a_lost_process_ends_this_one_without_unwinding():
-    """In a process of its own, as it ends: status 76, the message, and no `finally` that would wait for the dead."""
+    """In a process of its own, as it ends: status 76, the message, and no `finally` that would wait for the
+    dead."""
     script = ('import jax, logging; from lit_jax.training import cluster\n'
               'logging.basicConfig(); jax.process_count = lambda: 2\n'
               'try:\n'
               '    with cluster.peers_watched(lambda: "it goes on from step 40"):\n'
-              '        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")\n'
-              'finally:\n'
+              '        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset '
+              'by peer")\nfinally:\n'
               '    print("unwound")\n')
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=60,
                           env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
     assert done.returncode == cluster.LOST == 76
-    assert 'another process of this run is gone (UNKNOWN: Gloo' in done.stderr and 'it goes on from step 40' in done.stderr
+    assert 'another process of this run is gone (UNKNOWN: Gloo' in done.stderr \
+        and 'it goes on from step 40' in done.stderr
     assert 'unwound' not in done.stdout
 
 

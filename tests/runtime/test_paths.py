@@ -1,4 +1,5 @@
-"""Local and remote paths: the same calls, the same results, one clear message where a bucket is not to be had."""
+"""Local and remote paths: the same calls, the same results, one clear message where a bucket is not to be
+had."""
 import errno
 import os
 from pathlib import Path
@@ -14,7 +15,8 @@ from lit_jax.runtime.errors import UserError
 @pytest.fixture(params=['local', 'remote'])
 def root(request, tmp_path):
     """An empty folder on disk, then one in a bucket."""
-    return epath.Path(tmp_path) if request.param == 'local' else paths.as_path(request.getfixturevalue('bucket')) / 'run'
+    return epath.Path(tmp_path) if request.param == 'local' else paths.as_path(
+        request.getfixturevalue('bucket')) / 'run'
 
 
 def test_kinds_of_paths(tmp_path, bucket):  # noqa: F811
@@ -22,7 +24,8 @@ def test_kinds_of_paths(tmp_path, bucket):  # noqa: F811
     assert str(paths.as_path(epath.Path(bucket) / 'a') / 'b') == 'gs://bucket/a/b'
     assert str(paths.absolute('runs/a')) == str(Path.cwd() / 'runs' / 'a')
     assert paths.absolute('gs://bucket/a') == epath.Path('gs://bucket/a')
-    assert not paths.is_remote(tmp_path) and paths.is_remote('gs://bucket') and paths.is_remote(epath.Path('s3://b/x'))
+    assert not paths.is_remote(tmp_path) and paths.is_remote('gs://bucket') and paths.is_remote(
+        epath.Path('s3://b/x'))
 
 
 @pytest.mark.parametrize('path, message', [
@@ -36,7 +39,8 @@ def test_paths_that_cannot_be_used(path, message):
 
 
 @pytest.mark.parametrize('path, message', [
-    ('gs://bucket/run', 'needs the package gcsfs .*on every host of the run: pip install -r requirements-gcs.txt'),
+    ('gs://bucket/run', 'needs the package gcsfs .*on every host of the run: pip install -r '
+                        'requirements-gcs.txt'),
     ('s3://bucket/run', 'needs the package s3fs .*on every host of the run: pip install s3fs'),
 ])
 def test_the_package_that_is_missing_is_named(monkeypatch, path, message):
@@ -86,7 +90,8 @@ def test_a_bucket_that_cannot_be_reached_is_named(bucket, tmp_path):  # noqa: F8
     with pytest.raises(UserError, match=r'gs://bukket/run: there is no such bucket \(b/bukket\)'):
         paths.check_reachable('gs://bukket/run')
     Store.broken = OSError('Forbidden: 403')
-    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*may use the bucket'):
+    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*may use '
+                                        'the bucket'):
         paths.check_reachable('gs://bucket/run')
     with pytest.raises(OSError, match='local trouble'), paths.explain_unreachable(tmp_path):
         raise OSError('local trouble')

@@ -36,7 +36,8 @@ def test_several_devices_get_threads(environment):
     assert os.environ['PJRT_NPROC'] == '32'
 
 
-@pytest.mark.parametrize('variables', [{}, {'XLA_FLAGS': f'{ASKS}1'}, {'XLA_FLAGS': f'{ASKS}4', 'NPROC': '3'}])
+@pytest.mark.parametrize('variables',
+                         [{}, {'XLA_FLAGS': f'{ASKS}1'}, {'XLA_FLAGS': f'{ASKS}4', 'NPROC': '3'}])
 def test_one_device_and_a_number_that_was_set_stay_as_they_are(environment, variables):
     environment(**variables)
     virtual_devices.give_threads()
@@ -46,7 +47,8 @@ def test_one_device_and_a_number_that_was_set_stay_as_they_are(environment, vari
 @pytest.mark.skipif(sys.platform != 'linux', reason='threads are counted in /proc')
 @pytest.mark.skipif(virtual_devices.requested() < 2, reason='no virtual devices were asked for')
 def test_the_pool_of_this_process_has_them():
-    """jaxlib takes the variable as it did when this was written: a smaller pool may lock up in any test on several devices."""
+    """jaxlib takes the variable as it did when this was written: a smaller pool may lock up in any test on
+    several devices."""
     jax.device_put(1.0).block_until_ready()
     names = [(task / 'comm').read_text().strip() for task in Path('/proc/self/task').iterdir()]
     assert names.count('tf_XLAEigen') >= int(os.environ.get('PJRT_NPROC') or os.environ['NPROC'])

@@ -1,4 +1,5 @@
-"""An image's bits: the same alone, in any batch, on any number of devices; another group size rounds differently."""
+"""An image's bits: the same alone, in any batch, on any number of devices; another group size rounds
+differently."""
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def model(request, tmp_path_factory):
 
 def sampler(model, count=50, devices=1, group=8, seed=3, **options):
     labels = random_labels(seed, count, range(10))
-    return GroupSampler(model, SETTINGS, Images.of_classes(labels, seed), group=group, devices=jax.devices()[:devices], **options)
+    return GroupSampler(model, SETTINGS, Images.of_classes(labels, seed), group=group,
+                        devices=jax.devices()[:devices], **options)
 
 
 @pytest.fixture(scope='module')
@@ -62,13 +64,15 @@ def test_seed_number_and_label_make_the_image(model, reference):
     assert not np.allclose(sampler(model, seed=4).draw_all()[0], reference[0])
     assert not np.allclose(initial_noise(model.network, 0, [0]), initial_noise(model.network, 0, [1]))
     labels = (random_labels(3, 50, range(10)) + 1) % 10
-    other = GroupSampler(model, SETTINGS, Images.of_classes(labels, 3), group=8, devices=jax.devices()[:1]).draw_all()
+    other = GroupSampler(model, SETTINGS, Images.of_classes(labels, 3), group=8,
+                         devices=jax.devices()[:1]).draw_all()
     assert not np.allclose(other[0], reference[0])
 
 
 def test_step_noise_has_keys_apart_from_the_initial_noise():
     keys = jax.random.key_data(step_keys(0, range(4)))
-    initial = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(4, dtype=np.uint32)))
+    initial = jax.random.key_data(jax.vmap(jax.random.fold_in,
+                                           (None, 0))(jax.random.key(0), np.arange(4, dtype=np.uint32)))
     assert len(np.unique(np.concatenate([keys, initial]), axis=0)) == 8
 
 
@@ -83,7 +87,8 @@ def test_latents_are_decoded_by_the_vae_in_the_same_program(tmp_path):
 
 
 def test_options_that_contradict_each_other_are_refused(model):
-    for options, message in (({'eta': 0.5}, 'eta 0.5 belongs to ddim'), ({'method': 'ddim', 'eta': 2.0}, 'between 0'),
+    for options, message in (({'eta': 0.5}, 'eta 0.5 belongs to ddim'),
+                             ({'method': 'ddim', 'eta': 2.0}, 'between 0'),
                              ({'method': 'dpm++', 'eta': 0.5}, 'belongs to ddim'),
                              ({'cfg_scale': 2.0, 'cfg_interval': (0.8, 0.2)}, 'guidance interval')):
         with pytest.raises(lit_jax.UserError, match=message):

@@ -15,7 +15,8 @@ def test_classes_default_to_the_first_ten_of_a_grid_and_all_of_a_set():
 
 
 @pytest.mark.parametrize('text, message', [('10', r'class 10 is out of range; this model knows 0\.\.9'),
-                                           ('-1,3', 'class -1'), ('cat', 'not a list of class'), ('1,,2', 'not a list')])
+                                           ('-1,3', 'class -1'), ('cat', 'not a list of class'),
+                                           ('1,,2', 'not a list')])
 def test_wrong_classes_are_refused(text, message):
     with pytest.raises(UserError, match=message):
         parse_classes(text, 10)
@@ -31,14 +32,17 @@ def test_random_labels_depend_on_seed_and_number_only():
 
 
 def test_balanced_labels_come_in_turns():
-    np.testing.assert_array_equal(choose_labels('balanced', [3, 7, 1], seed=0, per_class=2), [3, 7, 1, 3, 7, 1])
+    np.testing.assert_array_equal(choose_labels('balanced', [3, 7, 1], seed=0, per_class=2),
+                                  [3, 7, 1, 3, 7, 1])
     np.testing.assert_array_equal(choose_labels('balanced', [3, 7], seed=0, count=4), [3, 7, 3, 7])
 
 
 @pytest.mark.parametrize('policy, given, message', [
     ('sorted', {'count': 3}, 'known: random, balanced'), ('random', {}, 'neither'),
-    ('random', {'count': 3, 'per_class': 1}, 'both'), ('random', {'per_class': 3}, 'random labels take --count'),
-    ('random', {'count': 0}, '--count must be at least 1'), ('balanced', {'per_class': -1}, '--per_class must be at least 1'),
+    ('random', {'count': 3, 'per_class': 1}, 'both'),
+    ('random', {'per_class': 3}, 'random labels take --count'),
+    ('random', {'count': 0}, '--count must be at least 1'),
+    ('balanced', {'per_class': -1}, '--per_class must be at least 1'),
     ('random', {'count': 1 << 40}, 'at most'), ('balanced', {'count': 10}, 'take --count 9')])
 def test_numbers_that_cannot_be_met_are_refused(policy, given, message):
     with pytest.raises(UserError, match=message):

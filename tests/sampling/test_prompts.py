@@ -15,7 +15,9 @@ def test_prompts_of_the_command_line_come_before_those_of_a_file(tmp_path, caplo
     file = tmp_path / 'prompts.txt'
     file.write_bytes('\ufeffa red circle\r\n\r\n  двa 😀 circles \n\na line\u2028of one'.encode())
     with caplog.at_level(logging.WARNING, 'lit_jax'):
-        assert prompts.collect_prompts(['first'], file) == ['first', 'a red circle', 'двa 😀 circles', 'a line\u2028of one']
+        assert prompts.collect_prompts(['first'],
+                                       file) == ['first', 'a red circle', 'двa 😀 circles',
+                                                 'a line\u2028of one']
     assert '2 blank lines are skipped' in caplog.text
 
 
@@ -29,8 +31,9 @@ def test_an_empty_prompt_is_drawn_with_a_notice(caplog):
     assert 'prompt 0 is empty: it draws without text' in caplog.text
 
 
-@pytest.mark.parametrize('content, message', [(b'', 'holds no prompt'), (b'\n  \n', 'holds no prompt'), (b'caf\xe9', 'not UTF-8'),
-                                              (None, 'no such file')])
+@pytest.mark.parametrize('content, message',
+                         [(b'', 'holds no prompt'), (b'\n  \n', 'holds no prompt'), (b'caf\xe9', 'not UTF-8'),
+                          (None, 'no such file')])
 def test_a_file_without_prompts_is_refused(content, message, tmp_path):
     if content is not None:
         (tmp_path / 'p.txt').write_bytes(content)
@@ -43,14 +46,15 @@ def test_no_prompt_at_all_is_refused():
         prompts.collect_prompts([], None)
 
 
-@pytest.mark.parametrize('seed, seeds, want', [(None, None, [0]), (7, None, [7]), (None, '0,1, 2', [0, 1, 2])])
+@pytest.mark.parametrize('seed, seeds, want',
+                         [(None, None, [0]), (7, None, [7]), (None, '0,1, 2', [0, 1, 2])])
 def test_seeds(seed, seeds, want):
     assert prompts.parse_seeds(seed, seeds) == want
 
 
 @pytest.mark.parametrize('seed, seeds, message', [
-    (1, '1', 'one of --seed'), (None, '1,a', 'whole numbers'), (None, '', 'whole numbers'), (None, '3,3', 'twice'),
-    (-1, None, 'seed must be'), (None, '4294967296', 'seed must be')])
+    (1, '1', 'one of --seed'), (None, '1,a', 'whole numbers'), (None, '', 'whole numbers'),
+    (None, '3,3', 'twice'), (-1, None, 'seed must be'), (None, '4294967296', 'seed must be')])
 def test_wrong_seeds_are_refused(seed, seeds, message):
     with pytest.raises(UserError, match=message):
         prompts.parse_seeds(seed, seeds)
@@ -85,16 +89,20 @@ def test_large_images_are_computed_alone_and_small_ones_together():
 
 
 def test_unknown_tokens_are_told(caplog):
-    prompts.say_unknown(['a 😀', 'fine'], Tokens(np.array([[5, 2, 1, 0], [5, 6, 1, 0]]), np.array([[1, 1, 1, 0], [1, 1, 1, 0]]), []))
+    prompts.say_unknown(['a 😀', 'fine'],
+                        Tokens(np.array([[5, 2, 1, 0], [5, 6, 1, 0]]), np.array([[1, 1, 1, 0], [1, 1, 1, 0]]),
+                               []))
     assert '1 of 2 tokens of "a 😀" are unknown' in caplog.text and 'fine' not in caplog.text
 
 
 def test_an_encoder_that_does_not_fit_lists_both():
     encoder = {'id': 'other', 'text_encoder': {'width': 12}}
-    with pytest.raises(UserError, match='(?s)width: 12 in T5, 16 in MODEL.*id: .other. in T5, .mine. in MODEL'):
+    with pytest.raises(UserError,
+                       match='(?s)width: 12 in T5, 16 in MODEL.*id: .other. in T5, .mine. in MODEL'):
         prompts.check_text_encoder(encoder, {'model': ARCH, 'text': {'encoder': 'mine'}}, 'T5', 'MODEL')
 
 
 @pytest.mark.parametrize('text', [None, {'encoder': None}, {'encoder': 'other'}])
 def test_a_model_that_does_not_know_its_encoder_takes_any_of_its_width(text):
-    prompts.check_text_encoder({'id': 'other', 'text_encoder': {'width': 16}}, {'model': ARCH, 'text': text}, 'T5', 'MODEL')
+    prompts.check_text_encoder({'id': 'other', 'text_encoder': {'width': 16}}, {'model': ARCH, 'text': text},
+                               'T5', 'MODEL')

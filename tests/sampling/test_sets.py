@@ -56,9 +56,11 @@ def test_a_set_holds_rgb_bytes_labels_and_its_recipe(request_of, tmp_path):
     card = json.loads((tmp_path / 'set.json').read_text())
     assert card['sampler'] == {'method': 'ddpm', 'steps': 3, 'eta': 0.0, 'cfg_scale': 2.0, 'cfg_channels': 3,
                                'cfg_interval': [0.0, 1.0]}
-    assert card['pictures']['count'] == 300 and card['pictures']['labels'] == 'random' and card['pictures']['seed'] == 0
+    assert card['pictures']['count'] == 300 and card['pictures']['labels'] == 'random' and card['pictures'][
+        'seed'] == 0
     assert card['vae'] is None and len(card['model']['sha256']) == 64 and card['computed']['jax']
-    assert {info.date_time for info in zipfile.ZipFile(tmp_path / 'set.npz').infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert {info.date_time for info in zipfile.ZipFile(tmp_path / 'set.npz').infolist()} == {
+        (1980, 1, 1, 0, 0, 0)}
 
 
 @pytest.mark.parametrize('batch_size', [7, 64])
@@ -81,8 +83,10 @@ def test_a_whole_set_is_not_drawn_again_and_another_is_not_overwritten(request_o
     written = (tmp_path / 'set.npz').stat().st_mtime_ns
     monkeypatch.setattr(run, 'GroupSampler', None)      # nothing may be drawn
     assert 'whole already' in draw(request_of)
-    for change, message in (({'seed': 1}, 'images.seed: 0 there, 1 now'), ({'steps': 4}, 'sampler.steps: 3 there, 4 now'),
-                            ({'cfg_interval': (0.2, 0.8)}, 'sampler.cfg_interval'), ({'group': 8}, 'computed.group')):
+    for change, message in (({'seed': 1}, 'images.seed: 0 there, 1 now'),
+                            ({'steps': 4}, 'sampler.steps: 3 there, 4 now'),
+                            ({'cfg_interval': (0.2, 0.8)}, 'sampler.cfg_interval'),
+                            ({'group': 8}, 'computed.group')):
         with pytest.raises(UserError, match=f'belongs to another recipe(.|\n)*{message}'):
             draw(replace(request_of, **change))
     assert (tmp_path / 'set.npz').stat().st_mtime_ns == written
@@ -112,7 +116,8 @@ def test_a_stopped_run_goes_on_with_what_is_missing(request_of, tmp_path, monkey
         stop_after(patch, 1)
         draw(request_of)
     parts = tmp_path / 'set.npz.parts'
-    assert sorted(os.listdir(parts)) == ['000000000-000000128.npy', 'card.json'] and not (tmp_path / 'set.npz').exists()
+    assert sorted(os.listdir(parts)) == ['000000000-000000128.npy',
+                                         'card.json'] and not (tmp_path / 'set.npz').exists()
     with pytest.raises(UserError, match='set.npz.parts belongs to another recipe(.|\n)*images.seed'):
         draw(replace(request_of, seed=1))
     with monkeypatch.context() as patch:
@@ -152,7 +157,7 @@ def test_a_full_disk_is_said_before_the_start(request_of, tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Files, latents
 
 
@@ -164,7 +169,8 @@ def test_single_files_are_the_images_of_the_set(request_of, tmp_path):
     arrays = read(tmp_path / 'set.npz')
     np.testing.assert_array_equal(arrays['arr_1'], [3, 7] * 4)
     for i, (image, label) in enumerate(zip(arrays['arr_0'], arrays['arr_1'], strict=True)):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'files' / f'{i:06d}_class{label:04d}.png')), image[..., 0])
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / 'files' / f'{i:06d}_class{label:04d}.png')), image[..., 0])
     (tmp_path / 'files' / '000003_class0007.png').unlink()
     draw(folder)
     assert len(os.listdir(tmp_path / 'files')) == 9
@@ -194,7 +200,8 @@ def test_latents_are_decoded_with_their_vae(request_of, tmp_path, latent_model):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'id': 'stranger'}, "VAE id: 'stranger' in .*, 'tiny vae' in "), ({'scale': 0.5}, 'latent scale: 0.5 in .*, 300 in ')])
+    ({'id': 'stranger'}, "VAE id: 'stranger' in .*, 'tiny vae' in "),
+    ({'scale': 0.5}, 'latent scale: 0.5 in .*, 300 in ')])
 def test_another_vae_is_refused_with_both_values(request_of, tmp_path, latent_model, change, message):
     with pytest.raises(UserError, match=message):
         draw(replace(request_of, source=latent_model[0], vae=str(save_vae(tmp_path / 'vae', **change))))
@@ -209,20 +216,25 @@ def test_the_two_decoders_of_one_encoder_are_exchangeable(request_of, tmp_path):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'count': None}, 'neither'), ({'per_class': 3}, 'both'), ({'labels': 'balanced', 'count': 301}, 'take --count 300'),
-    ({'classes': '10'}, 'class 10 is out of range'), ({'vae': 'models/vae'}, 'nothing to decode'), ({'seed': -1}, 'seed must be'),
-    ({'seed': 1 << 32}, 'seed must be'), ({'group': 0}, '--group must be'), ({'method': 'euler'}, 'known: ddpm'),
-    ({'cfg_interval': (0.5, 0.1)}, 'guidance interval'), ({'eta': 0.5}, 'belongs to ddim'), ({'source': None}, 'one of --from'),
-    ({'compare': ('a', 'b')}, 'one of --from'), ({'source': None, 'compare': ('a', 'b')}, 'must end with .png'),
+    ({'count': None}, 'neither'), ({'per_class': 3}, 'both'),
+    ({'labels': 'balanced', 'count': 301}, 'take --count 300'),
+    ({'classes': '10'}, 'class 10 is out of range'), ({'vae': 'models/vae'}, 'nothing to decode'),
+    ({'seed': -1}, 'seed must be'), ({'seed': 1 << 32}, 'seed must be'), ({'group': 0}, '--group must be'),
+    ({'method': 'euler'}, 'known: ddpm'), ({'cfg_interval': (0.5, 0.1)}, 'guidance interval'),
+    ({'eta': 0.5}, 'belongs to ddim'), ({'source': None}, 'one of --from'),
+    ({'compare': ('a', 'b')}, 'one of --from'),
+    ({'source': None, 'compare': ('a', 'b')}, 'must end with .png'),
     ({'out': 'set.jpg'}, r'\.jpg is not known'), ({'cfg_scale': float('nan')}, 'guidance scale')])
-def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(request_of, tmp_path, change, message):
+def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(request_of, tmp_path, change,
+                                                                            message):
     with pytest.raises(UserError, match=message):
         draw(replace(request_of, **change))
     assert os.listdir(tmp_path) == []
 
 
 def test_models_that_take_different_noise_are_not_compared(model, tmp_path):
-    other = save_model(tmp_path / 'other', input_size=(4, 4), latent={'space': 'pixels', 'vae': None, 'scale': 3.0})
+    other = save_model(tmp_path / 'other', input_size=(4, 4),
+                       latent={'space': 'pixels', 'vae': None, 'scale': 3.0})
     with pytest.raises(UserError, match=r'latent scale: 300.0 in .*, 3.0 in .*') as raised:
         draw(Request(out=str(tmp_path / 'pair.png'), compare=(model, str(other))))
     assert 'input_size: [8, 8] in ' in str(raised.value) and not (tmp_path / 'pair.png').exists()
@@ -238,18 +250,18 @@ def test_images_that_are_not_numbers_stop_the_run(request_of, tmp_path, monkeypa
     assert not (tmp_path / 'set.npz').exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Kills and processes
 
 
 def command(request, *extra):
-    return ['sample.py', '--from', request.source, '--out', request.out, '--count', str(request.count), '--steps',
-            str(request.steps), '--cfg_scale', str(request.cfg_scale), *map(str, extra)]
+    return ['sample.py', '--from', request.source, '--out', request.out, '--count', str(request.count),
+            '--steps', str(request.steps), '--cfg_scale', str(request.cfg_scale), *map(str, extra)]
 
 
 def start(request, *extra, devices=1):
-    return subprocess.Popen([sys.executable, *command(request, *extra)], cwd=ROOT, env=on_cpu(devices), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, *command(request, *extra)], cwd=ROOT, env=on_cpu(devices),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def kill_when(request, parts, delay=0.0, **options):
@@ -283,7 +295,8 @@ def test_two_thousand_images_killed_at_random_on_changing_devices(request_of, tm
     """1 and 8 devices, batches of 7 and 64, five kills: one file."""
     wanted, dice = replace(request_of, count=2000, steps=20), random.Random(0)
     for name, devices, batch in (('one', 1, 7), ('eight', 8, 64)):
-        process = start(replace(wanted, out=str(tmp_path / f'{name}.npz')), '--batch_size', batch, devices=devices)
+        process = start(replace(wanted, out=str(tmp_path / f'{name}.npz')), '--batch_size', batch,
+                        devices=devices)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     for k in range(5):

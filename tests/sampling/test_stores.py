@@ -74,7 +74,9 @@ def test_the_same_in_a_bucket(bucket, tmp_path):  # noqa: F811
     for name in ('set.npz', 'fetched.npz'):
         with np.load(tmp_path / name) as arrays:
             np.testing.assert_array_equal(arrays['arr_1'], np.arange(40))
-            np.testing.assert_array_equal(arrays['arr_0'], np.concatenate([pixels(k, n, 8) for k, n in ((0, 16), (1, 16), (2, 8))]))
+            np.testing.assert_array_equal(arrays['arr_0'],
+                                          np.concatenate([pixels(k, n, 8)
+                                                          for k, n in ((0, 16), (1, 16), (2, 8))]))
     assert not remote.folder.exists() and not remote.begin()
 
 
@@ -83,7 +85,8 @@ def test_parts_are_whole_groups():
 
 
 def test_the_name_says_what_is_written(tmp_path):
-    kinds = [type(open_store(tmp_path / name, CARD, np.arange(3), (8, 8), 16)).__name__ for name in ('a.npz', 'a', 'run.1')]
+    kinds = [type(open_store(tmp_path / name, CARD, np.arange(3), (8, 8), 16)).__name__
+             for name in ('a.npz', 'a', 'run.1')]
     assert kinds == ['NpzStore', 'FolderStore', 'FolderStore']
     with pytest.raises(UserError, match=r'\.jpeg is not known'):
         open_store(tmp_path / 'a.jpeg', CARD, np.arange(3), (8, 8), 16)

@@ -1,4 +1,5 @@
-"""Images from prompts: what they depend on, what memory is held, what is written where, and what is refused."""
+"""Images from prompts: what they depend on, what memory is held, what is written where, and what is
+refused."""
 import json
 import logging
 import os
@@ -58,7 +59,7 @@ def read(path):
     return np.asarray(Image.open(path))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The class
 
 
@@ -75,7 +76,8 @@ def test_prompt_seed_and_negative_prompt_each_change_the_image(pipeline, drawn):
     assert not np.array_equal(negative[0], drawn[3])
     # Led away from what it is led to: no guidance at all, whatever its scale.
     same = pipeline.encode(['two blue squares'], negative='two blue squares')
-    assert np.allclose(pipeline.draw(same, [1], cfg_scale=9.0, **FAST), pipeline.draw(same, [1], cfg_scale=1.0, **FAST), atol=1e-5)
+    assert np.allclose(pipeline.draw(same, [1], cfg_scale=9.0, **FAST),
+                       pipeline.draw(same, [1], cfg_scale=1.0, **FAST), atol=1e-5)
 
 
 def test_one_network_at_a_time_draws_the_same_bits(system, drawn, pipeline):
@@ -104,7 +106,8 @@ def test_compiled_programs_are_used_again(pipeline, features, caplog):
         caplog.clear()
         pipeline.draw(features, [7], [1], **FAST)
         pipeline.decode(np.zeros((1, 8, 8, 4), np.float32))
-    assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line or 'Compiling jit(decode)' in line]
+    assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line
+                or 'Compiling jit(decode)' in line]
 
 
 def test_progress_counts_evaluations(pipeline, features):
@@ -126,7 +129,8 @@ def test_other_sizes_than_the_models_own(pipeline, features):
 def test_large_images_are_decoded_in_tiles(pipeline, features, monkeypatch):
     asked = []
     decode = pipeline._decode
-    monkeypatch.setattr(pipeline, '_decode', lambda params, z, tile: asked.append(tile) or decode(params, z, tile=tile))
+    monkeypatch.setattr(pipeline, '_decode', lambda params, z, tile: asked.append(tile)
+                        or decode(params, z, tile=tile))
     latents = pipeline.draw(features, [0], [0], size=(32, 32), **FAST)
     whole, tiled = pipeline.decode(latents), pipeline.decode(latents, tile=8)
     assert asked == [None, 8] and whole.shape == tiled.shape and not np.array_equal(whole, tiled)
@@ -146,7 +150,8 @@ def test_bfloat16_kernels_are_held_narrow_and_draw_nearly_what_wide_ones_draw(sy
 def test_casting_gives_up_each_wide_kernel():
     params = {'a': {'kernel': jax.numpy.ones((4, 4)), 'bias': jax.numpy.ones(4)}}
     narrow = hold_narrow(params)
-    assert params['a']['kernel'].is_deleted() and narrow['a']['kernel'].dtype == 'bfloat16' and narrow['a']['bias'].dtype == 'float32'
+    assert params['a']['kernel'].is_deleted() and narrow['a']['kernel'].dtype == 'bfloat16' and narrow['a'][
+        'bias'].dtype == 'float32'
 
 
 @pytest.mark.slow
@@ -154,11 +159,13 @@ def test_the_estimate_compiles_what_is_drawn_with_and_loads_nothing(system, capl
     small = TextToImage(**system, low_memory=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         found = small.estimate((16, 16), **FAST)
-        assert [name for name, *_ in found] == ['text_encoder', 'model', 'vae'] and all(extra > 0 for *_, extra in found)
+        assert [name for name, *_ in found] == ['text_encoder', 'model',
+                                                'vae'] and all(extra > 0 for *_, extra in found)
         assert small._params is None and small._encoder is None and small.vae.params is None
         caplog.clear()
         small.decode(small.draw(small.encode(['a circle']), [0], **FAST))
-    assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line or 'Compiling jit(decode)' in line]
+    assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line
+                or 'Compiling jit(decode)' in line]
     assert dict((name, weights) for name, weights, _ in found) == small.weights()
 
 
@@ -168,7 +175,7 @@ def test_pixels_need_no_vae(pixels):
     assert images.shape == (1, 8, 8, 3) and pipeline.nominal_size == (8, 8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -178,8 +185,10 @@ def command(system, **options):
 
 def test_one_image_and_a_sheet(system, tmp_path):
     line = command(system, prompt=['a red circle'], seed=3, out=str(tmp_path / 'one.png'))
-    assert read(tmp_path / 'one.png').shape == (64, 64, 3) and 'peak memory' in line and 'seed 3' in line       # shown larger: 4 x 16
-    command(system, prompt=['a red circle', 'two blue squares'], seeds='3,4,5', out=str(tmp_path / 'sheet.png'))
+    # shown larger: 4 x 16
+    assert read(tmp_path / 'one.png').shape == (64, 64, 3) and 'peak memory' in line and 'seed 3' in line
+    command(system, prompt=['a red circle', 'two blue squares'], seeds='3,4,5',
+            out=str(tmp_path / 'sheet.png'))
     sheet = read(tmp_path / 'sheet.png')
     assert sheet.shape[0] == 2 * 66 + 2 and sheet.shape[1] > 3 * 66 + 2
     assert np.array_equal(sheet[2:66, -3 * 66:-2 * 66 - 2], read(tmp_path / 'one.png'))
@@ -193,9 +202,11 @@ def test_a_folder_goes_on_where_it_was_stopped(system, tmp_path, monkeypatch):
     command(system, **options)
     names = ['00000_seed0.png', '00000_seed1.png', '00001_seed0.png', '00001_seed1.png']
     before = {name: (tmp_path / 'out' / name).read_bytes() for name in names}
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted([*names, 'card.json', 'prompts.jsonl'])
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(
+        [*names, 'card.json', 'prompts.jsonl'])
     lines = [json.loads(line) for line in (tmp_path / 'out/prompts.jsonl').read_text().splitlines()]
-    assert [(line['file'], line['prompt'], line['seed']) for line in lines][2] == (names[2], 'two blue squares', 0)
+    assert [(line['file'], line['prompt'], line['seed'])
+            for line in lines][2] == (names[2], 'two blue squares', 0)
     (tmp_path / 'out' / names[1]).unlink()
     (tmp_path / 'out' / names[2]).unlink()
     kept = (tmp_path / 'out' / names[0]).stat().st_mtime_ns
@@ -204,8 +215,10 @@ def test_a_folder_goes_on_where_it_was_stopped(system, tmp_path, monkeypatch):
     assert (tmp_path / 'out' / names[0]).stat().st_mtime_ns == kept
     monkeypatch.setattr(TextToImage, 'load', lambda *_: pytest.fail('nothing is left to draw'))
     assert 'there already' in command(system, **options)
-    for other, field in (({'cfg_scale': 2.0}, 'sampler.cfg_scale'), ({'negative_prompt': 'a circle'}, 'images.negative_prompt'),
-                         ({'prompt': ['more']}, 'images.prompts'), ({'size': '24'}, 'images.size'), ({'tile': 4}, 'vae.tile')):
+    for other, field in (({'cfg_scale': 2.0}, 'sampler.cfg_scale'),
+                         ({'negative_prompt': 'a circle'}, 'images.negative_prompt'),
+                         ({'prompt': ['more']}, 'images.prompts'), ({'size': '24'}, 'images.size'),
+                         ({'tile': 4}, 'vae.tile')):
         with pytest.raises(UserError, match=f'(?s)another recipe.*{field}'):
             command(system, **{**options, **other})
 
@@ -223,12 +236,13 @@ def test_rounds_of_networks_one_at_a_time(system, tmp_path, monkeypatch, caplog)
     options = {'prompt': ['a red circle'], 'seeds': '0,1,2', 'group': 1}
     with caplog.at_level(logging.INFO, 'lit_jax'):
         command(system, **options, low_memory=True, out=str(tmp_path / 'rounds'))
-    for said in ('memory expected, weights + temporaries: text_encoder', 'text encoder: weights', 'backbone: weights',
-                 'decoder: weights'):
+    for said in ('memory expected, weights + temporaries: text_encoder', 'text encoder: weights',
+                 'backbone: weights', 'decoder: weights'):
         assert caplog.text.count(said) == 1, said
     command(system, **options, out=str(tmp_path / 'whole'))
     for seed in range(3):
-        assert np.array_equal(read(tmp_path / f'rounds/00000_seed{seed}.png'), read(tmp_path / f'whole/00000_seed{seed}.png'))
+        assert np.array_equal(read(tmp_path / f'rounds/00000_seed{seed}.png'),
+                              read(tmp_path / f'whole/00000_seed{seed}.png'))
 
 
 def test_the_prompts_of_geneval(pixels, tmp_path):
@@ -237,7 +251,8 @@ def test_the_prompts_of_geneval(pixels, tmp_path):
         (tmp_path / f'{number:05d}/metadata.jsonl').write_text(json.dumps(
             {'tag': 'single_object', 'include': [{'class': 'cat', 'count': 1}], 'prompt': prompt}) + '\n')
     assert 'wrote 8 images' in command(pixels, geneval=str(tmp_path))
-    assert sorted(path.name for path in (tmp_path / '00001/samples').iterdir()) == ['0000.png', '0001.png', '0002.png', '0003.png']
+    assert sorted(path.name for path in (tmp_path / '00001/samples').iterdir()) == [
+        '0000.png', '0001.png', '0002.png', '0003.png']
     command(pixels, prompt=['two blue squares'], seed=2, out=str(tmp_path / 'one'))
     assert np.array_equal(read(tmp_path / '00001/samples/0002.png'), read(tmp_path / 'one/00000_seed2.png'))
     with pytest.raises(UserError, match='leave --prompt'):
@@ -247,7 +262,8 @@ def test_the_prompts_of_geneval(pixels, tmp_path):
 def test_defaults_are_those_of_pixart(pixels, tmp_path, caplog):
     start({**pixels, 'prompt': ['a circle'], 'out': str(tmp_path / 'out')})
     sampler = json.loads((tmp_path / 'out/card.json').read_text())['sampler']
-    assert sampler == {'method': 'dpm++', 'steps': 20, 'eta': 0.0, 'cfg_scale': 4.5, 'cfg_channels': 'all', 'cfg_interval': [0.0, 1.0]}
+    assert sampler == {'method': 'dpm++', 'steps': 20, 'eta': 0.0, 'cfg_scale': 4.5, 'cfg_channels': 'all',
+                       'cfg_interval': [0.0, 1.0]}
 
 
 @pytest.fixture(scope='module')
@@ -255,7 +271,8 @@ def others(tmp_path_factory):
     folder = tmp_path_factory.mktemp('others')
     return {'wide': str(save_words_encoder(folder / 'wide', width=32)),
             'named': str(save_words_encoder(folder / 'named', id='another t5')),
-            'vae': str(save_vae(folder / 'vae', id='another vae')), 'classes': str(save_model(folder / 'classes'))}
+            'vae': str(save_vae(folder / 'vae', id='another vae')),
+            'classes': str(save_model(folder / 'classes'))}
 
 
 REFUSED = [
@@ -283,7 +300,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize('change, message', REFUSED)
-def test_what_cannot_be_drawn_is_refused_before_weights_are_read(change, message, system, others, tmp_path, monkeypatch):
+def test_what_cannot_be_drawn_is_refused_before_weights_are_read(change, message, system, others, tmp_path,
+                                                                 monkeypatch):
     monkeypatch.setattr(TextToImage, 'load', lambda *_: pytest.fail('weights were read'))
     options = {**system, **FAST, 'prompt': ('a circle',), 'out': 'x.png', **change}
     for name in ('source', 'text_encoder', 'vae'):
@@ -306,15 +324,19 @@ def test_files_of_another_kind_are_left_alone(pixels, tmp_path):
 
 
 def test_long_prompts_are_cut_with_a_notice(pixels, tmp_path, caplog):
-    command(pixels, prompt=['a red circle and a blue square and a circle', 'a 😀 кот'], out=str(tmp_path / 'x.png'))
-    assert '1 of 3 captions are longer than 5 tokens' in caplog.text and '2 of 3 tokens of "a 😀 кот" are unknown' in caplog.text
+    command(pixels, prompt=['a red circle and a blue square and a circle', 'a 😀 кот'],
+            out=str(tmp_path / 'x.png'))
+    assert '1 of 3 captions are longer than 5 tokens' in caplog.text \
+        and '2 of 3 tokens of "a 😀 кот" are unknown' in caplog.text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Memory
 
 
-@pytest.mark.parametrize('error', [MemoryError(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes')])
+@pytest.mark.parametrize('error',
+                         [MemoryError(),
+                          jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes')])
 def test_out_of_memory_says_what_to_lower(error, pipeline, features, monkeypatch):
     def fail(*_):
         raise error
@@ -346,29 +368,32 @@ def test_the_peak_of_each_phase_is_its_own(asks, monkeypatch):
     assert large.process - small.process > 200e6 and large.weights == 5 and 'in large' in meter.summary()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # The script
 
 
 def call(*arguments):
-    done = subprocess.run([sys.executable, 'sample.py', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240,
-                          env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+    done = subprocess.run([sys.executable, 'sample.py', *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=240, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     return done.returncode, done.stdout, done.stderr
 
 
 def test_the_script_draws_what_it_is_told(pixels, tmp_path):
-    flags = [f'--from={pixels["source"]}', f'--text_encoder={pixels["text_encoder"]}', '--steps=2', '--prompt=a red circle',
-             '--prompt=']
+    flags = [f'--from={pixels["source"]}', f'--text_encoder={pixels["text_encoder"]}', '--steps=2',
+             '--prompt=a red circle', '--prompt=']
     status, out, errors = call(*flags, '--seeds=0,1', '--low_memory', f'--out={tmp_path / "out"}')
     assert (status, 'Traceback' in errors) == (0, False), errors
-    assert 'wrote 4 images' in out and 'peak memory' in out and 'prompt 1 is empty' in errors and 'memory expected' in errors
+    assert 'wrote 4 images' in out and 'peak memory' in out and 'prompt 1 is empty' in errors \
+        and 'memory expected' in errors
     status, _, errors = call(*flags, '--classes=3', f'--out={tmp_path / "x.png"}')
-    assert status == 1 and errors.strip().splitlines()[-1].startswith('error: --classes: not for') and 'Traceback' not in errors
+    assert status == 1 and errors.strip().splitlines()[-1].startswith('error: --classes: not for') \
+        and 'Traceback' not in errors
 
 
 @pytest.mark.slow
 def test_every_method_draws_finite_images(tmp_path):
-    pipeline = TextToImage(save_text_model(tmp_path / 'm', space='pixels', mixer='softmax'), save_words_encoder(tmp_path / 't5'))
+    pipeline = TextToImage(save_text_model(tmp_path / 'm', space='pixels', mixer='softmax'),
+                           save_words_encoder(tmp_path / 't5'))
     features = pipeline.encode(['a red circle'])
     for method in ('ddpm', 'ddim', 'dpm++', 'dpm++original'):
         assert np.isfinite(pipeline.draw(features, [0], method=method, steps=10)).all()
@@ -378,9 +403,10 @@ def test_every_method_draws_finite_images(tmp_path):
 def test_two_processes_deal_the_images_out(pixels, tmp_path):
     """Three images in groups of one, with networks one at a time; and a sheet, which process 0 draws."""
     command(pixels, prompt=['a red circle'], seeds='0,1,2', group=1, out=str(tmp_path / 'one'))
-    flags = ['sample.py', f'--from={pixels["source"]}', f'--text_encoder={pixels["text_encoder"]}', '--steps=2', '--method=ddim',
-             '--prompt=a red circle', '--seeds=0,1,2', '--group=1', '--low_memory', '--coordinator={coordinator}',
-             '--num_processes={num_processes}', '--process_id={process_id}']
+    flags = ['sample.py', f'--from={pixels["source"]}', f'--text_encoder={pixels["text_encoder"]}',
+             '--steps=2', '--method=ddim',
+             '--prompt=a red circle', '--seeds=0,1,2', '--group=1', '--low_memory',
+             '--coordinator={coordinator}', '--num_processes={num_processes}', '--process_id={process_id}']
     results = run_processes([*flags, f'--out={tmp_path / "two"}'], 2, timeout=240)
     assert_all_good(results)
     assert 'wrote 3 images' in results[0][1] and 'wrote' not in results[1][1]

@@ -24,7 +24,8 @@ def test_features_do_not_depend_on_the_batch(encoder):
     assert whole.mask[4].tolist() == [1] + [0] * 59 and whole.truncated == []
     before = encoder._encode._cache_size()
     parts = encode_captions(encoder, captions, 60, batch_size=4)
-    assert encoder._encode._cache_size() == before + 1      # the last, shorter batch took no program of its own
+    # the last, shorter batch took no program of its own
+    assert encoder._encode._cache_size() == before + 1
     np.testing.assert_allclose(parts.text, whole.text, atol=1e-5)
     np.testing.assert_array_equal(parts.mask, whole.mask)
     assert encode_captions(encoder, captions[:2], 60).text.shape == (2, 60, 16)
@@ -43,7 +44,8 @@ def test_cut_captions_are_told(encoder, caplog):
     assert '1 of 2 captions are longer than 4 tokens' in caplog.text and TEXT[0][:30] in caplog.text
 
 
-@pytest.mark.parametrize('captions, batch_size, words', [([], 2, 'no captions'), (['a'], 0, 'at least 1'), ('a', 1, 'list of texts')])
+@pytest.mark.parametrize('captions, batch_size, words',
+                         [([], 2, 'no captions'), (['a'], 0, 'at least 1'), ('a', 1, 'list of texts')])
 def test_wrong_calls_are_named(encoder, captions, batch_size, words):
     with pytest.raises(UserError, match=words):
         encode_captions(encoder, captions, 5, batch_size=batch_size)

@@ -9,9 +9,11 @@ from torchvision_shim import import_oracle
 from lit_jax.runtime.errors import UserError
 from lit_jax.text.tokenizer import FILES, Tokenizer, clean_caption
 
-CORPUS = [*TEXT[::7], '', '   ', 'A RED circle', '  two\tblue\n\nsquares  ', 'ein gr\u00fcner Kreis', 'x' * 300,
-          '\u4e24\u4e2a\u84dd\u8272\u7684\u6b63\u65b9\u5f62', '\u0627\u0644\u062f\u0627\u0626\u0631\u0629', 'e\u0301 \u00e9',
-          '\U0001f389 party \U0001f468\u200d\U0001f469\u200d\U0001f467', '\ufb01ne \uff26\uff35\uff2c\uff2c width',
+CORPUS = [*TEXT[::7], '', '   ', 'A RED circle', '  two\tblue\n\nsquares  ', 'ein gr\u00fcner Kreis',
+          'x' * 300,
+          '\u4e24\u4e2a\u84dd\u8272\u7684\u6b63\u65b9\u5f62', '\u0627\u0644\u062f\u0627\u0626\u0631\u0629',
+          'e\u0301 \u00e9', '\U0001f389 party \U0001f468\u200d\U0001f469\u200d\U0001f467',
+          '\ufb01ne \uff26\uff35\uff2c\uff2c width',
           'a\u00a0b\u3000c\u200bd', '\u2581 low line', 'tabs\t\tand ,punctuation!?', '1234567890 %$#@']
 
 
@@ -25,8 +27,8 @@ def test_ids_are_those_of_transformers(ours, tmp_path):
     transformers = import_oracle('transformers')
     (tmp_path / 'spiece.model').write_bytes(sentencepiece_model())
     theirs = transformers.T5TokenizerFast.from_pretrained(tmp_path, extra_ids=0)
-    want = theirs([clean_caption(caption) for caption in CORPUS], padding='max_length', max_length=24, truncation=True,
-                  return_tensors='np')
+    want = theirs([clean_caption(caption) for caption in CORPUS], padding='max_length', max_length=24,
+                  truncation=True, return_tensors='np')
     got = ours.encode(CORPUS, 24)
     for i, caption in enumerate(CORPUS):
         assert got.ids[i].tolist() == want['input_ids'][i].tolist(), caption
@@ -42,11 +44,13 @@ def test_both_forms_give_the_same_ids():
 
 def test_ids_mask_and_padding(ours):
     tokens = ours.encode(['', 'a red circle'], 20)
-    assert tokens.ids.dtype == tokens.mask.dtype == np.int32 and tokens.ids.shape == tokens.mask.shape == (2, 20)
+    assert tokens.ids.dtype == tokens.mask.dtype == np.int32 and tokens.ids.shape == tokens.mask.shape == (
+        2, 20)
     assert tokens.ids[0].tolist() == [1] + [0] * 19 and tokens.mask[0].tolist() == [1] + [0] * 19
     count = tokens.mask[1].sum()
     assert tokens.mask[1].tolist() == [1] * count + [0] * (20 - count)
-    assert tokens.ids[1, count - 1] == 1 and (tokens.ids[1, :count - 1] > 2).all() and (tokens.ids[1, count:] == 0).all()
+    assert tokens.ids[1, count - 1] == 1 and (tokens.ids[1, :count - 1]
+                                              > 2).all() and (tokens.ids[1, count:] == 0).all()
     assert tokens.truncated == []
 
 
@@ -79,8 +83,9 @@ def test_no_captions(ours):
     assert ours.encode([], 5).ids.shape == (0, 5)
 
 
-@pytest.mark.parametrize('captions, length, words', [('one text', 5, 'list of texts'), ([None], 5, 'list of texts'),
-                                                     (['a'], 0, 'room for at least')])
+@pytest.mark.parametrize('captions, length, words',
+                         [('one text', 5, 'list of texts'), ([None], 5, 'list of texts'),
+                          (['a'], 0, 'room for at least')])
 def test_wrong_calls_are_named(ours, captions, length, words):
     with pytest.raises(UserError, match=words):
         ours.encode(captions, length)
@@ -92,7 +97,7 @@ def test_a_copy_for_another_process(ours):
     assert again.encode(CORPUS, 30).ids.tolist() == ours.encode(CORPUS, 30).ids.tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Files
 
 

@@ -20,7 +20,8 @@ MIXED = {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}
 
 
 class OneTensor:
-    """Algorithm 2 for one tensor as PyTorch holds it, a matrix [out, in] or a vector, in float64, sum by sum."""
+    """Algorithm 2 for one tensor as PyTorch holds it, a matrix [out, in] or a vector, in float64, sum by
+    sum."""
 
     def __init__(self, shape):
         self.m = np.zeros(shape)
@@ -35,9 +36,11 @@ class OneTensor:
         else:
             out, into = g.shape
             for o in range(out):
-                self.r[o] = b[1] * self.r[o] + (1 - b[1]) * sum(g[o, i] ** 2 + eps[0] for i in range(into)) / into
+                self.r[o] = b[1] * self.r[o] + (1 - b[1]) * sum(g[o, i] ** 2 + eps[0]
+                                                                for i in range(into)) / into
             for i in range(into):
-                self.c[i] = b[1] * self.c[i] + (1 - b[1]) * sum(g[o, i] ** 2 + eps[0] for o in range(out)) / out
+                self.c[i] = b[1] * self.c[i] + (1 - b[1]) * sum(g[o, i] ** 2 + eps[0]
+                                                                for o in range(out)) / out
             u = g / np.sqrt(np.outer(self.r, self.c) / self.r.mean())
         u = u / max(1.0, np.sqrt((u * u).mean()) / d)
         self.m = b[0] * self.m + (1 - b[0]) * u
@@ -82,7 +85,8 @@ def gradients(steps, seed=0):
     rng = np.random.default_rng(seed)
     scales = {path: np.exp(rng.normal(size=shape) + 2 * rng.normal(size=(shape[0], *[1] * (len(shape) - 1))))
               for path, (shape, _) in LEAVES.items()}
-    return [{path: scale * (0.5 + rng.normal(size=scale.shape)) for path, scale in scales.items()} for _ in range(steps)]
+    return [{path: scale * (0.5 + rng.normal(size=scale.shape)) for path, scale in scales.items()}
+            for _ in range(steps)]
 
 
 def reference(steps):
@@ -114,27 +118,34 @@ def test_twenty_steps_equal_the_algorithm_tensor_by_tensor(dtype, bound):
         mine = np.asarray(ours[path])
         for layer, want in enumerate(parts):
             got = LEAVES[path][1](mine[layer] if path.startswith('blocks') else mine)
-            assert got.dtype == dtype and np.abs(got - want).max() <= bound * np.abs(want).max(), (path, layer)
+            assert got.dtype == dtype and np.abs(got - want).max() <= bound * np.abs(want).max(), (
+                path, layer)
 
 
 def test_the_state_is_little_more_than_the_mean():
     params = Network(PIXART).abstract()
     state = jax.eval_shape(make_optimizer(name='came', learning_rate=1e-3).init, params)[0]
-    sizes = [sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (params, state.mu, state.nu)]
+    sizes = [sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+             for tree in (params, state.mu, state.nu)]
     assert sizes[1] == sizes[0] and sizes[2] < 0.25 * sizes[0]
     factored = state.nu['blocks']['attn']['kv']['kernel']
     assert {name: leaf.shape for name, leaf in factored.items()} == {
-        'came_row': (3, 32), 'came_residual_row': (3, 32), 'came_column': (3, 2, 2, 16), 'came_residual_column': (3, 2, 2, 16)}
+        'came_row': (3, 32), 'came_residual_row': (3, 32), 'came_column': (3, 2, 2, 16),
+        'came_residual_column': (3, 2, 2, 16)}
 
 
 def test_a_cut_state_makes_the_updates_of_a_whole_one():
-    """Eight devices against one, three steps; means lie on every device, what has a parameter's shape lies like it."""
+    """Eight devices against one, three steps; means lie on every device, what has a parameter's shape lies
+    like it."""
     abstract, rng = Network(PIXART).abstract(), np.random.default_rng(0)
-    abstract = {'t_block': abstract['t_block'], 'y_embedder': {'null_caption': abstract['y_embedder']['null_caption']},
-                'blocks': {'attn': abstract['blocks']['attn']}}       # enough of it: eight devices compile for long
+    abstract = {'t_block': abstract['t_block'],
+                'y_embedder': {'null_caption': abstract['y_embedder']['null_caption']},
+                # enough of it: eight devices compile for long
+                'blocks': {'attn': abstract['blocks']['attn']}}
     optimizer = make_optimizer(name='came', learning_rate=1e-2, clip_norm=0.01, weight_decay=0.1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), abstract)
-    steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params) for _ in range(3)]
+    steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+             for _ in range(3)]
     shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED))
     inner = shardings['opt'][1][0]
     assert jax.tree.map(lambda s: s.spec, inner.mu) == jax.tree.map(lambda s: s.spec, shardings['params'])
@@ -153,8 +164,10 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
         return state
 
     whole = run(lambda state: state, jax.jit(step))
-    cut = run(lambda state: jax.device_put(state, shardings), jax.jit(step, donate_argnums=0, out_shardings=shardings))
-    assert jax.tree.map(lambda leaf: leaf.sharding.spec, cut['opt'][1][0].mu) == jax.tree.map(lambda s: s.spec, inner.mu)
+    cut = run(lambda state: jax.device_put(state, shardings),
+              jax.jit(step, donate_argnums=0, out_shardings=shardings))
+    assert jax.tree.map(lambda leaf: leaf.sharding.spec,
+                        cut['opt'][1][0].mu) == jax.tree.map(lambda s: s.spec, inner.mu)
     for (path, a), b in zip(named_leaves(whole).items(), jax.tree.leaves(cut), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6, err_msg=path)
 
@@ -164,8 +177,10 @@ def test_a_regression_is_learned(name):
     """Two layers, noisy gradients: a tenth of the first loss after 600 steps."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(256, 16)), jnp.float32)
-    y = jnp.tanh(x @ jnp.asarray(rng.normal(size=(16, 32)) / 4, jnp.float32)) @ jnp.asarray(rng.normal(size=(32, 4)) / 6, jnp.float32)
-    params = {'fc1': {'kernel': jnp.asarray(rng.normal(size=(16, 32)) / 4, jnp.float32), 'bias': jnp.zeros(32)},
+    y = jnp.tanh(x @ jnp.asarray(rng.normal(size=(16, 32)) / 4,
+                                 jnp.float32)) @ jnp.asarray(rng.normal(size=(32, 4)) / 6, jnp.float32)
+    params = {'fc1': {'kernel': jnp.asarray(rng.normal(size=(16, 32)) / 4, jnp.float32),
+                      'bias': jnp.zeros(32)},
               'fc2': {'kernel': jnp.zeros((32, 4)), 'bias': jnp.zeros(4)}}
 
     def loss(params, x, y):
@@ -182,13 +197,15 @@ def test_a_regression_is_learned(name):
         return (optax.apply_updates(params, updates), opt), None
 
     before = loss(params, x, y)
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(0), 600))
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)),
+                                  jax.random.split(jax.random.key(0), 600))
     assert loss(params, x, y) < 0.1 * before
 
 
 def test_gradients_of_zero_and_rows_of_zeros_stay_finite():
     """Dropped captions that never come up, dead inputs beside large gradients."""
-    params = nested({'y_embedder/null_caption': jnp.ones((7, 4)), 'fc/kernel': jnp.ones((8, 4)), 'fc/bias': jnp.ones(4)})
+    params = nested({'y_embedder/null_caption': jnp.ones((7, 4)), 'fc/kernel': jnp.ones((8, 4)),
+                     'fc/bias': jnp.ones(4)})
     grads = jax.tree.map(jnp.zeros_like, params)
     grads['fc']['kernel'] = 1e6 * jnp.ones((8, 4)).at[3].set(0).at[:, 2].set(0)
     came = scale_by_came()
@@ -204,11 +221,13 @@ def test_adamw_is_that_of_optax_bit_for_bit():
     """Updates and the structure of the state, which checkpoints hold."""
     params = {'a': {'kernel': jax.random.normal(jax.random.key(0), (4, 8))}, 'b': jnp.ones(3)}
     for decay in (0.0, 0.03):
-        ours, theirs = make_optimizer(learning_rate=1e-3, weight_decay=decay), optax.adamw(1e-3, weight_decay=decay)
+        ours, theirs = make_optimizer(learning_rate=1e-3,
+                                      weight_decay=decay), optax.adamw(1e-3, weight_decay=decay)
         mine, other = (params, ours.init(params)), (params, theirs.init(params))
         assert jax.tree.structure(mine) == jax.tree.structure(other)
         for seed in range(5):
-            grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)
+            grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape),
+                                 params)
             moved = []
             for optimizer, (weights, opt) in ((ours, mine), (theirs, other)):
                 updates, opt = jax.jit(optimizer.update)(grads, opt, weights)

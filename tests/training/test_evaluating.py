@@ -28,8 +28,9 @@ def reference(tmp_path_factory):
 def scored_recipe(reference, changes=MappingProxyType({})):
     config = tiny_recipe(steps=6)
     config.data.name = 'digits'
-    config.eval.update({'every': 3, 'num_samples': 48, 'steps': 4, 'cfg_scales': (1.0, 2.0), 'metrics': 'fid,precision',
-                        'features': 'digits', 'reference': str(reference)} | changes)
+    config.eval.update({'every': 3, 'num_samples': 48, 'steps': 4, 'cfg_scales': (1.0, 2.0),
+                        'metrics': 'fid,precision', 'features': 'digits', 'reference': str(reference)} |
+                       changes)
     return config
 
 
@@ -48,10 +49,11 @@ def run(reference, tmp_path_factory):
 def test_every_evaluation_is_a_record_with_a_score_for_each_guidance_scale(run):
     records = scores_of(run)
     assert [record['step'] for record in records] == [3, 6]
-    assert set(records[0]) == {'step', 'eval/num_samples', 'eval/fid_cfg1', 'eval/fid_cfg2', 'eval/precision_cfg1',
-                               'eval/precision_cfg2'}
+    assert set(records[0]) == {'step', 'eval/num_samples', 'eval/fid_cfg1', 'eval/fid_cfg2',
+                               'eval/precision_cfg1', 'eval/precision_cfg2'}
     assert all(np.isfinite(value) for record in records for value in record.values())
-    assert 'eval' not in ''.join(name for record in read_lines(run / 'metrics.jsonl') if 'loss/total' in record for name in record)
+    assert 'eval' not in ''.join(name for record in read_lines(run / 'metrics.jsonl')
+                                 if 'loss/total' in record for name in record)
 
 
 def test_the_rows_carry_their_recipe_cards(run):
@@ -59,7 +61,9 @@ def test_the_rows_carry_their_recipe_cards(run):
     rows = rows['rows'] if isinstance(rows, dict) else rows
     assert len(rows) == 4
     card = rows[0]['card']
-    assert card['samples']['card']['sampler']['cfg_scale'] in (1.0, 2.0) and card['reference']['id'] == 'digits.npz'
+    assert card['samples']['card']['sampler']['cfg_scale'] in (1.0,
+                                                               2.0) and card['reference'][
+                                                                   'id'] == 'digits.npz'
     assert not any((run / 'eval' / 'features').glob('*/*'))       # scored, so not kept
 
 
@@ -70,7 +74,8 @@ def test_the_best_weights_are_kept_as_a_model_folder(run):
     assert model.config['provenance']['step'] == best['step']
     assert model.config['provenance']['score']['value'] == min(best['eval/fid_cfg1'], best['eval/fid_cfg2'])
     if best['step'] == 6:
-        for kept, newest in zip(jax.tree.leaves(model.params), jax.tree.leaves(lit_jax.load(run).params), strict=True):
+        for kept, newest in zip(jax.tree.leaves(model.params), jax.tree.leaves(lit_jax.load(run).params),
+                                strict=True):
             np.testing.assert_array_equal(kept, newest)
 
 
@@ -110,8 +115,10 @@ def test_an_evaluation_that_was_killed_is_made_up_for(reference, run, tmp_path, 
 
 @pytest.mark.parametrize('changes, said', [
     ({'reference': ''}, 'eval.reference names nothing'), ({'reference': '/absent.npz'}, 'does not exist'),
-    ({'metrics': 'fidd', 'best': ''}, "unknown metric 'fidd'"), ({'best': 'kid'}, "eval.best 'kid' is not among"),
-    ({'cfg_scales': ()}, 'eval.cfg_scales is empty'), ({'num_samples': 1}, 'eval.num_samples must be at least 2'),
+    ({'metrics': 'fidd', 'best': ''}, "unknown metric 'fidd'"),
+    ({'best': 'kid'}, "eval.best 'kid' is not among"),
+    ({'cfg_scales': ()}, 'eval.cfg_scales is empty'),
+    ({'num_samples': 1}, 'eval.num_samples must be at least 2'),
     ({'labels': 'balanced'}, 'not a multiple of the 10 classes')])
 def test_what_cannot_be_scored_is_said_before_the_first_step(reference, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):

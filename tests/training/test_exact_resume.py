@@ -19,17 +19,20 @@ from lit_jax.training.telemetry import read_lines
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
-SMALL = ['--config.model.depth=2', '--config.model.width=32', '--config.train.batch_size=32', '--config.sample.every=0']
+SMALL = ['--config.model.depth=2', '--config.model.width=32', '--config.train.batch_size=32',
+         '--config.sample.every=0']
 
 
 def environment(tmp_path):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+           'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'LIT_JAX_DATA': str(tmp_path / 'data')}
     return env
 
 
 def start(tmp_path, recipe, workdir, *extra):
-    command = [sys.executable, 'train.py', f'--config=configs/{recipe}.py', f'--workdir={tmp_path / workdir}', *SMALL, *extra]
+    command = [sys.executable, 'train.py', f'--config=configs/{recipe}.py', f'--workdir={tmp_path / workdir}',
+               *SMALL, *extra]
     return subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True,
                             start_new_session=True)
 
@@ -69,7 +72,8 @@ def outcome(workdir, recipe):
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_equals_one_never_killed(tmp_path):
     finish(start(tmp_path, 'digits_dit', 'teacher', '--config.train.steps=5'))
-    student = [f'--config.teacher.path={tmp_path / "teacher"}', f'--config.inherit.path={tmp_path / "teacher"}',
+    student = [f'--config.teacher.path={tmp_path / "teacher"}',
+               f'--config.inherit.path={tmp_path / "teacher"}',
                '--config.train.steps=1500', '--config.log.every=40', '--config.checkpoint.every=15',
                '--config.checkpoint.keep_latest=2']
     began = time.perf_counter()
@@ -81,7 +85,8 @@ def test_a_run_killed_twenty_times_equals_one_never_killed(tmp_path):
         if not kill_later(process, rng.uniform(0, 1.2 * seconds / KILLS)):
             break
         kills += 1
-        during_save += any('orbax-checkpoint-tmp' in path.name for path in (tmp_path / 'killed' / 'checkpoints').glob('*'))
+        during_save += any('orbax-checkpoint-tmp' in path.name
+                           for path in (tmp_path / 'killed' / 'checkpoints').glob('*'))
     finish(start(tmp_path, 'digits_lit', 'killed', *student))
     print(f'{kills} kills, {during_save} of them during a save')
     assert kills == KILLS

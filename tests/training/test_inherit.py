@@ -18,10 +18,14 @@ STUDENT = tiny_arch({**LINEAR, 'heads': 1})           # one wide head where the 
 WIDTH = 16
 
 
-MOH_RUNS = [{'depth': 1, 'mixer': {'shared': 2, 'routed': 0}}, {'depth': 2, 'mixer': {'shared': 1, 'routed': 1}}]
-MOH = tiny_arch({'name': 'moh', 'heads': 2, 'head_dim': 8, 'shared': 2, 'routed': 0}, depth=3, stages=MOH_RUNS)
-COMPRESSED = tiny_arch(depth=3, input_size=[8, 8], stages=[{'depth': 2}, {'depth': 1, 'mixer': {'compress': 2}}])
-DIG = {key: value for key, value in tiny_arch({'name': 'gla', 'heads': 2}, family='dig', depth=3, ffn='swiglu').items()
+MOH_RUNS = [{'depth': 1, 'mixer': {'shared': 2, 'routed': 0}},
+            {'depth': 2, 'mixer': {'shared': 1, 'routed': 1}}]
+MOH = tiny_arch({'name': 'moh', 'heads': 2, 'head_dim': 8, 'shared': 2, 'routed': 0}, depth=3,
+                stages=MOH_RUNS)
+COMPRESSED = tiny_arch(depth=3, input_size=[8, 8],
+                       stages=[{'depth': 2}, {'depth': 1, 'mixer': {'compress': 2}}])
+DIG = {key: value for key, value in tiny_arch({'name': 'gla', 'heads': 2}, family='dig', depth=3,
+                                              ffn='swiglu').items()
        if key != 'stages'}
 # Students of a DiT of three blocks, and which of their leaves are fresh.
 SYSTEMS = {
@@ -57,7 +61,8 @@ def test_counts_add_up():
     report = inherit()[-1]
     totals = report['totals']
     assert totals['fresh'] == 2 * (3 * 256 + 256 + 16 + 9 * 16 + 16)
-    assert totals['inherited'] + totals['fresh'] == totals['parameters'] == sum(row['count'] for row in report['rows'])
+    assert totals['inherited'] + totals['fresh'] == totals['parameters'] == sum(
+        row['count'] for row in report['rows'])
     assert totals['parameters'] == sum(leaf.size for leaf in named_leaves(random_params(STUDENT)).values())
 
 
@@ -82,7 +87,8 @@ def test_copied_parts_against_the_torch_layout(copy):
             assert np.array_equal(after['blocks/attn/proj/bias'], theirs['blocks/attn/proj/bias'])
         else:
             assert np.array_equal(proj, before['blocks/attn/proj/kernel'][layer].reshape(WIDTH, WIDTH))
-    inherited = sum(row['count'] for row in report['rows'] if '/attn/' in row['path'] and row['status'] == 'inherited')
+    inherited = sum(row['count'] for row in report['rows'] if '/attn/' in row['path']
+                    and row['status'] == 'inherited')
     assert inherited == 2 * (256 * len(letters) + 16 * ('o' in letters))
 
 
@@ -121,9 +127,11 @@ def test_softmax_student_and_linear_teacher():
 
 @pytest.mark.parametrize('name', SYSTEMS)
 def test_every_system_starts_with_what_it_shares_with_a_dit(name):
-    """By the number of the block, whatever runs the student's blocks lie in; the table has every leaf once."""
+    """By the number of the block, whatever runs the student's blocks lie in; the table has every leaf
+    once."""
     student, fresh = SYSTEMS[name]
-    theirs, before, after, report = inherit(teacher=tiny_arch(depth=3, input_size=student['input_size']), student=student)
+    theirs, before, after, report = inherit(teacher=tiny_arch(depth=3, input_size=student['input_size']),
+                                            student=student)
     assert [row['path'] for row in report['rows']] == list(after) == list(before) and report['notes'] == []
     for row, (path, leaf) in zip(report['rows'], after.items(), strict=True):
         if re.search(fresh, path):
@@ -142,7 +150,8 @@ def test_the_table_says_which_blocks_of_the_teacher():
     theirs, _, after, report = inherit(teacher=MOH, student=tiny_arch(LINEAR, depth=3))
     rows = {row['path']: row for row in report['rows']}
     assert rows['blocks/adaLN/bias']['source'] == 'blocks0/adaLN/bias [0:1], blocks1/adaLN/bias [0:2]'
-    assert np.array_equal(after['blocks/adaLN/bias'], np.concatenate([theirs[f'blocks{i}/adaLN/bias'] for i in range(2)]))
+    assert np.array_equal(after['blocks/adaLN/bias'],
+                          np.concatenate([theirs[f'blocks{i}/adaLN/bias'] for i in range(2)]))
     # Runs that are cut elsewhere.
     theirs, _, after, report = inherit(teacher=MOH, student=tiny_arch(depth=3, stages=COMPRESSED['stages']))
     rows = {row['path']: row for row in report['rows']}
@@ -154,7 +163,8 @@ def test_the_table_says_which_blocks_of_the_teacher():
 def test_all_of_the_attention_of_an_equal_layout(name):
     """MoH-DiT and compressed keys with copy 'q,k,v,o': only routers and compressors are new."""
     student = SYSTEMS[name][0]
-    theirs, _, after, report = inherit('q,k,v,o', tiny_arch(depth=3, input_size=student['input_size']), student)
+    theirs, _, after, report = inherit('q,k,v,o', tiny_arch(depth=3, input_size=student['input_size']),
+                                       student)
     fresh = {row['path'] for row in report['rows'] if row['status'] == 'fresh'}
     assert fresh and all(re.search('router|compressor', path) for path in fresh) and report['notes'] == []
     for leaf in ('qkv/kernel', 'qkv/bias', 'proj/kernel', 'proj/bias'):
@@ -166,7 +176,8 @@ def test_all_of_the_attention_of_an_equal_layout(name):
 def test_parts_of_the_attention_of_other_mixers(name):
     theirs, _, after, _ = inherit('v,o', tiny_arch(depth=3), SYSTEMS[name][0])
     value = theirs['blocks/attn/qkv/kernel'][:, :, 2].reshape(3, WIDTH, WIDTH)
-    ours = after['blocks/attn/v/linear/kernel'] if name == 'edit' else after['blocks/attn/qkv/kernel'][:, :, 2]
+    ours = after['blocks/attn/v/linear/kernel'] if name == 'edit' else after['blocks/attn/qkv/kernel'][
+        :, :, 2]
     assert np.array_equal(ours.reshape(3, WIDTH, WIDTH), value)
     assert np.array_equal(after['blocks/attn/proj/kernel'].ravel(), theirs['blocks/attn/proj/kernel'].ravel())
 
@@ -193,19 +204,23 @@ def test_a_wider_run_of_moh_keeps_its_own_attention():
 
 def test_a_udig_takes_what_fits_and_says_what_does_not():
     """Its sizes are its own: neither depth nor width of the teacher need be the student's."""
-    student = {**DIG, 'family': 'udig', 'depth': 5, 'width': 8, 'patch': 1, 'mixer': {'name': 'gla', 'heads': 1}}
+    student = {**DIG, 'family': 'udig', 'depth': 5, 'width': 8, 'patch': 1,
+               'mixer': {'name': 'gla', 'heads': 1}}
     _, before, after, report = inherit('q,k,v,o', tiny_arch(depth=3), student)
     assert all(row['status'] == 'fresh' for row in report['rows']) and len(report['rows']) == len(before)
-    assert 'fresh, because it is of another shape: y_embedder/table: 4x16 in the teacher, 4x8 in the student' in report['notes']
+    note = 'fresh, because it is of another shape: y_embedder/table: 4x16 in the teacher, 4x8 in the student'
+    assert note in report['notes']
     # One of the teacher's width and patch: embedders and final layer are taken over.
-    theirs, _, after, report = inherit((), tiny_arch(depth=3), {**student, 'width': 16, 'patch': 2, 'input_size': [8, 8]})
+    theirs, _, after, report = inherit((), tiny_arch(depth=3),
+                                       {**student, 'width': 16, 'patch': 2, 'input_size': [8, 8]})
     taken = {row['path'] for row in report['rows'] if row['status'] == 'inherited'}
     assert taken == {path for path in theirs if not path.startswith('blocks')}
     assert all(np.array_equal(after[path], theirs[path]) for path in taken)
 
 
 def test_another_mlp_of_the_same_kind_is_an_error():
-    with pytest.raises(UserError, match='blocks/mlp/fc1/kernel: 2x16x32 in the teacher, 2x16x64 in the student'):
+    with pytest.raises(UserError, match='blocks/mlp/fc1/kernel: 2x16x32 in the teacher, 2x16x64 in the '
+                                        'student'):
         inherit(teacher=tiny_arch(mlp_ratio=2.0))
 
 
@@ -219,7 +234,8 @@ def test_leaves_that_the_teacher_lacks_stay_fresh():
 
 def test_another_size_names_both():
     other = tiny_arch(SOFTMAX, depth=28, width=1152)
-    with pytest.raises(UserError, match=r'the teacher has XL weights \(depth 28, width 1152\), the student weights of '
+    with pytest.raises(UserError,
+                       match=r'the teacher has XL weights \(depth 28, width 1152\), the student weights of '
                                         r'depth 2, width 16.*distillation'):
         inherit_params({}, other, {}, STUDENT)
 
@@ -238,7 +254,8 @@ def test_another_input_size_is_noted():
 
 
 @pytest.mark.parametrize('copy, parts', [('', ()), ((), ()), ('o,q', ('q', 'o')), (['kv'], ('k', 'v')),
-                                         ('q, k, v', ('q', 'k', 'v')), ('all', ('all',)), (('all',), ('all',))])
+                                         ('q, k, v', ('q', 'k', 'v')), ('all', ('all',)),
+                                         (('all',), ('all',))])
 def test_parse_copy(copy, parts):
     assert parse_copy(copy) == parts
 
@@ -268,21 +285,23 @@ def test_report_is_json_and_prints():
     lines = text.splitlines()
     assert lines[0].split() == ['leaf', 'shape', 'count', 'status', 'from']
     row = next(line for line in lines if line.startswith('blocks/attn/kv/kernel (v)'))
-    assert row.split() == ['blocks/attn/kv/kernel', '(v)', '2x16x1x16', '512', 'inherited', 'blocks/attn/qkv/kernel',
-                           '(v)']
+    assert row.split() == ['blocks/attn/kv/kernel', '(v)', '2x16x1x16', '512', 'inherited',
+                           'blocks/attn/qkv/kernel', '(v)']
     totals = report['totals']
     assert f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters' in text
     assert 'note: the teacher\'s q bias is left out' in text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Text models
 
 
 def pixart(mixer=SOFTMAX, **changes):
     """Captions of 5 tokens with 12 channels."""
-    arch = {'cross_heads': 2, 'caption_channels': 12, 'caption_tokens': 5, 'base_size': 2, 'pe_interpolation': 1.0, **changes}
-    return {name: value for name, value in tiny_arch(mixer, family='pixart', **arch).items() if name != 'num_classes'}
+    arch = {'cross_heads': 2, 'caption_channels': 12, 'caption_tokens': 5, 'base_size': 2,
+            'pe_interpolation': 1.0, **changes}
+    return {name: value for name, value in tiny_arch(mixer, family='pixart', **arch).items()
+            if name != 'num_classes'}
 
 
 def test_a_text_model_takes_all_but_the_self_attention():
@@ -290,8 +309,10 @@ def test_a_text_model_takes_all_but_the_self_attention():
     theirs, before, after, report = inherit(teacher=pixart(), student=pixart({**LINEAR, 'heads': 1}))
     fresh = {row['path'] for row in report['rows'] if row['status'] == 'fresh'}
     assert fresh == {path for path in before if path.startswith('blocks/attn/')}
-    assert {'blocks/cross_attn/kv/kernel', 'blocks/scale_shift_table', 'y_embedder/null_caption'} < after.keys() - fresh
-    assert all(np.array_equal(leaf, (before if path in fresh else theirs)[path]) for path, leaf in after.items())
+    assert {'blocks/cross_attn/kv/kernel', 'blocks/scale_shift_table',
+            'y_embedder/null_caption'} < after.keys() - fresh
+    assert all(np.array_equal(leaf, (before if path in fresh else theirs)[path])
+               for path, leaf in after.items())
     # Attention of two blocks: q and kv 3·16·16, proj 16·16 + 16, dwc 9·16 + 16.
     assert report['totals']['fresh'] == 2 * (3 * 256 + 256 + 16 + 9 * 16 + 16)
     assert report['notes'] == []
@@ -302,20 +323,22 @@ def test_a_larger_image_goes_on_with_the_same_weights():
     lit = {**LINEAR, 'heads': 1}
     larger = pixart(lit, input_size=[8, 8], base_size=4, pe_interpolation=2.0)
     theirs, _, after, report = inherit('all', teacher=pixart(lit), student=larger)
-    assert all(np.array_equal(after[path], leaf) for path, leaf in theirs.items()) and after.keys() == theirs.keys()
+    assert all(np.array_equal(after[path], leaf)
+               for path, leaf in theirs.items()) and after.keys() == theirs.keys()
     assert report['totals']['inherited'] == report['totals']['parameters'] and report['copy'] == 'all'
-    assert report['notes'] == ['the teacher was trained at input size 4x4, the student at 8x8; positions are computed, nothing is '
-                               'interpolated']
+    assert report['notes'] == ['the teacher was trained at input size 4x4, the student at 8x8; positions are '
+                               'computed, nothing is interpolated']
     report = inherit(teacher=pixart(lit), student={**larger, 'pe_interpolation': 1.0})[-1]
-    assert report['notes'][1] == ('positions run from 0 to 2 in the teacher, to 4 in the student: model.pe_interpolation 2 would '
-                                  'give the teacher\'s')
+    assert report['notes'][1] == ('positions run from 0 to 2 in the teacher, to 4 in the student: '
+                                  'model.pe_interpolation 2 would give the teacher\'s')
 
 
 @pytest.mark.parametrize('teacher, leaf', [
     (pixart(), 'blocks/attn/kv/kernel'), (pixart(LINEAR), 'blocks/attn/proj/kernel'),
     (pixart({**LINEAR, 'heads': 1, 'dwc_kernel': 0}), 'blocks/attn/dwc/kernel')])
 def test_all_of_another_attention_is_an_error(teacher, leaf):
-    with pytest.raises(UserError, match=rf'all needs a teacher with everything of the student, this one lacks .*{leaf}'):
+    with pytest.raises(UserError,
+                       match=rf'all needs a teacher with everything of the student, this one lacks .*{leaf}'):
         inherit(['all'], teacher=teacher, student=pixart({**LINEAR, 'heads': 1}))
 
 
@@ -333,6 +356,8 @@ def test_a_text_model_takes_what_it_shares_with_a_dit():
     """As PixArt-α began: patches, timestep, attention and mlp of a class model; captions are new."""
     theirs, _, after, report = inherit('q,k,v,o', teacher=tiny_arch(), student=pixart())
     fresh = {row['path'].split(' ')[0] for row in report['rows'] if row['status'] == 'fresh'}
-    assert {path.split('/')[0] if not path.startswith(('blocks', 'final')) else path.rsplit('/', 1)[0] for path in fresh} == {
-        't_block', 'y_embedder', 'blocks', 'blocks/cross_attn/q', 'blocks/cross_attn/kv', 'blocks/cross_attn/proj', 'final_layer'}
+    assert {path.split('/')[0] if not path.startswith(('blocks', 'final')) else path.rsplit('/', 1)[0]
+            for path in fresh} == {
+'t_block', 'y_embedder', 'blocks', 'blocks/cross_attn/q', 'blocks/cross_attn/kv', 'blocks/cross_attn/proj',
+'final_layer'}
     assert all(np.array_equal(leaf, theirs[path]) for path, leaf in after.items() if path not in fresh)

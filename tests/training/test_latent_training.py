@@ -23,7 +23,9 @@ def images(tmp_path):
     for label in range(4):
         (tmp_path / 'pictures' / f'class{label}').mkdir(parents=True)
         for number in range(6):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'pictures' / f'class{label}' / f'{number}.png')
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3),
+                                         np.uint8)).save(tmp_path / 'pictures' / f'class{label}'
+                                                         / f'{number}.png')
     write_tiny_vae(tmp_path / 'vae', scale=4.0)
     return tmp_path
 
@@ -31,13 +33,14 @@ def images(tmp_path):
 def recipe(name, path, *, folder='', **latent):
     config = tiny_recipe(steps=4)
     config.data.update({'name': name, 'path': str(path), 'image_size': 8, 'num_classes': 4, 'flip': True})
-    config.latent.update({'space': 'vae', 'vae': 'tiny-0', 'downscale': 2, 'channels': 3, 'scale': 4.0, 'vae_path': str(folder),
-                          **latent})
+    config.latent.update({'space': 'vae', 'vae': 'tiny-0', 'downscale': 2, 'channels': 3, 'scale': 4.0,
+                          'vae_path': str(folder), **latent})
     return config
 
 
 def test_the_posterior_is_sampled_anew_in_every_step():
-    """x0 = scale · (mean + exp(logvar / 2) · noise): mean and spread of the draws are those of the moments."""
+    """x0 = scale · (mean + exp(logvar / 2) · noise): mean and spread of the draws are those of the
+    moments."""
     mean, std = jnp.full((4096, 2, 2, 1), 0.7), 0.2
     batch = {'moments': jnp.concatenate([mean, jnp.full_like(mean, 2 * np.log(std))], axis=-1)}
     objective = setup.build_objective(recipe('latents', 'nowhere'))
@@ -52,7 +55,8 @@ def test_images_in_the_step_give_what_their_cached_moments_give(pixels):
     config = recipe('folder', pixels / 'pictures', folder=pixels / 'vae')
     images = setup.build_source(config).take(range(5))['image']
     mean, logvar = vae.encode(images)
-    cached = clean_inputs({'moments': jnp.concatenate([mean, logvar], -1)}, KEY, setup.build_objective(config))
+    cached = clean_inputs({'moments': jnp.concatenate([mean, logvar], -1)}, KEY,
+                          setup.build_objective(config))
     direct = clean_inputs({'image': images}, KEY, setup.build_objective(config),
                           lambda image: vae.network.encode(vae.params, image))
     np.testing.assert_allclose(direct, cached, atol=1e-5)
@@ -114,7 +118,8 @@ def test_a_vae_that_does_not_fit_the_recipe_is_refused(images, latent, message):
 
 
 def test_images_without_a_vae_say_how_to_get_one(images):
-    with pytest.raises(UserError, match=r'latent\.vae_path: to train from the images of folder.*prepare_latents\.py'):
+    with pytest.raises(UserError,
+                       match=r'latent\.vae_path: to train from the images of folder.*prepare_latents\.py'):
         loop.train(recipe('folder', images / 'pictures'), images / 'run')
 
 

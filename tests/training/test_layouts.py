@@ -15,8 +15,8 @@ from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
 
 STEPS = 20
-LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (1, 1, 1, 8), 'mixed': (1, 2, 2, 2),
-           'data and seq': (2, 1, 1, 4)}
+LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (1, 1, 1, 8),
+           'mixed': (1, 2, 2, 2), 'data and seq': (2, 1, 1, 4)}
 
 
 def sizes_of(layout):
@@ -24,7 +24,8 @@ def sizes_of(layout):
 
 
 class Small:
-    """A recipe on 8 x 8 tokens, with a random teacher for the linear mixer, on a mesh of some of the devices."""
+    """A recipe on 8 x 8 tokens, with a random teacher for the linear mixer, on a mesh of some of the
+    devices."""
 
     def __init__(self, mixer, layout, devices=8):
         config = tiny_recipe(mixer)
@@ -42,12 +43,14 @@ class Small:
         # An all-zero output layer, as DiT begins with, would teach nothing.
         shapes = network.abstract()
         keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(shapes)))
-        leaves = [0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, jax.tree.leaves(shapes), strict=True)]
+        leaves = [0.05 * jax.random.normal(key, leaf.shape)
+                  for key, leaf in zip(keys, jax.tree.leaves(shapes), strict=True)]
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         return network, jax.device_put(params, state_shardings(shapes, self.mesh))
 
     def step(self, teacher_network):
-        return setup.jit_step(self.config, self.network, self.optimizer, self.mesh, self.abstract, teacher_network)
+        return setup.jit_step(self.config, self.network, self.optimizer, self.mesh, self.abstract,
+                              teacher_network)
 
     def losses(self, steps=STEPS):
         with jax.set_mesh(self.mesh):
@@ -55,10 +58,12 @@ class Small:
             teacher_network, teacher_params = self.teacher()
             step, key = self.step(teacher_network), setup.run_key(self.config, self.mesh)
             layout = BatchLayout(self.mesh, self.config.train.batch_size)
-            pipeline = make_pipeline(setup.build_source(self.config), global_batch=layout.batch_size, seed=0, rows=layout.rows)
+            pipeline = make_pipeline(setup.build_source(self.config), global_batch=layout.batch_size, seed=0,
+                                     rows=layout.rows)
             losses = []
             for k in range(steps):
-                state, metrics = step(state, {'teacher': teacher_params}, layout.place(pipeline.batch(k)), key)
+                state, metrics = step(state, {'teacher': teacher_params}, layout.place(pipeline.batch(k)),
+                                      key)
                 losses.append(metrics['loss/total'])
             return np.asarray(jax.device_get(losses)), state
 
@@ -72,14 +77,16 @@ QUICK = ('linear', 'mixed')
 
 
 @pytest.mark.parametrize('mixer, layout', [
-    pytest.param(mixer, layout, id=f'{name}, {layout}', marks=[] if (mixer, layout) == QUICK else pytest.mark.slow)
+    pytest.param(mixer, layout, id=f'{name}, {layout}', marks=[] if (mixer, layout) == QUICK
+                 else pytest.mark.slow)
     for mixer, name in (('softmax', 'DiT'), ('linear', 'LiT with teacher')) for layout in LAYOUTS])
 def test_every_layout_gives_the_losses_of_one_device(mixer, layout):
     losses, state = Small(mixer, layout).losses()
     assert losses[-1] < 0.9 * losses[0]           # it learns: equal constants would prove nothing
     np.testing.assert_allclose(losses, losses_of_one_device(mixer), rtol=1e-5)
     want = state_shardings(state, make_mesh(sizes_of(layout)))
-    assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, want))
+    assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state,
+                                     want))
 
 
 def share(tree, shardings):
@@ -98,7 +105,9 @@ def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
                            Network(setup.architecture(recipes.load_recipe('configs/dit_xl.py'))).abstract())
     for tree in (state['params'], state['ema'], state['opt'], teacher):
         shardings = state_shardings(tree, mesh)
-        copied = share(*zip(*[(leaf, s) for leaf, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+        copied = share(*zip(*[(leaf, s)
+                              for leaf, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings),
+                                                 strict=True)
                               if s.is_fully_replicated], strict=True))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         assert share(tree, shardings) <= 1.05 * (total - copied) / 8 + copied
@@ -108,7 +117,8 @@ def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
 @pytest.mark.slow
 def test_a_checkpoint_goes_from_eight_devices_to_four_to_one_and_back(tmp_path):
     """Each stop restores the values of the one before, cut in its own way, and saves them again."""
-    stops = [('fsdp', 8), ({'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 1}, 4), ('one', 1), ('mixed', 8), ('seq', 8)]
+    stops = [('fsdp', 8), ({'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 1}, 4), ('one', 1), ('mixed', 8),
+             ('seq', 8)]
     first = Small('linear', *stops[0])
     _, state = first.losses(steps=2)
     want = jax.device_get(state)
@@ -120,13 +130,15 @@ def test_a_checkpoint_goes_from_eight_devices_to_four_to_one_and_back(tmp_path):
             state, meta, step = checkpoints.restore_latest(small.abstract)
             assert (meta['stop'], step) == (number - 1, number + 1)
             jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), want)
-            jax.tree.map(lambda leaf, spec: leaf.sharding.is_equivalent_to(spec.sharding, leaf.ndim), state, small.abstract)
+            jax.tree.map(lambda leaf, spec: leaf.sharding.is_equivalent_to(spec.sharding, leaf.ndim), state,
+                         small.abstract)
             checkpoints.save(step + 1, state, {'stop': number})
 
 
 @pytest.mark.slow
 def test_a_step_brings_and_fetches_nothing_on_the_way():
-    """What jax's transfer guard sees (on CPU: numbers brought to the device) does not happen within a step."""
+    """What jax's transfer guard sees (on CPU: numbers brought to the device) does not happen within a
+    step."""
     small = Small('linear', 'data')
     with jax.set_mesh(small.mesh):
         state, _ = setup.init_state(small.config, small.network, small.optimizer, small.mesh)

@@ -46,14 +46,16 @@ def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path):
     assert lines[-1]['loss/mse'] < lines[0]['loss/mse']
     assert lines[-1]['images_seen'] == 30 * 16
     assert (tmp_path / 'samples' / '000000030.png').stat().st_size > 100
-    assert 'svg' in (tmp_path / 'report.html').read_text() or 'base64' in (tmp_path / 'report.html').read_text()
+    assert 'svg' in (tmp_path / 'report.html').read_text() or 'base64' in (
+        tmp_path / 'report.html').read_text()
     model = lit_jax.load(tmp_path)
     assert model(np.zeros((2, 8, 8, 1)), 10, 3).shape == (2, 8, 8, 2)
     assert model.config['provenance'] == {'source': str(tmp_path), 'weights': 'ema', 'step': 30}
 
 
 def stop_at(call, monkeypatch):
-    """Sends SIGTERM to this process while the `call`-th batch is on its way; the step in hand is still taken."""
+    """Sends SIGTERM to this process while the `call`-th batch is on its way; the step in hand is still
+    taken."""
     original, calls = loop.BatchLayout.place, []
 
     def place(self, batch):
@@ -67,7 +69,8 @@ def stop_at(call, monkeypatch):
 
 @pytest.mark.parametrize('stop_after', [2, 3, 5])
 def test_resuming_is_exact(tmp_path, stop_after, monkeypatch):
-    """A run asked to stop after any step, in the middle of a log interval or not, ends like one never stopped."""
+    """A run asked to stop after any step, in the middle of a log interval or not, ends like one never
+    stopped."""
     config = tiny_recipe(steps=6)
     loop.train(config, tmp_path / 'straight')
     stop_at(stop_after, monkeypatch)
@@ -124,7 +127,8 @@ def test_an_impossible_inheritance_is_refused_and_claims_no_workdir(tmp_path, ch
 
 def test_another_recipe_in_the_same_workdir_is_refused(tmp_path):
     loop.train(tiny_recipe(steps=1), tmp_path)
-    with pytest.raises(UserError, match=r'belongs to another recipe:\n  train.learning_rate: 0.001 there, 0.002'):
+    with pytest.raises(UserError,
+                       match=r'belongs to another recipe:\n  train.learning_rate: 0.001 there, 0.002'):
         loop.train(tiny_recipe(steps=1, learning_rate=2e-3), tmp_path)
     assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'     # going on for longer is the same recipe
 

@@ -20,7 +20,8 @@ def networks():
 
 @pytest.mark.parametrize('arch', list(networks()))
 def test_leaves_are_read_as_the_matrices_of_pytorch(arch):
-    """By the converter's own rules: a tensor is [out, in, ...] or a vector. Rules that copy say nothing of the kind."""
+    """By the converter's own rules: a tensor is [out, in, ...] or a vector. Rules that copy say nothing of
+    the kind."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(Network(arch).abstract()).items()}
     for leaf in model_leaves(arch):
         shape, axes = shapes[leaf.path], matrix_axes(leaf.path, len(shapes[leaf.path]))
@@ -34,8 +35,12 @@ def test_leaves_are_read_as_the_matrices_of_pytorch(arch):
 
 
 def test_leaves_without_a_tensor_in_pytorch():
-    for path, rank, want in (('blocks/attn/routed_q/kernel', 5, ((0, 1), (2,), (3, 4))), ('blocks/attn/gamma', 2, ((0,), (), (1,))),
-                             ('blocks/scale_shift_table', 3, ((0,), (1,), (2,))), ('y_embedder/table', 2, ((), (0,), (1,))),
-                             ('blocks1/attn/v/kernel', 5, ((0,), (1, 2), (3, 4))), ('joins4/bias', 2, ((0,), (), (1,))),
-                             ('blocks/attn/fusion/restore/kernel', 5, ((0,), (1, 2, 3), (4,))), ('a', 0, ((), (), ()))):
+    for path, rank, want in (('blocks/attn/routed_q/kernel', 5, ((0, 1), (2,), (3, 4))),
+                             ('blocks/attn/gamma', 2, ((0,), (), (1,))),
+                             ('blocks/scale_shift_table', 3, ((0,), (1,), (2,))),
+                             ('y_embedder/table', 2, ((), (0,), (1,))),
+                             ('blocks1/attn/v/kernel', 5, ((0,), (1, 2), (3, 4))),
+                             ('joins4/bias', 2, ((0,), (), (1,))),
+                             ('blocks/attn/fusion/restore/kernel', 5, ((0,), (1, 2, 3), (4,))),
+                             ('a', 0, ((), (), ()))):
         assert matrix_axes(path, rank) == want, path

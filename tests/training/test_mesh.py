@@ -90,7 +90,8 @@ def sharding_table(name):
 
 
 def test_hosts_read_the_rows_of_their_devices():
-    """The middle host of a mesh whose `seq` axis runs over hosts reads what its neighbour on that axis reads."""
+    """The middle host of a mesh whose `seq` axis runs over hosts reads what its neighbour on that axis
+    reads."""
     mesh = make_mesh({'data': 4, 'fsdp': 1, 'tensor': 1, 'seq': 2})
     layout = BatchLayout(mesh, 8)
     by_device = layout.sharding.devices_indices_map((8,))

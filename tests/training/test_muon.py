@@ -56,21 +56,24 @@ def nested_of(rng):
     tree = {}
     for path, (shape, _) in LEAVES.items():
         _, module, layer, _ = path.split('/')
-        tree.setdefault(module, {})[layer] = {'kernel': rng.normal(size=(3, *shape)), 'bias': rng.normal(size=(3, 8))}
+        tree.setdefault(module, {})[layer] = {'kernel': rng.normal(size=(3, *shape)),
+                                              'bias': rng.normal(size=(3, 8))}
     return tree
 
 
 def test_matrices_of_the_blocks_equal_the_algorithm_layer_by_layer(steps, x64):
     optimizer = scale_by_muon_and_adam(scale_by_adamw())
     state = optimizer.init(jax.tree.map(jnp.asarray, steps[0]))
-    want = {path: [OneMatrix(as_matrix(np.zeros(shape)).shape) for _ in range(3)] for path, (shape, as_matrix) in LEAVES.items()}
+    want = {path: [OneMatrix(as_matrix(np.zeros(shape)).shape) for _ in range(3)]
+            for path, (shape, as_matrix) in LEAVES.items()}
     for grads in steps:
         updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.asarray, grads), state)
         found, given = named_leaves(updates), named_leaves(grads)
         for path, (_, as_matrix) in LEAVES.items():
             for layer, one in enumerate(want[path]):
-                np.testing.assert_allclose(as_matrix(np.asarray(found[path][layer])), one.step(as_matrix(given[path][layer])),
-                                           rtol=1e-6, atol=1e-8, err_msg=path)
+                np.testing.assert_allclose(as_matrix(np.asarray(found[path][layer])),
+                                           one.step(as_matrix(given[path][layer])), rtol=1e-6, atol=1e-8,
+                                           err_msg=path)
             assert 0.1 < np.sqrt(np.mean(np.square(found[path]))) < 0.25
 
 
@@ -92,24 +95,29 @@ def test_everything_else_moves_as_by_adam(steps):
 def test_it_moves_the_products_of_the_blocks_in_every_system(arch):
     leaves = {path: leaf.ndim for path, leaf in named_leaves(Network(arch).abstract()).items()}
     moved = {path for path, rank in leaves.items() if is_for_muon(path, rank)}
-    assert any(path.endswith('/attn/proj/kernel') for path in moved) or not any('/attn/proj/kernel' in path for path in leaves)
+    assert any(path.endswith('/attn/proj/kernel')
+               for path in moved) or not any('/attn/proj/kernel' in path for path in leaves)
     for path in moved:
         assert path.startswith(('blocks', 'joins')) and path.endswith('/kernel') and 'dwc' not in path
     # All that is left in the blocks are vectors, tables, and what is not multiplied with whole.
-    left = [path for path in leaves if path.startswith('blocks') and path.endswith('kernel') and path not in moved]
+    left = [path for path in leaves if path.startswith('blocks') and path.endswith('kernel')
+            and path not in moved]
     assert all('dwc' in path or 'depth' in path for path in left), left
 
 
 def test_a_cut_state_makes_the_updates_of_a_whole_one():
     """Eight devices against one, two steps; a momentum lies like its parameter."""
     rng, abstract = np.random.default_rng(0), Network(PIXART).abstract()
-    abstract = {'t_block': abstract['t_block'], 'blocks': {'attn': abstract['blocks']['attn']}}     # eight devices compile for long
+    # eight devices compile for long
+    abstract = {'t_block': abstract['t_block'], 'blocks': {'attn': abstract['blocks']['attn']}}
     optimizer = make_optimizer(name='muon', learning_rate=1e-2, clip_norm=0.1, weight_decay=0.1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), abstract)
-    steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params) for _ in range(2)]
+    steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+             for _ in range(2)]
     shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED))
     of_params = {path: sharding.spec for path, sharding in named_leaves(shardings['params']).items()}
-    moments = [(path.split('/mu/')[1], sharding.spec) for path, sharding in named_leaves(shardings['opt']).items() if '/mu/' in path]
+    moments = [(path.split('/mu/')[1], sharding.spec)
+               for path, sharding in named_leaves(shardings['opt']).items() if '/mu/' in path]
     assert sorted(path for path, _ in moments) == sorted(of_params)
     assert all(spec == of_params[path] for path, spec in moments)
 
@@ -121,7 +129,8 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
     for grads in steps:
         whole = jax.jit(step)(whole, grads)
         cut = jax.jit(step, out_shardings=shardings)(cut, grads)
-    for (path, a), b in zip(named_leaves(whole['params']).items(), jax.tree.leaves(cut['params']), strict=True):
+    for (path, a), b in zip(named_leaves(whole['params']).items(), jax.tree.leaves(cut['params']),
+                            strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=path)
 
 

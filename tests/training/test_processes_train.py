@@ -1,4 +1,5 @@
-"""train.py in several real processes on loopback: the same run as one process, and what happens when one is lost."""
+"""train.py in several real processes on loopback: the same run as one process, and what happens when one is
+lost."""
 import os
 import shutil
 import signal
@@ -17,11 +18,13 @@ from lit_jax.training.telemetry import read_lines
 
 pytestmark = pytest.mark.slow
 HEARTBEAT = 10
-BOUND = 40     # seconds from the death of a process to the end of the others: HEARTBEAT, its round, and a busy machine
+# seconds from the death of a process to the end of the others: HEARTBEAT, its round, and a busy machine
+BOUND = 40
 JOIN = ['--coordinator={coordinator}', '--num_processes={num_processes}', '--process_id={process_id}',
         f'--heartbeat_seconds={HEARTBEAT}']
-SMALL = ['--config.data.name=synthetic', '--config.model.depth=2', '--config.model.width=32', '--config.train.batch_size=16',
-         '--config.sample.every=0', '--config.log.every=1', '--config.checkpoint.every=4', '--config.mesh.fsdp=2']
+SMALL = ['--config.data.name=synthetic', '--config.model.depth=2', '--config.model.width=32',
+         '--config.train.batch_size=16', '--config.sample.every=0', '--config.log.every=1',
+         '--config.checkpoint.every=4', '--config.mesh.fsdp=2']
 
 
 def command(recipe, workdir, *extra):
@@ -29,8 +32,8 @@ def command(recipe, workdir, *extra):
 
 
 def train_alone(recipe, workdir, *extra, devices=4):
-    done = subprocess.run([sys.executable, *command(recipe, workdir, *extra)], cwd=ROOT, env=on_cpu(devices), text=True,
-                          capture_output=True, timeout=200)
+    done = subprocess.run([sys.executable, *command(recipe, workdir, *extra)], cwd=ROOT, env=on_cpu(devices),
+                          text=True, capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 
@@ -56,12 +59,14 @@ def test_four_processes_then_two_or_one_are_the_same_run(straight):
     assert_all_good(run_processes(four, 4, timeout=200))
     assert (folder / 'four' / 'samples' / '000000008.png').stat().st_size > 100
     shutil.copytree(folder / 'four', folder / 'one')
-    # Rows of tokens cut over both processes: each reads the whole batch, and the layout is another one than before.
-    two = command('digits_lit', folder / 'four', '--config.train.steps=12', *student, *JOIN, '--config.mesh.data=1',
-                  '--config.mesh.fsdp=1', '--config.mesh.seq=4')
+    # Rows of tokens cut over both processes: each reads the whole batch, and the layout is another one than
+    # before.
+    two = command('digits_lit', folder / 'four', '--config.train.steps=12', *student, *JOIN,
+                  '--config.mesh.data=1', '--config.mesh.fsdp=1', '--config.mesh.seq=4')
     results = run_processes(two, 2, devices_each=2, timeout=200)
     assert_all_good(results)
-    assert 'resumed from step 8' in results[0][1] and 'resumed' not in results[1][1]     # process 0 speaks, the other does not
+    # process 0 speaks, the other does not
+    assert 'resumed from step 8' in results[0][1] and 'resumed' not in results[1][1]
     train_alone('digits_lit', folder / 'one', '--config.train.steps=12', *student)
     steps, want = losses(reference)
     for name in ('four', 'one'):
@@ -96,8 +101,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(straight, victim):
 
 def test_sigterm_to_one_stops_all_with_everything_saved(straight):
     folder, student, _ = straight
-    endless = command('digits_lit', folder / 'stopped', '--config.train.steps=1000000', '--config.checkpoint.every=500000',
-                      *student, *JOIN)
+    endless = command('digits_lit', folder / 'stopped', '--config.train.steps=1000000',
+                      '--config.checkpoint.every=500000', *student, *JOIN)
     with start_processes(endless, 2, devices_each=2) as run:
         run.wait_for_output(0, 'step 3/', timeout=150)
         run.signal(1, signal.SIGTERM)
@@ -130,8 +135,9 @@ def test_a_teacher_that_one_host_cannot_see_stops_all(straight, tmp_path):
                       'runpy.run_path(here, run_name="__main__")\n')
     (tmp_path / 'host0').mkdir()
     os.symlink(folder / 'teacher', tmp_path / 'host0' / 'teacher')
-    one_blind = [str(script), '{process_id}', f'--config={ROOT}/configs/digits_lit.py', f'--workdir={tmp_path / "run"}', *SMALL,
-                 '--config.train.steps=4', '--config.teacher.path=teacher', '--config.inherit.path=teacher', *JOIN]
+    one_blind = [str(script), '{process_id}', f'--config={ROOT}/configs/digits_lit.py',
+                 f'--workdir={tmp_path / "run"}', *SMALL, '--config.train.steps=4',
+                 '--config.teacher.path=teacher', '--config.inherit.path=teacher', *JOIN]
     for status, output in run_processes(one_blind, 2, timeout=120):
         assert status == 1 and 'teacher.path: teacher (the frozen teacher) does not exist' in output, output
     assert not (tmp_path / 'run').exists()
@@ -141,11 +147,13 @@ def test_two_processes_score_as_one(tmp_path):
     digits = open_source('digits', split='train')
     images = to_uint8(digits.take(range(200))['image'])
     np.savez(tmp_path / 'reference.npz', arr_0=np.broadcast_to(images, (*images.shape[:3], 3)))
-    scored = ['--config.data.name=digits', '--config.train.steps=4', '--config.eval.every=4', '--config.eval.num_samples=72',
+    scored = ['--config.data.name=digits', '--config.train.steps=4', '--config.eval.every=4',
+              '--config.eval.num_samples=72',
               '--config.eval.steps=3', '--config.eval.features=digits', '--config.eval.metrics=fid,recall',
               f'--config.eval.reference={tmp_path / "reference.npz"}']
     train_alone('digits_dit', tmp_path / 'one', *scored)
-    assert_all_good(run_processes([*command('digits_dit', tmp_path / 'two', *scored), *JOIN], 2, devices_each=2, timeout=200))
+    assert_all_good(run_processes([*command('digits_dit', tmp_path / 'two', *scored), *JOIN], 2,
+                                  devices_each=2, timeout=200))
     one, two = (read_lines(tmp_path / name / 'metrics.jsonl')[-1] for name in ('one', 'two'))
     assert one['eval/num_samples'] == two['eval/num_samples'] == 72
     for name in ('eval/fid_cfg1', 'eval/recall_cfg1'):      # the weights differ in their last bits

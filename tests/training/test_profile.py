@@ -10,8 +10,9 @@ from lit_jax.training import profile
 from lit_jax.training.profile import ProfileWindow, parse_window
 
 
-@pytest.mark.parametrize('text, window', [('20-25', (20, 25)), ('steps 20-25', (20, 25)), (' 20 - 25 ', (20, 25)),
-                                          ('7', (7, 7)), ('step 7', (7, 7))])
+@pytest.mark.parametrize('text, window',
+                         [('20-25', (20, 25)), ('steps 20-25', (20, 25)), (' 20 - 25 ', (20, 25)),
+                          ('7', (7, 7)), ('step 7', (7, 7))])
 def test_a_window_is_two_steps_or_one(text, window):
     assert parse_window(text) == window
 
@@ -53,7 +54,8 @@ def test_exactly_the_steps_of_the_window_are_traced(tmp_path, monkeypatch, windo
 
 
 @pytest.mark.parametrize('window, steps, message', [
-    ((2, 3), range(4, 7), 'this call starts at step 4'), ((8, 9), range(1, 3), 'the run ended before the window')])
+    ((2, 3), range(4, 7), 'this call starts at step 4'),
+    ((8, 9), range(1, 3), 'the run ended before the window')])
 def test_a_window_that_cannot_be_met_is_said_once(tmp_path, monkeypatch, caplog, window, steps, message):
     drive(ProfileWindow(tmp_path, window), steps, monkeypatch)
     assert caplog.text.count(message) == 1
@@ -94,7 +96,8 @@ def test_a_trace_of_the_steps_appears(tmp_path, caplog):
         for line in plane.lines:
             for event in line.events:
                 names.add(event.name)
-                steps |= {value for name, value in event.stats if event.name == 'train' and name == 'step_num'}
+                steps |= {value for name, value in event.stats if event.name == 'train'
+                          and name == 'step_num'}
     assert steps == {3, 4} and any('Execute' in name for name in names)
     assert f'tensorboard --logdir={tmp_path / "profile"}' in caplog.text
     assert len(pauses) == 2 and all(seconds > 0 for seconds in pauses)

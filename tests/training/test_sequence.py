@@ -14,7 +14,8 @@ from lit_jax.plan.collectives import find_collectives, format_collectives
 from lit_jax.training.mesh import make_mesh
 
 WIDTH, HEADS = 32, 2
-MIXERS = {'linear': {'name': 'linear', 'heads': HEADS, 'dwc_kernel': 5}, 'softmax': {'name': 'softmax', 'heads': HEADS}}
+MIXERS = {'linear': {'name': 'linear', 'heads': HEADS, 'dwc_kernel': 5},
+          'softmax': {'name': 'softmax', 'heads': HEADS}}
 HEAD = WIDTH // HEADS
 
 
@@ -30,12 +31,14 @@ def random_params(abstract):
 
 
 def mixer_program(name, side, mesh, gradient=False, batch=1):
-    """The compiled mixer on side x side tokens whose rows are cut over `seq`; with its gradient by the tokens."""
+    """The compiled mixer on side x side tokens whose rows are cut over `seq`; with its gradient by the
+    tokens."""
     mixer = build_mixer(MIXERS[name], WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
     tokens = NamedSharding(mesh, P('data', 'seq', None))
     x = jax.ShapeDtypeStruct((batch, side * side, WIDTH), jnp.float32, sharding=tokens)
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P())), params)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                            sharding=NamedSharding(mesh, P())), params)
 
     def run(params, x):
         if not gradient:
@@ -57,7 +60,8 @@ def sent(name, side, **options):
 
 @pytest.mark.parametrize('gradient', [False, True], ids=['forward', 'forward and backward'])
 def test_linear_attention_sends_its_state_and_the_halo_and_nothing_else(gradient):
-    """Forward: one sum of kᵀv [K, E, E] and mean k [K, E], two rows each way; backward the same of their gradients."""
+    """Forward: one sum of kᵀv [K, E, E] and mean k [K, E], two rows each way; backward the same of their
+    gradients."""
     passes = 2 if gradient else 1
     small, found = sent('linear', 16, gradient=gradient)
     large, _ = sent('linear', 32, gradient=gradient)
@@ -91,10 +95,11 @@ def test_rows_that_do_not_divide_would_gather_the_tokens():
 
 @pytest.mark.parametrize('pixels', [2048, pytest.param(4096, marks=pytest.mark.slow)])
 def test_a_large_image_is_the_same_on_one_device_and_cut_over_eight(pixels):
-    """LiT on 16,384 and 65,536 tokens. Sums over that many tokens in another order: relative 1e-4 of the largest value."""
+    """LiT on 16,384 and 65,536 tokens. Sums over that many tokens in another order: relative 1e-4 of the
+    largest value."""
     side = pixels // 8
-    network = Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 2, 'input_size': [side, side], 'channels': 4,
-                       'num_classes': 3, 'mixer': MIXERS['linear']}, scan_layers=False)
+    network = Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 2, 'input_size': [side, side],
+                       'channels': 4, 'num_classes': 3, 'mixer': MIXERS['linear']}, scan_layers=False)
     params = random_params(network.abstract())
     x = jax.random.normal(jax.random.key(2), (1, side, side, 4))
     args = (params, x, jnp.array([500]), {'label': jnp.array([1])})

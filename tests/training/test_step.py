@@ -22,7 +22,8 @@ NETWORK = setup.build_network(tiny_recipe())      # knows that 10 is the null cl
 def random_like(abstract, seed=0, scale=0.2):
     leaves, treedef = jax.tree.flatten(abstract)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([scale * jax.random.normal(k, leaf.shape)
+                              for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def parts(config, teacher_config=None, seed=0):
@@ -32,7 +33,8 @@ def parts(config, teacher_config=None, seed=0):
     step = make_train_step(network, optimizer, setup.build_objective(config), teacher)
     state = new_state(random_like(network.abstract(), seed), optimizer)
     rng = np.random.default_rng(0)
-    batch = {'image': rng.normal(size=(16, 8, 8, 1)).astype(np.float32), 'label': rng.integers(0, 10, 16, np.int32)}
+    batch = {'image': rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
+             'label': rng.integers(0, 10, 16, np.int32)}
     return jax.jit(step), state, teacher and random_like(teacher.abstract(), 9), batch
 
 
@@ -61,7 +63,8 @@ def test_a_mixers_own_loss_is_added_with_its_weight():
     step, state, _, batch = parts(config)
     after, metrics = step(state, {}, batch, KEY)
     assert metrics['loss/balance'] > 0.9      # 1 where all heads are used alike, more where they are not
-    assert metrics['loss/total'] == pytest.approx(float(metrics['loss/mse'] + metrics['loss/vb'] + 0.5 * metrics['loss/balance']))
+    assert metrics['loss/total'] == pytest.approx(float(metrics['loss/mse'] + metrics['loss/vb'] +
+                                                        0.5 * metrics['loss/balance']))
     assert 'quarter/balance' not in metrics and metrics['grad/bad_leaf'] == -1
 
 
@@ -69,7 +72,8 @@ def test_a_mixers_own_loss_is_added_with_its_weight():
 def test_layers_that_route_show_their_statistics():
     step, state, _, batch = parts(with_mixer({'name': 'dydila', 'heads': 1}))
     _, metrics = step(state, {}, batch, KEY)
-    assert 0 <= metrics['routing/projection/entropy'] <= 1 and 1 / 3 <= metrics['routing/projection/largest'] <= 1
+    assert 0 <= metrics['routing/projection/entropy'] <= 1 and 1 / 3 <= metrics[
+        'routing/projection/largest'] <= 1
 
 
 def test_a_model_without_a_layer_that_routes_has_no_such_loss():
@@ -108,7 +112,8 @@ def test_the_state_holds_nothing_of_the_teacher():
     assert set(after) == {'params', 'ema', 'opt', 'step'}
     of_params = {leaf.shape for leaf in jax.tree.leaves(state['params'])}
     assert {leaf.shape for leaf in jax.tree.leaves(after['opt'])} <= of_params | {()}
-    assert not any('qkv' in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after))
+    assert not any('qkv' in jax.tree_util.keystr(path)
+                   for path, _ in jax.tree_util.tree_leaves_with_path(after))
 
 
 def test_teacher_and_student_see_the_same_inputs():
@@ -132,7 +137,8 @@ def test_a_teacher_of_another_size_works():
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
     def norm_and_params(accumulate):
-        step, state, teacher, batch = parts(tiny_recipe('linear', accumulate=accumulate), tiny_recipe('softmax'))
+        step, state, teacher, batch = parts(tiny_recipe('linear', accumulate=accumulate),
+                                            tiny_recipe('softmax'))
         after, metrics = step(state, {'teacher': teacher}, batch, KEY)
         return metrics, after['params']
 
@@ -142,7 +148,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         assert split[name] == pytest.approx(float(whole[name]), rel=1e-5)
     np.testing.assert_allclose(split['quarter/vb'][0], whole['quarter/vb'][0], rtol=1e-5)
     # Adam's first update is a sign: compare where the gradient is not within rounding of zero.
-    gaps = [np.abs(a - b).mean() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(split_params), strict=True)]
+    gaps = [np.abs(a - b).mean()
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(split_params), strict=True)]
     assert max(gaps) < 1e-4
 
 
@@ -152,12 +159,14 @@ def test_gradients_of_mixed_layouts_equal_one_device():
     config, teacher_config = tiny_recipe('linear'), tiny_recipe('softmax')
     step, state, teacher, batch = parts(config, teacher_config)
     _, want = step(state, {'teacher': teacher}, batch, KEY)
-    for sizes in ({'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}):
+    for sizes in ({'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1},
+                  {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}):
         mesh = make_mesh(sizes)
         with jax.set_mesh(mesh):
             sharded = jax.device_put(state, state_shardings(state, mesh))
             placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh))
-            _, got = step(sharded, {'teacher': placed_teacher}, BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
+            _, got = step(sharded, {'teacher': placed_teacher},
+                          BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
         for name in ('loss/total', 'loss/distill_noise', 'grad/norm'):
             assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5), (sizes, name)
 
@@ -201,14 +210,16 @@ def test_warm_up_of_the_learning_rate_ends_at_its_value():
     for _ in range(6):
         updates, state = optimizer.update({'a': jnp.ones(1)}, state, params)
         moved.append(-float(updates['a'][0]))
-    np.testing.assert_allclose(moved, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=5e-5)   # Adam rounds in float32
+    # Adam rounds in float32
+    np.testing.assert_allclose(moved, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=5e-5)
 
 
 @pytest.mark.parametrize('warmup', [0, 2])
 def test_the_rate_falls_in_the_last_steps(warmup):
     rate = learning_rate_schedule(0.1, warmup, 4, 8)
     first = [0.05, 0.1] if warmup else [0.1, 0.1]
-    np.testing.assert_allclose([rate(step) for step in range(8)], [*first, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025], rtol=1e-6)
+    np.testing.assert_allclose([rate(step) for step in range(8)], [*first, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025],
+                               rtol=1e-6)
     assert learning_rate_schedule(0.1) == 0.1
 
 
@@ -233,7 +244,8 @@ def caption_recipe(mixer='linear'):
 
 def caption_batch(rows=16):
     rng = np.random.default_rng(0)
-    return {'image': rng.normal(size=(rows, 8, 8, 3)).astype(np.float32), 'text': rng.normal(size=(rows, 5, 12)).astype(np.float32),
+    return {'image': rng.normal(size=(rows, 8, 8, 3)).astype(np.float32),
+            'text': rng.normal(size=(rows, 5, 12)).astype(np.float32),
             'text_mask': np.tile(np.array([1, 1, 1, 0, 0], np.int32), (rows, 1))}
 
 
@@ -246,7 +258,8 @@ def test_captions_are_dropped_for_teacher_and_student_alike():
     assert inputs['cond']['drop'].any() and not inputs['cond']['drop'].all()
     terms, _ = loss_terms(params, params, inputs, network, network, objective)
     assert (terms['distill_noise'] == 0).all()
-    other = {**params, 'y_embedder': {**params['y_embedder'], 'null_caption': params['y_embedder']['null_caption'] + 1}}
+    other = {**params, 'y_embedder': {**params['y_embedder'],
+                                      'null_caption': params['y_embedder']['null_caption'] + 1}}
     terms, _ = loss_terms(params, other, inputs, network, network, objective)
     np.testing.assert_array_equal(terms['distill_noise'] > 0, inputs['cond']['drop'])
 
@@ -275,7 +288,9 @@ def test_the_null_caption_stays_what_the_text_encoder_made_it():
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     null = np.full((5, 12), 0.25, np.float32)
     state, _ = setup.init_state(config, network, optimizer, mesh, null)
-    after, _ = jax.jit(make_train_step(network, optimizer, setup.build_objective(config)))(state, {}, caption_batch(), KEY)
+    after, _ = jax.jit(make_train_step(network, optimizer,
+                                       setup.build_objective(config)))(state, {}, caption_batch(), KEY)
     for tree in (after['params'], after['ema']):
         np.testing.assert_array_equal(tree['y_embedder']['null_caption'], null)
-    assert (after['params']['y_embedder']['fc1']['kernel'] != state['params']['y_embedder']['fc1']['kernel']).any()
+    assert (after['params']['y_embedder']['fc1']['kernel']
+            != state['params']['y_embedder']['fc1']['kernel']).any()

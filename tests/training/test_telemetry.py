@@ -131,7 +131,8 @@ def test_a_dashboard_that_fails_later_is_dropped_and_the_others_go_on(caplog):
 def puts(monkeypatch):
     """Grows with each object that the log puts into a bucket."""
     done, put = [], metrics_log.write_text_atomic
-    monkeypatch.setattr(metrics_log, 'write_text_atomic', lambda path, text: (put(path, text), done.append(text)))
+    monkeypatch.setattr(metrics_log, 'write_text_atomic',
+                        lambda path, text: (put(path, text), done.append(text)))
     return done
 
 
@@ -154,7 +155,8 @@ def test_in_a_bucket_the_log_is_written_whole_now_and_then(bucket, puts):  # noq
     assert read_lines(path)[-1] == {'step': 23}
 
 
-def test_a_bucket_that_does_not_answer_for_a_while_is_written_later(bucket, monkeypatch, caplog):  # noqa: F811
+def test_a_bucket_that_does_not_answer_for_a_while_is_written_later(bucket, monkeypatch,
+                                                                    caplog):  # noqa: F811
     path = as_path(bucket) / 'metrics.jsonl'
     log = MetricsLog(path, 0, rewrite_s=0.0)
     with monkeypatch.context() as patch:
@@ -219,7 +221,8 @@ def test_a_step_done_twice_counts_once_and_the_time_between_two_calls_counts_as_
         hands.now += 10
         kept = clock.interval(step)
         if step == 20:
-            saved = kept.productive                 # the record of step 20 is the last that survives the crash
+            # the record of step 20 is the last that survives the crash
+            saved = kept.productive
     assert kept.goodput == 1.0
     hands.now += 20                                 # dead for 20 s; then steps 21 to 30 again
     again = clock_of(hands, step=20, began=1000.0, productive=saved)
@@ -262,7 +265,8 @@ def test_the_peak_is_that_of_all_devices_or_what_the_recipe_says(caplog):
 
 def test_memory_is_that_of_the_fullest_device_and_absent_where_nobody_counts_it():
     def device(peak):
-        return SimpleNamespace(memory_stats=lambda: {'peak_bytes_in_use': peak * 2**30, 'bytes_limit': 16 * 2**30})
+        return SimpleNamespace(memory_stats=lambda: {'peak_bytes_in_use': peak * 2**30,
+                                                     'bytes_limit': 16 * 2**30})
 
     def broken():
         raise jax.errors.JaxRuntimeError('UNIMPLEMENTED')
@@ -279,7 +283,8 @@ TIMING = {'time/step_ms': 15.8, 'time/images_per_s': 8100.0, 'time/images_per_s_
 
 def test_a_run_writes_its_numbers_and_takes_up_its_goodput_again(tmp_path, caplog):
     caplog.set_level(logging.INFO, 'lit_jax')
-    options = {'total_steps': 30, 'batch_size': 8, 'sinks': [], 'flops_per_step': 2e9, 'peak_flops': 1e12, 'device_count': 4}
+    options = {'total_steps': 30, 'batch_size': 8, 'sinks': [], 'flops_per_step': 2e9, 'peak_flops': 1e12,
+               'device_count': 4}
     reporter = Reporter(tmp_path, step=0, **options)
     reporter.tick()
     reporter.interval(10, MEANS)
@@ -319,18 +324,19 @@ def test_without_a_count_of_operations_or_a_peak_nothing_is_invented(tmp_path):
 
 def test_the_line_has_what_a_person_looks_for():
     line = format_line(1500, 15000, 384_000, MEANS, TIMING)
-    assert line == ('step 1,500/15,000  384,000 images  loss 0.0200 (mse 0.0150  vb 0.0050)  grad 0.100  8,100 img/s  15.8 ms'
-                    '  data-wait 0.4 %  goodput 93.4 %  ETA 3m 12s')
-    pod = {**TIMING, 'time/images_per_s_per_device': 31.64, 'perf/model_flops_per_s': 1.23e15, 'perf/mfu_percent': 41.2,
-           'perf/hbm_peak_gib': 11.24, 'perf/hbm_limit_gib': 15.75}
+    assert line == ('step 1,500/15,000  384,000 images  loss 0.0200 (mse 0.0150  vb 0.0050)  grad 0.100  '
+                    '8,100 img/s  15.8 ms  data-wait 0.4 %  goodput 93.4 %  ETA 3m 12s')
+    pod = {**TIMING, 'time/images_per_s_per_device': 31.64, 'perf/model_flops_per_s': 1.23e15,
+           'perf/mfu_percent': 41.2, 'perf/hbm_peak_gib': 11.24, 'perf/hbm_limit_gib': 15.75}
     line = format_line(1500, 15000, 384_000, MEANS, pod)
     for part in ('8,100 img/s (31.6 a device)', '1.23 PFLOP/s', 'MFU 41.2 %', 'HBM 11.2 of 15.8 GiB'):
         assert part in line
     assert '\n' not in line
 
 
-@pytest.mark.parametrize('flops, text', [(3.2e5, '0.32 MFLOP/s'), (8.12e8, '812 MFLOP/s'), (2.34e10, '23.4 GFLOP/s'),
-                                         (1.23e15, '1.23 PFLOP/s')])
+@pytest.mark.parametrize('flops, text',
+                         [(3.2e5, '0.32 MFLOP/s'), (8.12e8, '812 MFLOP/s'), (2.34e10, '23.4 GFLOP/s'),
+                          (1.23e15, '1.23 PFLOP/s')])
 def test_speeds_read_like_speeds(flops, text):
     assert format_flops(flops) == text
 

@@ -30,14 +30,16 @@ def recipe(tmp_path):
 @pytest.mark.slow
 def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
     untrained = VaeNetwork(recipe.vae.to_dict())
-    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)), vae_training.open_images(recipe, 'held_out'))
+    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)),
+                                  vae_training.open_images(recipe, 'held_out'))
     quality = vae_training.train_vae(recipe, tmp_path / 'vae')
     assert quality.psnr > before.psnr + 2 and quality.images == before.images == 5
     vae = load_vae(tmp_path / 'vae')
     assert (vae.id, vae.scale, vae.shift) == ('flat', 1.0, 0.0) and len(vae.sha256) == 64
     mean, _ = vae.encode(vae_training.open_images(recipe, 'train').take(range(12))['image'])
     assert float(np.std(mean)) == pytest.approx(1, rel=1e-3)
-    assert vae_training.measure(vae.network, vae.params, vae_training.open_images(recipe, 'held_out')) == quality
+    assert vae_training.measure(vae.network, vae.params,
+                                vae_training.open_images(recipe, 'held_out')) == quality
     with pytest.raises(UserError, match='exists'):
         vae_training.train_vae(recipe, tmp_path / 'vae')
 
@@ -54,7 +56,8 @@ def test_unit_latents_draw_the_same_images(recipe):
 
 
 @pytest.mark.parametrize('field, value, message', [
-    ('train.window', 7, r'train\.window 7 must be a multiple of 2'), ('train.window', 32, 'up to data.image_size 16'),
+    ('train.window', 7, r'train\.window 7 must be a multiple of 2'),
+    ('train.window', 32, 'up to data.image_size 16'),
     ('data.image_size', 15, 'image_size 15 is not divisible by 2|window')])
 def test_sizes_that_do_not_fit_are_refused(recipe, tmp_path, field, value, message):
     recipe.update_from_flattened_dict({field: value})

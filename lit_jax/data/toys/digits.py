@@ -18,9 +18,10 @@ from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
 SPLITS = {'train': COUNT - HELD_OUT_COUNT, 'held_out': HELD_OUT_COUNT}
-SPEC = Spec(image_size=SIZE, channels=1, num_classes=CLASSES, class_names=tuple(str(i) for i in range(CLASSES)))
-# sha256 over the uint8 pixels and labels of a split in the order of their original numbers: a damaged cache, or another
-# edition of the data, would otherwise change every figure without a word.
+SPEC = Spec(image_size=SIZE, channels=1, num_classes=CLASSES,
+            class_names=tuple(str(i) for i in range(CLASSES)))
+# sha256 over the uint8 pixels and labels of a split in the order of their original numbers: a damaged cache,
+# or another edition of the data, would otherwise change every figure without a word.
 DIGESTS = {
     'train': 'd425623ab28f506ade601d6eb0712d2efd1ac5a1894f671afe05d4a9f2ba48af',
     'held_out': '5be09a53ab566593a242126237dbdaa9e4d28dac0f7831dcd91ace6faa2e8ccc',
@@ -28,10 +29,11 @@ DIGESTS = {
 
 
 def open_digits(split: str, data_dir: Path) -> ArraySource:
-    """Images float32 [8, 8, 1] = pixels / 8 - 1, so exactly in [-1, 1]; labels 0..9. Writes the cache if it is absent.
+    """Images float32 [8, 8, 1] = pixels / 8 - 1, so exactly in [-1, 1]; labels 0..9. Writes the cache if it
+    is absent.
 
-    Safe when several processes start together: each writes beside, the first to finish renames, the others read that.
-    Raises UserError if the folder cannot be written, or holds something else or damaged files.
+    Safe when several processes start together: each writes beside, the first to finish renames, the others
+    read that. Raises UserError if the folder cannot be written, or holds something else or damaged files.
     """
     if split not in SPLITS:
         raise UserError(f'digits has no split {split!r}; known: {", ".join(SPLITS)}')
@@ -51,8 +53,9 @@ def _prepare(data_dir: Path) -> Digits:
         _write(builder)
     except OSError as error:
         raise UserError(
-            f'cannot write the digits data set into {data_dir}: {error}. It needs a writable folder with 1 MB free: '
-            'name one with --config.data.path=FOLDER or in the environment variable LIT_JAX_DATA') from error
+            f'cannot write the digits data set into {data_dir}: {error}. It needs a writable folder with 1 '
+            f'MB free: name one with --config.data.path=FOLDER or in the environment variable LIT_JAX_DATA'
+            ) from error
     return _builder(data_dir)  # reads what is on disk, whoever wrote it
 
 
@@ -61,14 +64,16 @@ def _builder(data_dir: Path) -> Digits:
 
 
 def _write(builder: Digits) -> None:
-    """Writes the data set unless another process does so first. Never leaves a part of one under its final name."""
+    """Writes the data set unless another process does so first. Never leaves a part of one under its final
+    name."""
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it is downloading; nothing is
             builder.download_and_prepare(download_config=config)
     except OSError:
-        # tfds writes to a folder beside and renames; that fails when another process renamed first. Theirs is as good.
+        # tfds writes to a folder beside and renames; that fails when another process renamed first. Theirs is
+        # as good.
         if not builder.data_path.exists():
             raise
 
@@ -84,8 +89,8 @@ def _read(builder: Digits, split: str) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise _damaged(builder, split, f'{type(error).__name__}: {error}') from error
     if digest != DIGESTS[split]:
-        raise _damaged(builder, split, f'{len(labels)} images with sha256 {digest[:12]}, expected {SPLITS[split]} '
-                                       f'with {DIGESTS[split][:12]}')
+        raise _damaged(builder, split, f'{len(labels)} images with sha256 {digest[:12]}, expected '
+                                       f'{SPLITS[split]} with {DIGESTS[split][:12]}')
     return pixels, labels
 
 

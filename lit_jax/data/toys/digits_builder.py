@@ -1,7 +1,8 @@
-"""tfds builder of scikit-learn's bundled handwritten digits (UCI optical digits, test part: 1797 images of 8x8).
+"""tfds builder of scikit-learn's bundled handwritten digits (UCI optical digits, test part: 1797 images of
+8x8).
 
-It stands alone because tfds wants builders in an importable module. Pixels are kept as the uint8 counts 0..16 of the
-original, so that what is stored is exact; `lit_jax.data.toys.digits` turns them into floats.
+It stands alone because tfds wants builders in an importable module. Pixels are kept as the uint8 counts 0..16
+of the original, so that what is stored is exact; `lit_jax.data.toys.digits` turns them into floats.
 """
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,7 +32,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {'train': self._generate_examples(train), 'held_out': self._generate_examples(held_out)}
 
     def _generate_examples(self, numbers: np.ndarray):
-        from sklearn.datasets import load_digits  # a second of import that only the one writing run should pay
+        # a second of import that only the one writing run should pay
+        from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
         for number in numbers.tolist():

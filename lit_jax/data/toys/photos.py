@@ -1,9 +1,11 @@
-"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: an image folder to try things on.
+"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: an image folder to
+try things on.
 
     python -m lit_jax.data.toys.photos --out images --size 64 --per_photo 160
 
-writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class a photograph. Held-out crops come from
-the right quarter of each photograph, training crops from the rest, so that no pixel is in both. Needs scikit-image.
+writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class a photograph. Held-out crops
+come from the right quarter of each photograph, training crops from the rest, so that no pixel is in both.
+Needs scikit-image.
 """
 import argparse
 from pathlib import Path
@@ -15,8 +17,9 @@ from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
 
 # Photographs only (the packages also ship drawings, text and masks). Licences: the README of skimage/data.
-SKIMAGE = ('astronaut.png', 'brick.png', 'camera.png', 'chelsea.png', 'coffee.png', 'coins.png', 'grass.png', 'gravel.png',
-           'hubble_deep_field.jpg', 'ihc.png', 'moon.png', 'motorcycle_left.png', 'retina.jpg', 'rocket.jpg')
+SKIMAGE = ('astronaut.png', 'brick.png', 'camera.png', 'chelsea.png', 'coffee.png', 'coins.png', 'grass.png',
+           'gravel.png', 'hubble_deep_field.jpg', 'ihc.png', 'moon.png', 'motorcycle_left.png', 'retina.jpg',
+           'rocket.jpg')
 SKLEARN = ('china.jpg', 'flower.jpg')
 HELD_OUT = 0.25       # share of each photograph's width
 
@@ -27,19 +30,24 @@ def find_photos() -> list[Path]:
     try:
         import skimage
     except ImportError as error:
-        raise UserError('the photographs ship inside scikit-image: pip install -r requirements-test.txt') from error
-    folders = {Path(skimage.__file__).parent / 'data': SKIMAGE, Path(sklearn.datasets.__file__).parent / 'images': SKLEARN}
-    return sorted((folder / name for folder, names in folders.items() for name in names), key=lambda path: path.name)
+        raise UserError(
+            'the photographs ship inside scikit-image: pip install -r requirements-test.txt') from error
+    folders = {Path(skimage.__file__).parent / 'data': SKIMAGE,
+               Path(sklearn.datasets.__file__).parent / 'images': SKLEARN}
+    return sorted((folder / name for folder, names in folders.items() for name in names),
+                  key=lambda path: path.name)
 
 
 def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """`count` square windows at random places, between size and 3·size wide where the photograph allows, scaled to size."""
+    """`count` square windows at random places, between size and 3·size wide where the photograph allows,
+    scaled to size."""
     largest = min(3 * size, *photo.size)
     crops = []
     for _ in range(count):
         side = int(rng.integers(min(size, largest), largest + 1))
         left, top = (int(rng.integers(0, length - side + 1)) for length in photo.size)
-        crops.append(photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS))
+        crops.append(photo.crop((left, top, left + side,
+                                 top + side)).resize((size, size), Image.Resampling.LANCZOS))
     return crops
 
 

@@ -1,9 +1,10 @@
 """Rendered shapes with captions: a text-to-image data set without files, drawn on the fly.
 
-Circles, squares and triangles in six colours on a grey ground, in six kinds of scenes, those of the tasks of GenEval:
-one object, two, several alike, its colour, their places, the colour of each. What a caption does not say is random.
-Objects stand in a grid of three by three places and on whole pixels: never two in a place and never touching, so that a
-detector can be exact (lit_jax/metrics/toys/shapes_detector.py) and a small model can learn where they may be.
+Circles, squares and triangles in six colours on a grey ground, in six kinds of scenes, those of the tasks of
+GenEval: one object, two, several alike, its colour, their places, the colour of each. What a caption does not
+say is random. Objects stand in a grid of three by three places and on whole pixels: never two in a place and
+never touching, so that a detector can be exact (lit_jax/metrics/toys/shapes_detector.py) and a small model
+can learn where they may be.
 """
 import functools
 import math
@@ -18,14 +19,18 @@ from lit_jax.runtime.errors import UserError
 
 KINDS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 LENGTHS = {'train': 50_000, 'held_out': 2_000}
-BACKGROUND = (128, 128, 128)                                        # 0 to the model: what is not an object is only noise
+# 0 to the model: what is not an object is only noise
+BACKGROUND = (128, 128, 128)
 PALETTE = {'red': (200, 20, 40), 'orange': (250, 130, 10), 'yellow': (250, 240, 40), 'green': (25, 150, 50),
            'blue': (30, 60, 220), 'purple': (150, 20, 190)}         # uint8 RGB
 PLACES = 3                                                          # where an object may be, along each side
-SMALLEST_IMAGE = 18                                               # on fewer pixels a triangle looks like a circle
-NOMINAL = 32                                                        # pixels a side, where nothing else is asked for
+# on fewer pixels a triangle looks like a circle
+SMALLEST_IMAGE = 18
+# pixels a side, where nothing else is asked for
+NOMINAL = 32
 SMALLEST, LARGEST = 3 / 4, 7 / 8                                    # side of an object, of that of its place
-CLEAR = 0.4             # of the offset along a relation: so far may the other axis be off for a caption to name it
+# of the offset along a relation: so far may the other axis be off for a caption to name it
+CLEAR = 0.4
 _FINE = 16              # points a pixel and axis that coverage is counted at
 
 
@@ -44,7 +49,8 @@ class Shape(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """kind: one of KINDS; captions: the one of that kind first, then, if there is more to say, one that says it all."""
+    """kind: one of KINDS; captions: the one of that kind first, then, if there is more to say, one that says
+    it all."""
     kind: str
     shapes: tuple[Shape, ...]
     captions: tuple[str, ...]
@@ -53,11 +59,13 @@ class Scene(NamedTuple):
 class ShapesSource(Source):
     """Example i is a function of (seed, split, i, image_size); nothing is stored. Values are in [-1, 1].
 
-    An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; there are no labels, and spec.num_classes is 0.
-    Raises ValueError for a split that LENGTHS does not name, and for images under 18 pixels.
+    An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; there are no labels, and
+    spec.num_classes is 0. Raises ValueError for a split that LENGTHS does not name, and for images under 18
+    pixels.
     """
 
-    def __init__(self, *, split: str = 'train', seed: int = 0, image_size: int = NOMINAL, length: int | None = None):
+    def __init__(self, *, split: str = 'train', seed: int = 0, image_size: int = NOMINAL,
+                 length: int | None = None):
         super().__init__(Spec(image_size, 3, 0, ()))
         if split not in LENGTHS:
             raise ValueError(f'unknown split {split!r}')
@@ -69,8 +77,8 @@ class ShapesSource(Source):
     @property
     def identity(self) -> dict:
         """What was opened, JSON-able: equal for equal examples."""
-        return {'name': 'shapes', 'split': self._split, 'seed': self._seed, 'image_size': self.spec.image_size,
-                'count': self._length}
+        return {'name': 'shapes', 'split': self._split, 'seed': self._seed,
+                'image_size': self.spec.image_size, 'count': self._length}
 
     def __len__(self) -> int:
         return self._length
@@ -108,32 +116,38 @@ def draw_scene(rng: np.random.Generator, kind: str, image_size: int = NOMINAL) -
     if kind in ('single_object', 'colors'):
         name, colour = CLASSES[int(rng.integers(len(CLASSES)))], _colours(rng, 1)[0]
         both = phrase(name), phrase(name, colour)
-        return Scene(kind, place_shapes(rng, (name,), (colour,), image_size), both if kind == 'single_object' else both[1:])
+        return Scene(kind, place_shapes(rng, (name,), (colour,), image_size), both if kind == 'single_object'
+                     else both[1:])
     if kind == 'counting':
         return _counting_scene(rng, image_size)
     return _pair_scene(rng, kind, image_size)
 
 
-def place_shapes(rng: np.random.Generator, names: Sequence[str], colours: Sequence[str], image_size: int = NOMINAL,
-                 relation: str = '') -> tuple[Shape, ...]:
+def place_shapes(rng: np.random.Generator, names: Sequence[str], colours: Sequence[str],
+                 image_size: int = NOMINAL, relation: str = '') -> tuple[Shape, ...]:
     """One to four shapes, each in the middle of a place of its own: of random ones the first that will do.
 
     relation: how the first of two must clearly stand to the second.
     """
     count, side = len(names), image_size // PLACES
-    margin, low, high = (image_size - PLACES * side) // 2, math.ceil(SMALLEST * side), math.floor(LARGEST * side)
+    margin, low, high = (image_size - PLACES
+                         * side) // 2, math.ceil(SMALLEST * side), math.floor(LARGEST * side)
     while True:
         where_K, size_K = rng.permutation(PLACES ** 2)[:count], rng.integers(low, high + 1, count)
-        left_K, top_K = (margin + place_K * side + (side - size_K) // 2 for place_K in (where_K % PLACES, where_K // PLACES))
-        shapes = tuple(Shape(name, colour, int(left), int(top), int(size)) for name, colour, left, top, size in
+        left_K, top_K = (margin + place_K * side + (side - size_K) // 2
+                         for place_K in (where_K % PLACES, where_K // PLACES))
+        shapes = tuple(Shape(name, colour, int(left), int(top), int(size))
+                       for name, colour, left, top, size in
                        zip(names, colours, left_K, top_K, size_K, strict=True))
         if not relation or clear_relation(*shapes) == relation:
             return shapes
 
 
 def clear_relation(shape: Shape, other: Shape) -> str:
-    """How a shape stands to another, one of RELATIONS, or '' where no one relation is clearly the right one."""
-    x, y = shape.left - other.left + (shape.size - other.size) / 2, shape.top - other.top + (shape.size - other.size) / 2
+    """How a shape stands to another, one of RELATIONS, or '' where no one relation is clearly the right
+    one."""
+    x, y = shape.left - other.left + (shape.size
+                                      - other.size) / 2, shape.top - other.top + (shape.size - other.size) / 2
     if abs(y) <= CLEAR * abs(x):
         return 'left of' if x < 0 else 'right of'
     if abs(x) <= CLEAR * abs(y):
@@ -179,7 +193,8 @@ def _pair_scene(rng: np.random.Generator, kind: str, image_size: int) -> Scene:
         colours = tuple(COLOURS[i] for i in rng.permutation(len(COLOURS))[:2])
     wanted = RELATIONS[int(rng.integers(len(RELATIONS)))] if kind == 'position' else ''
     shapes = place_shapes(rng, names, colours, image_size, wanted)
-    plain, coloured = [phrase(name) for name in names], [phrase(*both) for both in zip(names, colours, strict=True)]
+    plain, coloured = [phrase(name)
+                       for name in names], [phrase(*both) for both in zip(names, colours, strict=True)]
     short = pair(*(coloured if kind == 'color_attr' else plain), wanted)
     relation = clear_relation(*shapes)
     return Scene(kind, shapes, (short, pair(*coloured, relation)) if relation else (short,))

@@ -1,7 +1,9 @@
-"""What captions of rendered shapes may say: a closed vocabulary, all captions in it, and a tokenizer of its words.
+"""What captions of rendered shapes may say: a closed vocabulary, all captions in it, and a tokenizer of its
+words.
 
-A noun phrase names one object ('a circle', 'an orange square') or several alike ('two circles', 'three red squares');
-a caption is one phrase, or two with 'and' or a relation between them. Prompts of the scoring have the same wording.
+A noun phrase names one object ('a circle', 'an orange square') or several alike ('two circles', 'three red
+squares'); a caption is one phrase, or two with 'and' or a relation between them. Prompts of the scoring have
+the same wording.
 """
 import itertools
 
@@ -12,8 +14,8 @@ CLASSES = ('circle', 'square', 'triangle')
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple')
 RELATIONS = ('left of', 'right of', 'above', 'below')
 NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
-VOCABULARY = tuple(sorted({'a', 'an', 'and', 'left', 'right', 'of', 'above', 'below', *NUMBERS.values(), *COLOURS, *CLASSES,
-                           *(name + 's' for name in CLASSES)}))
+VOCABULARY = tuple(sorted({'a', 'an', 'and', 'left', 'right', 'of', 'above', 'below', *NUMBERS.values(),
+                           *COLOURS, *CLASSES, *(name + 's' for name in CLASSES)}))
 SPECIAL = ('<pad>', '</s>', '<unk>')          # ids 0, 1, 2, as T5 has them
 TOKENIZER_FILE = 'tokenizer.json'
 
@@ -44,20 +46,25 @@ def all_captions() -> tuple[str, ...]:
 
 
 def make_tokenizer(folder) -> str:
-    """Writes FOLDER/tokenizer.json: one token a word of VOCABULARY, ids from 3 in its order, other words <unk>, </s> at the end.
+    """Writes FOLDER/tokenizer.json: one token a word of VOCABULARY, ids from 3 in its order, other words
+    <unk>, </s> at the end.
 
-    The file is that of the tokenizers library, which has to be installed. Returns the path. Letter case and punctuation
-    do not matter for the words around it: 'A red circle.' is the words of 'a red circle' and one unknown.
+    The file is that of the tokenizers library, which has to be installed. Returns the path. Letter case and
+    punctuation do not matter for the words around it: 'A red circle.' is the words of 'a red circle' and one
+    unknown.
     """
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     except ImportError as error:
-        raise UserError('a tokenizer is made with the package tokenizers, which is not installed; install it') from error
+        raise UserError(
+            'a tokenizer is made with the package tokenizers, which is not installed; install it') from error
     ids = {word: number for number, word in enumerate((*SPECIAL, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(),
+                                                 normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', ids['</s>'])])
+    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>',
+                                                             special_tokens=[('</s>', ids['</s>'])])
     tokenizer.add_special_tokens(list(SPECIAL))
     path = as_path(folder) / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """What finds objects in an image: the interface, images cut to one object, and detections read from a file.
 
-Any object with the two methods of `Detector` can be scored with: the network of the published numbers (`mask2former`),
-detections that were found elsewhere (`StoredDetections`), or exact knowledge of what was drawn.
+Any object with the two methods of `Detector` can be scored with: the network of the published numbers
+(`mask2former`), detections that were found elsewhere (`StoredDetections`), or exact knowledge of what was
+drawn.
 """
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ class Pixels(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] of its pixels, or None.
+    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] of its pixels, or
+    None.
 
     colour: for detectors that know it at once."""
     class_name: str
@@ -38,16 +40,18 @@ class Detector(Protocol):
         """All objects in an image, of all classes, in any order; thresholds are applied by the scoring."""
 
     def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> Sequence[str]:
-        """The colour of each of these objects, all of one class: one of `prompts.COLOURS`, or another word."""
+        """The colour of each of these objects, all of one class: one of `prompts.COLOURS`, or another
+        word."""
 
 
 def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
-    """The box of an object, uint8 [h, w, 3], all outside its mask in #999; corners rounded to whole pixels."""
+    """The box of an object, uint8 [h, w, 3], all outside its mask in #999; corners rounded to whole
+    pixels."""
     pixels = Image.fromarray(image)
     if detection.mask is not None:
         if detection.mask.shape != image.shape[:2]:
-            raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its pixels '
-                            f'{image.shape[:2]}; the detector must give masks of the size of the image')
+            raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its '
+                            f'pixels {image.shape[:2]}; the detector must give masks of the image size')
         blank = Image.new('RGB', pixels.size, OUTSIDE)
         pixels = Image.composite(pixels, blank, Image.fromarray(np.asarray(detection.mask, bool)))
     left, top, right, bottom = (round(float(value)) for value in detection.box)
@@ -57,9 +61,11 @@ def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
 class StoredDetections:
     """Detections from a file of JSON lines, one an image:
 
-        {"image": "00000/samples/0000.png", "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence": 0.9}]}
+        {"image": "00000/samples/0000.png", "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence":
+        0.9}]}
 
-    Objects of a class whose colour is asked for have "color" as well. `run.store_detections` writes such a file.
+    Objects of a class whose colour is asked for have "color" as well. `run.store_detections` writes such a
+    file.
     """
 
     def __init__(self, path):
@@ -74,7 +80,8 @@ class StoredDetections:
 
     def detect(self, image: Pixels) -> list[Detection]:
         if image.name not in self._found:
-            raise UserError(f'{self._path} has no detections of {image.name}; find them in the same folder of images')
+            raise UserError(f'{self._path} has no detections of {image.name}; find them in the same folder '
+                            f'of images')
         return self._found[image.name]
 
     def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> list[str]:
@@ -88,7 +95,8 @@ def detection_line(name: str, detections: Sequence[Detection]) -> str:
     """The line of an image in a file of detections; masks are left out."""
     entries = []
     for found in detections:
-        entry = {'class': found.class_name, 'box': [float(x) for x in found.box], 'confidence': float(found.confidence)}
+        entry = {'class': found.class_name, 'box': [float(x) for x in found.box],
+                 'confidence': float(found.confidence)}
         entries.append(entry if found.colour is None else entry | {'color': found.colour})
     return json.dumps({'image': name, 'detections': entries}) + '\n'
 
@@ -98,8 +106,9 @@ def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
         entry = json.loads(line)
         return str(entry['image']), [_read_detection(found) for found in entry['detections']]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{where} is not a line of detections ({type(error).__name__}: {error}); expected {{"image": NAME, '
-                        '"detections": [{"class": NAME, "box": [left, top, right, bottom], "confidence": 0.9}]}') from error
+        raise UserError(f'{where} is not a line of detections ({type(error).__name__}: {error}); expected '
+                        f'{{"image": NAME, "detections": [{{"class": NAME, "box": [left, top, right, '
+                        f'bottom], "confidence": 0.9}}]}}') from error
 
 
 def _read_detection(found: Mapping) -> Detection:

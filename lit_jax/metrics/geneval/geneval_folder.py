@@ -1,5 +1,5 @@
-"""A folder of images scored: OUT/00000/metadata.jsonl beside OUT/00000/samples/0000.png, as `prompts.write_prompts` lays
-it out and as GenEval's own scripts do."""
+"""A folder of images scored: OUT/00000/metadata.jsonl beside OUT/00000/samples/0000.png, as
+`prompts.write_prompts` lays it out and as GenEval's own scripts do."""
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ IMAGES = 4          # of each prompt, in published numbers
 
 
 def score_folder(folder, detector: Detector, progress: Callable[[int, int], None] | None = None) -> dict:
-    """What `scoring.summarise` returns, and `notes` (why this is not a published GenEval number, if so), and `results`: for
-    each image its name, task, prompt, whether it is correct, and why not.
+    """What `scoring.summarise` returns, and `notes` (why this is not a published GenEval number, if so), and
+    `results`: for each image its name, task, prompt, whether it is correct, and why not.
 
     progress: called with (prompts done, prompts in all).
     UserError if the folder has no such layout, or an image cannot be read.
@@ -43,10 +43,11 @@ def score_folder(folder, detector: Detector, progress: Callable[[int, int], None
 
 
 def store_detections(folder, detector: Detector, out) -> int:
-    """Writes what a detector finds in a folder as the lines that `StoredDetections` reads; returns the number of images.
+    """Writes what a detector finds in a folder as the lines that `StoredDetections` reads; returns the number
+    of images.
 
-    So the network may run on one machine, once, and scores be taken elsewhere. Colours are found for the classes whose
-    colour the prompt asks for.
+    So the network may run on one machine, once, and scores be taken elsewhere. Colours are found for the
+    classes whose colour the prompt asks for.
     """
     lines = []
     for number, prompt in read_prompts(folder).items():
@@ -56,9 +57,11 @@ def store_detections(folder, detector: Detector, out) -> int:
             objects = keep_confident(found, prompt['tag'])
             for name in coloured & set(objects):
                 colours = detector.colours(image, objects[name], name)
-                objects[name] = [one._replace(colour=colour) for one, colour in zip(objects[name], colours, strict=True)]
+                objects[name] = [one._replace(colour=colour)
+                                 for one, colour in zip(objects[name], colours, strict=True)]
             # Lowest confidence first: of equal ones, the later counts first.
-            lines.append(detection_line(image.name, [one for kept in objects.values() for one in reversed(kept)]))
+            lines.append(detection_line(image.name,
+                                        [one for kept in objects.values() for one in reversed(kept)]))
     write_text_atomic(as_path(out), ''.join(lines))
     return len(lines)
 
@@ -67,7 +70,8 @@ def read_prompts(folder) -> dict[str, dict]:
     """Name of each numbered folder -> its prompt."""
     root = as_path(folder)
     if not root.is_dir():
-        raise UserError(f'{folder} is not a folder; make the prompts first, draw their images, and give that folder')
+        raise UserError(f'{folder} is not a folder; make the prompts first, draw their images, and give that '
+                        f'folder')
     names = sorted((path.name for path in root.iterdir() if path.name.isdigit() and path.is_dir()), key=int)
     if not names:
         raise UserError(f'{folder} has no folders 00000, 00001, ...; make the prompts first')
@@ -78,12 +82,14 @@ def read_images(folder, number: str) -> Iterator[Pixels]:
     """The images NNNN.png of one prompt, by number."""
     samples = as_path(folder) / number / 'samples'
     names = [path.name for path in samples.iterdir()] if samples.is_dir() else []
-    for name in sorted((name for name in names if name.endswith('.png') and name[:-4].isdigit()), key=lambda n: int(n[:-4])):
+    for name in sorted((name for name in names if name.endswith('.png') and name[:-4].isdigit()),
+                       key=lambda n: int(n[:-4])):
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO((samples / name).read_bytes())))
             yield Pixels(f'{number}/samples/{name}', np.asarray(image.convert('RGB')))
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f'{samples / name} is not an image that can be read ({error}); draw it again') from error
+            raise UserError(
+                f'{samples / name} is not an image that can be read ({error}); draw it again') from error
 
 
 def _read_prompt(path) -> dict:
@@ -97,8 +103,9 @@ def _read_prompt(path) -> dict:
             if 'position' in wanted and not 0 <= wanted['position'][1] < position:
                 raise ValueError('a position that refers to no earlier object')
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f'{path} is not the description of a prompt ({type(error).__name__}: {error}); expected one JSON '
-                        'object with tag, include and prompt; make the prompts again') from error
+        raise UserError(f'{path} is not the description of a prompt ({type(error).__name__}: {error}); '
+                        f'expected one JSON object with tag, include and prompt; make the prompts again'
+                        ) from error
     return prompt
 
 

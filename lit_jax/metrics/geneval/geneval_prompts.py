@@ -1,8 +1,9 @@
 """The 553 prompts of GenEval, made by their rule: random draws with one seed, equal ones dropped.
 
-Each prompt is a dict: `tag` (its task), `include` (objects that must be there: class, count, and color or position),
-`exclude` (class and the count that is too many), `prompt`. A position is [relation, index of the object it refers to].
-Names, order of draws and order of keys are those of the published files (djghosh13/geneval), which come out byte by byte.
+Each prompt is a dict: `tag` (its task), `include` (objects that must be there: class, count, and color or
+position), `exclude` (class and the count that is too many), `prompt`. A position is [relation, index of the
+object it refers to]. Names, order of draws and order of keys are those of the published files
+(djghosh13/geneval), which come out byte by byte.
 """
 import json
 from functools import cache
@@ -18,13 +19,16 @@ COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown'
 RELATIONS = ('left of', 'right of', 'above', 'below')
 NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
 # The classes of COCO in their order; mouse, remote and keyboard say what they are of.
-CLASSES = tuple(
-    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,'
-    'bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,'
-    'sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,'
-    'bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,'
-    'toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,'
-    'clock,vase,scissors,teddy bear,hair drier,toothbrush'.split(','))
+CLASSES = tuple((
+    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
+    'stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,'
+    'backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,'
+    'baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,'
+    'knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,'
+    'chair,couch,potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv remote,'
+    'computer keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,'
+    'scissors,teddy bear,hair drier,toothbrush'
+).split(','))
 PROMPTS_FILE, METADATA_FILE = 'generation_prompts.txt', 'evaluation_metadata.jsonl'
 
 
@@ -33,7 +37,8 @@ def make_prompts() -> tuple[dict, ...]:
     """The list, in file order. Not to be changed: it is made once."""
     rng = np.random.default_rng(SEED)
     singles = [_single(name) for name in _names(rng, len(CLASSES))]
-    drawn = singles + [make(rng) for make in (_two, _counting, _colour, _position, _colours) for _ in range(DRAWS)]
+    drawn = singles + [make(rng) for make in (_two, _counting, _colour, _position, _colours)
+                       for _ in range(DRAWS)]
     return tuple({json.dumps(prompt): prompt for prompt in drawn}.values())
 
 
@@ -50,8 +55,8 @@ def prompts_text() -> str:
 def write_prompts(out) -> int:
     """Writes the list and the folders that images go to; returns how many prompts there are.
 
-    OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl; its images
-    go to OUT/00000/samples/0000.png and so on, four of each prompt in published numbers.
+    OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl;
+    its images go to OUT/00000/samples/0000.png and so on, four of each prompt in published numbers.
     """
     out = as_path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,8 @@ def _two(rng) -> dict:
 def _counting(rng) -> dict:
     name = _one_of(rng, CLASSES)
     count = int(rng.integers(2, 4, endpoint=True))
-    return _prompt('counting', [_object(name, count)], f'{NUMBERS[count]} {plural(name)}', exclude=[_object(name, count + 1)])
+    return _prompt('counting', [_object(name, count)], f'{NUMBERS[count]} {plural(name)}',
+                   exclude=[_object(name, count + 1)])
 
 
 def _colour(rng) -> dict:

@@ -1,11 +1,12 @@
-"""The detector of the published GenEval numbers: Mask2Former finds objects, CLIP names their colours. PyTorch, optional.
+"""The detector of the published GenEval numbers: Mask2Former finds objects, CLIP names their colours.
+PyTorch, optional.
 
-Its packages (requirements-geneval.txt) are old and want an environment of their own: let `run.store_detections` write there
-what they find, and score that anywhere.
+Its packages (requirements-geneval.txt) are old and want an environment of their own: let
+`run.store_detections` write there what they find, and score that anywhere.
 
-Detector: mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco of MMDetection 2.x, with its config and its checkpoint of that
-version: with a checkpoint of 3.x most weights stay random, scores are near 0, and no error is raised. Colours: CLIP ViT-L-14
-of OpenAI, three sentences for each colour, their features averaged.
+Detector: mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco of MMDetection 2.x, with its config and its checkpoint
+of that version: with a checkpoint of 3.x most weights stay random, scores are near 0, and no error is raised.
+Colours: CLIP ViT-L-14 of OpenAI, three sentences for each colour, their features averaged.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from lit_jax.metrics.geneval.geneval_prompts import CLASSES, COLOURS
 from lit_jax.runtime.errors import UserError
 
 CLIP, CLIP_WEIGHTS = 'ViT-L-14', 'openai'
-SENTENCES = ('a photo of a {colour} {name}', 'a photo of a {colour}-colored {name}', 'a photo of a {colour} object')
+SENTENCES = ('a photo of a {colour} {name}', 'a photo of a {colour}-colored {name}',
+             'a photo of a {colour} object')
 
 
 class Mask2Former:
-    """A `Detector`. config: the .py file of the network; checkpoint: its .pth file; device: as torch names it."""
+    """A `Detector`. config: the .py file of the network; checkpoint: its .pth file; device: as torch names
+    it."""
 
     def __init__(self, config: str, checkpoint: str, device: str = 'cuda'):
         for path, what in ((config, 'config of the network (.py)'), (checkpoint, 'checkpoint (.pth)')):
@@ -31,7 +34,8 @@ class Mask2Former:
         self._torch, mmdet_apis, open_clip = _imports()
         self._detect = mmdet_apis.inference_detector
         self._detector = mmdet_apis.init_detector(config, checkpoint, device=device)
-        self._clip, _, self._transform = open_clip.create_model_and_transforms(CLIP, pretrained=CLIP_WEIGHTS, device=device)
+        self._clip, _, self._transform = open_clip.create_model_and_transforms(CLIP, pretrained=CLIP_WEIGHTS,
+                                                                               device=device)
         self._clip.eval()
         self._tokenize, self._device = open_clip.get_tokenizer(CLIP), device
         self._colour_features = {}
@@ -39,8 +43,8 @@ class Mask2Former:
     def detect(self, image: Pixels) -> list[Detection]:
         found = self._detect(self._detector, np.ascontiguousarray(image.image[..., ::-1]))     # BGR
         if not isinstance(found, tuple):
-            raise UserError('the detector gave no (boxes, masks), as MMDetection 2.x does; install that version, and the '
-                            'config and the checkpoint that belong to it')
+            raise UserError('the detector gave no (boxes, masks), as MMDetection 2.x does; install that '
+                            'version, and the config and the checkpoint that belong to it')
         boxes, masks = found
         if len(boxes) != len(CLASSES):
             raise UserError(f'the detector knows {len(boxes)} classes, expected the {len(CLASSES)} of COCO; '
@@ -76,6 +80,6 @@ def _imports():
         import open_clip
         import torch
     except ImportError as error:
-        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed; see requirements-geneval.txt, '
-                        'or give a file of stored detections') from error
+        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed; see '
+                        f'requirements-geneval.txt, or give a file of stored detections') from error
     return torch, mmdet.apis, open_clip

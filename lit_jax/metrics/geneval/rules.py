@@ -1,9 +1,12 @@
-"""The rules: which objects count, and whether they are what a prompt asks for. Source: djghosh13/geneval@af4902f.
+"""The rules: which objects count, and whether they are what a prompt asks for. Source:
+djghosh13/geneval@af4902f.
 
-- An object counts from a confidence above 0.3, in the task `counting` above 0.9; of each class the 16 most confident.
+- An object counts from a confidence above 0.3, in the task `counting` above 0.9; of each class the 16 most
+confident.
 - Of an included class the `count` most confident are looked at. More of them do no harm, fewer fail.
 - Colour: as many of these as `count` must have it.
-- Position: each of these must stand so to each object of the included entry it refers to; if that one failed, so does this.
+- Position: each of these must stand so to each object of the included entry it refers to; if that one failed,
+so does this.
 - An excluded class fails from `count` objects on: so counting is exact.
 """
 from collections.abc import Sequence
@@ -18,7 +21,8 @@ CONFIDENCE = 0.3
 COUNTING_CONFIDENCE = 0.9
 MOST_OBJECTS = 16         # of one class
 MARGIN = 0.1              # of the two sizes together: closer centres are neither left nor right
-DIRECTION = 0.5           # of the whole offset must point that way: 30 degrees off an axis still count for both
+# of the whole offset must point that way: 30 degrees off an axis still count for both
+DIRECTION = 0.5
 NEGLIGIBLE = 1e-3         # pixels
 
 
@@ -65,19 +69,22 @@ def relations(box: Sequence[float], other: Sequence[float]) -> set[str]:
     if (np.abs(beyond) < NEGLIGIBLE).all():
         return set()
     x, y = beyond / np.linalg.norm(offset)
-    holds = {'left of': x < -DIRECTION, 'right of': x > DIRECTION, 'above': y < -DIRECTION, 'below': y > DIRECTION}
+    holds = {'left of': x < -DIRECTION, 'right of': x > DIRECTION, 'above': y < -DIRECTION,
+             'below': y > DIRECTION}
     return {name for name, true in holds.items() if true}
 
 
 def summarise(results: Sequence[dict]) -> dict:
     """Scores of images, each a dict with `task`, `prompt` (any key that tells prompts apart) and `correct`.
 
-    Returns `overall`: the mean of the means of the tasks, each task counting the same however many images it has;
-    `tasks`: the mean of each; `correct_images`: the mean over all images, and `correct_prompts`: the share of prompts
-    with at least one correct image, both of which are other numbers; `images`, `prompts`: how many.
+    Returns `overall`: the mean of the means of the tasks, each task counting the same however many images it
+    has;
+    `tasks`: the mean of each; `correct_images`: the mean over all images, and `correct_prompts`: the share of
+    prompts with at least one correct image, both of which are other numbers; `images`, `prompts`: how many.
     """
     order = {task: number for number, task in enumerate(TASKS)}
-    names = sorted({result['task'] for result in results}, key=lambda task: (order.get(task, len(order)), task))
+    names = sorted({result['task'] for result in results},
+                   key=lambda task: (order.get(task, len(order)), task))
     tasks = {task: float(np.mean([r['correct'] for r in results if r['task'] == task])) for task in names}
     by_prompt = {}
     for result in results:
@@ -113,5 +120,6 @@ def _misplaced(found: list[Detection], wanted: dict, matched: list[list[Detectio
         for other in matched[number]:
             holding = relations(one.box, other.box)
             if relation not in holding:
-                return f'expected {wanted["class"]} {relation} its target, found {" and ".join(sorted(holding)) or "neither"}'
+                return (f'expected {wanted["class"]} {relation} its target, found '
+                        f'{" and ".join(sorted(holding)) or "neither"}')
     return ''

@@ -1,10 +1,11 @@
-"""A small classifier of real 8x8 digits: it judges the classes of samples, and its features measure how real they look.
+"""A small classifier of real 8x8 digits: it judges the classes of samples, and its features measure how real
+they look.
 
-Three 3x3 convolutions (32, 64, 64 channels; the last two halve the grid) and a layer of 48 units; its GELU outputs are
-the feature space of the Fréchet distance, scaled by one common factor so that the training split has variance 1 a
-dimension on average. A linear layer over them names the class. It is trained on the real training split only, with
-shifts by up to a pixel, noise and dropout, so that held-out digits lie where training digits lie; the same images and
-seed give the same judge on the same machine.
+Three 3x3 convolutions (32, 64, 64 channels; the last two halve the grid) and a layer of 48 units; its GELU
+outputs are the feature space of the Fréchet distance, scaled by one common factor so that the training split
+has variance 1 a dimension on average. A linear layer over them names the class. It is trained on the real
+training split only, with shifts by up to a pixel, noise and dropout, so that held-out digits lie where
+training digits lie; the same images and seed give the same judge on the same machine.
 
 Images are float32 [N, 8, 8, 1] in [-1, 1].
 """
@@ -93,14 +94,15 @@ def load_judge(path: str | Path) -> Judge:
                         'delete it, the next run trains it anew') from error
     wrong = {name: leaf.shape for name, leaf in params.items() if leaf.shape != _shapes()[name]}
     if wrong:
-        raise UserError(f'{path} holds a judge of another shape ({wrong}); delete it, the next run trains it anew')
+        raise UserError(f'{path} holds a judge of another shape ({wrong}); delete it, the next run trains it '
+                        f'anew')
     return judge
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
     return {'conv1': (3, 3, 1, 32), 'conv1_bias': (32,), 'conv2': (3, 3, 32, 64), 'conv2_bias': (64,),
-            'conv3': (3, 3, 64, 64), 'conv3_bias': (64,), 'dense': (2 * 2 * 64, FEATURES), 'dense_bias': (FEATURES,),
-            'head': (FEATURES, CLASSES), 'head_bias': (CLASSES,)}
+            'conv3': (3, 3, 64, 64), 'conv3_bias': (64,), 'dense': (2 * 2 * 64, FEATURES),
+            'dense_bias': (FEATURES,), 'head': (FEATURES, CLASSES), 'head_bias': (CLASSES,)}
 
 
 def _init(seed: int) -> dict:
@@ -112,7 +114,8 @@ def _init(seed: int) -> dict:
 
 
 def network(params: dict, x_BHWC: Array, keep_BF: Array | None = None) -> tuple[Array, Array]:
-    """(features [B, 48] before scaling, logits [B, 10]); `keep_BF` multiplies the features that the head sees."""
+    """(features [B, 48] before scaling, logits [B, 10]); `keep_BF` multiplies the features that the head
+    sees."""
     x = x_BHWC
     for name, stride in (('conv1', 1), ('conv2', 2), ('conv3', 2)):
         x = jax.nn.gelu(_conv3x3(x, params[name], stride) + params[f'{name}_bias'])
@@ -125,7 +128,8 @@ _jitted_network = jax.jit(network)
 
 
 def _conv3x3(x_BHWC: Array, kernel: Array, stride: int) -> Array:
-    """A 3x3 convolution padded by 1, as one matrix product: XLA's own convolution in a loop is 50 times slower on CPU."""
+    """A 3x3 convolution padded by 1, as one matrix product: XLA's own convolution in a loop is 50 times
+    slower on CPU."""
     b, h, w, _ = x_BHWC.shape
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = [padded[:, i:i + h:stride, j:j + w:stride] for i in range(3) for j in range(3)]
@@ -145,7 +149,8 @@ def _augment(key: Array, images: Array) -> Array:
 
 @jax.jit
 def _train(params: dict, images: Array, labels: Array, key: Array, steps: Array) -> dict:
-    """AdamW under a cosine from LEARNING_RATE to 0, `steps` batches drawn with replacement, in one loop on the device."""
+    """AdamW under a cosine from LEARNING_RATE to 0, `steps` batches drawn with replacement, in one loop on
+    the device."""
     optimizer = optax.adamw(lambda count: LEARNING_RATE * (1 + jnp.cos(jnp.pi * count / steps)) / 2,
                             weight_decay=WEIGHT_DECAY)
 

@@ -1,8 +1,9 @@
-"""An exact detector of rendered shapes (lit_jax/data/toys/shapes.py), with the interface of GenEval's detectors.
+"""An exact detector of rendered shapes (lit_jax/data/toys/shapes.py), with the interface of GenEval's
+detectors.
 
-Everything unlike the background falls into connected parts. A part is an object if it has one colour and a drawing of
-one of the shapes, sharp or soft, covers it well; how well is its confidence, so that blobs, scraps and objects that run
-into each other are none. numpy and scipy only.
+Everything unlike the background falls into connected parts. A part is an object if it has one colour and a
+drawing of one of the shapes, sharp or soft, covers it well; how well is its confidence, so that blobs, scraps
+and objects that run into each other are none. numpy and scipy only.
 """
 import functools
 import itertools
@@ -16,26 +17,32 @@ from lit_jax.data.toys.shapes_words import CLASSES
 from lit_jax.metrics.geneval.detector import Detection, Pixels
 
 UNKNOWN = 'unknown'
-FOREGROUND = 63           # in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
-SAME_COLOUR = 55          # in uint8 RGB: so near is a colour of the palette; half of the distance of the nearest two
+# in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
+FOREGROUND = 63
+# in uint8 RGB: so near is a colour of the palette; half of the distance of the nearest two
+SAME_COLOUR = 55
 SMALLEST, LARGEST = 5, 17             # sides of an object in pixels of an image of 32
 LEAST_FIT, GOOD_FIT = 0.85, 0.88      # overlap with the drawing where confidence is 0, and from where it is 1
 LEAST_PURE, GOOD_PURE = 0.70, 0.92    # share of the inner pixels near their mean colour, likewise
 MOST_UNEVEN = 1           # pixels by which width and height may differ in an image of 32
-SHARPNESS = (0.5, 0.7, 0.9)           # standard deviations in pixels of 32 that a drawing is blurred by, the first an image too
+# standard deviations in pixels of 32 that a drawing is blurred by, the first an image too
+SHARPNESS = (0.5, 0.7, 0.9)
 _RING = 3                 # pixels around a drawing for its blur
 
 
 class ShapesDetector:
-    """A `Detector` of lit_jax/metrics/geneval/detector.py. Images are uint8 RGB [H, W, 3], 18 pixels or more a side."""
+    """A `Detector` of lit_jax/metrics/geneval/detector.py. Images are uint8 RGB [H, W, 3], 18 pixels or more
+    a side."""
 
     def detect(self, pixels: Pixels) -> list[Detection]:
-        """The objects, with their masks and colours ('unknown' for one outside the palette); those of confidence 0 are left out."""
+        """The objects, with their masks and colours ('unknown' for one outside the palette); those of
+        confidence 0 are left out."""
         image = np.asarray(pixels.image, np.float32)
         away = np.linalg.norm(image - np.float32(BACKGROUND), axis=-1)
         parts, _ = ndimage.label(away > FOREGROUND)
         scale = min(image.shape[:2]) / NOMINAL
-        found = (_object(image, parts == number, scale) for number, box in enumerate(ndimage.find_objects(parts), 1)
+        found = (_object(image, parts == number, scale)
+                 for number, box in enumerate(ndimage.find_objects(parts), 1)
                  if _plausible(box, scale))
         return [one for one in found if one is not None]
 
@@ -69,14 +76,17 @@ def _object(image: np.ndarray, mask: np.ndarray, scale: float) -> Detection | No
 
 
 def _amount(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """How much of each pixel is of the object's colour rather than of the background, [H, W] in [0, 1]; 0 away from the mask."""
+    """How much of each pixel is of the object's colour rather than of the background, [H, W] in [0, 1]; 0
+    away from the mask."""
     direction = colour - np.float32(BACKGROUND)
     amount = np.clip((image - np.float32(BACKGROUND)) @ direction / (direction @ direction), 0, 1)
     return np.where(ndimage.binary_dilation(mask, np.ones((3, 3))), amount, 0)
 
 
-def _best_drawing(amount: np.ndarray, mask: np.ndarray, scale: float) -> tuple[str, tuple[float, float, float, float], float]:
-    """The shape and box whose drawing overlaps most: (class, box, overlap), overlap = sum of minima / sum of maxima."""
+def _best_drawing(amount: np.ndarray, mask: np.ndarray,
+                  scale: float) -> tuple[str, tuple[float, float, float, float], float]:
+    """The shape and box whose drawing overlaps most: (class, box, overlap), overlap = sum of minima / sum of
+    maxima."""
     ring, wide = round(_RING * scale), max(1, round(scale))
     shift = 2 * wide + ring                       # no box near the mask leaves this window
     window = ndimage.gaussian_filter(np.pad(amount, shift), SHARPNESS[0] * scale)
@@ -97,7 +107,8 @@ def _best_drawing(amount: np.ndarray, mask: np.ndarray, scale: float) -> tuple[s
 
 @functools.lru_cache(maxsize=1024)
 def _drawings(height: int, width: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Each class at each sharpness with a ring around it, float32 [classes * sharpness, h, w], and their sums."""
+    """Each class at each sharpness with a ring around it, float32 [classes * sharpness, h, w], and their
+    sums."""
     ring = round(_RING * scale)
     drawn = np.stack([ndimage.gaussian_filter(np.pad(coverage(name, height, width), ring), blur * scale)
                       for name in CLASSES for blur in SHARPNESS])
@@ -105,7 +116,8 @@ def _drawings(height: int, width: int, scale: float) -> tuple[np.ndarray, np.nda
 
 
 def _boxes_near(mask: np.ndarray, wide: int):
-    """Boxes whose sides are near those of a mask: a step out or in, two out at the top, where a triangle is thin."""
+    """Boxes whose sides are near those of a mask: a step out or in, two out at the top, where a triangle is
+    thin."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     return itertools.product(range(left - wide, left + wide + 1), range(top - 2 * wide, top + wide + 1),

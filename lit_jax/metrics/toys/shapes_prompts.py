@@ -1,6 +1,8 @@
-"""The tasks of GenEval for rendered shapes: prompts in the words of the training captions, and their score, in memory.
+"""The tasks of GenEval for rendered shapes: prompts in the words of the training captions, and their score,
+in memory.
 
-The rules are those of lit_jax/metrics/geneval/rules.py, objects are found by lit_jax/metrics/toys/shapes_detector.py.
+The rules are those of lit_jax/metrics/geneval/rules.py, objects are found by
+lit_jax/metrics/toys/shapes_detector.py.
 """
 import itertools
 from collections.abc import Mapping, Sequence
@@ -21,25 +23,33 @@ COLOUR_PAIRS = 24         # prompts of color_attr, of the 180 there are: as many
 
 @cache
 def make_shape_prompts() -> tuple[dict, ...]:
-    """The 84 prompts, in the form of lit_jax/metrics/geneval/geneval_prompts.py. Not to be changed: they are made once.
+    """The 84 prompts, in the form of lit_jax/metrics/geneval/geneval_prompts.py. Not to be changed: they are
+    made once.
 
-    3 single_object, 6 two_object, 9 counting, 18 colors, 24 position: all there are; 24 color_attr, four of each pair of
-    classes. No two have the same text, and each is a caption of the training set.
+    3 single_object, 6 two_object, 9 counting, 18 colors, 24 position: all there are; 24 color_attr, four of
+    each pair of classes. No two have the same text, and each is a caption of the training set.
     """
     pairs = list(itertools.permutations(CLASSES, 2))
     return (*(_prompt('single_object', [_object(name)], phrase(name)) for name in CLASSES),
             *(_prompt('two_object', [_object(a), _object(b)], pair(phrase(a), phrase(b))) for a, b in pairs),
-            *(_prompt('counting', [_object(name, count)], phrase(name, count=count), exclude=[_object(name, count + 1)])
+            *(_prompt('counting', [_object(name, count)], phrase(name, count=count),
+                      exclude=[_object(name, count + 1)])
               for name in CLASSES for count in NUMBERS),
-            *(_prompt('colors', [_object(name, color=colour)], phrase(name, colour)) for name in CLASSES for colour in COLOURS),
-            *(_prompt('position', [_object(b), _object(a, position=[relation, 0])], pair(phrase(a), phrase(b), relation))
+            *(_prompt('colors', [_object(name, color=colour)], phrase(name, colour)) for name in CLASSES
+              for colour in COLOURS),
+            *(_prompt('position', [_object(b), _object(a, position=[relation, 0])],
+                      pair(phrase(a), phrase(b), relation))
               for a, b in pairs for relation in RELATIONS),
-            *(_prompt('color_attr', [_object(a, color=first), _object(b, color=second)], pair(phrase(a, first), phrase(b, second)))
-              for (a, b), (first, second) in zip(pairs * (COLOUR_PAIRS // len(pairs)), _colour_pairs(), strict=True)))
+            *(_prompt('color_attr', [_object(a, color=first), _object(b, color=second)],
+                      pair(phrase(a, first), phrase(b, second)))
+              for (a, b), (first, second) in zip(pairs * (COLOUR_PAIRS // len(pairs)), _colour_pairs(),
+                                                 strict=True)))
 
 
-def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray]], detector: Detector | None = None) -> dict:
-    """What `scoring.summarise` returns (overall, tasks, ...), and `results`: of each image image, task, prompt, correct, reasons.
+def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+                 detector: Detector | None = None) -> dict:
+    """What `scoring.summarise` returns (overall, tasks, ...), and `results`: of each image image, task,
+    prompt, correct, reasons.
 
     images_by_prompt: text of a prompt of `make_shape_prompts` -> its images, uint8 [n, H, W, 3]
     (lit_jax/report/grids.py `to_uint8` makes them). Tasks without images are left out of the mean.
@@ -49,7 +59,8 @@ def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray
     detector, results = detector or ShapesDetector(), []
     for text, images in images_by_prompt.items():
         if text not in prompts:
-            raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, as {next(iter(prompts))!r}')
+            raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, as '
+                            f'{next(iter(prompts))!r}')
         for number, image in enumerate(images):
             name = f'{text} {number}'
             verdict = judge(Pixels(name, _checked(image, text)), prompts[text], detector)
@@ -61,10 +72,13 @@ def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray
 
 
 def draw_prompt(prompt: dict, rng: np.random.Generator, image_size: int = NOMINAL) -> tuple[Shape, ...]:
-    """Shapes that are right for a prompt, what it leaves open at random: the ground truth for `lit_jax.data.toys.shapes.render`."""
-    wanted = prompt['include'][::-1] if prompt['tag'] == 'position' else prompt['include']    # first the object that refers
+    """Shapes that are right for a prompt, what it leaves open at random: the ground truth for
+    `lit_jax.data.toys.shapes.render`."""
+    # first the object that refers
+    wanted = prompt['include'][::-1] if prompt['tag'] == 'position' else prompt['include']
     names = [one['class'] for one in wanted for _ in range(one['count'])]
-    colours = [one.get('color') or COLOURS[int(rng.integers(len(COLOURS)))] for one in wanted for _ in range(one['count'])]
+    colours = [one.get('color') or COLOURS[int(rng.integers(len(COLOURS)))] for one in wanted
+               for _ in range(one['count'])]
     return place_shapes(rng, names, colours, image_size, wanted[0].get('position', ('',))[0])
 
 
@@ -85,6 +99,6 @@ def _prompt(task: str, include: list[dict], text: str, **exclude) -> dict:
 def _checked(image: np.ndarray, text: str) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise UserError(f'an image of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; '
-                        'make it with to_uint8')
+        raise UserError(f'an image of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, '
+                        f'3]; make it with to_uint8')
     return image

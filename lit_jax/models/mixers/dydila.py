@@ -1,15 +1,18 @@
 """DyDi-LiT's dynamic differential linear attention (DyDiLA, §3 of the DyDi-LiT paper).
 
-Beside the shared q and k each token gets a second pair q', k' from projectors that routers pick for it; all four go through
-a norm-preserving power whose exponent is picked for the token; what is attended with is q̃ - λ·q̃' and k̃ - λ·k̃', λ picked
-too; a depth-wise convolution of the values is added. There is no official code, and the paper leaves open:
+Beside the shared q and k each token gets a second pair q', k' from projectors that routers pick for it; all
+four go through a norm-preserving power whose exponent is picked for the token; what is attended with is q̃ -
+λ·q̃' and k̃ - λ·k̃', λ picked too; a depth-wise convolution of the values is added. There is no official
+code, and the paper leaves open:
 
 - the derivative of `argmax`: option `router`, see `lit_jax.models.mixers.routing`;
 - a normaliser (none in the paper's equation 8, whose outputs would grow with the tokens): `normaliser`;
-- heads: the formulas are for one, and the published GFLOPs fit one. With several, routers, norms and powers still see
-  the whole token, only the sums over tokens are a head's own;
-- the bank of exponents (and of λ) may be one for all four (both) routers, as here, or one each: `separate_banks`;
-- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus, which keeps them positive.
+- heads: the formulas are for one, and the published GFLOPs fit one. With several, routers, norms and powers
+  still see the whole token, only the sums over tokens are a head's own;
+- the bank of exponents (and of λ) may be one for all four (both) routers, as here, or one each:
+`separate_banks`;
+- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus, which keeps them
+positive.
 """
 import math
 
@@ -35,36 +38,40 @@ KINDS = ('projection', 'power', 'difference')
 class DyDiLA(nnx.Module):
     """[B, N, D] -> [B, N, D].
 
-    Shows for the log, by the kind of router (`KINDS`): 'routing/<kind>/entropy' (1: all choices used alike) and
-    'routing/<kind>/largest' (share of the most used), means over the routers of that kind; 'dydila/power' and
-    'dydila/factor', the means of what tokens were given. For images: `images`, indices [B, N].
+    Shows for the log, by the kind of router (`KINDS`): 'routing/<kind>/entropy' (1: all choices used alike)
+    and 'routing/<kind>/largest' (share of the most used), means over the routers of that kind; 'dydila/power'
+    and 'dydila/factor', the means of what tokens were given. For images: `images`, indices [B, N].
 
     Args:
         heads: 1 in the paper.
         projectors: n_P of its sizes: 3 (S), 5 (B), 7 (L). 0: no second pair.
         powers: n_F, exponents to choose from: 9, 15, 21. 0: the fixed exponent 3 of focused attention.
         factors: n_D, λ to choose from: 9, 15, 21. factor_init: their value at the start.
-        difference: 'tokens' (the paper's default), 'maps' (its equation 10: q̃(k̃ᵀv) - λ·q̃'(k̃'ᵀv)), or 'none' (rows 3 and 4
-            of its table 4: q and k come from the picked projectors, or with 0 projectors from the shared ones).
+        difference: 'tokens' (the paper's default), 'maps' (its equation 10: q̃(k̃ᵀv) - λ·q̃'(k̃'ᵀv)), or
+            'none' (rows 3 and 4 of its table 4: q and k come from the picked projectors, or with 0 projectors
+            from the shared ones).
         router: 'straight_through' or 'frozen'.
-        normaliser: 'mean' divides by N only; 'weights' also by q̃·mean(k̃) + 1e-6 of the tokens before the difference,
-            which is positive where that of the differences need not be.
+        normaliser: 'mean' divides by N only; 'weights' also by q̃·mean(k̃) + 1e-6 of the tokens before the
+            difference, which is positive where that of the differences need not be.
         separate_banks: one bank of exponents for each of q, k, q', k', and of λ for each of q, k.
-        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one, also what folding gives), 'none'.
+        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one, also what folding
+            gives), 'none'.
         qkv_bias: of the shared projections; none in the formulas.
     """
     statistics = (*(f'routing/{kind}/{what}' for kind in KINDS for what in ('entropy', 'largest')),
                   'dydila/power', 'dydila/factor')
-    images = ('route/query', 'route/key', *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
+    images = ('route/query', 'route/key',
+              *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
                 'route/difference/query', 'route/difference/key')
 
     def __init__(self, width: int, *, heads: int, projectors: int = 3, powers: int = 9, factors: int = 9,
                  factor_init: float = 0.01, difference: str = 'tokens', router: str = 'straight_through',
-                 normaliser: str = 'mean', separate_banks: bool = False, dwc: str = 'branches', qkv_bias: bool = False,
-                 dtype=jnp.float32, rngs: nnx.Rngs):
+                 normaliser: str = 'mean', separate_banks: bool = False, dwc: str = 'branches',
+                 qkv_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         _check_options(projectors, powers, factors, difference, normaliser, dwc)
         head = (heads, width // heads)
-        self.dtype, self.difference, self.normaliser, self.projectors = dtype, difference, normaliser, projectors
+        self.dtype, self.difference, self.normaliser, self.projectors = dtype, difference, normaliser, \
+            projectors
         routing = {'gradient': router, 'dtype': dtype, 'rngs': rngs}
         self.shared = difference != 'none' or not projectors
         if self.shared:
@@ -72,13 +79,16 @@ class DyDiLA(nnx.Module):
         else:
             self.value = Linear(width, head, bias=qkv_bias, dtype=dtype, rngs=rngs)
         if projectors:
-            self.routed_q, self.routed_k = (RoutedLinear(width, head, projectors, **routing) for _ in range(2))
-        self.power_names = (('query', 'key') if self.shared else ()) + (('query2', 'key2') if projectors else ())
+            self.routed_q, self.routed_k = (RoutedLinear(width, head, projectors, **routing)
+                                            for _ in range(2))
+        self.power_names = (('query', 'key') if self.shared
+                            else ()) + (('query2', 'key2') if projectors else ())
         if powers:
             for name in self.power_names:
                 setattr(self, f'power_{name}', Router(width, powers, **routing))
             start = math.log(math.expm1(POWER))         # softplus of it is POWER
-            self.gamma = nnx.Param(jnp.full((len(self.power_names), powers) if separate_banks else powers, start, jnp.float32))
+            self.gamma = nnx.Param(jnp.full((len(self.power_names), powers) if separate_banks else powers,
+                                            start, jnp.float32))
         self.factor_names = {'tokens': ('query', 'key'), 'maps': ('query',), 'none': ()}[difference]
         if self.factor_names:
             for name in self.factor_names:
@@ -119,16 +129,19 @@ class DyDiLA(nnx.Module):
             return {name: measure(z, jnp.asarray(POWER, acc)) for name, z in tokens.items()}
         routes = {name: getattr(self, f'power_{name}')(z) for name, z in tokens.items()}
         bank = jax.nn.softplus(self.gamma[...].astype(acc))
-        gammas = {name: route.pick(bank if bank.ndim == 1 else bank[i]) for i, (name, route) in enumerate(routes.items())}
+        gammas = {name: route.pick(bank if bank.ndim == 1 else bank[i])
+                  for i, (name, route) in enumerate(routes.items())}
         _show_routes('power', {f'route/power/{name}': route for name, route in routes.items()})
         show('dydila/power', lambda: jnp.stack([gamma.mean() for gamma in gammas.values()]).mean())
         return {name: measure(z, gammas[name][..., None, None]) for name, z in tokens.items()}
 
     def _factors(self, tokens: dict[str, Array]) -> dict[str, Array]:
         """λ of the queries, and of the keys where they have one, [B, N, 1, 1]."""
-        routes = {name: getattr(self, f'difference_{name}')(tokens[name], tokens[f'{name}2']) for name in self.factor_names}
+        routes = {name: getattr(self, f'difference_{name}')(tokens[name], tokens[f'{name}2'])
+                  for name in self.factor_names}
         bank = self.factor[...]
-        factors = {name: route.pick(bank if bank.ndim == 1 else bank[i]) for i, (name, route) in enumerate(routes.items())}
+        factors = {name: route.pick(bank if bank.ndim == 1 else bank[i])
+                   for i, (name, route) in enumerate(routes.items())}
         _show_routes('difference', {f'route/difference/{name}': route for name, route in routes.items()})
         show('dydila/factor', lambda: jnp.stack([factor.mean() for factor in factors.values()]).mean())
         return {name: factor[..., None, None] for name, factor in factors.items()}
@@ -143,7 +156,8 @@ class DyDiLA(nnx.Module):
         weigh = (q, k)
         if self.difference == 'tokens':
             weigh = q - factors['query'] * q2, k - factors['key'] * k2
-        if self.difference != 'maps' and self.normaliser == 'mean':      # otherwise the map is not a product of two
+        # otherwise the map is not a product of two
+        if self.difference != 'maps' and self.normaliser == 'mean':
             show('sum/query', weigh[0])
             show('sum/key', weigh[1])
         o = weighted_sum(*_heads_first(*weigh, v_BNKE), shortest=True)
@@ -163,15 +177,17 @@ def _heads_first(*arrays: Array) -> list[Array]:
 def measure(z_BNKE: Array, power: Array) -> Array:
     """relu(z)^power, scaled back to the length of relu(z), over all heads together; in the accumulator of z.
 
-    1e-6 is added after ReLU: a token without any positive number would have no direction. Powers are taken of the
-    logarithm relative to the largest number, so that neither they nor their sum can underflow or overflow.
+    1e-6 is added after ReLU: a token without any positive number would have no direction. Powers are taken of
+    the logarithm relative to the largest number, so that neither they nor their sum can underflow or
+    overflow.
     """
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
     x = jax.nn.relu(z_BNKE.astype(accumulator(z_BNKE.dtype))) + EPS
     logarithm = jnp.log(x)
-    peak = jax.lax.stop_gradient(logarithm.max((-2, -1), keepdims=True))      # the direction does not depend on it
+    # the direction does not depend on it
+    peak = jax.lax.stop_gradient(logarithm.max((-2, -1), keepdims=True))
     powered = jnp.exp(power * (logarithm - peak))
     return powered * (norm(x) / norm(powered))
 
@@ -179,18 +195,20 @@ def measure(z_BNKE: Array, power: Array) -> Array:
 def _show_routes(kind: str, routes: dict[str, Route]) -> None:
     for name, route in routes.items():
         show(name, route.index_BN)
-    show(f'routing/{kind}/entropy', lambda: jnp.stack([entropy(route.usage()) for route in routes.values()]).mean())
-    show(f'routing/{kind}/largest', lambda: jnp.stack([route.usage().max() for route in routes.values()]).mean())
+    show(f'routing/{kind}/entropy',
+         lambda: jnp.stack([entropy(route.usage()) for route in routes.values()]).mean())
+    show(f'routing/{kind}/largest',
+         lambda: jnp.stack([route.usage().max() for route in routes.values()]).mean())
 
 
 def _check_options(projectors, powers, factors, difference, normaliser, dwc) -> None:
     for name, value, least in (('projectors', projectors, 0), ('powers', powers, 0), ('factors', factors, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f'mixer.{name} must be an integer from {least} on, got {value!r}')
-    for name, value, known in (('difference', difference, DIFFERENCES), ('normaliser', normaliser, NORMALISERS),
-                               ('dwc', dwc, reparam.FORMS)):
+    for name, value, known in (('difference', difference, DIFFERENCES),
+                               ('normaliser', normaliser, NORMALISERS), ('dwc', dwc, reparam.FORMS)):
         if value not in known:
             raise UserError(f'unknown mixer.{name} {value!r}; known: {", ".join(known)}')
     if difference != 'none' and not projectors:
-        raise UserError(f"mixer.difference {difference!r} needs the second queries and keys of the projectors; with "
-                        "mixer.projectors 0 set it to 'none'")
+        raise UserError(f"mixer.difference {difference!r} needs the second queries and keys of the "
+                        f"projectors; with mixer.projectors 0 set it to 'none'")

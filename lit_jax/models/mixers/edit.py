@@ -1,14 +1,15 @@
-"""EDiT's linear compressed attention (arXiv 2503.16726): queries see their neighbours, four keys (values) become one.
+"""EDiT's linear compressed attention (arXiv 2503.16726): queries see their neighbours, four keys (values)
+become one.
 
 There is no official code. What follows is known: queries are ReLU(Linear(x + c(x))) with
-c(x) = Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) and fewer channels in between; keys ReLU(φ(x)) and values φ(x), each φ a
-Linear and a depth-wise 3x3 convolution of stride 2; linear attention; an output projection. Decided here, because it is
-not published:
+c(x) = Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) and fewer channels in between; keys ReLU(φ(x)) and values
+φ(x), each φ a Linear and a depth-wise 3x3 convolution of stride 2; linear attention; an output projection.
+Decided here, because it is not published:
 
-- half as many channels in between (`ratio`), and one head: with both the GFLOPs that the DyDi-LiT paper gives for its
-  class-conditional EDiT come out to 0.1 %; other head counts are 0.4 to 3.5 % off;
-- 32 groups (or their greatest common divisor with the channels), epsilon 1e-5, slope 0.01, biases everywhere, zero
-  padding of 1, kernels of convolutions uniform within ±1/sqrt(fan-in) at the start: PyTorch's defaults;
+- half as many channels in between (`ratio`), and one head: with both the GFLOPs that the DyDi-LiT paper gives
+  for its class-conditional EDiT come out to 0.1 %; other head counts are 0.4 to 3.5 % off;
+- 32 groups (or their greatest common divisor with the channels), epsilon 1e-5, slope 0.01, biases everywhere,
+  zero padding of 1, kernels of convolutions uniform within ±1/sqrt(fan-in) at the start: PyTorch's defaults;
 - the normaliser as in LiT: (mean of q·k over the keys) + 1e-6, nothing added to q and k.
 """
 import math
@@ -27,7 +28,8 @@ from lit_jax.runtime.errors import UserError
 
 
 class ConvFusion(nnx.Module):
-    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) on the grid, with ratio·D channels in between: [B, H, W, D] -> same."""
+    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) on the grid, with ratio·D channels in between: [B, H, W,
+    D] -> same."""
 
     def __init__(self, width: int, ratio: float, groups: int, *, dtype, rngs: nnx.Rngs):
         hidden = int(width * ratio)
@@ -44,7 +46,8 @@ class ConvFusion(nnx.Module):
 
 
 class SpatialCompressor(nnx.Module):
-    """Linear, then a depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K, E]."""
+    """Linear, then a depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K,
+    E]."""
 
     def __init__(self, width: int, head: tuple[int, int], *, dtype, rngs: nnx.Rngs):
         def uniform(shape):      # ±1/sqrt(fan-in): each channel sees nine numbers
@@ -61,10 +64,11 @@ class SpatialCompressor(nnx.Module):
 
 
 def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
-    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around the grid.
+    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around the
+    grid.
 
-    On CPU as nine shifted slices: XLA's grouped convolution takes 30 times as long there. Rows cut over devices go through
-    the convolution everywhere: it partitions into one exchange of rows.
+    On CPU as nine shifted slices: XLA's grouped convolution takes 30 times as long there. Rows cut over
+    devices go through the convolution everywhere: it partitions into one exchange of rows.
     """
     if mesh_axis_size('seq') > 1:
         return _convolved(x_BHWKE, kernel_33KE)
@@ -74,7 +78,8 @@ def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
 def _shifted(x: Array, kernel: Array) -> Array:
     rows, columns = (-(-side // 2) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j] for i in range(3) for j in range(3))
+    return sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j] for i in range(3)
+               for j in range(3))
 
 
 def _convolved(x: Array, kernel: Array) -> Array:
@@ -129,7 +134,8 @@ class EditAttention(nnx.Module):
 
 
 def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
-    """`linear_attention`, through the map of all queries and keys where that takes fewer products (few keys, wide heads)."""
+    """`linear_attention`, through the map of all queries and keys where that takes fewer products (few keys,
+    wide heads)."""
     n, m, e = q_BNKE.shape[1], k_BMKE.shape[1], q_BNKE.shape[3]
     if 2 * n * m >= (n + m) * (e + 1):
         return linear_attention(q_BNKE, k_BMKE, v_BMKE)

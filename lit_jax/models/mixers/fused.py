@@ -1,9 +1,11 @@
 """Softmax attention in which no map of all pairs of tokens is kept, in the form that suits the machine.
 
-- plain XLA in chunks of queries, anywhere. On CPU head by head, which keeps the map in cache and is as fast as PyTorch's
-  kernel; elsewhere all heads at once, and in chunks only where the map would pass WHOLE_MAP_BYTES.
+- plain XLA in chunks of queries, anywhere. On CPU head by head, which keeps the map in cache and is as fast
+  as PyTorch's kernel; elsewhere all heads at once, and in chunks only where the map would pass
+  WHOLE_MAP_BYTES.
 - cuDNN's fused attention on NVIDIA GPUs in 16 bit, through `jax.nn.dot_product_attention`.
-- the splash attention kernel of jax on TPUs, for sequences long enough that the map costs more than the kernel's start.
+- the splash attention kernel of jax on TPUs, for sequences long enough that the map costs more than the
+kernel's start.
 
 Forward passes give the log-sum of exponentials of each row as well; gradients make the map again from it
 (FlashAttention, arXiv 2205.14135, appendix B). All arrays have the heads first: [B, K, N, E].
@@ -17,14 +19,16 @@ from lit_jax.models.layers import Array
 from lit_jax.runtime.dtypes import accumulator
 
 CHUNK = 256                   # queries taken at once where the map of all pairs is not held whole
-WHOLE_MAP_BYTES = 2 ** 30     # the largest map held whole on accelerators, for all heads and images of a device
+# the largest map held whole on accelerators, for all heads and images of a device
+WHOLE_MAP_BYTES = 2 ** 30
 SPLASH_TOKENS = 1024          # from here on TPUs use the kernel
 SPLASH_BLOCK = 128            # its blocks are multiples of this
 
 
 @jax.custom_vjp
 def fused_attention(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array) -> Array:
-    """softmax(q·kᵀ/√E)·v in the dtype of q. There may be fewer queries than keys. First-order reverse mode only."""
+    """softmax(q·kᵀ/√E)·v in the dtype of q. There may be fewer queries than keys. First-order reverse mode
+    only."""
     return _attend_forward(q_BKNE, k_BKNE, v_BKNE)[0]
 
 
@@ -49,10 +53,11 @@ def _by_platform(direction: int, q: Array, k: Array, *rest: Array):
         forms['cuda'] = 'cudnn'
     if _splash_takes(q, k):
         forms['tpu'] = 'splash'
-    return jax.lax.platform_dependent(q, k, *rest, **{name: FORMS[form][direction] for name, form in forms.items()})
+    return jax.lax.platform_dependent(q, k, *rest,
+                                      **{name: FORMS[form][direction] for name, form in forms.items()})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Kernels of the platforms
 
 
@@ -87,14 +92,15 @@ def _splash(q, k, v, interpret: bool = False):
     (heads, n_q), n_k = q.shape[1:3], k.shape[2]
     block = max(size for size in (128, 256, 512) if n_q % size == n_k % size == 0)
     mask = splash.MultiHeadMask([splash.FullMask((n_q, n_k))] * heads)
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, save_residuals=True, interpret=interpret,
+    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, save_residuals=True,
+                                    interpret=interpret,
                                     block_sizes=splash.BlockSizes(block_q=block, block_kv=block))
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     o, (lse,) = jax.vmap(kernel)(scaled, k, v)
     return o, lse
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Plain XLA
 
 
@@ -111,7 +117,8 @@ def _head_by_head(function, *args):
 
 
 def _split_rows(chunk: int, *arrays: Array) -> list[Array]:
-    """[..., N, E] -> [chunks, ..., rows, E] with nearly equal chunks, filled up with zeros; [..., N] likewise."""
+    """[..., N, E] -> [chunks, ..., rows, E] with nearly equal chunks, filled up with zeros; [..., N]
+    likewise."""
     n = arrays[0].shape[-2]
     chunks = -(-n // chunk)
     rows = -(-n // chunks)
@@ -125,14 +132,16 @@ def _split_rows(chunk: int, *arrays: Array) -> list[Array]:
 
 
 def _join_rows(a: Array, axis: int, n: int) -> Array:
-    """Undoes `_split_rows`: [chunks, ..., rows, (E)] -> [..., N, (E)]; `axis` is that of the rows in the result."""
+    """Undoes `_split_rows`: [chunks, ..., rows, (E)] -> [..., N, (E)]; `axis` is that of the rows in the
+    result."""
     a = jnp.moveaxis(a, 0, axis)
     a = a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2:])
     return jax.lax.slice_in_dim(a, 0, n, axis=axis)
 
 
 def _chunked_rows(chunk: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Outputs [..., N, E] in the dtype of q, and the log-sum of exponentials of each row of logits [..., N]."""
+    """Outputs [..., N, E] in the dtype of q, and the log-sum of exponentials of each row of logits [...,
+    N]."""
     n, axis = q.shape[-2], q.ndim - 2
     if chunk >= n:
         return _rows(q, k, v)
@@ -151,7 +160,8 @@ def _rows(q, k, v):
 
 
 def _chunked_gradients(chunk: int, q, k, v, o, lse, g) -> tuple[Array, Array, Array]:
-    """Cotangents of q, k, v from outputs, log-sums and the cotangent of o; each chunk of queries adds to those of k, v."""
+    """Cotangents of q, k, v from outputs, log-sums and the cotangent of o; each chunk of queries adds to
+    those of k, v."""
     n, axis, acc = q.shape[-2], q.ndim - 2, lse.dtype
     delta = jnp.einsum('...e,...e->...', o.astype(acc), g.astype(acc))
     if chunk >= n:
@@ -186,5 +196,6 @@ FORMS = {
     'whole': (functools.partial(_all_heads, _chunked_rows), _PLAIN_BACKWARD['whole']),
     'heads': (functools.partial(_head_by_head, _chunked_rows), _PLAIN_BACKWARD['heads']),
     'cudnn': (_cudnn, _cudnn_backward),
-    'splash': (_splash, _PLAIN_BACKWARD['whole']),     # teachers need no gradient, so the kernel's own is not used
+    # teachers need no gradient, so the kernel's own is not used
+    'splash': (_splash, _PLAIN_BACKWARD['whole']),
 }

@@ -1,13 +1,15 @@
 """The gated linear attention of DiG (arXiv 2405.18428; the layer of arXiv 2312.06635 with few keys a head).
 
-A state is carried along the tokens in their order, forgets by gates that each token computes, and is read by each
-token's query (`lit_jax.models.mixers.gla_chunked`). One call sees only what lies before a token; a DiG turns the tokens
-round from block to block (`lit_jax.models.dig`).
+A state is carried along the tokens in their order, forgets by gates that each token computes, and is read by
+each token's query (`lit_jax.models.mixers.gla_chunked`). One call sees only what lies before a token; a DiG
+turns the tokens round from block to block (`lit_jax.models.dig`).
 
 Paper and official code disagree, and the code is what trained the published figures:
 
-- the paper (eq. 5, 6) gates the rows and the columns of the state, G = αᵀβ; the code has only α: `value_gate`.
-- the paper (eq. 11) has LayerNorm on the output of a head, the code RMSNorm, with a gain and epsilon 1e-6: `norm`.
+- the paper (eq. 5, 6) gates the rows and the columns of the state, G = αᵀβ; the code has only α:
+`value_gate`.
+- the paper (eq. 11) has LayerNorm on the output of a head, the code RMSNorm, with a gain and epsilon 1e-6:
+`norm`.
 - the paper (eq. 10) has a bias in the output gate, the code none: `gate_bias`.
 - the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16.
 """
@@ -37,21 +39,23 @@ def small_xavier(key, in_shape, out_shape):
 
 
 class GatedLinearAttention(nnx.Module):
-    """proj(norm(o)·swish(gate(x))), where o_t = E^-0.5·q_t·S_t and S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N, D] -> same.
+    """proj(norm(o)·swish(gate(x))), where o_t = E^-0.5·q_t·S_t and S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N,
+    D] -> same.
 
     Args:
         heads: K. Values have V = width/K channels a head, keys and queries E = expand_k·V (DiG: 32 and 64).
-        directions: 'causal' (DiG, one way a block), or several within the block, each normed, then summed (paper, Table
-            1): 'bidirectional' forth and back; 'four' also columns before rows. The last line of the paper's Algorithm 3
-            adds its third way twice; here each of the four counts once.
-        value_gate: β of the paper, a gate for each channel of the values. No chunked form: one token after the other.
+        directions: 'causal' (DiG, one way a block), or several within the block, each normed, then summed
+            (paper, Table 1): 'bidirectional' forth and back; 'four' also columns before rows. The last line
+            of the paper's Algorithm 3 adds its third way twice; here each of the four counts once.
+        value_gate: β of the paper, a gate for each channel of the values. No chunked form: one token after
+            the other.
         norm: 'rms' (code) or 'layer' (paper; with gain and bias). gate_bias: as the paper has it.
         chunk: tokens of a chunk; 0 leaves it to the platform.
     """
 
     def __init__(self, width: int, *, heads: int, expand_k: float = 0.5, directions: str = 'causal',
-                 value_gate: bool = False, norm: str = 'rms', gate_bias: bool = False, chunk: int = 0, dtype=jnp.float32,
-                 rngs: nnx.Rngs):
+                 value_gate: bool = False, norm: str = 'rms', gate_bias: bool = False, chunk: int = 0,
+                 dtype=jnp.float32, rngs: nnx.Rngs):
         v_dim = width // heads
         _check_options(v_dim, expand_k, directions, norm, chunk)
         e_dim = int(v_dim * expand_k)
@@ -91,7 +95,8 @@ class GatedLinearAttention(nnx.Module):
         kernel, bias = linear.kernel[...].astype(acc), linear.bias[...].astype(acc)
         return jax.nn.log_sigmoid(jnp.tensordot(x.astype(acc), kernel, 1) + bias) / TEMPERATURE
 
-    def _attend(self, q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array, h_BNKV: Array | None = None) -> Array:
+    def _attend(self, q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
+                h_BNKV: Array | None = None) -> Array:
         """o [B, N, K, V] in the accumulator; each device for its own images and heads."""
         def attend(q, k, v, *gates):
             if len(gates) == 2:
@@ -99,7 +104,8 @@ class GatedLinearAttention(nnx.Module):
             return chunked_gla(q, k, v, *gates, chunk=self.chunk)[0]
 
         inputs = (q_BNKE, k_BNKE, v_BNKV, g_BNKE) + (() if h_BNKV is None else (h_BNKV,))
-        if jax.sharding.get_abstract_mesh().size > 1:     # by hand: cut heads cannot be merged with cut images
+        # by hand: cut heads cannot be merged with cut images
+        if jax.sharding.get_abstract_mesh().size > 1:
             spec = partition_spec(q_BNKE.shape, 'batch', None, 'heads', None)
             attend = jax.shard_map(attend, in_specs=(spec,) * len(inputs), out_specs=spec, check_vma=False)
         return attend(*inputs) * q_BNKE.shape[-1] ** -0.5
@@ -129,10 +135,12 @@ def transpose_tokens(x: Array, grid: tuple[int, int]) -> Array:
 
 def _check_options(v_dim: int, expand_k: float, directions: str, norm: str, chunk: int) -> None:
     if not expand_k > 0 or v_dim * expand_k % 1:
-        raise UserError(f'mixer.expand_k {expand_k!r} times the {v_dim} channels of a head is no whole number of key channels')
+        raise UserError(f'mixer.expand_k {expand_k!r} times the {v_dim} channels of a head is no whole '
+                        f'number of key channels')
     if directions not in DIRECTIONS:
         raise UserError(f'unknown mixer.directions {directions!r}; known: {", ".join(DIRECTIONS)}')
     if norm not in NORMS:
         raise UserError(f'unknown mixer.norm {norm!r}; known: {", ".join(NORMS)}')
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 0 or chunk & (chunk - 1):
-        raise UserError(f'mixer.chunk must be a power of two, or 0 for the best of the platform, got {chunk!r}')
+        raise UserError(f'mixer.chunk must be a power of two, or 0 for the best of the platform, got '
+                        f'{chunk!r}')

@@ -6,22 +6,23 @@ For each head, with a state S [E, V] that starts at zero and gates α = exp(g) b
 
 so that o_i = Σ_{j ≤ i} Σ_e q_ie·k_je·D_ije·v_j with the decay D_ij = α_{j+1}·…·α_i.
 
-Where no chunk forgets more than e^-MILD (`lit_jax/models/mixers/gla_mild.py`), as in trained models, D_ij is the product of
-the decays up to i and the inverse of those up to j. For gates near 0 that would overflow, and gates of 1e-30 are allowed.
-Then every factor is a product of gates, at a few times the cost:
+Where no chunk forgets more than e^-MILD (`lit_jax/models/mixers/gla_mild.py`), as in trained models, D_ij is
+the product of the decays up to i and the inverse of those up to j. For gates near 0 that would overflow, and
+gates of 1e-30 are allowed. Then every factor is a product of gates, at a few times the cost:
 
-- Within a chunk the pairs i > j are sorted by the highest bit in which i and j differ. For bit s, i lies in the right
-  and j in the left half of one block of 2s tokens, and D_ij = (gates of the right half up to i)·(gates of the left half
-  after j): one masked matrix product for each bit, and one for the diagonal.
+- Within a chunk the pairs i > j are sorted by the highest bit in which i and j differ. For bit s, i lies in
+  the right and j in the left half of one block of 2s tokens, and D_ij = (gates of the right half up to
+  i)·(gates of the left half after j): one masked matrix product for each bit, and one for the diagonal.
 - Between chunks the state is carried: o_i += (q_i·gates of the chunk up to i)·S, then S becomes
   (gates of the chunk)·S + Σ_j (k_j·gates of the chunk after j)ᵀ·v_j.
 
-No gate is divided by, and no sum over many tokens is subtracted from another, in the gradients neither: they keep their
-relative precision where gates are so small that nearly all is forgotten. Sums, gates, decays and states are in the
-accumulator whatever the dtype of q, k and v; both time and memory are linear in the number of tokens.
+No gate is divided by, and no sum over many tokens is subtracted from another, in the gradients neither: they
+keep their relative precision where gates are so small that nearly all is forgotten. Sums, gates, decays and
+states are in the accumulator whatever the dtype of q, k and v; both time and memory are linear in the number
+of tokens.
 
-Axes: G heads of all images, C chunks of a segment, T tokens of a chunk. A segment is what one step of a loop computes:
-enough to fill the machine, little enough to stay in its cache.
+Axes: G heads of all images, C chunks of a segment, T tokens of a chunk. A segment is what one step of a loop
+computes: enough to fill the machine, little enough to stay in its cache.
 """
 import functools
 import math
@@ -36,12 +37,15 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def default_chunk() -> tuple[int, int]:
-    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices and fewer steps."""
+    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices and fewer
+    steps."""
     return (16, 16) if jax.default_backend() == 'cpu' else (64, 16)
 
 
-def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array, chunk: int = 0) -> tuple[Array, Array]:
-    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, both in the accumulator of q's dtype.
+def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
+                chunk: int = 0) -> tuple[Array, Array]:
+    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, both in the accumulator of q's
+    dtype.
 
     Args:
         g_BNKE: logarithms of the gates, at most 0, in the accumulator.
@@ -56,7 +60,8 @@ def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array, chun
     chunks = math.ceil(n / chunk / segments)
     missing = segments * chunks * chunk - n
 
-    def cut(x):      # -> [segments, B, tokens, K, ...]; tokens that are not there bring nothing and forget nothing
+    # -> [segments, B, tokens, K, ...]; tokens that are not there bring nothing and forget nothing
+    def cut(x):
         x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
         return jnp.moveaxis(x.reshape(b, segments, chunks * chunk, heads, -1), 1, 0)
 
@@ -74,7 +79,8 @@ def recurrent_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
     """
     acc = accumulator(q_BNKE.dtype)
     h_BNKV = jnp.zeros_like(v_BNKV) if h_BNKV is None else h_BNKV
-    tokens = [jnp.moveaxis(x.astype(acc), 1, 0) for x in (q_BNKE, k_BNKE, v_BNKV, jnp.exp(g_BNKE), jnp.exp(h_BNKV))]
+    tokens = [jnp.moveaxis(x.astype(acc), 1, 0)
+              for x in (q_BNKE, k_BNKE, v_BNKV, jnp.exp(g_BNKE), jnp.exp(h_BNKV))]
 
     def step(state, token):
         q, k, v, alpha, beta = token
@@ -111,7 +117,8 @@ def _attend_backward(chunk, residuals, cotangents):
         def step(d_state, inputs):
             *inputs, d_o, state = inputs
             d_state, gradients = segment(d_state, state, *(_heads_first(x, chunk) for x in (*inputs, d_o)))
-            return d_state, tuple(_tokens_first(d, x.shape).astype(x.dtype) for d, x in zip(gradients, inputs, strict=True))
+            return d_state, tuple(_tokens_first(d, x.shape).astype(x.dtype)
+                                  for d, x in zip(gradients, inputs, strict=True))
 
         return jax.lax.scan(step, d_last, inputs, reverse=True)[1]
 
@@ -133,7 +140,8 @@ def _is_mild(g, chunk):
 def _heads_first(x, chunk):
     """[B, tokens, K, ...] -> [C, G, T, ...]. Segment by segment: the turned arrays never exist as a whole."""
     b, n, heads, e = x.shape
-    return x.reshape(b, n // chunk, chunk, heads, e).transpose(1, 0, 3, 2, 4).reshape(n // chunk, b * heads, chunk, e)
+    return x.reshape(b, n // chunk, chunk, heads,
+                     e).transpose(1, 0, 3, 2, 4).reshape(n // chunk, b * heads, chunk, e)
 
 
 def _tokens_first(x, shape):
@@ -142,7 +150,7 @@ def _tokens_first(x, shape):
     return x.reshape(c, b, heads, t, e).transpose(1, 0, 3, 2, 4).reshape(b, n, heads, e)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # One segment: arrays [C, G, T, ...], states [G, E, V]
 
 
@@ -181,7 +189,7 @@ def _segment_backward(d_state, state, q, k, v, g, d_o):
     return d_state, (d_q, d_k, d_v, _decays_backward(d_before, d_after, d_levels[1:]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Decays within a chunk
 
 
@@ -195,16 +203,18 @@ def _bits(tokens: int) -> list[int]:
 
 @functools.cache
 def _masks(tokens: int) -> list[np.ndarray]:
-    """[T, T] each: the diagonal, then for each bit the pairs i > j for which it is the highest that differs."""
+    """[T, T] each: the diagonal, then for each bit the pairs i > j for which it is the highest that
+    differs."""
     i, j = _rows(tokens), _rows(tokens).T
     return [i == j, *((i > j) & (i ^ j >= s) & (i ^ j < 2 * s) for s in _bits(tokens))]
 
 
 def _decays(g):
-    """Products of gates [C, G, T, E]: of all up to each token; of all after it; and for each bit what a pair needs of it.
+    """Products of gates [C, G, T, E]: of all up to each token; of all after it; and for each bit what a pair
+    needs of it.
 
-    Halves are joined to blocks of twice the length: what the right half has gone through it gets from the left one, and
-    the left half what is to come from the right.
+    Halves are joined to blocks of twice the length: what the right half has gone through it gets from the
+    left one, and the left half what is to come from the right.
     """
     tokens = g.shape[2]
     before, after, levels = jnp.exp(g), jnp.ones_like(g), []
@@ -234,7 +244,8 @@ def _blocks(x, s):
 
 
 def _of_the_other_half(x, s):
-    """One value a block of s tokens, [C, G, T/s, 1, E] -> [C, G, T, E]: each token gets that of the block beside its own."""
+    """One value a block of s tokens, [C, G, T/s, 1, E] -> [C, G, T, E]: each token gets that of the block
+    beside its own."""
     c, g, blocks, _, e = x.shape
     turned = x.reshape(c, g, blocks // 2, 2, 1, e)[:, :, :, ::-1]
     return jnp.broadcast_to(turned, (c, g, blocks // 2, 2, s, e)).reshape(c, g, blocks * s, e)

@@ -1,8 +1,9 @@
-"""One segment of gated linear attention whose gates are mild: no chunk forgets more than e^-MILD of a channel.
+"""One segment of gated linear attention whose gates are mild: no chunk forgets more than e^-MILD of a
+channel.
 
-With b the sum of the logarithms of the gates of a chunk up to a token, the decay between two tokens is e^(b_i)·e^(-b_j), and
-all pairs of a chunk are one matrix product. e^MILD is far inside float32, and rounding b costs some 1e-6 of a decay.
-`gla_chunked` has the general form.
+With b the sum of the logarithms of the gates of a chunk up to a token, the decay between two tokens is
+e^(b_i)·e^(-b_j), and all pairs of a chunk are one matrix product. e^MILD is far inside float32, and rounding
+b costs some 1e-6 of a decay. `gla_chunked` has the general form.
 
 Arrays [C, G, T, ...] of C chunks, G heads of all images, T tokens; states [G, E, V].
 """
@@ -23,10 +24,11 @@ def segment(state, q, k, v, g):
 
 
 def segment_backward(d_state, state, q, k, v, g, d_o):
-    """(cotangent of the state before the segment, those of q, k, v, g); what comes from `segment` is computed again.
+    """(cotangent of the state before the segment, those of q, k, v, g); what comes from `segment` is computed
+    again.
 
-    Every decay is an exponential, so the cotangent of b is (q·its cotangent) - (k·its cotangent), and that of g the sum
-    of those of b from its token to the end of the chunk.
+    Every decay is an exponential, so the cotangent of b is (q·its cotangent) - (k·its cotangent), and that of
+    g the sum of those of b from its token to the end of the chunk.
     """
     dot = dots(v.dtype, g.dtype)
     before, inverse, after = _decays(g)
@@ -34,7 +36,8 @@ def segment_backward(d_state, state, q, k, v, g, d_o):
     _, states = carry(state, whole, dot('cgte,cgtv->cgev', k_after, v))
     d_state, d_added = carry(d_state, whole, dot('cgte,cgtv->cgev', q_before, d_o), reverse=True)
     d_k_after = after * dot('cgtv,cgev->cgte', v, d_added)
-    scores, d_scores = _causal(dot('cgie,cgje->cgij', q_before, k_inverse)), _causal(dot('cgiv,cgjv->cgij', d_o, v))
+    scores, d_scores = _causal(dot('cgie,cgje->cgij', q_before,
+                                   k_inverse)), _causal(dot('cgiv,cgjv->cgij', d_o, v))
     d_q = before * (dot('cgtv,cgev->cgte', d_o, states) + dot('cgij,cgje->cgie', d_scores, k_inverse))
     d_k = d_k_after + inverse * dot('cgij,cgie->cgje', d_scores, q_before)
     d_v = dot('cgij,cgiv->cgjv', scores, d_o) + dot('cgte,cgev->cgtv', k_after, d_added)
@@ -46,7 +49,8 @@ def segment_backward(d_state, state, q, k, v, g, d_o):
 
 def _decays(g):
     """The decays of the chunk up to each token, their inverses, and those after each token."""
-    b = jnp.einsum('ts,cgse->cgte', _tri(g), g, precision='highest')     # a cumulative sum, which XLA:CPU does slowly
+    # a cumulative sum, which XLA:CPU does slowly
+    b = jnp.einsum('ts,cgse->cgte', _tri(g), g, precision='highest')
     return jnp.exp(b), jnp.exp(-b), jnp.exp(b[:, :, -1:] - b)
 
 
@@ -66,7 +70,8 @@ def dots(dtype, acc):
 
 
 def carry(state, whole_CGE, added_CGEV, reverse=False):
-    """(state after all chunks, states [C, G, E, V] before each) of state ← whole·state + added; or from the last chunk on."""
+    """(state after all chunks, states [C, G, E, V] before each) of state ← whole·state + added; or from the
+    last chunk on."""
     def step(state, chunk):
         whole, added = chunk
         return whole[..., None] * state + added, state

@@ -3,12 +3,12 @@
 Rows are sorted by their matrix. The same sums in several forms, because no form is good everywhere (figures:
 `benchmarks/routing.py`):
 
-- `loop`: groups are filled up to whole blocks, and a loop multiplies block after block with its matrix. The default on
-  CPU, where XLA makes of `jax.lax.ragged_dot` a product of all rows with all matrices.
-- `ragged`: `jax.lax.ragged_dot`, which the TPU compiler has a kernel for. Its gradient by the matrices is the loop's: there
-  the compiler would again multiply all with all. The default elsewhere.
-- `batched`: the blocks, and a copy of its matrix for each, as one batched product. On GPUs, which have neither a cheap
-  loop nor, without a flag, a kernel.
+- `loop`: groups are filled up to whole blocks, and a loop multiplies block after block with its matrix. The
+  default on CPU, where XLA makes of `jax.lax.ragged_dot` a product of all rows with all matrices.
+- `ragged`: `jax.lax.ragged_dot`, which the TPU compiler has a kernel for. Its gradient by the matrices is the
+  loop's: there the compiler would again multiply all with all. The default elsewhere.
+- `batched`: the blocks, and a copy of its matrix for each, as one batched product. On GPUs, which have
+  neither a cheap loop nor, without a flag, a kernel.
 """
 import functools
 from typing import NamedTuple
@@ -27,8 +27,8 @@ WIDE_ROWS = 512      # the same for accelerators, whose matrix units want more
 def grouped_product(x_MD: Array, kernel_PDF: Array, index_M: Array, form: str | None = None) -> Array:
     """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator.
 
-    `form` is a key of FORMS; None takes what is best where the program will run. Gradients by x and kernel, reverse mode of
-    first order. Memory grows with M, not with M·P.
+    `form` is a key of FORMS; None takes what is best where the program will run. Gradients by x and kernel,
+    reverse mode of first order. Memory grows with M, not with M·P.
     """
     return _by_platform(form, 0, x_MD, kernel_PDF, index_M)
 
@@ -50,12 +50,13 @@ def _by_platform(form: str | None, direction: int, *args):
     if form is not None:
         return FORMS[form][direction](*args)
     forms = {'cpu': 'loop', 'default': 'ragged'}
-    if jax.default_backend() == 'gpu':       # only where there is one: elsewhere this form is not lowered for GPUs
+    # only where there is one: elsewhere this form is not lowered for GPUs
+    if jax.default_backend() == 'gpu':
         forms |= {'cuda': 'batched', 'rocm': 'batched'}
     return jax.lax.platform_dependent(*args, **{name: FORMS[form][direction] for name, form in forms.items()})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # Sorting
 
 
@@ -75,7 +76,8 @@ class Blocks(NamedTuple):
 
 
 def _rows_of_block(m: int, choices: int, most: int) -> int:
-    """A power of two: a quarter to half of an average group, so that filling up costs less than that; 8 to `most`."""
+    """A power of two: a quarter to half of an average group, so that filling up costs less than that; 8 to
+    `most`."""
     rows = 8
     while rows < most and 4 * rows * choices <= m:
         rows *= 2
@@ -83,7 +85,8 @@ def _rows_of_block(m: int, choices: int, most: int) -> int:
 
 
 def sort_rows(index_M: Array, choices: int, rows: int) -> Blocks:
-    """The rows sorted by their matrix, each group filled up to whole blocks. There are at most M/rows + choices of them."""
+    """The rows sorted by their matrix, each group filled up to whole blocks. There are at most M/rows +
+    choices of them."""
     m, index = index_M.size, index_M.astype(jnp.int32)
     counts = jnp.zeros(choices, jnp.int32).at[index].add(1)
     blocks_of = -(-counts // rows)
@@ -110,7 +113,7 @@ def _scatter(x_SRF: Array, blocks: Blocks) -> Array:
     return x_SRF.reshape(-1, x_SRF.shape[-1])[blocks.place]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # A loop over blocks
 
 
@@ -155,7 +158,7 @@ def _loop_backward(x, kernel, index, g):
     return dx, _loop_outer(blocks, x_SRD, g_SRF, len(kernel)).astype(kernel.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # jax.lax.ragged_dot
 
 
@@ -173,13 +176,14 @@ def _ragged_backward(x, kernel, index, g):
     return _ragged(g, jnp.swapaxes(kernel, 1, 2), index), dkernel.astype(kernel.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------
 # One batched product
 
 
 def _batched(x, kernel, index):
     blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), WIDE_ROWS))
-    y = jnp.einsum('srd,sdf->srf', _gather(x, blocks), kernel[blocks.owner], preferred_element_type=accumulator(x.dtype))
+    y = jnp.einsum('srd,sdf->srf', _gather(x, blocks), kernel[blocks.owner],
+                   preferred_element_type=accumulator(x.dtype))
     return _scatter(y.astype(x.dtype), blocks)
 
 
@@ -194,4 +198,5 @@ def _batched_backward(x, kernel, index, g):
 
 
 # name -> (forward(x, kernel, index), backward(x, kernel, index, g) -> cotangents of x and kernel)
-FORMS = {'loop': (_loop, _loop_backward), 'ragged': (_ragged, _ragged_backward), 'batched': (_batched, _batched_backward)}
+FORMS = {'loop': (_loop, _loop_backward), 'ragged': (_ragged, _ragged_backward),
+         'batched': (_batched, _batched_backward)}

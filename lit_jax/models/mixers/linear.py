@@ -20,7 +20,8 @@ ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate
 
 
 class DepthwiseConv(nnx.Module):
-    """Parameters of the k x k convolution on the values: one kernel per channel of a head, shared by all heads."""
+    """Parameters of the k x k convolution on the values: one kernel per channel of a head, shared by all
+    heads."""
 
     def __init__(self, channels: int, size: int, *, rngs: nnx.Rngs):
         def uniform(shape):       # PyTorch's default for a convolution with one input channel a group
@@ -29,7 +30,8 @@ class DepthwiseConv(nnx.Module):
         self.kernel, self.bias = uniform((size, size, 1, channels)), uniform((channels,))
 
     def __call__(self, x_BHWKE: Array) -> Array:
-        return depthwise_conv(x_BHWKE, self.kernel[...].astype(x_BHWKE.dtype), self.bias[...].astype(x_BHWKE.dtype))
+        return depthwise_conv(x_BHWKE, self.kernel[...].astype(x_BHWKE.dtype),
+                              self.bias[...].astype(x_BHWKE.dtype))
 
 
 class LinearAttention(nnx.Module):
@@ -43,7 +45,8 @@ class LinearAttention(nnx.Module):
         dwc_kernel: size of the depth-wise convolution on the values, odd; 0 leaves it out.
         activation: φ, 'relu' or 'gelu' (the exact one).
         focus_power: p of the focused function (arXiv 2308.00442; 3 there); 0 leaves it out.
-        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector, as FLatten does (LiT: no).
+        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector, as FLatten does
+            (LiT: no).
         key_grid: (H, W) of a learned table added to k before φ, as FLatten does; None (LiT) leaves it out.
     """
 
@@ -65,7 +68,8 @@ class LinearAttention(nnx.Module):
         check_grid(x_BND, grid)
         acc = accumulator(self.dtype)
         kv = constrain(self.kv(x_BND), 'batch', 'tokens', None, 'heads', None)
-        q_BNKE, k_BNKE, v_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None), kv[:, :, 0], kv[:, :, 1]
+        q_BNKE, k_BNKE, v_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads',
+                                           None), kv[:, :, 0], kv[:, :, 1]
         q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
         o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
         if self.dwc is not None:
@@ -87,7 +91,8 @@ class LinearAttention(nnx.Module):
 
 def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS,
                      shortest: bool = False) -> Array:
-    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q and k after φ, in the accumulator; returns the accumulator.
+    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q and k after φ, in the accumulator; returns the
+    accumulator.
 
     Means, not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean.
     Shows 'linear/query' and 'linear/key', as they come in. `shortest`: see `weighted_sum`.
@@ -102,15 +107,19 @@ def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = E
 def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, shortest: bool = False) -> Array:
     """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
 
-    `shortest` takes (q·kᵀ/N)·v where fewer tokens than channels make that less work (256 tokens and one head of 384, say;
-    the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are cut over devices.
+    `shortest` takes (q·kᵀ/N)·v where fewer tokens than channels make that less work (256 tokens and one head
+    of 384, say; the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are cut over devices.
     """
     acc, dtype = q_BKNE.dtype, v_BKNE.dtype
     if shortest and k_BKNE.shape[2] < k_BKNE.shape[3] and mesh_axis_size('seq') == 1:
-        map_BKNN = jnp.einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype), preferred_element_type=acc)
-        return jnp.einsum('bknm,bkme->bkne', (map_BKNN / k_BKNE.shape[2]).astype(dtype), v_BKNE, preferred_element_type=acc)
-    state_BKEE = jnp.einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE, preferred_element_type=acc) / k_BKNE.shape[2]
-    return jnp.einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype), preferred_element_type=acc)
+        map_BKNN = jnp.einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype),
+                              preferred_element_type=acc)
+        return jnp.einsum('bknm,bkme->bkne', (map_BKNN / k_BKNE.shape[2]).astype(dtype), v_BKNE,
+                          preferred_element_type=acc)
+    state_BKEE = jnp.einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE,
+                            preferred_element_type=acc) / k_BKNE.shape[2]
+    return jnp.einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype),
+                      preferred_element_type=acc)
 
 
 def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
@@ -119,18 +128,22 @@ def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
 
 
 def focus(x_BNKE: Array, power: int) -> Array:
-    """x^p with the norm of x, over all heads together: sharpens the direction, keeps the length (FLatten eq. 5)."""
+    """x^p with the norm of x, over all heads together: sharpens the direction, keeps the length (FLatten eq.
+    5)."""
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
-    # The direction does not depend on the size of x; without the division 1e-6 cubed and squared underflows in float32.
+    # The direction does not depend on the size of x; without the division 1e-6 cubed and squared underflows
+    # in float32.
     peak = jax.lax.stop_gradient(jnp.abs(x_BNKE).max((-2, -1), keepdims=True))
     powered = (x_BNKE / peak) ** power
     return powered / norm(powered) * norm(x_BNKE)
 
 
 def _check_options(dwc_kernel: int, activation: str, focus_power: int, focus_scale: bool) -> None:
-    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel, int) or dwc_kernel < 0 or (dwc_kernel and dwc_kernel % 2 == 0):
+    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel,
+                                                      int) or dwc_kernel < 0 or (dwc_kernel
+                                                                                 and dwc_kernel % 2 == 0):
         raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got {dwc_kernel!r}')
     if activation not in ACTIVATIONS:
         raise UserError(f'unknown activation {activation!r}; known: {", ".join(ACTIVATIONS)}')

@@ -1,7 +1,9 @@
-"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention whose heads each token weighs for itself.
+"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention whose heads each token weighs for
+itself.
 
-Some heads are shared, all of them used by every token; of the others, the routed ones, a token uses the few that its
-router likes best. All heads are computed, as in the official code: what is saved is what the others would have added.
+Some heads are shared, all of them used by every token; of the others, the routed ones, a token uses the few
+that its router likes best. All heads are computed, as in the official code: what is saved is what the others
+would have added.
 """
 import jax
 import jax.numpy as jnp
@@ -18,15 +20,16 @@ from lit_jax.runtime.errors import UserError
 class MohAttention(nnx.Module):
     """proj(Σ over heads of weight·attention), the weights a function of the token: [B, N, D] -> [B, N, D].
 
-    Shared heads come first in the head axis. Their weights are a softmax times their number (mean 1); those of the routed
-    heads are the `routed` largest of a softmax over the rest, scaled to the sum `routed`. With both kinds a third softmax
-    of two, times 2, shares out between them.
+    Shared heads come first in the head axis. Their weights are a softmax times their number (mean 1); those
+    of the routed heads are the `routed` largest of a softmax over the rest, scaled to the sum `routed`. With
+    both kinds a third softmax of two, times 2, shares out between them.
 
-    Shows 'balance', the official load-balance loss, in layers that route; the official total is its mean over those
-    layers, so the others show nothing. Its means are over all tokens of the batch.
+    Shows 'balance', the official load-balance loss, in layers that route; the official total is its mean over
+    those layers, so the others show nothing. Its means are over all tokens of the batch.
 
     Args:
-        heads: all of them. shared: how many are shared. routed: how many of the others a token uses; 0 where there are none.
+        heads: all of them. shared: how many are shared. routed: how many of the others a token uses; 0 where
+            there are none.
         head_dim: E, where heads·E is not the width.
     """
 
@@ -40,10 +43,11 @@ class MohAttention(nnx.Module):
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         # Routing in the accumulator: in 16 bit the two best heads of a token would often be equal.
-        routers = {'kinds_router': 2 if shared and experts else 0, 'shared_router': shared if shared > 1 else 0,
-                   'router': experts}
+        routers = {'kinds_router': 2 if shared and experts else 0, 'shared_router': shared if shared > 1
+                   else 0, 'router': experts}
         for name, size in routers.items():
-            setattr(self, name, Linear(width, size, bias=False, dtype=accumulator(dtype), rngs=rngs) if size else None)
+            setattr(self, name, Linear(width, size, bias=False, dtype=accumulator(dtype), rngs=rngs) if size
+                    else None)
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         """`grid` is not used: attention sees positions only through what the tokens carry."""
@@ -54,7 +58,8 @@ class MohAttention(nnx.Module):
         return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
 
     def head_weights(self, x_BND: Array) -> Array:
-        """The weight of every head for every token [B, N, K], in the accumulator; they sum to the heads in use."""
+        """The weight of every head for every token [B, N, K], in the accumulator; they sum to the heads in
+        use."""
         lead, acc = x_BND.shape[:2], accumulator(self.dtype)
         parts = []
         if self.shared:
@@ -68,7 +73,8 @@ class MohAttention(nnx.Module):
         return jnp.concatenate(parts, axis=-1)
 
     def _route(self, p_BNX: Array) -> Array:
-        """Probabilities of the routed heads -> weights: 0 for all but the largest, which sum to their number."""
+        """Probabilities of the routed heads -> weights: 0 for all but the largest, which sum to their
+        number."""
         best_BNR = jax.lax.top_k(p_BNX, self.routed)[1]
         mask_BNX = jax.nn.one_hot(best_BNR, self.experts, dtype=p_BNX.dtype).sum(-2)
         show('balance', lambda: self.experts ** 2 * (p_BNX.mean((0, 1)) * mask_BNX.mean((0, 1))).mean())
@@ -83,5 +89,5 @@ def _check_counts(heads: int, shared: int, routed: int) -> None:
         raise UserError(f'mixer.shared {shared} is more than the {heads} heads')
     if not min(1, heads - shared) <= routed <= heads - shared:
         possible = f'1 to {heads - shared}' if shared < heads else '0'
-        raise UserError(f'of {heads} heads {shared} are shared, which leaves {heads - shared} to choose from: mixer.routed '
-                        f'must be {possible}, got {routed}')
+        raise UserError(f'of {heads} heads {shared} are shared, which leaves {heads - shared} to choose '
+                        f'from: mixer.routed must be {possible}, got {routed}')

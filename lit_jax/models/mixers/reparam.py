@@ -1,13 +1,13 @@
 """A depth-wise 3 x 3 convolution trained as three and used as one (ACNet, arXiv 1908.03930).
 
-A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel run beside each other and are added up. A sum of convolutions is the
-convolution with the sum of the kernels, so the three are added before the image is touched: training costs what one
-convolution costs, and `fold` writes the sum down once for sampling.
+A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel run beside each other and are added up. A sum of convolutions is
+the convolution with the sum of the kernels, so the three are added before the image is touched: training
+costs what one convolution costs, and `fold` writes the sum down once for sampling.
 
-ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix images of
-all noise levels, an image's output in training would depend on the others of its batch, and the running means would be
-state beside the parameters. The plain sum folds as well. It still trains differently from one kernel: the cross in the
-middle is reached by two parameters.
+ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix
+images of all noise levels, an image's output in training would depend on the others of its batch, and the
+running means would be state beside the parameters. The plain sum folds as well. It still trains differently
+from one kernel: the cross in the middle is reached by two parameters.
 """
 from collections.abc import Mapping
 
@@ -34,22 +34,26 @@ class BranchedConv(nnx.Module):
 
     def __call__(self, x_BHWD: Array) -> Array:
         """Sums in the accumulator, returns the dtype of x."""
-        kernel = self.kernel[...] if self.folded else _sum_branches({name: getattr(self, name)[...] for name in SHAPES})
+        kernel = self.kernel[...] if self.folded else _sum_branches(
+            {name: getattr(self, name)[...] for name in SHAPES})
         y_BHW1D = depthwise_conv(x_BHWD[..., None, :], kernel, self.bias[...])
         return y_BHW1D[..., 0, :]
 
 
 def _sum_branches(branches: Mapping[str, Array]) -> Array:
-    """The 3 x 3 kernel of the three together, [..., 3, 3, 1, D]: the narrow ones lie on its middle column and row."""
+    """The 3 x 3 kernel of the three together, [..., 3, 3, 1, D]: the narrow ones lie on its middle column and
+    row."""
     total = branches['square']
     total = total.at[..., :, 1:2, :, :].add(branches['column'])
     return total.at[..., 1:2, :, :, :].add(branches['row'])
 
 
 def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
-    """(arch, params) of a trained model whose branches are one kernel each: the same function with fewer parameters.
+    """(arch, params) of a trained model whose branches are one kernel each: the same function with fewer
+    parameters.
 
-    Also right for an EMA of the parameters: the sum of averages is the average of sums. Without branches, what came in.
+    Also right for an EMA of the parameters: the sum of averages is the average of sums. Without branches,
+    what came in.
     """
     arch = dict(arch)
     if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':

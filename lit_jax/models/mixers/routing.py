@@ -1,11 +1,12 @@
-"""Top-1 routing: each token takes one of several matrices, or one of several numbers, by the largest of its logits.
+"""Top-1 routing: each token takes one of several matrices, or one of several numbers, by the largest of its
+logits.
 
 The choice itself has no derivative. Two readings of a paper that writes only `argmax`:
 
-- `straight_through`: forward the hard choice, backward that of a softmax over the logits. A number picked from a bank gets
-  the whole of it. The product with a picked matrix gets the part of the matrix that was picked: its output is scaled by a
-  gate whose value is one and whose derivative is that of the picked probability. The parts of the others would need
-  their products too, which is the cost that routing avoids.
+- `straight_through`: forward the hard choice, backward that of a softmax over the logits. A number picked
+  from a bank gets the whole of it. The product with a picked matrix gets the part of the matrix that was
+  picked: its output is scaled by a gate whose value is one and whose derivative is that of the picked
+  probability. The parts of the others would need their products too, which is the cost that routing avoids.
 - `frozen`: taken literally. Routers stay at their random start; what they choose between learns all the same.
 """
 import math
@@ -29,7 +30,8 @@ class Route(NamedTuple):
 
     Attributes:
         index_BN: which one, int32.
-        weights_BNP: one for it and zero for the others, in the accumulator; their derivative is the softmax's, or none.
+        weights_BNP: one for it and zero for the others, in the accumulator; their derivative is the
+            softmax's, or none.
     """
     index_BN: Array
     weights_BNP: Array
@@ -83,7 +85,8 @@ def entropy(usage_P: Array) -> Array:
 
 
 class RoutedLinear(nnx.Module):
-    """x·W_u, each token with the one of `choices` whole matrices that its router takes: [B, N, D] -> [B, N, K, E].
+    """x·W_u, each token with the one of `choices` whole matrices that its router takes: [B, N, D] -> [B, N,
+    K, E].
 
     Its cost is that of one product, whatever the number of matrices. Without bias.
     """
@@ -117,5 +120,6 @@ def routed_product(x_BND: Array, kernel_PDKE: Array, index_BN: Array) -> Array:
 
 def _flat_product(x_BND, kernel_PDKE, index_BN):
     (b, n, d), (choices, _, *head) = x_BND.shape, kernel_PDKE.shape
-    y = grouped_product(x_BND.reshape(b * n, d), kernel_PDKE.reshape(choices, d, math.prod(head)), index_BN.reshape(-1))
+    y = grouped_product(x_BND.reshape(b * n, d), kernel_PDKE.reshape(choices, d, math.prod(head)),
+                        index_BN.reshape(-1))
     return y.reshape(b, n, *head)

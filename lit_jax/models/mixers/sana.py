@@ -1,7 +1,8 @@
 """Sana's linear attention (LiteLA; arXiv 2410.10629): ReLU features, a normaliser, nothing else.
 
-Against LiT's (`mixers/linear.py`): nothing is added to the features, epsilon is 1e-8 and counts in the sum over the keys,
-not in their mean, and there is no convolution on the values: it is in the Mix-FFN (`lit_jax.models.ffn_mix`).
+Against LiT's (`mixers/linear.py`): nothing is added to the features, epsilon is 1e-8 and counts in the sum
+over the keys, not in their mean, and there is no convolution on the values: it is in the Mix-FFN
+(`lit_jax.models.ffn_mix`).
 """
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,18 @@ class SanaAttention(nnx.Module):
     """o = relu(q)·(relu(k)ᵀv) / (relu(q)·Σ relu(k) + eps), then proj: [B, N, D] -> [B, N, D].
 
     Args:
-        heads: width/32 in Sana's text-to-image models; the class-conditional Sana of the DyDi-LiT paper has, by its
-            GFLOPs, one head as wide as the model.
+        heads: width/32 in Sana's text-to-image models; the class-conditional Sana of the DyDi-LiT paper has,
+            by its GFLOPs, one head as wide as the model.
         qkv_bias: none in Sana.
-        eps: 1e-8 in the official block; the diffusers port has 1e-15. A query whose features are all zero gives zero.
+        eps: 1e-8 in the official block; the diffusers port has 1e-15. A query whose features are all zero
+            gives zero.
     """
 
-    def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8, dtype=jnp.float32,
-                 rngs: nnx.Rngs):
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
+                 dtype=jnp.float32, rngs: nnx.Rngs):
         if not eps > 0:
-            raise UserError(f'mixer.eps must be positive, got {eps!r}: queries without features would divide by zero')
+            raise UserError(f'mixer.eps must be positive, got {eps!r}: queries without features would divide '
+                            f'by zero')
         head = (heads, width // heads)
         self.dtype, self.eps = dtype, eps
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
@@ -39,4 +42,5 @@ class SanaAttention(nnx.Module):
         acc = accumulator(self.dtype)
         q_BNKE, k_BNKE = (jax.nn.relu(qkv[:, :, i]).astype(acc) for i in range(2))
         # The mean of the keys is their sum over N, and so is the epsilon that belongs to it.
-        return self.proj(linear_attention(q_BNKE, k_BNKE, qkv[:, :, 2], self.eps / x_BND.shape[1], shortest=True))
+        return self.proj(linear_attention(q_BNKE, k_BNKE, qkv[:, :, 2], self.eps / x_BND.shape[1],
+                                          shortest=True))

@@ -17,10 +17,12 @@ from lit_jax.runtime.errors import UserError
 
 
 class KeyCompressor(nnx.Module):
-    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then a LayerNorm.
+    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then a
+    LayerNorm.
 
-    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). At the start the
-    convolution takes the mean. One channel of one head has one kernel; heads stay an axis, so that `tensor` cuts them.
+    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). At the start
+    the convolution takes the mean. One channel of one head has one kernel; heads stay an axis, so that
+    `tensor` cuts them.
     """
 
     def __init__(self, head: tuple[int, int], rate: int):
@@ -49,13 +51,15 @@ class SoftmaxAttention(nnx.Module):
     """Multi-head attention over all tokens: [B, N, D] -> [B, N, D].
 
     Args:
-        compress: r; one key and value for each r x r tokens (the same `KeyCompressor` for both), 1 for one each.
+        compress: r; one key and value for each r x r tokens (the same `KeyCompressor` for both), 1 for one
+            each.
     """
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         if isinstance(compress, bool) or not isinstance(compress, int) or compress < 1:
-            raise UserError(f'mixer.compress must be a positive integer (1: keys and values as they are), got {compress!r}')
+            raise UserError(f'mixer.compress must be a positive integer (1: keys and values as they are), '
+                            f'got {compress!r}')
         head = (heads, width // heads)
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
@@ -79,8 +83,8 @@ class SoftmaxAttention(nnx.Module):
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
 
-    On a mesh each device attends for its own images, heads and queries; keys and values are gathered along `seq`.
-    Reverse-mode derivatives of first order only. Shows 'softmax/query' and 'softmax/key'.
+    On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
+    `seq`. Reverse-mode derivatives of first order only. Shows 'softmax/query' and 'softmax/key'.
     """
     show('softmax/query', q_BNKE)
     show('softmax/key', k_BMKE)
