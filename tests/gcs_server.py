@@ -148,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(self.server.uploads) - 1
             name = self.query.get('name') or json.loads(body)['name']
             place = f'http://{self.headers["Host"]}/upload/storage/v1/b/{BUCKET}/o'
-            return self._answer(200, b'', Location=f'{place}?uploadType=resumable&name={name}&upload_id={number}')
+            return self._answer(200, b'', Location=f'{place}?uploadType=resumable&name={name}'
+                                                   f'&upload_id={number}')
         number = self.query['upload_id']
         self.server.uploads[number] += body
         if self.headers.get('Content-Range', '*').endswith('*'):

@@ -27,7 +27,7 @@ def test_refused_forms_are_absent(name):
 
 
 def test_files_are_small():
-    assert [p.name for p in SOURCES if len(p.read_text().splitlines()) > 400] == []
+    assert [p.name for p in SOURCES if len(p.read_text().splitlines()) > 600] == []
 
 
 def test_scripts_hold_no_logic():

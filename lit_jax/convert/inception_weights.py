@@ -269,8 +269,8 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
         raise UserError(
             f'{file} is truncated or damaged ({error}); copy it again, or convert it again') from error
     if told.get('format') != FORMAT:
-        raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the published '
-                        f'one: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
+        raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
+                        f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
     expected = {name: leaf.shape for name, leaf in named_leaves(network.abstract()).items()}
     params = unflatten(flat)
     if {name: leaf.shape for name, leaf in flat.items()} != expected or params_sha256(params) != told.get(

@@ -291,4 +291,4 @@ def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None
              if other is not None and own != other]
     if wrong:
         raise UserError(f'the latents were not made for {who}:\n  ' + '\n  '.join(wrong)
-                        + '\nMake latents that fit with prepare_latents.py, or correct the value that is wrong')
+                        + '\nMake latents that fit with prepare_latents.py, or correct the wrong value')

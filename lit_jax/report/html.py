@@ -54,8 +54,8 @@ class Report:
         body = '<table>' + line('th', header) + ''.join(line('td', row) for row in rows) + '</table>'
         self._parts.append(f'<div class="scroll">{body}</div>' if scroll else body)
 
-    def figure(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
-        """A uint8 figure [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
+    def image(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
+        """A uint8 image [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
         buffer = io.BytesIO()
         Image.fromarray(image.squeeze()).save(buffer, format='PNG')
         width = image.shape[1] * zoom

@@ -116,7 +116,7 @@ def test_the_card_beside_a_set_is_its_own(tmp_path):
     (tmp_path / 'set.json').write_text(json.dumps(card))
     assert open_set(tmp_path / 'set.npz').card == card
     (tmp_path / 'set.json').write_text(json.dumps({'kind': 'pictures', 'pictures': {'count': 50}}))
-    with pytest.raises(UserError, match='card of 50 image_set(.|\n)*holds 40'):
+    with pytest.raises(UserError, match='card of 50 images(.|\n)*holds 40'):
         open_set(tmp_path / 'set.npz')
     (tmp_path / 'set.json').write_text('{"notes": "mine"}')
     assert open_set(tmp_path / 'set.npz').card is None

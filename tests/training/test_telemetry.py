@@ -155,8 +155,8 @@ def test_in_a_bucket_the_log_is_written_whole_now_and_then(bucket, puts):  # noq
     assert read_lines(path)[-1] == {'step': 23}
 
 
-def test_a_bucket_that_does_not_answer_for_a_while_is_written_later(bucket, monkeypatch,
-                                                                    caplog):  # noqa: F811
+def test_a_bucket_that_does_not_answer_for_a_while_is_written_later(
+        bucket, monkeypatch, caplog):  # noqa: F811
     path = as_path(bucket) / 'metrics.jsonl'
     log = MetricsLog(path, 0, rewrite_s=0.0)
     with monkeypatch.context() as patch:

@@ -51,7 +51,7 @@ def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
     if detection.mask is not None:
         if detection.mask.shape != image.shape[:2]:
             raise UserError(f'the mask of a {detection.class_name} has shape {detection.mask.shape}, its '
-                            f'pixels {image.shape[:2]}; the detector must give masks of the image size')
+                            f'image {image.shape[:2]}; the detector must give masks of the image size')
         blank = Image.new('RGB', pixels.size, OUTSIDE)
         pixels = Image.composite(pixels, blank, Image.fromarray(np.asarray(detection.mask, bool)))
     left, top, right, bottom = (round(float(value)) for value in detection.box)
