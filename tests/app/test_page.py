@@ -16,7 +16,7 @@ from lit_jax.runtime.errors import UserError
 
 serve.stay_at_home('127.0.0.1')
 pytest.importorskip('gradio', reason='Gradio comes with requirements-demo.txt')
-from lit_jax.app import page  # noqa: E402
+from lit_jax.app import layout as page  # noqa: E402
 
 VALUES = {'label': 3, 'seed': 0, 'count': 2, 'steps': 2, 'method': 'ddim', 'scale': 2.0}
 
