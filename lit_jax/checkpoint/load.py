@@ -1,8 +1,6 @@
 """Loading a model from wherever it lies: a model folder or a training workdir."""
 from collections.abc import Callable
 
-import jax
-
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
 from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
@@ -11,6 +9,7 @@ from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, explain_unreachable
 
 
@@ -98,8 +97,4 @@ def _kind(path) -> str:
 
 def _abstract(config: dict, shard: Callable | None) -> dict:
     abstract = Network(config['model']).abstract()
-    if shard is None:
-        return abstract
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                    sharding=sharding),
-                        abstract, shard(abstract))
+    return abstract if shard is None else placed(abstract, shard(abstract))

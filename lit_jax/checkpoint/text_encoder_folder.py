@@ -123,9 +123,7 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
         network = T5Network(config['text_encoder'], DTYPES[compute], weights)
         abstract = network.abstract()
         if shard is not None:
-            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                             sharding=place),
-                                    abstract, shard(abstract))
+            abstract = leaves.placed(abstract, shard(abstract))
         if weights == stored and shard is not None:
             params = load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
         else:

@@ -104,9 +104,7 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
         network = VaeNetwork(config['vae'], dtype=DTYPES[dtype])
         abstract = network.abstract()
         if shard is not None:
-            abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                             sharding=place),
-                                    abstract, shard(abstract))
+            abstract = leaves.placed(abstract, shard(abstract))
         return Vae(network, load_arrays(path / ARRAYS, abstract), config)
 
 

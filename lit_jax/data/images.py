@@ -16,7 +16,6 @@ import threading
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -25,6 +24,7 @@ from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
 from lit_jax.data.label_index import read_labels
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
@@ -154,6 +154,17 @@ class ImageSource(Source):
                         '. More of these are counted, not shown' if count == _MAX_WARNINGS else '')
 
 
+def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':
+    """Example `index` of any source; in the place of one that cannot be decoded its BadImage, which `strict`
+    raises."""
+    try:
+        return source.load(index) if isinstance(source, ImageSource) else source[index]
+    except BadImage as error:
+        if strict:
+            raise
+        return error
+
+
 def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
     """{name: reason} of all images of a source that cannot be decoded, in the order of the source; reads
@@ -161,19 +172,15 @@ def find_bad(source: ImageSource, *, threads: int = 1,
 
     progress: called with (images looked at, number of all) after each thousand."""
     def look(index: int) -> BadImage | None:
-        try:
-            source.load(index)
-        except BadImage as error:
-            return error
-        return None
+        found = load_or_bad(source, index, strict=False)
+        return found if isinstance(found, BadImage) else None
 
+    blocks = [range(start, min(start + 1000, len(source))) for start in range(0, len(source), 1000)]
     found = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source), 1000):
-            block = range(start, min(start + 1000, len(source)))
-            found |= {error.name: error.reason for error in pool.map(look, block) if error is not None}
-            if progress is not None:
-                progress(block.stop, len(source))
+    for block, looked in zip(blocks, read_ahead(look, blocks, threads), strict=True):
+        found |= {bad.name: bad.reason for bad in looked if bad is not None}
+        if progress is not None:
+            progress(block.stop, len(source))
     return found
 
 

@@ -6,19 +6,16 @@ file will hold. So a run that is stopped goes on, and its file has the bytes of 
 """
 import dataclasses
 import io
-import itertools
 import json
 import logging
 import math
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from lit_jax.data import crop
-from lit_jax.data.images import BadImage, ImageSource
+from lit_jax.data.images import BadImage, ImageSource, load_or_bad
 from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
 from lit_jax.evaluation.reference import FORMAT, STORED
@@ -29,7 +26,7 @@ from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import write_npz
-from lit_jax.runtime.parts import make_in_step
+from lit_jax.runtime.parts import Parts, make_missing
 from lit_jax.runtime.paths import (
     as_path,
     check_reachable,
@@ -38,12 +35,11 @@ from lit_jax.runtime.paths import (
     write_bytes_atomic,
     write_text_atomic,
 )
-from lit_jax.runtime.progress import Progress
+from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
 _BLOCK = 512                 # images that features are made of at a time, about
 _MIN_PART, _MAX_PARTS = 1024, 64
-_AHEAD = 2                   # blocks that are decoded while the devices work on another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +74,11 @@ def build_reference(request: Request) -> str:
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
     if not peers.from_lead(builder.begin):
         return f'{builder.out} is there already, made from the same images'
-    missing = peers.from_lead(builder.missing)
-    sizes = {part: len(builder.span(part)) for part in builder.parts}
-    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
-          Progress(sum(sizes.values()), 'images',
-                   done=sum(sizes[part] for part in sizes if part not in missing)) as progress):
-        make_in_step(missing, builder.make, sizes, progress)
+    make_missing(builder, lambda mine: map(builder.make, mine), 'images', seconds=30)
     return peers.from_lead(builder.finish)
 
 
-class _Builder:
+class _Builder(Parts):
     """The plan of a reference and its parts. `plan`: JSON-able, everything that its content depends on."""
 
     def __init__(self, request: Request, source: Source, space: FeatureSpace):
@@ -105,8 +96,7 @@ class _Builder:
         self._shown = np.zeros(count, bool)
         self._shown[chosen] = True
         self._block = space.group * math.ceil(_BLOCK / space.group)
-        self._size = self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block)
-        self.parts = range(math.ceil(count / self._size))
+        super().__init__(count, self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block))
         images = isinstance(source, ImageSource)
         data = source.identity if images else {'name': request.data, 'count': len(source),
                                                'classes': source.spec.num_classes}
@@ -114,14 +104,10 @@ class _Builder:
             'format': FORMAT, 'kind': 'reference', 'features': space.facts,
             'image_size': source.spec.image_size, 'crop': crop.RULE if images else 'none',
             'data': {**data, 'split': request.split}, 'classes': names or 'all', 'pictures': count,
-            'part': self._size,
+            'part': self.size,
             'images': {'count': len(chosen), 'seed': request.seed,
                        'chosen': 'numpy default_rng(seed).choice(images, count, replace=False), in the order '
                                  'of the data set'}}
-
-    def span(self, part: int) -> range:
-        """Of the chosen examples."""
-        return range(part * self._size, min((part + 1) * self._size, len(self._examples)))
 
     def begin(self) -> bool:
         """Makes room. Returns False where the file is there already. UserError where something else is in the
@@ -157,7 +143,10 @@ class _Builder:
         running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
                    if width}
         shown, bad = [], []
-        for span, images in self._load(self.span(part)):
+        span = self.span(part)
+        blocks = [span[start:start + self._block] for start in range(0, len(span), self._block)]
+        loaded = read_ahead(self._image, blocks, self._request.threads or os.cpu_count() or 1)
+        for block, images in zip(blocks, loaded, strict=True):
             good = [i for i, image in enumerate(images) if not isinstance(image, BadImage)]
             bad += [image for image in images if isinstance(image, BadImage)]
             if not good:
@@ -166,7 +155,7 @@ class _Builder:
             features = self._space.extract(pixels)
             for kind, statistics in running.items():
                 statistics.add(getattr(features, kind))
-            shown.append(pixels[self._shown[span.start:span.stop][good]])
+            shown.append(pixels[self._shown[block.start:block.stop][good]])
         if bad:
             LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s', len(bad),
                         len(self.span(part)), bad[0])
@@ -183,10 +172,6 @@ class _Builder:
 
     def finish(self) -> str:
         """Joins the parts into the file, in their order."""
-        if lost := self.missing():
-            raise UserError(f'{len(lost)} parts of {self.out} are missing although they were made: all '
-                            f'processes must see the same folder. Give an --out on a shared disk or in a '
-                            f'bucket (gs://...)')
         running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
                    if width}
         bad, shown = 0, 0
@@ -219,30 +204,11 @@ class _Builder:
     def _read(self, part: int):
         return np.load(io.BytesIO((self.folder / self._name(part)).read_bytes()))
 
-    def _load(self, span: range) -> Iterator[tuple[range, list]]:
-        """(numbers, their images uint8 [H, W, 3], or what is wrong with them), a block at a time."""
-        blocks = [span[start:start + self._block] for start in range(0, len(span), self._block)]
-        with ThreadPoolExecutor(self._request.threads or os.cpu_count() or 1) as pool:
-            queue: deque = deque()
-            try:
-                for block in itertools.chain(blocks, [None] * _AHEAD):
-                    if block is not None:
-                        queue.append((block, [pool.submit(self._image, number) for number in block]))
-                    if queue and (block is None or len(queue) > _AHEAD):
-                        ready, futures = queue.popleft()
-                        yield ready, [future.result() for future in futures]
-            finally:
-                pool.shutdown(cancel_futures=True)
-
     def _image(self, number: int):
-        index = int(self._examples[number])
-        try:
-            example = self._source.load(index) if isinstance(self._source,
-                                                             ImageSource) else self._source[index]
-        except BadImage as error:
-            if self._request.strict:
-                raise
-            return error
+        """uint8 [H, W, 3] of a chosen example, or what is wrong with it."""
+        example = load_or_bad(self._source, int(self._examples[number]), self._request.strict)
+        if isinstance(example, BadImage):
+            return example
         image = to_uint8(example['image'][None])[0]
         return np.broadcast_to(image, (*image.shape[:2], 3))
 

@@ -26,9 +26,8 @@ from lit_jax.metrics.features import Features
 from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.parts import check_complete, make_in_step
+from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
-from lit_jax.runtime.progress import Progress
 from lit_jax.sampling import draw_classes as sampling
 from lit_jax.sampling.groups import GROUP
 from lit_jax.sampling.labels import choose_labels, parse_classes
@@ -38,7 +37,6 @@ from lit_jax.sampling.stores import NpzStore, part_size
 
 LOG = logging.getLogger('lit_jax')
 PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy')
-REPORT_SECONDS = 10
 _OF_DRAWING = ('checkpoints', 'steps', 'cfg_scale', 'cfg_channels', 'cfg_interval', 'method', 'eta', 'vae',
                'labels', 'classes', 'seed', 'dtype', 'keep_samples')
 
@@ -154,7 +152,6 @@ class Evaluation:
         store = FeatureStore(self.out / 'features', self.space, images, count, group)
         if wanted and peers.from_lead(store.begin):
             fill(store)
-            peers.only_lead(lambda: check_complete(store))
         if keep_features:
             row['card']['features_in'] = f'{store.out.parent.name}/{store.out.name}'
         row = peers.from_lead(lambda: self._finish(row, store, scorer, wanted, labels))
@@ -200,23 +197,19 @@ class Evaluation:
         LOG.info('features of the %d images of the reference, once', images.count)
         if peers.from_lead(store.begin):
             fill_from(images, store)
-            peers.only_lead(lambda: check_complete(store))
         return store.read() if peers.is_lead() else None
 
 
 def fill_from(image_set, store: FeatureStore) -> None:
-    """Features of a set of image_set into a store, by all processes."""
-    missing = peers.from_lead(store.missing)
-    sizes = {part: len(store.span(part)) for part in missing}
-    index, processes = cluster.process()
-    mine = missing[index::processes]
-    images = image_set.blocks([store.span(part) for part in mine])
-    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
-          Progress(image_set.count, 'images looked at', done=image_set.count - sum(sizes.values()),
-                   seconds=REPORT_SECONDS) as progress):
-        make_in_step(missing, lambda part: store.write(part, next(images)), sizes, progress)
-    # to the end of the file, where checksums are compared
-    peers.together(lambda: next(images, None) if mine else None)
+    """Features of a set of images into a store, by all processes."""
+    def make(mine: list[int]):
+        blocks = image_set.blocks([store.span(part) for part in mine])
+        # to the end of the file, where checksums are compared
+        for part, images in zip(mine, blocks, strict=True) if mine else ():
+            store.write(part, images)
+            yield
+
+    make_missing(store, make, 'images looked at')
 
 
 def versions() -> dict:

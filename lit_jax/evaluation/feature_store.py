@@ -16,14 +16,14 @@ from lit_jax.metrics.features import Features
 from lit_jax.report.grids import make_grid, save_png
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.parts import PartFolder
+from lit_jax.runtime.parts import PartFolder, Parts
 from lit_jax.runtime.paths import as_path, files_under, write_text_atomic
 from lit_jax.sampling.stores import part_size
 
 _PREVIEW, _COLUMNS = 64, 8
 
 
-class FeatureStore:
+class FeatureStore(Parts):
     """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can
     draw into it.
 
@@ -36,13 +36,13 @@ class FeatureStore:
     def __init__(self, folder, space: FeatureSpace, images: dict, count: int, group: int = 1):
         self._space, self._about = space, {'pictures': images, 'features': space.facts, 'count': count}
         self.out = as_path(folder) / fingerprint(self._about)
-        self.size = part_size(math.lcm(space.group, group))
+        super().__init__(count, part_size(math.lcm(space.group, group)))
         self._parts = PartFolder(self.out, count, self.size, (sum(space.widths),), np.float32)
 
     def begin(self) -> bool:
         """Makes room. Returns False where all features are there already."""
         done = sum(files_under(self.out).values())
-        storage.check_free_space(self.out, self._parts.bytes(self._parts.count) - done)
+        storage.check_free_space(self.out, self._parts.bytes(self.count) - done)
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / 'card.json').exists():
             write_text_atomic(self.out / 'card.json', json.dumps(self._about, indent=1) + '\n')
@@ -50,9 +50,6 @@ class FeatureStore:
 
     def missing(self) -> list[int]:
         return self._parts.missing()
-
-    def span(self, part: int) -> range:
-        return self._parts.span(part)
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Features of images uint8 [n, H, W, 1 or 3] of a part."""

@@ -6,55 +6,34 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.data import caption_latents, latents
 from lit_jax.data.base import Source
-from lit_jax.data.images import BadImage, ImageSource
+from lit_jax.data.images import BadImage, load_or_bad
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.data.text_features import count_tokens
 from lit_jax.runtime import storage
+from lit_jax.runtime.device_groups import DeviceGroups
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.progress import Progress
+from lit_jax.runtime.read_ahead import read_ahead, start_ahead
 
 LOG = logging.getLogger('lit_jax')
-_AHEAD = 2  # blocks of images that are decoded while the devices work on another
 
 
-class _OnEachDevice:
-    """A function of (params, arrays [b, ...]) with the rows of its arrays dealt out to the devices of this
-    process."""
-
-    def __init__(self, function: Callable, params, per_device: int, arrays: int):
-        devices = jax.local_devices()
-        # An axis of its own name: the layers lay activations out on those of training, here each device is
-        # alone.
-        mesh = jax.make_mesh((len(devices),), ('devices',), axis_types=(AxisType.Auto,), devices=devices)
-        self.batch_size = per_device * len(devices)
-        self._sharding = NamedSharding(mesh, P('devices'))
-        self._params = jax.device_put(params, NamedSharding(mesh, P()))
-
-        def precise(params, *rows):
-            # float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does
-            # not mind.
-            with jax.default_matmul_precision('highest'):
-                return function(params, *rows)
-
-        specs = (P(), *[P('devices')] * arrays)
-        self._run = jax.jit(jax.shard_map(precise, mesh=mesh, in_specs=specs, out_specs=P('devices'),
-                                          check_vma=False))
-
-    def __call__(self, *arrays: np.ndarray) -> jax.Array:
-        return self._run(self._params, *jax.device_put(arrays, self._sharding))
+def _in_full(function: Callable) -> Callable:
+    """float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does not
+    mind."""
+    def precise(params, rows):
+        with jax.default_matmul_precision('highest'):
+            return function(params, rows)
+    return precise
 
 
 class ImageEncoder:
@@ -75,8 +54,8 @@ class ImageEncoder:
             both = jnp.concatenate([image_BHWC, image_BHWC[:, :, ::-1]])
             return jnp.stack(jnp.split(jnp.concatenate(network.encode(params, both), axis=-1), 2), axis=1)
 
-        self._encode = _OnEachDevice(encode, vae.params, per_device, arrays=1)
-        self.batch_size = self._encode.batch_size
+        self._groups = DeviceGroups(_in_full(encode), vae.params, per_device)
+        self.batch_size = self._groups.batch
 
     def __call__(self, images: dict[int, np.ndarray]) -> jax.Array | None:
         """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b,
@@ -88,7 +67,7 @@ class ImageEncoder:
         batch = np.zeros((self.batch_size, *next(iter(images.values())).shape), np.float32)
         for row, image in images.items():
             batch[row] = image
-        return self._encode(batch)
+        return self._groups.start(batch)
 
 
 class CaptionEncoder:
@@ -102,20 +81,19 @@ class CaptionEncoder:
     def __init__(self, encoder, length: int, per_device: int):
         network = encoder.network
 
-        def encode(params, ids_BL, mask_BL):
-            return network.apply(params, ids_BL, mask_BL).astype(jnp.bfloat16)
+        def encode(params, tokens):
+            return network.apply(params, *tokens).astype(jnp.bfloat16)
 
         self._tokenizer, self._length = encoder.tokenizer, length
-        self._encode = _OnEachDevice(encode, encoder.params, per_device, arrays=2)
+        self._groups = DeviceGroups(_in_full(encode), encoder.params, per_device)
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[jax.Array], np.ndarray, set[int]]:
         """(features bfloat16 [at least as many as captions, L, C] in parts, masks int32 [n, L], numbers of
         those cut)."""
-        size = self._encode.batch_size
-        tokens = self._tokenizer.encode([*captions, *[''] * (-len(captions) % size)], self._length)
-        parts = [self._encode(tokens.ids[start:start + size], tokens.mask[start:start + size])
+        size, tokens = self._groups.batch, self._tokenizer.encode(captions, self._length)
+        parts = [self._groups.start((tokens.ids[start:start + size], tokens.mask[start:start + size]))
                  for start in range(0, len(tokens.ids), size)]
-        return parts, tokens.mask[:len(captions)], set(tokens.truncated)
+        return parts, tokens.mask, set(tokens.truncated)
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -231,10 +209,12 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
     blocks = [block for number in numbers
               for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of,
                                    records.batch_size)]
-    loaded = _load(source, blocks, threads, strict)
+    images = read_ahead(lambda index: load_or_bad(source, index, strict),
+                        [block.indices for block in blocks], threads)
     with Progress(sum(len(block.indices) for block in blocks),
-                  'images') as progress, contextlib.closing(loaded):
-        for number, parts in itertools.groupby(_encode(records, loaded), key=lambda part: part[0].shard):
+                  'images') as progress, contextlib.closing(images):
+        encoded = _encode(records, zip(blocks, images, strict=True))
+        for number, parts in itertools.groupby(encoded, key=lambda part: part[0].shard):
             with (storage.explain_full_disk(out, record_size * len(ranges[number])),
                   ShardWriter(out, number, plan) as writer):
                 for block, examples, made in parts:
@@ -263,44 +243,12 @@ def _write(writer: ShardWriter, block: _Block, examples: list, made: dict[int, R
             writer.write(made[row].data, made[row].moments, **made[row].facts)
 
 
-def _load(source: Source, blocks: list[_Block], threads: int, strict: bool) -> Iterator[tuple[_Block, list]]:
-    """(block, its examples) in order; in the place of an image that cannot be decoded stands its BadImage."""
-    read = source.load if isinstance(source, ImageSource) else source.__getitem__
-
-    def load(index: int):
-        try:
-            return read(index)
-        except BadImage as error:
-            if strict:
-                raise
-            return error
-
-    pool, queue = ThreadPoolExecutor(threads), deque()
-    try:
-        for block in [*blocks, *[None] * _AHEAD]:
-            if block is not None:
-                queue.append((block, [pool.submit(load, index) for index in block.indices]))
-            if queue and (block is None or len(queue) > _AHEAD):
-                ready, futures = queue.popleft()
-                yield ready, [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[
     tuple[_Block, list, dict[int, Record]]]:
     """Adds the records of the examples that could be decoded; the next block is on its way meanwhile."""
-    before = None
-    for block, examples in loaded:
-        good = {row: example for row, example in enumerate(examples) if not isinstance(example, BadImage)}
-        now = block, examples, good, records.start(good, block)
-        if before is not None:
-            yield _finished(records, *before)
-        before = now
-    if before is not None:
-        yield _finished(records, *before)
+    def good(examples: list) -> dict[int, dict]:
+        return {row: example for row, example in enumerate(examples) if not isinstance(example, BadImage)}
 
-
-def _finished(records, block: _Block, examples: list, good: dict[int, dict],
-              pending) -> tuple[_Block, list, dict[int, Record]]:
-    return block, examples, records.finish(pending, good, block)
+    for (block, examples), pending in start_ahead(loaded, lambda item: records.start(good(item[1]), item[0]),
+                                                  count=1):
+        yield block, examples, records.finish(pending, good(examples), block)

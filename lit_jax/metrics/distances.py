@@ -16,7 +16,6 @@ and each sum rounded to float16. In blocks of 10000 x 10000 rows whose norms cou
 takes the others.
 """
 import functools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from lit_jax.metrics.checks import CHUNK
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.read_ahead import start_ahead
 
 Array = jax.Array
 ROWS, COLS = 2048, 8192       # pairs of a block: 64 MB of float32 distances
@@ -203,8 +203,7 @@ class Geometry:
                 held[number, half] = jax.device_put(block, self._devices[number % len(self._devices)])
             return held[number, half]
 
-        pending = deque()
-        for part in self._parts(ids, height):
+        def start(part: np.ndarray) -> list[Tile]:
             placed, tiles = {}, []
             for number, columns in enumerate(self._parts(np.arange(len(cols)), width)):
                 half = self.half and bool(_fits_half(rows.longest[part[0] // ADM_BLOCK],
@@ -215,10 +214,9 @@ class Geometry:
                                                           device)
                 result = function(placed[device, half], column_block(number, columns, half), half=half)
                 tiles.append(Tile(result, int(columns[0]), 1.0 if half else rows.scale ** 2))
-            pending.append((part, tiles))
-            if len(pending) > 1:
-                yield pending.popleft()
-        yield from pending
+            return tiles
+
+        return start_ahead(self._parts(ids, height), start, count=1)
 
     def _parts(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
         """Runs of at most `size` ids; none reaches over the border of one of ADM's blocks where these

@@ -1,28 +1,22 @@
 """From images to the features that scores are made of: the same bits on any devices and for any batch size.
 
-As in sampling (`lit_jax.sampling.groups`) images go through the network in groups of one fixed size, each on
-one device, because a program for another number of images rounds differently. The last group is filled up
-with copies of its own last image, whose features are dropped before anyone sees them. What can change a last
-bit is the kind of device, and on CPU the number of cores: XLA cuts one product differently for another number
-of threads.
+Images go through the network in groups of one fixed size (`lit_jax.runtime.device_groups`). What can change a
+last bit is the kind of device, and on CPU the number of cores: XLA cuts one product differently for another
+number of threads.
 
     extract = FeatureExtractor(load_inception())
     features = extract.extract(images)                # uint8 [N, H, W, 3]: an array, a memory map, or parts
                                                       one by one
 """
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from lit_jax.runtime.device_groups import DeviceGroups
 from lit_jax.runtime.errors import UserError
 
 GROUP = 16
-_AXIS = 'groups'
 _QUANTISE = 'np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) for x in [-1, 1]'
 
 
@@ -55,18 +49,11 @@ class FeatureExtractor:
         if fn is None:
             fn, params, options = inception.network.features, inception.params, \
                 inception.network.inference_options()
-        devices = jax.local_devices() if devices is None else devices
-        self._mesh = Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
-        self._cut = NamedSharding(self._mesh, P(_AXIS))
-        self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
-        self._program = jax.jit(
-            jax.shard_map(_taps(fn), mesh=self._mesh, in_specs=(P(), P(_AXIS)), out_specs=P(_AXIS),
-                          check_vma=False),
-            compiler_options=options)
+        self._groups = DeviceGroups(_taps(fn), params, group, devices=devices, options=options)
 
     @property
     def devices(self) -> int:
-        return self._mesh.size
+        return self._groups.devices
 
     def extract(self, images, batch_size: int = 0, progress=None) -> Features:
         """Features of all images, in their order.
@@ -91,29 +78,11 @@ class FeatureExtractor:
 
     def stream(self, images, batch_size: int = 0, progress=None) -> Iterator[Features]:
         """As `extract`, part by part: memory for what is on its way only."""
-        waves = max(1, batch_size // (self.group * self.devices)) if batch_size else 2
-        pending = deque()
-        for wave, count in self._waves(images):
-            pending.append((self._program(self._params, jax.device_put(wave, self._cut)), count))
-            if len(pending) == waves:
-                yield self._finish(*pending.popleft(), progress)
-        while pending:
-            yield self._finish(*pending.popleft(), progress)
-
-    def _finish(self, found: dict, count: int, progress) -> Features:
-        parts = {name: np.asarray(value)[:count] for name, value in found.items()}
-        if progress is not None:
-            progress.add(count)
-        return Features(parts['pool'], parts.get('spatial'))
-
-    def _waves(self, images) -> Iterator[tuple[np.ndarray, int]]:
-        """(images for all devices, how many of them are real)."""
-        size = self.group * self.devices
-        for wave in _regroup(self._checked(images), size):
-            if len(wave) < size:
-                yield np.concatenate([wave, np.repeat(wave[-1:], size - len(wave), axis=0)]), len(wave)
-            else:
-                yield wave, size
+        waves = _regroup(self._checked(images), self._groups.batch)
+        for wave, parts in self._groups.run(waves, lambda wave: wave, batch_size):
+            if progress is not None:
+                progress.add(len(wave))
+            yield Features(parts['pool'], parts.get('spatial'))
 
     def _checked(self, images) -> Iterator[np.ndarray]:
         """The source's arrays, each checked, all of one size and dtype."""

@@ -23,6 +23,7 @@ from lit_jax.plan.collectives import Collective, find_collectives, format_collec
 from lit_jax.plan.topology import Topology, find_topology, next_larger
 from lit_jax.recipes.recipe import SIZES, finalize, softmax_mixer
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
@@ -220,7 +221,7 @@ def _compile(lowered):
     try:
         return lowered.compile(), ''
     except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_out_of_memory(error):
             raise
         return None, str(error)
 

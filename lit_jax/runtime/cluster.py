@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.memory import is_out_of_memory
 
 LOG = logging.getLogger('lit_jax')
 LOST = 76                    # exit status "another process of this run is gone, start all of them again"
@@ -198,7 +199,7 @@ def peers_watched(where: Callable[[], str]):
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+        if jax.process_count() == 1 or is_out_of_memory(error):
             raise
         LOG.error('error: another process of this run is gone (%s). Its own log says why. Start the same '
                   'command on every host again; %s.', str(error).splitlines()[0][:200], where())

@@ -34,6 +34,12 @@ def unflatten(flat: Mapping) -> dict:
     return tree
 
 
+def placed(abstract, shardings):
+    """A tree of jax.ShapeDtypeStruct with the shardings of another."""
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                    sharding=sharding), abstract, shardings)
+
+
 def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 

@@ -20,8 +20,8 @@ from lit_jax.runtime.storage import human_bytes
 LOG = logging.getLogger('lit_jax')
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 SAMPLE_SECONDS = 0.05
-ADVICE = ('--low_memory (one network in memory at a time), --text_dtype int8, --dtype bfloat16, --group 1, '
-          '--tile 32 (decoding), a smaller --size')
+DRAW_LESS = ('Lower one of: --low_memory (one network in memory at a time), --text_dtype int8, '
+             '--dtype bfloat16, --group 1, --tile 32 (decoding), a smaller --size')
 
 
 def temporary_bytes(compiled) -> int:
@@ -151,15 +151,18 @@ def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: boo
             f'about 0.5 GB for the program')
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a device (as XLA says it) or of the process."""
+    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
+
+
 @contextlib.contextmanager
-def explain_out_of_memory(doing: str):
-    """Turns what is raised where memory runs out into a UserError that says what to lower."""
+def explain_out_of_memory(doing: str, advice: str = DRAW_LESS):
+    """Turns what is raised where memory runs out into a UserError that says what to change."""
     try:
         yield
-    except MemoryError as error:
-        raise UserError(f'out of memory while {doing}. Lower one of: {ADVICE}') from error
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+    except (MemoryError, jax.errors.JaxRuntimeError, ValueError) as error:
+        if not is_out_of_memory(error):
             raise
-        first = str(error).strip().splitlines()[0][:200]
-        raise UserError(f'out of memory while {doing} ({first}). Lower one of: {ADVICE}') from error
+        said = ''.join(f' ({line[:200]})' for line in str(error).strip().splitlines()[:1])
+        raise UserError(f'out of memory while {doing}{said}. {advice}') from error

@@ -1,13 +1,13 @@
-"""A large array on its way, as files of some rows each: a part is whole or absent, so a job that is killed
-goes on."""
+"""Long work in parts, each whole or absent, so a job that is killed goes on: which are missing, and a large
+array as files of some rows each."""
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
-from lit_jax.runtime import peers, storage
+from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import npy_header
 from lit_jax.runtime.paths import as_path, files_under, write_bytes_atomic
@@ -16,12 +16,11 @@ from lit_jax.runtime.progress import Progress
 LOG = logging.getLogger('lit_jax')
 
 
-class PartFolder:
-    """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy."""
+class Parts:
+    """The numbers of `count` rows in parts of `size`."""
 
-    def __init__(self, folder, count: int, size: int, row: tuple[int, ...], dtype):
-        self.folder, self.count, self.size, self.row = as_path(folder), count, size, tuple(row)
-        self.dtype = np.dtype(dtype)
+    def __init__(self, count: int, size: int):
+        self.count, self.size = count, size
 
     @property
     def parts(self) -> range:
@@ -30,6 +29,14 @@ class PartFolder:
     def span(self, part: int) -> range:
         """The numbers of the rows of a part; the last one may have fewer."""
         return range(part * self.size, min((part + 1) * self.size, self.count))
+
+
+class PartFolder(Parts):
+    """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy."""
+
+    def __init__(self, folder, count: int, size: int, row: tuple[int, ...], dtype):
+        super().__init__(count, size)
+        self.folder, self.row, self.dtype = as_path(folder), tuple(row), np.dtype(dtype)
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there yet. A file that is not of the right size does not
@@ -78,20 +85,30 @@ class PartFolder:
         return f'{span.start:09d}-{span.stop:09d}.npy'
 
 
-def make_in_step(missing: list[int], make: Callable[[int], None], sizes: Mapping[int, int],
-                 progress: Progress) -> None:
-    """`make(part)` for every missing part, dealt out to all processes, a part each at a time.
+def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, seconds: float = 10) -> int:
+    """Makes the parts that a store is missing, dealt out to all processes; returns how many rows these have.
 
-    They go in step, so that a failure of one is told to all. sizes: what a part counts for `progress`."""
-    index, processes = jax.process_index(), jax.process_count()
-    for start in range(0, len(missing), processes):
-        step = missing[start:start + processes]
-        peers.together(lambda step=step: make(step[index]) if index < len(step) else None)
-        progress.add(sum(sizes[part] for part in step))
+    Args:
+        store: Parts with `out` and `missing()`.
+        make: takes the numbers of the parts of this process; a step of what it returns makes one of them. All
+            processes go in step, so that a failure of one is told to all.
+        unit, seconds: of the progress that is logged.
+
+    Raises UserError where parts that were made are not to be seen."""
+    missing, processes = peers.from_lead(store.missing), jax.process_count()
+    rows = sum(len(store.span(part)) for part in missing)
+    made = make(missing[jax.process_index()::processes])
+    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
+          Progress(store.count, unit, done=store.count - rows, seconds=seconds) as progress):
+        for start in range(0, len(missing), processes):
+            peers.together(lambda: next(made, None))
+            progress.add(sum(len(store.span(part)) for part in missing[start:start + processes]))
+        peers.together(lambda: next(made, None))     # what comes behind the last part
+    peers.only_lead(lambda: _check_complete(store))
+    return rows
 
 
-def check_complete(store) -> None:
-    """Raises UserError where parts that were made are not to be seen."""
+def _check_complete(store) -> None:
     if lost := store.missing():
         raise UserError(f'{len(lost)} parts of {store.out} are missing although they were made: with several '
                         f'processes all of them must see the same folder. Give an --out on a shared disk or '

@@ -16,9 +16,9 @@ from lit_jax.models.network import Model
 from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.parts import check_complete, make_in_step
+from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path
-from lit_jax.runtime.progress import Progress, format_seconds
+from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import class_names, open_decoder
 from lit_jax.sampling.draw_prompts import PromptRequest, draw_prompts
@@ -28,7 +28,6 @@ from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.stores import open_store, part_size
 
-REPORT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -207,41 +206,27 @@ def draw_set(request: Request) -> str:
 def draw_parts(plan: Plan, store, sampler: GroupSampler | None = None) -> int:
     """Draws what a store is missing, by all processes, and finishes it; returns how many images were drawn.
 
-    A store has `size` (images of a part), `missing()`, `write(part, images)` and `finish()`:
-    `lit_jax.sampling.stores`.
+    store: Parts with `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`.
     sampler: of this very plan, where there is one that is compiled already.
     """
     request = plan.request
     sampler = sampler or GroupSampler(plan.model, request.settings(),
                                       Images.of_classes(plan.labels, request.seed),
                                       group=request.group, vae=plan.vae)
-    with cluster.peers_watched(lambda: 'the parts that are drawn stay'):
-        drawn = _draw_missing(sampler, store, peers.from_lead(store.missing), request)
-        peers.only_lead(lambda: _finish(store))
+    a_part = max(1, store.size // sampler.group)
+
+    def draw(mine: list[int]):
+        """The devices work on while a part is written: the next groups are on their way."""
+        groups = [range(part * a_part, min((part + 1) * a_part, sampler.count)) for part in mine]
+        drawn = sampler.draw(list(itertools.chain(*groups)), request.batch_size)
+        for part, of_part in zip(mine, groups, strict=True):
+            images = [to_uint8(images) for _, images in itertools.islice(drawn, len(of_part))]
+            store.write(part, np.concatenate(images))
+            yield
+
+    drawn = make_missing(store, draw, 'images')
+    peers.only_lead(store.finish)
     return drawn
-
-
-def _draw_missing(sampler: GroupSampler, store, missing: list[int], request: Request) -> int:
-    """The devices work on while a part is written: the next groups are on their way."""
-    index, processes = cluster.process()
-    a_part, total = max(1, store.size // sampler.group), len(sampler.images)
-    sizes = {part: min(store.size, total - part * store.size) for part in missing}
-    groups = {part: range(part * a_part, min((part + 1) * a_part, sampler.count))
-              for part in missing[index::processes]}
-    drawn = sampler.draw([group for part in groups.values() for group in part], request.batch_size)
-
-    def draw_part(part: int) -> None:
-        images = [to_uint8(images) for _, images in itertools.islice(drawn, len(groups[part]))]
-        store.write(part, np.concatenate(images))
-
-    with Progress(total, 'images', done=total - sum(sizes.values()), seconds=REPORT_SECONDS) as progress:
-        make_in_step(missing, draw_part, sizes, progress)
-    return sum(sizes.values())
-
-
-def _finish(store) -> None:
-    check_complete(store)
-    store.finish()
 
 
 def _check_settings(model: Model, request: Request) -> None:

@@ -1,28 +1,20 @@
-"""The same bits on any number of devices: images are computed in groups of one fixed size, each on one
-device.
+"""Numbered images of one model, the same bits on any number of devices (`lit_jax.runtime.device_groups`).
 
-Matrix products of another shape round differently, so an image's bits depend on how many are computed
-together. Here that number never changes: image i is row i mod G of group i div G, the program is compiled for
-G images, and every device of every host runs that program on groups of its own. No device waits for another,
-and nothing is exchanged.
+Image i is row i mod G of group i div G.
 """
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from lit_jax.models.network import Model
+from lit_jax.runtime.device_groups import DeviceGroups
 from lit_jax.sampling.noise import initial_noise, step_keys
 from lit_jax.sampling.program import build_sampler
 
 GROUP = 16
-# Not a name of lit_jax.models.partition: inside a group the models see no mesh to lay their activations on.
-AXIS = 'groups'
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class GroupSampler:
         settings: options of `build_sampler` (method, steps, cfg_scale, ...).
         vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model
             draws.
-        group: images computed together. Part of the result: see above.
+        group: images computed together. Part of the result.
         size: (H, W) of what the model draws, where it takes others than its own.
         devices: of this process; default all of them.
     """
@@ -73,30 +65,19 @@ class GroupSampler:
     def __init__(self, model: Model, settings: dict, images: Images, *, group: int = GROUP, vae=None,
                  size: tuple[int, int] | None = None, devices: Sequence | None = None):
         self.images, self.group = images, min(group, len(images))
-        devices = jax.local_devices() if devices is None else devices
-        self._mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._vae_params = None if vae is None else vae.params
-        self.replace_weights(model.params)
-        self._program = jax.jit(
-            jax.shard_map(_one_group(model, settings, vae, size), mesh=self._mesh, in_specs=(P(), P(AXIS)),
-                          out_specs=P(AXIS), check_vma=False),
-            compiler_options=model.network.inference_options())
+        self._groups = DeviceGroups(_one_group(model, settings, vae, size), (model.params, self._vae_params),
+                                    self.group, devices=devices, options=model.network.inference_options())
 
     def replace_weights(self, params: dict | None) -> None:
         """Other weights of the same network, for the program that is compiled already; None gives up their
         memory."""
-        self._weights = None if params is None else jax.device_put((params, self._vae_params),
-                                                                   NamedSharding(self._mesh, P()))
+        self._groups.place(None if params is None else (params, self._vae_params))
 
     def compile(self, params) -> jax.stages.Compiled:
         """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses
         it."""
-        place = NamedSharding(self._mesh, P())
-        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                               (params, self._vae_params))
-        return self._program.lower(weights,
-                                   self.images.rows(np.arange(self.group * self.devices) % len(
-                                       self.images))).compile()
+        return self._groups.compile((params, self._vae_params), self._rows(range(self.devices)))
 
     def replace_images(self, images: Images) -> None:
         """Others to draw with the program that is compiled already; at least as many as a group has."""
@@ -110,7 +91,7 @@ class GroupSampler:
 
     @property
     def devices(self) -> int:
-        return self._mesh.size
+        return self._groups.devices
 
     def numbers(self, group: int) -> np.ndarray:
         """The numbers of the images of a group; the last one may have fewer."""
@@ -123,30 +104,20 @@ class GroupSampler:
             groups a device, so that none waits while images are fetched. Changes speed and memory, never an
             image.
         """
-        waves = max(1, batch_size // (self.group * self.devices)) if batch_size else 2
-        pending = deque()
-        for start in range(0, len(groups), self.devices):
-            wave = list(groups[start:start + self.devices])
-            pending.append((wave, self._start(wave)))
-            if len(pending) == waves:
-                yield from self._finish(*pending.popleft())
-        while pending:
-            yield from self._finish(*pending.popleft())
+        waves = [groups[start:start + self.devices] for start in range(0, len(groups), self.devices)]
+        for wave, images in self._groups.run(waves, self._rows, batch_size):
+            for position, group in enumerate(wave):
+                first = position * self.group
+                yield group, images[first:first + len(self.numbers(group))]
 
     def draw_all(self) -> np.ndarray:
         """All images, float32 [N, H, W, C]."""
         return np.concatenate([images for _, images in self.draw(range(self.count))])
 
-    def _start(self, wave: list[int]) -> jax.Array:
-        padded = np.resize(wave, self.devices)      # a device without a group of its own repeats another's
-        indices = (padded[:, None] * self.group + np.arange(self.group)).reshape(-1)
-        return self._program(self._weights, self.images.rows(indices % len(self.images)))
-
-    def _finish(self, wave: list[int], images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
-        images = np.asarray(images)
-        for position, group in enumerate(wave):
-            first = position * self.group
-            yield group, images[first:first + len(self.numbers(group))]
+    def _rows(self, wave: Sequence[int]) -> dict:
+        """Those of some groups; one that is not full goes on with the first images."""
+        indices = (np.asarray(wave)[:, None] * self.group + np.arange(self.group)).reshape(-1)
+        return self.images.rows(indices % len(self.images))
 
 
 def _one_group(model: Model, settings: dict, vae, size: tuple[int, int] | None) -> Callable:

@@ -19,7 +19,7 @@ from lit_jax.report.grids import save_png
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import write_npz
-from lit_jax.runtime.parts import PartFolder
+from lit_jax.runtime.parts import PartFolder, Parts
 from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_atomic
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
@@ -33,15 +33,15 @@ def part_size(group: int) -> int:
     return group * math.ceil(PART / group)
 
 
-class NpzStore:
+class NpzStore(Parts):
     """See the module. `shape` is (H, W) of the images."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
-        self.out, self.card, self.labels, self.shape, self.size = as_path(out), card, labels, tuple(
-            shape), size
+        super().__init__(len(labels), size)
+        self.out, self.card, self.labels, self.shape = as_path(out), card, labels, tuple(shape)
         self.card_path = self.out.with_suffix('.json')
         self.folder = self.out.with_name(self.out.name + '.parts')
-        self._parts = PartFolder(self.folder, len(labels), size, (*self.shape, 3), np.uint8)
+        self._parts = PartFolder(self.folder, self.count, size, (*self.shape, 3), np.uint8)
 
     def begin(self) -> bool:
         """Looks at everything that can be wrong and makes room. Returns False where the set is already whole.
@@ -58,7 +58,7 @@ class NpzStore:
             raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another '
                             f'--out, or move it.')
         done = sum(files_under(self.folder).values())
-        storage.check_free_space(self.out, 2 * self._parts.bytes(len(self.labels)) - done)
+        storage.check_free_space(self.out, 2 * self._parts.bytes(self.count) - done)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'card.json', card_text(self.card))
         return True
@@ -75,7 +75,7 @@ class NpzStore:
     def finish(self) -> None:
         """Joins the parts; a part at a time is in memory."""
         write_text_atomic(self.card_path, card_text(self.card))
-        with storage.explain_full_disk(self.out, self._parts.bytes(len(self.labels))):
+        with storage.explain_full_disk(self.out, self._parts.bytes(self.count)):
             write_npz(self.out, {'arr_0': ((len(self.labels), *self.shape, 3), np.uint8, self._blocks()),
                                  'arr_1': np.asarray(self.labels, np.int64)})
         remove_tree(self.folder)
@@ -85,9 +85,9 @@ class NpzStore:
                 f'in {self.card_path.name}')
 
     def _blocks(self) -> Iterator[bytes]:
-        for k in self._parts.parts:
-            with self._parts.open(k) as part:
-                while block := part.read(_BLOCK):
+        for part in self.parts:
+            with self._parts.open(part) as file:
+                while block := file.read(_BLOCK):
                     yield block
 
     def _check_finished(self) -> None:
@@ -102,11 +102,12 @@ class NpzStore:
                     f'{self.out} is damaged (cut off). Delete it, and run the same command again.')
 
 
-class FolderStore:
+class FolderStore(Parts):
     """One PNG an image, 000012_class0207.png, and card.json, in a folder of their own."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
-        self.out, self.card, self.labels, self.size = as_path(out), card, labels, size
+        super().__init__(len(labels), size)
+        self.out, self.card, self.labels = as_path(out), card, labels
 
     def begin(self) -> bool:
         """As `NpzStore.begin`."""

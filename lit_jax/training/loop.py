@@ -4,7 +4,6 @@ Starting again in the same workdir resumes, exactly: batch k and the noise of st
 k), and everything else is in the checkpoint. Every process of a run executes all of this; process 0 writes
 the log.
 """
-import contextlib
 import functools
 import json
 import logging
@@ -23,8 +22,8 @@ from lit_jax.recipes.recipe import finalize
 from lit_jax.report.grids import make_grid, save_png, viewable
 from lit_jax.report.html import write_run_report
 from lit_jax.runtime import cluster, peers
-from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
@@ -45,6 +44,9 @@ from lit_jax.training.text_conditioning import (
 
 LOG = logging.getLogger('lit_jax')
 WATCH_SECONDS = 30   # without a step, before the watchdog says so
+_LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (cuts weights and optimizer), train.remat=dots or full, '
+                'train.accumulate=2, a smaller train.batch_size, or more devices. train.py --plan=v5e:16x16 '
+                'says beforehand what a slice needs (docs/plans.md).')
 PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
@@ -116,7 +118,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
                                  rows=layout.rows, augment=setup.build_augment(config),
                                  threads=setup.reading_threads(config))
         try:
-            with _memory_explained(), cluster.peers_watched(run.where):
+            with explain_out_of_memory('training', _LESS_MEMORY), cluster.peers_watched(run.where):
                 return run.steps(state, step_fn, frozen, pipeline, layout)
         finally:
             run.close()
@@ -145,21 +147,6 @@ def _report_bad_images(source) -> None:
         first = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:3])
         LOG.warning('%d damaged image(s) were replaced by the next good one (%s%s); --config.data.strict '
                     'stops at the first', len(bad), first, '; ...' if len(bad) > 3 else '')
-
-
-@contextlib.contextmanager
-def _memory_explained():
-    """A device that is full is the recipe's business, not a bug: says what to change."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        raise UserError(f'a device is out of memory: {str(error).splitlines()[0][:300]}\nLess memory: '
-                        f'mesh.fsdp=-1 (cuts '
-                        'weights and optimizer), train.remat=dots or full, train.accumulate=2, a smaller '
-                        'train.batch_size, or more devices. train.py --plan=v5e:16x16 says beforehand what a '
-                        'slice needs (docs/plans.md).') from error
 
 
 class _Run:

@@ -24,6 +24,7 @@ from lit_jax.models.vae import VaeNetwork
 from lit_jax.recipes.recipe import architecture, is_text
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, check_reachable
 from lit_jax.text.tokenizer import Tokenizer
 from lit_jax.training.inherit import inherit_params
@@ -267,9 +268,7 @@ def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: di
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
     """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
     abstract = abstract_state(network, optimizer)
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                    sharding=sharding),
-                        abstract, state_shardings(abstract, mesh))
+    return placed(abstract, state_shardings(abstract, mesh))
 
 
 def run_key(config: ConfigDict, mesh) -> jax.Array:

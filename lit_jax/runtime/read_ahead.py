@@ -1,0 +1,29 @@
+"""Work started before it is asked for: by devices, or by threads that read."""
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+
+def start_ahead(items: Iterable, start: Callable, count: int) -> Iterator[tuple]:
+    """(item, start(item)) in order; `count` items behind the one that is handed out are started already."""
+    started = deque()
+    for item in items:
+        started.append((item, start(item)))
+        if len(started) > count:
+            yield started.popleft()
+    while started:
+        yield started.popleft()
+
+
+def read_ahead(read: Callable, blocks: Iterable[Sequence], threads: int, count: int = 2) -> Iterator[list]:
+    """[read(entry) for entry in block] of each block in order, by threads, `count` blocks ahead.
+
+    The threads end with the blocks, an error of `read`, or `close()`.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for _, futures in start_ahead(blocks, lambda block: [pool.submit(read, entry) for entry in block],
+                                      count):
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
