@@ -29,7 +29,6 @@ from lit_jax.sampling.program import build_sampler
 from lit_jax.sampling.stores import open_store, part_size
 
 
-
 @dataclass(frozen=True)
 class Request:
     """The flags of `sample.py`, which explains them. `compare`: two sources instead of `source`."""
