@@ -19,9 +19,9 @@ from pathlib import Path
 from examples.digits.road import PACKAGES, say_command, station
 from examples.students import ROOT, Student
 from lit_jax import UserError
-from lit_jax.convert.torch_files import sha256_of
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
+from lit_jax.runtime.paths import file_sha256
 
 TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
 ARMS = ('distilled', 'scratch')       # of examples/students.py
@@ -115,8 +115,8 @@ def write_card(teacher: Path, encoder: Path, result: dict) -> None:
     card = {
         'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full',
         'seed': config.seed, 'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
-        'sha256': sha256_of(teacher),
-        'text_encoder': {file.name: sha256_of(file) for file in sorted(encoder.iterdir())},
+        'sha256': file_sha256(teacher),
+        'text_encoder': {file.name: file_sha256(file) for file in sorted(encoder.iterdir())},
         'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
         'figures': {name: row[name]

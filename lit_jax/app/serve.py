@@ -7,10 +7,9 @@ from pathlib import Path
 
 from lit_jax.app.drawing import Studio, open_studio
 from lit_jax.checkpoint.model_folder import is_model_folder
-from lit_jax.convert.torch_files import sha256_of
 from lit_jax.convert.torch_import import convert
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import cache_folder
+from lit_jax.runtime.paths import cache_folder, file_sha256
 
 SHIPPED = Path(__file__).parents[2] / 'assets' / 'digits_dit.safetensors'
 HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
@@ -84,7 +83,7 @@ def shipped_teacher(root: Path | None = None) -> Path:
     yet."""
     if not SHIPPED.is_file():
         raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
-    folder = (root or cache_folder()) / 'models' / sha256_of(SHIPPED)[:12] / SHIPPED.stem
+    folder = (root or cache_folder()) / 'models' / file_sha256(SHIPPED)[:12] / SHIPPED.stem
     if not is_model_folder(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         convert(SHIPPED, folder, overwrite=folder.exists())

@@ -12,7 +12,7 @@ alone reads all bytes to check them, the others compare sizes."""
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
@@ -51,7 +51,7 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
     config = {'format': FORMAT, **config}
     check_config(config, 'the config to be saved')
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
-    peers.only_lead(lambda: _check_target(path, overwrite))
+    peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
     write_folder(path, text, params)
     return path
 
@@ -247,18 +247,20 @@ def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_target(path: epath.Path, overwrite: bool) -> None:
+def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
+    """Refuses an output that is in the way of a folder of any `kind`."""
+    path = as_path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f'cannot write a model folder to {path}: a file of that name exists. Choose another '
+        raise UserError(f'cannot write a {kind} folder to {path}: a file of that name exists. Choose another '
                         f'name.')
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
         raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be '
                         f'overwritten.')
-    if not is_model_folder(path):
-        raise UserError(
-            f'{path} is not a model folder, so it will not be overwritten. Choose another folder.')
+    if not is_kind(path):
+        raise UserError(f'{path} is not a {kind} folder, so it will not be overwritten. Choose another '
+                        f'folder.')
 
 
 def _move_into_place(partial: epath.Path, path: epath.Path) -> None:

@@ -4,10 +4,13 @@ Such a folder lies on disk as a model folder does (`lit_jax.checkpoint.model_fol
 its `kind`.
 """
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, parse_config
+from etils import epath
+
+from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_target, parse_config, write_folder
+from lit_jax.runtime import leaves, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, as_path
 
@@ -64,15 +67,25 @@ class Part:
 
     def check_target(self, path, overwrite: bool) -> None:
         """Refuses, before anything is read, an output that is in the way."""
-        path = as_path(path)
-        if path.exists() and not path.is_dir():
-            raise UserError(f'cannot write a {self.name} folder to {path}: a file of that name exists. '
-                            f'Choose another name.')
-        if not path.is_dir() or not any(path.iterdir()):
-            return
-        if not overwrite:
-            raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be '
-                            f'overwritten.')
-        if not self.is_folder(path):
-            raise UserError(f'{path} is not a {self.name} folder, so it will not be overwritten. Choose '
-                            f'another folder.')
+        check_target(path, overwrite, self.name, self.is_folder)
+
+    def save(self, path, config: Mapping, params, *, check: Callable[[dict, str], dict],
+             abstract: Callable[[dict], dict], overwrite: bool, **written) -> epath.Path:
+        """Writes a folder, all of it or nothing, and returns its path.
+
+        Args:
+            config: where its provenance has no 'sha256' of source files (trained here), that of the
+                parameters is put in. check: as for `read_config`.
+            abstract: config -> the parameter tree that it describes.
+            written: further arguments of `write_folder`.
+        """
+        path, config = absolute(path), {'format': FORMAT, 'kind': self.kind, **config}
+        config['provenance'] = dict(config.get('provenance') or {})
+        if 'sha256' not in config['provenance']:
+            config['provenance']['sha256'] = leaves.params_sha256(params)
+        config = check(config, 'the config to be saved')
+        leaves.check_leaves(leaves.named_leaves(params), leaves.named_leaves(abstract(config)),
+                            'the parameters to be saved')
+        peers.only_lead(lambda: self.check_target(path, overwrite))
+        write_folder(path, json.dumps(config, indent=2, allow_nan=False) + '\n', params, **written)
+        return path

@@ -9,7 +9,6 @@
 They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
 """
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -19,9 +18,8 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from lit_jax.checkpoint.arrays import Rows, each_rows, load_arrays
-from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
-from lit_jax.checkpoint.part_folder import FORMAT, Part
-from lit_jax.checkpoint.vae_folder import params_sha256
+from lit_jax.checkpoint.model_folder import ARRAYS, check_whole
+from lit_jax.checkpoint.part_folder import Part
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
@@ -65,10 +63,7 @@ class TextEncoder:
         return self._encode(self.params, ids_BL, mask_BL)
 
 
-def is_text_encoder_folder(path) -> bool:
-    """Whether `path` looks like a text encoder folder (its content may still be damaged; loading checks
-    that)."""
-    return PART.is_folder(path)
+is_text_encoder_folder, check_text_encoder_target = PART.is_folder, PART.check_target
 
 
 def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer, *,
@@ -76,25 +71,20 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     """Writes a text encoder folder, all of it or nothing, and returns its path.
 
     config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left
-    out. Where provenance has no 'sha256' of source files (an encoder trained here), that of the parameters is
-    put in. params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)` has them. Raises
-    UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens than the
-    embedding has rows, a target in use, or a full disk.
+    out (see `Part.save`). params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)` has
+    them. Raises UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens
+    than the embedding has rows, a target in use, or a full disk.
     """
-    path, named = absolute(path), leaves.named_leaves(params)
-    config = {'format': FORMAT, 'kind': PART.kind, 'weights': _form_of(named), 'tokenizer': tokenizer.file,
-              **config}
-    config['provenance'] = dict(config.get('provenance') or {})
-    if 'sha256' not in config['provenance']:
-        config['provenance']['sha256'] = params_sha256(params)
-    config = check_text_encoder_config(config, 'the config to be saved')
-    expected = T5Network(config['text_encoder'], weights=config['weights']).abstract()
-    leaves.check_leaves(named, leaves.named_leaves(expected), 'the parameters to be saved')
-    check_vocabulary(tokenizer, config['text_encoder'])
-    text = json.dumps(config, indent=2, allow_nan=False) + '\n'
-    peers.only_lead(lambda: check_text_encoder_target(path, overwrite))
-    write_folder(path, text, params, {tokenizer.file: tokenizer.content}, by_layer=True)
-    return path
+    def check(config: dict, source: str) -> dict:
+        config = check_text_encoder_config(config, source)
+        check_vocabulary(tokenizer, config['text_encoder'])
+        return config
+
+    config = {'weights': _form_of(leaves.named_leaves(params)), 'tokenizer': tokenizer.file, **config}
+    return PART.save(path, config, params, check=check, overwrite=overwrite, by_layer=True,
+                     files={tokenizer.file: tokenizer.content},
+                     abstract=lambda config: T5Network(config['text_encoder'],
+                                                       weights=config['weights']).abstract())
 
 
 def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None,
@@ -210,11 +200,6 @@ def check_text_encoder_config(config, source: str) -> dict:
         (config.get('weights') in WEIGHTS, f'"weights" must be one of {", ".join(WEIGHTS)}'),
         (config.get('tokenizer') in FILES, f'"tokenizer" must be one of {", ".join(FILES)}')])
     return {**config, 'text_encoder': check_t5_arch(config['text_encoder'])}
-
-
-def check_text_encoder_target(path, overwrite: bool) -> None:
-    """Refuses, before anything is read, an output that is in the way."""
-    PART.check_target(path, overwrite)
 
 
 def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:

@@ -7,17 +7,14 @@
 
 They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
 """
-import hashlib
-import json
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from etils import epath
 
 from lit_jax.checkpoint.arrays import load_arrays
-from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, write_folder
-from lit_jax.checkpoint.part_folder import FORMAT, Part
+from lit_jax.checkpoint.model_folder import ARRAYS, check_whole
+from lit_jax.checkpoint.part_folder import Part
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
@@ -61,32 +58,18 @@ class Vae:
         return self._decode(self.params, latent_BHWC, **options)
 
 
-def is_vae_folder(path) -> bool:
-    """Whether `path` looks like a VAE folder (its content may still be damaged; loading checks that)."""
-    return PART.is_folder(path)
+is_vae_folder, check_vae_target = PART.is_folder, PART.check_target
 
 
 def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
     """Writes a VAE folder, all of it or nothing, and returns its path.
 
-    config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one. Where
-    provenance has no 'sha256' of source files (a VAE trained here), that of the parameters is put in. params:
-    nested dict of numpy or jax arrays. Raises UserError for a wrong config, parameters that do not fit it, a
-    target that is in use, or a full disk.
+    config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one (see
+    `Part.save`). params: nested dict of numpy or jax arrays. Raises UserError for a wrong config, parameters
+    that do not fit it, a target that is in use, or a full disk.
     """
-    path = absolute(path)
-    config = {'format': FORMAT, 'kind': PART.kind, 'shift': 0.0, **config}
-    config['provenance'] = dict(config.get('provenance') or {})
-    if 'sha256' not in config['provenance']:
-        config['provenance']['sha256'] = params_sha256(params)
-    config = check_vae_config(config, 'the config to be saved')
-    leaves.check_leaves(leaves.named_leaves(params),
-                        leaves.named_leaves(VaeNetwork(config['vae']).abstract()),
-                        'the parameters to be saved')
-    text = json.dumps(config, indent=2, allow_nan=False) + '\n'
-    peers.only_lead(lambda: check_vae_target(path, overwrite))
-    write_folder(path, text, params)
-    return path
+    return PART.save(path, {'shift': 0.0, **config}, params, check=check_vae_config, overwrite=overwrite,
+                     abstract=lambda config: VaeNetwork(config['vae']).abstract())
 
 
 def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae:
@@ -122,21 +105,6 @@ def check_vae_config(config, source: str) -> dict:
         (_is_number(config.get('scale')) and config['scale'] > 0, '"scale" must be a positive number'),
         (_is_number(config.get('shift', 0.0)), '"shift" must be a number')])
     return {'shift': 0.0, **config, 'vae': check_vae_arch(config['vae'])}
-
-
-def check_vae_target(path, overwrite: bool) -> None:
-    """Refuses, before anything is read, an output that is in the way."""
-    PART.check_target(path, overwrite)
-
-
-def params_sha256(params) -> str:
-    """sha256 over names, shapes and little-endian float32 values of all leaves, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(leaves.named_leaves(params).items()):
-        values = np.ascontiguousarray(leaf, '<f4')
-        digest.update(f'{name} {list(values.shape)}\n'.encode())
-        digest.update(values)
-    return digest.hexdigest()
 
 
 def _read_checked(path: epath.Path) -> dict:

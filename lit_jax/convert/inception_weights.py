@@ -11,7 +11,6 @@ from which the file is downloaded where the network allows. Read are, told apart
 
 PyTorch is not needed, and nothing in a file is run (`lit_jax.convert.array_pickles`).
 """
-import hashlib
 import json
 import os
 import re
@@ -23,14 +22,20 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.convert.array_pickles import flat_names, read_arrays
 from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves, unflatten
-from lit_jax.runtime.paths import as_path, cache_folder, explain_unreachable, local_path, write_bytes_atomic
+from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
+from lit_jax.runtime.paths import (
+    as_path,
+    cache_folder,
+    explain_unreachable,
+    file_sha256,
+    local_path,
+    write_bytes_atomic,
+)
 
 VARIABLE = 'LIT_JAX_INCEPTION'
 FILE = 'inception.safetensors'
@@ -40,7 +45,6 @@ PUBLISHED = ('6726825d', '4e030efa5bccac3222d975f658d1884f9e00fab24f281208288453
 _NAMES = (FILE, PUBLISHED_NAME, 'inception_v3_weights_fid.pickle')
 _METADATA = 'lit_jax_inception'
 _NAME_DIGEST = re.compile(r'-([0-9a-f]{8,64})\.pth?$')
-_SHOWN = 20
 
 # Names of a batch norm's gain, shift, mean and variance.
 _TORCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -177,10 +181,8 @@ def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork
             flat[path], flat[path.removesuffix('kernel') + 'bias'] = found.unit(unit, leaf.shape)
     problems = found.problems + [f'unexpected: {name}' for name in found.arrays if name not in found.used]
     if problems:
-        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
         raise UserError(f'{where} does not hold the weights of FID-Inception (1008 classes, no auxiliary '
-                        f'head):\n  ' +
-                        '\n  '.join(problems[:_SHOWN] + more) + f'\nThe file to get is {PUBLISHED_NAME}')
+                        f'head):{listed(problems, 20)}\nThe file to get is {PUBLISHED_NAME}')
     return unflatten(flat)
 
 
@@ -236,8 +238,7 @@ def _in_folder(folder, what: str):
 
 
 def _checked_digest(file: Path, sha256: str) -> str:
-    with open(file, 'rb') as opened:
-        digest = hashlib.file_digest(opened, 'sha256').hexdigest()
+    digest = file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
         raise UserError(f'a sha256 has 64 hexadecimal digits, of which the first 8 or more are given; got '

@@ -24,18 +24,17 @@ from lit_jax.checkpoint.text_encoder_folder import (
     read_text_encoder_config,
     save_text_encoder_folder,
 )
-from lit_jax.convert.torch_files import FLOATS, Source, open_weights
+from lit_jax.convert.torch_files import Source, open_weights, parse_json
+from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config
 from lit_jax.convert.torch_import import tool_name
-from lit_jax.convert.vae_torch import digests
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime import storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
 OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
 MODEL_TYPES = ('t5', 'mt5')      # their encoders are the same network
-_SHOWN = 40
 
 # Our field <- transformers' field, and what transformers takes where config.json does not say.
 _FIELDS = {'vocab': ('vocab_size', 32128), 'width': ('d_model', 512), 'layers': ('num_layers', 6),
@@ -73,12 +72,8 @@ class ConvertedTextEncoder:
 def is_hub_text_encoder(path) -> bool:
     """Whether `path` is a transformers folder of a language model, T5 or another (`convert_text_encoder` says
     which)."""
-    try:
-        content = json.loads((Path(path) / 'config.json').read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and 'model_type' in content and not {'kind',
-                                                                          '_class_name'} & content.keys()
+    content = read_hub_config(path)
+    return 'model_type' in content and not {'kind', '_class_name'} & content.keys()
 
 
 def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
@@ -106,14 +101,10 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     tokenizer = find_tokenizer(src)
     check_vocabulary(tokenizer, arch)
     source = open_weights(src)
-    if not source.files:
-        inside = ', '.join(sorted(entry.name for entry in src.iterdir())[:8])
-        raise UserError(f'{src} holds no weights: expected model.safetensors or pytorch_model.bin (or their '
-                        f'.index.json with the files it names); it holds {inside}')
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
     config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
               'provenance': {'source': src.resolve().name, 'tool': tool_name(),
-                             **digests(list(source.files))}}
+                             **hub_digests(source.files)}}
     save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
     return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params),
@@ -172,23 +163,16 @@ def find_tokenizer(src: Path) -> Tokenizer:
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(f'{path} does not exist; give the folder of the text encoder, with config.json and '
-                        f'weights') from None
-    except ValueError as error:
-        raise UserError(f'{path} is not readable JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__}, expected a JSON object')
-    return content
+                        f'weights')
+    return parse_json(path.read_bytes(), str(path))
 
 
 def _guess_id(src: Path) -> str:
+    if cached := cached_id(src):
+        return cached
     parts = src.resolve().parts
-    for part in reversed(parts):
-        if match := re.fullmatch(r'models--(.+?)--(.+)', part):      # a snapshot in the Hugging Face cache
-            return f'{match[1]}/{match[2]}'
     return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
@@ -265,28 +249,16 @@ def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
                 want = (outputs, inputs)
             keys = _keys(path, layer, source)
             used.update(keys)
-            problems += [problem for key in keys if (problem := _problem(source, key, tuple(want)))]
+            problems += [problem for key in keys if (problem := source.problem(key, want))]
     problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used
                  and not key.startswith(_OTHER_HALF)]
     _raise(problems, name)
 
 
-def _problem(source: Source, key: str, want: tuple[int, ...]) -> str | None:
-    info = source.tensors.get(key)
-    if info is None:
-        return f'missing tensor: {key} {list(want)}'
-    if tuple(info.shape) != want:
-        return f'misshaped tensor: {key} has {list(info.shape)}, expected {list(want)}'
-    if info.dtype not in FLOATS:
-        return f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}'
-    return None
-
-
 def _raise(problems: list[str], name: str) -> None:
     if problems:
-        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
-        raise UserError(f'{name} does not hold the whole text encoder that its config.json describes:\n  ' +
-                        '\n  '.join(problems[:_SHOWN] + more))
+        raise UserError(f'{name} does not hold the whole text encoder that its config.json describes:' +
+                        listed(problems))
 
 
 # ------------------------------------------------------------------------------------------------------

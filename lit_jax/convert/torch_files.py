@@ -9,7 +9,6 @@ Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file 
 beside its copy.
 """
 import argparse
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -90,6 +89,17 @@ class Source:
         for reader in {id(reader): reader for reader, _ in self._owner.values()}.values():
             reader.release()
 
+    def problem(self, key: str, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a tensor that is to have this shape, as far as it shows without its values."""
+        info = self.tensors.get(key)
+        if info is None:
+            return f'missing tensor: {key} {list(shape)}'
+        if tuple(info.shape) != tuple(shape):
+            return f'misshaped tensor: {key} has {list(info.shape)}, expected {list(shape)}'
+        if info.dtype not in FLOATS:
+            return f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}'
+        return None
+
     def add(self, reader: Reader, file_name: str = '') -> None:
         """Adds the tensors of one reader; a key that is already there is a problem."""
         for name, info in reader.infos().items():
@@ -123,16 +133,22 @@ def open_source(path, weights: str = 'ema') -> Source:
     return source
 
 
-def open_weights(folder: Path) -> Source:
-    """All tensors of a Hugging Face folder's weight files, whatever model it is; none: an empty source."""
+def open_weights(folder: Path, weights: str = 'ema') -> Source:
+    """All tensors of a Hugging Face folder's weight files, whatever model it is. UserError where there are
+    none."""
     files, index = _hub_files(folder)
+    if not files:
+        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
+        raise UserError(f'{folder} holds no weights: expected model.safetensors, '
+                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json with the files '
+                        f'it names); it holds {inside}. A single checkpoint is given by its own path')
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
     source = Source({}, tuple(files))
     for file in files:
-        _open_file(file, 'ema', source)
+        _open_file(file, weights, source)
     source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index
-                        if key not in source.tensors]
+                        if _unwrapped(key) not in source.tensors]
     return source
 
 
@@ -141,12 +157,6 @@ def source_from_arrays(state: Mapping[str, np.ndarray]) -> Source:
     source = Source({})
     source.add(_ArrayReader(state))
     return source
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 as hex digits."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -309,7 +319,7 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
     if METADATA_KEY not in metadata:
         return None
     where = f'the metadata of {path}'
-    config = _parse_json(metadata[METADATA_KEY], where)
+    config = parse_json(metadata[METADATA_KEY], where)
     mixer = config['model'].get('mixer') if isinstance(config.get('model'), dict) else None
     if not isinstance(mixer, dict) or mixer.get('name') not in MIXERS:
         raise UserError(f'{where} describe no model that this version knows (model.mixer.name: '
@@ -353,25 +363,13 @@ def _sniff(path: Path) -> str:
 def _open_folder(path: Path, weights: str) -> Source:
     """A diffusers pipeline folder (with transformer/) or the transformer's own folder."""
     folder = path / 'transformer' if (path / 'transformer').is_dir() else path
-    files, index = _hub_files(folder)
-    if not files:
-        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
-        raise UserError(f'{folder} holds no weights: expected a diffusers folder with config.json and '
-                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json); it holds '
-                        f'{inside}. A single checkpoint is given by its own path')
-    config_path = folder / 'config.json'
+    source, config_path = open_weights(folder, weights), folder / 'config.json'
     if not config_path.is_file():
-        raise UserError(f'{folder} has weights but no config.json; give the weight file itself ({files[0]}) '
-                        f'or add the config.json of the diffusers model')
-    if missing := [str(file) for file in files if not file.is_file()]:
-        raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
-    source = Source({}, (*files, config_path),
-                    hub_config=_parse_json(config_path.read_text(), str(config_path)))
+        raise UserError(f'{folder} has weights but no config.json; give the weight file itself '
+                        f'({source.files[0]}) or add the config.json of the diffusers model')
+    source.files = (*source.files, config_path)
+    source.hub_config = parse_json(config_path.read_text(), str(config_path))
     check_hub_config(source.hub_config, str(config_path))
-    for file in files:
-        _open_file(file, weights, source)
-    source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index
-                        if _unwrapped(key) not in source.tensors]
     source.classes = _class_names(path / 'model_index.json')
     return source
 
@@ -383,9 +381,11 @@ def _hub_files(folder: Path) -> tuple[list[Path], list[str]]:
             if (folder / f'{stem}{suffix}').is_file():
                 return [folder / f'{stem}{suffix}'], []
             if (index := folder / f'{stem}{suffix}.index.json').is_file():
-                names = _parse_json(index.read_text(), str(index)).get('weight_map', {})
+                names = parse_json(index.read_text(), str(index)).get('weight_map', {})
                 # Only the names: an index must not lead out of its folder.
                 return [folder / Path(file).name for file in sorted(set(names.values()))], list(names)
+            if shards := sorted(folder.glob(f'{stem}-?????-of-?????{suffix}')):
+                return shards, []
     return [], []
 
 
@@ -393,15 +393,16 @@ def _class_names(path: Path) -> list[str] | None:
     """The label names of a diffusers DiT pipeline, if it gives all of them."""
     if not path.is_file():
         return None
-    labels = _parse_json(path.read_text(), str(path)).get('id2label') or {}
+    labels = parse_json(path.read_text(), str(path)).get('id2label') or {}
     names = [labels.get(str(i)) for i in range(len(labels))]
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _parse_json(text: str, where: str) -> dict:
+def parse_json(text: str | bytes, where: str) -> dict:
+    """A JSON object, or a UserError that says where it stands."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f'{where} is not readable JSON: {error}') from error
     if not isinstance(content, dict):
         raise UserError(f'{where} holds a {type(content).__name__}, expected a JSON object')

@@ -1,9 +1,14 @@
-"""config.json of Hugging Face diffusers folders: what is read of it, and what PixArt's says when we write
-one."""
-from collections.abc import Mapping
+"""Folders of the Hugging Face hub: what is read of their config.json, what PixArt's says when we write one,
+names and checksums."""
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from lit_jax.models.arch import mixers_of
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 
 PIXART_CLASS = 'PixArtTransformer2DModel'
 # Transformer2DModel is what older folders of both are called; '' are folders that do not say.
@@ -23,6 +28,30 @@ def check_hub_config(config: Mapping, where: str) -> None:
     if name not in _CLASSES:
         raise UserError(f'{where} is the config of a {name}; this converter reads DiT '
                         f'(DiTTransformer2DModel) and PixArt-Σ ({PIXART_CLASS})')
+
+
+def read_hub_config(folder) -> dict:
+    """config.json of a folder that may be one of the hub; empty where there is none."""
+    try:
+        content = json.loads((Path(folder) / 'config.json').read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def cached_id(folder: Path) -> str | None:
+    """'owner/name' of a snapshot in the Hugging Face cache."""
+    found = [re.fullmatch(r'models--(.+?)--(.+)', part) for part in folder.resolve().parts]
+    return next((f'{match[1]}/{match[2]}' for match in reversed(found) if match), None)
+
+
+def hub_digests(files: Iterable[Path]) -> dict:
+    """sha256 of the weight file; of several, that of their names and sums as `sha256sum` prints them."""
+    sums = {file.name: file_sha256(file) for file in files}
+    if len(sums) == 1:
+        return {'files': sums, 'sha256': next(iter(sums.values()))}
+    text = ''.join(f'{digest}  {name}\n' for name, digest in sorted(sums.items()))
+    return {'files': sums, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
 def hub_sizes(arch: Mapping) -> dict:

@@ -23,7 +23,7 @@ from lit_jax.convert.torch_arch import (
     plain_arch,
     size_name,
 )
-from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of, source_from_arrays
+from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
 from lit_jax.convert.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves
 from lit_jax.convert.torch_pixart import NULL_CAPTION, has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
@@ -31,7 +31,7 @@ from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.layers import position_table
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
-from lit_jax.runtime.paths import as_path, local_path
+from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
 # DiT's latents
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}
@@ -337,7 +337,7 @@ def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
 
 def _provenance(src: Path, source: Source, given: Mapping) -> dict:
     """Where the weights come from; the training step is passed on where the file knows it."""
-    digests = {path.name: sha256_of(path) for path in source.files}
+    digests = {path.name: file_sha256(path) for path in source.files}
     return {'source': os.path.basename(os.path.abspath(src)), 'weights': source.weights, 'tool': tool_name(),
             'sha256': next(iter(digests.values())) if len(digests) == 1 else digests,
             **({'step': given['step']} if 'step' in given else {})}

@@ -5,29 +5,26 @@ and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with 
 file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
 dtype or not finite is told in one error.
 """
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
-from lit_jax.convert.torch_files import FLOATS, Source, open_source, sha256_of
+from lit_jax.convert.torch_files import Source, open_weights, parse_json
+from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
 CLASS = 'AutoencoderKL'
 _OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')
-_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch_model', 'model')
 _PUBLISHED = {'sd-vae-ft-ema': 'stabilityai', 'sd-vae-ft-mse': 'stabilityai', 'sdxl-vae': 'stabilityai',
               'sdxl-vae-fp16-fix': 'madebyollin'}      # folder name -> who published it
-_SHOWN = 40
 
 # Our field <- diffusers' field, and what diffusers takes where config.json does not say.
 _FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
@@ -52,12 +49,7 @@ class ConvertedVae:
 def is_hub_vae(path) -> bool:
     """Whether `path` is a diffusers folder of an autoencoder, of this or another kind (`convert_vae` says
     which)."""
-    config = Path(path) / 'config.json'
-    try:
-        content = json.loads(config.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and _OTHER_VAES.search(str(content.get('_class_name', ''))) is not None
+    return _OTHER_VAES.search(str(read_hub_config(path).get('_class_name', ''))) is not None
 
 
 def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
@@ -77,12 +69,12 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
         raise UserError(f'{src} is a VAE, {asked} is for diffusion models. Leave it out, or give the folder '
                         f'of the diffusion model')
     check_vae_target(out, overwrite)
-    hub = read_hub_config(src)
+    hub = _read_config(src)
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
-    files, source = _open_weights(src)
+    source = open_weights(src)
     params = read_vae_params(source, arch, str(src))
     config = {'vae': arch, 'id': vae_id or _guess_id(src), 'scale': scale, 'shift': shift,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **digests(files)}}
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())
     return ConvertedVae(str(src), config, vae_id is not None, count, out)
@@ -107,7 +99,7 @@ def describe_vae(done: ConvertedVae) -> str:
 # config.json
 
 
-def read_hub_config(folder: Path) -> dict:
+def _read_config(folder: Path) -> dict:
     """config.json of a diffusers AutoencoderKL folder."""
     path = folder / 'config.json'
     if not folder.is_dir():
@@ -118,11 +110,8 @@ def read_hub_config(folder: Path) -> dict:
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
         raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; '
                         f'it holds {inside}.{hint} Get the whole diffusers folder')
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f'{path} is not readable JSON: {error}') from error
-    name = config.get('_class_name') if isinstance(config, dict) else None
+    config = parse_json(path.read_bytes(), str(path))
+    name = config.get('_class_name')
     if name != CLASS:
         raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the '
                         f'class {CLASS} (sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and their like)')
@@ -160,58 +149,14 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
 
 
 def _guess_id(src: Path) -> str:
-    for part in reversed(src.resolve().parts):
-        if match := re.fullmatch(r'models--(.+?)--(.+)', part):      # a snapshot in the Hugging Face cache
-            return f'{match[1]}/{match[2]}'
+    if cached := cached_id(src):
+        return cached
     name = src.resolve().name
     return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
 
 
 # ------------------------------------------------------------------------------------------------------
 # Weights
-
-
-@dataclass
-class _Files:
-    """The tensors of one or several weight files."""
-    owner: dict[str, Source] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
-def _open_weights(folder: Path) -> tuple[list[Path], _Files]:
-    files = _weight_files(folder)
-    if not files:
-        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8])
-        raise UserError(f'{folder} holds no weights: expected {_STEMS[0]}.safetensors or .bin; it holds '
-                        f'{inside}')
-    found = _Files()
-    for file in files:
-        source = open_source(file)
-        found.problems += source.problems
-        found.problems += [f'duplicate tensor: {key} (again in {file.name})' for key in source.tensors
-                           if key in found.owner]
-        found.owner.update(dict.fromkeys(source.tensors, source))
-    return files, found
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for stem in _STEMS:
-        for suffix in ('.safetensors', '.bin'):
-            if (folder / f'{stem}{suffix}').is_file():
-                return [folder / f'{stem}{suffix}']
-            if shards := sorted(folder.glob(f'{stem}-?????-of-?????{suffix}')):
-                return shards
-    return []
-
-
-def digests(files: list[Path]) -> dict:
-    """sha256 of the weight file; of several, that of their names and sums as `sha256sum` prints them."""
-    sums = {file.name: sha256_of(file) for file in files}
-    if len(sums) == 1:
-        return {'files': sums, 'sha256': next(iter(sums.values()))}
-    text = ''.join(f'{digest}  {name}\n' for name, digest in sorted(sums.items()))
-    return {'files': sums, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
-
 
 # Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
 _NAMES = [
@@ -245,32 +190,28 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
     return names
 
 
-def read_vae_params(source, arch: Mapping, name: str) -> dict:
+def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
     """The float32 parameter tree of `arch` filled from `source`, or one UserError with everything that is
     wrong.
 
-    source: what `_open_weights` gives, or a `Source`. name: what was read, for the message.
+    name: what was read, for the message.
     """
-    files = source if isinstance(source,
-                                 _Files) else _Files(dict.fromkeys(source.tensors, source),
-                                                     [*source.problems])
-    old = any('.attentions.0.query.' in key for key in files.owner)
-    problems, used, flat = list(files.problems), set(), {}
+    old = any('.attentions.0.query.' in key for key in source.tensors)
+    problems, used, flat = list(source.problems), set(), {}
     for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():
         keys = torch_names(path, old=old)
         transform = TRANSFORMS[_transform(path, leaf.shape)]
         whole = transform.torch_shape(leaf.shape)
-        tensors = [_take(files, key, (whole[0] // len(keys), *whole[1:]), problems) for key in keys]
+        tensors = [_take(source, key, (whole[0] // len(keys), *whole[1:]), problems) for key in keys]
         used.update(keys)
         if all(tensor is not None for tensor in tensors):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             # A copy: what was read may be a view of the mapped file.
             flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
-    problems += [f'unexpected tensor: {key}' for key in files.owner if key not in used]
+    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used]
     if problems:
-        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
-        raise UserError(f'{name} does not hold the whole VAE that its config.json describes:\n  ' +
-                        '\n  '.join(problems[:_SHOWN] + more))
+        raise UserError(f'{name} does not hold the whole VAE that its config.json describes:' +
+                        listed(problems))
     return unflatten(flat)
 
 
@@ -282,19 +223,13 @@ def _transform(path: str, shape: tuple[int, ...]) -> str:
     return 'conv' if len(shape) == 4 else 'copy'
 
 
-def _take(files: _Files, key: str, shape: tuple[int, ...], problems: list[str]) -> np.ndarray | None:
+def _take(source: Source, key: str, shape: tuple[int, ...], problems: list[str]) -> np.ndarray | None:
     """The tensor's values, or None with the problem noted."""
-    if key not in files.owner:
-        problems.append(f'missing tensor: {key} {list(shape)}')
-        return None
-    info = files.owner[key].tensors[key]
-    if info.shape != shape:
-        problems.append(f'misshaped tensor: {key} has {list(info.shape)}, expected {list(shape)}')
-    elif info.dtype not in FLOATS:
-        problems.append(f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}')
-    else:
-        values = files.owner[key].read(key)
+    problem = source.problem(key, shape)
+    if problem is None:
+        values = source.read(key)
         if np.isfinite(values).all():
             return values
-        problems.append(f'non-finite values in tensor: {key}')
+        problem = f'non-finite values in tensor: {key}'
+    problems.append(problem)
     return None

@@ -5,7 +5,6 @@ The note (shards/00000.json) is written after the shard; a shard counts as made 
 file has the size in it. What a shard holds is a function of the plan and the images alone, so that any run
 can make it.
 """
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from lit_jax.data.latents import SHARDS, pack
-from lit_jax.runtime.paths import as_path, files_under, fsync_path, is_remote, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    file_sha256,
+    files_under,
+    fsync_path,
+    is_remote,
+    write_text_atomic,
+)
 
 # Latents are noise to a compressor: zstd saves 7 % and costs half of the reading speed.
 _WRITER = 'group_size:1,uncompressed'
@@ -165,9 +171,3 @@ def count_records(path) -> int:
         return reader.num_records()
     finally:
         reader.close()
-
-
-def file_sha256(path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-

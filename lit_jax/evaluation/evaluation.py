@@ -15,7 +15,7 @@ import numpy as np
 
 import lit_jax
 from lit_jax.checkpoint.load import find_steps, load, read_weights_config
-from lit_jax.checkpoint.vae_folder import params_sha256, read_vae_config
+from lit_jax.checkpoint.vae_folder import read_vae_config
 from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
 from lit_jax.evaluation.reference import Reference, open_reference
 from lit_jax.evaluation.scores import OF_IMAGES, USUAL, Scorer, Settings, impossible
@@ -26,6 +26,7 @@ from lit_jax.metrics.features import Features
 from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
 from lit_jax.sampling import draw_classes as sampling

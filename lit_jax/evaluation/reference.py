@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lit_jax.evaluation.npz_reader import Npz
-from lit_jax.evaluation.sets import IMAGES, FolderSet, NpzSet, file_sha256, open_set
+from lit_jax.evaluation.sets import IMAGES, FolderSet, NpzSet, open_set
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics.frechet import Statistics
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, explain_unreachable
+from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256
 
 STORED = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
 FORMAT = 1

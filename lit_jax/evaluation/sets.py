@@ -16,10 +16,9 @@ from PIL import Image
 from lit_jax.data.images import decode
 from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, explain_unreachable, files_under, is_remote
+from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256, files_under
 
 IMAGES = 'arr_0'
-_BLOCK = 1 << 24
 _LOSSY = frozenset('.jpg .jpeg .jpe .jfif .webp .avif .gif'.split())
 _NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d+)\.png$')     # as sample.py names single images
 
@@ -149,18 +148,6 @@ def check_images(shape: tuple[int, ...], dtype, what: str) -> None:
     if np.dtype(dtype) != np.uint8:
         raise UserError(f'{wanted}. Published scores are of bytes: save np.clip(127.5 * x + 128, 0, '
                         f'255).astype(np.uint8) of images in [-1, 1].')
-
-
-def file_sha256(path) -> str:
-    """Of a file here or in a bucket."""
-    path = as_path(path)
-    digest = hashlib.sha256()
-    with explain_unreachable(path), path.open('rb') as file:
-        if not is_remote(path):
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _card_of(path, count: int, where) -> dict | None:

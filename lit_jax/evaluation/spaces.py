@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.convert.inception_weights import load_inception
 from lit_jax.data.sources import default_data_dir
 from lit_jax.data.toys.digits import open_digits
@@ -17,6 +16,7 @@ from lit_jax.metrics.toys import digits_judge
 from lit_jax.models.inception import SPATIAL_WIDTH, WIDTH
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256
 from lit_jax.runtime.paths import as_path, cache_folder
 
 LOG = logging.getLogger('lit_jax')

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, shown_by
+from lit_jax.models.functional import Functional
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
 from lit_jax.runtime.compiler import without_ynnpack
@@ -18,7 +18,7 @@ from lit_jax.runtime.errors import UserError
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
 
-class Network:
+class Network(Functional):
     """An architecture as functions of its parameters: `init`, `abstract`, `apply`, and `observe`.
 
     Args:
@@ -35,15 +35,9 @@ class Network:
             raise UserError(f'unknown remat policy {remat!r}; known: {", ".join(REMAT_POLICIES)}')
         options = {k: v for k, v in self.arch.items() if k != 'family'}
         family = FAMILIES[self.arch['family']]
-        self._build = lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat,
-                                          rngs=rngs)
         self.dtype = dtype
-        # Only shapes: nothing is allocated here.
-        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore
-        # into.
-        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                                      nnx.to_pure_dict(abstract))
+        super().__init__(lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat,
+                                             rngs=rngs))
 
     @property
     def conditioning(self) -> str:
@@ -90,20 +84,10 @@ class Network:
         """What to give jax.jit as `compiler_options` for a program without gradients of this network."""
         return inference_options(self.arch['mixer']['name'], count_tokens(self.arch), self.arch['width'])
 
-    def abstract(self) -> dict:
-        """The parameter tree as ShapeDtypeStructs."""
-        return self._abstract
-
-    def init(self, key: Array) -> dict:
-        """Fresh float32 parameters. Jittable: under `jax.jit(..., out_shardings=...)` no device holds a full
-        copy."""
-        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
-
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
         """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after
         them."""
-        return nnx.merge(self._graphdef, params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label'
-                                                 else cond)
+        return self._merge(params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
                 names: Sequence[str]) -> tuple[Array, dict[str, list]]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.models.functional import Functional
 from lit_jax.models.layers import Array, build_stack, normal_init, run_stack
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.compiler import least_memory
@@ -189,7 +190,7 @@ class T5Encoder(nnx.Module):
         return jnp.moveaxis(jnp.take(self.position_bias.table[...], buckets_LL, axis=0), -1, 0)
 
 
-class T5Network:
+class T5Network(Functional):
     """A T5 encoder as functions: `init`, `abstract` and `apply`.
 
     Args:
@@ -208,29 +209,17 @@ class T5Network:
             raise UserError(f'unknown form {weights!r} of a text encoder\'s weights; known: '
                             f'{", ".join(WEIGHTS)}')
         self.dtype, self.weights = dtype, weights
-        self._build = lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,
-                                             scan_layers=scan_layers, rngs=rngs)
-        # Only shapes: nothing is allocated here.
-        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                                      nnx.to_pure_dict(abstract))
+        super().__init__(lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,
+                                                scan_layers=scan_layers, rngs=rngs))
 
     @property
     def width(self) -> int:
         """Channels of a token's features."""
         return self.arch['width']
 
-    def abstract(self) -> dict:
-        """The parameter tree as ShapeDtypeStructs."""
-        return self._abstract
-
     def inference_options(self) -> dict:
         """`compiler_options` of jax.jit for encoding."""
         return least_memory() if self.weights == 'int8' else {}
-
-    def init(self, key: Array) -> dict:
-        """Fresh parameters as T5 draws them; jittable."""
-        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
     def apply(self, params: dict, ids_BL: Array, mask_BL: Array) -> Array:
         """The last hidden state [B, L, D] in `dtype`, padded rows too.
@@ -240,7 +229,7 @@ class T5Network:
         if ids_BL.ndim != 2 or ids_BL.shape != mask_BL.shape:
             raise UserError(f'token ids and mask have one shape [B, L], got {list(ids_BL.shape)} and '
                             f'{list(mask_BL.shape)}')
-        return nnx.merge(self._graphdef, params)(ids_BL, mask_BL)
+        return self._merge(params)(ids_BL, mask_BL)
 
 
 def check_t5_arch(arch: Mapping) -> dict:

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.models.convolution import Conv
+from lit_jax.models.functional import Functional
 from lit_jax.models.layers import Array
 from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
 from lit_jax.models.vae_blocks import Decoder, Encoder
@@ -56,7 +57,7 @@ class Autoencoder(nnx.Module):
         return self.decoder(self.post_quant_conv(latent_BHWC) if self.has_post_quant_conv else latent_BHWC)
 
 
-class VaeNetwork:
+class VaeNetwork(Functional):
     """An autoencoder as functions: `init`, `abstract`, `encode` and `decode`.
 
     Args:
@@ -70,11 +71,7 @@ class VaeNetwork:
     def __init__(self, arch: Mapping, *, dtype=jnp.float32):
         self.arch = check_vae_arch(arch)
         self.dtype = dtype
-        self._build = lambda rngs: Autoencoder(**self.arch, dtype=dtype, rngs=rngs)
-        # Only shapes: nothing is allocated here.
-        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
-        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                                      nnx.to_pure_dict(abstract))
+        super().__init__(lambda rngs: Autoencoder(**self.arch, dtype=dtype, rngs=rngs))
 
     @property
     def downscale(self) -> int:
@@ -85,14 +82,6 @@ class VaeNetwork:
     def channels(self) -> int:
         """Channels of the latent."""
         return self.arch['channels']
-
-    def abstract(self) -> dict:
-        """The parameter tree as ShapeDtypeStructs."""
-        return self._abstract
-
-    def init(self, key: Array) -> dict:
-        """Fresh float32 parameters; jittable."""
-        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
     def encode(self, params: dict, image_BHWC: Array, *, one_by_one: bool = False) -> tuple[Array, Array]:
         """Images in [-1, 1] -> (mean, logvar) [B, h, w, C] in float32, logvar clamped to [-30, 20].
@@ -129,9 +118,6 @@ class VaeNetwork:
             decode = functools.partial(decode_tiles, decode, tile=tile, overlap=shared,
                                        downscale=self.downscale)
         return _one_by_one(decode, latent_BHWC) if one_by_one else decode(latent_BHWC)
-
-    def _merge(self, params: dict) -> Autoencoder:
-        return nnx.merge(self._graphdef, params)
 
     def _check(self, x: Array, channels: int, multiple: int, what: str) -> None:
         if x.ndim != 4 or x.shape[-1] != channels:

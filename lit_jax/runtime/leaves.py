@@ -1,14 +1,13 @@
 """Names of the leaves of a tree, and one comparison of what a checkpoint holds with what a model expects."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from lit_jax.runtime.errors import UserError
-
-_SHOWN = 20
+from lit_jax.runtime.errors import UserError, listed
 
 
 def named_leaves(tree) -> dict:
@@ -50,6 +49,16 @@ def tree_bytes(tree) -> int:
                for leaf in jax.tree.leaves(tree))
 
 
+def params_sha256(params) -> str:
+    """sha256 over names, shapes and little-endian float32 values of all leaves, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(params).items()):
+        values = np.ascontiguousarray(leaf, '<f4')
+        digest.update(f'{name} {list(values.shape)}\n'.encode())
+        digest.update(values)
+    return digest.hexdigest()
+
+
 def check_leaves(stored: dict, expected: dict, source: str) -> None:
     """Raises one UserError that lists every leaf missing from, extra in, or different in shape or dtype from
     `stored`.
@@ -62,11 +71,9 @@ def check_leaves(stored: dict, expected: dict, source: str) -> None:
             problems.append(f'different: {name} is {_describe(stored[name])}, expected '
                             f'{_describe(expected[name])}')
     if problems:
-        more = [f'... and {len(problems) - _SHOWN} more'] if len(problems) > _SHOWN else []
-        lines = '\n  '.join(problems[:_SHOWN] + more)
-        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:\n '
-                        f' {lines}\nUse the recipe (architecture, optimizer) that they were written with, or '
-                        f'another source.')
+        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:'
+                        f'{listed(problems, 20)}\nUse the recipe (architecture, optimizer) that they were '
+                        f'written with, or another source.')
 
 
 def _describe(leaf) -> str:

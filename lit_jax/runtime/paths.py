@@ -9,6 +9,7 @@ too:
     object store   a file is one object, and an object is whole or absent; there are no folders to make or to
                    rename"""
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from lit_jax.runtime.errors import UserError
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
 _SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
             'hf': ('hf', 'huggingface_hub')}
+_BLOCK = 1 << 24
 _URL = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*)://')
 _BROKEN_URL = re.compile(rf'^({"|".join(_SCHEMES)}):/(?!/)')
 # What the packages of the object stores raise besides OSError, where they are loaded: no credentials, no
@@ -85,6 +87,17 @@ def files_under(root) -> dict[str, int]:
         files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
         found = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
     return dict(sorted(found.items()))
+
+
+def file_sha256(path) -> str:
+    """Hex digits of a file here or in a bucket."""
+    path, digest = as_path(path), hashlib.sha256()
+    with explain_unreachable(path), path.open('rb') as file:
+        if not is_remote(path):
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_bytes_atomic(path, data: bytes) -> None:

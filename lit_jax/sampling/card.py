@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')

@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.model_folder import is_model_folder, read_config, save_model_folder
-from lit_jax.checkpoint.vae_folder import params_sha256
 from lit_jax.evaluation.evaluation import Evaluation
 from lit_jax.evaluation.feature_store import FeatureStore
 from lit_jax.evaluation.reference import open_reference
@@ -19,6 +18,7 @@ from lit_jax.evaluation.spaces import open_space
 from lit_jax.models.network import Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256
 from lit_jax.sampling import draw_classes as sampling
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.groups import GroupSampler, Images

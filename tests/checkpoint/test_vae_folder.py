@@ -16,12 +16,12 @@ from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
 from lit_jax.checkpoint.vae_folder import (
     is_vae_folder,
     load_vae,
-    params_sha256,
     read_vae_config,
     save_vae_folder,
 )
 from lit_jax.models.vae import check_vae_arch
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256
 
 CONFIG = {'vae': ARCH, 'id': 'mine/vae', 'scale': 0.5, 'provenance': {'source': 'here', 'sha256': 'a' * 64}}
 

@@ -14,8 +14,8 @@ from torchvision_shim import import_oracle
 
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.convert.torch_export import to_torch_state
-from lit_jax.convert.torch_files import sha256_of
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
                                 'downscale': 8}
     assert config['diffusion'] == {'steps': 1000, 'kind': 'linear'} and config['classes'] is None
     assert config['provenance']['source'] == 'lit.safetensors'
-    assert config['provenance']['sha256'] == sha256_of(path)
+    assert config['provenance']['sha256'] == file_sha256(path)
     back = to_torch_state(params, config['model'])
     assert all(np.array_equal(back[key], state[key]) for key in state)
     convert(tmp_path / 'lit', '--to_torch', '--out', tmp_path / 'back.safetensors')
@@ -167,7 +167,7 @@ def test_output_in_the_way(convert, checkpoint, tmp_path):
     convert(path, '--out', tmp_path / 'model')
     save_file(random_state(tiny_arch(LINEAR), 5), path)
     convert(path, '--out', tmp_path / 'model', '--overwrite')
-    assert load_model_folder(tmp_path / 'model')[0]['provenance']['sha256'] == sha256_of(path)
+    assert load_model_folder(tmp_path / 'model')[0]['provenance']['sha256'] == file_sha256(path)
     with pytest.raises(UserError, match='a model folder already; --to_torch'):
         convert(tmp_path / 'model', '--out', tmp_path / 'again')
 

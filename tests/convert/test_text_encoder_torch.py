@@ -16,7 +16,6 @@ from lit_jax.convert.text_encoder_torch import (
     export_text_encoder,
     is_hub_text_encoder,
 )
-from lit_jax.convert.torch_files import sha256_of
 from lit_jax.models.t5 import T5_XXL
 from lit_jax.runtime.errors import UserError
 from lit_jax.text.encoder import encode_captions
@@ -51,7 +50,7 @@ def test_the_script_recognises_a_text_encoder(convert, tmp_path, capsys):
                   '5,984 parameters, 23.9 kB as float32', 'tokenizer.json'):
         assert words in printed
     encoder = load_text_encoder(tmp_path / 't5', 'float32')
-    assert (encoder.network.arch, encoder.sha256) == (ARCH, sha256_of(hub / 'model.safetensors'))
+    assert (encoder.network.arch, encoder.sha256) == (ARCH(hub / 'model.safetensors'))
     qkv = np.asarray(encoder.params['blocks']['attn']['qkv']['kernel'])
     assert qkv.shape == (2, 16, 3, 2, 6)
     for i, part in enumerate('qkv'):

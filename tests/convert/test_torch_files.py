@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 from torch_samples import hub_config, random_state, tiny_arch, to_diffusers
 
 from lit_jax.convert import torch_files
-from lit_jax.convert.torch_files import open_source, sha256_of
+from lit_jax.convert.torch_files import open_source
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 
 
 @pytest.fixture
@@ -338,7 +339,7 @@ def test_folders_that_are_no_checkpoints(tmp_path):
 
 def test_sha256(tmp_path):
     (tmp_path / 'x').write_bytes(b'abc')
-    assert sha256_of(tmp_path / 'x') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    assert file_sha256(tmp_path / 'x') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
 
 
 @pytest.mark.parametrize('length', [0x180, 0x0a28])

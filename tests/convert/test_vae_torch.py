@@ -9,11 +9,11 @@ from torchvision_shim import import_oracle
 from vae_samples import HUB, random_state, same_trees, write_hub_folder
 
 from lit_jax.checkpoint.vae_folder import load_vae
-from lit_jax.convert.torch_files import sha256_of
 from lit_jax.convert.vae_torch import arch_of, convert_vae, is_hub_vae, torch_names
 from lit_jax.models.vae import SD_ARCH, VaeNetwork
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.paths import file_sha256
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
@@ -33,7 +33,7 @@ def test_the_script_recognises_a_vae(convert, tmp_path, capsys):
         assert words in printed
     vae = load_vae(tmp_path / 'vae')
     assert (vae.id, vae.scale, vae.shift) == ('stabilityai/sd-vae-ft-mse', 0.18215, 0.0)
-    assert vae.sha256 == sha256_of(hub / WEIGHTS)
+    assert vae.sha256 == file_sha256(hub / WEIGHTS)
     assert vae.config['provenance']['source'] == 'sd-vae-ft-mse'
     down = vae.params['encoder']['level0']['resample']['kernel']
     assert np.array_equal(down,

@@ -53,8 +53,8 @@ def test_the_shipped_checkpoints_are_small_and_say_where_they_come_from():
     assert sum(file.stat().st_size for file in files) <= 10_000_000
     card = json.loads(TEACHER.with_suffix('.json').read_text())
     assert {'command', 'seed', 'steps', 'versions', 'figures', 'sha256', 'text_encoder'} <= set(card)
-    assert card['sha256'] == shapes.sha256_of(TEACHER)
-    assert card['text_encoder'] == {file.name: shapes.sha256_of(file) for file in ENCODER.iterdir()}
+    assert card['sha256'] == shapes.file_sha256(TEACHER)
+    assert card['text_encoder'] == {file.name: shapes.file_sha256(file) for file in ENCODER.iterdir()}
 
 
 @pytest.mark.slow

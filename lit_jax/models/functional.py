@@ -1,0 +1,31 @@
+"""A module as functions over a plain dict of its parameters; nothing outside `lit_jax.models` sees nnx."""
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from lit_jax.models.layers import Array
+
+
+class Functional:
+    """`abstract` and `init`, and `_merge` for what a network does. build: nnx.Rngs -> module."""
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+        self._build = build
+        # Only shapes: nothing is allocated here.
+        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore
+        # into.
+        self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                                      nnx.to_pure_dict(abstract))
+
+    def abstract(self) -> dict:
+        """The parameter tree as ShapeDtypeStructs."""
+        return self._abstract
+
+    def init(self, key: Array) -> dict:
+        """Fresh parameters. Jittable: under `jax.jit(..., out_shardings=...)` no device holds a full copy."""
+        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
+
+    def _merge(self, params: dict) -> nnx.Module:
+        return nnx.merge(self._graphdef, params)
