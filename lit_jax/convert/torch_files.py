@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from lit_jax.convert.torch_hub import check_hub_config
 from lit_jax.models.mixers import MIXERS
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import explain_unreadable
 
 FLOATS = ('float32', 'float16', 'bfloat16')
 _LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
@@ -330,11 +331,8 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
 def _sniff(path: Path) -> str:
     """'torch' or 'safetensors' by the first bytes; everything else is an error that names what the file
     is."""
-    try:
-        with open(path, 'rb') as file:
-            head = file.read(512)
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}') from error
+    with explain_unreadable(path), open(path, 'rb') as file:
+        head = file.read(512)
     text = head.lstrip().lower()
     if not head:
         raise UserError(f'{path} is empty; get it again')

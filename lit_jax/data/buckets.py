@@ -18,12 +18,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from lit_jax.data.crop import MAX_PIXELS, center_crop
 from lit_jax.runtime.errors import UserError
 
-RULE = 'cover-center-crop'  # what stands for `cover_crop` in a description of the data
+RULE = 'cover-center-crop'  # what stands for `lit_jax.data.crop.cover_crop` in a description of the data
 _STEPS = 16                 # of the table a base size
 
 
@@ -60,26 +58,3 @@ def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray
     order = np.argsort(ratios, kind='stable')
     between = (ratios[order][1:] + ratios[order][:-1]) / 2
     return order[np.searchsorted(between, np.log(height / width), side='left')].astype(np.int32)
-
-
-def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: the image resized to cover the shape (H, W), and the middle cut out.
-
-    For a square shape this is `lit_jax.data.crop.center_crop`; else the same steps: halved with a box filter
-    while both sides are at least twice as long as they should be, then bicubic. Raises ValueError for an
-    image so long and thin that the resized one would have more than MAX_PIXELS pixels."""
-    rows, columns = shape
-    if rows == columns:
-        return center_crop(image, rows)
-    if image.mode != 'RGB':
-        image = image.convert('RGB')
-    while image.width >= 2 * columns and image.height >= 2 * rows:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(columns / image.width, rows / image.height)
-    width, height = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
-    if width * height > MAX_PIXELS:
-        raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to '
-                         f'{width}x{height}')
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - columns) // 2, (height - rows) // 2
-    return np.array(image.crop((left, top, left + columns, top + rows)))

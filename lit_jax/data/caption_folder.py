@@ -12,13 +12,13 @@ are read when the folder is opened; of many thousand images, tar shards open fas
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 from lit_jax.data.captions import CaptionedImages, check_pairs, record_captions
 from lit_jax.data.folder import SUFFIXES, read_image, suffix_of, visible_files
 from lit_jax.data.image_sizes import keep_known, read_sizes
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import explain_unreachable
+from lit_jax.runtime.paths import explain_unreadable
+from lit_jax.runtime.read_ahead import read_all
 
 LISTS = ('captions.jsonl', 'metadata.jsonl')
 IMAGE_FIELDS = ('image', 'file_name')
@@ -117,17 +117,14 @@ def _read_files(root, images: list[str], files: list[str]) -> tuple[dict[str, tu
                             f'rename one of them and give each its own')
         of[stem] = image
     stems = [stem for stem in of if stem in texts]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda stem: _read_text(root / texts[stem]).strip(), stems))
+    found = read_all(lambda stem: _read_text(root / texts[stem]).strip(), stems, _THREADS)
     captions = {of[stem]: (text,) if text else () for stem, text in zip(stems, found, strict=True)}
     return captions, sorted(texts[stem] for stem in texts.keys() - of.keys())
 
 
 def _read_text(path) -> str:
     try:
-        with explain_unreachable(path):
+        with explain_unreadable(path):
             return path.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise UserError(f'{path} is not text in UTF-8 ({error}); convert it') from error
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error

@@ -1,11 +1,9 @@
 """Images with captions: what the sources of them share, and how they become examples for training.
 
 An image has one caption or two, a short and a long one. `CaptionedImages` are sources of encoded images (a
-folder:
-lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source of
-images with
-captions tokens, and `choose_caption` takes one of both captions for each position of the stream. Images are
-never mirrored: "left of" would become false.
+folder: lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source
+of images with captions tokens, and `choose_caption` takes one of both captions for each position of the
+stream. Images are never mirrored: "left of" would become false.
 """
 import logging
 from abc import abstractmethod
@@ -15,7 +13,7 @@ import numpy as np
 
 from lit_jax.data import buckets
 from lit_jax.data.base import Source, Spec, check_index, stack
-from lit_jax.data.crop import center_crop
+from lit_jax.data.crop import cover_crop
 from lit_jax.data.images import BadImage, ImageSource, decode, to_float
 from lit_jax.runtime.errors import UserError
 
@@ -54,12 +52,7 @@ class CaptionedImages(ImageSource):
     def all_labels(self) -> np.ndarray:
         raise UserError('images with captions have no labels')
 
-    def load(self, index: int) -> dict:
-        pixels, _ = self._pixels(check_index(index, len(self)))
-        return {'image': to_float(pixels), 'captions': self.captions(index)}
-
-    def __getitem__(self, index: int) -> dict:
-        pixels, number = self._readable(check_index(index, len(self)))
+    def _element(self, pixels: np.ndarray, number: int) -> dict:
         return {'image': to_float(pixels), 'captions': self.captions(number)}
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
@@ -71,10 +64,8 @@ class CaptionedImages(ImageSource):
         """uint8 [H, W, 3] of an example, and its number."""
         data, _, name = self.read(index)
         try:
-            image = decode(data)
-            if self.bucket_of is None:
-                return center_crop(image, self.spec.image_size), index
-            return buckets.cover_crop(image, self.buckets[self.bucket_of[index]]), index
+            return cover_crop(decode(data), self.spec.image_shape[:2] if self.bucket_of is None else
+                              self.buckets[self.bucket_of[index]]), index
         except ValueError as error:
             raise BadImage(name, str(error)) from error
 

@@ -16,23 +16,30 @@ MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] of an image of any mode and size.
+    """uint8 [size, size, 3] of an image of any mode and size; errors as of `cover_crop`."""
+    return cover_crop(image, (size, size))
+
+
+def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: an image of any mode and size, resized to cover the shape (H, W), and the middle cut
+    out.
 
     Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS
     pixels."""
+    rows, columns = shape
     if image.mode != 'RGB':
         # before resampling: colours are mixed as RGB, never as palette numbers or CMYK
         image = image.convert('RGB')
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * columns and image.height >= 2 * rows:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
+    scale = max(columns / image.width, rows / image.height)
+    width, height = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
     if width * height > MAX_PIXELS:
         raise ValueError(f'too long and thin to crop: {image.width}x{image.height} would grow to '
                          f'{width}x{height}')
     image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return np.array(image.crop((left, top, left + columns, top + rows)))
 
 
 def flip(array: np.ndarray) -> np.ndarray:

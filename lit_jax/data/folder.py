@@ -21,7 +21,14 @@ import numpy as np
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, files_under, is_remote
+from lit_jax.runtime.paths import (
+    absolute,
+    check_reachable,
+    explain_unreachable,
+    explain_unreadable,
+    files_under,
+    is_remote,
+)
 
 LOG = logging.getLogger('lit_jax')
 SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())
@@ -30,12 +37,9 @@ SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'te
 
 def read_image(path) -> bytes:
     """The bytes of a file of an opened folder. UserError where it has gone or cannot be read."""
-    try:
-        with explain_unreachable(path):
-            return path.read_bytes()
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror or error}). A folder of images must stay as '
-                        f'it was when it was opened, and every file in it must be readable') from error
+    with explain_unreadable(path, '. A folder of images must stay as it was when it was opened, and every '
+                                  'file in it must be readable'):
+        return path.read_bytes()
 
 
 class FolderSource(ImageSource):

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,8 @@ from PIL import Image
 from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadImage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.kept import keep, load_kept
-from lit_jax.runtime.paths import cache_folder, explain_unreachable, is_remote
+from lit_jax.runtime.paths import cache_folder, explain_unreachable, explain_unreadable, is_remote
+from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
 _THREADS = 16
@@ -36,17 +36,17 @@ def read_sizes(root, files: list[str]) -> np.ndarray:
         return f'{name} {file_version(root / name)}'
 
     def size(name: str) -> tuple[int, int]:
-        with open_file(root / name) as file:
+        with explain_unreadable(root / name), (root / name).open('rb') as file:
             return header_size(file)
 
     Image.init()
-    with explain_unreachable(root), ThreadPoolExecutor(_THREADS) as pool:
-        facts = '\n'.join((os.fspath(root), *pool.map(stat, files)))
+    with explain_unreachable(root):
+        facts = '\n'.join((os.fspath(root), *read_all(stat, files, _THREADS)))
         digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
         path = cache_folder() / 'picture_sizes' / f'{digest[:32]}.npy'
         sizes = load_kept(path, lambda file: np.load(file))
         if sizes is None or sizes.shape != (len(files), 2):
-            sizes = np.array(list(pool.map(size, files)), np.int32).reshape(-1, 2)
+            sizes = np.array(read_all(size, files, _THREADS), np.int32).reshape(-1, 2)
             keep(path, lambda file: np.save(file, sizes))
     return sizes
 
@@ -58,14 +58,6 @@ def file_version(path) -> str:
         return f'{found.length} {found.mtime}'
     found = os.stat(path)
     return f'{found.st_size} {found.st_mtime_ns}'
-
-
-def open_file(path):
-    """A file to read bytes from, local or in a bucket. UserError where it cannot be opened."""
-    try:
-        return path.open('rb')
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:

@@ -100,11 +100,12 @@ class ImageSource(Source):
 
     def load(self, index: int) -> dict:
         """Example `index` itself. Raises BadImage if it cannot be decoded."""
-        pixels, label = self._pixels(check_index(index, len(self)))
-        return {'image': to_float(pixels), 'label': np.int32(label)}
+        return self._element(*self._pixels(check_index(index, len(self))))
 
     def __getitem__(self, index: int) -> dict:
-        pixels, label = self._readable(check_index(index, len(self)))
+        return self._element(*self._readable(check_index(index, len(self))))
+
+    def _element(self, pixels: np.ndarray, label: int) -> dict:
         return {'image': to_float(pixels), 'label': np.int32(label)}
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

@@ -3,12 +3,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from lit_jax.runtime.kept import keep, load_kept
 from lit_jax.runtime.paths import cache_folder
+from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
 _BLOCK = 1 << 16      # examples between two lines of the log
@@ -25,11 +25,10 @@ def read_labels(identity: dict, count: int, read: Callable[[int], int]) -> np.nd
         return labels
     LOG.info('reading the labels of %d examples once, to choose classes; kept in %s', count, path)
     labels = np.empty(count, np.int32)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, count, _BLOCK):
-            block = range(start, min(start + _BLOCK, count))
-            labels[block.start:block.stop] = list(pool.map(read, block))
-            if block.stop < count:
-                LOG.info('%d of %d labels', block.stop, count)
+    for start in range(0, count, _BLOCK):
+        block = range(start, min(start + _BLOCK, count))
+        labels[block.start:block.stop] = read_all(read, block, _THREADS)
+        if block.stop < count:
+            LOG.info('%d of %d labels', block.stop, count)
     keep(path, lambda file: np.save(file, labels))
     return labels

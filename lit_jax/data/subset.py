@@ -74,19 +74,12 @@ def list_digest(names: tuple[str, ...]) -> str:
     return hashlib.sha256('\n'.join(names).encode()).hexdigest()
 
 
-def _spec(source: Source, names: tuple[str, ...]) -> Spec:
-    return Spec(source.spec.image_size, source.spec.channels, len(names), names)
-
-
-def _identity(whole: dict, names: tuple[str, ...], count: int) -> dict:
-    return {**whole, 'count': count, 'classes': len(names), 'class_list': list_digest(names)}
-
-
 class _Subset(Source):
     """Examples `indices` of a source, with the labels `labels`."""
 
-    def __init__(self, source: Source, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray):
-        super().__init__(_spec(source, names))
+    def __init__(self, source: Source, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray,
+                 **options):
+        super().__init__(Spec(source.spec.image_size, source.spec.channels, len(names), names), **options)
         self.source, self.indices, self._labels = source, indices, labels
 
     def __len__(self) -> int:
@@ -110,26 +103,19 @@ class _Subset(Source):
 
     @property
     def identity(self) -> dict:
-        return _identity(self.source.identity, self.spec.class_names, len(self))
+        names = self.spec.class_names
+        return {**self.source.identity, 'count': len(self), 'classes': len(names),
+                'class_list': list_digest(names)}
 
 
-class _ImageSubset(ImageSource):
+class _ImageSubset(_Subset, ImageSource):
     """The same of encoded images: a damaged one is replaced by the next of the subset."""
 
-    def __init__(self, source: ImageSource, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray):
-        super().__init__(_spec(source, names), strict=source.strict)
-        self.source, self.indices, self._labels = source, indices, labels
+    __getitem__, take = ImageSource.__getitem__, ImageSource.take
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __init__(self, source: ImageSource, *chosen):
+        super().__init__(source, *chosen, strict=source.strict)
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         data, _, name = self.source.read(int(self.indices[index]))
         return data, int(self._labels[index]), name
-
-    def all_labels(self) -> np.ndarray:
-        return self._labels
-
-    @property
-    def identity(self) -> dict:
-        return _identity(self.source.identity, self.spec.class_names, len(self))

@@ -17,7 +17,6 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from lit_jax.data.folder import SUFFIXES, suffix_of
 from lit_jax.data.image_sizes import file_version, header_size, keep_known
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.kept import keep, load_kept
-from lit_jax.runtime.paths import cache_folder
+from lit_jax.runtime.paths import cache_folder, explain_unreadable
+from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
 _VERSION = 1    # of the kept index
@@ -89,11 +89,8 @@ class TarImages(CaptionedImages):
     def _bytes(self, path: Path, offset: int, size: int) -> bytes:
         if size < 0:
             return b''
-        try:
-            with open(path, 'rb') as file:
-                data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+        with explain_unreadable(path), open(path, 'rb') as file:
+            data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise UserError(f'{path} is shorter than when it was opened; tar files must stay as they are '
                             f'while they are read')
@@ -108,8 +105,7 @@ def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (),
     that cannot be read; with `strict` for images without captions and captions without images, else if none
     is left."""
     paths = sorted(paths)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        indices = list(pool.map(index_tar, paths))
+    indices = read_all(index_tar, paths, _THREADS)
     where = paths[0].parent if len(paths) > 1 else paths[0]
     lists = {name: [f'{path.name}: {key}' for path, index in zip(paths, indices, strict=True)
                     for key in getattr(index, name)]
@@ -144,10 +140,8 @@ def tar_files(folder) -> list:
 def index_tar(path: Path) -> TarIndex:
     """The index of a tar file: the one that was kept, or made by scanning it."""
     path = Path(path).absolute()
-    try:
+    with explain_unreadable(path):
         facts = f'{_VERSION} {path} {file_version(path)}'
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
     digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
     place = cache_folder() / 'tar_shards' / f'{digest[:32]}.npz'
     index = load_kept(place, _load)

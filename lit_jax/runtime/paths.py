@@ -108,12 +108,27 @@ def write_bytes_atomic(path, data: bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
+    with open_whole(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_whole(path):
+    """A file to write bytes into, which is there when the block has ended, and not at all where it fails."""
+    if is_remote(path):
+        try:
+            with path.open('wb') as file:
+                yield file
+        except BaseException:
+            path.unlink(missing_ok=True)     # closing the file made an object of the part that was written
+            raise
+        return
     temporary = path.with_name(f'.{path.name}.partial')
     try:
-        with open(temporary, 'wb') as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+        with open(temporary, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -176,6 +191,17 @@ def explain_unreachable(path):
                         f'bucket, the '
                         'network, and that this machine may use the bucket (gs://: the service account of '
                         'the machine, or gcloud auth application-default login).') from error
+
+
+@contextlib.contextmanager
+def explain_unreadable(path, what: str = ''):
+    """`explain_unreachable`, and a UserError too where a file has gone or may not be read; `what` is added to
+    it."""
+    try:
+        with explain_unreachable(path):
+            yield
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror or error}{what}') from error
 
 
 def _loaded_store_errors() -> tuple[type[Exception], ...]:

@@ -15,6 +15,12 @@ def start_ahead(items: Iterable, start: Callable, count: int) -> Iterator[tuple]
         yield started.popleft()
 
 
+def read_all(read: Callable, entries: Iterable, threads: int) -> list:
+    """[read(entry) for entry in entries], by threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(read, entries))
+
+
 def read_ahead(read: Callable, blocks: Iterable[Sequence], threads: int, count: int = 2) -> Iterator[list]:
     """[read(entry) for entry in block] of each block in order, by threads, `count` blocks ahead.
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from image_files import noise
 
 from lit_jax.data.base import Source, Spec
-from lit_jax.data.buckets import bucket_of, bucket_table, check_sides, cover_crop
-from lit_jax.data.crop import center_crop
+from lit_jax.data.buckets import bucket_of, bucket_table, check_sides
+from lit_jax.data.crop import center_crop, cover_crop
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.runtime.errors import UserError
 
