@@ -22,17 +22,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.convolution import fan_in_uniform
-from lit_jax.models.dit import Block, FinalLayer
+from lit_jax.models.dit import Block, FinalLayer, OfClasses
 from lit_jax.models.layers import (
     REMAT_POLICIES,
     Array,
-    LabelEmbedder,
     Linear,
-    TimestepEmbedder,
     build_stack,
-    patchify,
-    position_table,
-    unpatchify,
     xavier_uniform,
 )
 from lit_jax.models.mixers.depthwise import depthwise_conv
@@ -192,7 +187,7 @@ def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int
     return walk.back(x, last) if aligned else x, jnp.concatenate(collected) if keep else None
 
 
-class DiG(nnx.Module):
+class DiG(OfClasses):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C], as `lit_jax.models.dit.DiT`.
 
     Args (further ones as for DiT):
@@ -209,13 +204,9 @@ class DiG(nnx.Module):
                  order: str = 'official', local: str = 'identity', skip: str = 'none',
                  learn_sigma: bool = True, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none',
                  rngs: nnx.Rngs):
-        self.patch, self.width, self.depth, self.dtype = patch, width, depth, dtype
-        self.order, self.skip = order, skip
-        self.grid = (input_size[0] // patch, input_size[1] // patch)
+        super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
+        self.depth, self.order, self.skip = depth, order, skip
         self.loop = {'scan': scan_layers, 'remat': remat}
-        self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
-        self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
-        self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
         self.blocks = build_blocks(depth, width, mlp_ratio, mixer, ffn, local, dtype, rngs)
         if skip != 'none' and self._joined():
             init = halves_to_one if skip == 'skipzero' else xavier_uniform
@@ -230,14 +221,9 @@ class DiG(nnx.Module):
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
-        x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
-        x = self.x_embedder(patchify(x_BHWC,
-                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
-        c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
+        x, c = self.embed(constrain(x_BHWC, 'batch', 'rows', None, None), t_B, y_B)
         walk = Walk(self.grid, self.order)
-        x = walk.back(self._run(x, c, walk), self.depth)
-        x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
-        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
+        return self.finish(walk.back(self._run(x, c, walk), self.depth), c)
 
     def _run(self, x: Array, c: Array, walk: Walk) -> Array:
         joined = 0 if self.skip == 'none' else self._joined()

@@ -80,7 +80,30 @@ def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[
     return [(stage['depth'], {**mixer, **stage.get('mixer', {})}) for stage in stages]
 
 
-class DiT(nnx.Module):
+class OfClasses(nnx.Module):
+    """What models of images and classes begin and end with; a subclass adds blocks, then `final_layer`."""
+
+    def __init__(self, width: int, patch: int, input_size: tuple[int, int], channels: int, num_classes: int,
+                 dtype, rngs: nnx.Rngs):
+        self.patch, self.width, self.dtype = patch, width, dtype
+        self.grid = (input_size[0] // patch, input_size[1] // patch)
+        self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
+        self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
+        self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
+
+    def embed(self, x_BHWC: Array, t_B: Array, y_B: Array) -> tuple[Array, Array]:
+        """(tokens with their positions [B, N, D], condition [B, D])."""
+        x = self.x_embedder(patchify(x_BHWC, self.patch))
+        return (x + position_table(self.grid, self.width).astype(self.dtype),
+                constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None))
+
+    def finish(self, x_BND: Array, c_BD: Array) -> Array:
+        """Tokens -> [B, H, W, outputs]."""
+        x = constrain(self.final_layer(x_BND, c_BD), 'batch', 'tokens', None)
+        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
+
+
+class DiT(OfClasses):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C]: predicted noise, then the raw variance channels.
 
     Args:
@@ -98,12 +121,8 @@ class DiT(nnx.Module):
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'mlp',
                  stages: Sequence[Mapping] = (), learn_sigma: bool = True, dtype=jnp.float32,
                  scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
-        self.patch, self.width, self.dtype = patch, width, dtype
-        self.grid = (input_size[0] // patch, input_size[1] // patch)
+        super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.scan_layers, self.remat = scan_layers, remat
-        self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
-        self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
-        self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
         runs = stage_mixers(depth, mixer, stages)
         self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
         for name, (blocks, own) in zip(self.stacks, runs, strict=True):
@@ -114,11 +133,7 @@ class DiT(nnx.Module):
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
-        x_BHWC = constrain(x_BHWC, 'batch', 'rows', None, None)
-        x = self.x_embedder(patchify(x_BHWC,
-                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
-        c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
+        x, c = self.embed(constrain(x_BHWC, 'batch', 'rows', None, None), t_B, y_B)
         for name in self.stacks:
             x = run_stack(getattr(self, name), x, c, self.grid, scan=self.scan_layers, remat=self.remat)
-        x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
-        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
+        return self.finish(x, c)

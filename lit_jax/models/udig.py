@@ -28,18 +28,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.dig import Walk, build_blocks, check_dig, run_blocks
-from lit_jax.models.dit import FinalLayer
+from lit_jax.models.dit import FinalLayer, OfClasses
 from lit_jax.models.layers import (
     Array,
-    LabelEmbedder,
     Linear,
-    TimestepEmbedder,
     build_stack,
     patchify,
-    position_table,
     unpatchify,
 )
-from lit_jax.models.partition import constrain
 from lit_jax.runtime.errors import UserError
 
 GROUPS = 5
@@ -63,7 +59,7 @@ def _join(width: int, dtype, rngs: nnx.Rngs) -> Linear:
     return Linear(2 * width, width, dtype=dtype, rngs=rngs)
 
 
-class UDiG(nnx.Module):
+class UDiG(OfClasses):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C]; arguments as for `lit_jax.models.dig.DiG`.
 
     Parameters: the groups are blocks1 ... blocks5 in their order, joins4 and joins5 the Linears of the skips.
@@ -73,12 +69,9 @@ class UDiG(nnx.Module):
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
                  order: str = 'official', local: str = 'identity', learn_sigma: bool = True,
                  dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
-        self.patch, self.width, self.dtype, self.order = patch, width, dtype, order
-        self.grid = (input_size[0] // patch, input_size[1] // patch)
+        super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
+        self.order = order
         self.loop = {'scan': scan_layers, 'remat': remat}
-        self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
-        self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
-        self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)
         group, widths = depth // GROUPS, [width * multiple for multiple in MULTIPLES]
         for number, stage in enumerate(STAGES, start=1):
             own = {**mixer, 'heads': mixer['heads'] * MULTIPLES[stage]}
@@ -105,9 +98,7 @@ class UDiG(nnx.Module):
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""
-        x = self.x_embedder(patchify(x_BHWC,
-                                     self.patch)) + position_table(self.grid, self.width).astype(self.dtype)
-        c = constrain(self.t_embedder(t_B) + self.y_embedder(y_B), 'batch', None)
+        x, c = self.embed(x_BHWC, t_B, y_B)
         conditions = {1: c, 2: self.condition2(c), 3: self.condition3(c)}
         grids = {stage: tuple(side // 2 ** (stage - 1) for side in self.grid) for stage in (1, 2, 3)}
         skips = {}
@@ -121,8 +112,7 @@ class UDiG(nnx.Module):
             x = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1],
                            2).reshape(len(x), 4 * x.shape[1], -1)
             x, _ = self._group(6 - stage, x, conditions[stage], grids[stage], skips[stage][::-1])
-        x = constrain(self.final_layer(x, c), 'batch', 'tokens', None)
-        return constrain(unpatchify(x, self.grid, self.patch), 'batch', 'rows', None, None)
+        return self.finish(x, c)
 
     def _group(self, number: int, x: Array, c: Array, grid: tuple[int, int], skips: Array | None = None):
         """(x, of the encoders also the outputs of their blocks) after one of the five groups, all with their
