@@ -15,14 +15,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from lit_jax.data.latents import SHARDS, pack
-from lit_jax.runtime.paths import (
-    as_path,
-    file_sha256,
-    files_under,
-    fsync_path,
-    is_remote,
-    write_text_atomic,
-)
+from lit_jax.runtime.paths import as_path, file_sha256, files_under, fsync_path, is_remote, write_text_atomic
 
 # Latents are noise to a compressor: zstd saves 7 % and costs half of the reading speed.
 _WRITER = 'group_size:1,uncompressed'

@@ -23,13 +23,7 @@ from flax import nnx
 
 from lit_jax.models.convolution import fan_in_uniform
 from lit_jax.models.dit import Block, FinalLayer, OfClasses
-from lit_jax.models.layers import (
-    REMAT_POLICIES,
-    Array,
-    Linear,
-    build_stack,
-    xavier_uniform,
-)
+from lit_jax.models.layers import REMAT_POLICIES, Array, Linear, build_stack, xavier_uniform
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.mixers.gla import transpose_tokens
 from lit_jax.models.partition import constrain

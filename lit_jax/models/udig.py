@@ -29,13 +29,7 @@ from flax import nnx
 
 from lit_jax.models.dig import Walk, build_blocks, check_dig, run_blocks
 from lit_jax.models.dit import FinalLayer, OfClasses
-from lit_jax.models.layers import (
-    Array,
-    Linear,
-    build_stack,
-    patchify,
-    unpatchify,
-)
+from lit_jax.models.layers import Array, Linear, build_stack, patchify, unpatchify
 from lit_jax.runtime.errors import UserError
 
 GROUPS = 5
