@@ -25,7 +25,7 @@ from lit_jax.checkpoint.text_encoder_folder import (
     save_text_encoder_folder,
 )
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
-from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config
+from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime import storage
@@ -90,9 +90,7 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
         UserError: nothing has been written then.
     """
     src, out = Path(src), Path(out)
-    if asked := ', '.join(asked):
-        raise UserError(f'{src} is a text encoder, {asked} is for diffusion models. Leave it out, or give '
-                        f'the folder of the diffusion model')
+    refuse_flags(src, 'a text encoder', asked)
     if text_dtype not in WEIGHTS:
         raise UserError(f'unknown text_dtype {text_dtype!r}; known: {", ".join(WEIGHTS)}')
     check_text_encoder_target(out, overwrite)

@@ -30,6 +30,13 @@ def check_hub_config(config: Mapping, where: str) -> None:
                         f'(DiTTransformer2DModel) and PixArt-Σ ({PIXART_CLASS})')
 
 
+def refuse_flags(src, what: str, asked: Iterable[str]) -> None:
+    """Raises UserError where flags were given that make sense for a diffusion model only."""
+    if asked := ', '.join(asked):
+        raise UserError(f'{src} is {what}, {asked} is for diffusion models. Leave it out, or give the '
+                        f'diffusion model')
+
+
 def read_hub_config(folder) -> dict:
     """config.json of a folder that may be one of the hub; empty where there is none."""
     try:

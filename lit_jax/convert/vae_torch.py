@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
-from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config
+from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
@@ -65,9 +65,7 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
         UserError: nothing has been written then.
     """
     src, out = Path(src), Path(out)
-    if asked := ', '.join(asked):
-        raise UserError(f'{src} is a VAE, {asked} is for diffusion models. Leave it out, or give the folder '
-                        f'of the diffusion model')
+    refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
     hub = _read_config(src)
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lit_jax.data.images import decode
 from lit_jax.evaluation.npz_reader import Npz
+from lit_jax.metrics.features import check_images
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256, files_under
 
@@ -49,6 +50,8 @@ class NpzSet:
                                 f'{", ".join(file.names) or "nothing"}.')
             header = file.header(IMAGES)
             check_images(header.shape, header.dtype, f'{self.path}: {IMAGES}')
+            if not header.shape[0]:
+                raise UserError(f'{self.path}: {IMAGES} holds no image')
             self.count, self.shape = header.shape[0], header.shape[1:3]
             self.labels = self._read_labels(file)
         self.card = _card_of(self.path.with_suffix('.json'), self.count, self.path)
@@ -134,20 +137,6 @@ class FirstOf:
 
     def blocks(self, ranges: Iterable[range]) -> Iterator[np.ndarray]:
         return self._whole.blocks(ranges)
-
-
-def check_images(shape: tuple[int, ...], dtype, what: str) -> None:
-    """Raises UserError unless an array can be a set of RGB images of bytes."""
-    wanted = f'{what} is {np.dtype(dtype)} {list(shape)}; expected uint8 [N, H, W, 3], values 0 to 255'
-    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
-        raise UserError(f'{wanted}. The channels stand first: save images.transpose(0, 2, 3, 1).')
-    if len(shape) != 4 or shape[3] != 3:
-        raise UserError(f'{wanted}.')
-    if not all(shape):
-        raise UserError(f'{wanted}, with at least one image.')
-    if np.dtype(dtype) != np.uint8:
-        raise UserError(f'{wanted}. Published scores are of bytes: save np.clip(127.5 * x + 128, 0, '
-                        f'255).astype(np.uint8) of images in [-1, 1].')
 
 
 def _card_of(path, count: int, where) -> dict | None:

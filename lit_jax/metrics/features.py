@@ -17,7 +17,6 @@ from lit_jax.runtime.device_groups import DeviceGroups
 from lit_jax.runtime.errors import UserError
 
 GROUP = 16
-_QUANTISE = 'np.clip(127.5 * x + 128, 0, 255).astype(np.uint8) for x in [-1, 1]'
 
 
 class Features(NamedTuple):
@@ -93,7 +92,10 @@ class FeatureExtractor:
         first = None
         for part in parts:
             part = part if isinstance(part, np.ndarray) else np.asarray(part)
-            (_check_images if self._is_inception else _check_rank)(part)
+            if self._is_inception:
+                check_images(part.shape, part.dtype)
+            elif part.ndim != 4:
+                raise UserError(f'images have the shape [N, H, W, C], got {list(part.shape)}')
             first = (part.shape[1:], part.dtype) if first is None else first
             if (part.shape[1:], part.dtype) != first:
                 raise UserError(f'images of one set have one size and dtype; the first have {list(first[0])} '
@@ -130,24 +132,21 @@ def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(rest)
 
 
-def _check_rank(part: np.ndarray) -> None:
-    if part.ndim != 4:
-        raise UserError(f'images have the shape [N, H, W, C], got {list(part.shape)}')
-
-
-def _check_images(part: np.ndarray) -> None:
-    shape, dtype = part.shape, part.dtype
-    if part.ndim == 4 and shape[-1] != 3 and shape[1] == 3:
-        raise UserError(f'images {list(shape)} look like [N, 3, H, W]: give [N, H, W, 3], x.transpose(0, 2, '
-                        f'3, 1)')
-    if part.ndim == 3 or (part.ndim == 4 and shape[-1] == 1):
-        raise UserError(f'images {list(shape)} look like one image or shades of grey, expected [N, H, W, 3]. '
-                        f'One: x[None]. Grey: np.repeat(x, 3, axis=-1), with a last axis of 1')
-    if part.ndim == 4 and shape[-1] == 4:
-        raise UserError(f'images {list(shape)} have a fourth channel: lay them on a background and give red, '
-                        f'green, blue')
-    if part.ndim != 4 or shape[-1] != 3 or 0 in shape[1:]:
-        raise UserError(f'images have the shape [N, H, W, 3], got {list(shape)}')
-    if dtype != np.uint8:
-        raise UserError(f'images have the dtype {dtype}, expected uint8: scores are of images as they are '
-                        f'saved, 0 to 255. Round them: {_QUANTISE}')
+def check_images(shape: tuple[int, ...], dtype, what: str = 'images') -> None:
+    """Raises UserError unless an array can be RGB images of bytes; `what` it is, for the message."""
+    rank = len(shape)
+    if rank == 4 and shape[1] == 3 and shape[3] != 3:
+        hint = 'The channels stand first: save images.transpose(0, 2, 3, 1)'
+    elif rank == 3 or rank == 4 and shape[3] == 1:
+        hint = 'One image: x[None]. Shades of grey: np.repeat(x, 3, axis=-1), with a last axis of 1'
+    elif rank == 4 and shape[3] == 4:
+        hint = 'Lay the fourth channel on a background and give red, green, blue'
+    elif rank != 4 or shape[3] != 3 or 0 in shape[1:]:
+        hint = 'Give RGB images of one size'
+    elif np.dtype(dtype) != np.uint8:
+        hint = ('Scores are of images as they are saved: round them, np.clip(127.5 * x + 128, 0, '
+                '255).astype(np.uint8) for x in [-1, 1]')
+    else:
+        return
+    raise UserError(f'{what}: {np.dtype(dtype)} {list(shape)}; expected uint8 [N, H, W, 3], values 0 to 255. '
+                    f'{hint}')

@@ -53,7 +53,7 @@ def test_a_block_at_a_time_is_in_memory(tmp_path, save):
     (image_set().transpose(0, 3, 1, 2), r'channels stand first: save images.transpose\(0, 2, 3, 1\)'),
     (image_set()[0], r'uint8 \[8, 8, 3\]; expected'),
     (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
-    (image_set(0), 'with at least one image'), (image_set().astype(np.int64), 'is int64'),
+    (image_set(0), 'holds no image'), (image_set().astype(np.int64), 'int64'),
     (np.array([{}, 1], dtype=object), 'pickled objects'), (np.asfortranarray(image_set()), 'Fortran order')])
 def test_wrong_arrays_are_refused(tmp_path, array, message):
     np.savez(tmp_path / 'set.npz', arr_0=array)

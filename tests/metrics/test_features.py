@@ -128,10 +128,10 @@ U8 = np.zeros((2, 32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize('images, words', [
-    (U8.astype(np.float32), 'dtype float32, expected uint8.*Round them'),
-    (U8.astype(np.int64), 'dtype int64'), (U8.transpose(0, 3, 1, 2), r'look like \[N, 3, H, W\]'),
-    (U8[0], r'one image or shades of grey'), (U8[..., :1], 'shades of grey'), (U8[..., 0], 'shades of grey'),
-    (U8[..., [0, 1, 2, 0]], 'fourth channel'), (U8[..., :2], r'got \[2, 32, 32, 2\]'),
+    (U8.astype(np.float32), 'float32 .*; expected uint8.*round them'),
+    (U8.astype(np.int64), 'images: int64'), (U8.transpose(0, 3, 1, 2), 'channels stand first'),
+    (U8[0], 'One image'), (U8[..., :1], 'Shades of grey'), (U8[..., 0], 'Shades of grey'),
+    (U8[..., [0, 1, 2, 0]], 'fourth channel'), (U8[..., :2], r'uint8 \[2, 32, 32, 2\]'),
     (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
     ([U8, U8[:, :16]], r'the first have \[32, 32, 3\] uint8, later ones \[16, 32, 3\]'), (5, 'got int')])
 def test_wrong_images_are_refused(inception, images, words):
