@@ -15,6 +15,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from lit_jax.data.latents import SHARDS, pack
+from lit_jax.runtime.parts import Parts
 from lit_jax.runtime.paths import as_path, file_sha256, files_under, fsync_path, is_remote, write_text_atomic
 
 # Latents are noise to a compressor: zstd saves 7 % and costs half of the reading speed.
@@ -34,8 +35,8 @@ def default_shard_size(count: int) -> int:
 
 def shard_ranges(plan: dict) -> list[range]:
     """Which examples of the source each shard is made from."""
-    count, size = plan['source']['count'], plan['shard_size']
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    shards = Parts(plan['source']['count'], plan['shard_size'])
+    return [shards.span(number) for number in shards.parts]
 
 
 def shard_name(number: int) -> str:

@@ -16,14 +16,14 @@ from lit_jax.metrics.features import Features
 from lit_jax.report.grids import make_grid, save_png
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.parts import PartFolder, Parts
+from lit_jax.runtime.parts import PartFolder
 from lit_jax.runtime.paths import as_path, files_under, write_text_atomic
 from lit_jax.sampling.stores import part_size
 
 _PREVIEW, _COLUMNS = 64, 8
 
 
-class FeatureStore(Parts):
+class FeatureStore(PartFolder):
     """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can
     draw into it.
 
@@ -36,20 +36,17 @@ class FeatureStore(Parts):
     def __init__(self, folder, space: FeatureSpace, images: dict, count: int, group: int = 1):
         self._space, self._about = space, {'pictures': images, 'features': space.facts, 'count': count}
         self.out = as_path(folder) / fingerprint(self._about)
-        super().__init__(count, part_size(math.lcm(space.group, group)))
-        self._parts = PartFolder(self.out, count, self.size, (sum(space.widths),), np.float32)
+        super().__init__(self.out, count, part_size(math.lcm(space.group, group)), (sum(space.widths),),
+                         np.float32)
 
     def begin(self) -> bool:
         """Makes room. Returns False where all features are there already."""
         done = sum(files_under(self.out).values())
-        storage.check_free_space(self.out, self._parts.bytes(self.count) - done)
+        storage.check_free_space(self.out, self.bytes(self.count) - done)
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / 'card.json').exists():
             write_text_atomic(self.out / 'card.json', json.dumps(self._about, indent=1) + '\n')
         return bool(self.missing())
-
-    def missing(self) -> list[int]:
-        return self._parts.missing()
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Features of images uint8 [n, H, W, 1 or 3] of a part."""
@@ -62,14 +59,14 @@ class FeatureStore(Parts):
                             f'extractor')
         if part == 0:
             save_png(self.out / 'preview.png', make_grid(images[:_PREVIEW], _COLUMNS))
-        self._parts.write(part, rows)
+        super().write(part, rows)
 
     def finish(self) -> None:
         pass     # the parts are what is kept
 
     def read(self) -> Features:
         """The features of all images, in their order."""
-        rows, pool = self._parts.read(), self._space.widths[0]
+        rows, pool = super().read(), self._space.widths[0]
         return Features(rows[:, :pool], rows[:, pool:] if self._space.widths[1] else None)
 
 

@@ -33,15 +33,14 @@ def part_size(group: int) -> int:
     return group * math.ceil(PART / group)
 
 
-class NpzStore(Parts):
+class NpzStore(PartFolder):
     """See the module. `shape` is (H, W) of the images."""
 
     def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
-        super().__init__(len(labels), size)
         self.out, self.card, self.labels, self.shape = as_path(out), card, labels, tuple(shape)
         self.card_path = self.out.with_suffix('.json')
-        self.folder = self.out.with_name(self.out.name + '.parts')
-        self._parts = PartFolder(self.folder, self.count, size, (*self.shape, 3), np.uint8)
+        super().__init__(self.out.with_name(self.out.name + '.parts'), len(labels), size, (*self.shape, 3),
+                         np.uint8)
 
     def begin(self) -> bool:
         """Looks at everything that can be wrong and makes room. Returns False where the set is already whole.
@@ -58,24 +57,20 @@ class NpzStore(Parts):
             raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another '
                             f'--out, or move it.')
         done = sum(files_under(self.folder).values())
-        storage.check_free_space(self.out, 2 * self._parts.bytes(self.count) - done)
+        storage.check_free_space(self.out, 2 * self.bytes(self.count) - done)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'card.json', card_text(self.card))
         return True
 
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
-        return self._parts.missing()
-
     def write(self, part: int, images: np.ndarray) -> None:
         """Images uint8 [n, H, W, 1 or 3] of a part."""
         # grey: the evaluators take RGB
-        self._parts.write(part, np.broadcast_to(images, (*images.shape[:3], 3)))
+        super().write(part, np.broadcast_to(images, (*images.shape[:3], 3)))
 
     def finish(self) -> None:
         """Joins the parts; a part at a time is in memory."""
         write_text_atomic(self.card_path, card_text(self.card))
-        with storage.explain_full_disk(self.out, self._parts.bytes(self.count)):
+        with storage.explain_full_disk(self.out, self.bytes(self.count)):
             write_npz(self.out, {'arr_0': ((len(self.labels), *self.shape, 3), np.uint8, self._blocks()),
                                  'arr_1': np.asarray(self.labels, np.int64)})
         remove_tree(self.folder)
@@ -86,7 +81,7 @@ class NpzStore(Parts):
 
     def _blocks(self) -> Iterator[bytes]:
         for part in self.parts:
-            with self._parts.open(part) as file:
+            with self.open(part) as file:
                 while block := file.read(_BLOCK):
                     yield block
 
