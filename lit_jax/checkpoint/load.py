@@ -8,7 +8,7 @@ from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, explain_unreachable
 
@@ -28,8 +28,7 @@ def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = 
     Raises:
         UserError: nothing loadable there, damaged files, or an unknown dtype.
     """
-    if dtype not in DTYPES:
-        raise UserError(f'unknown dtype {dtype!r}; known: {", ".join(DTYPES)}')
+    check_known('dtype', dtype, DTYPES)
     config, params = load_weights(path, step=step)
     network = Network(config['model'], dtype=DTYPES[dtype], scan_layers=scan_layers)
     return Model(network, params, config)

@@ -24,7 +24,7 @@ from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
 from lit_jax.runtime import leaves, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.leaves import unflatten
 from lit_jax.runtime.paths import absolute, explain_unreachable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
@@ -103,8 +103,7 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
         raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
     compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu'
                           else 'bfloat16')
-    if compute not in DTYPES:
-        raise UserError(f'unknown compute dtype {compute!r}; known: {", ".join(DTYPES)}')
+    check_known('compute dtype', compute, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):
         config = peers.together(lambda: _read_checked(path))

@@ -19,7 +19,7 @@ from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
 from lit_jax.runtime import leaves, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import check_known
 from lit_jax.runtime.paths import absolute, explain_unreachable
 
 PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: python convert_torch_ckpt.py '
@@ -79,8 +79,7 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
         dtype: compute dtype, 'float32' or 'bfloat16'.
         shard: abstract tree -> tree of shardings of the parameters; None: the first device.
     """
-    if dtype not in DTYPES:
-        raise UserError(f'unknown dtype {dtype!r}; known: {", ".join(DTYPES)}')
+    check_known('dtype', dtype, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):
         config = peers.together(lambda: _read_checked(path))

@@ -29,7 +29,7 @@ from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, r
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime import storage
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, check_known, listed
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
@@ -91,8 +91,7 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     """
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
-    if text_dtype not in WEIGHTS:
-        raise UserError(f'unknown text_dtype {text_dtype!r}; known: {", ".join(WEIGHTS)}')
+    check_known('text_dtype', text_dtype, WEIGHTS)
     check_text_encoder_target(out, overwrite)
     hub = _read_json(src / 'config.json')
     arch = arch_of(hub, str(src / 'config.json'))

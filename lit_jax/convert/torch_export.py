@@ -21,7 +21,7 @@ from lit_jax.convert.torch_keys import TRANSFORMS, ModelLeaf, model_leaves
 from lit_jax.convert.torch_pixart import NULL_CAPTION
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, local_path
 
@@ -55,8 +55,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     What is written stands beside its place and is renamed when it is whole.
     """
     src, out = as_path(src), local_path(out)
-    if layout not in LAYOUTS:
-        raise UserError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
+    check_known('layout', layout, LAYOUTS)
     if layout == 'diffusers':
         return _export_hub(src, out, overwrite)
     if out.suffix != '.safetensors':

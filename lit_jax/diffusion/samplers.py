@@ -35,7 +35,7 @@ from lit_jax.diffusion.dpm_solver import sample_dpm, sample_dpm_original
 from lit_jax.diffusion.objective import Prediction, p_mean_variance, predict_noise
 from lit_jax.diffusion.schedule import Schedule, look_up, make_schedule, spread_levels
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 Array = jax.Array
 Step = Callable[[Schedule, Prediction, Array, Array, Array], Array]
@@ -102,8 +102,7 @@ def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: st
 
     Raises UserError for a method that is not known, or steps that the schedule does not have.
     """
-    if method not in SAMPLERS:
-        raise UserError(f'unknown sampler {method!r}; known: {", ".join(SAMPLERS)}')
+    check_known('sampler', method, SAMPLERS)
     if steps < 1:
         raise UserError(f'sampling takes at least 1 step, got {steps}')
     if method == 'dpm++original':

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,7 @@ def make_schedule(steps: int = 1000, respacing: str = '', kind: str = 'linear') 
     Raises:
         UserError: steps that the schedule does not have, or a respacing that cannot be read.
     """
-    if kind not in KINDS:
-        raise UserError(f'unknown noise schedule {kind!r}; known: {", ".join(KINDS)}')
+    check_known('noise schedule', kind, KINDS)
     alphas_cumprod = np.cumprod(1.0 - KINDS[kind](steps))
     timesteps = respace(steps, respacing)
     kept = alphas_cumprod[timesteps]
@@ -76,8 +75,7 @@ def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
     is the time axis of DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in
     units of timesteps.
     """
-    if kind not in KINDS:
-        raise UserError(f'unknown noise schedule {kind!r}; known: {", ".join(KINDS)}')
+    check_known('noise schedule', kind, KINDS)
     timesteps = np.linspace(0, steps - 1, levels)
     kept = np.exp(np.interp(timesteps, np.arange(steps), np.cumsum(np.log1p(-KINDS[kind](steps)))))
     return _tables(1.0 - kept / np.append(1.0, kept[:-1]), timesteps)

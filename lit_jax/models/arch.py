@@ -7,7 +7,7 @@ from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family, and what each family adds to them: what it must be told, and its defaults.
@@ -30,8 +30,7 @@ def conditioning(arch: Mapping) -> str:
 def check_arch(arch: Mapping) -> dict:
     """A plain, complete copy of `arch`, or a UserError that names the first field that cannot be."""
     arch = _plain(arch)
-    if arch.get('family') not in FAMILIES:
-        raise UserError(f'unknown model family {arch.get("family")!r}; known: {", ".join(FAMILIES)}')
+    check_known('model family', arch.get('family'), FAMILIES)
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
     required = REQUIRED | CONDITION_FIELDS[conditioning(arch)]
     known = required | set(defaults)
@@ -49,8 +48,7 @@ def check_arch(arch: Mapping) -> dict:
         raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position '
                         f'table needs')
     arch = {**defaults, **arch}
-    if arch['ffn'] not in FFNS:
-        raise UserError(f'unknown model.ffn {arch["ffn"]!r}; known: {", ".join(FFNS)}')
+    check_known('model.ffn', arch['ffn'], FFNS)
     for mixer in mixers_of(arch):
         _check_heads(mixer, arch['width'])
     if check := FAMILY_CHECKS.get(arch['family']):

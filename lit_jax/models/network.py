@@ -13,7 +13,7 @@ from lit_jax.models.functional import Functional
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
 from lit_jax.runtime.compiler import without_ynnpack
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
@@ -31,8 +31,7 @@ class Network(Functional):
 
     def __init__(self, arch: Mapping, *, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none'):
         self.arch = check_arch(arch)
-        if remat not in REMAT_POLICIES:
-            raise UserError(f'unknown remat policy {remat!r}; known: {", ".join(REMAT_POLICIES)}')
+        check_known('remat policy', remat, REMAT_POLICIES)
         options = {k: v for k, v in self.arch.items() if k != 'family'}
         family = FAMILIES[self.arch['family']]
         self.dtype = dtype

@@ -17,7 +17,7 @@ from lit_jax.models.arch import check_arch, check_partition, conditioning
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table
 # 1).
@@ -264,8 +264,7 @@ def architecture(config: ConfigDict) -> dict:
     else:
         arch['num_classes'] = config.data.num_classes
     name = arch['mixer'].get('name')
-    if name not in MIXERS:
-        raise UserError(f'unknown model.mixer.name {name!r}; known: {", ".join(MIXERS)}')
+    check_known('model.mixer.name', name, MIXERS)
     return check_arch(arch)
 
 
@@ -282,12 +281,9 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
                            ('diffusion', 'steps')):
         if config[section][field] < 1:
             raise UserError(f'{section}.{field} must be at least 1, got {config[section][field]}')
-    if train.dtype not in DTYPES:
-        raise UserError(f'unknown train.dtype {train.dtype!r}; known: {", ".join(DTYPES)}')
-    if train.remat not in REMAT_POLICIES:
-        raise UserError(f'unknown train.remat {train.remat!r}; known: {", ".join(REMAT_POLICIES)}')
-    if train.optimizer not in OPTIMIZERS:
-        raise UserError(f'unknown train.optimizer {train.optimizer!r}; known: {", ".join(OPTIMIZERS)}')
+    check_known('train.dtype', train.dtype, DTYPES)
+    check_known('train.remat', train.remat, REMAT_POLICIES)
+    check_known('train.optimizer', train.optimizer, OPTIMIZERS)
     if train.learning_rate <= 0:
         raise UserError(f'train.learning_rate must be above 0, got {train.learning_rate}')
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:

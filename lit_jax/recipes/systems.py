@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.models.cost import Convention
 from lit_jax.recipes.recipe import SIZES, linear_mixer, softmax_mixer
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 
 DYDI_WIDTHS = {'s': 384, 'b': 512, 'l': 768}
 WIDE = 1024      # from this width on, recipes cut the weights over `fsdp`
@@ -43,8 +43,7 @@ def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
     """Sets config.model to a size of a system of SYSTEMS; the larger ones are cut over `fsdp`.
 
     Raises UserError for a name or a size that is not known."""
-    if name not in SYSTEMS:
-        raise UserError(f'unknown system {name!r}; known: {", ".join(SYSTEMS)}')
+    check_known('system', name, SYSTEMS)
     sizes = SYSTEMS[name].sizes
     if size not in sizes:
         raise UserError(f'{name} has no size {size!r}; its sizes: {", ".join(sizes)}')

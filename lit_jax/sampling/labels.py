@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.sampling.noise import MAX_IMAGES, random_labels
 
 POLICIES = ('random', 'balanced')
@@ -31,8 +31,7 @@ def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int 
     random: each label drawn from (seed, number of the image), as published figures of DiT and LiT were made.
     balanced: the same number of each class, in turns, so that any stretch of the set holds all classes.
     """
-    if policy not in POLICIES:
-        raise UserError(f'unknown label policy {policy!r}; known: {", ".join(POLICIES)}')
+    check_known('label policy', policy, POLICIES)
     if (count is None) == (per_class is None):
         raise UserError('say how many images with one of --count (all together) and --per_class (of each '
                         f'class), got {"neither" if count is None else "both"}')

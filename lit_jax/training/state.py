@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.models.network import Network
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import check_known
 from lit_jax.runtime.leaves import map_named
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.muon import scale_by_muon_and_adam
@@ -30,8 +30,7 @@ def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: i
     name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps
     of warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f'unknown optimizer {name!r}; known: {", ".join(OPTIMIZERS)}')
+    check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
     update = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay),
                          optax.scale_by_learning_rate(rate))
