@@ -32,7 +32,7 @@ def test_what_one_or_two_processes_write_into_a_bucket_is_read_back_by_one(env, 
 
 
 def test_a_bucket_that_is_not_there(env):
-    code = 'from lit_jax import paths; paths.check_reachable("gs://bukket/run")'
+    code = 'from lit_jax.runtime import paths; paths.check_reachable("gs://bukket/run")'
     done = subprocess.run([sys.executable, '-c', code], env={**os.environ, **env}, capture_output=True,
                           text=True, cwd=SCRIPT.parents[2], timeout=60)
     assert 'UserError: gs://bukket/run: there is no such bucket' in done.stderr, done.stderr

@@ -190,7 +190,7 @@ def test_work_grows_as_it_should(case):
 # Run by a process of its own: it used to end in an abort of XLA.
 WAITING = '''
 import jax
-from lit_jax import virtual_devices
+from lit_jax.runtime import virtual_devices
 virtual_devices.give_threads()
 import models.test_mixer_contract as contract
 on_all = contract.mesh_program('dydila heads', contract.sizes_of('mixed'))

@@ -112,7 +112,7 @@ def test_the_code_fact_changes_with_the_code(monkeypatch, tmp_path):
 def test_a_lost_process_ends_this_one_without_unwinding():
     """In a process of its own, as it ends: status 76, the message, and no `finally` that would wait for the
     dead."""
-    script = ('import jax, logging; from lit_jax.training import cluster\n'
+    script = ('import jax, logging; from lit_jax.runtime import cluster\n'
               'logging.basicConfig(); jax.process_count = lambda: 2\n'
               'try:\n'
               '    with cluster.peers_watched(lambda: "it goes on from step 40"):\n'

@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(request_of, tmp_path, monkey
     parts = tmp_path / 'set.npz.parts'
     assert sorted(os.listdir(parts)) == ['000000000-000000128.npy',
                                          'card.json'] and not (tmp_path / 'set.npz').exists()
-    with pytest.raises(UserError, match='set.npz.parts belongs to another recipe(.|\n)*images.seed'):
+    with pytest.raises(UserError, match='set.npz.parts belongs to another recipe(.|\n)*pictures.seed'):
         draw(replace(request_of, seed=1))
     with monkeypatch.context() as patch:
         written = stop_after(patch, 99)
