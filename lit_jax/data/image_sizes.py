@@ -2,7 +2,6 @@
 
 The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under image_sizes/, for as long as the
 files stay as they are (name, size and time of change)."""
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from PIL import Image
 
 from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadImage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.kept import keep, load_kept
-from lit_jax.runtime.paths import cache_folder, explain_unreachable, explain_unreadable, is_remote
+from lit_jax.runtime.kept import keep_facts
+from lit_jax.runtime.paths import explain_unreachable, explain_unreadable, is_remote
 from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
@@ -42,13 +41,10 @@ def read_sizes(root, files: list[str]) -> np.ndarray:
     Image.init()
     with explain_unreachable(root):
         facts = '\n'.join((os.fspath(root), *read_all(stat, files, _THREADS)))
-        digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
-        path = cache_folder() / 'picture_sizes' / f'{digest[:32]}.npy'
-        sizes = load_kept(path, lambda file: np.load(file))
-        if sizes is None or sizes.shape != (len(files), 2):
-            sizes = np.array(read_all(size, files, _THREADS), np.int32).reshape(-1, 2)
-            keep(path, lambda file: np.save(file, sizes))
-    return sizes
+        return keep_facts(
+            'picture_sizes', facts, '.npy', load=np.load, save=np.save,
+            make=lambda _: np.array(read_all(size, files, _THREADS), np.int32).reshape(-1, 2),
+            fits=lambda sizes: sizes.shape == (len(files), 2))
 
 
 def file_version(path) -> str:

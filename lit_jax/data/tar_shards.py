@@ -27,8 +27,8 @@ from lit_jax.data.captions import CaptionedImages, check_pairs, has_caption_fiel
 from lit_jax.data.folder import SUFFIXES, suffix_of
 from lit_jax.data.image_sizes import file_version, header_size, keep_known
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.kept import keep, load_kept
-from lit_jax.runtime.paths import cache_folder, explain_unreadable
+from lit_jax.runtime.kept import keep_facts
+from lit_jax.runtime.paths import explain_unreadable
 from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
@@ -142,14 +142,11 @@ def index_tar(path: Path) -> TarIndex:
     path = Path(path).absolute()
     with explain_unreadable(path):
         facts = f'{_VERSION} {path} {file_version(path)}'
-    digest = hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()
-    place = cache_folder() / 'tar_shards' / f'{digest[:32]}.npz'
-    index = load_kept(place, _load)
-    if index is None:
+    def make(_) -> TarIndex:
         LOG.info('scanning %s once', path)
-        index = scan_tar(path)
-        keep(place, lambda file: _save(file, index))
-    return index
+        return scan_tar(path)
+
+    return keep_facts('tar_shards', facts, '.npz', make=make, load=_load, save=_save)
 
 
 def _save(file, index: TarIndex) -> None:

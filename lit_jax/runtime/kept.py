@@ -1,4 +1,5 @@
-"""Files in the cache folder that can be made again: facts about a data set that take long to read off it."""
+"""Facts about a data set that take long to read off it, kept in the cache folder."""
+import hashlib
 import logging
 import os
 import tempfile
@@ -7,27 +8,38 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from lit_jax.runtime.paths import cache_folder
+
 LOG = logging.getLogger('lit_jax')
 
 
-def load_kept(path: Path, load: Callable):
-    """What `keep` wrote; None where it is not there, or damaged."""
+def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], object], load: Callable,
+               save: Callable, fits: Callable[[object], bool] = lambda value: True):
+    """What `make(path that keeps it)` gives: made once for an `identity`, then read from the cache folder.
+
+    A file that is damaged is made again; where none can be written, the value is made each time.
+
+    Args:
+        kind: the subfolder. identity: equal texts stand for equal values.
+        load, save: load(file) -> value, save(file, value). fits: whether what was loaded can be that value.
+    """
+    digest = hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()
+    path = cache_folder() / kind / f'{digest[:32]}{suffix}'
     try:
         with open(path, 'rb') as file:
-            return load(file)
+            value = load(file)
+        if fits(value):
+            return value
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         LOG.warning('%s cannot be read (%s); it is made again', path, error)
-        return None
-
-
-def keep(path: Path, save: Callable) -> None:
-    """Writes a file beside its name and renames it; without room or permission it is made again next time."""
+    value = make(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            save(file)
+            save(file, value)
         os.replace(file.name, path)
     except OSError as error:
         LOG.warning('%s cannot be written, what it would hold is made again next time: %s', path, error)
+    return value
