@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_jax import __version__
-from lit_jax.checkpoint.model_folder import is_model_folder, save_model_folder
+from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_model_folder
 from lit_jax.convert.torch_arch import (
     POSITION_TOLERANCE,
     Inferred,
@@ -231,7 +231,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         UserError: nothing has been written then.
     """
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
-    check_out(out, overwrite)
+    check_target(out, overwrite, 'model', is_model_folder)
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
@@ -292,16 +292,6 @@ def _condition(arch: Mapping) -> str:
     return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, '
             f'{arch["cross_heads"]} heads look at them; positions '
             f'0..{arch["base_size"] / arch["pe_interpolation"]:g}')
-
-
-def check_out(out, overwrite: bool) -> None:
-    """Refuses, before anything is read, an output that is in the way."""
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
-    if not is_model_folder(out):
-        raise UserError(f'{out} is not a model folder, so it is not overwritten; give another --out')
 
 
 def tool_name() -> str:

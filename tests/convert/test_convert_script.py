@@ -159,9 +159,9 @@ def test_output_in_the_way(convert, checkpoint, tmp_path):
     path, _ = checkpoint
     (tmp_path / 'notes').mkdir()
     (tmp_path / 'notes' / 'mine.txt').write_text('keep')
-    with pytest.raises(UserError, match='exists already; give another --out, or --overwrite'):
+    with pytest.raises(UserError, match='exists and is not empty. Choose another folder, or ask for it to be overwritten'):
         convert(tmp_path / 'no such file', '--out', tmp_path / 'notes')
-    with pytest.raises(UserError, match='not a model folder, so it is not overwritten'):
+    with pytest.raises(UserError, match='not a model folder, so it will not be overwritten'):
         convert(path, '--out', tmp_path / 'notes', '--overwrite')
     assert (tmp_path / 'notes' / 'mine.txt').read_text() == 'keep'
     convert(path, '--out', tmp_path / 'model')
