@@ -159,7 +159,7 @@ def test_output_in_the_way(convert, checkpoint, tmp_path):
     path, _ = checkpoint
     (tmp_path / 'notes').mkdir()
     (tmp_path / 'notes' / 'mine.txt').write_text('keep')
-    with pytest.raises(UserError, match='exists and is not empty. Choose another folder, or ask for it to be overwritten'):
+    with pytest.raises(UserError, match='exists and is not empty. Choose another folder'):
         convert(tmp_path / 'no such file', '--out', tmp_path / 'notes')
     with pytest.raises(UserError, match='not a model folder, so it will not be overwritten'):
         convert(path, '--out', tmp_path / 'notes', '--overwrite')
