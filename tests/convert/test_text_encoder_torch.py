@@ -50,7 +50,7 @@ def test_the_script_recognises_a_text_encoder(convert, tmp_path, capsys):
                   '5,984 parameters, 23.9 kB as float32', 'tokenizer.json'):
         assert words in printed
     encoder = load_text_encoder(tmp_path / 't5', 'float32')
-    assert (encoder.network.arch, encoder.sha256) == (ARCH(hub / 'model.safetensors'))
+    assert (encoder.network.arch, encoder.sha256) == (ARCH, file_sha256(hub / 'model.safetensors'))
     qkv = np.asarray(encoder.params['blocks']['attn']['qkv']['kernel'])
     assert qkv.shape == (2, 16, 3, 2, 6)
     for i, part in enumerate('qkv'):
