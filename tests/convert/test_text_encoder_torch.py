@@ -18,6 +18,7 @@ from lit_jax.convert.text_encoder_torch import (
 )
 from lit_jax.models.t5 import T5_XXL
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 from lit_jax.text.encoder import encode_captions
 
 QKV = 'encoder.block.1.layer.0.SelfAttention.{}.weight'

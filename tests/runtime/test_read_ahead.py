@@ -1,4 +1,4 @@
-"""Work that is started before it is asked for: in order, as far ahead as was said, and ended with its reader."""
+"""Work that is started before it is asked for: in order, as far ahead as was said, ended with its reader."""
 import threading
 
 import pytest
