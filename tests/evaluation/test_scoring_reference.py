@@ -158,7 +158,7 @@ def test_a_reference_of_other_features_is_refused(request_of, judge):
     ({'mu': np.zeros(FEATURES, np.int64), 'sigma': np.eye(FEATURES)}, 'mu is int64'),
     ({'mu': np.array([{}] * FEATURES, dtype=object), 'sigma': np.eye(FEATURES)}, 'pickled objects'),
     ({'mu': np.zeros(FEATURES), 'sigma': np.eye(FEATURES), 'meta': np.asarray('{}')}, 'meta is not what'),
-    ({'arr_0': np.zeros((4, 8, 8, 3), np.float32)}, 'arr_0 is float32')])
+    ({'arr_0': np.zeros((4, 8, 8, 3), np.float32)}, 'arr_0: float32')])
 def test_files_that_are_no_reference(tmp_path, judge, arrays, message):
     np.savez(tmp_path / 'ref.npz', **arrays)
     with pytest.raises(UserError, match=message):
