@@ -84,7 +84,7 @@ def test_damaged_images_are_replaced_or_stop(pets):
 def test_a_file_that_is_gone_stops_the_run(pets):
     source = open_any(pets)
     (pets / 'cat' / 'b.jpg').unlink()
-    with pytest.raises(UserError, match='cat/b.jpg cannot be read .No such file'):
+    with pytest.raises(UserError, match='cat/b.jpg cannot be read: No such file'):
         source[2]
     assert not source.bad
 
