@@ -54,8 +54,7 @@ class Images:
 
 
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
-    """The recipe of a workdir, or one made from a model folder, with the data named here in place of its
-    own."""
+    """The recipe of a workdir, or one made from a model folder, with the data named here."""
     if data and not data.startswith('tfds:') and data not in SOURCES:
         raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
     config = model.config
@@ -107,8 +106,7 @@ def _digits_or_none(config) -> str:
 
 def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train',
                 seed: int = 0) -> Images:
-    """`count` examples, evenly spread over the source (all of a smaller one), with the noise of their numbers
-    and seed."""
+    """`count` examples, evenly spread over the source, with the noise of their numbers and seed."""
     source = setup.build_source(recipe, split)
     setup.check_data(recipe, source)
     numbers = np.array(spread(len(source), count))

@@ -113,8 +113,7 @@ def _image(ax, pixels, title: str, token, grid) -> None:
 
 
 def _weights(ax, weights, title: str, token, grid) -> None:
-    """Colours from 0 (or the lowest, below) to the largest; how many times the uniform weight that is, in the
-    title."""
+    """Colours from 0 (or the lowest, below) to the largest; its ratio to the uniform weight in the title."""
     ax.imshow(weights, cmap='turbo', vmin=min(0, weights.min()), vmax=weights.max(),
               extent=(0, grid[1], grid[0], 0))
     _box(ax, token)
@@ -217,8 +216,7 @@ def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) 
 
 
 def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
-    """One panel a routed part: the choice that most tokens of a class take in every layer, the stronger the
-    more of them."""
+    """One panel a routed part: the choice that most tokens of a class take, the stronger the more."""
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(WIDTH, rows * (0.9 + 0.2 * max(len(class_names), 4))), layout='constrained')
     axes = figure.subplots(rows, min(2, len(found)), squeeze=False).flatten()

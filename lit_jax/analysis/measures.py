@@ -11,8 +11,7 @@ UNIFORM = 1e-5
 
 @jax.jit
 def head_similarity(maps_KNM: Array) -> tuple[Array, Array]:
-    """(cosine, centred cosine): the mean over all pairs of different heads, in float32; NaN for a single
-    head.
+    """(cosine, centred cosine): means over all pairs of different heads, float32; NaN for a single head.
 
     cosine: of the maps as vectors of N·M weights (LiT, arXiv 2501.12976, §4.1 and figure 10). Weights are
     positive, so that maps without anything in common are alike as well: 1/M everywhere has cosine 1 with
@@ -51,8 +50,7 @@ def effective_rank(values) -> np.ndarray:
 
 
 def numerical_rank(values, shape: tuple[int, int]) -> np.ndarray:
-    """How many singular values of a matrix [N, M] exceed max(N, M)·2^-23 times the largest: what float32 can
-    tell from 0."""
+    """How many singular values of [N, M] exceed max(N, M)·2^-23 times the largest: not 0 to float32."""
     values = np.asarray(values)
     return (values > values.max(-1, keepdims=True) * max(shape) * SINGLE).sum(-1)
 

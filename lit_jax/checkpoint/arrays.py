@@ -31,8 +31,7 @@ _UNCOPIED = type_handlers.create_type_handler_registry(
 
 
 def _to_array(leaf):
-    """A form of the leaf that Orbax gives back as it was: numpy scalars fail on restore, so they become 0-d
-    arrays."""
+    """The leaf as Orbax gives it back: numpy scalars fail on restore, so they become 0-d arrays."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf  # spread over several hosts: each writes its own part
     return np.asarray(leaf)
@@ -102,8 +101,7 @@ def load_arrays(path, abstract=None):
 
 
 def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None):
-    """Reads a tree from an Orbax directory; with `only`, just the subtree (of structure `abstract`) under
-    that key."""
+    """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`) under that key."""
     handler = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(path).tree
     if only is not None:
@@ -162,8 +160,7 @@ def _open_array(path: epath.Path) -> tensorstore.TensorStore:
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:
-    """Shape, dtype and sharding are always ours: a sharding on the disk belongs to the machine that wrote
-    it."""
+    """Shape, dtype and sharding are ours: a sharding on the disk belongs to the machine that wrote it."""
     sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape,
                                 dtype=leaf.dtype)

@@ -60,8 +60,7 @@ def read_weights_config(path) -> dict:
 
 
 def find_steps(path) -> list[int]:
-    """The steps of the checkpoints in a workdir, in rising order. UserError for a model folder, which has
-    none."""
+    """Steps of the checkpoints in a workdir, rising. UserError for a model folder, which has none."""
     if _kind(as_path(path)) == 'model folder':
         _check_no_step(path, 'any')
     with explain_unreachable(path):

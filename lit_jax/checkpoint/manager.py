@@ -75,8 +75,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in found)
 
     def save(self, step: int, state, meta: dict) -> bool:
-        """Starts saving; returns once the state may be changed or donated. False where `step` is saved
-        already.
+        """Starts saving; returns once the state may be changed. False where `step` is saved already.
 
         Waits for the save before, and raises its UserError when that one met a full disk; nothing is then
         saved now.
@@ -105,8 +104,7 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Waits until the running save is on disk. UserError if it met a full disk; older checkpoints stay
-        intact."""
+        """Waits for the running save. UserError if it met a full disk; older checkpoints stay intact."""
         if self._saving is None:
             return
         step, needed = self._saving
@@ -163,8 +161,7 @@ class Checkpoints:
         _LOG.warning('going on from step %d, the newest whole checkpoint', newest_whole)
 
     def restore_part(self, name: str, abstract=None, step: int | None = None):
-        """(subtree, step): the top-level entry `name` ('ema') of one checkpoint, the newest whole one or that
-        of `step`.
+        """(subtree, step): the entry `name` ('ema') of the newest whole checkpoint, or of that of `step`.
 
         Changes nothing on the disk, so a run that trains in the same place is not disturbed. abstract: as for
         `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not
@@ -225,8 +222,7 @@ class Checkpoints:
         return unfinished[0] if unfinished else path
 
     def _complete_manifest(self, step: int) -> None:
-        """Enters the files that Orbax wrote while it committed. The arrays are listed already: failure is
-        harmless."""
+        """Enters the files of the commit. The arrays are listed already: failure is harmless."""
         if peers.is_lead():
             try:
                 storage.add_to_manifest(self._path(step), _COMMIT_FILES)
@@ -237,8 +233,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explain_failure(self):
-        """After a save that failed, no thread, half-written directory or memory of it remain; explains a full
-        disk."""
+        """Explains a full disk; of a save that failed no thread, directory or memory remains."""
         step, needed = self._saving
         try:
             with storage.explain_full_disk(self._path(step), needed):
@@ -269,8 +264,7 @@ class Checkpoints:
                 and not (path / _COMMITTED).exists() and not (path / _DAMAGED).exists()]
 
     def _newest_whole(self) -> tuple[int | None, list[int]]:
-        """(newest step whose files agree with its manifest, or None without any checkpoint; damaged steps
-        above it)."""
+        """(newest step whose files agree with its manifest, or None; damaged steps above it)."""
         damaged, problems = [], []
         for step in reversed(self.steps()):
             problems = storage.find_damage(self._path(step))

@@ -58,8 +58,7 @@ def save_model_folder(path, config: dict, params, *, overwrite: bool = False) ->
 
 def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
                  by_layer: bool = False) -> None:
-    """config.json, arrays and manifest of a folder of any kind, all of it or nothing; one that is there is
-    replaced.
+    """A folder of any kind with its manifest, all of it or nothing; one that is there is replaced.
 
     files: name -> content of further files, which the manifest covers too. by_layer: as for
         `write_arrays`."""
@@ -137,8 +136,7 @@ def _read_checked(path: epath.Path) -> dict:
 
 
 def check_whole(path: epath.Path, kind: str, source: str) -> None:
-    """Raises UserError that lists the damaged files of a folder of any `kind`; `source` is what it was
-    converted from."""
+    """Raises UserError that lists the damaged files of a folder; `source`: what it was converted from."""
     damage = storage.find_damage(path, checksums=peers.is_lead())
     if not (path / ARRAYS).is_dir():
         damage = [f'{path / ARRAYS}: missing', *damage[:3]]
@@ -180,8 +178,7 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
 
 
 def check_config(config, source: str) -> None:
-    """Raises one UserError that lists everything wrong in a model folder's config; `source` says where it
-    stands.
+    """Raises one UserError with everything wrong in a model folder's config; `source`: where it stands.
 
     Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae:
     id or null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or

@@ -49,8 +49,7 @@ class Part:
         return check(config, str(path / CONFIG))
 
     def check_fields(self, config, source: str, rules: Callable[[dict], Sequence[tuple[bool, str]]]) -> None:
-        """Raises one UserError that lists what is wrong: another kind or format, or rules (holds, text) that
-        do not hold."""
+        """Raises one UserError that lists what is wrong: kind, format, or rules (holds, text)."""
         if not isinstance(config, dict) or config.get('kind') != self.kind:
             kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
             raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')

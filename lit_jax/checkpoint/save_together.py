@@ -91,8 +91,7 @@ class SaveTogether:
         return missing
 
     def commit(self, act: Callable) -> None:
-        """`act()` in process 0 between the barriers; when it fails, the others are let through the second
-        one.
+        """`act()` in process 0 between the barriers; when it fails, the others pass the second one.
 
         They learn of it where all of them wait for the save in the foreground (`peers.together`)."""
         try:

@@ -40,8 +40,7 @@ PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ck
 
 
 class TextEncoder:
-    """A text encoder with its weights and tokenizer (`lit_jax.text.encoder.encode_captions` runs it over
-    captions).
+    """A text encoder with its weights and tokenizer (see `lit_jax.text.encoder.encode_captions`).
 
     Attributes:
         network: the `T5Network`. params: its parameters (jax arrays). config: what config.json holds.
@@ -89,8 +88,7 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
 
 def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None,
                       compute: str | None = None) -> TextEncoder:
-    """A ready text encoder from its folder, local or in a bucket (gs://...). Several processes call it
-    together.
+    """A ready text encoder from its folder, local or in a bucket. Several processes call it together.
 
     Args:
         dtype: 'bfloat16' or 'float32': what is computed in. Weights stay as they are stored, but float32 ones
@@ -144,8 +142,7 @@ def _in_form(rows: Rows, weights: str | None) -> dict[str, np.ndarray]:
 
 
 def _place(values: np.ndarray, rows: Rows, whole: Array | None, sharding) -> Array:
-    """The array with these values where `rows` lie: `whole`, which is used up, or a new one for the first of
-    them."""
+    """The array with these values where `rows` lie: `whole`, which is used up, or at first a new one."""
     if rows.are_all:
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
     if whole is None:

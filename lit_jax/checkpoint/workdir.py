@@ -24,8 +24,7 @@ FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', '
 
 
 def check_workdir(workdir, recipe: Mapping) -> None:
-    """Raises UserError if the workdir was made by another recipe (listing every field that differs), or is
-    none.
+    """Raises UserError if the workdir was made by another recipe (with all differences), or is none.
 
     Process 0 looks; all raise.
 
@@ -101,8 +100,7 @@ def _write_json(path, content: Mapping) -> None:
 
 
 def _differences(was: Mapping, now: Mapping, defaults: Mapping, prefix: str = '') -> list[str]:
-    """What differs, a line each. A field that recipes have gained since stands for its default in the older
-    one."""
+    """What differs, a line each. A field that an older recipe lacks stands for its default."""
     lines = []
     for key in sorted({*was, *now}):
         name = prefix + key

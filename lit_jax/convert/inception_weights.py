@@ -165,8 +165,7 @@ def save_inception(file, inception: Inception) -> None:
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with everything that
-    is wrong.
+    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with all problems.
 
     where: what was read, for the message.
     """
@@ -187,8 +186,7 @@ def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork
 
 
 class _Published:
-    """Arrays in PyTorch's or Flax's layout, by their published names; notes what is wrong with those that are
-    taken."""
+    """Arrays in PyTorch's or Flax's layout, by their published names; notes what is wrong with them."""
 
     def __init__(self, arrays: Mapping):
         self.arrays, self.problems, self.used = arrays, [], set()

@@ -70,8 +70,7 @@ class ConvertedTextEncoder:
 
 
 def is_hub_text_encoder(path) -> bool:
-    """Whether `path` is a transformers folder of a language model, T5 or another (`convert_text_encoder` says
-    which)."""
+    """Whether `path` is a transformers folder of a language model, T5 or another."""
     content = read_hub_config(path)
     return 'model_type' in content and not {'kind', '_class_name'} & content.keys()
 
@@ -125,8 +124,7 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
 
 
 def arch_of(hub: Mapping, where: str) -> dict:
-    """The architecture that a transformers config.json tells, or a UserError for what lit_jax does not
-    have."""
+    """The architecture that a transformers config.json tells. UserError for what lit_jax does not have."""
     if hub.get('model_type') not in MODEL_TYPES:
         raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the '
                         f'text encoders T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
@@ -149,8 +147,7 @@ def arch_of(hub: Mapping, where: str) -> dict:
 
 
 def find_tokenizer(src: Path) -> Tokenizer:
-    """The tokenizer in the folder of the text encoder, or in a pipeline's tokenizer/ (tokenizer_2/) beside
-    it."""
+    """The tokenizer in the folder of the text encoder, or in a pipeline's tokenizer/ (tokenizer_2/)."""
     beside = src.resolve().parent / src.resolve().name.replace('text_encoder', 'tokenizer')
     places = [src] + [beside] * (beside.name.startswith('tokenizer'))
     for folder in places:
@@ -178,8 +175,7 @@ def _guess_id(src: Path) -> str:
 
 
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
-    """The parameter tree of `arch` in the form `weights`, filled from `source`, or one UserError with all
-    that is wrong.
+    """The parameters of `arch` in the form `weights`, or one UserError with all that is wrong.
 
     name: what was read, for the message.
     """
@@ -277,8 +273,7 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
-    """Writes the text encoder folder `src` as a transformers folder `out` (T5EncoderModel), tokenizer
-    included."""
+    """Writes `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
     from safetensors.numpy import save_file
     out, config = Path(out), read_text_encoder_config(src)
     if config['weights'] == 'int8':

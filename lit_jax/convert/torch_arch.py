@@ -27,8 +27,7 @@ POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture read off a file; `unknown` fields hold placeholders, and then `problems` (or tensors)
-    say why.
+    """An architecture read off a file; `unknown` fields hold placeholders, and `problems` say why.
 
     notes: what was taken for granted, to be printed.
     """
@@ -126,8 +125,7 @@ def _input_size(source: Source, found: Found, hints: Hints,
 
 
 def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> tuple[int, int] | None:
-    """The token grid whose sin-cos table this is; where none fits (the import will say so), the likeliest
-    one."""
+    """The token grid whose sin-cos table this is; where none fits, the likeliest one."""
     tokens, width = table.shape
     side = math.isqrt(tokens)
     square = (side, side) if side * side == tokens else None
@@ -142,8 +140,7 @@ def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> t
 
 
 def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> list[str]:
-    """Where config.json of a diffusers folder contradicts the tensors beside it, or asks for what this
-    library lacks."""
+    """Where a diffusers config.json contradicts the tensors, or asks for what lit_jax lacks."""
     if not hub:
         return []
     values = {theirs: value for theirs, value in hub_sizes(arch).items()
@@ -171,8 +168,7 @@ TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIX
 
 
 def parse_arch_name(name: str) -> dict:
-    """'dit_xl', 'lit_s_4', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that the
-    name fixes."""
+    """'dit_xl', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that it fixes."""
     plain = re.sub(r'[-/]', '_', name.lower())
     known = {f'{system}_{size}': model for system, entry in SYSTEMS.items()
              for size, model in entry.sizes.items()}

@@ -38,8 +38,7 @@ def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original') -> 
 
 
 def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int, ...]]:
-    """{torch name: shape} of a model, without any weights; `pos_embed` first, which files of PixArt do
-    without."""
+    """{torch name: shape} of a model; `pos_embed` first, which files of PixArt do without."""
     shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(),
                                                                   arch['width'])}
     for keys, leaf, _ in _order(arch, layout):
@@ -49,8 +48,7 @@ def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int
 
 
 def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
-    """Writes the model folder or workdir `src` as the file `out` (.safetensors), or as the diffusers folder
-    `out`.
+    """Writes a model folder or workdir as a .safetensors file, or as a diffusers folder.
 
     What is written stands beside its place and is renamed when it is whole.
     """
@@ -99,8 +97,7 @@ def export_params(out: Path, config: Mapping, params: Mapping) -> None:
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
-    """Writes a PixArt of softmax attention as a folder that diffusers' PixArtTransformer2DModel loads,
-    atomically.
+    """Writes a PixArt of softmax attention as a folder that diffusers loads, atomically.
 
     Raises UserError, before anything is written, where diffusers has no such model; `name` says whose it is.
     """
@@ -115,8 +112,7 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
 
 
 def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or folder beside `out`, and renames it when it is whole; one that is there is
-    replaced."""
+    """Lets `write` make a file or folder beside `out`, which it replaces when it is whole."""
     out = Path(out).absolute()
     temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
     try:
@@ -157,8 +153,7 @@ def _published(config: Mapping) -> dict:
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-    """Streams float32 tensors into an open binary file, one at a time (safetensors' own writer copies them
-    all).
+    """Streams float32 tensors into a binary file, one at a time (safetensors' writer copies them all).
 
     Args:
         layout: name -> shape of every tensor, in the order of `values`.
@@ -181,8 +176,7 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
 
 def _order(arch: Mapping, layout: str = 'original') -> Iterator[
     tuple[tuple[str, ...], ModelLeaf, int | None]]:
-    """(keys, leaf, layer of the leaf) of every tensor but the position table, as DiT's state dict orders
-    them.
+    """(keys, leaf, layer of the leaf) of every tensor but the position table, in DiT's order.
 
     Several keys are the parts of one tensor along its first axis.
     """
@@ -202,8 +196,7 @@ def _order(arch: Mapping, layout: str = 'original') -> Iterator[
 
 
 def _tensors(params: Mapping, arch: Mapping, layout: str = 'original') -> Iterator[tuple[str, np.ndarray]]:
-    """(key, values) of every tensor, DiT's `pos_embed` first; checks that the tree has exactly the leaves of
-    `arch`."""
+    """(key, values) of every tensor, DiT's `pos_embed` first; checks that the leaves are those of `arch`."""
     flat, paths = named_leaves(params), {leaf.path for leaf in model_leaves(arch)}
     if paths != set(flat):
         raise UserError(f'the parameters do not fit the architecture: missing {sorted(paths - set(flat))}, '

@@ -54,8 +54,7 @@ class Reader(Protocol):
         """Its values in float32, possibly a view of the mapped file."""
 
     def release(self) -> None:
-        """Drops the memory map; the next `read` maps the file again. Views handed out before keep it
-        alive."""
+        """Drops the memory map until the next `read`. Views handed out before keep it alive."""
 
 
 @dataclass
@@ -135,8 +134,7 @@ def open_source(path, weights: str = 'ema') -> Source:
 
 
 def open_weights(folder: Path, weights: str = 'ema') -> Source:
-    """All tensors of a Hugging Face folder's weight files, whatever model it is. UserError where there are
-    none."""
+    """All tensors of a Hugging Face folder, whatever model it is. UserError where there are none."""
     files, index = _hub_files(folder)
     if not files:
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
@@ -329,8 +327,7 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
 
 
 def _sniff(path: Path) -> str:
-    """'torch' or 'safetensors' by the first bytes; everything else is an error that names what the file
-    is."""
+    """'torch' or 'safetensors' by the first bytes; UserError that names what else the file is."""
     with explain_unreadable(path), open(path, 'rb') as file:
         head = file.read(512)
     text = head.lstrip().lower()

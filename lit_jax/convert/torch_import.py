@@ -169,8 +169,7 @@ class _Reading:
         return values if info.shape == shape else None
 
     def _check_copies(self, patterns: tuple[str, ...]) -> None:
-        """diffusers' embedders stand in every block: all copies must be the first one's equal to be folded
-        into it."""
+        """diffusers' embedders stand in every block: to be folded into one, all must be equal."""
         for pattern in patterns:
             if '{i}' not in pattern or (first := pattern.replace('{i}', '0')) not in self.source.tensors:
                 continue
@@ -184,8 +183,7 @@ class _Reading:
                                           'is not block 0\'s copy; DiT has one for all blocks')
 
     def check_positions(self) -> None:
-        """A stored position table must be the one that the model computes; PixArt's is left out of account,
-        as by its loader."""
+        """A stored position table must be the one that the model computes; PixArt's does not count."""
         key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
         if key not in self.source.tensors or self.arch['family'] == 'pixart':
             return

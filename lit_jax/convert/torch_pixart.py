@@ -48,8 +48,7 @@ def infer_captions(source: Source, found: Found, hints: Hints, hub: Mapping, mix
 
 
 def _set_cross_heads(result: Captioned, found: Found, hints: Hints, hub: Mapping, mixer: Mapping) -> None:
-    """Softmax attention of PixArt has as many heads for itself as for the caption; linear attention has its
-    own."""
+    """Softmax attention has as many heads for itself as for the caption; linear attention its own."""
     width = found.sizes['D']
     known = {(row['depth'], row['width']): row['softmax_heads'] for row in SIZES.values()}
     own = mixer['heads'] if mixer['name'] == 'softmax' else None

@@ -47,8 +47,7 @@ class ConvertedVae:
 
 
 def is_hub_vae(path) -> bool:
-    """Whether `path` is a diffusers folder of an autoencoder, of this or another kind (`convert_vae` says
-    which)."""
+    """Whether `path` is a diffusers folder of an autoencoder, of this or another kind."""
     return _OTHER_VAES.search(str(read_hub_config(path).get('_class_name', ''))) is not None
 
 
@@ -117,8 +116,7 @@ def _read_config(folder: Path) -> dict:
 
 
 def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
-    """(architecture, scaling factor, shift) that a diffusers config.json tells, or a UserError for what is
-    unknown."""
+    """(architecture, scaling factor, shift) of a diffusers config.json. UserError for what is unknown."""
     arch = {ours: hub.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
     try:
         arch = check_vae_arch(arch)
@@ -189,8 +187,7 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
 
 
 def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
-    """The float32 parameter tree of `arch` filled from `source`, or one UserError with everything that is
-    wrong.
+    """The float32 parameters of `arch`, or one UserError with everything that is wrong.
 
     name: what was read, for the message.
     """

@@ -60,20 +60,17 @@ class Source(ABC):
         """{'image' (or 'moments'): float32 [H, W, C], 'label': int32}. IndexError outside [0, len)."""
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Several examples at once: the arrays of an element with a leading axis [b, ...], new and
-        contiguous."""
+        """Several examples at once: arrays with a leading axis [b, ...], new and contiguous."""
         return stack([self[int(i)] for i in indices])
 
     def each(self, indices: Sequence[int]) -> Iterator[dict]:
-        """The same examples one after the other, as augmentations take them; arrays that may be written
-        to."""
+        """The same examples one by one, for augmentations; their arrays may be written to."""
         batch = self.take(indices)
         for row in range(len(indices)):
             yield {name: array[row] for name, array in batch.items()}
 
     def all_labels(self) -> np.ndarray:
-        """The label of every example, int32 [len]. Sources whose elements are dear to make know a shorter
-        way."""
+        """The label of every example, int32 [len]. Sources of dear elements know a shorter way."""
         return np.array([self[index]['label'] for index in range(len(self))], np.int32)
 
 

@@ -26,8 +26,7 @@ _STEPS = 16                 # of the table a base size
 
 
 def check_sides(size: int, multiple: int, name: str = 'image_size') -> None:
-    """Raises UserError for a side that is not a positive multiple of `multiple`, naming the nearest that
-    are."""
+    """Raises UserError for a side that is no positive multiple of `multiple`, with the nearest that are."""
     if size < 1 or size % multiple:
         below, above = size // multiple * multiple, (size // multiple + 1) * multiple
         near = f'{below} and {above}' if below > 0 else f'{multiple}'
@@ -51,8 +50,7 @@ def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
 
 
 def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The number in the table of the shape nearest to each image: int [n, 2] of (width, height) -> int32
-    [n]."""
+    """The number of the shape nearest to each image: int [n, 2] of (width, height) -> int32 [n]."""
     width, height = np.asarray(sizes, np.float64).reshape(-1, 2).T
     ratios = np.log([high / wide for high, wide in table])
     order = np.argsort(ratios, kind='stable')

@@ -26,8 +26,7 @@ _THREADS = 16
 
 
 class CaptionFolder(CaptionedImages):
-    """Made by `open_caption_folder`; `files` are paths relative to `root` with '/', `texts` their
-    captions."""
+    """Made by `open_caption_folder`; `files` are relative to `root`, `texts` their captions."""
 
     def __init__(self, root, files: list[str], texts: list[tuple[str, ...]], image_size: int, **options):
         super().__init__(image_size, **options)

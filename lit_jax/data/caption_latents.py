@@ -79,8 +79,7 @@ class CaptionLatentSource(CachedLatents):
 
     @property
     def null_features(self) -> tuple[np.ndarray, np.ndarray]:
-        """(text bfloat16 [L, width], mask int32 [L]) of the empty caption, the features of its padding
-        too."""
+        """(text bfloat16 [L, width], mask int32 [L]) of the empty caption, its padding included."""
         return read_null(self.folder, self.metadata['text'])
 
     def _fits(self, record: bytes) -> bool:
@@ -93,8 +92,7 @@ class CaptionLatentSource(CachedLatents):
 
 
 def pack(moments: np.ndarray, bucket: int, texts: Sequence[np.ndarray], dtype: str) -> bytes:
-    """One record from float32 [h, w, 2C] and the features [tokens, width] of one or two captions, the long
-    one first."""
+    """One record from float32 [h, w, 2C] and features [tokens, width] of one or two captions, long first."""
     lengths = [len(text) for text in texts] + [0] * (2 - len(texts))
     head = np.array([bucket, len(texts), *lengths], _HEAD)
     return head.tobytes() + moments.astype(DTYPES[dtype]).tobytes() + b''.join(pack_features(text, len(text))

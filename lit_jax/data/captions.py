@@ -27,8 +27,7 @@ _SHOWN = 5
 
 
 class CaptionedImages(ImageSource):
-    """Encoded images with captions; elements {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of
-    str}.
+    """Encoded images with captions: {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of str}.
 
     Captions: the short one, then the long one where there are two. Damaged images are replaced as in every
     `ImageSource`, by one of the same bucket.
@@ -56,8 +55,7 @@ class CaptionedImages(ImageSource):
         return {'image': to_float(pixels), 'captions': self.captions(number)}
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """{'image': float32 [b, H, W, 3]} of examples of one bucket: captions are no arrays, see
-        `captions`."""
+        """{'image': float32 [b, H, W, 3]} of examples of one bucket; see `captions` for theirs."""
         return stack([{'image': self[int(index)]['image']} for index in indices])
 
     def _pixels(self, index: int) -> tuple[np.ndarray, int]:
@@ -142,8 +140,7 @@ def _row(element: dict, row: int) -> dict:
 
 
 def record_captions(record: Mapping, plain: str = '') -> tuple[str, ...]:
-    """The captions in a JSON record, and `plain` (of a text file) in the place of a short one that it does
-    not hold.
+    """The captions in a JSON record; `plain` (a text file) where it holds no short one.
 
     () where there is none but empty ones. Raises ValueError for a caption that is no text."""
     found = []

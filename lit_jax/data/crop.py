@@ -21,8 +21,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: an image of any mode and size, resized to cover the shape (H, W), and the middle cut
-    out.
+    """uint8 [H, W, 3]: an image resized to cover the shape (H, W), and the middle cut out.
 
     Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS
     pixels."""

@@ -43,8 +43,7 @@ def read_image(path) -> bytes:
 
 
 class FolderSource(ImageSource):
-    """Made by `open_folder`; `files` are paths relative to `root` with '/', `labels` int32 of the same
-    length."""
+    """Made by `open_folder`; `files` are relative to `root`, `labels` int32 of the same length."""
 
     def __init__(self, root, files: list[str], labels: np.ndarray, spec: Spec, *, strict: bool = False):
         super().__init__(spec, strict=strict)
@@ -68,8 +67,7 @@ class FolderSource(ImageSource):
 
 
 def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False) -> FolderSource:
-    """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, None where it is
-    open.
+    """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, or None.
 
     Raises UserError if there is no such folder or split, a class is empty, classes and loose images are
     mixed, or the recipe asks for what the folder does not have."""
@@ -124,8 +122,7 @@ def _subfolders(root) -> set[str]:
 
 
 def _list_images(base) -> dict[str, list[str]]:
-    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; paths relative to `base`, with
-    '/'."""
+    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; relative to `base`."""
     found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
     ignored: collections.Counter[str] = collections.Counter()
     for path in visible_files(base):
@@ -145,8 +142,7 @@ def _list_images(base) -> dict[str, list[str]]:
 
 
 def visible_files(base) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, with '/', but those that are hidden or in a hidden
-    folder."""
+    """Paths of all files below a folder, relative to it, but hidden ones and those in hidden folders."""
     with explain_unreachable(base):
         paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
     return (path for path in paths if not any(map(_hidden, path.split('/'))))
@@ -159,8 +155,7 @@ def suffix_of(path: str) -> str:
 
 
 def _walk(base: str) -> Iterator[str]:
-    """All files below a local folder; links to folders are followed (classes are often links), but not in
-    circles."""
+    """All files below a local folder; links to folders (often classes) are followed, not in circles."""
     def refuse(error: OSError):
         raise UserError(f'the folder {error.filename} cannot be read: {error.strerror}') from error
 

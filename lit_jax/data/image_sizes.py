@@ -57,8 +57,7 @@ def file_version(path) -> str:
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
-    """Numbers of the images whose size is known; the others belong to no bucket and are left out, with one
-    line.
+    """Numbers of the images whose size is known; the others are left out, with one line.
 
     Raises BadImage for the first of them with `strict`, and UserError where none is left."""
     unknown = np.flatnonzero((sizes < 1).any(axis=1))

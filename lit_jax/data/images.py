@@ -45,8 +45,7 @@ class BadImage(UserError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image in RGB. The first frame of several; EXIF orientation is ignored (see
-    `lit_jax.data.crop`).
+    """An encoded image in RGB: the first frame; EXIF orientation is ignored (`lit_jax.data.crop`).
 
     Raises ValueError with the reason for anything that is not a whole image of 8 bits a channel."""
     if not data:
@@ -70,8 +69,7 @@ def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 class ImageSource(Source):
-    """Encoded images by number; elements {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label':
-    int32}.
+    """Encoded images by number: {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
 
     `source[i]` replaces a damaged image (or raises BadImage with `strict`), `source.load(i)` always raises
     it. Any number of threads may read at once."""
@@ -156,8 +154,7 @@ class ImageSource(Source):
 
 
 def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':
-    """Example `index` of any source; in the place of one that cannot be decoded its BadImage, which `strict`
-    raises."""
+    """Example `index` of any source; if it cannot be decoded, its BadImage, which `strict` raises."""
     try:
         return source.load(index) if isinstance(source, ImageSource) else source[index]
     except BadImage as error:
@@ -168,8 +165,7 @@ def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':
 
 def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
-    """{name: reason} of all images of a source that cannot be decoded, in the order of the source; reads
-    everything.
+    """{name: reason} of all images that cannot be decoded, in order; reads everything.
 
     progress: called with (images looked at, number of all) after each thousand."""
     def look(index: int) -> BadImage | None:
@@ -186,8 +182,7 @@ def find_bad(source: ImageSource, *, threads: int = 1,
 
 
 def check_asked(name: str, asked: dict, num_classes: int) -> int:
-    """The image size that a recipe asks of RGB images with this many classes; UserError if they do not fit
-    it."""
+    """The image size that a recipe asks of RGB images with so many classes; UserError if it does not fit."""
     if asked['image_size'] is None:
         raise UserError(f'{name} holds images of any size: say which to crop them to, e.g. '
                         '--config.data.image_size=256')

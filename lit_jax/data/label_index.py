@@ -14,8 +14,7 @@ _THREADS = 8
 
 
 def read_labels(identity: dict, count: int, read: Callable[[int], int]) -> np.ndarray:
-    """int32 [count]: read(i) of every example, once; what `identity` describes is read from the cache
-    afterwards."""
+    """int32 [count]: read(i) of every example; kept in the cache for what `identity` describes."""
     def make(path) -> np.ndarray:
         LOG.info('reading the labels of %d examples once, to choose classes; kept in %s', count, path)
         labels = np.empty(count, np.int32)

@@ -75,8 +75,7 @@ class ShardWriter:
         self.write(pack(moments, label, self._dtype), moments, labels=int(label))
 
     def write(self, record: bytes, moments: np.ndarray, **facts) -> None:
-        """A packed record of any kind. moments: float32 [..., 2C] in it; facts: what the note lists of it
-        (FACTS)."""
+        """A packed record. moments: float32 [..., 2C] in it; facts: what the note lists of it (FACTS)."""
         self._writer.write(record)
         for name, values in self._facts.items():
             values.append(facts[name])
@@ -134,8 +133,7 @@ def _is_made(folder, number: int, sizes: dict[str, int]) -> bool:
 
 
 def find_shard_damage(folder, number: int) -> str | None:
-    """What is wrong with a finished shard, or None. In a bucket the size alone is looked at; the store keeps
-    checksums."""
+    """What is wrong with a finished shard, or None. In a bucket its size alone is looked at."""
     path, note = as_path(folder) / shard_name(number), read_note(folder, number)
     if is_remote(path):
         return None if path.stat().length == note['bytes'] else 'its size is not the one that was written'

@@ -40,8 +40,7 @@ class _Permutations:
 
 
 def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
-    """A random order of `count` things, int64: every order is equally likely, and independent of other
-    counters'.
+    """A random order of `count` things, int64: all are equally likely, and counters independent.
 
     Sorting raw Philox words instead of `Generator.permutation`: numpy promises the former for all versions.
     """
@@ -49,8 +48,7 @@ def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
 
 
 class Shuffled:
-    """All `count` examples once an epoch; called with positions int64 [n] it gives their examples, int64
-    [n]."""
+    """All `count` examples once an epoch; positions int64 [n] -> their examples, int64 [n]."""
 
     def __init__(self, count: int, seed: int, stream: str = 'shuffle', first_counter: int = 0):
         self._count = count
@@ -107,8 +105,7 @@ class Bucketed:
         return stream, int(begin[stream]) + rank
 
     def _epoch_slots(self, epoch: int) -> np.ndarray:
-        """The batches of an epoch in their order: int64 [batches, 2] of stream, and how many of its batches
-        come before."""
+        """The batches of an epoch, int64 [batches, 2]: stream, and how many of its batches come before."""
         counts = self._begin(epoch + 1) - self._begin(epoch)
         streams = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(streams)) - np.repeat(np.cumsum(counts) - counts, counts)

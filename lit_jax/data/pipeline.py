@@ -100,8 +100,7 @@ class BatchIterator:
         return batch
 
     def close(self) -> None:
-        """Drops what was read ahead; the threads end when the batch in their hands is finished. Twice is
-        fine."""
+        """Drops what was read ahead; the threads end with the batch in their hands. Twice is fine."""
         self._finalizer()
 
     def __enter__(self) -> 'BatchIterator':

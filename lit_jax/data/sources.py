@@ -109,8 +109,7 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
 def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '',
                    path: str | Path = '', seed: int = 0, strict: bool = False, buckets: bool = False,
                    multiple: int = 1) -> Source:
-    """A source in CAPTIONED before its captions became tokens: elements {'image', 'captions'}. Arguments of
-    `open_source`."""
+    """A source in CAPTIONED with its captions as text. Arguments of `open_source`."""
     _check_text(name, True, 1, buckets, '')
     asked = {'image_size': image_size, 'channels': None, 'num_classes': None}
     return SOURCES[name](_request(name, split=split, asked=asked, data_dir=data_dir, path=path, seed=seed,

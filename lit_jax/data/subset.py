@@ -42,8 +42,7 @@ def class_list(classes: str) -> tuple[str, ...]:
 
 
 def choose_classes(source: Source, classes: str, num_classes: int | None = None) -> Source:
-    """The examples of a source whose classes are in the list `classes`; the source itself if it has just
-    these.
+    """The examples of a source whose classes are in the list; the source itself if it has just these.
 
     num_classes: what the recipe asks for, None where it is open.
     Raises UserError for a class that the source does not have, and for another number than asked."""

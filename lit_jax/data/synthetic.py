@@ -19,8 +19,7 @@ _NOISE = 0.1
 
 
 class SyntheticSource(Source):
-    """Example i is a function of (seed, split, i); nothing is stored. Values are about [-1, 1]; label = i mod
-    classes.
+    """Example i is a function of (seed, split, i). Values are about [-1, 1]; label = i mod classes.
 
     Raises ValueError for a split that SPLITS does not name.
     """
@@ -45,8 +44,7 @@ class SyntheticSource(Source):
         return {'image': image, 'label': np.int32(label)}
 
     def _pattern(self, label: int, shift_y: float, shift_x: float) -> np.ndarray:
-        """The waves of a class, float32 [H, W, C], moved by the shifts (radians of one period of the
-        image)."""
+        """The waves of a class, float32 [H, W, C], moved by the shifts (radians of one period)."""
         frequency, phase, mix = _class_waves(label, self.spec.channels)
         y = np.outer(self._axis + np.float32(shift_y), frequency[0]) + phase
         x = np.outer(self._axis + np.float32(shift_x), frequency[1])
@@ -57,8 +55,7 @@ class SyntheticSource(Source):
 
 @functools.lru_cache(maxsize=4096)
 def _class_waves(label: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(frequencies [2, waves], phases [waves], mix [waves, C]) of a class: the same whatever the seed and the
-    split."""
+    """(frequencies [2, waves], phases [waves], mix [waves, C]) of a class, whatever the seed and split."""
     rng = random_generator(0, 'synthetic classes', label)
     frequency = rng.uniform(-_MAX_FREQUENCY, _MAX_FREQUENCY, (2, _WAVES)).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, _WAVES).astype(np.float32)

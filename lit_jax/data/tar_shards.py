@@ -122,8 +122,7 @@ def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (),
 
 
 def tar_files(folder) -> list:
-    """The tar files directly in a folder, sorted; [] where images lie in it. UserError for both, and for
-    compressed ones."""
+    """The tar files in a folder, sorted; [] where images lie in it. UserError for both or compressed ones."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
     tars = [name for name in names if name.endswith('.tar')]
     loose = [name for name in names if suffix_of(name) in SUFFIXES]

@@ -173,8 +173,7 @@ def _choose_split(info, split: str) -> str:
 
 
 def _choose_features(info) -> dict[str, str | None]:
-    """The features that hold the image, the label and the file name: {'image': key, 'label': key, 'name':
-    key}."""
+    """The features that hold them: {'image': key, 'label': key or None, 'name': key or None}."""
     features = dict(sorted(info.features.items())) if isinstance(info.features,
                                                                  tfds.features.FeaturesDict) else {}
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]

@@ -216,8 +216,7 @@ class InceptionNetwork:
         self._graphdef, self._abstract = _structure(**self._options)
 
     def inference_options(self) -> dict:
-        """What to give jax.jit as `compiler_options`. On CPU: without YNNPACK, whose convolutions take twice
-        as long."""
+        """`compiler_options` of jax.jit. On CPU without YNNPACK, whose convolutions take twice as long."""
         return without_ynnpack()
 
     def abstract(self) -> dict:
@@ -225,8 +224,7 @@ class InceptionNetwork:
         return self._abstract
 
     def init(self, key: Array) -> dict:
-        """Random float32 parameters under which features differ between images; for tests and timing.
-        Jittable."""
+        """Random float32 parameters under which features differ between images. Jittable."""
         return nnx.to_pure_dict(nnx.state(Inception(**self._options, rngs=nnx.Rngs(key))))
 
     def activations(self, params: dict, images_BHWC: Array) -> dict[str, Array]:

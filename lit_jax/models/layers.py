@@ -114,8 +114,7 @@ _modulate.defvjp(_modulate_forward, _modulate_backward)
 
 
 def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
-    """LN(x)·(1 + scale) + shift, the adaLN of DiT: normed and scaled in the accumulator, returned in x's
-    dtype.
+    """LN(x)·(1 + scale) + shift, the adaLN of DiT: computed in the accumulator, returned in x's dtype.
 
     Its derivative is written out: on CPU the automatic one spends more time in sums over rows than a
     projection takes.
@@ -238,8 +237,7 @@ REMAT_POLICIES = {
 
 
 def build_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module that holds `depth` independent initialisations of a block, every Param with a leading layer
-    axis."""
+    """One module with `depth` independent initialisations of a block on a leading axis of every Param."""
     return nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=(0,), out_axes=0))(rngs)
 
 

@@ -32,8 +32,7 @@ def count_macs(fn: Callable, *args) -> int:
 
 
 def macs_by_parameter(fn: Callable, params, *args) -> Counter:
-    """{path of a parameter, parts joined by '/': multiply-accumulates of its products} of one `fn(params,
-    *args)`.
+    """{path of a parameter: multiply-accumulates of its products} of one `fn(params, *args)`.
 
     Paths of several parameters that were joined before the product are joined by spaces.
     """
@@ -78,8 +77,7 @@ def _join(operands: Sequence[Source]) -> Source:
 
 
 def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
-    """The accounts of the programs that an operation calls, and the sources of what it returns if they are
-    known."""
+    """The accounts of the programs that an operation calls, and its outputs' sources if they are known."""
     name, params = eqn.primitive.name, eqn.params
     if name == 'cond':
         exact = [branch for branch in params['branches'] if _has_grouped_product(_open(branch))]

@@ -101,8 +101,7 @@ def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_he
 
 
 class FinalLayer(nnx.Module):
-    """Norm modulated by its table and the timestep itself, then a linear map to the outputs (zero at the
-    start)."""
+    """Norm modulated by its table and the timestep, then a linear map to the outputs (zero at first)."""
 
     def __init__(self, width: int, patch: int, out_channels: int, *, dtype, rngs: nnx.Rngs):
         self.scale_shift_table = modulation_table(2, width, rngs)
@@ -182,8 +181,7 @@ def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> 
 
 
 def check_pixart(arch: Mapping) -> None:
-    """Raises UserError for a field that cannot be; `lit_jax.models.arch.check_arch` has looked at the
-    others."""
+    """Raises UserError for a field that cannot be; `check_arch` has looked at the others."""
     for name in ('cross_heads', 'caption_channels', 'caption_tokens', 'base_size'):
         if not isinstance(arch[name], int) or isinstance(arch[name], bool) or arch[name] < 1:
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')

@@ -37,8 +37,7 @@ def watched() -> tuple[str, ...]:
 
 
 def show(name: str, value: Array | Callable[[], Array]) -> None:
-    """Shows an array, or what a function returns that is only called if `name` is watched. Not inside
-    `shard_map`."""
+    """Shows an array, or what a function gives if `name` is watched. Not inside `shard_map`."""
     seen = _seen.get()
     if seen is not None and name in seen:
         seen[name].append(value() if callable(value) else value)

@@ -12,8 +12,7 @@ from lit_jax.models.layers import Array
 
 
 def resize_tf1(image_BHWC: Array, size: int = 299) -> Array:
-    """[B, H, W, C] of any real dtype -> float32 [B, size, size, C], the same bits as TensorFlow 1 gives on a
-    CPU."""
+    """[B, H, W, C] of any real dtype -> float32 [B, size, size, C], the bits of TensorFlow 1 on a CPU."""
     x = jnp.asarray(image_BHWC).astype(jnp.float32)
     return _blend(_blend(x, size, axis=2), size, axis=1)
 

@@ -233,8 +233,7 @@ class T5Network(Functional):
 
 
 def check_t5_arch(arch: Mapping) -> dict:
-    """A complete copy of `arch` with the fields of T5_ARCH, or a UserError that names the field that cannot
-    be."""
+    """A complete copy of `arch` with the fields of T5_ARCH. UserError for a field that cannot be."""
     if unknown := set(arch) - set(T5_ARCH):
         raise UserError(f'the text encoder has unknown fields {", ".join(sorted(unknown))}; known: '
                         f'{", ".join(T5_ARCH)}')

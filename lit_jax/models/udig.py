@@ -82,8 +82,7 @@ class UDiG(OfClasses):
 
     @staticmethod
     def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
-        """[(layers, mixer, width, (rows, columns) of tokens)] of the five groups, see
-        `lit_jax.models.arch`."""
+        """[(layers, mixer, width, grid)] of the five groups, see `lit_jax.models.arch`."""
         return [(arch['depth'] // GROUPS,
                  {**arch['mixer'], 'heads': arch['mixer']['heads'] * MULTIPLES[stage]},
                  arch['width'] * MULTIPLES[stage],
@@ -109,8 +108,7 @@ class UDiG(OfClasses):
         return self.finish(x, c)
 
     def _group(self, number: int, x: Array, c: Array, grid: tuple[int, int], skips: Array | None = None):
-        """(x, of the encoders also the outputs of their blocks) after one of the five groups, all with their
-        rows first."""
+        """(x, of the encoders also the outputs of their blocks) after one group, rows first."""
         blocks, walk = getattr(self, f'blocks{number}'), Walk(grid, self.order)
         joins = None if skips is None else getattr(self, f'joins{number}')
         return run_blocks(blocks, x, c, walk, skips=skips, joins=joins, keep=number < 3, aligned=True,

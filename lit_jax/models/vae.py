@@ -213,8 +213,7 @@ def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarra
 
 
 def check_vae_arch(arch: Mapping) -> dict:
-    """A complete copy of `arch` with the fields of SD_ARCH, or a UserError that names the field that cannot
-    be."""
+    """A complete copy of `arch` with the fields of SD_ARCH. UserError for a field that cannot be."""
     if unknown := set(arch) - set(SD_ARCH):
         raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: '
                         f'{", ".join(SD_ARCH)}')

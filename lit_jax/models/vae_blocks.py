@@ -36,8 +36,7 @@ class UpsampleConv(Conv):
 
 
 def _merge_taps(kernel: Array, axis: int, phase: int) -> Array:
-    """Three taps on an image of doubled pixels -> two on the image itself, for its even (0) or odd (1)
-    outputs."""
+    """Three taps on doubled pixels -> two on the image itself, for even (0) or odd (1) outputs."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return jnp.concatenate([first, middle + last] if phase == 0 else [first + middle, last], axis)
 
@@ -131,8 +130,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, each one block
-    deeper."""
+    """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, a block deeper."""
 
     def __init__(self, channels: int, image_channels: int, widths: Sequence[int], layers: int, groups: int,
                  attention: bool, *, dtype, rngs: nnx.Rngs):

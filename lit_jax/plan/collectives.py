@@ -65,8 +65,7 @@ def find_collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
 
 
 def format_collectives(collectives: Sequence[Collective]) -> str:
-    """A table: kind, axes, executions a run of the program, MiB a device; a row for each kind and set of
-    axes."""
+    """A table: kind, axes, executions, MiB a device; a row for each kind and set of axes."""
     groups: dict[tuple, list[Collective]] = {}
     for collective in collectives:
         groups.setdefault((collective.kind, collective.axes), []).append(collective)
@@ -301,8 +300,7 @@ def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int
 
 
 def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | None:
-    """How often a while loop runs: what XLA notes, else counted from start, step and bound; None if it cannot
-    be told."""
+    """How often a while loop runs: as XLA notes, else counted from start, step and bound, or None."""
     if known := re.search(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes):
         return int(known[1])
     condition = re.search(r'\bcondition=%?([\w.\-]+)', loop.attributes)[1]
@@ -321,8 +319,7 @@ def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | 
 
 
 def _only_constant(module: _Module, condition: str) -> int | None:
-    """The bound of a condition that hides its comparison in a fusion: its one integer, if there is just
-    one."""
+    """The bound of a condition that hides its comparison in a fusion: its one integer."""
     found = [re.search(r'^[su]\d+\[\]\S* constant\((-?\d+)\)', text)
              for text in module.computations[condition].values()]
     values = {int(match[1]) for match in found if match}

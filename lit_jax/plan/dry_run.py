@@ -13,8 +13,7 @@ from lit_jax.training.state import abstract_state
 
 
 def describe_recipe(config: ConfigDict) -> str:
-    """The resolved recipe, the parameter table with GMACs, the sharding of the state, and what is missing
-    here."""
+    """The resolved recipe, parameters with GMACs, sharding of the state, and what is missing here."""
     config = finalize(config, jax.device_count())
     network = setup.build_network(config)
     state = abstract_state(network, setup.build_optimizer(config))

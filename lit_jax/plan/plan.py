@@ -91,8 +91,7 @@ class Plan:
 
     @property
     def peak_seconds(self) -> float | None:
-        """A step of these FLOPs at the peak speed of the chips: no step is faster. None where the peak is not
-        known."""
+        """A step at the peak speed of the chips: none is faster. None where the peak is not known."""
         chip = self.topology.chip
         return self.flops / self.devices / chip.peak_flops if chip else None
 
@@ -200,8 +199,7 @@ def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
 
 
 def _abstract_batch(config: ConfigDict, network: Network) -> dict:
-    """The arrays of a batch. Captions are planned as features: those that are encoded in the step are made
-    from tokens."""
+    """The arrays of a batch; captions as features, also those that are encoded in the step."""
     size, (_, _, cond) = config.train.batch_size, network.example_inputs(config.train.batch_size)
     # Cached latents come as the mean and log-variance of the VAE's posterior.
     name, parts = ('moments', 2) if config.data.name in ('latents', 'caption_latents') else ('image', 1)
@@ -242,8 +240,7 @@ def _local_bytes(tree) -> int:
 
 
 def _compiled_memory(compiled, parts: Mapping[str, int], *, counts_peak: bool) -> Memory:
-    """Args: counts_peak: whether the compiler's own peak has everything in it; the CPU's leaves the arguments
-    out."""
+    """counts_peak: whether the compiler's own peak counts the arguments; the CPU's does not."""
     stats = compiled.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     peak = stats.peak_memory_in_bytes if counts_peak else 0
@@ -254,8 +251,7 @@ def _compiled_memory(compiled, parts: Mapping[str, int], *, counts_peak: bool) -
 
 
 def _refused_memory(refusal: str, parts: Mapping[str, int]) -> Memory:
-    """The little that is known of a program that was refused: the arguments, and what the compiler asked
-    for."""
+    """Of a program that was refused: the arguments, and what the compiler asked for."""
     arguments, needed = sum(parts.values()), parse_refusal(refusal)
     return Memory(arguments=arguments, outputs=0, temporaries=max(needed - arguments, 0), code=0,
                   peak=max(needed, arguments), parts=parts)
@@ -276,8 +272,7 @@ def parse_refusal(message: str) -> int:
 
 
 def advise(plan: Plan) -> list[tuple[str, str]]:
-    """What to change in a recipe that does not fit, the likeliest first: (flags of train.py, what they
-    do)."""
+    """What to change in a recipe that does not fit, the likeliest first: (flags, what they do)."""
     memory, limit = plan.memory, plan.topology.usable_memory
     for_arguments, for_temporaries = _cut_arguments(plan), _cut_temporaries(plan)
     if memory.arguments >= limit:                       # no temporaries are small enough then

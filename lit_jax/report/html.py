@@ -30,8 +30,7 @@ CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
 class Report:
-    """Collects sections and writes them as one HTML file, images included, without a script or a network
-    request."""
+    """Writes sections as one HTML file, images included, without a script or a request."""
 
     def __init__(self, title: str):
         self._title = title

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator as jax counts devices: a chip, all its cores together; of a TPU7x, one of its two
-    halves.
+    """One accelerator as jax counts devices: a chip with all its cores; of a TPU7x, one of two halves.
 
     Attributes:
         name: what people call it; the first part of a topology name for TPUs ('v5e' in 'v5e:16x16').

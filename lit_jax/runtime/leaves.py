@@ -11,8 +11,7 @@ from lit_jax.runtime.errors import UserError, listed
 
 
 def named_leaves(tree) -> dict:
-    """{'blocks/attn/proj/kernel': leaf, ...}. Fields of named tuples go by name, items of sequences by
-    index."""
+    """{'blocks/attn/proj/kernel': leaf, ...}. Named tuples go by field, sequences by index."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -60,8 +59,7 @@ def params_sha256(params) -> str:
 
 
 def check_leaves(stored: dict, expected: dict, source: str) -> None:
-    """Raises one UserError that lists every leaf missing from, extra in, or different in shape or dtype from
-    `stored`.
+    """Raises one UserError with every leaf missing from, extra in or different in `stored`.
 
     stored, expected: {name: anything with .shape and .dtype}. source: what was read, for the message."""
     problems = [f'missing: {name} {_describe(expected[name])}' for name in expected if name not in stored]

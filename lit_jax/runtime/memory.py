@@ -25,8 +25,7 @@ DRAW_LESS = ('Lower one of: --low_memory (one network in memory at a time), --te
 
 
 def temporary_bytes(compiled) -> int:
-    """What a compiled program needs beside its arguments: results and temporaries, as the compiler counts
-    them."""
+    """Bytes of results and temporaries of a compiled program, as the compiler counts them."""
     stats = compiled.memory_analysis()
     return 0 if stats is None else stats.temp_size_in_bytes + stats.output_size_in_bytes \
         - stats.alias_size_in_bytes
@@ -34,8 +33,7 @@ def temporary_bytes(compiled) -> int:
 
 @dataclass
 class Phase:
-    """What a phase took: seconds in all, and the highest memory of the process and of its devices (0: not
-    known)."""
+    """What a phase took: seconds, and the highest memory of process and devices (0: not known)."""
     name: str
     weights: int = 0
     seconds: float = 0.0
@@ -55,15 +53,13 @@ class Phase:
 
 @dataclass
 class Meter:
-    """Peaks and seconds of phases by name; a phase that comes again adds to its seconds. between: the peak
-    outside of them."""
+    """Peaks and seconds of phases by name; seconds add up. between: the peak outside of them."""
     phases: dict[str, Phase] = field(default_factory=dict)
     between: int = 0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Measures what happens inside; `weights` of what it yields may be set there. The first of a name is
-        logged."""
+        """Measures what happens inside; `weights` may be set there. The first of a name is logged."""
         first = name not in self.phases
         phase = self.phases.setdefault(name, Phase(name))
         self.between = max(self.between, _status('VmHWM'))
@@ -123,15 +119,13 @@ def _status(name: str) -> int:
 
 
 def device_peak() -> int:
-    """The highest memory in use on one device of this process since it began; 0 where it is not counted
-    (CPU)."""
+    """The highest memory in use on one local device so far; 0 where it is not counted (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max((found.get('peak_bytes_in_use', 0) for found in stats), default=0)
 
 
 def give_back() -> None:
-    """Hands freed memory to the system: glibc keeps what it expects to need again, and weights do not come
-    back."""
+    """Hands freed memory to the system: glibc keeps what it expects to need again."""
     gc.collect()
     if sys.platform == 'linux':
         with contextlib.suppress(OSError, AttributeError):
@@ -139,8 +133,7 @@ def give_back() -> None:
 
 
 def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: bool) -> str:
-    """One line for [(phase, bytes of weights, bytes of temporaries)]: with `low_memory` each has the memory
-    for itself."""
+    """One line for [(phase, bytes of weights, of temporaries)]; `low_memory`: one phase at a time."""
     parts = ', '.join(f'{name} {human_bytes(weights)} + {human_bytes(extra)}'
                       for name, weights, extra in estimates)
     if low_memory:

@@ -21,8 +21,7 @@ def npy_header(shape: tuple[int, ...], dtype=np.uint8) -> bytes:
 
 def write_npz(path, arrays: Mapping[str,
                                     np.ndarray | tuple[tuple[int, ...], np.dtype, Iterable[bytes]]]) -> None:
-    """Writes arrays, or what is given as (shape, dtype, its bytes in blocks), not compressed. The file is
-    whole or absent."""
+    """Writes arrays, or (shape, dtype, bytes in blocks), not compressed: whole or not at all."""
     with (open_whole(as_path(path)) as file,
           zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive):
         for name, array in arrays.items():

@@ -39,8 +39,7 @@ class PartFolder(Parts):
         self.folder, self.row, self.dtype = as_path(folder), tuple(row), np.dtype(dtype)
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet. A file that is not of the right size does not
-        count."""
+        """Numbers of the parts that are not there yet; a file of another size does not count."""
         sizes = files_under(self.folder)
         parts = [part for part in self.parts if sizes.get(self._name(part)) != self._file_size(part)]
         if broken := [self._name(part) for part in parts if self._name(part) in sizes]:

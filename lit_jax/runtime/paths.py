@@ -48,8 +48,7 @@ def as_path(path) -> epath.Path:
 
 
 def is_remote(path) -> bool:
-    """Whether a path is in an object store: no free space to ask for, nothing to fsync, no folder to
-    rename."""
+    """Whether a path is in an object store: no free space, nothing to fsync, no folder to rename."""
     return _URL.match(os.fspath(path)) is not None
 
 
@@ -60,8 +59,7 @@ def absolute(path) -> epath.Path:
 
 
 def local_path(path) -> Path:
-    """A path for what reads and writes PyTorch's files, which must lie on this machine. UserError where it
-    does not."""
+    """A path for PyTorch's files, which must lie on this machine. UserError where it does not."""
     if is_remote(as_path(path)):
         raise UserError(f'{path}: PyTorch files are read and written on this machine only. Give a local '
                         f'path, and copy the file from or to the bucket (gs://: gcloud storage cp).')
@@ -74,8 +72,7 @@ def cache_folder() -> Path:
 
 
 def files_under(root) -> dict[str, int]:
-    """{path relative to root, with '/': bytes} of all files below a folder, sorted; empty where there is
-    none.
+    """{path relative to root, with '/': bytes} of all files below a folder, sorted; {} without one.
 
     In an object store this is one listing, without a request for each file."""
     root = as_path(root)
@@ -150,8 +147,7 @@ def fsync_path(path) -> None:
 
 
 def remove_tree(path) -> None:
-    """Deletes a folder and everything in it, or a file, as far as that is possible; no error where it is
-    not."""
+    """Deletes a folder with everything in it, or a file, as far as possible; never an error."""
     path = as_path(path)
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -195,8 +191,7 @@ def explain_unreachable(path):
 
 @contextlib.contextmanager
 def explain_unreadable(path, what: str = ''):
-    """`explain_unreachable`, and a UserError too where a file has gone or may not be read; `what` is added to
-    it."""
+    """`explain_unreachable`, and a UserError (with `what` added) for a file that may not be read."""
     try:
         with explain_unreachable(path):
             yield

@@ -95,7 +95,6 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def _padded(data: bytes, length: int) -> np.ndarray:
-    """`data` as uint8, cut or filled to the power of two from 1024 that holds `length`: few shapes, few
-    compilations."""
+    """`data` as uint8, cut or filled to the power of two from 1024 that holds `length`: few programs."""
     size = max(1024, 1 << (length - 1).bit_length())
     return np.frombuffer(data[:size].ljust(size, b'\0'), np.uint8)

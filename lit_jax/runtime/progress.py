@@ -16,8 +16,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards `total` things called `unit`; a context manager. Lines are logged every `seconds` and at
-    the end.
+    """Counts towards `total` things called `unit`; a line every `seconds` and at the end.
 
     done: how many an earlier run has left; they count as done, and not for the speed."""
 

@@ -47,8 +47,7 @@ def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
 
 
 def _entry(path, size: int) -> dict:
-    """A remote file has no checksum of ours: that would read it back, and the store keeps and checks its
-    own."""
+    """A remote file has no checksum of ours: its store keeps and checks its own."""
     return {'bytes': size} if is_remote(path) else {'bytes': size, 'crc32': file_crc32(path)}
 
 
@@ -60,8 +59,7 @@ def _render(files: dict[str, dict]) -> str:
 
 
 def write_manifest(root, skip: tuple[str, ...] = ()) -> None:
-    """Writes `root/manifest.json` over the files now under `root`, leaving out the relative names in
-    `skip`."""
+    """Writes `root/manifest.json` over the files under `root`, but the relative names in `skip`."""
     root = as_path(root)
     files = {name: _entry(root / name, size) for name, size in _files(root, skip).items()}
     write_text_atomic(root / MANIFEST, _render(files))
@@ -166,8 +164,7 @@ def full_disk_reason(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explain_full_disk(path, needed: int):
-    """Turns a full disk inside the block into a UserError that names the place and the need; other errors
-    pass."""
+    """Turns a full disk into a UserError that names the place and the need; other errors pass."""
     try:
         yield
     except UserError:
@@ -190,8 +187,7 @@ def sibling(target: Path, kind: str) -> Path:
 
 
 def remove_stale_siblings(target: Path, kind: str) -> None:
-    """Deletes temporary siblings of `target` left by processes of this machine that no longer run, or by this
-    one."""
+    """Deletes temporary siblings of `target` of this process, or of ended ones of this machine."""
     prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
     for path in target.parent.iterdir():
         pid = path.name.removeprefix(prefix)

@@ -19,8 +19,7 @@ FILES = ('tokenizer.json', 'spiece.model')
 
 @dataclass(frozen=True)
 class Tokens:
-    """Captions as numbers: ids and mask int32 [B, L] (mask 1 = token, 0 = padding), and which captions were
-    cut."""
+    """Captions as ids and mask int32 [B, L] (1 = token, 0 = padding), and which ones were cut."""
     ids: np.ndarray
     mask: np.ndarray
     truncated: list[int]

@@ -17,8 +17,7 @@ BANKS = r'attn/routed_[qk]/kernel$'
 
 
 class MatrixAxes(NamedTuple):
-    """Axes of a leaf: those that count matrices, and what is flattened to rows (inputs) and to columns
-    (outputs)."""
+    """Axes of a leaf: those that count matrices, those of rows (inputs) and of columns (outputs)."""
     layers: tuple[int, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]

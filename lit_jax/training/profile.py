@@ -72,8 +72,7 @@ class ProfileWindow:
             self._step.enter_context(jax.profiler.StepTraceAnnotation('train', step_num=step))
 
     def after(self, step: int, metrics) -> None:
-        """Stops the trace once the last step of the window has ended. metrics: what the step returns, on the
-        device."""
+        """Stops the trace once the last step of the window has ended. metrics: of the step, on the device."""
         if self._done:
             return
         self._step.close()

@@ -23,8 +23,7 @@ LOG = logging.getLogger('lit_jax')
 
 
 def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> float | None:
-    """What all `devices` together can do, in FLOP/s (a multiply-accumulate is two); None where that is not
-    known.
+    """FLOP/s of all `devices` together (a multiply-accumulate is two); None where that is not known.
 
     Args:
         override_tflops: TFLOP/s of one device, for one that is not in the table of chips or to compare with
@@ -46,8 +45,7 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
 
 
 def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
-    """(most memory in use since the start, memory there is) of the fullest of this process's `devices`, in
-    GiB.
+    """(most memory in use so far, memory there is) of the fullest of these `devices`, in GiB.
 
     None where the platform does not count it (a CPU). Asks the allocator, never the device.
     """
@@ -83,8 +81,7 @@ class Interval:
 
 
 class RunClock:
-    """Sorts the wall time of a run into steps, waiting for data, pauses and starting up. Never asks the
-    device.
+    """Sorts wall time into steps, waiting for data, pauses and starting up. Never asks the device.
 
     Args:
         step: steps done at the start of this call.
@@ -115,8 +112,7 @@ class RunClock:
         self._start += seconds
 
     def dispatched(self) -> float | None:
-        """One step was dispatched. Everything before the first one was starting up: returns its seconds,
-        later None."""
+        """One step was dispatched. Seconds of starting up at the first one, later None."""
         if self._running:
             return None
         self._running = True

@@ -46,8 +46,7 @@ class StepMetrics:
         self._on_device.append((step, metrics))
 
     def fetch(self) -> None:
-        """Waits for the steps so far, moves their metrics to the host, and raises Diverged at the first bad
-        one."""
+        """Fetches the metrics of the steps so far, and raises Diverged at the first bad one."""
         steps = [step for step, _ in self._on_device]
         for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device]),
                                  strict=True):
@@ -68,8 +67,7 @@ class StepMetrics:
             raise Diverged(f'step {step}: {terms}; {where}')
 
     def summarise(self) -> dict[str, float]:
-        """Means over the interval, then forgets it. Quarters are means over the examples that fell into
-        them."""
+        """Means over the interval, then forgets it. Quarters: over the examples in them."""
         record = {}
         for name in self.pending[0] if self.pending else ():
             values = [entry[name] for entry in self.pending]
@@ -119,8 +117,7 @@ class Reporter:
         self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
-        """Counts time spent on other things than steps (sampling, saving), left out of the speed and the
-        ETA."""
+        """Counts time spent on sampling, saving and the like, left out of speed and ETA."""
         self._clock.paused(seconds)
 
     def tick(self) -> None:
@@ -133,8 +130,7 @@ class Reporter:
             self._bar.update(1)
 
     def interval(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the line of an interval that ended at `step`. The caller has waited for its steps
-        already."""
+        """Writes the line of an interval that ended at `step`, whose steps were waited for."""
         timing = self._timing(self._clock.interval(step))
         if self._active:
             writing = time.perf_counter()
@@ -155,8 +151,7 @@ class Reporter:
             self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
 
     def owes_scores(self, step: int) -> bool:
-        """Whether the log, as this call found it, ends before the evaluation of `step`: the run was killed
-        during it."""
+        """Whether the log, as found, ends before the evaluation of `step`: a kill came in between."""
         last = (self._log and self._log.last) or {}
         return last.get('step') != step or not any(name.startswith('eval/') for name in last)
 

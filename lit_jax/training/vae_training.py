@@ -73,8 +73,7 @@ class Quality:
 
 
 def train_vae(config: ConfigDict, out) -> Quality:
-    """Fits the recipe's VAE, measures it on held-out images, and writes a VAE folder whose latents have the
-    scale 1.
+    """Fits and measures the recipe's VAE, and writes a VAE folder whose latents have the scale 1.
 
     Raises UserError for anything known before the first step, and Diverged if the loss stops being a
     number."""
@@ -107,8 +106,7 @@ def open_images(config: ConfigDict, split: str) -> Source:
 
 
 def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.Array, kl_weight: float):
-    """(loss, {'l1', 'kl'}): mean |x - decoded sample| + kl_weight · KL(posterior | unit normal) a latent
-    number."""
+    """(loss, {'l1', 'kl'}): mean |x - decoded sample| + kl_weight · mean KL(posterior | unit normal)."""
     mean, logvar = network.encode(params, image_BHWC)
     l1 = jnp.abs(image_BHWC - network.decode(params, sample_posterior(mean, logvar, key))).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
@@ -116,8 +114,7 @@ def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.
 
 
 def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dict:
-    """Adam with a cosine decay to zero; returns the parameters. Batches and noise are functions of (seed,
-    step)."""
+    """The parameters after Adam with a cosine decay to zero; a function of the seed."""
     optimizer = optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps))
     key = jax.random.key(seed)
     params = jax.jit(network.init)(key)
@@ -147,8 +144,7 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
 
 
 def _window(side: int, element: dict, rng: np.random.Generator) -> dict:
-    """A random square of the image, mirrored in half of the cases: the network looks at neighbourhoods
-    only."""
+    """A random square of the image, mirrored in half of the cases: neighbourhoods are enough."""
     image = random_flip(element, rng)['image']
     top, left = (rng.bit_generator.random_raw() % (length - side + 1) for length in image.shape[:2])
     return {**element, 'image': image[top:top + side, left:left + side]}
@@ -163,8 +159,7 @@ def _log(number: int, total: int, terms: Mapping, seconds: float) -> None:
 
 def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0,
             batch_size: int = 32) -> Quality:
-    """How well images of a source come back from the posterior's mean; `limit` of them, spread evenly, 0 =
-    all."""
+    """How well images come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
     count = min(limit, len(source)) if limit else len(source)
     indices = np.arange(count) * len(source) // count
 
