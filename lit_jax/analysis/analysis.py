@@ -145,7 +145,8 @@ def _look_at_routing(request: Request, models: Mapping[str, Model], images: Imag
 
 
 def _teacher_path(model: Model, recipe: ConfigDict, request: Request) -> str:
-    """As given, or that of the workdir's recipe if it is there still. '' for none."""
+    """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. ''
+    for none."""
     if request.teacher is not None or 'recipe' not in model.config:
         return request.teacher or ''
     path = recipe.teacher.path
@@ -181,7 +182,8 @@ def _timestep(request: Request, steps: int) -> int:
 
 
 def _check_out(out: str):
-    """A folder of its own: not a file, nor that of a model or a run, whose report would be lost."""
+    """A folder that may be written into: not a file, and not that of a model or a run, whose report would be
+    lost."""
     path = as_path(out)
     if path.is_file():
         raise UserError(f'--out={out} is a file; give a folder')

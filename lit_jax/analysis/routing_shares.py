@@ -19,7 +19,8 @@ MOST_CLASSES = 16
 
 
 def route_names(model: Model) -> list[str]:
-    """The names under which this model shows choices: the usual ones, or those in a mixer's `routes`."""
+    """The names under which this model shows choices; a mixer with others than the usual lists them in
+    `routes`."""
     names = tuple(dict.fromkeys((*USUAL, *shown_by(model.arch, 'routes'))))
     arch = model.arch
     one = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in (

@@ -75,7 +75,8 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
 
 def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 2,
                scale: int = 1) -> np.ndarray:
-    """Grids side by side under their titles, a name at the left of each row: uint8 [height, width, 3].
+    """Grids side by side, each under its title, with a name at the left of every row: uint8 [height, width,
+    3].
 
     Args:
         panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape; see `make_grid` for columns,
@@ -116,7 +117,8 @@ def _printable(text: str, most: int = 32) -> str:
 
 
 def save_png(path, image: np.ndarray) -> None:
-    """Writes a uint8 image, grey [H, W(, 1)] or RGB [H, W, 3]. Makes the folder; never half a file."""
+    """Writes a uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a
+    file."""
     path, image = as_path(path), np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]

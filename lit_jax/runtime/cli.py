@@ -27,7 +27,8 @@ def setup_logging(stream: TextIO | None = None) -> None:
 
 
 def name_process(index: int, count: int) -> None:
-    """Of several processes only process 0 tells what goes well; lines of others carry their number."""
+    """In a run of several processes only process 0 tells what goes well; every line of another carries its
+    number."""
     if count > 1:
         clock = '%(asctime)s' if index == 0 else f'%(asctime)s [process {index}]'
         logging.getLogger().handlers[0].setFormatter(
@@ -36,7 +37,8 @@ def name_process(index: int, count: int) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits with its status; a UserError becomes one message and status 1."""
+    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a
+    traceback."""
     setup_logging()
     virtual_devices.give_threads()
     try:
@@ -60,7 +62,8 @@ def _check_recipe_file(argv: Sequence[str]) -> None:
 
 
 def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
-    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError.
+    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names
+    them.
 
     Args:
         define: defines the script's own flags.

@@ -67,7 +67,8 @@ def has_tpus() -> bool:
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
          heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
-    """Starts jax.distributed if this process is one of several. Call before anything uses a device.
+    """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a
+    device.
 
     Args:
         coordinator: host:port of process 0, with the other two; None, all three: ask the scheduler.
@@ -135,7 +136,8 @@ def _count_and_index(environment) -> tuple[int | None, int | None]:
 
 
 def check_same(facts: Mapping) -> None:
-    """Raises UserError on every process if nested `facts` (JSON-able) differ, naming what and where."""
+    """Raises UserError on every process if nested `facts` (JSON-able) differ between them, naming what and
+    where."""
     if jax.process_count() == 1:
         return
     (first, text), *others = _gather(json.dumps(facts, sort_keys=True))
@@ -153,7 +155,8 @@ def check_same(facts: Mapping) -> None:
 
 
 def code_facts() -> dict:
-    """What must be alike on all hosts: our code by its checksum, Python and the packages."""
+    """What must be alike on all hosts beside the recipe: our code by its checksum, Python and the packages
+    under it."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob('*.py')):
@@ -180,13 +183,15 @@ def _flat(facts: Mapping, prefix: str = '') -> dict:
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether all processes save and stop after `step`: jax made those told SIGTERM agree on one."""
+    """Whether all processes save and stop after `step`: some were told SIGTERM, jax made them agree on a
+    step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def peers_watched(where: Callable[[], str]):
-    """In this block a collective that fails because a process is gone ends this one, with status LOST.
+    """In this block a collective that fails because a process is gone ends this one at once, with status
+    LOST.
 
     Unwinding would wait in barriers for a process that never comes. jax itself aborts (status 134) those that
     hang in a collective when the heartbeats stop. `where()` says from which checkpoint the run will go on.

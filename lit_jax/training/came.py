@@ -37,7 +37,8 @@ class CameState(NamedTuple):
 
 def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
                   clip_threshold: float = CLIP_THRESHOLD) -> optax.GradientTransformation:
-    """Gradients to CAME's updates, before the learning rate; state `CameState`."""
+    """Gradients to CAME's updates, before the learning rate: an optax transformation with state
+    `CameState`."""
     def init(params):
         named, tree = named_leaves(params), jax.tree.structure(params)
         return CameState(jax.tree.map(jnp.zeros_like, params),
