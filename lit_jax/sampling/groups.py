@@ -66,8 +66,9 @@ class GroupSampler:
                  size: tuple[int, int] | None = None, devices: Sequence | None = None):
         self.images, self.group = images, min(group, len(images))
         self._vae_params = None if vae is None else vae.params
-        self._groups = DeviceGroups(_one_group(model, settings, vae, size), (model.params, self._vae_params),
-                                    self.group, devices=devices, options=model.network.inference_options())
+        self._groups = DeviceGroups(_one_group(model, settings, vae, size), None, self.group, devices=devices,
+                                    options=model.network.inference_options())
+        self.replace_weights(model.params)
 
     def replace_weights(self, params: dict | None) -> None:
         """Other weights of the same network, for the program that is compiled already; None gives up their
