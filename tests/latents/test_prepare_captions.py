@@ -66,7 +66,7 @@ def cache(tmp_path_factory):
 def parts(tmp_path_factory):
     """The folders of the images, the VAE and the text encoder, as flags."""
     root = tmp_path_factory.mktemp('parts')
-    return {'path': str(write_images(root / 'pictures')), 'vae': str(write_tiny_vae(root / 'vae')),
+    return {'path': str(write_images(root / 'images')), 'vae': str(write_tiny_vae(root / 'vae')),
             'text_encoder': str(write_text_encoder(root / 't5'))}
 
 
@@ -236,7 +236,7 @@ def test_what_is_missing_or_damaged_is_made_again(name, how, whole, request_for,
 
 def test_from_and_into_a_bucket_goes_the_same(whole, request_for, parts, bucket):  # noqa: F811
     for name, data in contents(parts['path']).items():
-        (as_path(bucket) / 'pictures' / name).write_bytes(data)
+        (as_path(bucket) / 'images' / name).write_bytes(data)
     prepare_latents(request_for(f'{bucket}/latents', path=f'{bucket}/images'))
     root = f'{bucket}/latents/'.removeprefix('gs://')
     made = {name.removeprefix(root): data for name, data in Store.objects.items() if name.startswith(root)}

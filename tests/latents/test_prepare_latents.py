@@ -67,15 +67,15 @@ def contents(folder) -> dict[str, bytes]:
     return {name: (Path(folder) / name).read_bytes() for name in files_under(folder)}
 
 
-def test_the_moments_are_those_of_the_vae(whole, vae, source):
+def test_the_moments_are_those_of_the_vae(whole, vae, images):
     source = open_latents(whole)
-    images = open_source('folder', path=source, image_size=8)
-    good = [i for i, name in enumerate(images.files) if name not in BAD]
+    opened = open_source('folder', path=images, image_size=8)
+    good = [i for i, name in enumerate(opened.files) if name not in BAD]
     assert len(source) == len(good) == 20
     batch = source.take(range(20))
-    assert batch['label'].tolist() == [int(images.labels[i]) for i in good]
+    assert batch['label'].tolist() == [int(opened.labels[i]) for i in good]
     loaded = load_vae(vae)
-    image = np.stack([images.load(i)['image'] for i in good])
+    image = np.stack([opened.load(i)['image'] for i in good])
     for view, seen in enumerate((image, image[:, :, ::-1])):
         mean, logvar = loaded.encode(seen)
         np.testing.assert_allclose(batch['moments'][:, view, ..., :3], mean, rtol=1e-4, atol=1e-5)

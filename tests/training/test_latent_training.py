@@ -16,7 +16,7 @@ KEY = jax.random.key(3)
 
 
 @pytest.fixture
-def images(tmp_path):
+def folders(tmp_path):
     """Four classes of coloured 8x8 images, and a VAE that halves their sides."""
     from PIL import Image
     rng = np.random.default_rng(0)
@@ -50,9 +50,9 @@ def test_the_posterior_is_sampled_anew_in_every_step():
         assert abs(float(x0.mean()) - 4 * 0.7) < 5 * 0.8 / 128 and abs(float(x0.std()) / (4 * std) - 1) < 0.03
 
 
-def test_images_in_the_step_give_what_their_cached_moments_give(pixels):
-    vae = load_vae(pixels / 'vae')
-    config = recipe('folder', pixels / 'pictures', folder=pixels / 'vae')
+def test_images_in_the_step_give_what_their_cached_moments_give(folders):
+    vae = load_vae(folders / 'vae')
+    config = recipe('folder', folders / 'pictures', folder=folders / 'vae')
     images = setup.build_source(config).take(range(5))['image']
     mean, logvar = vae.encode(images)
     cached = clean_inputs({'moments': jnp.concatenate([mean, logvar], -1)}, KEY,
@@ -63,13 +63,13 @@ def test_images_in_the_step_give_what_their_cached_moments_give(pixels):
 
 
 @pytest.mark.slow
-def test_a_run_on_images_with_the_vae_in_the_step_draws_images(images):
-    config = recipe('folder', images / 'pictures', folder=images / 'vae')
+def test_a_run_on_images_with_the_vae_in_the_step_draws_images(folders):
+    config = recipe('folder', folders / 'pictures', folder=folders / 'vae')
     config.sample.update({'every': 4, 'count': 4, 'steps': 2})
-    assert loop.train(config, images / 'run') == 'done'
-    assert np.isfinite(read_lines(images / 'run' / 'metrics.jsonl')[-1]['loss/mse'])
+    assert loop.train(config, folders / 'run') == 'done'
+    assert np.isfinite(read_lines(folders / 'run' / 'metrics.jsonl')[-1]['loss/mse'])
     from PIL import Image
-    grid = np.asarray(Image.open(images / 'run' / 'samples' / '000000004.png'))
+    grid = np.asarray(Image.open(folders / 'run' / 'samples' / '000000004.png'))
     assert grid.ndim == 3 and grid.shape[2] == 3
 
 
@@ -110,24 +110,24 @@ def test_latents_of_another_vae_than_the_one_given_are_refused(tmp_path):
     ({'scale': 1.0}, r'latent\.scale: 4\.0 in the VAE, 1\.0 in the recipe'),
     ({'vae': 'sd'}, r'latent\.vae: tiny-0 in the VAE, sd in the recipe'),
 ])
-def test_a_vae_that_does_not_fit_the_recipe_is_refused(images, latent, message):
-    config = recipe('folder', images / 'pictures', folder=images / 'vae', **latent)
+def test_a_vae_that_does_not_fit_the_recipe_is_refused(folders, latent, message):
+    config = recipe('folder', folders / 'pictures', folder=folders / 'vae', **latent)
     with pytest.raises(UserError, match=message):
-        loop.train(config, images / 'run')
-    assert not (images / 'run').exists()
+        loop.train(config, folders / 'run')
+    assert not (folders / 'run').exists()
 
 
-def test_images_without_a_vae_say_how_to_get_one(images):
+def test_images_without_a_vae_say_how_to_get_one(folders):
     with pytest.raises(UserError,
                        match=r'latent\.vae_path: to train from the images of folder.*prepare_latents\.py'):
-        loop.train(recipe('folder', images / 'pictures'), images / 'run')
+        loop.train(recipe('folder', folders / 'pictures'), folders / 'run')
 
 
-def test_a_damaged_image_is_replaced_and_reported(images, caplog):
-    (images / 'pictures' / 'class1' / '3.png').write_bytes(b'')
-    config = recipe('folder', images / 'pictures', folder=images / 'vae')
-    assert loop.train(config, images / 'run') == 'done'
+def test_a_damaged_image_is_replaced_and_reported(folders, caplog):
+    (folders / 'pictures' / 'class1' / '3.png').write_bytes(b'')
+    config = recipe('folder', folders / 'pictures', folder=folders / 'vae')
+    assert loop.train(config, folders / 'run') == 'done'
     assert any('1 damaged image(s) were replaced' in record.getMessage() for record in caplog.records)
     config.data.strict = True
     with pytest.raises(UserError, match='3.png cannot be decoded: it is empty'):
-        loop.train(config, images / 'strict')
+        loop.train(config, folders / 'strict')
