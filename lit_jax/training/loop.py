@@ -159,7 +159,7 @@ def _memory_explained():
                         f'mesh.fsdp=-1 (cuts '
                         'weights and optimizer), train.remat=dots or full, train.accumulate=2, a smaller '
                         'train.batch_size, or more devices. train.py --plan=v5e:16x16 says beforehand what a '
-                        'slice needs (docs/plans.md).') from error
+                        'slice needs (docs/run/plans.md).') from error
 
 
 class _Run:
