@@ -1,4 +1,5 @@
 """README and the pages of docs/ name only what is there: links, files, recipes, targets, extras, flags."""
+import ast
 import functools
 import itertools
 import os
@@ -89,7 +90,9 @@ def leaves(entry) -> list[str]:
 def test_every_page_is_in_the_site_and_every_room_has_its_reference():
     listed = leaves(yaml.load((ROOT / 'mkdocs.yml').read_text(), _Reader)['nav'])
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / 'docs')) for page in PAGES if page != README)
-    rooms = {path.parent.name for path in (ROOT / 'lit_jax').glob('*/__init__.py')}
+    rooms = {path.parent.name for path in (ROOT / 'lit_jax').glob('*/__init__.py')
+             if ast.get_docstring(ast.parse(path.read_text()))}
+    assert rooms == {path.parent.name for path in (ROOT / 'lit_jax').glob('*/__init__.py')}
     assert {Path(name).stem for name in listed if name.startswith('reference/')} - {'index'} == rooms
 
 
@@ -123,6 +126,25 @@ def test_modules_and_scripts():
                if not ((path := ROOT / name.replace('.', '/')).is_dir() or path.with_suffix('.py').exists())]
     scripts = [script for script, _ in commands() if not (ROOT / f'{script}.py').exists()]
     assert modules == scripts == []
+
+
+def is_there(dotted: str) -> bool:
+    """Whether lit_jax.a.b.name is a module, or a name that stands in the file of the module before it."""
+    parts = dotted.split('.')
+    for length in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:length])
+        file = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+        if file.exists():
+            return length == len(parts) or bool(re.search(rf'\b{parts[length]}\b', file.read_text()))
+    return False
+
+
+def test_names_of_the_package():
+    dotted = {*names(r'\b(lit_jax(?:\.\w+)+)(?!/)')}
+    dotted |= {f'{module}.{name}' for page in PAGES
+               for module, imported in re.findall(r'from (lit_jax[\w.]*) import ([\w, ]+)', code(page))
+               for name in re.split(r',\s*', imported.strip())}
+    assert sorted(name for name in dotted if not is_there(name)) == []
 
 
 @functools.cache
