@@ -1,6 +1,6 @@
 """Times one DiT block and one LiT block: ours, jitted, against PyTorch eager and torch.compile.
 
-    python benchmarks/block.py --markdown docs/block_cpu.md        # about 25 minutes on two CPU cores
+    python benchmarks/block.py --markdown block.md        # about 25 minutes on two CPU cores
     python benchmarks/block.py --widths 384 --tokens 256 --repeats 5
 
 All contenders run in one process on the same cores, in turn, so that whatever else the machine does hits them

@@ -1,7 +1,7 @@
 """Images a second from disk to batches, and what one accelerator needs.
 
     python benchmarks/input.py                                    # about a minute
-    python benchmarks/input.py --step_ms 120 --markdown docs/input.md
+    python benchmarks/input.py --step_ms 120 --markdown input.md
     python benchmarks/input.py --folder my/images --threads 1,8,16
 
 JPEG: photographs of 500x375 pixels as ImageNet's are (those of scikit-learn, cut and encoded here to about

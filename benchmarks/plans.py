@@ -1,9 +1,9 @@
-"""Plans recipes for TPU slices and prints the table of docs/plans.md. No TPU is needed
+"""Plans recipes for TPU slices and prints the table of docs/run/plans.md. No TPU is needed
 (requirements-tpu.txt).
 
     python benchmarks/plans.py --recipes lit_xl,lit_l --slices v5e:4x4,v5e:16x16
     python benchmarks/plans.py --recipes lit_xl_512+mesh.tensor=2 --slices v6e:16x16
-    python benchmarks/plans.py --recipes lit_xl,dit_xl --smallest v5e,v6e,v5p --write docs/plans.md
+    python benchmarks/plans.py --recipes lit_xl,dit_xl --smallest v5e,v6e,v5p --write docs/run/plans.md
 
 A recipe is a file of configs/ without its .py; fields set apart follow with `+`. `--smallest` looks for the
 smallest slice of a chip that a recipe fits on, from small to large. `--write` puts the table between the two

@@ -7,9 +7,9 @@ same ones.
     python train.py --config=configs/folder_lit.py --config.data.path=latents/images \
         --config.inherit.path=runs/folder_dit --config.teacher.path=runs/folder_dit --workdir=runs/folder_lit
 
-Sizes and steps suit a few thousand small images on a CPU; docs/photos.md walks through it. For the released
-VAE set latent.vae, latent.scale and latent.downscale back to the defaults of lit_jax/recipes/recipe.py, and
-the model to one of SIZES.
+Sizes and steps suit a few thousand small images on a CPU; docs/train/photos.md walks through it. For the
+released VAE set latent.vae, latent.scale and latent.downscale back to the defaults of
+lit_jax/recipes/recipe.py, and the model to one of SIZES.
 """
 from lit_jax import recipes
 from lit_jax.runtime.errors import UserError

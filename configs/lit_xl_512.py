@@ -12,5 +12,5 @@ def get_config():
     config.teacher.lambda_noise = 1.0
     config.train.steps = 700_000
     config.train.batch_size = 128
-    config.train.remat = 'dots'      # 9.3 GB a chip on 16 of 16 GB; without, it does not fit (docs/plans.md)
+    config.train.remat = 'dots'      # 9.3 GB a chip on 16 of 16 GB; else it does not fit (docs/run/plans.md)
     return config

@@ -1,4 +1,4 @@
-"""A small VAE for 64px images of one's own: 16x16 latents of four channels. See docs/photos.md.
+"""A small VAE for 64px images of one's own: 16x16 latents of four channels. See docs/train/photos.md.
 
     python -m lit_jax.data.toys.photos --out images
     python train_vae.py --config=configs/vae_tiny.py --config.data.path=images --out=models/vae_tiny

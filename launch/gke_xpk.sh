@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on GKE through xpk (pip install xpk; it needs gcloud, kubectl and docker). docs/tpu.md walks through it.
+# A run on GKE through xpk (pip install xpk; it needs gcloud, kubectl and docker). docs/run/tpu.md walks through it.
 #
 #   launch/gke_xpk.sh cluster          create the cluster with one slice
 #   launch/gke_xpk.sh image            build the image of this checkout and push it

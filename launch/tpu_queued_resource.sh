@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A TPU slice through a queued resource, and a run on all of its hosts. docs/tpu.md walks through it.
+# A TPU slice through a queued resource, and a run on all of its hosts. docs/run/tpu.md walks through it.
 #
 #   launch/tpu_queued_resource.sh create            ask for the slice
 #   launch/tpu_queued_resource.sh wait              until it is there

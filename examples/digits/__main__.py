@@ -2,7 +2,7 @@
 
     python -m examples.digits                         starts from the teacher in assets/
     python -m examples.digits --train_teacher         trains that teacher first
-    python -m examples.digits --baseline_seeds 3      three students of every kind, as in docs/digits.md
+    python -m examples.digits --baseline_seeds 3      three students of every kind, as in docs/start/digits.md
 
 Starting it again goes on where it stopped. The result is report.html in the workdir.
 """

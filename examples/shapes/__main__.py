@@ -2,7 +2,7 @@
 on a CPU.
 
     python -m examples.shapes                     starts from the teacher and the text encoder in assets/
-    python -m examples.shapes --seeds 3           three students in place of one, as in docs/text_to_image.md
+    python -m examples.shapes --seeds 3           three students, as in docs/train/text_to_image.md
     python -m examples.shapes --train_teacher     trains both first
 
 The images are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores

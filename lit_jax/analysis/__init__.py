@@ -1,1 +1,1 @@
-"""What `analyze.py` does: attention maps, their similarity and rank, routing, and the loss by timestep."""
+"""Looks inside a model: attention maps, their similarity and rank, routing, and the loss by timestep."""

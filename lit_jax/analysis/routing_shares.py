@@ -31,8 +31,8 @@ def route_names(model: Model) -> list[str]:
 
 
 def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_size: int, progress) -> dict:
-    """{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}} of what
-    a model shows.
+    """`{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}}` of
+    what a model shows.
 
     choice: the index that most tokens of the images of a class take. share: of those tokens. used: how many
     different choices the layer takes at all. names: of `route_names`.

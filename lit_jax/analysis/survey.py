@@ -23,7 +23,7 @@ CHANNELS = 2             # of a head, whose operators with the convolution are l
 
 def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str],
            progress) -> dict:
-    """{'similarity': ..., 'rank': ...}, as far as asked for in `parts`; lists are [timesteps][layers], of
+    """{'similarity': ..., 'rank': ...}, as far as asked for in `parts`; lists are `[timesteps][layers]`, of
     rank for at most RANK_TIMESTEPS of them.
 
     similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map',

@@ -1,2 +1,1 @@
-"""`demo.py`: a page in the browser that draws images of classes or of prompts, with a teacher beside its
-student."""
+"""A local page in the browser that draws classes or prompts, with a teacher beside its student."""

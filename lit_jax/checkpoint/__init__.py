@@ -1,0 +1,1 @@
+"""Our own files: Orbax checkpoints, model folders, workdirs, and `load`."""

@@ -8,7 +8,7 @@
 
 Rows go to OUT/scores.json, a table to OUT/scores.md, FID over guidance, steps and training to OUT/scores.png.
 A run that is stopped goes on when its command is given again. On several hosts the same command runs on each
-of them (docs/clusters.md). Facts and traps: docs/evaluation.md.
+of them (docs/run/clusters.md). Facts and traps: docs/evaluate/evaluation.md.
 """
 import argparse
 import sys

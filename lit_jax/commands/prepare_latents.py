@@ -8,8 +8,8 @@
 The same command goes on where it was stopped. Sizes on disk for ImageNet at 256 pixels and an SD VAE (32 x 32
 x 4, mean and log-variance, image and mirror image): 84 GB in float32, 42 GB in float16; at 512 pixels four
 times that. Captions add 8 kB a token in the width of T5-XXL, about 1 MB a long caption, and have no mirror
-images. On several hosts the same command runs on each of them (docs/clusters.md), and --out is a folder that
-all of them share.
+images. On several hosts the same command runs on each of them (docs/run/clusters.md), and --out is a folder
+that all of them share.
 """
 import argparse
 

@@ -11,7 +11,7 @@ what:
 .png: a grid, one row a class or a prompt. .npz: a set for evaluation (arr_0 uint8 [N, H, W, 3], arr_1
 labels), its recipe card beside it. Anything else: a folder of single PNG files. A set or folder that is
 stopped goes on when its command is given again. On several hosts the same command runs on each of them
-(docs/clusters.md).
+(docs/run/clusters.md).
 """
 import argparse
 import sys

@@ -5,7 +5,7 @@
     python train.py --config=configs/lit_xl.py --config.train.batch_size=64 --workdir=runs/lit_xl
 
 Starting again with the same --workdir resumes exactly where the newest checkpoint left off. On several hosts
-the same command runs on each of them (docs/clusters.md).
+the same command runs on each of them (docs/run/clusters.md).
 """
 import sys
 

@@ -1,0 +1,1 @@
+"""Schedules, objective, distillation, guidance and samplers. A model is a function here."""

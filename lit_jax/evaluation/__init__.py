@@ -1,1 +1,1 @@
-"""What `evaluate.py` does: sets of images and references in, scores with their recipe cards out."""
+"""Scores image sets against a reference, each with its recipe card."""

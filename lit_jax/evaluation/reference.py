@@ -77,8 +77,8 @@ def _open_images(path):
     with explain_unreachable(path):
         if not path.exists():
             raise UserError(f'the reference {path} does not exist. ADM publishes '
-                            f'VIRTUAL_imagenet256_labeled.npz and others (see docs/evaluation.md); of other '
-                            f'data make one: python evaluate.py reference --data=... --out=ref.npz')
+                            f'VIRTUAL_imagenet256_labeled.npz and others (see docs/evaluate/evaluation.md); '
+                            f'of other data make one: python evaluate.py reference --data=... --out=ref.npz')
     return open_set(path)
 
 

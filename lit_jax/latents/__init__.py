@@ -1,0 +1,1 @@
+"""Images and captions to cached latents and features."""

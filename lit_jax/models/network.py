@@ -115,7 +115,7 @@ def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """`compiler_options` of jax.jit for programs without gradients.
 
     On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
-    ones, softmax attention and gradients with it (docs/benchmarks.md).
+    ones, softmax attention and gradients with it (docs/internals/benchmarks.md).
     """
     if mixer != 'linear' or tokens * width < LARGE_PRODUCT:
         return {}

@@ -1,0 +1,1 @@
+"""Programs that are compiled and not run: memory, collectives, dry run."""

@@ -388,8 +388,8 @@ def _format_compute(plan: Plan) -> str:
     lines += [f'  {name:8}{_count(count):>10}{_count(count / plan.devices):>10} a device'
               for name, count in (('MACs', plan.macs), ('FLOPs', plan.flops))]
     if plan.peak_seconds is not None:
-        lines.append(f'  at the peak of the chips, {plan.topology.chip.peak_flops / 1e12:g} TFLOP/s each, a '
-                     f'step takes {1e3 * plan.peak_seconds:.1f} ms: none is faster')
+        lines.append(f'  lower bound at peak throughput ({plan.topology.chip.peak_flops / 1e12:g} TFLOP/s a '
+                     f'chip): {1e3 * plan.peak_seconds:.1f} ms a step')
     return '\n'.join(lines)
 
 

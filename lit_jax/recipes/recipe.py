@@ -122,7 +122,7 @@ def default() -> ConfigDict:
             'scan_layers': True,
             'remat': 'none',             # none, full, dots, dots_no_batch
         },
-        # devices along each axis; -1 takes those that are left (docs/clusters.md)
+        # devices along each axis; -1 takes those that are left (docs/run/clusters.md)
         'mesh': {
             'data': -1,                  # copies of the weights
             # cuts weights and optimizer; -1 beside data -1: as far as the width divides
@@ -136,7 +136,7 @@ def default() -> ConfigDict:
             'peak_tflops': 0.0,
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
-        'eval': {                        # scores of EMA samples while training (docs/evaluation.md)
+        'eval': {                        # scores of EMA samples while training (docs/evaluate/evaluation.md)
             'every': 0,                  # steps, 0: off; best a multiple of checkpoint.every
             'num_samples': 10_000,
             'full_every': 0,             # seldom, and then with full_num_samples; 0: never

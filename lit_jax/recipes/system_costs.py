@@ -1,8 +1,8 @@
-"""The table of docs/systems.md: what every system costs, as its paper counts and in full. It is kept true by
-a test.
+"""The table of docs/train/systems.md: what every system costs, as its paper counts and in full. It is
+kept true by a test.
 
     python -m lit_jax.recipes.system_costs                       # prints it
-    python -m lit_jax.recipes.system_costs docs/systems.md       # puts it in its place in that file
+    python -m lit_jax.recipes.system_costs docs/train/systems.md       # puts it in its place in that file
 """
 import argparse
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from lit_jax.recipes.systems import SYSTEMS, system
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
 
-BEGIN, END = '<!-- costs: python -m lit_jax.recipes.system_costs docs/systems.md -->', '<!-- end of costs -->'
+BEGIN = '<!-- costs: python -m lit_jax.recipes.system_costs docs/train/systems.md -->'
+END = '<!-- end of costs -->'
 LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # have recipes of 512 pixels, printed figures or not
 MOST = 256
 OWN_512 = {('lit', 'xl'): 'lit_xl_512', ('dig', 'xl'): 'dig_xl_512'}

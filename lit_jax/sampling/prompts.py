@@ -108,8 +108,8 @@ def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
     """A notice for every prompt with tokens that the tokenizer does not know: emoji, other scripts."""
     unknown_P = ((tokens.ids == UNKNOWN) & (tokens.mask > 0)).sum(-1)
     for row in np.flatnonzero(unknown_P)[:8]:
-        LOG.warning('%d of %d tokens of "%s" are unknown to the tokenizer of the text encoder: they say '
-                    'nothing to it', unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
+        LOG.warning('%d of %d tokens of "%s" are not in the tokenizer\'s vocabulary and are ignored',
+                    unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
     if (unknown_P > 0).sum() > 8:
         LOG.warning('and so in %d more prompts', (unknown_P > 0).sum() - 8)
 

@@ -1,4 +1,5 @@
-"""Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. None of them may stop a run."""
+"""Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. One that is missing, full or
+unreachable is switched off with a warning (SINK_ERRORS); other errors of its package end the run."""
 import hashlib
 import logging
 from collections.abc import Mapping

@@ -38,8 +38,8 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
     unknown = sorted(kind for kind, chip in chips.items() if chip is None)
     if unknown:
         if jax.process_index() == 0:
-            LOG.info('no peak speed is known of %s: MFU is left out; --config.log.peak_tflops=N gives it '
-                     '(TFLOP/s of one device)', ', '.join(repr(kind) for kind in unknown))
+            LOG.info('peak FLOP/s of %s unknown, so no MFU is shown; set --config.log.peak_tflops=N (of one '
+                     'device) to see it', ', '.join(repr(kind) for kind in unknown))
         return None
     return sum(chips[device.device_kind].peak_flops for device in devices)
 

@@ -124,7 +124,7 @@ class Reporter:
         """One step was dispatched."""
         startup = self._clock.dispatched()
         if startup is not None and self._active:
-            self._say(f'the first step is on its way: first batch and compilation took '
+            self._say(f'first step dispatched; loading the first batch and compiling took '
                       f'{format_seconds(startup)}')
         if self._bar is not None:
             self._bar.update(1)

@@ -117,7 +117,7 @@ def test_dry_run_takes_the_smallest(name):
 
 
 def test_the_page_has_a_row_of_every_size():
-    text = (ROOT / 'docs' / 'systems.md').read_text()
+    text = (ROOT / 'docs' / 'train' / 'systems.md').read_text()
     table = text.partition(BEGIN)[2].partition(END)[0]
     listed = re.findall(r'^\| (.+?) \| (\w+) \| (\d+) \|.*`(.+?)` \|$', table, re.M)
     assert listed == [(SYSTEMS[name].title, size, str(pixels), recipe_of(name, size, pixels))
@@ -126,7 +126,7 @@ def test_the_page_has_a_row_of_every_size():
 
 @pytest.mark.slow
 def test_the_page_has_the_figures_of_the_counter():
-    text = (ROOT / 'docs' / 'systems.md').read_text()
+    text = (ROOT / 'docs' / 'train' / 'systems.md').read_text()
     assert replace_table(text, cost_table()) == text
 
 

@@ -1,7 +1,7 @@
 """The depth-wise convolution of linear attention: one small kernel per channel of a head, shared by all
 heads.
 
-The same sum in several forms, because no form is good everywhere (figures: docs/benchmarks.md):
+The same sum in several forms, because no form is good everywhere (figures: docs/internals/benchmarks.md):
 
 - `shifted`: k² multiply-adds of shifted slices, and a loop over pixels for the weight gradient. The default
   on CPU, where XLA's grouped convolution is tens of times slower. A sharded grid would turn every shift into
