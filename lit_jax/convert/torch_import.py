@@ -305,7 +305,7 @@ def check_out(out, overwrite: bool) -> None:
 
 
 def tool_name() -> str:
-    """'lit_jax 0.1.0', for provenance."""
+    """'lit_jax 0.2.0', for provenance."""
     return f'lit_jax {__version__}'
 
 

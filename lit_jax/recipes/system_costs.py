@@ -20,7 +20,7 @@ from lit_jax.runtime.errors import UserError
 BEGIN, END = '<!-- costs: python -m lit_jax.recipes.system_costs docs/systems.md -->', '<!-- end of costs -->'
 LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # have recipes of 512 pixels, printed figures or not
 MOST = 256
-OWN_512 = {('lit', 'xl'): 'lit_xl_512', ('dig', 'xl'): 'dig_xl_512'}
+OWN_512 = {('lit', 'xl'): 'lit_xl_512.py', ('dig', 'xl'): 'baselines.py:dig_xl_512'}
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,12 @@ def _most_devices(arch: dict, axis: str) -> int:
 def recipe_of(name: str, size: str, image_size: int = 256) -> str:
     """The recipe that trains it: what --config takes."""
     if (name, size) in OWN_512 and image_size == 512:
-        return f'configs/{OWN_512[name, size]}.py'
+        return f'configs/{OWN_512[name, size]}'
     if (name, size, image_size) == ('dit', 'xl', 512):
         return 'configs/paper/table7.py:dit_xl_512_cfg_1'
     if size.startswith('dydi_') or image_size == 512:
         return f'configs/sub_imagenet.py:{name}_{size}' + ('_512' if image_size == 512 else '')
-    plain = size.removesuffix('_75')
-    return f'configs/{name}_{plain}.py' + (':75' if plain != size else '')
+    return f'configs/{name}_{size}.py' if name in ('dit', 'lit') else f'configs/baselines.py:{name}_{size}'
 
 
 def cost_table() -> str:

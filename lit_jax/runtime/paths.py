@@ -181,6 +181,6 @@ def _check_scheme(text: str) -> None:
     try:
         fsspec.get_filesystem_class(file_system)
     except ImportError as error:
-        command = 'pip install -r requirements-gcs.txt' if scheme == 'gs' else f'pip install {package}'
+        command = 'pip install "lit_jax[gcs]"' if scheme == 'gs' else f'pip install {package}'
         raise UserError(f'{text}: {scheme}:// needs the package {package} ({error}). Install it on every '
                         f'host of the run: {command}') from error
