@@ -1,6 +1,7 @@
 """The package and its one command: verbs, versions in one place, what is shipped beside the code."""
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -19,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
 def call(*arguments, folder=ROOT):
     """(exit status, stdout, stderr) of `lit-jax ARGUMENTS`, in a process of its own."""
-    done = subprocess.run([sys.executable, '-m', 'lit_jax', *arguments], cwd=folder, capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run([sys.executable, '-m', 'lit_jax', *arguments], cwd=folder, capture_output=True,
+                          text=True, timeout=60, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -41,7 +42,8 @@ def test_every_command_has_a_verb_and_a_script():
 
 @pytest.mark.parametrize('arguments, status, said', [
     (['--version'], 0, f'lit_jax {lit_jax.__version__}'), ([], 2, 'usage: lit-jax VERB'),
-    (['sample', '--help'], 0, 'usage: lit-jax sample '), (['trian'], 1, "unknown verb 'trian'; did you mean train?"),
+    (['sample', '--help'], 0, 'usage: lit-jax sample '),
+    (['trian'], 1, "unknown verb 'trian'; did you mean train?"),
     (['fly'], 1, "unknown verb 'fly'; known: convert, prepare-latents"),
     (['train', '--config=configs/sana_b.py'], 1, 'configs/sana_b.py is now configs/baselines.py:sana_b'),
     (['train', '--config', 'lit_xxl'], 1, 'the recipe lit_xxl does not exist')])
@@ -73,7 +75,8 @@ def test_versions_are_pinned_in_one_place_and_the_tests_need_no_pytorch():
     assert re.findall(r'^[^#\n].*', (ROOT / 'requirements.txt').read_text(), re.M) == ['-e .']
     extras = PROJECT['project']['optional-dependencies']
     assert {'torch', 'tpu', 'gcs', 'cuda12', 'cuda13', 'demo', 'test', 'peers', 'docs'} <= set(extras)
-    assert not [name for name in extras['test'] if re.match(r'torch|diffusers|transformers|lit_jax\[(torch|peers)', name)]
+    heavy = re.compile(r'torch|diffusers|transformers|lit_jax\[(torch|peers)')
+    assert [name for name in extras['test'] if heavy.match(name)] == []
     pinned = re.compile(r'^(lit_jax\[\w+\]|hatchling\b.*|.+[=<>]=?\d.*)$')
     assert [name for names in ([PROJECT['project']['dependencies'], *extras.values()]) for name in names
             if not pinned.match(name)] == []
@@ -86,7 +89,7 @@ def test_every_room_has_its_place_in_the_order():
 
 
 def test_the_package_root_imports_rooms_only_when_asked():
-    """Its lazy names are strings: they are no arrow upwards for the rooms that ask for `lit_jax.__version__`."""
+    """Its lazy names are strings: no arrow upwards for the rooms that ask for `lit_jax.__version__`."""
     tree = ast.parse((ROOT / 'lit_jax' / '__init__.py').read_text())
     imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert imported == ['lit_jax.runtime.errors']
@@ -96,8 +99,9 @@ MENTIONED = re.compile(r'\b(?:configs/[\w/]+\.py|requirements[\w-]*\.txt|assets/
 
 
 def test_files_that_are_mentioned_exist():
+    suffixes = ('.py', '.md', '.sh', '.sbatch', '.Dockerfile')
     tracked = [path for folder in ('lit_jax', 'configs', 'examples', 'benchmarks', 'docker', 'launch', 'docs')
-               for path in (ROOT / folder).rglob('*') if path.suffix in ('.py', '.md', '.sh', '.sbatch', '.Dockerfile')]
+               for path in (ROOT / folder).rglob('*') if path.suffix in suffixes]
     missing = {f'{path.relative_to(ROOT)}: {name}' for path in [*tracked, *ROOT.glob('*.md')]
                for name in MENTIONED.findall(path.read_text(encoding='utf-8')) if not (ROOT / name).exists()}
     assert missing == set()

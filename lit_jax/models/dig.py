@@ -16,6 +16,7 @@ Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm).
 import functools
 import operator
 from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class DiGBlock(nnx.Module):
         self.dwc = None if local == 'none' else LocalConv(width, local, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
-        x_BND = Block.__call__(self, x_BND, c_BD, grid)
+        x_BND = Block.__call__(cast(Block, self), x_BND, c_BD, grid)      # its own fields, no subclass
         return x_BND if self.dwc is None else self.dwc(x_BND, grid)
 
 
@@ -139,7 +140,7 @@ class Walk:
 def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None,
                skips=None,
                joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False, scan: bool = True,
-               remat: str = 'none') -> tuple[Array, Array | None]:
+               remat: str = 'none') -> tuple[Array, Any]:
     """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks,
     B, N, D]).
 
@@ -180,7 +181,7 @@ def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int
 
     count = last - first
     loops = count // PERIOD if scan else 0
-    collected = []
+    collected: list[Any] = []
     if loops:
         groups = jax.tree.map(lambda p: p[:loops * PERIOD].reshape(loops, PERIOD, *p.shape[1:]), layers)
         x, outputs = jax.lax.scan(lambda x, group: several(x, group, PERIOD, first), x, groups)
@@ -212,7 +213,7 @@ class DiG(nnx.Module):
         self.patch, self.width, self.depth, self.dtype = patch, width, depth, dtype
         self.order, self.skip = order, skip
         self.grid = (input_size[0] // patch, input_size[1] // patch)
-        self.loop = {'scan': scan_layers, 'remat': remat}
+        self.loop: dict[str, Any] = {'scan': scan_layers, 'remat': remat}
         self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)

@@ -23,6 +23,7 @@ their widths squared by 1.69.
 """
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -69,13 +70,16 @@ class UDiG(nnx.Module):
     Parameters: the groups are blocks1 ... blocks5 in their order, joins4 and joins5 the Linears of the skips.
     """
 
+    condition2: Linear
+    condition3: Linear
+
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
                  order: str = 'official', local: str = 'identity', learn_sigma: bool = True,
                  dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype, self.order = patch, width, dtype, order
         self.grid = (input_size[0] // patch, input_size[1] // patch)
-        self.loop = {'scan': scan_layers, 'remat': remat}
+        self.loop: dict[str, Any] = {'scan': scan_layers, 'remat': remat}
         self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.y_embedder = LabelEmbedder(num_classes, width, dtype=dtype, rngs=rngs)

@@ -1,4 +1,5 @@
-"""Finds recipes and shipped models by name, from any folder. Imports no jax: a typing mistake is answered at once.
+"""Finds recipes and shipped models by name, from any folder. Imports no jax: a typing mistake is answered at
+once.
 
 Both lie in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package.
 """
@@ -41,6 +42,8 @@ def find_recipe(name: str) -> str:
     if short and (configs / f'{short}.py').is_file():
         return f'{configs / short}.py{colon}{row}'
     known = sorted(file.relative_to(configs).with_suffix('').as_posix() for file in configs.rglob('*.py'))
-    near = difflib.get_close_matches(short, known) or [name for name in known if '/' not in name]
+    spellings = {name.rpartition('/')[2]: name for name in known} | {name: name for name in known}
+    near = dict.fromkeys(spellings[match] for match in difflib.get_close_matches(short, spellings))
+    near = near or dict.fromkeys(name for name in known if '/' not in name)
     raise UserError(f'the recipe {name} does not exist; give the path of a file, or a name such as '
                     f'{", ".join(near)}')

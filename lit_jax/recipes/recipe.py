@@ -163,7 +163,7 @@ def models_folder(name: str) -> str:
 
 
 def load_recipe(name: str | Path) -> ConfigDict:
-    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', or a file of one's own (`find_recipe`)."""
+    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own."""
     path, colon, row = find_recipe(str(name)).partition(':')
     get_config = runpy.run_path(path)['get_config']
     return get_config(row) if colon else get_config()

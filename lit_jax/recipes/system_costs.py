@@ -96,7 +96,7 @@ def cost_table() -> str:
     for name, size, image_size in rows():
         cost = cost_of(name, size, image_size)
         printed = _figure(cost.published) if cost.published else '–'
-        difference = f'{100 * cost.difference:+.2f} %' if cost.published else '–'
+        difference = '–' if cost.difference is None else f'{100 * cost.difference:+.2f} %'
         cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}',
                  printed, difference,
                  f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB', f'{cost.tensor}, {cost.seq}',

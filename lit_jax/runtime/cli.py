@@ -53,8 +53,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _with_files(argv: Sequence[str], find: Callable[[str], str]) -> list[str]:
-    """argv with the file of the recipe in the place of its name. config_flags would hide a missing one behind the
-    first access to the recipe."""
+    """argv with the file of the recipe in the place of its name. config_flags would hide a missing one behind
+    the first access to the recipe."""
     arguments = list(argv)
     for i, argument in enumerate(arguments):
         if argument.startswith(('--config=', '-config=')):

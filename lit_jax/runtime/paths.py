@@ -171,7 +171,7 @@ def _loaded_store_errors() -> tuple[type[Exception], ...]:
 
 
 def _check_scheme(text: str) -> None:
-    scheme = _URL.match(text)[1]
+    scheme = text.partition('://')[0]
     if scheme not in _SCHEMES:
         known = ', '.join(f'{name}://' for name in _SCHEMES)
         raise UserError(f'{text}: {scheme}:// is no place for files here; known: {known} and local paths.')

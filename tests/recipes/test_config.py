@@ -14,8 +14,9 @@ from lit_jax.recipes import recipe
 from lit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# Recipes of `train.py`; those of train_vae.py have fields of their own, and a table's rows are tested with it.
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('vae_tiny', 'baselines'))
+# Recipes of `train.py`; those of train_vae.py have fields of their own.
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py')
+                 if path.stem not in ('vae_tiny', 'baselines'))
 BASELINES = runpy.run_path(str(ROOT / 'configs' / 'baselines.py'))['ROWS']
 
 

@@ -34,7 +34,8 @@ def test_a_file_of_ones_own_goes_before(tmp_path):
 
 @pytest.mark.parametrize('old, new', [
     ('configs/dig_xl.py', 'dig_xl'), ('dig_xl', 'dig_xl'), ('dig_xl_512', 'dig_xl_512'),
-    ('configs/udig_s.py', 'udig_s'), ('dydi_lit_l.py', 'dydi_lit_l'), ('sana_b', 'sana_b'), ('edit_b', 'edit_b'),
+    ('configs/udig_s.py', 'udig_s'), ('dydi_lit_l.py', 'dydi_lit_l'), ('sana_b', 'sana_b'),
+    ('edit_b', 'edit_b'),
     ('configs/moh_dit_b.py', 'moh_dit_b'), ('configs/moh_dit_b.py:90', 'moh_dit_b'),
     ('configs/moh_dit_b.py:75', 'moh_dit_b_75'), ('dit_kv_l', 'dit_kv_l')])
 def test_the_old_name_of_a_row_answers_with_the_new_one(old, new):
@@ -68,5 +69,6 @@ def test_what_ships_is_there():
 def test_finding_imports_nothing_heavy():
     code = ('import sys; from lit_jax.recipes.find import find_recipe; find_recipe("lit_xl"); '
             'print(sorted({"jax", "flax", "ml_collections", "numpy"} & set(sys.modules)))')
-    done = subprocess.run([sys.executable, '-c', code], cwd=CONFIGS.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, '-c', code], cwd=CONFIGS.parent, capture_output=True, text=True,
+                          timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, '[]'), done.stderr

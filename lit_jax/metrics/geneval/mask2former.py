@@ -80,6 +80,6 @@ def _imports():
         import open_clip
         import torch
     except ImportError as error:
-        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed; see '
-                        f'the extra geneval of pyproject.toml, or give a file of stored detections') from error
+        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed: the '
+                        f'extra geneval of pyproject.toml; or give a file of stored detections') from error
     return torch, mmdet.apis, open_clip
