@@ -1,62 +1,88 @@
-# `make demo` shows the whole road on a CPU (`make demo-t2i`: from captions), `make test` proves it. They set up .venv first.
+# `make` lists what there is. Everything sets up .venv first; versions stand in pyproject.toml.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+SMOKE = runs/smoke
 
-.PHONY: setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-parity test-slow lint clean
+.PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-peers test-slow smoke lint docs docs-serve clean
 
-setup: $(VENV)/installed
-setup-test: $(VENV)/installed-test
+help:        ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
-$(VENV)/installed: requirements.txt
+setup: $(VENV)/installed               ## .venv with what lit_jax needs
+setup-test: $(VENV)/installed-test     ## and with what the tests need
+
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "lit_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed requirements-test.txt requirements-torch.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -r requirements-torch.txt
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/installed-peers: $(VENV)/installed-test
+	$(INSTALL) -e ".[test,peers]"
 	touch $@
 
 # The TPU compiler (for --plan) and gs:// are only needed by slow tests.
-$(VENV)/installed-slow: $(VENV)/installed-test requirements-tpu.txt requirements-gcs.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tpu.txt -r requirements-gcs.txt
+$(VENV)/installed-slow: $(VENV)/installed-peers
+	$(INSTALL) -e ".[test,peers,tpu,gcs]"
 	touch $@
 
-demo: setup
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) -e ".[docs]"
+	touch $@
+
+demo: setup            ## the whole road on digits: convert, inherit, distil, compare (CPU, minutes)
 	$(BIN)/python -m examples.digits
 
-demo-full: setup
+demo-full: setup       ## the same, training the teacher first
 	$(BIN)/python -m examples.digits --train_teacher --workdir demo/full
 
-# Text to image: rendered shapes from captions; the second trains text encoder and teacher first.
-demo-t2i: setup
+demo-t2i: setup        ## from captions: rendered shapes
 	$(BIN)/python -m examples.shapes
 
-demo-t2i-full: setup
+demo-t2i-full: setup   ## the same, training text encoder and teacher first
 	$(BIN)/python -m examples.shapes --train_teacher --workdir=demo/shapes_full
 
-# Every system of the papers on digits, three seeds each.
-compare: setup
+compare: setup         ## every system of the papers on digits, three seeds each
 	$(BIN)/python -m examples.digits.compare
 
-# Images of one's own, from a folder to images; its photographs ship inside scikit-image.
-photos: setup-test
+photos: setup-test     ## from a folder of images (photographs of scikit-image) to images
 	$(BIN)/python -m examples.photos
 
-test: setup-test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test: setup-test       ## the tests, without PyTorch
+	$(BIN)/python -m pytest -m "not slow and not peers" $(PYTEST_ARGS)
 
-# Against the official code once more, optimized as users' programs are; `make test` compiles without (tests/conftest.py).
-test-parity: setup-test
-	$(BIN)/python -m pytest -k "official or golden or diffusers or transformers" tests/models tests/diffusion tests/checkpoint tests/text $(PYTEST_ARGS)
+test-peers: $(VENV)/installed-peers    ## against PyTorch, diffusers, transformers and the official metrics
+	$(BIN)/python -m pytest -m "peers and not slow" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/installed-slow
+test-slow: $(VENV)/installed-slow      ## what takes longer than ten seconds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: setup-test
-	$(BIN)/ruff check .
+# As a user has it: the package alone, built as a wheel, in a folder of its own.
+smoke: setup           ## the installed package in a minute: convert, draw, one step
+	rm -rf $(SMOKE) && mkdir -p $(SMOKE)/work
+	$(INSTALL) --no-deps --target $(SMOKE)/site .
+	cd $(SMOKE)/work && export PYTHONPATH=../site LIT_JAX_MODELS=. && lit="$(abspath $(BIN))/python -m lit_jax" && \
+	$$lit convert assets/digits_dit.safetensors --out digits_dit && \
+	$$lit sample --from digits_dit --classes 0,1,2,3 --per_class 1 --out digits.png && \
+	$$lit train --config=digits_lit --config.train.steps=1 --config.sample.every=0 --workdir=run
 
-clean:
-	rm -rf $(VENV) demo runs
+lint: setup-test       ## ruff, the order of the rooms, types
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs           ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/installed-docs     ## the same, served here and built anew at each change
+	$(BIN)/mkdocs serve
+
+clean:                 ## removes .venv, site, and what the demos wrote
+	rm -rf $(VENV) demo runs site

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument('--dtype', default='float32')
     args = parser.parse_args()
     from lit_jax.recipes.recipe import load_recipe
-    config = load_recipe(Path(args.config))
+    config = load_recipe(args.config)
     config.data.name, config.train.steps, config.train.batch_size = 'synthetic', args.steps, args.batch_size
     config.teacher.path = config.inherit.path = ''
     config.train.dtype, config.sample.every = args.dtype, 0

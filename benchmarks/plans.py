@@ -1,5 +1,5 @@
 """Plans recipes for TPU slices and prints the table of docs/run/plans.md. No TPU is needed
-(requirements-tpu.txt).
+(the extra tpu).
 
     python benchmarks/plans.py --recipes lit_xl,lit_l --slices v5e:4x4,v5e:16x16
     python benchmarks/plans.py --recipes lit_xl_512+mesh.tensor=2 --slices v6e:16x16
@@ -40,7 +40,7 @@ def parse_arguments():
 def read_recipe(text: str):
     """'lit_xl+mesh.tensor=2' -> the recipe with that field set, in the type that it had."""
     name, *changes = text.split('+')
-    config = load_recipe(ROOT / 'configs' / f'{name}.py')
+    config = load_recipe(name)
     for change in changes:
         path, value = change.split('=', 1)
         *sections, field = path.split('.')

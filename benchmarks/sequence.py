@@ -1,6 +1,6 @@
 """What a block of LiT-XL and one of DiT-XL send along `seq` at high resolution; compiled, not run.
 
-    python benchmarks/sequence.py --topology v5e:2x4        # with requirements-tpu.txt, on any Linux machine
+    python benchmarks/sequence.py --topology v5e:2x4        # with the extra tpu, on any Linux machine
     python benchmarks/sequence.py --topology cpu:8
 
 One image, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).

@@ -38,19 +38,15 @@ def parse_arguments():
 
 def make_model(arguments) -> None:
     """LiT-0.6B as the recipe has it; what is zero at the start is drawn, too, so that noise comes out."""
-    import importlib.util
-
     import numpy as np
 
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
     from lit_jax.models.network import Network
+    from lit_jax.recipes.recipe import load_recipe
     from lit_jax.runtime.leaves import map_named
     from lit_jax.training.setup import describe
-    spec = importlib.util.spec_from_file_location('recipe', ROOT / 'configs' / f'{arguments.recipe}.py')
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    config = {**describe(recipe.get_config(), None), 'provenance': {'source': 'random'}}
+    config = {**describe(load_recipe(arguments.recipe), None), 'provenance': {'source': 'random'}}
     config['text'] = {**config['text'], 'encoder': read_text_encoder_config(arguments.text_encoder)['id']}
     config['latent'] = {**config['latent'], 'vae': 'random'}
     rng = np.random.default_rng(0)

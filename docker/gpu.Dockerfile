@@ -12,14 +12,13 @@ ARG CUDA=cuda12
 RUN useradd --create-home --uid 1000 lit
 
 WORKDIR /lit_jax
-COPY requirements.txt requirements-gcs.txt ./
-# One call, so that jax and its CUDA plugin fit each other.
-RUN pip install --no-cache-dir -r requirements-gcs.txt "jax[${CUDA}]"
-
-COPY train.py convert_torch_ckpt.py sample.py ./
+COPY pyproject.toml README.md LICENSE NOTICE train.py convert_torch_ckpt.py sample.py ./
 COPY configs configs
+COPY assets assets
 COPY launch launch
 COPY lit_jax lit_jax
+# One call, so that jax and its CUDA plugin fit each other.
+RUN pip install --no-cache-dir --editable ".[gcs,${CUDA}]"
 # A relative WORKDIR (runs/...) and compiled programs land here.
 RUN chown lit /lit_jax
 

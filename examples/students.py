@@ -42,7 +42,7 @@ class Student:
                 'inherit.path': ARMS[self.arm].get('inherit', teacher), **self.fields}
 
     def recipe(self) -> ConfigDict:
-        config = load_recipe(ROOT / 'configs' / f'{self.base}.py')
+        config = load_recipe(self.base)
         config.update_from_flattened_dict(self.changes())
         return config
 

@@ -59,7 +59,7 @@ setup() {
   # shellcheck disable=SC2016  # $HOME is that of the host
   on_workers all 'set -e; mkdir -p lit_jax; tar -xzf lit_jax.tar.gz -C lit_jax; cd lit_jax;'\
 ' python3 -m pip install --user --quiet uv; uv="$HOME/.local/bin/uv"; "$uv" venv --quiet --allow-existing --python 3.12 .venv;'\
-' "$uv" pip install --quiet --python .venv/bin/python -r requirements-gcs.txt -r requirements-tpu.txt'
+' "$uv" pip install --quiet --python .venv/bin/python -e ".[gcs,tpu]"'
 }
 
 train() {

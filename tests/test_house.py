@@ -65,7 +65,7 @@ def test_imports_point_one_way(package, may_not):
 
 
 def test_ruff_is_clean():
-    ruff = pytest.importorskip('ruff', reason='ruff comes with requirements-test.txt')
+    ruff = pytest.importorskip('ruff', reason='ruff comes with the extra test')
     done = subprocess.run([ruff.find_ruff_bin(), 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stdout

@@ -67,7 +67,7 @@ def test_the_shell_can_read_it(script):
 def test_shellcheck_is_clean():
     found = shutil.which('shellcheck', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
     if found is None:
-        pytest.skip('shellcheck comes with requirements-test.txt')
+        pytest.skip('shellcheck comes with the extra test')
     done = subprocess.run([found, '--external-sources', *map(str, SCRIPTS)], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stdout
@@ -91,7 +91,7 @@ def test_a_queued_resource_is_asked_for_set_up_and_trained_on(machine):
     assert '--spot' not in printed(machine, script, 'create', **CLOUD, SPOT='0')[0]
     archive, copy, install = printed(machine, script, 'setup', **CLOUD)
     assert archive[:2] == ['git', 'archive'] and copy[-1] == install[-2] == '--worker=all'
-    assert '-r requirements-gcs.txt -r requirements-tpu.txt' in install[-1]
+    assert '-e ".[gcs,tpu]"' in install[-1]
     (train,) = printed(machine, script, 'train', *FLAGS, **CLOUD)
     assert train[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh'] and '--worker=all' in train
     loop = 'CONFIG=configs/lit_xl.py WORKDIR=gs://my-bucket/runs/lit_xl bash launch/restart_loop.sh'

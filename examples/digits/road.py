@@ -13,6 +13,7 @@ from examples.students import ARMS, ROOT, Student
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
+from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.paths import file_sha256
 from lit_jax.runtime.progress import format_seconds
@@ -20,7 +21,7 @@ from lit_jax.training import loop
 
 # named in the card of a teacher
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')
-SHIPPED = ROOT / 'assets' / 'digits_dit.safetensors'
+SHIPPED = find_asset('digits_dit.safetensors')
 
 
 def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
@@ -71,7 +72,7 @@ def train_the_teacher(workdir: Path) -> Path:
     """Fits configs/digits_dit.py and exports it in DiT's own key names; returns the file."""
     out = workdir / 'digits_dit.safetensors'
     say_command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
-    loop.train(load_recipe(ROOT / 'configs' / 'digits_dit.py'), workdir / 'digits_dit')
+    loop.train(load_recipe('digits_dit'), workdir / 'digits_dit')
     say_command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
     export(workdir / 'digits_dit', out, overwrite=True)
     return out
@@ -80,7 +81,7 @@ def train_the_teacher(workdir: Path) -> Path:
 def write_card(checkpoint: Path, result: dict) -> None:
     """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to
     assets/."""
-    config = load_recipe(ROOT / 'configs' / 'digits_dit.py')
+    config = load_recipe('digits_dit')
     teacher = result['rows'][0]
     card = {
         'command': 'python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit',

@@ -19,11 +19,12 @@ from pathlib import Path
 from examples.digits.road import PACKAGES, say_command, station
 from examples.students import ROOT, Student
 from lit_jax import UserError
+from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
 from lit_jax.runtime.paths import file_sha256
 
-TEACHER, ENCODER = ROOT / 'assets' / 'shapes_pixart.safetensors', ROOT / 'assets' / 'shapes_t5'
+TEACHER, ENCODER = find_asset('shapes_pixart.safetensors'), find_asset('shapes_t5')
 ARMS = ('distilled', 'scratch')       # of examples/students.py
 STAGES = ('first', 'refine')          # of configs/shapes_pixart.py
 
@@ -79,7 +80,7 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
 
 def teacher_steps() -> int:
     """Of both runs: the second goes on from the weights of the first."""
-    return sum(load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage).train.steps for stage in STAGES)
+    return sum(load_recipe(f'shapes_pixart:{stage}').train.steps for stage in STAGES)
 
 
 def train_both(workdir: Path) -> tuple[Path, Path]:
@@ -96,7 +97,7 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
         train_encoder(trained)
     export_text_encoder(trained, folder, overwrite=True)
     for stage, path in zip(STAGES, (workdir / 'shapes_pixart_first', workdir / 'shapes_pixart'), strict=True):
-        config = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', stage)
+        config = load_recipe(f'shapes_pixart:{stage}')
         config.text.encoder_path = str(trained)
         if stage == 'refine':
             config.inherit.path = str(workdir / 'shapes_pixart_first')
@@ -111,7 +112,7 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
 def write_card(teacher: Path, encoder: Path, result: dict) -> None:
     """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to
     assets/."""
-    config, row = load_recipe(ROOT / 'configs' / 'shapes_pixart.py', 'refine'), result['rows'][0]
+    config, row = load_recipe('shapes_pixart:refine'), result['rows'][0]
     card = {
         'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full',
         'seed': config.seed, 'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',

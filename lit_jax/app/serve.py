@@ -8,10 +8,11 @@ from pathlib import Path
 from lit_jax.app.drawing import Studio, open_studio
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
+from lit_jax.recipes.find import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
 
-SHIPPED = Path(__file__).parents[2] / 'assets' / 'digits_dit.safetensors'
+SHIPPED = find_asset('digits_dit.safetensors')
 HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
              'HF_HUB_DISABLE_TELEMETRY': '1'}
 TRIED = 100        # ports that are looked at for a free one
@@ -40,7 +41,7 @@ def launch(studio: Studio, host: str, port: int):
 
 def check_gradio() -> None:
     if importlib.util.find_spec('gradio') is None:
-        raise UserError('the page needs Gradio, which is not installed: pip install -r requirements-demo.txt')
+        raise UserError('the page needs Gradio, which is not installed: pip install "lit_jax[demo]"')
 
 
 def stay_at_home(host: str) -> None:

@@ -20,6 +20,9 @@ VAE, a T5), a file of Inception's weights ("inception" in its name: pytorch-fid'
 with --to_torch a model folder or workdir.
 """
 import argparse
+from pathlib import Path
+
+from lit_jax.recipes.find import find_asset
 
 # Flags that tell or ask something of a diffusion model; None unless given.
 DIFFUSION_FLAGS = ('arch', 'image_size', 'input_size', 'num_classes', 'heads', 'cross_heads', 'activation',
@@ -88,6 +91,8 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 def main() -> int:
     args = parse_arguments()
+    if args.src.startswith('assets/') and not Path(args.src).exists():
+        args.src = find_asset(args.src)      # ships inside an installed package
     # The heavy imports come after the arguments: a typing mistake is answered at once.
     from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
     from lit_jax.convert import text_encoder_torch as t5

@@ -5,7 +5,7 @@
     python demo.py --from=runs/lit_xl --vae=models/sd_vae
     python demo.py --from=runs/lit_t2i --text_encoder=models/t5 --vae=models/sdxl_vae --low_memory
 
-It needs Gradio: pip install -r requirements-demo.txt. docs/start/page.md has more.
+It needs Gradio: pip install "lit_jax[demo]". docs/start/page.md has more.
 """
 import argparse
 import sys

@@ -11,6 +11,7 @@ import sys
 
 from absl import flags
 
+from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime import cli
 
 
@@ -30,7 +31,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    config = cli.parse_recipe(sys.argv, define_flags)
+    config = cli.parse_recipe(sys.argv, define_flags, find_recipe)
     options = flags.FLAGS
     # jax comes after the flags: a typing mistake is answered at once.
     from lit_jax.plan import dry_run, plan

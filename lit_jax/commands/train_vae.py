@@ -6,6 +6,7 @@ import sys
 
 from absl import flags
 
+from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime import cli
 
 
@@ -14,7 +15,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    config = cli.parse_recipe(sys.argv, define_flags)
+    config = cli.parse_recipe(sys.argv, define_flags, find_recipe)
     from lit_jax.runtime.errors import UserError
     from lit_jax.training.vae_training import train_vae
     if not flags.FLAGS.out:

@@ -249,8 +249,8 @@ def _load_torch(path: Path):
     try:
         import torch
     except ImportError as error:
-        raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install -r '
-                        f'requirements-torch.txt, or give the weights as .safetensors, which needs no PyTorch'
+        raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install '
+                        f'"lit_jax[torch]", or give the weights as .safetensors, which needs no PyTorch'
                         ) from error
     try:
         # DiT's training checkpoints carry their command line as an argparse.Namespace: attributes and nothing

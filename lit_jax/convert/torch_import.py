@@ -293,7 +293,7 @@ def _condition(arch: Mapping) -> str:
 
 
 def tool_name() -> str:
-    """'lit_jax 0.1.0', for provenance."""
+    """'lit_jax 0.2.0', for provenance."""
     return f'lit_jax {__version__}'
 
 

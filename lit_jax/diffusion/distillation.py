@@ -7,6 +7,7 @@ L_simple is DiT's own objective, mse + vb. The paper's Σ is read as the raw var
 differences of the variances themselves are below 4e-4, too small for the paper's λ2 = 0.05 to matter.
 """
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,4 +44,5 @@ def total_loss(parts: Mapping[str, Array], lambda_noise: float, lambda_variance:
     Parts may be [B] or means. Without a teacher, its two terms are absent.
     """
     weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': lambda_noise, 'distill_variance': lambda_variance}
-    return sum(weights[name] * value for name, value in parts.items())
+    total: Any = sum(weights[name] * value for name, value in parts.items())
+    return total

@@ -123,6 +123,7 @@ def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Arra
         if noise.shape != (expected := (schedule.num_steps, *x_T.shape)):
             raise UserError(f'noise has shape {noise.shape}, expected {expected}: one entry for each step')
         return lambda step_noise: step_noise, jnp.asarray(noise, accumulator(x_T))
+    assert key is not None
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_T))) if key.ndim == 0 else key
     if key_B.shape != x_T.shape[:1]:
         raise UserError(f'{len(x_T)} images need {len(x_T)} random keys or one for all, got {key_B.shape}')

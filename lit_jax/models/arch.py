@@ -1,5 +1,6 @@
 """What an architecture may say, and what of it devices can cut: checked before anything is built."""
 from collections.abc import Mapping
+from typing import Any
 
 from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
@@ -13,8 +14,8 @@ FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family, and what each family adds to them: what it must be told, and its defaults.
 REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'mixer'}
 CONDITION_FIELDS = {'label': {'num_classes'}, 'text': {'cross_heads', 'caption_channels', 'caption_tokens'}}
-DEFAULTS = {'mlp_ratio': 4.0, 'learn_sigma': True}
-FAMILY_DEFAULTS = {'dit': {'ffn': 'mlp', 'stages': ()},
+DEFAULTS: dict[str, Any] = {'mlp_ratio': 4.0, 'learn_sigma': True}
+FAMILY_DEFAULTS: dict[str, dict] = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
                    'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'},
                    'pixart': {'ffn': 'mlp', 'stages': (), 'base_size': 32, 'pe_interpolation': 1.0}}

@@ -16,6 +16,7 @@ Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm).
 import functools
 import operator
 from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ class DiGBlock(nnx.Module):
         self.dwc = None if local == 'none' else LocalConv(width, local, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
-        x_BND = Block.__call__(self, x_BND, c_BD, grid)
+        x_BND = Block.__call__(cast(Block, self), x_BND, c_BD, grid)      # its own fields, no subclass
         return x_BND if self.dwc is None else self.dwc(x_BND, grid)
 
 
@@ -128,7 +129,7 @@ class Walk:
 def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None,
                skips=None,
                joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False, scan: bool = True,
-               remat: str = 'none') -> tuple[Array, Array | None]:
+               remat: str = 'none') -> tuple[Array, Any]:
     """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks,
     B, N, D]).
 
@@ -169,7 +170,7 @@ def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int
 
     count = last - first
     loops = count // PERIOD if scan else 0
-    collected = []
+    collected: list[Any] = []
     if loops:
         groups = jax.tree.map(lambda p: p[:loops * PERIOD].reshape(loops, PERIOD, *p.shape[1:]), layers)
         x, outputs = jax.lax.scan(lambda x, group: several(x, group, PERIOD, first), x, groups)
@@ -200,7 +201,7 @@ class DiG(OfClasses):
                  rngs: nnx.Rngs):
         super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.depth, self.order, self.skip = depth, order, skip
-        self.loop = {'scan': scan_layers, 'remat': remat}
+        self.loop: dict[str, Any] = {'scan': scan_layers, 'remat': remat}
         self.blocks = build_blocks(depth, width, mlp_ratio, mixer, ffn, local, dtype, rngs)
         if skip != 'none' and self._joined():
             init = halves_to_one if skip == 'skipzero' else xavier_uniform

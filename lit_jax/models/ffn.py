@@ -5,6 +5,7 @@ Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and 
 x_BND`, and a function `hidden_width(width, ratio)` of the channels that `tensor` cuts.
 """
 import math
+from typing import Any
 
 import jax
 from flax import nnx
@@ -52,4 +53,4 @@ class SwiGlu(nnx.Module):
         return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
 
 
-FFNS = {'mlp': Mlp, 'swiglu': SwiGlu, 'mix': MixFfn}
+FFNS: dict[str, Any] = {'mlp': Mlp, 'swiglu': SwiGlu, 'mix': MixFfn}

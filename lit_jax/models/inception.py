@@ -14,6 +14,7 @@ it lies in the unit's kernel and bias (`fold_batch_norm`).
 """
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,8 @@ class Block(nnx.Module):
         count_padding: whether average pools count the zeros around an image (FID's do not).
     """
 
+    branch_pool: Unit
+
     def __init__(self, width_in: int, branches: Mapping, *, pool: str, count_padding: bool, rngs: nnx.Rngs):
         self.pool, self.count_padding = pool, count_padding
         self.halves = 'branch_pool' not in branches
@@ -143,9 +146,9 @@ class Block(nnx.Module):
         together = [name for name in names if not (pooled_before and name == 'branch_pool')]
         kernels = [getattr(self, name).kernel[...] for name in together]
         products = convolve(x_BHWD, jnp.concatenate(kernels, -1), 1, 'SAME')
-        products = jnp.split(products, np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1], axis=-1)
+        ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
         starts = {}
-        for name, y in zip(together, products, strict=True):
+        for name, y in zip(together, jnp.split(products, ends[:-1], axis=-1), strict=True):
             y = average_pool(y, self.count_padding) if name == 'branch_pool' else y
             starts[name] = getattr(self, name).activate(y)
         if pooled_before:
@@ -212,7 +215,7 @@ class InceptionNetwork:
         if last_pool not in ('max', 'average'):
             raise UserError(f'last_pool must be max or average, got {last_pool!r}')
         self.precision, self._resize = precision, resize
-        self._options = {'last_pool': last_pool, 'count_padding': count_padding}
+        self._options: dict[str, Any] = {'last_pool': last_pool, 'count_padding': count_padding}
         self._graphdef, self._abstract = _structure(**self._options)
 
     def inference_options(self) -> dict:

@@ -39,15 +39,15 @@ def macs_by_parameter(fn: Callable, params, *args) -> Counter:
     closed = jax.make_jaxpr(fn)(params, *args)
     paths = [jax.tree_util.keystr(path, simple=True, separator='/')
              for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    inputs = [frozenset({path}) for path in paths]
+    inputs: list[Source] = [frozenset({path}) for path in paths]
     inputs += [None] * (len(closed.jaxpr.invars) - len(inputs))
     return _walk(closed.jaxpr, inputs)[0]
 
 
 def _walk(jaxpr: core.Jaxpr, inputs: Sequence[Source]) -> tuple[Counter, list[Source]]:
     """(the accounts of a program, the sources of its outputs) from the sources of its inputs."""
-    known = dict.fromkeys(jaxpr.constvars, frozenset()) | dict(zip(jaxpr.invars, inputs, strict=True))
-    total = Counter()
+    known: dict = dict.fromkeys(jaxpr.constvars, frozenset()) | dict(zip(jaxpr.invars, inputs, strict=True))
+    total: Counter = Counter()
 
     def source(var) -> Source:
         return frozenset() if isinstance(var, core.Literal) else known[var]
@@ -73,7 +73,8 @@ def _account(operands: Sequence[Source]) -> str:
 
 
 def _join(operands: Sequence[Source]) -> Source:
-    return None if any(names is None for names in operands) else frozenset().union(*operands)
+    made = [names for names in operands if names is not None]
+    return frozenset().union(*made) if len(made) == len(operands) else None
 
 
 def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
@@ -90,9 +91,10 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
         first, after = _carried(eqn, turn)
         # What is carried changes from turn to turn; what comes in slices stays what it was.
         body = [*operands[:first], *[None] * (after - first), *operands[after:]]
-        counts, outputs = _walk(turn, body)
-        return Counter({key: params['length'] * macs for key, macs in counts.items()}), outputs
-    total, outputs = Counter(), None
+        counts, made = _walk(turn, body)
+        return Counter({key: params['length'] * macs for key, macs in counts.items()}), made
+    total: Counter = Counter()
+    outputs: list[Source] | None = None
     for jaxpr in _inner_jaxprs(params):
         fits = len(jaxpr.invars) == len(operands) and name != 'while'
         counts, made = _walk(jaxpr, operands if fits else [None] * len(jaxpr.invars))

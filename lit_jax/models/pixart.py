@@ -170,8 +170,8 @@ class PixArt(nnx.Module):
         return constrain(unpatchify(x, (rows, columns), self.patch), 'batch', 'rows', None, None)
 
     def _positions(self, grid: tuple[int, int]) -> np.ndarray:
-        return sincos_table(*(position_coordinates(side, self.base_size, self.pe_interpolation)
-                              for side in grid), self.width)
+        rows, columns = (position_coordinates(side, self.base_size, self.pe_interpolation) for side in grid)
+        return sincos_table(rows, columns, self.width)
 
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:

@@ -23,6 +23,7 @@ their widths squared by 1.69.
 """
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -59,13 +60,16 @@ class UDiG(OfClasses):
     Parameters: the groups are blocks1 ... blocks5 in their order, joins4 and joins5 the Linears of the skips.
     """
 
+    condition2: Linear
+    condition3: Linear
+
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
                  order: str = 'official', local: str = 'identity', learn_sigma: bool = True,
                  dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.order = order
-        self.loop = {'scan': scan_layers, 'remat': remat}
+        self.loop: dict[str, Any] = {'scan': scan_layers, 'remat': remat}
         group, widths = depth // GROUPS, [width * multiple for multiple in MULTIPLES]
         for number, stage in enumerate(STAGES, start=1):
             own = {**mixer, 'heads': mixer['heads'] * MULTIPLES[stage]}

@@ -160,8 +160,8 @@ def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, ove
     sides = z_BHWC.shape[1:3]
     if max(sides) <= tile:
         return decode(z_BHWC)
-    (rows, row_fades), (columns, column_fades) = (cover(side, min(tile, side), overlap, downscale)
-                                                  for side in sides)
+    (row_starts, row_weights), (column_starts, column_weights) = (
+        cover(side, min(tile, side), overlap, downscale) for side in sides)
     size = (len(z_BHWC), min(tile, sides[0]), min(tile, sides[1]), z_BHWC.shape[-1])
 
     def add(image, position):
@@ -175,8 +175,8 @@ def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, ove
 
     one = jax.eval_shape(decode, jax.ShapeDtypeStruct(size, z_BHWC.dtype))
     image = jnp.zeros((len(z_BHWC), *(side * downscale for side in sides), one.shape[-1]), one.dtype)
-    row_fades, column_fades = (jnp.asarray(fades, one.dtype) for fades in (row_fades, column_fades))
-    rows, columns = jnp.asarray(rows), jnp.asarray(columns)
+    row_fades, column_fades = (jnp.asarray(weights, one.dtype) for weights in (row_weights, column_weights))
+    rows, columns = jnp.asarray(row_starts), jnp.asarray(column_starts)
     positions = jnp.stack(jnp.meshgrid(jnp.arange(len(rows)), jnp.arange(len(columns)), indexing='ij'), -1)
     return jax.lax.scan(add, image, positions.reshape(-1, 2))[0]
 

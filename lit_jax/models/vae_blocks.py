@@ -97,7 +97,7 @@ class Level(nnx.Module):
             block = ResnetBlock(width_in if i == 0 else width_out, width_out, groups, dtype=dtype, rngs=rngs)
             setattr(self, f'resnet{i}', block)
         self.has_resample = resample is not None
-        if self.has_resample:
+        if resample is not None:
             self.resample = resample
 
     def __call__(self, x_BHWD: Array) -> Array:

@@ -90,7 +90,7 @@ def _tpu(name: str, chip: Chip, shape: str) -> Topology:
     if shape not in chip.shapes and not chip.any_shape:
         raise UserError(f'{name}: there is no {chip.name} slice of that shape; {known}')
     if importlib.util.find_spec('libtpu') is None and 'TPU_LIBRARY_PATH' not in os.environ:
-        raise UserError(f'{name}: the TPU compiler is missing; pip install -r requirements-tpu.txt (Linux on '
+        raise UserError(f'{name}: the TPU compiler is missing; pip install "lit_jax[tpu]" (Linux on '
                         'x86-64; no TPU is needed)')
     options = dict(chip.options)
     if _count(shape) == 1:

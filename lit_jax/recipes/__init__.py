@@ -1,20 +1,12 @@
 """Recipes: the default one and its check, the table of sizes, the systems, the rows of the papers' tables."""
-from lit_jax.recipes.recipe import (
-    MOST_FSDP,
-    SIZES,
-    architecture,
-    default,
-    digits,
-    finalize,
-    is_text,
-    linear_mixer,
-    load_recipe,
-    models_folder,
-    shapes,
-    size,
-    softmax_mixer,
-    text_to_image,
-)
+import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer',
            'load_recipe', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']
+
+
+def __getattr__(name):
+    # recipe.py imports jax (seconds), which finding a recipe does not need.
+    if name in __all__:
+        return getattr(importlib.import_module('lit_jax.recipes.recipe'), name)
+    raise AttributeError(f'module {__name__} has no attribute {name!r}')

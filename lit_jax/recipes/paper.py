@@ -36,8 +36,8 @@ class Row:
     """
     size: str
     mixer: str = 'linear'
-    set: Mapping = None
-    published: Mapping = None
+    set: Mapping | None = None
+    published: Mapping | None = None
     cfg_scale: float = 1.0
     system: str = ''
     sub_imagenet: bool = False

@@ -4,9 +4,9 @@ checked.
 A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field
 can be overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
 """
-import importlib.util
 import math
 import os
+import runpy
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ from lit_jax.models.arch import check_arch, check_partition, conditioning
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
+from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime.errors import UserError, check_known
 
 # DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table
@@ -161,12 +162,11 @@ def models_folder(name: str) -> str:
     return f'{os.environ.get("LIT_JAX_MODELS", "models").rstrip("/")}/{name}'
 
 
-def load_recipe(path: Path, row: str | None = None) -> ConfigDict:
-    """The recipe that a file of `configs/` returns, as `--config=PATH` (or PATH:ROW) gives it."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config() if row is None else module.get_config(row)
+def load_recipe(name: str | Path) -> ConfigDict:
+    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own."""
+    path, colon, row = find_recipe(str(name)).partition(':')
+    get_config = runpy.run_path(path)['get_config']
+    return get_config(row) if colon else get_config()
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:

@@ -21,7 +21,7 @@ BEGIN = '<!-- costs: python -m lit_jax.recipes.system_costs docs/train/systems.m
 END = '<!-- end of costs -->'
 LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # have recipes of 512 pixels, printed figures or not
 MOST = 256
-OWN_512 = {('lit', 'xl'): 'lit_xl_512', ('dig', 'xl'): 'dig_xl_512'}
+OWN_512 = {('lit', 'xl'): 'lit_xl_512.py', ('dig', 'xl'): 'baselines.py:dig_xl_512'}
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,12 @@ def _most_devices(arch: dict, axis: str) -> int:
 def recipe_of(name: str, size: str, image_size: int = 256) -> str:
     """The recipe that trains it: what --config takes."""
     if (name, size) in OWN_512 and image_size == 512:
-        return f'configs/{OWN_512[name, size]}.py'
+        return f'configs/{OWN_512[name, size]}'
     if (name, size, image_size) == ('dit', 'xl', 512):
         return 'configs/paper/table7.py:dit_xl_512_cfg_1'
     if size.startswith('dydi_') or image_size == 512:
         return f'configs/sub_imagenet.py:{name}_{size}' + ('_512' if image_size == 512 else '')
-    plain = size.removesuffix('_75')
-    return f'configs/{name}_{plain}.py' + (':75' if plain != size else '')
+    return f'configs/{name}_{size}.py' if name in ('dit', 'lit') else f'configs/baselines.py:{name}_{size}'
 
 
 def cost_table() -> str:
@@ -98,7 +97,7 @@ def cost_table() -> str:
     for name, size, image_size in rows():
         cost = cost_of(name, size, image_size)
         printed = _figure(cost.published) if cost.published else '–'
-        difference = f'{100 * cost.difference:+.2f} %' if cost.published else '–'
+        difference = '–' if cost.difference is None else f'{100 * cost.difference:+.2f} %'
         cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}',
                  printed, difference,
                  f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB', f'{cost.tensor}, {cost.seq}',

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TextIO
 
 from absl import flags
@@ -53,27 +52,32 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
-def _check_recipe_file(argv: Sequence[str]) -> None:
-    """config_flags hides a missing file behind the first access to the recipe: look for it before."""
-    for argument in argv:
-        name, _, path = argument.partition('=')
-        if name in ('--config', '-config') and path and not Path(path.split(':')[0]).is_file():
-            raise UserError(f'the recipe {path} does not exist; recipes are the files in configs/')
+def _with_files(argv: Sequence[str], find: Callable[[str], str]) -> list[str]:
+    """argv with the file of the recipe in the place of its name. config_flags would hide a missing one behind
+    the first access to the recipe."""
+    arguments = list(argv)
+    for i, argument in enumerate(arguments):
+        if argument.startswith(('--config=', '-config=')):
+            flag, _, name = argument.partition('=')
+            arguments[i] = f'{flag}={find(name)}'
+        elif argument in ('--config', '-config') and i + 1 < len(arguments):
+            arguments[i + 1] = find(arguments[i + 1])
+    return arguments
 
 
-def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
+def parse_recipe(argv: Sequence[str], define: Callable[[], None], find: Callable[[str], str]) -> ConfigDict:
     """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names
     them.
 
     Args:
-        define: defines the script's own flags.
+        define: defines the script's own flags. find: the file of a recipe by its name (`recipes.find`).
     """
-    config = config_flags.DEFINE_config_file('config', None, 'A recipe: a file in configs/.',
+    config = config_flags.DEFINE_config_file('config', None, 'A recipe: its name, or a file.',
                                              lock_config=True)
     define()
-    _check_recipe_file(argv)
+    arguments = _with_files(argv, find)
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # KeyError puts its message in quotes.
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -84,7 +88,7 @@ def parse_recipe(argv: Sequence[str], define: Callable[[], None]) -> ConfigDict:
             raise UserError(said.strip()) from error
         raise UserError(f'the command line cannot be read: {reason}') from error
     if config.value is None:
-        raise UserError('no recipe given; try --config=configs/digits_dit.py')
+        raise UserError('no recipe given; try --config=digits_dit')
     if len(rest) > 1:
         raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with '
                         f'--config.NAME=VALUE')

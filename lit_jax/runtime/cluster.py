@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -79,7 +80,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         questions open.
     """
     given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
-    options = {'heartbeat_timeout_seconds': heartbeat_seconds, 'initialization_timeout': JOIN_SECONDS}
+    options: dict[str, Any] = {'heartbeat_timeout_seconds': heartbeat_seconds,
+                               'initialization_timeout': JOIN_SECONDS}
     if any(value is not None for value in given.values()):
         _check_flags(given)
         LOG.info('joining %s as process %d of %d; waiting up to %d s for the others', coordinator, process_id,
@@ -172,7 +174,7 @@ def _gather(text: str) -> list[tuple[str, str]]:
 
 
 def _flat(facts: Mapping, prefix: str = '') -> dict:
-    flat = {}
+    flat: dict = {}
     for key, value in facts.items():
         flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
     return flat
@@ -215,7 +217,8 @@ class Watchdog:
 
     def __init__(self, warn_seconds: float, where: Callable[[], str], hang_seconds: float = HANG_SECONDS):
         self._warn, self._hang, self._where = warn_seconds, hang_seconds, where
-        self._last, self._longest, self._warned = None, 0.0, False
+        self._last: float | None = None
+        self._longest, self._warned = 0.0, False
         self._closed = threading.Event()
         if jax.process_count() > 1:
             threading.Thread(target=self._watch, daemon=True).start()

@@ -205,7 +205,7 @@ def _loaded_store_errors() -> tuple[type[Exception], ...]:
 
 
 def _check_scheme(text: str) -> None:
-    scheme = _URL.match(text)[1]
+    scheme = text.partition('://')[0]
     if scheme not in _SCHEMES:
         known = ', '.join(f'{name}://' for name in _SCHEMES)
         raise UserError(f'{text}: {scheme}:// is no place for files here; known: {known} and local paths.')
@@ -215,6 +215,6 @@ def _check_scheme(text: str) -> None:
     try:
         fsspec.get_filesystem_class(file_system)
     except ImportError as error:
-        command = 'pip install -r requirements-gcs.txt' if scheme == 'gs' else f'pip install {package}'
+        command = 'pip install "lit_jax[gcs]"' if scheme == 'gs' else f'pip install {package}'
         raise UserError(f'{text}: {scheme}:// needs the package {package} ({error}). Install it on every '
                         f'host of the run: {command}') from error

@@ -35,10 +35,10 @@ def from_lead(decide: Callable):
             message = {'value': decide()}
         except _TOLD as caught:
             message, error = {'error': _text(caught)}, caught
-    message = _broadcast(json.dumps(message).encode())
+    told = _broadcast(json.dumps(message).encode())
     if error is not None:
         raise error
-    message = json.loads(message)
+    message = json.loads(told)
     if 'error' in message:
         raise UserError(f'process 0 of this run: {message["error"]}')
     return message['value']

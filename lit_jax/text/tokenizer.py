@@ -98,7 +98,7 @@ def _open_json(content: bytes, source: str):
         import tokenizers
     except ImportError as error:
         raise UserError(
-            f'reading {source} needs the package tokenizers: pip install -r requirements.txt') from error
+            f'reading {source} needs the package tokenizers: pip install tokenizers') from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:      # the library raises nothing narrower
@@ -118,7 +118,7 @@ def _open_sentencepiece(content: bytes, source: str):
         import sentencepiece
     except ImportError as error:
         raise UserError(
-            f'reading {source} needs the package sentencepiece: pip install -r requirements.txt') from error
+            f'reading {source} needs the package sentencepiece: pip install sentencepiece') from error
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)

@@ -46,7 +46,7 @@ LOG = logging.getLogger('lit_jax')
 WATCH_SECONDS = 30   # without a step, before the watchdog says so
 _LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (cuts weights and optimizer), train.remat=dots or full, '
                 'train.accumulate=2, a smaller train.batch_size, or more devices. train.py --plan=v5e:16x16 '
-                'says beforehand what a slice needs (docs/plans.md).')
+                'says beforehand what a slice needs (docs/run/plans.md).')
 PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 

@@ -16,8 +16,8 @@ from lit_jax.app.drawing import open_studio
 
 ROOT = Path(__file__).parents[2]
 serve.stay_at_home('127.0.0.1')
-sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright comes with requirements-test.txt')
-pytest.importorskip('gradio', reason='Gradio comes with requirements-demo.txt')
+sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright comes with the extra test')
+pytest.importorskip('gradio', reason='Gradio comes with the extra demo')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))),
                 None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no chromium on the PATH')]

@@ -15,7 +15,7 @@ from lit_jax.app.painters import EACH
 from lit_jax.runtime.errors import UserError
 
 serve.stay_at_home('127.0.0.1')
-pytest.importorskip('gradio', reason='Gradio comes with requirements-demo.txt')
+pytest.importorskip('gradio', reason='Gradio comes with the extra demo')
 from lit_jax.app import layout as page  # noqa: E402
 
 VALUES = {'label': 3, 'seed': 0, 'count': 2, 'steps': 2, 'method': 'ddim', 'scale': 2.0}
@@ -96,7 +96,7 @@ def test_a_port_in_use_names_another():
 
 def test_without_gradio_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(serve.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install -r requirements-demo.txt'):
+    with pytest.raises(UserError, match=r'pip install "lit_jax\[demo\]"'):
         serve.serve()
 
 

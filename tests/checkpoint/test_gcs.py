@@ -1,6 +1,6 @@
 """Checkpoints in gs:// with the real gcsfs and TensorStore's own driver, against tests/gcs_server.py.
 
-Needs a package that no other test does: `pip install -r requirements-gcs.txt`."""
+Needs a package that no other test does: `pip install "lit_jax[gcs]"`."""
 import os
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from gcs_server import gcs_server
 from processes import assert_all_good, run_processes
 
-pytest.importorskip('gcsfs', reason='pip install -r requirements-gcs.txt')
+pytest.importorskip('gcsfs', reason='gcsfs comes with the extra gcs')
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name('checkpoint_processes.py')
 

@@ -162,7 +162,7 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)        # as if it were not installed
     with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
         file.writestr('model/data.pkl', b'')
-    with pytest.raises(UserError, match=r'needs PyTorch.*pip install -r requirements-torch.txt.*safetensors'):
+    with pytest.raises(UserError, match=r'needs PyTorch.*pip install "lit_jax\[torch\]".*safetensors'):
         open_source(tmp_path / 'model.pt')
 
 

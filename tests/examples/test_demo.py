@@ -36,7 +36,7 @@ def test_arms_leave_out_what_they_say():
 
 
 def test_students_take_at_most_a_fifth_of_the_teachers_steps():
-    teacher = road.load_recipe(ROOT / 'configs' / 'digits_dit.py')
+    teacher = road.load_recipe('digits_dit')
     assert 5 * student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
 
 

@@ -80,7 +80,7 @@ def network_files(tmp_path):
 
 def test_the_network_names_what_is_not_installed(network_files, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmdet', None)
-    with pytest.raises(UserError, match='needs mmdet.*requirements-geneval.txt'):
+    with pytest.raises(UserError, match='needs mmdet.*extra geneval'):
         Mask2Former(*network_files)
 
 

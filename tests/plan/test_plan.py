@@ -227,7 +227,7 @@ def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'libtpu'
                         else real(name, *rest))
     monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
-    with pytest.raises(UserError, match='pip install -r requirements-tpu.txt'):
+    with pytest.raises(UserError, match=r'pip install "lit_jax\[tpu\]"'):
         find_topology('v5e:4x4')
 
 
@@ -297,7 +297,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_the_tpu_compiler_plans_a_slice_without_a_tpu():
-    pytest.importorskip('libtpu', reason='libtpu comes with requirements-tpu.txt')
+    pytest.importorskip('libtpu', reason='libtpu comes with the extra tpu')
     found = run_python(PLAN_OF_A_SLICE)
     assert found['fits'] == [True, False] and found['huge'] > 16 * GIB
     assert found['text'].startswith('fits: ') and 'libtpu' in found['text']
@@ -306,7 +306,7 @@ def test_the_tpu_compiler_plans_a_slice_without_a_tpu():
 
 
 def test_every_listed_slice_is_known_to_the_tpu_compiler():
-    pytest.importorskip('libtpu', reason='libtpu comes with requirements-tpu.txt')
+    pytest.importorskip('libtpu', reason='libtpu comes with the extra tpu')
     found = run_python('import json\n'
                        'from lit_jax.runtime.chips import CHIPS\n'
                        'from lit_jax.plan.topology import find_topology\n'
@@ -322,7 +322,7 @@ def test_every_listed_slice_is_known_to_the_tpu_compiler():
 
 @pytest.mark.slow
 def test_a_shape_that_the_compiler_refuses_is_shown_with_its_words():
-    pytest.importorskip('libtpu', reason='libtpu comes with requirements-tpu.txt')
+    pytest.importorskip('libtpu', reason='libtpu comes with the extra tpu')
     with pytest.raises(UserError,
                        match=r'the TPU compiler refuses it: INVALID_ARGUMENT(.|\n)*shapes of v5p: 2x2x1'):
         find_topology('v5p:3x3x3')

@@ -1,5 +1,6 @@
 """Recipes: every file in configs/ loads, and everything that cannot work is said before anything is
 compiled."""
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,29 @@ from lit_jax.models.network import Network, count_parameters
 from lit_jax.recipes import recipe
 from lit_jax.runtime.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 # Recipes of `train.py`; those of train_vae.py have fields of their own.
-CONFIGS = sorted(path for path in (Path(__file__).parents[2] / 'configs').glob('*.py')
-                 if not path.stem.startswith('vae_'))
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py')
+                 if path.stem not in ('vae_tiny', 'baselines'))
+BASELINES = runpy.run_path(str(ROOT / 'configs' / 'baselines.py'))['ROWS']
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_is_whole(path):
-    config = recipes.finalize(recipes.load_recipe(path), device_count=8)
-    assert config.name == path.stem or config.name.startswith(f'{path.stem}_')
+@pytest.mark.parametrize('name', [*CONFIGS, *(f'baselines:{row}' for row in BASELINES)])
+def test_every_recipe_is_whole(name):
+    config = recipes.finalize(recipes.load_recipe(name), device_count=8)
+    known_as = name.removeprefix('baselines:')
+    assert config.name == known_as or config.name.startswith(f'{known_as}_')
     assert config.is_locked
     assert count_parameters(Network(recipes.architecture(config))) > 1000
 
 
 def test_the_lit_recipes_follow_the_paper():
-    xl = recipes.load_recipe(Path('configs/lit_xl.py'))
+    xl = recipes.load_recipe('lit_xl')
     assert (xl.train.steps, xl.train.batch_size, xl.train.learning_rate) == (1_400_000, 256, 1e-4)
     assert (xl.teacher.lambda_noise, xl.teacher.lambda_variance, xl.train.ema_decay) == (0.5, 0.05, 0.9999)
-    large = recipes.load_recipe(Path('configs/lit_xl_512.py'))
+    large = recipes.load_recipe('lit_xl_512')
     assert (large.train.steps, large.train.batch_size, large.teacher.lambda_noise) == (700_000, 128, 1.0)
-    heads = {name: recipes.load_recipe(Path(f'configs/lit_{name}.py')).model.mixer.heads
+    heads = {name: recipes.load_recipe(f'lit_{name}').model.mixer.heads
              for name in recipes.SIZES}
     assert heads == {'s': 2, 'b': 3, 'l': 4, 'xl': 4}
 

@@ -24,7 +24,7 @@ def rows_of(path):
 @pytest.mark.parametrize('path', TABLES, ids=lambda path: path.stem)
 def test_every_row_is_a_whole_recipe_with_its_published_figures(path):
     for name, row in rows_of(path).items():
-        config = recipes.finalize(recipes.load_recipe(path, name), device_count=16)
+        config = recipes.finalize(recipes.load_recipe(f'{path}:{name}'), device_count=16)
         Network(recipes.architecture(config))
         assert config.name == f'{path.stem}_{name}'
         assert config.published.fid == row.published['fid'] and 1 < config.published.fid < 180
@@ -47,7 +47,7 @@ def test_the_tables_have_the_rows_of_the_paper():
 
 
 def test_the_best_row_of_table_4_is_the_recipe_of_the_paper():
-    config = recipes.load_recipe(ROOT / 'configs' / 'paper' / 'table4.py', 'xl_teacher_0.5_0.05')
+    config = recipes.load_recipe('paper/table4:xl_teacher_0.5_0.05')
     assert (config.teacher.lambda_noise, config.teacher.lambda_variance) == (0.5, 0.05)
     assert (config.teacher.path, config.inherit.path) == ('models/dit_xl', 'models/dit_s_800k')
     assert (config.published.fid, config.published['is']) == (50.79, 29.17)
@@ -58,7 +58,7 @@ def test_the_best_row_of_table_4_is_the_recipe_of_the_paper():
                          [('dydi_table5', 'maps'), ('dydi_table5', 'tokens'), ('dig_table3', 'causal'),
                           ('dig_table3', 'four_directions')])
 def test_printed_costs_of_variants_are_reproduced(table, row):
-    config = recipes.load_recipe(ROOT / 'configs' / 'paper' / f'{table}.py', row)
+    config = recipes.load_recipe(f'paper/{table}:{row}')
     convention = SYSTEMS['dig' if table.startswith('dig') else 'dydi_lit'].convention
     assert paper_macs(Network(recipes.architecture(config)),
                       convention) / 1e9 == pytest.approx(config.published.gflops, rel=5e-3)
@@ -74,7 +74,7 @@ def test_printed_costs_are_those_of_the_table_of_systems(table, image_size):
 def test_sub_imagenet_and_its_exceptions():
     path = ROOT / 'configs' / 'paper' / 'dydi_table2.py'
     for name in rows_of(path):
-        config = recipes.load_recipe(path, name)
+        config = recipes.load_recipe(f'{path}:{name}')
         assert (config.data.classes, config.data.num_classes,
                 config.data.image_size) == ('sub_imagenet', 100, 512)
         assert (config.train.steps, config.eval.labels, config.eval.steps) == (100_600, 'balanced', 200)
@@ -83,14 +83,14 @@ def test_sub_imagenet_and_its_exceptions():
 
 def test_the_parts_of_dydi_lit_are_added_one_by_one():
     path = ROOT / 'configs' / 'paper' / 'dydi_table4.py'
-    parts = {name: recipes.load_recipe(path, name).model.mixer for name in rows_of(path)}
+    parts = {name: recipes.load_recipe(f'{path}:{name}').model.mixer for name in rows_of(path)}
     assert list(parts) == ['sana', 'focused_kernel', 'dynamic_measure_kernel', 'dynamic_projection',
                            'token_differential', 'reparameterization']
     assert parts.pop('sana').name == 'sana'
     assert [(p.powers > 0, p.projectors > 0, p.difference, p.dwc) for p in parts.values()] == [
         (False, False, 'none', 'none'), (True, False, 'none', 'none'), (True, True, 'none', 'none'),
         (True, True, 'tokens', 'single'), (True, True, 'tokens', 'branches')]
-    started = recipes.load_recipe(ROOT / 'configs' / 'paper' / 'dydi_table6.py', 'increasing').model.stages
+    started = recipes.load_recipe('paper/dydi_table6:increasing').model.stages
     assert [stage['mixer']['factor_init']
             for stage in started] == [.2, .275, .35, .425, .5, .575, .65, .725, .8]
 
@@ -107,9 +107,9 @@ def test_an_unknown_row_lists_the_known_ones(row):
     with pytest.raises(UserError,
                        match=re.escape('configs/paper/table4.py:no_teacher; its rows: no_teacher, '
                                        's_teacher_0.1_0')):
-        recipes.load_recipe(ROOT / 'configs' / 'paper' / 'table4.py', row)
+        recipes.load_recipe(f'paper/table4:{row}')
 
 
 def test_models_are_looked_for_where_the_environment_says(monkeypatch):
     monkeypatch.setenv('LIT_JAX_MODELS', 'gs://bucket/models/')
-    assert recipes.load_recipe(ROOT / 'configs' / 'lit_xl.py').teacher.path == 'gs://bucket/models/dit_xl'
+    assert recipes.load_recipe('lit_xl').teacher.path == 'gs://bucket/models/dit_xl'

@@ -37,14 +37,9 @@ def test_dig_has_the_parameters_of_its_code_and_the_cost_that_its_paper_leaves_o
     assert cost.full > paper_macs(network, Convention('none')) > cost.paper
 
 
-def load(recipe):
-    path, _, row = recipe.partition(':')
-    return recipes.load_recipe(ROOT / path, row or None)
-
-
 @pytest.mark.parametrize('name, size, image_size', list(rows()))
 def test_every_row_has_a_recipe_of_that_model(name, size, image_size):
-    config = recipes.finalize(load(recipe_of(name, size, image_size)), device_count=8)
+    config = recipes.finalize(recipes.load_recipe(recipe_of(name, size, image_size)), device_count=8)
     mine = system(recipes.default(), name, size)
     assert config.model.to_dict() == mine.model.to_dict() and config.data.image_size == image_size
     Network(recipes.architecture(config))
@@ -56,20 +51,20 @@ def test_names_that_are_not_known():
     with pytest.raises(UserError, match="sana has no size 'xl'; its sizes: s, b, l"):
         system(recipes.default(), 'sana', 'xl')
     with pytest.raises(UserError, match='configs/sub_imagenet.py:sana_xl is not known; give one of dit_s, '):
-        load('configs/sub_imagenet.py:sana_xl')
-    with pytest.raises(UserError, match='configs/moh_dit_s.py:50 is not known; give 75, or 90'):
-        load('configs/moh_dit_s.py:50')
+        recipes.load_recipe('configs/sub_imagenet.py:sana_xl')
+    with pytest.raises(UserError, match="configs/baselines.py has no row 'moh_dit_s_50'; .*its rows: dig_s"):
+        recipes.load_recipe('configs/baselines.py:moh_dit_s_50')
 
 
 def test_the_settings_of_the_comparison():
-    config = load('configs/sub_imagenet.py:dydi_lit_l_512')
+    config = recipes.load_recipe('configs/sub_imagenet.py:dydi_lit_l_512')
     assert (config.data.classes, config.data.num_classes,
             config.data.image_size) == ('sub_imagenet', 100, 512)
     assert (config.train.steps, config.train.batch_size, config.train.dtype) == (100_600, 256, 'bfloat16')
     assert (config.eval.full_num_samples, config.eval.steps, config.eval.labels) == (30_000, 200, 'balanced')
     assert config.model.mixer.projectors == 7 and (config.model.mixer.powers,
                                                    config.model.mixer.factors) == (21, 21)
-    assert load('configs/sub_imagenet.py:dig_dydi_s').train.dtype == 'float32'
+    assert recipes.load_recipe('configs/sub_imagenet.py:dig_dydi_s').train.dtype == 'float32'
 
 
 def small(name):
@@ -111,7 +106,7 @@ def test_two_steps_of_the_smallest_in_bfloat16(name, tmp_path):
 @pytest.mark.parametrize('name', SYSTEMS)
 def test_dry_run_takes_the_smallest(name):
     size = next(iter(SYSTEMS[name].sizes))
-    text = describe_recipe(load(recipe_of(name, size)))
+    text = describe_recipe(recipes.load_recipe(recipe_of(name, size)))
     assert f'{cost_of(name, size).parameters:,} parameters' in text and 'of state between its tokens' in text
     assert jax.device_count() == 8
 

@@ -39,8 +39,8 @@ def test_paths_that_cannot_be_used(path, message):
 
 
 @pytest.mark.parametrize('path, message', [
-    ('gs://bucket/run', 'needs the package gcsfs .*on every host of the run: pip install -r '
-                        'requirements-gcs.txt'),
+    ('gs://bucket/run', 'needs the package gcsfs .*on every host of the run: pip install '
+                        r'"lit_jax\[gcs\]"'),
     ('s3://bucket/run', 'needs the package s3fs .*on every host of the run: pip install s3fs'),
 ])
 def test_the_package_that_is_missing_is_named(monkeypatch, path, message):

@@ -57,7 +57,7 @@ def kill_later(process, delay):
 
 def outcome(workdir, recipe):
     """Every array of the final checkpoint, and the metrics without timings."""
-    config = recipes.load_recipe(ROOT / 'configs' / f'{recipe}.py')
+    config = recipes.load_recipe(recipe)
     config.model.update({'depth': 2, 'width': 32})
     config = recipes.finalize(config, 8)
     mesh = make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1})

@@ -85,7 +85,7 @@ def test_the_table_of_the_largest_models_is_the_one_that_was_read_and_approved(n
 
 
 def sharding_table(name):
-    config = recipes.load_recipe(ROOT / 'configs' / f'{name}.py')
+    config = recipes.load_recipe(name)
     return format_shardings(state_of(config), make_mesh(MIXED)) + '\n'
 
 

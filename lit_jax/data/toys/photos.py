@@ -31,7 +31,7 @@ def find_photos() -> list[Path]:
         import skimage
     except ImportError as error:
         raise UserError(
-            'the photographs ship inside scikit-image: pip install -r requirements-test.txt') from error
+            'the photographs ship inside scikit-image: pip install "lit_jax[test]"') from error
     folders = {Path(skimage.__file__).parent / 'data': SKIMAGE,
                Path(sklearn.datasets.__file__).parent / 'images': SKLEARN}
     return sorted((folder / name for folder, names in folders.items() for name in names),

@@ -1,7 +1,7 @@
 """The detector of the published GenEval numbers: Mask2Former finds objects, CLIP names their colours.
 PyTorch, optional.
 
-Its packages (requirements-geneval.txt) are old and want an environment of their own: let
+Its packages (the extra geneval) are old and want an environment of their own: let
 `run.store_detections` write there what they find, and score that anywhere.
 
 Detector: mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco of MMDetection 2.x, with its config and its checkpoint
@@ -80,6 +80,6 @@ def _imports():
         import open_clip
         import torch
     except ImportError as error:
-        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed; see '
-                        f'requirements-geneval.txt, or give a file of stored detections') from error
+        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed: the '
+                        f'extra geneval of pyproject.toml; or give a file of stored detections') from error
     return torch, mmdet.apis, open_clip

@@ -11,6 +11,7 @@ A mixer is an `nnx.Module` with `__init__(self, width, *, heads, ..., dtype, rng
 """
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 
@@ -23,8 +24,9 @@ from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
 from lit_jax.runtime.errors import UserError
 
-MIXERS = {'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
-          'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
+MIXERS: dict[str, Any] = {
+    'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
+    'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
 def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> nnx.Module:

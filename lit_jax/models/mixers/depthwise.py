@@ -11,6 +11,7 @@ The same sum in several forms, because no form is good everywhere (figures: docs
 - `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition.
 """
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def _pad(x: Array, size: int) -> Array:
 
 def _shifted(x: Array, kernel: Array) -> Array:
     size, (_, h, w, _, _) = kernel.shape[0], x.shape
-    padded, y = _pad(x, size), 0
+    padded, y = _pad(x, size), cast(Array, 0)
     for i in range(size):
         for j in range(size):
             y = y + padded[:, i:i + h, j:j + w] * kernel[i, j, 0]

@@ -13,6 +13,7 @@ Decided here, because it is not published:
 - the normaliser as in LiT: (mean of q·k over the keys) + 1e-6, nothing added to q and k.
 """
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,9 @@ def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
 def _shifted(x: Array, kernel: Array) -> Array:
     rows, columns = (-(-side // 2) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j] for i in range(3)
+    total: Any = sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j] for i in range(3)
                for j in range(3))
+    return total
 
 
 def _convolved(x: Array, kernel: Array) -> Array:

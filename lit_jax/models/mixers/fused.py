@@ -11,6 +11,7 @@ Forward passes give the log-sum of exponentials of each row as well; gradients m
 (FlashAttention, arXiv 2205.14135, appendix B). All arrays have the heads first: [B, K, N, E].
 """
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +193,7 @@ _PLAIN_BACKWARD = {'whole': functools.partial(_all_heads, _chunked_gradients),
                    'heads': functools.partial(_head_by_head, _chunked_gradients)}
 
 # name -> (forward(q, k, v) -> (o, lse [B, K, N]), backward(q, k, v, o, lse, g) -> cotangents of q, k, v)
-FORMS = {
+FORMS: dict[str, Any] = {
     'whole': (functools.partial(_all_heads, _chunked_rows), _PLAIN_BACKWARD['whole']),
     'heads': (functools.partial(_head_by_head, _chunked_rows), _PLAIN_BACKWARD['heads']),
     'cudnn': (_cudnn, _cudnn_backward),

@@ -13,6 +13,8 @@ Paper and official code disagree, and the code is what trained the published fig
 - the paper (eq. 10) has a bias in the output gate, the code none: `gate_bias`.
 - the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16.
 """
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -84,7 +86,7 @@ class GatedLinearAttention(nnx.Module):
         inputs.append(constrain(self._log_gate(self.decay_out, self.decay_in(x_BND)), *heads))
         if self.value_decay is not None:
             inputs.append(constrain(self._log_gate(self.value_decay, x_BND), *heads))
-        o = sum(_back(self._norm(self._attend(*(_turn(a, grid, *way) for a in inputs))), grid, *way)
+        o: Any = sum(_back(self._norm(self._attend(*(_turn(a, grid, *way) for a in inputs))), grid, *way)
                 for way in DIRECTIONS[self.directions])
         gate = jax.nn.silu(constrain(self.gate(x_BND), *heads).astype(o.dtype))
         return self.proj((o * gate).astype(self.dtype))

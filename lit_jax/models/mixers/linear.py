@@ -101,10 +101,11 @@ def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = E
     show('linear/key', k_BNKE)
     # Heads first, once and for all products: left to XLA:CPU, each product turns its operands round again.
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BNKE, v_BNKE))
-    return jnp.swapaxes(weighted_sum(q, k, v, shortest) / (total_weight(q, k) + eps)[..., None], 1, 2)
+    o = weighted_sum(q, k, v, shortest=shortest) / (total_weight(q, k) + eps)[..., None]
+    return jnp.swapaxes(o, 1, 2)
 
 
-def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, shortest: bool = False) -> Array:
+def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, *, shortest: bool = False) -> Array:
     """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
 
     `shortest` takes (q·kᵀ/N)·v where fewer tokens than channels make that less work (256 tokens and one head

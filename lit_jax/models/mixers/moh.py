@@ -34,6 +34,9 @@ class MohAttention(nnx.Module):
     """
 
     losses = ('balance',)
+    kinds_router: Linear | None
+    shared_router: Linear | None
+    router: Linear
 
     def __init__(self, width: int, *, heads: int, shared: int, routed: int, head_dim: int | None = None,
                  qkv_bias: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):

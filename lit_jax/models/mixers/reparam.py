@@ -26,6 +26,8 @@ FORMS = ('branches', 'single', 'none')      # of mixers with such a convolution:
 class BranchedConv(nnx.Module):
     """One kernel a channel, all heads' channels side by side: [B, H, W, D] -> [B, H, W, D]."""
 
+    kernel: nnx.Param
+
     def __init__(self, width: int, *, folded: bool = False, rngs: nnx.Rngs):
         for name, size in ({'kernel': (3, 3)} if folded else SHAPES).items():
             setattr(self, name, nnx.Param(fan_in_uniform(rngs.params(), (*size, 1), (width,))))

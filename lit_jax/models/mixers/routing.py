@@ -10,7 +10,7 @@ The choice itself has no derivative. Two readings of a paper that writes only `a
 - `frozen`: taken literally. Routers stay at their random start; what they choose between learns all the same.
 """
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Router(nnx.Module):
     def __call__(self, *x_BND: Array) -> Route:
         """Each of the parts [B, N, ...] with D numbers a token."""
         kernels = jnp.split(self.kernel[...].astype(self.dtype), len(x_BND))
-        logits = sum(self._product(x, kernel) for x, kernel in zip(x_BND, kernels, strict=True))
+        logits: Any = sum(self._product(x, kernel) for x, kernel in zip(x_BND, kernels, strict=True))
         index = logits.argmax(-1).astype(jnp.int32)
         weights = jax.nn.one_hot(index, logits.shape[-1], dtype=logits.dtype)
         if self.gradient == 'straight_through':

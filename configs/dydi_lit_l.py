@@ -1,9 +1,0 @@
-"""DyDi-LiT-L/2 (arXiv 2601.13683) on ImageNet 256px latents: 400K steps of 256, lr 1e-4, EMA 0.9999."""
-from lit_jax import recipes
-from lit_jax.recipes.systems import system
-
-
-def get_config():
-    config = recipes.default()
-    config.name = 'dydi_lit_l'
-    return system(config, 'dydi_lit', 'l')

@@ -1,0 +1,74 @@
+"""Recipes and shipped models are found by name from any folder, before anything heavy is imported."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_jax.recipes import find
+from lit_jax.runtime.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize('name, file, row', [
+    ('lit_xl', 'lit_xl.py', ''), ('lit_xl.py', 'lit_xl.py', ''), ('configs/lit_xl.py', 'lit_xl.py', ''),
+    ('baselines:dig_xl', 'baselines.py', ':dig_xl'),
+    ('configs/paper/table4.py:no_teacher', 'paper/table4.py', ':no_teacher'),
+    ('paper/table4:xl_teacher_0.5_0.05', 'paper/table4.py', ':xl_teacher_0.5_0.05')])
+def test_a_name_stands_for_a_file_that_ships(name, file, row):
+    assert find.find_recipe(name) == f'{CONFIGS / file}{row}'
+
+
+def test_a_file_of_ones_own_goes_before(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    for own in ('mine.py', 'configs/lit_xl.py', 'configs/dig_s.py'):
+        (tmp_path / own).touch()
+        assert find.find_recipe(f'{own}:row') == f'{own}:row'
+
+
+@pytest.mark.parametrize('old, new', [
+    ('configs/dig_xl.py', 'dig_xl'), ('dig_xl', 'dig_xl'), ('dig_xl_512', 'dig_xl_512'),
+    ('configs/udig_s.py', 'udig_s'), ('dydi_lit_l.py', 'dydi_lit_l'), ('sana_b', 'sana_b'),
+    ('edit_b', 'edit_b'),
+    ('configs/moh_dit_b.py', 'moh_dit_b'), ('configs/moh_dit_b.py:90', 'moh_dit_b'),
+    ('configs/moh_dit_b.py:75', 'moh_dit_b_75'), ('dit_kv_l', 'dit_kv_l')])
+def test_the_old_name_of_a_row_answers_with_the_new_one(old, new):
+    with pytest.raises(UserError, match=rf'^{old} is now configs/baselines\.py:{new}$'):
+        find.find_recipe(old)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('lit_xxl', 'the recipe lit_xxl does not exist; .*such as lit_xl'),
+    ('tabel4:row', 'such as .*paper/table4'), ('', 'such as baselines, digits_dit'),
+    ('runs/mine.py', 'the recipe runs/mine.py does not exist')])
+def test_an_unknown_name_is_answered_with_those_near_it(name, message):
+    with pytest.raises(UserError, match=message):
+        find.find_recipe(name)
+
+
+def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, 'PACKAGE', tmp_path)
+    (tmp_path / '_configs').mkdir()
+    (tmp_path / '_configs' / 'lit_xl.py').touch()
+    (tmp_path / '_assets').mkdir()
+    assert find.find_recipe('lit_xl') == f'{tmp_path}/_configs/lit_xl.py'
+    assert find.find_asset('assets/shapes_t5') == tmp_path / '_assets' / 'shapes_t5'
+
+
+def test_what_ships_is_there():
+    for name in ('digits_dit.safetensors', 'shapes_pixart.safetensors', 'assets/shapes_t5'):
+        assert find.find_asset(name).exists()
+
+
+def test_finding_imports_nothing_heavy():
+    code = ('import sys; from lit_jax.recipes.find import find_recipe; find_recipe("lit_xl"); '
+            'print(sorted({"jax", "flax", "ml_collections", "numpy"} & set(sys.modules)))')
+    done = subprocess.run([sys.executable, '-c', code], cwd=CONFIGS.parent, capture_output=True, text=True,
+                          timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, '[]'), done.stderr

@@ -1,0 +1,107 @@
+"""The package and its one command: verbs, versions in one place, what is shipped beside the code."""
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lit_jax
+from lit_jax import __main__ as command
+from lit_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+
+
+def call(*arguments, folder=ROOT):
+    """(exit status, stdout, stderr) of `lit-jax ARGUMENTS`, in a process of its own."""
+    done = subprocess.run([sys.executable, '-m', 'lit_jax', *arguments], cwd=folder, capture_output=True,
+                          text=True, timeout=60, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_lists_every_verb_and_each_runs_a_command():
+    status, out, _ = call('--help')
+    assert status == 0
+    for verb, (module, line) in command.VERBS.items():
+        assert re.search(rf'^  {verb} +{re.escape(line)}$', out, re.M)
+        assert callable(importlib.import_module(f'lit_jax.commands.{module}').main)
+
+
+def test_every_command_has_a_verb_and_a_script():
+    commands = {path.stem for path in (ROOT / 'lit_jax' / 'commands').glob('*.py')} - {'__init__'}
+    scripts = {imported for path in ROOT.glob('*.py')
+               for imported in re.findall(r'^from lit_jax\.commands import (\w+)', path.read_text(), re.M)}
+    assert {module for module, _ in command.VERBS.values()} == commands == scripts
+
+
+@pytest.mark.parametrize('arguments, status, said', [
+    (['--version'], 0, f'lit_jax {lit_jax.__version__}'), ([], 2, 'usage: lit-jax VERB'),
+    (['sample', '--help'], 0, 'usage: lit-jax sample '),
+    (['trian'], 1, "unknown verb 'trian'; did you mean train?"),
+    (['fly'], 1, "unknown verb 'fly'; known: convert, prepare-latents"),
+    (['train', '--config=configs/sana_b.py'], 1, 'configs/sana_b.py is now configs/baselines.py:sana_b'),
+    (['train', '--config', 'lit_xxl'], 1, 'the recipe lit_xxl does not exist')])
+def test_what_the_command_says(arguments, status, said):
+    done, out, errors = call(*arguments)
+    assert done == status and said in out + errors and 'Traceback' not in errors
+
+
+def test_a_verb_sees_its_own_arguments(monkeypatch):
+    seen = []
+    monkeypatch.setattr('lit_jax.commands.sample.main', lambda: seen.append(list(sys.argv)))
+    monkeypatch.setattr(sys, 'argv', ['lit-jax', 'sample', '--out', 'x.png'])
+    command.run_verb()
+    assert seen == [['lit-jax sample', '--out', 'x.png']]
+    monkeypatch.setattr(sys, 'argv', ['lit-jax', 'samples'])
+    with pytest.raises(UserError, match='did you mean sample'):
+        command.run_verb()
+
+
+@pytest.mark.slow
+def test_a_recipe_is_found_by_name_from_any_folder(tmp_path):
+    status, out, errors = call('train', '--config=lit_xl', '--dry_run', folder=tmp_path)
+    assert status == 0, errors
+    assert '675,242,528 parameters' in out
+
+
+def test_versions_are_pinned_in_one_place_and_the_tests_need_no_pytorch():
+    assert [path.name for path in ROOT.glob('requirements*.txt')] == ['requirements.txt']
+    assert re.findall(r'^[^#\n].*', (ROOT / 'requirements.txt').read_text(), re.M) == ['-e .']
+    extras = PROJECT['project']['optional-dependencies']
+    assert {'torch', 'tpu', 'gcs', 'cuda12', 'cuda13', 'demo', 'test', 'peers', 'docs'} <= set(extras)
+    heavy = re.compile(r'torch|diffusers|transformers|lit_jax\[(torch|peers)')
+    assert [name for name in extras['test'] if heavy.match(name)] == []
+    pinned = re.compile(r'^(lit_jax\[\w+\]|hatchling\b.*|.+[=<>]=?\d.*)$')
+    assert [name for names in ([PROJECT['project']['dependencies'], *extras.values()]) for name in names
+            if not pinned.match(name)] == []
+
+
+def test_every_room_has_its_place_in_the_order():
+    (contract,) = PROJECT['tool']['importlinter']['contracts']
+    rooms = {path.parent.name for path in (ROOT / 'lit_jax').glob('*/__init__.py')}
+    assert rooms | {'__main__'} == set(contract['layers']) and 'ignore_imports' not in contract
+
+
+def test_the_package_root_imports_rooms_only_when_asked():
+    """Its lazy names are strings: no arrow upwards for the rooms that ask for `lit_jax.__version__`."""
+    tree = ast.parse((ROOT / 'lit_jax' / '__init__.py').read_text())
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert imported == ['lit_jax.runtime.errors']
+
+
+MENTIONED = re.compile(r'\b(?:configs/[\w/]+\.py|requirements[\w-]*\.txt|assets/\w+\.\w+)')
+
+
+def test_files_that_are_mentioned_exist():
+    suffixes = ('.py', '.md', '.sh', '.sbatch', '.Dockerfile')
+    tracked = [path for folder in ('lit_jax', 'configs', 'examples', 'benchmarks', 'docker', 'launch', 'docs')
+               for path in (ROOT / folder).rglob('*') if path.suffix in suffixes]
+    missing = {f'{path.relative_to(ROOT)}: {name}' for path in [*tracked, *ROOT.glob('*.md')]
+               for name in MENTIONED.findall(path.read_text(encoding='utf-8')) if not (ROOT / name).exists()}
+    assert missing == set()
