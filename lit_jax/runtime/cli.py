@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lit_jax.runtime import virtual_devices
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import Processes
 
 
 def setup_logging(stream: TextIO | None = None) -> None:
@@ -34,6 +35,20 @@ def name_process(index: int, count: int) -> None:
         logging.getLogger().handlers[0].setFormatter(
             logging.Formatter(f'{clock} %(message)s', datefmt='%H:%M:%S'))
         logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
+
+
+def join(options: Processes, **settings) -> bool:
+    """Makes this process one of the run, if there are several; returns whether it is the one that reports.
+
+    Args:
+        settings: of `cluster.join`.
+    """
+    # jax comes after the flags: a typing mistake is answered at once.
+    from lit_jax.runtime import cluster
+    cluster.join(options.coordinator, options.num_processes, options.process_id, **settings)
+    index, count = cluster.process()
+    name_process(index, count)
+    return index == 0
 
 
 def run(main: Callable[[], int | None]) -> None:

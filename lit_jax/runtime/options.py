@@ -1,0 +1,187 @@
+"""Command lines made from frozen dataclasses, so that an option stands once: name, type, default and help.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class DrawOptions(Processes):
+        source: str = option('model folder or workdir', flag='--from')        # no default: required
+        steps: int = option('model evaluations', default=50)                  # help adds (default: 50)
+        classes: tuple[int, ...] = option('class indices', default=(), group='which images')  # 1,2,3
+
+    options = parse_options(DrawOptions, description=__doc__)
+
+Why not tyro: flags keep their names (`--image_size`, or `--image-size`), their comma lists and the groups of
+their help, and importing this costs nothing. Why not absl: its help has neither groups nor choices.
+"""
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+Options = TypeVar('Options')
+
+
+def option(help: str, *, default: Any = dataclasses.MISSING, flag: str = '', choices: Collection = (),
+           metavar: str | tuple[str, ...] = '', nargs: int | str | None = None, repeat: bool = False,
+           parse: Callable[[str], Any] | None = None, group: str = '') -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        help: without the default, which is added. Where None stands for a default that is worked out later,
+            the text says which.
+        flag: default: `--` and the field's name. Without dashes: a positional argument of that name.
+        choices: values (not texts) that are allowed.
+        nargs: of a tuple: its values are separate words, so many or '+'. None: one word, `1,2,3`.
+        repeat: of a tuple: the flag may be given several times, once for each value.
+        parse: text -> value, in the place of what the annotation says; raises ValueError.
+        group: heading in the help.
+    """
+    return dataclasses.field(default=default, metadata={
+        'help': help, 'flag': flag, 'choices': tuple(choices), 'metavar': metavar, 'nargs': nargs,
+        'repeat': repeat, 'parse': parse, 'group': group})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Base of the options of every command that several processes run together; `cli.join` takes it."""
+    coordinator: str | None = option('HOST:PORT of process 0, where no scheduler tells it', default=None,
+                                     metavar='HOST:PORT', group='several processes')
+    num_processes: int | None = option('number of processes in this run, with --coordinator', default=None,
+                                       group='several processes')
+    process_id: int | None = option('index of this process, from 0, with --coordinator', default=None,
+                                    group='several processes')
+
+
+def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, prog: str | None = None,
+                  description: str | None = None, epilog: str | None = None) -> Options:
+    """An instance of `kind` from a command line; what is wrong with it ends the program with status 2.
+
+    Args:
+        argv: default: sys.argv[1:].
+        prog: name of the program in its help; default: sys.argv[0], without folders.
+        description, epilog: printed as they are, above and below the options.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     argument_default=argparse.SUPPRESS)   # the dataclass has the defaults
+    hints, groups = typing.get_type_hints(kind), {'': parser}
+    for field in _own_before_inherited(kind):
+        group = field.metadata['group']
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add(groups[group], field, hints[field.name])
+    known = {'--help', *map(_flag, dataclasses.fields(kind))}
+    values = vars(parser.parse_args(_underscored(parser, known, sys.argv[1:] if argv is None else argv)))
+    return kind(**{name: tuple(value) if isinstance(value, list) else value
+                   for name, value in values.items()})
+
+
+def given(options: Any, *groups: str) -> list[str]:
+    """Flags of the options that differ from their defaults: of all that have one, or those of `groups`."""
+    return [_flag(field) for field in dataclasses.fields(options)
+            if field.default not in (dataclasses.MISSING, getattr(options, field.name))
+            and (not groups or field.metadata['group'] in groups)]
+
+
+def _flag(field: dataclasses.Field) -> str:
+    return field.metadata['flag'] or f'--{field.name}'
+
+
+def _own_before_inherited(kind: type) -> list[dataclasses.Field]:
+    """Fields in the order of the help: what is special to a command comes before what several share."""
+    def depth(field):
+        return next(i for i, base in enumerate(kind.__mro__)
+                    if field.name in base.__dict__.get('__annotations__', {}))
+    return sorted(dataclasses.fields(kind), key=depth)
+
+
+def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    told, flag = field.metadata, _flag(field)
+    keywords = {'help': _help(field)}
+    if flag.startswith('-'):
+        name = [flag]
+        keywords |= {'dest': field.name, 'required': field.default is dataclasses.MISSING}
+    else:
+        name = [field.name]
+    if hint is bool:
+        group.add_argument(*name, action='store_true', **keywords)
+        return
+    if told['choices']:
+        read, word = _choose(told['choices']), None
+        keywords['choices'] = told['choices']
+    else:
+        several = told['nargs'] is not None or told['repeat']
+        read, word = (told['parse'], None) if told['parse'] else _reader(hint, single=several)
+        word = word or flag.strip('-').upper()
+    keywords |= {'type': read, 'metavar': told['metavar'] or word}
+    if told['nargs'] is not None:
+        keywords['nargs'] = told['nargs']
+    if told['repeat']:
+        keywords['action'] = 'append'
+    group.add_argument(*name, **keywords)
+
+
+def _help(field: dataclasses.Field) -> str:
+    """The option's text with its default, once; argparse would read a % as the start of a format."""
+    text, default = field.metadata['help'], field.default
+    if default is not dataclasses.MISSING and default is not False and default not in (None, '', ()):
+        between = ',' if field.metadata['nargs'] is None else ' '
+        text += f' (default: {between.join(map(str, default)) if isinstance(default, tuple) else default})'
+    return text.replace('%', '%%')
+
+
+def _reader(hint: Any, single: bool) -> tuple[Callable[[str], Any], str | None]:
+    """(text -> value, word for the value in the help) of an annotation; `single`: of a tuple, one of its
+    values."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    if isinstance(hint, types.UnionType) and len(kinds) == 1:          # X | None
+        return _reader(kinds[0], single)
+    if typing.get_origin(hint) is tuple:
+        return _reader(kinds[0], False) if single else _list_reader(kinds)
+    words = {int: 'N', float: 'X', str: None}
+    if hint not in words:
+        raise TypeError(f'an option of type {hint} needs choices or parse')
+    return hint, words[hint]
+
+
+def _list_reader(kinds: list) -> tuple[Callable[[str], tuple], str | None]:
+    """Of tuple[X, ...], any number of values between commas; of tuple[X, X], as many as it names."""
+    kind, count = kinds[0], None if kinds[-1] is Ellipsis else len(kinds)
+
+    def read(text: str) -> tuple:
+        try:
+            values = tuple(kind(part.strip()) for part in text.split(',') if part.strip())
+        except ValueError:
+            values = None
+        if values is None or count not in (None, len(values)):
+            number = f'{count} ' if count else ''
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not a list of {number}{kind.__name__} with commas between')
+        return values
+    word = {int: 'N', float: 'X', str: 'NAME'}[kind]
+    return read, ','.join([word] * count) if count else f'{word},{word},...'
+
+
+def _choose(choices: tuple) -> Callable[[str], Any]:
+    """Text -> the choice that reads so; another text stays itself, and argparse names the choices."""
+    return lambda text: {str(choice): choice for choice in choices}.get(text, text)
+
+
+def _underscored(parser: argparse.ArgumentParser, known: set[str], argv: Sequence[str]) -> list[str]:
+    """The command line with `_` for `-` in the names of flags; an unknown flag ends the program, and its
+    nearest known one is named. (argparse looks for unknown flags last, after complaints about missing ones.)
+    """
+    words = list(argv)
+    end = words.index('--') if '--' in words else len(words)
+    for index, word in enumerate(words[:end]):
+        asked, equals, value = word.partition('=')
+        if not asked.startswith('--'):
+            continue
+        name = '--' + asked[2:].replace('-', '_')
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            parser.error(f'unknown flag {asked}' + (f'; did you mean {near[0]}?' if near else ''))
+        words[index] = name + equals + value
+    return words
