@@ -14,10 +14,12 @@ their help, and importing this costs nothing. Why not absl: its help has neither
 import argparse
 import dataclasses
 import difflib
+import inspect
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 Options = TypeVar('Options')
@@ -43,6 +45,12 @@ def option(help: str, *, default: Any = dataclasses.MISSING, flag: str = '', cho
         'repeat': repeat, 'parse': parse, 'group': group})
 
 
+def _heartbeat(text: str) -> int:
+    if int(text) < 5:
+        raise argparse.ArgumentTypeError(f'at least 5 seconds, got {text}')
+    return int(text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
     """Base of the options of every command that several processes run together; `cli.join` takes it."""
@@ -52,35 +60,56 @@ class Processes:
                                        group='several processes')
     process_id: int | None = option('index of this process, from 0, with --coordinator', default=None,
                                     group='several processes')
+    heartbeat_seconds: int = option('a process that is silent for so long counts as lost', default=60,
+                                    metavar='N', parse=_heartbeat, group='several processes')
 
 
 def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, prog: str | None = None,
-                  description: str | None = None, epilog: str | None = None) -> Options:
+                  description: str | None = None) -> Options:
     """An instance of `kind` from a command line; what is wrong with it ends the program with status 2.
 
     Args:
         argv: default: sys.argv[1:].
         prog: name of the program in its help; default: sys.argv[0], without folders.
-        description, epilog: printed as they are, above and below the options.
+        description: printed as it is, above the options.
+    """
+    options, rest = parse_beside('', kind, argv, prog=prog, description=description)
+    return options
+
+
+def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = None, *,
+                 prog: str | None = None, description: str | None = None,
+                 epilog: str | None = None) -> tuple[Options, list[str]]:
+    """As `parse_options`, beside a parser of a flag `--other` and its fields `--other.NAME`: (options, words
+    that are left to that parser).
+
+    Args:
+        epilog: printed as it is, below the options.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS)   # the dataclass has the defaults
-    hints, groups = typing.get_type_hints(kind), {'': parser}
-    for field in _own_before_inherited(kind):
+    hints, groups, needed = typing.get_type_hints(kind), {'': parser}, [f'--{other}=FILE'] if other else []
+    for field in _flags(kind):
         group = field.metadata['group']
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        _add(groups[group], field, hints[field.name])
-    known = {'--help', *map(_flag, dataclasses.fields(kind))}
-    values = vars(parser.parse_args(_underscored(parser, known, sys.argv[1:] if argv is None else argv)))
+        action = _add(groups[group], field, hints[field.name])
+        if action.required:
+            needed.append(' '.join([*action.option_strings, str(action.metavar)]))
+    parser.usage = ' '.join(['%(prog)s', *needed, '[options]'])    # not every flag again, above every error
+    known = {'--help', *map(_flag, _flags(kind))}
+    words = _underscored(parser, known, other, sys.argv[1:] if argv is None else argv)
+    values, rest = parser.parse_known_args(words)
+    if rest and not other:
+        parser.error(f'unknown arguments: {" ".join(rest)}')
     return kind(**{name: tuple(value) if isinstance(value, list) else value
-                   for name, value in values.items()})
+                   for name, value in vars(values).items()}), rest
 
 
 def given(options: Any, *groups: str) -> list[str]:
     """Flags of the options that differ from their defaults: of all that have one, or those of `groups`."""
-    return [_flag(field) for field in dataclasses.fields(options)
+    return [_flag(field) for field in _flags(type(options))
             if field.default not in (dataclasses.MISSING, getattr(options, field.name))
             and (not groups or field.metadata['group'] in groups)]
 
@@ -89,15 +118,14 @@ def _flag(field: dataclasses.Field) -> str:
     return field.metadata['flag'] or f'--{field.name}'
 
 
-def _own_before_inherited(kind: type) -> list[dataclasses.Field]:
-    """Fields in the order of the help: what is special to a command comes before what several share."""
+def _flags(kind: type) -> list[dataclasses.Field]:
+    """Fields made by `option`, in the order of the help: a command's own before those that several share."""
     def depth(field):
-        return next(i for i, base in enumerate(kind.__mro__)
-                    if field.name in base.__dict__.get('__annotations__', {}))
-    return sorted(dataclasses.fields(kind), key=depth)
+        return next(i for i, base in enumerate(kind.__mro__) if field.name in inspect.get_annotations(base))
+    return sorted((field for field in dataclasses.fields(kind) if 'flag' in field.metadata), key=depth)
 
 
-def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
+def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
     told, flag = field.metadata, _flag(field)
     keywords = {'help': _help(field)}
     if flag.startswith('-'):
@@ -105,11 +133,11 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
         keywords |= {'dest': field.name, 'required': field.default is dataclasses.MISSING}
     else:
         name = [field.name]
+        keywords |= {} if field.default is dataclasses.MISSING else {'nargs': '?'}
     if hint is bool:
-        group.add_argument(*name, action='store_true', **keywords)
-        return
+        return group.add_argument(*name, action='store_true', **keywords)
     if told['choices']:
-        read, word = _choose(told['choices']), None
+        read, word = _choose(told['choices']), '{' + ','.join(map(str, told['choices'])) + '}'
         keywords['choices'] = told['choices']
     else:
         several = told['nargs'] is not None or told['repeat']
@@ -120,7 +148,7 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> None:
         keywords['nargs'] = told['nargs']
     if told['repeat']:
         keywords['action'] = 'append'
-    group.add_argument(*name, **keywords)
+    return group.add_argument(*name, **keywords)
 
 
 def _help(field: dataclasses.Field) -> str:
@@ -140,7 +168,7 @@ def _reader(hint: Any, single: bool) -> tuple[Callable[[str], Any], str | None]:
         return _reader(kinds[0], single)
     if typing.get_origin(hint) is tuple:
         return _reader(kinds[0], False) if single else _list_reader(kinds)
-    words = {int: 'N', float: 'X', str: None}
+    words = {int: 'N', float: 'X', str: None, Path: None}
     if hint not in words:
         raise TypeError(f'an option of type {hint} needs choices or parse')
     return hint, words[hint]
@@ -169,19 +197,20 @@ def _choose(choices: tuple) -> Callable[[str], Any]:
     return lambda text: {str(choice): choice for choice in choices}.get(text, text)
 
 
-def _underscored(parser: argparse.ArgumentParser, known: set[str], argv: Sequence[str]) -> list[str]:
+def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,
+                 argv: Sequence[str]) -> list[str]:
     """The command line with `_` for `-` in the names of flags; an unknown flag ends the program, and its
     nearest known one is named. (argparse looks for unknown flags last, after complaints about missing ones.)
     """
-    words = list(argv)
+    words, others = list(argv), {f'--{other}', f'--no{other}'} if other else set()
     end = words.index('--') if '--' in words else len(words)
     for index, word in enumerate(words[:end]):
         asked, equals, value = word.partition('=')
-        if not asked.startswith('--'):
+        if not asked.startswith('--') or asked.split('.')[0] in others:
             continue
         name = '--' + asked[2:].replace('-', '_')
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known | others, n=1)
             parser.error(f'unknown flag {asked}' + (f'; did you mean {near[0]}?' if near else ''))
         words[index] = name + equals + value
     return words

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
-from lit_jax.runtime.options import Processes, given, option, parse_options
+from lit_jax.runtime.options import Processes, given, option, parse_beside, parse_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,12 @@ def test_every_option_comes_back(values, dashes, equals):
     (['--from=x', '--channels=4'], "argument --channels: invalid choice: '4'"),
     (['--from=x', '--interval', '0'], 'argument --interval: expected 2 arguments'),
     (['--from=x', '--seconds=soon'], 'argument --seconds: invalid'),
-    (['--from=x', 'stray'], 'unrecognized arguments: stray')])
+    (['--from=x', 'stray'], 'unknown arguments: stray')])
 def test_a_mistake_is_named_in_one_line_with_status_2(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         parse('place', *words)
-    last = capsys.readouterr().err.splitlines()[-1]
+    usage, last = capsys.readouterr().err.splitlines()
+    assert usage == 'usage: draw PLACE --from FROM [options]'
     assert end.value.code == 2 and last.startswith('draw: error: ') and message in last
 
 
@@ -106,6 +107,22 @@ def test_given_names_what_differs_from_its_default():
     options = parse('place', '--from=x', '--steps=50', '--prompt=a', '--scales', '2')
     assert given(options) == ['--scales', '--prompt']
     assert given(options, 'drawing', 'several processes') == ['--scales']
+
+
+def test_other_fields_are_no_flags():
+    @dataclasses.dataclass(frozen=True)
+    class Some:
+        steps: int = option('model evaluations', default=50)
+        cache: dict = dataclasses.field(default_factory=dict)
+    assert parse_options(Some, ['--steps=2']) == Some(2) and given(Some(2, {'a': 1})) == ['--steps']
+    with pytest.raises(SystemExit):
+        parse_options(Some, ['--cache=1'])
+
+
+def test_words_of_another_parser_are_left_to_it():
+    words = ['--config', 'a.py', '--steps=3', '--config.train.x-y=1 2', '--noconfig.flag', '--config.b', '-5']
+    options, rest = parse_beside('config', Everything, ['place', '--from=x', *words], prog='draw')
+    assert (options.steps, rest) == (3, [word for word in words if word != '--steps=3'])
 
 
 def test_a_type_that_no_text_can_become_is_refused_at_once():
