@@ -97,7 +97,7 @@ def test_a_port_in_use_names_another():
 def test_without_gradio_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(serve.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install -r requirements-demo.txt'):
-        serve.serve()
+        serve.serve(host='127.0.0.1', port=7860)
 
 
 @pytest.mark.parametrize('arguments, message', [
