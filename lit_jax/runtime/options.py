@@ -126,75 +126,64 @@ def _flags(kind: type) -> list[dataclasses.Field]:
 
 
 def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
-    told, flag = field.metadata, _flag(field)
-    keywords = {'help': _help(field)}
+    told, flag, needed = field.metadata, _flag(field), field.default is dataclasses.MISSING
+    text = told['help']
+    if not needed and field.default is not False and field.default not in (None, '', ()):
+        shown, between = field.default, ',' if told['nargs'] is None else ' '
+        text += f' (default: {between.join(map(str, shown)) if isinstance(shown, tuple) else shown})'
+    keywords = {'help': text.replace('%', '%%')}          # argparse reads % as the start of a format
     if flag.startswith('-'):
-        name = [flag]
-        keywords |= {'dest': field.name, 'required': field.default is dataclasses.MISSING}
-    else:
-        name = [field.name]
-        keywords |= {} if field.default is dataclasses.MISSING else {'nargs': '?'}
+        keywords |= {'dest': field.name, 'required': needed}
+    elif not needed:
+        keywords['nargs'] = '?'
+    name = flag if flag.startswith('-') else field.name
     if hint is bool:
-        return group.add_argument(*name, action='store_true', **keywords)
+        return group.add_argument(name, action='store_true', **keywords)
+    several = told['nargs'] is not None or told['repeat']
     if told['choices']:
         read, word = _choose(told['choices']), '{' + ','.join(map(str, told['choices'])) + '}'
         keywords['choices'] = told['choices']
     else:
-        several = told['nargs'] is not None or told['repeat']
-        read, word = (told['parse'], None) if told['parse'] else _reader(hint, single=several)
-        word = word or flag.strip('-').upper()
-    keywords |= {'type': read, 'metavar': told['metavar'] or word}
-    if told['nargs'] is not None:
-        keywords['nargs'] = told['nargs']
-    if told['repeat']:
-        keywords['action'] = 'append'
-    return group.add_argument(*name, **keywords)
-
-
-def _help(field: dataclasses.Field) -> str:
-    """The option's text with its default, once; argparse would read a % as the start of a format."""
-    text, default = field.metadata['help'], field.default
-    if default is not dataclasses.MISSING and default is not False and default not in (None, '', ()):
-        between = ',' if field.metadata['nargs'] is None else ' '
-        text += f' (default: {between.join(map(str, default)) if isinstance(default, tuple) else default})'
-    return text.replace('%', '%%')
-
-
-def _reader(hint: Any, single: bool) -> tuple[Callable[[str], Any], str | None]:
-    """(text -> value, word for the value in the help) of an annotation; `single`: of a tuple, one of its
-    values."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    if isinstance(hint, types.UnionType) and len(kinds) == 1:          # X | None
-        return _reader(kinds[0], single)
-    if typing.get_origin(hint) is tuple:
-        return _reader(kinds[0], False) if single else _list_reader(kinds)
-    words = {int: 'N', float: 'X', str: None, Path: None}
-    if hint not in words:
-        raise TypeError(f'an option of type {hint} needs choices or parse')
-    return hint, words[hint]
-
-
-def _list_reader(kinds: list) -> tuple[Callable[[str], tuple], str | None]:
-    """Of tuple[X, ...], any number of values between commas; of tuple[X, X], as many as it names."""
-    kind, count = kinds[0], None if kinds[-1] is Ellipsis else len(kinds)
-
-    def read(text: str) -> tuple:
-        try:
-            values = tuple(kind(part.strip()) for part in text.split(',') if part.strip())
-        except ValueError:
-            values = None
-        if values is None or count not in (None, len(values)):
-            number = f'{count} ' if count else ''
-            raise argparse.ArgumentTypeError(
-                f'{text!r} is not a list of {number}{kind.__name__} with commas between')
-        return values
-    word = {int: 'N', float: 'X', str: 'NAME'}[kind]
-    return read, ','.join([word] * count) if count else f'{word},{word},...'
+        read, word = (told['parse'], None) if told['parse'] else _reader(hint, several)
+    keywords |= {'nargs': told['nargs']} if told['nargs'] is not None else {}
+    keywords |= {'action': 'append'} if told['repeat'] else {}
+    return group.add_argument(name, type=read, metavar=told['metavar'] or word or flag.strip('-').upper(),
+                              **keywords)
 
 
 def _choose(choices: tuple) -> Callable[[str], Any]:
     """Text -> the choice that reads so; another text stays itself, and argparse names the choices."""
     return lambda text: {str(choice): choice for choice in choices}.get(text, text)
+
+
+def _reader(hint: Any, several: bool) -> tuple[Callable[[str], Any], str | None]:
+    """(text -> value, word for the value in the help) of an annotation; `several`: of a tuple, the reader of
+    one of its values."""
+    words, kinds = {int: 'N', float: 'X', str: None, Path: None}, typing.get_args(hint)
+    if isinstance(hint, types.UnionType) and len(kinds) == 2 and kinds[1] is types.NoneType:
+        return _reader(kinds[0], several)
+    if typing.get_origin(hint) is tuple:
+        return _reader(kinds[0], False) if several else _list_reader(kinds)
+    if hint not in words:
+        raise TypeError(f'an option of type {hint} needs choices or parse')
+    return hint, words[hint]
+
+
+def _list_reader(kinds: tuple) -> tuple[Callable[[str], tuple], str]:
+    """Of tuple[X, ...], any number of values between commas; of tuple[X, X], as many as it names."""
+    kind, count = kinds[0], 0 if kinds[-1] is Ellipsis else len(kinds)
+
+    def read(text: str) -> tuple:
+        try:
+            values = tuple(kind(part.strip()) for part in text.split(',') if part.strip())
+            if count not in (0, len(values)):
+                raise ValueError
+        except ValueError:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a list of {f"{count} " if count else ""}'
+                                             f'{kind.__name__} with commas between') from None
+        return values
+    word = {int: 'N', float: 'X', str: 'NAME'}[kind]
+    return read, ','.join([word] * count if count else [word, word, '...'])
 
 
 def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,

@@ -52,7 +52,15 @@ def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> 
     return crops
 
 
-def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 16, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class PhotoOptions:
+    out: str = option('output folder')
+    size: int = option('side of the crops in pixels', default=64)
+    per_photo: int = option('training crops of each photograph', default=160)
+
+
+def write_photos(out, *, size: int = PhotoOptions.size, per_photo: int = PhotoOptions.per_photo,
+                 held_out: int = 16, seed: int = 0) -> Path:
     """Writes the image folder, and returns it. The same arguments give the same images.
 
     Raises UserError if `out` is there and not empty."""
@@ -71,13 +79,6 @@ def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 1
             for number, crop in enumerate(cut(part, size, count, rng)):
                 crop.save(folder / f'{number:04d}.png')
     return out
-
-
-@dataclass(frozen=True)
-class PhotoOptions:
-    out: str = option('output folder')
-    size: int = option('side of the crops in pixels', default=64)
-    per_photo: int = option('training crops of each photograph', default=160)
 
 
 def main() -> None:
