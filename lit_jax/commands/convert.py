@@ -71,11 +71,13 @@ class ConvertOptions:
     sha256: str = option('first digits of the checksum of an Inception file other than the published ones',
                          default='', group=OTHERS)
 
+    def __post_init__(self):
+        if self.layout and not self.to_torch:
+            raise UserError('--layout requires --to_torch; the layout of an input file is detected')
+
 
 def main() -> int:
     options = parse_options(ConvertOptions, description=__doc__)
-    if options.layout and not options.to_torch:
-        raise UserError('--layout requires --to_torch; the layout of an input file is detected')
     print(_export(options) if options.to_torch else _import(options))
     return 0
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_jax.runtime.errors import UserError
+
 Options = TypeVar('Options')
 
 
@@ -66,7 +68,8 @@ class Processes:
 
 def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, prog: str | None = None,
                   description: str | None = None) -> Options:
-    """An instance of `kind` from a command line; what is wrong with it ends the program with status 2.
+    """An instance of `kind` from a command line; what is wrong with it, also a UserError of its
+    `__post_init__`, ends the program with status 2.
 
     Args:
         argv: default: sys.argv[1:].
@@ -103,8 +106,11 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
     values, rest = parser.parse_known_args(words)
     if rest and not other:
         parser.error(f'unknown arguments: {" ".join(rest)}')
-    return kind(**{name: tuple(value) if isinstance(value, list) else value
-                   for name, value in vars(values).items()}), rest
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value
+                       for name, value in vars(values).items()}), rest
+    except UserError as error:
+        parser.error(str(error))
 
 
 def given(options: Any, *groups: str) -> list[str]:
@@ -199,7 +205,7 @@ def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,
             continue
         name = '--' + asked[2:].replace('-', '_')
         if name not in known:
-            near = difflib.get_close_matches(name, known | others, n=1)
-            parser.error(f'unknown flag {asked}' + (f'; did you mean {near[0]}?' if near else ''))
+            near = difflib.get_close_matches(name[2:], [flag[2:] for flag in known | others], n=1)
+            parser.error(f'unknown flag {asked}' + (f'; did you mean --{near[0]}?' if near else ''))
         words[index] = name + equals + value
     return words

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Processes, given, option, parse_beside, parse_options
 
 
@@ -26,6 +27,10 @@ class Everything(Processes):
     seconds: int = option('heartbeat', default=60, parse=lambda text: int(text) + 1)
     low_memory: bool = option('one network at a time', default=False)
 
+    def __post_init__(self):
+        if self.image_size == 7:
+            raise UserError('an image of 7 pixels')
+
 
 def parse(*words):
     return parse_options(Everything, words, prog='draw')
@@ -38,7 +43,8 @@ COUNT = st.integers(-10**9, 10**9)
 
 
 @forall(st.fixed_dictionaries({'place': TEXT, 'source': TEXT}, optional={
-    'image_size': COUNT, 'steps': COUNT, 'coordinator': TEXT, 'process_id': COUNT,
+    'image_size': COUNT.filter(lambda size: size != 7), 'steps': COUNT, 'process_id': COUNT,
+    'coordinator': TEXT,
     'scales': st.lists(NUMBER, min_size=1).map(tuple), 'interval': st.tuples(NUMBER, NUMBER),
     'classes': st.lists(COUNT, min_size=1).map(tuple), 'sides': st.tuples(COUNT, COUNT),
     'names': st.lists(st.from_regex('[a-z]+', fullmatch=True), min_size=1).map(tuple),
@@ -77,6 +83,7 @@ def test_every_option_comes_back(values, dashes, equals):
     (['--from=x', '--interval', '0'], 'argument --interval: expected 2 arguments'),
     (['--from=x', '--seconds=soon'], 'argument --seconds: invalid'),
     (['--from=x', '--heartbeat_seconds=2'], 'at least 5 seconds, got 2'),
+    (['--from=x', '--image_size=7'], 'an image of 7 pixels'),
     (['--from=x', 'stray'], 'unknown arguments: stray')])
 def test_a_mistake_is_named_in_one_line_with_status_2(words, message, capsys):
     with pytest.raises(SystemExit) as end:
