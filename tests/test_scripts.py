@@ -48,6 +48,27 @@ def test_a_wrong_command_gets_one_message_and_writes_nothing(arguments, message,
     assert not (tmp_path / 'run').exists()
 
 
+def test_help_and_typing_mistakes_are_answered_before_jax_is_imported():
+    """Of every command; the help of train.py tells of the recipe as well."""
+    code = """
+import importlib, pkgutil, sys, lit_jax.commands
+for module in pkgutil.iter_modules(lit_jax.commands.__path__):
+    for flag, status in (('--help', 0), ('--dtipe', 2)):
+        sys.argv = [module.name, flag]
+        try:
+            importlib.import_module(f'lit_jax.commands.{module.name}').main()
+        except SystemExit as end:
+            print(module.name, flag, (end.code or 0) == status)
+print(sorted({'jax', 'flax', 'torch'} & set(sys.modules)))
+"""
+    status, out, errors = call('-c', code)
+    assert status == 0 and out.endswith('[]\n') and 'False' not in out, out + errors
+    for line in ('usage: train --config=FILE [options]', '--workdir WORKDIR', '--config.FIELD=VALUE',
+                 'digits_dit.py', 'paper/table1.py', 'analyze --dtipe True'):
+        assert line in out
+    assert 'unknown flag --dtipe; did you mean --dtype?' in errors
+
+
 def test_importing_the_package_is_light():
     """No jax, no torch, no tensorflow before something is asked for."""
     status, out, _ = call('-c', 'import sys, lit_jax; print(sorted({"jax", "torch", "tensorflow", "flax"} & '

@@ -6,22 +6,24 @@
 
 Starting it again goes on where it stopped. The result is report.html in the workdir.
 """
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax import UserError
 from lit_jax.runtime import cli
+from lit_jax.runtime.options import option, parse_options
+
+
+@dataclass(frozen=True)
+class DigitsOptions:
+    workdir: Path = option('output folder', default=Path('demo'))
+    seeds: int = option('number of distilled students', default=3)
+    baseline_seeds: int = option('number of students of each other kind', default=1)
+    train_teacher: bool = option('train the teacher instead of using the shipped one', default=False)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m examples.digits', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=Path, default=Path('demo'), help='where everything goes')
-    parser.add_argument('--seeds', type=int, default=3, help='distilled students')
-    parser.add_argument('--baseline_seeds', type=int, default=1, help='students of each other kind')
-    parser.add_argument('--train_teacher', action='store_true',
-                        help='train the teacher instead of taking the shipped one')
-    args = parser.parse_args()
+    args = parse_options(DigitsOptions, prog='python -m examples.digits', description=__doc__)
     if args.seeds < 1 or args.baseline_seeds < 1:
         raise UserError('--seeds and --baseline_seeds must be at least 1')
     from examples.digits import road

@@ -7,7 +7,6 @@ Each is trained from scratch with the same steps, batch and optimiser; only the 
 says that each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again
 goes on where it stopped.
 """
-import argparse
 import functools
 import json
 import platform
@@ -30,6 +29,7 @@ from lit_jax.report.grids import make_sheet, save_png, to_uint8
 from lit_jax.report.html import Report
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh
@@ -185,15 +185,17 @@ def write_report(workdir: Path, result: Mapping, sheet: np.ndarray) -> None:
     report.write(workdir / 'report.html')
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    workdir: Path = option('output folder', default=Path('demo/compare'))
+    systems: tuple[str, ...] = option('systems to compare', default=tuple(SYSTEMS), metavar='NAMES')
+    seeds: int = option('training runs of each system', default=3)
+    steps: int = option('training steps of each run', default=STEPS)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m examples.digits.compare', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=Path, default=Path('demo/compare'), help='where everything goes')
-    parser.add_argument('--systems', default=','.join(SYSTEMS), help=f'any of {", ".join(SYSTEMS)}')
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each system')
-    parser.add_argument('--steps', type=int, default=STEPS, help=f'of each run; default {STEPS:,}')
-    args = parser.parse_args()
-    return compare(args.workdir, [name.strip() for name in args.systems.split(',')], args.seeds, args.steps)
+    options = parse_options(CompareOptions, prog='python -m examples.digits.compare', description=__doc__)
+    return compare(options.workdir, options.systems, options.seeds, options.steps)
 
 
 if __name__ == '__main__':

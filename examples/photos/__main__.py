@@ -5,17 +5,18 @@
 The stations are the commands that a person would type; each is printed before it runs, and a station that is
 done is not run again. What the others said and took is in WORKDIR/figures.json, their logs beside it.
 """
-import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import option, parse_options
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,12 +92,14 @@ def _figures(name: str, said: str, workdir: Path) -> dict:
     return {}
 
 
+@dataclass(frozen=True)
+class PhotosOptions:
+    workdir: Path = option('output folder', default=Path('demo/photos'))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog='python -m examples.photos', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=Path, default=Path('demo/photos'))
-    args = parser.parse_args()
-    workdir = args.workdir.absolute()
+    options = parse_options(PhotosOptions, prog='python -m examples.photos', description=__doc__)
+    workdir = options.workdir.absolute()
     figures = travel(workdir)
     print(f'{sum(station["seconds"] for station in figures.values()):.0f} s in all. Open '
           f'{workdir / "compare.png"}')

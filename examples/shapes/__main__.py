@@ -9,10 +9,10 @@ The images are rendered shapes with captions ("a red circle left of a blue squar
 the six tasks of GenEval. Starting it again goes on where it stopped. The result is report.html in the
 workdir.
 """
-import argparse
 import json
 import platform
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from lit_jax import UserError
 from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
+from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.paths import file_sha256
 
 TEACHER, ENCODER = find_asset('shapes_pixart.safetensors'), find_asset('shapes_t5')
@@ -132,13 +133,15 @@ def _short(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
+@dataclass(frozen=True)
+class ShapesOptions:
+    workdir: Path = option('output folder', default=Path('demo/shapes'))
+    seeds: int = option('number of distilled students, each on one core', default=1)
+    train_teacher: bool = option('train teacher and text encoder first', default=False)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m examples.shapes', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=Path, default=Path('demo/shapes'), help='where everything goes')
-    parser.add_argument('--seeds', type=int, default=1, help='distilled students, one core each at a time')
-    parser.add_argument('--train_teacher', action='store_true', help='train teacher and text encoder first')
-    args = parser.parse_args()
+    args = parse_options(ShapesOptions, prog='python -m examples.shapes', description=__doc__)
     if args.seeds < 1:
         raise UserError('--seeds must be at least 1')
     return travel(args.workdir, seeds=args.seeds, train_teacher=args.train_teacher)

@@ -6,8 +6,8 @@ A quarter of the words of a caption is replaced by <unk>, and the features of th
 words they were, by the token embedding itself. What a word's features say is then what stands around it: the
 colour of this square, the number of those circles.
 """
-import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -18,6 +18,7 @@ from lit_jax.checkpoint.text_encoder_folder import save_text_encoder_folder
 from lit_jax.data.toys.shapes_words import all_captions, make_tokenizer
 from lit_jax.models.t5 import T5Network
 from lit_jax.runtime import cli
+from lit_jax.runtime.options import option, parse_options
 from lit_jax.text.tokenizer import UNKNOWN, Tokenizer
 
 LOG = logging.getLogger('lit_jax')
@@ -78,13 +79,15 @@ def _make_step(network: T5Network, optimizer: optax.GradientTransformation, ids_
     return step
 
 
+@dataclass(frozen=True)
+class EncoderOptions:
+    out: Path = option('text encoder folder to write')
+    steps: int = option('training steps', default=STEPS)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog='python -m examples.shapes.encoder', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, required=True, help='text encoder folder to write')
-    parser.add_argument('--steps', type=int, default=STEPS)
-    args = parser.parse_args()
-    train_encoder(args.out, args.steps)
+    options = parse_options(EncoderOptions, prog='python -m examples.shapes.encoder', description=__doc__)
+    train_encoder(options.out, options.steps)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,15 @@
-"""One analysis, from the flags of `analyze.py` to a folder: analysis.json, PNG figures, report.html."""
+"""Analyzes a model into a folder: analysis.json, PNG figures, report.html (`analyze.py`)."""
 import json
 import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.analysis.analysis_report import write_page
+from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.examples import Images, data_recipe, open_images
 from lit_jax.analysis.losses import loss_by_timestep
 from lit_jax.analysis.maps import Attention
@@ -26,45 +26,10 @@ from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
 
 LOG = logging.getLogger('lit_jax')
-PARTS = ('similarity', 'tokens', 'rank', 'loss', 'routing')
 MOST_LAYERS = 4      # whose token maps are drawn, unless --layers says which
 
 
-@dataclass(frozen=True)
-class Request:
-    """The flags of `analyze.py`, which explains them. teacher None: the one of the workdir's recipe, if there
-    is one."""
-    source: str
-    out: str = 'analysis'
-    teacher: str | None = None
-    data: str = ''
-    data_path: str = ''
-    vae: str = ''
-    split: str = 'train'
-    parts: str = 'all'
-    images: int = 128
-    map_images: int = 4
-    timesteps: int = 8
-    loss_timesteps: int = 32
-    image: int = 0
-    token: str = ''
-    timestep: int | None = None
-    layers: str = ''
-    seed: int = 0
-    dtype: str = 'float32'
-    batch_size: int = 32
-    memory: float = 1.0
-
-    def chosen(self) -> list[str]:
-        """The parts, in their own order."""
-        names = PARTS if self.parts == 'all' else [part.strip() for part in self.parts.split(',')]
-        if unknown := [name for name in names if name not in PARTS]:
-            raise UserError(f'--parts={self.parts}: unknown {", ".join(map(repr, unknown))}; known: all, '
-                            f'{", ".join(PARTS)}')
-        return [part for part in PARTS if part in names]
-
-
-def analyze(request: Request) -> str:
+def analyze(request: AnalyzeOptions) -> str:
     """Does what is asked and returns a few lines about it. Raises UserError for a request that cannot be met,
     before it computes anything."""
     began = time.perf_counter()
@@ -118,7 +83,8 @@ def analyze(request: Request) -> str:
                                        f'{format_seconds(time.perf_counter() - began)}'])
 
 
-def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], images: Images) -> dict:
+def _look_at_maps(request: AnalyzeOptions, parts, attentions: Mapping[str, Attention],
+                  images: Images) -> dict:
     some = images[spread(len(images), request.map_images)]
     timesteps = spread(images.schedule.num_steps, request.timesteps)
     wanted = [part for part in ('similarity', 'rank') if part in parts]
@@ -132,7 +98,7 @@ def _look_at_maps(request: Request, parts, attentions: Mapping[str, Attention], 
     return {part: of_models for part, of_models in found.items() if of_models}
 
 
-def _look_at_routing(request: Request, models: Mapping[str, Model], images: Images, at: int) -> dict:
+def _look_at_routing(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
     routed = {name: names for name, model in models.items() if (names := route_names(model))}
     if not routed:
         if request.parts != 'all':
@@ -144,7 +110,7 @@ def _look_at_routing(request: Request, models: Mapping[str, Model], images: Imag
     return {'routing': {'timestep': at, **found}}
 
 
-def _teacher_path(model: Model, recipe: ConfigDict, request: Request) -> str:
+def _teacher_path(model: Model, recipe: ConfigDict, request: AnalyzeOptions) -> str:
     """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. ''
     for none."""
     if request.teacher is not None or 'recipe' not in model.config:
@@ -157,13 +123,13 @@ def _teacher_path(model: Model, recipe: ConfigDict, request: Request) -> str:
     return path
 
 
-def _load_teacher(path: str, recipe: ConfigDict, request: Request) -> Model:
+def _load_teacher(path: str, recipe: ConfigDict, request: AnalyzeOptions) -> Model:
     teacher = load(path, dtype=request.dtype)
     check_same_task('teacher', path, teacher.config, recipe)
     return teacher
 
 
-def _check_numbers(request: Request) -> None:
+def _check_numbers(request: AnalyzeOptions) -> None:
     for field, least in (('images', 1), ('map_images', 1), ('timesteps', 1), ('loss_timesteps', 2),
                          ('image', 0), ('batch_size', 1)):
         if getattr(request, field) < least:
@@ -173,7 +139,7 @@ def _check_numbers(request: Request) -> None:
     check_seed(request.seed)
 
 
-def _timestep(request: Request, steps: int) -> int:
+def _timestep(request: AnalyzeOptions, steps: int) -> int:
     """Of the maps of a token: a quarter of the way to pure noise, where one is not given."""
     t = steps // 4 if request.timestep is None else request.timestep
     if not 0 <= t < steps:

@@ -18,8 +18,8 @@ HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_H
 TRIED = 100        # ports that are looked at for a free one
 
 
-def serve(host: str = '127.0.0.1', port: int = 7860, source=None, **options) -> None:
-    """Serves the page of a model until the process is stopped. options: of `open_studio`."""
+def serve(*, host: str, port: int, source: str | None = None, **options) -> None:
+    """Serves the page of a model (None: the shipped teacher) until stopped. options: of `open_studio`."""
     check_gradio()
     check_port(host, port)
     studio = open_studio(source or shipped_teacher(), **options)

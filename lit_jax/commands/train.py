@@ -1,41 +1,35 @@
-"""Fits a recipe.
+"""Trains a model as a recipe says.
 
     python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit
     python train.py --config=configs/lit_xl.py --dry_run
     python train.py --config=configs/lit_xl.py --config.train.batch_size=64 --workdir=runs/lit_xl
 
-Starting again with the same --workdir resumes exactly where the newest checkpoint left off. On several hosts
-the same command runs on each of them (docs/run/clusters.md).
+Starting again with the same --workdir resumes exactly from the newest checkpoint. On several hosts the same
+command runs on each of them (docs/run/clusters.md).
 """
-import sys
+from dataclasses import dataclass
 
-from absl import flags
-
-from lit_jax.recipes.find import find_recipe
+from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import cli
+from lit_jax.runtime.options import Processes, option
 
 
-def define_flags() -> None:
-    flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics, samples and the report go.')
-    flags.DEFINE_bool('dry_run', False, 'Print the recipe, the parameter table and the cost, then stop.')
-    flags.DEFINE_string('plan', None, 'Compile for a slice such as v5e:16x16 or cpu:8, print what it needs, '
-                                      'then stop.')
-    flags.DEFINE_string('profile', None, 'Steps to trace for xprof, such as 20-25, into WORKDIR/profile.')
-    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no scheduler says who the others '
-                                             'are.')
-    flags.DEFINE_integer('num_processes', None, 'Processes of this run, with --coordinator.')
-    flags.DEFINE_integer('process_id', None, 'Number of this process, 0 to num_processes - 1, with '
-                                             '--coordinator.')
-    flags.DEFINE_integer('heartbeat_seconds', 60, 'Silence after which another process counts as dead.',
-                         lower_bound=5)
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Processes):
+    """What to do with a recipe, and where."""
+    workdir: str | None = option('folder of checkpoints, metrics, samples and report (default: runs/NAME of '
+                                 'the recipe)', default=None)
+    dry_run: bool = option('print the recipe, the parameter table and the cost, then stop', default=False)
+    plan: str | None = option('compile for a slice such as v5e:16x16 or cpu:8, print memory and '
+                              'communication, then stop', default=None, metavar='SLICE')
+    profile: str | None = option('trace these steps for xprof, such as 20-25, into WORKDIR/profile',
+                                 default=None, metavar='FROM-TO')
 
 
 def main() -> int:
-    config = cli.parse_recipe(sys.argv, define_flags, find_recipe)
-    options = flags.FLAGS
+    config, options = parse_recipe(TrainOptions, __doc__)
     # jax comes after the flags: a typing mistake is answered at once.
     from lit_jax.plan import dry_run, plan
-    from lit_jax.runtime import cluster
     from lit_jax.training import loop, profile
     if options.dry_run:
         print(dry_run.describe_recipe(config))
@@ -44,6 +38,5 @@ def main() -> int:
         print(plan.describe_plan(config, options.plan))
         return 0
     window = profile.parse_window(options.profile) if options.profile else None
-    cluster.join(options.coordinator, options.num_processes, options.process_id, options.heartbeat_seconds)
-    cli.name_process(*cluster.process())
+    cli.join(options)
     return loop.run(config, options.workdir or f'runs/{config.name}', profile=window)

@@ -9,7 +9,6 @@ the archives (training shuffles by itself), and images keep their original bytes
 CMYK images and one PNG as JPEG. Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is
 never read, and removed by the next run.
 """
-import argparse
 import io
 import os
 import shutil
@@ -17,6 +16,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from lit_jax.data.sources import default_data_dir
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import option, parse_options
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 COUNTS = {'train': 1_281_167, 'validation': 50_000}
@@ -150,15 +151,18 @@ def _show_progress(done: int, count: int, seconds: float) -> None:
           f'left  ', end='\r' if done < count else '\n', flush=True)
 
 
+@dataclass(frozen=True)
+class ImagenetOptions:
+    archives: Path = option('folder of the two tar files')
+    data_dir: Path | None = option('folder of the data sets (default: $LIT_JAX_DATA, else '
+                                    '~/.cache/lit_jax/datasets)', default=None)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--archives', type=Path, required=True, help='folder of the two tar files')
-    parser.add_argument('--data_dir', type=Path, default=default_data_dir(),
-                        help='folder of the data sets (default: $LIT_JAX_DATA, else '
-                             '~/.cache/lit_jax/datasets)')
-    arguments = parser.parse_args()
-    print(f'{prepare_imagenet(arguments.archives.expanduser(), arguments.data_dir.expanduser())} is ready')
+    options = parse_options(ImagenetOptions, prog='python -m lit_jax.data.prepare_imagenet',
+                            description=__doc__)
+    folder = options.data_dir or default_data_dir()
+    print(f'{prepare_imagenet(options.archives.expanduser(), folder.expanduser())} is ready')
     return 0
 
 

@@ -1,10 +1,9 @@
-"""A reference of one's own images, in ADM's layout: what `evaluate.py reference` does.
+"""Makes a reference of one's own images, in ADM's layout (`evaluate.py reference`).
 
 The data set is cut into stretches of consecutive images. Processes deal out those that are missing; of each,
 the count, the mean and the scatter of the features go to OUT.npz.parts/, with those of its images that the
 file will hold. So a run that is stopped goes on, and its file has the bytes of a run that was not.
 """
-import dataclasses
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from lit_jax.data import crop
 from lit_jax.data.images import BadImage, ImageSource, load_or_bad
 from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
+from lit_jax.evaluation.evaluate_options import ReferenceOptions
 from lit_jax.evaluation.reference import FORMAT, STORED
 from lit_jax.evaluation.sets import IMAGES
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
@@ -42,26 +42,7 @@ _BLOCK = 512                 # images that features are made of at a time, about
 _MIN_PART, _MAX_PARTS = 1024, 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The flags of `evaluate.py reference`, which explains them."""
-    data: str
-    out: str
-    image_size: int | None = None
-    split: str = 'train'
-    data_dir: str = ''
-    path: str = ''
-    classes: str = ''
-    images: int = 10000
-    seed: int = 0
-    features: str = 'inception'
-    inception: str = ''
-    precision: str = 'highest'
-    threads: int | None = None
-    strict: bool = False
-
-
-def build_reference(request: Request) -> str:
+def build_reference(request: ReferenceOptions) -> str:
     """Writes a reference and returns a line about it. All processes call it together."""
     _check_request(request)
     check_reachable(request.out)
@@ -81,7 +62,7 @@ def build_reference(request: Request) -> str:
 class _Builder(Parts):
     """The plan of a reference and its parts. `plan`: JSON-able, everything that its content depends on."""
 
-    def __init__(self, request: Request, source: Source, space: FeatureSpace):
+    def __init__(self, request: ReferenceOptions, source: Source, space: FeatureSpace):
         self._request, self._source, self._space = request, source, space
         self.out = as_path(request.out)
         self.folder = self.out.with_name(self.out.name + '.parts')
@@ -244,7 +225,7 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
     return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
 
 
-def _check_request(request: Request) -> None:
+def _check_request(request: ReferenceOptions) -> None:
     if request.data == 'latents':
         raise UserError('a reference is made from images; name them: imagenet2012, tfds:NAME, folder or '
                         'digits')

@@ -1,9 +1,8 @@
-"""What `evaluate.py` does: one set of images, or models under several settings, scored against one reference.
+"""Scores one image set, or models under several settings, against one reference (`evaluate.py`).
 
 With several processes all of them call `evaluate` together: each makes features of its own parts, process 0
 the scores.
 """
-import dataclasses
 import importlib.metadata
 import itertools
 import logging
@@ -16,9 +15,10 @@ import numpy as np
 import lit_jax
 from lit_jax.checkpoint.load import find_steps, load, read_weights_config
 from lit_jax.checkpoint.vae_folder import read_vae_config
+from lit_jax.evaluation.evaluate_options import DRAWING, ScoreOptions
 from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
 from lit_jax.evaluation.reference import Reference, open_reference
-from lit_jax.evaluation.scores import OF_IMAGES, USUAL, Scorer, Settings, impossible
+from lit_jax.evaluation.scores import OF_IMAGES, Scorer, Settings, impossible
 from lit_jax.evaluation.sets import FirstOf, NpzSet, open_set
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.evaluation.table import ROWS, keep_row, markdown, read_rows
@@ -27,10 +27,10 @@ from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import params_sha256
+from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
 from lit_jax.sampling import draw_classes as sampling
-from lit_jax.sampling.groups import GROUP
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.program import build_sampler
@@ -38,42 +38,9 @@ from lit_jax.sampling.stores import NpzStore, part_size
 
 LOG = logging.getLogger('lit_jax')
 PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy')
-_OF_DRAWING = ('checkpoints', 'steps', 'cfg_scale', 'cfg_channels', 'cfg_interval', 'method', 'eta', 'vae',
-               'labels', 'classes', 'seed', 'dtype', 'keep_samples')
 
 
-@dataclass(frozen=True)
-class Request:
-    """The flags of `evaluate.py`, which explains them. One of `samples` and `sources`."""
-    reference: str
-    samples: str | None = None
-    sources: tuple[str, ...] = ()
-    out: str = 'scores'
-    metrics: tuple[str, ...] = USUAL
-    pr_mode: str = 'float32'
-    is_mode: str = 'adm'
-    features: str = 'inception'
-    inception: str = ''
-    precision: str = 'highest'
-    num_samples: int | None = None
-    checkpoints: str = ''
-    steps: tuple[int, ...] = (250,)
-    cfg_scale: tuple[float, ...] = (1.0,)
-    cfg_channels: int | str = 3
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
-    method: str = 'ddpm'
-    eta: float = 0.0
-    vae: str | None = None
-    labels: str = 'random'
-    classes: str = ''
-    seed: int = 0
-    dtype: str = 'float32'
-    group: int = GROUP
-    batch_size: int = 0
-    keep_samples: bool = False
-
-
-def evaluate(request: Request) -> str:
+def evaluate(request: ScoreOptions) -> str:
     """Scores what is asked for; returns the table. Rows that `out` holds already are not computed again.
 
     Raises UserError for a request that cannot be met, before anything is drawn."""
@@ -223,7 +190,7 @@ def versions() -> dict:
 # A set of images
 
 
-def _score_set(request: Request, evaluation: Evaluation) -> dict:
+def _score_set(request: ScoreOptions, evaluation: Evaluation) -> dict:
     def look():
         images = open_set(request.samples)
         if request.num_samples is not None and request.num_samples > images.count:
@@ -253,7 +220,7 @@ class _Job:
     request: sampling.Request
 
 
-def _plan_jobs(request: Request, evaluation: Evaluation) -> list[_Job]:
+def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
     """Every combination that is asked for, all checked; no weights are read yet."""
     jobs = []
     for source in request.sources:
@@ -276,7 +243,7 @@ def _plan_jobs(request: Request, evaluation: Evaluation) -> list[_Job]:
     return jobs
 
 
-def _checkpoints(request: Request, source: str) -> list[int | None]:
+def _checkpoints(request: ScoreOptions, source: str) -> list[int | None]:
     if not request.checkpoints:
         return [None]
     there = find_steps(source)
@@ -297,7 +264,7 @@ def _checkpoints(request: Request, source: str) -> list[int | None]:
     return steps
 
 
-def _image_shape(config: dict, request: Request, source: str) -> tuple[int, int]:
+def _image_shape(config: dict, request: ScoreOptions, source: str) -> tuple[int, int]:
     sides = config['model']['input_size']
     if config['latent']['space'] == 'pixels':
         return tuple(sides)
@@ -308,7 +275,7 @@ def _image_shape(config: dict, request: Request, source: str) -> tuple[int, int]
     return tuple(side * downscale for side in sides)
 
 
-def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
+def _score_models(request: ScoreOptions, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
     for number, ((source, checkpoint),
                  group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
         model = load(source, step=checkpoint, dtype=request.dtype)
@@ -320,7 +287,7 @@ def _score_models(request: Request, evaluation: Evaluation, jobs: list[_Job]) ->
                                sampling.plan_set(job.request, model, weights_sha256))
 
 
-def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:
+def _score_model(request: ScoreOptions, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:
     LOG.info('%s: %s, %d steps, guidance %g', job.source, job.request.method, job.request.steps,
              job.request.cfg_scale)
 
@@ -338,16 +305,14 @@ def _score_model(request: Request, evaluation: Evaluation, job: _Job, plan: samp
                             group=min(request.group, len(plan.labels)), more={'card': plan.card})
 
 
-def _check_request(request: Request) -> None:
+def _check_request(request: ScoreOptions) -> None:
     check_seed(request.seed)
     if (request.samples is None) == (not request.sources):
         raise UserError(f'give one of --samples (images that are there) and --from (models to draw from), '
                         f'got {"neither" if request.samples is None else "both"}')
     if request.samples is not None:
-        given = [field.name for field in dataclasses.fields(Request)
-                 if field.name in _OF_DRAWING and getattr(request, field.name) != field.default]
-        if given:
-            raise UserError(f'--{given[0]} belongs to --from: the images of --samples are there already')
+        if foreign := given(request, DRAWING):
+            raise UserError(f'{foreign[0]} belongs to --from: the images of --samples are there already')
     if request.num_samples is not None and request.num_samples < 1:
         raise UserError(f'--num_samples must be at least 1, got {request.num_samples}')
     if request.sources and request.num_samples is None:

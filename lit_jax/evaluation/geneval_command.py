@@ -1,7 +1,7 @@
-"""What `evaluate.py geneval` does: the prompts written, detections stored, or a folder of images scored."""
+"""Writes the prompts of GenEval, stores detections, or scores a folder of images (`evaluate.py geneval`)."""
 import json
-from dataclasses import dataclass
 
+from lit_jax.evaluation.evaluate_options import GenevalOptions
 from lit_jax.metrics.geneval.detector import Detector, StoredDetections
 from lit_jax.metrics.geneval.geneval_folder import score_folder, store_detections, write_prompts
 from lit_jax.runtime.errors import UserError
@@ -10,18 +10,7 @@ from lit_jax.runtime.paths import as_path, write_text_atomic
 RESULT = 'geneval.json'
 
 
-@dataclass(frozen=True)
-class Request:
-    """The flags, which evaluate.py explains. `detector`: config and checkpoint of Mask2Former."""
-    prompts_out: str | None = None
-    images: str | None = None
-    detections: str | None = None
-    detector: tuple[str, str] | None = None
-    store: str | None = None
-    out: str | None = None
-
-
-def run_geneval(request: Request) -> str:
+def run_geneval(request: GenevalOptions) -> str:
     """Does what is asked and returns lines about it. UserError for a request that cannot be met."""
     if (request.prompts_out is None) == (request.images is None):
         raise UserError('give one of --prompts_out (writes the prompts) and --images (scores images)')
@@ -47,7 +36,7 @@ def run_geneval(request: Request) -> str:
     return f'{_table(found)}\nin {out}'
 
 
-def _open_detector(request: Request) -> Detector:
+def _open_detector(request: GenevalOptions) -> Detector:
     if (request.detections is None) == (request.detector is None):
         raise UserError('say what saw the images with one of --detections=FILE.jsonl (a line an image) and '
                         '--detector CONFIG CHECKPOINT (Mask2Former, needs PyTorch)')

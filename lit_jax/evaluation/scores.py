@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from lit_jax.evaluation.evaluate_options import METRICS, ScoreOptions
 from lit_jax.evaluation.reference import Reference
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics import kernel
@@ -23,8 +24,6 @@ from lit_jax.metrics.manifold import MODES as PR_MODES
 from lit_jax.metrics.manifold import density_coverage, precision_recall
 from lit_jax.runtime.errors import UserError
 
-METRICS = ('fid', 'sfid', 'is', 'kid', 'skid', 'precision', 'recall', 'density', 'coverage')
-USUAL = METRICS[:7]
 # need features of single reference images
 OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')
 IS_MODES = ('adm', 'shuffled')
@@ -36,9 +35,9 @@ _COLLAPSED = 0.9          # a score in file order below this part of the shuffle
 class Settings:
     """What may be chosen of a score. pr_mode: distances in full, or rounded as ADM's evaluator does; is_mode:
     chunks of 5000 in file order (ADM), or ten shuffled ones (torch-fidelity)."""
-    metrics: tuple[str, ...] = USUAL
-    pr_mode: str = 'float32'
-    is_mode: str = 'adm'
+    metrics: tuple[str, ...] = ScoreOptions.metrics
+    pr_mode: str = ScoreOptions.pr_mode
+    is_mode: str = ScoreOptions.is_mode
 
     def check(self) -> 'Settings':
         if unknown := [name for name in self.metrics if name not in METRICS]:

@@ -40,7 +40,7 @@ def make_caption_plan(request, images_plan: dict, text_config: dict, source: Sou
     """What a data set of images with captions is, JSON-able: everything that the meaning of its records
     depends on.
 
-    request: `lit_jax.latents.prepare.Request`. images_plan: of the VAE and the sizes. text_config: of the
+    request: `PrepareOptions`. images_plan: of the VAE and the sizes. text_config: of the
         text encoder folder."""
     size, images = source.spec.image_size, isinstance(source, ImageSource)
     shapes = source.buckets or ((size, size),)

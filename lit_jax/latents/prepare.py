@@ -1,4 +1,4 @@
-"""From images to cached latents: what `prepare_latents.py` does.
+"""Encodes images to cached latents (`prepare_latents.py`).
 
 The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and
 each makes its own on the devices of its machine; a shard is written whole or not at all. So a run that is
@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterable
 
 import jax
@@ -26,6 +25,7 @@ from lit_jax.data.latents import BAD, DTYPES, FORMAT, KIND, METADATA, PREPARATIO
 from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
 from lit_jax.latents import caption_preparation
 from lit_jax.latents.encoding import CaptionRecords, LabelRecords, make_shards
+from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
@@ -39,40 +39,7 @@ _USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models are made for 1
 _SHOWN = 80
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to make; the flags of the script, by their names."""
-    data: str
-    vae: str
-    out: str
-    image_size: int
-    split: str = 'train'
-    data_dir: str = ''
-    path: str = ''
-    num_classes: int | None = None
-    classes: str = ''               # a list of the classes to take (lit_jax/data/subset.py)
-    dtype: str = 'float32'          # of the moments on disk
-    vae_dtype: str = 'float32'
-    text_encoder: str = ''          # folder of the one that reads captions
-    text_dtype: str = 'bfloat16'    # that it computes in
-    caption_tokens: int = 300       # that captions are cut to
-    buckets: bool = False           # shapes by the ratio of each captioned image
-    # of the network to be trained on captions: sides are multiples of it in the latent
-    patch: int = 2
-    batch_size: int = 8             # images a device at a time, each with its mirror image
-    shard_size: int | None = None   # images a shard
-    threads: int | None = None      # that decode images
-    strict: bool = False
-
-    def command(self) -> str:
-        """The command line, without the folder that is written to."""
-        flags = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)
-                 if field.name != 'out' and getattr(self, field.name) != field.default]
-        return 'python prepare_latents.py ' + ' '.join(
-            f'--{name}' if value is True else f'--{name}={shlex.quote(str(value))}' for name, value in flags)
-
-
-def prepare_latents(request: Request) -> str:
+def prepare_latents(request: PrepareOptions) -> str:
     """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it
     together.
 
@@ -112,7 +79,7 @@ class _Work:
     record_size: float
 
 
-def _open(request: Request) -> _Work:
+def _open(request: PrepareOptions) -> _Work:
     """Everything that is read, checked; nothing is written."""
     _check_request(request)
     config = read_vae_config(request.vae)
@@ -133,7 +100,7 @@ def _open(request: Request) -> _Work:
     return _Work(source, plan, record_bytes(plan))
 
 
-def make_plan(request: Request, config: dict, source: Source) -> dict:
+def make_plan(request: PrepareOptions, config: dict, source: Source) -> dict:
     """What a data set of labelled images is, JSON-able: everything that the meaning of its records depends
     on.
 
@@ -147,7 +114,7 @@ def make_plan(request: Request, config: dict, source: Source) -> dict:
             'shard_size': request.shard_size or latent_shards.default_shard_size(len(source))}
 
 
-def _plan_of_images(request: Request, config: dict, source: Source) -> dict:
+def _plan_of_images(request: PrepareOptions, config: dict, source: Source) -> dict:
     network = VaeNetwork(config['vae'])
     size, downscale = source.spec.image_size, network.downscale
     if size % downscale:
@@ -192,7 +159,7 @@ def _statistics(notes: list[dict], scale: float) -> dict:
 # Before
 
 
-def _check_request(request: Request) -> None:
+def _check_request(request: PrepareOptions) -> None:
     if request.dtype not in DTYPES:
         raise UserError(f'unknown --dtype={request.dtype}; known: {", ".join(DTYPES)}')
     if request.vae_dtype not in COMPUTE_DTYPES:

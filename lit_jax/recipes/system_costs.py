@@ -4,7 +4,6 @@ kept true by a test.
     python -m lit_jax.recipes.system_costs                       # prints it
     python -m lit_jax.recipes.system_costs docs/train/systems.md       # puts it in its place in that file
 """
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lit_jax.models.network import Network, count_parameters
 from lit_jax.recipes.systems import SYSTEMS, system
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import option, parse_options
 
 BEGIN = '<!-- costs: python -m lit_jax.recipes.system_costs docs/train/systems.md -->'
 END = '<!-- end of costs -->'
@@ -120,11 +120,14 @@ def replace_table(text: str, table: str) -> str:
     return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    file: Path | None = option('update the table in this file, between its two marks (default: print it)',
+                              flag='FILE', default=None)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('file', type=Path, nargs='?', help='a file with the marks of the table, written anew')
-    file = parser.parse_args().file
+    file = parse_options(TableOptions, description=__doc__).file
     if file is None:
         print(cost_table())
         return

@@ -1,4 +1,4 @@
-"""What the scripts share: logging, clean errors, exit statuses, and the recipe flag.
+"""What the scripts share: logging, clean errors, exit statuses.
 
 Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again),
 76 another process of the run is gone (start all of them again).
@@ -6,14 +6,12 @@ Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everyt
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TextIO
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from lit_jax.runtime import virtual_devices
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import Processes
 
 
 def setup_logging(stream: TextIO | None = None) -> None:
@@ -35,6 +33,16 @@ def name_process(index: int, count: int) -> None:
         logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
 
 
+def join(options: Processes) -> bool:
+    """Makes this process one of the run, if there are several; returns whether it is the one that reports."""
+    # jax comes after the flags: a typing mistake is answered at once.
+    from lit_jax.runtime import cluster
+    cluster.join(options.coordinator, options.num_processes, options.process_id, options.heartbeat_seconds)
+    index, count = cluster.process()
+    name_process(index, count)
+    return index == 0
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a
     traceback."""
@@ -50,46 +58,3 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status or 0)
-
-
-def _with_files(argv: Sequence[str], find: Callable[[str], str]) -> list[str]:
-    """argv with the file of the recipe in the place of its name. config_flags would hide a missing one behind
-    the first access to the recipe."""
-    arguments = list(argv)
-    for i, argument in enumerate(arguments):
-        if argument.startswith(('--config=', '-config=')):
-            flag, _, name = argument.partition('=')
-            arguments[i] = f'{flag}={find(name)}'
-        elif argument in ('--config', '-config') and i + 1 < len(arguments):
-            arguments[i + 1] = find(arguments[i + 1])
-    return arguments
-
-
-def parse_recipe(argv: Sequence[str], define: Callable[[], None], find: Callable[[str], str]) -> ConfigDict:
-    """Parses absl flags with a --config recipe; unknown or mistyped fields become a UserError that names
-    them.
-
-    Args:
-        define: defines the script's own flags. find: the file of a recipe by its name (`recipes.find`).
-    """
-    config = config_flags.DEFINE_config_file('config', None, 'A recipe: its name, or a file.',
-                                             lock_config=True)
-    define()
-    arguments = _with_files(argv, find)
-    try:
-        rest = flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # KeyError puts its message in quotes.
-        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        # config_flags puts the traceback of a recipe into its text: what the recipe itself had to say comes
-        # last.
-        _, marker, said = str(error).rpartition(f'{UserError.__module__}.{UserError.__name__}: ')
-        if marker:
-            raise UserError(said.strip()) from error
-        raise UserError(f'the command line cannot be read: {reason}') from error
-    if config.value is None:
-        raise UserError('no recipe given; try --config=digits_dit')
-    if len(rest) > 1:
-        raise UserError(f'unknown arguments: {" ".join(rest[1:])}; fields of the recipe are set with '
-                        f'--config.NAME=VALUE')
-    return config.value

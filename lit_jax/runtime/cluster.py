@@ -26,10 +26,10 @@ from jax.experimental import multihost_utils
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.memory import is_out_of_memory
+from lit_jax.runtime.options import Processes
 
 LOG = logging.getLogger('lit_jax')
 LOST = 76                    # exit status "another process of this run is gone, start all of them again"
-HEARTBEAT_SECONDS = 60       # silence after which a process counts as dead
 JOIN_SECONDS = 300
 HANG_SECONDS = 1800          # without a step, a run of several processes ends itself
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
@@ -67,7 +67,7 @@ def has_tpus() -> bool:
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
-         heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
+         heartbeat_seconds: int = Processes.heartbeat_seconds) -> None:
     """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a
     device.
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from sampling_models import randomised, save_model
 
-from lit_jax.analysis.analysis import Request, analyze
+from lit_jax.analysis.analysis import analyze
+from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.routing_shares import most_frequent, route_names
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.model_folder import save_model_folder
@@ -46,7 +47,7 @@ def save_folder(path, mixer):
 
 
 def test_a_student_beside_its_teacher(folders, tmp_path):
-    line = analyze(Request(source=str(folders / 'student'), teacher=str(folders / 'teacher'),
+    line = analyze(AnalyzeOptions(source=str(folders / 'student'), teacher=str(folders / 'teacher'),
                            out=str(tmp_path / 'out'), **SHORT))
     for part in ('cosine similarity of heads: student', 'student with convolution', 'teacher mse',
                  f'wrote {tmp_path / "out"}'):
@@ -73,8 +74,8 @@ def test_a_student_beside_its_teacher(folders, tmp_path):
 def test_one_model_and_one_head(tmp_path):
     """Without pairs of heads there is no similarity: null in the file, a sentence in the report."""
     save_folder(tmp_path / 'single', {'name': 'linear', 'heads': 1, 'dwc_kernel': 0})
-    analyze(Request(source=str(tmp_path / 'single'), out=str(tmp_path / 'out'), parts='similarity,rank',
-                    **SHORT))
+    analyze(AnalyzeOptions(source=str(tmp_path / 'single'), out=str(tmp_path / 'out'),
+                           parts='similarity,rank', **SHORT))
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text(), parse_constant=pytest.fail)
     assert found['similarity']['model']['cosine'] == [[None], [None]]
     assert 'with_convolution' not in found['rank']['model']
@@ -99,7 +100,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(change, message, folde
               for name, value in change.items()}
     options = {'source': str(folders / 'student'), 'out': str(tmp_path / 'out'), **SHORT, **change}
     with pytest.raises(UserError, match=message):
-        analyze(Request(**options))
+        analyze(AnalyzeOptions(**options))
     assert not (tmp_path / 'out').exists()
 
 
@@ -127,8 +128,8 @@ def test_a_mixer_without_maps_can_only_be_measured(monkeypatch, tmp_path):
     save_folder(tmp_path / 'model', {'name': 'mapless', 'heads': 2})
     with pytest.raises(UserError, match="'mapless', which has no attention maps. Its loss can be looked at: "
                                         "--parts=loss"):
-        analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), **SHORT))
-    analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='loss', **SHORT))
+        analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), **SHORT))
+    analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='loss', **SHORT))
     assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['loss.png']
 
 
@@ -136,7 +137,8 @@ def test_any_mixer_that_shows_choices_has_its_routing_drawn(monkeypatch, tmp_pat
     monkeypatch.setitem(MIXERS, 'routed', Routed)
     save_folder(tmp_path / 'model', {'name': 'routed', 'heads': 2})
     assert route_names(load(tmp_path / 'model')) == ['route/query', 'route/own']
-    analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='routing', **SHORT))
+    analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='routing',
+                           **SHORT))
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text())['routing']['model']
     own = found['route/own']
     assert own['used'] == [1] and own['choice'] == [[2]] * len(own['classes']) and own['share'] == [
@@ -175,4 +177,4 @@ def test_a_text_to_image_model_is_refused_by_name(tmp_path):
               'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
     save_model_folder(tmp_path / 'model', config, network.init(jax.random.key(0)))
     with pytest.raises(UserError, match='draws from captions'):
-        analyze(Request(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))
+        analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))

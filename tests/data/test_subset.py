@@ -13,7 +13,8 @@ from lit_jax.data.prepare_imagenet import synsets
 from lit_jax.data.sources import open_source
 from lit_jax.data.subset import choose_classes, class_list
 from lit_jax.data.tfds_images import TfdsSource
-from lit_jax.latents.prepare import Request, prepare_latents
+from lit_jax.latents.prepare import prepare_latents
+from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.runtime import kept
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.setup import build_source
@@ -99,7 +100,7 @@ def test_latents_made_of_the_classes_are_taken_as_they_are(tmp_path):
     write_folder(tmp_path / 'pets', **dict.fromkeys(('a/1.png', 'b/1.png', 'b/2.png', 'c/1.png')))
     chosen = write_list(tmp_path / 'list.txt', 'a', 'c')
     vae = write_tiny_vae(tmp_path / 'vae')
-    request = Request(data='folder', vae=str(vae), out=str(tmp_path / 'latents'), image_size=8,
+    request = PrepareOptions(data='folder', vae=str(vae), out=str(tmp_path / 'latents'), image_size=8,
                       path=str(tmp_path / 'pets'), classes=chosen)
     prepare_latents(request)
     assert open_latents(tmp_path / 'latents').metadata['source']['count'] == 2

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_jax.evaluation.geneval_command import Request, run_geneval
+from lit_jax.evaluation.evaluate_options import GenevalOptions
+from lit_jax.evaluation.geneval_command import run_geneval
 from lit_jax.runtime.errors import UserError
 
 
@@ -20,7 +21,7 @@ def draw(folder, wrong=()):
         seen = [] if int(path.name) in wrong else _objects(prompt)
         lines.append(json.dumps({'image': f'{path.name}/samples/0000.png', 'detections': seen}))
     (folder / 'seen.jsonl').write_text('\n'.join(lines))
-    return Request(images=str(folder), detections=str(folder / 'seen.jsonl'))
+    return GenevalOptions(images=str(folder), detections=str(folder / 'seen.jsonl'))
 
 
 def _objects(prompt):
@@ -34,7 +35,7 @@ def _objects(prompt):
 
 
 def test_from_prompts_to_scores(tmp_path):
-    assert 'wrote 553 prompts' in run_geneval(Request(prompts_out=str(tmp_path)))
+    assert 'wrote 553 prompts' in run_geneval(GenevalOptions(prompts_out=str(tmp_path)))
     text = run_geneval(draw(tmp_path))
     found = json.loads((tmp_path / 'geneval.json').read_text())
     assert found['overall'] == 1.0 and len(found['tasks']) == 6 and '1 to 1 images of a prompt' in text
@@ -54,5 +55,5 @@ def test_from_prompts_to_scores(tmp_path):
 def test_requests_that_contradict_themselves(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        run_geneval(Request(**change))
+        run_geneval(GenevalOptions(**change))
     assert not list(Path(tmp_path).iterdir())

@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 
 from lit_jax.convert.inception_weights import Inception, save_inception
-from lit_jax.evaluation import build_reference as build
 from lit_jax.evaluation.build_reference import build_reference
-from lit_jax.evaluation.evaluation import Request, evaluate
-from lit_jax.evaluation.scores import METRICS
+from lit_jax.evaluation.evaluate_options import METRICS, ReferenceOptions, ScoreOptions
+from lit_jax.evaluation.evaluation import evaluate
 from lit_jax.evaluation.spaces import open_space
 from lit_jax.models.inception import InceptionNetwork
 from lit_jax.runtime.errors import UserError
@@ -30,7 +29,7 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
         coarse = np.random.default_rng(i).integers(0, 256, (5, 4, 3), np.uint8)
         Image.fromarray(coarse.repeat(8,
                                       axis=0).repeat(9, axis=1)).save(tmp_path / 'pictures' / f'{i:02d}.png')
-    line = build_reference(build.Request(data='folder', path=str(tmp_path / 'pictures'), image_size=32,
+    line = build_reference(ReferenceOptions(data='folder', path=str(tmp_path / 'pictures'), image_size=32,
                                          out=str(tmp_path / 'ref.npz'), inception=str(weights)))
     assert 'statistics of 18 images, 18 of them' in line and 'not the published ones' in caplog.text
     with np.load(tmp_path / 'ref.npz') as arrays:
@@ -41,7 +40,7 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
     np.savez(tmp_path / 'same.npz', arr_0=images)
     np.savez(tmp_path / 'other.npz', arr_0=np.asarray(images)[::-1, ::-1] // 2)
     for name in ('same', 'other'):
-        evaluate(Request(reference=str(tmp_path / 'ref.npz'), samples=str(tmp_path / f'{name}.npz'),
+        evaluate(ScoreOptions(reference=str(tmp_path / 'ref.npz'), samples=str(tmp_path / f'{name}.npz'),
                          inception=str(weights), out=str(tmp_path / 'scores'), metrics=METRICS))
     same, other = json.loads((tmp_path / 'scores' / 'scores.json').read_text())
     for name in ('fid', 'sfid'):
@@ -59,7 +58,7 @@ def test_without_weights_it_is_said_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('LIT_JAX_INCEPTION', str(tmp_path / 'nowhere.pth'))
     np.savez(tmp_path / 'set.npz', arr_0=np.zeros((4, 32, 32, 3), np.uint8))
     with pytest.raises(UserError, match=r'nowhere.pth .from LIT_JAX_INCEPTION. does not exist'):
-        evaluate(Request(reference=str(tmp_path / 'set.npz'), samples=str(tmp_path / 'set.npz'),
+        evaluate(ScoreOptions(reference=str(tmp_path / 'set.npz'), samples=str(tmp_path / 'set.npz'),
                          out=str(tmp_path / 'scores')))
     assert not (tmp_path / 'scores').exists()
 

@@ -15,7 +15,8 @@ from scoring_samples import digits_uint8
 
 from lit_jax.data.toys.digits import open_digits
 from lit_jax.evaluation import build_reference as build
-from lit_jax.evaluation.build_reference import Request, build_reference
+from lit_jax.evaluation.build_reference import build_reference
+from lit_jax.evaluation.evaluate_options import ReferenceOptions
 from lit_jax.evaluation.reference import open_reference
 from lit_jax.evaluation.spaces import digits_space, open_space
 from lit_jax.metrics.toys.digits_judge import FEATURES, load_judge
@@ -24,7 +25,7 @@ from lit_jax.runtime.errors import UserError
 
 @pytest.fixture
 def request_of(judge, tmp_path_factory, tmp_path):
-    return Request(data='digits', out=str(tmp_path / 'ref.npz'),
+    return ReferenceOptions(data='digits', out=str(tmp_path / 'ref.npz'),
                    data_dir=str(tmp_path_factory.getbasetemp() / 'datasets'),
                    features=f'digits:{judge}', images=100)
 

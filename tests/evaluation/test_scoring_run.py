@@ -13,7 +13,8 @@ from scoring_samples import digits_uint8
 from tiny import tiny_recipe
 
 from lit_jax.evaluation import evaluation as run
-from lit_jax.evaluation.evaluation import Request, evaluate
+from lit_jax.evaluation.evaluate_options import ScoreOptions
+from lit_jax.evaluation.evaluation import evaluate
 from lit_jax.evaluation.feature_store import FeatureStore
 from lit_jax.evaluation.spaces import open_space
 from lit_jax.metrics.frechet import frechet_distance, statistics
@@ -42,7 +43,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def request_of(files, judge, tmp_path):
-    return Request(reference=str(files / 'reference.npz'), samples=str(files / 'samples.npz'),
+    return ScoreOptions(reference=str(files / 'reference.npz'), samples=str(files / 'samples.npz'),
                    features=f'digits:{judge}', out=str(tmp_path / 'scores'))
 
 

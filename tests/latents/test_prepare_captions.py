@@ -29,7 +29,8 @@ from lit_jax.data.sources import open_captioned, open_source
 from lit_jax.data.text_features import check_text
 from lit_jax.latents import caption_preparation
 from lit_jax.latents import prepare as preparation
-from lit_jax.latents.prepare import Request, prepare_latents
+from lit_jax.latents.prepare import prepare_latents
+from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, files_under
 from lit_jax.text.encoder import encode_captions
@@ -72,13 +73,13 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def request_for(parts):
-    return lambda out, **options: Request(**{**parts, **STANDARD, **options}, out=str(out))
+    return lambda out, **options: PrepareOptions(**{**parts, **STANDARD, **options}, out=str(out))
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, parts):
     out = tmp_path_factory.mktemp('whole') / 'latents'
-    prepare_latents(Request(**parts, **STANDARD, out=str(out)))
+    prepare_latents(PrepareOptions(**parts, **STANDARD, out=str(out)))
     return out
 
 
@@ -305,7 +306,7 @@ def test_features_that_are_no_numbers_are_refused(request_for, tmp_path, monkeyp
 def test_labels_take_no_text_encoder(parts, tmp_path):
     folder = write_folder(tmp_path / 'labels', **{'a.png': None})
     with pytest.raises(UserError, match='has labels, and neither captions'):
-        prepare_latents(Request(data='folder', path=str(folder), vae=parts['vae'], image_size=8,
+        prepare_latents(PrepareOptions(data='folder', path=str(folder), vae=parts['vae'], image_size=8,
                                 text_encoder=parts['text_encoder'], out=str(tmp_path / 'latents')))
 
 
@@ -324,7 +325,7 @@ def test_the_space_that_is_checked_is_about_what_is_taken(request_for, tmp_path,
 # The script
 
 
-def command(request: Request) -> list[str]:
+def command(request: PrepareOptions) -> list[str]:
     return ['prepare_latents.py', *request.command().split()[2:], f'--out={request.out}']
 
 

@@ -22,7 +22,8 @@ from lit_jax.data import latent_shards
 from lit_jax.data.latents import open_latents
 from lit_jax.data.sources import open_source
 from lit_jax.latents import prepare as preparation
-from lit_jax.latents.prepare import Request, prepare_latents
+from lit_jax.latents.prepare import prepare_latents
+from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import files_under
 
@@ -50,7 +51,7 @@ def request_for(vae, images):
     """request_for(out, ...): 22 images of 8 pixels."""
     def make(out, **options):
         where = {'data': 'folder', 'path': str(images), 'vae': str(vae), 'image_size': 8}
-        return Request(**{**where, **STANDARD, **options}, out=str(out))
+        return PrepareOptions(**{**where, **STANDARD, **options}, out=str(out))
     return make
 
 
@@ -58,7 +59,7 @@ def request_for(vae, images):
 def whole(tmp_path_factory, vae, images):
     """A data set that was made without interruption."""
     out = tmp_path_factory.mktemp('whole') / 'latents'
-    prepare_latents(Request(data='folder', path=str(images), vae=str(vae), image_size=8, out=str(out),
+    prepare_latents(PrepareOptions(data='folder', path=str(images), vae=str(vae), image_size=8, out=str(out),
                             **STANDARD))
     return out
 
@@ -109,7 +110,7 @@ def test_half_precision(whole, request_for, tmp_path):
 
 
 def test_other_sources_than_images(vae, tmp_path):
-    request = Request(data='synthetic', vae=str(vae), image_size=8, num_classes=3, batch_size=2,
+    request = PrepareOptions(data='synthetic', vae=str(vae), image_size=8, num_classes=3, batch_size=2,
                       shard_size=10_000, out=str(tmp_path / 'latents'))
     source = open_source('synthetic', image_size=8, channels=3, num_classes=3)
     plan = preparation.make_plan(request, preparation.read_vae_config(vae), source)
@@ -313,7 +314,7 @@ def test_values_that_cannot_be_kept_are_refused(factor, dtype, request_for, vae,
 # The script
 
 
-def command(request: Request) -> list[str]:
+def command(request: PrepareOptions) -> list[str]:
     return ['prepare_latents.py', *request.command().split()[2:], f'--out={request.out}']
 
 

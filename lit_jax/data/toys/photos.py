@@ -7,7 +7,7 @@ writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class a
 come from the right quarter of each photograph, training crops from the rest, so that no pixel is in both.
 Needs scikit-image.
 """
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import option, parse_options
 
 # Photographs only (the packages also ship drawings, text and masks). Licences: the README of skimage/data.
 SKIMAGE = ('astronaut.png', 'brick.png', 'camera.png', 'chelsea.png', 'coffee.png', 'coins.png', 'grass.png',
@@ -51,7 +52,15 @@ def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> 
     return crops
 
 
-def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 16, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class PhotoOptions:
+    out: str = option('output folder')
+    size: int = option('side of the crops in pixels', default=64)
+    per_photo: int = option('training crops of each photograph', default=160)
+
+
+def write_photos(out, *, size: int = PhotoOptions.size, per_photo: int = PhotoOptions.per_photo,
+                 held_out: int = 16, seed: int = 0) -> Path:
     """Writes the image folder, and returns it. The same arguments give the same images.
 
     Raises UserError if `out` is there and not empty."""
@@ -73,13 +82,8 @@ def write_photos(out, *, size: int = 64, per_photo: int = 160, held_out: int = 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog='python -m lit_jax.data.toys.photos', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', required=True)
-    parser.add_argument('--size', type=int, default=64)
-    parser.add_argument('--per_photo', type=int, default=160, help='training crops of each photograph')
-    args = parser.parse_args()
-    print(f'wrote {write_photos(args.out, size=args.size, per_photo=args.per_photo)}')
+    options = parse_options(PhotoOptions, prog='python -m lit_jax.data.toys.photos', description=__doc__)
+    print(f'wrote {write_photos(options.out, size=options.size, per_photo=options.per_photo)}')
 
 
 if __name__ == '__main__':
