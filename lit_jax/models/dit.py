@@ -82,6 +82,7 @@ def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[
 
 class OfClasses(nnx.Module):
     """What models of images and classes begin and end with; a subclass adds blocks, then `final_layer`."""
+    final_layer: nnx.Module
 
     def __init__(self, width: int, patch: int, input_size: tuple[int, int], channels: int, num_classes: int,
                  dtype, rngs: nnx.Rngs):

@@ -1,6 +1,8 @@
 """A module as functions over a plain dict of its parameters; nothing outside `lit_jax.models` sees nnx."""
 from collections.abc import Callable
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -27,5 +29,5 @@ class Functional:
         """Fresh parameters. Jittable: under `jax.jit(..., out_shardings=...)` no device holds a full copy."""
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
 
-    def _merge(self, params: dict) -> nnx.Module:
+    def _merge(self, params: dict) -> Any:      # the module that `build` makes
         return nnx.merge(self._graphdef, params)

@@ -37,9 +37,9 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
     value = make(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            save(file, value)
-        os.replace(file.name, path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as new:
+            save(new, value)
+        os.replace(new.name, path)
     except OSError as error:
         LOG.warning('%s cannot be written, what it would hold is made again next time: %s', path, error)
     return value

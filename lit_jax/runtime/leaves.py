@@ -54,7 +54,7 @@ def params_sha256(params) -> str:
     for name, leaf in sorted(named_leaves(params).items()):
         values = np.ascontiguousarray(leaf, '<f4')
         digest.update(f'{name} {list(values.shape)}\n'.encode())
-        digest.update(values)
+        digest.update(values.data)
     return digest.hexdigest()
 
 

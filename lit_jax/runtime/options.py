@@ -92,7 +92,8 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS)   # the dataclass has the defaults
-    hints, groups, needed = typing.get_type_hints(kind), {'': parser}, [f'--{other}=FILE'] if other else []
+    hints, needed = typing.get_type_hints(kind), [f'--{other}=FILE'] if other else []
+    groups: dict[str, Any] = {'': parser}
     for field in _flags(kind):
         group = field.metadata['group']
         if group not in groups:
@@ -146,6 +147,8 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
     if hint is bool:
         return group.add_argument(name, action='store_true', **keywords)
     several = told['nargs'] is not None or told['repeat']
+    read: Any
+    word: str | None
     if told['choices']:
         read, word = _choose(told['choices']), '{' + ','.join(map(str, told['choices'])) + '}'
         keywords['choices'] = told['choices']

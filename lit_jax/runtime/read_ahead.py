@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 def start_ahead(items: Iterable, start: Callable, count: int) -> Iterator[tuple]:
     """(item, start(item)) in order; `count` items behind the one that is handed out are started already."""
-    started = deque()
+    started: deque[tuple] = deque()
     for item in items:
         started.append((item, start(item)))
         if len(started) > count:
