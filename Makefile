@@ -9,7 +9,7 @@ SMOKE = runs/smoke
 .PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-peers test-slow smoke lint docs docs-serve clean
 
 help:        ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/installed               ## .venv with what lit_jax needs
 setup-test: $(VENV)/installed-test     ## and with what the tests need
@@ -59,7 +59,7 @@ test: setup-test       ## the tests, without PyTorch
 	$(BIN)/python -m pytest -m "not slow and not peers" $(PYTEST_ARGS)
 
 test-peers: $(VENV)/installed-peers    ## against PyTorch, diffusers, transformers and the official metrics
-	$(BIN)/python -m pytest -m "peers and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "(peers or parity) and not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/installed-slow      ## what takes longer than ten seconds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
