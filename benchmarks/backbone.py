@@ -9,11 +9,7 @@ compressed keys the later half of the blocks has them (28 blocks: 14 to 27, rate
 """
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def networks(pixels: int, depth: int) -> dict:

@@ -13,11 +13,8 @@ import itertools
 import os
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 HEADS = {('dit', 384): 6, ('dit', 768): 12, ('dit', 1024): 16, ('dit', 1152): 16,
          ('lit', 384): 2, ('lit', 768): 3, ('lit', 1024): 4, ('lit', 1152): 4}

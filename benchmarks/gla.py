@@ -10,11 +10,7 @@ time and of memory.
 import argparse
 import math
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def parse_arguments():

@@ -9,11 +9,7 @@ quadratic. Softmax attention stands beside them up to --softmax_up_to tokens. Al
 import argparse
 import math
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 MIXERS = {
     'linear': {'heads': 4}, 'sana': {'heads': 1}, 'edit': {'heads': 1}, 'gla': {'heads': 4},

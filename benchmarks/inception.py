@@ -1,7 +1,7 @@
 """Times features of FID-Inception: ours, jitted, against torch-fidelity's network.
 
-    python benchmarks/inception.py                              # 16 images of 256 pixels, about 2 minutes
-    python benchmarks/inception.py --threads 1 --clock cpu      # on a busy machine
+    PYTHONPATH=tests python benchmarks/inception.py      # 16 images of 256 pixels, 2 minutes
+    PYTHONPATH=tests python benchmarks/inception.py --threads 1 --clock cpu      # on a busy machine
 
 Both have the same random weights and the same uint8 images, resize them themselves, and run in one process on
 the same cores, in turn, so that whatever else the machine does hits them alike; medians and minima are given,
@@ -11,13 +11,9 @@ a GPU TF32 is off in both.
 """
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 PEERS = {'NCHW': 'contiguous_format', 'channels_last': 'channels_last'}
 

@@ -10,13 +10,9 @@ own is not in it.
 """
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 CLASSES = 1008
 LATENT = 30

@@ -10,12 +10,9 @@ save is then set against 500 steps.
 """
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 class Clock:

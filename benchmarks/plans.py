@@ -13,13 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from lit_jax.plan.plan import Plan, make_plan, verdict  # noqa: E402
-from lit_jax.recipes.recipe import load_recipe  # noqa: E402
-from lit_jax.runtime.chips import CHIPS  # noqa: E402
-from lit_jax.runtime.errors import UserError  # noqa: E402
+from lit_jax.plan.plan import Plan, make_plan, verdict
+from lit_jax.recipes.recipe import load_recipe
+from lit_jax.runtime.chips import CHIPS
+from lit_jax.runtime.errors import UserError
 
 MARKS = ('<!-- table of benchmarks/plans.py -->', '<!-- end of the table -->')
 HEADER = ('recipe', 'slice', 'hosts', 'mesh', 'batch', 'fits', 'peak GiB', 'arguments', 'temporaries',

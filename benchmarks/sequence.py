@@ -6,15 +6,11 @@
 One image, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
 """
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from flax import nnx
 
-from flax import nnx  # noqa: E402
-
-from lit_jax.plan.topology import find_topology  # noqa: E402
-from lit_jax.recipes.recipe import SIZES  # noqa: E402
+from lit_jax.plan.topology import find_topology
+from lit_jax.recipes.recipe import SIZES
 
 PIXELS = (1024, 2048, 4096)
 

@@ -1,8 +1,8 @@
 """Times the autoencoder of Stable Diffusion, full configuration: ours, jitted, against diffusers'
 AutoencoderKL.
 
-    python benchmarks/vae.py  # encode and decode at 256 pixels, about 3 minutes
-    python benchmarks/vae.py --threads 1 --clock cpu           # on a busy machine
+    PYTHONPATH=tests python benchmarks/vae.py  # encode and decode at 256 pixels, about 3 minutes
+    PYTHONPATH=tests python benchmarks/vae.py --threads 1 --clock cpu           # on a busy machine
 
 Both have the same random weights and run in one process on the same cores, in turn, so that whatever else the
 machine does hits them alike; medians and minima are given, and our time over that of the faster PyTorch.
@@ -11,12 +11,7 @@ same. float32 on a CPU, bfloat16 on a GPU.
 """
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 WIDTHS = (128, 256, 512, 512)
 PASSES = ('encode', 'decode')
