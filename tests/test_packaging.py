@@ -98,10 +98,11 @@ def test_the_package_root_imports_rooms_only_when_asked():
 MENTIONED = re.compile(r'\b(?:configs/[\w/]+\.py|requirements[\w-]*\.txt|assets/\w+\.\w+)')
 
 
-def test_files_that_are_mentioned_exist():
-    suffixes = ('.py', '.md', '.sh', '.sbatch', '.Dockerfile')
-    tracked = [path for folder in ('lit_jax', 'configs', 'examples', 'benchmarks', 'docker', 'launch', 'docs')
+def test_files_that_code_names_exist():
+    """Of the pages, tests/test_docs.py knows more."""
+    suffixes = ('.py', '.sh', '.sbatch', '.Dockerfile')
+    sources = [path for folder in ('lit_jax', 'configs', 'examples', 'benchmarks', 'docker', 'launch')
                for path in (ROOT / folder).rglob('*') if path.suffix in suffixes]
-    missing = {f'{path.relative_to(ROOT)}: {name}' for path in [*tracked, *ROOT.glob('*.md')]
+    missing = {f'{path.relative_to(ROOT)}: {name}' for path in sources
                for name in MENTIONED.findall(path.read_text(encoding='utf-8')) if not (ROOT / name).exists()}
-    assert missing == set()
+    assert len(sources) > 200 and missing == set()
