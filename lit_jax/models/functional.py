@@ -1,6 +1,5 @@
 """A module as functions over a plain dict of its parameters; nothing outside `lit_jax.models` sees nnx."""
 from collections.abc import Callable
-
 from typing import Any
 
 import jax

@@ -150,8 +150,8 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
     read: Any
     word: str | None
     if told['choices']:
-        read, keywords['choices'] = _choose(told['choices']), told['choices']
-        word: str | None = '{' + ','.join(map(str, told['choices'])) + '}'
+        read, word = _choose(told['choices']), '{' + ','.join(map(str, told['choices'])) + '}'
+        keywords['choices'] = told['choices']
     else:
         read, word = (told['parse'], None) if told['parse'] else _reader(hint, several)
     keywords |= {'nargs': told['nargs']} if told['nargs'] is not None else {}
