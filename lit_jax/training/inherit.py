@@ -26,17 +26,10 @@ import numpy as np
 from lit_jax.convert.torch_arch import size_name
 from lit_jax.convert.torch_keys import number_blocks, split_run
 from lit_jax.models.arch import conditioning, mixers_of
+from lit_jax.models.mixers import find_mixer
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
-# Where each part of the attention lies: (projection, index on the axis of its parts or None).
-_FUSED = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}
-PARTS = {
-    'softmax': _FUSED, 'moh': _FUSED, 'sana': _FUSED, 'dydila': _FUSED,
-    'linear': {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)},
-    'edit': {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)},
-    'gla': {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)},
-}
 ALL = ('all',)
 # Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside
 # the blocks.
@@ -260,15 +253,15 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
     counterpart."""
     if not parts:
         return []
-    names = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
-    if unknown := sorted(names - set(PARTS)):
-        raise UserError(f'parts of the attention can be copied between {", ".join(PARTS)} mixers, not with '
-                        f'{unknown[0]}')
+    mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
+    if unsaid := sorted(name for name in mixers if not {*parts} <= {*find_mixer(name).parts}):
+        raise UserError(f'{", ".join(parts)} of the attention cannot be copied: the mixer {unsaid[0]} does '
+                        f'not say where they lie (`parts` of its class)')
     notes: dict[str, None] = {}
     for run, mixer in student.mixers.items():
         taken: dict[str, list[tuple[str, int | None, str]]] = {}
         for part in parts:
-            name, index = PARTS[mixer['name']][part]
+            name, index = find_mixer(mixer['name']).parts[part]
             for kind in ('kernel', 'bias'):
                 path = student.paths(f'blocks/attn/{name}/{kind}').get(run)
                 found = _find_part(teacher, part, kind, student.blocks[run])
@@ -307,7 +300,7 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
         inside = range(max(blocks.start, own.start), min(blocks.stop, own.stop))
         if not inside:
             continue
-        name, index = PARTS[mixer['name']][part]
+        name, index = find_mixer(mixer['name']).parts[part]
         found = teacher.find(f'blocks/attn/{name}/{kind}', inside)
         if found is None:
             return None
@@ -328,7 +321,7 @@ def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str,
     sources = {part: source for part, _, source in copies}
     projection = path.split('/')[-2]
     return [_row(f'{path} ({part})', shape, sources.get(part))
-            for part, (name, _) in PARTS[mixer].items() if name == projection]
+            for part, (name, _) in find_mixer(mixer).parts.items() if name == projection]
 
 
 def _part_axis(path: str) -> int:
