@@ -1,5 +1,4 @@
-"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked
-for."""
+"""Which architecture a checkpoint holds, by the names and shapes of its tensors; is it the one asked for?"""
 import json
 import math
 import re

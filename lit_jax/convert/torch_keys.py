@@ -170,8 +170,7 @@ _RUN = re.compile(r'^blocks(\d*)/')
 
 
 def split_run(path: str) -> tuple[str, int | None]:
-    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); ('blocks/...', 0) of a single run; None outside
-    the blocks."""
+    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); 0: of a single run, None: outside the blocks."""
     match = _RUN.match(path)
     return (f'blocks/{path[match.end():]}', int(match[1] or 0)) if match else (path, None)
 
@@ -182,8 +181,7 @@ _PARTS = {'attn': ('blocks.{i}.attn.', 'transformer_blocks.{i}.attn1.'),
 
 
 def published_leaves(part: str, kind: type) -> tuple[Leaf, ...]:
-    """The leaves of a mixer (part 'attn') or ffn ('mlp') that PyTorch files have, with whole paths and
-    keys."""
+    """The leaves of a mixer ('attn') or ffn ('mlp') that PyTorch files have, with whole paths and keys."""
     original, diffusers = _PARTS[part]
     return tuple(replace(leaf, path=f'blocks/{part}/{leaf.path}', original=original + leaf.original,
                          diffusers=tuple(diffusers + key for key in leaf.diffusers))
@@ -191,8 +189,7 @@ def published_leaves(part: str, kind: type) -> tuple[Leaf, ...]:
 
 
 def rules_for(family: str, mixer: str, ffn: str) -> tuple[Leaf, ...]:
-    """The leaves that a model with this mixer and ffn may have in PyTorch, in the order of the official state
-    dicts."""
+    """The leaves that such a model may have in PyTorch, in the order of the official state dicts."""
     blocks = (*published_leaves('attn', find_mixer(mixer)), *published_leaves('mlp', FFNS[ffn]))
     if family == 'pixart':
         return (*PIXART_EMBEDDERS, *blocks, *PIXART_REST)
@@ -233,8 +230,7 @@ def _own_rule(pattern: str) -> Leaf:
 
 
 def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
-    """{run: numbers of its blocks}, from the leading axes of leaves by path; one run comes after the
-    other."""
+    """{run: numbers of its blocks}, one run after the other, from the leading axes of leaves by path."""
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
     return {run: range(end - depths[run], end)

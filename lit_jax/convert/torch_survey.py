@@ -35,8 +35,7 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 class Hints:
     """What the caller knows and shapes do not show; None where he does not know either.
 
-    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to
-    captions. """
+    routed: of MoH, a number for all layers that route, or one a layer. cross_heads: of those for captions."""
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
@@ -64,8 +63,7 @@ class Found:
 
     @property
     def captions(self) -> bool:
-        """Whether it is a text model: more tensors that only those have than tensors that only models of
-        labels have."""
+        """Whether it is a text model: it has more of the tensors of only those than of only label models."""
         labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
         captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
         own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
@@ -141,8 +139,7 @@ def survey(source: Source, name: str) -> Found:
 
 
 def _torch_letters(rule: Leaf, layout: str) -> tuple:
-    """The leaf's shape in torch's order; an axis that is fused from several has their letters joined ('KQ'),
-    or None."""
+    """The leaf's shape in torch's order; an axis fused from several has their letters joined, or None."""
     shape, fused = rule.shape, len(rule.keys(layout)) > 1
     letters = {
         'linear': lambda: (_joined(shape[1:]), shape[0]),

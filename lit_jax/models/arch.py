@@ -1,5 +1,4 @@
-"""Architectures: what they may say, what devices can cut of them, and whose each parameter is; checked before
-anything is built."""
+"""Architectures, checked before they are built: what they may say, what devices can cut, whose a leaf is."""
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +25,7 @@ FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
 def conditioning(arch: Mapping) -> str:
-    """What a model is told about an image: 'label', a class, or 'text', a caption. Unknown families count as
-    the former."""
+    """What a model is told about an image: 'label', a class (or an unknown family), or 'text', a caption."""
     return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 
@@ -152,8 +150,7 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
 
 
 def _rows_of(mixer: Mapping, rows: int) -> tuple[str, int]:
-    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; a mixer whose unit is None cannot
-    be cut."""
+    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; None: it cannot be cut."""
     unit = find_mixer(mixer['name']).row_unit(mixer)
     if unit is None:
         return f'stretch of tokens that {mixer["name"]} mixes as one', 1

@@ -108,8 +108,7 @@ def state_bytes(arch: Mapping) -> int | None:
 
 
 def format_parameters(network: Network) -> str:
-    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of one forward pass, and its
-    state."""
+    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of a forward pass, its state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
         count = int(np.prod(leaf.shape))

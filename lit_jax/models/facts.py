@@ -49,8 +49,7 @@ def product(path: str, shape: tuple, transform: str = 'linear', original: str = 
 
 @dataclass
 class Blocks:
-    """What stands in the blocks of a PyTorch file: fields of the architecture, and what is missing for
-    them."""
+    """What stands in the blocks of a PyTorch file: fields of the architecture, and what they lack."""
     mixer: dict
     stages: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

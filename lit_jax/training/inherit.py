@@ -194,8 +194,7 @@ class _Blocks:
                 and run is not None}
 
     def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
-        """The leaf's layers of these blocks (None: a leaf outside the blocks); None where not all of them
-        have it."""
+        """The leaf's layers of these blocks (None: it lies outside); None where not all of them have it."""
         if blocks is None:
             return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
         pieces = []
@@ -249,8 +248,7 @@ def _library(*arrays):
 
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
                     parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on what has no
-    counterpart."""
+    """Copies the chosen parts into `flat`, marks them in `rows`; returns notes on what has no counterpart."""
     if not parts:
         return []
     mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
@@ -292,8 +290,7 @@ def _left_out(part: str, kind: str) -> str:
 
 
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
-    """(one part of these blocks as flat matrices or vectors, where it lies), or None where the teacher lacks
-    it."""
+    """(a part of these blocks as flat matrices or vectors, where it lies); None: the teacher lacks it."""
     values, sources = [], []
     for run, mixer in teacher.mixers.items():
         own = teacher.blocks[run]
@@ -312,8 +309,7 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
-    """The rows of a leaf of which some parts were copied: one for a leaf of one part, else one for each
-    part."""
+    """The rows of a leaf of which some parts were copied: one, or one for each of its parts."""
     if copies[0][1] is None:
         return [_row(path, row['shape'], copies[0][2])]
     axis = _part_axis(path)
@@ -325,8 +321,7 @@ def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str,
 
 
 def _part_axis(path: str) -> int:
-    """Which axis of a stacked fused leaf holds its parts: kernels (L, D, parts, K, E), biases (L, parts, K,
-    E)."""
+    """The axis of the parts in a stacked leaf: kernels (L, D, parts, K, E), biases (L, parts, K, E)."""
     return 2 if path.endswith('kernel') else 1
 
 
@@ -341,8 +336,7 @@ def _get_part(leaf, kind: str, part: str, index: int | None):
 
 
 def _set_part(leaf, value, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced, heads cut as the student's; None where the flat shapes
-    differ."""
+    """A copy of `leaf` with one part replaced, heads as the student's; None where the flat shapes differ."""
     if _get_part(leaf, kind, part, index).shape != value.shape:
         return None
     if index is None:

@@ -68,8 +68,7 @@ RULES = (
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-    """A mesh over `devices` (default: all) with sizes {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none of
-    them -1."""
+    """A mesh over `devices` (default: all); sizes: {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none -1."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes[axis] for axis in AXES)
     if int(np.prod(shape)) != len(devices):
@@ -83,8 +82,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
 
 
 def without_mesh():
-    """A block in which no mesh is in effect, inside one of `jax.set_mesh`: for programs that lay out their
-    devices themselves."""
+    """No mesh inside a block of `jax.set_mesh`: for programs that lay out their devices themselves."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
@@ -173,8 +171,7 @@ class BatchLayout:
         self.rows = np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global arrays [batch_size, ...] split over `data` and `fsdp`, from this process's `rows` of
-        each."""
+        """Global arrays [batch_size, ...] over `data` and `fsdp`, from this process's `rows` of each."""
         return {name: self._place(array) for name, array in batch.items()}
 
     def _place(self, array):

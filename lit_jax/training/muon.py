@@ -46,7 +46,6 @@ def scale_by_muon_and_adam(adam: optax.GradientTransformation,
 
 
 def is_for_muon(path: str, rank: int, arch: Mapping | None = None) -> bool:
-    """Whether a leaf, an array of so many axes, is a matrix (or several) that the tokens are multiplied
-    with."""
+    """Whether a leaf, an array of so many axes, is a matrix (or several) that tokens are multiplied with."""
     return bool(re.search(STACKS, path)) and path.endswith('/kernel') and not re.search(DEPTH_WISE, path) \
         and matrix_axes(path, rank, arch).is_matrix

@@ -31,8 +31,7 @@ from lit_jax.runtime.errors import UserError
 
 
 class ConvFusion(nnx.Module):
-    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) on the grid, with ratio·D channels in between: [B, H, W,
-    D] -> same."""
+    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))), ratio·D channels in between: [B, H, W, D] -> same."""
 
     def __init__(self, width: int, ratio: float, groups: int, *, dtype, rngs: nnx.Rngs):
         hidden = int(width * ratio)
@@ -49,8 +48,7 @@ class ConvFusion(nnx.Module):
 
 
 class SpatialCompressor(nnx.Module):
-    """Linear, then a depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K,
-    E]."""
+    """Linear, depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K, E]."""
 
     def __init__(self, width: int, head: tuple[int, int], *, dtype, rngs: nnx.Rngs):
         def uniform(shape):      # ±1/sqrt(fan-in): each channel sees nine numbers
@@ -148,8 +146,7 @@ class EditAttention(Mixer):
 
 
 def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
-    """`linear_attention`, through the map of all queries and keys where that takes fewer products (few keys,
-    wide heads)."""
+    """`linear_attention`, by the map of queries and keys where that is less work (few keys, wide heads)."""
     n, m, e = q_BNKE.shape[1], k_BMKE.shape[1], q_BNKE.shape[3]
     if 2 * n * m >= (n + m) * (e + 1):
         return linear_attention(q_BNKE, k_BMKE, v_BMKE)

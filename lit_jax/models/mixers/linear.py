@@ -22,8 +22,7 @@ ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate
 
 
 class DepthwiseConv(nnx.Module):
-    """Parameters of the k x k convolution on the values: one kernel per channel of a head, shared by all
-    heads."""
+    """The k x k convolution on the values: one kernel per channel of a head, shared by all heads."""
 
     def __init__(self, channels: int, size: int, *, rngs: nnx.Rngs):
         def uniform(shape):       # PyTorch's default for a convolution with one input channel a group
@@ -157,8 +156,7 @@ def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
 
 
 def focus(x_BNKE: Array, power: int) -> Array:
-    """x^p with the norm of x, over all heads together: sharpens the direction, keeps the length (FLatten eq.
-    5)."""
+    """x^p with the norm of x, over all heads: sharpens the direction, keeps the length (FLatten eq. 5)."""
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
@@ -170,9 +168,8 @@ def focus(x_BNKE: Array, power: int) -> Array:
 
 
 def _check_options(dwc_kernel: int, activation: str, focus_power: int, focus_scale: bool) -> None:
-    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel,
-                                                      int) or dwc_kernel < 0 or (dwc_kernel
-                                                                                 and dwc_kernel % 2 == 0):
+    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel, int) or dwc_kernel and (
+            dwc_kernel < 0 or dwc_kernel % 2 == 0):
         raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got {dwc_kernel!r}')
     if activation not in ACTIVATIONS:
         raise UserError(f'unknown activation {activation!r}; known: {", ".join(ACTIVATIONS)}')

@@ -47,8 +47,7 @@ class MohAttention(Mixer):
 
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
-        """Routers show shared and routed heads of every layer, qkv their width; how many a token uses nothing
-        shows."""
+        """Routers show shared and routed heads of a layer, qkv their width; nothing how many a token uses."""
         problems, layers = [], []
         for layer in range(found.depth):
             experts = found.side('router/kernel', layer, 0)
@@ -97,8 +96,7 @@ class MohAttention(Mixer):
         return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
 
     def head_weights(self, x_BND: Array) -> Array:
-        """The weight of every head for every token [B, N, K], in the accumulator; they sum to the heads in
-        use."""
+        """The weights of the heads [B, N, K], in the accumulator; of a token they sum to the heads in use."""
         lead, acc = x_BND.shape[:2], accumulator(self.dtype)
         parts = []
         if self.shared:
@@ -112,8 +110,7 @@ class MohAttention(Mixer):
         return jnp.concatenate(parts, axis=-1)
 
     def _route(self, p_BNX: Array) -> Array:
-        """Probabilities of the routed heads -> weights: 0 for all but the largest, which sum to their
-        number."""
+        """Probabilities of routed heads -> weights: 0 for all but the largest, which sum to their number."""
         best_BNR = jax.lax.top_k(p_BNX, self.routed)[1]
         mask_BNX = jax.nn.one_hot(best_BNR, self.experts, dtype=p_BNX.dtype).sum(-2)
         show('balance', lambda: self.experts ** 2 * (p_BNX.mean((0, 1)) * mask_BNX.mean((0, 1))).mean())

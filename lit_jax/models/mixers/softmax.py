@@ -116,8 +116,7 @@ class SoftmaxAttention(Mixer):
 
 
 def read_qkv(found, hints, published) -> Blocks:
-    """Heads and bias of DiT's projections. Nothing shows the heads: they are told, or those of DiT's
-    sizes."""
+    """Heads and bias of DiT's projections. Nothing shows the heads: told, or those of DiT's sizes."""
     width, told = found.sizes['D'], hints.heads
     known = {(model['depth'], model['width']): model['mixer']['heads'] for model in published
              if model['mixer']['name'] == 'softmax'}
