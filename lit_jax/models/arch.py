@@ -84,7 +84,7 @@ def shown_by(arch: Mapping, kind: str) -> tuple[str, ...]:
 _BLOCK_PART = re.compile(r'(?:^|/)blocks(\d*)/(attn|mlp)/(.+)$')
 
 
-def find_owner(arch: Mapping, path: str) -> tuple[str, type, str] | None:
+def find_owner(arch: Mapping, path: str) -> tuple[str, Any, str] | None:
     """(name, class, rest of the path) of the mixer or ffn that a parameter of a model belongs to, None for
     what stands elsewhere. `path` may begin with anything: moments end with the path of their parameter."""
     match = _BLOCK_PART.search(path)

@@ -96,11 +96,12 @@ def state_bytes(arch: Mapping) -> int | None:
     others, two bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its
     normaliser a head, whatever the number of tokens, four bytes a number (sums are kept in float32).
     """
-    states = [(layers, find_mixer(mixer['name']).state_bytes(mixer, width, grid))
-              for layers, mixer, width, grid in mixing_layers(arch)]
-    if any(state is None for _, state in states):
-        return None
-    return sum(layers * state for layers, state in states)
+    total = 0
+    for layers, mixer, width, grid in mixing_layers(arch):
+        if (state := find_mixer(mixer['name']).state_bytes(mixer, width, grid)) is None:
+            return None
+        total += layers * state
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------

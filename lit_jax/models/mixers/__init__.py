@@ -25,12 +25,12 @@ MIXERS: dict[str, Any] = {
     'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
-def find_mixer(name: str) -> type[Mixer]:
+def find_mixer(name: str | None) -> Any:
     """The class of a mixer: one of MIXERS, or of any module that can be imported, by 'package.module:Class'.
 
     Raises UserError where there is none.
     """
-    if name in MIXERS:
+    if name is not None and name in MIXERS:
         return MIXERS[name]
     module, colon, attribute = str(name).partition(':')
     if not (colon and module and attribute):
@@ -47,7 +47,7 @@ def find_mixer(name: str) -> type[Mixer]:
     return found
 
 
-def check_mixer(mixer: Mapping, width: int) -> type[Mixer]:
+def check_mixer(mixer: Mapping, width: int) -> Any:
     """The class of {'name': see `find_mixer`, further options of the class}.
 
     Raises UserError for an unknown name, unknown or missing options, and heads that do not divide the width.

@@ -2,10 +2,11 @@
 import inspect
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from flax import nnx
 
-from lit_jax.models.facts import Blocks, head_problems
+from lit_jax.models.facts import Blocks, Leaf, head_problems
 
 
 class Mixer(nnx.Module):
@@ -28,10 +29,12 @@ class Mixer(nnx.Module):
             its own, scalars for the log, indices [B, N] of what tokens were routed to.
         published_ffn: a ffn that tells its PyTorch files from those of other mixers with the same tensors.
     """
-    leaves = ()
-    parts = {}
-    losses = statistics = routes = ()
-    published_ffn = None
+    leaves: ClassVar[tuple[Leaf, ...]] = ()
+    parts: ClassVar[Mapping[str, tuple[str, int | None]]] = {}
+    losses: ClassVar[tuple[str, ...]] = ()
+    statistics: ClassVar[tuple[str, ...]] = ()
+    routes: ClassVar[tuple[str, ...]] = ()
+    published_ffn: ClassVar[str | None] = None
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:

@@ -69,8 +69,8 @@ class MohAttention(Mixer):
                             'is none of the published sizes of MoH-DiT; give --routed N, or --routed N,N,... '
                             f'with a number for each of the {found.depth} layers')
             routed = [1] * found.depth
-        for layer, number in zip(layers, routed, strict=True):
-            layer['routed'] = min(number, layer['heads'] - layer['shared'])
+        for one, number in zip(layers, routed, strict=True):
+            one['routed'] = min(number, one['heads'] - one['shared'])
         return Blocks(*_runs_of(layers, found.holds('qkv/bias')), problems)
 
     def __init__(self, width: int, *, heads: int, shared: int, routed: int, head_dim: int | None = None,
