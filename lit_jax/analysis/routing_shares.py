@@ -12,17 +12,12 @@ from lit_jax.analysis.examples import Images
 from lit_jax.models.arch import shown_by
 from lit_jax.models.network import Model
 
-USUAL = ('route/query', 'route/key', 'route/value',
-         *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
-         *(f'route/difference/{name}' for name in ('query', 'key')))
 MOST_CLASSES = 16
 
 
 def route_names(model: Model) -> list[str]:
-    """The names under which this model shows choices; a mixer with others than the usual lists them in
-    `routes`."""
-    names = tuple(dict.fromkeys((*USUAL, *shown_by(model.arch, 'routes'))))
-    arch = model.arch
+    """The names under which this model shows choices: `routes` of its mixers, with the options at hand."""
+    names, arch = shown_by(model.arch, 'routes'), model.arch
     one = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in (
         ((*arch['input_size'], arch['channels']), jnp.float32), ((), jnp.int32), ((), jnp.int32))]
     seen = jax.eval_shape(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1],

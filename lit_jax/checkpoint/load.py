@@ -38,8 +38,8 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
     """(config, params) of a model folder or workdir; params in float32. Several processes call it together.
 
     Args:
-        shard: abstract tree -> tree of shardings, so that each device reads its own part; None: the first
-            device.
+        shard: (abstract tree, architecture) -> tree of shardings, so that each device reads its own part;
+            None: the first device.
         step: of a workdir, the checkpoint to take instead of the newest.
     """
     path = as_path(path)
@@ -94,5 +94,6 @@ def _kind(path) -> str:
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:
-    abstract = Network(config['model']).abstract()
-    return abstract if shard is None else placed(abstract, shard(abstract))
+    network = Network(config['model'])
+    abstract = network.abstract()
+    return abstract if shard is None else placed(abstract, shard(abstract, network.arch))

@@ -1,5 +1,4 @@
-"""Which architecture a checkpoint holds, by names and shapes of its tensors, and whether it is the one asked
-for."""
+"""Which architecture a checkpoint holds, by the names and shapes of its tensors; is it the one asked for?"""
 import json
 import math
 import re
@@ -68,7 +67,7 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     if sizes['O'] not in (token, 2 * token) and not {'patch', 'channels'} & unknown:
         problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · '
                         f'channels) or twice that')
-    blocks = infer_blocks(source, found, hints, hub)
+    blocks = infer_blocks(found, hints)
     mixer = blocks.mixer
     if found.captions:
         captions = infer_captions(source, found, hints, hub, mixer)
@@ -82,7 +81,7 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
         problems += label_problems
     if mixer['heads'] is None or blocks.problems:
         unknown.add('heads')
-        if mixer['name'] != 'moh':
+        if 'head_dim' not in mixer:     # the file shows neither
             mixer['heads'] = max(1, sizes['D'] // sizes['E']) if 'E' in sizes else 1
     ffn, ratio, ffn_problems = infer_ffn(found)
     arch = {**family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lit_jax.convert.torch_hub import check_hub_config
-from lit_jax.models.mixers import MIXERS
+from lit_jax.models.mixers import find_mixer
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import explain_unreadable
 
@@ -320,9 +320,11 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
     where = f'the metadata of {path}'
     config = parse_json(metadata[METADATA_KEY], where)
     mixer = config['model'].get('mixer') if isinstance(config.get('model'), dict) else None
-    if not isinstance(mixer, dict) or mixer.get('name') not in MIXERS:
-        raise UserError(f'{where} describe no model that this version knows (model.mixer.name: '
-                        f'{", ".join(MIXERS)}); export it again, or strip its metadata')
+    try:
+        find_mixer(mixer['name'] if isinstance(mixer, dict) and 'name' in mixer else None)
+    except UserError as error:
+        raise UserError(f'{where} describe no model that this version knows: {error}; export it again, or '
+                        f'strip its metadata') from error
     return config
 
 

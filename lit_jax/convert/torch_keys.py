@@ -1,17 +1,13 @@
 """The tables between PyTorch's tensors and our parameter tree: names, shapes, and a named transform with its
 inverse.
 
-One `Rule` a leaf that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q, kv,
-proj, dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN. A leaf
-without a rule (EDiT, DyDi-LiT and U-DiG have no official code) goes under its own path as it lies:
+One `Leaf` a parameter that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q,
+kv, proj, dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN.
+Those of mixers and ffns stand in their own files; here are those of the families. A leaf that is not listed
+(EDiT, DyDi-LiT and U-DiG have no official code) goes under its own path as it lies:
 `blocks/attn/fusion/norm/gain` of block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole
 leaf. `{i}` in a key is the block, counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...);
-`blocks/` in a rule's path stands for any of them.
-
-Letters in a rule's shape, for reading sizes off a file: D width, F inner width of the ffn, K heads, E head
-dim, p patch, C channels, O output features of a token, R rows of the label table, k side of the depth-wise
-kernel, Q channels of all keys and V of a head's values (DiG); X heads of the cross-attention, Y channels and
-L tokens of a caption (PixArt); None: read nothing.
+`blocks/` in a path stands for any of them.
 
 Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three
 tensors, and keeps a copy of the timestep and label embedders in every block: rules with several diffusers
@@ -22,11 +18,14 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lit_jax.models.arch import mixers_of
+from lit_jax.models.facts import Leaf, product
+from lit_jax.models.ffn import FFNS
+from lit_jax.models.mixers import find_mixer
 from lit_jax.models.network import Network
 from lit_jax.runtime.leaves import named_leaves
 
@@ -67,133 +66,58 @@ TRANSFORMS = {
 }
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One leaf of the parameter tree and where its values lie in a PyTorch file."""
-    path: str                        # 'blocks/attn/q/kernel'
-    shape: tuple                     # of one layer, letters, integers or None
-    transform: str                   # a key of TRANSFORMS
-    original: str                    # torch key; {i} = block
-    diffusers: tuple[str, ...] = ()  # torch keys joined along axis 0; empty: diffusers has no such model
-
-    def keys(self, layout: str) -> tuple[str, ...]:
-        """The key patterns of this leaf in `layout`, in the order in which they are joined."""
-        return (self.original,) if layout == 'original' else self.diffusers
-
-
 # diffusers' names for what stands in every block.
-_NORM, _ATTN = 'transformer_blocks.{i}.norm1.', 'transformer_blocks.{i}.attn1.'
-_TIME, _MLP = _NORM + 'emb.timestep_embedder.', 'transformer_blocks.{i}.ff.net.'
-
-
-def _pair(path, kernel_shape, transform, bias_shape, original, diffusers=()) -> tuple:
-    """The rules of a weight and its bias."""
-    return (Rule(f'{path}/kernel', kernel_shape, transform, f'{original}.weight',
-                 tuple(f'{key}.weight' for key in diffusers)),
-            Rule(f'{path}/bias', bias_shape, 'flat', f'{original}.bias',
-                 tuple(f'{key}.bias' for key in diffusers)))
-
-
+_NORM = 'transformer_blocks.{i}.norm1.'
+_TIME = _NORM + 'emb.timestep_embedder.'
 EMBEDDERS = (
-    *_pair('x_embedder', ('p', 'p', 'C', 'D'), 'conv', ('D',), 'x_embedder.proj', ('pos_embed.proj',)),
-    *_pair('t_embedder/fc1', (256, 'D'), 'linear', ('D',), 't_embedder.mlp.0', (_TIME + 'linear_1',)),
-    *_pair('t_embedder/fc2', ('D', 'D'), 'linear', ('D',), 't_embedder.mlp.2', (_TIME + 'linear_2',)),
-    Rule('y_embedder/table', ('R', 'D'), 'copy', 'y_embedder.embedding_table.weight',
+    *product('x_embedder', ('p', 'p', 'C', 'D'), 'conv', 'x_embedder.proj', ('pos_embed.proj',)),
+    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0', (_TIME + 'linear_1',)),
+    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2', (_TIME + 'linear_2',)),
+    Leaf('y_embedder/table', ('R', 'D'), 'copy', 'y_embedder.embedding_table.weight',
          (_NORM + 'emb.class_embedder.embedding_table.weight',)),
 )
-_QKV = (
-    *_pair('blocks/attn/qkv', ('D', 3, 'K', 'E'), 'linear', (3, 'K', 'E'), 'blocks.{i}.attn.qkv',
-           (_ATTN + 'to_q', _ATTN + 'to_k', _ATTN + 'to_v')),
-    *_pair('blocks/attn/proj', ('K', 'E', 'D'), 'linear_in', ('D',), 'blocks.{i}.attn.proj',
-           (_ATTN + 'to_out.0',)),
-)
-_COMPRESSOR = (
-    *_pair('blocks/attn/compressor', (None, None, 'K', 'E'), 'depthwise', ('K', 'E'), 'blocks.{i}.attn.sr'),
-    Rule('blocks/attn/compressor/norm_gain', ('K', 'E'), 'flat', 'blocks.{i}.attn.norm.weight'),
-    Rule('blocks/attn/compressor/norm_bias', ('K', 'E'), 'flat', 'blocks.{i}.attn.norm.bias'),
-)
-_ROUTERS = tuple(Rule(f'blocks/attn/{ours}/kernel', ('D', None), 'linear',
-                      f'blocks.{{i}}.attn.{theirs}.weight')
-                 for ours, theirs in (('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1')))
-ATTENTION = {
-    'softmax': _QKV + _COMPRESSOR,
-    'linear': (
-        *_pair('blocks/attn/q', ('D', 'K', 'E'), 'linear', ('K', 'E'), 'blocks.{i}.attn.q'),
-        *_pair('blocks/attn/kv', ('D', 2, 'K', 'E'), 'linear', (2, 'K', 'E'), 'blocks.{i}.attn.kv'),
-        *_pair('blocks/attn/proj', ('K', 'E', 'D'), 'linear_in', ('D',), 'blocks.{i}.attn.proj'),
-        *_pair('blocks/attn/dwc', ('k', 'k', 1, 'E'), 'depthwise', ('E',), 'blocks.{i}.attn.dwc'),
-    ),
-    'moh': _QKV + _ROUTERS,
-    'sana': _QKV,
-    'gla': (
-        Rule('blocks/attn/q/kernel', ('D', 'Q'), 'linear', 'blocks.{i}.attn.q_proj.weight'),
-        Rule('blocks/attn/key/kernel', ('D', 'Q'), 'linear', 'blocks.{i}.attn.k_proj.weight'),
-        Rule('blocks/attn/value/kernel', ('D', 'D'), 'linear', 'blocks.{i}.attn.v_proj.weight'),
-        Rule('blocks/attn/gate/kernel', ('D', 'D'), 'linear', 'blocks.{i}.attn.g_proj.weight'),
-        Rule('blocks/attn/decay_in/kernel', ('D', None), 'linear', 'blocks.{i}.attn.gk_proj.0.weight'),
-        *_pair('blocks/attn/decay_out', (None, 'Q'), 'linear', ('Q',), 'blocks.{i}.attn.gk_proj.1'),
-        Rule('blocks/attn/norm_gain', ('V',), 'copy', 'blocks.{i}.attn.g_norm_swish_gate.weight'),
-        Rule('blocks/attn/proj/kernel', ('D', 'D'), 'linear_in', 'blocks.{i}.attn.o_proj.weight'),
-    ),
-}
 _CROSS = 'transformer_blocks.{i}.attn2.'
 _ADALN = 'adaln_single.'
 # PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
 PIXART_EMBEDDERS = (
     EMBEDDERS[0], EMBEDDERS[1],
-    *_pair('t_embedder/fc1', (256, 'D'), 'linear', ('D',), 't_embedder.mlp.0',
-           (_ADALN + 'emb.timestep_embedder.linear_1',)),
-    *_pair('t_embedder/fc2', ('D', 'D'), 'linear', ('D',), 't_embedder.mlp.2',
-           (_ADALN + 'emb.timestep_embedder.linear_2',)),
-    *_pair('t_block', ('D', 6, 'D'), 'linear', (6, 'D'), 't_block.1', (_ADALN + 'linear',)),
-    *_pair('y_embedder/fc1', ('Y', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc1',
-           ('caption_projection.linear_1',)),
-    *_pair('y_embedder/fc2', ('D', 'D'), 'linear', ('D',), 'y_embedder.y_proj.fc2',
-           ('caption_projection.linear_2',)),
-    Rule('y_embedder/null_caption', ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
+    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0',
+             (_ADALN + 'emb.timestep_embedder.linear_1',)),
+    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2',
+             (_ADALN + 'emb.timestep_embedder.linear_2',)),
+    *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', (_ADALN + 'linear',)),
+    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1',
+             ('caption_projection.linear_1',)),
+    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2',
+             ('caption_projection.linear_2',)),
+    Leaf('y_embedder/null_caption', ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
-    Rule('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table',
+    Leaf('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table',
          ('transformer_blocks.{i}.scale_shift_table',)),
-    *_pair('blocks/cross_attn/q', ('D', 'X', None), 'linear', ('X', None), 'blocks.{i}.cross_attn.q_linear',
-           (_CROSS + 'to_q',)),
-    *_pair('blocks/cross_attn/kv', ('D', 2, 'X', None), 'linear', (2, 'X', None),
-           'blocks.{i}.cross_attn.kv_linear', (_CROSS + 'to_k', _CROSS + 'to_v')),
-    *_pair('blocks/cross_attn/proj', ('X', None, 'D'), 'linear_in', ('D',), 'blocks.{i}.cross_attn.proj',
-           (_CROSS + 'to_out.0',)),
-    Rule('final_layer/scale_shift_table', (2, 'D'), 'copy', 'final_layer.scale_shift_table',
+    *product('blocks/cross_attn/q', ('D', 'X', None), 'linear', 'blocks.{i}.cross_attn.q_linear',
+             (_CROSS + 'to_q',)),
+    *product('blocks/cross_attn/kv', ('D', 2, 'X', None), 'linear',
+             'blocks.{i}.cross_attn.kv_linear', (_CROSS + 'to_k', _CROSS + 'to_v')),
+    *product('blocks/cross_attn/proj', ('X', None, 'D'), 'linear_in', 'blocks.{i}.cross_attn.proj',
+             (_CROSS + 'to_out.0',)),
+    Leaf('final_layer/scale_shift_table', (2, 'D'), 'copy', 'final_layer.scale_shift_table',
          ('scale_shift_table',)),
-    *_pair('final_layer/linear', ('D', 'O'), 'linear', ('O',), 'final_layer.linear', ('proj_out',)),
+    *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out',)),
 )
-FFNS = {
-    'mlp': (
-        *_pair('blocks/mlp/fc1', ('D', 'F'), 'linear', ('F',), 'blocks.{i}.mlp.fc1', (_MLP + '0.proj',)),
-        *_pair('blocks/mlp/fc2', ('F', 'D'), 'linear', ('D',), 'blocks.{i}.mlp.fc2', (_MLP + '2',)),
-    ),
-    'swiglu': (
-        Rule('blocks/mlp/gate/kernel', ('D', 2, 'F'), 'linear', 'blocks.{i}.mlp.gate_proj.weight'),
-        Rule('blocks/mlp/down/kernel', ('F', 'D'), 'linear', 'blocks.{i}.mlp.down_proj.weight'),
-    ),
-    'mix': (
-        *_pair('blocks/mlp/inverted', ('D', 2, 'F'), 'pointwise', (2, 'F'),
-               'blocks.{i}.mlp.inverted_conv.conv'),
-        *_pair('blocks/mlp/depth', (3, 3, 2, 'F'), 'depthwise', (2, 'F'), 'blocks.{i}.mlp.depth_conv.conv'),
-        Rule('blocks/mlp/point/kernel', ('F', 'D'), 'pointwise', 'blocks.{i}.mlp.point_conv.conv.weight'),
-    ),
-}
 REST = (
-    *_pair('blocks/adaLN', ('D', 6, 'D'), 'linear', (6, 'D'), 'blocks.{i}.adaLN_modulation.1',
-           (_NORM + 'linear',)),
-    *_pair('final_layer/adaLN', ('D', 2, 'D'), 'linear', (2, 'D'), 'final_layer.adaLN_modulation.1',
-           ('proj_out_1',)),
-    *_pair('final_layer/linear', ('D', 'O'), 'linear', ('O',), 'final_layer.linear', ('proj_out_2',)),
+    *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1',
+             (_NORM + 'linear',)),
+    *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1',
+             ('proj_out_1',)),
+    *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out_2',)),
 )
 
 # What blocks of a family have beside mixer, ffn and modulation. `joins` belong to the last blocks only.
 FAMILIES = {
     'dig': (
-        *_pair('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', ('D',), 'blocks.{i}.dw_conv'),
-        *_pair('joins', (None, 'D'), 'linear', ('D',), 'blocks.{i}.skip_linear'),
+        *product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
+        *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear'),
     ),
 }
 
@@ -233,7 +157,7 @@ class ModelLeaf:
         shape: of one layer. blocks: the numbers of its blocks in PyTorch's count; None outside the blocks.
     """
     path: str
-    rule: Rule
+    rule: Leaf
     shape: tuple[int, ...]
     blocks: range | None
 
@@ -246,18 +170,30 @@ _RUN = re.compile(r'^blocks(\d*)/')
 
 
 def split_run(path: str) -> tuple[str, int | None]:
-    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); ('blocks/...', 0) of a single run; None outside
-    the blocks."""
+    """'blocks1/mlp/fc1/bias' -> ('blocks/mlp/fc1/bias', 1); 0: of a single run, None: outside the blocks."""
     match = _RUN.match(path)
     return (f'blocks/{path[match.end():]}', int(match[1] or 0)) if match else (path, None)
 
 
-def rules_for(family: str, mixer: str, ffn: str) -> tuple[Rule, ...]:
-    """The rules that leaves of a model with this mixer and ffn may have, in the order of the official state
-    dicts."""
+# PyTorch's place of a mixer's and a ffn's tensors: in `original`, in diffusers.
+_PARTS = {'attn': ('blocks.{i}.attn.', 'transformer_blocks.{i}.attn1.'),
+          'mlp': ('blocks.{i}.mlp.', 'transformer_blocks.{i}.ff.')}
+
+
+def published_leaves(part: str, kind: type) -> tuple[Leaf, ...]:
+    """The leaves of a mixer ('attn') or ffn ('mlp') that PyTorch files have, with whole paths and keys."""
+    original, diffusers = _PARTS[part]
+    return tuple(replace(leaf, path=f'blocks/{part}/{leaf.path}', original=original + leaf.original,
+                         diffusers=tuple(diffusers + key for key in leaf.diffusers))
+                 for leaf in kind.leaves if leaf.original)
+
+
+def rules_for(family: str, mixer: str, ffn: str) -> tuple[Leaf, ...]:
+    """The leaves that such a model may have in PyTorch, in the order of the official state dicts."""
+    blocks = (*published_leaves('attn', find_mixer(mixer)), *published_leaves('mlp', FFNS[ffn]))
     if family == 'pixart':
-        return (*PIXART_EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *PIXART_REST)
-    return (*EMBEDDERS, *ATTENTION.get(mixer, ()), *FFNS.get(ffn, ()), *FAMILIES.get(family, ()), *REST)
+        return (*PIXART_EMBEDDERS, *blocks, *PIXART_REST)
+    return (*EMBEDDERS, *blocks, *FAMILIES.get(family, ()), *REST)
 
 
 def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
@@ -288,14 +224,13 @@ def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
     return tuple(sorted(leaves, key=lambda leaf: (order.get(leaf.rule.path, len(order)), leaf.path)))
 
 
-def _own_rule(pattern: str) -> Rule:
+def _own_rule(pattern: str) -> Leaf:
     """The rule of a leaf that no published model has: as it lies, under its own path."""
-    return Rule(pattern, (), 'copy', pattern.replace('blocks/', 'blocks.{i}.', 1).replace('/', '.'))
+    return Leaf(pattern, (), 'copy', pattern.replace('blocks/', 'blocks.{i}.', 1).replace('/', '.'))
 
 
 def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
-    """{run: numbers of its blocks}, from the leading axes of leaves by path; one run comes after the
-    other."""
+    """{run: numbers of its blocks}, one run after the other, from the leading axes of leaves by path."""
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
     return {run: range(end - depths[run], end)

@@ -5,26 +5,29 @@ misleading all the rest.
 """
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lit_jax.convert.torch_files import Source
 from lit_jax.convert.torch_keys import (
-    ATTENTION,
     BLOCK_PREFIX,
     EMBEDDERS,
     FAMILIES,
-    FFNS,
     FOREIGN,
     PIXART_EMBEDDERS,
     PIXART_REST,
     REST,
-    Rule,
+    published_leaves,
 )
+from lit_jax.models.facts import Leaf
+from lit_jax.models.ffn import FFNS
+from lit_jax.models.mixers import MIXERS
 from lit_jax.runtime.errors import UserError
 
 READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
 _LABELS, _CAPTIONS = (*EMBEDDERS, *REST), (*PIXART_EMBEDDERS, *PIXART_REST)
+MIXER_LEAVES = {name: published_leaves('attn', kind) for name, kind in MIXERS.items()}
+FFN_LEAVES = {name: published_leaves('mlp', kind) for name, kind in FFNS.items()}
 _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 
 
@@ -32,8 +35,7 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 class Hints:
     """What the caller knows and shapes do not show; None where he does not know either.
 
-    routed: of MoH, one number for all layers that route, or one a layer. cross_heads: of the attention to
-    captions. """
+    routed: of MoH, a number for all layers that route, or one a layer. cross_heads: of those for captions."""
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
@@ -46,25 +48,48 @@ class Hints:
 class Found:
     """Everything that names and shapes say."""
     layout: str
+    source: Source
     layers: dict[str, list[int]] = field(default_factory=dict)      # key pattern -> blocks that have it
     sizes: dict[str, int] = field(default_factory=dict)             # letter -> size with most votes
     depth: int = 0
+
+    @property
+    def hub(self) -> Mapping:
+        """config.json of a diffusers folder, else empty."""
+        return self.source.hub_config or {}
 
     def has(self, pattern: str) -> bool:
         return pattern in self.layers
 
     @property
     def captions(self) -> bool:
-        """Whether it is a text model: more tensors that only those have than tensors that only models of
-        labels have."""
+        """Whether it is a text model: it has more of the tensors of only those than of only label models."""
         labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
         captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
         own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
         return own > other
 
-    def count(self, rules: Iterable[Rule]) -> int:
-        """Tensors that these rules know."""
-        return sum(len(self.layers.get(pattern, ())) for rule in rules for pattern in rule.keys(self.layout))
+    def _patterns(self, leaf: str) -> list[str]:
+        """The key patterns of a leaf of any mixer, by its path below `attn`."""
+        path = f'blocks/attn/{leaf}'
+        return [pattern for leaves in MIXER_LEAVES.values() for own in leaves if own.path == path
+                for pattern in own.keys(self.layout)]
+
+    def holds(self, leaf: str) -> bool:
+        """Whether any block has it: 'qkv/bias'."""
+        return any(map(self.has, self._patterns(leaf)))
+
+    def side(self, leaf: str, layer: int, axis: int) -> int:
+        """One side of a block's tensor, 0 where there is none."""
+        for pattern in self._patterns(leaf):
+            info = self.source.tensors.get(pattern.replace('{i}', str(layer)))
+            if info and len(info.shape) > axis:
+                return info.shape[axis]
+        return 0
+
+    def count(self, leaves: Iterable[Leaf]) -> int:
+        """Tensors that belong to these leaves."""
+        return sum(len(self.layers.get(pattern, ())) for leaf in leaves for pattern in leaf.keys(self.layout))
 
 
 def split_key(key: str) -> tuple[str, int | None]:
@@ -89,9 +114,9 @@ def find_layout(keys: Iterable[str], name: str) -> str:
 
 def survey(source: Source, name: str) -> Found:
     """Sorts the tensors by pattern and lets them vote on the sizes."""
-    found = Found(find_layout(source.tensors, name))
+    found = Found(find_layout(source.tensors, name), source)
     votes: dict[str, Counter] = defaultdict(Counter)
-    tables = (*ATTENTION.values(), *FFNS.values(), *FAMILIES.values())
+    tables = (*MIXER_LEAVES.values(), *FFN_LEAVES.values(), *FAMILIES.values())
     # what two of them know is the same in both
     known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))
     rules = {pattern: rule for rule in known for pattern in rule.keys(found.layout)}
@@ -113,8 +138,8 @@ def survey(source: Source, name: str) -> Found:
     return found
 
 
-def _torch_letters(rule: Rule, layout: str) -> tuple:
-    """The rule's shape in torch's order; None for an axis that is fused from several."""
+def _torch_letters(rule: Leaf, layout: str) -> tuple:
+    """The leaf's shape in torch's order; an axis fused from several has their letters joined, or None."""
     shape, fused = rule.shape, len(rule.keys(layout)) > 1
     letters = {
         'linear': lambda: (_joined(shape[1:]), shape[0]),
@@ -129,6 +154,6 @@ def _torch_letters(rule: Rule, layout: str) -> tuple:
 
 
 def _joined(sides: tuple):
-    """The letter of an axis that several sides became, if it is one side's."""
+    """The name of an axis that several sides became: their letters, if each has one."""
     sides = [side for side in sides if side != 1]
-    return sides[0] if len(sides) == 1 else None
+    return ''.join(sides) if all(isinstance(side, str) for side in sides) else None

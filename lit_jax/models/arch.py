@@ -1,11 +1,13 @@
-"""What an architecture may say, and what of it devices can cut: checked before anything is built."""
+"""Architectures, checked before they are built: what they may say, what devices can cut, whose a leaf is."""
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
+from lit_jax.models.facts import Leaf
 from lit_jax.models.ffn import FFNS
-from lit_jax.models.mixers import MIXERS
+from lit_jax.models.mixers import check_mixer, find_mixer
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
 from lit_jax.runtime.errors import UserError, check_known
@@ -23,8 +25,7 @@ FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
 def conditioning(arch: Mapping) -> str:
-    """What a model is told about an image: 'label', a class, or 'text', a caption. Unknown families count as
-    the former."""
+    """What a model is told about an image: 'label', a class (or an unknown family), or 'text', a caption."""
     return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 
@@ -51,7 +52,7 @@ def check_arch(arch: Mapping) -> dict:
     arch = {**defaults, **arch}
     check_known('model.ffn', arch['ffn'], FFNS)
     for mixer in mixers_of(arch):
-        _check_heads(mixer, arch['width'])
+        check_mixer(mixer, arch['width'])
     if check := FAMILY_CHECKS.get(arch['family']):
         check(arch)
     return arch
@@ -75,9 +76,32 @@ def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]
 
 
 def shown_by(arch: Mapping, kind: str) -> tuple[str, ...]:
-    """Names in the attribute `kind` ('losses' or 'statistics') of the mixers of an architecture."""
-    names = (name for mixer in mixers_of(arch) for name in getattr(MIXERS[mixer['name']], kind, ()))
+    """Names in the attribute `kind` ('losses', 'statistics' or 'routes') of the mixers of an architecture."""
+    names = (name for mixer in mixers_of(arch) for name in getattr(find_mixer(mixer['name']), kind))
     return tuple(dict.fromkeys(names))
+
+
+_BLOCK_PART = re.compile(r'(?:^|/)blocks(\d*)/(attn|mlp)/(.+)$')
+
+
+def find_owner(arch: Mapping, path: str) -> tuple[str, Any, str] | None:
+    """(name, class, rest of the path) of the mixer or ffn that a parameter of a model belongs to, None for
+    what stands elsewhere. `path` may begin with anything: moments end with the path of their parameter."""
+    match = _BLOCK_PART.search(path)
+    if not match:
+        return None
+    if match[2] == 'mlp':
+        return arch['ffn'], FFNS[arch['ffn']], match[3]
+    mixers = mixers_of(arch)      # one a run of blocks, or one for all groups of a U-DiG
+    name = mixers[int(match[1] or 0) % len(mixers)]['name']
+    return name, find_mixer(name), match[3]
+
+
+def find_leaf(arch: Mapping, path: str) -> Leaf | None:
+    """What the mixer or ffn of a parameter states about it; None where it states nothing."""
+    if not (owner := find_owner(arch, path)):
+        return None
+    return next((leaf for leaf in owner[1].leaves if re.fullmatch(leaf.path, owner[2])), None)
 
 
 def _plain(value):
@@ -85,14 +109,6 @@ def _plain(value):
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _check_heads(mixer: Mapping, width: int) -> None:
-    heads = mixer.get('heads')
-    if isinstance(heads, bool) or not isinstance(heads,
-                                                 int) or heads < 1 or (width % heads
-                                                                       and not mixer.get('head_dim')):
-        raise UserError(f'{heads!r} heads do not divide the width {width}')
 
 
 def count_tokens(arch: Mapping) -> int:
@@ -123,7 +139,8 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
     ffn = FFNS[arch['ffn']]
     rows = arch['input_size'][0] // arch['patch']
     for mixer in mixers_of(arch):
-        yield 'tensor', f'{mixer["name"]} heads', mixer['heads']
+        if 'heads' in mixer:
+            yield 'tensor', f'{mixer["name"]} heads', mixer['heads']
         yield 'seq', *_rows_of(mixer, rows)
     if 'cross_heads' in arch:
         yield 'tensor', 'heads of the cross-attention', arch['cross_heads']
@@ -133,9 +150,8 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
 
 
 def _rows_of(mixer: Mapping, rows: int) -> tuple[str, int]:
-    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; a mixer whose unit is None cannot
-    be cut."""
-    unit = getattr(MIXERS[mixer['name']], 'row_unit', lambda mixer: 1)(mixer)
+    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; None: it cannot be cut."""
+    unit = find_mixer(mixer['name']).row_unit(mixer)
     if unit is None:
         return f'stretch of tokens that {mixer["name"]} mixes as one', 1
     return ('rows of tokens', rows) if unit == 1 else (f'runs of {unit} rows of tokens', rows // unit)

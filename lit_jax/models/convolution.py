@@ -68,8 +68,7 @@ class GroupNorm(nnx.Module):
         return (centred * (self._spread(inverse_BG) * self.gain[...]) + self.bias[...]).astype(x_BHWD.dtype)
 
     def _mean(self, x_BHWD: Array) -> Array:
-        """[B, G]. Columns first, then rows: XLA:CPU takes the two sums in parallel, one sum over both axes
-        not."""
+        """[B, G]. Columns, then rows: XLA:CPU takes two sums in parallel, one over both axes not."""
         b, h, w, d = x_BHWD.shape
         sums_BD = x_BHWD.sum(2).sum(1)
         return sums_BD.reshape(b, self.groups, d // self.groups).sum(-1) / (h * w * (d // self.groups))

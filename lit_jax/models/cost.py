@@ -16,6 +16,8 @@ import numpy as np
 
 from lit_jax.models.arch import mixing_layers
 from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
+from lit_jax.models.mixers import find_mixer
+from lit_jax.models.mixers.mixer import head_channels
 from lit_jax.models.network import Network, count_parameters
 
 __all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs',
@@ -75,9 +77,10 @@ def counted_by(counts: Counter, arch: Mapping, convention: Convention) -> int:
 def _cheaper_products(arch: Mapping) -> int:
     total = 0
     for layers, mixer, width, grid in mixing_layers(arch):
-        queries, keys = math.prod(grid), _keys(mixer, grid)
-        channels, size = _channels(mixer, width)
-        total += layers * _sets(mixer) * channels * min(2 * queries * keys, (queries + keys) * size)
+        kind = find_mixer(mixer['name'])
+        queries, keys = math.prod(grid), kind.keys(mixer, grid)
+        channels, size = head_channels(mixer, width)
+        total += layers * kind.sets(mixer) * channels * min(2 * queries * keys, (queries + keys) * size)
     return total
 
 
@@ -85,57 +88,20 @@ def _cheaper_products(arch: Mapping) -> int:
 # State: what the tokens exchange
 
 
-def state_bytes(arch: Mapping) -> int:
-    """Bytes that stand between the tokens of one image in a forward pass, over all layers.
+def state_bytes(arch: Mapping) -> int | None:
+    """Bytes that stand between the tokens of one image in a forward pass, over all layers; None where a mixer
+    does not say.
 
     That is what must be kept to mix in one more token: for softmax attention the keys and values of all the
     others, two bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its
     normaliser a head, whatever the number of tokens, four bytes a number (sums are kept in float32).
     """
-    return sum(layers * STATES[mixer['name']](mixer, width, grid)
-               for layers, mixer, width, grid in mixing_layers(arch))
-
-
-def _keys(mixer: Mapping, grid: tuple[int, int]) -> int:
-    """Keys (and values) for the queries of all tokens of the grid."""
-    if mixer['name'] == 'edit':
-        return math.prod(-(-side // 2) for side in grid)
-    return math.prod(grid) // mixer.get('compress', 1) ** 2
-
-
-def _channels(mixer: Mapping, width: int) -> tuple[int, int]:
-    """(channels of all heads together, channels of one)."""
-    size = mixer.get('head_dim') or width // mixer['heads']
-    return mixer['heads'] * size, size
-
-
-def _sets(mixer: Mapping) -> int:
-    """How many pairs of queries and keys attend."""
-    return 2 if mixer.get('difference') == 'maps' else 1
-
-
-def _keys_and_values(mixer, width, grid) -> int:
-    return 2 * 2 * _keys(mixer, grid) * _channels(mixer, width)[0]
-
-
-def _sums(mixer, width, grid) -> int:
-    channels, size = _channels(mixer, width)
-    return 4 * channels * (size + 1)
-
-
-def _dydila_sums(mixer, width, grid) -> int:
-    channels, size = _channels(mixer, width)
-    return 4 * channels * (_sets(mixer) * size + (mixer.get('normaliser') == 'weights'))
-
-
-def _gla_state(mixer, width, grid) -> int:
-    ways = {'causal': 1, 'bidirectional': 2, 'four': 4}[mixer.get('directions', 'causal')]
-    channels, size = _channels(mixer, width)
-    return 4 * ways * channels * int(size * mixer.get('expand_k', 0.5))
-
-
-STATES = {'softmax': _keys_and_values, 'moh': _keys_and_values, 'linear': _sums, 'sana': _sums, 'edit': _sums,
-          'dydila': _dydila_sums, 'gla': _gla_state}
+    total = 0
+    for layers, mixer, width, grid in mixing_layers(arch):
+        if (state := find_mixer(mixer['name']).state_bytes(mixer, width, grid)) is None:
+            return None
+        total += layers * state
+    return total
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -143,8 +109,7 @@ STATES = {'softmax': _keys_and_values, 'moh': _keys_and_values, 'linear': _sums,
 
 
 def format_parameters(network: Network) -> str:
-    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of one forward pass, and its
-    state."""
+    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of a forward pass, its state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
         count = int(np.prod(leaf.shape))
@@ -157,7 +122,7 @@ def format_parameters(network: Network) -> str:
     rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
     table = 'with the fixed position table' if network.conditioning == 'label' else 'without the null caption'
     rows.append(f'{table}, as the papers count: {count_parameters(network):,} parameters')
-    known = all(mixer['name'] in STATES for _, mixer, _, _ in mixing_layers(network.arch))
-    state = f', {state_bytes(network.arch) / 2 ** 20:.4g} MiB of state between its tokens' if known else ''
-    rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{state}')
+    state = state_bytes(network.arch)
+    text = '' if state is None else f', {state / 2 ** 20:.4g} MiB of state between its tokens'
+    rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{text}')
     return '\n'.join(rows)

@@ -68,8 +68,7 @@ class LocalConv(nnx.Module):
 
 
 class DiGBlock(nnx.Module):
-    """DiT's block, then the convolution in the place of x. What turns the tokens round is outside: it has no
-    parameters."""
+    """DiT's block, then the convolution in the place of x. What turns the tokens round stands outside."""
 
     def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, *, dtype,
                  rngs: nnx.Rngs):

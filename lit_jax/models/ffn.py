@@ -2,7 +2,8 @@
 their table.
 
 Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and `__call__(x_BND, grid) ->
-x_BND`, and a function `hidden_width(width, ratio)` of the channels that `tensor` cuts.
+x_BND`, a function `hidden_width(width, ratio)` of the channels that `tensor` cuts, and `leaves`, its
+parameters.
 """
 import math
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from lit_jax.models.facts import Leaf, product
 from lit_jax.models.ffn_mix import MixFfn
 from lit_jax.models.layers import Array, Linear
 from lit_jax.models.partition import constrain
@@ -17,6 +19,8 @@ from lit_jax.models.partition import constrain
 
 class Mlp(nnx.Module):
     """Linear, GELU (tanh form, as DiT), Linear: [B, N, D] -> [B, N, D]."""
+    leaves = (*product('fc1', ('D', 'F'), 'linear', 'fc1', ('net.0.proj',)),
+              *product('fc2', ('F', 'D'), 'linear', 'fc2', ('net.2',)))
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = self.hidden_width(width, ratio)
@@ -38,6 +42,8 @@ class SwiGlu(nnx.Module):
     The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (as in DiG): 4·D then costs
     about what it does in `Mlp`.
     """
+    leaves = (Leaf('gate/kernel', ('D', 2, 'F'), 'linear', 'gate_proj.weight'),
+              Leaf('down/kernel', ('F', 'D'), 'linear', 'down_proj.weight'))
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = self.hidden_width(width, ratio)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.convolution import fan_in_uniform
+from lit_jax.models.facts import Leaf, product
 from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.partition import constrain
@@ -30,6 +31,9 @@ class MixFfn(nnx.Module):
     axis of their own, so that cutting F over devices cuts across neither. Initialised as PyTorch does
     convolutions, which these are in the official code (1 x 1 for the Linears).
     """
+    leaves = (*product('inverted', ('D', 2, 'F'), 'pointwise', 'inverted_conv.conv'),
+              *product('depth', (3, 3, 2, 'F'), 'depthwise', 'depth_conv.conv'),
+              Leaf('point/kernel', ('F', 'D'), 'pointwise', 'point_conv.conv.weight'))
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = self.hidden_width(width, ratio)

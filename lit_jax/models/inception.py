@@ -74,8 +74,7 @@ _BLOCKS = {
 
 
 class Unit(nnx.Module):
-    """A convolution with its batch norm folded in, and a ReLU: [B, H, W, I] -> [B, H', W', O] in x's
-    dtype."""
+    """A convolution with its batch norm folded in, and a ReLU: [B, H, W, I] -> [B, H', W', O], x's dtype."""
 
     def __init__(self, width_in: int, width_out: int, size: tuple[int, int], *, stride: int = 1,
                  padding: str = 'SAME', rngs: nnx.Rngs):
@@ -289,8 +288,7 @@ def max_pool(x_BHWD: Array, stride: int) -> Array:
 
 
 def average_pool(x_BHWD: Array, count_padding: bool) -> Array:
-    """Means over the 3 x 3 pixels around each, in the accumulator; at the border over those that there
-    are."""
+    """Means over the 3 x 3 pixels around each that there are, in the accumulator."""
     acc = accumulator(x_BHWD.dtype)
     total = _over_windows(jnp.add, jnp.pad(x_BHWD.astype(acc), _RIM), 1)
     rows, columns = (np.full(side, 3.0) if count_padding else np.convolve(np.ones(side), np.ones(3), 'same')
@@ -299,8 +297,7 @@ def average_pool(x_BHWD: Array, count_padding: bool) -> Array:
 
 
 def _over_windows(combine: Callable[[Array, Array], Array], x_BHWD: Array, stride: int) -> Array:
-    """3 x 3 windows, one axis after the other, as slices: XLA:CPU's own windows take three to five times as
-    long."""
+    """3 x 3 windows, axis by axis, as slices: XLA:CPU's own windows take three to five times as long."""
     for axis in (2, 1):
         last = (x_BHWD.shape[axis] - 3) // stride * stride
         parts = [jax.lax.slice_in_dim(x_BHWD, i, i + last + 1, stride, axis) for i in range(3)]

@@ -29,8 +29,7 @@ Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
 
 
 def xavier_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
-    """Xavier-uniform over the flattened matrix (DiT initialises every linear layer so; a fused qkv has
-    fan_out 3D)."""
+    """Xavier-uniform over the flattened matrix, as DiT has it everywhere; a fused qkv has fan_out 3D."""
     bound = math.sqrt(6.0 / (math.prod(in_shape) + math.prod(out_shape)))
     return jax.random.uniform(key, (*in_shape, *out_shape), jnp.float32, -bound, bound)
 
@@ -143,8 +142,7 @@ gate.defvjp(lambda h_BND, gate_BD: (gate(h_BND, gate_BD), (h_BND, gate_BD)), _ga
 
 
 def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
-    """[cos(t·f), sin(t·f)] with f_k = 10000^(-k/(dim/2)): DiT puts cos first and divides by dim/2, not dim/2
-    - 1."""
+    """[cos(t·f), sin(t·f)], f_k = 10000^(-k/(dim/2)): DiT puts cos first, divides by dim/2, not dim/2 - 1."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=dtype) / half)
     angles = t_B.astype(dtype)[:, None] * frequencies
@@ -152,8 +150,7 @@ def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
 
 
 def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos table [N, D] in float32 (computed in float64, rounded as DiT rounds it), see
-    `sincos_table`."""
+    """Fixed 2-D sin-cos table [N, D], float32 (computed in float64, rounded as DiT's), see `sincos_table`."""
     return sincos_table(np.arange(grid[0]), np.arange(grid[1]), width).astype(np.float32)
 
 

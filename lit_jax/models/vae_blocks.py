@@ -42,8 +42,7 @@ def _merge_taps(kernel: Array, axis: int, phase: int) -> Array:
 
 
 class ResnetBlock(nnx.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes x goes through a 1 x 1
-    convolution."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes, a 1 x 1 convolution of x."""
 
     def __init__(self, width_in: int, width_out: int, groups: int, *, dtype, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(width_in, groups, rngs=rngs)

@@ -20,7 +20,7 @@ def describe_recipe(config: ConfigDict) -> str:
     sections = [('recipe', json.dumps(config.to_dict(), indent=1)),
                 ('parameters', format_parameters(network)),
                 (f'train state on {jax.device_count()} device(s)',
-                 format_shardings(state, make_mesh(config.mesh.to_dict())))]
+                 format_shardings(state, make_mesh(config.mesh.to_dict()), network.arch))]
     try:
         setup.check_inputs(config)
         missing = 'nothing: this recipe can run here'

@@ -191,7 +191,7 @@ def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
         abstract = teacher_network.abstract()
         frozen['teacher'] = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, teacher_network.dtype, sharding=sharding),
-            abstract, state_shardings(abstract, mesh))
+            abstract, state_shardings(abstract, mesh, teacher_network.arch))
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, BATCH))
              for name, leaf in _abstract_batch(config, network).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))

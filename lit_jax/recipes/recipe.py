@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from lit_jax.diffusion.samplers import sampling_schedule
 from lit_jax.models.arch import check_arch, check_partition, conditioning
 from lit_jax.models.layers import REMAT_POLICIES
-from lit_jax.models.mixers import MIXERS
 from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime.errors import UserError, check_known
@@ -263,8 +262,6 @@ def architecture(config: ConfigDict) -> dict:
                  'caption_tokens': config.text.tokens}
     else:
         arch['num_classes'] = config.data.num_classes
-    name = arch['mixer'].get('name')
-    check_known('model.mixer.name', name, MIXERS)
     return check_arch(arch)
 
 

@@ -63,7 +63,7 @@ def cost_of(name: str, size: str, image_size: int = 256) -> Cost:
     counts = macs_of(network)
     return Cost(name, size, image_size, count_parameters(network),
                 counted_by(counts, network.arch, entry.convention),
-                entry.published.get((size, image_size)), counts.total(), state_bytes(network.arch),
+                entry.published.get((size, image_size)), counts.total(), state_bytes(network.arch) or 0,
                 _most_devices(network.arch, 'tensor'), _most_devices(network.arch, 'seq'))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ml_collections import ConfigDict
 
 from lit_jax.models.cost import Convention
+from lit_jax.models.mixers import find_mixer
 from lit_jax.recipes.recipe import SIZES, linear_mixer, softmax_mixer
 from lit_jax.runtime.errors import UserError, check_known
 
@@ -86,11 +87,9 @@ def _compressed(width: int) -> dict:
                 stages=({'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}))
 
 
-# All options of the mixer, so that each can be set on the command line; projectors, powers and factors of the
-# sizes.
-DYDILA = {'name': 'dydila', 'heads': 1, 'factor_init': 0.01, 'difference': 'tokens',
-          'router': 'straight_through', 'normaliser': 'mean', 'separate_banks': False, 'dwc': 'branches',
-          'qkv_bias': False}
+# Of these two all options of the mixer, so that each can be set on the command line.
+DYDILA = {'name': 'dydila', 'heads': 1, **find_mixer('dydila').defaults()}
+GLA = {'name': 'gla', **find_mixer('gla').defaults()}
 DYDI_CHOICES = {'s': (3, 9, 9), 'b': (5, 15, 15), 'l': (7, 21, 21)}
 
 
@@ -104,9 +103,6 @@ def _sana(width: int) -> dict:
     return _dit(9, width, {'name': 'sana', 'heads': 1, 'qkv_bias': False, 'eps': 1e-8}, ffn='mix')
 
 
-# All options of the mixer; heads are those of the sizes.
-GLA = {'name': 'gla', 'expand_k': 0.5, 'directions': 'causal', 'value_gate': False, 'norm': 'rms',
-       'gate_bias': False, 'chunk': 0}
 # DiG, table 2, and the heads of the official code, whose XL has 18, so that every head has 64 channels:
 # (depth, width, heads)
 DIG_SIZES = {'s': (12, 384, 6), 'b': (12, 768, 12), 'l': (24, 1024, 16), 'xl': (28, 1152, 18)}

@@ -9,6 +9,7 @@ not damped. Convolutions are matrices (kernel side · input channels, output cha
 saves nothing. Means, and the clipping of an update by its root mean square, are taken over one layer. There
 is no correction of the moments' start at 0.
 """
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -36,13 +37,14 @@ class CameState(NamedTuple):
 
 
 def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
-                  clip_threshold: float = CLIP_THRESHOLD) -> optax.GradientTransformation:
-    """Gradients to CAME's updates, before the learning rate: an optax transformation with state
-    `CameState`."""
+                  clip_threshold: float = CLIP_THRESHOLD,
+                  arch: Mapping | None = None) -> optax.GradientTransformation:
+    """Gradients to CAME's updates, before the learning rate: an optax transformation with state `CameState`.
+    arch: of the model (`matrix_axes`)."""
     def init(params):
         named, tree = named_leaves(params), jax.tree.structure(params)
         return CameState(jax.tree.map(jnp.zeros_like, params),
-                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim))
+                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim, arch))
                                          for path, leaf in named.items()]))
 
     def update(grads, state, params=None):
@@ -50,7 +52,8 @@ def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, f
         tree = jax.tree.structure(grads)
         parts = zip(named_leaves(grads).items(), tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu),
                     strict=True)
-        done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim), betas, eps, clip_threshold)
+        done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim, arch), betas, eps,
+                             clip_threshold)
                 for (path, grad), mu, nu in parts]
         updates, mu, nu = (tree.unflatten(part) for part in zip(*done, strict=True))
         return updates, CameState(mu, nu)

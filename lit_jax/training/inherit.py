@@ -26,17 +26,10 @@ import numpy as np
 from lit_jax.convert.torch_arch import size_name
 from lit_jax.convert.torch_keys import number_blocks, split_run
 from lit_jax.models.arch import conditioning, mixers_of
+from lit_jax.models.mixers import find_mixer
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
-# Where each part of the attention lies: (projection, index on the axis of its parts or None).
-_FUSED = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}
-PARTS = {
-    'softmax': _FUSED, 'moh': _FUSED, 'sana': _FUSED, 'dydila': _FUSED,
-    'linear': {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)},
-    'edit': {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)},
-    'gla': {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)},
-}
 ALL = ('all',)
 # Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside
 # the blocks.
@@ -201,8 +194,7 @@ class _Blocks:
                 and run is not None}
 
     def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
-        """The leaf's layers of these blocks (None: a leaf outside the blocks); None where not all of them
-        have it."""
+        """The leaf's layers of these blocks (None: it lies outside); None where not all of them have it."""
         if blocks is None:
             return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
         pieces = []
@@ -256,19 +248,18 @@ def _library(*arrays):
 
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
                     parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat` and marks them in `rows`; returns notes on what has no
-    counterpart."""
+    """Copies the chosen parts into `flat`, marks them in `rows`; returns notes on what has no counterpart."""
     if not parts:
         return []
-    names = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
-    if unknown := sorted(names - set(PARTS)):
-        raise UserError(f'parts of the attention can be copied between {", ".join(PARTS)} mixers, not with '
-                        f'{unknown[0]}')
+    mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
+    if unsaid := sorted(name for name in mixers if not {*parts} <= {*find_mixer(name).parts}):
+        raise UserError(f'{", ".join(parts)} of the attention cannot be copied: the mixer {unsaid[0]} does '
+                        f'not say where they lie (`parts` of its class)')
     notes: dict[str, None] = {}
     for run, mixer in student.mixers.items():
         taken: dict[str, list[tuple[str, int | None, str]]] = {}
         for part in parts:
-            name, index = PARTS[mixer['name']][part]
+            name, index = find_mixer(mixer['name']).parts[part]
             for kind in ('kernel', 'bias'):
                 path = student.paths(f'blocks/attn/{name}/{kind}').get(run)
                 found = _find_part(teacher, part, kind, student.blocks[run])
@@ -299,15 +290,14 @@ def _left_out(part: str, kind: str) -> str:
 
 
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
-    """(one part of these blocks as flat matrices or vectors, where it lies), or None where the teacher lacks
-    it."""
+    """(a part of these blocks as flat matrices or vectors, where it lies); None: the teacher lacks it."""
     values, sources = [], []
     for run, mixer in teacher.mixers.items():
         own = teacher.blocks[run]
         inside = range(max(blocks.start, own.start), min(blocks.stop, own.stop))
         if not inside:
             continue
-        name, index = PARTS[mixer['name']][part]
+        name, index = find_mixer(mixer['name']).parts[part]
         found = teacher.find(f'blocks/attn/{name}/{kind}', inside)
         if found is None:
             return None
@@ -319,8 +309,7 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
-    """The rows of a leaf of which some parts were copied: one for a leaf of one part, else one for each
-    part."""
+    """The rows of a leaf of which some parts were copied: one, or one for each of its parts."""
     if copies[0][1] is None:
         return [_row(path, row['shape'], copies[0][2])]
     axis = _part_axis(path)
@@ -328,12 +317,11 @@ def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str,
     sources = {part: source for part, _, source in copies}
     projection = path.split('/')[-2]
     return [_row(f'{path} ({part})', shape, sources.get(part))
-            for part, (name, _) in PARTS[mixer].items() if name == projection]
+            for part, (name, _) in find_mixer(mixer).parts.items() if name == projection]
 
 
 def _part_axis(path: str) -> int:
-    """Which axis of a stacked fused leaf holds its parts: kernels (L, D, parts, K, E), biases (L, parts, K,
-    E)."""
+    """The axis of the parts in a stacked leaf: kernels (L, D, parts, K, E), biases (L, parts, K, E)."""
     return 2 if path.endswith('kernel') else 1
 
 
@@ -348,8 +336,7 @@ def _get_part(leaf, kind: str, part: str, index: int | None):
 
 
 def _set_part(leaf, value, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced, heads cut as the student's; None where the flat shapes
-    differ."""
+    """A copy of `leaf` with one part replaced, heads as the student's; None where the flat shapes differ."""
     if _get_part(leaf, kind, part, index).shape != value.shape:
         return None
     if index is None:

@@ -1,19 +1,17 @@
 """Leaves of the parameters as matrices, for optimizers that treat a matrix as one: its input axes against its
 output axes, flattened as PyTorch would hold it, one matrix for each layer of a stack."""
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from lit_jax.models.arch import find_leaf
+
 STACKS = r'^(blocks|joins)\d*/'                      # one layer axis in front
-VECTORS = r'(^|[/_])(bias|gain|gamma|factor|focus_scale)$'
-# (pattern of the path, number of input axes; -1: all but the last). Others have one.
-INPUT_AXES = (
-    (r'attn/(dwc|compressor|[kv])/kernel$|attn/dwc/(square|column|row)$', 2),
-    (r'blocks\d*/dwc/kernel$|mlp/depth/kernel$', 2),
-    (r'(attn|cross_attn)/proj/kernel$|x_embedder/kernel$|down\d/kernel$', -1),
-    (r'fusion/(compress|restore)/kernel$', -1),
-)
-# several matrices a layer, along an axis behind the layer axis
-BANKS = r'attn/routed_[qk]/kernel$'
+# Number of input axes (-1: all but the last) by the transform of a leaf that its mixer or ffn declares.
+INPUTS = {'linear': 1, 'pointwise': 1, 'linear_in': -1, 'conv': -1, 'depthwise': 2, 'flat': 0, 'copy': 0}
+# Of all others, by the pattern of their path; those that fit none have one.
+INPUT_AXES = ((r'(^|[/_])(bias|gain)$', 0), (r'/dwc/kernel$', 2),
+              (r'/proj/kernel$|x_embedder/kernel$|down\d/kernel$', -1))
 
 
 class MatrixAxes(NamedTuple):
@@ -31,12 +29,14 @@ class MatrixAxes(NamedTuple):
         return self.rows + self.columns
 
 
-def matrix_axes(path: str, rank: int) -> MatrixAxes:
-    """How the leaf at `path`, an array of so many axes, is read; vectors have no rows."""
-    first = min(rank, bool(re.search(STACKS, path)) + bool(re.search(BANKS, path)))
+def matrix_axes(path: str, rank: int, arch: Mapping | None = None) -> MatrixAxes:
+    """How the leaf at `path`, an array of so many axes, is read; vectors have no rows. arch: of its model."""
+    leaf = find_leaf(arch, path) if arch else None
+    first = min(rank, bool(re.search(STACKS, path)) + (leaf.banks if leaf else 0))
     inner = tuple(range(first, rank))
-    count = next((count for pattern, count in INPUT_AXES if re.search(pattern, path)), 1)
-    if re.search(VECTORS, path) or len(inner) < 2:
+    count = INPUTS[leaf.transform] if leaf else next(
+        (count for pattern, count in INPUT_AXES if re.search(pattern, path)), 1)
+    if len(inner) < 2:
         count = 0
     count = len(inner) - 1 if count < 0 else count
     return MatrixAxes(tuple(range(first)), inner[:count], inner[count:])

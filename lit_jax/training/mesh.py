@@ -1,4 +1,5 @@
-"""The device mesh and the one table that says how every leaf of the train state lies on it.
+"""The device mesh, and how every leaf of the train state lies on it: mixers and ffns say it of their own
+parameters, one table of all others.
 
 Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden
 widths, `seq` cuts rows of the token grid. Activations: `lit_jax.models.partition`.
@@ -12,6 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lit_jax.models.arch import find_leaf, find_owner
+from lit_jax.models.mixers import MIXERS
 from lit_jax.models.partition import PLACES
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import map_named, named_leaves
@@ -19,20 +22,19 @@ from lit_jax.runtime.leaves import map_named, named_leaves
 AXES = ('data', 'fsdp', 'tensor', 'seq')
 BATCH = P(PLACES['batch'])
 
-# (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with the path of
-# their parameter and take its rule. Kernels of the blocks have a leading layer axis, which is never cut;
-# unlike runs of blocks are numbered.
+# How the axes of a mixer's or ffn's parameters are sharded, by the letters of their `shape`
+# (`lit_jax.models.facts.Leaf`). A leading layer axis is never sharded, nor is the D of a vector.
+LETTERS = {'D': 'fsdp', 'K': 'tensor', 'F': 'tensor'}
+VECTORS = ('copy', 'flat')
+
+# Means of CAME and the polynomial of Muon: small, copied.
+COPIED = r'(^|/)(came_\w+|ns_coeffs)$'
+# Everything else: (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with
+# the path of their parameter and take its rule. Runs of unlike blocks are numbered.
 RULES = (
-    (r'came_\w+', P()),     # row and column means of CAME: small, copied (lit_jax/training/came.py)
-    (r'ns_coeffs', P()),    # the polynomial of Muon
     (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
-    (r't_embedder/fc[12]/kernel', P(None, 'fsdp')),
+    (r'[ty]_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/table', P(None, 'fsdp')),
-    # The text encoder (lit_jax/models/t5.py); the kernels of its blocks are named further down.
-    (r'embed/table', P(None, 'fsdp')),
-    (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|final_norm/gain)', P()),
-    (r'blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale', P()),
-    (r'y_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/(null_caption|fc[12]/bias)', P()),
     (r't_block/kernel', P('fsdp', None, 'tensor')),
     (r't_block/bias', P(None, 'tensor')),
@@ -42,61 +44,31 @@ RULES = (
     (r'blocks\d*/cross_attn/kv/kernel', P(None, 'fsdp', None, 'tensor', None)),
     (r'blocks\d*/cross_attn/kv/bias', P(None, None, 'tensor', None)),
     (r'blocks\d*/cross_attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
-    (r'blocks\d*/cross_attn/proj/bias', P()),
-    (r'blocks\d*/attn/(qkv|kv)/kernel', P(None, 'fsdp', None, 'tensor', None)),
-    (r'blocks\d*/attn/(qkv|kv)/bias', P(None, None, 'tensor', None)),
-    (r'blocks\d*/attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
-    (r'blocks\d*/attn/q/bias', P(None, 'tensor', None)),
-    (r'blocks\d*/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
-    (r'blocks\d*/attn/dwc/(kernel|bias)', P()),       # k·k·E numbers a layer, shared by the heads: copied
-    (r'blocks\d*/attn/(focus_scale|key_table)', P()),
-    (r'blocks\d*/attn/compressor/kernel', P(None, None, None, 'tensor', None)),
-    (r'blocks\d*/attn/compressor/(bias|norm_gain|norm_bias)', P(None, 'tensor', None)),
-    (r'blocks\d*/attn/(router|shared_router|kinds_router)/kernel', P(None, 'fsdp', None)),
-    (r'blocks\d*/attn/fusion/compress/kernel', P(None, None, None, 'fsdp', 'tensor')),
-    (r'blocks\d*/attn/fusion/restore/kernel', P(None, None, None, 'tensor', 'fsdp')),
-    (r'blocks\d*/attn/fusion/(compress/bias|norm/gain|norm/bias)', P(None, 'tensor')),
-    (r'blocks\d*/attn/fusion/restore/bias', P()),
-    (r'blocks\d*/attn/[kv]/linear/kernel', P(None, 'fsdp', 'tensor', None)),
-    (r'blocks\d*/attn/[kv]/(linear/bias|bias)', P(None, 'tensor', None)),
-    (r'blocks\d*/attn/[kv]/kernel', P(None, None, None, 'tensor', None)),
-    (r'blocks\d*/attn/value/kernel', P(None, 'fsdp', 'tensor', None)),
-    (r'blocks\d*/attn/value/bias', P(None, 'tensor', None)),
-    (r'blocks\d*/attn/routed_[qk]/kernel', P(None, None, 'fsdp', 'tensor', None)),
-    (r'blocks\d*/attn/(routed_[qk]/router|power_\w+|difference_\w+)/kernel', P(None, 'fsdp', None)),
-    (r'blocks\d*/attn/(gamma|factor|dwc/(square|column|row))', P()),
-    (r'blocks\d*/attn/(key|gate|value_decay)/kernel', P(None, 'fsdp', 'tensor', None)),
-    (r'blocks\d*/attn/decay_in/kernel', P(None, 'fsdp', None)),
-    (r'blocks\d*/attn/decay_out/kernel', P(None, None, 'tensor', None)),
-    (r'blocks\d*/attn/(gate|decay_out|value_decay)/bias', P(None, 'tensor', None)),
-    (r'blocks\d*/attn/norm_(gain|bias)', P()),       # shared by the heads
     (r'blocks\d*/dwc/(kernel|bias)', P()),
-    (r'blocks\d*/mlp/gate/kernel', P(None, 'fsdp', None, 'tensor')),
-    (r'blocks\d*/mlp/down/kernel', P(None, 'tensor', 'fsdp')),
     (r'joins\d*/kernel', P(None, None, 'fsdp')),
     (r'down\d/kernel', P(None, None, None, 'fsdp')),
     (r'condition\d/kernel', P(None, 'fsdp')),
     (r'up\d/kernel', P('fsdp', None, None, None)),
     (r'(joins\d*|down\d|up\d|condition\d)/bias', P()),
-    (r'blocks\d*/mlp/inverted/kernel', P(None, 'fsdp', None, 'tensor')),
-    (r'blocks\d*/mlp/(inverted|depth)/bias', P(None, None, 'tensor')),
-    (r'blocks\d*/mlp/depth/kernel', P(None, None, None, None, 'tensor')),
-    (r'blocks\d*/mlp/point/kernel', P(None, 'tensor', 'fsdp')),
-    (r'blocks\d*/mlp/fc1/kernel', P(None, 'fsdp', 'tensor')),
-    (r'blocks\d*/mlp/fc1/bias', P(None, 'tensor')),
-    (r'blocks\d*/mlp/fc2/kernel', P(None, 'tensor', 'fsdp')),
     (r'blocks\d*/adaLN/kernel', P(None, 'fsdp', None, 'tensor')),
     (r'blocks\d*/adaLN/bias', P(None, None, 'tensor')),
     (r'final_layer/adaLN/kernel', P('fsdp', None, 'tensor')),
     (r'final_layer/adaLN/bias', P(None, 'tensor')),
     (r'final_layer/linear/kernel', P('fsdp', None)),
-    (r'(x_embedder|t_embedder/fc[12]|blocks\d*/attn/proj|blocks\d*/mlp/fc2|final_layer/linear)/bias', P()),
+    (r'(x_embedder|t_embedder/fc[12]|blocks\d*/cross_attn/proj|final_layer/linear)/bias', P()),
+    # The text encoder (lit_jax/models/t5.py), whose blocks have no mixer.
+    (r'embed/table', P(None, 'fsdp')),
+    (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|final_norm/gain)', P()),
+    (r'blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale', P()),
+    (r'blocks/attn/qkv/kernel', P(None, 'fsdp', None, 'tensor', None)),
+    (r'blocks/attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
+    (r'blocks/mlp/gate/kernel', P(None, 'fsdp', None, 'tensor')),
+    (r'blocks/mlp/down/kernel', P(None, 'tensor', 'fsdp')),
 )
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-    """A mesh over `devices` (default: all) with sizes {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none of
-    them -1."""
+    """A mesh over `devices` (default: all); sizes: {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none -1."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes[axis] for axis in AXES)
     if int(np.prod(shape)) != len(devices):
@@ -110,29 +82,52 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
 
 
 def without_mesh():
-    """A block in which no mesh is in effect, inside one of `jax.set_mesh`: for programs that lay out their
-    devices themselves."""
+    """No mesh inside a block of `jax.set_mesh`: for programs that lay out their devices themselves."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
-def find_rule(path: str, shape: tuple[int, ...]) -> P:
-    """The PartitionSpec of a leaf by its path; numbers (step, optimizer counts) are copied."""
-    if not shape:
+def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sharded: bool = True) -> P:
+    """The PartitionSpec of a leaf by its path; numbers (step, optimizer counts) are copied.
+
+    Args:
+        arch: the model's, whose mixers and ffn say how their own parameters are sharded; None: it has
+            neither.
+        sharded: whether any axis of the mesh shards weights. If not, parameters that a mixer does not declare
+            are copied; else they are an error, and no other mixer's rule is taken for them.
+    """
+    if not shape or re.search(COPIED, path):
         return P()
-    for pattern, spec in RULES:
-        if re.search(rf'(^|/){pattern}$', path):
-            return spec
-    raise UserError(f'no sharding rule fits {path} {shape}; add one to lit_jax/training/mesh.py')
+    owner = find_owner(arch, path) if arch else None
+    if owner is None:
+        for pattern, spec in RULES:
+            if re.search(rf'(^|/){pattern}$', path):
+                return spec
+        raise UserError(f'no sharding rule fits {path} {shape}; add one to lit_jax/training/mesh.py')
+    if leaf := find_leaf(arch, path):
+        whole = 'D' if leaf.transform in VECTORS else None
+        axes = [LETTERS.get(letter) if letter != whole else None for letter in leaf.shape]
+        return P(None, *axes) if any(axes) else P()
+    if not sharded:
+        return P()
+    name, kind, rest = owner
+    others = [other for other, mixer in MIXERS.items()
+              if any(re.fullmatch(leaf.path, rest) for leaf in mixer.leaves)]
+    hint = f' ({", ".join(others)} declare one of this name, which is not taken)' if others else ''
+    raise UserError(f'no sharding rule fits {path} {shape}: {name!r} declares no {rest}{hint}; add it to '
+                    f'`leaves` of {kind.__module__}.{kind.__name__} (lit_jax.models.facts.Leaf), or train '
+                    f'with mesh.fsdp and mesh.tensor 1')
 
 
-def state_shardings(abstract_state, mesh: Mesh):
-    """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by RULES.
+def state_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None):
+    """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by `find_rule`.
 
     A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all
     devices.
     """
+    sharded = any(mesh.shape[axis] > 1 for axis in ('fsdp', 'tensor'))
+
     def shard(path, leaf):
-        spec = find_rule(path, leaf.shape)
+        spec = find_rule(path, leaf.shape, arch, sharded)
         if len(spec) > len(leaf.shape):
             raise UserError(f'the sharding rule {spec} has more axes than {path} {leaf.shape}')
         for size, axis in zip(leaf.shape, spec, strict=False):   # a spec may name fewer axes
@@ -144,9 +139,9 @@ def state_shardings(abstract_state, mesh: Mesh):
     return map_named(shard, abstract_state)
 
 
-def format_shardings(abstract_state, mesh: Mesh) -> str:
+def format_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None) -> str:
     """The sharding table: path, shape, dtype, spec, and MB a device."""
-    shardings = state_shardings(abstract_state, mesh)
+    shardings = state_shardings(abstract_state, mesh, arch)
     rows, total = [], 0.0
     for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), jax.tree.leaves(shardings),
                                       strict=True):
@@ -176,8 +171,7 @@ class BatchLayout:
         self.rows = np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global arrays [batch_size, ...] split over `data` and `fsdp`, from this process's `rows` of
-        each."""
+        """Global arrays [batch_size, ...] over `data` and `fsdp`, from this process's `rows` of each."""
         return {name: self._place(array) for name, array in batch.items()}
 
     def _place(self, array):

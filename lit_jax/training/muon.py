@@ -6,8 +6,10 @@ Here for the kernels of products in the blocks; everything else (embedders, the 
 convolutions, biases and gains) is updated as by Adam. The root mean square of an update's entries is brought
 to 0.2, about that of Adam's (Liu et al., eq. 4), so that one learning rate serves both.
 """
+import functools
 import math
 import re
+from collections.abc import Mapping
 
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
@@ -20,35 +22,30 @@ RMS = 0.2               # of an update's entries
 DEPTH_WISE = r'/(dwc|depth)/'
 
 
-def scale_by_muon_and_adam(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Gradients to updates, before the learning rate. adam: what updates the leaves that Muon is not for."""
-    muon = optax.chain(scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=_dimension_numbers),
-                       optax.stateless(_scale))
-    return optax.partition({'muon': muon, 'adam': adam},
-                           lambda params: map_named(lambda path, leaf: 'muon' if is_for_muon(path, leaf.ndim)
-                                                    else 'adam', params))
-
-
-def is_for_muon(path: str, rank: int) -> bool:
-    """Whether a leaf, an array of so many axes, is a matrix (or several) that the tokens are multiplied
-    with."""
-    return bool(re.search(STACKS, path)) and path.endswith('/kernel') and not re.search(DEPTH_WISE, path) \
-        and matrix_axes(path, rank).is_matrix
-
-
-def _dimension_numbers(updates):
+def scale_by_muon_and_adam(adam: optax.GradientTransformation,
+                           arch: Mapping | None = None) -> optax.GradientTransformation:
+    """Gradients to updates, before the learning rate. adam: what updates the leaves that Muon is not for.
+    arch: of the model (`matrix_axes`)."""
     def numbers(path, leaf):
-        axes = matrix_axes(path, leaf.ndim)
+        axes = matrix_axes(path, leaf.ndim, arch)
         return MuonDimensionNumbers(axes.rows, axes.columns)
 
-    return map_named(numbers, updates)
-
-
-def _scale(updates, params=None):
-    """Entries of a semi-orthogonal matrix have the root mean square 1/sqrt(max(inputs, outputs))."""
     def scaled(path, leaf):
-        axes = matrix_axes(path, leaf.ndim)
+        """Entries of a semi-orthogonal matrix have the root mean square 1/sqrt(max(inputs, outputs))."""
+        axes = matrix_axes(path, leaf.ndim, arch)
         inputs, outputs = (math.prod(leaf.shape[axis] for axis in part) for part in (axes.rows, axes.columns))
         return RMS * max(inputs, outputs) ** 0.5 * leaf
 
-    return map_named(scaled, updates)
+    def label(path, leaf):
+        return 'muon' if is_for_muon(path, leaf.ndim, arch) else 'adam'
+
+    numbered = functools.partial(map_named, numbers)
+    muon = optax.chain(scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=numbered),
+                       optax.stateless(lambda updates, params=None: map_named(scaled, updates)))
+    return optax.partition({'muon': muon, 'adam': adam}, functools.partial(map_named, label))
+
+
+def is_for_muon(path: str, rank: int, arch: Mapping | None = None) -> bool:
+    """Whether a leaf, an array of so many axes, is a matrix (or several) that tokens are multiplied with."""
+    return bool(re.search(STACKS, path)) and path.endswith('/kernel') and not re.search(DEPTH_WISE, path) \
+        and matrix_axes(path, rank, arch).is_matrix

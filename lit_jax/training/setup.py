@@ -66,7 +66,8 @@ def build_optimizer(config: ConfigDict):
     return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate,
                           warmup_steps=train.warmup_steps,
                           cooldown_steps=train.cooldown_steps, steps=train.steps,
-                          weight_decay=train.weight_decay, clip_norm=train.clip_norm)
+                          weight_decay=train.weight_decay, clip_norm=train.clip_norm,
+                          arch=architecture(config))
 
 
 def reads_images(config: ConfigDict) -> bool:
@@ -197,9 +198,9 @@ def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
         return None
     dtype = DTYPES[config.train.dtype]
     teacher_config = peers.together(lambda: read_teacher_config(config))
-    _, params = load_weights(config.teacher.path, lambda abstract: state_shardings(abstract, mesh))
+    _, params = load_weights(config.teacher.path, lambda tree, arch: state_shardings(tree, mesh, arch))
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
-    shardings = state_shardings(network.abstract(), mesh)
+    shardings = state_shardings(network.abstract(), mesh, network.arch)
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
     return Teacher(network, cast(params), teacher_config)
 
@@ -240,12 +241,12 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh,
 
     null_caption: features of the empty caption (`null_features`), of text-to-image models."""
     key = jax.random.key(config.seed)
-    shardings = state_shardings(abstract_state(network, optimizer), mesh)
+    shardings = state_shardings(abstract_state(network, optimizer), mesh, network.arch)
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
     report = None
     if config.inherit.path:
         source_config, source_params = load_weights(config.inherit.path,
-                                                    lambda tree: state_shardings(tree, mesh))
+                                                    lambda tree, arch: state_shardings(tree, mesh, arch))
         copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=copy)
@@ -268,7 +269,7 @@ def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: di
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
     """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
     abstract = abstract_state(network, optimizer)
-    return placed(abstract, state_shardings(abstract, mesh))
+    return placed(abstract, state_shardings(abstract, mesh, network.arch))
 
 
 def run_key(config: ConfigDict, mesh) -> jax.Array:

@@ -1,4 +1,6 @@
 """The train state: one nested dict {params, ema, opt, step}, nothing else is remembered between steps."""
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,22 +19,23 @@ def scale_by_adamw() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-OPTIMIZERS = {'adamw': scale_by_adamw, 'came': scale_by_came,
-              'muon': lambda: scale_by_muon_and_adam(scale_by_adamw())}
+OPTIMIZERS = {'adamw': lambda arch: scale_by_adamw(), 'came': lambda arch: scale_by_came(arch=arch),
+              'muon': lambda arch: scale_by_muon_and_adam(scale_by_adamw(), arch)}
 
 
 def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0,
                    cooldown_steps: int = 0, steps: int = 0, weight_decay: float = 0.0,
-                   clip_norm: float = 0.0) -> optax.GradientTransformation:
+                   clip_norm: float = 0.0, arch: Mapping | None = None) -> optax.GradientTransformation:
     """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the
     gradient's global norm and weight decay (times the rate, apart from the moments) are options.
 
     name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps
     of warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
+    arch: of the model whose parameters these are; 'came' and 'muon' see them as its mixers say.
     """
     check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
-    update = optax.chain(OPTIMIZERS[name](), add_weight_decay(weight_decay),
+    update = optax.chain(OPTIMIZERS[name](arch), add_weight_decay(weight_decay),
                          optax.scale_by_learning_rate(rate))
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
 

@@ -115,7 +115,7 @@ class Routed(SoftmaxAttention):
     """Softmax attention that shows a choice: 1 where the first number of a token is positive, and one of its
     own name."""
 
-    routes = ('route/own',)
+    routes = ('route/query', 'route/own')
 
     def __call__(self, x_BND, grid):
         show('route/query', (x_BND[..., 0] > 0).astype(jnp.int32))

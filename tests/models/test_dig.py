@@ -224,7 +224,7 @@ def test_cut_over_devices_it_is_the_same(skip):
     arguments = params, x, jnp.array([1, 2, 3, 4]), {'label': jnp.array([0, 1, 2, 3])}
     want = jax.jit(network.apply)(*arguments)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(network.abstract(), mesh))
+        placed = jax.device_put(params, state_shardings(network.abstract(), mesh, network.arch))
         got = jax.jit(network.apply)(placed, *arguments[1:])
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
 

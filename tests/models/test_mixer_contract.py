@@ -16,11 +16,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lit_jax.models.arch import check_partition
+from lit_jax.models.arch import check_partition, find_leaf, find_owner
 from lit_jax.models.macs import macs_by_parameter
 from lit_jax.models.mixers import MIXERS, build_mixer
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training.mesh import make_mesh, state_shardings
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +146,7 @@ def mesh_program(case, sizes):
     """A function without arguments: output and gradient on a mesh of so many devices, not waited for."""
     network, mesh = network_of(case), make_mesh(sizes)
     params = random_tree(network.abstract())
-    shardings = state_shardings(network.abstract(), mesh)
+    shardings = state_shardings(network.abstract(), mesh, network.arch)
     places = NamedSharding(mesh, P(('data', 'fsdp'), 'seq')), *[NamedSharding(mesh, P(('data', 'fsdp')))] * 2
     x, t, cond = batch()
     arguments = tuple(jax.device_put(a, place)
@@ -212,6 +213,22 @@ def test_programs_on_all_devices_and_on_one_do_not_wait_for_each_other_for_good(
     done = subprocess.run([sys.executable, '-c', WAITING], env=env, capture_output=True, text=True,
                           timeout=400)
     assert done.returncode == 0, done.stderr[:3000]
+
+
+@EVERY_CASE
+def test_a_mixer_states_its_facts(case):
+    """Every parameter of mixer and ffn is declared, with its axes; parts lie where they are said to lie."""
+    network = network_of(case)
+    kind, options = MIXERS[CASES[case]['name']], CASES[case]
+    leaves = named_leaves(network.abstract())
+    for path, leaf in leaves.items():
+        if find_owner(network.arch, path):
+            declared = find_leaf(network.arch, path)
+            assert len(declared.shape) == leaf.ndim - 1 or declared.path == 'gamma|factor', path
+    assert sorted(kind.parts) == ['k', 'o', 'q', 'v']
+    for projection, index in kind.parts.values():
+        assert index is None or leaves[f'blocks/attn/{projection}/kernel'].shape[2] > index
+    assert kind.state_bytes(options, WIDTH, (8, 12)) > 0
 
 
 def test_every_mixer_is_in_the_table():

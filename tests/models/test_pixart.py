@@ -256,7 +256,7 @@ def test_cut_over_devices_it_is_the_same(sizes):
     x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
     want = jax.jit(network.apply)(params, x, t, cond)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(network.abstract(), mesh))
+        placed = jax.device_put(params, state_shardings(network.abstract(), mesh, network.arch))
         got = jax.jit(network.apply)(placed,
                                      *jax.device_put((x, t, cond), NamedSharding(mesh, P(('data', 'fsdp')))))
     assert relative_error(got, np.asarray(want, np.float64)) <= 1e-5

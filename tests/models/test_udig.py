@@ -76,7 +76,7 @@ def test_cut_over_devices_it_is_the_same():
     params = random_params(network)
     want = jax.jit(network.apply)(params, *arguments(4))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(network.abstract(), mesh))
+        placed = jax.device_put(params, state_shardings(network.abstract(), mesh, network.arch))
         got = jax.jit(network.apply)(placed, *arguments(4))
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))
 

@@ -46,7 +46,7 @@ def test_the_lit_recipes_follow_the_paper():
     ('train.accumulate', 3, 'not divisible'),
     ('data.image_size', 9, r'9 is not divisible by latent\.downscale · model\.patch = 1 · 2 = 2'),
     ('model.mixer.heads', 5, '5 heads do not divide the width 32'),
-    ('model.mixer.name', 'fourier', "unknown model.mixer.name 'fourier'; known: "),
+    ('model.mixer.name', 'fourier', r"unknown mixer 'fourier' \(model.mixer.name\); known: "),
     ('train.dtype', 'float16', "unknown train.dtype 'float16'"),
     ('train.steps', 0, 'train.steps must be at least 1'),
     ('train.label_dropout', 1.0, 'label_dropout'),

@@ -142,11 +142,13 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
                 'y_embedder': {'null_caption': abstract['y_embedder']['null_caption']},
                 # enough of it: eight devices compile for long
                 'blocks': {'attn': abstract['blocks']['attn']}}
-    optimizer = make_optimizer(name='came', learning_rate=1e-2, clip_norm=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(name='came', learning_rate=1e-2, clip_norm=0.01, weight_decay=0.1,
+                               arch=Network(PIXART).arch)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), abstract)
     steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
              for _ in range(3)]
-    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED))
+    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED),
+                                Network(PIXART).arch)
     inner = shardings['opt'][1][0]
     assert jax.tree.map(lambda s: s.spec, inner.mu) == jax.tree.map(lambda s: s.spec, shardings['params'])
     for path, sharding in named_leaves(inner.nu).items():
@@ -249,7 +251,7 @@ def test_a_recipe_names_its_optimizer():
     config = tiny_recipe(optimizer='came', clip_norm=0.01)
     state = abstract_state(setup.build_network(config), setup.build_optimizer(recipes.finalize(config, 8)))
     assert any('came_row' in path for path in named_leaves(state['opt']))
-    state_shardings(state, make_mesh(MIXED))
+    state_shardings(state, make_mesh(MIXED), recipes.architecture(config))
     with pytest.raises(UserError, match="unknown train.optimizer 'lion'; known: adamw, came, muon"):
         recipes.finalize(tiny_recipe(optimizer='lion'), 8)
     with pytest.raises(UserError, match="unknown optimizer 'sgd'; known: adamw, came, muon"):

@@ -46,7 +46,7 @@ class Small:
         leaves = [0.05 * jax.random.normal(key, leaf.shape)
                   for key, leaf in zip(keys, jax.tree.leaves(shapes), strict=True)]
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        return network, jax.device_put(params, state_shardings(shapes, self.mesh))
+        return network, jax.device_put(params, state_shardings(shapes, self.mesh, network.arch))
 
     def step(self, teacher_network):
         return setup.jit_step(self.config, self.network, self.optimizer, self.mesh, self.abstract,
@@ -81,10 +81,11 @@ QUICK = ('linear', 'mixed')
                  else pytest.mark.slow)
     for mixer, name in (('softmax', 'DiT'), ('linear', 'LiT with teacher')) for layout in LAYOUTS])
 def test_every_layout_gives_the_losses_of_one_device(mixer, layout):
-    losses, state = Small(mixer, layout).losses()
+    run = Small(mixer, layout)
+    losses, state = run.losses()
     assert losses[-1] < 0.9 * losses[0]           # it learns: equal constants would prove nothing
     np.testing.assert_allclose(losses, losses_of_one_device(mixer), rtol=1e-5)
-    want = state_shardings(state, make_mesh(sizes_of(layout)))
+    want = state_shardings(state, make_mesh(sizes_of(layout)), run.network.arch)
     assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state,
                                      want))
 
@@ -101,10 +102,12 @@ def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
     assert (config.mesh.data, config.mesh.fsdp) == (1, 8)
     mesh = make_mesh(config.mesh.to_dict())
     state = setup.abstract_state(setup.build_network(config), setup.build_optimizer(config))
-    teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16),
-                           Network(setup.architecture(recipes.load_recipe('configs/dit_xl.py'))).abstract())
-    for tree in (state['params'], state['ema'], state['opt'], teacher):
-        shardings = state_shardings(tree, mesh)
+    network = Network(setup.architecture(recipes.load_recipe('configs/dit_xl.py')))
+    teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), network.abstract())
+    student = setup.architecture(config)
+    for tree, arch in ((state['params'], student), (state['ema'], student), (state['opt'], student),
+                       (teacher, network.arch)):
+        shardings = state_shardings(tree, mesh, arch)
         copied = share(*zip(*[(leaf, s)
                               for leaf, s in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings),
                                                  strict=True)

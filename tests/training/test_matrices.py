@@ -15,7 +15,7 @@ def networks():
     for name, entry in SYSTEMS.items():
         config = system(recipes.default(), name, next(iter(entry.sizes)))
         yield pytest.param(recipes.architecture(config), id=name)
-    yield pytest.param(PIXART, id='pixart')
+    yield pytest.param(Network(PIXART).arch, id='pixart')
 
 
 @pytest.mark.parametrize('arch', list(networks()))
@@ -24,7 +24,7 @@ def test_leaves_are_read_as_the_matrices_of_pytorch(arch):
     the kind."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(Network(arch).abstract()).items()}
     for leaf in model_leaves(arch):
-        shape, axes = shapes[leaf.path], matrix_axes(leaf.path, len(shapes[leaf.path]))
+        shape, axes = shapes[leaf.path], matrix_axes(leaf.path, len(shapes[leaf.path]), arch)
         rows, columns = (int(np.prod([shape[axis] for axis in part])) for part in (axes.rows, axes.columns))
         if leaf.rule.transform == 'copy':
             continue
@@ -34,13 +34,18 @@ def test_leaves_are_read_as_the_matrices_of_pytorch(arch):
         assert axes.is_matrix == bool(rest), leaf.path
 
 
+def with_mixer(name):
+    return {'depth': 2, 'mixer': {'name': name}, 'ffn': 'mlp', 'stages': ({'depth': 1}, {'depth': 1})}
+
+
 def test_leaves_without_a_tensor_in_pytorch():
-    for path, rank, want in (('blocks/attn/routed_q/kernel', 5, ((0, 1), (2,), (3, 4))),
-                             ('blocks/attn/gamma', 2, ((0,), (), (1,))),
-                             ('blocks/scale_shift_table', 3, ((0,), (1,), (2,))),
-                             ('y_embedder/table', 2, ((), (0,), (1,))),
-                             ('blocks1/attn/v/kernel', 5, ((0,), (1, 2), (3, 4))),
-                             ('joins4/bias', 2, ((0,), (), (1,))),
-                             ('blocks/attn/fusion/restore/kernel', 5, ((0,), (1, 2, 3), (4,))),
-                             ('a', 0, ((), (), ()))):
-        assert matrix_axes(path, rank) == want, path
+    for mixer, path, rank, want in (
+            ('dydila', 'blocks/attn/routed_q/kernel', 5, ((0, 1), (2,), (3, 4))),
+            ('dydila', 'blocks/attn/gamma', 2, ((0,), (), (1,))),
+            ('edit', 'blocks1/attn/v/kernel', 5, ((0,), (1, 2), (3, 4))),
+            ('edit', 'blocks/attn/fusion/restore/kernel', 5, ((0,), (1, 2, 3), (4,))),
+            ('softmax', 'blocks/scale_shift_table', 3, ((0,), (1,), (2,))),
+            ('softmax', 'y_embedder/table', 2, ((), (0,), (1,))),
+            ('softmax', 'joins4/bias', 2, ((0,), (), (1,))),
+            ('softmax', 'a', 0, ((), (), ()))):
+        assert matrix_axes(path, rank, with_mixer(mixer)) == want, path

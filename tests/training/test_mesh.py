@@ -22,18 +22,21 @@ def state_of(config):
     return abstract_state(setup.build_network(config), setup.build_optimizer(config))
 
 
+def shardings_of(config, mesh=MIXED):
+    return state_shardings(state_of(config), make_mesh(mesh), recipes.architecture(config))
+
+
 @pytest.mark.parametrize('size', list(recipes.SIZES))
 @pytest.mark.parametrize('mixer', ['softmax', 'linear'])
 def test_every_leaf_of_every_size_has_a_rule_and_divides(size, mixer):
     config = recipes.size(recipes.default(), size, mixer)
     config.model.mixer.heads = 4      # LiT-B has 3 heads, which two tensor devices cannot share
-    shardings = state_shardings(state_of(config), make_mesh(MIXED))
+    shardings = shardings_of(config)
     assert all(sharding.mesh.shape['fsdp'] == 2 for sharding in jax.tree.leaves(shardings))
 
 
 def test_optimizer_and_ema_lie_like_their_parameters():
-    state = state_of(recipes.size(recipes.default(), 's', 'linear'))
-    shardings = state_shardings(state, make_mesh(MIXED))
+    shardings = shardings_of(recipes.size(recipes.default(), 's', 'linear'))
     moments = shardings['opt'][0]
     for tree in (shardings['ema'], moments.mu, moments.nu):
         assert jax.tree.map(lambda s: s.spec, tree) == jax.tree.map(lambda s: s.spec, shardings['params'])
@@ -41,16 +44,16 @@ def test_optimizer_and_ema_lie_like_their_parameters():
 
 
 def test_the_layer_axis_is_never_cut():
-    state = state_of(recipes.size(recipes.default(), 's', 'softmax'))
-    shardings = state_shardings(state, make_mesh(MIXED))
+    shardings = shardings_of(recipes.size(recipes.default(), 's', 'softmax'))
     for sharding in jax.tree.leaves(shardings['params']['blocks']):
         assert not sharding.spec or sharding.spec[0] is None
 
 
 def test_fsdp_cuts_nearly_all_bytes():
     """What stays whole on every device are biases and the convolution: under 1 % of LiT-S."""
-    abstract = state_of(recipes.size(recipes.default(), 's', 'linear'))
-    shardings = state_shardings(abstract, make_mesh({'data': 1, 'fsdp': 8, 'tensor': 1, 'seq': 1}))
+    config = recipes.size(recipes.default(), 's', 'linear')
+    abstract = state_of(config)
+    shardings = shardings_of(config, {'data': 1, 'fsdp': 8, 'tensor': 1, 'seq': 1})
     pairs = list(zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True))
     total = sum(np.prod(leaf.shape) for leaf, _ in pairs)
     local = sum(np.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in pairs)
@@ -62,10 +65,24 @@ def test_a_leaf_without_a_rule_is_an_error():
         find_rule('blocks/attn/mystery', (2, 3))
 
 
+def test_no_other_mixers_rule_is_taken():
+    """The key of gla fits no linear attention; where nothing shards weights, what is not declared is
+    copied."""
+    arch = recipes.architecture(recipes.size(recipes.default(), 's', 'linear'))
+    with pytest.raises(UserError, match=r"no sharding rule fits blocks/attn/key/kernel .*: 'linear' declares "
+                                        r'no key/kernel \(gla declare.*mixers\.linear\.LinearAttention'):
+        find_rule('blocks/attn/key/kernel', (2, 8, 2, 4), arch)
+    assert find_rule('blocks/attn/key/kernel', (2, 8, 2, 4), arch, sharded=False) == P()
+    stages = {**arch, 'stages': ({'depth': 6}, {'depth': 6, 'mixer': {'name': 'gla', 'heads': 6}})}
+    assert find_rule('ema/blocks1/attn/key/kernel', (2, 8, 2, 4), stages) == P(None, 'fsdp', 'tensor', None)
+    with pytest.raises(UserError, match='no sharding rule fits ema/blocks0/attn/key/kernel'):
+        find_rule('ema/blocks0/attn/key/kernel', (2, 8, 2, 4), stages)
+
+
 def test_an_axis_that_does_not_divide_is_an_error():
     leaf = {'blocks': {'attn': {'q': {'kernel': jax.ShapeDtypeStruct((2, 32, 3, 8), jnp.float32)}}}}
     with pytest.raises(UserError, match=r'3 is not divisible by mesh\.tensor = 2'):
-        state_shardings(leaf, make_mesh(MIXED))
+        state_shardings(leaf, make_mesh(MIXED), recipes.architecture(tiny_recipe('linear')))
 
 
 def test_a_mesh_of_another_size_than_the_machine_is_an_error():
@@ -74,19 +91,20 @@ def test_a_mesh_of_another_size_than_the_machine_is_an_error():
 
 
 def test_the_table_lists_bytes_a_device():
-    table = format_shardings({'params': state_of(tiny_recipe())['params']}, make_mesh(MIXED))
+    table = format_shardings({'params': state_of(tiny_recipe())['params']}, make_mesh(MIXED),
+                             recipes.architecture(tiny_recipe()))
     assert 'params/blocks/mlp/fc1/kernel' in table and 'total, MB a device' in table
 
 
 @pytest.mark.parametrize('name', ['lit_xl', 'dit_xl'])
 def test_the_table_of_the_largest_models_is_the_one_that_was_read_and_approved(name, goldens):
-    """A change of RULES shows here line by line; to accept it: python tests/training/test_mesh.py"""
+    """A change of rules shows here line by line; to accept it: python tests/training/test_mesh.py"""
     assert sharding_table(name) == (goldens / f'shardings_{name}.txt').read_text()
 
 
 def sharding_table(name):
     config = recipes.load_recipe(name)
-    return format_shardings(state_of(config), make_mesh(MIXED)) + '\n'
+    return format_shardings(state_of(config), make_mesh(MIXED), recipes.architecture(config)) + '\n'
 
 
 def test_hosts_read_the_rows_of_their_devices():

@@ -94,7 +94,7 @@ def test_everything_else_moves_as_by_adam(steps):
 @pytest.mark.parametrize('arch', list(networks()))
 def test_it_moves_the_products_of_the_blocks_in_every_system(arch):
     leaves = {path: leaf.ndim for path, leaf in named_leaves(Network(arch).abstract()).items()}
-    moved = {path for path, rank in leaves.items() if is_for_muon(path, rank)}
+    moved = {path for path, rank in leaves.items() if is_for_muon(path, rank, arch)}
     assert any(path.endswith('/attn/proj/kernel')
                for path in moved) or not any('/attn/proj/kernel' in path for path in leaves)
     for path in moved:
@@ -110,11 +110,13 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
     rng, abstract = np.random.default_rng(0), Network(PIXART).abstract()
     # eight devices compile for long
     abstract = {'t_block': abstract['t_block'], 'blocks': {'attn': abstract['blocks']['attn']}}
-    optimizer = make_optimizer(name='muon', learning_rate=1e-2, clip_norm=0.1, weight_decay=0.1)
+    optimizer = make_optimizer(name='muon', learning_rate=1e-2, clip_norm=0.1, weight_decay=0.1,
+                               arch=Network(PIXART).arch)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), abstract)
     steps = [jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
              for _ in range(2)]
-    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED))
+    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), make_mesh(MIXED),
+                                Network(PIXART).arch)
     of_params = {path: sharding.spec for path, sharding in named_leaves(shardings['params']).items()}
     moments = [(path.split('/mu/')[1], sharding.spec)
                for path, sharding in named_leaves(shardings['opt']).items() if '/mu/' in path]
@@ -137,6 +139,6 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
 def test_a_recipe_names_it():
     config = tiny_recipe(optimizer='muon')
     state = abstract_state(setup.build_network(config), setup.build_optimizer(recipes.finalize(config, 8)))
-    state_shardings(state, make_mesh(MIXED))
+    state_shardings(state, make_mesh(MIXED), recipes.architecture(config))
     second_moments = [path for path in named_leaves(state['opt']) if '/nu/' in path]
     assert second_moments and not any(is_for_muon(path.split('/nu/')[1], 3) for path in second_moments)

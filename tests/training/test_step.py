@@ -163,8 +163,9 @@ def test_gradients_of_mixed_layouts_equal_one_device():
                   {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1}):
         mesh = make_mesh(sizes)
         with jax.set_mesh(mesh):
-            sharded = jax.device_put(state, state_shardings(state, mesh))
-            placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh))
+            archs = [recipes.architecture(recipe) for recipe in (config, teacher_config)]
+            sharded = jax.device_put(state, state_shardings(state, mesh, archs[0]))
+            placed_teacher = jax.device_put(teacher, state_shardings(teacher, mesh, archs[1]))
             _, got = step(sharded, {'teacher': placed_teacher},
                           BatchLayout(mesh, len(batch['label'])).place(batch), KEY)
         for name in ('loss/total', 'loss/distill_noise', 'grad/norm'):

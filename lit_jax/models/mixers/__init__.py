@@ -1,14 +1,9 @@
-"""Token mixers: the part of a block in which tokens see each other, and the table of them.
+"""Token mixers, one a file, and the table of their short names.
 
-A mixer is an `nnx.Module` with `__init__(self, width, *, heads, ..., dtype, rngs)` and `__call__(x_BND, grid)
--> x_BND`; grid = (H, W), rows first, N = H·W. It owns its projections and takes its sums over tokens in
-`accumulator(dtype)`. To add one: a file here, an entry in MIXERS. Where they apply, a class says also:
-
-    losses, statistics    names of scalars that it shows (`lit_jax.models.probe`): losses of its own, figures
-                          for the log
-    row_unit(mixer)       static; rows of tokens that must stay on one device of the mesh axis `seq`; None:
-                          all of them. Without it 1: any row may lie anywhere
+To add one: a file with a subclass of `Mixer` that states its own facts, a recipe that names it, a test. The
+file may lie anywhere: a recipe takes 'package.module:Class' for a name. Those of MIXERS have a short one.
 """
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +14,7 @@ from lit_jax.models.mixers.dydila import DyDiLA
 from lit_jax.models.mixers.edit import EditAttention
 from lit_jax.models.mixers.gla import GatedLinearAttention
 from lit_jax.models.mixers.linear import LinearAttention
+from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
@@ -29,27 +25,51 @@ MIXERS: dict[str, Any] = {
     'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
-def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """The mixer that a recipe describes: {'name': a key of MIXERS, 'heads': ..., further options of its
-    class}.
+def find_mixer(name: str | None) -> Any:
+    """The class of a mixer: one of MIXERS, or of any module that can be imported, by 'package.module:Class'.
 
-    Raises UserError for an unknown name, unknown or missing options, and values the mixer cannot take.
+    Raises UserError where there is none.
     """
-    options = dict(mixer)
-    name = options.pop('name', None)
-    if name not in MIXERS:
-        raise UserError(f'unknown mixer {name!r}; known: {", ".join(MIXERS)}')
-    arguments = inspect.signature(MIXERS[name].__init__).parameters
-    known = [k for k in arguments if k not in ('self', 'width', 'dtype', 'rngs')]
-    if unknown := [k for k in options if k not in known]:
+    if name is not None and name in MIXERS:
+        return MIXERS[name]
+    module, colon, attribute = str(name).partition(':')
+    if not (colon and module and attribute):
+        raise UserError(f'unknown mixer {name!r} (model.mixer.name); known: {", ".join(MIXERS)}, or one of '
+                        f'your own as package.module:Class')
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'the mixer {name!r} cannot be imported: {error}; give package.module:Class, with '
+                        f'the package installed or its folder in PYTHONPATH') from error
+    if not (isinstance(found, type) and issubclass(found, Mixer)):
+        raise UserError(f'{name!r} is no mixer: it must be a class derived from '
+                        f'lit_jax.models.mixers.mixer.Mixer')
+    return found
+
+
+def check_mixer(mixer: Mapping, width: int) -> Any:
+    """The class of {'name': see `find_mixer`, further options of the class}.
+
+    Raises UserError for an unknown name, unknown or missing options, and heads that do not divide the width.
+    """
+    name, kind = mixer.get('name'), find_mixer(mixer.get('name'))
+    known, given = kind.options(), [option for option in mixer if option != 'name']
+    if unknown := [option for option in given if option not in known]:
         raise UserError(f'mixer {name!r} has no option {", ".join(map(repr, unknown))}; its options: '
                         f'{", ".join(known)}')
-    if missing := [k for k in known if k not in options and arguments[k].default is inspect.Parameter.empty]:
+    if missing := [option for option, argument in known.items()
+                   if option not in given and argument.default is inspect.Parameter.empty]:
         raise UserError(f'mixer {name!r} needs {", ".join(missing)}; add it to model.mixer')
-    heads = options['heads']
-    if isinstance(heads, bool) or not isinstance(heads,
-                                                 int) or heads < 1 or (width % heads
-                                                                       and not options.get('head_dim')):
+    heads = mixer.get('heads', 1)
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (
+            width % heads and not mixer.get('head_dim')):
         divisors = ', '.join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise UserError(f'{heads!r} heads do not divide the width {width}; possible: {divisors}')
-    return MIXERS[name](width, **options, dtype=dtype, rngs=rngs)
+    return kind
+
+
+def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> Mixer:
+    """The mixer that a recipe describes; UserError as `check_mixer`, and for values that it cannot take."""
+    kind = check_mixer(mixer, width)
+    return kind(width, **{option: value for option, value in mixer.items() if option != 'name'}, dtype=dtype,
+                rngs=rngs)

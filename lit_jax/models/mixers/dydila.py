@@ -20,10 +20,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lit_jax.models.facts import Leaf, product
 from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers import reparam
 from lit_jax.models.mixers.linear import EPS, total_weight, weighted_sum
+from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.mixers.routing import Route, RoutedLinear, Router, entropy
+from lit_jax.models.mixers.softmax import QKV_PARTS
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
@@ -35,12 +38,12 @@ NORMALISERS = ('mean', 'weights')
 KINDS = ('projection', 'power', 'difference')
 
 
-class DyDiLA(nnx.Module):
+class DyDiLA(Mixer):
     """[B, N, D] -> [B, N, D].
 
     Shows for the log, by the kind of router (`KINDS`): 'routing/<kind>/entropy' (1: all choices used alike)
     and 'routing/<kind>/largest' (share of the most used), means over the routers of that kind; 'dydila/power'
-    and 'dydila/factor', the means of what tokens were given. For images: `images`, indices [B, N].
+    and 'dydila/factor', the means of what tokens were given.
 
     Args:
         heads: 1 in the paper.
@@ -60,9 +63,27 @@ class DyDiLA(nnx.Module):
     """
     statistics = (*(f'routing/{kind}/{what}' for kind in KINDS for what in ('entropy', 'largest')),
                   'dydila/power', 'dydila/factor')
-    images = ('route/query', 'route/key',
+    routes = ('route/query', 'route/key',
               *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
-                'route/difference/query', 'route/difference/key')
+              'route/difference/query', 'route/difference/key')
+    # Without PyTorch names: there is no official code.
+    leaves = (*product('qkv', ('D', 3, 'K', 'E')), *product('value', ('D', 'K', 'E')),
+              *product('proj', ('K', 'E', 'D'), 'linear_in'),
+              Leaf('routed_[qk]/kernel', (None, 'D', 'K', 'E'), 'linear', banks=1),
+              Leaf(r'(routed_[qk]/router|power_\w+|difference_\w+)/kernel', ('D', None), 'linear'),
+              Leaf('gamma|factor', (None, None), 'copy'),
+              *product('dwc', (3, 3, 1, None), 'depthwise'),
+              Leaf('dwc/(square|column|row)', (None, None, 1, None), 'depthwise'))
+    parts = QKV_PARTS
+
+    @staticmethod
+    def sets(mixer) -> int:
+        return 2 if mixer.get('difference') == 'maps' else 1
+
+    @classmethod
+    def state_bytes(cls, mixer, width, grid) -> int:
+        channels, size = head_channels(mixer, width)
+        return 4 * channels * (cls.sets(mixer) * size + (mixer.get('normaliser') == 'weights'))
 
     def __init__(self, width: int, *, heads: int, projectors: int = 3, powers: int = 9, factors: int = 9,
                  factor_init: float = 0.01, difference: str = 'tokens', router: str = 'straight_through',

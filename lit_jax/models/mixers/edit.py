@@ -20,8 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.convolution import Conv, GroupNorm
+from lit_jax.models.facts import Leaf, product
 from lit_jax.models.layers import Array, Linear, check_grid
-from lit_jax.models.mixers.linear import EPS, linear_attention
+from lit_jax.models.mixers.linear import EPS, bytes_of_sums, linear_attention
+from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
@@ -29,8 +31,7 @@ from lit_jax.runtime.errors import UserError
 
 
 class ConvFusion(nnx.Module):
-    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) on the grid, with ratio·D channels in between: [B, H, W,
-    D] -> same."""
+    """x + Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))), ratio·D channels in between: [B, H, W, D] -> same."""
 
     def __init__(self, width: int, ratio: float, groups: int, *, dtype, rngs: nnx.Rngs):
         hidden = int(width * ratio)
@@ -47,8 +48,7 @@ class ConvFusion(nnx.Module):
 
 
 class SpatialCompressor(nnx.Module):
-    """Linear, then a depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K,
-    E]."""
+    """Linear, depth-wise 3x3 convolution of stride 2: [B, H, W, D] -> [B, ceil(H/2), ceil(W/2), K, E]."""
 
     def __init__(self, width: int, head: tuple[int, int], *, dtype, rngs: nnx.Rngs):
         def uniform(shape):      # ±1/sqrt(fan-in): each channel sees nine numbers
@@ -93,7 +93,7 @@ def _convolved(x: Array, kernel: Array) -> Array:
     return y.reshape(*y.shape[:3], *head)
 
 
-class EditAttention(nnx.Module):
+class EditAttention(Mixer):
     """Linear attention of convolved queries over compressed keys and values: [B, N, D] -> [B, N, D].
 
     Any grid: a side of an odd number of tokens gives (side + 1)/2 rows of keys.
@@ -102,7 +102,17 @@ class EditAttention(nnx.Module):
         heads: one in the DyDi-LiT paper's counts. ratio: channels between the two convolutions
             of the queries, over the width. groups: of their norm, see above.
     """
+    leaves = (*product('fusion/compress', (3, 3, 'D', 'F'), 'conv'),
+              Leaf('fusion/norm/(gain|bias)', ('F',), 'flat'),
+              *product('fusion/restore', (1, 1, 'F', 'D'), 'conv'),
+              *product('q', ('D', 'K', 'E')), *product('[kv]/linear', ('D', 'K', 'E')),
+              *product('[kv]', (3, 3, 'K', 'E'), 'depthwise'), *product('proj', ('K', 'E', 'D'), 'linear_in'))
+    parts = {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)}
+    state_bytes = staticmethod(bytes_of_sums)
 
+    @staticmethod
+    def keys(mixer, grid) -> int:
+        return math.prod(-(-side // 2) for side in grid)
     def __init__(self, width: int, *, heads: int, ratio: float = 0.5, groups: int = 32, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         head = (heads, width // heads)
@@ -136,8 +146,7 @@ class EditAttention(nnx.Module):
 
 
 def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
-    """`linear_attention`, through the map of all queries and keys where that takes fewer products (few keys,
-    wide heads)."""
+    """`linear_attention`, by the map of queries and keys where that is less work (few keys, wide heads)."""
     n, m, e = q_BNKE.shape[1], k_BMKE.shape[1], q_BNKE.shape[3]
     if 2 * n * m >= (n + m) * (e + 1):
         return linear_attention(q_BNKE, k_BMKE, v_BMKE)

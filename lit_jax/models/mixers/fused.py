@@ -28,8 +28,7 @@ SPLASH_BLOCK = 128            # its blocks are multiples of this
 
 @jax.custom_vjp
 def fused_attention(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array) -> Array:
-    """softmax(q·kᵀ/√E)·v in the dtype of q. There may be fewer queries than keys. First-order reverse mode
-    only."""
+    """softmax(q·kᵀ/√E)·v in the dtype of q, of any number of queries. First-order reverse mode only."""
     return _attend_forward(q_BKNE, k_BKNE, v_BKNE)[0]
 
 
@@ -118,8 +117,7 @@ def _head_by_head(function, *args):
 
 
 def _split_rows(chunk: int, *arrays: Array) -> list[Array]:
-    """[..., N, E] -> [chunks, ..., rows, E] with nearly equal chunks, filled up with zeros; [..., N]
-    likewise."""
+    """[..., N, E] -> [chunks, ..., rows, E], nearly equal, filled up with zeros; [..., N] likewise."""
     n = arrays[0].shape[-2]
     chunks = -(-n // chunk)
     rows = -(-n // chunks)
@@ -133,16 +131,14 @@ def _split_rows(chunk: int, *arrays: Array) -> list[Array]:
 
 
 def _join_rows(a: Array, axis: int, n: int) -> Array:
-    """Undoes `_split_rows`: [chunks, ..., rows, (E)] -> [..., N, (E)]; `axis` is that of the rows in the
-    result."""
+    """Undoes `_split_rows`: [chunks, ..., rows, (E)] -> [..., N, (E)]; `axis`: of the rows in the result."""
     a = jnp.moveaxis(a, 0, axis)
     a = a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2:])
     return jax.lax.slice_in_dim(a, 0, n, axis=axis)
 
 
 def _chunked_rows(chunk: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Outputs [..., N, E] in the dtype of q, and the log-sum of exponentials of each row of logits [...,
-    N]."""
+    """Outputs [..., N, E] in the dtype of q, and the log-sum-exp of each row of logits [..., N]."""
     n, axis = q.shape[-2], q.ndim - 2
     if chunk >= n:
         return _rows(q, k, v)
@@ -161,8 +157,7 @@ def _rows(q, k, v):
 
 
 def _chunked_gradients(chunk: int, q, k, v, o, lse, g) -> tuple[Array, Array, Array]:
-    """Cotangents of q, k, v from outputs, log-sums and the cotangent of o; each chunk of queries adds to
-    those of k, v."""
+    """Cotangents of q, k, v from outputs, log-sums and that of o; chunks of queries add to k's and v's."""
     n, axis, acc = q.shape[-2], q.ndim - 2, lse.dtype
     delta = jnp.einsum('...e,...e->...', o.astype(acc), g.astype(acc))
     if chunk >= n:

@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lit_jax.models.facts import Blocks, Leaf, product
 from lit_jax.models.layers import Array, Linear, check_grid, layer_norm, xavier_uniform
 from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
+from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
@@ -40,7 +42,7 @@ def small_xavier(key, in_shape, out_shape):
     return 2 ** -2.5 * xavier_uniform(key, in_shape, out_shape)
 
 
-class GatedLinearAttention(nnx.Module):
+class GatedLinearAttention(Mixer):
     """proj(norm(o)·swish(gate(x))), where o_t = E^-0.5·q_t·S_t and S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N,
     D] -> same.
 
@@ -54,6 +56,43 @@ class GatedLinearAttention(nnx.Module):
         norm: 'rms' (code) or 'layer' (paper; with gain and bias). gate_bias: as the paper has it.
         chunk: tokens of a chunk; 0 leaves it to the platform.
     """
+    leaves = (
+        Leaf('q/kernel', ('D', 'K', 'Q'), 'linear', 'q_proj.weight'),
+        Leaf('key/kernel', ('D', 'K', 'Q'), 'linear', 'k_proj.weight'),
+        Leaf('value/kernel', ('D', 'K', 'V'), 'linear', 'v_proj.weight'),
+        Leaf('gate/kernel', ('D', 'K', 'V'), 'linear', 'g_proj.weight'),
+        Leaf('decay_in/kernel', ('D', None), 'linear', 'gk_proj.0.weight'),
+        *product('decay_out', (None, 'K', 'Q'), 'linear', 'gk_proj.1'),
+        Leaf('norm_gain', ('V',), 'copy', 'g_norm_swish_gate.weight'),
+        Leaf('proj/kernel', ('K', 'V', 'D'), 'linear_in', 'o_proj.weight'),
+        # of the paper alone
+        Leaf('gate/bias', ('K', 'V'), 'flat'), Leaf('norm_bias', ('V',), 'copy'),
+        *product('value_decay', ('D', 'K', 'V')))
+    parts = {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)}
+
+    @staticmethod
+    def state_bytes(mixer, width, grid) -> int:
+        """The state of every way through the grid, in float32."""
+        channels, size = head_channels(mixer, width)
+        ways = len(DIRECTIONS[mixer.get('directions', 'causal')])
+        return 4 * ways * channels * int(size * mixer.get('expand_k', 0.5))
+
+    @classmethod
+    def read_torch(cls, found, hints, published) -> Blocks:
+        """A DiG: the norm of the heads shows the channels of one, q_proj those of all keys."""
+        width, values, keys = (found.sizes.get(letters, 0) for letters in ('D', 'V', 'KQ'))
+        problems = []
+        if not values or width % values:
+            problems = [f'the norm of a head has {values} channels (attn.g_norm_swish_gate.weight), which do '
+                        f'not divide the width {width}']
+        heads = hints.heads or (1 if problems else width // values)
+        if not problems and width // heads != values:
+            problems = [f'a head has {values} channels, so the model has {width // values} heads, not '
+                        f'{heads}']
+        family = {'family': 'dig', 'skip': 'skip' if found.has('blocks.{i}.skip_linear.weight') else 'none',
+                  'local': 'identity' if found.has('blocks.{i}.dw_conv.weight') else 'none'}
+        shown = {'expand_k': keys / width} if keys else {}
+        return Blocks(cls.defaults() | {'heads': heads} | shown, problems=problems, family=family)
 
     def __init__(self, width: int, *, heads: int, expand_k: float = 0.5, directions: str = 'causal',
                  value_gate: bool = False, norm: str = 'rms', gate_bias: bool = False, chunk: int = 0,

@@ -37,8 +37,7 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def default_chunk() -> tuple[int, int]:
-    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices and fewer
-    steps."""
+    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices."""
     return (16, 16) if jax.default_backend() == 'cpu' else (64, 16)
 
 
@@ -203,8 +202,7 @@ def _bits(tokens: int) -> list[int]:
 
 @functools.cache
 def _masks(tokens: int) -> list[np.ndarray]:
-    """[T, T] each: the diagonal, then for each bit the pairs i > j for which it is the highest that
-    differs."""
+    """[T, T] each: the diagonal, then for each bit the pairs i > j whose highest differing bit it is."""
     i, j = _rows(tokens), _rows(tokens).T
     return [i == j, *((i > j) & (i ^ j >= s) & (i ^ j < 2 * s) for s in _bits(tokens))]
 
@@ -244,8 +242,7 @@ def _blocks(x, s):
 
 
 def _of_the_other_half(x, s):
-    """One value a block of s tokens, [C, G, T/s, 1, E] -> [C, G, T, E]: each token gets that of the block
-    beside its own."""
+    """A value a block of s tokens, [C, G, T/s, 1, E] -> [C, G, T, E]: each token gets its neighbour's."""
     c, g, blocks, _, e = x.shape
     turned = x.reshape(c, g, blocks // 2, 2, 1, e)[:, :, :, ::-1]
     return jnp.broadcast_to(turned, (c, g, blocks // 2, 2, s, e)).reshape(c, g, blocks * s, e)

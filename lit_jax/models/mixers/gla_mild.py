@@ -70,8 +70,7 @@ def dots(dtype, acc):
 
 
 def carry(state, whole_CGE, added_CGEV, reverse=False):
-    """(state after all chunks, states [C, G, E, V] before each) of state ← whole·state + added; or from the
-    last chunk on."""
+    """(last state, states [C, G, E, V] before each chunk) of state ← whole·state + added; or backwards."""
     def step(state, chunk):
         whole, added = chunk
         return whole[..., None] * state + added, state

@@ -76,8 +76,7 @@ class Blocks(NamedTuple):
 
 
 def _rows_of_block(m: int, choices: int, most: int) -> int:
-    """A power of two: a quarter to half of an average group, so that filling up costs less than that; 8 to
-    `most`."""
+    """A power of two, 8 to `most`: a quarter to half of an average group, so that filling up costs less."""
     rows = 8
     while rows < most and 4 * rows * choices <= m:
         rows *= 2
@@ -85,8 +84,7 @@ def _rows_of_block(m: int, choices: int, most: int) -> int:
 
 
 def sort_rows(index_M: Array, choices: int, rows: int) -> Blocks:
-    """The rows sorted by their matrix, each group filled up to whole blocks. There are at most M/rows +
-    choices of them."""
+    """The rows sorted by their matrix, each group filled up to whole blocks: at most M/rows + choices."""
     m, index = index_M.size, index_M.astype(jnp.int32)
     counts = jnp.zeros(choices, jnp.int32).at[index].add(1)
     blocks_of = -(-counts // rows)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lit_jax.models.facts import Blocks, Leaf, head_problems, product
 from lit_jax.models.layers import Array, Linear, check_grid
 from lit_jax.models.mixers.depthwise import depthwise_conv
+from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
@@ -20,8 +22,7 @@ ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate
 
 
 class DepthwiseConv(nnx.Module):
-    """Parameters of the k x k convolution on the values: one kernel per channel of a head, shared by all
-    heads."""
+    """The k x k convolution on the values: one kernel per channel of a head, shared by all heads."""
 
     def __init__(self, channels: int, size: int, *, rngs: nnx.Rngs):
         def uniform(shape):       # PyTorch's default for a convolution with one input channel a group
@@ -34,7 +35,13 @@ class DepthwiseConv(nnx.Module):
                               self.bias[...].astype(x_BHWKE.dtype))
 
 
-class LinearAttention(nnx.Module):
+def bytes_of_sums(mixer, width: int, grid) -> int:
+    """One E x E sum and the E numbers of its normaliser a head, in float32."""
+    channels, size = head_channels(mixer, width)
+    return 4 * channels * (size + 1)
+
+
+class LinearAttention(Mixer):
     """o = φ(q)·(φ(k)ᵀv / N) / (φ(q)·mean φ(k)) + dwc(v), then proj: [B, N, D] -> [B, N, D].
 
     Shows 'linear/convolution', the kernel of dwc, beside what `linear_attention` shows.
@@ -49,6 +56,26 @@ class LinearAttention(nnx.Module):
             (LiT: no).
         key_grid: (H, W) of a learned table added to k before φ, as FLatten does; None (LiT) leaves it out.
     """
+    leaves = (*product('q', ('D', 'K', 'E'), 'linear', 'q'),
+              *product('kv', ('D', 2, 'K', 'E'), 'linear', 'kv'),
+              *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj'),
+              # k·k·E numbers a layer, shared by the heads
+              *product('dwc', ('k', 'k', 1, 'E'), 'depthwise', 'dwc'),
+              Leaf('focus_scale', (None, None), 'flat'), Leaf('key_table', (None, None, None), 'linear'))
+    parts = {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)}
+    state_bytes = staticmethod(bytes_of_sums)
+
+    @classmethod
+    def read_torch(cls, found, hints, published) -> Blocks:
+        width, head_dim = found.sizes['D'], found.sizes.get('E')
+        heads = hints.heads or (width // head_dim if head_dim and width % head_dim == 0 else None)
+        problems = head_problems(heads, width)
+        if not problems and head_dim and width // heads != head_dim:
+            problems = [f'the depth-wise convolution has {head_dim} channels, so the model has '
+                        f'{width / head_dim:g} heads, not {heads}']
+        return Blocks({'heads': heads, 'qkv_bias': found.holds('q/bias') or found.holds('kv/bias'),
+                       'dwc_kernel': found.sizes.get('k', 0), 'activation': hints.activation or 'relu',
+                       'focus_power': hints.focus_power or 0}, problems=problems)
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, dwc_kernel: int = 5,
                  activation: str = 'relu', focus_power: int = 0, focus_scale: bool = False,
@@ -129,8 +156,7 @@ def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
 
 
 def focus(x_BNKE: Array, power: int) -> Array:
-    """x^p with the norm of x, over all heads together: sharpens the direction, keeps the length (FLatten eq.
-    5)."""
+    """x^p with the norm of x, over all heads: sharpens the direction, keeps the length (FLatten eq. 5)."""
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
@@ -142,9 +168,8 @@ def focus(x_BNKE: Array, power: int) -> Array:
 
 
 def _check_options(dwc_kernel: int, activation: str, focus_power: int, focus_scale: bool) -> None:
-    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel,
-                                                      int) or dwc_kernel < 0 or (dwc_kernel
-                                                                                 and dwc_kernel % 2 == 0):
+    if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel, int) or dwc_kernel and (
+            dwc_kernel < 0 or dwc_kernel % 2 == 0):
         raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got {dwc_kernel!r}')
     if activation not in ACTIVATIONS:
         raise UserError(f'unknown activation {activation!r}; known: {", ".join(ACTIVATIONS)}')

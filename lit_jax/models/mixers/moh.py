@@ -5,19 +5,24 @@ Some heads are shared, all of them used by every token; of the others, the route
 that its router likes best. All heads are computed, as in the official code: what is saved is what the others
 would have added.
 """
+import itertools
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lit_jax.models.facts import Blocks, Leaf
 from lit_jax.models.layers import Array, Linear
-from lit_jax.models.mixers.softmax import dot_product_attention
+from lit_jax.models.mixers.mixer import Mixer
+from lit_jax.models.mixers.softmax import QKV, QKV_PARTS, SoftmaxAttention, dot_product_attention
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 
-class MohAttention(nnx.Module):
+class MohAttention(Mixer):
     """proj(Σ over heads of weight·attention), the weights a function of the token: [B, N, D] -> [B, N, D].
 
     Shared heads come first in the head axis. Their weights are a softmax times their number (mean 1); those
@@ -32,11 +37,41 @@ class MohAttention(nnx.Module):
             there are none.
         head_dim: E, where heads·E is not the width.
     """
-
     losses = ('balance',)
+    leaves = (*QKV, *(Leaf(f'{ours}/kernel', ('D', None), 'linear', f'{theirs}.weight') for ours, theirs in (
+        ('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1'))))
+    parts, state_bytes = QKV_PARTS, SoftmaxAttention.state_bytes
     kinds_router: Linear | None
     shared_router: Linear | None
     router: Linear
+
+    @classmethod
+    def read_torch(cls, found, hints, published) -> Blocks:
+        """Routers show shared and routed heads of a layer, qkv their width; nothing how many a token uses."""
+        problems, layers = [], []
+        for layer in range(found.depth):
+            experts = found.side('router/kernel', layer, 0)
+            # With one shared head there is nothing to weigh, only the router between the two kinds.
+            shared = found.side('shared_router/kernel', layer, 0) or int(
+                not experts or found.side('kinds_router/kernel', layer, 0) > 0)
+            heads, rows = experts + shared, found.side('qkv/kernel', layer, 0)
+            if rows % (3 * heads):
+                problems.append(f'blocks.{layer}.attn.qkv.weight has {rows} rows, which are not q, k and v '
+                                f'of {heads} heads')
+            layers.append({'heads': heads, 'shared': shared, 'head_dim': max(1, rows // (3 * heads))})
+        if hints.heads:
+            problems.append('MoH-DiT shows its heads; leave --heads out')
+        if hints.activation or hints.focus_power:
+            problems.append('softmax attention has neither activation nor focus_power')
+        routed = _published_routes(layers, found, hints, published)
+        if routed is None:
+            problems.append('how many of the routed heads a token uses cannot be seen in the file, and this '
+                            'is none of the published sizes of MoH-DiT; give --routed N, or --routed N,N,... '
+                            f'with a number for each of the {found.depth} layers')
+            routed = [1] * found.depth
+        for one, number in zip(layers, routed, strict=True):
+            one['routed'] = min(number, one['heads'] - one['shared'])
+        return Blocks(*_runs_of(layers, found.holds('qkv/bias')), problems)
 
     def __init__(self, width: int, *, heads: int, shared: int, routed: int, head_dim: int | None = None,
                  qkv_bias: bool = True, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -61,8 +96,7 @@ class MohAttention(nnx.Module):
         return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
 
     def head_weights(self, x_BND: Array) -> Array:
-        """The weight of every head for every token [B, N, K], in the accumulator; they sum to the heads in
-        use."""
+        """The weights of the heads [B, N, K], in the accumulator; of a token they sum to the heads in use."""
         lead, acc = x_BND.shape[:2], accumulator(self.dtype)
         parts = []
         if self.shared:
@@ -76,8 +110,7 @@ class MohAttention(nnx.Module):
         return jnp.concatenate(parts, axis=-1)
 
     def _route(self, p_BNX: Array) -> Array:
-        """Probabilities of the routed heads -> weights: 0 for all but the largest, which sum to their
-        number."""
+        """Probabilities of routed heads -> weights: 0 for all but the largest, which sum to their number."""
         best_BNR = jax.lax.top_k(p_BNX, self.routed)[1]
         mask_BNX = jax.nn.one_hot(best_BNR, self.experts, dtype=p_BNX.dtype).sum(-2)
         show('balance', lambda: self.experts ** 2 * (p_BNX.mean((0, 1)) * mask_BNX.mean((0, 1))).mean())
@@ -94,3 +127,28 @@ def _check_counts(heads: int, shared: int, routed: int) -> None:
         possible = f'1 to {heads - shared}' if shared < heads else '0'
         raise UserError(f'of {heads} heads {shared} are shared, which leaves {heads - shared} to choose '
                         f'from: mixer.routed must be {possible}, got {routed}')
+
+
+def _runs_of(layers: Sequence[Mapping], qkv_bias: bool) -> tuple[dict, list[dict]]:
+    """(mixer, stages) of layers with their heads, shared, routed and head_dim; written as
+    `lit_jax.recipes.systems` does."""
+    names = ('heads', 'shared', 'routed', 'head_dim')
+    runs = [(len(list(group)), layer) for layer, group in itertools.groupby(layers)]
+    own = names if len({layer['head_dim'] for layer in layers}) > 1 else names[:3]
+    stages = [{'depth': depth, 'mixer': {name: run[name] for name in own}} for depth, run in runs]
+    return ({name: layers[0][name] for name in names} | {'qkv_bias': qkv_bias},
+            stages if len(runs) > 1 else [])
+
+
+def _published_routes(layers: Sequence[Mapping], found, hints, published) -> list[int] | None:
+    """For each layer what the caller says, or what the published size with these heads has."""
+    if hints.routed and len(hints.routed) in (1, found.depth):
+        return list(hints.routed * found.depth if len(hints.routed) == 1 else hints.routed)
+    heads = [(layer['heads'], layer['shared']) for layer in layers]
+    for model in published:
+        own = [{**model['mixer'], **stage.get('mixer', {})} for stage in model['stages']
+               for _ in range(stage['depth'])]
+        known = [(mixer['heads'], mixer.get('shared')) for mixer in own]
+        if model['width'] == found.sizes['D'] and known == heads:
+            return [mixer['routed'] for mixer in own]
+    return None

@@ -43,8 +43,7 @@ class BranchedConv(nnx.Module):
 
 
 def _sum_branches(branches: Mapping[str, Array]) -> Array:
-    """The 3 x 3 kernel of the three together, [..., 3, 3, 1, D]: the narrow ones lie on its middle column and
-    row."""
+    """The 3 x 3 kernel of all three, [..., 3, 3, 1, D]: narrow ones lie on its middle column and row."""
     total = branches['square']
     total = total.at[..., :, 1:2, :, :].add(branches['column'])
     return total.at[..., 1:2, :, :, :].add(branches['row'])

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.layers import Array, Linear
-from lit_jax.models.mixers.linear import linear_attention
+from lit_jax.models.mixers.linear import bytes_of_sums, linear_attention
+from lit_jax.models.mixers.mixer import Mixer
+from lit_jax.models.mixers.softmax import QKV, QKV_PARTS, read_qkv
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 
-class SanaAttention(nnx.Module):
+class SanaAttention(Mixer):
     """o = relu(q)·(relu(k)ᵀv) / (relu(q)·Σ relu(k) + eps), then proj: [B, N, D] -> [B, N, D].
 
     Args:
@@ -25,6 +27,8 @@ class SanaAttention(nnx.Module):
         eps: 1e-8 in the official block; the diffusers port has 1e-15. A query whose features are all zero
             gives zero.
     """
+    leaves, parts, published_ffn = QKV, QKV_PARTS, 'mix'
+    state_bytes, read_torch = staticmethod(bytes_of_sums), staticmethod(read_qkv)
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
                  dtype=jnp.float32, rngs: nnx.Rngs):

@@ -3,13 +3,17 @@
 With `compress` the keys and values of r x r tokens become one (PixArt-Σ, arXiv 2403.04692).
 """
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lit_jax.models.facts import Blocks, Leaf, head_problems, product
 from lit_jax.models.layers import Array, Linear
 from lit_jax.models.mixers.fused import fused_attention
+from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
@@ -47,13 +51,49 @@ class KeyCompressor(nnx.Module):
         return x.reshape(b, -1, *head).astype(x_BNKE.dtype)
 
 
-class SoftmaxAttention(nnx.Module):
+# The projections of DiT, and where q, k, v and o lie in them.
+QKV = (*product('qkv', ('D', 3, 'K', 'E'), 'linear', 'qkv', ('to_q', 'to_k', 'to_v')),
+       *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj', ('to_out.0',)))
+QKV_PARTS = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', None)}
+
+
+class SoftmaxAttention(Mixer):
     """Multi-head attention over all tokens: [B, N, D] -> [B, N, D].
 
     Args:
         compress: r; one key and value for each r x r tokens (the same `KeyCompressor` for both), 1 for one
             each.
     """
+    leaves = (*QKV, *product('compressor', (None, None, 'K', 'E'), 'depthwise', 'sr'),
+              Leaf('compressor/norm_gain', ('K', 'E'), 'flat', 'norm.weight'),
+              Leaf('compressor/norm_bias', ('K', 'E'), 'flat', 'norm.bias'))
+    parts = QKV_PARTS
+
+    @staticmethod
+    def row_unit(mixer) -> int:
+        """Rows of tokens that become one row of keys."""
+        return mixer.get('compress', 1)
+
+    @staticmethod
+    def keys(mixer, grid) -> int:
+        return math.prod(grid) // mixer.get('compress', 1) ** 2
+
+    @classmethod
+    def state_bytes(cls, mixer, width, grid) -> int:
+        """Keys and values in bfloat16."""
+        return 2 * 2 * cls.keys(mixer, grid) * head_channels(mixer, width)[0]
+
+    @classmethod
+    def read_torch(cls, found, hints, published) -> Blocks:
+        blocks = read_qkv(found, hints, published)
+        rates = [found.side('compressor/kernel', layer, 2) or 1 for layer in range(found.depth)]
+        runs = [(len(list(group)), rate) for rate, group in itertools.groupby(rates)]
+        if len(runs) > 1:
+            blocks.stages = [{'depth': depth, **({'mixer': {'compress': rate}} if rate > 1 else {})}
+                             for depth, rate in runs]
+        elif runs and runs[0][1] > 1:
+            blocks.mixer['compress'] = runs[0][1]
+        return blocks
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
                  rngs: nnx.Rngs):
@@ -65,11 +105,6 @@ class SoftmaxAttention(nnx.Module):
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         self.compressor = KeyCompressor(head, compress) if compress > 1 else None
 
-    @staticmethod
-    def row_unit(mixer) -> int:
-        """Rows of tokens that become one row of keys."""
-        return mixer.get('compress', 1)
-
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         """`grid` matters to `compress` only: attention sees positions only through what the tokens carry."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
@@ -78,6 +113,20 @@ class SoftmaxAttention(nnx.Module):
             k_BMKE, v_BMKE = (constrain(self.compressor(a, grid), 'batch', 'tokens', 'heads', None)
                               for a in (k_BMKE, v_BMKE))
         return self.proj(dot_product_attention(q_BNKE, k_BMKE, v_BMKE))
+
+
+def read_qkv(found, hints, published) -> Blocks:
+    """Heads and bias of DiT's projections. Nothing shows the heads: told, or those of DiT's sizes."""
+    width, told = found.sizes['D'], hints.heads
+    known = {(model['depth'], model['width']): model['mixer']['heads'] for model in published
+             if model['mixer']['name'] == 'softmax'}
+    heads = told or found.hub.get('num_attention_heads') or known.get((found.depth, width))
+    problems = head_problems(heads, width)
+    if told and found.hub.get('num_attention_heads', told) != told:
+        problems = [f'config.json says {found.hub["num_attention_heads"]} heads, {told} were asked for']
+    if hints.activation or hints.focus_power:
+        problems.append('softmax attention has neither activation nor focus_power')
+    return Blocks({'heads': heads, 'qkv_bias': found.holds('qkv/bias')}, problems=problems)
 
 
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:

@@ -1,0 +1,66 @@
+"""Plain data that a mixer or a ffn states about itself, read by the rooms above: how its parameters are
+sharded (`lit_jax.training.mesh`), seen as matrices (`training.matrices`) and named in PyTorch files
+(`lit_jax.convert`), and what the blocks of such a file hold."""
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter: its axes, and where its values lie in a PyTorch file.
+
+    Attributes:
+        path: in the parameter tree, below the mixer or ffn: 'qkv/kernel'. Leaves that are alike and have no
+            PyTorch name may share one regular expression: 'routed_[qk]/kernel'.
+        shape: axes of one layer: letters, integers or None. D width, F inner width, K heads: those are
+            sharded (D of a matrix over `fsdp`, K and F over `tensor`), all others are whole everywhere. The
+            converter reads sizes off a file by these letters, too: E channels of a head, Q of its keys and V
+            of its values where they differ, k side of a depth-wise kernel, p patch, C channels, O outputs of
+            a token, R rows of the label table, X heads of the cross-attention, Y channels and L tokens of a
+            caption.
+        transform: a key of `lit_jax.convert.torch_keys.TRANSFORMS`: how a tensor becomes this leaf. It also
+            says which axes are the inputs of a matrix: 'linear' the first, 'linear_in' and 'conv' all but the
+            last, 'depthwise' the first two; 'copy' and 'flat' are vectors.
+        original: PyTorch key ({i}: the block) below that of the mixer or ffn; '': no published model has it,
+            and it is exported as it lies, under its own path.
+        diffusers: keys joined along their first axis; empty: diffusers has no such model.
+        banks: leading axes that count matrices.
+    """
+    path: str
+    shape: tuple
+    transform: str
+    original: str = ''
+    diffusers: tuple[str, ...] = ()
+    banks: int = 0
+
+    def keys(self, layout: str) -> tuple[str, ...]:
+        """The PyTorch keys in `layout` ('original' or 'diffusers'), in the order in which they are joined."""
+        return (self.original,) if layout == 'original' else self.diffusers
+
+
+def product(path: str, shape: tuple, transform: str = 'linear', original: str = '',
+            diffusers: tuple[str, ...] = ()) -> tuple[Leaf, Leaf]:
+    """The leaves of a product or convolution: `kernel` of this shape, and the `bias` of its outputs."""
+    outputs = {'linear': shape[1:], 'pointwise': shape[1:], 'depthwise': shape[2:]}.get(transform, shape[-1:])
+    names = [(original and f'{original}.{end}', tuple(f'{key}.{end}' for key in diffusers))
+             for end in ('weight', 'bias')]
+    return (Leaf(f'{path}/kernel', shape, transform, *names[0]),
+            Leaf(f'{path}/bias', tuple(side for side in outputs if side != 1), 'flat', *names[1]))
+
+
+@dataclass
+class Blocks:
+    """What stands in the blocks of a PyTorch file: fields of the architecture, and what they lack."""
+    mixer: dict
+    stages: list[dict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    family: dict = field(default_factory=lambda: {'family': 'dit'})     # its name and fields of its own
+
+
+def head_problems(heads: int | None, width: int) -> list[str]:
+    """Why a file cannot be read with so many heads, told to somebody who converts it."""
+    if heads is None:
+        return [f'the number of heads cannot be seen in the file, and width {width} with this depth is none '
+                f'of DiT\'s sizes; give --heads N']
+    if heads < 1 or width % heads:
+        return [f'{heads} heads do not divide the width {width}; give --heads N with an N that does']
+    return []
