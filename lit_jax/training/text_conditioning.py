@@ -11,6 +11,7 @@ from lit_jax.checkpoint.text_encoder_folder import (
 )
 from lit_jax.data.sources import CAPTIONED, Source
 from lit_jax.recipes.recipe import is_text
+from lit_jax.runtime.differences import find_differences
 from lit_jax.runtime.errors import UserError
 from lit_jax.text.encoder import encode_captions
 from lit_jax.training.mesh import state_shardings
@@ -33,11 +34,9 @@ def find_text_problems(config: ConfigDict) -> list[str]:
                 f'--out models/t5), or cache their features first: python prepare_latents.py '
                 f'--text_encoder=...']
     encoder = read_text_encoder_config(path)
-    pairs = [('width', encoder['text_encoder']['width'], text.channels),
-             ('id', encoder['id'], text.encoder or encoder['id'])]
-    return [f'text.encoder_path: {path} has the {name} {theirs}, the recipe has {ours}'
-            for name, theirs, ours in pairs
-            if theirs != ours]
+    return find_differences({'width': encoder['text_encoder']['width'], 'id': encoder['id']},
+                            {'width': text.channels, 'id': text.encoder or None},
+                            f'in text.encoder_path={path}', 'in the recipe', none_fits=True)
 
 
 def text_encoder_path(config: ConfigDict) -> str:
