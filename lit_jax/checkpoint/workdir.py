@@ -2,6 +2,7 @@
 (gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
+    null_caption.npy  (of a text model)
 
 With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other
 functions by whoever likes.
@@ -10,11 +11,18 @@ import json
 import time
 from collections.abc import Mapping
 
+from lit_jax.checkpoint import null_caption
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    check_reachable,
+    explain_unreachable,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -50,7 +58,7 @@ def _check(workdir, recipe: Mapping) -> None:
                         f'file')
 
 
-def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
+def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -> float:
     """Writes the workdir's config.json, once everything that can be wrong has been looked at.
 
     Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first
@@ -58,15 +66,19 @@ def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
 
     Args:
         describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written
-            beside the recipe.
+            beside the recipe. null_text: of a text model, the features of the empty caption [L, C].
     """
-    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe))
+    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe, null_text))
 
 
-def _claim(workdir, recipe: Mapping, describe: Mapping) -> float:
+def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
     began = time.time()
     if is_workdir(workdir):
         began = read_workdir(workdir).get('began', began)
+    if null_text is not None:
+        with explain_unreachable(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
     _write_json(workdir / CONFIG,
                 {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
     return began

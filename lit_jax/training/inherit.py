@@ -12,8 +12,7 @@ What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compresse
 Sana, DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy
 'q,k,v,o' start with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim
 is the teacher's width). U-DiG has widths and blocks of its own: embedders and final layer where they fit, as
-a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention and null caption come
-along.
+a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention comes along.
 """
 import json
 from collections.abc import Iterable, Mapping

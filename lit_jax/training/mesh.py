@@ -33,7 +33,7 @@ RULES = (
     (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|final_norm/gain)', P()),
     (r'blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale', P()),
     (r'y_embedder/fc[12]/kernel', P(None, 'fsdp')),
-    (r'y_embedder/(null_caption|fc[12]/bias)', P()),
+    (r'y_embedder/fc[12]/bias', P()),
     (r't_block/kernel', P('fsdp', None, 'tensor')),
     (r't_block/bias', P(None, 'tensor')),
     (r'(blocks\d*|final_layer)/scale_shift_table', P()),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import load_weights, read_weights_config
@@ -35,7 +34,6 @@ from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
 from lit_jax.training.text_conditioning import (
-    fill_null_caption,
     find_text_problems,
     reads_captions,
     text_encoder_path,
@@ -231,12 +229,9 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
                 f'Give another {role}, or a recipe of the same task: the same inputs and noise levels.')
 
 
-def init_state(config: ConfigDict, network: Network, optimizer, mesh,
-               null_caption: np.ndarray | None = None) -> tuple[dict, dict | None]:
+def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
     """(the state before step 1, the inheritance report or None); random weights, then what the recipe
-    inherits.
-
-    null_caption: features of the empty caption (`null_features`), of text-to-image models."""
+    inherits."""
     key = jax.random.key(config.seed)
     shardings = state_shardings(abstract_state(network, optimizer), mesh)
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
@@ -248,7 +243,6 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh,
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=copy)
         params = jax.device_put(params, shardings['params'])
-    params = fill_null_caption(params, null_caption)
     state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
     return state, report
 
