@@ -55,13 +55,12 @@ def save_model_folder(path, config: dict, params, *, null_caption=None,
     Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty,
     unless overwrite=True and it is a model folder), or a full disk."""
     path = absolute(path)
-    is_text, files = isinstance(config.get('text'), dict), {}
-    config = {**config, 'format': FORMATS[is_text]}
-    if is_text:
+    config, files = {'format': FORMATS[0], **config}, {}
+    check_config(config, 'the config to be saved')
+    if text := config.get('text'):
         files = {} if null_caption is None else {FILE: pack(null_caption)}
         digest = hashlib.sha256(files[FILE]).hexdigest() if files else 'absent'
-        config['text'] = {**config['text'], 'null_caption': digest}
-    check_config(config, 'the config to be saved')
+        config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': digest}}
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
     write_folder(path, text, params, files)

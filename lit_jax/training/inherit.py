@@ -167,8 +167,7 @@ def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mappi
     if misfits and not _unlike(teacher_arch, student_arch):
         label = conditioning(student_arch) == 'label'
         told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' '
-                                                           'features, number of their tokens), heads of the '
-                                                           'cross-attention')
+                                                           'features), heads of the cross-attention')
         raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
                         f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
