@@ -26,9 +26,17 @@ def random_params(arch, seed=0) -> dict:
     return unflatten({path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()})
 
 
+def random_null(arch, seed=0) -> np.ndarray | None:
+    """Features [L, Y] of the empty caption, of a PixArt."""
+    if arch['family'] != 'pixart':
+        return None
+    shape = arch['caption_tokens'], arch['caption_channels']
+    return np.random.default_rng((seed, 1)).standard_normal(shape).astype(np.float32)
+
+
 def random_state(arch, seed=0) -> dict[str, np.ndarray]:
     """The same as a PyTorch state dict, position table included."""
-    return to_torch_state(random_params(arch, seed), arch)
+    return to_torch_state(random_params(arch, seed), arch, null_caption=random_null(arch))
 
 
 def to_diffusers(state, depth) -> dict[str, np.ndarray]:

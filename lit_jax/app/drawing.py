@@ -20,6 +20,7 @@ from lit_jax.checkpoint.load import read_weights_config
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
+from lit_jax.sampling.decoder import check_comparable
 
 HEARTBEAT, PAUSE = 0.5, 0.08       # seconds: between two states at most and at least
 SHOWN = 256                        # pixels of a side that small images are enlarged to, about
@@ -110,7 +111,7 @@ class Studio:
 
     def __init__(self, painter: Painter, teacher: Painter | None = None, options: tuple[str, ...] = ()):
         if teacher is not None:
-            check_alike(painter, teacher)
+            check_comparable([teacher.config, painter.config], [teacher.source, painter.source])
             painter.check_teacher(teacher)
         self.painter, self.painters = painter, [painter] if teacher is None else [teacher, painter]
         self.options, self._turn = options, threading.Lock()
@@ -274,20 +275,3 @@ def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: s
 
 def _drawn(kind: str) -> str:
     return 'what a prompt says' if kind == 'text' else 'classes'
-
-
-def check_alike(painter: Painter, teacher: Painter) -> None:
-    """Two models can start from the same noise and be shown alike if all of this agrees; else UserError that
-    lists it."""
-    pairs = []
-    for name in ('channels', 'input_size', 'num_classes', 'caption_tokens', 'caption_channels'):
-        pairs.append((name, *(_plain(one.config['model'].get(name)) for one in (teacher, painter))))
-    for name in ('space', 'scale', 'downscale'):
-        pairs.append((f'latent {name}', *(one.config['latent'].get(name) for one in (teacher, painter))))
-    if wrong := [f'{name}: {a} in {teacher.source}, {b} in {painter.source}' for name, a, b in pairs
-                 if a != b]:
-        raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

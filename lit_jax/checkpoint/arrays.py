@@ -16,6 +16,7 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import type_handlers
 
+from lit_jax.checkpoint.null_caption import without_null_caption
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, is_remote, remove_tree
@@ -103,7 +104,8 @@ def load_arrays(path, abstract=None):
 def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None):
     """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`) under that key."""
     handler = ocp.PyTreeCheckpointHandler()
-    stored = handler.metadata(path).tree
+    whole = handler.metadata(path).tree
+    stored = without_null_caption(whole)       # as earlier versions stored it among the parameters
     if only is not None:
         if only not in stored:
             raise UserError(f'{source}: there is no entry "{only}", only {", ".join(sorted(stored))}.')
@@ -115,14 +117,28 @@ def restore_tree(path: epath.Path, abstract, source: str, only: str | None = Non
         wanted = leaves.named_leaves(abstract)
         leaves.check_leaves(leaves.named_leaves(stored), wanted, source)
         args = leaves.map_named(lambda name, _: _restore_args(wanted[name]), stored)
+    partial = len(jax.tree.leaves(stored)) < len(jax.tree.leaves(whole))
     restored = handler.restore(
-        path, args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=only is not None))
+        path, args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=partial))
     handler.close()
     if abstract is not None:
         # Back into named tuples, tuples and empty nodes: Orbax knows dicts and lists only.
         found = leaves.named_leaves(restored)
         restored = leaves.map_named(lambda name, _: found[name], abstract)
     return restored if only is None else restored[only]
+
+
+def read_leaf(path: epath.Path, name: str) -> np.ndarray | None:
+    """The array `name` of a tree in an Orbax directory; None where it has none of that name."""
+    handler = ocp.PyTreeCheckpointHandler()
+    stored = leaves.named_leaves(handler.metadata(path).tree)
+    if name in stored:
+        item = leaves.unflatten({name: stored[name]})
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        item = handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args,
+                                                                 partial_restore=True))
+    handler.close()
+    return leaves.named_leaves(item)[name] if name in stored else None
 
 
 class Rows(NamedTuple):

@@ -1,8 +1,12 @@
 """Loading a model from wherever it lies: a model folder or a training workdir."""
 from collections.abc import Callable
 
+import numpy as np
+
+from lit_jax.checkpoint import null_caption
+from lit_jax.checkpoint.arrays import read_leaf
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder, read_config
+from lit_jax.checkpoint.model_folder import ARRAYS, is_model_folder, load_model_folder, read_config
 from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
@@ -52,6 +56,23 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
         params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step)
     config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
     return config, params
+
+
+def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
+    """Features float32 [L, C] of the empty caption beside a text model; None where they are not known."""
+    path = as_path(path)
+    with explain_unreachable(path):
+        features = null_caption.read_file(path)
+        if features is not None:
+            return features
+        if _kind(path) == 'workdir':       # of an earlier version
+            steps = Checkpoints(path).steps()
+            if not steps:
+                return None
+            where = path / 'checkpoints' / f'{steps[-1] if step is None else step:09d}' / 'state'
+            return read_leaf(where, f'ema/{null_caption.LEAF}')
+        text = read_config(path).get('text') or {}
+        return None if text.get('null_caption') == 'absent' else read_leaf(path / ARRAYS, null_caption.LEAF)
 
 
 def read_weights_config(path) -> dict:

@@ -2,13 +2,15 @@
 
     config.json     architecture, diffusion, latent space, class names, provenance (fields: `check_config`)
     arrays/         the parameters (Orbax)
-    manifest.json   sizes and checksums of the files under arrays/
+    null_caption.npy  of a text model, the features of the empty caption [L, C]
+    manifest.json   sizes and checksums of these files
 
 A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete
 one. In an object store (gs://...) nothing can be renamed: there config.json is written last, and a folder
 that has one is complete. Several processes save and load together; process 0 writes what is written once, and
 alone reads all bytes to check them, the others compare sizes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,11 +19,12 @@ from collections.abc import Callable, Mapping
 from etils import epath
 
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
+from lit_jax.checkpoint.null_caption import FILE, pack
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
 
-FORMAT = 1
+FORMATS = (1, 2)      # text models of format 1 kept the null caption among their parameters
 CONFIG = 'config.json'
 ARRAYS = 'arrays'
 _GIVE = 'Give a folder written by convert_torch_ckpt.py or by training.'
@@ -41,18 +44,26 @@ def is_model_folder(path) -> bool:
     return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
 
 
-def save_model_folder(path, config: dict, params, *, overwrite: bool = False) -> epath.Path:
+def save_model_folder(path, config: dict, params, *, null_caption=None,
+                      overwrite: bool = False) -> epath.Path:
     """Writes a model folder, all of it or nothing, and returns its path.
 
     config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax
-    arrays. Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty,
+    arrays. null_caption: of a text model, the features of the empty caption, where they are known; the config
+    says their sha256 then, else 'absent'.
+
+    Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty,
     unless overwrite=True and it is a model folder), or a full disk."""
     path = absolute(path)
-    config = {'format': FORMAT, **config}
+    config, files = {'format': FORMATS[0], **config}, {}
     check_config(config, 'the config to be saved')
+    if text := config.get('text'):
+        files = {} if null_caption is None else {FILE: pack(null_caption)}
+        digest = hashlib.sha256(files[FILE]).hexdigest() if files else 'absent'
+        config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': digest}}
     text = json.dumps(config, indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
-    write_folder(path, text, params)
+    write_folder(path, text, params, files)
     return path
 
 
@@ -180,17 +191,16 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
 def check_config(config, source: str) -> None:
     """Raises one UserError with everything wrong in a model folder's config; `source`: where it stands.
 
-    Fields: format (1); model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae:
+    Fields: format; model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae:
     id or null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or
-    null, channels, tokens,
-    null_caption: 'absent' where the leaf still has to be filled}; provenance {...}. Fields unknown to this
-    version are let through."""
+    null, channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; provenance {...}. Fields
+    unknown to this version are let through."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
-    if config.get('format') != FORMAT:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads format '
-                        f'{FORMAT}. Use the lit_jax version that wrote the folder, or convert the checkpoint '
-                        f'again.')
+    if config.get('format') not in FORMATS:
+        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
+                        f'formats 1 and 2. Use the lit_jax version that wrote the folder, or convert the '
+                        f'checkpoint again.')
     problems = [f'"{key}" is missing or not an object'
                 for key in ('model', 'diffusion', 'latent', 'provenance')
                 if not isinstance(config.get(key), dict)]
@@ -233,8 +243,8 @@ def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
                                                  ('tokens', 'caption_tokens'))
              if text.get(ours) != model.get(theirs)]
     return [(isinstance(text.get('encoder'), str | None), '"text.encoder" must be a name or null'),
-            (text.get('null_caption', 'absent') == 'absent',
-             '"text.null_caption" must be "absent" or left out'),
+            (isinstance(text.get('null_caption', 'absent'), str),
+             '"text.null_caption" must be a sha256, "absent", or left out'),
             *((False, f'"text.{ours}" is {text.get(ours)}, the caption projection of the model has '
                       f'{model.get(theirs)}')
               for ours, theirs in wrong)]

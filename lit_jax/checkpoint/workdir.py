@@ -2,6 +2,7 @@
 (gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
+    null_caption.npy  (of a text model)
 
 With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other
 functions by whoever likes.
@@ -10,10 +11,18 @@ import json
 import time
 from collections.abc import Mapping
 
+from lit_jax.checkpoint import null_caption
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime import peers
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, check_reachable, explain_unreachable, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    check_reachable,
+    explain_unreachable,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -39,17 +48,17 @@ def _check(workdir, recipe: Mapping) -> None:
     with explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
-        was = read_workdir(workdir).get('recipe', {})
-        differences = _differences(was, _plain(recipe), _plain(default().to_dict()))
-        if differences:
-            raise UserError(f'{workdir} belongs to another recipe:\n  ' + '\n  '.join(differences) +
-                            '\nGive another --workdir, or the recipe that it was made with.')
+        now = _plain(recipe)
+        was = _with_defaults(read_workdir(workdir).get('recipe', {}), now, _plain(default().to_dict()))
+        check_alike(_decisive(was), _decisive(now), 'there', 'in this recipe',
+                    f'{workdir} belongs to another recipe',
+                    'Give another --workdir, or the recipe that it was made with.')
     elif used:
         raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the '
                         f'file')
 
 
-def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
+def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -> float:
     """Writes the workdir's config.json, once everything that can be wrong has been looked at.
 
     Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first
@@ -57,15 +66,19 @@ def claim_workdir(workdir, recipe: Mapping, describe: Mapping) -> float:
 
     Args:
         describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written
-            beside the recipe.
+            beside the recipe. null_text: of a text model, the features of the empty caption [L, C].
     """
-    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe))
+    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe, null_text))
 
 
-def _claim(workdir, recipe: Mapping, describe: Mapping) -> float:
+def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
     began = time.time()
     if is_workdir(workdir):
         began = read_workdir(workdir).get('began', began)
+    if null_text is not None:
+        with explain_unreachable(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
     _write_json(workdir / CONFIG,
                 {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
     return began
@@ -99,17 +112,16 @@ def _write_json(path, content: Mapping) -> None:
         write_text_atomic(path, json.dumps(content, indent=1) + '\n')
 
 
-def _differences(was: Mapping, now: Mapping, defaults: Mapping, prefix: str = '') -> list[str]:
-    """What differs, a line each. A field that an older recipe lacks stands for its default."""
-    lines = []
-    for key in sorted({*was, *now}):
-        name = prefix + key
-        if name in FREE_SECTIONS or name in FREE_FIELDS:
-            continue
-        before, after = was.get(key, defaults.get(key) if key in now else None), now.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            default = defaults.get(key, {})
-            lines += _differences(before, after, default if isinstance(default, Mapping) else {}, name + '.')
-        elif before != after:
-            lines.append(f'{name}: {before!r} there, {after!r} in this recipe')
-    return lines
+def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:
+    """A field that recipes have gained since stands for its default in the older one."""
+    known = defaults if isinstance(defaults, Mapping) else {}
+    filled = {name: known[name] for name in now if name in known} | was
+    return {name: _with_defaults(value, now[name], known.get(name))
+            if isinstance(value, Mapping) and isinstance(now.get(name), Mapping) else value
+            for name, value in filled.items()}
+
+
+def _decisive(recipe: Mapping, prefix: str = '') -> dict:
+    """The fields that must stay as they are."""
+    return {name: _decisive(value, f'{prefix}{name}.') if isinstance(value, Mapping) else value
+            for name, value in recipe.items() if prefix + name not in (*FREE_SECTIONS, *FREE_FIELDS)}

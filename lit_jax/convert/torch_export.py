@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_jax.checkpoint.load import load_weights
+from lit_jax.checkpoint.load import load_weights, read_null_caption
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
 from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_hub import pixart_hub_config
 from lit_jax.convert.torch_import import Converted, count_weights
-from lit_jax.convert.torch_keys import TRANSFORMS, ModelLeaf, model_leaves
-from lit_jax.convert.torch_pixart import NULL_CAPTION
+from lit_jax.convert.torch_keys import NULL_CAPTION, TRANSFORMS, ModelLeaf, file_leaves, model_leaves
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError, check_known
@@ -29,19 +28,22 @@ LAYOUTS = ('original', 'diffusers')
 HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
-def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original') -> dict[str, np.ndarray]:
+def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',
+                   null_caption: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Parameter tree -> {torch name: contiguous float32 array}, in the order of DiT's state dict.
 
-    layout: 'diffusers' for PixArt only; the null caption is left out then.
+    layout: 'diffusers' for PixArt only. null_caption: of PixArt, for its 'y_embedder.y_embedding'; diffusers'
+        layout has none.
     """
-    return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout)}
+    return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout, null_caption)}
 
 
-def torch_layout(arch: Mapping, layout: str = 'original') -> dict[str, tuple[int, ...]]:
-    """{torch name: shape} of a model; `pos_embed` first, which files of PixArt do without."""
+def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> dict[str, tuple[int, ...]]:
+    """{torch name: shape} of a model; `pos_embed` first, which PixArt's files do without. null: with PixArt's
+    null caption."""
     shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(),
                                                                   arch['width'])}
-    for keys, leaf, _ in _order(arch, layout):
+    for keys, leaf, _ in _order(arch, layout, null):
         whole = leaf.torch_shape
         shapes |= dict.fromkeys(keys, (whole[0] // len(keys), *whole[1:]) if len(keys) > 1 else whole)
     return shapes
@@ -63,8 +65,13 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     if out.exists() and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
     config, params = _load(src)
-    export_params(out, config, params)
-    return _exported(src, 'original', config, params, out)
+    null_caption, notes = None, ()
+    if config['model'].get('family') == 'pixart':
+        null_caption = read_null_caption(src)
+        if null_caption is None:
+            notes = ('no null caption is known: y_embedder.y_embedding is left out',)
+    export_params(out, config, params, null_caption)
+    return _exported(src, 'original', config, params, out, notes)
 
 
 def _export_hub(src, out: Path, overwrite: bool) -> Converted:
@@ -91,9 +98,9 @@ def _load(src) -> tuple[dict, dict]:
     return load_model_folder(src) if is_model_folder(src) else load_weights(src)
 
 
-def export_params(out: Path, config: Mapping, params: Mapping) -> None:
+def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
     """Writes parameters and config as one .safetensors file, atomically, one tensor at a time."""
-    _write_whole(out, params, lambda path: _write_weights(path, config, params, 'original'))
+    _write_whole(out, params, lambda path: _write_weights(path, config, params, 'original', null_caption))
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
@@ -133,11 +140,11 @@ def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> N
             temporary.unlink()
 
 
-def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str) -> None:
+def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None) -> None:
     arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
     with open(path, 'wb') as file:
-        write_safetensors(file, torch_layout(arch, layout),
-                          (value for _, value in _tensors(params, arch, layout)), metadata)
+        write_safetensors(file, torch_layout(arch, layout, null_caption is not None),
+                          (value for _, value in _tensors(params, arch, layout, null_caption)), metadata)
         file.flush()
         os.fsync(file.fileno())
 
@@ -174,13 +181,13 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
         file.write(value.data)
 
 
-def _order(arch: Mapping, layout: str = 'original') -> Iterator[
+def _order(arch: Mapping, layout: str, null: bool) -> Iterator[
     tuple[tuple[str, ...], ModelLeaf, int | None]]:
     """(keys, leaf, layer of the leaf) of every tensor but the position table, in DiT's order.
 
     Several keys are the parts of one tensor along its first axis.
     """
-    leaves = [leaf for leaf in model_leaves(arch) if layout == 'original' or leaf.path != NULL_CAPTION]
+    leaves = file_leaves(arch) if null and layout == 'original' else model_leaves(arch)
     stacked = [leaf for leaf in leaves if leaf.blocks is not None]
     first = leaves.index(stacked[0])
     for leaf in leaves[:first]:
@@ -195,7 +202,8 @@ def _order(arch: Mapping, layout: str = 'original') -> Iterator[
             yield leaf.rule.keys(layout), leaf, None
 
 
-def _tensors(params: Mapping, arch: Mapping, layout: str = 'original') -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(params: Mapping, arch: Mapping, layout: str,
+             null_caption: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
     """(key, values) of every tensor, DiT's `pos_embed` first; checks that the leaves are those of `arch`."""
     flat, paths = named_leaves(params), {leaf.path for leaf in model_leaves(arch)}
     if paths != set(flat):
@@ -203,7 +211,8 @@ def _tensors(params: Mapping, arch: Mapping, layout: str = 'original') -> Iterat
                         f'unexpected {sorted(set(flat) - paths)}')
     if arch['family'] != 'pixart':
         yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
-    for keys, leaf, layer in _order(arch, layout):
+    flat[NULL_CAPTION] = null_caption
+    for keys, leaf, layer in _order(arch, layout, null_caption is not None):
         values = flat[leaf.path] if layer is None else flat[leaf.path][layer]
         whole = TRANSFORMS[leaf.rule.transform].to_torch(np.asarray(values, dtype=np.float32))
         yield from zip(keys, [whole] if len(keys) == 1 else np.split(whole, len(keys)), strict=True)

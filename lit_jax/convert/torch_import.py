@@ -24,8 +24,8 @@ from lit_jax.convert.torch_arch import (
     size_name,
 )
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
-from lit_jax.convert.torch_keys import POSITION_KEYS, TRANSFORMS, ModelLeaf, model_leaves
-from lit_jax.convert.torch_pixart import NULL_CAPTION, has_null_caption, text_section
+from lit_jax.convert.torch_keys import NULL_CAPTION, POSITION_KEYS, TRANSFORMS, ModelLeaf, file_leaves
+from lit_jax.convert.torch_pixart import has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.layers import position_table
@@ -84,18 +84,20 @@ def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = Non
     source = source_from_arrays(state)
     hints = Hints(heads=heads, input_size=input_size, routed=routed, cross_heads=cross_heads)
     inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
-    return inferred.arch, read_params(source, inferred, 'the state dict')
+    return inferred.arch, read_params(source, inferred, 'the state dict')[0]
 
 
 def _known(arch: Mapping) -> Inferred:
     return Inferred(plain_arch(check_arch(arch)))
 
 
-def read_params(source: Source, inferred: Inferred, name: str) -> dict:
-    """The parameter tree filled from `source`, or one UserError with everything that is wrong."""
+def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np.ndarray | None]:
+    """(the parameter tree filled from `source`, PixArt's null caption where the file has one), or one
+    UserError with everything that is wrong."""
     arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
     reading = _Reading(source, layout, arch, problems)
-    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)}
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)
+            if leaf.path != NULL_CAPTION or has_null_caption(source)}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
     reading.used.add(POSITION_KEYS[layout])
@@ -105,12 +107,13 @@ def read_params(source: Source, inferred: Inferred, name: str) -> dict:
     if lines := [*inferred.problems, *source.problems, *problems.lines()]:
         raise UserError(f'{name} does not hold a whole model (depth {arch["depth"]}, width {arch["width"]}, '
                         f'{arch["mixer"]["name"]} attention):\n  ' + '\n  '.join(lines))
-    return unflatten(flat)
+    null_caption = flat.pop(NULL_CAPTION, None)
+    return unflatten(flat), null_caption
 
 
 def _leaves(inferred: Inferred, name: str) -> tuple[ModelLeaf, ...]:
     try:
-        return model_leaves(inferred.arch)
+        return file_leaves(inferred.arch)
     except UserError as error:
         lines = '\n  '.join([*inferred.problems, str(error)])
         raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
@@ -125,8 +128,6 @@ class _Reading:
 
     def read_leaf(self, leaf: ModelLeaf) -> np.ndarray:
         """All layers of one leaf, float32."""
-        if leaf.path == NULL_CAPTION and not has_null_caption(self.source):
-            return np.zeros(leaf.shape, np.float32)       # known to the text encoder, which fills it in
         patterns = leaf.rule.keys(self.layout)
         if not patterns:
             self.problems.add('missing', leaf.rule.original, '(this layout has no such tensor)')
@@ -246,28 +247,27 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
                'focus_power': focus_power}
     check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
-    params = read_params(source, inferred, str(src))
-    config = {'format': 1, 'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
+    params, null_caption = read_params(source, inferred, str(src))
+    config = {'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
               'classes': given.get('classes', source.classes),
               'provenance': _provenance(src, source, given.get('provenance', {}))}
     notes = list(inferred.notes)
     if conditioning(arch) == 'text':
-        config |= {'classes': None, 'text': text_section(arch, source, given.get('text'))}
-        if not has_null_caption(source):
-            notes.append('the file has no null caption; it is filled with the text encoder\'s features of '
-                         'the empty prompt')
+        config |= {'classes': None, 'text': text_section(arch, given.get('text'))}
+        if null_caption is None:
+            notes.append('the file has no null caption; training and sampling take the text encoder\'s '
+                         'features of the empty prompt')
     elif config['classes'] and len(config['classes']) != arch['num_classes']:
         raise UserError(f'{src} names {len(config["classes"])} classes, its label table has '
                         f'{arch["num_classes"]}')
-    save_model_folder(out, config, params, overwrite=overwrite)
+    save_model_folder(out, config, params, null_caption=null_caption, overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes))
 
 
 def count_weights(params: Mapping) -> int:
-    """Numbers in a parameter tree; the null caption is data and does not count."""
-    return sum(int(np.prod(leaf.shape)) for path, leaf in named_leaves(params).items()
-               if path != NULL_CAPTION)
+    """Numbers in a parameter tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in named_leaves(params).values())
 
 
 def describe(done: Converted) -> str:

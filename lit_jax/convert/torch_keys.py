@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lit_jax.checkpoint.null_caption import LEAF as NULL_CAPTION
 from lit_jax.models.arch import mixers_of
 from lit_jax.models.facts import Leaf, product
 from lit_jax.models.ffn import FFNS
@@ -90,7 +91,7 @@ PIXART_EMBEDDERS = (
              ('caption_projection.linear_1',)),
     *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2',
              ('caption_projection.linear_2',)),
-    Leaf('y_embedder/null_caption', ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
+    Leaf(NULL_CAPTION, ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
     Leaf('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table',
@@ -197,8 +198,13 @@ def rules_for(family: str, mixer: str, ffn: str) -> tuple[Leaf, ...]:
 
 
 def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
-    """Every leaf of an architecture, in the order of the official state dicts, leaves without a rule behind
-    the others.
+    """The parameters among `file_leaves`."""
+    return tuple(leaf for leaf in file_leaves(arch) if leaf.path != NULL_CAPTION)
+
+
+def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
+    """Every leaf of an architecture and PixArt's null caption, in the order of the official state dicts;
+    leaves without a rule come last.
 
     Raises UserError where no such network can be built.
     """
@@ -213,6 +219,8 @@ def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
               for mixer in mixers_of(arch)]
     order = {path: number for table in tables for number, path in enumerate(table)}
     shapes = {path: leaf.shape for path, leaf in named_leaves(network.abstract()).items()}
+    if arch['family'] == 'pixart':
+        shapes[NULL_CAPTION] = arch['caption_tokens'], arch['caption_channels']
     blocks, leaves = number_blocks(shapes), []
     for path, shape in shapes.items():
         pattern, run = split_run(path)

@@ -14,7 +14,6 @@ from lit_jax.convert.torch_files import Source
 from lit_jax.convert.torch_survey import Found, Hints
 from lit_jax.recipes.recipe import SIZES
 
-NULL_CAPTION = 'y_embedder/null_caption'
 NULL_CAPTION_KEY = 'y_embedder.y_embedding'     # a buffer of the original; diffusers does not keep it
 TOKENS = 300                                    # of PixArt-Σ; diffusers' files do not show them
 ALPHA_TOKENS = 120                              # of PixArt-α
@@ -110,12 +109,9 @@ def has_null_caption(source: Source) -> bool:
     return NULL_CAPTION_KEY in source.tensors
 
 
-def text_section(arch: Mapping, source: Source, given: Mapping | None) -> dict:
+def text_section(arch: Mapping, given: Mapping | None) -> dict:
     """config['text'] of a model folder: which encoder's features the model takes.
 
-    given: the section that an export of ours carries. 'null_caption': 'absent' says that the leaf is zeros,
-    to be filled with the encoder's features of the empty caption.
-    """
-    section = {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens'],
-               **(given or {})}
-    return section if has_null_caption(source) else {**section, 'null_caption': 'absent'}
+    given: the section that an export of ours carries."""
+    return {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens'],
+            **(given or {})}

@@ -124,8 +124,8 @@ def open_caption_latents(folder, *, split: str = 'train', asked: dict | None = N
         asked."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels']}
-    check_asked(folder, own, {name: value for name, value in (asked or {}).items() if name in own})
-    check_text(metadata, tokens=tokens)
+    check_asked(folder, own, asked or {})
+    check_text(folder, metadata, tokens=tokens)
     if buckets is False and len(metadata['buckets']) > 1:
         raise UserError(f'the latents in {folder} have {len(metadata["buckets"])} shapes: set '
                         f'--config.data.buckets=True, or make latents of squares: prepare_latents.py without '

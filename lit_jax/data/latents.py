@@ -17,7 +17,7 @@ import json
 import os
 import shlex
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -25,6 +25,8 @@ from etils import epath
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.label_index import read_labels
+from lit_jax.data.latent_space import LatentSpace
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, files_under, is_remote
 
@@ -203,11 +205,9 @@ def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
 
 def check_asked(folder, own: dict, asked: dict) -> None:
     """Raises UserError where a recipe asks for other numbers than a data set has; None is not compared."""
-    wrong = [f'{name}: {own[name]} in the data set, {value} in the recipe' for name, value in asked.items()
-             if value not in (None, own[name])]
-    if wrong:
-        raise UserError(f'the latents in {folder} do not fit (sizes in latent pixels):\n  ' +
-                        '\n  '.join(wrong))
+    check_alike(own, {name: asked.get(name) for name in own}, 'in the data set', 'in the recipe',
+                f'the latents in {folder} do not fit (sizes in latent pixels)',
+                'Correct the recipe, or make latents that fit with prepare_latents.py', none_fits=True)
 
 
 def read_metadata(folder, kind: str = KIND) -> dict:
@@ -267,28 +267,16 @@ def _size(found: int | None) -> str:
 # Does it fit?
 
 
-def check_latents(metadata: dict, *, who: str = 'the recipe', vae_id: str | None = None,
-                  vae_sha256: str | None = None,
-                  scale: float | None = None, shift: float | None = None, downscale: int | None = None,
-                  image_size: int | None = None, channels: int | None = None, num_classes: int | None = None,
-                  crop: str | None = None) -> None:
-    """Raises one UserError that names every value of the data set that is another than `who` (recipe,
-    teacher) has.
+def check_latents(source: CachedLatents, space: LatentSpace, *, where: str = 'in the recipe',
+                  **asked) -> None:
+    """Raises one UserError that names every value of the data set that is another than `where`.
 
-    Args:
-        metadata: of the data set (`LatentSource.metadata`). The others: what it must be; None is not
-            compared.
-        image_size: of the images, not of the latents.
-    """
-    vae = metadata['vae']
-    pairs = {'VAE': (vae['id'], vae_id), 'sha256 of the VAE': (vae['sha256'], vae_sha256),
-             'scale': (vae['scale'], scale),
-             'shift': (vae['shift'], shift), 'downscale': (vae['downscale'], downscale),
-             'channels': (vae['channels'], channels), 'image size': (metadata['image_size'], image_size),
-             'classes': (len(metadata['classes']), num_classes),
-             'crop': (metadata['crop'], crop)}
-    wrong = [f'{name}: {own} in the latents, {other} in {who}' for name, (own, other) in pairs.items()
-             if other is not None and own != other]
-    if wrong:
-        raise UserError(f'the latents were not made for {who}:\n  ' + '\n  '.join(wrong)
-                        + '\nMake latents that fit with prepare_latents.py, or correct the wrong value')
+    space, asked: what it must be; None is not compared. asked: image_size (of the images, not of the
+        latents), classes (how many), crop."""
+    metadata = source.metadata
+    own = {**asdict(LatentSpace.of_latents(metadata)), 'image_size': metadata['image_size'],
+           'classes': len(metadata['classes']), 'crop': metadata['crop']}
+    check_alike(own, {**asdict(space), **asked}, 'in the latents', where,
+                f'the latents in {source.folder} are not those {where}',
+                'Make latents that fit with prepare_latents.py, or correct the wrong value',
+                rel_tol=1e-6, none_fits=True)

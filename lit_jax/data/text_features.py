@@ -10,6 +10,7 @@ import hashlib
 import ml_dtypes
 import numpy as np
 
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import write_bytes_atomic
 
@@ -71,24 +72,13 @@ def null_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def check_text(metadata: dict, *, who: str = 'the recipe', encoder_id: str | None = None,
-               encoder_sha256: str | None = None, tokens: int | None = None,
-               width: int | None = None) -> None:
-    """Raises one UserError that names every value of cached text features that is another than `who` (recipe,
-    model) has.
+def check_text(folder, metadata: dict, where: str = 'in the recipe', **wanted) -> None:
+    """Raises one UserError that names every value of cached text features that is another than `where`.
 
-    Args:
-        metadata: of the data set (`CaptionLatentSource.metadata`). The others: what it must be; None is not
-            compared.
-        encoder_sha256: of the weights of the text encoder. tokens: L of a caption. width: C of a feature.
-    """
+    metadata: of the data set in `folder`. wanted: any of encoder (its id), sha256 (of its weights), tokens (L
+        of a caption) and width (C of a feature); None is not compared."""
     text = metadata['text']
-    pairs = {'text encoder': (text['encoder'], encoder_id),
-             'sha256 of the text encoder': (text['sha256'], encoder_sha256),
-             'tokens a caption': (text['tokens'], tokens), 'width of the features': (text['width'], width)}
-    wrong = [f'{name}: {own} in the data set, {other} in {who}' for name, (own, other) in pairs.items()
-             if other is not None and own != other]
-    if wrong:
-        raise UserError(f'the cached text features were not made for {who}:\n  ' + '\n  '.join(wrong) +
-                        '\nMake them again with prepare_latents.py --text_encoder=FOLDER, or correct the '
-                        'value that is wrong')
+    check_alike({name: text[name] for name in wanted}, wanted, 'in the data set', where,
+                f'the cached text features in {folder} are not those {where}',
+                'Make them again with prepare_latents.py --text_encoder=FOLDER, or correct the value that is '
+                'wrong', none_fits=True)

@@ -24,6 +24,7 @@ from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.metrics.frechet import RunningStatistics
 from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.parts import Parts, make_missing
@@ -101,12 +102,9 @@ class _Builder(Parts):
             return False
         plan = json.loads(json.dumps(self.plan))
         if (self.folder / 'plan.json').exists():
-            begun = json.loads((self.folder / 'plan.json').read_bytes())
-            if wrong := [f'{key}: {str(begun.get(key))[:80]} there, {str(value)[:80]} now'
-                         for key, value in plan.items()
-                         if begun.get(key) != value]:
-                raise UserError(f'{self.folder} belongs to another reference:\n  ' + '\n  '.join(wrong) +
-                                '\nGive another --out, or delete what is there.')
+            check_alike(json.loads((self.folder / 'plan.json').read_bytes()), plan, 'there', 'now',
+                        f'{self.folder} belongs to another reference',
+                        'Give another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
         storage.check_free_space(self.out,
                                  2 * images + 8 * (len(self.parts) + 1)
@@ -196,10 +194,8 @@ class _Builder(Parts):
     def _check_finished(self) -> None:
         with self.out.open('rb') as file, np.load(file) as arrays:
             meta = json.loads(str(arrays['meta'])) if 'meta' in arrays else {}
-        if wrong := [key for key, value in json.loads(json.dumps(self.plan)).items()
-                     if meta.get(key) != value]:
-            raise UserError(f'{self.out} exists and is another reference (it differs in {", ".join(wrong)}). '
-                            f'Give another --out, or delete it.')
+        check_alike({key: meta.get(key) for key in self.plan}, self.plan, 'there', 'now',
+                    f'{self.out} exists and is another reference', 'Give another --out, or delete it.')
 
     def _name(self, part: int) -> str:
         return f'{part:05d}.npz'

@@ -17,6 +17,7 @@ from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.evaluation.sets import IMAGES, FolderSet, NpzSet, open_set
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics.frechet import Statistics
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256
 
@@ -129,9 +130,8 @@ def _check_space(reference: Reference, space: FeatureSpace) -> None:
             raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, the '
                             f'features of this evaluation ({space.facts["flavour"]}) have {width}: a '
                             f'reference of other features')
-    there = reference.meta.get('features')
-    if there and (wrong := [f'{key}: {there.get(key)!r} there, {space.facts[key]!r} now'
-                            for key in ('flavour', 'sha256', 'precision')
-                            if there.get(key) != space.facts[key]]):
-        raise UserError(f'{reference.path} was made with other features:\n  ' + '\n  '.join(wrong) +
-                        '\nMake the reference again with these, or give the weights that it was made with.')
+    if there := reference.meta.get('features'):
+        there, now = ({key: facts.get(key) for key in ('flavour', 'sha256', 'precision')}
+                      for facts in (there, space.facts))
+        check_alike(there, now, 'there', 'now', f'{reference.path} was made with other features',
+                    'Make the reference again with these, or give the weights that it was made with.')

@@ -29,6 +29,7 @@ from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
@@ -36,7 +37,6 @@ from lit_jax.text.tokenizer import Tokenizer
 
 LOG = logging.getLogger('lit_jax')
 _USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models are made for 1
-_SHOWN = 80
 
 
 def prepare_latents(request: PrepareOptions) -> str:
@@ -213,27 +213,8 @@ def _check_claim(out, plan: dict) -> None:
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f'{out / PREPARATION} is damaged ({error}). Delete the folder and begin again') from error
-    before, now = _flat(old), _flat(plan)
-    wrong = [f'{name}: {_short(before.get(name))} there, {_short(now.get(name))} now'
-             for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
-    if wrong:
-        raise UserError(f'{out} holds other latents:\n  ' + '\n  '.join(wrong) + '\nChoose another folder, '
-                                                                                 'or give what it was begun '
-                                                                                 'with')
-
-
-def _flat(plan: dict) -> dict:
-    """Nested names joined with dots; lists as tuples of JSON's kind stay values."""
-    flat = {}
-    for name, value in json.loads(json.dumps(plan)).items():
-        flat |= {f'{name}.{key}': inner
-                 for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+    check_alike(old, json.loads(json.dumps(plan)), 'there', 'now', f'{out} holds other latents',
+                'Choose another folder, or give what it was begun with')
 
 
 def _missing(out, work: _Work) -> list[int]:

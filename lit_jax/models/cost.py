@@ -120,8 +120,8 @@ def format_parameters(network: Network) -> str:
     trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6
     rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
-    table = 'with the fixed position table' if network.conditioning == 'label' else 'without the null caption'
-    rows.append(f'{table}, as the papers count: {count_parameters(network):,} parameters')
+    table = 'with the fixed position table, ' if network.conditioning == 'label' else ''
+    rows.append(f'{table}as the papers count: {count_parameters(network):,} parameters')
     state = state_bytes(network.arch)
     text = '' if state is None else f', {state / 2 ** 20:.4g} MiB of state between its tokens'
     rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{text}')

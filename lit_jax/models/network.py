@@ -54,17 +54,20 @@ class Network(Functional):
     def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
         """(cond, unconditional cond), with the same keys: what classifier-free guidance compares.
 
-        Without a class; or with the caption in cond's 'null_text' and 'null_text_mask' (a negative prompt, or
-        the empty one, with its own mask: diffusers), and where there is none with the model's null caption
-        under the mask of the caption (PixArt's own code).
+        Without a class; or with the features of the empty caption (or of a negative prompt) in cond's
+        'null_text', [B, L, C] or [L, C], under their own mask in 'null_text_mask' (diffusers) or, without
+        one, that of the caption (PixArt's own code).
         """
         if self.conditioning == 'label':
             return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
         given = {name: value for name, value in cond.items() if not name.startswith('null_')}
-        if 'null_text' in cond:
-            return given, {**given, 'text': cond['null_text'], 'text_mask': cond['null_text_mask']}
-        rows = given['text'].shape[:1]
-        return {**given, 'drop': jnp.zeros(rows, bool)}, {**given, 'drop': jnp.ones(rows, bool)}
+        if 'null_text' not in cond:
+            raise UserError("guidance leads away from the empty caption: give its features as "
+                            "cond['null_text'] (lit_jax.checkpoint.load.read_null_caption, or the text "
+                            "encoder's)")
+        text = jnp.broadcast_to(cond['null_text'], given['text'].shape).astype(given['text'].dtype)
+        null = {**given, 'text': text}
+        return given, null | ({'text_mask': cond['null_text_mask']} if 'null_text_mask' in cond else {})
 
     def example_inputs(self, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict]:
         """(x, t, cond) as ShapeDtypeStructs: what `apply` takes at the architecture's own size."""
@@ -178,8 +181,8 @@ class Model:
 
 def count_parameters(network: Network) -> int:
     """Parameters as the papers count them: DiT's with the fixed position table, which PyTorch files store
-    (N·D), PixArt's without it and without the null caption, which its code keeps apart as well."""
+    (N·D), PixArt's without it."""
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract()))
     if network.conditioning == 'text':
-        return total - network.arch['caption_tokens'] * network.arch['caption_channels']
+        return total
     return total + count_tokens(network.arch) * network.arch['width']

@@ -43,31 +43,18 @@ def modulation_table(parts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 class CaptionEmbedder(nnx.Module):
-    """Features of a text encoder [B, L, C] -> [B, L, D]: Linear, GELU (tanh), Linear.
+    """Features of a text encoder [B, L, C] -> [B, L, D]: Linear, GELU (tanh), Linear."""
 
-    `null_caption` [L, C] are the features of the empty caption, which stand in for dropped ones. They are
-    data, not
-    weights: no gradient reaches them (`lit_jax.training.setup` fills them in).
-    """
-
-    def __init__(self, tokens: int, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
         # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its
         # captions.
         first, second = (0.02 * (published / inputs) ** 0.5 for published, inputs in
                          ((PUBLISHED_CAPTION_CHANNELS, channels), (PUBLISHED_WIDTH, width)))
         self.fc1 = Linear(channels, width, init=normal_init(first), dtype=dtype, rngs=rngs)
         self.fc2 = Linear(width, width, init=normal_init(second), dtype=dtype, rngs=rngs)
-        self.null_caption = nnx.Param(jax.random.normal(rngs.params(), (tokens, channels), jnp.float32)
-                                      / channels ** 0.5)
+        rngs.params()      # a key that earlier versions used here: fresh models stay what they were
 
-    def __call__(self, text_BLC: Array, drop_B: Array | None = None) -> Array:
-        """drop_B: bool, the captions to replace. They need all L tokens then."""
-        if drop_B is not None:
-            null_LC = jax.lax.stop_gradient(self.null_caption[...])
-            if text_BLC.shape[1:] != null_LC.shape:
-                raise UserError(f'captions of {text_BLC.shape[1]} x {text_BLC.shape[2]} features cannot be '
-                                f'dropped: the null caption has {null_LC.shape[0]} x {null_LC.shape[1]}')
-            text_BLC = jnp.where(drop_B[:, None, None], null_LC.astype(text_BLC.dtype), text_BLC)
+    def __call__(self, text_BLC: Array) -> Array:
         return self.fc2(jax.nn.gelu(self.fc1(text_BLC), approximate=True))
 
 
@@ -142,7 +129,7 @@ class PixArt(nnx.Module):
         self.x_embedder = Linear((patch, patch, channels), width, dtype=dtype, rngs=rngs)
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.t_block = Linear(width, (6, width), init=normal_init(0.02), dtype=dtype, rngs=rngs)
-        self.y_embedder = CaptionEmbedder(caption_tokens, caption_channels, width, dtype=dtype, rngs=rngs)
+        self.y_embedder = CaptionEmbedder(caption_channels, width, dtype=dtype, rngs=rngs)
         runs = stage_mixers(depth, mixer, stages)
         self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
         for name, (blocks, own) in zip(self.stacks, runs, strict=True):
@@ -152,16 +139,14 @@ class PixArt(nnx.Module):
                                       rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding, and 'drop' bool
-        [B], the captions to replace by the null caption (their mask stays, as in PixArt). t_B: 0..999,
-        fractions allowed.
-        """
+        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding. t_B: 0..999,
+        fractions allowed. Where no caption is meant, 'text' holds the features of the empty one."""
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
         x = x + jnp.asarray(self._positions((rows, columns)), self.dtype)
         t_BD = constrain(self.t_embedder(t_B), 'batch', None)
         t_B6D = constrain(self.t_block(jax.nn.silu(t_BD)), 'batch', None, None)
-        y = constrain(self.y_embedder(cond['text'], cond.get('drop')), 'batch', None, None)
+        y = constrain(self.y_embedder(cond['text']), 'batch', None, None)
         mask = cond['text_mask'] if 'text_mask' in cond else jnp.ones(y.shape[:2], jnp.int32)
         for name in self.stacks:
             x = run_stack(getattr(self, name), x, t_B6D, y, mask, (rows, columns), scan=self.scan_layers,

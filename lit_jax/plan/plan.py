@@ -192,6 +192,9 @@ def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
         frozen['teacher'] = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, teacher_network.dtype, sharding=sharding),
             abstract, state_shardings(abstract, mesh, teacher_network.arch))
+    if network.conditioning == 'text':
+        shape = network.arch['caption_tokens'], network.arch['caption_channels']
+        frozen['null_text'] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, BATCH))
              for name, leaf in _abstract_batch(config, network).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -230,8 +233,8 @@ def _compile(lowered):
 
 def _named_parts(arguments) -> dict:
     state, frozen, batch, _ = arguments
-    return {'weights': state['params'], 'EMA': state['ema'], 'optimizer': state['opt'], 'teacher': frozen,
-            'batch': batch}
+    return {'weights': state['params'], 'EMA': state['ema'], 'optimizer': state['opt'],
+            'teacher': frozen.get('teacher', {}), 'batch': (batch, frozen.get('null_text'))}
 
 
 def _local_bytes(tree) -> int:

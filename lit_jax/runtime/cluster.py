@@ -24,6 +24,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from lit_jax.runtime import peers
+from lit_jax.runtime.differences import find_differences, list_lines
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.options import Processes
@@ -142,18 +143,12 @@ def check_same(facts: Mapping) -> None:
     where."""
     if jax.process_count() == 1:
         return
-    (first, text), *others = _gather(json.dumps(facts, sort_keys=True))
-    mine = _flat(json.loads(text))
-    lines = []
-    for name, text in others:
-        theirs = _flat(json.loads(text))
-        lines += [f'{key}: {mine.get(key)!r} on {first}, {theirs.get(key)!r} on {name}'
-                  for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-    if lines:
-        more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
-        raise UserError('the processes of this run are not set up alike:\n  ' + '\n  '.join(lines[:10]) +
-                        more +
-                        '\nStart every host with the same command, the same code and the same packages.')
+    (first, mine), *others = _gather(json.dumps(facts, sort_keys=True))
+    if lines := [line for name, theirs in others
+                 for line in find_differences(json.loads(mine), json.loads(theirs), f'on {first}',
+                                              f'on {name}')]:
+        raise UserError(f'the processes of this run are not set up alike:\n  {list_lines(lines)}\nStart '
+                        f'every host with the same command, the same code and the same packages.')
 
 
 def code_facts() -> dict:
@@ -171,13 +166,6 @@ def _gather(text: str) -> list[tuple[str, str]]:
     """('process 0 (host name)', its text) of every process."""
     pairs = [json.loads(said) for said in peers.gather(json.dumps([socket.gethostname(), text]))]
     return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
-
-
-def _flat(facts: Mapping, prefix: str = '') -> dict:
-    flat: dict = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 # ------------------------------------------------------------------------------------------------------

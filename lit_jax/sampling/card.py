@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lit_jax.models.network import Model
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import params_sha256
 
@@ -56,10 +57,8 @@ def _code_sum() -> str:
 def check_same_card(there: dict, mine: dict, where) -> None:
     """Raises UserError that names what differs between the card of a set already begun and that of this
     command."""
-    if lines := _differences(there, mine):
-        more = f'\n  and {len(lines) - 10} more' if len(lines) > 10 else ''
-        raise UserError(f'{where} belongs to another recipe:\n  ' + '\n  '.join(lines[:10]) + more +
-                        '\nGive another --out, or repeat the command that began it, or delete what is there.')
+    check_alike(there, mine, 'there', 'now', f'{where} belongs to another recipe',
+                'Give another --out, or repeat the command that began it, or delete what is there.')
 
 
 def read_card(path) -> dict | None:
@@ -81,10 +80,3 @@ def card_text(card: dict) -> str:
 
 def _classes(classes: list[int], config: Mapping) -> list[int] | str:
     return 'all' if classes == list(range(config['model']['num_classes'])) else list(classes)
-
-
-def _differences(there, mine, name: str = '') -> list[str]:
-    if isinstance(there, dict) and isinstance(mine, dict):
-        return [line for key in sorted({*there, *mine})
-                for line in _differences(there.get(key), mine.get(key), f'{name}.{key}' if name else key)]
-    return [] if there == mine else [f'{name}: {there!r} there, {mine!r} now']

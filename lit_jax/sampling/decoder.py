@@ -1,12 +1,14 @@
 """From what a model draws to images: the VAE that belongs to its latents, checked, or none for pixels."""
-import math
+from collections.abc import Mapping, Sequence
 
 from lit_jax.checkpoint.vae_folder import Vae, load_vae
+from lit_jax.data.latent_space import LatentSpace
 from lit_jax.models.network import Model
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 
-# Fine-tuned with the encoder held fixed: their latents are the same, each may decode what the other encoded.
-ONE_ENCODER = ({'stabilityai/sd-vae-ft-ema', 'stabilityai/sd-vae-ft-mse'},)
+# Of the architecture: what two models that are shown side by side have in common.
+_SHARED = ('channels', 'input_size', 'num_classes', 'caption_tokens', 'caption_channels')
 
 
 def open_decoder(model: Model, vae_path: str | None, source) -> Vae | None:
@@ -27,23 +29,23 @@ def open_decoder(model: Model, vae_path: str | None, source) -> Vae | None:
     return vae
 
 
-def check_decoder(vae, config: dict, vae_path, source) -> None:
+def check_decoder(vae: Vae, config: Mapping, vae_path, source) -> None:
     """Raises one UserError that lists in what a VAE differs from the one of a model's latents."""
-    latent, arch = config['latent'], config['model']
-    wanted = latent['vae'] or vae.id
-    same_encoder = vae.id == wanted or any({vae.id, wanted} <= family for family in ONE_ENCODER)
-    problems = [] if same_encoder else [f'VAE id: {vae.id!r} in {vae_path}, {wanted!r} in {source}']
-    if not math.isclose(vae.scale, latent['scale'], rel_tol=1e-6):
-        problems.append(f'latent scale: {vae.scale:g} in {vae_path}, {latent["scale"]:g} in {source}')
-    if vae.network.channels != arch['channels']:
-        problems.append(f'latent channels: {vae.network.channels} in {vae_path}, {arch["channels"]} in '
-                        f'{source}')
-    if latent.get('downscale', vae.network.downscale) != vae.network.downscale:
-        problems.append(
-            f'downscale: {vae.network.downscale} in {vae_path}, {latent["downscale"]} in {source}')
-    if problems:
-        raise UserError('the VAE does not fit the model:\n  ' + '\n  '.join(problems) +
-                        '\nGive --vae the folder of the VAE that made the latents of the training.')
+    decodes, wanted = LatentSpace.of_vae(vae), LatentSpace.of_model(config)
+    decodes.check(wanted.decoded_by(decodes), f'in {vae_path}', f'in {source}',
+                  'the VAE does not fit the model',
+                  'Give --vae the folder of the VAE that made the latents of the training.')
+
+
+def check_comparable(configs: Sequence[Mapping], sources: Sequence) -> None:
+    """Two models can start from the same noise and be decoded by one VAE if their inputs and latents agree;
+    else UserError. configs: of one model or two."""
+    facts = [{**{name: config['model'].get(name) for name in _SHARED},
+              'latent': {name: config['latent'].get(name) for name in ('space', 'scale')}}
+             for config in configs]
+    check_alike(facts[0], facts[-1], f'in {sources[0]}', f'in {sources[-1]}',
+                'these two models cannot be compared on the same noise',
+                'Give two models of one latent space, size and condition.')
 
 
 def class_names(config: dict, labels) -> list[str]:

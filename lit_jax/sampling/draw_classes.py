@@ -20,7 +20,7 @@ from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
-from lit_jax.sampling.decoder import class_names, open_decoder
+from lit_jax.sampling.decoder import check_comparable, class_names, open_decoder
 from lit_jax.sampling.draw_prompts import PromptRequest, draw_prompts
 from lit_jax.sampling.groups import GROUP, GroupSampler, Images
 from lit_jax.sampling.labels import choose_labels, parse_classes
@@ -107,7 +107,7 @@ def draw_grid(request: Request) -> str:
                         '--labels are for sets: --out NAME.npz or a folder')
     sources = request.compare or (request.source,)
     models = [load(source, dtype=request.dtype) for source in sources]
-    _check_alike(models, sources)
+    check_comparable([model.config for model in models], sources)
     classes = parse_classes(request.classes, models[0].network.null_label)
     per_class = 8 if request.per_class is None else request.per_class
     if per_class < 1:
@@ -137,18 +137,6 @@ def _images(model: Model, vae, labels: np.ndarray, request: Request) -> np.ndarr
     sampler = GroupSampler(model, request.settings(), wanted, group=request.group, vae=vae)
     return viewable(np.concatenate([images
                                     for _, images in sampler.draw(range(sampler.count), request.batch_size)]))
-
-
-def _check_alike(models: list[Model], sources) -> None:
-    """Two models can start from the same noise if it has one shape, and be decoded by one VAE if their
-    latents agree."""
-    first, last = models[0].config, models[-1].config
-    pairs = [(name, first['model'][name], last['model'][name]) for name in ('channels', 'num_classes')]
-    pairs += [('input_size', list(first['model']['input_size']), list(last['model']['input_size']))]
-    pairs += [(f'latent {name}', first['latent'].get(name), last['latent'].get(name))
-              for name in ('space', 'scale')]
-    if wrong := [f'{name}: {a} in {sources[0]}, {b} in {sources[-1]}' for name, a, b in pairs if a != b]:
-        raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
 
 
 # ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.noise import check_seed
@@ -123,13 +124,9 @@ def wanted_encoder(config: Mapping) -> str:
 def check_text_encoder(encoder: Mapping, config: Mapping, path, source) -> None:
     """Raises one UserError that lists in what a text encoder (its config) differs from that of a model (its
     config)."""
-    known, arch = (config.get('text') or {}).get('encoder'), config['model']
-    problems = []
-    if encoder['text_encoder']['width'] != arch['caption_channels']:
-        problems.append(f'width: {encoder["text_encoder"]["width"]} in {path}, {arch["caption_channels"]} in '
-                        f'{source}')
-    if known and encoder['id'] != known:
-        problems.append(f'id: {encoder["id"]!r} in {path}, {known!r} in {source}')
-    if problems:
-        raise UserError('the text encoder does not fit the model:\n  ' + '\n  '.join(problems) +
-                        '\nGive --text_encoder the folder of the encoder that the model was trained with.')
+    known = (config.get('text') or {}).get('encoder')
+    check_alike({'width': encoder['text_encoder']['width'], 'id': encoder['id']},
+                {'width': config['model']['caption_channels'], 'id': known or None},
+                f'in {path}', f'in {source}', 'the text encoder does not fit the model',
+                'Give --text_encoder the folder of the encoder that the model was trained with.',
+                none_fits=True)

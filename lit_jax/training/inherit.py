@@ -12,8 +12,7 @@ What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compresse
 Sana, DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy
 'q,k,v,o' start with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim
 is the teacher's width). U-DiG has widths and blocks of its own: embedders and final layer where they fit, as
-a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention and null caption come
-along.
+a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention comes along.
 """
 import json
 from collections.abc import Iterable, Mapping
@@ -161,8 +160,7 @@ def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mappi
     if misfits and not _unlike(teacher_arch, student_arch):
         label = conditioning(student_arch) == 'label'
         told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' '
-                                                           'features, number of their tokens), heads of the '
-                                                           'cross-attention')
+                                                           'features), heads of the cross-attention')
         raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
                         f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]

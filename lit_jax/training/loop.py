@@ -37,7 +37,6 @@ from lit_jax.training.speed import peak_flops
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, read_lines
 from lit_jax.training.text_conditioning import (
     caption_examples,
-    fill_null_caption,
     load_frozen_text_encoder,
     null_features,
 )
@@ -83,7 +82,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
-    null_caption = null_features(config, source, text_encoder)
+    null_text = null_features(config, source, text_encoder)
     about = setup.describe(config, source.class_names)
     evaluation = None
     if config.eval.every or config.eval.full_every:
@@ -95,19 +94,21 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder))
               if part is not None}
     if teacher is not None:
-        frozen['teacher'] = fill_null_caption(teacher.params, null_caption)
+        frozen['teacher'] = teacher.params
+    if null_text is not None:
+        frozen['null_text'] = jax.device_put(null_text, replicated(mesh))
 
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints,
-                                                 workdir, null_caption)
-        began = claim_workdir(workdir, config.to_dict(), about)
+                                                 workdir)
+        began = claim_workdir(workdir, config.to_dict(), about, null_text)
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs,
                    profile=profile,
                    leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
-                   captions=caption_examples(config, source, text_encoder))
+                   captions=caption_examples(config, source, text_encoder, null_text))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
                  f'{start:,}', f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
 
@@ -126,14 +127,14 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
             _report_bad_images(source)
 
 
-def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir, null_caption):
+def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir):
     """(state, metrics of the unfinished log interval, steps done)."""
     restored = checkpoints.restore_latest(abstract)
     if restored is not None:
         state, meta, step = restored
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
-    state, report = setup.init_state(config, network, optimizer, mesh, null_caption)
+    state, report = setup.init_state(config, network, optimizer, mesh)
     if report is not None:
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():

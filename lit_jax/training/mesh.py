@@ -35,7 +35,7 @@ RULES = (
     (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
     (r'[ty]_embedder/fc[12]/kernel', P(None, 'fsdp')),
     (r'y_embedder/table', P(None, 'fsdp')),
-    (r'y_embedder/(null_caption|fc[12]/bias)', P()),
+    (r'y_embedder/fc[12]/bias', P()),
     (r't_block/kernel', P('fsdp', None, 'tensor')),
     (r't_block/bias', P(None, 'tensor')),
     (r'(blocks\d*|final_layer)/scale_shift_table', P()),

@@ -1,10 +1,10 @@
 """From a finalized recipe to the parts of a run, everything checked before the first compile."""
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import load_weights, read_weights_config
@@ -13,6 +13,7 @@ from lit_jax.data import buckets
 from lit_jax.data.augment import random_flip
 from lit_jax.data.captions import choose_caption
 from lit_jax.data.crop import RULE
+from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.data.text_features import check_text
@@ -23,6 +24,7 @@ from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.recipes.recipe import architecture, is_text
 from lit_jax.runtime import peers
+from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, check_reachable
@@ -32,7 +34,6 @@ from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
 from lit_jax.training.text_conditioning import (
-    fill_null_caption,
     find_text_problems,
     reads_captions,
     text_encoder_path,
@@ -117,13 +118,10 @@ def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
         return None
     vae = load_vae(latent.vae_path, config.train.dtype,
                    lambda abstract: jax.tree.map(lambda _: replicated(mesh), abstract))
-    given = {'latent.vae': vae.id, 'latent.scale': vae.scale, 'latent.channels': vae.network.channels,
-             'latent.downscale': vae.network.downscale, 'shift': vae.shift}
-    ours = {'latent.vae': latent.vae, 'latent.scale': latent.scale, 'latent.channels': latent.channels,
-            'latent.downscale': latent.downscale, 'shift': 0.0}
-    if wrong := [f'{name}: {given[name]} in the VAE, {ours[name]} in the recipe' for name in given
-                 if given[name] != ours[name]]:
-        raise UserError(f'the VAE {latent.vae_path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
+    LatentSpace.of_vae(vae).check(LatentSpace.of_recipe(latent), 'in the VAE', 'in the recipe',
+                                  f'the VAE {latent.vae_path} does not fit this recipe',
+                                  'Give latent.vae_path the folder of the VAE that the latent section names, '
+                                  'or correct that section.')
     return vae
 
 
@@ -164,17 +162,17 @@ def _crop_rule(config: ConfigDict, source: Source) -> str:
 def check_data(config: ConfigDict, source: Source) -> None:
     """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to
     compare."""
-    if config.data.name in ('latents', 'caption_latents'):
-        latent = config.latent
-        check_latents(source.metadata, vae_id=latent.vae, scale=latent.scale, shift=0.0,
-                      downscale=latent.downscale, image_size=config.data.image_size, channels=latent.channels,
-                      crop=_crop_rule(config, source))
+    if config.data.name not in ('latents', 'caption_latents'):
+        return
+    check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size,
+                  crop=_crop_rule(config, source))
     if config.data.name == 'caption_latents':
         text = config.text
-        check_text(source.metadata, encoder_id=text.encoder or None, tokens=text.tokens, width=text.channels)
-    if config.data.name in ('latents', 'caption_latents') and config.latent.vae_path:
-        check_latents(source.metadata, who=f'the VAE {config.latent.vae_path}',
-                      vae_sha256=read_vae_config(config.latent.vae_path)['provenance']['sha256'])
+        check_text(source.folder, source.metadata, encoder=text.encoder or None, tokens=text.tokens,
+                   width=text.channels)
+    if path := config.latent.vae_path:
+        check_latents(source, LatentSpace(sha256=read_vae_config(path)['provenance']['sha256']),
+                      where=f'in the VAE {path}')
 
 
 def _exists(path: str) -> bool:
@@ -184,12 +182,11 @@ def _exists(path: str) -> bool:
 
 def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
     """What a reader of the weights needs to know, in the form of a model folder's config.json."""
-    latent, text = config.latent, config.text
+    text = config.text
     captions = {'text': {'encoder': text.encoder or None, 'channels': text.channels, 'tokens': text.tokens}}
     return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
             **(captions | {'classes': None} if is_text(config) else {'classes': class_names}),
-            'latent': {'space': latent.space, 'vae': latent.vae or None, 'scale': latent.scale,
-                       'downscale': latent.downscale}}
+            'latent': LatentSpace.of_recipe(config.latent).published()}
 
 
 def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
@@ -217,29 +214,25 @@ def read_teacher_config(config: ConfigDict) -> dict:
 def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
     """A teacher may be of another size than the student, but must see the same inputs and the same noise
     levels."""
-    arch, mine = given['model'], architecture(config)
-    names = ('channels', *(name for name in ('num_classes', 'caption_channels', 'caption_tokens')
-                           if name in mine))
-    pairs = [(name, arch.get(name), mine[name]) for name in names]
-    pairs += [('input_size', tuple(arch['input_size']), tuple(mine['input_size'])),
-              ('learn_sigma', arch.get('learn_sigma', True), mine['learn_sigma']),
-              ('diffusion', given['diffusion'], config.diffusion.to_dict()),
-              ('latent.space', given['latent']['space'], config.latent.space),
-              ('latent.vae', given['latent']['vae'], config.latent.vae or None),
-              ('latent.scale', given['latent']['scale'], config.latent.scale),
-              ('latent.downscale', given['latent'].get('downscale', config.latent.downscale),
-               config.latent.downscale)]
-    if wrong := [f'{name}: {theirs} in the {role}, {ours} in the recipe' for name, theirs, ours in pairs
-                 if theirs != ours]:
-        raise UserError(f'the {role} {path} does not fit this recipe:\n  ' + '\n  '.join(wrong))
+    mine = architecture(config)
+    names = ('num_classes', 'caption_channels', 'caption_tokens', 'input_size', 'learn_sigma')
+
+    def facts(arch: Mapping, diffusion: Mapping, latent: LatentSpace) -> dict:
+        own = {name: arch.get(name) for name in names if name in mine} | {'channels': arch['channels']}
+        return own | {'diffusion': diffusion, 'latent': latent.published()}
+
+    theirs = facts({'learn_sigma': True, **given['model']}, given['diffusion'], LatentSpace.of_model(given))
+    ours = facts(mine, config.diffusion.to_dict(), LatentSpace.of_recipe(config.latent))
+    if theirs['latent']['downscale'] is None:      # folders of early versions do not say
+        theirs['latent']['downscale'] = config.latent.downscale
+    check_alike(theirs, ours, f'in the {role}', 'in the recipe',
+                f'the {role} {path} does not fit this recipe',
+                f'Give another {role}, or a recipe of the same task: the same inputs and noise levels.')
 
 
-def init_state(config: ConfigDict, network: Network, optimizer, mesh,
-               null_caption: np.ndarray | None = None) -> tuple[dict, dict | None]:
+def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
     """(the state before step 1, the inheritance report or None); random weights, then what the recipe
-    inherits.
-
-    null_caption: features of the empty caption (`null_features`), of text-to-image models."""
+    inherits."""
     key = jax.random.key(config.seed)
     shardings = state_shardings(abstract_state(network, optimizer), mesh, network.arch)
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
@@ -251,7 +244,6 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh,
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=copy)
         params = jax.device_put(params, shardings['params'])
-    params = fill_null_caption(params, null_caption)
     state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
     return state, report
 

@@ -7,11 +7,8 @@ import optax
 
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import check_known
-from lit_jax.runtime.leaves import map_named
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.muon import scale_by_muon_and_adam
-
-FROZEN = ('y_embedder/null_caption',)     # leaves that no gradient reaches: data beside the weights
 
 
 def scale_by_adamw() -> optax.GradientTransformation:
@@ -35,7 +32,7 @@ def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: i
     """
     check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
-    update = optax.chain(OPTIMIZERS[name](arch), add_weight_decay(weight_decay),
+    update = optax.chain(OPTIMIZERS[name](arch), optax.add_decayed_weights(weight_decay),
                          optax.scale_by_learning_rate(rate))
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
 
@@ -54,18 +51,6 @@ def learning_rate_schedule(learning_rate: float, warmup_steps: int = 0, cooldown
     return optax.schedules.join_schedules([rate if warmup_steps else optax.schedules.constant_schedule(rate),
                                            down],
                                           [steps - cooldown_steps])
-
-
-def add_weight_decay(weight_decay: float) -> optax.GradientTransformation:
-    """update + weight_decay·parameter, but for FROZEN leaves.
-
-    Not optax's with a mask, whose state has another structure: states written without one could not be read.
-    """
-    def update(updates, state, params):
-        decay = map_named(lambda path, _: 0.0 if path.endswith(FROZEN) else weight_decay, params)
-        return jax.tree.map(lambda u, p, d: u + d * p, updates, params, decay), state
-
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> dict:

@@ -60,12 +60,13 @@ def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
 
 
 def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, network: Network,
-                encode: Callable | None = None, encode_text: Callable | None = None) -> dict:
+                encode: Callable | None = None, encode_text: Callable | None = None,
+                null_text: Array | None = None) -> dict:
     """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone,
     on any device count.
 
     encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions
-    as tokens. """
+    as tokens. null_text: [L, C], the features that stand in for those of dropped captions. """
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
@@ -73,17 +74,18 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     dropped = jax.random.bernoulli(drop_key, objective.label_dropout, size)
     return {'x0': x0, 'x_t': q_sample(objective.schedule, x0, t, noise), 't': t, 'noise': noise,
-            'cond': _condition(batch, dropped, network, encode_text)}
+            'cond': _condition(batch, dropped, network, encode_text, null_text)}
 
 
 def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
-               encode_text: Callable | None) -> dict[str, Array]:
-    """The model function's `cond`: labels, or the features of captions, with those to leave out marked."""
+               encode_text: Callable | None, null_text: Array | None) -> dict[str, Array]:
+    """The model function's `cond`: labels, or features of captions; a dropped one keeps its mask (PixArt)."""
     if network.conditioning == 'label':
         return {'label': jnp.where(dropped, network.null_label, batch['label'])}
     mask = batch['text_mask']
     text = batch['text'] if 'text' in batch else jax.lax.stop_gradient(encode_text(batch['tokens'], mask))
-    return {'text': text, 'text_mask': mask, 'drop': dropped}
+    text = jnp.where(dropped[:, None, None], null_text.astype(text.dtype), text)
+    return {'text': text, 'text_mask': mask}
 
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
@@ -108,9 +110,10 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
     `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds
-    the weights that are not trained: {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is
-    one. batch: {'moments' or 'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with
-    `vae`, images are encoded in the step, and tokens with `text_encoder`. Metrics: 'loss/<term>' means;
+    what is not trained: the weights {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is
+    one, and of text models 'null_text' [L, C], the features of the empty caption. batch: {'moments' or
+    'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with `vae`, images are encoded
+    in the step, and tokens with `text_encoder`. Metrics: 'loss/<term>' means;
     'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep range; what mixers show,
     losses as 'loss/<name>', statistics under their own names; 'grad/norm'; 'grad/bad_leaf' = index of the
     first leaf with a non-finite gradient, -1 if none.
@@ -155,7 +158,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         encode_text = None if text_encoder is None else functools.partial(text_encoder.apply,
                                                                           frozen['text_encoder'])
         inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode,
-                             encode_text)
+                             encode_text, frozen.get('null_text'))
         grads, metrics = accumulated_gradient(state['params'], frozen.get('teacher'), inputs)
         updates, opt = optimizer.update(grads, state['opt'], state['params'])
         params = optax.apply_updates(state['params'], updates)

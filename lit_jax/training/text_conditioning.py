@@ -1,5 +1,4 @@
 """What a run needs of captions: the frozen text encoder, and the features of the empty caption."""
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -11,6 +10,7 @@ from lit_jax.checkpoint.text_encoder_folder import (
 )
 from lit_jax.data.sources import CAPTIONED, Source
 from lit_jax.recipes.recipe import is_text
+from lit_jax.runtime.differences import find_differences
 from lit_jax.runtime.errors import UserError
 from lit_jax.text.encoder import encode_captions
 from lit_jax.training.mesh import state_shardings
@@ -33,11 +33,9 @@ def find_text_problems(config: ConfigDict) -> list[str]:
                 f'--out models/t5), or cache their features first: python prepare_latents.py '
                 f'--text_encoder=...']
     encoder = read_text_encoder_config(path)
-    pairs = [('width', encoder['text_encoder']['width'], text.channels),
-             ('id', encoder['id'], text.encoder or encoder['id'])]
-    return [f'text.encoder_path: {path} has the {name} {theirs}, the recipe has {ours}'
-            for name, theirs, ours in pairs
-            if theirs != ours]
+    return find_differences({'width': encoder['text_encoder']['width'], 'id': encoder['id']},
+                            {'width': text.channels, 'id': text.encoder or None},
+                            f'in text.encoder_path={path}', 'in the recipe', none_fits=True)
 
 
 def text_encoder_path(config: ConfigDict) -> str:
@@ -64,25 +62,17 @@ def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | Non
     return np.asarray(encode_captions(encoder, [''], config.text.tokens, batch_size=1).text[0], np.float32)
 
 
-def fill_null_caption(params: dict, features: np.ndarray | None) -> dict:
-    """The parameters with these features as the null caption, as PixArt's code overwrites its own when it
-    starts."""
-    if features is None:
-        return params
-    old = params['y_embedder']['null_caption']
-    new = jax.device_put(features.astype(old.dtype), old.sharding)
-    return {**params, 'y_embedder': {**params['y_embedder'], 'null_caption': new}}
-
-
-def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> dict | None:
-    """{'text', 'text_mask'} of the first captions of the data, for the grids; None where none are drawn or
-    classes are."""
+def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | None,
+                     null_text: np.ndarray | None) -> dict | None:
+    """{'text', 'text_mask', 'null_text'} of the first captions of the data, for the grids; None where none
+    are drawn or classes are."""
     if not is_text(config) or not config.sample.every:
         return None
     elements = [source[index] for index in range(min(config.sample.count, len(source)))]
     mask = np.stack([element['text_mask'][0] for element in elements])
     if encoder is None:
-        return {'text': np.stack([np.asarray(element['text'][0], np.float32) for element in elements]),
-                'text_mask': mask}
-    tokens = np.stack([element['tokens'][0] for element in elements])
-    return {'text': np.asarray(encoder.encode(tokens, mask), np.float32), 'text_mask': mask}
+        text = np.stack([np.asarray(element['text'][0], np.float32) for element in elements])
+    else:
+        text = np.asarray(encoder.encode(np.stack([element['tokens'][0] for element in elements]), mask),
+                          np.float32)
+    return {'text': text, 'text_mask': mask, 'null_text': null_text[None]}

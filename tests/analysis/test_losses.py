@@ -110,7 +110,7 @@ def test_latents_are_sampled_once_from_their_posterior(tmp_path):
     save_model(tmp_path / 'other', latent={'space': 'vae', 'vae': 'another', 'scale': 0.5, 'downscale': 2},
                input_size=(4, 4), channels=3, num_classes=5, classes=False)
     other = lit_jax.load(tmp_path / 'other')
-    with pytest.raises(UserError, match='VAE: made-up in the latents, another in the recipe'):
+    with pytest.raises(UserError, match="vae: 'made-up' in the latents, 'another' in the recipe"):
         open_images(other, data_recipe(other, 'other', 'latents', str(tmp_path / 'latents')), 3)
 
 

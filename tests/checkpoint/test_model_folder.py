@@ -123,7 +123,7 @@ def _without(key):
 
 
 @pytest.mark.parametrize('config, message', [
-    ({**CONFIG, 'format': 2}, 'format 2; this version of lit_jax reads format 1'),
+    ({**CONFIG, 'format': 3}, 'format 3; this version of lit_jax reads formats 1 and 2'),
     (_without('model'), '"model" is missing'),
     ({**CONFIG, 'latent': {'space': 'dreams', 'vae': None, 'scale': 1.0}}, 'latent.space'),
     ({**CONFIG, 'latent': {'space': 'vae', 'vae': 3, 'scale': '1'}}, 'latent.vae.*latent.scale'),

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import weights
-from safetensors.numpy import save_file
-from torch_samples import LINEAR, SOFTMAX, random_params, random_state, tiny_arch
+from safetensors.numpy import load_file, save_file
+from torch_samples import LINEAR, SOFTMAX, random_null, random_params, random_state, tiny_arch
 from torchvision_shim import import_oracle
 
+from lit_jax.checkpoint.load import read_null_caption
 from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.convert.torch_arch import check_expected, infer_arch, parse_arch_name
 from lit_jax.convert.torch_export import export, export_params, to_torch_state, torch_layout
@@ -94,7 +95,7 @@ def test_official_weights_with_nothing_told_but_heads_and_size(goldens, name):
         config[key] for key in ('depth', 'width', 'patch', 'heads'))
     assert (arch['caption_channels'], arch['caption_tokens']) == (config['cap'], config['L'])
     assert len(arch['stages']) == (2 if config['kv'] else 0) and arch['base_size'] == side // config['patch']
-    back = to_torch_state(params, arch)
+    back = to_torch_state(params, arch, null_caption=state[NULL])
     assert back.keys() == state.keys() - {'pos_embed'} and all(np.array_equal(back[key], state[key])
                                                                for key in back)
 
@@ -104,14 +105,14 @@ def test_round_trips_are_bitwise(name):
     """jax -> torch -> jax -> torch, null caption included, no position table; the tree is the network's."""
     arch = ARCHS[name]
     params = random_params(arch)
-    state = to_torch_state(params, arch)
+    state = to_torch_state(params, arch, null_caption=random_null(arch))
     assert {key: value.shape for key, value in state.items()} == torch_layout(arch)
     assert NULL in state and 'pos_embed' not in state
     heads = {} if arch['mixer']['name'] == 'linear' else {'heads': 2}
     inferred, back = from_torch_state(state, input_size=(8, 8), cross_heads=arch['cross_heads'], **heads)
     assert inferred == arch
     assert_trees_equal(back, params)
-    again = to_torch_state(back, inferred)
+    again = to_torch_state(back, inferred, null_caption=state[NULL])
     assert list(again) == list(state) and all(np.array_equal(again[key], state[key]) for key in state)
     expected = {path: leaf.shape for path, leaf in named_leaves(Network(arch).abstract()).items()}
     assert {path: leaf.shape for path, leaf in named_leaves(back).items()} == expected
@@ -135,7 +136,6 @@ def test_values_land_where_the_layout_says():
     # gate_mlp is the last of the six, in the shared modulation and in the tables.
     assert params['t_block']['kernel'][2, 5, 7] == state['t_block.1.weight'][5 * 16 + 7, 2]
     assert params['blocks']['scale_shift_table'][1, 5, 7] == state['blocks.1.scale_shift_table'][5, 7]
-    assert params['y_embedder']['null_caption'][3, 11] == state[NULL][3, 11]
 
 
 def test_a_stored_position_table_is_ignored():
@@ -197,14 +197,16 @@ def test_pth_files(convert, tmp_path, capsys, kind):
         and '--text_encoder DIR --prompt=' in printed
     config, params = load_model_folder(tmp_path / 'named')
     assert config['model'] == pixart_arch(input_size=[128, 128], base_size=64, pe_interpolation=2.0)
-    assert config['text'] == {'encoder': None, 'channels': 12, 'tokens': 5}
+    assert {**config['text'], 'null_caption': ''} == {'encoder': None, 'channels': 12, 'tokens': 5,
+                                                      'null_caption': ''}
     assert config['classes'] is None and config['latent'] == SDXL_VAE
-    assert np.array_equal(params['y_embedder']['null_caption'], states[kind == 'training'][NULL])
+    assert np.array_equal(read_null_caption(tmp_path / 'named'), states[kind == 'training'][NULL])
+    assert len(config['text']['null_caption']) == 64 and config['format'] == 2
     assert config['provenance']['weights'] == ('ema' if kind == 'training' else 'state_dict')
     convert(path, '--heads', 2, '--weights', 'model', '--image_size', 512, '--out', tmp_path / 'told')
     config, params = load_model_folder(tmp_path / 'told')
     assert config['model'] == pixart_arch(input_size=[64, 64], base_size=32, pe_interpolation=1.0)
-    assert np.array_equal(params['y_embedder']['null_caption'], states[0][NULL])
+    assert np.array_equal(read_null_caption(tmp_path / 'told'), states[0][NULL])
     assert 'by the name' not in capsys.readouterr().out
 
 
@@ -232,9 +234,9 @@ def test_a_file_without_null_caption_says_so(convert, tmp_path, capsys):
     assert 'the file has no null caption' in capsys.readouterr().out
     config, params = load_model_folder(tmp_path / 'out')
     assert config['text'] == {'encoder': None, 'channels': 12, 'tokens': 300, 'null_caption': 'absent'}
-    assert params['y_embedder']['null_caption'].shape == (300,
-                                                          12) and not params['y_embedder'][
-                                                              'null_caption'].any()
+    assert read_null_caption(tmp_path / 'out') is None and 'null_caption' not in params['y_embedder']
+    export(tmp_path / 'out', tmp_path / 'back.safetensors')
+    assert NULL not in load_file(tmp_path / 'back.safetensors')
 
 
 def test_our_own_files_carry_everything_back(tmp_path):
@@ -245,12 +247,18 @@ def test_our_own_files_carry_everything_back(tmp_path):
               'latent': {**SDXL_VAE, 'scale': 0.5}, 'classes': None,
               'text': {'encoder': 'mine/t5', 'channels': 12, 'tokens': 5}, 'provenance': {'weights': 'ema'}}
     params = random_params(arch)
-    export_params(tmp_path / 'lit.safetensors', config, params)
+    null = random_null(arch)
+    export_params(tmp_path / 'lit.safetensors', config, params, null)
     convert_file(tmp_path / 'lit.safetensors', tmp_path / 'lit')
     again, loaded = load_model_folder(tmp_path / 'lit')
+    assert again['text'].pop('null_caption') != 'absent'
     assert {key: again[key] for key in ('model', 'diffusion', 'latent', 'classes', 'text')} == {
         key: config[key] for key in ('model', 'diffusion', 'latent', 'classes', 'text')}
     assert_trees_equal(loaded, params)
+    assert np.array_equal(read_null_caption(tmp_path / 'lit'), null)
+    export(tmp_path / 'lit', tmp_path / 'again.safetensors')
+    before, after = (load_file(tmp_path / f'{name}.safetensors') for name in ('lit', 'again'))
+    assert list(before) == list(after) and all(np.array_equal(before[key], after[key]) for key in before)
     assert not list(tmp_path.glob('.*'))
 
 
@@ -408,7 +416,7 @@ def test_the_hub_folder_that_the_script_writes(convert, tmp_path, capsys):
     config, params = load_model_folder(tmp_path / 'again')
     assert config['model'] == pixart_arch() and config['text']['null_caption'] == 'absent'
     back = to_torch_state(params, config['model'])
-    assert all(np.array_equal(back[key], state[key]) for key in state if key != NULL) and not back[NULL].any()
+    assert all(np.array_equal(back[key], state[key]) for key in state if key != NULL) and NULL not in back
     with pytest.raises(UserError, match='exists already'):
         convert(tmp_path / 'model', *out)
     with pytest.raises(SystemExit):

@@ -1,5 +1,4 @@
 """Reading cached latents: what comes out, and what is refused."""
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +8,7 @@ from latent_sets import moments_of, write_latents
 
 from lit_jax.data.augment import random_flip
 from lit_jax.data.base import random_generator
+from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.latents import check_latents, choose_mirror, first_of_both, open_latents, record_bytes
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
@@ -164,19 +164,22 @@ def test_another_split_is_refused(folder, tmp_path):
 
 
 def test_every_difference_to_a_recipe_is_named(folder):
-    metadata = json.loads((folder / 'metadata.json').read_text())
-    fits = {'vae_id': 'made-up', 'vae_sha256': 'ab' * 32, 'scale': 0.5, 'shift': 0.0, 'downscale': 2,
-            'image_size': 8, 'channels': 3, 'num_classes': 5, 'crop': 'adm-center-crop'}
-    check_latents(metadata, **fits)
-    check_latents(metadata)
-    others = {'vae_id': 'other', 'vae_sha256': 'ef' * 32, 'scale': 0.25, 'shift': 0.1, 'downscale': 8,
-              'image_size': 16, 'channels': 4, 'num_classes': 10, 'crop': 'squash'}
-    with pytest.raises(UserError, match='were not made for the teacher models/dit') as caught:
-        check_latents(metadata, who='the teacher models/dit', **others)
-    text = str(caught.value)
+    source = open_latents(folder)
+    fits = {'vae': 'made-up', 'sha256': 'ab' * 32, 'scale': 0.5, 'shift': 0.0, 'downscale': 2, 'channels': 3}
+    asked = {'image_size': 8, 'classes': 5, 'crop': 'adm-center-crop'}
+    check_latents(source, LatentSpace(**fits), **asked)
+    check_latents(source, LatentSpace())
+    others = {'vae': 'other', 'sha256': 'ef' * 32, 'scale': 0.25, 'shift': 0.1, 'downscale': 8, 'channels': 4}
+    wrong = {'image_size': 16, 'classes': 10, 'crop': 'squash'}
+    where = 'in the teacher models/dit'
+    with pytest.raises(UserError, match=f'{folder} are not those {where}') as caught:
+        check_latents(source, LatentSpace(**others), where=where, **wrong)
+    for name, value in (fits | asked).items():
+        line = f'{name}: {value!r} in the latents, {(others | wrong)[name]!r} in the teacher'
+        assert line in str(caught.value), name
     for name in fits:
-        assert f'{fits[name]} in the latents, {others[name]} in the teacher' in text, name
-    for name in fits:
-        with pytest.raises(UserError) as caught:
-            check_latents(metadata, **{**fits, name: others[name]})
-        assert str(caught.value).count(' in the latents') == 1
+        with pytest.raises(UserError, match=f'(?s)^[^\n]*\n  {name}: [^\n]*\nMake'):
+            check_latents(source, LatentSpace(**{**fits, name: others[name]}), **asked)
+    for name in asked:
+        with pytest.raises(UserError, match=f'(?s)^[^\n]*\n  {name}: [^\n]*\nMake'):
+            check_latents(source, LatentSpace(**fits), **{**asked, name: wrong[name]})

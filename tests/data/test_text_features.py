@@ -129,15 +129,13 @@ def test_a_damaged_or_missing_null_is_refused(folder):
 
 def test_other_text_encoders_are_named(folder):
     metadata = open_caption_latents(folder).metadata
-    check_text(metadata, encoder_id='made-up t5', encoder_sha256='ef' * 32, tokens=LENGTH, width=WIDTH)
-    check_text(metadata)
+    check_text(folder, metadata, encoder='made-up t5', sha256='ef' * 32, tokens=LENGTH, width=WIDTH)
+    check_text(folder, metadata, encoder=None)
     with pytest.raises(UserError) as caught:
-        check_text(metadata, who='the model x', encoder_id='t5-xxl', encoder_sha256='00', tokens=300,
-                   width=4096)
-    for line in ('not made for the model x',
-                 'text encoder: made-up t5 in the data set, t5-xxl in the model x', 'ef' * 32,
-                 f'tokens a caption: {LENGTH} in the data set, 300',
-                 f'width of the features: {WIDTH} in the data set, 4096',
+        check_text(folder, metadata, 'in the model x', encoder='t5-xxl', sha256='00', tokens=300, width=4096)
+    for line in (f'{folder} are not those in the model x',
+                 "encoder: 'made-up t5' in the data set, 't5-xxl' in the model x", 'ef' * 32,
+                 f'tokens: {LENGTH} in the data set, 300', f'width: {WIDTH} in the data set, 4096',
                  'prepare_latents.py --text_encoder'):
         assert line in str(caught.value), line
 
@@ -145,7 +143,7 @@ def test_other_text_encoders_are_named(folder):
 @pytest.mark.parametrize('options, message', [
     ({'image_size': 8}, 'image_size: 4 in the data set, 8 in the recipe'),
     ({'channels': 4}, 'channels: 3 in the data set, 4'),
-    ({'caption_tokens': 300}, f'tokens a caption: {LENGTH} in the data set, 300'),
+    ({'caption_tokens': 300}, f'tokens: {LENGTH} in the data set, 300'),
     ({'split': 'held_out'}, "of the split 'train'"),
     ({'buckets': False}, 'have 3 shapes: set --config.data.buckets=True'),
     ({'path': 'no/folder'}, 'caption.*--text_encoder'),

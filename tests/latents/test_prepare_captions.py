@@ -119,7 +119,7 @@ def test_the_metadata_say_what_it_is(whole, parts):
                                           'computed_in')} == {
 'encoder': 'tiny-t5', 'sha256': encoder.sha256, 'tokens': TOKENS, 'width': 16, 'dtype': 'bfloat16',
 'computed_in': 'float32'}
-    check_text(metadata, encoder_id=encoder.id, encoder_sha256=encoder.sha256, tokens=TOKENS, width=16)
+    check_text(whole, metadata, encoder=encoder.id, sha256=encoder.sha256, tokens=TOKENS, width=16)
     assert (metadata['kind'], metadata['image_size'], metadata['latent_size'], metadata['crop']) == (
         'caption_latents', 16, 8, 'cover-center-crop')
     assert metadata['count'] == 12 and metadata['bad'] == 1 and sum(metadata['bucket_counts']) == 13

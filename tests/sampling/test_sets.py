@@ -200,8 +200,8 @@ def test_latents_are_decoded_with_their_vae(request_of, tmp_path, latent_model):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'id': 'stranger'}, "VAE id: 'stranger' in .*, 'tiny vae' in "),
-    ({'scale': 0.5}, 'latent scale: 0.5 in .*, 300 in ')])
+    ({'id': 'stranger'}, "vae: 'stranger' in .*, 'tiny vae' in "),
+    ({'scale': 0.5}, 'scale: 0.5 in .*, 300.0 in ')])
 def test_another_vae_is_refused_with_both_values(request_of, tmp_path, latent_model, change, message):
     with pytest.raises(UserError, match=message):
         draw(replace(request_of, source=latent_model[0], vae=str(save_vae(tmp_path / 'vae', **change))))
@@ -235,7 +235,7 @@ def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(requ
 def test_models_that_take_different_noise_are_not_compared(model, tmp_path):
     other = save_model(tmp_path / 'other', input_size=(4, 4),
                        latent={'space': 'pixels', 'vae': None, 'scale': 3.0})
-    with pytest.raises(UserError, match=r'latent scale: 300.0 in .*, 3.0 in .*') as raised:
+    with pytest.raises(UserError, match=r'latent.scale: 300.0 in .*, 3.0 in .*') as raised:
         draw(Request(out=str(tmp_path / 'pair.png'), compare=(model, str(other))))
     assert 'input_size: [8, 8] in ' in str(raised.value) and not (tmp_path / 'pair.png').exists()
 

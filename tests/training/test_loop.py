@@ -104,7 +104,7 @@ def test_inherit_and_distil_from_a_workdir(tmp_path):
 @pytest.mark.parametrize('field, value, message', [
     (('data', 'num_classes'), 12, r'num_classes: 10 in the teacher, 12 in the recipe'),
     (('latent', 'scale'), 3.0, r'latent\.scale: 2\.0 in the teacher, 3\.0 in the recipe'),
-    (('data', 'image_size'), 16, r'input_size: \(8, 8\) in the teacher, \(16, 16\) in the recipe'),
+    (('data', 'image_size'), 16, r'input_size: \[8, 8\] in the teacher, \[16, 16\] in the recipe'),
     (('diffusion', 'steps'), 500, 'diffusion'),
 ])
 def test_a_teacher_of_another_task_is_refused(tmp_path, field, value, message):
