@@ -1,30 +1,10 @@
-"""From what a model draws to images: the VAE that belongs to its latents, checked, or none for pixels."""
+"""The VAE that belongs to a model's latents, and the names of its classes."""
 import math
 
-from lit_jax.checkpoint.vae_folder import Vae, load_vae
-from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
 
 # Fine-tuned with the encoder held fixed: their latents are the same, each may decode what the other encoded.
 ONE_ENCODER = ({'stabilityai/sd-vae-ft-ema', 'stabilityai/sd-vae-ft-mse'},)
-
-
-def open_decoder(model: Model, vae_path: str | None, source) -> Vae | None:
-    """The VAE of a model on latents, None for a model on pixels; several processes call it together.
-
-    Raises UserError where one is missing, superfluous, or another than that of the latents the model was
-    trained on.
-    """
-    latent = model.config['latent']
-    if latent['space'] == 'pixels':
-        if vae_path:
-            raise UserError(f'{source} draws pixels, there is nothing to decode: leave --vae {vae_path} out')
-        return None
-    if not vae_path:
-        return None
-    vae = load_vae(vae_path)
-    check_decoder(vae, model.config, vae_path, source)
-    return vae
 
 
 def check_decoder(vae, config: dict, vae_path, source) -> None:
