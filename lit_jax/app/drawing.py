@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from lit_jax.checkpoint.load import read_weights_config
 from lit_jax.diffusion.settings import CLASSES, SamplerSettings
+from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.groups import GROUP
@@ -301,14 +303,15 @@ def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: s
                 dtype: str = 'float32', text_dtype: str | None = None, low_memory: bool = False) -> Studio:
     """The models of a page from their folders: see `demo.py`. Raises UserError for what does not belong
     together."""
-    text = {name: value for name, value in (('text_dtype', text_dtype), ('low_memory', low_memory)) if value}
-    pipelines = [open_pipeline(path, vae, text_encoder, dtype=dtype, **text)
-                 for path in ([source] if teacher is None else [teacher, source])]
-    if len({pipeline.takes for pipeline in pipelines}) > 1:
-        raise UserError(f'{source} draws {what_is_drawn(pipelines[1].takes)}, {teacher} draws '
-                        f'{what_is_drawn(pipelines[0].takes)}: they cannot stand side by side')
-    for pipeline in pipelines:
-        if pipeline.takes == 'label':      # what cannot be read is said before the page is there
+    sources = [source] if teacher is None else [teacher, source]
+    kinds = [conditioning(read_weights_config(path)['model']) for path in sources]
+    if len(set(kinds)) > 1:
+        raise UserError(f'{source} draws {what_is_drawn(kinds[1])}, {teacher} draws '
+                        f'{what_is_drawn(kinds[0])}: they cannot stand side by side')
+    pipelines = [open_pipeline(path, vae, text_encoder, dtype=dtype, text_dtype=text_dtype,
+                               low_memory=low_memory) for path in sources]
+    if kinds[0] == 'label':      # what cannot be read is said before the page is there
+        for pipeline in pipelines:
             pipeline.load('model')
     used = ('vae', vae), ('text_encoder', text_encoder), ('text_dtype', text_dtype)
     flags = (*(f'--{name}={value}' for name, value in used if value),

@@ -100,18 +100,24 @@ def draw(request: SampleRequest) -> str:
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
     kind = _check_kind(request)
-    options = {'low_memory': request.low_memory, 'text_dtype': request.text_dtype} if kind == 'text' else {}
-    pipelines = [open_pipeline(source, request.vae, request.text_encoder, dtype=request.dtype, **options)
+    pipelines = [open_pipeline(source, request.vae, request.text_encoder, dtype=request.dtype,
+                               text_dtype=request.text_dtype, low_memory=request.low_memory)
                  for source in request.sources]
     check_alike(pipelines)
     plans = [plan_images(request, pipeline, sheet=suffix == '.png') for pipeline in pipelines]
     if kind == 'text':
         _say_memory(plans[0])
     began = time.perf_counter()
-    done = _draw_sheet(plans, out, request.sources) if suffix == '.png' else _draw_set(plans[0], out, request)
-    phases = plans[0].pipeline.meter.summary() if kind == 'text' and plans[0].pipeline.meter.phases else ''
-    return done.format(f'{plans[0].describe()}, {format_seconds(time.perf_counter() - began)}') \
-        + (phases and f'; {phases}')
+    if suffix == '.png':
+        done = _draw_sheet(plans, out, request.sources)
+    else:
+        done, whole = _draw_set(plans[0], out, request)
+        if whole:
+            return done
+    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' \
+        if pipelines[0].false_colours else ''
+    phases = f'; {pipelines[0].meter.summary()}' if kind == 'text' else ''
+    return f'{done} {plans[0].describe()}, {format_seconds(time.perf_counter() - began)}{note}{phases}'
 
 
 def _check_kind(request: SampleRequest) -> str:
@@ -132,7 +138,7 @@ def _check_kind(request: SampleRequest) -> str:
 
 def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
     """Looks at everything that can be wrong, and, but for a sheet, that all processes want the same."""
-    if (request.group or 1) < 1 or request.group == 0 or request.batch_size < 0 or request.tile < 0:
+    if request.group is not None and request.group < 1 or request.batch_size < 0 or request.tile < 0:
         raise UserError(f'--group must be at least 1, --batch_size and --tile not negative, got '
                         f'{request.group}, {request.batch_size}, {request.tile}')
     settings = pipeline.defaults.updated(request)
@@ -241,13 +247,12 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
                                      scale=scale))
 
     peers.only_lead(save)
-    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' \
-        if first.pipeline.false_colours else ''
-    return f'wrote {out}: {len(plans) * len(first)} images of {{}}{note}'
+    return f'wrote {out}: {len(plans) * len(first)} images of'
 
 
-def _draw_set(plan: Plan, out, request: SampleRequest) -> str:
-    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped."""
+def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
+    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped; whether
+    it was whole already."""
     if out.suffix == '.npz':
         store = NpzStore(out, plan.card, plan.shown, plan.shape, part_size(plan.group))
     else:
@@ -256,9 +261,9 @@ def _draw_set(plan: Plan, out, request: SampleRequest) -> str:
     with explain_unreachable(out):
         lacking = peers.from_lead(store.begin)
         if lacking is None:
-            return f'{store.describe()}; it was whole already, by the same recipe'
+            return f'{store.describe()}; it was whole already, by the same recipe', True
         draw_parts(plan, store)
-    return f'wrote {store.describe()}; {lacking:,} images now, {{}}'
+    return f'wrote {store.describe()}; {lacking:,} images now,', False
 
 
 def draw_parts(plan: Plan, store) -> None:

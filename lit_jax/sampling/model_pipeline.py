@@ -129,6 +129,8 @@ class Pipeline:
             group: images computed together, part of the result.
             settings: fields of `SamplerSettings` in the place of `defaults`: steps, cfg_scale, ...
         """
+        if isinstance(prompts, str):
+            prompts = [prompts]
         shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
         if not len(shown if shown is not None else ()) or other is not None:
             raise UserError(f'{self.source} draws {what_is_drawn(self.takes)}: give '

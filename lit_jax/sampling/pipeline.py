@@ -21,6 +21,7 @@ from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder, load_text_encoder, read_text_encoder_config
 from lit_jax.diffusion.settings import CLASSES, PROMPTS, SamplerSettings
 from lit_jax.models.arch import conditioning
+from lit_jax.models.network import Model
 from lit_jax.models.t5 import WEIGHTS, T5Network
 from lit_jax.runtime import memory, peers
 from lit_jax.runtime.errors import UserError
@@ -47,15 +48,17 @@ TILE, WHOLE = 64, 128
 
 
 def open_pipeline(source, vae=None, text_encoder=None, **options) -> 'ClassPipeline | TextPipeline':
-    """The pipeline of a model folder or workdir. Several processes call it together.
+    """The pipeline of a model. Several processes call it together.
 
     Args:
+        source: model folder or workdir, or a `Model` that is loaded already.
         vae, text_encoder: their folders, or a `Vae` and a `TextEncoder` that are loaded already.
         options: of `ClassPipeline` or `TextPipeline`.
 
     Raises UserError for folders that do not belong together; weights are not read yet."""
     def open_it():
-        if conditioning(read_weights_config(source)['model']) == 'text':
+        config = source.config if isinstance(source, Model) else read_weights_config(source)
+        if conditioning(config['model']) == 'text':
             return TextPipeline(source, vae, text_encoder, **options)
         if foreign := [name for name, value in {'text_encoder': text_encoder, **options}.items()
                        if value and name.startswith(('text_', 'low_'))]:
@@ -218,6 +221,8 @@ class TextPipeline(Pipeline):
 
         wanted: numbers of the images that will be drawn; prompts of the others are not read. Several
             processes call it together, each with numbers of its own."""
+        if np.size(seeds) not in (1, len(prompts)):
+            raise UserError(f'{np.size(seeds)} seeds for {len(prompts)} images: give one, or one an image')
         seeds = np.broadcast_to(np.asarray(seeds, np.uint32), len(prompts))
         mine = range(len(prompts)) if wanted is None else wanted
         texts = list(dict.fromkeys([negative, *(prompts[i] for i in mine)]))
