@@ -1,6 +1,7 @@
 """What drawing from classes and from prompts share: a model, its VAE, and programs that are compiled once."""
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -232,7 +233,8 @@ class Pipeline:
         sampler = self._sampler(key, images)
         groups = range(sampler.count) if groups is None else groups
         total = -(-len(groups) // sampler.devices) * sampler.devices * settings.steps
-        self._tick = None if on_step is None else _Counter(on_step, total)
+        done = itertools.count(1)
+        self._tick = on_step and (lambda: on_step(min(next(done), total), total))
         try:
             for number, drawn in sampler.draw(groups, 1):
                 yield drawn[:len(images) - number * sampler.group]
@@ -296,17 +298,6 @@ class Pipeline:
                                                        tile=tile), np.float32) for i in range(len(latents))])
 
 
-class _Counter:
-    """Calls `on_step` with how many evaluations are done."""
-
-    def __init__(self, on_step: OnStep, total: int):
-        self._on_step, self._total, self._done = on_step, total, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        self._on_step(min(self._done, self._total), self._total)
-
-
 def what_is_drawn(kind: str) -> str:
     """Of a model that takes 'label' or 'text', for messages."""
     return 'what a prompt says' if kind == 'text' else 'classes'
@@ -315,15 +306,15 @@ def what_is_drawn(kind: str) -> str:
 def check_alike(pipelines: Sequence[Pipeline]) -> None:
     """Two models can start from the same noise and be shown side by side if all of this agrees; else
     UserError that lists what does not."""
-    first, last = pipelines[0], pipelines[-1]
-    pairs = []
-    for name in ('channels', 'input_size', 'num_classes', 'caption_tokens', 'caption_channels'):
-        pairs.append((name, *(_plain(one.config['model'].get(name)) for one in (first, last))))
-    for name in ('space', 'scale', 'downscale'):
-        pairs.append((f'latent {name}', *(one.config['latent'].get(name) for one in (first, last))))
-    if wrong := [f'{name}: {a} in {first.source}, {b} in {last.source}' for name, a, b in pairs if a != b]:
+    (first, facts), (last, others) = ((one.source, _facts(one.config)) for one in (pipelines[0], pipelines[-1]))
+    if wrong := [f'{name}: {fact} in {first}, {others[name]} in {last}' for name, fact in facts.items()
+                 if fact != others[name]]:
         raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
 
 
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
+def _facts(config: Mapping) -> dict:
+    arch, latent = config['model'], config['latent']
+    return {**{name: arch.get(name) for name in ('channels', 'num_classes', 'caption_tokens',
+                                                 'caption_channels')},
+            'input_size': list(arch['input_size']),
+            **{f'latent {name}': latent.get(name) for name in ('space', 'scale', 'downscale')}}

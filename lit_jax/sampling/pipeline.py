@@ -43,6 +43,8 @@ from lit_jax.sampling.prompts import (
 from lit_jax.text.encoder import encode_captions
 
 REPORT_SECONDS = 10
+# leaves that make nearly all bytes of a backbone, and that are cast before they are used
+KERNEL = 'kernel'
 # latent pixels: the side of tiles, and the largest latent that is decoded whole by default
 TILE, WHOLE = 64, 128
 
@@ -326,21 +328,16 @@ class TextPipeline(Pipeline):
         return wanted if wanted == 'int8' or (stored, wanted) == ('float32', 'bfloat16') else stored
 
     def _abstract(self) -> dict:
-        narrow = jnp.bfloat16 if self.dtype == 'bfloat16' else None
-        return map_named(lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, narrow) if narrow
-                         and is_kernel(name) else leaf, self.network.abstract())
-
-
-def is_kernel(name: str) -> bool:
-    """Whether a leaf is one of those that make nearly all bytes of a backbone, and that are cast before they
-    are used."""
-    return name.endswith('kernel')
+        abstract = self.network.abstract()
+        return abstract if self.dtype != 'bfloat16' else map_named(
+            lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16) if name.endswith(KERNEL)
+            else leaf, abstract)
 
 
 def hold_narrow(params: dict) -> dict:
     """Kernels in bfloat16, each float32 one given up when it is cast: never two whole copies."""
     def cast(name, leaf):
-        if not is_kernel(name):
+        if not name.endswith(KERNEL):
             return leaf
         narrow = leaf.astype(jnp.bfloat16)
         narrow.block_until_ready()
