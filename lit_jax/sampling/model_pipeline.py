@@ -306,7 +306,8 @@ def what_is_drawn(kind: str) -> str:
 def check_alike(pipelines: Sequence[Pipeline]) -> None:
     """Two models can start from the same noise and be shown side by side if all of this agrees; else
     UserError that lists what does not."""
-    (first, facts), (last, others) = ((one.source, _facts(one.config)) for one in (pipelines[0], pipelines[-1]))
+    (first, facts), (last, others) = ((one.source, _facts(one.config))
+                                      for one in (pipelines[0], pipelines[-1]))
     if wrong := [f'{name}: {fact} in {first}, {others[name]} in {last}' for name, fact in facts.items()
                  if fact != others[name]]:
         raise UserError('these two models cannot be compared on the same noise:\n  ' + '\n  '.join(wrong))
