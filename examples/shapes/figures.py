@@ -15,7 +15,7 @@ from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_images
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import count_parameters
 from lit_jax.report.grids import to_uint8
-from lit_jax.sampling.pipeline import TextPipeline
+from lit_jax.sampling.pipelines import TextPipeline
 
 SETTINGS = replace(PROMPTS, cfg_scale=1.5)
 IMAGES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects

@@ -23,7 +23,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.groups import GROUP
 from lit_jax.sampling.model_pipeline import Pipeline, check_alike, what_is_drawn
 from lit_jax.sampling.noise import check_seed
-from lit_jax.sampling.pipeline import open_pipeline
+from lit_jax.sampling.pipelines import open_pipeline
 
 HEARTBEAT, PAUSE = 0.5, 0.08       # seconds: between two states at most and at least
 SHOWN = 256                        # pixels of a side that small images are enlarged to, about

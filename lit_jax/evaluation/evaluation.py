@@ -33,7 +33,7 @@ from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
-from lit_jax.sampling.pipeline import open_pipeline
+from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.sampling.request import SampleRequest
 from lit_jax.sampling.stores import NpzStore, part_size
 

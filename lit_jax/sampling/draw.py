@@ -31,7 +31,7 @@ from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.model_pipeline import Pipeline, check_alike, what_is_drawn
-from lit_jax.sampling.pipeline import open_pipeline
+from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.sampling.prompts import collect_prompts, parse_seeds, parse_size
 from lit_jax.sampling.request import OF_CLASSES, OF_PROMPTS, SampleRequest
 from lit_jax.sampling.stores import FolderStore, NpzStore, part_size

@@ -22,7 +22,7 @@ from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.draw import draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels
-from lit_jax.sampling.pipeline import ClassPipeline
+from lit_jax.sampling.pipelines import ClassPipeline
 from lit_jax.sampling.request import SampleRequest
 from lit_jax.training.mesh import replicated, without_mesh
 

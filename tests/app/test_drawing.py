@@ -17,7 +17,7 @@ from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import parse_options
 from lit_jax.sampling.groups import GroupSampler, Images
-from lit_jax.sampling.pipeline import ClassPipeline
+from lit_jax.sampling.pipelines import ClassPipeline
 from lit_jax.sampling.request import SampleRequest
 
 QUICK = {'count': 2, 'settings': SamplerSettings(method='ddim', steps=3, cfg_scale=2.0)}

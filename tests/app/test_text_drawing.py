@@ -11,7 +11,7 @@ from lit_jax.app.drawing import DrawRequest, open_studio
 from lit_jax.diffusion.settings import PROMPTS
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.pipeline import open_pipeline
+from lit_jax.sampling.pipelines import open_pipeline
 
 QUICK = {'prompt': 'a red circle', 'count': 2, 'settings': replace(PROMPTS, steps=2, cfg_scale=3.0)}
 

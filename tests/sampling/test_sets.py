@@ -21,7 +21,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.sampling import draw as drawing
 from lit_jax.sampling import model_pipeline as pipeline
 from lit_jax.sampling.draw import draw
-from lit_jax.sampling.pipeline import open_pipeline
+from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.sampling.request import SampleRequest
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import tree_bytes
 from lit_jax.sampling import draw as drawing
 from lit_jax.sampling.draw import draw
-from lit_jax.sampling.pipeline import TextPipeline, hold_narrow, open_pipeline
+from lit_jax.sampling.pipelines import TextPipeline, hold_narrow, open_pipeline
 from lit_jax.sampling.request import SampleRequest
 
 ROOT = Path(__file__).parents[2]
