@@ -10,7 +10,8 @@ from PIL import Image
 from tiny import tiny_recipe
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.draw_classes import Request, draw
+from lit_jax.sampling.draw import draw
+from lit_jax.sampling.request import SampleRequest
 from lit_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +95,8 @@ def workdir(tmp_path_factory):
 
 def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        draw(Request(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4,
-                     cfg_scale=2.0, steps=4, method='ddim', seed=seed))
+        draw(SampleRequest(out=str(tmp_path / f'{name}.png'), source=str(workdir), classes='3,7', per_class=4,
+                           cfg_scale=2.0, steps=4, method='ddim', seed=seed))
     images = [np.asarray(Image.open(tmp_path / f'{name}.png')) for name in 'abc']
     assert images[0].shape[1] > 1.5 * images[0].shape[0]
     assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
@@ -103,10 +104,9 @@ def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, 
 
 def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path):
     """Compared with itself, a model draws the same image twice, each half under its own name."""
-    line = draw(Request(out=str(tmp_path / 'pair.png'), compare=(str(workdir), str(workdir)), classes='1,2',
-                        per_class=3, steps=3, method='dpm++'))
-    draw(Request(out=str(tmp_path / 'one.png'), source=str(workdir), classes='1,2', per_class=3, steps=3,
-                 method='dpm++'))
+    options = {'classes': '1,2', 'per_class': 3, 'steps': 3, 'method': 'dpm++'}
+    line = draw(SampleRequest(out=str(tmp_path / 'pair.png'), compare=(str(workdir),) * 2, **options))
+    draw(SampleRequest(out=str(tmp_path / 'one.png'), source=str(workdir), **options))
     pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
     assert '12 images' in line and pair.shape[0] == one.shape[0] + 16
     left = pair[16:, :one.shape[1]]
@@ -128,7 +128,7 @@ def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path
 def test_a_wrong_request_for_samples_is_refused(change, message, workdir, tmp_path):
     options = {'source': str(workdir), 'classes': '3', 'per_class': 1, 'cfg_scale': 1.0, 'steps': 4, **change}
     with pytest.raises(UserError, match=message):
-        draw(Request(out=str(tmp_path / 'grid.png'), **options))
+        draw(SampleRequest(out=str(tmp_path / 'grid.png'), **options))
     assert not (tmp_path / 'grid.png').exists()
 
 
@@ -136,8 +136,7 @@ def test_sample_py_draws_a_grid_and_names_what_is_wrong(workdir, tmp_path):
     arguments = ['--from', str(workdir), '--classes', '3,7', '--per_class', '2', '--cfg_scale', '4',
                  '--steps', '3']
     status, out, errors = call('sample.py', *arguments, '--out', str(tmp_path / 'grid.png'))
-    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 images, ddpm, 3 steps, cfg 4'), \
-        errors
+    assert status == 0 and out.startswith(f'wrote {tmp_path / "grid.png"}: 4 images of 8x8, ddpm'), errors
     status, _, errors = call('sample.py', *arguments, '--method', 'euler', '--out',
                              str(tmp_path / 'other.png'))
     assert status == 1 and 'error: unknown sampler' in errors and 'Traceback' not in errors

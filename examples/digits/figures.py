@@ -4,16 +4,18 @@ Fréchet distance: 48 features of the judge, unguided samples against the real t
 guided samples, the class as the judge sees it. All models draw from the same noise.
 """
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import Source, open_source
+from lit_jax.diffusion.settings import CLASSES
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
-from lit_jax.sampling import make_sampler, sample_many
+from lit_jax.sampling.program import make_sampler, sample_many
 
 # samples for the distance and for the accuracy; with 1000 the distance of one
 UNGUIDED, GUIDED = 2000, 500
@@ -30,10 +32,7 @@ def all_of(source: Source) -> dict[str, np.ndarray]:
 def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED,
          steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
-    config = model.config
-    sample = make_sampler(model.network, train_steps=config['diffusion']['steps'],
-                          kind=config['diffusion']['kind'], steps=steps, method='ddpm', cfg_scale=cfg_scale,
-                          latent_scale=config['latent']['scale'])
+    sample = make_sampler(model.network, replace(CLASSES, steps=steps, cfg_scale=cfg_scale), model.config)
     labels = np.arange(count) % model.network.null_label
     return sample_many(sample, model.params, model.network, labels, seed=seed,
                        batch_size=min(BATCH, count)), labels

@@ -4,27 +4,27 @@ All models draw the same prompts from the same noise: image k of prompt p has th
 """
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lit_jax.checkpoint.load import load
+from lit_jax.diffusion.settings import PROMPTS
 from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_images
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import count_parameters
 from lit_jax.report.grids import to_uint8
-from lit_jax.sampling.text_to_image import TextToImage
+from lit_jax.sampling.pipelines import TextPipeline
 
-SETTINGS = {'method': 'dpm++', 'steps': 20, 'cfg_scale': 1.5, 'cfg_channels': 'all'}
+SETTINGS = replace(PROMPTS, cfg_scale=1.5)
 IMAGES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects
 GROUP = 32
 
 
-def draw(pipeline: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+def draw(pipeline: TextPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
     """uint8 [N, H, W, 3], one image a prompt and seed."""
-    features = pipeline.encode(list(dict.fromkeys(prompts)))
-    which = [features.prompts.index(prompt) for prompt in prompts]
-    return to_uint8(pipeline.draw(features, seeds, which, group=GROUP, **SETTINGS))
+    return to_uint8(pipeline.draw(pipeline.encode(prompts, seeds), SETTINGS, group=GROUP))
 
 
 def measure(encoder: Path, path: Path) -> dict[str, float]:
@@ -40,8 +40,8 @@ def measure(encoder: Path, path: Path) -> dict[str, float]:
     return {'overall': scores['overall'], **scores['tasks']}
 
 
-def open_pipeline(path: Path, encoder: Path) -> TextToImage:
-    return TextToImage(path, encoder, text_dtype='float32')
+def open_pipeline(path: Path, encoder: Path) -> TextPipeline:
+    return TextPipeline(path, text_encoder=encoder, text_dtype='float32')
 
 
 def tell(measured: Mapping[str, float]) -> str:
@@ -59,7 +59,8 @@ def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teache
     for row in rows:
         row['ratio'] = row['overall'] / rows[0]['overall'] if rows[0]['overall'] else float('nan')
         row['steps_ratio'] = row['steps'] / rows[0]['steps']
-    return {'rows': rows, 'samples': {**SETTINGS, 'pictures': IMAGES, 'singles': SINGLES}}
+    sampler = {name: getattr(SETTINGS, name) for name in ('method', 'steps', 'cfg_scale', 'cfg_channels')}
+    return {'rows': rows, 'samples': {**sampler, 'pictures': IMAGES, 'singles': SINGLES}}
 
 
 def _row(name: str, path: Path, runs: list[dict]) -> dict:

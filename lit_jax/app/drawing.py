@@ -1,7 +1,7 @@
-"""From a wish to images, without a browser: one model, or a teacher and its student from the same noise.
+"""From a request to images, without a browser: one model, or a teacher and its student from the same noise.
 
     studio = open_studio('runs/digits_lit', teacher='models/digits_dit')
-    for state in studio.draw(Wish(label=3, count=4)):
+    for state in studio.draw(DrawRequest(label=3, count=4)):
         print(state.text, state.fraction)
     state.panels[0].images                                     # uint8 [4, 8, 8, 1], the teacher's
 """
@@ -15,21 +15,43 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lit_jax.app.painters import ClassPainter, TextPainter, Wish, describe_network
 from lit_jax.checkpoint.load import read_weights_config
+from lit_jax.diffusion.settings import CLASSES, SamplerSettings
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.decoder import check_comparable
+from lit_jax.sampling.groups import GROUP
+from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
+from lit_jax.sampling.noise import check_seed
+from lit_jax.sampling.pipelines import open_pipeline
 
 HEARTBEAT, PAUSE = 0.5, 0.08       # seconds: between two states at most and at least
 SHOWN = 256                        # pixels of a side that small images are enlarged to, about
-Painter = ClassPainter | TextPainter
+EACH = -1                          # as a label: one class after the other
+MOST = GROUP                       # images at once: one group
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What the page is asked for. label: of models for classes. prompt, negative, size (height, width): of
+    models for prompts; their images have the seed and those that follow."""
+    label: int = EACH
+    prompt: str = ''
+    negative: str = ''
+    seed: int = 0
+    count: int = 4
+    settings: SamplerSettings = CLASSES
+    size: tuple[int, int] | None = None
+
+    @property
+    def seeds(self) -> list[int]:
+        return [(self.seed + i) % (1 << 32) for i in range(self.count)]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. compiling: of the program, before its first step; None where an earlier wish had left it."""
+    """Seconds. compiling: of the program, before its first step; None where an earlier request left it."""
     compiling: float | None
     drawing: float
     decoding: float
@@ -60,7 +82,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class State:
-    """How far a wish is. Each state holds all that the earlier ones told, so that some may be left out.
+    """How far a request is. Each state holds all that the earlier ones told, so that some may be left out.
 
     fraction: of the steps of all models, None while nobody knows. panels: of the models that are done.
     """
@@ -107,23 +129,29 @@ class _Notices(logging.Handler):
 
 
 class Studio:
-    """The models of a page; one wish at a time is drawn, others wait. painters: [teacher,] model."""
+    """The models of a page; one request at a time is drawn, others wait. pipelines: [teacher,] model."""
 
-    def __init__(self, painter: Painter, teacher: Painter | None = None, options: tuple[str, ...] = ()):
-        if teacher is not None:
-            check_comparable([teacher.config, painter.config], [teacher.source, painter.source])
-            painter.check_teacher(teacher)
-        self.painter, self.painters = painter, [painter] if teacher is None else [teacher, painter]
+    def __init__(self, pipelines: list[Pipeline], options: tuple[str, ...] = ()):
+        check_comparable(pipelines)
+        self.pipelines, self.pipeline = pipelines, pipelines[-1]
         self.options, self._turn = options, threading.Lock()
 
     @property
     def takes(self) -> str:
         """'label' or 'text'."""
-        return self.painter.takes
+        return self.pipeline.takes
+
+    @property
+    def default(self) -> DrawRequest:
+        """What stands on the page at first."""
+        size = self.pipeline.nominal_size
+        if self.takes == 'label':
+            return DrawRequest(count=10)
+        return DrawRequest(settings=self.pipeline.defaults, count=1 if max(size) > 256 else 4, size=size)
 
     @property
     def titles(self) -> list[str]:
-        names = [painter.name for painter in self.painters]
+        names = [pipeline.name for pipeline in self.pipelines]
         return names if len(names) == 1 else [f'{role}: {name}'
                                               for role, name in zip(('teacher', 'student'), names,
                                                                     strict=True)]
@@ -131,24 +159,32 @@ class Studio:
     @property
     def facts(self) -> list[str]:
         """A line about each model."""
-        return [describe_network(painter.network) for painter in self.painters]
+        return [pipeline.describe() for pipeline in self.pipelines]
 
-    @property
-    def false_colours(self) -> bool:
-        return self.painter.vae is None and self.painter.config['latent']['space'] != 'pixels'
+    def check(self, request: DrawRequest) -> None:
+        """Raises UserError for a request that cannot be met."""
+        check_seed(request.seed)
+        if not 1 <= request.count <= MOST:
+            raise UserError(f'the number of images must lie between 1 and {MOST}, got {request.count}')
+        for pipeline in self.pipelines:
+            pipeline.check(request.settings, request.size)
+            if self.takes == 'label':
+                pipeline.encode(self.shown(request), request.seed)
 
-    def check(self, wish: Wish) -> None:
-        """Raises UserError for a wish that cannot be drawn."""
-        for painter in self.painters:
-            painter.check(wish)
+    def shown(self, request: DrawRequest) -> list:
+        """The class or the prompt of each image."""
+        if self.takes == 'text':
+            return [request.prompt] * request.count
+        known = self.pipeline.network.null_label
+        return [i % known if request.label == EACH else request.label for i in range(request.count)]
 
-    def draw(self, wish: Wish) -> Iterator[State]:
+    def draw(self, request: DrawRequest) -> Iterator[State]:
         """States until the last, which is `finished`; the drawing goes on in a thread, whoever waits or not.
 
-        Raises UserError for a wish that cannot be drawn."""
-        self.check(wish)
+        Raises UserError for a request that cannot be met."""
+        self.check(request)
         told: queue.SimpleQueue = queue.SimpleQueue()
-        thread = threading.Thread(target=self._work, args=(wish, told.put), name='drawing', daemon=True)
+        thread = threading.Thread(target=self._work, args=(request, told.put), name='drawing', daemon=True)
         state = State('waiting for the images of another page' if self._turn.locked() else 'beginning')
         thread.start()
         while not state.finished:
@@ -157,46 +193,60 @@ class Studio:
             state = _newest(told, state)
         yield state
 
-    def command(self, wish: Wish) -> str:
+    def command(self, request: DrawRequest) -> str:
         """The command line that draws the images of the last model."""
-        flags = ['--from=' + self.painter.source, *self.options, *self.painter.arguments(wish),
-                 f'--method={wish.method}', f'--steps={wish.steps}', f'--cfg_scale={wish.cfg_scale:g}',
-                 '--out=grid.png']
-        return shlex.join(['python', 'sample.py', *flags])
+        if self.takes == 'text':
+            height, width = request.size or self.pipeline.nominal_size
+            negative = [f'--negative_prompt={request.negative}'] if request.negative else []
+            what = [f'--prompt={request.prompt}', *negative, '--seeds=' + ','.join(map(str, request.seeds)),
+                    f'--size={width}x{height}']
+        else:
+            each = request.label == EACH
+            classes = self.shown(request) if each else [request.label]
+            what = ['--classes=' + ','.join(map(str, classes)),
+                    f'--per_class={1 if each else request.count}', f'--seed={request.seed}']
+        settings = request.settings
+        return shlex.join(['python', 'sample.py', '--from=' + self.pipeline.source, *self.options, *what,
+                           f'--method={settings.method}', f'--steps={settings.steps}',
+                           f'--cfg_scale={settings.cfg_scale:g}', '--out=grid.png'])
 
     # ------------------------------------------------------------------------------------------------------
     # In the thread
 
-    def _work(self, wish: Wish, tell) -> None:
+    def _work(self, request: DrawRequest, tell) -> None:
         """Tells states, and as the last thing the finished one or what went wrong."""
         try:
             with self._turn, _Notices() as notices:
-                tell(self._draw_all(wish, tell, notices.texts))
+                tell(self._draw_all(request, tell, notices.texts))
         except Exception as error:      # `draw` raises it again, in the thread that waits for it
             tell(error)
 
-    def _draw_all(self, wish: Wish, tell, notices: list[str]) -> State:
+    def _draw_all(self, request: DrawRequest, tell, notices: list[str]) -> State:
         state = State('reading the prompt' if self.takes == 'text' else 'beginning')
-        if self.takes == 'text' and not wish.prompt.strip():
+        if self.takes == 'text' and not request.prompt.strip():
             notices.append('the prompt is empty: it draws without text')
-        if self.false_colours:
+        if self.pipeline.false_colours:
             notices.append('latents in false colours: start the page with --vae DIR to decode them')
         tell(state)
-        features, read = _timed(lambda: self.painter.encode(wish))
-        for number, painter in enumerate(self.painters):
+        seeds = request.seeds if self.takes == 'text' else request.seed
+        images, read = _timed(lambda: self.pipeline.encode(self.shown(request), seeds, request.negative))
+        for number in range(len(self.pipelines)):
             state = replace(state, notices=tuple(notices))
-            panel = self._draw_one(number, painter, wish, features,
-                                   lambda text, part, state=state, number=number: tell(replace(
-state, text=text, fraction=None if part is None else (number + part) / len(self.painters))))
-            state = replace(state, panels=(*state.panels, panel))
+
+            def tell_part(text, part, state=state, number=number):
+                tell(replace(state, text=text,
+                             fraction=None if part is None else (number + part) / len(self.pipelines)))
+
+            state = replace(state, panels=(*state.panels, self._draw_one(number, request, images, tell_part)))
         return replace(state, text=_summary(state, read if self.takes == 'text' else None), fraction=1.0,
                        notices=tuple(notices), finished=True)
 
-    def _draw_one(self, number: int, painter: Painter, wish: Wish, features, tell) -> Panel:
+    def _draw_one(self, number: int, request: DrawRequest, images, tell) -> Panel:
         """tell: called with (text, fraction of this model's steps or None)."""
-        title, compiled = self.titles[number], painter.is_compiled(wish)
+        title, pipeline, settings = self.titles[number], self.pipelines[number], request.settings
+        compiled = pipeline.is_compiled(request.count, settings, request.size)
         tell(f'{title}: reading the weights', None)
-        painter.load()
+        pipeline.load('model')
         tell(f'{title}: {"beginning" if compiled else "compiling for these settings, the first time only"}',
              None)
         first: list[float] = []
@@ -207,13 +257,13 @@ state, text=text, fraction=None if part is None else (number + part) / len(self.
             tell(f'{title}: step {done} of {total}', (done - 1) / total)
 
         began = time.perf_counter()
-        latents = painter.draw(wish, features, on_step)
+        latents = pipeline.draw(images, settings, size=request.size, on_step=on_step)
         ended = time.perf_counter()
         started = first[0] if first and not compiled else began
         tell(f'{title}: decoding', 1.0)
-        images, decoding = _timed(lambda: viewable(self.painter.decode(latents)))
-        timing = Timing(None if compiled else started - began, ended - started, decoding, wish.steps)
-        return Panel(title, images, tuple(painter.captions(wish)), timing)
+        drawn, decoding = _timed(lambda: viewable(self.pipeline.decode(latents)))
+        timing = Timing(None if compiled else started - began, ended - started, decoding, settings.steps)
+        return Panel(title, drawn, tuple(pipeline.captions(self.shown(request), request.seeds)), timing)
 
 
 def _timed(work):
@@ -254,24 +304,17 @@ def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: s
                 dtype: str = 'float32', text_dtype: str | None = None, low_memory: bool = False) -> Studio:
     """The models of a page from their folders: see `demo.py`. Raises UserError for what does not belong
     together."""
-    sources = [source] if teacher is None else [source, teacher]
+    sources = [source] if teacher is None else [teacher, source]
     kinds = [conditioning(read_weights_config(path)['model']) for path in sources]
     if len(set(kinds)) > 1:
-        raise UserError(f'{source} draws {_drawn(kinds[0])}, {teacher} draws {_drawn(kinds[1])}: they cannot '
-                        f'stand side by side')
+        raise UserError(f'{source} draws {what_is_drawn(kinds[1])}, {teacher} draws '
+                        f'{what_is_drawn(kinds[0])}: they cannot stand side by side')
+    pipelines = [open_pipeline(path, vae, text_encoder, dtype=dtype, text_dtype=text_dtype,
+                               low_memory=low_memory) for path in sources]
+    if kinds[0] == 'label':      # what cannot be read is said before the page is there
+        for pipeline in pipelines:
+            pipeline.load('model')
     used = ('vae', vae), ('text_encoder', text_encoder), ('text_dtype', text_dtype)
     flags = (*(f'--{name}={value}' for name, value in used if value),
              *(['--low_memory'] if low_memory else []), *([f'--dtype={dtype}'] if dtype != 'float32' else []))
-    if kinds[0] == 'label':
-        if foreign := [flag for flag in flags if flag.startswith(('--text', '--low'))]:
-            raise UserError(f'{", ".join(foreign)}: not for {source}, which draws classes: leave it out')
-        painters = [ClassPainter(path, vae if i == 0 else None, dtype=dtype)
-                    for i, path in enumerate(sources)]
-    else:
-        options = {'dtype': dtype, 'text_dtype': text_dtype, 'low_memory': low_memory}
-        painters = [TextPainter(path, vae, text_encoder, **options) for path in sources]
-    return Studio(*painters, options=flags)
-
-
-def _drawn(kind: str) -> str:
-    return 'what a prompt says' if kind == 'text' else 'classes'
+    return Studio(pipelines, flags)

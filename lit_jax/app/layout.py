@@ -5,14 +5,16 @@ import logging
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 
-from lit_jax.app.drawing import State, Studio, enlarge
-from lit_jax.app.painters import EACH, MOST, Wish
+from lit_jax.app.drawing import EACH, MOST, DrawRequest, State, Studio, enlarge
 from lit_jax.diffusion.samplers import SAMPLERS
+from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.runtime.errors import UserError
+from lit_jax.sampling.model_pipeline import what_is_drawn
 
 LOG = logging.getLogger('lit_jax')
 STYLE = Path(__file__).with_name('style.css')
@@ -31,7 +33,7 @@ def make_theme() -> gr.themes.Base:
 def build_page(studio: Studio) -> gr.Blocks:
     """The page of a studio, not yet served."""
     options = {'analytics_enabled': False, 'fill_width': True, 'delete_cache': (600, 3600)}      # seconds
-    with gr.Blocks(title=f'lit_jax: {studio.painter.name}', **options) as page:
+    with gr.Blocks(title=f'lit_jax: {studio.pipeline.name}', **options) as page:
         _bare(_head(studio))
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
@@ -58,8 +60,8 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def _controls(studio: Studio) -> tuple[list, gr.Button]:
-    """(the inputs in the order of `read_wish`, the button)."""
-    default = studio.painter.default
+    """(the inputs in the order of `read_request`, the button)."""
+    default = studio.default
     if studio.takes == 'text':
         what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6,
                            elem_id='prompt'),
@@ -67,7 +69,7 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
                            elem_id='negative')]
     else:
         classes = [('each class in turn', EACH),
-                   *((_class_name(i, name), i) for i, name in enumerate(studio.painter.classes))]
+                   *((_class_name(i, name), i) for i, name in enumerate(studio.pipeline.classes))]
         what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20,
                             elem_id='class')]
     button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
@@ -75,13 +77,12 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
         seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')
         new_seed = gr.Button('New seed', size='md', scale=2, min_width=90, elem_id='new_seed')
     new_seed.click(lambda: random.randrange(1 << 32), None, seed, show_progress='hidden', api_name=False)
-    count = gr.Slider(1, MOST, default.count if studio.takes == 'text' else 10, step=1, label='Images',
-                      elem_id='count')
+    count = gr.Slider(1, MOST, default.count, step=1, label='Images', elem_id='count')
     with gr.Row():
-        steps = gr.Number(default.steps, label='Steps', min_width=90, elem_id='steps')
-        method = gr.Dropdown(list(SAMPLERS), value=default.method, label='Sampler', filterable=False,
+        steps = gr.Number(default.settings.steps, label='Steps', min_width=90, elem_id='steps')
+        method = gr.Dropdown(list(SAMPLERS), value=default.settings.method, label='Sampler', filterable=False,
                              min_width=130, elem_id='method')
-    scale = gr.Slider(0, 12, default.cfg_scale, step=0.1, label='Guidance scale', info='1: none',
+    scale = gr.Slider(0, 12, default.settings.cfg_scale, step=0.1, label='Guidance scale', info='1: none',
                       elem_id='cfg_scale')
     size = []
     if studio.takes == 'text':
@@ -96,8 +97,8 @@ def _class_name(number: int, name: str) -> str:
     return name if name == f'class {number}' or name == str(number) else f'{number}: {name}'
 
 
-def read_wish(takes: str, values) -> Wish:
-    """What stands in the controls, as a wish. Raises UserError for what is no number."""
+def read_request(takes: str, values) -> DrawRequest:
+    """What stands in the controls. Raises UserError for what is no number."""
     if takes == 'text':
         prompt, negative, seed, count, steps, method, scale, width, height = values
         what = {'prompt': prompt or '', 'negative': negative or '',
@@ -107,8 +108,10 @@ def read_wish(takes: str, values) -> Wish:
         what = {'label': _whole('class', label)}
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise UserError(f'the guidance scale must be a number, got {scale}')
-    return Wish(**what, seed=_whole('seed', seed), count=_whole('number of images', count), method=method,
-                steps=_whole('number of steps', steps), cfg_scale=float(scale))
+    settings = replace(PROMPTS if takes == 'text' else CLASSES, method=method,
+                       steps=_whole('number of steps', steps), cfg_scale=float(scale))
+    return DrawRequest(**what, seed=_whole('seed', seed), count=_whole('number of images', count),
+                       settings=settings)
 
 
 def _whole(name: str, value) -> int:
@@ -124,23 +127,23 @@ def _whole(name: str, value) -> int:
 
 
 def show(studio: Studio, values) -> Iterator[list]:
-    """Values of [button, status, command, (gallery, timing) of each model] while the wish in `values` is
+    """Values of [button, status, command, (gallery, timing) of each model] while the request in `values` is
     drawn."""
-    keep = [gr.skip()] * (2 * len(studio.painters))
+    keep = [gr.skip()] * (2 * len(studio.pipelines))
     ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
     try:
-        wish = read_wish(studio.takes, values)
+        request = read_request(studio.takes, values)
         seen = 0
-        for state in studio.draw(wish):
+        for state in studio.draw(request):
             new = list(keep)
             for number, panel in enumerate(state.panels[seen:], seen):
                 images = [(enlarge(image), caption)
                           for image, caption in zip(panel.images, panel.captions, strict=True)]
                 new[2 * number:2 * number +
-                    2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.painters))),
+                    2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.pipelines))),
                           timing_html(panel.timing.describe())]
             seen = len(state.panels)
-            command = studio.command(wish) if state.finished else gr.skip()
+            command = studio.command(request) if state.finished else gr.skip()
             yield [ready if state.finished else busy, status_html(state), command, *new]
     except UserError as error:
         yield [ready, error_html(str(error)), gr.skip(), *keep]
@@ -155,11 +158,10 @@ def _columns(images: int, panels: int) -> int:
 
 
 def _head(studio: Studio) -> str:
-    what = 'a teacher and its student, from the same noise' if len(studio.painters) == 2 \
+    what = 'a teacher and its student, from the same noise' if len(studio.pipelines) == 2 \
         else 'a diffusion transformer'
-    takes = 'what a prompt says' if studio.takes == 'text' else 'classes'
-    return (f'<div class="lit-head"><h1>lit_jax</h1><p>{html.escape(what)}, drawing {takes}, on this '
-            f'machine</p></div>')
+    return (f'<div class="lit-head"><h1>lit_jax</h1><p>{html.escape(what)}, drawing '
+            f'{what_is_drawn(studio.takes)}, on this machine</p></div>')
 
 
 def _panels(studio: Studio) -> list:
@@ -203,6 +205,6 @@ def status_html(state: State) -> str:
 
 
 def error_html(text: str) -> str:
-    """A message about a wish that cannot be drawn; the flags it may name are written as a person on the page
+    """A message about a request that cannot be met; the flags it may name are written as a person on the page
     reads them."""
     return f'<div class="lit-status error" role="alert">{html.escape(text.removeprefix("--"))}</div>'

@@ -7,14 +7,15 @@ import importlib.metadata
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
 
 import lit_jax
-from lit_jax.checkpoint.load import find_steps, load, read_weights_config
+from lit_jax.checkpoint.load import find_steps, read_weights_config
 from lit_jax.checkpoint.vae_folder import read_vae_config
+from lit_jax.diffusion.settings import CLASSES
 from lit_jax.evaluation.evaluate_options import DRAWING, ScoreOptions
 from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
 from lit_jax.evaluation.reference import Reference, open_reference
@@ -26,14 +27,14 @@ from lit_jax.metrics.features import Features
 from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import params_sha256
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
-from lit_jax.sampling import draw_classes as sampling
+from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
-from lit_jax.sampling.program import build_sampler
+from lit_jax.sampling.pipelines import open_pipeline
+from lit_jax.sampling.request import SampleRequest
 from lit_jax.sampling.stores import NpzStore, part_size
 
 LOG = logging.getLogger('lit_jax')
@@ -217,7 +218,7 @@ class _Job:
     """One row of images to draw."""
     source: str
     checkpoint: int | None
-    request: sampling.Request
+    request: SampleRequest
 
 
 def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
@@ -231,14 +232,11 @@ def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
         for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps,
                                                               request.cfg_scale):
-            wanted = sampling.Request(
-                out=f'{request.out}/samples', source=source, vae=request.vae, classes=request.classes,
-                count=request.num_samples,
-                labels=request.labels, cfg_scale=cfg_scale, steps=steps,
-                **{name: getattr(request, name) for name in (
-'cfg_channels', 'cfg_interval', 'method', 'eta', 'seed', 'dtype', 'group', 'batch_size')})
-            build_sampler(network, train_steps=config['diffusion']['steps'], kind=config['diffusion']['kind'],
-                          **wanted.settings())
+            settings = CLASSES.updated(request, steps=steps, cfg_scale=cfg_scale).check(config['diffusion'])
+            wanted = SampleRequest(
+                source=source, count=request.num_samples, **asdict(settings),
+                **{name: getattr(request, name)
+                   for name in ('vae', 'classes', 'labels', 'seed', 'dtype', 'group', 'batch_size')})
             jobs.append(_Job(source, checkpoint, wanted))
     return jobs
 
@@ -278,31 +276,29 @@ def _image_shape(config: dict, request: ScoreOptions, source: str) -> tuple[int,
 def _score_models(request: ScoreOptions, evaluation: Evaluation, jobs: list[_Job]) -> Iterator[dict]:
     for number, ((source, checkpoint),
                  group) in enumerate(itertools.groupby(jobs, key=lambda job: (job.source, job.checkpoint))):
-        model = load(source, step=checkpoint, dtype=request.dtype)
-        weights_sha256 = params_sha256(model.params)
+        pipeline = open_pipeline(source, request.vae, step=checkpoint, dtype=request.dtype)
         if number == 0:
             LOG.info('%d rows to score, %d images each', len(jobs), request.num_samples)
         for job in group:
-            yield _score_model(request, evaluation, job,
-                               sampling.plan_set(job.request, model, weights_sha256))
+            yield _score_model(request, evaluation, job, plan_images(job.request, pipeline))
+        pipeline.free('model')      # before those of the next are read
 
 
-def _score_model(request: ScoreOptions, evaluation: Evaluation, job: _Job, plan: sampling.Plan) -> dict:
-    LOG.info('%s: %s, %d steps, guidance %g', job.source, job.request.method, job.request.steps,
-             job.request.cfg_scale)
+def _score_model(request: ScoreOptions, evaluation: Evaluation, job: _Job, plan: Plan) -> dict:
+    LOG.info('%s: %s', job.source, plan.settings.describe())
 
     def draw(store: FeatureStore) -> None:
         if not request.keep_samples:
-            sampling.draw_parts(plan, store)
+            draw_parts(plan, store)
             return
         out = as_path(request.out) / f'samples_{store.out.name}.npz'
-        kept = NpzStore(out, plan.card, plan.labels, plan.shape, part_size(request.group))
-        if peers.from_lead(kept.begin):
-            sampling.draw_parts(plan, kept)
+        kept = NpzStore(out, plan.card, plan.shown, plan.shape, part_size(plan.group))
+        if peers.from_lead(kept.begin) is not None:
+            draw_parts(plan, kept)
         fill_from(NpzSet(out), store)
 
-    return evaluation.score(str(job.source), {'card': plan.card}, len(plan.labels), draw, labels=plan.labels,
-                            group=min(request.group, len(plan.labels)), more={'card': plan.card})
+    return evaluation.score(str(job.source), {'card': plan.card}, len(plan), draw, labels=plan.shown,
+                            group=plan.group, more={'card': plan.card})
 
 
 def _check_request(request: ScoreOptions) -> None:

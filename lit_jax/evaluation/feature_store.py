@@ -24,8 +24,8 @@ _PREVIEW, _COLUMNS = 64, 8
 
 
 class FeatureStore(PartFolder):
-    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw_classes.draw_parts` can
-    draw into it.
+    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw.draw_parts` can draw
+    into it.
 
     Args:
         folder: where the folders of sets lie. Several processes must all see it.

@@ -147,8 +147,8 @@ def _card_of(path, count: int, where) -> dict | None:
         return None
     if not isinstance(card, dict) or card.get('kind') != 'pictures':
         return None
-    if card['pictures']['count'] != count:
-        raise UserError(f'{path} is the card of {card["pictures"]["count"]} images, {where} holds {count}: '
+    if (drawn := card['pictures'].get('count', count)) != count:      # cards of prompts do not count
+        raise UserError(f'{path} is the card of {drawn} images, {where} holds {count}: '
                         f'images are missing, or the card belongs to another set. Draw the set again, or '
                         f'delete the card.')
     return card

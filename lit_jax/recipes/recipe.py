@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from lit_jax.diffusion.samplers import sampling_schedule
+from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, check_partition, conditioning
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.network import DTYPES
@@ -146,11 +146,13 @@ def default() -> ConfigDict:
             'reference': '',             # ADM's .npz, or one of `python evaluate.py reference`
             # 'digits' for the digits; path of the Inception weights
             'features': 'inception', 'inception': '',
-            'steps': 50, 'method': 'ddpm', 'cfg_scales': (1.0,), 'cfg_channels': 3, 'labels': 'random',
-            'batch_size': 0,             # images on their way at once on a host; 0: two groups of 16 a device
+            'steps': CLASSES.steps, 'method': CLASSES.method, 'cfg_scales': (1.0,),
+            'cfg_channels': CLASSES.cfg_channels, 'labels': 'random',
+            'batch_size': 0,             # max images in flight per host; 0: two groups of 16 a device
         },
         'sample': {                      # grids drawn while training
-            'every': 10_000, 'count': 16, 'steps': 50, 'method': 'ddpm', 'cfg_scale': 4.0,
+            'every': 10_000, 'count': 16, 'steps': CLASSES.steps, 'method': CLASSES.method,
+            'cfg_scale': CLASSES.cfg_scale,
         },
     })
     return config.lock()
@@ -198,7 +200,8 @@ def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict
     config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
     config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
                          'batch_size': 384, 'remat': 'full'})
-    config.sample.update({'method': 'dpm++', 'steps': 20, 'cfg_scale': 4.5, 'count': 8})
+    config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale,
+                          'count': 8})
     config.mesh.fsdp = -1
     return config
 
@@ -323,7 +326,7 @@ def _check_sampling(config: ConfigDict) -> None:
     if sample.every < 0 or sample.count < 1:
         raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got '
                         f'{sample.every}, {sample.count}')
-    sampling_schedule(sample.method, sample.steps, config.diffusion.steps, config.diffusion.kind)
+    CLASSES.updated(sample).check(config.diffusion)
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:
         return
@@ -336,7 +339,8 @@ def _check_sampling(config: ConfigDict) -> None:
     metrics = [name.strip() for name in evaluation.metrics.split(',')]
     if evaluation.best and evaluation.best not in metrics:
         raise UserError(f'eval.best {evaluation.best!r} is not among eval.metrics {evaluation.metrics!r}')
-    sampling_schedule(evaluation.method, evaluation.steps, config.diffusion.steps, config.diffusion.kind)
+    for scale in evaluation.cfg_scales:
+        CLASSES.updated(evaluation, cfg_scale=scale).check(config.diffusion)
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:

@@ -116,17 +116,21 @@ def _printable(text: str, most: int = 32) -> str:
     return text if len(text) <= most else text[:most - 3] + '...'
 
 
-def save_png(path, image: np.ndarray) -> None:
-    """Writes a uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3]. Makes the folder; never leaves half a
-    file."""
-    path, image = as_path(path), np.asarray(image)
+def to_pil(image: np.ndarray) -> Image.Image:
+    """A uint8 image, grey [H, W] or [H, W, 1] or RGB [H, W, 3], for Pillow."""
+    image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[-1] == 3):
         raise UserError(f'a PNG is written from uint8 [H, W], [H, W, 1] or [H, W, 3]; got {image.dtype} '
                         f'{list(image.shape)} (viewable makes colours of more channels)')
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, format='PNG')
+    return Image.fromarray(image)
+
+
+def save_png(path, image: np.ndarray) -> None:
+    """Writes an image as `to_pil` takes it. Makes the folder; never leaves half a file."""
+    path, encoded = as_path(path), io.BytesIO()
+    to_pil(image).save(encoded, format='PNG')
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, encoded.getvalue())
 

@@ -4,14 +4,13 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
-import numpy as np
 
-from lit_jax.models.network import Model
+from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import params_sha256
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
@@ -20,22 +19,22 @@ CODE = ('models', 'diffusion', 'sampling', 'text')
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
-def make_card(model: Model, vae, settings: Mapping, labels: np.ndarray, *, policy: str, classes: list[int],
-              seed: int, group: int, dtype: str, weights_sha256: str | None = None) -> dict:
-    """{'model', 'sampler', 'pictures', 'vae', 'computed'}, JSON-able. weights_sha256: of the model's, where
-    it is known."""
-    config = model.config
+def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: int,
+              decoding: Mapping = MappingProxyType({})) -> dict:
+    """{'model', 'sampler', 'pictures', 'vae', 'computed'} and, of prompts, 'text_encoder', JSON-able.
+
+    images: what they show. decoding: what, beside the VAE, decides how latents become images."""
+    config, vae = pipeline.config, pipeline.vae
+    text = {'text_encoder': pipeline.text_facts()} if pipeline.takes == 'text' else {}
     return json.loads(json.dumps({
         'format': FORMAT, 'kind': 'pictures',
-        'model': {'provenance': config['provenance'], 'sha256': weights_sha256 or params_sha256(model.params),
-                  'architecture': config['model'], 'diffusion': config['diffusion'],
-                  'latent': config['latent']},
-        'sampler': dict(settings),
-        'vae': None if vae is None else {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale,
-                                         'shift': vae.shift, 'dtype': np.dtype(vae.network.dtype).name},
-        'pictures': {'count': len(labels), 'seed': seed, 'labels': policy,
-                     'classes': _classes(classes, config), 'uint8': UINT8},
-        'computed': computation(dtype, group),
+        'model': {**pipeline.weights_facts(), 'architecture': config['model'],
+                  'diffusion': config['diffusion'], 'latent': config['latent']},
+        'sampler': settings.to_json(), **text,
+        'vae': vae and {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
+                        **decoding},
+        'pictures': {**images, 'uint8': UINT8},
+        'computed': computation(pipeline.dtype, group),
     }))
 
 
@@ -76,7 +75,3 @@ def read_card(path) -> dict | None:
 
 def card_text(card: dict) -> str:
     return json.dumps(card, indent=1) + '\n'
-
-
-def _classes(classes: list[int], config: Mapping) -> list[int] | str:
-    return 'all' if classes == list(range(config['model']['num_classes'])) else list(classes)

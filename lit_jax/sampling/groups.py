@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import Model
 from lit_jax.runtime.device_groups import DeviceGroups
-from lit_jax.sampling.noise import initial_noise, step_keys
-from lit_jax.sampling.program import build_sampler
+from lit_jax.sampling.program import build_draw
 
 GROUP = 16
 
@@ -35,14 +34,13 @@ class Images:
         return cls(np.full(len(labels), seed, np.uint32), np.arange(len(labels), dtype=np.uint32),
                    {'label': labels})
 
-    @classmethod
-    def of_captions(cls, cond: Mapping[str, np.ndarray], seeds: Sequence[int]) -> 'Images':
-        """One image a caption, each of a seed of its own: a prompt and a seed make one image, in whatever
-        company."""
-        return cls(np.asarray(seeds, np.uint32), np.zeros(len(seeds), np.uint32), cond)
-
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def take(self, rows: np.ndarray) -> 'Images':
+        """These of the images, in this order."""
+        return Images(self.seeds[rows], self.numbers[rows],
+                      {name: value[rows] for name, value in self.cond.items()})
 
     def rows(self, indices) -> dict:
         """These images as a tree of arrays."""
@@ -54,19 +52,21 @@ class GroupSampler:
     """Draws numbered images of one model; image i depends on its row of `images` and the settings only.
 
     Args:
-        settings: options of `build_sampler` (method, steps, cfg_scale, ...).
         vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model
             draws.
         group: images computed together. Part of the result.
         size: (H, W) of what the model draws, where it takes others than its own.
         devices: of this process; default all of them.
+        on_step: see `lit_jax.sampling.program.build_sampler`.
     """
 
-    def __init__(self, model: Model, settings: dict, images: Images, *, group: int = GROUP, vae=None,
-                 size: tuple[int, int] | None = None, devices: Sequence | None = None):
+    def __init__(self, model: Model, settings: SamplerSettings, images: Images, *, group: int = GROUP,
+                 vae=None, size: tuple[int, int] | None = None, devices: Sequence | None = None,
+                 on_step: Callable | None = None):
         self.images, self.group = images, min(group, len(images))
         self._vae_params = None if vae is None else vae.params
-        self._groups = DeviceGroups(_one_group(model, settings, vae, size), None, self.group, devices=devices,
+        draw = build_draw(model.network, settings, model.config, vae=vae, size=size, on_step=on_step)
+        self._groups = DeviceGroups(draw, None, self.group, devices=devices,
                                     options=model.network.inference_options())
         self.replace_weights(model.params)
 
@@ -101,7 +101,7 @@ class GroupSampler:
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(group, its images float32 [n, H, W, C]) in the order given.
 
-        batch_size: images on their way at once, over all devices, at least one group a device; default two
+        batch_size: images in flight, over all devices, at least one group a device; default two
             groups a device, so that none waits while images are fetched. Changes speed and memory, never an
             image.
         """
@@ -119,21 +119,3 @@ class GroupSampler:
         """Those of some groups; one that is not full goes on with the first images."""
         indices = (np.asarray(wave)[:, None] * self.group + np.arange(self.group)).reshape(-1)
         return self.images.rows(indices % len(self.images))
-
-
-def _one_group(model: Model, settings: dict, vae, size: tuple[int, int] | None) -> Callable:
-    config, network = model.config, model.network
-    sample = build_sampler(network, train_steps=config['diffusion']['steps'],
-                           kind=config['diffusion']['kind'], latent_scale=config['latent']['scale'],
-                           **settings)
-
-    def draw(weights, rows):
-        params, vae_params = weights
-        noise = initial_noise(network, rows['seed'], rows['number'], size)
-        images = sample(params, noise, rows['cond'], step_keys(rows['seed'], rows['number']))
-        if vae is None:
-            return images
-        # One by one: an image's decoding takes far more memory than its denoising.
-        return vae.network.decode(vae_params, images + vae.shift, one_by_one=True).astype(jnp.float32)
-
-    return draw

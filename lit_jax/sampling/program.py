@@ -1,50 +1,40 @@
 """One function from noise and classes or captions to samples, shared by everything that draws."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.diffusion.guidance import check_guidance, guide, guided_timesteps
+from lit_jax.diffusion.guidance import guide, guided_timesteps
 from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
+from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import Network
-from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.noise import initial_noise, step_keys
 
 Array = jax.Array
 
 
-def make_sampler(network: Network, **options) -> Callable:
+def make_sampler(network: Network, settings: SamplerSettings, config: Mapping) -> Callable:
     """`build_sampler`, compiled."""
-    return jax.jit(build_sampler(network, **options), compiler_options=network.inference_options())
+    return jax.jit(build_sampler(network, settings, config), compiler_options=network.inference_options())
 
 
-def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'linear', steps: int = 50,
-                  method: str = 'ddpm', cfg_scale: float = 1.0, cfg_channels: int | str = 3,
-                  cfg_interval: tuple[float, float] = (0.0, 1.0), eta: float = 0.0,
-                  latent_scale: float = 1.0, on_step: Callable[[Array], None] | None = None) -> Callable:
-    """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by `latent_scale`.
+def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
+                  on_step: Callable[[Array], None] | None = None) -> Callable:
+    """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by their scale.
 
     cond: {'label': int [B]}, or the captions of a text model with the unconditional ones
         (`Network.guidance_pair`).
 
     Args:
-        train_steps, kind: the schedule that the network was trained with.
-        steps: evaluations of the model, spread over the schedule as DiT spreads them.
-        method: name in SAMPLERS. eta: noise of ddim, 0 to 1; the others have no such choice.
-        cfg_scale: classifier-free guidance, 1 = none; `cfg_channels`: noise channels it acts on, 3 as DiT's
-            published numbers, or 'all'; `cfg_interval`: the part of the schedule in which it acts, 0 the
-            image, 1 pure noise.
+        config: of the model or of its recipe: its `diffusion` (steps, kind) and the scale of its `latent`.
         on_step: called on this machine with the timestep of each evaluation, while the program runs: for
             progress.
     """
-    schedule = sampling_schedule(method, steps, train_steps, kind)
-    if eta and method != 'ddim':
-        raise UserError(f'eta {eta:g} belongs to ddim; {method} has no such choice')
-    if not 0 <= eta <= 1:
-        raise UserError(f'eta must lie between 0 (no noise) and 1 (as much as ddpm), got {eta:g}')
-    check_guidance(cfg_scale, cfg_channels)
-    interval = guided_timesteps(cfg_interval, train_steps)
+    diffusion = config['diffusion']
+    settings.check(diffusion)
+    schedule = sampling_schedule(settings.method, settings.steps, diffusion['steps'], diffusion['kind'])
+    interval = guided_timesteps(settings.cfg_interval, diffusion['steps'])
 
     def sample(params, noise, cond, key):
         def model_fn(x, t, cond):
@@ -52,11 +42,29 @@ def build_sampler(network: Network, *, train_steps: int = 1000, kind: str = 'lin
                 jax.debug.callback(on_step, t[0])
             return network.apply(params, x, t, cond)
 
-        model_fn = guide(model_fn, cfg_scale, network.guidance_pair, cfg_channels, interval)
-        x0 = SAMPLERS[method](model_fn, noise, cond, schedule=schedule, key=key, eta=eta)
-        return x0.astype(jnp.float32) / latent_scale
+        model_fn = guide(model_fn, settings.cfg_scale, network.guidance_pair, settings.cfg_channels, interval)
+        x0 = SAMPLERS[settings.method](model_fn, noise, cond, schedule=schedule, key=key, eta=settings.eta)
+        return x0.astype(jnp.float32) / config['latent']['scale']
 
     return sample
+
+
+def build_draw(network: Network, settings: SamplerSettings, config: Mapping, *, vae=None,
+               size: tuple[int, int] | None = None, on_step: Callable | None = None) -> Callable:
+    """draw((params, VAE params), rows of `Images`) -> images [B, H, W, C], of a `Vae`, or what the model
+    draws."""
+    sample = build_sampler(network, settings, config, on_step)
+
+    def draw(weights, rows):
+        params, vae_params = weights
+        noise = initial_noise(network, rows['seed'], rows['number'], size)
+        images = sample(params, noise, rows['cond'], step_keys(rows['seed'], rows['number']))
+        if vae is None:
+            return images
+        # One by one: an image's decoding takes far more memory than its denoising.
+        return vae.network.decode(vae_params, images + vae.shift, one_by_one=True).astype(jnp.float32)
+
+    return draw
 
 
 def sample_many(sample: Callable, params: dict, network: Network, labels: Sequence[int], *, seed: int,

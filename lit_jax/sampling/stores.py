@@ -1,4 +1,4 @@
-"""Where a large set of images goes, in parts that survive a kill: an ADM .npz, or a folder of PNG files.
+"""Stores of a large set of images, in parts that survive a kill: an ADM .npz, or a folder of PNG files.
 
     OUT.npz              arr_0 uint8 [N, H, W, 3], arr_1 int64 [N] (labels), as ADM's evaluator reads it
     OUT.json             the recipe card
@@ -7,11 +7,10 @@
 A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the
 images alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
 """
-import logging
+import json
 import math
-import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from lit_jax.runtime.parts import PartFolder, Parts
 from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_atomic
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
-LOG = logging.getLogger('lit_jax')
+CARD, LIST = 'card.json', 'prompts.jsonl'
 PART = 128               # images of a part, about: what a kill can cost on every host
 _BLOCK = 1 << 20
 
@@ -42,16 +41,17 @@ class NpzStore(PartFolder):
         super().__init__(self.out.with_name(self.out.name + '.parts'), len(labels), size, (*self.shape, 3),
                          np.uint8)
 
-    def begin(self) -> bool:
-        """Looks at everything that can be wrong and makes room. Returns False where the set is already whole.
+    def begin(self) -> int | None:
+        """Looks at everything that can be wrong and makes room. Returns how many images are missing, None
+        where the set is whole.
 
         Raises UserError where another set is in the way, or the disk is too small for parts and set.
         """
         if self.out.exists():
             self._check_finished()
             remove_tree(self.folder)
-            return False
-        if (begun := read_card(self.folder / 'card.json')) is not None:
+            return None
+        if (begun := read_card(self.folder / CARD)) is not None:
             check_same_card(begun, self.card, self.folder)
         elif self.card_path.exists():
             raise UserError(f'{self.card_path} is in the way: the recipe card goes there. Give another '
@@ -59,8 +59,8 @@ class NpzStore(PartFolder):
         done = sum(files_under(self.folder).values())
         storage.check_free_space(self.out, 2 * self.bytes(self.count) - done)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.folder / 'card.json', card_text(self.card))
-        return True
+        write_text_atomic(self.folder / CARD, card_text(self.card))
+        return sum(len(self.span(part)) for part in self.missing())
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Images uint8 [n, H, W, 1 or 3] of a part."""
@@ -98,50 +98,53 @@ class NpzStore(PartFolder):
 
 
 class FolderStore(Parts):
-    """One PNG an image, 000012_class0207.png, and card.json, in a folder of their own."""
+    """One PNG an image, and card.json, in a folder; of prompts a list of what each shows, prompts.jsonl.
 
-    def __init__(self, out, card: dict, labels: np.ndarray, shape: tuple[int, int], size: int):
-        super().__init__(len(labels), size)
-        self.out, self.card, self.labels = as_path(out), card, labels
+    names: of the images' files, in folders of their own where a name says so. size: images of a part: whole
+        groups. lines: of the list, one an image. mixed: the folder holds files of others, too, which are no
+        images.
+    """
 
-    def begin(self) -> bool:
+    def __init__(self, out, card: dict, names: Sequence[str], size: int, lines: Sequence[dict] = (),
+                 mixed: bool = False):
+        super().__init__(len(names), size)
+        self.out, self.card, self.names, self.lines, self._mixed = as_path(out), card, names, lines, mixed
+
+    def begin(self) -> int | None:
         """As `NpzStore.begin`."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f'{self.out} is a file; single images go into a folder. Give another --out.')
-        card_path = self.out / 'card.json'
-        if (begun := read_card(card_path)) is not None:
+        there = files_under(self.out) if self.out.exists() else {}
+        if (begun := read_card(self.out / CARD)) is not None:
             check_same_card(begun, self.card, self.out)
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise UserError(f'{self.out} is not empty, and no card.json says what it is. Give another --out.')
+        elif found := [name for name in there if not self._mixed or name.endswith('.png')]:
+            raise UserError(f'{self.out} is not empty ({found[0]}), and no {CARD} says what it is. Give '
+                            f'another --out, or empty it.')
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(card_path, card_text(self.card))
-        return bool(self.missing())
+        write_text_atomic(self.out / CARD, card_text(self.card))
+        if self.lines:
+            self._write_list()
+        return sum(name not in there for name in self.names) or None
+
+    def _write_list(self) -> None:
+        """Lines of images that an earlier command drew stay."""
+        path = self.out / LIST
+        old = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+        lines = {line['file']: line for line in [*map(json.loads, old), *self.lines]}
+        write_text_atomic(path, ''.join(json.dumps(lines[name], ensure_ascii=False) + '\n'
+                                        for name in sorted(lines)))
 
     def missing(self) -> list[int]:
-        there = set(files_under(self.out))
-        return sorted({i // self.size for i in range(len(self.labels)) if self._name(i) not in there})
+        there = files_under(self.out)
+        return sorted({i // self.size for i, name in enumerate(self.names) if name not in there})
 
     def write(self, part: int, images: np.ndarray) -> None:
-        for i, image in enumerate(images, part * self.size):
-            save_png(self.out / self._name(i), image)
+        for i, image in zip(self.span(part), images, strict=True):
+            if not (self.out / self.names[i]).exists():
+                save_png(self.out / self.names[i], image)
 
     def finish(self) -> None:
         pass     # the files are the set
 
     def describe(self) -> str:
-        return f'{self.out}/: {len(self.labels)} PNG files, recipe in card.json'
-
-    def _name(self, i: int) -> str:
-        return f'{i:06d}_class{self.labels[i]:04d}.png'
-
-
-def open_store(out, card: dict, labels: np.ndarray, shape: tuple[int, int],
-               size: int) -> NpzStore | FolderStore:
-    """The store that fits the name: .npz, or a folder (a name without a suffix)."""
-    suffix = as_path(out).suffix
-    if suffix == '.npz':
-        return NpzStore(out, card, labels, shape, size)
-    if suffix and re.fullmatch(r'\.[A-Za-z]+', suffix):
-        raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set for '
-                        f'evaluation) or a folder (single images)')
-    return FolderStore(out, card, labels, shape, size)
+        return f'{self.out}/: {self.count} PNG files, recipe in {CARD}'

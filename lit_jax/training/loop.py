@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.data.pipeline import make_pipeline
+from lit_jax.diffusion.settings import CLASSES
 from lit_jax.recipes.recipe import finalize
 from lit_jax.report.grids import make_grid, save_png, viewable
 from lit_jax.report.html import write_run_report
@@ -26,7 +27,7 @@ from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
-from lit_jax.sampling import build_sampler, initial_noise, step_keys
+from lit_jax.sampling.program import build_draw
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
 from lit_jax.training.inherit import format_report
@@ -269,24 +270,16 @@ class _Run:
     def _make_draw(self, count: int):
         """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one
         program."""
-        config, network, vae = self.config, self.network, self.vae
-        sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
-                               steps=config.sample.steps, method=config.sample.method,
-                               cfg_scale=config.sample.cfg_scale, latent_scale=config.latent.scale)
+        config, network = self.config, self.network
         if self.captions is None:
             cond = {'label': np.arange(count) * config.data.num_classes // count}
         else:
             cond = {name: np.resize(value, (count, *value.shape[1:]))
                     for name, value in self.captions.items()}
-
-        def draw(ema, vae_params):
-            indices = range(count)
-            x0 = sample(ema, initial_noise(network, config.seed, indices), cond,
-                        step_keys(config.seed, indices))
-            return x0 if vae is None else vae.network.decode(vae_params, x0 + vae.shift, one_by_one=True)
-
-        return jax.jit(draw, out_shardings=replicated(self.mesh),
-                       compiler_options=network.inference_options())
+        rows = {'seed': np.full(count, config.seed, np.uint32), 'number': np.arange(count), 'cond': cond}
+        draw = build_draw(network, CLASSES.updated(config.sample), config, vae=self.vae)
+        return jax.jit(lambda ema, vae_params: draw((ema, vae_params), rows),
+                       out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
 
     def _report(self) -> None:
         if jax.process_index() == 0:

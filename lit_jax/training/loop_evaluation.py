@@ -5,11 +5,13 @@ Rows with their recipe cards go to WORKDIR/eval/scores.json. An evaluation that 
 stopped. The weights with the best score so far are kept as a model folder in WORKDIR/best.
 """
 import logging
+from dataclasses import asdict
 
 import jax
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.model_folder import is_model_folder, read_config, save_model_folder
+from lit_jax.diffusion.settings import CLASSES
 from lit_jax.evaluation.evaluation import Evaluation
 from lit_jax.evaluation.feature_store import FeatureStore
 from lit_jax.evaluation.reference import open_reference
@@ -18,11 +20,10 @@ from lit_jax.evaluation.spaces import open_space
 from lit_jax.models.network import Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import params_sha256
-from lit_jax.sampling import draw_classes as sampling
-from lit_jax.sampling.card import make_card
-from lit_jax.sampling.groups import GroupSampler, Images
+from lit_jax.sampling.draw import draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels
+from lit_jax.sampling.pipelines import ClassPipeline
+from lit_jax.sampling.request import SampleRequest
 from lit_jax.training.mesh import replicated, without_mesh
 
 LOG = logging.getLogger('lit_jax')
@@ -42,20 +43,18 @@ class LoopEvaluation:
     def __init__(self, config: ConfigDict, network: Network, mesh, vae, workdir, about: dict):
         wanted = config.eval
         _check_wanted(config, vae)
-        self._config, self._network, self._vae, self._workdir, self._about = config, network, vae, workdir, \
-            about
+        self._config, self._workdir, self._about = config, workdir, about
         self._whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         settings = Settings(tuple(name.strip() for name in wanted.metrics.split(','))).check()
         space = open_space(wanted.features, inception=wanted.inception)
         reference = peers.together(lambda: open_reference(wanted.reference, space))
         self._evaluation = Evaluation(workdir / 'eval', space, reference, settings)
-        down = 1 if vae is None else vae.network.downscale
-        self._shape = tuple(side * down for side in network.arch['input_size'])
+        self._pipeline = ClassPipeline(Model(network, None, about), vae)
         for prefix in ('', 'full_'):
             if wanted[f'{prefix}every']:
-                self._evaluation.check(wanted[f'{prefix}num_samples'], self._shape)
-                self._labels(wanted[f'{prefix}num_samples'])
-        self._samplers: dict[tuple[float, int], GroupSampler] = {}
+                self._evaluation.check(wanted[f'{prefix}num_samples'], self._pipeline.nominal_size)
+                choose_labels(wanted.labels, range(network.null_label), seed=config.seed,
+                              count=wanted[f'{prefix}num_samples'])
 
     def samples_due(self, step: int) -> int:
         """How many samples are to be scored after `step`; 0 for none."""
@@ -70,12 +69,12 @@ class LoopEvaluation:
         # A whole copy on one device of each host; the samplers spread it over the others.
         weights = jax.tree.map(lambda leaf: leaf.addressable_data(0), self._whole(ema))
         provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step}
-        model = Model(self._network, weights, {**self._about, 'provenance': provenance})
+        self._pipeline.replace_weights(weights, provenance)
         scores = {'eval/num_samples': count}
-        weights_sha256 = params_sha256(weights)
         with without_mesh():
-            rows = {scale: self._score(model, weights_sha256, float(scale), count)['scores']
+            rows = {scale: self._score(step, float(scale), count)['scores']
                     for scale in self._config.eval.cfg_scales}
+        self._pipeline.free('model')      # training needs the memory until the next evaluation
         return scores | {f'eval/{name}_cfg{scale:g}': row[name] for scale, row in rows.items()
                          for name in self._evaluation.settings.metrics if name in row}
 
@@ -95,47 +94,18 @@ class LoopEvaluation:
         save_model_folder(path, {**self._about, 'provenance': provenance}, ema, overwrite=True)
         LOG.info('best %s so far: %.4g, kept in %s', name, value, path)
 
-    def _score(self, model: Model, weights_sha256: str, scale: float, count: int) -> dict:
-        sampler, labels, request = self._sampler(model, scale,
-                                                 count), self._labels(count), self._request(scale, count)
-        card = make_card(model, self._vae, request.settings(), labels, policy=request.labels,
-                         classes=self._classes(), seed=request.seed, group=sampler.group, dtype=request.dtype,
-                         weights_sha256=weights_sha256)
-        plan = sampling.Plan(request, model, self._vae, labels, card, self._shape)
+    def _score(self, step: int, scale: float, count: int) -> dict:
+        wanted, config = self._config.eval, self._config
+        settings = CLASSES.updated(wanted, cfg_scale=scale)
+        plan = plan_images(SampleRequest(source=str(self._workdir), count=count, labels=wanted.labels,
+                                         seed=config.seed, batch_size=wanted.batch_size, **asdict(settings)),
+                           self._pipeline)
 
         def draw(store: FeatureStore) -> None:
-            sampling.draw_parts(plan, store, sampler)
+            draw_parts(plan, store)
 
-        row = self._evaluation.score(f'step {model.config["provenance"]["step"]:,}', {'card': card}, count,
-                                     draw, labels=labels,
-                                      group=sampler.group, more={'card': card}, keep_features=False)
-        sampler.replace_weights(None)      # training needs the memory until the next evaluation
-        return row
-
-    def _sampler(self, model: Model, scale: float, count: int) -> GroupSampler:
-        """One compiled program for each guidance scale and number of samples, with the weights of today."""
-        kept = self._samplers.get((scale, count))
-        if kept is None:
-            kept = GroupSampler(model, self._request(scale, count).settings(),
-                                Images.of_classes(self._labels(count), self._config.seed), vae=self._vae)
-            self._samplers[scale, count] = kept
-        else:
-            kept.replace_weights(model.params)
-        return kept
-
-    def _request(self, scale: float, count: int) -> sampling.Request:
-        wanted = self._config.eval
-        return sampling.Request(out=str(self._workdir / 'eval'), source=str(self._workdir), count=count,
-                                labels=wanted.labels,
-                                cfg_scale=scale, cfg_channels=wanted.cfg_channels, steps=wanted.steps,
-                                method=wanted.method, seed=self._config.seed, dtype=self._config.train.dtype,
-                                batch_size=wanted.batch_size)
-
-    def _classes(self) -> list[int]:
-        return list(range(self._network.null_label))
-
-    def _labels(self, count: int):
-        return choose_labels(self._config.eval.labels, self._classes(), seed=self._config.seed, count=count)
+        return self._evaluation.score(f'step {step:,}', {'card': plan.card}, count, draw, labels=plan.shown,
+                                      group=plan.group, more={'card': plan.card}, keep_features=False)
 
 
 def _check_wanted(config: ConfigDict, vae) -> None:

@@ -3,20 +3,30 @@ import json
 import logging
 import shlex
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sampling_models import save_latent_model, save_model, save_vae
 
-from lit_jax.app.drawing import Panel, State, Timing, _summary, enlarge, open_studio
-from lit_jax.app.painters import EACH, ClassPainter, Wish, describe_network
+from lit_jax.app.drawing import EACH, DrawRequest, Panel, State, Timing, _summary, enlarge, open_studio
 from lit_jax.app.serve import shipped_teacher
 from lit_jax.checkpoint.load import load
+from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import parse_options
 from lit_jax.sampling.groups import GroupSampler, Images
+from lit_jax.sampling.pipelines import ClassPipeline
+from lit_jax.sampling.request import SampleRequest
 
-QUICK = {'steps': 3, 'count': 2, 'method': 'ddim', 'cfg_scale': 2.0}
+QUICK = {'count': 2, 'settings': SamplerSettings(method='ddim', steps=3, cfg_scale=2.0)}
+
+
+def wanted(**changes):
+    """A quick request; steps, method and cfg_scale are changed in its settings."""
+    settings = {name: changes.pop(name) for name in ('steps', 'method', 'cfg_scale') if name in changes}
+    return DrawRequest(**{**QUICK, 'settings': replace(QUICK['settings'], **settings), **changes})
 
 
 @pytest.fixture(scope='module')
@@ -39,18 +49,17 @@ def pair(folder, student):
     return open_studio(student, teacher=folder)
 
 
-def draw(studio, **wish):
-    """(the states, the finished one) of a quick wish."""
-    states = list(studio.draw(Wish(**{**QUICK, **wish})))
+def draw(studio, **changes):
+    """(the states, the finished one) of a quick request."""
+    states = list(studio.draw(wanted(**changes)))
     assert states[-1].finished and not any(state.finished for state in states[:-1])
     return states, states[-1]
 
 
 def test_images_are_those_of_the_sampler(studio, folder):
     _, last = draw(studio, label=7, seed=5)
-    settings = {name: QUICK[name] for name in ('method', 'steps', 'cfg_scale')}
-    wanted = GroupSampler(load(folder), settings, Images.of_classes([7, 7], 5)).draw_all()
-    np.testing.assert_array_equal(last.panels[0].images, viewable(wanted))
+    alone = GroupSampler(load(folder), QUICK['settings'], Images.of_classes([7, 7], 5)).draw_all()
+    np.testing.assert_array_equal(last.panels[0].images, viewable(alone))
     assert last.panels[0].captions == ('name 7', 'name 7')
 
 
@@ -78,16 +87,16 @@ def test_compiling_is_told_apart_and_happens_once(folder):
 
 
 def test_every_step_is_told(studio):
-    told = []
-    wish = Wish(**QUICK)
-    studio.painter.draw(wish, None, lambda done, total: told.append((done, total)))
-    studio.painter.draw(wish, None, lambda done, total: told.append((done, total)))
+    told, pipeline = [], studio.pipeline
+    for _ in range(2):
+        pipeline.draw(pipeline.encode([0, 1], 0), QUICK['settings'],
+                      on_step=lambda done, total: told.append((done, total)))
     assert told == 2 * [(1, 3), (2, 3), (3, 3)]
 
 
 def test_progress_rises_over_both_models(pair):
     states = []
-    pair._draw_all(Wish(**QUICK), states.append, [])
+    pair._draw_all(wanted(), states.append, [])
     fractions = [state.fraction for state in states if state.fraction is not None]
     assert fractions == sorted(fractions) and 0.5 in fractions and fractions[-1] == 1
     texts = [state.text for state in states]
@@ -125,20 +134,20 @@ def test_latents_without_a_vae_are_shown_in_false_colours(tmp_path):
     assert plain.panels[0].images.shape == (2, 8, 8, 3) and '--vae' in plain.notices[0]
 
 
-@pytest.mark.parametrize('wish, message', [
+@pytest.mark.parametrize('changes, message', [
     ({'steps': 0}, 'at least 1 step'), ({'steps': 5000}, '5000'),
     ({'count': 0}, 'between 1 and 16'), ({'count': 17}, 'between 1 and 16'),
     ({'seed': -1}, 'seed'), ({'label': 10}, 'class 10'), ({'cfg_scale': float('nan')}, 'guidance'),
     ({'method': 'magic'}, 'magic')])
-def test_wishes_that_cannot_be_drawn(pair, wish, message):
+def test_requests_that_cannot_be_met(pair, changes, message):
     with pytest.raises(UserError, match=message):
-        next(pair.draw(Wish(**{**QUICK, **wish})))
+        next(pair.draw(wanted(**changes)))
 
 
 def test_models_that_do_not_belong_together(folder, tmp_path):
     with pytest.raises(UserError, match='input_size: .8, 8. in .*tiny, .16, 16. in .*large'):
         open_studio(save_model(tmp_path / 'large', input_size=(16, 16)), teacher=folder)
-    with pytest.raises(UserError, match='--text_encoder=t5.*draws classes'):
+    with pytest.raises(UserError, match='text_encoder: not for .*draws classes'):
         open_studio(folder, text_encoder='t5')
     with pytest.raises(UserError, match='does not exist'):
         open_studio(tmp_path / 'nothing')
@@ -148,7 +157,7 @@ def test_what_goes_wrong_in_the_thread_reaches_who_waits(studio, monkeypatch):
     def fail(self, latents):
         raise UserError('the model has diverged')
 
-    monkeypatch.setattr(ClassPainter, 'decode', fail)
+    monkeypatch.setattr(ClassPipeline, 'decode', fail)
     with pytest.raises(UserError, match='diverged'):
         draw(studio)
     monkeypatch.undo()
@@ -157,22 +166,22 @@ def test_what_goes_wrong_in_the_thread_reaches_who_waits(studio, monkeypatch):
 
 def test_a_program_that_failed_counts_as_not_compiled(folder, monkeypatch):
     studio = open_studio(folder)
-    monkeypatch.setattr(GroupSampler, 'draw_all',
-                        lambda self: (_ for _ in ()).throw(ValueError('RESOURCE_EXHAUSTED: too much')))
+    monkeypatch.setattr(GroupSampler, 'draw',
+                        lambda *_: (_ for _ in ()).throw(ValueError('RESOURCE_EXHAUSTED: too much')))
     with pytest.raises(UserError, match='out of memory while drawing'):
         draw(studio)
-    assert not studio.painter.is_compiled(Wish(**QUICK))
+    assert not studio.pipeline.is_compiled(2, QUICK['settings'])
 
 
-def test_one_wish_after_the_other(studio):
-    results, wishes = {}, range(4)
+def test_one_request_after_the_other(studio):
+    results, seeds = {}, range(4)
     threads = [threading.Thread(
-        target=lambda seed=seed: results.__setitem__(seed, draw(studio, seed=seed)[1])) for seed in wishes]
+        target=lambda seed=seed: results.__setitem__(seed, draw(studio, seed=seed)[1])) for seed in seeds]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for seed in wishes:
+    for seed in seeds:
         np.testing.assert_array_equal(results[seed].panels[0].images,
                                       draw(studio, seed=seed)[1].panels[0].images)
 
@@ -182,7 +191,7 @@ def test_warnings_of_the_drawing_become_notices(studio, monkeypatch):
         logging.getLogger('lit_jax').warning('%d tokens are cut', 5)
         return latents
 
-    monkeypatch.setattr(ClassPainter, 'decode', warn)
+    monkeypatch.setattr(ClassPipeline, 'decode', warn)
     assert '5 tokens are cut' in draw(studio)[1].notices
 
 
@@ -196,17 +205,14 @@ def test_small_images_are_enlarged_with_hard_pixels():
 
 
 def test_the_command_line_draws_the_same_images(studio, tmp_path, monkeypatch):
-    from lit_jax.commands import sample
-    from lit_jax.sampling import draw_classes as run
-    wish = Wish(**QUICK, label=3, seed=11)
-    arguments = shlex.split(studio.command(wish))
+    from lit_jax.sampling import draw as run
+    arguments = shlex.split(studio.command(wanted(label=3, seed=11)))
     assert arguments[:2] == ['python', 'sample.py']
-    options = {name: value for name, value in vars(sample.parse(arguments[2:])).items() if value is not None}
     drawn = {}
     monkeypatch.setattr(run, 'make_sheet', lambda panels, *args, **more: drawn.update(panels)
                         or np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setattr(run, 'save_png', lambda path, image: None)
-    run.start(options)
+    run.draw(parse_options(SampleRequest, arguments[2:]))
     np.testing.assert_array_equal(next(iter(drawn.values())),
                                   draw(studio, label=3, seed=11)[1].panels[0].images)
 
@@ -219,6 +225,6 @@ def test_the_shipped_teacher_is_converted_once(tmp_path):
     before = config.stat().st_mtime_ns
     assert shipped_teacher(tmp_path) == folder and config.stat().st_mtime_ns == before
     studio = open_studio(folder)
-    assert studio.titles == ['digits_dit'] and studio.facts == [describe_network(studio.painter.network)]
+    assert studio.titles == ['digits_dit'] and studio.facts == [studio.pipeline.describe()]
     images = draw(studio, label=EACH, count=10, steps=8, method='dpm++')[1].panels[0].images
     assert images.shape == (10, 8, 8, 1) and images.std() > 50

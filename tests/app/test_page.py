@@ -10,8 +10,7 @@ import pytest
 from sampling_models import save_model
 
 from lit_jax.app import serve
-from lit_jax.app.drawing import open_studio
-from lit_jax.app.painters import EACH
+from lit_jax.app.drawing import EACH, open_studio
 from lit_jax.runtime.errors import UserError
 
 serve.stay_at_home('127.0.0.1')
@@ -64,7 +63,7 @@ def test_bad_input_is_a_message_and_the_button_comes_back(studio, changes, messa
 
 
 def test_what_nobody_thought_of_is_a_message_too(studio, monkeypatch, caplog):
-    monkeypatch.setattr(type(studio), 'draw', lambda self, wish: iter([1 / 0]))
+    monkeypatch.setattr(type(studio), 'draw', lambda self, request: iter([1 / 0]))
     (button, status, *_), = page.show(studio, values())
     assert button.interactive and 'ZeroDivisionError' in status and 'could not draw' in caplog.text
 
@@ -74,10 +73,10 @@ def test_what_a_person_wrote_is_no_html():
         page.State('', notices=('<b>',)))
 
 
-def test_wishes_for_prompts():
-    wish = page.read_wish('text', ['a fox', None, 1, 4, 20, 'dpm++', 4.5, 64, 32.0])
-    assert (wish.prompt, wish.negative, wish.size, wish.count) == ('a fox', '', (32, 64), 4)
-    assert page.read_wish('label', values(label=EACH)).label == EACH
+def test_requests_for_prompts():
+    request = page.read_request('text', ['a fox', None, 1, 4, 20, 'dpm++', 4.5, 64, 32.0])
+    assert (request.prompt, request.negative, request.size, request.count) == ('a fox', '', (32, 64), 4)
+    assert page.read_request('label', values(label=EACH)).label == EACH
 
 
 def test_a_port_in_use_names_another():

@@ -1,18 +1,19 @@
 """What the page draws from prompts, without a browser."""
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sampling_models import save_model
 from text_models import save_system, save_text_model
 
-from lit_jax.app.drawing import open_studio
-from lit_jax.app.painters import Wish
+from lit_jax.app.drawing import DrawRequest, open_studio
+from lit_jax.diffusion.settings import PROMPTS
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.text_to_image import TextToImage
+from lit_jax.sampling.pipelines import open_pipeline
 
-QUICK = {'prompt': 'a red circle', 'steps': 2, 'count': 2, 'method': 'dpm++', 'cfg_scale': 3.0}
+QUICK = {'prompt': 'a red circle', 'count': 2, 'settings': replace(PROMPTS, steps=2, cfg_scale=3.0)}
 
 
 @pytest.fixture(scope='module')
@@ -26,26 +27,25 @@ def studio(system):
     return open_studio(**system)
 
 
-def draw(studio, **wish):
-    return list(studio.draw(Wish(**{**QUICK, **wish})))
+def draw(studio, **changes):
+    return list(studio.draw(DrawRequest(**{**QUICK, **changes})))
 
 
 def test_images_are_those_of_the_pipeline(studio, system):
-    assert studio.takes == 'text' and studio.painter.default.size == (8, 8)
+    assert studio.takes == 'text' and studio.default.size == (8, 8)
     states = draw(studio, seed=5, negative='a blue square')
     panel = states[-1].panels[0]
-    pipeline = TextToImage(**system)
-    features = pipeline.encode(['a red circle'], 'a blue square')
-    settings = {name: QUICK[name] for name in ('steps', 'method', 'cfg_scale')}
-    np.testing.assert_array_equal(panel.images, viewable(pipeline.draw(features, [5, 6], **settings)))
+    pipeline = open_pipeline(**system)
+    images = pipeline.encode(['a red circle'] * 2, [5, 6], 'a blue square')
+    np.testing.assert_array_equal(panel.images, viewable(pipeline.draw(images, QUICK['settings'])))
     assert panel.captions == ('seed 5', 'seed 6') and panel.timing.compiling is not None
     assert 'the prompt read in' in states[-1].text
     again = draw(studio, seed=6, prompt='two blue squares')[-1].panels[0]
     assert again.timing.compiling is None and (again.images[0] != panel.images[1]).any()
 
 
-def test_the_last_seed_is_followed_by_the_first(studio):
-    assert studio.painter.seeds(Wish(seed=(1 << 32) - 1, count=2)) == [(1 << 32) - 1, 0]
+def test_the_last_seed_is_followed_by_the_first():
+    assert DrawRequest(seed=(1 << 32) - 1, count=2).seeds == [(1 << 32) - 1, 0]
 
 
 @pytest.mark.parametrize('prompt, notice',
@@ -73,7 +73,7 @@ def test_teacher_and_student_with_one_network_in_memory_at_a_time(studio, system
 
 
 def test_the_command_line(studio, system):
-    arguments = shlex.split(studio.command(Wish(**QUICK, seed=3, negative="no 'square'", size=(8, 8))))
+    arguments = shlex.split(studio.command(DrawRequest(**QUICK, seed=3, negative="no 'square'", size=(8, 8))))
     for wanted in (f'--from={system["source"]}', f'--text_encoder={system["text_encoder"]}',
                    '--prompt=a red circle', '--seeds=3,4', "--negative_prompt=no 'square'", '--size=8x8',
                    '--method=dpm++'):

@@ -21,7 +21,9 @@ from lit_jax.metrics.frechet import frechet_distance, statistics
 from lit_jax.metrics.inception_score import inception_score
 from lit_jax.metrics.manifold import precision_recall
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling import draw_classes as sampling
+from lit_jax.sampling import model_pipeline
+from lit_jax.sampling.draw import draw
+from lit_jax.sampling.request import SampleRequest
 from lit_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +80,9 @@ def test_scores_are_those_of_the_functions_on_the_same_features(request_of, judg
 
 def test_a_set_of_sample_py_brings_its_card_and_scores_as_the_model_does(drawing, request_of, tmp_path):
     evaluate(drawing)
-    sampling.draw(sampling.Request(out=str(tmp_path / 'set.npz'), source=drawing.sources[0], count=300,
-                                   steps=3, cfg_scale=2.0))
+    wanted = SampleRequest(out=str(tmp_path / 'set.npz'), source=drawing.sources[0], count=300, steps=3,
+                           cfg_scale=2.0)
+    draw(wanted)
     read = replace(request_of, metrics=drawing.metrics, samples=str(tmp_path / 'set.npz'))
     evaluate(read)
     drawn, found = rows_of(drawing)
@@ -87,8 +90,7 @@ def test_a_set_of_sample_py_brings_its_card_and_scores_as_the_model_does(drawing
     assert drawn['card']['samples']['card'] == found['card']['samples']['card']
     assert drawn['card']['samples']['card']['sampler']['steps'] == 3
     folder = replace(read, samples=str(tmp_path / 'files'))
-    sampling.draw(sampling.Request(out=folder.samples, source=drawing.sources[0], count=300, steps=3,
-                                   cfg_scale=2.0))
+    draw(replace(wanted, out=folder.samples))
     evaluate(folder)
     assert rows_of(drawing)[2]['scores'] == drawn['scores']
 
@@ -128,7 +130,7 @@ def test_a_stopped_run_goes_on_and_scores_the_same(drawing, tmp_path, monkeypatc
 def test_what_is_scored_is_not_drawn_again_and_more_scores_need_no_images(drawing, monkeypatch):
     evaluate(drawing)
     before = rows_of(drawing)
-    monkeypatch.setattr(sampling, 'GroupSampler', None)      # nothing may be drawn
+    monkeypatch.setattr(model_pipeline, 'GroupSampler', None)      # nothing may be drawn
     evaluate(drawing)
     assert rows_of(drawing) == before
     evaluate(replace(drawing, metrics=('fid', 'precision', 'density')))

@@ -7,11 +7,12 @@ from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
 from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
 from lit_jax.sampling.program import build_sampler, make_sampler, sample_many
 
-SETTINGS = {'method': 'ddpm', 'steps': 6, 'cfg_scale': 2.0}
+SETTINGS = SamplerSettings(steps=6, cfg_scale=2.0)
 
 
 @pytest.fixture(scope='module', params=['softmax', 'linear'])
@@ -53,7 +54,7 @@ def test_any_groups_in_any_order_and_a_smaller_set(model, reference):
 def test_another_group_size_rounds_differently_and_no_more(model, reference):
     other = sampler(model, group=5).draw_all()
     np.testing.assert_allclose(other, reference, atol=1e-4 * np.abs(reference).max())
-    batches = make_sampler(model.network, **SETTINGS, latent_scale=model.config['latent']['scale'])
+    batches = make_sampler(model.network, SETTINGS, model.config)
     labels = random_labels(3, 50, range(10))
     for batch_size in (7, 50):
         many = sample_many(batches, model.params, model.network, labels, seed=3, batch_size=batch_size)
@@ -92,4 +93,4 @@ def test_options_that_contradict_each_other_are_refused(model):
                              ({'method': 'dpm++', 'eta': 0.5}, 'belongs to ddim'),
                              ({'cfg_scale': 2.0, 'cfg_interval': (0.8, 0.2)}, 'guidance interval')):
         with pytest.raises(lit_jax.UserError, match=message):
-            build_sampler(model.network, **options)
+            build_sampler(model.network, SamplerSettings(**options), model.config)

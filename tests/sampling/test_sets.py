@@ -16,10 +16,13 @@ from PIL import Image
 from processes import assert_all_good, on_cpu, run_processes
 from sampling_models import save_latent_model, save_model, save_vae
 
-from lit_jax.report.grids import to_uint8
+from lit_jax.report.grids import to_pil, to_uint8
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling import draw_classes as run
-from lit_jax.sampling.draw_classes import Request, draw
+from lit_jax.sampling import draw as drawing
+from lit_jax.sampling import model_pipeline as pipeline
+from lit_jax.sampling.draw import draw
+from lit_jax.sampling.pipelines import open_pipeline
+from lit_jax.sampling.request import SampleRequest
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +40,7 @@ def latent_model(tmp_path_factory):
 
 @pytest.fixture
 def request_of(model, tmp_path):
-    return Request(out=str(tmp_path / 'set.npz'), source=model, count=300, steps=3, cfg_scale=2.0)
+    return SampleRequest(out=str(tmp_path / 'set.npz'), source=model, count=300, steps=3, cfg_scale=2.0)
 
 
 def read(path):
@@ -81,9 +84,9 @@ def test_a_larger_set_begins_with_the_smaller_one(request_of, tmp_path):
 def test_a_whole_set_is_not_drawn_again_and_another_is_not_overwritten(request_of, tmp_path, monkeypatch):
     draw(request_of)
     written = (tmp_path / 'set.npz').stat().st_mtime_ns
-    monkeypatch.setattr(run, 'GroupSampler', None)      # nothing may be drawn
+    monkeypatch.setattr(pipeline, 'GroupSampler', None)      # nothing may be drawn
     assert 'whole already' in draw(request_of)
-    for change, message in (({'seed': 1}, 'images.seed: 0 there, 1 now'),
+    for change, message in (({'seed': 1}, 'pictures.seed: 0 there, 1 now'),
                             ({'steps': 4}, 'sampler.steps: 3 there, 4 now'),
                             ({'cfg_interval': (0.2, 0.8)}, 'sampler.cfg_interval'),
                             ({'group': 8}, 'computed.group')):
@@ -215,6 +218,20 @@ def test_the_two_decoders_of_one_encoder_are_exchangeable(request_of, tmp_path):
     assert json.loads((tmp_path / 'set.json').read_text())['vae']['id'] == 'stabilityai/sd-vae-ft-mse'
 
 
+def test_images_from_python_are_those_of_the_command(request_of, tmp_path, latent_model):
+    source, vae = latent_model
+    wanted = replace(request_of, source=source, vae=vae, count=None, per_class=2, classes='3,7')
+    draw(wanted)
+    images = open_pipeline(source, vae).sample(classes=[3, 7] * 2, steps=3, cfg_scale=2.0)
+    np.testing.assert_array_equal(images, read(tmp_path / 'set.npz')['arr_0'])
+    assert to_pil(images[0]).size == (16, 16)
+    for options, message in (({'prompts': ['a cat']}, 'draws classes: give classes'),
+                             ({'classes': [10]}, 'out of range'),
+                             ({'classes': [1], 'eta': 0.5}, 'belongs to ddim')):
+        with pytest.raises(UserError, match=message):
+            open_pipeline(source, vae).sample(**options)
+
+
 @pytest.mark.parametrize('change, message', [
     ({'count': None}, 'neither'), ({'per_class': 3}, 'both'),
     ({'labels': 'balanced', 'count': 301}, 'take --count 300'),
@@ -236,7 +253,7 @@ def test_models_that_take_different_noise_are_not_compared(model, tmp_path):
     other = save_model(tmp_path / 'other', input_size=(4, 4),
                        latent={'space': 'pixels', 'vae': None, 'scale': 3.0})
     with pytest.raises(UserError, match=r'latent.scale: 300.0 in .*, 3.0 in .*') as raised:
-        draw(Request(out=str(tmp_path / 'pair.png'), compare=(model, str(other))))
+        draw(SampleRequest(out=str(tmp_path / 'pair.png'), compare=(model, str(other))))
     assert 'input_size: [8, 8] in ' in str(raised.value) and not (tmp_path / 'pair.png').exists()
 
 
@@ -244,7 +261,7 @@ def test_images_that_are_not_numbers_stop_the_run(request_of, tmp_path, monkeypa
     def poisoned(images):
         return to_uint8(np.where(np.arange(len(images))[:, None, None, None] == 3, np.nan, images))
 
-    monkeypatch.setattr(run, 'to_uint8', poisoned)
+    monkeypatch.setattr(drawing, 'to_uint8', poisoned)
     with pytest.raises(UserError, match='hold NaN'):
         draw(request_of)
     assert not (tmp_path / 'set.npz').exists()
@@ -318,4 +335,4 @@ def test_two_processes_draw_one_set(request_of, tmp_path):
     assert (tmp_path / 'set.npz').read_bytes() == (tmp_path / 'straight.npz').read_bytes()
     different = run_processes(command(request_of, '--seed={process_id}', *join), 2, timeout=150)
     for status, output in different:
-        assert status == 1 and 'recipe card.images.seed: 0 on process 0' in output, output
+        assert status == 1 and 'recipe card.pictures.seed: 0 on process 0' in output, output

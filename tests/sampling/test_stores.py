@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from buckets import bucket  # noqa: F401
 
-from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path
-from lit_jax.sampling.stores import NpzStore, open_store, part_size
+from lit_jax.sampling.stores import NpzStore, part_size
 
 CARD = {'kind': 'pictures', 'seed': 0}
 
@@ -18,7 +17,7 @@ def pixels(part, count, side):
 
 
 def fill(store, side, parts=None):
-    assert store.begin()
+    assert store.begin() is not None
     for part in store.missing() if parts is None else parts:
         store.write(part, pixels(part, min(store.size, len(store.labels) - part * store.size), side))
 
@@ -45,9 +44,9 @@ def test_a_kill_while_joining_costs_nothing(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz.parts']
     (tmp_path / '.set.npz.partial').write_bytes(b'what a kill leaves')
     again = NpzStore(tmp_path / 'set.npz', CARD, np.arange(40), (8, 8), 16)
-    assert again.begin() and again.missing() == []
+    assert again.begin() == 0 and again.missing() == []
     again.finish()
-    assert sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz'] and not again.begin()
+    assert sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz'] and again.begin() is None
 
 
 def test_a_kill_between_the_last_two_steps_is_tidied(tmp_path):
@@ -58,7 +57,7 @@ def test_a_kill_between_the_last_two_steps_is_tidied(tmp_path):
     (tmp_path / 'set.npz.parts').mkdir()
     for name, data in parts.items():
         (tmp_path / 'set.npz.parts' / name).write_bytes(data)
-    assert not store.begin() and sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz']
+    assert store.begin() is None and sorted(os.listdir(tmp_path)) == ['set.json', 'set.npz']
 
 
 def test_the_same_in_a_bucket(bucket, tmp_path):  # noqa: F811
@@ -77,16 +76,8 @@ def test_the_same_in_a_bucket(bucket, tmp_path):  # noqa: F811
             np.testing.assert_array_equal(arrays['arr_0'],
                                           np.concatenate([pixels(k, n, 8)
                                                           for k, n in ((0, 16), (1, 16), (2, 8))]))
-    assert not remote.folder.exists() and not remote.begin()
+    assert not remote.folder.exists() and remote.begin() is None
 
 
 def test_parts_are_whole_groups():
     assert [part_size(group) for group in (1, 7, 16, 100, 128, 200)] == [128, 133, 128, 200, 128, 200]
-
-
-def test_the_name_says_what_is_written(tmp_path):
-    kinds = [type(open_store(tmp_path / name, CARD, np.arange(3), (8, 8), 16)).__name__
-             for name in ('a.npz', 'a', 'run.1')]
-    assert kinds == ['NpzStore', 'FolderStore', 'FolderStore']
-    with pytest.raises(UserError, match=r'\.jpeg is not known'):
-        open_store(tmp_path / 'a.jpeg', CARD, np.arange(3), (8, 8), 16)

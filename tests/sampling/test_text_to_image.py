@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,16 +18,21 @@ from sampling_models import save_model, save_vae
 from text_models import save_system, save_text_model, save_words_encoder
 
 from lit_jax.checkpoint.load import load
+from lit_jax.diffusion.settings import PROMPTS as DEFAULTS
+from lit_jax.evaluation.sets import open_set
 from lit_jax.runtime import memory
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import tree_bytes
-from lit_jax.sampling import draw_prompts as prompt_run
-from lit_jax.sampling.draw_classes import start
-from lit_jax.sampling.text_to_image import TextToImage, hold_narrow
+from lit_jax.sampling import draw as drawing
+from lit_jax.sampling.draw import draw
+from lit_jax.sampling.pipelines import TextPipeline, hold_narrow, open_pipeline
+from lit_jax.sampling.request import SampleRequest
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ['a red circle', 'two blue squares', '']
+TWICE = [prompt for prompt in PROMPTS for _ in range(2)]
 FAST = {'steps': 2, 'method': 'ddim'}
+QUICK = replace(DEFAULTS, **FAST)
 
 
 @pytest.fixture(scope='module')
@@ -41,18 +47,17 @@ def pixels(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pipeline(system):
-    return TextToImage(**system)
+    return TextPipeline(**system)
 
 
 @pytest.fixture(scope='module')
-def features(pipeline):
-    return pipeline.encode(PROMPTS)
-
-
-@pytest.fixture(scope='module')
-def drawn(pipeline, features):
+def drawn(pipeline):
     """Each prompt with two seeds, [6, 8, 8, 4]."""
-    return pipeline.draw(features, [0, 1] * 3, [0, 0, 1, 1, 2, 2], **FAST)
+    return draw_from(pipeline, TWICE, [0, 1] * 3)
+
+
+def draw_from(pipeline, prompts, seeds, negative='', settings=QUICK, **options):
+    return pipeline.draw(pipeline.encode(prompts, seeds, negative), settings, **options)
 
 
 def read(path):
@@ -63,87 +68,85 @@ def read(path):
 # The class
 
 
-def test_a_image_is_the_same_alone_and_in_company(pipeline, features, drawn):
-    alone = pipeline.draw(pipeline.encode(['two blue squares']), [1], **FAST)
+def test_an_image_is_the_same_alone_and_in_company(pipeline, drawn):
+    alone = draw_from(pipeline, ['two blue squares'], 1)
     assert np.array_equal(alone[0], drawn[3])
-    many = pipeline.draw(features, range(19), [1] * 19, **FAST)          # more than two groups of 8
+    many = draw_from(pipeline, ['two blue squares'] * 19, range(19))      # more than two groups of 8
     assert np.array_equal(many[1], drawn[3]) and len(np.unique(many[:, 0, 0, 0])) == 19
 
 
 def test_prompt_seed_and_negative_prompt_each_change_the_image(pipeline, drawn):
     assert len({image.tobytes() for image in drawn}) == 6
-    negative = pipeline.draw(pipeline.encode(['two blue squares'], negative='a red circle'), [1], **FAST)
+    negative = draw_from(pipeline, ['two blue squares'], 1, negative='a red circle')
     assert not np.array_equal(negative[0], drawn[3])
     # Led away from what it is led to: no guidance at all, whatever its scale.
-    same = pipeline.encode(['two blue squares'], negative='two blue squares')
-    assert np.allclose(pipeline.draw(same, [1], cfg_scale=9.0, **FAST),
-                       pipeline.draw(same, [1], cfg_scale=1.0, **FAST), atol=1e-5)
+    same = pipeline.encode(['two blue squares'], 1, negative='two blue squares')
+    assert np.allclose(*(pipeline.draw(same, replace(QUICK, cfg_scale=scale)) for scale in (9.0, 1.0)),
+                       atol=1e-5)
 
 
 def test_one_network_at_a_time_draws_the_same_bits(system, drawn, pipeline):
-    small = TextToImage(**system, low_memory=True)
-    found = small.draw(small.encode(PROMPTS), [0, 1] * 3, [0, 0, 1, 1, 2, 2], **FAST)
+    small = TextPipeline(**system, low_memory=True)
+    found = draw_from(small, TWICE, [0, 1] * 3)
     assert small._encoder is None and small._params is None and np.array_equal(found, drawn)
     assert np.array_equal(small.decode(found), pipeline.decode(drawn)) and small.vae.params is None
 
 
 @pytest.mark.slow
-def test_weights_that_were_given_up_are_gone_and_are_read_again(system, features, drawn, pipeline):
-    small = TextToImage(**system, low_memory=True)
+def test_weights_that_were_given_up_are_gone_and_are_read_again(system, drawn, pipeline):
+    small = TextPipeline(**system, low_memory=True)
     for _ in range(2):
         small.load('model')
         leaves = jax.tree.leaves(small._params)
-        assert np.array_equal(small.draw(features, [1], [1], **FAST)[0], drawn[3])
+        assert np.array_equal(draw_from(small, [PROMPTS[1]], 1)[0], drawn[3])
         assert all(leaf.is_deleted() for leaf in leaves)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(pipeline._params))
 
 
-def test_compiled_programs_are_used_again(pipeline, features, caplog):
-    pipeline.draw(features, [0], [0], **FAST)
+def test_compiled_programs_are_used_again(pipeline, caplog):
+    draw_from(pipeline, PROMPTS[:1], 0)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        pipeline.draw(features, [5, 6], [1, 2], **FAST)
+        draw_from(pipeline, PROMPTS[1:], [5, 6])
         pipeline.decode(np.zeros((2, 8, 8, 4), np.float32))
         caplog.clear()
-        pipeline.draw(features, [7], [1], **FAST)
+        draw_from(pipeline, PROMPTS[1:2], 7)
         pipeline.decode(np.zeros((1, 8, 8, 4), np.float32))
     assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line
                 or 'Compiling jit(decode)' in line]
 
 
-def test_progress_counts_evaluations(pipeline, features):
+def test_progress_counts_evaluations(pipeline):
     seen = []
-    pipeline.draw(features, range(9), [0] * 9, on_step=lambda done, total: seen.append((done, total)), **FAST)
-    # Two groups of two steps; devices without a group repeat another's.
-    total = 2 * max(2, jax.device_count())
+    draw_from(pipeline, PROMPTS[:1] * 9, range(9), on_step=lambda done, total: seen.append((done, total)))
+    total = 2 * 2                              # two groups of two steps
     assert seen == [(done, total) for done in range(1, total + 1)]
 
 
-def test_other_sizes_than_the_models_own(pipeline, features):
+def test_other_sizes_than_the_models_own(pipeline):
     assert pipeline.nominal_size == (16, 16)
-    latents = pipeline.draw(features, [0], [0], size=(24, 32), **FAST)
+    latents = draw_from(pipeline, PROMPTS[:1], 0, size=(24, 32))
     assert latents.shape == (1, 12, 16, 4) and pipeline.decode(latents).shape == (1, 24, 32, 3)
     with pytest.raises(UserError, match='multiples of 4 .*nearest size is 32x24'):
-        pipeline.draw(features, [0], [0], size=(25, 32), **FAST)
+        draw_from(pipeline, PROMPTS[:1], 0, size=(25, 32))
 
 
-def test_large_images_are_decoded_in_tiles(pipeline, features, monkeypatch):
+def test_large_images_are_decoded_in_tiles(pipeline, monkeypatch):
     asked = []
     decode = pipeline._decode
     monkeypatch.setattr(pipeline, '_decode', lambda params, z, tile: asked.append(tile)
                         or decode(params, z, tile=tile))
-    latents = pipeline.draw(features, [0], [0], size=(32, 32), **FAST)
+    latents = draw_from(pipeline, PROMPTS[:1], 0, size=(32, 32))
     whole, tiled = pipeline.decode(latents), pipeline.decode(latents, tile=8)
     assert asked == [None, 8] and whole.shape == tiled.shape and not np.array_equal(whole, tiled)
     assert [pipeline.default_tile(size) for size in ((128, 128), (96, 160))] == [None, 64]
 
 
-def test_bfloat16_kernels_are_held_narrow_and_draw_nearly_what_wide_ones_draw(system, features):
-    narrow, wide = TextToImage(**system, dtype='bfloat16'), TextToImage(**system, dtype='bfloat16')
+def test_bfloat16_kernels_are_held_narrow_and_draw_nearly_what_wide_ones_draw(system):
+    narrow, wide = TextPipeline(**system, dtype='bfloat16'), TextPipeline(**system, dtype='bfloat16')
     wide._params = load(system['source'], dtype='bfloat16').params
     assert narrow.load('model') == narrow.weights()['model'] < 0.6 * tree_bytes(wide._params)
-    settings = {**FAST, 'size': (16, 16)}
     # Not the same bits: XLA:CPU leaves out a rounding to bfloat16 that is followed by a product in float32.
-    small, large = (one.draw(features, [3], [1], **settings) for one in (narrow, wide))
+    small, large = (draw_from(one, PROMPTS[1:2], 3, size=(16, 16)) for one in (narrow, wide))
     assert np.abs(small - large).max() < 0.05 * np.abs(large).max()
 
 
@@ -156,22 +159,22 @@ def test_casting_gives_up_each_wide_kernel():
 
 @pytest.mark.slow
 def test_the_estimate_compiles_what_is_drawn_with_and_loads_nothing(system, caplog):
-    small = TextToImage(**system, low_memory=True)
+    small = TextPipeline(**system, low_memory=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        found = small.estimate((16, 16), **FAST)
+        found = small.estimate(QUICK, (16, 16))
         assert [name for name, *_ in found] == ['text_encoder', 'model',
                                                 'vae'] and all(extra > 0 for *_, extra in found)
         assert small._params is None and small._encoder is None and small.vae.params is None
         caplog.clear()
-        small.decode(small.draw(small.encode(['a circle']), [0], **FAST))
+        small.decode(draw_from(small, ['a circle'], 0))
     assert not [line for line in caplog.messages if 'Compiling jit(draw)' in line
                 or 'Compiling jit(decode)' in line]
     assert dict((name, weights) for name, weights, _ in found) == small.weights()
 
 
 def test_pixels_need_no_vae(pixels):
-    pipeline = TextToImage(**pixels)
-    images = pipeline.decode(pipeline.draw(pipeline.encode(['a red circle']), [0], **FAST))
+    pipeline = TextPipeline(**pixels)
+    images = pipeline.decode(draw_from(pipeline, ['a red circle'], 0))
     assert images.shape == (1, 8, 8, 3) and pipeline.nominal_size == (8, 8)
 
 
@@ -180,13 +183,13 @@ def test_pixels_need_no_vae(pixels):
 
 
 def command(system, **options):
-    return start({**system, **FAST, **options})
+    return draw(SampleRequest(**{**system, **FAST, **options}))
 
 
 def test_one_image_and_a_sheet(system, tmp_path):
     line = command(system, prompt=['a red circle'], seed=3, out=str(tmp_path / 'one.png'))
     # shown larger: 4 x 16
-    assert read(tmp_path / 'one.png').shape == (64, 64, 3) and 'peak memory' in line and 'seed 3' in line
+    assert read(tmp_path / 'one.png').shape == (64, 64, 3) and 'peak memory' in line
     command(system, prompt=['a red circle', 'two blue squares'], seeds='3,4,5',
             out=str(tmp_path / 'sheet.png'))
     sheet = read(tmp_path / 'sheet.png')
@@ -210,14 +213,14 @@ def test_a_folder_goes_on_where_it_was_stopped(system, tmp_path, monkeypatch):
     (tmp_path / 'out' / names[1]).unlink()
     (tmp_path / 'out' / names[2]).unlink()
     kept = (tmp_path / 'out' / names[0]).stat().st_mtime_ns
-    assert 'wrote 2 images' in command(system, **options, low_memory=True)
+    assert '2 images now' in command(system, **options, low_memory=True)
     assert {name: (tmp_path / 'out' / name).read_bytes() for name in names} == before
     assert (tmp_path / 'out' / names[0]).stat().st_mtime_ns == kept
-    monkeypatch.setattr(TextToImage, 'load', lambda *_: pytest.fail('nothing is left to draw'))
-    assert 'there already' in command(system, **options)
+    monkeypatch.setattr(TextPipeline, 'load', lambda *_: pytest.fail('nothing is left to draw'))
+    assert 'whole already' in command(system, **options)
     for other, field in (({'cfg_scale': 2.0}, 'sampler.cfg_scale'),
-                         ({'negative_prompt': 'a circle'}, 'images.negative_prompt'),
-                         ({'prompt': ['more']}, 'images.prompts'), ({'size': '24'}, 'images.size'),
+                         ({'negative_prompt': 'a circle'}, 'pictures.negative_prompt'),
+                         ({'prompt': ['more']}, 'pictures.prompts'), ({'size': '24'}, 'pictures.size'),
                          ({'tile': 4}, 'vae.tile')):
         with pytest.raises(UserError, match=f'(?s)another recipe.*{field}'):
             command(system, **{**options, **other})
@@ -232,7 +235,7 @@ def test_another_seed_joins_the_folder(pixels, tmp_path):
 
 @pytest.mark.slow
 def test_rounds_of_networks_one_at_a_time(system, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(prompt_run, 'ROUND', 2)
+    monkeypatch.setattr(drawing, 'ROUND', 2)
     options = {'prompt': ['a red circle'], 'seeds': '0,1,2', 'group': 1}
     with caplog.at_level(logging.INFO, 'lit_jax'):
         command(system, **options, low_memory=True, out=str(tmp_path / 'rounds'))
@@ -250,7 +253,7 @@ def test_the_prompts_of_geneval(pixels, tmp_path):
         (tmp_path / f'{number:05d}').mkdir()
         (tmp_path / f'{number:05d}/metadata.jsonl').write_text(json.dumps(
             {'tag': 'single_object', 'include': [{'class': 'cat', 'count': 1}], 'prompt': prompt}) + '\n')
-    assert 'wrote 8 images' in command(pixels, geneval=str(tmp_path))
+    assert '8 images now' in command(pixels, geneval=str(tmp_path))
     assert sorted(path.name for path in (tmp_path / '00001/samples').iterdir()) == [
         '0000.png', '0001.png', '0002.png', '0003.png']
     command(pixels, prompt=['two blue squares'], seed=2, out=str(tmp_path / 'one'))
@@ -260,7 +263,7 @@ def test_the_prompts_of_geneval(pixels, tmp_path):
 
 
 def test_defaults_are_those_of_pixart(pixels, tmp_path, caplog):
-    start({**pixels, 'prompt': ['a circle'], 'out': str(tmp_path / 'out')})
+    draw(SampleRequest(**pixels, prompt=('a circle',), out=str(tmp_path / 'out')))
     sampler = json.loads((tmp_path / 'out/card.json').read_text())['sampler']
     assert sampler == {'method': 'dpm++', 'steps': 20, 'eta': 0.0, 'cfg_scale': 4.5, 'cfg_channels': 'all',
                        'cfg_interval': [0.0, 1.0]}
@@ -302,7 +305,7 @@ REFUSED = [
 @pytest.mark.parametrize('change, message', REFUSED)
 def test_what_cannot_be_drawn_is_refused_before_weights_are_read(change, message, system, others, tmp_path,
                                                                  monkeypatch):
-    monkeypatch.setattr(TextToImage, 'load', lambda *_: pytest.fail('weights were read'))
+    monkeypatch.setattr(TextPipeline, 'load', lambda *_: pytest.fail('weights were read'))
     options = {**system, **FAST, 'prompt': ('a circle',), 'out': 'x.png', **change}
     for name in ('source', 'text_encoder', 'vae'):
         options[name] = others.get(options[name], options[name])
@@ -310,7 +313,7 @@ def test_what_cannot_be_drawn_is_refused_before_weights_are_read(change, message
     if options['source'] == others['classes']:
         options = {name: value for name, value in options.items() if name != 'vae'}
     with pytest.raises(UserError, match=message):
-        start({name: value for name, value in options.items() if value is not None})
+        draw(SampleRequest(**{name: value for name, value in options.items() if value is not None}))
     assert not list(tmp_path.iterdir())
 
 
@@ -337,13 +340,13 @@ def test_long_prompts_are_cut_with_a_notice(pixels, tmp_path, caplog):
 @pytest.mark.parametrize('error',
                          [MemoryError(),
                           jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes')])
-def test_out_of_memory_says_what_to_lower(error, pipeline, features, monkeypatch):
+def test_out_of_memory_says_what_to_lower(error, pipeline, monkeypatch):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(pipeline, '_sampler', fail)
     with pytest.raises(UserError, match='out of memory while drawing.*--low_memory.*int8.*--size'):
-        pipeline.draw(features, [0], [0], **FAST)
+        draw_from(pipeline, PROMPTS[:1], 0)
 
 
 def test_other_errors_pass():
@@ -383,7 +386,7 @@ def test_the_script_draws_what_it_is_told(pixels, tmp_path):
              '--prompt=a red circle', '--prompt=']
     status, out, errors = call(*flags, '--seeds=0,1', '--low_memory', f'--out={tmp_path / "out"}')
     assert (status, 'Traceback' in errors) == (0, False), errors
-    assert 'wrote 4 images' in out and 'peak memory' in out and 'prompt 1 is empty' in errors \
+    assert '4 images now' in out and 'peak memory' in out and 'prompt 1 is empty' in errors \
         and 'memory expected' in errors
     status, _, errors = call(*flags, '--classes=3', f'--out={tmp_path / "x.png"}')
     assert status == 1 and errors.strip().splitlines()[-1].startswith('error: --classes: not for') \
@@ -392,11 +395,11 @@ def test_the_script_draws_what_it_is_told(pixels, tmp_path):
 
 @pytest.mark.slow
 def test_every_method_draws_finite_images(tmp_path):
-    pipeline = TextToImage(save_text_model(tmp_path / 'm', space='pixels', mixer='softmax'),
-                           save_words_encoder(tmp_path / 't5'))
-    features = pipeline.encode(['a red circle'])
+    pipeline = TextPipeline(save_text_model(tmp_path / 'm', space='pixels', mixer='softmax'),
+                            text_encoder=save_words_encoder(tmp_path / 't5'))
     for method in ('ddpm', 'ddim', 'dpm++', 'dpm++original'):
-        assert np.isfinite(pipeline.draw(features, [0], method=method, steps=10)).all()
+        settings = replace(DEFAULTS, method=method, steps=10)
+        assert np.isfinite(draw_from(pipeline, ['a red circle'], 0, settings=settings)).all()
 
 
 @pytest.mark.slow
@@ -409,8 +412,24 @@ def test_two_processes_deal_the_images_out(pixels, tmp_path):
              '--coordinator={coordinator}', '--num_processes={num_processes}', '--process_id={process_id}']
     results = run_processes([*flags, f'--out={tmp_path / "two"}'], 2, timeout=240)
     assert_all_good(results)
-    assert 'wrote 3 images' in results[0][1] and 'wrote' not in results[1][1]
+    assert '3 images now' in results[0][1] and 'wrote' not in results[1][1]
     for name in ('00000_seed0.png', '00000_seed1.png', '00000_seed2.png', 'prompts.jsonl'):
         assert (tmp_path / 'two' / name).read_bytes() == (tmp_path / 'one' / name).read_bytes()
     assert_all_good(run_processes([*flags, f'--out={tmp_path / "sheet.png"}'], 2, timeout=240))
     assert read(tmp_path / 'sheet.png').ndim == 3
+
+
+def test_images_from_python_are_those_of_the_command(pixels, tmp_path):
+    pipeline = open_pipeline(pixels['source'], text_encoder=pixels['text_encoder'])
+    images = pipeline.sample(prompts=TWICE[:4], seed=[0, 4, 0, 4], **FAST)
+    command(pixels, prompt=PROMPTS[:2], seeds='0,4', out=str(tmp_path / 'out'))
+    files = [f'{number:05d}_seed{seed}.png' for number in (0, 1) for seed in (0, 4)]
+    np.testing.assert_array_equal(images, [read(tmp_path / 'out' / name) for name in files])
+    with pytest.raises(UserError, match='draws what a prompt says: give prompts'):
+        pipeline.sample(classes=[1])
+
+
+def test_a_folder_drawn_from_prompts_is_a_set_with_its_card(pixels, tmp_path):
+    command(pixels, prompt=PROMPTS[:2], out=str(tmp_path / 'out'))
+    images = open_set(tmp_path / 'out')
+    assert images.count == 2 and images.card['pictures']['prompts'] == PROMPTS[:2]

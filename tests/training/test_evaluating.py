@@ -84,7 +84,7 @@ def test_no_copy_of_the_weights_stays_behind_an_evaluation(reference, tmp_path, 
 
     def remembered(self, *arguments):
         result = scores(self, *arguments)
-        made.append([sampler._groups.weights for sampler in self._samplers.values()])
+        made.append([sampler._groups.weights for sampler in self._pipeline._samplers.values()])
         return result
 
     monkeypatch.setattr(evaluating.LoopEvaluation, 'scores', remembered)

@@ -1,0 +1,303 @@
+"""Draws what `sample.py` is asked for: a sheet (.png), a set (.npz) or a folder of PNG files.
+
+    NAME.png       a row for each class or prompt; two models side by side; of one prompt and seed the image
+    NAME.npz       a set of classes for evaluation
+    FOLDER/        000012_class0207.png (image 12), or 00003_seed0.png (prompt 3, seed 0) with prompts.jsonl
+    --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
+
+Sets and folders are continued: what is there of the same recipe stays. Several processes call these functions
+together: sheets are drawn by process 0, sets by all.
+"""
+import itertools
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+
+from lit_jax.checkpoint.load import read_weights_config
+from lit_jax.diffusion.settings import SamplerSettings
+from lit_jax.metrics.geneval.geneval_folder import IMAGES, read_prompts
+from lit_jax.models.arch import conditioning
+from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
+from lit_jax.runtime import cluster, memory, peers
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.options import given
+from lit_jax.runtime.parts import make_missing
+from lit_jax.runtime.paths import as_path, explain_unreachable
+from lit_jax.runtime.progress import format_seconds
+from lit_jax.sampling.card import make_card
+from lit_jax.sampling.decoder import check_comparable
+from lit_jax.sampling.labels import choose_labels, parse_classes
+from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
+from lit_jax.sampling.pipelines import open_pipeline
+from lit_jax.sampling.prompts import collect_prompts, parse_seeds, parse_size
+from lit_jax.sampling.request import OF_CLASSES, OF_PROMPTS, SampleRequest
+from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
+
+# images between two changes of networks with low_memory: what a kill can cost at most
+ROUND = 32
+PER_CLASS = 8                # of a sheet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Images that were checked and can be drawn.
+
+    Attributes:
+        shown: class or prompt of each image. seeds: one for all of classes, one for each of prompts.
+        group: images computed together. size: (height, width) in pixels, of prompts. shape: of the images.
+        tile: of the VAE, of prompts. batch_size: most images in flight, of classes.
+        rows, columns: of a sheet; rows by their names.
+        card: everything that decides the bytes; empty for a sheet.
+        names: of the files in a folder. lines: of its list.
+    """
+    pipeline: Pipeline
+    settings: SamplerSettings
+    shown: Sequence
+    seeds: int | list[int]
+    group: int
+    shape: tuple[int, int]
+    negative: str = ''
+    size: tuple[int, int] | None = None
+    tile: int | None = None
+    batch_size: int = 0
+    rows: list[str] = field(default_factory=list)
+    columns: int = 1
+    card: dict = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    lines: list[dict] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def encode(self, wanted: Sequence[int]):
+        """What to draw; `wanted`: numbers of those that this process draws."""
+        more = {'wanted': wanted} if self.pipeline.takes == 'text' else {}
+        return self.pipeline.encode(self.shown, self.seeds, self.negative, **more)
+
+    def draw_groups(self, images, groups: Sequence[int]):
+        return self.pipeline.draw_groups(images, groups, self.settings, size=self.size, group=self.group,
+                                         tile=self.tile, batch_size=self.batch_size)
+
+    def describe(self) -> str:
+        return f'{self.shape[1]}x{self.shape[0]}, {self.settings.describe()}'
+
+
+def draw(request: SampleRequest) -> str:
+    """Does what is asked and returns one line about it. Raises UserError for a request that cannot be met."""
+    if (request.source is None) == (request.compare is None):
+        raise UserError('give one of --from (a model) and --grid_compare (two models)')
+    if request.geneval and (request.prompt or request.prompts or request.out != SampleRequest.out):
+        raise UserError('--geneval=DIR names the prompts and where their images go: leave --prompt, '
+                        '--prompts and --out out')
+    out = as_path(request.geneval or request.out)
+    suffix = '' if request.geneval else out.suffix
+    if suffix not in ('.png', '.npz') and re.fullmatch(r'\.[A-Za-z]+', suffix):
+        raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set of '
+                        f'classes, for evaluation) or a folder (single images)')
+    if request.compare and suffix != '.png':
+        raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
+    kind = _check_kind(request)
+    pipelines = [open_pipeline(source, request.vae, request.text_encoder, dtype=request.dtype,
+                               text_dtype=request.text_dtype, low_memory=request.low_memory)
+                 for source in request.sources]
+    check_comparable(pipelines)
+    plans = [plan_images(request, pipeline, sheet=suffix == '.png') for pipeline in pipelines]
+    if kind == 'text':
+        _say_memory(plans[0])
+    began = time.perf_counter()
+    if suffix == '.png':
+        done = _draw_sheet(plans, out, request.sources)
+    else:
+        done, whole = _draw_set(plans[0], out, request)
+        if whole:
+            return done
+    note = ' (latents in false colours: give --vae the folder of the VAE to decode them)' \
+        if pipelines[0].false_colours else ''
+    phases = f'; {pipelines[0].meter.summary()}' if kind == 'text' else ''
+    return f'{done} {plans[0].describe()}, {format_seconds(time.perf_counter() - began)}{note}{phases}'
+
+
+def _check_kind(request: SampleRequest) -> str:
+    """What the model takes. Raises UserError for options of the other kind."""
+    takes = [conditioning(config['model']) for config in peers.together(
+        lambda: [read_weights_config(source) for source in request.sources])]
+    kind = 'text' if 'text' in takes else 'label'
+    if foreign := given(request, OF_CLASSES if kind == 'text' else OF_PROMPTS):
+        instead = '--prompt="..."' if kind == 'text' else '--classes'
+        raise UserError(f'{", ".join(foreign)}: not for {request.sources[0]}, which draws '
+                        f'{what_is_drawn(kind)}: give it {instead}')
+    return kind
+
+
+# ------------------------------------------------------------------------------------------------------
+# Plans
+
+
+def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
+    """Looks at everything that can be wrong, and, but for a sheet, that all processes want the same."""
+    if request.group is not None and request.group < 1 or request.batch_size < 0 or request.tile < 0:
+        raise UserError(f'--group must be at least 1, --batch_size and --tile not negative, got '
+                        f'{request.group}, {request.batch_size}, {request.tile}')
+    settings = pipeline.defaults.updated(request)
+    if not sheet:
+        pipeline.check_decodes()
+    plan = (_plan_prompts if pipeline.takes == 'text' else _plan_classes)(request, pipeline, settings, sheet)
+    if plan.card:
+        cluster.check_same({'recipe card': plan.card, 'seeds': plan.seeds, 'out': str(request.out),
+                            **cluster.code_facts()})
+    return plan
+
+
+def _plan_classes(request: SampleRequest, pipeline, settings: SamplerSettings, sheet: bool) -> Plan:
+    seed, = parse_seeds(request.seed, None)
+    pipeline.check(settings)
+    known = pipeline.network.null_label
+    if sheet:
+        if request.count is not None or request.labels is not None:
+            raise UserError('a grid (.png) has --per_class images of each class of --classes; --count and '
+                            '--labels are for sets: --out NAME.npz or a folder')
+        columns = PER_CLASS if request.per_class is None else request.per_class
+        if columns < 1:
+            raise UserError(f'--per_class must be at least 1, got {columns}')
+        classes = parse_classes(request.classes, known)
+        labels = np.repeat(classes, columns)
+        more = {'rows': pipeline.captions(classes), 'columns': columns}
+    else:
+        policy = request.labels or ('balanced' if request.count is None else 'random')
+        classes = parse_classes(request.classes, known, most=None)
+        labels = choose_labels(policy, classes, seed=seed, count=request.count, per_class=request.per_class)
+        more = {'names': [f'{i:06d}_class{label:04d}.png' for i, label in enumerate(labels)]}
+    group = pipeline.group(len(labels), group=request.group)
+    if not sheet:
+        decoding = pipeline.vae and {'dtype': np.dtype(pipeline.vae.network.dtype).name}
+        images = {'count': len(labels), 'seed': seed, 'labels': policy,
+                  'classes': 'all' if classes == list(range(known)) else classes}
+        more['card'] = make_card(pipeline, settings, images, group=group, decoding=decoding or {})
+    return Plan(pipeline, settings, labels, seed, group, pipeline.nominal_size,
+                batch_size=request.batch_size, **more)
+
+
+def _plan_prompts(request: SampleRequest, pipeline, settings: SamplerSettings, sheet: bool) -> Plan:
+    if as_path(request.out).suffix == '.npz':
+        raise UserError(f'--out {request.out}: .npz sets are of classes; images from prompts go to NAME.png '
+                        f'or a folder')
+    folders = peers.together(lambda: read_prompts(request.geneval)) if request.geneval else {}
+    texts = [one['prompt'] for one in folders.values()] or collect_prompts(request.prompt, request.prompts)
+    seeds = parse_seeds(request.seed, request.seeds, range(IMAGES) if folders else (0,))
+    size = None if request.size is None else parse_size(request.size)
+    pipeline.check(settings, size)
+    if request.tile and pipeline.vae is None:
+        raise UserError(f'--tile {request.tile} is for the VAE: give --vae DIR, or leave it out')
+    size, latent = size or pipeline.nominal_size, pipeline.latent_size(size)
+    tile = request.tile or pipeline.default_tile(latent)
+    if pipeline.vae is None or tile is not None and max(latent) <= tile:
+        tile = None      # decoded whole: the recipe is one and the same
+    group = pipeline.group(1, size, request.group)
+    plan = Plan(pipeline, settings, [text for text in texts for _ in seeds], seeds * len(texts), group, size,
+                request.negative_prompt, size, tile, rows=[text or '(no text)' for text in texts],
+                columns=len(seeds))
+    if sheet:
+        return plan
+    images = {'prompts': texts, 'negative_prompt': plan.negative, 'size': list(size),
+              **({'seeds': seeds} if folders else {})}
+    names = [f'{name}/samples/{column:04d}.png' for name in folders for column in range(len(seeds))] or [
+        f'{number:05d}_seed{seed}.png' for number in range(len(texts)) for seed in seeds]
+    lines = [{'file': name, 'prompt': text, 'negative_prompt': plan.negative, 'seed': seed, 'width': size[1],
+              'height': size[0], **settings.to_json()}
+             for name, text, seed in zip(names, plan.shown, plan.seeds, strict=True)]
+    return replace(plan, names=names, lines=lines,
+                   card=make_card(pipeline, settings, images, group=group, decoding={'tile': tile}))
+
+
+def _say_memory(plan: Plan) -> None:
+    if plan.pipeline.low_memory:
+        estimates = plan.pipeline.estimate(plan.settings, plan.size, plan.group, plan.tile)
+        memory.LOG.info('%s', memory.describe_estimate(estimates, low_memory=True))
+    else:
+        parts = ', '.join(f'{name.replace("_", " ")} {memory.human_bytes(size)}'
+                          for name, size in plan.pipeline.weights().items())
+        memory.LOG.info('weights in memory: %s', parts)
+
+
+# ------------------------------------------------------------------------------------------------------
+# Sheets and sets
+
+
+def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
+    """One image of all; of two models their grids side by side, from the same noise."""
+    panels, first = [], plans[0]
+    for plan in plans:
+        mine = range(len(plan)) if peers.is_lead() else range(0)
+        drawn = plan.draw_groups(plan.encode(mine), range(-(-len(mine) // plan.group)))
+        peers.only_lead(lambda plan=plan, drawn=drawn: panels.append(
+            viewable(np.concatenate(list(drawn)))))
+        plan.pipeline.give_up('vae')
+
+    def save() -> None:
+        text, side = first.pipeline.takes == 'text', panels[0].shape[1]
+        scale = max(1, (64 if text else 32) // side)
+        if text and len(first) == 1:
+            save_png(out, panels[0][0].repeat(scale, 0).repeat(scale, 1))
+        else:
+            names = [''] if len(plans) == 1 else titles
+            save_png(out, make_sheet(list(zip(names, panels, strict=True)), first.columns, first.rows,
+                                     scale=scale))
+
+    peers.only_lead(save)
+    return f'wrote {out}: {len(plans) * len(first)} images of'
+
+
+def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
+    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped; whether
+    it was whole already."""
+    if out.suffix == '.npz':
+        store = NpzStore(out, plan.card, plan.shown, plan.shape, part_size(plan.group))
+    else:
+        size = plan.group if plan.lines else part_size(plan.group)
+        store = FolderStore(out, plan.card, plan.names, size, plan.lines, mixed=request.geneval is not None)
+    with explain_unreachable(out):
+        lacking = peers.from_lead(store.begin)
+        if lacking is None:
+            return f'{store.describe()}; it was whole already, by the same recipe', True
+        draw_parts(plan, store)
+    return f'wrote {store.describe()}; {lacking:,} images now,', False
+
+
+def draw_parts(plan: Plan, store) -> None:
+    """Draws what a store is missing, by all processes, and finishes it.
+
+    store: Parts with `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`. Its parts
+    are whole groups.
+    """
+    pipeline, groups_of = plan.pipeline, {part: _groups(store.span(part), plan.group) for part in store.parts}
+    most = -(-len(peers.from_lead(store.missing)) // jax.process_count())     # parts of one process
+    if pipeline.takes == 'label':
+        a_round = most
+    else:
+        images = max(ROUND, plan.group) if pipeline.low_memory else plan.group * len(jax.local_devices())
+        a_round = images // store.size
+
+    def draw_mine(mine: list[int]):
+        """All processes take as many rounds: they read weights together."""
+        if not most:
+            return
+        images = plan.encode(list(itertools.chain(*(store.span(part) for part in mine))))
+        for start in range(0, most, a_round):
+            parts = mine[start:start + a_round]
+            drawn = plan.draw_groups(images, list(itertools.chain(*(groups_of[part] for part in parts))))
+            for part in parts:       # devices work on meanwhile: the next groups are in flight
+                blocks = [to_uint8(block) for block in itertools.islice(drawn, len(groups_of[part]))]
+                store.write(part, np.concatenate(blocks))
+                yield
+            pipeline.give_up('vae')
+
+    make_missing(store, draw_mine, 'images')
+    peers.only_lead(store.finish)
+
+
+def _groups(span: range, group: int) -> range:
+    return range(span.start // group, -(-span.stop // group))

@@ -1,0 +1,303 @@
+"""What drawing from classes and from prompts share: a model, its VAE, and programs that are compiled once."""
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from lit_jax.checkpoint.load import load_weights, read_weights_config
+from lit_jax.checkpoint.vae_folder import Vae, load_vae, read_vae_config
+from lit_jax.diffusion.settings import SamplerSettings
+from lit_jax.models.arch import mixers_of
+from lit_jax.models.network import DTYPES, Model, Network, count_parameters
+from lit_jax.models.vae import VaeNetwork
+from lit_jax.report.grids import viewable
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.leaves import params_sha256, tree_bytes
+from lit_jax.runtime.memory import explain_out_of_memory, give_back
+from lit_jax.runtime.paths import as_path
+from lit_jax.sampling.decoder import check_decoder
+from lit_jax.sampling.groups import GroupSampler, Images
+
+OnStep = Callable[[int, int], None]
+PROGRAMS = 8                 # compiled programs that are kept
+
+
+class Pipeline:
+    """What both kinds share.
+
+    Args:
+        source: model folder or workdir, or a `Model` that is loaded already.
+        vae: folder of the VAE that decodes what the model draws, or a `Vae`; None: a model on pixels, or
+            latents are what is wanted.
+        dtype: compute dtype of the backbone.
+        step: of a workdir, the checkpoint to take instead of the newest.
+
+    Attributes: takes ('label' or 'text'), defaults (`SamplerSettings`), config (of the model), network, vae
+    (its params are None while it is not loaded), name.
+
+    The constructor reads and checks the configs only; weights are read when they are needed first, or by
+    `load`, which several processes call together.
+    """
+    takes: str
+    defaults: SamplerSettings
+
+    def __init__(self, source, vae=None, *, dtype: str = 'float32', step: int | None = None):
+        if dtype not in DTYPES:
+            raise UserError(f'unknown dtype {dtype!r}; known: {", ".join(DTYPES)}')
+        self.dtype, self.step, self.low_memory = dtype, step, False
+        self._given = isinstance(source, Model)
+        if self._given:
+            self.config, self.network, self._params = source.config, source.network, source.params
+            self.source, self.dtype = 'the model', np.dtype(self.network.dtype).name
+        else:
+            self.config, self._params, self.source = read_weights_config(source), None, str(source)
+            self.network = Network(self.config['model'], dtype=DTYPES[dtype])
+        if self.network.conditioning != self.takes:
+            raise UserError(f'{source} draws {what_is_drawn(self.network.conditioning)}, not '
+                            f'{what_is_drawn(self.takes)}')
+        self.name = as_path(self.source).name
+        self._vae_path, self.vae = (None, vae) if isinstance(vae, Vae) else (vae, self._open_vae(vae))
+        self._decode = self.vae and jax.jit(self.vae.network.decode, static_argnames='tile')
+        self._samplers: dict[tuple, GroupSampler] = {}
+        self._active: GroupSampler | None = None
+        self._sha256: str | None = None
+        self._tick: Callable[[], None] | None = None
+
+    def _open_vae(self, path) -> Vae | None:
+        """The VAE without its weights, checked."""
+        if self.config['latent']['space'] == 'pixels':
+            if path:
+                raise UserError(f'{self.source} draws pixels, there is nothing to decode: leave --vae {path} '
+                                f'out')
+            return None
+        if not path:
+            return None
+        config = read_vae_config(path)
+        vae = Vae(VaeNetwork(config['vae']), None, config)
+        check_decoder(vae, self.config, path, self.source)
+        return vae
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of an image to one of what the model draws, each way."""
+        if self.config['latent']['space'] == 'pixels':
+            return 1
+        return self.vae.network.downscale if self.vae else self.config['latent'].get('downscale', 8)
+
+    @property
+    def nominal_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is meant for."""
+        return tuple(side * self.downscale for side in self.config['model']['input_size'])
+
+    @property
+    def false_colours(self) -> bool:
+        """Whether latents are shown, for want of their VAE."""
+        return self.vae is None and self.config['latent']['space'] != 'pixels'
+
+    def check_decodes(self) -> None:
+        """Raises UserError where no images come out, but latents."""
+        channels = self.vae.network.arch['image_channels'] if self.vae else self.network.arch['channels']
+        if self.false_colours or channels not in (1, 3):
+            raise UserError(f'{self.source} draws latents; images need the VAE that decodes them: --vae DIR '
+                            f'(id {self.config["latent"]["vae"]!r}; python convert_torch_ckpt.py '
+                            f'DIFFUSERS_VAE --out DIR)')
+
+    def describe(self) -> str:
+        """'dit, softmax attention, 1.2 M parameters'."""
+        arch, count = self.network.arch, count_parameters(self.network)
+        mixers = ' and '.join(dict.fromkeys(mixer['name'] for mixer in mixers_of(arch)))
+        size = f'{count / 1e6:,.0f} M' if count >= 1e7 else f'{count / 1e6:.2f} M' if count >= 1e5 \
+            else f'{count:,}'
+        return f'{arch["family"]}, {mixers} attention, {size} parameters'
+
+    def check(self, settings: SamplerSettings, size: tuple[int, int] | None = None) -> None:
+        """Raises UserError for settings or a size (height, width) that cannot be drawn."""
+        self.latent_size(size)
+        settings.check(self.config['diffusion'])
+
+    def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | None = None, *,
+               seed: int | Sequence[int] = 0, negative_prompt: str = '', size: tuple[int, int] | None = None,
+               group: int | None = None, **settings) -> np.ndarray:
+        """Images uint8 [N, H, W, channels] as `sample.py` draws them; latents without a VAE in false colours.
+
+        Args:
+            classes, prompts: what each image shows; the one that the model takes.
+            seed: one for all images; of prompts also one for each image.
+            size: (height, width) in pixels, of models for prompts.
+            group: images computed together, part of the result.
+            settings: fields of `SamplerSettings` in the place of `defaults`: steps, cfg_scale, ...
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
+        if not len(shown if shown is not None else ()) or other is not None:
+            raise UserError(f'{self.source} draws {what_is_drawn(self.takes)}: give '
+                            f'{"prompts" if self.takes == "text" else "classes"}')
+        settings = replace(self.defaults, **settings)
+        self.check(settings, size)
+        images = self.encode(shown, seed, negative_prompt)
+        groups = range(-(-len(shown) // self.group(len(shown), size, group)))
+        drawn = self.draw_groups(images, groups, settings, size=size, group=group)
+        drawn = viewable(np.concatenate(list(drawn)))
+        self.give_up('vae')
+        return drawn
+
+    # ------------------------------------------------------------------------------------------------------
+    # Weights
+
+    def load(self, name: str) -> int:
+        """Reads the weights of 'model', 'vae' or 'text_encoder', where they are not there yet; returns their
+        bytes."""
+        with explain_out_of_memory(f'loading the {name.replace("_", " ")}'):
+            return tree_bytes(getattr(self, f'_load_{name}')())
+
+    def _load_model(self):
+        if self._params is None:
+            config, self._params = load_weights(self.source, step=self.step)
+            self.config['provenance'] = config['provenance']
+        return self._params
+
+    def _load_vae(self):
+        if self.vae is not None and self.vae.params is None:
+            self.vae.params = load_vae(self._vae_path).params
+        return self.vae and self.vae.params
+
+    def replace_weights(self, params: dict, provenance: dict) -> None:
+        """Others of the same network, for the programs that are compiled already."""
+        self.free('model')
+        self._params, self._given, self._sha256 = params, True, None
+        self.config = {**self.config, 'provenance': provenance}
+
+    @property
+    def weights_sha256(self) -> str:
+        self.load('model')
+        self._sha256 = self._sha256 or params_sha256(self._params)
+        return self._sha256
+
+    def free(self, name: str) -> None:
+        """Gives up the weights of a part; what was handed in loaded is let go, and not deleted."""
+        held, given = self._release(name)
+        if held is not None and not given:
+            for leaf in jax.tree.leaves(held):
+                leaf.delete()
+        del held
+        give_back()
+
+    def _release(self, name: str) -> tuple:
+        """(the weights that were held, whether they are another's)."""
+        if name == 'vae':
+            if self.vae is None or self._vae_path is None:
+                return None, True
+            held, self.vae.params = self.vae.params, None
+            return held, False
+        held, self._params, self._active = self._params, None, None
+        for sampler in self._samplers.values():
+            sampler.replace_weights(None)
+        return held, self._given
+
+    def give_up(self, name: str) -> None:
+        """The end of a part's turn: `free` with low_memory, else nothing."""
+        if self.low_memory:
+            self.free(name)
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, doing: str):
+        self.load(name)
+        try:
+            with explain_out_of_memory(doing):
+                yield
+        finally:
+            self.give_up(name)
+
+    # ------------------------------------------------------------------------------------------------------
+    # Drawing
+
+    def draw(self, images: Images, settings: SamplerSettings, *, size: tuple[int, int] | None = None,
+             group: int | None = None, on_step: OnStep | None = None) -> np.ndarray:
+        """What the model draws: float32 [N, h, w, C], latents (divided by their scale) or pixels.
+
+        Args:
+            images: of `encode`. size: (height, width) of the images in pixels.
+            on_step: called with (number, how many in all) when an evaluation of the backbone begins.
+        """
+        with self._turn('model', 'drawing'):
+            return np.concatenate(list(self._draw(images, None, settings, size, group, on_step)))
+
+    def _draw(self, images: Images, groups: Sequence[int] | None, settings: SamplerSettings, size, group,
+              on_step: OnStep | None = None) -> Iterator[np.ndarray]:
+        """What the model draws of each group (None: of all), one wave of the devices after the other."""
+        key = self._key(len(images), settings, size, group)
+        sampler = self._sampler(key, images)
+        groups = range(sampler.count) if groups is None else groups
+        total = -(-len(groups) // sampler.devices) * sampler.devices * settings.steps
+        done = itertools.count(1)
+        self._tick = on_step and (lambda: on_step(min(next(done), total), total))
+        try:
+            for number, drawn in sampler.draw(groups, 1):
+                yield drawn[:len(images) - number * sampler.group]
+            jax.effects_barrier()
+        except BaseException:
+            self._samplers.pop(key, None)          # it may not be compiled
+            raise
+        finally:
+            self._tick = None
+
+    def is_compiled(self, count: int, settings: SamplerSettings, size: tuple[int, int] | None = None,
+                    group: int | None = None) -> bool:
+        """Whether an earlier `draw` has left the program for so many images."""
+        return self._key(count, settings, size, group) in self._samplers
+
+    def _key(self, count: int, settings: SamplerSettings, size, group, decoded: bool = False) -> tuple:
+        group = self.group(count, size, group)
+        devices = min(len(jax.local_devices()), -(-count // group))
+        return settings, self.latent_size(size), group, devices, decoded
+
+    def _sampler(self, key: tuple, images: Images) -> GroupSampler:
+        """The program of these settings, compiled once, on these images."""
+        settings, size, group, devices, decoded = key
+        if len(images) < group:      # always full: how many are computed together is part of the bits
+            images = images.take(np.resize(np.arange(len(images)), group))
+        sampler = self._samplers.pop(key, None)
+        if sampler is None:
+            sampler = GroupSampler(Model(self.network, None, self.config), settings, images, group=group,
+                                   vae=self.vae if decoded else None, size=size,
+                                   devices=jax.local_devices()[:devices],
+                                   on_step=None if decoded else self._on_step)
+        self._samplers[key] = sampler
+        while len(self._samplers) > PROGRAMS:
+            del self._samplers[next(iter(self._samplers))]
+        if self._params is not None and self._active is not sampler:
+            if self._active is not None:
+                self._active.replace_weights(None)
+            sampler.replace_weights(self._params)
+            self._active = sampler
+        sampler.replace_images(images)
+        return sampler
+
+    def _on_step(self, timestep) -> None:
+        if self._tick is not None:
+            self._tick()
+
+    def decode(self, latents: np.ndarray, tile: int | None = 0) -> np.ndarray:
+        """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned as they
+        are.
+
+        tile: side in latent pixels of the squares decoded one after the other; None: whole; 0:
+            `default_tile`."""
+        if self.vae is None:
+            return latents
+        with self._turn('vae', 'decoding'):
+            return self._decoded(latents, tile)
+
+    def _decoded(self, latents: np.ndarray, tile: int | None) -> np.ndarray:
+        tile = self.default_tile(latents.shape[1:3]) if tile == 0 else tile
+        return np.concatenate([np.asarray(self._decode(self.vae.params, latents[i:i + 1] + self.vae.shift,
+                                                       tile=tile), np.float32) for i in range(len(latents))])
+
+
+def what_is_drawn(kind: str) -> str:
+    """Of a model that takes 'label' or 'text', for messages."""
+    return 'what a prompt says' if kind == 'text' else 'classes'
