@@ -12,6 +12,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
 os.environ.setdefault('LIT_JAX_CACHE', os.path.join(os.path.dirname(__file__), '..', '.cache', 'lit_jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
+import gc  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -28,8 +29,10 @@ hypothesis.settings.register_profile('proof', derandomize=True)
 hypothesis.settings.register_profile('search')
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'proof'))
 
-OPTIMIZATION = 'xla_backend_optimization_level'
+# The quick tier compiles without LLVM's optimization and without MLIR's fusion emitters: a third of its time.
+QUICK_FLAGS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': 'false'}
 GOLDENS = Path(__file__).parent / 'goldens'
+GIGABYTES = 3       # a worker that holds more after a module forgets its compiled programs
 
 
 _BEGAN = time.monotonic()
@@ -41,10 +44,23 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The quick tier compiles without LLVM's optimization, which is a third of its time; everything else as
-    users do."""
-    if config.getoption('markexpr') == 'not slow' and OPTIMIZATION not in os.environ['XLA_FLAGS']:
-        os.environ['XLA_FLAGS'] += f' --{OPTIMIZATION}=0'
+    """`-m "not slow ..."` is the quick tier; every other compiles as users do."""
+    if config.getoption('markexpr').startswith('not slow'):
+        for name, value in QUICK_FLAGS.items():
+            if name not in os.environ['XLA_FLAGS']:
+                os.environ['XLA_FLAGS'] += f' --{name}={value}'
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that read goldens are the parity tests: `make test-peers` repeats them, optimized."""
+    for item in items:
+        if 'goldens' in item.fixturenames:
+            item.add_marker('parity')
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()         # what the imports made stays: no collection looks at it again
 
 
 def pytest_runtest_setup(item):
@@ -53,11 +69,32 @@ def pytest_runtest_setup(item):
         pytest.skip(f'no time left: --minutes={minutes:g}')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def bounded_memory():
+    """Workers grew to 7 GB of compiled programs, most of which no other module uses."""
+    yield
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    if pages * os.sysconf('SC_PAGE_SIZE') > GIGABYTES << 30:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def x64():
     """Turns 64-bit types on for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope='session')
+def one_step(tmp_path_factory) -> Path:
+    """The workdir of one training step of the tiny recipe, to be read; `shutil.copytree` it to change it."""
+    from tiny import tiny_recipe
+
+    from lit_jax.training import loop
+    workdir = tmp_path_factory.mktemp('one_step') / 'run'
+    assert loop.train(tiny_recipe(steps=1), workdir) == 'done'
+    return workdir
 
 
 @pytest.fixture

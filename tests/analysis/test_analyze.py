@@ -175,6 +175,6 @@ def test_a_text_to_image_model_is_refused_by_name(tmp_path):
               'provenance': {},
               'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1},
               'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
-    save_model_folder(tmp_path / 'model', config, network.init(jax.random.key(0)))
+    save_model_folder(tmp_path / 'model', config, jax.jit(network.init)(jax.random.key(0)))
     with pytest.raises(UserError, match='draws from captions'):
         analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))

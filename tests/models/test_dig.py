@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from goldens import weights
 
 from lit_jax.diffusion.guidance import guide
@@ -119,7 +120,7 @@ def test_float64_equals_the_official_model(name, goldens, x64):
 def test_bfloat16_stays_near_float32(goldens):
     """Bound: four blocks of bfloat16 products (8 bits of mantissa) on outputs of order one."""
     network, params, arrays = load_golden(goldens / 'dig_d4.npz', jnp.bfloat16)
-    output = network.apply(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
+    output = jax.jit(network.apply)(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
     assert output.dtype == jnp.bfloat16 and relative_error(output, arrays['out64_eps_v']) <= 0.1
 
 
@@ -161,14 +162,11 @@ def test_every_order_is_undone_and_has_its_period(name, depth):
 
 
 def random_params(network, seed=0):
-    leaves, treedef = jax.tree.flatten(network.abstract())
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(network.abstract(), seed, 0.2)
 
 
 def value_and_gradient(network, params):
-    x = jax.random.normal(jax.random.key(1), (2, *network.arch['input_size'], 4))
+    x = normal(1, (2, *network.arch['input_size'], 4))
 
     def loss(params):
         return jnp.sin(network.apply(params, x, jnp.array([3, 900]), {'label': jnp.array([0, 3])})).sum()
@@ -192,7 +190,7 @@ def test_a_scan_over_layers_and_remat_change_nothing(skip):
 @pytest.mark.slow
 def test_skips_that_start_at_zero_change_nothing():
     plain, skipped = Network(TINY), Network({**TINY, 'skip': 'skipzero'})
-    params, joins = random_params(plain), skipped.init(jax.random.key(0))['joins']
+    params, joins = random_params(plain), jax.jit(skipped.init)(jax.random.key(0))['joins']
     assert joins['kernel'].shape == (2, 64, 32)
     x, rest = jnp.ones((1, 8, 12, 4)), (jnp.array([3]), {'label': jnp.array([0])})
     assert relative_error(jax.jit(skipped.apply)({**params, 'joins': joins}, x, *rest),
@@ -200,7 +198,7 @@ def test_skips_that_start_at_zero_change_nothing():
 
 
 def test_the_convolution_starts_as_the_identity():
-    params = Network(TINY).init(jax.random.key(0))['blocks']['dwc']
+    params = jax.jit(Network(TINY).init)(jax.random.key(0))['blocks']['dwc']
     assert params['kernel'].shape == (6, 3, 3, 1, 32) and (params['kernel'][:, 1, 1] == 1).all()
     assert params['kernel'].sum() == 6 * 32 and not params['bias'].any()
     assert 'dwc' not in Network({**TINY, 'local': 'none'}).abstract()['blocks']
@@ -220,7 +218,7 @@ def test_parameters_of_the_official_sizes(depth, width, heads, count):
 def test_cut_over_devices_it_is_the_same(skip):
     network = Network({**TINY, 'skip': skip})
     mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1})
-    params, x = random_params(network), jax.random.normal(jax.random.key(1), (4, 8, 12, 4))
+    params, x = random_params(network), normal(1, (4, 8, 12, 4))
     arguments = params, x, jnp.array([1, 2, 3, 4]), {'label': jnp.array([0, 1, 2, 3])}
     want = jax.jit(network.apply)(*arguments)
     with jax.set_mesh(mesh):

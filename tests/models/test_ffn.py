@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 
 from lit_jax.models.ffn import FFNS
@@ -26,7 +27,7 @@ def test_tokens_in_and_tokens_out(name, dtype):
 
 @pytest.mark.parametrize('name', FFNS)
 def test_bfloat16_is_close_to_float32(name):
-    x = jax.random.normal(jax.random.key(0), (2, 12, WIDTH)).astype(jnp.bfloat16)
+    x = normal(0, (2, 12, WIDTH)).astype(jnp.bfloat16)
     want, got = (jax.jit(lambda x, dtype=dtype: build(name, dtype)(x, GRID))(x.astype(dtype))
                  for dtype in (jnp.float32, jnp.bfloat16))
     error = np.asarray(got, np.float32) - want
@@ -55,7 +56,7 @@ def test_mix_ffn_multiplies_the_first_part_with_the_gate_of_the_second():
     hidden = FFNS['mix'].hidden_width(WIDTH, 2.5)
     kernel = jnp.zeros((3, 3, 2, hidden)).at[1, 1, 0].set(1.0)
     ffn.depth.kernel[...], ffn.depth.bias[...] = kernel, jnp.stack([jnp.zeros(hidden), jnp.full(hidden, 2.0)])
-    x = jax.random.normal(jax.random.key(0), (2, 12, WIDTH))
+    x = normal(0, (2, 12, WIDTH))
     value = jax.nn.silu(x @ ffn.inverted.kernel[:, 0] + ffn.inverted.bias[0])
     np.testing.assert_allclose(ffn(x, GRID), (value * jax.nn.silu(2.0)) @ ffn.point.kernel[...], atol=1e-5)
 

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -62,7 +63,7 @@ def test_patches_are_rows_first():
 
 def test_linear_contracts_its_input_axes():
     layer = Linear((2, 3), (4, 5), rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (7, 2, 3))
+    x = normal(0, (7, 2, 3))
     want = jnp.einsum('bij,ijkl->bkl', x, layer.kernel[...]) + layer.bias[...]
     np.testing.assert_allclose(layer(x), want, rtol=1e-5, atol=1e-6)
 
@@ -92,7 +93,7 @@ def test_modulate_scales_by_one_plus_scale():
 @pytest.mark.parametrize('function, shapes', [
     (modulate, [(2, 5, 6), (2, 6), (2, 6)]), (gate, [(2, 5, 6), (2, 6)])])
 def test_written_out_derivatives_equal_finite_differences(function, shapes, x64):
-    arguments = [jax.random.normal(jax.random.key(i), shape, jnp.float64) for i, shape in enumerate(shapes)]
+    arguments = [normal(i, shape, jnp.float64) for i, shape in enumerate(shapes)]
     check_grads(function, arguments, order=1, modes=['rev'], atol=1e-6, rtol=1e-6)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,14 +51,6 @@ REFUSED = {(case, 'tensor') for case in ('edit', 'sana', 'dydila')} | {('gla', '
 EVERY_CASE = pytest.mark.parametrize('case', CASES)
 
 
-def random_tree(abstract, seed=0):
-    """Weights that let every path carry signal, gates that begin at zero included."""
-    leaves, structure = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                                for k, leaf in zip(keys, leaves, strict=True)])
-
-
 def mixer_of(case, dtype=jnp.float32):
     """(graphdef, random parameters) of the mixer alone."""
     graphdef, state = nnx.split(
@@ -72,7 +65,7 @@ def network_of(case, **options):
 
 
 def batch(size=8, dtype=jnp.float32):
-    x = jax.random.normal(jax.random.key(1), (size, 8, 12, 4), dtype)
+    x = normal(1, (size, 8, 12, 4), dtype)
     return x, jnp.linspace(3, 990, size), {'label': jnp.arange(size) % 4}
 
 
@@ -97,7 +90,7 @@ def test_tokens_in_and_tokens_out(case, grid, dtype):
 
 @EVERY_CASE
 def test_bfloat16_is_close_to_float32(case):
-    x = jax.random.normal(jax.random.key(0), (4, 96, WIDTH)).astype(jnp.bfloat16)
+    x = normal(0, (4, 96, WIDTH)).astype(jnp.bfloat16)
     outputs = []
     for dtype in (jnp.float32, jnp.bfloat16):
         graphdef, params = mixer_of(case, dtype)

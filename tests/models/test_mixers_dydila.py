@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from flax import nnx
 
 from lit_jax.models.mixers import build_mixer
@@ -214,7 +215,7 @@ def test_the_power_sharpens_and_keeps_the_length():
 @pytest.mark.parametrize('power', [1e-3, 3.0, 40.0])
 def test_the_power_is_safe(size, power):
     """No token, however small, large or negative, and no exponent makes anything that is not a number."""
-    z = size * jax.random.normal(jax.random.key(0), (1, 8, 1, 16)).at[0, 0].set(-1.0)
+    z = size * normal(0, (1, 8, 1, 16)).at[0, 0].set(-1.0)
     y, pull = jax.vjp(measure, z, jnp.full((1, 8, 1, 1), power))
     assert np.isfinite(y).all()
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(jax.nn.relu(z) + 1e-6, axis=-1),
@@ -249,15 +250,12 @@ def test_folding_changes_nothing_but_the_parameters(stages):
     network = Network({'family': 'dit', 'depth': 3, 'width': 16, 'patch': 2, 'input_size': (8, 12),
                        'channels': 4, 'num_classes': 3, 'ffn': 'mix', 'stages': stages,
                        'mixer': {'name': 'dydila', 'heads': 1}})
-    leaves, structure = jax.tree.flatten(network.abstract())
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    params = structure.unflatten([0.3 * jax.random.normal(k, leaf.shape)
-                                  for k, leaf in zip(keys, leaves, strict=True)])
+    params = random_tree(network.abstract(), 0, 0.3)
     arch, folded = fold(network.arch, params)
     small = Network(arch)
     assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, small.abstract())
-    assert len(jax.tree.leaves(folded)) < len(leaves)
-    arguments = (jax.random.normal(jax.random.key(1), (2, 8, 12, 4)), jnp.array([3, 900]),
+    assert len(jax.tree.leaves(folded)) < len(jax.tree.leaves(params))
+    arguments = (normal(1, (2, 8, 12, 4)), jnp.array([3, 900]),
                  {'label': jnp.array([0, 3])})
     got, want = jax.jit(small.apply)(folded, *arguments), jax.jit(network.apply)(params, *arguments)
     np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()))

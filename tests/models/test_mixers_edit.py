@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -144,7 +145,7 @@ def test_rows_cut_over_devices_change_nothing_and_send_no_tokens():
     mesh, grid, heads = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8}), (16, 12), 3
     graphdef, params = build(heads, width=48)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    x = jax.random.normal(jax.random.key(0), (2, grid[0] * grid[1], 48))
+    x = normal(0, (2, grid[0] * grid[1], 48))
 
     def run(params, x):
         y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, grid), params, x)

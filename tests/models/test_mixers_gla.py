@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -137,7 +138,7 @@ def mixer(dtype=jnp.float32, width=16, **options):
 
 
 def test_a_token_sees_only_what_comes_before_it():
-    layer, x = mixer(), jax.random.normal(jax.random.key(0), (1, 12, 16))
+    layer, x = mixer(), normal(0, (1, 12, 16))
     moved = layer(x.at[:, 7].add(1), (3, 4)) - layer(x, (3, 4))
     assert not moved[:, :7].any() and np.abs(moved[:, 7:]).min(-1).all()
 
@@ -145,7 +146,7 @@ def test_a_token_sees_only_what_comes_before_it():
 @pytest.mark.parametrize('directions, sees', [('bidirectional', 2), ('four', 4)])
 def test_several_directions_are_the_sum_of_single_ones(directions, sees):
     """Each direction is the causal layer on tokens put in another order: the last product is linear."""
-    grid, x = (3, 4), jax.random.normal(jax.random.key(0), (2, 12, 16))
+    grid, x = (3, 4), normal(0, (2, 12, 16))
     rows = np.arange(12).reshape(grid)
     orders = [rows.ravel(), rows.ravel()[::-1], rows.T.ravel(), rows.T.ravel()[::-1]][:sees]
     want = sum(mixer()(x[:, order], grid)[:, np.argsort(order)] for order in orders)
@@ -154,7 +155,7 @@ def test_several_directions_are_the_sum_of_single_ones(directions, sees):
 
 
 def test_the_readings_of_the_paper():
-    x = jax.random.normal(jax.random.key(0), (2, 12, 16))
+    x = normal(0, (2, 12, 16))
     plain = mixer()(x, (3, 4))
     paper = mixer(value_gate=True, norm='layer', gate_bias=True)
     assert paper.gate.has_bias and paper.norm_bias.shape == (8,)
@@ -182,7 +183,7 @@ def test_initial_values():
 
 
 def test_bfloat16_stays_near_float32():
-    x = jax.random.normal(jax.random.key(0), (2, 100, 16))
+    x = normal(0, (2, 100, 16))
     got, want = (mixer(dtype)(x.astype(dtype), (10, 10)) for dtype in (jnp.bfloat16, jnp.float32))
     assert got.dtype == jnp.bfloat16 and relative(got, np.asarray(want, np.float64)) <= 3e-2
 
@@ -192,7 +193,7 @@ def test_bfloat16_stays_near_float32():
 def test_cut_over_devices_it_is_the_same(sizes, options):
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
     graphdef, params = nnx.split(mixer(**options))
-    x = jax.random.normal(jax.random.key(0), (8, 12, 16))
+    x = normal(0, (8, 12, 16))
 
     def run(params, x):
         y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, (3, 4)), params, x)
@@ -212,8 +213,8 @@ ARCH = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 
 
 def test_it_mixes_tokens_in_the_plain_backbone():
     network = Network(ARCH)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(jax.random.key(0)))
-    y = network.apply(params, jnp.ones((2, 8, 12, 4)), jnp.array([1, 9]), {'label': jnp.array([0, 3])})
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(network.init)(jax.random.key(0)))
+    y = jax.jit(network.apply)(params, jnp.ones((2, 8, 12, 4)), jnp.array([1, 9]), {'label': jnp.array([0, 3])})
     assert y.shape == (2, 8, 12, 8) and np.isfinite(y).all()
 
 

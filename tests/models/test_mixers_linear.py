@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -108,7 +109,7 @@ def test_any_heads_grid_and_options(rows, columns, heads, kernel, bias, power, a
     params = nnx.to_pure_dict(nnx.state(mixer))
     assert ('dwc' in params) == (kernel > 0)
     assert ('bias' in params['q']) == ('bias' in params['kv']) == bias
-    x = jax.random.normal(jax.random.key(1), (2, rows * columns, 12))
+    x = normal(1, (2, rows * columns, 12))
     out = jax.jit(lambda x: mixer(x, (rows, columns)))(x)
     assert out.shape == x.shape and np.isfinite(out).all()
 
@@ -116,7 +117,7 @@ def test_any_heads_grid_and_options(rows, columns, heads, kernel, bias, power, a
 def test_without_convolution_the_order_of_tokens_does_not_matter():
     mixer = build_mixer({'name': 'linear', 'heads': 2, 'dwc_kernel': 0}, 8, dtype=jnp.float32,
                         rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 12, 8))
+    x = normal(0, (1, 12, 8))
     order = np.random.default_rng(0).permutation(12)
     # Only the order of float32 sums differs.
     np.testing.assert_allclose(mixer(x[:, order], (3, 4)), mixer(x, (2, 6))[:, order], atol=1e-5)
@@ -124,7 +125,7 @@ def test_without_convolution_the_order_of_tokens_does_not_matter():
 
 def test_the_convolution_sees_the_grid():
     mixer = build_mixer({'name': 'linear', 'heads': 2}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 12, 8))
+    x = normal(0, (1, 12, 8))
     assert np.abs(mixer(x, (3, 4)) - mixer(x, (4, 3))).max() > 1e-2
 
 
@@ -135,7 +136,7 @@ def test_gradients_are_those_of_finite_differences(options, x64):
     mixer = build_mixer({'name': 'linear', 'heads': 2, **options}, 4, dtype=jnp.float64, rngs=nnx.Rngs(3))
     graphdef, params = nnx.split(mixer)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
-    x = jax.random.normal(jax.random.key(2), (1, 6, 4), jnp.float64)
+    x = normal(2, (1, 6, 4), jnp.float64)
     apply = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x, (2, 3)))
     check_grads(apply, (params, x), order=1, modes=['rev'], atol=1e-5, rtol=1e-5, eps=1e-6)
 
@@ -145,7 +146,7 @@ def test_bfloat16_at_16384_tokens(dwc_kernel, x64):
     """Inputs of size 100, relative to float64 with the same float32 weights."""
     side, width = 128, 64
     options = {'name': 'linear', 'heads': 2, 'dwc_kernel': dwc_kernel, 'qkv_bias': True}
-    x = 100 * jax.random.normal(jax.random.key(0), (1, side * side, width), jnp.float32)
+    x = 100 * normal(0, (1, side * side, width), jnp.float32)
     x = x + 50                      # with a common part, so that sums over tokens grow
     outputs, gradients = {}, {}
     for dtype in (jnp.bfloat16, jnp.float64):

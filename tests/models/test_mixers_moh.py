@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 
@@ -68,7 +69,7 @@ def test_weights_of_the_heads_in_use_sum_to_their_number(shared, routed):
     """One shared head too, at which the official code stops."""
     mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': shared, 'routed': routed}, 24,
                         dtype=jnp.float32, rngs=nnx.Rngs(0))
-    weights = np.asarray(mixer.head_weights(jax.random.normal(jax.random.key(0), (2, 9, 24))))
+    weights = np.asarray(mixer.head_weights(normal(0, (2, 9, 24))))
     assert ((weights[..., shared:] > 0).sum(-1) == routed).all() and (weights[..., :shared] > 0).all()
     if not (shared and routed):
         np.testing.assert_allclose(weights.sum(-1), shared + routed, rtol=1e-5)
@@ -93,7 +94,7 @@ def test_every_router_learns_from_the_output():
     mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': 3, 'routed': 2}, 24, dtype=jnp.float32,
                         rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
-    x = jax.random.normal(jax.random.key(0), (2, 9, 24))
+    x = normal(0, (2, 9, 24))
     gradient = nnx.to_pure_dict(
         jax.grad(lambda params: jnp.sin(nnx.merge(graphdef, params)(x, (3, 3))).sum())(params))
     for name in ('router', 'shared_router', 'kinds_router'):
@@ -111,7 +112,7 @@ def test_a_model_shows_the_loss_of_its_routing_layers_only():
     assert network.losses == ('balance',)
     params = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), network.abstract())
     assert params['blocks1']['attn']['qkv']['kernel'].shape == (2, 16, 3, 6, 8)
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    x = normal(1, (2, 8, 8, 4))
     _, seen = network.observe(params, x, jnp.array([1, 700]), {'label': jnp.array([0, 3])}, network.losses)
     assert [values.shape for values in seen['balance']] == [(2,)]
 

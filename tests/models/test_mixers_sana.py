@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 
@@ -126,7 +127,7 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
 
 def test_it_is_its_own_quadratic_form(x64):
     mixer = build_mixer({'name': 'sana', 'heads': 2}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (2, 12, 8), jnp.float64)
+    x = normal(0, (2, 12, 8), jnp.float64)
     q, k, v = (mixer.qkv(x)[:, :, i] for i in range(3))
     weights_BKNM = jnp.einsum('bnke,bmke->bknm', jax.nn.relu(q), jax.nn.relu(k))
     weights_BKNM = weights_BKNM / (weights_BKNM.sum(-1, keepdims=True) + 1e-8)
@@ -136,7 +137,7 @@ def test_it_is_its_own_quadratic_form(x64):
 
 @pytest.mark.parametrize('tokens', [5, 40])
 def test_the_shortest_way_gives_the_same(tokens, x64):
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 3, tokens, 16), jnp.float64)
+    q, k, v = normal(0, (3, 2, 3, tokens, 16), jnp.float64)
     np.testing.assert_allclose(weighted_sum(q, k, v, shortest=True), weighted_sum(q, k, v), atol=1e-13)
 
 
@@ -147,7 +148,7 @@ def test_queries_without_features_give_zero_and_finite_gradients(eps):
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
     # with positive tokens no query is positive
     params['qkv']['kernel'] = params['qkv']['kernel'].at[:, 0].set(-1.0)
-    x = jnp.abs(jax.random.normal(jax.random.key(0), (1, 16, 8))) + 0.1
+    x = jnp.abs(normal(0, (1, 16, 8))) + 0.1
 
     def apply(params, x):
         return nnx.merge(graphdef, params)(x, (4, 4))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from jax.sharding import NamedSharding
@@ -177,7 +178,7 @@ def test_compressed_keys_on_a_mesh_change_nothing(sizes):
     mixer = build_mixer({'name': 'softmax', 'heads': 2, 'compress': 2}, 16, dtype=jnp.float32,
                         rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(mixer)
-    x = jax.random.normal(jax.random.key(0), (4, 16 * 12, 16))
+    x = normal(0, (4, 16 * 12, 16))
 
     def run(params, x):
         y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, (16, 12)), params, x)

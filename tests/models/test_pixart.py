@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -118,10 +119,7 @@ def embedded(params, text):
 
 
 def random_params(network, seed=0):
-    leaves, treedef = jax.tree.flatten(network.abstract())
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(network.abstract(), seed, 0.2)
 
 
 def captions(rows, seed=0, length=5):
@@ -253,7 +251,7 @@ def test_cut_over_devices_it_is_the_same(sizes):
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
     network = Network({**TINY, 'width': 32})
     params, t, cond = random_params(network), jnp.arange(8.0), captions(8)
-    x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+    x = normal(1, (8, 8, 8, 3))
     want = jax.jit(network.apply)(params, x, t, cond)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, state_shardings(network.abstract(), mesh))

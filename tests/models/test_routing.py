@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -111,7 +112,7 @@ def router_of(gradient, width=6, choices=4, dtype=jnp.float32):
 
 
 def test_a_router_takes_the_largest_logit():
-    router, x = router_of('straight_through'), jax.random.normal(jax.random.key(1), (2, 5, 6))
+    router, x = router_of('straight_through'), normal(1, (2, 5, 6))
     route = router(x)
     want = np.asarray(x @ router.kernel[...]).argmax(-1)
     np.testing.assert_array_equal(route.index_BN, want)
@@ -124,16 +125,16 @@ def test_a_router_takes_the_largest_logit():
 def test_a_router_of_two_parts_sees_them_side_by_side():
     router = Router(6, 4, parts=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert router.kernel.shape == (12, 4)
-    x, y = jax.random.normal(jax.random.key(1), (2, 3, 5, 2, 3))          # tokens of two heads
+    x, y = normal(1, (2, 3, 5, 2, 3))          # tokens of two heads
     both = jnp.concatenate([x.reshape(3, 5, 6), y.reshape(3, 5, 6)], -1)
     np.testing.assert_array_equal(router(x, y).index_BN, (both @ router.kernel[...]).argmax(-1))
 
 
 def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
     router, x = router_of('straight_through',
-                          dtype=jnp.float64), jax.random.normal(jax.random.key(1), (2, 5, 6), jnp.float64)
+                          dtype=jnp.float64), normal(1, (2, 5, 6), jnp.float64)
     graphdef, params = nnx.split(router)
-    bank, g = jnp.array([0.5, -1, 2, 3]), jax.random.normal(jax.random.key(2), (2, 5), jnp.float64)
+    bank, g = jnp.array([0.5, -1, 2, 3]), normal(2, (2, 5), jnp.float64)
 
     def hard(params, bank):
         return (g * nnx.merge(graphdef, params)(x).pick(bank)).sum()
@@ -156,8 +157,8 @@ def test_gradients_of_the_routed_projection_are_those_of_all_projections(gradien
     layer = RoutedLinear(6, (2, 3), 4, gradient=gradient, dtype=jnp.float64, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(layer)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
-    x = jax.random.normal(jax.random.key(1), (2, 15, 6), jnp.float64)
-    g = jax.random.normal(jax.random.key(2), (2, 15, 2, 3), jnp.float64)
+    x = normal(1, (2, 15, 6), jnp.float64)
+    g = normal(2, (2, 15, 2, 3), jnp.float64)
 
     def ours(params, x):
         return nnx.merge(graphdef, params)(x)[0]

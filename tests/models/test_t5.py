@@ -142,10 +142,10 @@ def test_narrow_forms_stay_near_float32(exact, form, compute, bound):
 @pytest.mark.parametrize('form', ['float32', 'bfloat16', 'int8'])
 def test_fresh_parameters_have_the_abstract_form(form):
     network = T5Network(ARCH, weights=form)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     assert jax.tree.map(lambda a: (a.shape, a.dtype),
                         params) == jax.tree.map(lambda a: (a.shape, a.dtype), network.abstract())
-    features = network.apply(params, IDS, MASK)
+    features = jax.jit(network.apply)(params, IDS, MASK)
     assert 0.3 < float(jnp.std(features.astype(jnp.float32))) < 3 and features.shape == (3, 20, 16)
 
 
@@ -214,8 +214,7 @@ def test_weights_can_be_trained(exact):
     """The little encoder of a demo is trained by our own recipe: every leaf of a float tree has a
     gradient."""
     network = T5Network(ARCH)
-    gradient = jax.grad(lambda params: jnp.square(network.apply(params, IDS, MASK)).sum())(
-        jax.tree.map(jnp.asarray, exact[0]))
+    gradient = jax.jit(jax.grad(lambda params: jnp.square(network.apply(params, IDS, MASK)).sum()))(exact[0])
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -96,7 +97,7 @@ def test_full_configuration_has_the_published_size():
 
 def test_upsampling_convolution_is_that_of_repeated_pixels(x64):
     conv = UpsampleConv(3, 5, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(1), (2, 4, 7, 3), jnp.float64)
+    x = normal(1, (2, 4, 7, 3), jnp.float64)
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
     want = jax.lax.conv_general_dilated(repeated, conv.kernel[...].astype(jnp.float64), (1, 1),
                                         ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
@@ -147,7 +148,7 @@ def test_posterior_sample_has_the_mean_and_deviation_told():
 def test_gradients_reach_every_parameter(tiny):
     """A VAE can be trained: nothing is cut off, and the written-out derivative of attention is used."""
     network, params = tiny
-    x, noise = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jax.random.key(2)
+    x, noise = normal(1, (2, 8, 8, 3)), jax.random.key(2)
 
     @jax.jit
     def loss(params):
@@ -169,7 +170,7 @@ def test_gradients_reach_every_parameter(tiny):
 
 def test_one_by_one_is_the_same_in_less_memory(tiny):
     network, params = tiny
-    z = jax.random.normal(jax.random.key(1), (8, 16, 16, 2))
+    z = normal(1, (8, 16, 16, 2))
     whole, single = (compiled_decode(network, params, z, one_by_one=each) for each in (False, True))
     image = whole(params, z)
     np.testing.assert_allclose(single(params, z), image, atol=1e-5)
@@ -192,7 +193,7 @@ def test_one_by_one_on_a_mesh_sends_nothing(tiny):
     network, params = tiny
     mesh = jax.make_mesh((2, 2, 1), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3,
                          devices=jax.devices()[:4])
-    z = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
+    z = normal(1, (8, 4, 4, 2))
     want = jax.jit(network.decode)(params, z)
     with jax.set_mesh(mesh):
         z = jax.device_put(z, NamedSharding(mesh, P(('data', 'fsdp'))))
@@ -234,7 +235,7 @@ def test_a_tile_fades_linearly_where_two_overlap():
 def test_tiles_of_a_local_decoder_give_the_whole_image():
     """A decoder that looks at one pixel: what tiles change is what the real one's norms and attention make of
     them."""
-    z = jax.random.normal(jax.random.key(0), (2, 13, 21, 3))
+    z = normal(0, (2, 13, 21, 3))
     double = lambda z: jnp.tanh(z).repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
     np.testing.assert_allclose(decode_tiles(double, z, tile=6, overlap=2, downscale=2), double(z), atol=1e-6)
 
@@ -255,7 +256,7 @@ def test_tiled_images_are_near_the_whole_one_and_nearer_with_larger_tiles(golden
     image's
     deviation: 0.69 (rms) with tiles of 8, 0.28 with 16, 0.12 with 24 of 32 x 40."""
     network, params, _ = load_golden(goldens / 'vae_two.npz', jnp.float32)
-    z = jax.random.normal(jax.random.key(0), (1, 32, 40, 4))
+    z = normal(0, (1, 32, 40, 4))
     decode = jax.jit(network.decode, static_argnames='tile')
     whole = decode(params, z)
     errors = [float(jnp.sqrt(jnp.square(decode(params, z, tile=tile) - whole).mean()) / whole.std())

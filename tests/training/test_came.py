@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from draws import normal
 from jax.sharding import PartitionSpec as P
 from tiny import PIXART, tiny_recipe
 
@@ -219,14 +220,14 @@ def test_gradients_of_zero_and_rows_of_zeros_stay_finite():
 
 def test_adamw_is_that_of_optax_bit_for_bit():
     """Updates and the structure of the state, which checkpoints hold."""
-    params = {'a': {'kernel': jax.random.normal(jax.random.key(0), (4, 8))}, 'b': jnp.ones(3)}
+    params = {'a': {'kernel': normal(0, (4, 8))}, 'b': jnp.ones(3)}
     for decay in (0.0, 0.03):
         ours, theirs = make_optimizer(learning_rate=1e-3,
                                       weight_decay=decay), optax.adamw(1e-3, weight_decay=decay)
         mine, other = (params, ours.init(params)), (params, theirs.init(params))
         assert jax.tree.structure(mine) == jax.tree.structure(other)
         for seed in range(5):
-            grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape),
+            grads = jax.tree.map(lambda leaf, seed=seed: normal(seed, leaf.shape),
                                  params)
             moved = []
             for optimizer, (weights, opt) in ((ours, mine), (theirs, other)):

@@ -39,10 +39,21 @@ def scores_of(workdir):
             for record in read_lines(workdir / 'metrics.jsonl') if 'eval/num_samples' in record]
 
 
+HELD = []        # the weights that the samplers held after each evaluation of `run`
+
+
 @pytest.fixture(scope='module')
 def run(reference, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('scored')
-    assert loop.train(scored_recipe(reference), workdir) == 'done'
+    scores, workdir = evaluating.LoopEvaluation.scores, tmp_path_factory.mktemp('scored')
+
+    def remembered(self, *arguments):
+        result = scores(self, *arguments)
+        HELD.append([sampler._groups.weights for sampler in self._samplers.values()])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluating.LoopEvaluation, 'scores', remembered)
+        assert loop.train(scored_recipe(reference), workdir) == 'done'
     return workdir
 
 
@@ -79,17 +90,8 @@ def test_the_best_weights_are_kept_as_a_model_folder(run):
             np.testing.assert_array_equal(kept, newest)
 
 
-def test_no_copy_of_the_weights_stays_behind_an_evaluation(reference, tmp_path, monkeypatch):
-    made, scores = [], evaluating.LoopEvaluation.scores
-
-    def remembered(self, *arguments):
-        result = scores(self, *arguments)
-        made.append([sampler._groups.weights for sampler in self._samplers.values()])
-        return result
-
-    monkeypatch.setattr(evaluating.LoopEvaluation, 'scores', remembered)
-    loop.train(scored_recipe(reference), tmp_path)
-    assert made == [[None, None], [None, None]]
+def test_no_copy_of_the_weights_stays_behind_an_evaluation(run):
+    assert HELD == [[None, None], [None, None]]
 
 
 def test_the_report_shows_the_scores(run):

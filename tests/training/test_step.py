@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from draws import random_tree
 from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
@@ -20,10 +21,7 @@ NETWORK = setup.build_network(tiny_recipe())      # knows that 10 is the null cl
 
 
 def random_like(abstract, seed=0, scale=0.2):
-    leaves, treedef = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([scale * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(abstract, seed, scale)
 
 
 def parts(config, teacher_config=None, seed=0):
