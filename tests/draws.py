@@ -34,3 +34,16 @@ def applied(module, *args):
         return nnx.merge(graphdef, params)(*(next(rest) if hasattr(a, 'dtype') else a for a in args))
 
     return jax.jit(call)(params, arrays)
+
+
+def graph(build):
+    """The graphdef of the module that `build()` returns: its parameters come from elsewhere."""
+    return nnx.split(nnx.eval_shape(build))[0]
+
+
+def pulled(function, *args):
+    """(output, pullback of its cosine to every argument) in one program."""
+    def both(*args):
+        y, pull = jax.vjp(function, *args)
+        return y, pull(jnp.cos(y))
+    return jax.jit(both)(*args)

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from draws import normal
+from draws import applied, made, normal
 from flax import nnx
 from goldens import weights
 
@@ -126,24 +126,29 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
 
 
 def test_it_is_its_own_quadratic_form(x64):
-    mixer = build_mixer({'name': 'sana', 'heads': 2}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    mixer = made(lambda: build_mixer({'name': 'sana', 'heads': 2}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+
+    def quadratic(x):
+        q, k, v = (mixer.qkv(x)[:, :, i] for i in range(3))
+        weights_BKNM = jnp.einsum('bnke,bmke->bknm', jax.nn.relu(q), jax.nn.relu(k))
+        weights_BKNM = weights_BKNM / (weights_BKNM.sum(-1, keepdims=True) + 1e-8)
+        return mixer.proj(jnp.einsum('bknm,bmke->bnke', weights_BKNM, v))
+
     x = normal(0, (2, 12, 8), jnp.float64)
-    q, k, v = (mixer.qkv(x)[:, :, i] for i in range(3))
-    weights_BKNM = jnp.einsum('bnke,bmke->bknm', jax.nn.relu(q), jax.nn.relu(k))
-    weights_BKNM = weights_BKNM / (weights_BKNM.sum(-1, keepdims=True) + 1e-8)
-    want = mixer.proj(jnp.einsum('bknm,bmke->bnke', weights_BKNM, v))
-    np.testing.assert_allclose(mixer(x, (3, 4)), want, atol=1e-12)
+    np.testing.assert_allclose(applied(mixer, x, (3, 4)), jax.jit(quadratic)(x), atol=1e-12)
 
 
 @pytest.mark.parametrize('tokens', [5, 40])
 def test_the_shortest_way_gives_the_same(tokens, x64):
-    q, k, v = normal(0, (3, 2, 3, tokens, 16), jnp.float64)
-    np.testing.assert_allclose(weighted_sum(q, k, v, shortest=True), weighted_sum(q, k, v), atol=1e-13)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, tokens, 16))
+    compiled = jax.jit(weighted_sum, static_argnames='shortest')
+    np.testing.assert_allclose(compiled(q, k, v, shortest=True), compiled(q, k, v), atol=1e-13)
 
 
 @pytest.mark.parametrize('eps', [1e-8, DIFFUSERS_EPS])
 def test_queries_without_features_give_zero_and_finite_gradients(eps):
-    mixer = build_mixer({'name': 'sana', 'heads': 1, 'eps': eps}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = made(lambda: build_mixer({'name': 'sana', 'heads': 1, 'eps': eps}, 8, dtype=jnp.float32,
+                                     rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(mixer)
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
     # with positive tokens no query is positive
@@ -153,9 +158,13 @@ def test_queries_without_features_give_zero_and_finite_gradients(eps):
     def apply(params, x):
         return nnx.merge(graphdef, params)(x, (4, 4))
 
-    y, pull = jax.vjp(apply, params, x)
+    def both(params, x):
+        y, pull = jax.vjp(apply, params, x)
+        return y, pull(jnp.ones_like(y))
+
+    y, gradients = jax.jit(both)(params, x)
     assert (y == 0).all()               # the bias of proj starts at zero
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pull(jnp.ones_like(y))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_an_epsilon_of_zero_is_refused():
