@@ -65,9 +65,9 @@ key: value.tolist() for key, value in state.items()}
         convert(hub, '--out', tmp_path / 'other', '--arch', 'dit_xl')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_every_kind_of_file_gives_the_same_parameters(tmp_path):
-    torch = pytest.importorskip('torch')
+    import torch
     state = random_state()
 
     def save(tensors, path):
@@ -124,7 +124,7 @@ def test_bfloat16_is_the_default_and_int8_is_as_when_loading(tmp_path):
         export_text_encoder(tmp_path / 'int8', tmp_path / 'back')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_features_and_files_of_transformers(tmp_path):
     """A model that transformers saved, through our folder, and our export read by transformers: the same
     features."""

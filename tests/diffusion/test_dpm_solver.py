@@ -79,10 +79,10 @@ def noise_only(x, t):
     return toy_model(x, t, {})[..., :x.shape[-1]]
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('steps', [2, 10, 20, 50])
 def test_the_trajectory_equals_that_of_diffusers(steps, x64):
-    torch = pytest.importorskip('torch')
+    import torch
     diffusers = import_oracle('diffusers')
     scheduler = diffusers.DPMSolverMultistepScheduler(
         num_train_timesteps=1000, trained_betas=np.linspace(1e-4, 2e-2, 1000), algorithm_type='dpmsolver++',
@@ -100,7 +100,7 @@ def test_the_trajectory_equals_that_of_diffusers(steps, x64):
         assert relative_error(ours[i], x.numpy()) <= 5e-6, i
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_timesteps_are_those_of_diffusers_but_for_halves():
     diffusers = import_oracle('diffusers')
     for steps in (5, 10, 15, 20, 25, 50, 100):

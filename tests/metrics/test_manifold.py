@@ -99,7 +99,7 @@ def test_counts_are_those_of_float64(name):
                                                             rel=1e-14)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('name', HARD)
 def test_equals_torch_fidelity_and_prdc(name):
     torch, fidelity = import_oracle('torch'), import_oracle('torch_fidelity.metric_prc')

@@ -87,7 +87,7 @@ def test_buckets_and_bias_are_the_published_ones(goldens, name):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('family', ['t5', 'mt5'])
 def test_full_width_is_the_encoder_of_transformers(family):
     """Width, heads and mlp of T5-XXL, two layers, padding on both sides of the tokens."""
