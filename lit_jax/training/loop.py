@@ -20,7 +20,6 @@ from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdi
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
 from lit_jax.report.grids import make_grid, save_png, viewable
-from lit_jax.report.html import write_run_report
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
@@ -29,8 +28,6 @@ from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
-from lit_jax.training.inherit import format_report
-from lit_jax.training.loop_evaluation import LoopEvaluation
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
@@ -87,6 +84,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     about = setup.describe(config, source.class_names)
     evaluation = None
     if config.eval.every or config.eval.full_every:
+        from lit_jax.training.loop_evaluation import LoopEvaluation
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
@@ -135,6 +133,7 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
         return state, meta['pending_metrics'], step
     state, report = setup.init_state(config, network, optimizer, mesh, null_caption)
     if report is not None:
+        from lit_jax.training.inherit import format_report
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -289,6 +288,7 @@ class _Run:
 
     def _report(self) -> None:
         if jax.process_index() == 0:
+            from lit_jax.report.html import write_run_report
             write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
                              read_workdir(self.workdir))
 
