@@ -92,6 +92,14 @@ def bounded_memory():
         gc.collect()
 
 
+@pytest.fixture(scope='module')
+def two_devices():
+    """Programs that run on every device of a host are compiled for each: two are as good as eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'local_devices', lambda *args, **options: jax.devices()[:2])
+        yield
+
+
 @pytest.fixture
 def x64():
     """Turns 64-bit types on for one test."""

@@ -11,6 +11,8 @@ from PIL import Image
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.draw_classes import Request, draw
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -21,6 +21,8 @@ from lit_jax.models.network import Network
 from lit_jax.models.probe import show
 from lit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 ROOT = Path(__file__).parents[2]
 SHORT = {'images': 6, 'map_images': 2, 'timesteps': 2, 'loss_timesteps': 3, 'batch_size': 6}
 

@@ -12,3 +12,8 @@ def judge(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv('LIT_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_devices(two_devices):
+    """See tests/conftest.py."""

@@ -15,6 +15,8 @@ from lit_jax.metrics.distances import Geometry
 from lit_jax.metrics.manifold import density_coverage, precision_recall
 from lit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 
 def squared_distances(first, second):
     """The definition, float64 [N, M]."""

@@ -15,6 +15,8 @@ from lit_jax.training import loop
 from lit_jax.training import loop_evaluation as evaluating
 from lit_jax.training.metrics_log import read_lines
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
