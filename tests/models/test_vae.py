@@ -254,15 +254,14 @@ def test_tiles_of_different_tint_have_no_seams():
 def test_tiled_images_are_near_the_whole_one_and_nearer_with_larger_tiles(goldens):
     """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the
     image's
-    deviation: 0.69 (rms) with tiles of 8, 0.28 with 16, 0.12 with 24 of 32 x 40."""
+    deviation: 0.69 (rms) with tiles of 8, 0.12 with 24 of 32 x 40."""
     network, params, _ = load_golden(goldens / 'vae_two.npz', jnp.float32)
     z = normal(0, (1, 32, 40, 4))
     decode = jax.jit(network.decode, static_argnames='tile')
     whole = decode(params, z)
     errors = [float(jnp.sqrt(jnp.square(decode(params, z, tile=tile) - whole).mean()) / whole.std())
-              for tile in (8, 16, 24)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] <= 0.15
+              for tile in (8, 24)]
+    assert errors[0] > errors[1] and errors[1] <= 0.15
     assert jnp.array_equal(decode(params, z, tile=40), whole)
 
 
