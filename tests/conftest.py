@@ -74,6 +74,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()         # what the imports made stays: no collection looks at it again
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_runtest_setup(item):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from goldens import weights
 from safetensors.numpy import save_file
+from tiers import BOTH_WIDTHS
 from torch_samples import SOFTMAX, random_params, random_state, tiny_arch
 
 from lit_jax.checkpoint.model_folder import load_model_folder
@@ -60,7 +61,7 @@ def inferred_from_shapes(model, **hints):
 # MoH-DiT
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 @pytest.mark.parametrize('name', ['moh_mixed', 'moh_headdim'])
 def test_the_official_moh_dit(name, wide, goldens):
     """Imported, it gives the official output; heads, shared heads and head dims are read off the file, layer
@@ -124,7 +125,7 @@ def test_another_size_of_moh_than_the_one_asked_for():
 # DiG
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 @pytest.mark.parametrize('name', ['dig_d4', 'dig_d8', 'dig_d8_skip'])
 def test_the_official_dig(name, wide, goldens):
     """Imported with nothing told, it gives the official output, and goes back bit for bit."""

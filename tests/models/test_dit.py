@@ -1,4 +1,6 @@
 """The backbone against the official code, and against what the papers say about it."""
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from draws import normal, random_tree
 from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import quick
 
 from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
@@ -47,7 +50,8 @@ def outputs(network, params, arrays):
         yield f'cfg_{scale}', model(x.astype(dtype), t, {'label': y})
 
 
-@pytest.mark.parametrize('name, scan_layers', [*((name, True) for name in MODELS), (MODELS[-1], False)])
+@pytest.mark.parametrize('name, scan_layers', quick(itertools.product(MODELS, (True, False)), [
+    *((name, True) for name in MODELS), ('lit_model_bias', False)]))
 def test_float32_equals_the_official_model(name, scan_layers, goldens):
     network, params, arrays = load_golden(goldens / f'{name}.npz', jnp.float32, scan_layers=scan_layers)
     for key, got in outputs(network, params, arrays):

@@ -12,6 +12,7 @@ from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import EPS, LinearAttention, focus, linear_attention
@@ -21,7 +22,6 @@ GRIDS = ('h1_4x9_k3', 'h1_4x9_k5', 'h1_6x6_k5', 'h2_4x9_k3', 'h2_4x9_k5', 'h2_6x
          'h3_4x9_k5', 'h3_6x6_k5', 'small_grid', 'deadheads')
 LIT = tuple(f'lit_attn_{name}' for name in GRIDS)
 FOCUSED = ('focused_relu_neutral', 'focused_relu_full', 'focused_gelu_neutral', 'focused_gelu_full')
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 
 
 def relative(got, want):

@@ -8,13 +8,13 @@ import pytest
 from draws import made, normal
 from flax import nnx
 from goldens import weights
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.network import Network
 from lit_jax.models.probe import watching
 from lit_jax.runtime.errors import UserError
 
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 GOLDEN = pytest.mark.parametrize('name', ['moh_mixed', 'moh_headdim'])
 
 

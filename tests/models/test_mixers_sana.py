@@ -6,6 +6,7 @@ import pytest
 from draws import applied, made, normal
 from flax import nnx
 from goldens import weights
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import TimestepEmbedder, gate, modulate
@@ -13,7 +14,6 @@ from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import weighted_sum
 from lit_jax.runtime.errors import UserError
 
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 DIFFUSERS_EPS = 1e-15
 
 

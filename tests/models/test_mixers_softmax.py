@@ -10,6 +10,7 @@ from flax import nnx
 from goldens import weights
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.mixers import build_mixer
@@ -33,7 +34,7 @@ def relative(got, want):
     return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 @pytest.mark.parametrize('name', ['dit_a', 'dit_p4'])
 def test_attention_of_the_official_dit(name, wide, goldens):
     meta, state, arrays = weights.load(goldens / f'{name}.npz')
@@ -131,7 +132,7 @@ def compressed_params(torch, head, rate):
                                ('norm_bias', 'norm.bias'))}}}
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 def test_compressed_attention_is_the_one_of_pixart_sigma(wide, goldens):
     """Its sr weights are so small that the norm's epsilon shows; the grid is 6 x 4."""
     meta, state, arrays = weights.load(goldens / 'pixart_nonsquare_kv.npz')
