@@ -1,5 +1,5 @@
-"""Which cases of a table the quick tier takes: it compares goldens in float64, and in float32 one or two models
-of each family. `make test-peers` compares all of them in both, optimized as users' programs are."""
+"""Which cases of a table the quick tier takes: goldens in float64, and in float32 one or two models of a
+family. `make test-peers` compares all of them in both, optimized as users' programs are."""
 import pytest
 
 BOTH_WIDTHS = pytest.mark.parametrize('wide', [pytest.param(False, marks=pytest.mark.peers), True],

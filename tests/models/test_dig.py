@@ -201,7 +201,7 @@ def test_skips_that_start_at_zero_change_nothing():
 
 
 def test_the_convolution_starts_as_the_identity():
-    params = jax.jit(Network(TINY).init)(jax.random.key(0))['blocks']['dwc']
+    params = jax.device_get(jax.jit(Network(TINY).init)(jax.random.key(0)))['blocks']['dwc']
     assert params['kernel'].shape == (6, 3, 3, 1, 32) and (params['kernel'][:, 1, 1] == 1).all()
     assert params['kernel'].sum() == 6 * 32 and not params['bias'].any()
     assert 'dwc' not in Network({**TINY, 'local': 'none'}).abstract()['blocks']

@@ -87,8 +87,8 @@ def random_params(network, seed=0):
 def test_any_grid_gives_an_output_of_twice_the_channels(rows, columns, patch, channels):
     size = (rows * patch, columns * patch)
     network = Network({**TINY, 'input_size': size, 'patch': patch, 'channels': channels})
-    output = jax.jit(network.apply)(random_params(network), jnp.ones((2, *size, channels)), jnp.array([0, 7]),
-                           {'label': jnp.array([0, 1])})
+    output = jax.jit(network.apply)(random_params(network), np.ones((2, *size, channels), np.float32),
+                           np.array([0, 7]), {'label': np.array([0, 1])})
     assert output.shape == (2, *size, 2 * channels)
     assert np.isfinite(output).all()
 
@@ -111,7 +111,7 @@ def test_remat_changes_nothing():
 def test_bfloat16_stays_near_float32(goldens):
     """Bound: three blocks of bfloat16 products (8 bits of mantissa) on outputs of order one."""
     network, params, arrays = load_golden(goldens / 'lit_model.npz', jnp.bfloat16)
-    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float32), params)
     output = jax.jit(network.apply)(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
     assert output.dtype == jnp.bfloat16
     assert relative_error(output, arrays['out64_eps_v']) <= 5e-2
@@ -125,7 +125,7 @@ def staged(mixer, stages=(), **more):
 def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
     mixer = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}
     whole, cut = staged(mixer), staged(mixer, [{'depth': 1}, {'depth': 3, 'mixer': {'dwc_kernel': 3}}])
-    params = jax.jit(whole.init)(jax.random.key(0))
+    params = jax.device_get(jax.jit(whole.init)(jax.random.key(0)))
     parts = {name: leaf for name, leaf in params.items() if name != 'blocks'}
     parts |= {'blocks0': jax.tree.map(lambda leaf: leaf[:1], params['blocks']),
               'blocks1': jax.tree.map(lambda leaf: leaf[1:], params['blocks'])}
