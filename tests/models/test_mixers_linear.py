@@ -1,7 +1,5 @@
 """Linear attention against the paper's Algorithm 1, the official focused attention, and its own quadratic
 form."""
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,8 +155,8 @@ def test_bfloat16_at_16384_tokens(dwc_kernel, x64):
     x = x + 50                      # with a common part, so that sums over tokens grow
     outputs, gradients = {}, {}
     for dtype in (jnp.bfloat16, jnp.float64):
-        graphdef, params = nnx.split(made(functools.partial(build_mixer, options, width, dtype=dtype,
-                                                           rngs=nnx.Rngs(0))))
+        graphdef, params = nnx.split(made(
+            lambda dtype=dtype: build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0))))
 
         def apply(params, x, graphdef=graphdef):
             return nnx.merge(graphdef, params)(x, (side, side))

@@ -1,6 +1,4 @@
 """Mixture-of-head attention against the official MoH-DiT, and what its weights must obey."""
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +29,8 @@ def golden_mixers(path, dtype):
         options = {'heads': case['heads'][i], 'shared': case['shared'][i], 'routed': case['routed'][i]}
         if case['head_dim'][i]:
             options['head_dim'] = case['head_dim'][i]
-        mixer = nnx.eval_shape(functools.partial(build_mixer, {'name': 'moh', **options}, case['width'],
-                                                 dtype=dtype, rngs=nnx.Rngs(0)))
+        mixer = nnx.eval_shape(lambda options=options: build_mixer(
+            {'name': 'moh', **options}, case['width'], dtype=dtype, rngs=nnx.Rngs(0)))
         head = (options['heads'], options.get('head_dim') or case['width'] // options['heads'])
         params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head),
                           'bias': torch['qkv.bias'].reshape(3, *head)},
