@@ -224,7 +224,7 @@ ARCH = {'family': 'dit', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 
 
 def test_it_mixes_tokens_in_the_plain_backbone():
     network = Network(ARCH)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(network.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, jax.jit(network.init)(jax.random.key(0)))
     y = jax.jit(network.apply)(params, jnp.ones((2, 8, 12, 4)), jnp.array([1, 9]),
                                {'label': jnp.array([0, 3])})
     assert y.shape == (2, 8, 12, 8) and np.isfinite(y).all()

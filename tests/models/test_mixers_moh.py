@@ -111,7 +111,7 @@ def test_a_model_shows_the_loss_of_its_routing_layers_only():
                                   {'depth': 2, 'mixer': {'heads': 6, 'shared': 3, 'routed': 2,
                                                          'head_dim': 8}}]})
     assert network.losses == ('balance',)
-    params = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), network.abstract())
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), network.abstract())
     assert params['blocks1']['attn']['qkv']['kernel'].shape == (2, 16, 3, 6, 8)
     x = normal(1, (2, 8, 8, 4))
     _, seen = jax.jit(lambda *args: network.observe(*args, network.losses))(

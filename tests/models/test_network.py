@@ -102,7 +102,7 @@ def test_compiling_for_inference_changes_no_value(monkeypatch):
     monkeypatch.setattr(network_module, 'LARGE_PRODUCT', 1)
     arch = {**TINY, 'mixer': {'name': 'linear', 'heads': 2}}
     network = Network(arch)
-    params = jax.tree.map(lambda p: p + 0.1, jax.jit(network.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.1, jax.jit(network.init)(jax.random.key(0)))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     want = jax.jit(network.apply)(params, x, jnp.array([5, 6]), {'label': jnp.array([1, 2])})
     np.testing.assert_allclose(Model(network, params, {})(x, [5, 6], [1, 2]), want, rtol=2e-4, atol=2e-4)
