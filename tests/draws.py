@@ -8,14 +8,15 @@ from flax import nnx
 
 def normal(seed: int, shape, dtype=None):
     """Standard normal numbers as a jax array: float32, or float64 where it is turned on, or `dtype`."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+    dtype = dtype or jax.dtypes.canonicalize_dtype(np.float64)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
 def random_tree(abstract, seed: int = 0, scale: float = 0.2):
     """Normal float32 weights of the given shapes: gates that begin at zero carry signal, too."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), abstract)
+        lambda leaf: jnp.asarray((scale * rng.standard_normal(leaf.shape)).astype(np.float32)), abstract)
 
 
 def made(build):

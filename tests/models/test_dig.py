@@ -90,7 +90,7 @@ def load_golden(path, dtype, **options):
     arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
     network = Network(arch, dtype=dtype, **options)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, network.abstract())
-    return network, jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+    return network, jax.tree.map(lambda p: np.asarray(p, dtype), params), arrays
 
 
 def check(network, params, arrays, bound):

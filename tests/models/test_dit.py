@@ -31,7 +31,7 @@ def load_golden(path, dtype, **options):
                                     input_size=(meta['config']['input'],) * 2)
     arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
     return Network(arch, dtype=dtype,
-                   **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+                   **options), jax.tree.map(lambda p: np.asarray(p, dtype), params), arrays
 
 
 def relative_error(got, want):

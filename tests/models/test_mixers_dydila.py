@@ -153,7 +153,7 @@ def test_it_is_the_reference(options):
             dtype = jnp.float64 if wide else jnp.float32
             module = drawn(options, dtype)[0]
             got = jax.jit(lambda p, x, module=module: nnx.merge(module, p)(x, GRID))(
-                jax.tree.map(lambda a, dtype=dtype: jnp.asarray(a, dtype), params), jnp.asarray(x, dtype))
+                jax.tree.map(lambda a, dtype=dtype: np.asarray(a, dtype), params), np.asarray(x, dtype))
             assert got.dtype == dtype
             assert np.abs(got - want).max() / np.abs(want).max() <= bound
 
@@ -188,7 +188,7 @@ def test_straight_through_moves_every_router():
     graphdef, params, x = drawn({})
     gradient = jax.jit(jax.grad(
         lambda p: (nnx.merge(graphdef, p)(jnp.asarray(x, jnp.float32), GRID) ** 2).sum()))(
-jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params))
+jax.tree.map(lambda a: jnp.asarray(np.float32(a)), params))
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -225,7 +225,7 @@ def test_the_power_is_safe(size, power):
 
 def test_it_shows_what_was_chosen():
     graphdef, params, x = drawn({'projectors': 7})
-    mixer = nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params))
+    mixer = nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(np.float32(a)), params))
 
     def watched(x):
         with watching(*mixer.statistics, *mixer.images) as seen:

@@ -84,8 +84,8 @@ def reference(params, x, grid, heads, groups):
 
 
 def apply(graphdef, params, x, grid, dtype):
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(dtype, jnp.float32)), params)
-    return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, grid))(params, jnp.asarray(x, dtype))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.promote_types(dtype, jnp.float32)), params)
+    return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, grid))(params, np.asarray(x, dtype))
 
 
 @pytest.mark.parametrize('grid, heads, wide', [
@@ -139,7 +139,7 @@ def test_rows_cut_over_devices_change_nothing_and_send_no_tokens():
     """Values and gradients; GroupNorm sums over all rows, the convolutions exchange neighbours."""
     mesh, grid, heads = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8}), (16, 12), 3
     graphdef, params = build(heads, width=48)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     x = normal(0, (2, grid[0] * grid[1], 48))
 
     def run(params, x):

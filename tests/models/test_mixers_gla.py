@@ -126,7 +126,7 @@ def test_the_official_recurrence(name, goldens):
         assert relative(scale * o.swapaxes(1, 2), arrays['out64_o']) <= 2e-5
         assert relative(state, arrays['out64_state']) <= 2e-5
     with jax.enable_x64(True):
-        o, _ = jax.jit(chunked_gla)(*(jnp.asarray(a, jnp.float64) for a in (q, k, v, g)))
+        o, _ = jax.jit(chunked_gla)(*(np.float64(a) for a in (q, k, v, g)))
         assert relative(scale * o.swapaxes(1, 2), arrays['out64_o']) <= 1e-13
 
 

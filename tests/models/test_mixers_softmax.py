@@ -27,7 +27,7 @@ def textbook(q, k, v):
 
 
 def random_qkv(shape, dtype=np.float64, seed=0):
-    return [jnp.asarray(a, dtype) for a in np.random.default_rng(seed).normal(size=(3, *shape))]
+    return [jnp.asarray(a.astype(dtype)) for a in np.random.default_rng(seed).normal(size=(3, *shape))]
 
 
 def relative(got, want):

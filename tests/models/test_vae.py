@@ -32,7 +32,7 @@ def load_golden(path, dtype):
                           'channels': config['latent']}, dtype=dtype)
     params = read_vae_params(source_from_arrays(state), network.arch, path.name)
     to_ours = jnp.float64 if dtype == jnp.float64 else jnp.float32
-    return (network, jax.tree.map(lambda p: jnp.asarray(p, to_ours), params),
+    return (network, jax.tree.map(lambda p: np.asarray(p, to_ours), params),
             {k: np.moveaxis(v, 1, -1).astype(to_ours if k.startswith('in_') else v.dtype)
              for k, v in arrays.items()})
 
@@ -114,7 +114,7 @@ def test_group_norm_of_values_far_from_zero(dtype, bound):
     norm = GroupNorm(8, 2, rngs=nnx.Rngs(0))
     groups = x.astype(np.float64).reshape(2, -1, 2, 4)
     want = (groups - groups.mean((1, 3), keepdims=True)) / groups.std((1, 3), keepdims=True)
-    got = np.asarray(norm(jnp.asarray(x, dtype)), np.float64)
+    got = np.asarray(norm(jnp.asarray(np.asarray(x, dtype))), np.float64)
     assert np.abs(got - want.reshape(x.shape)).max() <= bound * np.abs(want).max()
 
 
