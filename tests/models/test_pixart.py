@@ -179,7 +179,8 @@ def test_captions_arrive_in_a_small_model_as_large_as_in_the_published_one():
     for 10,000 steps."""
     sizes = {}
     for channels, width in ((4096, 1152), (64, 128)):
-        embedder = CaptionEmbedder(3, channels, width, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        embedder = made(lambda channels=channels, width=width: CaptionEmbedder(
+            3, channels, width, dtype=jnp.float32, rngs=nnx.Rngs(0)))
         text_BLC = np.random.default_rng(0).normal(size=(2, 3, channels)).astype(np.float32)
         sizes[width] = float(np.std(applied(embedder, text_BLC)))
         if width == 1152:
