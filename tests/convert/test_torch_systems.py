@@ -75,8 +75,8 @@ def test_the_official_moh_dit(name, wide, goldens):
         *zip(case['heads'], case['shared'], case['routed'], strict=True)]
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        x, t = (jnp.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
-        args = (x.transpose(0, 2, 3, 1), t, {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
+        x, t = (np.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
+        args = (x.transpose(0, 2, 3, 1), t, {'label': np.asarray(arrays['in_y'], jnp.int32)})
         network = Network(arch, dtype=dtype)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         got, seen = jax.jit(lambda p, x, t, cond: network.observe(p, x, t, cond, ('balance',)))(params, *args)
@@ -139,11 +139,11 @@ def test_the_official_dig(name, wide, goldens):
     assert arch['skip'] == ('skip' if case['skip'] else 'none') and arch['input_size'] == [case['input']] * 2
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        x, t = (jnp.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
+        x, t = (np.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         network = Network(arch, dtype=dtype)
         got = jax.jit(network.apply)(params, x.transpose(0, 2, 3, 1), t,
-                                     {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
+                                     {'label': np.asarray(arrays['in_y'], jnp.int32)})
         want = arrays['out64_eps_v'].transpose(0, 2, 3, 1)
         assert np.abs(got - want).max() <= (1e-9 if wide else 2e-5) * np.abs(want).max()
     back = to_torch_state(params, arch)

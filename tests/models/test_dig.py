@@ -94,11 +94,11 @@ def load_golden(path, dtype, **options):
 
 
 def check(network, params, arrays, bound):
-    x, apply = jnp.asarray(arrays['in_x'], network.dtype), jax.jit(network.apply)
+    x, apply = np.asarray(arrays['in_x'], network.dtype), jax.jit(network.apply)
     got = apply(params, x, arrays['in_t'], {'label': arrays['in_y']})
     assert relative_error(got, arrays['out64_eps_v']) <= bound
     half = len(arrays['in_cfg_x']) // 2
-    x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
+    x, t, y = (np.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
     for scale in (1.5, 4.0):
         model = guide(lambda x, t, cond: apply(params, x, t, cond), scale, network.guidance_pair)
         got = model(x.astype(network.dtype), t, {'label': y})

@@ -41,10 +41,10 @@ def relative_error(got, want):
 def outputs(network, params, arrays):
     """Plain forward and both guided forwards, in the order of the golden file."""
     dtype, apply = network.dtype, jax.jit(network.apply)
-    x, t, y = jnp.asarray(arrays['in_x'], dtype), arrays['in_t'], arrays['in_y']
+    x, t, y = np.asarray(arrays['in_x'], dtype), arrays['in_t'], arrays['in_y']
     yield 'eps_v', apply(params, x, t, {'label': y})
     half = len(arrays['in_cfg_x']) // 2   # the second half is the null half, which `guide` makes itself
-    x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
+    x, t, y = (np.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
     for scale in (1.5, 4.0):
         model = guide(lambda x, t, cond: apply(params, x, t, cond), scale, network.guidance_pair)
         yield f'cfg_{scale}', model(x.astype(dtype), t, {'label': y})

@@ -57,7 +57,7 @@ def test_output_is_the_official_one(name, wide, goldens):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         mixer, arrays, grid = golden_mixer(goldens / f'{name}.npz', dtype)
-        got = jax.jit(lambda x: mixer(x, grid))(jnp.asarray(arrays['in_x'], dtype))
+        got = jax.jit(lambda x: mixer(x, grid))(np.asarray(arrays['in_x'], dtype))
         assert got.dtype == dtype
         assert relative(got, arrays['out64_y']) <= (1e-9 if wide else 2e-5)
 
@@ -73,14 +73,14 @@ def test_every_step_of_algorithm_1(name, goldens, x64):
                 'linear': linear_attention(q, k, v).reshape(x.shape),
                 'dwc': mixer.dwc(v.reshape(len(x), *grid, *v.shape[2:])).reshape(x.shape)}
 
-    for step, got in jax.jit(steps)(jnp.asarray(arrays['in_x'], jnp.float64)).items():
+    for step, got in jax.jit(steps)(np.asarray(arrays['in_x'], jnp.float64)).items():
         assert relative(got, arrays[f'mid_{step}']) < 1e-12, step
 
 
 @pytest.mark.parametrize('name', FOCUSED)
 def test_focusing_acts_on_all_heads_together(name, goldens, x64):
     mixer, arrays, _ = golden_mixer(goldens / f'{name}.npz', jnp.float64)
-    x = jnp.asarray(arrays['in_x'], jnp.float64)
+    x = np.asarray(arrays['in_x'], jnp.float64)
     q, k = jax.jit(lambda x: (mixer.features(mixer.q(x)),
                               mixer.features(mixer.kv(x)[:, :, 0], mixer.key_table)))(x)
     assert relative(q.reshape(x.shape), arrays['mid_q_focused']) < 1e-12

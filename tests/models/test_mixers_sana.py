@@ -70,7 +70,7 @@ def test_attention_is_the_official_one(name, wide, goldens):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         mixer = attention(torch, '', case['dim'], case['heads'], case['bias'], dtype)
-        got = jax.jit(lambda x: mixer(x, (1, x.shape[1])))(jnp.asarray(arrays['in_x'], dtype))
+        got = jax.jit(lambda x: mixer(x, (1, x.shape[1])))(np.asarray(arrays['in_x'], dtype))
         assert got.dtype == dtype
         assert relative(got, arrays['out64_y']) <= bound(wide)
 
@@ -116,8 +116,8 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
 
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        cross = [jnp.asarray(arrays[f'mid_block{i}_cross_out'], dtype) for i in range(case['layers'])]
-        got = jax.jit(lambda *args: dict(run(*args)))(*(jnp.asarray(arrays[k], dtype)
+        cross = [np.asarray(arrays[f'mid_block{i}_cross_out'], dtype) for i in range(case['layers'])]
+        got = jax.jit(lambda *args: dict(run(*args)))(*(np.asarray(arrays[k], dtype)
                                                         for k in ('mid_tokens', 'in_t')), cross)
     for name, value in got.items():
         want = arrays[f'mid_{name}']

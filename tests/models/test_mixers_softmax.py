@@ -53,7 +53,7 @@ def test_attention_of_the_official_dit(name, wide, goldens):
                               'bias': torch['qkv.bias'].reshape(3, *head)},
                       'proj': {'kernel': torch['proj.weight'].T.reshape(*head, width),
                                'bias': torch['proj.bias']}}
-            x = jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype)
+            x = np.asarray(arrays[f'mid_block{block}_attn_in'], dtype)
             got = apply(params, x)
             # The inputs are a float64 run's; float32 sees them rounded, which costs a few times its epsilon.
             assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
@@ -148,7 +148,7 @@ def test_compressed_attention_is_the_one_of_pixart_sigma(wide, goldens):
             prefix = f'blocks.{block}.attn.'
             torch = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             got = apply(compressed_params(torch, head, 2),
-                        jnp.asarray(arrays[f'mid_block{block}_attn_in'], dtype))
+                        np.asarray(arrays[f'mid_block{block}_attn_in'], dtype))
             assert relative(got, arrays[f'mid_block{block}_attn_out']) <= (1e-9 if wide else 2e-5)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from draws import applied, normal, random_tree
+from draws import applied, made, normal, random_tree
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
@@ -69,16 +69,16 @@ def outputs(network, params, arrays):
         return apply(params, x, t, cond)
 
     def cond(name):
-        text = {'text': jnp.asarray(arrays[name][:, 0], dtype)}
+        text = {'text': np.asarray(arrays[name][:, 0], dtype)}
         return text | ({'text_mask': arrays['in_mask']} if 'in_mask' in arrays else {})
 
-    yield 'eps_v', model_fn(jnp.asarray(arrays['in_x'], dtype), jnp.asarray(arrays['in_t'], dtype),
+    yield 'eps_v', model_fn(np.asarray(arrays['in_x'], dtype), np.asarray(arrays['in_t'], dtype),
                             cond('in_y'))
     rows = len(arrays['in_cfg_x'])
     both = cond('in_cfg_y')
     if 'text_mask' in both:       # the official code takes the first caption's mask for all rows
         both['text_mask'] = np.repeat(arrays['in_mask'][:1], rows, axis=0)
-    x, t = jnp.asarray(arrays['in_cfg_x'], dtype), jnp.asarray(arrays['in_cfg_t'], dtype)
+    x, t = np.asarray(arrays['in_cfg_x'], dtype), np.asarray(arrays['in_cfg_t'], dtype)
     yield 'dpm_branch_eps', model_fn(x, t, both)[..., :x.shape[-1]]
     half = rows // 2
     given, null = ({name: value[part] for name, value in both.items()}
