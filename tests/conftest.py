@@ -109,6 +109,13 @@ def x64():
 
 
 @pytest.fixture(scope='session')
+def judge(tmp_path_factory) -> str:
+    """Path of a judge of digits that was hardly trained."""
+    from scoring_samples import save_judge
+    return str(save_judge(tmp_path_factory.mktemp('judge') / 'judge.npz'))
+
+
+@pytest.fixture(scope='session')
 def one_step(tmp_path_factory) -> Path:
     """The workdir of one training step of the tiny recipe, to be read; `shutil.copytree` it to change it."""
     from tiny import tiny_recipe

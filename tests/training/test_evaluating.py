@@ -19,19 +19,20 @@ pytestmark = pytest.mark.usefixtures('two_devices')
 
 
 @pytest.fixture(scope='module')
-def reference(tmp_path_factory):
+def reference(tmp_path_factory, judge):
+    """(path of a reference, what its features are of)."""
     source = open_source('digits', split='train')
     images = to_uint8(source.take(range(300))['image'])
     path = tmp_path_factory.mktemp('reference') / 'digits.npz'
     np.savez(path, arr_0=np.broadcast_to(images, (*images.shape[:3], 3)))
-    return path
+    return str(path), f'digits:{judge}'
 
 
 def scored_recipe(reference, changes=MappingProxyType({})):
     config = tiny_recipe(steps=6)
     config.data.name = 'digits'
     config.eval.update({'every': 3, 'num_samples': 48, 'steps': 4, 'cfg_scales': (1.0, 2.0),
-                        'metrics': 'fid,precision', 'features': 'digits', 'reference': str(reference)} |
+                        'metrics': 'fid,precision', 'reference': reference[0], 'features': reference[1]} |
                        changes)
     return config
 
