@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 SMOKE = runs/smoke
 
@@ -59,7 +59,7 @@ test: setup-test       ## the tests, without PyTorch
 	$(BIN)/python -m pytest -m "not slow and not peers" $(PYTEST_ARGS)
 
 test-peers: $(VENV)/installed-peers    ## against PyTorch, diffusers, transformers and the official metrics
-	$(BIN)/python -m pytest -m "peers and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "(peers or parity) and not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/installed-slow      ## what takes longer than ten seconds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -19,13 +19,11 @@ from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
-from lit_jax.report.grids import make_grid, save_png, viewable
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
-from lit_jax.sampling import build_sampler, initial_noise, step_keys
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
@@ -245,6 +243,7 @@ class _Run:
             self._draw = self._make_draw(count)
         images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
+            from lit_jax.report.grids import make_grid, save_png, viewable
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count),
                              scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
@@ -267,6 +266,7 @@ class _Run:
     def _make_draw(self, count: int):
         """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one
         program."""
+        from lit_jax.sampling import build_sampler, initial_noise, step_keys
         config, network, vae = self.config, self.network, self.vae
         sample = build_sampler(network, train_steps=config.diffusion.steps, kind=config.diffusion.kind,
                                steps=config.sample.steps, method=config.sample.method,
