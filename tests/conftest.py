@@ -31,8 +31,10 @@ hypothesis.settings.register_profile('proof', derandomize=True)
 hypothesis.settings.register_profile('search')
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'proof'))
 
-# The quick tier compiles without LLVM's optimization and without MLIR's fusion emitters: a third of its time.
-QUICK_FLAGS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': 'false'}
+# The quick tier compiles without LLVM's optimization, without MLIR's fusion emitters and in one part: all of
+# that is for programs that run for longer than they compile.
+QUICK_FLAGS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': 'false',
+               'xla_cpu_parallel_codegen_split_count': 1}
 GOLDENS = Path(__file__).parent / 'goldens'
 PEERS = ('torch', 'torchvision', 'diffusers', 'transformers', 'torch_fidelity', 'cleanfid', 'prdc')
 GIGABYTES = 3       # a worker that holds more after a module forgets its compiled programs
