@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 SMOKE = runs/smoke
 

@@ -1,5 +1,7 @@
 """Models and VAEs of a few kilobytes, with random weights, for what draws images."""
 import jax
+import numpy as np
+from draws import random_tree
 
 from lit_jax.checkpoint.model_folder import save_model_folder
 from lit_jax.checkpoint.vae_folder import save_vae_folder
@@ -12,10 +14,8 @@ VAE = {'widths': (8, 8), 'layers': 1, 'groups': 4, 'channels': 4, 'image_channel
 
 def randomised(params, size: float, seed: int = 0):
     """Parameters with normal noise on every leaf: fresh ones of a DiT give zeros."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(tree, [leaf + size * jax.random.normal(key, leaf.shape)
-                                     for leaf, key in zip(leaves, keys, strict=True)])
+    return jax.tree.map(lambda leaf, noise: np.asarray(leaf) + np.asarray(noise), params,
+                        random_tree(params, seed, size))
 
 
 def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, classes: bool = True,
@@ -30,7 +30,7 @@ def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, clas
     config = {'model': {**network.arch, 'input_size': list(network.arch['input_size'])}, 'classes': names,
               'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
               'latent': latent or {'space': 'pixels', 'vae': None, 'scale': SCALE}}
-    save_model_folder(path, config, randomised(network.init(jax.random.key(0)), 0.05, seed))
+    save_model_folder(path, config, randomised(jax.jit(network.init)(jax.random.key(0)), 0.05, seed))
     return path
 
 
@@ -43,5 +43,5 @@ def save_latent_model(path, *, vae='tiny vae', scale=SCALE, **arch):
 def save_vae(path, *, id='tiny vae', scale=SCALE):
     network = VaeNetwork(VAE)
     config = {'vae': network.arch, 'id': id, 'scale': scale, 'provenance': {'source': 'random'}}
-    save_vae_folder(path, config, randomised(network.init(jax.random.key(1)), 0.05))
+    save_vae_folder(path, config, randomised(jax.jit(network.init)(jax.random.key(1)), 0.05))
     return path

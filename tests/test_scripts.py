@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_recipe
 
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.draw import draw
 from lit_jax.sampling.request import SampleRequest
-from lit_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures('two_devices')
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,19 +78,16 @@ def test_importing_the_package_is_light():
     assert (status, out.strip()) == (0, '[]')
 
 
-def test_loading_does_not_import_torch_or_tensorflow(tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path)
-    code = (f'import sys, lit_jax; lit_jax.load({str(tmp_path)!r}); '
+def test_loading_does_not_import_torch_or_tensorflow(workdir):
+    code = (f'import sys, lit_jax; lit_jax.load({str(workdir)!r}); '
             'print(sorted({"torch", "tensorflow", "diffusers"} & set(sys.modules)))')
     status, out, errors = call('-c', code)
     assert (status, out.strip()) == (0, '[]'), errors
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp('sampled') / 'run'
-    loop.train(tiny_recipe(steps=1), path)
-    return path
+@pytest.fixture
+def workdir(one_step):
+    return one_step
 
 
 def test_sampling_draws_one_row_a_class_and_the_same_for_the_same_seed(workdir, tmp_path):

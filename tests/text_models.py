@@ -29,7 +29,7 @@ def save_text_model(path, *, space='vae', mixer='linear', encoder='tiny words', 
     config = {'model': network.arch, 'classes': None, 'diffusion': {'steps': 1000, 'kind': 'linear'},
               'latent': latent, 'text': {'encoder': encoder, 'channels': width, 'tokens': TOKENS},
               'provenance': {'source': 'random'}}
-    save_model_folder(path, config, randomised(network.init(jax.random.key(0)), 0.1))
+    save_model_folder(path, config, randomised(jax.jit(network.init)(jax.random.key(0)), 0.1))
     return path
 
 

@@ -8,21 +8,14 @@ calls these operators: it is enough that they are declared.
 """
 import functools
 import importlib
-import importlib.util
 from importlib.metadata import version
 from types import ModuleType
-
-import pytest
 
 _SIGNATURE = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
 
 
 def import_oracle(name: str) -> ModuleType:
-    """A module of torch_fidelity, cleanfid, prdc or diffusers; the test is skipped where it is not
-    installed."""
-    for package in ('torch', 'torchvision', name.partition('.')[0]):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f'{package} comes with the extra peers')
+    """A module of torch_fidelity, cleanfid, prdc or diffusers, for tests marked `peers`."""
     _declare_operators()
     return importlib.import_module(name)
 

@@ -12,29 +12,14 @@ With captions in the place of labels (lit_jax/data/captions.py):
     captions              a folder of images with captions, or of tar shards: lit_jax/data/caption_folder.py,
                           tar_shards.py
     caption_latents       both as a VAE and a text encoder saw them
+
+A source is imported when it is opened: a training run needs one of them.
 """
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
-from lit_jax.data.buckets import bucket_table, check_sides
-from lit_jax.data.caption_folder import open_caption_folder
-from lit_jax.data.caption_latents import open_caption_latents
-from lit_jax.data.captions import Captioned
-from lit_jax.data.folder import SPLITS as FOLDER_SPLITS
-from lit_jax.data.folder import open_folder, split_folders
-from lit_jax.data.images import check_asked
-from lit_jax.data.latents import open_latents
-from lit_jax.data.subset import choose_classes
-from lit_jax.data.synthetic import SPLITS as SYNTHETIC_SPLITS
-from lit_jax.data.synthetic import SyntheticSource
-from lit_jax.data.tar_shards import open_tar_shards, tar_files
-from lit_jax.data.tfds_images import open_tfds
-from lit_jax.data.toys.digits import SPEC as DIGITS_SPEC
-from lit_jax.data.toys.digits import open_digits
-from lit_jax.data.toys.shapes import LENGTHS as SHAPE_SPLITS
-from lit_jax.data.toys.shapes import NOMINAL, SMALLEST_IMAGE, ShapesSource
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
@@ -49,7 +34,7 @@ def default_data_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class Request:
+class _Asked:
     """What `open_source` was asked for, checked as far as that is the same for every source."""
     name: str
     split: str
@@ -102,8 +87,12 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
                        multiple=multiple, caption_tokens=caption_tokens)
     source = SOURCES[_key(name)](request)
     if name in CAPTIONED:
+        from lit_jax.data.captions import Captioned
         return Captioned(source, tokenizer, caption_tokens)
-    return choose_classes(source, classes, num_classes) if classes and name != 'synthetic' else source
+    if classes and name != 'synthetic':
+        from lit_jax.data.subset import choose_classes
+        return choose_classes(source, classes, num_classes)
+    return source
 
 
 def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '',
@@ -121,7 +110,7 @@ def _key(name: str) -> str:
 
 
 def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, seed: int, classes: str = '',
-             **options) -> Request:
+             **options) -> _Asked:
     for field, value in asked.items():
         if value is not None and value < 1:
             raise UserError(f'{field} of the data must be at least 1, got {value}')
@@ -130,7 +119,7 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
     folder = os.path.expanduser(data_dir) if data_dir else default_data_dir()
     if classes and name != 'synthetic':
         asked = asked | {'num_classes': None}
-    return Request(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed,
+    return _Asked(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed,
                    **options)
 
 
@@ -151,18 +140,20 @@ def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool,
         raise UserError('shapes are squares and have no buckets')
 
 
-def _digits(request: Request) -> Source:
+def _digits(request: _Asked) -> Source:
+    from lit_jax.data.toys.digits import SPEC, open_digits
     for key, value in request.asked.items():
-        own = getattr(DIGITS_SPEC, key)
+        own = getattr(SPEC, key)
         if value not in (None, own):
             raise UserError(f'digits has {key} {own}, the recipe asks for {value}; set it to {own}, or take '
                             '--config.data.name=synthetic, which has any')
     return open_digits(request.split, Path(request.data_dir))
 
 
-def _synthetic(request: Request) -> Source:
-    if request.split not in SYNTHETIC_SPLITS:
-        raise UserError(f'synthetic has no split {request.split!r}; known: {", ".join(SYNTHETIC_SPLITS)}')
+def _synthetic(request: _Asked) -> Source:
+    from lit_jax.data.synthetic import SPLITS, SyntheticSource
+    if request.split not in SPLITS:
+        raise UserError(f'synthetic has no split {request.split!r}; known: {", ".join(SPLITS)}')
     defaults = {'image_size': 32, 'channels': 4, 'num_classes': 10}
     chosen = {key: default if request.asked[key] is None else request.asked[key]
               for key, default in defaults.items()}
@@ -170,18 +161,22 @@ def _synthetic(request: Request) -> Source:
     return SyntheticSource(Spec(**chosen, class_names=names), split=request.split, seed=request.seed)
 
 
-def _tfds(request: Request) -> Source:
+def _tfds(request: _Asked) -> Source:
+    from lit_jax.data.tfds_images import open_tfds
     return open_tfds(request.name.removeprefix('tfds:'), split=request.split, data_dir=request.data_dir,
                      asked=request.asked, strict=request.strict)
 
 
-def _folder(request: Request) -> Source:
+def _folder(request: _Asked) -> Source:
+    from lit_jax.data.folder import open_folder
     return open_folder(request.path, split=request.split, asked=request.asked, strict=request.strict)
 
 
-def _shapes(request: Request) -> Source:
-    if request.split not in SHAPE_SPLITS:
-        raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(SHAPE_SPLITS)}')
+def _shapes(request: _Asked) -> Source:
+    from lit_jax.data.buckets import check_sides
+    from lit_jax.data.toys.shapes import LENGTHS, NOMINAL, SMALLEST_IMAGE, ShapesSource
+    if request.split not in LENGTHS:
+        raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(LENGTHS)}')
     size = request.asked['image_size'] or NOMINAL
     if size < SMALLEST_IMAGE:
         raise UserError(f'shapes are drawn on {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, the recipe '
@@ -192,10 +187,15 @@ def _shapes(request: Request) -> Source:
     return ShapesSource(split=request.split, seed=request.seed, image_size=size)
 
 
-def _captions(request: Request) -> Source:
+def _captions(request: _Asked) -> Source:
     """A folder of images or of tar shards; which one is told by what is in it."""
-    if request.split not in FOLDER_SPLITS:
-        raise UserError(f'captions has no split {request.split!r}; known: {", ".join(FOLDER_SPLITS)}')
+    from lit_jax.data.buckets import bucket_table, check_sides
+    from lit_jax.data.caption_folder import open_caption_folder
+    from lit_jax.data.folder import SPLITS, split_folders
+    from lit_jax.data.images import check_asked
+    from lit_jax.data.tar_shards import open_tar_shards, tar_files
+    if request.split not in SPLITS:
+        raise UserError(f'captions has no split {request.split!r}; known: {", ".join(SPLITS)}')
     if not os.fspath(request.path):
         raise UserError('data.name=captions needs the folder of the images and captions: '
                         '--config.data.path=FOLDER')
@@ -223,12 +223,14 @@ def _local(paths: list) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _caption_latents(request: Request) -> Source:
+def _caption_latents(request: _Asked) -> Source:
+    from lit_jax.data.caption_latents import open_caption_latents
     return open_caption_latents(request.path, split=request.split, asked=request.asked,
                                 tokens=request.caption_tokens, buckets=request.buckets)
 
 
-def _latents(request: Request) -> Source:
+def _latents(request: _Asked) -> Source:
+    from lit_jax.data.latents import open_latents
     size, channels = request.asked['image_size'] or 32, request.asked['channels'] or 4
     folder = request.path or Path(request.data_dir) / f'imagenet_latents_{size}x{size}x{channels}'
     try:

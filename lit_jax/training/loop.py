@@ -18,20 +18,14 @@ from ml_collections import ConfigDict
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.diffusion.settings import CLASSES
 from lit_jax.recipes.recipe import finalize
-from lit_jax.report.grids import make_grid, save_png, viewable
-from lit_jax.report.html import write_run_report
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
-from lit_jax.sampling.program import build_draw
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
-from lit_jax.training.inherit import format_report
-from lit_jax.training.loop_evaluation import LoopEvaluation
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
@@ -87,6 +81,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     about = setup.describe(config, source.class_names)
     evaluation = None
     if config.eval.every or config.eval.full_every:
+        from lit_jax.training.loop_evaluation import LoopEvaluation
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
     abstract = setup.abstract_sharded_state(network, optimizer, mesh)
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
@@ -137,6 +132,7 @@ def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, wo
         return state, meta['pending_metrics'], step
     state, report = setup.init_state(config, network, optimizer, mesh)
     if report is not None:
+        from lit_jax.training.inherit import format_report
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -248,6 +244,7 @@ class _Run:
             self._draw = self._make_draw(count)
         images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
+            from lit_jax.report.grids import make_grid, save_png, viewable
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count),
                              scale=max(1, 32 // images.shape[1]))
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
@@ -270,6 +267,8 @@ class _Run:
     def _make_draw(self, count: int):
         """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one
         program."""
+        from lit_jax.diffusion.settings import CLASSES
+        from lit_jax.sampling.program import build_draw
         config, network = self.config, self.network
         if self.captions is None:
             cond = {'label': np.arange(count) * config.data.num_classes // count}
@@ -283,6 +282,7 @@ class _Run:
 
     def _report(self) -> None:
         if jax.process_index() == 0:
+            from lit_jax.report.html import write_run_report
             write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
                              read_workdir(self.workdir))
 

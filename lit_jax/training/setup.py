@@ -9,14 +9,8 @@ from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
-from lit_jax.data import buckets
-from lit_jax.data.augment import random_flip
-from lit_jax.data.captions import choose_caption
-from lit_jax.data.crop import RULE
 from lit_jax.data.latent_space import LatentSpace
-from lit_jax.data.latents import check_latents, choose_mirror, first_of_both
 from lit_jax.data.sources import Source, is_image_source, open_source
-from lit_jax.data.text_features import check_text
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Network
@@ -28,8 +22,6 @@ from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, check_reachable
-from lit_jax.text.tokenizer import Tokenizer
-from lit_jax.training.inherit import inherit_params
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
@@ -87,6 +79,7 @@ def build_source(config: ConfigDict, split: str = 'train') -> Source:
         return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)
     captions = {'caption_tokens': config.text.tokens, 'buckets': data.buckets}
     if reads_captions(config):
+        from lit_jax.text.tokenizer import Tokenizer
         captions |= {'tokenizer': Tokenizer.load(text_encoder_path(config)),
                      'multiple': config.latent.downscale * config.model.patch}
     return open_source(data.name, **captions, **common)
@@ -95,9 +88,12 @@ def build_source(config: ConfigDict, split: str = 'train') -> Source:
 def build_augment(config: ConfigDict):
     """What happens to an element before batching, or None."""
     if is_text(config):
+        from lit_jax.data.captions import choose_caption
         return functools.partial(choose_caption, long_ratio=config.text.long_ratio)
     if config.data.name == 'latents':
+        from lit_jax.data.latents import choose_mirror, first_of_both
         return choose_mirror if config.data.flip else first_of_both
+    from lit_jax.data.augment import random_flip
     return random_flip if config.data.flip and is_image_source(config.data.name) else None
 
 
@@ -156,7 +152,8 @@ def _crop_rule(config: ConfigDict, source: Source) -> str:
     """How the images of these latents must have been cropped."""
     if source.metadata['source']['name'] == 'shapes':      # drawn in their size
         return 'none'
-    return buckets.RULE if config.data.buckets else RULE
+    from lit_jax.data import buckets, crop
+    return buckets.RULE if config.data.buckets else crop.RULE
 
 
 def check_data(config: ConfigDict, source: Source) -> None:
@@ -164,9 +161,11 @@ def check_data(config: ConfigDict, source: Source) -> None:
     compare."""
     if config.data.name not in ('latents', 'caption_latents'):
         return
+    from lit_jax.data.latents import check_latents
     check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size,
                   crop=_crop_rule(config, source))
     if config.data.name == 'caption_latents':
+        from lit_jax.data.text_features import check_text
         text = config.text
         check_text(source.folder, source.metadata, encoder=text.encoder or None, tokens=text.tokens,
                    width=text.channels)
@@ -238,6 +237,7 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
     report = None
     if config.inherit.path:
+        from lit_jax.training.inherit import inherit_params
         source_config, source_params = load_weights(config.inherit.path,
                                                     lambda tree, arch: state_shardings(tree, mesh, arch))
         copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())

@@ -21,6 +21,8 @@ from lit_jax.models.network import Network
 from lit_jax.models.probe import show
 from lit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 ROOT = Path(__file__).parents[2]
 SHORT = {'images': 6, 'map_images': 2, 'timesteps': 2, 'loss_timesteps': 3, 'batch_size': 6}
 
@@ -175,6 +177,6 @@ def test_a_text_to_image_model_is_refused_by_name(tmp_path):
               'provenance': {},
               'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1},
               'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
-    save_model_folder(tmp_path / 'model', config, network.init(jax.random.key(0)))
+    save_model_folder(tmp_path / 'model', config, jax.jit(network.init)(jax.random.key(0)))
     with pytest.raises(UserError, match='draws from captions'):
         analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))

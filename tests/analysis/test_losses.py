@@ -56,17 +56,23 @@ def test_images_are_spread_over_the_source_and_scaled(images, models):
 def test_the_loss_is_that_of_training(models, images):
     """Every mean and standard error, from `training_losses` and `distillation_losses` of single images."""
     timesteps, counter = [0, 400, 999], Counter()
+
+    @jax.jit
+    def terms(outputs, x0, x_t, at, noise):
+        return [training_losses(images.schedule, output, x0, x_t, at, noise) for output in outputs], \
+            distillation_losses(*outputs)
+
     found = loss_by_timestep(models, images, timesteps, 2, counter)
     assert counter.done == 15
     for row, t in enumerate(timesteps):
         single = {name: [] for name in (*models, 'difference')}
         for i in range(5):
             x0, noise, at = (jnp.asarray(a) for a in (images.x0[i:i + 1], images.noise[i:i + 1], [t]))
-            x_t = q_sample(images.schedule, x0, at, noise)
+            x_t = jax.jit(q_sample, static_argnums=0)(images.schedule, x0, at, noise)
             outputs = [model(x_t, at, images.label[i:i + 1]) for model in models.values()]
-            for name, output in zip(models, outputs, strict=True):
-                single[name].append(training_losses(images.schedule, output, x0, x_t, at, noise))
-            single['difference'].append(distillation_losses(*outputs))
+            losses, difference = terms(outputs, x0, x_t, at, noise)
+            for name, one in zip((*models, 'difference'), (*losses, difference), strict=True):
+                single[name].append(one)
         for name, parts in single.items():
             for term, values in found[name].items():
                 want = np.array([part[term][0] for part in parts])

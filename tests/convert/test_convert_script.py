@@ -50,9 +50,9 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
         assert all(np.array_equal(file.get_tensor(key), state[key]) for key in state)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_training_checkpoint(convert, tmp_path):
-    torch = pytest.importorskip('torch')
+    import torch
     states = {name: random_state(tiny_arch(), seed) for seed, name in enumerate(('model', 'ema'))}
     torch.save({name: {key: torch.from_numpy(value) for key, value in state.items()}
                 for name, state in states.items()},
@@ -84,10 +84,10 @@ def test_hub_folder(convert, tmp_path):
         convert(tmp_path / 'hub', '--out', tmp_path / 'other')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_a_folder_that_diffusers_wrote(convert, tmp_path):
     """Names and config as the library itself saves them, in shards of .safetensors and as one .bin."""
-    torch = pytest.importorskip('torch')
+    import torch
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4,

@@ -50,10 +50,10 @@ def same(a, b) -> bool:
 # Forms
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.slow
 def test_every_form_gives_the_same_parameters(convert, tmp_path, capsys, ours):
-    torch = pytest.importorskip('torch')
+    import torch
     state = {key: torch.from_numpy(value) for key, value in torch_state().items()}
     state['Mixed_5b.branch1x1.bn.num_batches_tracked'] = torch.tensor(0)
     for name, zipped in (('pt_inception_old', False), ('pt_inception_new', True)):

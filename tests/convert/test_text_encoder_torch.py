@@ -65,18 +65,20 @@ key: value.tolist() for key, value in state.items()}
         convert(hub, '--out', tmp_path / 'other', '--arch', 'dit_xl')
 
 
-@pytest.mark.torch
+def assert_same_parameters(tmp_path, *names) -> list:
+    """Converts the folders of these names; returns what is loaded."""
+    found = []
+    for name in names:
+        convert_text_encoder(tmp_path / name, tmp_path / f'{name}_out', text_dtype='float32')
+        found.append(load_text_encoder(tmp_path / f'{name}_out', 'float32'))
+    assert all(same_trees(encoder.params, found[0].params) for encoder in found)
+    return found
+
+
 def test_every_kind_of_file_gives_the_same_parameters(tmp_path):
-    torch = pytest.importorskip('torch')
     state = random_state()
-
-    def save(tensors, path):
-        torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, path)
-
     write_hub_folder(tmp_path / 'whole', state, tokenizer='spiece.model')
     write_shards(write_hub_folder(tmp_path / 'shards', file=None), state)
-    save(state, write_hub_folder(tmp_path / 'bin', file=None) / 'pytorch_model.bin')
-    write_shards(write_hub_folder(tmp_path / 'bin_shards', file=None), state, 'pytorch_model', '.bin', save)
     decoder = {'decoder.block.0.layer.0.SelfAttention.q.weight': np.zeros((2, 2), np.float32),
                'lm_head.weight': np.zeros((3, 2), np.float32),
                'encoder.embed_tokens.weight': state['shared.weight']}
@@ -85,12 +87,22 @@ def test_every_kind_of_file_gives_the_same_parameters(tmp_path):
     renamed = {'encoder.embed_tokens.weight' if key == 'shared.weight' else key: value
                for key, value in state.items()}
     write_hub_folder(tmp_path / 'renamed', renamed)
-    trees = {}
-    for name in ('whole', 'shards', 'bin', 'bin_shards', 'both', 'renamed'):
-        convert_text_encoder(tmp_path / name, tmp_path / f'{name}_out', text_dtype='float32')
-        trees[name] = load_text_encoder(tmp_path / f'{name}_out', 'float32')
-    assert all(same_trees(encoder.params, trees['whole'].params) for encoder in trees.values())
-    assert trees['whole'].tokenizer.file == 'spiece.model' and trees['bin'].tokenizer.file == 'tokenizer.json'
+    whole, shards, *_ = assert_same_parameters(tmp_path, 'whole', 'shards', 'both', 'renamed')
+    assert whole.tokenizer.file == 'spiece.model' and shards.tokenizer.file == 'tokenizer.json'
+
+
+@pytest.mark.peers
+def test_bin_files_give_the_same_parameters(tmp_path):
+    import torch
+    state = random_state()
+
+    def save(tensors, path):
+        torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, path)
+
+    write_hub_folder(tmp_path / 'whole', state)
+    save(state, write_hub_folder(tmp_path / 'bin', file=None) / 'pytorch_model.bin')
+    write_shards(write_hub_folder(tmp_path / 'bin_shards', file=None), state, 'pytorch_model', '.bin', save)
+    assert_same_parameters(tmp_path, 'whole', 'bin', 'bin_shards')
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -124,7 +136,7 @@ def test_bfloat16_is_the_default_and_int8_is_as_when_loading(tmp_path):
         export_text_encoder(tmp_path / 'int8', tmp_path / 'back')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_features_and_files_of_transformers(tmp_path):
     """A model that transformers saved, through our folder, and our export read by transformers: the same
     features."""

@@ -102,10 +102,9 @@ def test_file_carries_everything_back(tmp_path):
                    for key, value in to_torch_state(params, arch).items())
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_torch_loads_our_export(tmp_path):
     """PyTorch's own loader gives the tensors under the official names."""
-    pytest.importorskip('torch')
     from safetensors.torch import load_file
     arch = tiny_arch()
     export_params(tmp_path / 'model.safetensors', {'model': arch}, random_params(arch))

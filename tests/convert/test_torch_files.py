@@ -18,7 +18,8 @@ from lit_jax.runtime.paths import file_sha256
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip('torch')
+    import torch
+    return torch
 
 
 def as_tensors(torch, state):
@@ -49,7 +50,7 @@ def assert_holds(source, state):
 # .pt
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_bare_state_dict(torch, tmp_path):
     state = random_state(tiny_arch())
     torch.save(as_tensors(torch, state), tmp_path / 'model.pt')
@@ -58,7 +59,7 @@ def test_bare_state_dict(torch, tmp_path):
     assert source.weights == 'state_dict' and source.files == (tmp_path / 'model.pt',) and not source.problems
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_training_checkpoint_gives_the_weights_asked_for(torch, tmp_path):
     """{model, ema, opt, args} as DiT's train.py writes it; the model's keys prefixed as by
     DistributedDataParallel."""
@@ -78,7 +79,7 @@ def test_training_checkpoint_gives_the_weights_asked_for(torch, tmp_path):
         open_source(tmp_path / 'c.pt', 'best')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('name', ['float16', 'bfloat16'])
 def test_half_precision_is_read_as_float32(torch, tmp_path, name):
     value = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(getattr(torch, name))
@@ -89,7 +90,7 @@ def test_half_precision_is_read_as_float32(torch, tmp_path, name):
     assert np.array_equal(source.read('t'), value.float().numpy().T)      # a strided view of the same storage
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('wrap', [lambda x: x, lambda x: {'ema': {'w': x}}, lambda x: {'ema': {}, 'args': x}])
 def test_pickle_that_runs_code_is_refused_and_not_run(torch, tmp_path, wrap):
     """Zip files of torch.save; the code would make a folder."""
@@ -110,7 +111,7 @@ def test_plain_pickle_is_refused_and_not_run(tmp_path, protocol):
     assert not (tmp_path / 'marker').exists()
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_legacy_torch_file_is_refused_and_not_run(torch, tmp_path):
     torch.save({'w': RunsCode(tmp_path / 'marker')}, tmp_path / 'old.pt',
                _use_new_zipfile_serialization=False)
@@ -119,7 +120,7 @@ def test_legacy_torch_file_is_refused_and_not_run(torch, tmp_path):
     assert not (tmp_path / 'marker').exists()
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('fraction', [0.001, 0.3, 0.999])
 def test_truncated_pt(torch, tmp_path, fraction):
     torch.save(as_tensors(torch, random_state(tiny_arch())), tmp_path / 'model.pt')
@@ -129,7 +130,7 @@ def test_truncated_pt(torch, tmp_path, fraction):
         open_source(tmp_path / 'model.pt')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('content, message', [
     ([1, 2], 'holds a list, expected a state dict'),
     ({'epoch': 3}, r'holds no weights \(found: epoch\)'),
@@ -141,7 +142,7 @@ def test_pt_without_weights(torch, tmp_path, content, message):
         open_source(tmp_path / 'model.pt')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_entries_that_are_no_tensors_are_problems(torch, tmp_path):
     torch.save({'w': torch.ones(2), 'epoch': 3, 'sparse': torch.eye(2).to_sparse()}, tmp_path / 'model.pt')
     source = open_source(tmp_path / 'model.pt')
@@ -150,7 +151,7 @@ def test_entries_that_are_no_tensors_are_problems(torch, tmp_path):
     assert 'sparse' in source.tensors['sparse'].dtype
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_zip_that_is_no_torch_file(torch, tmp_path):
     with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
         file.writestr('readme.txt', 'hello')
@@ -166,7 +167,7 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
         open_source(tmp_path / 'model.pt')
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_damaged_pickles_are_user_errors(torch, tmp_path):
     """Random bytes in the pickle of a whole zip file (seed 0): a UserError, or tensors, but nothing else."""
     torch.save(as_tensors(torch, random_state(tiny_arch(depth=1))), tmp_path / 'good.pt')
@@ -284,7 +285,7 @@ def test_hub_folder(tmp_path, files, inside):
     assert source.classes == (['tench', 'shark', 'hen'] if inside else None)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_hub_folder_with_bin(torch, tmp_path):
     state = to_diffusers(random_state(tiny_arch()), 2)
     (tmp_path / 'config.json').write_text(json.dumps(hub_config(tiny_arch())))

@@ -179,12 +179,12 @@ def test_caption_features_of_unlike_widths():
 # Files
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('kind', ['published', 'training'])
 def test_pth_files(convert, tmp_path, capsys, kind):
     """PixArt's .pth: the weights under `state_dict`, of training also under `state_dict_ema`; size by the
     file's name."""
-    torch = pytest.importorskip('torch')
+    import torch
     states = [random_state(pixart_arch(), seed) for seed in range(2)]
     tensors = [{key: torch.from_numpy(value) for key, value in state.items()} for state in states]
     content = {'state_dict': tensors[0]} | ({'state_dict_ema': tensors[1], 'step': 5} if kind == 'training'
@@ -277,7 +277,7 @@ def test_another_caption_width_than_the_text_section(tmp_path):
 
 def hub_model(**changes):
     """A random PixArtTransformer2DModel whose outputs are of order one."""
-    torch = pytest.importorskip('torch')
+    import torch
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
     options = {'num_attention_heads': 2, 'attention_head_dim': 8, 'in_channels': 4, 'out_channels': 8,
@@ -330,7 +330,7 @@ def there_and_back(tmp_path, sizes, tokens, **changes) -> dict:
     return config
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('scale', [None, 0.5])
 def test_outputs_equal_diffusers(tmp_path, scale):
     config = there_and_back(tmp_path, [(8, 8), (4, 12)], 7, interpolation_scale=scale)
@@ -338,7 +338,7 @@ def test_outputs_equal_diffusers(tmp_path, scale):
     assert config['text']['null_caption'] == 'absent' and config['latent'] == SDXL_VAE
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.slow
 def test_outputs_equal_diffusers_at_full_width(tmp_path):
     config = there_and_back(tmp_path, [(32, 32), (24, 40)], 300, num_attention_heads=16,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from goldens import weights
 from safetensors.numpy import save_file
+from tiers import BOTH_WIDTHS
 from torch_samples import SOFTMAX, random_params, random_state, tiny_arch
 
 from lit_jax.checkpoint.model_folder import load_model_folder
@@ -60,7 +61,7 @@ def inferred_from_shapes(model, **hints):
 # MoH-DiT
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 @pytest.mark.parametrize('name', ['moh_mixed', 'moh_headdim'])
 def test_the_official_moh_dit(name, wide, goldens):
     """Imported, it gives the official output; heads, shared heads and head dims are read off the file, layer
@@ -74,10 +75,10 @@ def test_the_official_moh_dit(name, wide, goldens):
         *zip(case['heads'], case['shared'], case['routed'], strict=True)]
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        x, t = (jnp.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
-        args = (x.transpose(0, 2, 3, 1), t, {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
+        x, t = (np.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
+        args = (x.transpose(0, 2, 3, 1), t, {'label': np.asarray(arrays['in_y'], jnp.int32)})
         network = Network(arch, dtype=dtype)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         got, seen = jax.jit(lambda p, x, t, cond: network.observe(p, x, t, cond, ('balance',)))(params, *args)
         want = arrays['out64_eps_v'].transpose(0, 2, 3, 1)
         assert np.abs(got - want).max() <= (1e-9 if wide else 2e-5) * np.abs(want).max()
@@ -124,7 +125,7 @@ def test_another_size_of_moh_than_the_one_asked_for():
 # DiG
 
 
-@pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
+@BOTH_WIDTHS
 @pytest.mark.parametrize('name', ['dig_d4', 'dig_d8', 'dig_d8_skip'])
 def test_the_official_dig(name, wide, goldens):
     """Imported with nothing told, it gives the official output, and goes back bit for bit."""
@@ -138,11 +139,11 @@ def test_the_official_dig(name, wide, goldens):
     assert arch['skip'] == ('skip' if case['skip'] else 'none') and arch['input_size'] == [case['input']] * 2
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        x, t = (jnp.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        x, t = (np.asarray(arrays[f'in_{key}'], dtype) for key in ('x', 't'))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         network = Network(arch, dtype=dtype)
         got = jax.jit(network.apply)(params, x.transpose(0, 2, 3, 1), t,
-                                     {'label': jnp.asarray(arrays['in_y'], jnp.int32)})
+                                     {'label': np.asarray(arrays['in_y'], jnp.int32)})
         want = arrays['out64_eps_v'].transpose(0, 2, 3, 1)
         assert np.abs(got - want).max() <= (1e-9 if wide else 2e-5) * np.abs(want).max()
     back = to_torch_state(params, arch)

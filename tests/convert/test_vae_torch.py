@@ -52,28 +52,36 @@ def test_old_attention_names_give_the_same_parameters(tmp_path):
     assert same_trees(load_vae(tmp_path / 'new_out').params, load_vae(tmp_path / 'old_out').params)
 
 
-@pytest.mark.torch
-def test_a_bin_file_and_shards_give_the_same_parameters(tmp_path):
-    torch = pytest.importorskip('torch')
+def assert_same_vae(tmp_path, name, state):
+    """The VAE folder made from the hub folder `name` holds what one whole file of these tensors gives."""
+    for each in (write_hub_folder(tmp_path / 'whole', state), tmp_path / name):
+        convert_vae(each, tmp_path / f'{each.name}_out')
+    want, vae = load_vae(tmp_path / 'whole_out'), load_vae(tmp_path / f'{name}_out')
+    assert same_trees(vae.params, want.params)
+    assert len(vae.sha256) == 64 and vae.sha256 != want.sha256
+
+
+def test_shards_give_the_same_parameters(tmp_path):
     state, (first, *rest) = random_state(), sorted(random_state())
-    convert_vae(write_hub_folder(tmp_path / 'whole', state), tmp_path / 'whole_out')
     shards = write_hub_folder(tmp_path / 'shards', {first: state[first]},
                               file='diffusion_pytorch_model-00001-of-00002.safetensors')
     write_hub_folder(shards, {key: state[key] for key in rest},
                      file='diffusion_pytorch_model-00002-of-00002.safetensors')
+    assert_same_vae(tmp_path, 'shards', state)
+    (tmp_path / 'shards' / 'diffusion_pytorch_model-00001-of-00002.safetensors').unlink()
+    with pytest.raises(UserError, match=f'missing tensor: {first}'):
+        convert_vae(tmp_path / 'shards', tmp_path / 'other')
+
+
+@pytest.mark.peers
+def test_a_bin_file_gives_the_same_parameters(tmp_path):
+    import torch
+    state = random_state()
     binary = write_hub_folder(tmp_path / 'bin', state)
     (binary / WEIGHTS).unlink()
     torch.save({key: torch.from_numpy(value) for key, value in state.items()},
                binary / 'diffusion_pytorch_model.bin')
-    want = load_vae(tmp_path / 'whole_out')
-    for name in ('shards', 'bin'):
-        convert_vae(tmp_path / name, tmp_path / f'{name}_out')
-        vae = load_vae(tmp_path / f'{name}_out')
-        assert same_trees(vae.params, want.params)
-        assert len(vae.sha256) == 64 and vae.sha256 != want.sha256
-    (tmp_path / 'shards' / 'diffusion_pytorch_model-00001-of-00002.safetensors').unlink()
-    with pytest.raises(UserError, match=f'missing tensor: {first}'):
-        convert_vae(tmp_path / 'shards', tmp_path / 'other')
+    assert_same_vae(tmp_path, 'bin', state)
 
 
 def test_half_precision_files_are_read_as_float32(tmp_path):
@@ -207,9 +215,9 @@ def test_damaged_weights_and_targets_in_use(convert, tmp_path):
     assert not (tmp_path / 'vae').exists()
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_nothing_pickled_is_run(tmp_path):
-    torch = pytest.importorskip('torch')
+    import torch
     hub = write_hub_folder(tmp_path / 'hub')
     (hub / WEIGHTS).unlink()
     torch.save({'encoder.conv_in.weight': Bomb(tmp_path / 'went off')}, hub / 'diffusion_pytorch_model.bin')
@@ -240,7 +248,7 @@ def relative_error(got, want):
 def compare_with_diffusers(tmp_path, config, sides, batch=1):
     """The largest relative difference of mean, logvar and pixels, through a folder that diffusers itself
     saved."""
-    torch = pytest.importorskip('torch')
+    import torch
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
     levels = len(config['block_out_channels'])
@@ -262,7 +270,7 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
                relative_error(ours.decode(latent.transpose(0, 2, 3, 1)), pixels))
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('config, sides', [
     ({'block_out_channels': (8, 12, 16), 'norm_num_groups': 4, 'layers_per_block': 2,
       'scaling_factor': 0.13025}, (12, 20)),
@@ -273,7 +281,7 @@ def test_small_configurations_equal_diffusers(tmp_path, config, sides):
     assert compare_with_diffusers(tmp_path, config, sides, batch=2) <= 2e-5
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.slow
 @pytest.mark.parametrize('scale, sides', [(0.18215, (128, 64)), (0.13025, (64, 64))])
 def test_the_full_configuration_equals_diffusers(tmp_path, scale, sides):

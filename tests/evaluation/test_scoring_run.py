@@ -228,12 +228,11 @@ def test_images_of_another_size_are_refused(drawing, request_of, tmp_path):
         evaluate(replace(drawing, sources=(latents,), vae=str(save_vae(tmp_path / 'vae'))))
 
 
-def test_checkpoints_that_are_not_there_are_named(drawing, tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path / 'run')
+def test_checkpoints_that_are_not_there_are_named(drawing, one_step):
     for asked, message in (('7', r'no checkpoint of step 7; there are: 1\.'),
                            ('new', "neither 'all' nor steps")):
         with pytest.raises(UserError, match=message):
-            evaluate(replace(drawing, sources=(str(tmp_path / 'run'),), checkpoints=asked))
+            evaluate(replace(drawing, sources=(str(one_step),), checkpoints=asked))
 
 
 def test_another_file_in_the_place_of_the_rows_is_left_alone(request_of):

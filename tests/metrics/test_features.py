@@ -11,6 +11,8 @@ from lit_jax.metrics.features import FeatureExtractor
 from lit_jax.models.inception import InceptionNetwork
 from lit_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 6, 5, 3)).astype(np.uint8)
 MATRIX = np.random.default_rng(1).normal(size=(90, 17)).astype(np.float32)
 

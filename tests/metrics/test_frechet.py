@@ -123,7 +123,7 @@ def test_equals_the_adm_evaluator(goldens, name):
         assert distance == pytest.approx(arrays['tfid_fid'], rel=5e-7)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('name', HARD)
 def test_equals_torch_fidelity_and_clean_fid(name):
     torch, fidelity = import_oracle('torch'), import_oracle('torch_fidelity.metric_fid')

@@ -125,7 +125,7 @@ def stand_ins(torch, detections):
 
 @pytest.fixture
 def network(network_files, monkeypatch):
-    torch = pytest.importorskip('torch')
+    import torch
 
     def make(detections):
         for name, module in stand_ins(torch, detections).items():
@@ -134,7 +134,7 @@ def network(network_files, monkeypatch):
     return make
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
     """With stand-ins for its packages: the real ones are not run by the tests."""
     seen = []
@@ -156,7 +156,7 @@ def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
     assert detector.colours(pixels, found, 'cat') == ['red', 'blue']
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('result, text',
                          [(([np.zeros((0, 5))] * 3, [[]] * 3), 'knows 3 classes, expected the 80 of COCO'),
                           (object(), 'as MMDetection 2.x does')])

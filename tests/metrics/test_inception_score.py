@@ -29,7 +29,7 @@ def test_equals_what_torch_fidelity_gave(goldens, name, form, seed):
     assert std == pytest.approx(arrays[f'tfid_isc_{form}_std'], rel=1e-10)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('count', [10, 97, 500])
 def test_equals_torch_fidelity(count):
     torch, fidelity = import_oracle('torch'), import_oracle('torch_fidelity.metric_isc')

@@ -22,7 +22,7 @@ def test_equals_what_torch_fidelity_gave(goldens, name):
         assert mean == pytest.approx(arrays[f'tfid_kid64_{subsets}x{size}_mean'], rel=1e-9)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('name', HARD)
 def test_equals_torch_fidelity_and_clean_fid(name):
     torch, fidelity = import_oracle('torch'), import_oracle('torch_fidelity.metric_kid')

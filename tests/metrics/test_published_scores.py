@@ -68,7 +68,7 @@ def features_of(inception, path: Path) -> Features:
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.peers
 def test_the_real_weights_give_torch_fidelitys_features(inception, tmp_path):
     """Only where the weights are a file that PyTorch reads."""
     oracle = import_oracle('torch_fidelity.feature_extractor_inceptionv3')

@@ -32,7 +32,7 @@ def paint(inside, colour='blue'):
     return np.round(np.array(BACKGROUND) * (1 - amount) + np.array(PALETTE[colour]) * amount).astype(np.uint8)
 
 
-@pytest.mark.parametrize('start', range(0, 2000, 500))
+@pytest.mark.parametrize('start', [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (500, 1000, 1500))])
 def test_exact_on_all_rendered_scenes(start):
     source = ShapesSource(split='held_out')
     for index in range(start, start + 500):

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import pulled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -11,6 +12,7 @@ from jax.test_util import check_grads
 from lit_jax.models.mixers.depthwise import FORMS, depthwise_conv
 
 ALL_FORMS = (None, *FORMS)
+compiled = jax.jit(depthwise_conv, static_argnums=3)
 
 
 def random_arguments(shape, size, dtype=np.float64, seed=0):
@@ -46,34 +48,33 @@ def test_a_single_weight_shifts_the_image(form):
 def test_every_form_follows_the_definition(form, batch, rows, columns, heads, channels, size, seed):
     with jax.enable_x64(True):
         arguments = random_arguments((batch, rows, columns, heads, channels), size, seed=seed)
-        np.testing.assert_allclose(depthwise_conv(*arguments, form), by_definition(*arguments), atol=1e-12)
+        np.testing.assert_allclose(compiled(*arguments, form), by_definition(*arguments), atol=1e-12)
 
 
 @pytest.mark.parametrize('size', [3, 5])
 def test_gradients_of_all_forms_are_equal(size, x64):
     x, *weights = random_arguments((2, 4, 7, 3, 5), size)
     # `channels` is differentiated by XLA's own rule for convolutions: the judge of the hand-written one.
-    expected = jax.vjp(lambda *a: depthwise_conv(*a, 'channels'), x, *weights)[1](jnp.sin(x))
+    expected = pulled(lambda *a: depthwise_conv(*a, 'channels'), x, *weights)
     for form in ALL_FORMS:
-        gradients = jax.vjp(lambda *a, form=form: depthwise_conv(*a, form), x, *weights)[1](jnp.sin(x))
-        for got, want in zip(gradients, expected, strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-11)
+        jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-11),
+                     pulled(lambda *a, form=form: depthwise_conv(*a, form), x, *weights), expected)
 
 
 @pytest.mark.parametrize('form', ALL_FORMS)
 def test_gradients_are_those_of_finite_differences(form, x64):
     arguments = random_arguments((1, 3, 4, 2, 2), 3)
-    check_grads(lambda *a: depthwise_conv(*a, form), arguments, order=1, modes=['rev'], atol=1e-6, rtol=1e-6)
+    check_grads(jax.jit(lambda *a: depthwise_conv(*a, form)), arguments, order=1, modes=['rev'], atol=1e-6,
+                rtol=1e-6)
 
 
 @pytest.mark.parametrize('form', ALL_FORMS)
 def test_bfloat16_rounds_only_the_result(form):
     arguments = random_arguments((1, 8, 8, 2, 4), 5, jnp.bfloat16)
-    got = depthwise_conv(*arguments, form)
+    got, gradients = pulled(lambda *a: depthwise_conv(*a, form), *arguments)
     assert got.dtype == jnp.bfloat16
     want = by_definition(*(np.asarray(a, np.float64) for a in arguments))
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2 ** -8, atol=1e-5)
-    gradients = jax.vjp(lambda *a: depthwise_conv(*a, form), *arguments)[1](got)
     assert [g.dtype for g in gradients] == [jnp.bfloat16] * 3
 
 
@@ -84,12 +85,13 @@ def test_works_under_vmap_and_scan(form):
     def loss(x, kernel):
         return jnp.square(depthwise_conv(x, kernel, bias, form)).sum()
 
-    one_by_one = [jax.grad(loss, 1)(x[i], kernel) for i in range(3)]
-    at_once = jax.vmap(jax.grad(loss, 1), (0, None))(x, kernel)
+    gradient = jax.jit(jax.grad(loss, 1))
+    one_by_one = [gradient(x[i], kernel) for i in range(3)]
+    at_once = jax.jit(jax.vmap(jax.grad(loss, 1), (0, None)))(x, kernel)
     np.testing.assert_allclose(at_once, jnp.stack(one_by_one), rtol=1e-4, atol=1e-4)
     kernels = jnp.stack([kernel, 2 * kernel])
     scanned = jax.lax.scan(lambda x, k: (depthwise_conv(x, k, bias, form), None), x[0], kernels)[0]
-    want = depthwise_conv(depthwise_conv(x[0], kernel, bias, form), 2 * kernel, bias, form)
+    want = compiled(compiled(x[0], kernel, bias, form), 2 * kernel, bias, form)
     np.testing.assert_allclose(scanned, want, rtol=1e-5, atol=1e-5)
 
 
@@ -103,7 +105,7 @@ def sharded_program(axes, spec):
         y, vjp = jax.vjp(depthwise_conv, x, kernel, bias)
         return y, vjp(jnp.sin(y))
 
-    want = both(x, kernel, bias)
+    want = jax.jit(both)(x, kernel, bias)
     with jax.set_mesh(mesh):
         sharded = jax.device_put(x, NamedSharding(mesh, spec))
         compiled = jax.jit(both).lower(sharded, kernel, bias).compile()

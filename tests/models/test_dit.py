@@ -1,11 +1,15 @@
 """The backbone against the official code, and against what the papers say about it."""
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import quick
 
 from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
@@ -27,7 +31,7 @@ def load_golden(path, dtype, **options):
                                     input_size=(meta['config']['input'],) * 2)
     arrays = {k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()}
     return Network(arch, dtype=dtype,
-                   **options), jax.tree.map(lambda p: jnp.asarray(p, dtype), params), arrays
+                   **options), jax.tree.map(lambda p: np.asarray(p, dtype), params), arrays
 
 
 def relative_error(got, want):
@@ -36,18 +40,18 @@ def relative_error(got, want):
 
 def outputs(network, params, arrays):
     """Plain forward and both guided forwards, in the order of the golden file."""
-    dtype = network.dtype
-    x, t, y = jnp.asarray(arrays['in_x'], dtype), arrays['in_t'], arrays['in_y']
-    yield 'eps_v', network.apply(params, x, t, {'label': y})
+    dtype, apply = network.dtype, jax.jit(network.apply)
+    x, t, y = np.asarray(arrays['in_x'], dtype), arrays['in_t'], arrays['in_y']
+    yield 'eps_v', apply(params, x, t, {'label': y})
     half = len(arrays['in_cfg_x']) // 2   # the second half is the null half, which `guide` makes itself
-    x, t, y = (jnp.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
+    x, t, y = (np.asarray(arrays[f'in_cfg_{name}'][:half]) for name in ('x', 't', 'y'))
     for scale in (1.5, 4.0):
-        model = guide(lambda x, t, cond: network.apply(params, x, t, cond), scale, network.guidance_pair)
+        model = guide(lambda x, t, cond: apply(params, x, t, cond), scale, network.guidance_pair)
         yield f'cfg_{scale}', model(x.astype(dtype), t, {'label': y})
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name, scan_layers', quick(itertools.product(MODELS, (True, False)), [
+    *((name, True) for name in MODELS), ('lit_model_bias', False)]))
 def test_float32_equals_the_official_model(name, scan_layers, goldens):
     network, params, arrays = load_golden(goldens / f'{name}.npz', jnp.float32, scan_layers=scan_layers)
     for key, got in outputs(network, params, arrays):
@@ -67,17 +71,14 @@ def test_float64_equals_the_official_model(name, goldens, x64):
 @pytest.mark.parametrize('mixer', [TINY['mixer'], {'name': 'softmax', 'heads': 2, 'qkv_bias': True}])
 def test_output_is_exactly_zero_at_initialisation(mixer):
     network = Network({**TINY, 'mixer': mixer})
-    params = network.init(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    assert (network.apply(params, x, jnp.array([1, 999]), {'label': jnp.array([0, 3])}) == 0).all()
+    params = jax.jit(network.init)(jax.random.key(0))
+    x = normal(1, (2, 8, 8, 3))
+    assert (jax.jit(network.apply)(params, x, jnp.array([1, 999]), {'label': jnp.array([0, 3])}) == 0).all()
 
 
 def random_params(network, seed=0):
     """Weights of order 1/sqrt(fan_in) everywhere, zero-initialised gates included."""
-    leaves, treedef = jax.tree.flatten(network.abstract())
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(network.abstract(), seed, 0.2)
 
 
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4]),
@@ -86,8 +87,8 @@ def random_params(network, seed=0):
 def test_any_grid_gives_an_output_of_twice_the_channels(rows, columns, patch, channels):
     size = (rows * patch, columns * patch)
     network = Network({**TINY, 'input_size': size, 'patch': patch, 'channels': channels})
-    output = network.apply(random_params(network), jnp.ones((2, *size, channels)), jnp.array([0, 7]),
-                           {'label': jnp.array([0, 1])})
+    output = jax.jit(network.apply)(random_params(network), np.ones((2, *size, channels), np.float32),
+                           np.array([0, 7]), {'label': np.array([0, 1])})
     assert output.shape == (2, *size, 2 * channels)
     assert np.isfinite(output).all()
 
@@ -110,8 +111,8 @@ def test_remat_changes_nothing():
 def test_bfloat16_stays_near_float32(goldens):
     """Bound: three blocks of bfloat16 products (8 bits of mantissa) on outputs of order one."""
     network, params, arrays = load_golden(goldens / 'lit_model.npz', jnp.bfloat16)
-    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    output = network.apply(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
+    params = jax.tree.map(lambda p: np.asarray(p, np.float32), params)
+    output = jax.jit(network.apply)(params, arrays['in_x'], arrays['in_t'], {'label': arrays['in_y']})
     assert output.dtype == jnp.bfloat16
     assert relative_error(output, arrays['out64_eps_v']) <= 5e-2
 
@@ -124,15 +125,15 @@ def staged(mixer, stages=(), **more):
 def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
     mixer = {'name': 'linear', 'heads': 2, 'dwc_kernel': 3}
     whole, cut = staged(mixer), staged(mixer, [{'depth': 1}, {'depth': 3, 'mixer': {'dwc_kernel': 3}}])
-    params = whole.init(jax.random.key(0))
+    params = jax.device_get(jax.jit(whole.init)(jax.random.key(0)))
     parts = {name: leaf for name, leaf in params.items() if name != 'blocks'}
     parts |= {'blocks0': jax.tree.map(lambda leaf: leaf[:1], params['blocks']),
               'blocks1': jax.tree.map(lambda leaf: leaf[1:], params['blocks'])}
-    x = jax.random.normal(jax.random.key(1), (2, 8, 12, 4))
+    x = normal(1, (2, 8, 12, 4))
     arguments = x, jnp.array([3, 900]), {'label': jnp.array([0, 3])}
     assert jax.tree.structure(parts) == jax.tree.structure(cut.abstract())
-    np.testing.assert_allclose(cut.apply(parts, *arguments), whole.apply(params, *arguments), rtol=1e-5,
-                               atol=1e-6)
+    np.testing.assert_allclose(jax.jit(cut.apply)(parts, *arguments),
+                               jax.jit(whole.apply)(params, *arguments), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('stages, said', [

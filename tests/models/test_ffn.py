@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import applied, made, normal
 from flax import nnx
 
 from lit_jax.models.ffn import FFNS
@@ -13,7 +14,7 @@ WIDTH, GRID = 12, (3, 4)
 
 
 def build(name, dtype=jnp.float32, ratio=2.5):
-    return FFNS[name](WIDTH, ratio, dtype=dtype, rngs=nnx.Rngs(0))
+    return made(lambda: FFNS[name](WIDTH, ratio, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
@@ -26,7 +27,7 @@ def test_tokens_in_and_tokens_out(name, dtype):
 
 @pytest.mark.parametrize('name', FFNS)
 def test_bfloat16_is_close_to_float32(name):
-    x = jax.random.normal(jax.random.key(0), (2, 12, WIDTH)).astype(jnp.bfloat16)
+    x = normal(0, (2, 12, WIDTH)).astype(jnp.bfloat16)
     want, got = (jax.jit(lambda x, dtype=dtype: build(name, dtype)(x, GRID))(x.astype(dtype))
                  for dtype in (jnp.float32, jnp.bfloat16))
     error = np.asarray(got, np.float32) - want
@@ -42,7 +43,7 @@ def test_the_hidden_width_is_that_of_a_kernel(name):
 
 def test_mix_ffn_sees_eight_neighbours_and_no_more():
     ffn, x = build('mix'), jnp.zeros((1, 35, WIDTH))
-    changed = ffn(x.at[0, 3 * 7 + 2].set(1.0), (5, 7)) != ffn(x, (5, 7))
+    changed = applied(ffn, x.at[0, 3 * 7 + 2].set(1.0), (5, 7)) != applied(ffn, x, (5, 7))
     near = np.zeros((5, 7), bool)
     near[2:5, 1:4] = True
     np.testing.assert_array_equal(changed[0].any(-1).reshape(5, 7), near)
@@ -55,9 +56,10 @@ def test_mix_ffn_multiplies_the_first_part_with_the_gate_of_the_second():
     hidden = FFNS['mix'].hidden_width(WIDTH, 2.5)
     kernel = jnp.zeros((3, 3, 2, hidden)).at[1, 1, 0].set(1.0)
     ffn.depth.kernel[...], ffn.depth.bias[...] = kernel, jnp.stack([jnp.zeros(hidden), jnp.full(hidden, 2.0)])
-    x = jax.random.normal(jax.random.key(0), (2, 12, WIDTH))
+    x = normal(0, (2, 12, WIDTH))
     value = jax.nn.silu(x @ ffn.inverted.kernel[:, 0] + ffn.inverted.bias[0])
-    np.testing.assert_allclose(ffn(x, GRID), (value * jax.nn.silu(2.0)) @ ffn.point.kernel[...], atol=1e-5)
+    np.testing.assert_allclose(applied(ffn, x, GRID), (value * jax.nn.silu(2.0)) @ ffn.point.kernel[...],
+                               atol=1e-5)
 
 
 def test_mix_ffn_begins_as_pytorch_convolutions_do():

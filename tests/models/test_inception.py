@@ -87,7 +87,7 @@ def peer(tmp_path_factory):
     return features
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('side', [pytest.param(side, marks=() if side == 32 else pytest.mark.slow)
                                   for side in (32, 64, 128, 256, 299, 512)])
 def test_equals_torch_fidelity(peer, side):
@@ -98,7 +98,7 @@ def test_equals_torch_fidelity(peer, side):
         assert relative_error(found[name], want[name]) <= BOUND, name
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.slow
 def test_images_that_are_not_square(peer):
     images = pixels(128)[:, 10:90]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -51,14 +52,6 @@ REFUSED = {(case, 'tensor') for case in ('edit', 'sana', 'dydila')} | {('gla', '
 EVERY_CASE = pytest.mark.parametrize('case', CASES)
 
 
-def random_tree(abstract, seed=0):
-    """Weights that let every path carry signal, gates that begin at zero included."""
-    leaves, structure = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                                for k, leaf in zip(keys, leaves, strict=True)])
-
-
 def mixer_of(case, dtype=jnp.float32):
     """(graphdef, random parameters) of the mixer alone."""
     graphdef, state = nnx.split(
@@ -73,7 +66,7 @@ def network_of(case, **options):
 
 
 def batch(size=8, dtype=jnp.float32):
-    x = jax.random.normal(jax.random.key(1), (size, 8, 12, 4), dtype)
+    x = normal(1, (size, 8, 12, 4), dtype)
     return x, jnp.linspace(3, 990, size), {'label': jnp.arange(size) % 4}
 
 
@@ -98,7 +91,7 @@ def test_tokens_in_and_tokens_out(case, grid, dtype):
 
 @EVERY_CASE
 def test_bfloat16_is_close_to_float32(case):
-    x = jax.random.normal(jax.random.key(0), (4, 96, WIDTH)).astype(jnp.bfloat16)
+    x = normal(0, (4, 96, WIDTH)).astype(jnp.bfloat16)
     outputs = []
     for dtype in (jnp.float32, jnp.bfloat16):
         graphdef, params = mixer_of(case, dtype)
@@ -163,7 +156,9 @@ def mesh_program(case, sizes):
 @pytest.mark.parametrize('layout',
                          [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow)
                           for name in LAYOUTS])
-@EVERY_CASE
+@pytest.mark.parametrize('case', [
+    # compiles for long; its routed products on a mesh are in test_routing.py
+    pytest.param(name, marks=pytest.mark.slow if name == 'dydila heads' else []) for name in CASES])
 def test_eight_devices_give_what_one_gives_or_say_why_not(case, layout):
     sizes = sizes_of(layout)
     refused = [axis for axis, size in sizes.items() if size > 1 and (case, axis) in REFUSED]

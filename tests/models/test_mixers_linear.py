@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import applied, graph, made, normal, pulled
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import EPS, LinearAttention, focus, linear_attention
@@ -18,7 +20,6 @@ GRIDS = ('h1_4x9_k3', 'h1_4x9_k5', 'h1_6x6_k5', 'h2_4x9_k3', 'h2_4x9_k5', 'h2_6x
          'h3_4x9_k5', 'h3_6x6_k5', 'small_grid', 'deadheads')
 LIT = tuple(f'lit_attn_{name}' for name in GRIDS)
 FOCUSED = ('focused_relu_neutral', 'focused_relu_full', 'focused_gelu_neutral', 'focused_gelu_full')
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 
 
 def relative(got, want):
@@ -36,7 +37,7 @@ def golden_mixer(path, dtype):
     if 'p' in case:
         options |= {'activation': case['act'], 'focus_power': case['p'], 'focus_scale': True,
                     'key_grid': grid}
-    mixer = build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0))
+    graphdef = graph(lambda: build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0)))
     params = {'q': {'kernel': torch['q.weight'].T.reshape(width, *head)},
               'kv': {'kernel': torch['kv.weight'].T.reshape(width, 2, *head)},
               'proj': {'kernel': torch['proj.weight'].T.reshape(*head, width), 'bias': torch['proj.bias']},
@@ -47,7 +48,7 @@ def golden_mixer(path, dtype):
     if 'p' in case:
         params['focus_scale'] = torch['scale'].reshape(head)
         params['key_table'] = torch['positional_encoding'].reshape(-1, *head)
-    return nnx.merge(nnx.split(mixer)[0], params), arrays, grid
+    return nnx.merge(graphdef, params), arrays, grid
 
 
 @BOTH_WIDTHS
@@ -56,7 +57,7 @@ def test_output_is_the_official_one(name, wide, goldens):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         mixer, arrays, grid = golden_mixer(goldens / f'{name}.npz', dtype)
-        got = jax.jit(lambda x: mixer(x, grid))(jnp.asarray(arrays['in_x'], dtype))
+        got = jax.jit(lambda x: mixer(x, grid))(np.asarray(arrays['in_x'], dtype))
         assert got.dtype == dtype
         assert relative(got, arrays['out64_y']) <= (1e-9 if wide else 2e-5)
 
@@ -64,21 +65,24 @@ def test_output_is_the_official_one(name, wide, goldens):
 @pytest.mark.parametrize('name', LIT)
 def test_every_step_of_algorithm_1(name, goldens, x64):
     mixer, arrays, grid = golden_mixer(goldens / f'{name}.npz', jnp.float64)
-    x = jnp.asarray(arrays['in_x'], jnp.float64)
-    kv = mixer.kv(x)
-    q, k, v = mixer.features(mixer.q(x)), mixer.features(kv[:, :, 0]), kv[:, :, 1]
-    assert relative(q.swapaxes(1, 2), arrays['mid_q']) < 1e-12
-    assert relative(k.swapaxes(1, 2), arrays['mid_k']) < 1e-12
-    assert relative(linear_attention(q, k, v).reshape(x.shape), arrays['mid_linear']) < 1e-12
-    assert relative(mixer.dwc(v.reshape(len(x), *grid, *v.shape[2:])).reshape(x.shape),
-                    arrays['mid_dwc']) < 1e-12
+
+    def steps(x):
+        kv = mixer.kv(x)
+        q, k, v = mixer.features(mixer.q(x)), mixer.features(kv[:, :, 0]), kv[:, :, 1]
+        return {'q': q.swapaxes(1, 2), 'k': k.swapaxes(1, 2),
+                'linear': linear_attention(q, k, v).reshape(x.shape),
+                'dwc': mixer.dwc(v.reshape(len(x), *grid, *v.shape[2:])).reshape(x.shape)}
+
+    for step, got in jax.jit(steps)(np.asarray(arrays['in_x'], jnp.float64)).items():
+        assert relative(got, arrays[f'mid_{step}']) < 1e-12, step
 
 
 @pytest.mark.parametrize('name', FOCUSED)
 def test_focusing_acts_on_all_heads_together(name, goldens, x64):
     mixer, arrays, _ = golden_mixer(goldens / f'{name}.npz', jnp.float64)
-    x = jnp.asarray(arrays['in_x'], jnp.float64)
-    q, k = mixer.features(mixer.q(x)), mixer.features(mixer.kv(x)[:, :, 0], mixer.key_table)
+    x = np.asarray(arrays['in_x'], jnp.float64)
+    q, k = jax.jit(lambda x: (mixer.features(mixer.q(x)),
+                              mixer.features(mixer.kv(x)[:, :, 0], mixer.key_table)))(x)
     assert relative(q.reshape(x.shape), arrays['mid_q_focused']) < 1e-12
     assert relative(k.reshape(x.shape), arrays['mid_k_focused']) < 1e-12
 
@@ -102,40 +106,42 @@ def test_equals_the_quadratic_form(batch, tokens, heads, channels, seed):
        activation=st.sampled_from(['relu', 'gelu']))
 @settings(max_examples=6, deadline=None)
 def test_any_heads_grid_and_options(rows, columns, heads, kernel, bias, power, activation):
-    mixer = build_mixer({'name': 'linear', 'heads': heads, 'qkv_bias': bias, 'dwc_kernel': kernel,
-                         'activation': activation, 'focus_power': power}, 12, dtype=jnp.float32,
-                        rngs=nnx.Rngs(0))
+    mixer = made(lambda: build_mixer({'name': 'linear', 'heads': heads, 'qkv_bias': bias,
+                                      'dwc_kernel': kernel, 'activation': activation, 'focus_power': power},
+                                     12, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(mixer))
     assert ('dwc' in params) == (kernel > 0)
     assert ('bias' in params['q']) == ('bias' in params['kv']) == bias
-    x = jax.random.normal(jax.random.key(1), (2, rows * columns, 12))
+    x = normal(1, (2, rows * columns, 12))
     out = jax.jit(lambda x: mixer(x, (rows, columns)))(x)
     assert out.shape == x.shape and np.isfinite(out).all()
 
 
 def test_without_convolution_the_order_of_tokens_does_not_matter():
-    mixer = build_mixer({'name': 'linear', 'heads': 2, 'dwc_kernel': 0}, 8, dtype=jnp.float32,
-                        rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 12, 8))
+    mixer = made(lambda: build_mixer({'name': 'linear', 'heads': 2, 'dwc_kernel': 0}, 8, dtype=jnp.float32,
+                                     rngs=nnx.Rngs(0)))
+    x = normal(0, (1, 12, 8))
     order = np.random.default_rng(0).permutation(12)
     # Only the order of float32 sums differs.
-    np.testing.assert_allclose(mixer(x[:, order], (3, 4)), mixer(x, (2, 6))[:, order], atol=1e-5)
+    np.testing.assert_allclose(applied(mixer, x[:, order], (3, 4)), applied(mixer, x, (2, 6))[:, order],
+                               atol=1e-5)
 
 
 def test_the_convolution_sees_the_grid():
-    mixer = build_mixer({'name': 'linear', 'heads': 2}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (1, 12, 8))
-    assert np.abs(mixer(x, (3, 4)) - mixer(x, (4, 3))).max() > 1e-2
+    mixer = made(lambda: build_mixer({'name': 'linear', 'heads': 2}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x = normal(0, (1, 12, 8))
+    assert np.abs(applied(mixer, x, (3, 4)) - applied(mixer, x, (4, 3))).max() > 1e-2
 
 
 @pytest.mark.parametrize('options',
                          [{}, {'dwc_kernel': 0, 'qkv_bias': True}, {'focus_power': 3, 'activation': 'gelu'},
                           {'focus_power': 3, 'focus_scale': True, 'key_grid': (2, 3)}], ids=str)
 def test_gradients_are_those_of_finite_differences(options, x64):
-    mixer = build_mixer({'name': 'linear', 'heads': 2, **options}, 4, dtype=jnp.float64, rngs=nnx.Rngs(3))
+    mixer = made(lambda: build_mixer({'name': 'linear', 'heads': 2, **options}, 4, dtype=jnp.float64,
+                                     rngs=nnx.Rngs(3)))
     graphdef, params = nnx.split(mixer)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
-    x = jax.random.normal(jax.random.key(2), (1, 6, 4), jnp.float64)
+    x = normal(2, (1, 6, 4), jnp.float64)
     apply = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x, (2, 3)))
     check_grads(apply, (params, x), order=1, modes=['rev'], atol=1e-5, rtol=1e-5, eps=1e-6)
 
@@ -145,17 +151,17 @@ def test_bfloat16_at_16384_tokens(dwc_kernel, x64):
     """Inputs of size 100, relative to float64 with the same float32 weights."""
     side, width = 128, 64
     options = {'name': 'linear', 'heads': 2, 'dwc_kernel': dwc_kernel, 'qkv_bias': True}
-    x = 100 * jax.random.normal(jax.random.key(0), (1, side * side, width), jnp.float32)
+    x = 100 * normal(0, (1, side * side, width), jnp.float32)
     x = x + 50                      # with a common part, so that sums over tokens grow
     outputs, gradients = {}, {}
     for dtype in (jnp.bfloat16, jnp.float64):
-        graphdef, params = nnx.split(build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(made(
+            lambda dtype=dtype: build_mixer(options, width, dtype=dtype, rngs=nnx.Rngs(0))))
 
         def apply(params, x, graphdef=graphdef):
             return nnx.merge(graphdef, params)(x, (side, side))
 
-        outputs[dtype], vjp = jax.vjp(jax.jit(apply), params, x.astype(jnp.bfloat16).astype(dtype))
-        gradients[dtype] = vjp(jnp.ones_like(outputs[dtype]))
+        outputs[dtype], gradients[dtype] = pulled(apply, params, x.astype(jnp.bfloat16).astype(dtype))
     assert outputs[jnp.bfloat16].dtype == jnp.bfloat16
     want = np.asarray(outputs[jnp.float64])
     error = np.asarray(outputs[jnp.bfloat16], np.float64) - want
@@ -168,7 +174,7 @@ def test_sums_over_tokens_are_float32():
     # 4096 keys of one: a bfloat16 sum would stop growing at 256, and the mean of v would come out 16 times
     # too small.
     ones = jnp.ones((1, 4096, 1, 4), jnp.bfloat16)
-    out = linear_attention(ones.astype(jnp.float32), ones.astype(jnp.float32), ones)
+    out = jax.jit(linear_attention)(ones.astype(jnp.float32), ones.astype(jnp.float32), ones)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, 1, rtol=1e-5)       # 1e-6 in the normaliser, 4e-6 of it is float32
 
@@ -184,15 +190,15 @@ def test_focus_keeps_the_norm_and_sharpens():
 def test_focus_of_dead_features_does_not_vanish_in_float32():
     # φ = 0 everywhere leaves 1e-6: its sixth power underflows, its direction must not.
     dead = jnp.full((1, 1, 2, 2), 1e-6)
-    value, gradient = jax.value_and_grad(lambda x: focus(x, 3)[0, 0, 0, 0])(dead)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: focus(x, 3)[0, 0, 0, 0]))(dead)
     np.testing.assert_allclose(value, 1e-6, rtol=1e-5)
     assert np.isfinite(gradient).all()
 
 
 def test_initial_bounds():
     width, heads, size = 96, 3, 5
-    params = nnx.to_pure_dict(nnx.state(LinearAttention(width, heads=heads, qkv_bias=True, dwc_kernel=size,
-                                                        rngs=nnx.Rngs(0))))
+    params = nnx.to_pure_dict(nnx.state(made(
+        lambda: LinearAttention(width, heads=heads, qkv_bias=True, dwc_kernel=size, rngs=nnx.Rngs(0)))))
     # kv is one fused matrix for Xavier, q and proj are square; the convolution has PyTorch's default, bias
     # included.
     bounds = {'q': np.sqrt(6 / (2 * width)), 'kv': np.sqrt(6 / (3 * width)), 'proj': np.sqrt(6 / (2 * width)),

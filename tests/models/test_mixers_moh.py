@@ -3,15 +3,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import made, normal
 from flax import nnx
 from goldens import weights
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.network import Network
 from lit_jax.models.probe import watching
 from lit_jax.runtime.errors import UserError
 
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 GOLDEN = pytest.mark.parametrize('name', ['moh_mixed', 'moh_headdim'])
 
 
@@ -28,7 +29,8 @@ def golden_mixers(path, dtype):
         options = {'heads': case['heads'][i], 'shared': case['shared'][i], 'routed': case['routed'][i]}
         if case['head_dim'][i]:
             options['head_dim'] = case['head_dim'][i]
-        mixer = build_mixer({'name': 'moh', **options}, case['width'], dtype=dtype, rngs=nnx.Rngs(0))
+        mixer = nnx.eval_shape(lambda options=options: build_mixer(
+            {'name': 'moh', **options}, case['width'], dtype=dtype, rngs=nnx.Rngs(0)))
         head = (options['heads'], options.get('head_dim') or case['width'] // options['heads'])
         params = {'qkv': {'kernel': torch['qkv.weight'].T.reshape(-1, 3, *head),
                           'bias': torch['qkv.bias'].reshape(3, *head)},
@@ -56,7 +58,7 @@ def test_output_and_balance_loss_are_the_official_ones(name, wide, goldens):
         mixers, arrays = golden_mixers(goldens / f'{name}.npz', dtype)
         losses = []
         for i, mixer in enumerate(mixers):
-            x = jnp.asarray(arrays[f'mid_block{i}_attn_in'], dtype)
+            x = np.asarray(arrays[f'mid_block{i}_attn_in'], dtype)
             y, balance = jax.jit(lambda x, mixer=mixer: run(mixer, x))(x)
             assert relative(y, arrays[f'mid_block{i}_attn_out']) <= tolerance
             losses += balance
@@ -66,9 +68,9 @@ def test_output_and_balance_loss_are_the_official_ones(name, wide, goldens):
 @pytest.mark.parametrize('shared, routed', [(3, 2), (1, 2), (0, 3), (6, 0), (5, 1)])
 def test_weights_of_the_heads_in_use_sum_to_their_number(shared, routed):
     """One shared head too, at which the official code stops."""
-    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': shared, 'routed': routed}, 24,
-                        dtype=jnp.float32, rngs=nnx.Rngs(0))
-    weights = np.asarray(mixer.head_weights(jax.random.normal(jax.random.key(0), (2, 9, 24))))
+    mixer = made(lambda: build_mixer({'name': 'moh', 'heads': 6, 'shared': shared, 'routed': routed}, 24,
+                                     dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    weights = np.asarray(jax.jit(mixer.head_weights)(normal(0, (2, 9, 24))))
     assert ((weights[..., shared:] > 0).sum(-1) == routed).all() and (weights[..., :shared] > 0).all()
     if not (shared and routed):
         np.testing.assert_allclose(weights.sum(-1), shared + routed, rtol=1e-5)
@@ -80,22 +82,22 @@ def test_weights_of_the_heads_in_use_sum_to_their_number(shared, routed):
 def test_balance_loss_is_least_when_all_heads_are_chosen_equally():
     """E²·mean(p·mask): the routed heads' number where all are equal, E where one takes everything (routed
     1)."""
-    mixer = build_mixer({'name': 'moh', 'heads': 4, 'shared': 0, 'routed': 1}, 4, dtype=jnp.float32,
-                        rngs=nnx.Rngs(0))
-    x = 50 * jnp.eye(4)[None]
-    mixer.router.kernel[...] = jnp.eye(4)
-    np.testing.assert_allclose(run(mixer, x)[1][0], 1, rtol=1e-5)
-    mixer.router.kernel[...] = jnp.zeros((4, 4)).at[:, 2].set(1)
-    np.testing.assert_allclose(run(mixer, x)[1][0], 4, rtol=1e-5)
+    graphdef, params = nnx.split(made(
+        lambda: build_mixer({'name': 'moh', 'heads': 4, 'shared': 0, 'routed': 1}, 4, dtype=jnp.float32,
+                            rngs=nnx.Rngs(0))))
+    balance = jax.jit(lambda params: run(nnx.merge(graphdef, params), 50 * jnp.eye(4)[None])[1][0])
+    for router, least in ((np.eye(4), 1), (np.eye(4)[[2] * 4], 4)):
+        params['router']['kernel'][...] = jnp.asarray(router, jnp.float32)
+        np.testing.assert_allclose(balance(params), least, rtol=1e-5)
 
 
 def test_every_router_learns_from_the_output():
-    mixer = build_mixer({'name': 'moh', 'heads': 6, 'shared': 3, 'routed': 2}, 24, dtype=jnp.float32,
-                        rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(mixer)
-    x = jax.random.normal(jax.random.key(0), (2, 9, 24))
+    graphdef, params = nnx.split(made(
+        lambda: build_mixer({'name': 'moh', 'heads': 6, 'shared': 3, 'routed': 2}, 24, dtype=jnp.float32,
+                            rngs=nnx.Rngs(0))))
+    x = normal(0, (2, 9, 24))
     gradient = nnx.to_pure_dict(
-        jax.grad(lambda params: jnp.sin(nnx.merge(graphdef, params)(x, (3, 3))).sum())(params))
+        jax.jit(jax.grad(lambda params: jnp.sin(nnx.merge(graphdef, params)(x, (3, 3))).sum()))(params))
     for name in ('router', 'shared_router', 'kinds_router'):
         assert np.isfinite(gradient[name]['kernel']).all() and np.abs(gradient[name]['kernel']).max() > 1e-4
 
@@ -109,10 +111,11 @@ def test_a_model_shows_the_loss_of_its_routing_layers_only():
                                   {'depth': 2, 'mixer': {'heads': 6, 'shared': 3, 'routed': 2,
                                                          'head_dim': 8}}]})
     assert network.losses == ('balance',)
-    params = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), network.abstract())
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), network.abstract())
     assert params['blocks1']['attn']['qkv']['kernel'].shape == (2, 16, 3, 6, 8)
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
-    _, seen = network.observe(params, x, jnp.array([1, 700]), {'label': jnp.array([0, 3])}, network.losses)
+    x = normal(1, (2, 8, 8, 4))
+    _, seen = jax.jit(lambda *args: network.observe(*args, network.losses))(
+        params, x, jnp.array([1, 700]), {'label': jnp.array([0, 3])})
     assert [values.shape for values in seen['balance']] == [(2,)]
 
 

@@ -3,8 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import applied, made, normal
 from flax import nnx
 from goldens import weights
+from tiers import BOTH_WIDTHS
 
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import TimestepEmbedder, gate, modulate
@@ -12,7 +14,6 @@ from lit_jax.models.mixers import build_mixer
 from lit_jax.models.mixers.linear import weighted_sum
 from lit_jax.runtime.errors import UserError
 
-BOTH_WIDTHS = pytest.mark.parametrize('wide', [False, True], ids=['float32', 'float64'])
 DIFFUSERS_EPS = 1e-15
 
 
@@ -69,7 +70,7 @@ def test_attention_is_the_official_one(name, wide, goldens):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         mixer = attention(torch, '', case['dim'], case['heads'], case['bias'], dtype)
-        got = jax.jit(lambda x: mixer(x, (1, x.shape[1])))(jnp.asarray(arrays['in_x'], dtype))
+        got = jax.jit(lambda x: mixer(x, (1, x.shape[1])))(np.asarray(arrays['in_x'], dtype))
         assert got.dtype == dtype
         assert relative(got, arrays['out64_y']) <= bound(wide)
 
@@ -115,8 +116,8 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
 
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        cross = [jnp.asarray(arrays[f'mid_block{i}_cross_out'], dtype) for i in range(case['layers'])]
-        got = jax.jit(lambda *args: dict(run(*args)))(*(jnp.asarray(arrays[k], dtype)
+        cross = [np.asarray(arrays[f'mid_block{i}_cross_out'], dtype) for i in range(case['layers'])]
+        got = jax.jit(lambda *args: dict(run(*args)))(*(np.asarray(arrays[k], dtype)
                                                         for k in ('mid_tokens', 'in_t')), cross)
     for name, value in got.items():
         want = arrays[f'mid_{name}']
@@ -125,36 +126,45 @@ def test_blocks_are_the_official_ones_but_for_the_text(name, wide, goldens):
 
 
 def test_it_is_its_own_quadratic_form(x64):
-    mixer = build_mixer({'name': 'sana', 'heads': 2}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (2, 12, 8), jnp.float64)
-    q, k, v = (mixer.qkv(x)[:, :, i] for i in range(3))
-    weights_BKNM = jnp.einsum('bnke,bmke->bknm', jax.nn.relu(q), jax.nn.relu(k))
-    weights_BKNM = weights_BKNM / (weights_BKNM.sum(-1, keepdims=True) + 1e-8)
-    want = mixer.proj(jnp.einsum('bknm,bmke->bnke', weights_BKNM, v))
-    np.testing.assert_allclose(mixer(x, (3, 4)), want, atol=1e-12)
+    mixer = made(lambda: build_mixer({'name': 'sana', 'heads': 2}, 8, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+
+    def quadratic(x):
+        q, k, v = (mixer.qkv(x)[:, :, i] for i in range(3))
+        weights_BKNM = jnp.einsum('bnke,bmke->bknm', jax.nn.relu(q), jax.nn.relu(k))
+        weights_BKNM = weights_BKNM / (weights_BKNM.sum(-1, keepdims=True) + 1e-8)
+        return mixer.proj(jnp.einsum('bknm,bmke->bnke', weights_BKNM, v))
+
+    x = normal(0, (2, 12, 8), jnp.float64)
+    np.testing.assert_allclose(applied(mixer, x, (3, 4)), jax.jit(quadratic)(x), atol=1e-12)
 
 
 @pytest.mark.parametrize('tokens', [5, 40])
 def test_the_shortest_way_gives_the_same(tokens, x64):
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 3, tokens, 16), jnp.float64)
-    np.testing.assert_allclose(weighted_sum(q, k, v, shortest=True), weighted_sum(q, k, v), atol=1e-13)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, tokens, 16))
+    compiled = jax.jit(weighted_sum, static_argnames='shortest')
+    np.testing.assert_allclose(compiled(q, k, v, shortest=True), compiled(q, k, v), atol=1e-13)
 
 
 @pytest.mark.parametrize('eps', [1e-8, DIFFUSERS_EPS])
 def test_queries_without_features_give_zero_and_finite_gradients(eps):
-    mixer = build_mixer({'name': 'sana', 'heads': 1, 'eps': eps}, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mixer = made(lambda: build_mixer({'name': 'sana', 'heads': 1, 'eps': eps}, 8, dtype=jnp.float32,
+                                     rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(mixer)
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
     # with positive tokens no query is positive
     params['qkv']['kernel'] = params['qkv']['kernel'].at[:, 0].set(-1.0)
-    x = jnp.abs(jax.random.normal(jax.random.key(0), (1, 16, 8))) + 0.1
+    x = jnp.abs(normal(0, (1, 16, 8))) + 0.1
 
     def apply(params, x):
         return nnx.merge(graphdef, params)(x, (4, 4))
 
-    y, pull = jax.vjp(apply, params, x)
+    def both(params, x):
+        y, pull = jax.vjp(apply, params, x)
+        return y, pull(jnp.ones_like(y))
+
+    y, gradients = jax.jit(both)(params, x)
     assert (y == 0).all()               # the bias of proj starts at zero
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pull(jnp.ones_like(y))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_an_epsilon_of_zero_is_refused():

@@ -67,14 +67,14 @@ def test_the_parameter_table_lists_every_leaf():
 
 def test_abstract_is_what_init_makes():
     network = Network(TINY)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     jax.tree.map(lambda leaf, spec: (leaf.shape, leaf.dtype) == (spec.shape, spec.dtype)
                  or pytest.fail(str(spec)), params, network.abstract())
 
 
 def test_model_broadcasts_scalars_and_checks_its_inputs():
     network = Network(TINY)
-    model = Model(network, network.init(jax.random.key(0)), {})
+    model = Model(network, jax.jit(network.init)(jax.random.key(0)), {})
     assert model(np.zeros((2, 8, 8, 3)), 5, 1).shape == (2, 8, 8, 6)
     with pytest.raises(UserError, match='NHWC'):
         model(np.zeros((2, 3, 8, 8)), 5, 1)
@@ -102,8 +102,8 @@ def test_compiling_for_inference_changes_no_value(monkeypatch):
     monkeypatch.setattr(network_module, 'LARGE_PRODUCT', 1)
     arch = {**TINY, 'mixer': {'name': 'linear', 'heads': 2}}
     network = Network(arch)
-    params = jax.tree.map(lambda p: p + 0.1, network.init(jax.random.key(0)))
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.1, jax.jit(network.init)(jax.random.key(0)))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    want = network.apply(params, x, jnp.array([5, 6]), {'label': jnp.array([1, 2])})
+    want = jax.jit(network.apply)(params, x, jnp.array([5, 6]), {'label': jnp.array([1, 2])})
     np.testing.assert_allclose(Model(network, params, {})(x, [5, 6], [1, 2]), want, rtol=2e-4, atol=2e-4)
     assert network_module.inference_options('softmax', 4096, 1152) == {}

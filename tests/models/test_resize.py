@@ -23,7 +23,7 @@ def test_bits_of_tensorflow(side, goldens):
     assert got.astype(np.float64).sum() == pytest.approx(arrays[f'sum_resized_{side}'], rel=1e-12)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 @pytest.mark.parametrize('height, width, size',
                          [(32, 32, 299), (150, 100, 299), (299, 299, 299), (512, 512, 299), (9, 7, 20)])
 def test_bits_of_torch_fidelity(height, width, size):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import made, normal
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,27 +27,30 @@ def dense(x_MD, kernel_PDF, index_M):
 
 
 def case(m, choices, width=(5, 7), dtype=jnp.float64, index=None):
-    keys = jax.random.split(jax.random.key(m), 4)
-    x = jax.random.normal(keys[0], (m, width[0]), dtype)
-    kernel = jax.random.normal(keys[1], (choices, *width), dtype)
-    index = jax.random.randint(keys[2], (m,), 0, choices) if index is None else jnp.asarray(index, jnp.int32)
-    return x, kernel, index, jax.random.normal(keys[3], (m, width[1]), dtype)
+    x, kernel, g = (normal(m + i, shape, dtype)
+                    for i, shape in enumerate(((m, width[0]), (choices, *width), (m, width[1]))))
+    index = np.random.default_rng(m).integers(0, choices, m) if index is None else index
+    return x, kernel, jnp.asarray(index, jnp.int32), g
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(product, x, kernel, index, g):
+    y, pull = jax.vjp(lambda x, kernel: product(x, kernel, index), x, kernel)
+    return y, *pull(g)
+
+
+@functools.cache
+def of_all_products(*of_case):
+    return value_and_gradients(dense, *case(*of_case[:2], index=of_case[2]))
 
 
 @ALL_FORMS
 @pytest.mark.parametrize('m, choices, index', [
-    (1, 3, None), (37, 1, None), (100, 7, None), (1000, 5, None), (60, 4, [2] * 60), (70, 9, [0, 8] * 35)],
+    (1, 3, None), (37, 1, None), (100, 7, None), (1000, 5, None), (60, 4, (2,) * 60), (70, 9, (0, 8) * 35)],
     ids=['one row', 'one matrix', 'small', 'large', 'all to one', 'most unused'])
 def test_values_and_gradients_are_those_of_all_products(form, m, choices, index, x64):
-    x, kernel, index, g = case(m, choices, index=index)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def both(product, x, kernel):
-        y, pull = jax.vjp(lambda x, kernel: product(x, kernel, index), x, kernel)
-        return y, *pull(g)
-
-    got = both(functools.partial(grouped_product, form=form), x, kernel)
-    for a, b in zip(got, both(dense, x, kernel), strict=True):
+    got = value_and_gradients(functools.partial(grouped_product, form=form), *case(m, choices, index=index))
+    for a, b in zip(got, of_all_products(m, choices, index), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
@@ -54,7 +58,7 @@ def test_values_and_gradients_are_those_of_all_products(form, m, choices, index,
 @pytest.mark.parametrize('rows', [8, 32])
 def test_each_block_belongs_to_one_matrix(m, choices, rows):
     index = np.random.default_rng(m).integers(0, choices, m)
-    blocks = jax.device_get(sort_rows(jnp.asarray(index), choices, rows))
+    blocks = jax.device_get(jax.jit(sort_rows, static_argnums=(1, 2))(index, choices, rows))
     source = blocks.source.reshape(-1, rows)
     assert len(source) == len(blocks.owner)
     np.testing.assert_array_equal(blocks.source[blocks.place], np.arange(m))
@@ -75,16 +79,17 @@ def test_it_works_inside_jit_scan_and_remat(form):
         return (jax.lax.scan(step, x, kernels)[0] ** 2).sum()
 
     got = jax.jit(jax.grad(lambda k: loss(k, lambda *args: grouped_product(*args, form))))(kernels)
-    np.testing.assert_allclose(got, jax.grad(lambda k: loss(k, dense))(kernels), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, jax.jit(jax.grad(lambda k: loss(k, dense)))(kernels), rtol=1e-4,
+                               atol=1e-5)
 
 
 @ALL_FORMS
 def test_bfloat16_sums_in_float32(form):
     # 4096 products of one: a bfloat16 sum would stop growing at 256.
     x, kernel = jnp.ones((24, 4096), jnp.bfloat16), jnp.ones((2, 4096, 3), jnp.bfloat16)
-    y, pull = jax.vjp(lambda *args: grouped_product(*args, jnp.arange(24) % 2, form), x, kernel)
+    y, dx, dkernel = value_and_gradients(functools.partial(grouped_product, form=form), x, kernel,
+                                         jnp.arange(24) % 2, jnp.ones((24, 3), jnp.bfloat16))
     assert y.dtype == jnp.bfloat16 and (y == 4096).all()
-    dx, dkernel = pull(jnp.ones_like(y))
     assert dx.dtype == dkernel.dtype == jnp.bfloat16
     assert (dx == 3).all() and (dkernel == 12).all()
 
@@ -107,12 +112,12 @@ def test_memory_does_not_hold_all_products():
 
 
 def router_of(gradient, width=6, choices=4, dtype=jnp.float32):
-    return Router(width, choices, gradient=gradient, dtype=dtype, rngs=nnx.Rngs(0))
+    return made(lambda: Router(width, choices, gradient=gradient, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 def test_a_router_takes_the_largest_logit():
-    router, x = router_of('straight_through'), jax.random.normal(jax.random.key(1), (2, 5, 6))
-    route = router(x)
+    router, x = router_of('straight_through'), normal(1, (2, 5, 6))
+    route = jax.jit(router)(x)
     want = np.asarray(x @ router.kernel[...]).argmax(-1)
     np.testing.assert_array_equal(route.index_BN, want)
     np.testing.assert_array_equal(route.weights_BNP, np.eye(4)[want])       # exactly one, exactly zero
@@ -122,18 +127,18 @@ def test_a_router_takes_the_largest_logit():
 
 
 def test_a_router_of_two_parts_sees_them_side_by_side():
-    router = Router(6, 4, parts=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    router = made(lambda: Router(6, 4, parts=2, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     assert router.kernel.shape == (12, 4)
-    x, y = jax.random.normal(jax.random.key(1), (2, 3, 5, 2, 3))          # tokens of two heads
+    x, y = normal(1, (2, 3, 5, 2, 3))          # tokens of two heads
     both = jnp.concatenate([x.reshape(3, 5, 6), y.reshape(3, 5, 6)], -1)
-    np.testing.assert_array_equal(router(x, y).index_BN, (both @ router.kernel[...]).argmax(-1))
+    np.testing.assert_array_equal(jax.jit(router)(x, y).index_BN, (both @ router.kernel[...]).argmax(-1))
 
 
 def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
     router, x = router_of('straight_through',
-                          dtype=jnp.float64), jax.random.normal(jax.random.key(1), (2, 5, 6), jnp.float64)
+                          dtype=jnp.float64), normal(1, (2, 5, 6), jnp.float64)
     graphdef, params = nnx.split(router)
-    bank, g = jnp.array([0.5, -1, 2, 3]), jax.random.normal(jax.random.key(2), (2, 5), jnp.float64)
+    bank, g = jnp.array([0.5, -1, 2, 3]), normal(2, (2, 5), jnp.float64)
 
     def hard(params, bank):
         return (g * nnx.merge(graphdef, params)(x).pick(bank)).sum()
@@ -141,23 +146,23 @@ def test_straight_through_gives_a_number_the_gradient_of_the_softmax(x64):
     def soft(params, bank):
         return (g * (jax.nn.softmax(x @ params['kernel'][...]) @ bank)).sum()
 
-    np.testing.assert_allclose(jax.grad(hard)(params, bank)['kernel'][...],
-                               jax.grad(soft)(params, bank)['kernel'][...],
+    of_params, of_bank = jax.jit(jax.grad(hard, (0, 1)))(params, bank)
+    np.testing.assert_allclose(of_params['kernel'][...], jax.jit(jax.grad(soft))(params, bank)['kernel'][...],
                                atol=1e-7)          # the parameters are float32
     # The bank has the gradient of the hard choice: each number that of the tokens that took it.
-    want = [float(g[np.asarray(router(x).index_BN) == i].sum()) for i in range(4)]
-    np.testing.assert_allclose(jax.grad(hard, 1)(params, bank), want, atol=1e-12)
+    index = np.asarray(jax.jit(router)(x).index_BN)
+    np.testing.assert_allclose(of_bank, [np.asarray(g)[index == i].sum() for i in range(4)], atol=1e-12)
 
 
 @pytest.mark.parametrize('gradient', ['straight_through', 'frozen'])
 def test_gradients_of_the_routed_projection_are_those_of_all_projections(gradient, x64):
     """Against gates that are one or zero, and whose derivative is that of the probability where they are
     one."""
-    layer = RoutedLinear(6, (2, 3), 4, gradient=gradient, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    layer = made(lambda: RoutedLinear(6, (2, 3), 4, gradient=gradient, dtype=jnp.float64, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(layer)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), nnx.to_pure_dict(params))
-    x = jax.random.normal(jax.random.key(1), (2, 15, 6), jnp.float64)
-    g = jax.random.normal(jax.random.key(2), (2, 15, 2, 3), jnp.float64)
+    x = normal(1, (2, 15, 6), jnp.float64)
+    g = normal(2, (2, 15, 2, 3), jnp.float64)
 
     def ours(params, x):
         return nnx.merge(graphdef, params)(x)[0]
@@ -170,10 +175,13 @@ def test_gradients_of_the_routed_projection_are_those_of_all_projections(gradien
                           - jax.lax.stop_gradient(soft)) if gradient == 'straight_through' else chosen
         return jnp.einsum('bnd,pdke,bnp->bnke', x, params['kernel'], gates)
 
-    (y, pull), (want, expected) = (jax.vjp(f, params, x) for f in (ours, all_of_them))
+    def pulled(f):
+        y, pull = jax.vjp(f, params, x)
+        return y, pull(g)
+
+    (y, got), (want, expected) = (jax.jit(pulled, static_argnums=0)(f) for f in (ours, all_of_them))
     np.testing.assert_allclose(y, want, atol=1e-12)
-    got = pull(g)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected(g))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
     assert np.any(got[0]['router']['kernel']) == (gradient == 'straight_through')
 
 
@@ -189,8 +197,8 @@ def test_entropy_says_how_evenly_choices_are_used():
 
 
 def test_usage_has_no_gradient():
-    weights = jax.random.uniform(jax.random.key(0), (1, 4, 3))
-    gradient = jax.grad(lambda w: Route(jnp.zeros((1, 4), jnp.int32), w).usage().max())(weights)
+    weights = jnp.asarray(np.random.default_rng(0).random((1, 4, 3)))
+    gradient = jax.jit(jax.grad(lambda w: Route(jnp.zeros((1, 4), jnp.int32), w).usage().max()))(weights)
     assert not np.any(gradient)
 
 
@@ -202,10 +210,8 @@ def test_usage_has_no_gradient():
                          ids=['data', 'fsdp', 'seq', 'mixed'])
 def test_on_a_mesh_each_device_sorts_its_own_tokens(sizes):
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor', 'seq'), sizes, strict=True)))
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, g = (jax.random.normal(key, shape)
-            for key, shape in zip(keys, ((8, 32, 12), (8, 32, 2, 6)), strict=False))
-    kernel, index = jax.random.normal(keys[2], (5, 12, 2, 6)), jax.random.randint(keys[3], (8, 32), 0, 5)
+    x, g, kernel = normal(0, (8, 32, 12)), normal(1, (8, 32, 2, 6)), normal(2, (5, 12, 2, 6))
+    index = jnp.asarray(np.random.default_rng(3).integers(0, 5, (8, 32)), jnp.int32)
 
     def both(x, kernel, index, g):
         y, pull = jax.vjp(lambda x, kernel: routed_product(x, kernel, index), x, kernel)

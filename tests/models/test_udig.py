@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 
 from lit_jax.models.arch import mixing_layers
 from lit_jax.models.network import Network
@@ -14,14 +15,11 @@ TINY = {'family': 'udig', 'depth': 5, 'width': 16, 'patch': 1, 'input_size': (4,
 
 
 def random_params(network, seed=0):
-    leaves, treedef = jax.tree.flatten(network.abstract())
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.2 * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(network.abstract(), seed, 0.2)
 
 
 def arguments(batch=2):
-    return (jax.random.normal(jax.random.key(1), (batch, 4, 8, 3)), jnp.arange(batch) * 100,
+    return (normal(1, (batch, 4, 8, 3)), jnp.arange(batch) * 100,
             {'label': jnp.arange(batch) % 4})
 
 
@@ -50,10 +48,10 @@ def test_a_decoder_block_sees_the_encoder_block_that_mirrors_it_in_its_own_place
     tokens back."""
     network = Network({**TINY, 'depth': 10})
     apply = jax.jit(network.apply)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     params['joins5']['kernel'] = params['joins5']['kernel'].at[:].set(
         jnp.concatenate([jnp.zeros((16, 16)), jnp.eye(16)]))
-    params['final_layer']['linear']['kernel'] = jax.random.normal(jax.random.key(2), (16, 6))
+    params['final_layer']['linear']['kernel'] = normal(2, (16, 6))
     x, t, label = arguments()
     y = apply(params, x, t, label)
     moved = apply(params, x.at[:, 1, 5].add(1), t, label) - y

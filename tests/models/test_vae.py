@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
 from goldens import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiers import quick
 
 from lit_jax.convert.torch_files import source_from_arrays
 from lit_jax.convert.vae_torch import read_vae_params
@@ -30,7 +32,7 @@ def load_golden(path, dtype):
                           'channels': config['latent']}, dtype=dtype)
     params = read_vae_params(source_from_arrays(state), network.arch, path.name)
     to_ours = jnp.float64 if dtype == jnp.float64 else jnp.float32
-    return (network, jax.tree.map(lambda p: jnp.asarray(p, to_ours), params),
+    return (network, jax.tree.map(lambda p: np.asarray(p, to_ours), params),
             {k: np.moveaxis(v, 1, -1).astype(to_ours if k.startswith('in_') else v.dtype)
              for k, v in arrays.items()})
 
@@ -60,7 +62,7 @@ def tiny():
 # Parity
 
 
-@pytest.mark.parametrize('name', GOLDEN)
+@pytest.mark.parametrize('name', quick(GOLDEN, ['vae_two']))
 def test_float32_equals_the_official_model(name, goldens):
     network, params, arrays = load_golden(goldens / f'{name}.npz', jnp.float32)
     for key, got in outputs(network, params, arrays).items():
@@ -96,7 +98,7 @@ def test_full_configuration_has_the_published_size():
 
 def test_upsampling_convolution_is_that_of_repeated_pixels(x64):
     conv = UpsampleConv(3, 5, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(1), (2, 4, 7, 3), jnp.float64)
+    x = normal(1, (2, 4, 7, 3), jnp.float64)
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
     want = jax.lax.conv_general_dilated(repeated, conv.kernel[...].astype(jnp.float64), (1, 1),
                                         ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
@@ -112,7 +114,7 @@ def test_group_norm_of_values_far_from_zero(dtype, bound):
     norm = GroupNorm(8, 2, rngs=nnx.Rngs(0))
     groups = x.astype(np.float64).reshape(2, -1, 2, 4)
     want = (groups - groups.mean((1, 3), keepdims=True)) / groups.std((1, 3), keepdims=True)
-    got = np.asarray(norm(jnp.asarray(x, dtype)), np.float64)
+    got = np.asarray(norm(jnp.asarray(np.asarray(x, dtype))), np.float64)
     assert np.abs(got - want.reshape(x.shape)).max() <= bound * np.abs(want).max()
 
 
@@ -147,7 +149,7 @@ def test_posterior_sample_has_the_mean_and_deviation_told():
 def test_gradients_reach_every_parameter(tiny):
     """A VAE can be trained: nothing is cut off, and the written-out derivative of attention is used."""
     network, params = tiny
-    x, noise = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jax.random.key(2)
+    x, noise = normal(1, (2, 8, 8, 3)), jax.random.key(2)
 
     @jax.jit
     def loss(params):
@@ -169,7 +171,7 @@ def test_gradients_reach_every_parameter(tiny):
 
 def test_one_by_one_is_the_same_in_less_memory(tiny):
     network, params = tiny
-    z = jax.random.normal(jax.random.key(1), (8, 16, 16, 2))
+    z = normal(1, (8, 16, 16, 2))
     whole, single = (compiled_decode(network, params, z, one_by_one=each) for each in (False, True))
     image = whole(params, z)
     np.testing.assert_allclose(single(params, z), image, atol=1e-5)
@@ -192,7 +194,7 @@ def test_one_by_one_on_a_mesh_sends_nothing(tiny):
     network, params = tiny
     mesh = jax.make_mesh((2, 2, 1), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3,
                          devices=jax.devices()[:4])
-    z = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
+    z = normal(1, (8, 4, 4, 2))
     want = jax.jit(network.decode)(params, z)
     with jax.set_mesh(mesh):
         z = jax.device_put(z, NamedSharding(mesh, P(('data', 'fsdp'))))
@@ -234,7 +236,7 @@ def test_a_tile_fades_linearly_where_two_overlap():
 def test_tiles_of_a_local_decoder_give_the_whole_image():
     """A decoder that looks at one pixel: what tiles change is what the real one's norms and attention make of
     them."""
-    z = jax.random.normal(jax.random.key(0), (2, 13, 21, 3))
+    z = normal(0, (2, 13, 21, 3))
     double = lambda z: jnp.tanh(z).repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
     np.testing.assert_allclose(decode_tiles(double, z, tile=6, overlap=2, downscale=2), double(z), atol=1e-6)
 
@@ -253,15 +255,14 @@ def test_tiles_of_different_tint_have_no_seams():
 def test_tiled_images_are_near_the_whole_one_and_nearer_with_larger_tiles(goldens):
     """Not equal: norms and attention see one tile. With random weights, noise for a latent, in units of the
     image's
-    deviation: 0.69 (rms) with tiles of 8, 0.28 with 16, 0.12 with 24 of 32 x 40."""
+    deviation: 0.69 (rms) with tiles of 8, 0.12 with 24 of 32 x 40."""
     network, params, _ = load_golden(goldens / 'vae_two.npz', jnp.float32)
-    z = jax.random.normal(jax.random.key(0), (1, 32, 40, 4))
+    z = normal(0, (1, 32, 40, 4))
     decode = jax.jit(network.decode, static_argnames='tile')
     whole = decode(params, z)
     errors = [float(jnp.sqrt(jnp.square(decode(params, z, tile=tile) - whole).mean()) / whole.std())
-              for tile in (8, 16, 24)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] <= 0.15
+              for tile in (8, 24)]
+    assert errors[0] > errors[1] and errors[1] <= 0.15
     assert jnp.array_equal(decode(params, z, tile=40), whole)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_networks import network_of
 from tiny import tiny_recipe
 
 from lit_jax import recipes
-from lit_jax.models.network import Network, count_parameters
+from lit_jax.models.network import count_parameters
 from lit_jax.recipes import recipe
 from lit_jax.runtime.errors import UserError
 
@@ -26,7 +27,7 @@ def test_every_recipe_is_whole(name):
     known_as = name.removeprefix('baselines:')
     assert config.name == known_as or config.name.startswith(f'{known_as}_')
     assert config.is_locked
-    assert count_parameters(Network(recipes.architecture(config))) > 1000
+    assert count_parameters(network_of(config)) > 1000
 
 
 def test_the_lit_recipes_follow_the_paper():

@@ -4,10 +4,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from recipe_networks import network_of
 
 from lit_jax import recipes
 from lit_jax.models.cost import paper_macs
-from lit_jax.models.network import Network
 from lit_jax.recipes.paper import printed
 from lit_jax.recipes.systems import SYSTEMS
 from lit_jax.runtime.errors import UserError
@@ -25,7 +25,7 @@ def rows_of(path):
 def test_every_row_is_a_whole_recipe_with_its_published_figures(path):
     for name, row in rows_of(path).items():
         config = recipes.finalize(recipes.load_recipe(f'{path}:{name}'), device_count=16)
-        Network(recipes.architecture(config))
+        network_of(config)
         assert config.name == f'{path.stem}_{name}'
         assert config.published.fid == row.published['fid'] and 1 < config.published.fid < 180
         assert config.published.table.startswith(f'{PAPERS[path.stem[:-1]]} (arXiv ')
@@ -60,8 +60,8 @@ def test_the_best_row_of_table_4_is_the_recipe_of_the_paper():
 def test_printed_costs_of_variants_are_reproduced(table, row):
     config = recipes.load_recipe(f'paper/{table}:{row}')
     convention = SYSTEMS['dig' if table.startswith('dig') else 'dydi_lit'].convention
-    assert paper_macs(Network(recipes.architecture(config)),
-                      convention) / 1e9 == pytest.approx(config.published.gflops, rel=5e-3)
+    macs = paper_macs(network_of(config), convention)
+    assert macs / 1e9 == pytest.approx(config.published.gflops, rel=5e-3)
 
 
 @pytest.mark.parametrize('table, image_size',

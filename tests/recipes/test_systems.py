@@ -1,15 +1,17 @@
 """Every system is a recipe: it costs what its paper prints, its page says so, and it trains."""
+import functools
 import re
 from pathlib import Path
 
 import jax
 import pytest
+from recipe_networks import network_of
 
 from lit_jax import recipes
 from lit_jax.models.cost import Convention, paper_macs
-from lit_jax.models.network import Network
 from lit_jax.plan.dry_run import describe_recipe
-from lit_jax.recipes.system_costs import BEGIN, END, cost_of, cost_table, recipe_of, replace_table, rows
+from lit_jax.recipes import system_costs
+from lit_jax.recipes.system_costs import BEGIN, END, cost_table, recipe_of, replace_table, rows
 from lit_jax.recipes.systems import SYSTEMS, sub_imagenet, system
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import loop
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = [(name, *key) for name, entry in SYSTEMS.items() for key in entry.published]
 # what the paper leaves open is chosen; the difference is printed, not bounded so closely
 NOT_KNOWN = {'udig'}
+cost_of = functools.cache(system_costs.cost_of)
 
 
 @pytest.mark.parametrize('name, size, image_size', [row for row in PUBLISHED if row[0] not in NOT_KNOWN])
@@ -31,7 +34,7 @@ def test_the_printed_cost_is_reproduced(name, size, image_size):
 def test_dig_has_the_parameters_of_its_code_and_the_cost_that_its_paper_leaves_out(
     size, parameters, with_down):
     cost = cost_of('dig', size)
-    network = Network(recipes.architecture(system(recipes.default(), 'dig', size)))
+    network = network_of(system(recipes.default(), 'dig', size))
     assert cost.parameters == parameters
     assert paper_macs(network, Convention('none')) / 1e9 == pytest.approx(with_down, rel=2e-3)
     assert cost.full > paper_macs(network, Convention('none')) > cost.paper
@@ -42,7 +45,7 @@ def test_every_row_has_a_recipe_of_that_model(name, size, image_size):
     config = recipes.finalize(recipes.load_recipe(recipe_of(name, size, image_size)), device_count=8)
     mine = system(recipes.default(), name, size)
     assert config.model.to_dict() == mine.model.to_dict() and config.data.image_size == image_size
-    Network(recipes.architecture(config))
+    network_of(config)
 
 
 def test_names_that_are_not_known():

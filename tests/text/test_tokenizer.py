@@ -22,7 +22,7 @@ def ours(request):
     return tokenizer(request.param)
 
 
-@pytest.mark.torch
+@pytest.mark.peers
 def test_ids_are_those_of_transformers(ours, tmp_path):
     transformers = import_oracle('transformers')
     (tmp_path / 'spiece.model').write_bytes(sentencepiece_model())

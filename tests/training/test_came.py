@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from draws import normal
 from jax.sharding import PartitionSpec as P
 from tiny import PIXART, tiny_recipe
 
@@ -110,9 +111,9 @@ def test_twenty_steps_equal_the_algorithm_tensor_by_tensor(dtype, bound):
     with jax.enable_x64(dtype == jnp.float64):
         came = scale_by_came()
         update = jax.jit(came.update)
-        state = came.init(nested({path: jnp.zeros(shape, dtype) for path, (shape, _) in LEAVES.items()}))
+        state = came.init(nested({path: np.zeros(shape, dtype) for path, (shape, _) in LEAVES.items()}))
         for grads in steps:
-            updates, state = update(nested({path: jnp.asarray(g, dtype) for path, g in grads.items()}), state)
+            updates, state = update(nested({path: np.asarray(g, dtype) for path, g in grads.items()}), state)
     ours = named_leaves(updates)
     for path, parts in reference(steps).items():
         mine = np.asarray(ours[path])
@@ -159,7 +160,7 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
         return {**state, 'params': optax.apply_updates(state['params'], updates), 'opt': opt}
 
     def run(put, jitted):
-        state = put(new_state(params, optimizer))
+        state = put(jax.jit(lambda params: new_state(params, optimizer))(params))
         for grads in steps:
             state = jitted(state, grads)
         return state
@@ -190,7 +191,6 @@ def test_a_regression_is_learned(name):
 
     optimizer = make_optimizer(name=name, learning_rate=1e-3 if name == 'came' else 3e-3, warmup_steps=20)
 
-    @jax.jit
     def step(carry, key):
         params, opt = carry
         rows = jax.random.randint(key, (32,), 0, 256)
@@ -198,8 +198,8 @@ def test_a_regression_is_learned(name):
         return (optax.apply_updates(params, updates), opt), None
 
     before = loss(params, x, y)
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)),
-                                  jax.random.split(jax.random.key(0), 600))
+    (params, _), _ = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))(
+        (params, optimizer.init(params)), jax.random.split(jax.random.key(0), 600))
     assert loss(params, x, y) < 0.1 * before
 
 
@@ -210,9 +210,9 @@ def test_gradients_of_zero_and_rows_of_zeros_stay_finite():
     grads = jax.tree.map(jnp.zeros_like, params)
     grads['fc']['kernel'] = 1e6 * jnp.ones((8, 4)).at[3].set(0).at[:, 2].set(0)
     came = scale_by_came()
-    state = came.init(params)
+    state, update = came.init(params), jax.jit(came.update)
     for _ in range(3):
-        updates, state = came.update(grads, state)
+        updates, state = update(grads, state)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
     assert not updates['unused']['kernel'].any() and not updates['fc']['kernel'][3].any()
     assert updates['fc']['kernel'][0, 0] > 0
@@ -220,18 +220,18 @@ def test_gradients_of_zero_and_rows_of_zeros_stay_finite():
 
 def test_adamw_is_that_of_optax_bit_for_bit():
     """Updates and the structure of the state, which checkpoints hold."""
-    params = {'a': {'kernel': jax.random.normal(jax.random.key(0), (4, 8))}, 'b': jnp.ones(3)}
+    params = {'a': {'kernel': normal(0, (4, 8))}, 'b': jnp.ones(3)}
     for decay in (0.0, 0.03):
         ours, theirs = make_optimizer(learning_rate=1e-3,
                                       weight_decay=decay), optax.adamw(1e-3, weight_decay=decay)
         mine, other = (params, ours.init(params)), (params, theirs.init(params))
         assert jax.tree.structure(mine) == jax.tree.structure(other)
+        update = [jax.jit(optimizer.update) for optimizer in (ours, theirs)]
         for seed in range(5):
-            grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape),
-                                 params)
+            grads = jax.tree.map(lambda leaf, seed=seed: normal(seed, leaf.shape), params)
             moved = []
-            for optimizer, (weights, opt) in ((ours, mine), (theirs, other)):
-                updates, opt = jax.jit(optimizer.update)(grads, opt, weights)
+            for one, (weights, opt) in zip(update, (mine, other), strict=True):
+                updates, opt = one(grads, opt, weights)
                 moved.append((optax.apply_updates(weights, updates), opt))
             mine, other = moved
             jax.tree.map(np.testing.assert_array_equal, mine, other)

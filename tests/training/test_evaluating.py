@@ -15,21 +15,24 @@ from lit_jax.training import loop
 from lit_jax.training import loop_evaluation as evaluating
 from lit_jax.training.metrics_log import read_lines
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 
 @pytest.fixture(scope='module')
-def reference(tmp_path_factory):
+def reference(tmp_path_factory, judge):
+    """(path of a reference, what its features are of)."""
     source = open_source('digits', split='train')
     images = to_uint8(source.take(range(300))['image'])
     path = tmp_path_factory.mktemp('reference') / 'digits.npz'
     np.savez(path, arr_0=np.broadcast_to(images, (*images.shape[:3], 3)))
-    return path
+    return str(path), f'digits:{judge}'
 
 
 def scored_recipe(reference, changes=MappingProxyType({})):
     config = tiny_recipe(steps=6)
     config.data.name = 'digits'
     config.eval.update({'every': 3, 'num_samples': 48, 'steps': 4, 'cfg_scales': (1.0, 2.0),
-                        'metrics': 'fid,precision', 'features': 'digits', 'reference': str(reference)} |
+                        'metrics': 'fid,precision', 'reference': reference[0], 'features': reference[1]} |
                        changes)
     return config
 
@@ -39,10 +42,21 @@ def scores_of(workdir):
             for record in read_lines(workdir / 'metrics.jsonl') if 'eval/num_samples' in record]
 
 
+HELD = []        # the weights that the samplers held after each evaluation of `run`
+
+
 @pytest.fixture(scope='module')
 def run(reference, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('scored')
-    assert loop.train(scored_recipe(reference), workdir) == 'done'
+    scores, workdir = evaluating.LoopEvaluation.scores, tmp_path_factory.mktemp('scored')
+
+    def remembered(self, *arguments):
+        result = scores(self, *arguments)
+        HELD.append([sampler._groups.weights for sampler in self._pipeline._samplers.values()])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluating.LoopEvaluation, 'scores', remembered)
+        assert loop.train(scored_recipe(reference), workdir) == 'done'
     return workdir
 
 
@@ -79,17 +93,8 @@ def test_the_best_weights_are_kept_as_a_model_folder(run):
             np.testing.assert_array_equal(kept, newest)
 
 
-def test_no_copy_of_the_weights_stays_behind_an_evaluation(reference, tmp_path, monkeypatch):
-    made, scores = [], evaluating.LoopEvaluation.scores
-
-    def remembered(self, *arguments):
-        result = scores(self, *arguments)
-        made.append([sampler._groups.weights for sampler in self._pipeline._samplers.values()])
-        return result
-
-    monkeypatch.setattr(evaluating.LoopEvaluation, 'scores', remembered)
-    loop.train(scored_recipe(reference), tmp_path)
-    assert made == [[None, None], [None, None]]
+def test_no_copy_of_the_weights_stays_behind_an_evaluation(run):
+    assert HELD == [[None, None], [None, None]]
 
 
 def test_the_report_shows_the_scores(run):

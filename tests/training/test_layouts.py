@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import random_tree
 from tiny import tiny_recipe
 
 from lit_jax.checkpoint.manager import Checkpoints
@@ -42,10 +43,7 @@ class Small:
         network = Network({**self.network.arch, 'mixer': {'name': 'softmax', 'heads': 2}})
         # An all-zero output layer, as DiT begins with, would teach nothing.
         shapes = network.abstract()
-        keys = jax.random.split(jax.random.key(5), len(jax.tree.leaves(shapes)))
-        leaves = [0.05 * jax.random.normal(key, leaf.shape)
-                  for key, leaf in zip(keys, jax.tree.leaves(shapes), strict=True)]
-        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        params = random_tree(shapes, 5, 0.05)
         return network, jax.device_put(params, state_shardings(shapes, self.mesh, network.arch))
 
     def step(self, teacher_network):

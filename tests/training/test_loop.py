@@ -1,6 +1,7 @@
 """The loop end to end on tiny recipes: resuming, stopping, refusing, diverging."""
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -67,31 +68,37 @@ def stop_at(call, monkeypatch):
     monkeypatch.setattr(loop.BatchLayout, 'place', place)
 
 
-@pytest.mark.parametrize('stop_after', [2, 3, 5])
-def test_resuming_is_exact(tmp_path, stop_after, monkeypatch):
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """The workdir of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp('straight')
+    loop.train(tiny_recipe(steps=6), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize('stop_after', [3, 5])
+def test_resuming_is_exact(tmp_path, straight, stop_after, monkeypatch):
     """A run asked to stop after any step, in the middle of a log interval or not, ends like one never
     stopped."""
     config = tiny_recipe(steps=6)
-    loop.train(config, tmp_path / 'straight')
     stop_at(stop_after, monkeypatch)
     assert loop.run(config, tmp_path / 'stopped') == loop.PREEMPTED == 75
     with Checkpoints(tmp_path / 'stopped') as checkpoints:
         assert checkpoints.steps()[-1] == stop_after
     assert loop.train(config, tmp_path / 'stopped') == 'done'
-    assert_same_run(config, tmp_path / 'straight', tmp_path / 'stopped')
+    assert_same_run(config, straight, tmp_path / 'stopped')
 
 
-def distillation(tmp_path):
+@pytest.fixture
+def distillation(straight):
     """A student recipe whose teacher and inheritance are a workdir trained here."""
-    teacher = tiny_recipe(steps=3)
-    loop.train(teacher, tmp_path / 'teacher')
     config = tiny_recipe('linear', steps=4)
-    config.teacher.path = config.inherit.path = str(tmp_path / 'teacher')
+    config.teacher.path = config.inherit.path = str(straight)
     return config
 
 
-def test_inherit_and_distil_from_a_workdir(tmp_path):
-    config = distillation(tmp_path)
+def test_inherit_and_distil_from_a_workdir(distillation, tmp_path):
+    config = distillation
     assert loop.train(config, tmp_path / 'student') == 'done'
     line = read_lines(tmp_path / 'student' / 'metrics.jsonl')[-1]
     assert line['loss/distill_noise'] > 0 and 'loss/distill_variance_q3' in line
@@ -107,8 +114,8 @@ def test_inherit_and_distil_from_a_workdir(tmp_path):
     (('data', 'image_size'), 16, r'input_size: \[8, 8\] in the teacher, \[16, 16\] in the recipe'),
     (('diffusion', 'steps'), 500, 'diffusion'),
 ])
-def test_a_teacher_of_another_task_is_refused(tmp_path, field, value, message):
-    config = distillation(tmp_path)
+def test_a_teacher_of_another_task_is_refused(distillation, tmp_path, field, value, message):
+    config = distillation
     config[field[0]][field[1]] = value
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path / 'student')
@@ -117,32 +124,36 @@ def test_a_teacher_of_another_task_is_refused(tmp_path, field, value, message):
 
 @pytest.mark.parametrize('change, message', [
     ({'model.width': 48}, 'width'), ({'inherit.copy': 'q,w'}, 'unknown parts to copy: w')])
-def test_an_impossible_inheritance_is_refused_and_claims_no_workdir(tmp_path, change, message):
-    config = distillation(tmp_path)
+def test_an_impossible_inheritance_is_refused_and_claims_no_workdir(distillation, tmp_path, change, message):
+    config = distillation
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path / 'student')
     assert not (tmp_path / 'student').exists()
 
 
-def test_another_recipe_in_the_same_workdir_is_refused(tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path)
+@pytest.fixture
+def begun(one_step, tmp_path):
+    """A workdir after its first step, to go on in."""
+    return shutil.copytree(one_step, tmp_path / 'begun')
+
+
+def test_another_recipe_in_the_same_workdir_is_refused(begun):
     with pytest.raises(UserError,
                        match=r'belongs to another recipe:\n  train.learning_rate: 0.001 there, 0.002'):
-        loop.train(tiny_recipe(steps=1, learning_rate=2e-3), tmp_path)
-    assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'     # going on for longer is the same recipe
+        loop.train(tiny_recipe(steps=1, learning_rate=2e-3), begun)
+    assert loop.train(tiny_recipe(steps=2), begun) == 'done'     # going on for longer is the same recipe
 
 
-def test_a_workdir_of_an_older_version_goes_on(tmp_path):
-    loop.train(tiny_recipe(steps=1), tmp_path)
-    kept = json.loads((tmp_path / 'config.json').read_text())
+def test_a_workdir_of_an_older_version_goes_on(begun):
+    kept = json.loads((begun / 'config.json').read_text())
     del kept['recipe']['data']['classes'], kept['recipe']['eval']     # as if recipes had gained them since
-    (tmp_path / 'config.json').write_text(json.dumps(kept))
-    assert loop.train(tiny_recipe(steps=2), tmp_path) == 'done'
+    (begun / 'config.json').write_text(json.dumps(kept))
+    assert loop.train(tiny_recipe(steps=2), begun) == 'done'
     del kept['recipe']['train']['weight_decay']
-    (tmp_path / 'config.json').write_text(json.dumps(kept))
+    (begun / 'config.json').write_text(json.dumps(kept))
     with pytest.raises(UserError, match='train.weight_decay: 0.0 there, 0.1 in this recipe'):
-        loop.train(tiny_recipe(steps=3, weight_decay=0.1), tmp_path)
+        loop.train(tiny_recipe(steps=3, weight_decay=0.1), begun)
 
 
 def test_what_is_missing_is_listed_at_once_with_its_commands(tmp_path):

@@ -84,9 +84,10 @@ def test_everything_else_moves_as_by_adam(steps):
     both, adam = scale_by_muon_and_adam(scale_by_adamw()), scale_by_adamw()
     steps = [jax.tree.map(jnp.float32, grads) for grads in steps]
     state, other = both.init(steps[0]), adam.init(others(steps[0]))
+    update, update_adam = jax.jit(both.update), jax.jit(adam.update)
     for grads in steps:
-        updates, state = both.update(grads, state)
-        want, other = adam.update(others(grads), other)
+        updates, state = update(grads, state)
+        want, other = update_adam(others(grads), other)
         assert set(want) == {'fc/kernel', *(path.replace('kernel', 'bias') for path in LEAVES)}
         jax.tree.map(np.testing.assert_array_equal, others(updates), want)
 
@@ -127,7 +128,8 @@ def test_a_cut_state_makes_the_updates_of_a_whole_one():
         updates, opt = optimizer.update(grads, state['opt'], state['params'])
         return {**state, 'params': optax.apply_updates(state['params'], updates), 'opt': opt}
 
-    whole, cut = new_state(params, optimizer), jax.device_put(new_state(params, optimizer), shardings)
+    whole = jax.jit(lambda params: new_state(params, optimizer))(params)
+    cut = jax.device_put(whole, shardings)
     for grads in steps:
         whole = jax.jit(step)(whole, grads)
         cut = jax.jit(step, out_shardings=shardings)(cut, grads)

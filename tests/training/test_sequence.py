@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal, random_tree
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,10 +25,7 @@ def seq_mesh(data=1):
 
 
 def random_params(abstract):
-    leaves, structure = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(structure, [0.3 * jax.random.normal(k, leaf.shape, leaf.dtype)
-                                          for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(abstract, 1, 0.3)
 
 
 def mixer_program(name, side, mesh, gradient=False, batch=1):
@@ -101,10 +99,10 @@ def test_a_large_image_is_the_same_on_one_device_and_cut_over_eight(pixels):
     network = Network({'family': 'dit', 'depth': 2, 'width': WIDTH, 'patch': 2, 'input_size': [side, side],
                        'channels': 4, 'num_classes': 3, 'mixer': MIXERS['linear']}, scan_layers=False)
     params = random_params(network.abstract())
-    x = jax.random.normal(jax.random.key(2), (1, side, side, 4))
+    x = normal(2, (1, side, side, 4))
     args = (params, x, jnp.array([500]), {'label': jnp.array([1])})
     want = jax.jit(network.apply)(*args)
     with jax.set_mesh(seq_mesh()):
         got = jax.jit(network.apply)(*jax.device_put(args, NamedSharding(seq_mesh(), P())))
     assert got.sharding.spec[1] == 'seq'
-    np.testing.assert_allclose(got, want, atol=1e-4 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, want, atol=1e-4 * float(np.abs(want).max()))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from draws import random_tree
 from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
@@ -20,10 +21,21 @@ NETWORK = setup.build_network(tiny_recipe())      # knows that 10 is the null cl
 
 
 def random_like(abstract, seed=0, scale=0.2):
-    leaves, treedef = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([scale * jax.random.normal(k, leaf.shape)
-                              for k, leaf in zip(keys, leaves, strict=True)])
+    return random_tree(abstract, seed, scale)
+
+
+def fresh(params, optimizer):
+    return jax.jit(lambda params: new_state(params, optimizer))(params)
+
+
+def drawn(batch, objective, network):
+    return jax.jit(lambda batch: draw_inputs(batch, KEY, objective, network))(batch)
+
+
+def terms_of(params, teacher_params, inputs, network, objective):
+    """The losses of a network that is its own teacher, with weights of its own."""
+    return jax.jit(lambda *args: loss_terms(*args, network, network, objective)[0])(params, teacher_params,
+                                                                                    inputs)
 
 
 def parts(config, teacher_config=None, seed=0):
@@ -31,18 +43,29 @@ def parts(config, teacher_config=None, seed=0):
     network, optimizer = setup.build_network(config), setup.build_optimizer(config)
     teacher = teacher_config and setup.build_network(teacher_config)
     step = make_train_step(network, optimizer, setup.build_objective(config), teacher)
-    state = new_state(random_like(network.abstract(), seed), optimizer)
+    state = fresh(random_like(network.abstract(), seed), optimizer)
     rng = np.random.default_rng(0)
     batch = {'image': rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
              'label': rng.integers(0, 10, 16, np.int32)}
     return jax.jit(step), state, teacher and random_like(teacher.abstract(), 9), batch
 
 
-def test_total_is_the_weighted_sum_of_its_terms():
+@pytest.fixture(scope='module')
+def plain():
+    return parts(tiny_recipe())
+
+
+@pytest.fixture(scope='module')
+def distilled():
+    """(state before, state after, metrics) of a step of a student with a teacher."""
     config = tiny_recipe('linear')
     config.teacher.lambda_noise, config.teacher.lambda_variance = 0.3, 0.07
     step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
-    _, metrics = step(state, {'teacher': teacher}, batch, KEY)
+    return state, *step(state, {'teacher': teacher}, batch, KEY)
+
+
+def test_total_is_the_weighted_sum_of_its_terms(distilled):
+    _, _, metrics = distilled
     want = (metrics['loss/mse'] + metrics['loss/vb'] + 0.3 * metrics['loss/distill_noise']
             + 0.07 * metrics['loss/distill_variance'])
     assert metrics['loss/total'] == pytest.approx(float(want), rel=1e-6)
@@ -81,8 +104,8 @@ def test_a_model_without_a_layer_that_routes_has_no_such_loss():
     assert 'loss/balance' not in step(state, {}, batch, KEY)[1]
 
 
-def test_quarters_sum_to_the_mean():
-    step, state, _, batch = parts(tiny_recipe())
+def test_quarters_sum_to_the_mean(plain):
+    step, state, _, batch = plain
     _, metrics = step(state, {}, batch, KEY)
     sums, counts = metrics['quarter/mse']
     assert counts.sum() == 16
@@ -94,7 +117,7 @@ def test_no_gradient_reaches_the_teacher():
     student, teacher = setup.build_network(config), setup.build_network(teacher_config)
     objective = setup.build_objective(config)
     _, state, teacher_params, batch = parts(config, teacher_config)
-    inputs = draw_inputs(batch, KEY, objective, NETWORK)
+    inputs = drawn(batch, objective, NETWORK)
 
     def total(student_params, teacher_params):
         terms, _ = loss_terms(student_params, teacher_params, inputs, student, teacher, objective)
@@ -105,10 +128,8 @@ def test_no_gradient_reaches_the_teacher():
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(of_student))
 
 
-def test_the_state_holds_nothing_of_the_teacher():
-    config = tiny_recipe('linear')
-    step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
-    after, _ = step(state, {'teacher': teacher}, batch, KEY)
+def test_the_state_holds_nothing_of_the_teacher(distilled):
+    state, after, _ = distilled
     assert set(after) == {'params', 'ema', 'opt', 'step'}
     of_params = {leaf.shape for leaf in jax.tree.leaves(state['params'])}
     assert {leaf.shape for leaf in jax.tree.leaves(after['opt'])} <= of_params | {()}
@@ -121,9 +142,9 @@ def test_teacher_and_student_see_the_same_inputs():
     config = tiny_recipe('softmax', label_dropout=0.5)
     network, objective = setup.build_network(config), setup.build_objective(config)
     _, state, _, batch = parts(config)
-    inputs = draw_inputs(batch, KEY, objective, NETWORK)
+    inputs = drawn(batch, objective, NETWORK)
     assert (inputs['cond']['label'] == 10).any() and (inputs['cond']['label'] != 10).any()
-    terms, _ = loss_terms(state['params'], state['params'], inputs, network, network, objective)
+    terms = terms_of(state['params'], state['params'], inputs, network, objective)
     assert (terms['distill_noise'] == 0).all() and (terms['distill_variance'] == 0).all()
 
 
@@ -135,21 +156,19 @@ def test_a_teacher_of_another_size_works():
     assert np.isfinite(metrics['loss/total']) and after['step'] == 1
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch():
-    def norm_and_params(accumulate):
-        step, state, teacher, batch = parts(tiny_recipe('linear', accumulate=accumulate),
-                                            tiny_recipe('softmax'))
-        after, metrics = step(state, {'teacher': teacher}, batch, KEY)
-        return metrics, after['params']
-
-    whole, params = norm_and_params(1)
-    split, split_params = norm_and_params(4)
+def test_accumulation_gives_the_gradient_of_the_whole_batch(distilled):
+    _, after, whole = distilled
+    config = tiny_recipe('linear', accumulate=4)
+    config.teacher.lambda_noise, config.teacher.lambda_variance = 0.3, 0.07
+    step, state, teacher, batch = parts(config, tiny_recipe('softmax'))
+    split_after, split = step(state, {'teacher': teacher}, batch, KEY)
     for name in ('loss/total', 'loss/mse', 'grad/norm'):
         assert split[name] == pytest.approx(float(whole[name]), rel=1e-5)
     np.testing.assert_allclose(split['quarter/vb'][0], whole['quarter/vb'][0], rtol=1e-5)
     # Adam's first update is a sign: compare where the gradient is not within rounding of zero.
     gaps = [np.abs(a - b).mean()
-            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(split_params), strict=True)]
+            for a, b in zip(jax.tree.leaves(after['params']), jax.tree.leaves(split_after['params']),
+                            strict=True)]
     assert max(gaps) < 1e-4
 
 
@@ -175,7 +194,7 @@ def test_gradients_of_mixed_layouts_equal_one_device():
 def test_label_dropout_uses_the_null_class_at_its_rate():
     objective = setup.build_objective(tiny_recipe(label_dropout=0.1))
     batch = {'image': np.zeros((20_000, 1, 1, 1), np.float32), 'label': np.zeros(20_000, np.int32)}
-    inputs = draw_inputs(batch, KEY, objective, NETWORK)
+    inputs = drawn(batch, objective, NETWORK)
     assert (inputs['cond']['label'] == 10).mean() == pytest.approx(0.1, abs=0.01)   # five standard deviations
     assert inputs['t'].min() == 0 and inputs['t'].max() == 999
 
@@ -184,11 +203,12 @@ def test_the_scale_of_the_latent_space_multiplies_the_data():
     config = tiny_recipe()
     config.latent.scale = 3.0
     batch = {'image': np.ones((2, 8, 8, 1), np.float32), 'label': np.zeros(2, np.int32)}
-    assert (draw_inputs(batch, KEY, setup.build_objective(config), NETWORK)['x0'] == 3).all()
+    assert (drawn(batch, setup.build_objective(config), NETWORK)['x0'] == 3).all()
 
 
-def test_a_non_finite_gradient_names_its_leaf():
-    step, state, _, batch = parts(tiny_recipe())
+def test_a_non_finite_gradient_names_its_leaf(plain):
+    step, state, _, batch = plain
+    batch = {**batch, 'image': batch['image'].copy()}
     batch['image'][3, 0, 0, 0] = np.nan
     _, metrics = step(state, {}, batch, KEY)
     assert not np.isfinite(metrics['loss/total'])
@@ -275,7 +295,7 @@ def test_tokens_are_encoded_in_the_step_as_features_would_be():
     tokens = np.random.default_rng(1).integers(3, 20, (16, 5), np.int32)
     features = {**batch, 'text': np.asarray(jax.jit(encoder.apply)(weights, tokens, batch['text_mask']))}
     optimizer = setup.build_optimizer(config)
-    state = new_state(random_like(network.abstract()), optimizer)
+    state = fresh(random_like(network.abstract()), optimizer)
     step = jax.jit(make_train_step(network, optimizer, objective))
     _, want = step(state, {'null_text': NULL}, features, KEY)
     batch = {**batch, 'tokens': tokens}

@@ -30,7 +30,7 @@ def recipe(tmp_path):
 @pytest.mark.slow
 def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
     untrained = VaeNetwork(recipe.vae.to_dict())
-    before = vae_training.measure(untrained, untrained.init(jax.random.key(0)),
+    before = vae_training.measure(untrained, jax.jit(untrained.init)(jax.random.key(0)),
                                   vae_training.open_images(recipe, 'held_out'))
     quality = vae_training.train_vae(recipe, tmp_path / 'vae')
     assert quality.psnr > before.psnr + 2 and quality.images == before.images == 5
@@ -46,7 +46,7 @@ def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
 
 def test_unit_latents_draw_the_same_images(recipe):
     network = VaeNetwork(recipe.vae.to_dict())
-    params = network.init(jax.random.key(1))
+    params = jax.jit(network.init)(jax.random.key(1))
     scaled = vae_training.unit_latents(params, 3.0)
     image = jax.random.uniform(jax.random.key(2), (2, 16, 16, 3), minval=-1)
     (mean, logvar), (mean3, logvar3) = network.encode(params, image), network.encode(scaled, image)
