@@ -39,7 +39,7 @@ def list_lines(lines: Sequence[str]) -> str:
 
 def _flat(thing, name: str = '') -> dict:
     """{'train.steps': 3, ...}"""
-    if dataclasses.is_dataclass(thing):
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         thing = dataclasses.asdict(thing)
     if not isinstance(thing, Mapping):
         return {name: _plain(thing)}
