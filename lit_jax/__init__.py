@@ -1,23 +1,28 @@
 """lit_jax: turns a trained diffusion transformer into a linear one, in JAX.
 
     import lit_jax
-    model = lit_jax.load('models/dit_xl')     # a model folder or a workdir of train.py
-    y = model(x, t, label)                    # x [B, H, W, C] -> [B, H, W, 2C]: noise, then raw variance
-                                              channels
+    model = lit_jax.load('models/dit_xl')                  # a model folder or a workdir of train.py
+    images = model.sample(classes=[207, 360], vae='models/sd_vae')
 """
 import importlib
+from typing import TYPE_CHECKING
 
 from lit_jax.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from lit_jax.api import TrainedModel, convert_checkpoint, evaluate, inherit, load, recipe, to_pil
+
 __version__ = '0.2.0'
-__all__ = ['UserError', 'load', '__version__']
-
-
-# Imported when they are asked for: they pull in jax, flax and orbax (seconds).
-_LAZY = {'load': 'lit_jax.checkpoint.load'}
+__all__ = ['TrainedModel', 'UserError', '__version__', 'convert_checkpoint', 'evaluate', 'inherit', 'load',
+           'recipe', 'to_pil']
 
 
 def __getattr__(name):
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    # Imported when they are asked for: they pull in jax, flax and orbax (seconds).
+    if name in __all__:
+        return getattr(importlib.import_module('lit_jax.api'), name)
     raise AttributeError(f'module lit_jax has no attribute {name!r}')
+
+
+def __dir__():
+    return sorted(__all__)

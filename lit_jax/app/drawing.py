@@ -159,7 +159,7 @@ class Studio:
     @property
     def facts(self) -> list[str]:
         """A line about each model."""
-        return [pipeline.describe() for pipeline in self.pipelines]
+        return [pipeline.network.describe() for pipeline in self.pipelines]
 
     def check(self, request: DrawRequest) -> None:
         """Raises UserError for a request that cannot be met."""

@@ -42,7 +42,12 @@ PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy')
 
 
 def evaluate(request: ScoreOptions) -> str:
-    """Scores what is asked for; returns the table. Rows that `out` holds already are not computed again.
+    """Scores what is asked for; returns the table of `score_rows`."""
+    return f'{markdown(score_rows(request))}\nin {as_path(request.out) / ROWS}'
+
+
+def score_rows(request: ScoreOptions) -> list[dict]:
+    """Scores what is asked for; rows that `out` holds already are not computed again.
 
     Raises UserError for a request that cannot be met, before anything is drawn."""
     settings = Settings(request.metrics, request.pr_mode, request.is_mode).check()
@@ -52,11 +57,9 @@ def evaluate(request: ScoreOptions) -> str:
     reference = peers.together(lambda: open_reference(request.reference, space))
     evaluation = Evaluation(request.out, space, reference, settings)
     if request.samples is not None:
-        rows = [_score_set(request, evaluation)]
-    else:
-        jobs = peers.together(lambda: _plan_jobs(request, evaluation))
-        rows = list(_score_models(request, evaluation, jobs))
-    return f'{markdown(rows)}\nin {as_path(request.out) / ROWS}'
+        return [_score_set(request, evaluation)]
+    jobs = peers.together(lambda: _plan_jobs(request, evaluation))
+    return list(_score_models(request, evaluation, jobs))
 
 
 class Evaluation:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, shown_by
+from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, mixers_of, shown_by
 from lit_jax.models.functional import Functional
 from lit_jax.models.layers import REMAT_POLICIES, Array
 from lit_jax.models.probe import watching
@@ -68,6 +68,13 @@ class Network(Functional):
         text = jnp.broadcast_to(cond['null_text'], given['text'].shape).astype(given['text'].dtype)
         null = {**given, 'text': text}
         return given, null | ({'text_mask': cond['null_text_mask']} if 'null_text_mask' in cond else {})
+
+    def describe(self) -> str:
+        """'dit, softmax attention, 1.2 M parameters'."""
+        count = count_parameters(self)
+        mixers = ' and '.join(dict.fromkeys(mixer['name'] for mixer in mixers_of(self.arch)))
+        size = f'{count / 1e6:,.{0 if count >= 1e7 else 2}f} M' if count >= 1e5 else f'{count:,}'
+        return f'{self.arch["family"]}, {mixers} attention, {size} parameters'
 
     def example_inputs(self, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict]:
         """(x, t, cond) as ShapeDtypeStructs: what `apply` takes at the architecture's own size."""

@@ -10,8 +10,7 @@ import numpy as np
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, load_vae, read_vae_config
 from lit_jax.diffusion.settings import SamplerSettings
-from lit_jax.models.arch import mixers_of
-from lit_jax.models.network import DTYPES, Model, Network, count_parameters
+from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError
@@ -104,14 +103,6 @@ class Pipeline:
             raise UserError(f'{self.source} draws latents; images need the VAE that decodes them: --vae DIR '
                             f'(id {self.config["latent"]["vae"]!r}; python convert_torch_ckpt.py '
                             f'DIFFUSERS_VAE --out DIR)')
-
-    def describe(self) -> str:
-        """'dit, softmax attention, 1.2 M parameters'."""
-        arch, count = self.network.arch, count_parameters(self.network)
-        mixers = ' and '.join(dict.fromkeys(mixer['name'] for mixer in mixers_of(arch)))
-        size = f'{count / 1e6:,.0f} M' if count >= 1e7 else f'{count / 1e6:.2f} M' if count >= 1e5 \
-            else f'{count:,}'
-        return f'{arch["family"]}, {mixers} attention, {size} parameters'
 
     def check(self, settings: SamplerSettings, size: tuple[int, int] | None = None) -> None:
         """Raises UserError for settings or a size (height, width) that cannot be drawn."""

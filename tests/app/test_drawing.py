@@ -225,6 +225,6 @@ def test_the_shipped_teacher_is_converted_once(tmp_path):
     before = config.stat().st_mtime_ns
     assert shipped_teacher(tmp_path) == folder and config.stat().st_mtime_ns == before
     studio = open_studio(folder)
-    assert studio.titles == ['digits_dit'] and studio.facts == [studio.pipeline.describe()]
+    assert studio.titles == ['digits_dit'] and studio.facts == [studio.pipeline.network.describe()]
     images = draw(studio, label=EACH, count=10, steps=8, method='dpm++')[1].panels[0].images
     assert images.shape == (10, 8, 8, 1) and images.std() > 50
