@@ -13,8 +13,9 @@ from types import MappingProxyType
 from ml_collections import ConfigDict
 
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
-from lit_jax.models.arch import check_arch, check_partition, conditioning
+from lit_jax.models.arch import check_arch, check_partition, conditioning, mixers_of
 from lit_jax.models.layers import REMAT_POLICIES
+from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime.errors import UserError, check_known
@@ -265,6 +266,8 @@ def architecture(config: ConfigDict) -> dict:
                  'caption_tokens': config.text.tokens}
     else:
         arch['num_classes'] = config.data.num_classes
+    for mixer in mixers_of(arch):
+        import_mixer(mixer.get('name'))
     return check_arch(arch)
 
 

@@ -2,6 +2,7 @@
 inheritance and counting know of it."""
 import functools
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from lit_jax.convert.torch_import import convert
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.models.cost import format_parameters, macs_of, state_bytes
 from lit_jax.models.layers import Linear
-from lit_jax.models.mixers import find_mixer
+from lit_jax.models.mixers import find_mixer, import_mixer
 from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.network import Network
 from lit_jax.plan.dry_run import describe_recipe
@@ -161,11 +162,11 @@ def test_a_mixer_that_says_nothing_trains_where_weights_are_whole():
 @pytest.mark.parametrize('name, says', [
     ('toy', 'unknown mixer .toy. .*known: softmax, .*package.module:Class'), (':', 'unknown mixer'),
     ('no_such_module:ToyMixer', 'cannot be imported: No module named .no_such_module.*PYTHONPATH'),
-    ('toy_mixer:Toy', "cannot be imported: module 'toy_mixer' has no attribute 'Toy'"),
+    ('toy_mixer:Toy', "'toy_mixer:Toy' is no mixer"),
     ('toy_mixer:Linear', 'must be a class derived from lit_jax.models.mixers.mixer.Mixer')])
 def test_what_is_no_mixer_is_told(name, says):
     with pytest.raises(UserError, match=says):
-        find_mixer(name)
+        import_mixer(name)
     with pytest.raises(UserError, match=says):
         recipes.architecture(recipe(name, heads=2))
 
@@ -178,3 +179,14 @@ def test_its_options_are_checked():
     arch = recipes.architecture(recipe(heads=2, skip=0.5))
     params = Network(arch).init(jax.random.key(0))
     assert jnp.all(params['blocks']['attn']['skip'] == 0.5)
+
+
+def test_a_name_in_a_file_imports_nothing(tmp_path, monkeypatch):
+    """A model folder is data: its mixer must be imported already, or be listed by the person."""
+    (tmp_path / 'unseen_mixer.py').write_text('from toy_mixer import ToyMixer\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match='`import unseen_mixer` first, or set LIT_JAX_MIXERS=unseen_mixer'):
+        find_mixer('unseen_mixer:ToyMixer')
+    assert 'unseen_mixer' not in sys.modules
+    monkeypatch.setenv('LIT_JAX_MIXERS', 'another,unseen_mixer')
+    assert find_mixer('unseen_mixer:ToyMixer').__name__ == 'ToyMixer'

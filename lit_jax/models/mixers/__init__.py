@@ -5,6 +5,8 @@ file may lie anywhere: a recipe takes 'package.module:Class' for a name. Those o
 """
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +27,26 @@ MIXERS: dict[str, Any] = {
     'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
+def import_mixer(name: str | None) -> Any:
+    """`find_mixer` for a name that a person gives, in a recipe: imports the module of 'package.module:Class'.
+
+    Raises UserError where there is no such mixer.
+    """
+    module, colon, _ = str(name).partition(':')
+    if name not in MIXERS and module and colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f'the mixer {name!r} cannot be imported: {error}; give package.module:Class, '
+                            f'with the package installed or its folder in PYTHONPATH') from error
+    return find_mixer(name)
+
+
 def find_mixer(name: str | None) -> Any:
-    """The class of a mixer: one of MIXERS, or of any module that can be imported, by 'package.module:Class'.
+    """The class of a mixer: one of MIXERS, or by 'package.module:Class' of a module that is imported.
+
+    Names also come from model folders and checkpoints, which are data: they do not get to import a module.
+    Modules listed in the environment variable LIT_JAX_MIXERS, separated by commas, are imported.
 
     Raises UserError where there is none.
     """
@@ -36,11 +56,13 @@ def find_mixer(name: str | None) -> Any:
     if not (colon and module and attribute):
         raise UserError(f'unknown mixer {name!r} (model.mixer.name); known: {", ".join(MIXERS)}, or one of '
                         f'your own as package.module:Class')
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f'the mixer {name!r} cannot be imported: {error}; give package.module:Class, with '
-                        f'the package installed or its folder in PYTHONPATH') from error
+    if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
+        importlib.import_module(module)
+    if module not in sys.modules:
+        raise UserError(f'the mixer {name!r} is of a module that is not imported, and a model folder or '
+                        f'checkpoint does not get to import one: `import {module}` first, or set '
+                        f'LIT_JAX_MIXERS={module}')
+    found = getattr(sys.modules[module], attribute, None)
     if not (isinstance(found, type) and issubclass(found, Mixer)):
         raise UserError(f'{name!r} is no mixer: it must be a class derived from '
                         f'lit_jax.models.mixers.mixer.Mixer')
