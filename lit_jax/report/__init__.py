@@ -1,1 +1,1 @@
-"""HTML pages, figures and image grids."""
+"""HTML reports and image grids."""

@@ -1,5 +1,4 @@
-"""From sampled arrays to images a person can look at: bytes, grids, sheets with names, PNG files. numpy and
-Pillow only."""
+"""Turns sampled arrays into images: bytes, grids, labelled sheets, PNG files. numpy and Pillow only."""
 import io
 import math
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from lit_jax.runtime.paths import as_path, write_bytes_atomic
 
 
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Images in [low, high] as uint8 of the same shape; what lies outside is clamped.
+    """Images in [low, high] as uint8 of the same shape; values outside are clamped.
 
-    For [-1, 1] this is 127.5 x + 128, clamped and truncated, as the sampling scripts of DiT make the images
-    that FID is computed from. Raises UserError for NaN or infinity, which have no colour.
+    For [-1, 1]: 127.5 x + 128, clamped and truncated, as in the sampling scripts of DiT from whose images FID
+    is computed. Raises UserError for NaN or infinity.
     """
     if not low < high:
         raise UserError(f'low must be below high, got {low} and {high}')
@@ -27,12 +26,11 @@ def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 def false_colour(latents_BHWC) -> np.ndarray:
     """The first three channels of latents as uint8 [B, H, W, 3], each image stretched to its own range.
 
-    Not what the VAE would decode, but shapes are recognisable. An image of one value becomes mid-grey.
+    Shapes are recognisable without a VAE. A constant image becomes mid-grey.
     """
     latents = _finite(latents_BHWC)
     if latents.ndim != 4 or latents.shape[-1] < 3:
-        raise UserError(
-            f'false colours need [B, H, W, C] with at least 3 channels, got {list(latents.shape)}')
+        raise UserError(f'false colours need [B, H, W, C], at least 3 channels, got {list(latents.shape)}')
     latents = latents[..., :3]
     low, high = (reduce(latents, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
     flat = high == low
@@ -42,25 +40,23 @@ def false_colour(latents_BHWC) -> np.ndarray:
 
 def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """`to_uint8` for grey and RGB images, `false_colour` for anything with more channels."""
-    return to_uint8(images_BHWC, low,
-                    high) if np.shape(images_BHWC)[-1] in (1, 3) else false_colour(images_BHWC)
+    grey_or_rgb = np.shape(images_BHWC)[-1] in (1, 3)
+    return to_uint8(images_BHWC, low, high) if grey_or_rgb else false_colour(images_BHWC)
 
 
 def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
-    """Images uint8 [B, H, W, C], row by row, in one uint8 image [height, width, C].
+    """Arranges images uint8 [B, H, W, C] row by row in one uint8 image [height, width, C].
 
-    Args:
-        columns: images a row; the last row may be shorter.
-        pad: pixels of `background` between the images and around them, in pixels of the image.
-        scale: nearest-neighbour zoom of the images, a whole number.
+    columns: images per row. pad: pixels of `background` between and around the images. scale: whole-number
+    nearest-neighbour zoom of the images.
     """
     images = np.asarray(images_BHWC)
     if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
         raise UserError(f'a grid is made of uint8 images [B, H, W, C], at least one; got {images.dtype} '
                         f'{list(images.shape)} (to_uint8 or viewable makes them)')
     if columns < 1 or scale < 1 or pad < 0:
-        raise UserError(f'columns and scale must be at least 1 and pad at least 0; got {columns}, {scale}, '
-                        f'{pad}')
+        raise UserError('columns and scale must be at least 1 and pad at least 0; got '
+                        f'{columns}, {scale}, {pad}')
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
     columns = min(columns, count)
@@ -75,17 +71,15 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
 
 def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 2,
                scale: int = 1) -> np.ndarray:
-    """Grids side by side, each under its title, with a name at the left of every row: uint8 [height, width,
-    3].
+    """Grids side by side, each with a title above and row names at the left: uint8 [height, width, 3].
 
     Args:
-        panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape; see `make_grid` for columns,
-            pad, scale.
-        row_names: one a row of a grid; '' leaves the row without. Long ones are cut.
+        panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape. For the rest see `make_grid`.
+        row_names: one per row of a grid, '' for none. Long ones are cut.
     """
     if not panels or len({np.shape(images) for _, images in panels}) > 1:
-        raise UserError(f'a sheet is made of panels of one shape, got '
-                        f'{[list(np.shape(images)) for _, images in panels]}')
+        shapes = [list(np.shape(images)) for _, images in panels]
+        raise UserError(f'a sheet needs panels of one shape, at least one; got {shapes}')
     grids = [make_grid(images, columns, pad, scale) for _, images in panels]
     grids = [np.broadcast_to(grid, (*grid.shape[:2], 3)) for grid in grids]
     rows = math.ceil(len(panels[0][1]) / columns)
@@ -97,8 +91,7 @@ def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names
     left = max((math.ceil(font.getlength(name)) for name in names), default=0)
     left, top, gap = left + 6 * (left > 0), 16 * any(titles), 12
     height, width = grids[0].shape[:2]
-    # a title may be wider than its grid
-    width = max([width, *(math.ceil(font.getlength(title)) for title in titles)])
+    width = max(width, *(math.ceil(font.getlength(title)) for title in titles))     # titles may be wider
     sheet = Image.new('RGB', (left + len(grids) * width + (len(grids) - 1) * gap, top + height), 'white')
     draw = ImageDraw.Draw(sheet)
     for k, (title, grid) in enumerate(zip(titles, grids, strict=True)):
@@ -111,7 +104,7 @@ def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names
 
 
 def _printable(text: str, most: int = 32) -> str:
-    """Pillow's own font has Latin letters only."""
+    """Pillow's default font has Latin letters only."""
     text = text.encode('latin-1', 'replace').decode('latin-1')
     return text if len(text) <= most else text[:most - 3] + '...'
 
@@ -139,6 +132,6 @@ def _finite(images) -> np.ndarray:
     images = np.asarray(images, np.float32)
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if len(bad):
-        raise UserError(f'image(s) {", ".join(map(str, bad[:8]))} of {len(images)} hold NaN or infinity: the '
-                        f'model or the sampler that made them has diverged')
+        raise UserError(f'image(s) {", ".join(map(str, bad[:8]))} of {len(images)} contain NaN or infinity: '
+                        'the model or the sampler that made them has diverged')
     return images

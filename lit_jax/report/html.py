@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page with the tables, curves and images of a run."""
+"""Writes `report.html`: one self-contained page with the tables, curves and images of a run."""
 import base64
 import html
 import io
@@ -30,7 +30,7 @@ CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
 class Report:
-    """Writes sections as one HTML file, images included, without a script or a request."""
+    """Collects sections and writes them as one HTML file with its images, without scripts or links."""
 
     def __init__(self, title: str):
         self._title = title
@@ -46,7 +46,7 @@ class Report:
         self._parts.append(f'<pre>{html.escape(text)}</pre>')
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence], *, scroll: bool = False) -> None:
-        """A table; the first column is text, the others are set right as numbers."""
+        """A table; the first column is text, the others are right-aligned numbers."""
         def line(tag, cells):
             return '<tr>' + ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells) + '</tr>'
 
@@ -54,16 +54,14 @@ class Report:
         self._parts.append(f'<div class="scroll">{body}</div>' if scroll else body)
 
     def image(self, image: np.ndarray, caption: str, zoom: int = 1) -> None:
-        """A uint8 image [H, W], [H, W, 1] or [H, W, 3], shown `zoom` times as large with hard pixels."""
+        """A uint8 image [H, W], [H, W, 1] or [H, W, 3], enlarged `zoom` times with hard pixels."""
         buffer = io.BytesIO()
         Image.fromarray(image.squeeze()).save(buffer, format='PNG')
-        width = image.shape[1] * zoom
-        self._figure(f'<img class="pixels" width="{width}" alt="{html.escape(caption)}" '
-                     f'src="data:image/png;base64,{_base64(buffer)}">', caption)
+        self._figure(buffer, image.shape[1] * zoom, caption, 'class="pixels" ')
 
     def curves(self, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str,
                x_label: str, y_label: str, log_y: bool = True) -> None:
-        """Lines through (xs, ys), one colour a name."""
+        """Lines through (xs, ys), one colour per name."""
         figure = Figure(figsize=(7.0, 3.4), layout='constrained')
         axes = figure.subplots()
         for (name, (xs, ys)), colour in zip(series.items(), itertools.cycle(CURVE_COLOURS), strict=False):
@@ -73,29 +71,25 @@ class Report:
         axes.legend(frameon=False, fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=130)
-        self._figure(f'<img width="700" alt="{html.escape(caption)}" '
-                     f'src="data:image/png;base64,{_base64(buffer)}">',
-                     caption)
+        self._figure(buffer, 700, caption)
 
-    def _figure(self, content: str, caption: str) -> None:
-        self._parts.append(f'<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>')
+    def _figure(self, png: io.BytesIO, width: int, caption: str, attributes: str = '') -> None:
+        caption, source = html.escape(caption), base64.b64encode(png.getvalue()).decode('ascii')
+        self._parts.append(f'<figure><img {attributes}width="{width}" alt="{caption}" '
+                           f'src="data:image/png;base64,{source}">'
+                           f'<figcaption>{caption}</figcaption></figure>')
 
     def write(self, path) -> None:
-        """Writes the page so that a reader never sees half of one. Its folder must exist."""
-        page = (f'<!doctype html>\n<html lang="en"><head><meta '
-                f'charset="utf-8"><title>{html.escape(self._title)}</title>'
-                f'<style>{STYLE}</style></head><body><h1>{html.escape(self._title)}</h1>\n' +
-                '\n'.join(self._parts)
-                + '\n</body></html>\n')
-        write_text_atomic(path, page)
-
-
-def _base64(buffer: io.BytesIO) -> str:
-    return base64.b64encode(buffer.getvalue()).decode('ascii')
+        """Writes the page, whole or not at all. Its folder must exist."""
+        title = html.escape(self._title)
+        body = '\n'.join(self._parts)
+        write_text_atomic(path, '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+                                f'<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>\n'
+                                f'{body}\n</body></html>\n')
 
 
 def loss_series(records: Sequence[Mapping], names: Sequence[str]) -> dict[str, tuple[list, list]]:
-    """{name: (steps, values)} of the metrics that these records have."""
+    """{name: (steps, values)} of the metrics that appear in the records."""
     series = {}
     for name in names:
         points = [(record['step'], record[name]) for record in records if record.get(name) is not None]
@@ -105,7 +99,7 @@ def loss_series(records: Sequence[Mapping], names: Sequence[str]) -> dict[str, t
 
 
 def add_inheritance(report: Report, inheritance: Mapping) -> None:
-    """The inheritance table: every leaf, inherited or fresh, and the counts."""
+    """The table of all parameters, inherited or fresh, and their totals."""
     rows = [(row['path'], tuple(row['shape']), f'{row["count"]:,}', row['status'], row['source'] or '')
             for row in inheritance['rows']]
     totals = {status: sum(row['count'] for row in inheritance['rows'] if row['status'] == status)
@@ -119,19 +113,19 @@ def _number(value) -> str:
 
 
 def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
-    """The report of one training run: curves, the newest sample grid, what was inherited, and the recipe."""
+    """The report of a training run: curves, newest sample grid, inherited parameters, and the recipe."""
     workdir = as_path(workdir)
-    report = Report(f'{config["recipe"]["name"] or workdir.name}')
+    report = Report(config['recipe']['name'] or workdir.name)
     scored = [record for record in records if any(name.startswith('eval/') for name in record)]
     records = [record for record in records if record not in scored]
     if records:
         last = records[-1]
-        report.heading('Where it stands')
-        report.table(('figure', 'value'), [(name, f'{value:,.6g}' if isinstance(value, float) else value)
+        report.heading('Current state')
+        report.table(('metric', 'value'), [(name, f'{value:,.6g}' if isinstance(value, float) else value)
                                            for name, value in last.items() if '_q' not in name])
         report.heading('Loss')
         terms = ['loss/total', 'loss/mse', 'loss/vb', 'loss/distill_noise', 'loss/distill_variance']
-        report.curves(loss_series(records, terms), caption='each term, mean of an interval', x_label='step',
+        report.curves(loss_series(records, terms), caption='each term, mean over an interval', x_label='step',
                       y_label='loss')
         term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
@@ -145,8 +139,7 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
                       for record in scored])
         for metric in dict.fromkeys(name.split('_cfg')[0] for name in names if '_cfg' in name):
             report.curves(loss_series(scored, [name for name in names if name.split('_cfg')[0] == metric]),
-                          caption=f'{metric.removeprefix("eval/")} of samples of the EMA weights, by '
-                                  f'guidance scale',
+                          caption=f'{metric.removeprefix("eval/")} of EMA samples, by guidance scale',
                           x_label='step', y_label=metric.removeprefix('eval/'), log_y=False)
     samples = workdir / 'samples'
     grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []

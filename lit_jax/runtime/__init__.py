@@ -1,2 +1,1 @@
-"""What a program needs on any machine: errors, paths (local, gs://), files and parts that resume, processes,
-chips, progress, command lines. Knows no model."""
+"""Base of all commands: errors, local and gs:// paths, resumable work, processes, chips, progress, flags."""

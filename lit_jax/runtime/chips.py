@@ -1,28 +1,25 @@
-"""What the makers publish of the accelerators: peak speed, memory, and how a slice of them is named.
+"""Published figures of accelerators: peak FLOP/s, memory, and the names of TPU slices.
 
-Peaks are dense bfloat16 without sparsity. Sources: Google Cloud's pages of each TPU version ("TPU v4", "TPU
-v5e", "TPU v5p", "TPU v6e", "TPU7x": peak compute per chip, HBM capacity, topologies), NVIDIA's data sheets
-(A100, H100, H200, B200, L4, L40S: BF16 Tensor Core, halved where a sheet quotes the figure with sparsity).
-What a TPU program may use of the memory is what the compiler of libtpu 0.0.42.1 says when it refuses one that
-is too large.
+Peaks are dense bfloat16. Sources: Google Cloud's page of each TPU version (peak compute per chip, HBM,
+topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quotes the figure with sparsity).
+`usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program.
 """
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator as jax counts devices: a chip with all its cores; of a TPU7x, one of two halves.
+    """One accelerator as jax counts devices: a whole chip; for TPU7x, half of one.
 
     Attributes:
-        name: what people call it; the first part of a topology name for TPUs ('v5e' in 'v5e:16x16').
-        kinds: `jax.Device.device_kind` of it.
-        peak_flops: bfloat16 operations a second (a multiply-accumulate is two).
-        hbm_bytes: memory a device.
-        platform: 'tpu' or 'gpu'.
-        usable_bytes: what the compiler lets one program have of the memory; 0 where that is not known.
-        shapes: slices that can be had, small to large, as they follow the name: 'v5e:4x4'. In chips of a TPU.
-        any_shape: other shapes of three axes exist as well; for the others, `shapes` is the whole list.
-        options: what `get_topology_desc` must be told so that its devices are those of a real slice.
+        name: common name; for TPUs the first part of a topology name ('v5e' in 'v5e:16x16').
+        kinds: its `jax.Device.device_kind` values.
+        peak_flops: bfloat16 operations per second (a multiply-accumulate is two).
+        hbm_bytes: memory per device.
+        usable_bytes: memory available to one program; 0: unknown.
+        shapes: available slices in chips, small to large: the second part of a topology name ('v5e:4x4').
+        any_shape: other three-axis shapes exist too; otherwise `shapes` is complete.
+        options: settings of `get_topology_desc` that give the devices of a real slice.
     """
     name: str
     kinds: tuple[str, ...]
@@ -40,8 +37,7 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 
 CHIPS = (
     Chip('v4', ('TPU v4',), 275e12, 32 * 2**30, usable_bytes=30.75 * 2**30, shapes=_CUBES, any_shape=True,
-         # else the compiler counts its two cores as devices
-         options=(('chip_config_name', 'megacore'),)),
+         options=(('chip_config_name', 'megacore'),)),   # else the compiler counts its two cores as devices
     Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * 2**30, usable_bytes=15.75 * 2**30, shapes=_FLAT),
     Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * 2**30, usable_bytes=95.74 * 2**30, shapes=_CUBES,
          any_shape=True),
@@ -61,7 +57,4 @@ CHIPS = (
 
 def find_chip(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`, or None for one that is not listed (a CPU, a new GPU)."""
-    for chip in CHIPS:
-        if device_kind in chip.kinds:
-            return chip
-    return None
+    return next((chip for chip in CHIPS if device_kind in chip.kinds), None)

@@ -1,7 +1,7 @@
-"""What the scripts share: logging, clean errors, exit statuses.
+"""Common frame of the commands: logging, error messages and exit statuses.
 
-Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again),
-76 another process of the run is gone (start all of them again).
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again to
+resume), 76 another process of the run is gone (start all of them again).
 """
 import logging
 import os
@@ -15,7 +15,7 @@ from lit_jax.runtime.options import Processes
 
 
 def setup_logging(stream: TextIO | None = None) -> None:
-    """Our own lines to `stream` (default: stderr) with a clock; other packages only from WARNING on."""
+    """Logs lit_jax from INFO with the time of day, other packages from WARNING; default stream: stderr."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.getLogger().handlers[:] = [handler]
@@ -24,8 +24,7 @@ def setup_logging(stream: TextIO | None = None) -> None:
 
 
 def name_process(index: int, count: int) -> None:
-    """In a run of several processes only process 0 tells what goes well; every line of another carries its
-    number."""
+    """Of several processes only process 0 logs below WARNING; lines of the others carry their number."""
     if count > 1:
         clock = '%(asctime)s' if index == 0 else f'%(asctime)s [process {index}]'
         logging.getLogger().handlers[0].setFormatter(
@@ -34,8 +33,8 @@ def name_process(index: int, count: int) -> None:
 
 
 def join(options: Processes) -> bool:
-    """Makes this process one of the run, if there are several; returns whether it is the one that reports."""
-    # jax comes after the flags: a typing mistake is answered at once.
+    """Joins this process to its run, if there are several processes; returns whether it is process 0."""
+    # Imports jax, so only after the flags have been checked.
     from lit_jax.runtime import cluster
     cluster.join(options.coordinator, options.num_processes, options.process_id, options.heartbeat_seconds)
     index, count = cluster.process()
@@ -44,8 +43,7 @@ def join(options: Processes) -> bool:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits with its status; a UserError becomes one message and status 1, without a
-    traceback."""
+    """Runs `main` and exits with its status; a UserError prints its message and gives status 1."""
     setup_logging()
     virtual_devices.give_threads()
     try:

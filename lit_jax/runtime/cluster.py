@@ -1,7 +1,6 @@
-"""Several processes as one run: joining, agreeing before the first step, and noticing that one is gone.
+"""Multi-process runs on top of jax.distributed: joining, checking that all are set up alike, noticing losses.
 
-Everything below is jax.distributed's: the rendezvous, the heartbeats, the notice of preemption. Started by a
-scheduler (TPU pods, GKE, SLURM, Open MPI) or with three flags, a run joins; started alone, it stays alone.
+A process joins a run when a scheduler (TPU pods, GKE, SLURM, Open MPI) started it or three flags say so.
 """
 import contextlib
 import glob
@@ -30,25 +29,22 @@ from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.options import Processes
 
 LOG = logging.getLogger('lit_jax')
-LOST = 76                    # exit status "another process of this run is gone, start all of them again"
+LOST = 76                    # exit status: another process is gone, start all of them again
 JOIN_SECONDS = 300
-HANG_SECONDS = 1800          # without a step, a run of several processes ends itself
+HANG_SECONDS = 1800          # without a step for so long, a run of several processes exits
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
 def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str | None:
     """The scheduler that started this process beside others, or None.
 
-    Args:
-        tpu_host: whether this machine has TPUs; on a Cloud TPU VM its metadata, not the environment, names
-            the others.
+    tpu_host: whether this machine has TPUs; a Cloud TPU VM finds the other hosts in its metadata.
     """
     def count(name):
         text = environment.get(name, '')
         return int(text) if text.isdigit() else 0
 
-    # a job step of srun, not salloc's shell
-    if 'SLURM_STEP_NODELIST' in environment and count('SLURM_NTASKS') > 1:
+    if 'SLURM_STEP_NODELIST' in environment and count('SLURM_NTASKS') > 1:     # srun, not the shell of salloc
         return 'SLURM'
     if count('OMPI_COMM_WORLD_SIZE') > 1:
         return 'Open MPI'
@@ -60,7 +56,7 @@ def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str 
 
 
 def has_tpus() -> bool:
-    """Whether TPU devices and their library are on this machine; touches neither."""
+    """Whether this machine has TPU devices and their library; opens neither."""
     if os.environ.get('JAX_PLATFORMS', 'tpu') not in ('', 'tpu', 'tpu,cpu'):
         return False
     devices = glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')
@@ -69,16 +65,13 @@ def has_tpus() -> bool:
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
          heartbeat_seconds: int = Processes.heartbeat_seconds) -> None:
-    """Starts jax.distributed if, and only if, this process is one of several. Call before anything uses a
-    device.
+    """Starts jax.distributed if this process is one of several. Call before anything uses a device.
 
     Args:
-        coordinator: host:port of process 0, with the other two; None, all three: ask the scheduler.
-        heartbeat_seconds: after this long without a sign of life a process counts as dead, and all others
-            end.
+        coordinator: HOST:PORT of process 0. Give all three of these arguments, or none to ask the scheduler.
+        heartbeat_seconds: a process that is silent for so long counts as lost, and all others exit.
     Raises:
-        UserError: some but not all three are given, they contradict each other, or the scheduler leaves
-        questions open.
+        UserError: arguments are missing or contradict each other, or the scheduler does not name the others.
     """
     given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
     options: dict[str, Any] = {'heartbeat_timeout_seconds': heartbeat_seconds,
@@ -93,43 +86,38 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         LOG.info('started by %s: joining the other processes, waiting up to %d s for them', cluster,
                  JOIN_SECONDS)
         try:
-            jax.distributed.initialize(_address(os.environ), *_count_and_index(os.environ), **options)
+            jax.distributed.initialize(os.environ.get('JAX_COORDINATOR_ADDRESS'),
+                                       *_count_and_index(os.environ), **options)
         except (ValueError, RuntimeError) as error:
-            # TPUs alone are no sign of other hosts: notebooks have some, and no metadata
-            if cluster == 'TPU VM':
+            if cluster == 'TPU VM':      # notebooks have TPUs too, but no metadata that names other hosts
                 LOG.info('this machine names no other hosts (%s): running alone', error)
                 return
             raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: '
                             f'{error}. Give --coordinator=HOST0:PORT --num_processes=N --process_id=I on '
                             f'every host.') from error
-    if jax.process_count() > 1:
-        # gloo wants the first collective within 30 s of all
+    if jax.process_count() > 1:      # gloo wants the first collective within 30 s of all
         multihost_utils.sync_global_devices('lit_jax joined')
 
 
 def process() -> tuple[int, int]:
-    """(number of this process, how many there are)."""
+    """(index of this process, number of processes)."""
     return jax.process_index(), jax.process_count()
 
 
 def _check_flags(given: Mapping) -> None:
     if missing := [name for name, value in given.items() if value is None]:
-        raise UserError(f'{", ".join(missing)} is missing: --coordinator=HOST0:PORT, --num_processes=N and '
-                        f'--process_id=I go together, the same but for I on every host')
+        raise UserError(f'{", ".join(missing)} is missing: give --coordinator=HOST0:PORT, --num_processes=N '
+                        'and --process_id=I together, the same on every host except I')
     address, count, index = given.values()
     if ':' not in address or not address.rsplit(':', 1)[1].isdigit():
         raise UserError(f'--coordinator={address} has no port; expected HOST:PORT of process 0, such as '
-                        f'10.0.0.2:8476')
+                        '10.0.0.2:8476')
     if not 0 <= index < count:
         raise UserError(f'--process_id={index} is not in 0..{count - 1} (--num_processes={count})')
 
 
-def _address(environment) -> str | None:
-    return environment.get('JAX_COORDINATOR_ADDRESS')
-
-
 def _count_and_index(environment) -> tuple[int | None, int | None]:
-    """What launchers without a scheduler of jax's acquaintance set beside JAX_COORDINATOR_ADDRESS."""
+    """Variables set beside JAX_COORDINATOR_ADDRESS by launchers that jax does not know."""
     count, index = environment.get('JAX_NUM_PROCESSES'), environment.get('JAX_PROCESS_ID')
     return (int(count) if count else None), (int(index) if index else None)
 
@@ -139,8 +127,7 @@ def _count_and_index(environment) -> tuple[int | None, int | None]:
 
 
 def check_same(facts: Mapping) -> None:
-    """Raises UserError on every process if nested `facts` (JSON-able) differ between them, naming what and
-    where."""
+    """Raises UserError on every process if nested `facts` (JSON-able) differ, naming keys and processes."""
     if jax.process_count() == 1:
         return
     (first, mine), *others = _gather(json.dumps(facts, sort_keys=True))
@@ -152,8 +139,7 @@ def check_same(facts: Mapping) -> None:
 
 
 def code_facts() -> dict:
-    """What must be alike on all hosts beside the recipe: our code by its checksum, Python and the packages
-    under it."""
+    """What all hosts must share beside the recipe: a checksum of this code, Python and package versions."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob('*.py')):
@@ -163,7 +149,7 @@ def code_facts() -> dict:
 
 
 def _gather(text: str) -> list[tuple[str, str]]:
-    """('process 0 (host name)', its text) of every process."""
+    """('process 0 (host name)', its text) for each process."""
     pairs = [json.loads(said) for said in peers.gather(json.dumps([socket.gethostname(), text]))]
     return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
 
@@ -173,34 +159,31 @@ def _gather(text: str) -> list[tuple[str, str]]:
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether all processes save and stop after `step`: some were told SIGTERM, jax made them agree on a
-    step."""
+    """Whether all processes save and stop after `step`: one got SIGTERM, and jax picked the step for all."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def peers_watched(where: Callable[[], str]):
-    """In this block a collective that fails because a process is gone ends this one at once, with status
-    LOST.
+    """Exits with status LOST if a collective in this block fails because another process is gone.
 
-    Unwinding would wait in barriers for a process that never comes. jax itself aborts (status 134) those that
-    hang in a collective when the heartbeats stop. `where()` says from which checkpoint the run will go on.
+    Unwinding would wait in barriers for a process that never comes. Processes that hang in a collective
+    when heartbeats stop are aborted by jax (status 134). where(): which checkpoint the run resumes from.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or is_out_of_memory(error):
             raise
-        LOG.error('error: another process of this run is gone (%s). Its own log says why. Start the same '
-                  'command on every host again; %s.', str(error).splitlines()[0][:200], where())
+        LOG.error('error: another process of this run is gone (%s). Its own log has the reason. Start the '
+                  'same command on every host again; %s.', str(error).splitlines()[0][:200], where())
         _leave()
 
 
 class Watchdog:
-    """Says so when no step has finished for long, and ends a run of several processes that hangs.
+    """Logs an error when no step has finished for long, and exits if a run of several processes hangs.
 
-    A dead process is the runtime's to notice (heartbeats); its message is long, ours comes first and says
-    what to do.
+    Dead processes are also found by jax's heartbeats, but this message comes earlier and says what to do.
     """
 
     def __init__(self, warn_seconds: float, where: Callable[[], str], hang_seconds: float = HANG_SECONDS):
@@ -212,14 +195,14 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self) -> None:
-        """A step, or anything else that shows life, was finished."""
+        """Call after each step, or anything else that shows progress."""
         now = time.monotonic()
         if self._last is not None:
             self._longest = max(self._longest, now - self._last)
         self._last, self._warned = now, False
 
     def rest(self) -> None:
-        """What comes next (saving, sampling) may take as long as it likes."""
+        """Call before work of unknown length (saving, sampling); the next `beat` starts the clock again."""
         self._last = None
 
     def close(self) -> None:
@@ -232,9 +215,8 @@ class Watchdog:
             if quiet > max(self._warn, 5 * self._longest) and not self._warned:
                 self._warned = True
                 LOG.error('no step has finished for %.0f s: another process of this run is probably gone or '
-                          'stuck; look at '
-                          'its log. If it is gone, jax ends this one when its heartbeats are missed. Then '
-                          'start all again; %s.', quiet, self._where())
+                          'stuck; look at its log. If it is gone, jax ends this one when its heartbeats are '
+                          'missed. Then start all again; %s.', quiet, self._where())
             if quiet > max(self._hang, 20 * self._longest):
                 LOG.error('error: no step for %.0f s, giving up; start the same command on every host again',
                           quiet)

@@ -1,5 +1,4 @@
-"""Compiler options (`compiler_options` of jax.jit) by which XLA is faster or leaner on a CPU; {} elsewhere,
-and where this jaxlib does not know them."""
+"""XLA options that make CPU programs faster or smaller; {} on other platforms and for unknown options."""
 import functools
 
 import jax
@@ -7,19 +6,18 @@ import numpy as np
 
 
 def without_ynnpack() -> dict:
-    """Matrix products by XLA itself in place of YNNPACK."""
+    """Computes matrix products with XLA itself instead of YNNPACK."""
     return _if_known('xla_cpu_experimental_ynn_fusion_type', '')
 
 
 def least_memory() -> dict:
-    """What a program computes is computed when it is needed. By default whatever can run at once is begun
-    early: of a layer of int8 weights all kernels are then widened to floats together (T5-XXL: 0.81 GB in
-        place of 0.39)."""
+    """Starts each operation when its result is needed. By default XLA starts what it can early, and widens
+    all int8 kernels of a layer to floats together (T5-XXL: 0.81 GB instead of 0.39)."""
     return _if_known('xla_cpu_scheduler_type', 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED')
 
 
 def wide_vectors() -> dict:
-    """Vectors of 512 bits where the processor has them; the compiler's own choice is 256."""
+    """Uses 512-bit vectors where the processor has them; the default is 256."""
     return _if_known('xla_cpu_prefer_vector_width', '512')
 
 

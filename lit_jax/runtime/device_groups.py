@@ -1,8 +1,8 @@
-"""The same bits on any number of devices: rows are computed in groups of one fixed size, each on one device.
+"""Results with the same bits on any number of devices: rows are computed in groups of a fixed size.
 
-Matrix products of another shape round differently, so the bits of a row depend on how many are computed
-together. Here that number never changes: the program is compiled for one group, and every device of every
-host runs it on groups of its own. No device waits for another, and nothing is exchanged.
+The bits of a row depend on how many rows a program computes together, as matrix products of other shapes
+round differently. So the program is compiled for one group, and every device of every host runs it on groups
+of its own. Devices exchange nothing and do not wait for each other.
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,21 +14,21 @@ from jax.sharding import PartitionSpec as P
 from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.read_ahead import start_ahead
 
-# Not a name of lit_jax.models.partition: inside a group the models see no mesh to lay their activations on.
+# Unknown to lit_jax.models.partition, so models inside a group do not shard their activations.
 AXIS = 'groups'
 
 
 class DeviceGroups:
-    """`function(weights, rows) -> results`, trees of arrays [group, ...], on a group a device at a time.
+    """Runs `function(weights, rows) -> results` (trees of arrays [group, ...]) on one group per device.
 
     Args:
-        weights: replaced by `place` at any time.
-        group: rows computed together. Part of the result: see above.
-        devices: of this process; default all of them.
+        weights: may be replaced later with `place`.
+        group: rows computed together; changes the bits of the results, see above.
+        devices: of this process, default all.
         options: `compiler_options` of jax.jit.
     Attributes:
-        batch: rows that all devices take at a time.
-        weights: as they lie on the devices.
+        batch: rows per call on all devices.
+        weights: on the devices.
     """
 
     def __init__(self, function: Callable, weights, group: int, *, devices: Sequence | None = None,
@@ -43,25 +43,24 @@ class DeviceGroups:
         self.place(weights)
 
     def place(self, weights) -> None:
-        """Other weights for the program that is compiled already; None gives up the memory of the old."""
+        """Replaces the weights of the compiled program; None frees their memory."""
         self.weights = jax.device_put(weights, self._everywhere)
 
     def compile(self, weights, rows) -> jax.stages.Compiled:
-        """The program for trees of such shapes and dtypes; `start` then uses it."""
+        """Compiles for trees of these shapes and dtypes; `start` then uses the program."""
         return self._program.lower(*(
             placed(tree, jax.tree.map(lambda _, place=place: place, tree))
             for tree, place in ((weights, self._everywhere), (rows, self._dealt)))).compile()
 
     def start(self, rows):
-        """Results of at most `batch` rows, and behind them those of the copies of the last row that filled
-        up; returned before they are computed."""
+        """Results of at most `batch` rows, returned before they are computed; padding rows come last."""
         return self._program(self.weights, jax.device_put(jax.tree.map(self._fill, rows), self._dealt))
 
     def run(self, items: Iterable, rows: Callable, in_flight: int = 0) -> Iterator[tuple]:
-        """(item, numpy results of rows(item), at most `batch`) in order.
+        """Yields (item, numpy results of rows(item), at most `batch`) in order.
 
-        in_flight: rows started and not yet handed out, at least a batch; default two batches, so that no
-            device waits while results are fetched. Changes speed and memory, never a result.
+        in_flight: rows started and not yet returned, at least a batch; default two batches, so that no device
+            waits while results are fetched. Changes only speed and memory.
         """
         waves = max(1, in_flight // self.batch) if in_flight else 2
 

@@ -1,4 +1,4 @@
-"""Facts about a data set that take long to read off it, kept in the cache folder."""
+"""A cache of facts about data sets that take long to compute."""
 import hashlib
 import logging
 import os
@@ -15,13 +15,13 @@ LOG = logging.getLogger('lit_jax')
 
 def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], object], load: Callable,
                save: Callable, fits: Callable[[object], bool] = lambda value: True):
-    """What `make(path that keeps it)` gives: made once for an `identity`, then read from the cache folder.
+    """The cached value of `identity`, else `make(path of the cache file)`, which is then saved.
 
-    A file that is damaged is made again; where none can be written, the value is made each time.
+    A damaged file is made again; where the cache cannot be written, the value is made each time.
 
     Args:
-        kind: the subfolder. identity: equal texts stand for equal values.
-        load, save: load(file) -> value, save(file, value). fits: whether what was loaded can be that value.
+        kind: subfolder of the cache. identity: equal texts stand for equal values.
+        load, save: load(file) -> value, save(file, value). fits: whether a loaded value is plausible.
     """
     digest = hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()
     path = cache_folder() / kind / f'{digest[:32]}{suffix}'
@@ -33,7 +33,7 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        LOG.warning('%s cannot be read (%s); it is made again', path, error)
+        LOG.warning('cannot read %s (%s); it is made again', path, error)
     value = make(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,5 +41,5 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
             save(new, value)
         os.replace(new.name, path)
     except OSError as error:
-        LOG.warning('%s cannot be written, what it would hold is made again next time: %s', path, error)
+        LOG.warning('cannot write %s, so it will be made again next time: %s', path, error)
     return value

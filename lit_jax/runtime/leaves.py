@@ -1,4 +1,4 @@
-"""Names of the leaves of a tree, and one comparison of what a checkpoint holds with what a model expects."""
+"""Names of tree leaves, and the comparison of stored leaves with those a model expects."""
 
 import hashlib
 import math
@@ -11,12 +11,12 @@ from lit_jax.runtime.errors import UserError, listed
 
 
 def named_leaves(tree) -> dict:
-    """{'blocks/attn/proj/kernel': leaf, ...}. Named tuples go by field, sequences by index."""
+    """{'blocks/attn/proj/kernel': leaf, ...}. Named tuples are indexed by field, sequences by number."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def map_named(function, tree):
-    """`jax.tree.map` with the leaf's name before the leaf."""
+    """`jax.tree.map` of function(name, leaf)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
@@ -33,9 +33,11 @@ def unflatten(flat: Mapping) -> dict:
 
 
 def placed(abstract, shardings):
-    """A tree of jax.ShapeDtypeStruct with the shardings of another."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                    sharding=sharding), abstract, shardings)
+    """A tree of jax.ShapeDtypeStruct with the shardings of another tree."""
+    def put(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(put, abstract, shardings)
 
 
 def _name(path) -> str:
@@ -49,7 +51,7 @@ def tree_bytes(tree) -> int:
 
 
 def params_sha256(params) -> str:
-    """sha256 over names, shapes and little-endian float32 values of all leaves, in the order of the names."""
+    """sha256 over names, shapes and little-endian float32 values of all leaves, sorted by name."""
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(params).items()):
         values = np.ascontiguousarray(leaf, '<f4')
@@ -59,19 +61,18 @@ def params_sha256(params) -> str:
 
 
 def check_leaves(stored: dict, expected: dict, source: str) -> None:
-    """Raises one UserError with every leaf missing from, extra in or different in `stored`.
+    """Raises a UserError that lists every leaf missing from, extra in or different in `stored`.
 
     stored, expected: {name: anything with .shape and .dtype}. source: what was read, for the message."""
     problems = [f'missing: {name} {_describe(expected[name])}' for name in expected if name not in stored]
     problems += [f'extra: {name} {_describe(stored[name])}' for name in stored if name not in expected]
-    for name in expected:
-        if name in stored and _describe(stored[name]) != _describe(expected[name]):
-            problems.append(f'different: {name} is {_describe(stored[name])}, expected '
-                            f'{_describe(expected[name])}')
+    problems += [f'different: {name} is {_describe(stored[name])}, expected {_describe(expected[name])}'
+                 for name in expected
+                 if name in stored and _describe(stored[name]) != _describe(expected[name])]
     if problems:
-        raise UserError(f'{source} does not fit the model asked for; {len(problems)} of its arrays differ:'
+        raise UserError(f'{source} does not fit the model; {len(problems)} of its arrays differ:'
                         f'{listed(problems, 20)}\nUse the recipe (architecture, optimizer) that they were '
-                        f'written with, or another source.')
+                        'written with, or another source.')
 
 
 def _describe(leaf) -> str:

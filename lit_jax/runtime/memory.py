@@ -1,5 +1,4 @@
-"""How much memory drawing takes: an estimate before it starts, peaks of each phase, and advice where it is
-too much."""
+"""Memory of sampling: an estimate in advance, the peak of each phase, and advice when it runs out."""
 import contextlib
 import ctypes
 import gc
@@ -25,15 +24,15 @@ DRAW_LESS = ('Lower one of: --low_memory (one network in memory at a time), --te
 
 
 def temporary_bytes(compiled) -> int:
-    """Bytes of results and temporaries of a compiled program, as the compiler counts them."""
+    """Bytes of the results and temporaries of a compiled program, as counted by the compiler."""
     stats = compiled.memory_analysis()
-    return 0 if stats is None else stats.temp_size_in_bytes + stats.output_size_in_bytes \
-        - stats.alias_size_in_bytes
+    return 0 if stats is None else (stats.temp_size_in_bytes + stats.output_size_in_bytes
+                                    - stats.alias_size_in_bytes)
 
 
 @dataclass
 class Phase:
-    """What a phase took: seconds, and the highest memory of process and devices (0: not known)."""
+    """Seconds of a phase and its highest memory, of the process and the devices (0: unknown)."""
     name: str
     weights: int = 0
     seconds: float = 0.0
@@ -53,13 +52,13 @@ class Phase:
 
 @dataclass
 class Meter:
-    """Peaks and seconds of phases by name; seconds add up. between: the peak outside of them."""
+    """Peaks and total seconds of phases by name. between: the peak outside of them."""
     phases: dict[str, Phase] = field(default_factory=dict)
     between: int = 0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Measures what happens inside; `weights` may be set there. The first of a name is logged."""
+        """Measures the block; set `weights` inside it. The first phase of each name is logged."""
         first = name not in self.phases
         phase = self.phases.setdefault(name, Phase(name))
         self.between = max(self.between, _status('VmHWM'))
@@ -74,7 +73,7 @@ class Meter:
             LOG.info('%s', phase.describe())
 
     def summary(self) -> str:
-        """The highest of all and when it was."""
+        """The highest peak, its phase, and the seconds of all phases."""
         if not self.phases:
             return 'nothing was measured'
         outside = Phase('preparation', process=max(self.between, _status('VmHWM')))
@@ -84,10 +83,9 @@ class Meter:
 
 
 class _Watch:
-    """The highest resident memory of this process from now to `stop`; 0 where the system does not tell.
+    """The highest resident memory of this process until `stop`; 0 where the system does not report it.
 
-    Linux keeps it itself, and begins anew when asked to; where that is not allowed a thread looks now and
-    then.
+    Linux keeps it, and resets it on request; where that is not allowed, a thread polls.
     """
 
     def __init__(self):
@@ -119,13 +117,13 @@ def _status(name: str) -> int:
 
 
 def device_peak() -> int:
-    """The highest memory in use on one local device so far; 0 where it is not counted (CPU)."""
+    """The highest memory used so far on one local device; 0 where it is not counted (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max((found.get('peak_bytes_in_use', 0) for found in stats), default=0)
 
 
 def give_back() -> None:
-    """Hands freed memory to the system: glibc keeps what it expects to need again."""
+    """Returns freed memory to the system; glibc would keep it for later."""
     gc.collect()
     if sys.platform == 'linux':
         with contextlib.suppress(OSError, AttributeError):
@@ -133,7 +131,7 @@ def give_back() -> None:
 
 
 def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: bool) -> str:
-    """One line for [(phase, bytes of weights, of temporaries)]; `low_memory`: one phase at a time."""
+    """One line for [(phase, bytes of weights, of temporaries)]. low_memory: one phase in memory at a time."""
     parts = ', '.join(f'{name} {human_bytes(weights)} + {human_bytes(extra)}'
                       for name, weights, extra in estimates)
     if low_memory:
@@ -141,17 +139,17 @@ def describe_estimate(estimates: Sequence[tuple[str, int, int]], low_memory: boo
     else:
         total = sum(weights for _, weights, _ in estimates) + max(extra for *_, extra in estimates)
     return (f'memory expected, weights + temporaries: {parts}; at most {human_bytes(total)} at once, and '
-            f'about 0.5 GB for the program')
+            'about 0.5 GB for the program')
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a device (as XLA says it) or of the process."""
+    """Whether a device (by XLA's message) or the process is out of memory."""
     return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(doing: str, advice: str = DRAW_LESS):
-    """Turns what is raised where memory runs out into a UserError that says what to change."""
+    """Turns an out-of-memory error into a UserError that says what to change."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError, ValueError) as error:

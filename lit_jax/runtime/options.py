@@ -1,4 +1,4 @@
-"""Command lines made from frozen dataclasses, so that an option stands once: name, type, default and help.
+"""Command lines made from frozen dataclasses: name, type, default and help of an option in one place.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class DrawOptions(Processes):
@@ -8,8 +8,8 @@
 
     options = parse_options(DrawOptions, description=__doc__)
 
-Why not tyro: flags keep their names (`--image_size`, or `--image-size`), their comma lists and the groups of
-their help, and importing this costs nothing. Why not absl: its help has neither groups nor choices.
+Unlike with tyro, flags keep their names (`--image_size` or `--image-size`), comma lists and help groups, and
+the import costs nothing; absl's help has neither groups nor choices.
 """
 import argparse
 import dataclasses
@@ -33,13 +33,12 @@ def option(help: str, *, default: Any = dataclasses.MISSING, flag: str = '', cho
     """A field of a dataclass of options.
 
     Args:
-        help: without the default, which is added. Where None stands for a default that is worked out later,
-            the text says which.
-        flag: default: `--` and the field's name. Without dashes: a positional argument of that name.
-        choices: values (not texts) that are allowed.
-        nargs: of a tuple: its values are separate words, so many or '+'. None: one word, `1,2,3`.
-        repeat: of a tuple: the flag may be given several times, once for each value.
-        parse: text -> value, in the place of what the annotation says; raises ValueError.
+        help: text; the default is added to it. Where None stands for a computed default, the text names it.
+        flag: default `--` and the field's name. Without dashes: a positional argument of that name.
+        choices: allowed values (not texts).
+        nargs: for tuples: number of separate words, or '+'. None: one word, `1,2,3`.
+        repeat: for tuples: the flag may be repeated, once per value.
+        parse: text -> value, instead of the annotation's type; raises ValueError.
         group: heading in the help.
     """
     return dataclasses.field(default=default, metadata={
@@ -55,8 +54,8 @@ def _heartbeat(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Base of the options of every command that several processes run together; `cli.join` takes it."""
-    coordinator: str | None = option('HOST:PORT of process 0, where no scheduler tells it', default=None,
+    """Options of every command that can run as several processes, for `cli.join`."""
+    coordinator: str | None = option('HOST:PORT of process 0, where no scheduler sets it', default=None,
                                      metavar='HOST:PORT', group='several processes')
     num_processes: int | None = option('number of processes in this run, with --coordinator', default=None,
                                        group='several processes')
@@ -68,26 +67,19 @@ class Processes:
 
 def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, prog: str | None = None,
                   description: str | None = None) -> Options:
-    """An instance of `kind` from a command line; what is wrong with it, also a UserError of its
-    `__post_init__`, ends the program with status 2.
+    """An instance of `kind` from a command line. Errors, and a UserError of its `__post_init__`, exit with 2.
 
-    Args:
-        argv: default: sys.argv[1:].
-        prog: name of the program in its help; default: sys.argv[0], without folders.
-        description: printed as it is, above the options.
+    argv: default sys.argv[1:]. prog: name in the help, default sys.argv[0]. description: printed verbatim.
     """
-    options, rest = parse_beside('', kind, argv, prog=prog, description=description)
-    return options
+    return parse_beside('', kind, argv, prog=prog, description=description)[0]
 
 
 def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = None, *,
                  prog: str | None = None, description: str | None = None,
                  epilog: str | None = None) -> tuple[Options, list[str]]:
-    """As `parse_options`, beside a parser of a flag `--other` and its fields `--other.NAME`: (options, words
-    that are left to that parser).
+    """(options, remaining words): `parse_options` beside another parser of `--other` and `--other.NAME`.
 
-    Args:
-        epilog: printed as it is, below the options.
+    epilog: printed verbatim below the options.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,7 +107,7 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
 
 
 def given(options: Any, *groups: str) -> list[str]:
-    """Flags of the options that differ from their defaults: of all that have one, or those of `groups`."""
+    """Flags of the options that differ from their defaults; with `groups`, only of these."""
     return [_flag(field) for field in _flags(type(options))
             if field.default not in (dataclasses.MISSING, getattr(options, field.name))
             and (not groups or field.metadata['group'] in groups)]
@@ -161,13 +153,12 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
 
 
 def _choose(choices: tuple) -> Callable[[str], Any]:
-    """Text -> the choice that reads so; another text stays itself, and argparse names the choices."""
+    """Text -> the choice written so; other texts stay as they are, and argparse lists the choices."""
     return lambda text: {str(choice): choice for choice in choices}.get(text, text)
 
 
 def _reader(hint: Any, several: bool) -> tuple[Callable[[str], Any], str | None]:
-    """(text -> value, word for the value in the help) of an annotation; `several`: of a tuple, the reader of
-    one of its values."""
+    """(text -> value, placeholder in the help) of an annotation; `several`: for one value of a tuple."""
     words, kinds = {int: 'N', float: 'X', str: None, Path: None}, typing.get_args(hint)
     if isinstance(hint, types.UnionType) and len(kinds) == 2 and kinds[1] is types.NoneType:
         return _reader(kinds[0], several)
@@ -179,7 +170,7 @@ def _reader(hint: Any, several: bool) -> tuple[Callable[[str], Any], str | None]
 
 
 def _list_reader(kinds: tuple) -> tuple[Callable[[str], tuple], str]:
-    """Of tuple[X, ...], any number of values between commas; of tuple[X, X], as many as it names."""
+    """Reads tuple[X, ...] as any number of values with commas between, tuple[X, X] as exactly two."""
     kind, count = kinds[0], 0 if kinds[-1] is Ellipsis else len(kinds)
 
     def read(text: str) -> tuple:
@@ -197,9 +188,8 @@ def _list_reader(kinds: tuple) -> tuple[Callable[[str], tuple], str]:
 
 def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,
                  argv: Sequence[str]) -> list[str]:
-    """The command line with `_` for `-` in the names of flags; an unknown flag ends the program, and its
-    nearest known one is named. (argparse looks for unknown flags last, after complaints about missing ones.)
-    """
+    """The command line with `_` for `-` in flags. An unknown flag is an error that names the nearest known
+    one; argparse would first complain about missing flags."""
     words, others = list(argv), {f'--{other}', f'--no{other}'} if other else set()
     end = words.index('--') if '--' in words else len(words)
     for index, word in enumerate(words[:end]):

@@ -1,5 +1,4 @@
-"""Long work in parts, each whole or absent, so a job that is killed goes on: which are missing, and a large
-array as files of some rows each."""
+"""Long work in parts, each whole or absent, so that an interrupted job resumes with the missing ones."""
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ LOG = logging.getLogger('lit_jax')
 
 
 class Parts:
-    """The numbers of `count` rows in parts of `size`."""
+    """`count` rows in parts of `size`."""
 
     def __init__(self, count: int, size: int):
         self.count, self.size = count, size
@@ -27,7 +26,7 @@ class Parts:
         return range(math.ceil(self.count / self.size))
 
     def span(self, part: int) -> range:
-        """The numbers of the rows of a part; the last one may have fewer."""
+        """Row numbers of a part; the last part may be shorter."""
         return range(part * self.size, min((part + 1) * self.size, self.count))
 
 
@@ -39,30 +38,29 @@ class PartFolder(Parts):
         self.folder, self.row, self.dtype = as_path(folder), tuple(row), np.dtype(dtype)
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet; a file of another size does not count."""
+        """Parts whose file is missing or has the wrong size."""
         sizes = files_under(self.folder)
         parts = [part for part in self.parts if sizes.get(self._name(part)) != self._file_size(part)]
         if broken := [self._name(part) for part in parts if self._name(part) in sizes]:
-            LOG.warning('%s: %s not whole, made again', self.folder, ', '.join(broken))
+            LOG.warning('%s: %s incomplete, will be made again', self.folder, ', '.join(broken))
         return parts
 
     def write(self, part: int, rows: np.ndarray) -> None:
         rows = np.ascontiguousarray(rows, self.dtype)
-        if rows.shape != (len(self.span(part)), *self.row):
-            raise ValueError(f'part {part} has shape {rows.shape}, expected '
-                             f'{(len(self.span(part)), *self.row)}')
+        shape = (len(self.span(part)), *self.row)
+        if rows.shape != shape:
+            raise ValueError(f'part {part} has shape {rows.shape}, expected {shape}')
         with storage.explain_full_disk(self.folder, rows.nbytes):
             write_bytes_atomic(self.folder / self._name(part),
                                npy_header(rows.shape, self.dtype) + rows.tobytes())
 
     def open(self, part: int):
-        """The file of a part, open at its first number."""
+        """The file of a part, positioned after its header."""
         file = (self.folder / self._name(part)).open('rb')
         file.read(self._header_size(part))
         return file
 
     def read(self) -> np.ndarray:
-        """All rows of all parts."""
         rows = np.empty((self.count, *self.row), self.dtype)
         for part in self.parts:
             with self.open(part) as file:
@@ -85,30 +83,29 @@ class PartFolder(Parts):
 
 
 def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, seconds: float = 10) -> int:
-    """Makes the parts that a store is missing, dealt out to all processes; returns how many rows these have.
+    """Makes the missing parts of a store, divided among all processes; returns their number of rows.
 
     Args:
         store: Parts with `out` and `missing()`.
-        make: takes the numbers of the parts of this process; a step of what it returns makes one of them. All
-            processes go in step, so that a failure of one is told to all.
-        unit, seconds: of the progress that is logged.
+        make: takes the part numbers of this process and returns an iterator that makes one per step. All
+            processes step together, so that an error in one is raised in all.
+        unit, seconds: of the logged progress.
 
-    Raises UserError where parts that were made are not to be seen."""
+    Raises UserError where finished parts cannot be seen by process 0."""
     missing, processes = peers.from_lead(store.missing), jax.process_count()
     rows = sum(len(store.span(part)) for part in missing)
     made = make(missing[jax.process_index()::processes])
-    with (cluster.peers_watched(lambda: 'the parts that are made stay'),
+    with (cluster.peers_watched(lambda: 'finished parts are kept'),
           Progress(store.count, unit, done=store.count - rows, seconds=seconds) as progress):
         for start in range(0, len(missing), processes):
             peers.together(lambda: next(made, None))
             progress.add(sum(len(store.span(part)) for part in missing[start:start + processes]))
-        peers.together(lambda: next(made, None))     # what comes behind the last part
+        peers.together(lambda: next(made, None))     # the code after the last part
     peers.only_lead(lambda: _check_complete(store))
     return rows
 
 
 def _check_complete(store) -> None:
     if lost := store.missing():
-        raise UserError(f'{len(lost)} parts of {store.out} are missing although they were made: with several '
-                        f'processes all of them must see the same folder. Give an --out on a shared disk or '
-                        f'in a bucket (gs://...)')
+        raise UserError(f'{len(lost)} parts of {store.out} were made but are missing: all processes must see '
+                        'the same folder. Give an --out on a shared disk or in a bucket (gs://...)')

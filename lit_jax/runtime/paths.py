@@ -1,13 +1,10 @@
-"""Folders and files that may lie on this machine or in a bucket: `runs/lit_xl` and `gs://bucket/runs/lit_xl`
-alike.
+"""Local and remote paths alike: `runs/lit_xl` and `gs://bucket/runs/lit_xl`.
 
-Everything that takes a folder from a person turns it into a path here, once, with `as_path`, and then uses
-the path's own methods (`/`, `exists`, `is_file`, `iterdir`, `mkdir`, `read_text`, ...). What differs is here
-too:
+Every folder given by a user becomes a path here, once, with `as_path`; after that the path's own methods are
+used (`/`, `exists`, `read_text`, ...). Writing differs:
 
-    disk           a file is written beside its name, put on the disk (fsync), and renamed: whole or absent
-    object store   a file is one object, and an object is whole or absent; there are no folders to make or to
-                   rename"""
+    disk           a file is written under a temporary name, fsynced and renamed: whole or absent
+    object store   a file is one object, whole or absent; there are no folders to create or rename"""
 import contextlib
 import hashlib
 import os
@@ -27,20 +24,18 @@ _SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
 _BLOCK = 1 << 24
 _URL = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*)://')
 _BROKEN_URL = re.compile(rf'^({"|".join(_SCHEMES)}):/(?!/)')
-# What the packages of the object stores raise besides OSError, where they are loaded: no credentials, no
-# network.
+# Other errors than OSError (no credentials, no network), raised by these packages if they are loaded.
 _STORE_ERRORS = (('google.auth.exceptions', 'GoogleAuthError'), ('gcsfs.retry', 'HttpError'),
                  ('aiohttp', 'ClientError'), ('botocore.exceptions', 'BotoCoreError'))
 
 
 def as_path(path) -> epath.Path:
-    """A path of any kind (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative.
+    """Any path (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative.
 
-    Raises UserError for a scheme that is not known, one whose package is not installed, and for `gs:/bucket`
-    (a URL that went through pathlib, which drops a slash)."""
+    Raises UserError for an unknown scheme, a missing package, and `gs:/bucket` (pathlib drops a slash)."""
     text = os.fspath(path)
     if broken := _BROKEN_URL.match(text):
-        raise UserError(f'{text} is neither a local path nor a bucket: a bucket is written '
+        raise UserError(f'{text} is neither a local path nor a bucket; write a bucket as '
                         f'{broken[1]}://BUCKET/PATH, with two slashes.')
     if is_remote(text):
         _check_scheme(text)
@@ -48,33 +43,33 @@ def as_path(path) -> epath.Path:
 
 
 def is_remote(path) -> bool:
-    """Whether a path is in an object store: no free space, nothing to fsync, no folder to rename."""
+    """Whether a path is in an object store: no free space, no fsync, no renaming of folders."""
     return _URL.match(os.fspath(path)) is not None
 
 
 def absolute(path) -> epath.Path:
-    """`as_path`, made independent of the working directory where it is local."""
+    """`as_path`, absolute if it is local."""
     path = as_path(path)
     return path if is_remote(path) else epath.Path(Path(path).absolute())
 
 
 def local_path(path) -> Path:
-    """A path for PyTorch's files, which must lie on this machine. UserError where it does not."""
+    """The local path of a PyTorch file. Raises UserError for a remote one."""
     if is_remote(as_path(path)):
-        raise UserError(f'{path}: PyTorch files are read and written on this machine only. Give a local '
-                        f'path, and copy the file from or to the bucket (gs://: gcloud storage cp).')
+        raise UserError(f'{path}: PyTorch files are read and written locally only. Give a local path, and '
+                        'copy the file from or to the bucket (gs://: gcloud storage cp).')
     return Path(path)
 
 
 def cache_folder() -> Path:
-    """What can be made again, kept for the next run of any kind: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
+    """Folder for what can be made again: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
     return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
 
 
 def files_under(root) -> dict[str, int]:
-    """{path relative to root, with '/': bytes} of all files below a folder, sorted; {} without one.
+    """{path relative to root, with '/': bytes} of all files below a folder, sorted; {} if it does not exist.
 
-    In an object store this is one listing, without a request for each file."""
+    In an object store this is one listing, not a request per file."""
     root = as_path(root)
     if is_remote(root):
         store, top = fsspec.url_to_fs(os.fspath(root))
@@ -87,7 +82,7 @@ def files_under(root) -> dict[str, int]:
 
 
 def file_sha256(path) -> str:
-    """Hex digits of a file here or in a bucket."""
+    """Hex digest of a local or remote file."""
     path, digest = as_path(path), hashlib.sha256()
     with explain_unreachable(path), path.open('rb') as file:
         if not is_remote(path):
@@ -98,26 +93,24 @@ def file_sha256(path) -> str:
 
 
 def write_bytes_atomic(path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part. Its folder must exist.
-
-    On a disk one of the two is left by a crash of the machine, too."""
+    """Writes a file into an existing folder; readers see the old content or the new, also after a crash."""
     path = as_path(path)
     if is_remote(path):
         path.write_bytes(data)
-        return
-    with open_whole(path) as file:
-        file.write(data)
+    else:
+        with open_whole(path) as file:
+            file.write(data)
 
 
 @contextlib.contextmanager
 def open_whole(path):
-    """A file to write bytes into, which is there when the block has ended, and not at all where it fails."""
+    """A file to write bytes into. It appears when the block ends, and not at all if the block fails."""
     if is_remote(path):
         try:
             with path.open('wb') as file:
                 yield file
         except BaseException:
-            path.unlink(missing_ok=True)     # closing the file made an object of the part that was written
+            path.unlink(missing_ok=True)     # closing the file stored the part that was written
             raise
         return
     temporary = path.with_name(f'.{path.name}.partial')
@@ -138,7 +131,7 @@ def write_text_atomic(path, text: str) -> None:
 
 
 def fsync_path(path) -> None:
-    """Asks the system to put a local file or directory entry on the disk itself."""
+    """Fsyncs a local file or folder."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -147,35 +140,33 @@ def fsync_path(path) -> None:
 
 
 def remove_tree(path) -> None:
-    """Deletes a folder with everything in it, or a file, as far as possible; never an error."""
+    """Deletes a folder with its content, or a file, as far as possible; never raises."""
     path = as_path(path)
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError, *_loaded_store_errors()):
-        path.rmtree(missing_ok=True)
+    else:
+        with contextlib.suppress(OSError, *_loaded_store_errors()):
+            path.rmtree(missing_ok=True)
 
 
 def check_reachable(path) -> None:
-    """Raises UserError where the bucket of a remote path does not exist, does not answer, or refuses.
-
-    The path itself need not exist. Local paths always pass."""
+    """Raises UserError if the bucket of a remote path does not exist or refuses. The path need not exist."""
     if not is_remote(path):
         return
     with explain_unreachable(path):
         try:
             if not as_path(path).exists():
-                files_under(path)  # nothing is listed, but a bucket that is not there is an error
+                files_under(path)  # lists nothing, but fails if there is no such bucket
         except FileNotFoundError as error:
-            raise UserError(f'{path}: there is no such bucket ({error}). Make it first (gs://: gcloud '
-                            f'storage buckets create), or correct its name.') from error
+            raise UserError(f'{path}: there is no such bucket ({error}). Create it (gs://: gcloud storage '
+                            'buckets create), or correct its name.') from error
 
 
 @contextlib.contextmanager
 def explain_unreachable(path):
-    """Turns what an object store raises inside the block into a UserError that names the path.
+    """Turns errors of object stores into a UserError that names the path.
 
-    Missing files pass through as they are, and so does everything where `path` is local."""
+    Missing files, and all errors where `path` is local, are not changed."""
     try:
         yield
     except (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
@@ -184,14 +175,13 @@ def explain_unreachable(path):
         if not is_remote(path):
             raise
         raise UserError(f'{path} cannot be reached: {type(error).__name__}: {error}. Check the name of the '
-                        f'bucket, the '
-                        'network, and that this machine may use the bucket (gs://: the service account of '
-                        'the machine, or gcloud auth application-default login).') from error
+                        'bucket, the network, and the permissions of this machine (gs://: of its service '
+                        'account, or gcloud auth application-default login).') from error
 
 
 @contextlib.contextmanager
 def explain_unreadable(path, what: str = ''):
-    """`explain_unreachable`, and a UserError (with `what` added) for a file that may not be read."""
+    """`explain_unreachable`, and a UserError (ending with `what`) for a file that cannot be read."""
     try:
         with explain_unreachable(path):
             yield
@@ -208,9 +198,9 @@ def _check_scheme(text: str) -> None:
     scheme = text.partition('://')[0]
     if scheme not in _SCHEMES:
         known = ', '.join(f'{name}://' for name in _SCHEMES)
-        raise UserError(f'{text}: {scheme}:// is no place for files here; known: {known} and local paths.')
+        raise UserError(f'{text}: {scheme}:// is not supported; known: {known} and local paths.')
     file_system, package = _SCHEMES[scheme]
-    # Listings must not be remembered: other processes, and TensorStore in this one, write files all the time.
+    # No cached listings: other processes, and TensorStore in this one, write files all the time.
     fsspec.config.conf.setdefault(file_system, {}).setdefault('use_listings_cache', False)
     try:
         fsspec.get_filesystem_class(file_system)

@@ -1,9 +1,8 @@
-"""Several processes that do one thing: process 0 decides and writes, and a failure of one is a failure of
-all.
+"""Shared decisions and errors: process 0 decides and writes, and an error in one process is raised in all.
 
-Without this a process that meets an error alone (a damaged file, a full disk) leaves the others waiting for
-it. Every function here is collective: all processes of the run call it, in the same order, from the thread
-that also starts the train steps. With one process each is a plain call."""
+Otherwise a process that fails alone (a damaged file, a full disk) would leave the others waiting. Every
+function is collective: all processes call it, in the same order, from the thread that also starts the train
+steps. With one process each is a plain call."""
 import json
 from collections.abc import Callable
 
@@ -13,48 +12,46 @@ from jax.experimental import multihost_utils
 
 from lit_jax.runtime.errors import UserError
 
-# What a check or a write may raise and is told to the others; anything else is a bug, and ends the process.
-_TOLD = (UserError, OSError, ValueError, RuntimeError)
+# Errors of checks and writes, sent to the other processes; anything else is a bug and ends the process.
+_SHARED = (UserError, OSError, ValueError, RuntimeError)
 
 
 def is_lead() -> bool:
-    """Whether this is process 0: the one that writes what is written once."""
+    """Whether this is process 0, which writes what is written once."""
     return jax.process_index() == 0
 
 
 def from_lead(decide: Callable):
-    """What `decide()` returns on process 0 (anything JSON can hold), on every process; it runs there only.
+    """Runs `decide` on process 0 only and returns its result (JSON-able) on every process.
 
-    Raises on every process when it raises there: the error itself on process 0, a UserError with its text
-    elsewhere."""
+    An error is raised everywhere: as it is on process 0, as a UserError with its text elsewhere."""
     if jax.process_count() == 1:
         return decide()
     message, error = {}, None
     if is_lead():
         try:
             message = {'value': decide()}
-        except _TOLD as caught:
+        except _SHARED as caught:
             message, error = {'error': _text(caught)}, caught
-    told = _broadcast(json.dumps(message).encode())
+    received = _broadcast(json.dumps(message).encode())
     if error is not None:
         raise error
-    message = json.loads(told)
+    message = json.loads(received)
     if 'error' in message:
         raise UserError(f'process 0 of this run: {message["error"]}')
     return message['value']
 
 
 def together(act: Callable):
-    """`act()`, on every process, and its own result; a barrier, too: it returns when all have finished.
+    """Runs `act` on every process and returns its own result when all have finished.
 
-    Raises on every process when it raises on one: there the error itself, elsewhere a UserError that names
-    the process and quotes it."""
+    An error is raised everywhere: as it is where it happened, elsewhere as a UserError that quotes it."""
     if jax.process_count() == 1:
         return act()
     result, error = None, None
     try:
         result = act()
-    except _TOLD as caught:
+    except _SHARED as caught:
         error = caught
     text = b'' if error is None else _text(error).encode()
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
@@ -68,7 +65,7 @@ def together(act: Callable):
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order, on every one of them."""
+    """The texts of all processes, in order, on every process."""
     if jax.process_count() == 1:
         return [text]
     data = text.encode()
@@ -78,7 +75,7 @@ def gather(text: str) -> list[str]:
 
 
 def only_lead(act: Callable) -> None:
-    """`act()` on process 0; the others return when it is done, or raise when it failed (as `from_lead`)."""
+    """Runs `act` on process 0; the others return when it is done, or raise as `from_lead`."""
     def run():
         act()
 
@@ -95,6 +92,6 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def _padded(data: bytes, length: int) -> np.ndarray:
-    """`data` as uint8, cut or filled to the power of two from 1024 that holds `length`: few programs."""
+    """`data` as uint8, padded or cut to a power of two that holds `length`, so that few programs compile."""
     size = max(1024, 1 << (length - 1).bit_length())
     return np.frombuffer(data[:size].ljust(size, b'\0'), np.uint8)

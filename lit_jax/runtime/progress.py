@@ -1,4 +1,4 @@
-"""How far a long job is and when it will be done: a bar on a terminal, a line now and then elsewhere."""
+"""Progress and remaining time of long jobs: a bar on a terminal, log lines elsewhere."""
 import logging
 import sys
 import time
@@ -16,16 +16,16 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards `total` things called `unit`; a line every `seconds` and at the end.
+    """Counts to `total` things called `unit`; logs every `seconds` and at the end.
 
-    done: how many an earlier run has left; they count as done, and not for the speed."""
+    done: how many an earlier run has finished; not counted in the rate."""
 
     def __init__(self, total: int, unit: str, *, done: int = 0, seconds: float = 30.0):
         self._total, self._unit, self._seconds = total, unit, seconds
         self._done, self._found, self._began = done, done, time.monotonic()
-        self._said = self._began
+        self._logged = self._began
         if done:
-            LOG.info('%s %s to go, %s are there already', f'{total - done:,}', unit, f'{done:,}')
+            LOG.info('%s %s to go, %s already done', f'{total - done:,}', unit, f'{done:,}')
         shown = sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
         self._bar = tqdm(total=total, initial=done, unit=f' {unit}', dynamic_ncols=True) if shown else None
 
@@ -37,14 +37,13 @@ class Progress:
             self._bar.close()
 
     def add(self, count: int) -> None:
-        """`count` more are done."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._said >= self._seconds or self._done == self._total:
-            self._said = now
+        if now - self._logged >= self._seconds or self._done == self._total:
+            self._logged = now
             rate = (self._done - self._found) / max(now - self._began, 1e-9)
             LOG.info('%d of %d %s (%.0f %%), %.3g a second, %s left', self._done, self._total, self._unit,
                      100 * self._done / self._total, rate, format_seconds((self._total - self._done) / rate))

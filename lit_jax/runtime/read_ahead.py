@@ -1,11 +1,11 @@
-"""Work started before it is asked for: by devices, or by threads that read."""
+"""Work started before its result is needed: on devices, or by threads that read."""
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 
 def start_ahead(items: Iterable, start: Callable, count: int) -> Iterator[tuple]:
-    """(item, start(item)) in order; `count` items behind the one that is handed out are started already."""
+    """Yields (item, start(item)) in order, with the next `count` items already started."""
     started: deque[tuple] = deque()
     for item in items:
         started.append((item, start(item)))
@@ -22,7 +22,7 @@ def read_all(read: Callable, entries: Iterable, threads: int) -> list:
 
 
 def read_ahead(read: Callable, blocks: Iterable[Sequence], threads: int, count: int = 2) -> Iterator[list]:
-    """[read(entry) for entry in block] of each block in order, by threads, `count` blocks ahead.
+    """Yields [read(entry) for entry in block] for each block in order, read by threads `count` blocks ahead.
 
     The threads end with the blocks, an error of `read`, or `close()`.
     """

@@ -1,9 +1,8 @@
-"""Files that are either whole or absent: manifests, atomic writes, and what to say when a disk is full.
+"""Manifests, checks of free space, and temporary siblings: files that are either whole or absent.
 
-A manifest (`manifest.json`) lists the files of a directory with their sizes and CRC-32 sums, so that a
-missing, shortened or altered file is found, and named, before anything reads it. In an object store
-(gs://...) it holds sizes only, there is no free space to check, and nothing to fsync: a file is one object,
-stored whole or not at all."""
+A manifest (`manifest.json`) lists the files of a folder with their sizes and CRC-32 sums, so that a missing,
+truncated or altered file is found before it is used. For an object store (gs://...) it lists sizes only, and
+free space is not checked: a file is one object, stored whole or not at all."""
 
 import contextlib
 import errno
@@ -19,7 +18,7 @@ from lit_jax.runtime.paths import as_path, files_under, fsync_path, is_remote, w
 
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 23
-# ENOSPC and EDQUOT are a full disk and a full quota; EFBIG is a file over the process's limit (`ulimit -f`).
+# A full disk, a full quota, and a file over the process's limit (`ulimit -f`).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,25 +40,24 @@ def fsync_tree(root) -> None:
 
 
 def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
-    """{relative path: bytes} of all files but manifests and the names in `skip`."""
+    """{relative path: bytes} of all files except manifests and the names in `skip`."""
     left_out = (MANIFEST, f'.{MANIFEST}.partial', *skip)
     return {name: size for name, size in files_under(root).items() if name not in left_out}
 
 
 def _entry(path, size: int) -> dict:
-    """A remote file has no checksum of ours: its store keeps and checks its own."""
+    """Remote files get no checksum: the store keeps and checks its own."""
     return {'bytes': size} if is_remote(path) else {'bytes': size, 'crc32': file_crc32(path)}
 
 
 def _render(files: dict[str, dict]) -> str:
-    body = json.dumps(files, sort_keys=True)
-    # The list's own sum, so that damage to the manifest itself is seen too.
-    return json.dumps({'files': files, 'crc32': f'{zlib.crc32(body.encode()):08x}'}, indent=1,
-                      sort_keys=True) + '\n'
+    # The table's own sum shows damage to the manifest itself.
+    crc = zlib.crc32(json.dumps(files, sort_keys=True).encode())
+    return json.dumps({'files': files, 'crc32': f'{crc:08x}'}, indent=1, sort_keys=True) + '\n'
 
 
 def write_manifest(root, skip: tuple[str, ...] = ()) -> None:
-    """Writes `root/manifest.json` over the files under `root`, but the relative names in `skip`."""
+    """Writes `root/manifest.json` for the files under `root`, except the relative names in `skip`."""
     root = as_path(root)
     files = {name: _entry(root / name, size) for name, size in _files(root, skip).items()}
     write_text_atomic(root / MANIFEST, _render(files))
@@ -70,14 +68,13 @@ def read_manifest(root) -> dict[str, dict] | None:
     try:
         text = (as_path(root) / MANIFEST).read_bytes().decode()
         files = json.loads(text)['files']
-        intact = text == _render(files)
+        return files if text == _render(files) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return files if intact else None
 
 
 def add_to_manifest(root, names: tuple[str, ...]) -> None:
-    """Enters the files `names` that the manifest does not list yet. A damaged manifest stays as it is."""
+    """Adds the files `names` that the manifest does not list yet. A damaged manifest is left alone."""
     root, files = as_path(root), read_manifest(root)
     if files is None or all(name in files for name in names):
         return
@@ -88,16 +85,15 @@ def add_to_manifest(root, names: tuple[str, ...]) -> None:
 
 
 def find_damage(root, *, checksums: bool = True) -> list[str]:
-    """One line for each file under `root` that differs from the manifest; empty when all is whole.
+    """One line for each file under `root` that differs from the manifest; files it does not list are ignored.
 
-    Files that the manifest does not list are not damage (a file browser may leave some).
-    checksums: False looks at the sizes only. Those of remote files are all there is to look at."""
+    checksums: False compares sizes only, as is always done for remote files."""
     root = as_path(root)
     if not (root / MANIFEST).is_file():
         return [f'{root / MANIFEST}: missing']
     files = read_manifest(root)
     if files is None:
-        return [f'{root / MANIFEST}: damaged (its content does not agree with its own checksum)']
+        return [f'{root / MANIFEST}: damaged (its content does not match its own checksum)']
     problems, sizes = [], files_under(root)
     for name, entry in files.items():
         path = root / name
@@ -139,9 +135,8 @@ def _existing_ancestor(path) -> Path:
 def _full_disk_error(path, needed: int, cause: str) -> UserError:
     free = shutil.disk_usage(_existing_ancestor(path)).free
     return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and '
-                     f'{human_bytes(free)} are free '
-                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose '
-                     f'another place, and run the same command again.')
+                     f'{human_bytes(free)} are free on that disk ({cause}). Nothing half-written was kept. '
+                     'Free some space, or choose another place, and run the same command again.')
 
 
 def check_free_space(path, needed: int) -> None:
@@ -151,9 +146,9 @@ def check_free_space(path, needed: int) -> None:
 
 
 def full_disk_reason(error: BaseException) -> str | None:
-    """The system's words when an error says that a disk, a quota or a file size limit is full; else None.
+    """The system's message if an error means a full disk or quota or a file size limit; else None.
 
-    TensorStore reports it as a ValueError whose text carries the system's error code."""
+    TensorStore raises a ValueError whose text contains the system's error code."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return os.strerror(error.errno)
     for code in _FULL:
@@ -164,7 +159,7 @@ def full_disk_reason(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explain_full_disk(path, needed: int):
-    """Turns a full disk into a UserError that names the place and the need; other errors pass."""
+    """Turns a full disk into a UserError with the path and the bytes needed; other errors pass."""
     try:
         yield
     except UserError:
@@ -176,9 +171,8 @@ def explain_full_disk(path, needed: int):
         raise _full_disk_error(path, needed, reason) from e
 
 
-# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written,
-# ".<target>.old.<host>.<pid>" while it is replaced. Host and process are in the name so that a later run can
-# tell what a dead run left behind from work in progress.
+# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, and
+# ".<target>.old.<host>.<pid>" while it is replaced. The names tell a later run what a dead run left behind.
 
 
 def sibling(target: Path, kind: str) -> Path:
@@ -187,12 +181,12 @@ def sibling(target: Path, kind: str) -> Path:
 
 
 def remove_stale_siblings(target: Path, kind: str) -> None:
-    """Deletes temporary siblings of `target` of this process, or of ended ones of this machine."""
+    """Deletes temporary siblings of `target` of this process, or of ended ones on this machine."""
     prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
     for path in target.parent.iterdir():
         pid = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and pid.isdigit() and (int(pid) == os.getpid()
-                                                               or not _runs(int(pid))):
+        dead = pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid)))
+        if dead and path.name.startswith(prefix):
             shutil.rmtree(path, ignore_errors=True)
 
 

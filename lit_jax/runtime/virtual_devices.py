@@ -1,9 +1,8 @@
 """Virtual CPU devices (`XLA_FLAGS=--xla_force_host_platform_device_count=8`) and the threads that they need.
 
-XLA's collectives on CPU hold the thread that they wait in. All devices of a process share one pool, by
-default of a thread a device or a core; a program on all devices beside others, as steps that are sent ahead
-are, can fill it with waiting threads. Then none is left for the device that the others wait for, and after 40
-seconds XLA ends the process.
+A CPU collective of XLA blocks the thread that it waits in. The pool of threads, by default one per device or
+core, can fill up with waiting threads when several programs run on all devices, as with train steps
+dispatched ahead. The collective then never completes, and XLA aborts the process after 40 seconds.
 """
 import os
 import re
@@ -13,13 +12,12 @@ THREADS_A_DEVICE = 8
 
 
 def give_threads() -> None:
-    """Sets `PJRT_NPROC`, the size of the pool, where several virtual devices are asked for and nobody set it.
-    Call it before jax opens its devices."""
+    """Sets `PJRT_NPROC`, the pool size, for several virtual devices unless set. Call before jax starts."""
     if not {'PJRT_NPROC', 'NPROC'} & set(os.environ) and (devices := requested()) > 1:
         os.environ['PJRT_NPROC'] = str(max(THREADS_A_DEVICE * devices, os.cpu_count() or 1))
 
 
 def requested() -> int:
-    """How many virtual devices XLA_FLAGS asks for; the last word counts, as in XLA. 1 without any."""
+    """Virtual devices that XLA_FLAGS asks for (the last flag counts, as in XLA); 1 without the flag."""
     found = re.findall(rf'--{FLAG}=(\d+)', os.environ.get('XLA_FLAGS', ''))
     return int(found[-1]) if found else 1

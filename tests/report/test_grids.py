@@ -27,7 +27,7 @@ def test_to_uint8_of_another_range_is_the_same_image():
 def test_what_is_not_a_number_is_refused_by_name(bad):
     x = np.zeros((3, 2, 2, 1), np.float32)
     x[1, 0, 0] = bad
-    with pytest.raises(UserError, match=r'image\(s\) 1 of 3 hold NaN'):
+    with pytest.raises(UserError, match=r'image\(s\) 1 of 3 contain NaN'):
         to_uint8(x)
 
 

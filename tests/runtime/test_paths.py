@@ -29,9 +29,9 @@ def test_kinds_of_paths(tmp_path, bucket):  # noqa: F811
 
 
 @pytest.mark.parametrize('path, message', [
-    ('gs:/bucket/run', 'neither a local path nor a bucket: a bucket is written gs://BUCKET/PATH'),
-    (Path('gs://bucket/run'), 'neither a local path nor a bucket: a bucket is written gs://BUCKET/PATH'),
-    ('ftp://host/run', 'ftp:// is no place for files here; known: gs://, s3://, az://, hf:// and local'),
+    ('gs:/bucket/run', 'neither a local path nor a bucket; write a bucket as gs://BUCKET/PATH'),
+    (Path('gs://bucket/run'), 'neither a local path nor a bucket; write a bucket as gs://BUCKET/PATH'),
+    ('ftp://host/run', 'ftp:// is not supported; known: gs://, s3://, az://, hf:// and local'),
 ])
 def test_paths_that_cannot_be_used(path, message):
     with pytest.raises(UserError, match=message):
@@ -55,7 +55,7 @@ def test_the_package_that_is_missing_is_named(monkeypatch, path, message):
 
 def test_pytorch_files_are_local(bucket):  # noqa: F811
     assert paths.local_path('a.pt') == Path('a.pt')
-    with pytest.raises(UserError, match='gs://bucket/a.pt: PyTorch files .* on this machine only'):
+    with pytest.raises(UserError, match='gs://bucket/a.pt: PyTorch files .* locally only'):
         paths.local_path('gs://bucket/a.pt')
 
 
@@ -90,8 +90,8 @@ def test_a_bucket_that_cannot_be_reached_is_named(bucket, tmp_path):  # noqa: F8
     with pytest.raises(UserError, match=r'gs://bukket/run: there is no such bucket \(b/bukket\)'):
         paths.check_reachable('gs://bukket/run')
     Store.broken = OSError('Forbidden: 403')
-    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*may use '
-                                        'the bucket'):
+    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*the '
+                                        'permissions of this machine'):
         paths.check_reachable('gs://bucket/run')
     with pytest.raises(OSError, match='local trouble'), paths.explain_unreachable(tmp_path):
         raise OSError('local trouble')
