@@ -14,8 +14,7 @@ def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """Images in [low, high] as uint8 of the same shape; values outside are clamped.
 
     For [-1, 1]: 127.5 x + 128, clamped and truncated, as in the sampling scripts of DiT from whose images FID
-    is computed. Raises UserError for NaN or infinity.
-    """
+    is computed. Raises UserError for NaN or infinity."""
     if not low < high:
         raise UserError(f'low must be below high, got {low} and {high}')
     images = _finite(images_BHWC)
@@ -26,8 +25,7 @@ def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 def false_colour(latents_BHWC) -> np.ndarray:
     """The first three channels of latents as uint8 [B, H, W, 3], each image stretched to its own range.
 
-    Shapes are recognisable without a VAE. A constant image becomes mid-grey.
-    """
+    Shapes are recognisable without a VAE. A constant image becomes mid-grey."""
     latents = _finite(latents_BHWC)
     if latents.ndim != 4 or latents.shape[-1] < 3:
         raise UserError(f'false colours need [B, H, W, C], at least 3 channels, got {list(latents.shape)}')
@@ -47,9 +45,7 @@ def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
     """Arranges images uint8 [B, H, W, C] row by row in one uint8 image [height, width, C].
 
-    columns: images per row. pad: pixels of `background` between and around the images. scale: whole-number
-    nearest-neighbour zoom of the images.
-    """
+    columns: images per row. pad: pixels of `background` between and around images. scale: zoom."""
     images = np.asarray(images_BHWC)
     if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
         raise UserError(f'a grid is made of uint8 images [B, H, W, C], at least one; got {images.dtype} '
@@ -75,8 +71,7 @@ def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names
 
     Args:
         panels: (title or '', images uint8 [B, H, W, 1 or 3]), all of one shape. For the rest see `make_grid`.
-        row_names: one per row of a grid, '' for none. Long ones are cut.
-    """
+        row_names: one per row of a grid, '' for none. Long ones are cut."""
     if not panels or len({np.shape(images) for _, images in panels}) > 1:
         shapes = [list(np.shape(images)) for _, images in panels]
         raise UserError(f'a sheet needs panels of one shape, at least one; got {shapes}')

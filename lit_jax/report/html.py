@@ -24,8 +24,7 @@ figure { display: inline-block; margin: 0.4rem 1.2rem 0.4rem 0; vertical-align: 
 figcaption { font-size: 0.9rem; color: #555; }
 img.pixels { image-rendering: pixelated; }
 .scroll { overflow: auto; max-height: 24rem; border: 1px solid #e4e4e4; }
-pre { background: #f5f5f5; padding: 0.6rem; overflow: auto; font-size: 0.85rem; }
-"""
+pre { background: #f5f5f5; padding: 0.6rem; overflow: auto; font-size: 0.85rem; }"""
 CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
@@ -76,8 +75,7 @@ class Report:
     def _figure(self, png: io.BytesIO, width: int, caption: str, attributes: str = '') -> None:
         caption, source = html.escape(caption), base64.b64encode(png.getvalue()).decode('ascii')
         self._parts.append(f'<figure><img {attributes}width="{width}" alt="{caption}" '
-                           f'src="data:image/png;base64,{source}">'
-                           f'<figcaption>{caption}</figcaption></figure>')
+                           f'src="data:image/png;base64,{source}"><figcaption>{caption}</figcaption></figure>')
 
     def write(self, path) -> None:
         """Writes the page, whole or not at all. Its folder must exist."""

@@ -2,8 +2,7 @@
 
 Peaks are dense bfloat16. Sources: Google Cloud's page of each TPU version (peak compute per chip, HBM,
 topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quotes the figure with sparsity).
-`usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program.
-"""
+`usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program."""
 from dataclasses import dataclass
 
 
@@ -19,8 +18,7 @@ class Chip:
         usable_bytes: memory available to one program; 0: unknown.
         shapes: available slices in chips, small to large: the second part of a topology name ('v5e:4x4').
         any_shape: other three-axis shapes exist too; otherwise `shapes` is complete.
-        options: settings of `get_topology_desc` that give the devices of a real slice.
-    """
+        options: settings of `get_topology_desc` that give the devices of a real slice."""
     name: str
     kinds: tuple[str, ...]
     peak_flops: float

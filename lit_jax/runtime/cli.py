@@ -1,8 +1,7 @@
 """Common frame of the commands: logging, error messages and exit statuses.
 
 Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again to
-resume), 76 another process of the run is gone (start all of them again).
-"""
+resume), 76 another process of the run is gone (start all of them again)."""
 import logging
 import os
 import sys

@@ -1,7 +1,6 @@
 """Multi-process runs on top of jax.distributed: joining, checking that all are set up alike, noticing losses.
 
-A process joins a run when a scheduler (TPU pods, GKE, SLURM, Open MPI) started it or three flags say so.
-"""
+A process joins a run when a scheduler (TPU pods, GKE, SLURM, Open MPI) started it or three flags say so."""
 import contextlib
 import glob
 import hashlib
@@ -38,8 +37,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str | None:
     """The scheduler that started this process beside others, or None.
 
-    tpu_host: whether this machine has TPUs; a Cloud TPU VM finds the other hosts in its metadata.
-    """
+    tpu_host: whether this machine has TPUs; a Cloud TPU VM finds the other hosts in its metadata."""
     def count(name):
         text = environment.get(name, '')
         return int(text) if text.isdigit() else 0
@@ -71,8 +69,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         coordinator: HOST:PORT of process 0. Give all three of these arguments, or none to ask the scheduler.
         heartbeat_seconds: a process that is silent for so long counts as lost, and all others exit.
     Raises:
-        UserError: arguments are missing or contradict each other, or the scheduler does not name the others.
-    """
+        UserError: arguments are missing or contradict each other, or the scheduler names no others."""
     given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
     options: dict[str, Any] = {'heartbeat_timeout_seconds': heartbeat_seconds,
                                'initialization_timeout': JOIN_SECONDS}
@@ -122,10 +119,6 @@ def _count_and_index(environment) -> tuple[int | None, int | None]:
     return (int(count) if count else None), (int(index) if index else None)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Agreeing
-
-
 def check_same(facts: Mapping) -> None:
     """Raises UserError on every process if nested `facts` (JSON-able) differ, naming keys and processes."""
     if jax.process_count() == 1:
@@ -154,10 +147,6 @@ def _gather(text: str) -> list[tuple[str, str]]:
     return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
 
 
-# ------------------------------------------------------------------------------------------------------
-# Stopping
-
-
 def asked_to_stop(step: int) -> bool:
     """Whether all processes save and stop after `step`: one got SIGTERM, and jax picked the step for all."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
@@ -168,8 +157,7 @@ def peers_watched(where: Callable[[], str]):
     """Exits with status LOST if a collective in this block fails because another process is gone.
 
     Unwinding would wait in barriers for a process that never comes. Processes that hang in a collective
-    when heartbeats stop are aborted by jax (status 134). where(): which checkpoint the run resumes from.
-    """
+    when heartbeats stop are aborted by jax (status 134). where(): which checkpoint the run resumes from."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -183,8 +171,7 @@ def peers_watched(where: Callable[[], str]):
 class Watchdog:
     """Logs an error when no step has finished for long, and exits if a run of several processes hangs.
 
-    Dead processes are also found by jax's heartbeats, but this message comes earlier and says what to do.
-    """
+    Dead processes are also found by jax's heartbeats, but this message comes earlier and says what to do."""
 
     def __init__(self, warn_seconds: float, where: Callable[[], str], hang_seconds: float = HANG_SECONDS):
         self._warn, self._hang, self._where = warn_seconds, hang_seconds, where

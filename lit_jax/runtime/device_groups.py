@@ -2,8 +2,7 @@
 
 The bits of a row depend on how many rows a program computes together, as matrix products of other shapes
 round differently. So the program is compiled for one group, and every device of every host runs it on groups
-of its own. Devices exchange nothing and do not wait for each other.
-"""
+of its own. Devices exchange nothing and do not wait for each other."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -28,8 +27,7 @@ class DeviceGroups:
         options: `compiler_options` of jax.jit.
     Attributes:
         batch: rows per call on all devices.
-        weights: on the devices.
-    """
+        weights: on the devices."""
 
     def __init__(self, function: Callable, weights, group: int, *, devices: Sequence | None = None,
                  options: dict | None = None):
@@ -60,8 +58,7 @@ class DeviceGroups:
         """Yields (item, numpy results of rows(item), at most `batch`) in order.
 
         in_flight: rows started and not yet returned, at least a batch; default two batches, so that no device
-            waits while results are fetched. Changes only speed and memory.
-        """
+            waits while results are fetched. Changes only speed and memory."""
         waves = max(1, in_flight // self.batch) if in_flight else 2
 
         def start(item):

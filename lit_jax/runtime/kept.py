@@ -21,8 +21,7 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
 
     Args:
         kind: subfolder of the cache. identity: equal texts stand for equal values.
-        load, save: load(file) -> value, save(file, value). fits: whether a loaded value is plausible.
-    """
+        load, save: load(file) -> value, save(file, value). fits: whether a loaded value is plausible."""
     digest = hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()
     path = cache_folder() / kind / f'{digest[:32]}{suffix}'
     try:

@@ -85,8 +85,7 @@ class Meter:
 class _Watch:
     """The highest resident memory of this process until `stop`; 0 where the system does not report it.
 
-    Linux keeps it, and resets it on request; where that is not allowed, a thread polls.
-    """
+    Linux keeps it, and resets it on request; where that is not allowed, a thread polls."""
 
     def __init__(self):
         self._highest, self._done, self._thread = _status('VmRSS'), threading.Event(), None

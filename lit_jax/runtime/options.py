@@ -9,8 +9,7 @@
     options = parse_options(DrawOptions, description=__doc__)
 
 Unlike with tyro, flags keep their names (`--image_size` or `--image-size`), comma lists and help groups, and
-the import costs nothing; absl's help has neither groups nor choices.
-"""
+the import costs nothing; absl's help has neither groups nor choices."""
 import argparse
 import dataclasses
 import difflib
@@ -39,8 +38,7 @@ def option(help: str, *, default: Any = dataclasses.MISSING, flag: str = '', cho
         nargs: for tuples: number of separate words, or '+'. None: one word, `1,2,3`.
         repeat: for tuples: the flag may be repeated, once per value.
         parse: text -> value, instead of the annotation's type; raises ValueError.
-        group: heading in the help.
-    """
+        group: heading in the help."""
     return dataclasses.field(default=default, metadata={
         'help': help, 'flag': flag, 'choices': tuple(choices), 'metavar': metavar, 'nargs': nargs,
         'repeat': repeat, 'parse': parse, 'group': group})
@@ -69,8 +67,7 @@ def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, pro
                   description: str | None = None) -> Options:
     """An instance of `kind` from a command line. Errors, and a UserError of its `__post_init__`, exit with 2.
 
-    argv: default sys.argv[1:]. prog: name in the help, default sys.argv[0]. description: printed verbatim.
-    """
+    argv: default sys.argv[1:]. prog: name in the help, default sys.argv[0]. description: printed verbatim."""
     return parse_beside('', kind, argv, prog=prog, description=description)[0]
 
 
@@ -79,8 +76,7 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
                  epilog: str | None = None) -> tuple[Options, list[str]]:
     """(options, remaining words): `parse_options` beside another parser of `--other` and `--other.NAME`.
 
-    epilog: printed verbatim below the options.
-    """
+    epilog: printed verbatim below the options."""
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS)   # the dataclass has the defaults

@@ -125,23 +125,23 @@ def human_bytes(count: float) -> str:
     return f'{count:.1f} TB'
 
 
-def _existing_ancestor(path) -> Path:
+def _free_bytes(path) -> int:
     path = Path(path)
     while not path.exists():
         path = path.parent
-    return path
+    return shutil.disk_usage(path).free
 
 
 def _full_disk_error(path, needed: int, cause: str) -> UserError:
-    free = shutil.disk_usage(_existing_ancestor(path)).free
-    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and '
-                     f'{human_bytes(free)} are free on that disk ({cause}). Nothing half-written was kept. '
-                     'Free some space, or choose another place, and run the same command again.')
+    free = human_bytes(_free_bytes(path))
+    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {free} are free '
+                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose '
+                     'another place, and run the same command again.')
 
 
 def check_free_space(path, needed: int) -> None:
     """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
-    if not is_remote(path) and shutil.disk_usage(_existing_ancestor(path)).free < needed:
+    if not is_remote(path) and _free_bytes(path) < needed:
         raise _full_disk_error(path, needed, 'checked before writing')
 
 
@@ -151,10 +151,8 @@ def full_disk_reason(error: BaseException) -> str | None:
     TensorStore raises a ValueError whose text contains the system's error code."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return os.strerror(error.errno)
-    for code in _FULL:
-        if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error):
-            return os.strerror(code)
-    return None
+    return next((os.strerror(code) for code in _FULL
+                 if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -185,8 +183,8 @@ def remove_stale_siblings(target: Path, kind: str) -> None:
     prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
     for path in target.parent.iterdir():
         pid = path.name.removeprefix(prefix)
-        dead = pid.isdigit() and (int(pid) == os.getpid() or not _runs(int(pid)))
-        if dead and path.name.startswith(prefix):
+        ours = path.name.startswith(prefix) and pid.isdigit()
+        if ours and (int(pid) == os.getpid() or not _runs(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,8 +2,7 @@
 
 A CPU collective of XLA blocks the thread that it waits in. The pool of threads, by default one per device or
 core, can fill up with waiting threads when several programs run on all devices, as with train steps
-dispatched ahead. The collective then never completes, and XLA aborts the process after 40 seconds.
-"""
+dispatched ahead. The collective then never completes, and XLA aborts the process after 40 seconds."""
 import os
 import re
 
