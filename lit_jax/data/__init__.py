@@ -1,1 +1,1 @@
-"""Data sets and how they are read: images, tfds, folders, tar shards, captions, cached latents, toys."""
+"""Data sets: images, tfds, folders, tar shards, captions, cached latents, toys; and the order of examples."""

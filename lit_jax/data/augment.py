@@ -5,9 +5,9 @@ from lit_jax.data.crop import flip
 
 
 def random_flip(element: dict, rng: np.random.Generator) -> dict:
-    """Mirrors the image of an element in half of the cases.
+    """Mirrors the image of an element with probability 1/2.
 
-    It looks at one raw bit of the generator: numpy promises the bits of a bit generator for all versions."""
+    Uses one raw bit of the generator: numpy guarantees raw bits across versions."""
     if rng.bit_generator.random_raw() >> 63:
         return {**element, 'image': flip(element['image'])}
     return element

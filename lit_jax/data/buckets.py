@@ -1,19 +1,15 @@
-"""Aspect-ratio buckets: the few shapes that images of all shapes are brought to, so that little of each is
-cut off.
+"""Aspect-ratio buckets: a few shapes to which images are cropped, so that little of each image is lost.
 
-The idea is PixArt's: shapes of about the same area with ratios from 1:4 to 4:1. The table here is computed by
-a rule, for a base size S (the side of the square one) and sides that are multiples of m pixels (what a VAE
-and the patches divide by):
+As in PixArt, all shapes have about the same area, with ratios from 1:4 to 4:1. The table follows from a base
+size S (the side of the square shape) and a multiple m of pixels (that the VAE and the patches need):
 
-    step     the largest multiple of m that divides S and is at most S/16; m where there is none
-    shapes   for every height H, a multiple of `step` from S/2 to 2S, the width that is a multiple of `step`
-             and brings the area nearest to S² (of two the wider one); and the mirror image (W, H) of each
+    step     the largest multiple of m that divides S and is at most S/16; m if there is none
+    shapes   for every height H, a multiple of `step` from S/2 to 2S: the width, a multiple of `step`, that
+             gives the area nearest to S² (the wider of two); and the transposed shape (W, H)
     order    by H / W, the widest first
 
-At 512 pixels and m = 16 the step is 32 and there are 33 shapes, from 256 x 1024 to 1024 x 256, whose areas
-differ from 512² by 5.5 % at most; at 1024 pixels they are the same, twice as large. An image belongs to the
-shape with the nearest ratio, by the logarithm; of two, the wider.
-"""
+For S = 512 and m = 16 the step is 32 and there are 33 shapes, 256 x 1024 to 1024 x 256, with areas within
+5.5 % of 512²; for S = 1024 they are twice as large. Images belong to the nearest log ratio."""
 import math
 from collections.abc import Sequence
 
@@ -21,12 +17,12 @@ import numpy as np
 
 from lit_jax.runtime.errors import UserError
 
-RULE = 'cover-center-crop'  # what stands for `lit_jax.data.crop.cover_crop` in a description of the data
-_STEPS = 16                 # of the table a base size
+RULE = 'cover-center-crop'  # name of `lit_jax.data.crop.cover_crop` in descriptions of data
+_STEPS = 16                 # of the table per base size
 
 
 def check_sides(size: int, multiple: int, name: str = 'image_size') -> None:
-    """Raises UserError for a side that is no positive multiple of `multiple`, with the nearest that are."""
+    """Raises UserError with the nearest valid sides unless `size` is a positive multiple of `multiple`."""
     if size < 1 or size % multiple:
         below, above = size // multiple * multiple, (size // multiple + 1) * multiple
         near = f'{below} and {above}' if below > 0 else f'{multiple}'
@@ -35,9 +31,9 @@ def check_sides(size: int, multiple: int, name: str = 'image_size') -> None:
 
 
 def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
-    """The shapes (H, W) for a base size; see the top of this file. (base, base) is one of them.
+    """The shapes (H, W) of a base size (see above), among them (base, base).
 
-    Raises UserError where `base` is not a multiple of `multiple`."""
+    Raises UserError if `base` is not a multiple of `multiple`."""
     check_sides(base, multiple)
     step = next((step for step in range(base // _STEPS // multiple * multiple, 0, -multiple)
                  if base % step == 0), multiple)
@@ -50,7 +46,7 @@ def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
 
 
 def bucket_of(sizes: np.ndarray, table: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The number of the shape nearest to each image: int [n, 2] of (width, height) -> int32 [n]."""
+    """Index of the nearest shape of each image: (width, height) int [n, 2] -> int32 [n]."""
     width, height = np.asarray(sizes, np.float64).reshape(-1, 2).T
     ratios = np.log([high / wide for high, wide in table])
     order = np.argsort(ratios, kind='stable')

@@ -1,14 +1,12 @@
 """A folder of images with captions as a source.
 
-    images/a.jpg, images/a.txt, images/more/b.png, images/more/b.txt    the caption beside the image
-    images/captions.jsonl                                                     or all captions in one file
-    images/train/..., images/held_out/...                                   two splits, each as above
+    images/a.jpg, images/a.txt, images/more/b.png, images/more/b.txt    captions beside the images
+    images/captions.jsonl                                               or all captions in one file
+    images/train/..., images/held_out/...                               two splits, each as above
 
-A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or "caption" for the only
-one; so is Hugging Face's metadata.jsonl with "file_name" and "text". Blank lines are skipped. All captions
-are read when the folder is opened; of many thousand images, tar shards open faster
-(lit_jax/data/tar_shards.py).
-"""
+A line of captions.jsonl is {"image": "more/b.png", "short": "...", "long": "..."}, or has one "caption";
+Hugging Face's metadata.jsonl with "file_name" and "text" works too. All captions are read when the folder is
+opened; for many thousand images tar shards open faster (lit_jax/data/tar_shards.py)."""
 import hashlib
 import json
 import os
@@ -26,7 +24,7 @@ _THREADS = 16
 
 
 class CaptionFolder(CaptionedImages):
-    """Made by `open_caption_folder`; `files` are relative to `root`, `texts` their captions."""
+    """Opened by `open_caption_folder`; `files` are relative to `root`, `texts` their captions."""
 
     def __init__(self, root, files: list[str], texts: list[tuple[str, ...]], image_size: int, **options):
         super().__init__(image_size, **options)
@@ -52,9 +50,8 @@ class CaptionFolder(CaptionedImages):
 def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: bool = False) -> CaptionFolder:
     """The images with captions below a folder. Arguments as of `CaptionedImages`.
 
-    Raises UserError for a broken line of captions.jsonl (with its number), an image that stands in it twice,
-    two images with one caption file; with `strict` for images without captions and captions without images,
-    else if none is left."""
+    Raises UserError for a broken line of captions.jsonl, an image listed twice, two images with one caption
+    file, and if no pair is left; with `strict` also for images and captions that have no partner."""
     files = list(visible_files(root))
     images = sorted(file for file in files if suffix_of(file) in SUFFIXES)
     lists = [name for name in LISTS if name in files]
@@ -88,15 +85,15 @@ def _read_list(path) -> dict[str, tuple[str, ...]]:
             record = json.loads(line)
         except ValueError as error:
             raise UserError(f'{place} is not valid JSON ({error}): {line[:80]}') from error
-        image = next((record[name] for name in IMAGE_FIELDS if name in record),
-                     None) if isinstance(record, dict) else None
+        fields = record if isinstance(record, dict) else {}
+        image = next((fields[name] for name in IMAGE_FIELDS if name in fields), None)
         if not isinstance(image, str):
             raise UserError(f'{place} does not say which image it is of; expected {{"image": "a.jpg", '
                             f'"caption": "..."}}: {line[:80]}')
         image = image.replace('\\', '/').removeprefix('./')
         if image in lines:
-            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; an image has '
-                            f'one line, with a "short" and a "long" caption')
+            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; give an image '
+                            'one line, with a "short" and a "long" caption')
         lines[image] = number
         try:
             captions[image] = record_captions(record)
@@ -112,8 +109,8 @@ def _read_files(root, images: list[str], files: list[str]) -> tuple[dict[str, tu
     for image in images:
         stem = image[:-len(suffix_of(image))]
         if stem in of and stem in texts:
-            raise UserError(f'{root / of[stem]} and {root / image} have one caption file, {texts[stem]}; '
-                            f'rename one of them and give each its own')
+            raise UserError(f'{root / of[stem]} and {root / image} share one caption file, {texts[stem]}; '
+                            'rename one of them and give each its own')
         of[stem] = image
     stems = [stem for stem in of if stem in texts]
     found = read_all(lambda stem: _read_text(root / texts[stem]).strip(), stems, _THREADS)
@@ -126,4 +123,4 @@ def _read_text(path) -> str:
         with explain_unreadable(path):
             return path.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not text in UTF-8 ({error}); convert it') from error
+        raise UserError(f'{path} is not UTF-8 text ({error}); convert it') from error

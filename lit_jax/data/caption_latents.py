@@ -1,30 +1,21 @@
-"""Cached latents with text features: images with captions as a VAE and a text encoder saw them.
+"""Cached latents with text features: images with captions, encoded by a VAE and a text encoder.
 
-The folder is that of lit_jax/data/latents.py, and null_text.bin (lit_jax/data/text_features.py). A record is
-one image:
+The folder is that of lit_jax/data/latents.py plus null_text.bin (lit_jax/data/text_features.py). Records, one
+per image, little-endian:
 
-    int32 x 4       number of the bucket, captions (1 or 2), tokens of the long caption, of the short one (0:
-                    there is none)
+    int32 x 4       bucket, number of captions (1 or 2), tokens of the long and of the short caption (0: none)
     moments         of the image, [h, w, 2C], mean before log-variance, not scaled; float32 or float16
     features        of the long (or only) caption, then of the short one, bfloat16 [tokens, width] each
 
-all little-endian. There are no mirror images: captions that say "left" would be false for them. Records lie
-in the order of their buckets, as images of one shape go through the VAE together.
-"""
+Images are not mirrored: captions that say "left" would become false. Records are in the order of their
+buckets, as images of one shape go through the VAE together."""
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lit_jax.data.base import Spec, check_index, stack
+from lit_jax.data import text_features
+from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.latents import DTYPES, CachedLatents, check_asked, continue_command, open_cached
-from lit_jax.data.text_features import (
-    BFLOAT16,
-    check_text,
-    feature_bytes,
-    pack_features,
-    read_null,
-    unpack_features,
-)
 from lit_jax.runtime.errors import UserError
 
 KIND = 'caption_latents'
@@ -34,13 +25,10 @@ _HEAD = np.dtype('<i4')
 class CaptionLatentSource(CachedLatents):
     """Elements {'moments': float32 [h, w, 2C], 'text': bfloat16 [2, L, width], 'text_mask': int32 [2, L]}.
 
-    Row 0 is the long caption, row 1 the short one, both are the same where there is one;
-    `lit_jax.data.captions.choose_caption` takes one of them. Features of padding are zero. `spec` and
-    `buckets` are those of the latents.
+    Row 0 is the long caption, row 1 the short one; a single caption is in both. `captions.choose_caption`
+    takes one of them. Features of padding are zero. `spec` and `buckets` are those of the latents.
 
-    Attributes:
-        metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
-    """
+    metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`)."""
 
     def __init__(self, folder, metadata: dict):
         super().__init__(folder, metadata, Spec(metadata['latent_size'], metadata['vae']['channels'], 0, ()))
@@ -52,59 +40,54 @@ class CaptionLatentSource(CachedLatents):
             self.bucket_of = np.array([number for note in self.notes() for number in note['buckets']],
                                       np.int32)
 
+    take, all_labels = Source.take, Source.all_labels      # instead of those of latents with labels
+
     def __getitem__(self, index: int) -> dict:
         record = self._read(check_index(int(index), len(self)))
         bucket, count, *lengths = _head(record)
         shape = (*self._shapes[bucket], 2 * self.spec.channels)
         moments = np.frombuffer(record, self._dtype, int(np.prod(shape)), 4 * _HEAD.itemsize).reshape(shape)
         offset = 4 * _HEAD.itemsize + moments.nbytes
-        text, mask = np.zeros((count, self._length, self._width),
-                              BFLOAT16), np.zeros((count, self._length), np.int32)
+        text = np.zeros((count, self._length, self._width), text_features.BFLOAT16)
+        mask = np.zeros((count, self._length), np.int32)
         for row, tokens in enumerate(lengths[:count]):
-            text[row, :tokens] = unpack_features(record, offset, tokens, self._width)
+            text[row, :tokens] = text_features.unpack_features(record, offset, tokens, self._width)
             mask[row, :tokens] = 1
-            offset += feature_bytes(tokens, self._width)
+            offset += text_features.feature_bytes(tokens, self._width)
         return {'moments': moments.astype(np.float32), 'text': np.broadcast_to(text, (2, *text.shape[1:])),
                 'text_mask': np.broadcast_to(mask, (2, self._length))}
-
-    def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples of one bucket."""
-        return stack([self[int(index)] for index in indices])
 
     def each(self, indices: Sequence[int]) -> Iterator[dict]:
         return (self[int(index)] for index in indices)  # never both captions of a whole batch
 
-    def all_labels(self) -> np.ndarray:
-        raise UserError('images with captions have no labels')
-
     @property
     def null_features(self) -> tuple[np.ndarray, np.ndarray]:
         """(text bfloat16 [L, width], mask int32 [L]) of the empty caption, its padding included."""
-        return read_null(self.folder, self.metadata['text'])
+        return text_features.read_null(self.folder, self.metadata['text'])
 
     def _fits(self, record: bytes) -> bool:
         if len(record) < 4 * _HEAD.itemsize:
             return False
         bucket, count, long, short = _head(record)
-        return (0 <= bucket < len(self._shapes) and count in (1, 2) and 0 < long <= self._length and
-                0 <= short <= self._length
+        return (0 <= bucket < len(self._shapes) and count in (1, 2)
+                and 0 < long <= self._length and 0 <= short <= self._length
                 and len(record) == record_bytes(self.metadata, bucket, long + short))
 
 
 def pack(moments: np.ndarray, bucket: int, texts: Sequence[np.ndarray], dtype: str) -> bytes:
-    """One record from float32 [h, w, 2C] and features [tokens, width] of one or two captions, long first."""
+    """A record of float32 [h, w, 2C] and the features [tokens, width] of one or two captions, long first."""
     lengths = [len(text) for text in texts] + [0] * (2 - len(texts))
     head = np.array([bucket, len(texts), *lengths], _HEAD)
-    return head.tobytes() + moments.astype(DTYPES[dtype]).tobytes() + b''.join(pack_features(text, len(text))
-                                                                               for text in texts)
+    return b''.join((head.tobytes(), moments.astype(DTYPES[dtype]).tobytes(),
+                     *(text_features.pack_features(text, len(text)) for text in texts)))
 
 
 def record_bytes(plan: dict, bucket: int, tokens: float) -> int:
-    """Bytes of a record of a bucket with so many tokens in all its captions."""
+    """Bytes of a record of a bucket; tokens: of all its captions."""
     height, width = plan['buckets'][bucket]
     values = height * width // plan['vae']['downscale'] ** 2 * 2 * plan['vae']['channels']
-    return 4 * _HEAD.itemsize + values * DTYPES[plan['dtype']].itemsize + feature_bytes(
-        round(tokens), plan['text']['width'])
+    return (4 * _HEAD.itemsize + values * DTYPES[plan['dtype']].itemsize
+            + text_features.feature_bytes(round(tokens), plan['text']['width']))
 
 
 def _head(record: bytes) -> list[int]:
@@ -116,21 +99,19 @@ def open_caption_latents(folder, *, split: str = 'train', asked: dict | None = N
     """The latents with text features in a folder.
 
     Args:
-        asked: image_size and channels of the latents, None where it is open.
-        tokens: L that the captions must have. buckets: whether there may be several shapes; None: both will
-            do.
+        asked: image_size and channels of the latents, None for any.
+        tokens: required L. buckets: whether there must be several shapes. None: any.
     Raises:
-        UserError: the folder does not hold a whole data set of that split and kind, or of other numbers than
-        asked."""
+        UserError: there is no complete data set of that split and kind, or its numbers differ."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels']}
     check_asked(folder, own, asked or {})
-    check_text(folder, metadata, tokens=tokens)
+    text_features.check_text(folder, metadata, tokens=tokens)
     if buckets is False and len(metadata['buckets']) > 1:
         raise UserError(f'the latents in {folder} have {len(metadata["buckets"])} shapes: set '
-                        f'--config.data.buckets=True, or make latents of squares: prepare_latents.py without '
-                        f'--buckets')
+                        '--config.data.buckets=True, or make square latents: prepare_latents.py without '
+                        '--buckets')
     if buckets and len(metadata['buckets']) == 1:
-        raise UserError(f'the latents in {folder} are all squares: set --config.data.buckets=False, or make '
+        raise UserError(f'the latents in {folder} are all square: set --config.data.buckets=False, or make '
                         f'them with --buckets. They were made by: {continue_command(folder)}')
     return CaptionLatentSource(folder, metadata)

@@ -1,10 +1,9 @@
-"""Images with captions: what the sources of them share, and how they become examples for training.
+"""Images with captions: the common part of their sources, and training examples with tokens.
 
-An image has one caption or two, a short and a long one. `CaptionedImages` are sources of encoded images (a
-folder: lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` gives any source
-of images with captions tokens, and `choose_caption` takes one of both captions for each position of the
-stream. Images are never mirrored: "left of" would become false.
-"""
+An image has one caption, or a short and a long one. `CaptionedImages` are sources of encoded images (a
+folder: lit_jax/data/caption_folder.py, tar shards: lit_jax/data/tar_shards.py), `Captioned` adds tokens to
+any source of images with captions, and `choose_caption` picks one of two captions for each position of the
+stream. Images are never mirrored: "left of" would become false."""
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,25 +17,23 @@ from lit_jax.data.images import BadImage, ImageSource, decode, to_float
 from lit_jax.runtime.errors import UserError
 
 LOG = logging.getLogger('lit_jax')
-LONG_RATIO = 0.6    # of LiT: 60 % long captions
-# The fields of a record (JSON) that hold captions; the first that is there counts. Ours, those of Hugging
-# Face's imagefolder and img2dataset, and those of PixArt's own data.
-LONG_FIELDS, SHORT_FIELDS = ('long', 'long_caption',
-                             'sharegpt4v'), ('short', 'short_caption', 'caption', 'text', 'prompt')
+LONG_RATIO = 0.6    # share of long captions, as in LiT
+# Fields with captions in a JSON record, the first present one is used: ours, those of Hugging Face's
+# imagefolder and img2dataset, and of PixArt's own data.
+LONG_FIELDS = ('long', 'long_caption', 'sharegpt4v')
+SHORT_FIELDS = ('short', 'short_caption', 'caption', 'text', 'prompt')
 _SHOWN = 5
 
 
 class CaptionedImages(ImageSource):
     """Encoded images with captions: {'image': float32 [H, W, 3] in [-1, 1], 'captions': tuple of str}.
 
-    Captions: the short one, then the long one where there are two. Damaged images are replaced as in every
-    `ImageSource`, by one of the same bucket.
+    Captions: one, or a short and a long one. A damaged image is replaced by one of the same bucket.
 
     Args:
-        image_size: side of the squares that images are cropped to, or the base size of the buckets.
-        sizes: (width, height) of every image, int [n, 2]; needed where `table` is given.
-        table: shapes (H, W) of the buckets; empty: all images become squares.
-    """
+        image_size: side of the square crops, or the base size of the buckets.
+        sizes: (width, height) of every image, int [n, 2]; needed with `table`.
+        table: shapes (H, W) of the buckets; empty: square crops."""
 
     def __init__(self, image_size: int, *, sizes: np.ndarray | None = None,
                  table: tuple[tuple[int, int], ...] = (), strict: bool = False):
@@ -46,24 +43,24 @@ class CaptionedImages(ImageSource):
 
     @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
-        """(only caption,) or (short, long) of an example, none of them empty."""
+        """(caption,) or (short, long) of an example, none of them empty."""
 
-    def all_labels(self) -> np.ndarray:
-        raise UserError('images with captions have no labels')
+    all_labels = Source.all_labels
 
     def _element(self, pixels: np.ndarray, number: int) -> dict:
         return {'image': to_float(pixels), 'captions': self.captions(number)}
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """{'image': float32 [b, H, W, 3]} of examples of one bucket; see `captions` for theirs."""
+        """{'image': float32 [b, H, W, 3]} of examples of one bucket, without captions."""
         return stack([{'image': self[int(index)]['image']} for index in indices])
 
     def _pixels(self, index: int) -> tuple[np.ndarray, int]:
         """uint8 [H, W, 3] of an example, and its number."""
         data, _, name = self.read(index)
+        square = self.bucket_of is None
+        shape = self.spec.image_shape[:2] if square else self.buckets[self.bucket_of[index]]
         try:
-            return cover_crop(decode(data), self.spec.image_shape[:2] if self.bucket_of is None else
-                              self.buckets[self.bucket_of[index]]), index
+            return cover_crop(decode(data), shape), index
         except ValueError as error:
             raise BadImage(name, str(error)) from error
 
@@ -74,16 +71,14 @@ class CaptionedImages(ImageSource):
 
 
 class Captioned(Source):
-    """Images with captions as examples for training.
+    """Images with captions as training examples.
 
     Elements {'image': float32 [H, W, 3], 'tokens': int32 [2, L], 'text_mask': int32 [2, L]}: row 0 is the
-    long caption, row 1 the short one; both are the same where there is one. `choose_caption` takes one of
-    them.
+    long caption, row 1 the short one; a single caption is in both. `choose_caption` takes one of them.
 
     Args:
         images: a source of elements {'image', 'captions'} with `captions(index)`.
-        tokenizer: `lit_jax.text.tokenizer.Tokenizer`, or what has its `encode`. length: L.
-    """
+        tokenizer: `lit_jax.text.tokenizer.Tokenizer`, or anything with its `encode`. length: L."""
 
     def __init__(self, images: Source, tokenizer, length: int):
         super().__init__(images.spec)
@@ -101,15 +96,11 @@ class Captioned(Source):
         return (self[int(index)] for index in indices)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """(only caption,) or (short, long)."""
         return self.images.captions(index)
 
     @property
     def identity(self) -> dict:
         return self.images.identity
-
-    def all_labels(self) -> np.ndarray:
-        return self.images.all_labels()
 
     def _tokens(self, captions: tuple[str, ...]) -> dict[str, np.ndarray]:
         tokens = self._tokenizer.encode(list(captions), self._length)
@@ -117,20 +108,18 @@ class Captioned(Source):
             self._cut = True
             LOG.warning('some captions have more than %d tokens and are cut there, e.g.: %.80s...',
                         self._length, captions[tokens.truncated[0]])
-        rows = [-1, 0]
-        return {'tokens': tokens.ids[rows], 'text_mask': tokens.mask[rows]}
+        return {'tokens': tokens.ids[[-1, 0]], 'text_mask': tokens.mask[[-1, 0]]}
 
 
 def choose_caption(element: dict, rng: np.random.Generator, long_ratio: float = LONG_RATIO) -> dict:
-    """Augmentation: the long caption with the probability `long_ratio`, else the short one.
+    """Augmentation: the long caption with probability `long_ratio`, else the short one.
 
-    'tokens', 'text' and 'text_mask' of an element lose their first axis. It looks at one raw bit string of
-    the generator, as `lit_jax.data.augment.random_flip` does."""
+    Removes the first axis of 'tokens', 'text' and 'text_mask'. Uses one raw word, as `random_flip`."""
     return _row(element, int(rng.bit_generator.random_raw() >= long_ratio * 2.0**64))
 
 
 def long_caption(element: dict, rng: np.random.Generator | None = None) -> dict:
-    """The long caption, without a choice: for held-out images."""
+    """Always the long caption, for held-out images."""
     return _row(element, 0)
 
 
@@ -140,15 +129,15 @@ def _row(element: dict, row: int) -> dict:
 
 
 def record_captions(record: Mapping, plain: str = '') -> tuple[str, ...]:
-    """The captions in a JSON record; `plain` (a text file) where it holds no short one.
+    """The captions of a JSON record, () if all are empty; `plain` (a text file) stands in for a short one.
 
-    () where there is none but empty ones. Raises ValueError for a caption that is no text."""
+    Raises ValueError for a caption that is not text."""
     found = []
     for fields in (SHORT_FIELDS, LONG_FIELDS):
         name = next((name for name in fields if record.get(name) is not None), None)
         value = '' if name is None else record[name]
         if not isinstance(value, str):
-            raise ValueError(f'"{name}" is {value!r:.40}, not a text')
+            raise ValueError(f'"{name}" is {value!r:.40}, expected text')
         found.append(value.strip())
     short, long = found[0] or plain.strip(), found[1]
     return tuple(caption for caption in (short, long) if caption)
@@ -160,24 +149,22 @@ def has_caption_field(record: Mapping) -> bool:
 
 def check_pairs(place, left: int, *, alone: Sequence[str], orphans: Sequence[str], empty: Sequence[str],
                 strict: bool) -> None:
-    """Says what was left out of a data set, in one line, or refuses it.
+    """Logs in one line which files are left out, or refuses the data set.
 
     Args:
-        left: how many images with captions there are. alone: images without a caption. orphans: captions
-            without an image. empty: captions without text.
+        left: number of pairs. alone, orphans, empty: images without, captions without image, empty captions.
         strict: refuse images without captions and captions without images.
     Raises:
         UserError: strict, or nothing is left."""
     kinds = {'images without a caption': alone, 'captions without an image': orphans, 'empty captions': empty}
-    text = '; '.join(f'{len(names)} {kind} '
-                     f'({", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""})'
+    text = '; '.join(f'{len(names)} {kind} ({", ".join(names[:_SHOWN])}{", ..." * (len(names) > _SHOWN)})'
                      for kind, names in kinds.items() if names)
     if not left:
-        raise UserError(f'{place} has no image with a caption: {text or "it has no images"}. A caption '
-                        f'stands in a text file of the image\'s name (a.jpg, a.txt), or in captions.jsonl: '
-                        f'{{"image": "a.jpg", "caption": "..."}}')
+        raise UserError(f'{place} has no image with a caption: {text or "it has no images"}. Put a caption '
+                        'into a text file with the name of the image (a.jpg, a.txt), or all of them into '
+                        'captions.jsonl: {"image": "a.jpg", "caption": "..."}')
     if strict and (alone or orphans):
-        raise UserError(f'{place} has {text}. Complete or delete them, or take the {left} images that have '
-                        f'captions: without strict the others are left out')
+        raise UserError(f'{place} has {text}. Complete or delete them, or use the {left} images that have '
+                        'captions: without strict the others are left out')
     if text:
         LOG.warning('%s: left out %s; %d images with captions are left', place, text, left)

@@ -1,34 +1,28 @@
-"""The centre crop of ADM (guided diffusion), which DiT and its descendants train and are judged on, bit for
-bit.
+"""The centre crop of ADM (guided diffusion), bit for bit, which DiT and its descendants are trained with.
 
-An image becomes RGB first; its shorter side is halved with a box filter while it is at least twice the size
-asked for; bicubic resampling then brings the shorter side to the size (the other one is rounded), and the
-middle is cut out. Nothing else happens to it: EXIF orientation is ignored and alpha is dropped, because the
-reference does so too.
-"""
+An image becomes RGB; it is halved with a box filter while its shorter side is at least twice the target size;
+bicubic resampling brings the shorter side to the size (the other is rounded), and the middle is cut out. EXIF
+orientation is ignored and alpha is dropped, as in the reference."""
 import numpy as np
 from PIL import Image
 
-RULE = 'adm-center-crop'  # the name that data sets made with this crop carry
-# An image of 1x5000 pixels grows to 1.3 billion on its way to 512x512. From here on Pillow, too, refuses to
-# open one.
+RULE = 'adm-center-crop'  # recorded in data sets made with this crop
+# 1x5000 pixels would grow to 1.3 billion on the way to 512x512. Pillow refuses images above this size, too.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] of an image of any mode and size; errors as of `cover_crop`."""
+    """uint8 [size, size, 3] of an image of any mode and size; errors as for `cover_crop`."""
     return cover_crop(image, (size, size))
 
 
 def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: an image resized to cover the shape (H, W), and the middle cut out.
+    """uint8 [H, W, 3]: the middle of an image resized to cover the shape (H, W).
 
-    Raises ValueError for an image so long and thin that the resized one would have more than MAX_PIXELS
-    pixels."""
+    Raises ValueError for an image so long and thin that it would grow to more than MAX_PIXELS."""
     rows, columns = shape
     if image.mode != 'RGB':
-        # before resampling: colours are mixed as RGB, never as palette numbers or CMYK
-        image = image.convert('RGB')
+        image = image.convert('RGB')  # first, so that RGB values are mixed, not palette numbers or CMYK
     while image.width >= 2 * columns and image.height >= 2 * rows:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(columns / image.width, rows / image.height)
@@ -42,5 +36,5 @@ def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
 
 
 def flip(array: np.ndarray) -> np.ndarray:
-    """The mirror image (left and right exchanged) of an array [..., H, W, C], as a view of it."""
+    """A view of an array [..., H, W, C] with left and right exchanged."""
     return array[..., ::-1, :]

@@ -1,15 +1,12 @@
 """A folder of images as a source.
 
-    images/cat/a.jpg, images/cat/more/b.png, images/dog/c.jpg     classes cat, dog; deeper folders belong to
-    them images/a.jpg, images/b.png                                      no classes: label 0, name ''
-    images/train/cat/a.jpg, images/held_out/cat/b.jpg               two splits (held_out, validation, val or
-    test)
+    images/cat/a.jpg, images/cat/more/b.png, images/dog/c.jpg     classes cat and dog, with deeper folders
+    images/a.jpg, images/b.png                                    no classes: label 0, name ''
+    images/train/cat/a.jpg, images/held_out/cat/b.jpg             splits (or validation, val, test)
 
 Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of
-torchvision's ImageFolder. Only files with the suffix of an image count; others are ignored and logged by
-suffix. Names that begin with a dot and `__MACOSX` are skipped. The folder may lie in a bucket (gs://), which
-costs one request an image.
-"""
+torchvision's ImageFolder. Files without an image suffix are ignored, and logged by suffix; names that begin
+with a dot and `__MACOSX` are skipped. The folder may be in a bucket (gs://), at one request per image."""
 import collections
 import hashlib
 import logging
@@ -20,15 +17,8 @@ import numpy as np
 
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
+from lit_jax.runtime import paths
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import (
-    absolute,
-    check_reachable,
-    explain_unreachable,
-    explain_unreadable,
-    files_under,
-    is_remote,
-)
 
 LOG = logging.getLogger('lit_jax')
 SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())
@@ -36,14 +26,14 @@ SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'te
 
 
 def read_image(path) -> bytes:
-    """The bytes of a file of an opened folder. UserError where it has gone or cannot be read."""
-    with explain_unreadable(path, '. A folder of images must stay as it was when it was opened, and every '
-                                  'file in it must be readable'):
+    """The bytes of a file of an open folder. UserError where it is gone or cannot be read."""
+    with paths.explain_unreadable(path, '. A folder of images must not change while it is in use, and every '
+                                        'file in it must be readable'):
         return path.read_bytes()
 
 
 class FolderSource(ImageSource):
-    """Made by `open_folder`; `files` are relative to `root`, `labels` int32 of the same length."""
+    """Opened by `open_folder`; `files` are relative to `root`, `labels` int32 of the same length."""
 
     def __init__(self, root, files: list[str], labels: np.ndarray, spec: Spec, *, strict: bool = False):
         super().__init__(spec, strict=strict)
@@ -69,24 +59,20 @@ class FolderSource(ImageSource):
 def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False) -> FolderSource:
     """The images below a folder. `asked`: image_size, channels and num_classes of a recipe, or None.
 
-    Raises UserError if there is no such folder or split, a class is empty, classes and loose images are
-    mixed, or the recipe asks for what the folder does not have."""
+    Raises UserError if the folder or split is missing, a class is empty, classes are mixed with
+    loose images, or the recipe's numbers differ."""
     if split not in SPLITS:
         raise UserError(f'folder has no split {split!r}; known: {", ".join(SPLITS)}')
     if not os.fspath(path):
         raise UserError('data.name=folder needs the folder of the images: --config.data.path=FOLDER')
-    root = absolute(path)
-    splits = split_folders(root)
-    if split not in splits:
-        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
-                        f'the others, with the same classes, into {root / "held_out"}')
-    train, base = splits['train'], splits[split]
+    root = paths.absolute(path)
+    base = split_folder(root, split)
+    train = base if split == 'train' else split_folder(root, 'train')
     found = _list_images(base)
     names = _class_names(found if base == train else _list_images(train), train)
     if foreign := [name for name in _class_names(found, base) if name not in names]:
-        raise UserError(f'{base} has what {train} has not: '
-                        f'{", ".join(name or "loose images" for name in foreign)}. The classes of training '
-                        f'are the only ones')
+        raise UserError(f'{base} has classes that {train} has not: '
+                        f'{", ".join(name or "loose images" for name in foreign)}. Remove them')
     size = check_asked(f'the folder {base}', asked, len(names))
     files = [file for name in names for file in found.get(name, ())]
     counts = [len(found.get(name, ())) for name in names]
@@ -94,35 +80,40 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     return FolderSource(base, files, labels, Spec(size, 3, len(names), tuple(names)), strict=strict)
 
 
-def split_folders(root) -> dict:
-    """{split: its folder}. A folder is divided into splits if all of its subfolders are named like splits."""
+def split_folder(root, split: str):
+    """The folder of a split. A folder has splits if all of its subfolders have names of splits."""
     known = {name for names in SPLITS.values() for name in names}
     names = _subfolders(root)
     if 'train' not in names or not known & (names - {'train'}) and names != {'train'}:
-        return {'train': root}
-    if names - known:
-        raise UserError(f'{root} holds splits ({", ".join(sorted(names & known))}) and other folders '
+        names = set()
+    elif names - known:
+        raise UserError(f'{root} has splits ({", ".join(sorted(names & known))}) and other folders '
                         f'({", ".join(sorted(names - known))}). Give the folder of the training images '
-                        f'itself, or move the others away')
-    return {split: root / next(name for name in options if name in names)
-            for split, options in SPLITS.items() if names & set(options)}
+                        'itself, or move the others away')
+    if not names and split == 'train':
+        return root
+    found = next((name for name in SPLITS[split] if name in names), None)
+    if found is None:
+        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
+                        f'the others, with the same classes if any, into {root / "held_out"}')
+    return root / found
 
 
 def _subfolders(root) -> set[str]:
-    """Names of the visible folders directly in a folder that must exist."""
-    check_reachable(root)
-    with explain_unreachable(root):
+    """Names of the visible subfolders of a folder that must exist."""
+    paths.check_reachable(root)
+    with paths.explain_unreachable(root):
         if root.is_dir():
             try:
                 return {entry.name for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)}
             except PermissionError as error:
                 raise UserError(f'the folder {root} cannot be read: {error.strerror}') from error
         what = 'is a file' if root.exists() else 'does not exist'
-    raise UserError(f'{root} {what}; data.path should be a folder of images, or of one folder for each class')
+    raise UserError(f'{root} {what}; data.path should be a folder of images, or with one folder per class')
 
 
 def _list_images(base) -> dict[str, list[str]]:
-    """{subfolder: its images, sorted}, empty ones too, loose ones under ''; relative to `base`."""
+    """{subfolder: its images, sorted; empty ones too, loose images under ''}; paths relative to `base`."""
     found: dict[str, list[str]] = {name: [] for name in ('', *sorted(_subfolders(base)))}
     ignored: collections.Counter[str] = collections.Counter()
     for path in visible_files(base):
@@ -142,10 +133,10 @@ def _list_images(base) -> dict[str, list[str]]:
 
 
 def visible_files(base) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, but hidden ones and those in hidden folders."""
-    with explain_unreachable(base):
-        paths = files_under(base) if is_remote(base) else _walk(os.fspath(base))
-    return (path for path in paths if not any(map(_hidden, path.split('/'))))
+    """Relative paths of all files below a folder, except hidden ones and those in hidden folders."""
+    with paths.explain_unreachable(base):
+        found = paths.files_under(base) if paths.is_remote(base) else _walk(os.fspath(base))
+    return (path for path in found if not any(map(_hidden, path.split('/'))))
 
 
 def suffix_of(path: str) -> str:
@@ -155,7 +146,7 @@ def suffix_of(path: str) -> str:
 
 
 def _walk(base: str) -> Iterator[str]:
-    """All files below a local folder; links to folders (often classes) are followed, not in circles."""
+    """All files below a local folder; links to folders (often classes) are followed, but not in circles."""
     def refuse(error: OSError):
         raise UserError(f'the folder {error.filename} cannot be read: {error.strerror}') from error
 
@@ -172,14 +163,14 @@ def _class_names(found: dict[str, list[str]], base) -> list[str]:
     filled = sorted(name for name, files in found.items() if files and name)
     if found['']:
         if filled:
-            raise UserError(f'{base} holds both loose images ({found[""][0]}, ...) and folders with images '
-                            f'({filled[0]}, ...). Either move every image into the folder of its class, or '
-                            f'all of them out of the folders to train without classes')
+            raise UserError(f'{base} has both loose images ({found[""][0]}, ...) and folders with images '
+                            f'({filled[0]}, ...). Move every image into the folder of its class, or all of '
+                            'them out of the folders to train without classes')
         return ['']
     if empty := sorted(name for name, files in found.items() if name and not files):
         raise UserError(f'these classes of {base} have no images: {", ".join(empty[:10])}'
                         f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their '
-                        f'folders')
+                        'folders')
     return filled
 
 

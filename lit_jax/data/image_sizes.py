@@ -1,7 +1,6 @@
-"""Width and height of images from their headers, for aspect-ratio buckets; no pixel is decoded.
+"""Width and height of images from their headers, without decoding, for aspect-ratio buckets.
 
-The sizes in a folder are kept in lit_jax.runtime.paths.cache_folder(), under image_sizes/, for as long as the
-files stay as they are (name, size and time of change)."""
+Sizes are kept in lit_jax.runtime.paths.cache_folder() until the name, size or time of a file changes."""
 import logging
 import os
 from collections.abc import Callable
@@ -21,7 +20,7 @@ _SHOWN = 5
 
 
 def header_size(file) -> tuple[int, int]:
-    """(width, height) of the encoded image in a file object; (0, 0) where it is not one."""
+    """(width, height) of an encoded image in a file object; (0, 0) if it is none."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.size
@@ -30,7 +29,7 @@ def header_size(file) -> tuple[int, int]:
 
 
 def read_sizes(root, files: list[str]) -> np.ndarray:
-    """(width, height) of images below a folder, int32 [n, 2]; (0, 0) for what is no image."""
+    """(width, height) of images below a folder, int32 [n, 2]; (0, 0) for files that are no images."""
     def stat(name: str) -> str:
         return f'{name} {file_version(root / name)}'
 
@@ -41,14 +40,13 @@ def read_sizes(root, files: list[str]) -> np.ndarray:
     Image.init()
     with explain_unreachable(root):
         facts = '\n'.join((os.fspath(root), *read_all(stat, files, _THREADS)))
-        return keep_facts(
-            'picture_sizes', facts, '.npy', load=np.load, save=np.save,
-            make=lambda _: np.array(read_all(size, files, _THREADS), np.int32).reshape(-1, 2),
-            fits=lambda sizes: sizes.shape == (len(files), 2))
+        return keep_facts('picture_sizes', facts, '.npy', load=np.load, save=np.save,
+                          make=lambda _: np.array(read_all(size, files, _THREADS), np.int32).reshape(-1, 2),
+                          fits=lambda sizes: sizes.shape == (len(files), 2))
 
 
 def file_version(path) -> str:
-    """Size and time of change of a file, as far as the place it is in tells them."""
+    """Size and modification time of a file, as far as its file system knows them."""
     if is_remote(path):
         found = path.stat()
         return f'{found.length} {found.mtime}'
@@ -57,16 +55,16 @@ def file_version(path) -> str:
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
-    """Numbers of the images whose size is known; the others are left out, with one line.
+    """Indices of the images whose size is known; the others are left out with one warning.
 
-    Raises BadImage for the first of them with `strict`, and UserError where none is left."""
+    Raises BadImage for the first of them with `strict`, and UserError if none is left."""
     unknown = np.flatnonzero((sizes < 1).any(axis=1))
     if len(unknown):
         names = [name_of(int(i)) for i in unknown[:_SHOWN]]
         if strict:
-            raise BadImage(f'{place}: {names[0]}', 'its header does not say its size')
+            raise BadImage(f'{place}: {names[0]}', 'its header does not give its size')
         if len(unknown) == len(sizes):
             raise UserError(f'none of the images of {place} can be decoded, e.g. {names[0]}')
-        LOG.warning('%s: left out %d images whose header does not say their size (%s%s)', place, len(unknown),
-                    ', '.join(names), ', ...' if len(unknown) > _SHOWN else '')
+        LOG.warning('%s: left out %d images whose header does not give their size (%s%s)', place,
+                    len(unknown), ', '.join(names), ', ...' if len(unknown) > _SHOWN else '')
     return np.flatnonzero((sizes >= 1).all(axis=1))

@@ -1,13 +1,10 @@
-"""Sources of encoded images: decoding with Pillow, the crop, and what happens to images that cannot be
-decoded.
+"""Sources of encoded images: decoding with Pillow, the crop, and the replacement of damaged images.
 
-An image that is damaged shows only when it is read, and reading all of ImageNet first would take an hour. So
-a source puts the next readable example in the place of a damaged one: the same one in every process and every
-run, because what is damaged is a fact of the file. What was replaced is logged and kept in `ImageSource.bad`.
-With `strict` the first damaged image stops the run. A file that cannot be read at all (gone, no permission,
-network) always stops it: that may be different on another host or tomorrow, and the stream of examples must
-not be.
-"""
+Damage is found only when an image is read, and reading all of ImageNet first would take an hour. So the next
+readable example takes the place of a damaged one, the same in every process and every run, as damage is a
+property of the file. Replaced images are logged and listed in `ImageSource.bad`. With `strict` the first
+damaged image stops the run. A file that cannot be read at all (missing, no permission, network) always stops
+it: this may differ between hosts and days, and the stream of examples must not."""
 import io
 import itertools
 import logging
@@ -28,10 +25,9 @@ from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
-# What Pillow raises for damaged files; found by feeding it some hundred thousand of them.
+# What Pillow raises for damaged files; found by fuzzing.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError,
-                 EOFError,
-                  struct.error, zlib.error, Image.DecompressionBombError)
+                 EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _MAX_BAD_IN_A_ROW = 100
 _MAX_WARNINGS = 20
 
@@ -45,15 +41,15 @@ class BadImage(UserError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded image in RGB: the first frame; EXIF orientation is ignored (`lit_jax.data.crop`).
+    """The first frame of an encoded image, in RGB; EXIF orientation is ignored (`lit_jax.data.crop`).
 
-    Raises ValueError with the reason for anything that is not a whole image of 8 bits a channel."""
+    Raises ValueError with the reason unless it is a complete image with 8 bits per channel."""
     if not data:
         raise ValueError('it is empty (0 bytes)')
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.mode[0] in 'IF':  # Pillow would clip these to white without a word
-            raise ValueError(f'it has more than 8 bits a channel (mode {image.mode}); store it with 8')
+        if image.mode[0] in 'IF':  # Pillow would silently clip these to white
+            raise ValueError(f'it has more than 8 bits per channel (mode {image.mode}); store it with 8')
         return image.convert('RGB')
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'it is no image of a known format ({", ".join(FORMATS)})') from error
@@ -71,29 +67,27 @@ def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 class ImageSource(Source):
     """Encoded images by number: {'image': float32 [S, S, 3] in [-1, 1], not flipped, 'label': int32}.
 
-    `source[i]` replaces a damaged image (or raises BadImage with `strict`), `source.load(i)` always raises
-    it. Any number of threads may read at once."""
+    `source[i]` replaces a damaged image, unless `strict`; `source.load(i)` raises BadImage. Thread-safe."""
 
     def __init__(self, spec: Spec, *, strict: bool = False):
         super().__init__(spec)
-        Image.init()  # loads all decoders now, before threads could meet a half-loaded one
+        Image.init()  # loads all decoders before threads use them
         self.strict = strict
-        self.bad: dict[str, str] = {}  # {name: reason} of the damaged images met so far
+        self.bad: dict[str, str] = {}  # {name: reason} of the damaged images found so far
         self._bad_numbers: dict[int, BadImage] = {}
         self._lock = threading.Lock()
 
     @abstractmethod
     def read(self, index: int) -> tuple[bytes, int, str]:
-        """(encoded image, label, name for people) of example `index`. UserError if it cannot be read."""
+        """(encoded image, label, name for messages) of example `index`. UserError if it cannot be read."""
 
     @property
     @abstractmethod
     def identity(self) -> dict:
-        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+        """Description of the data, JSON-able: equal for equal examples in equal order, wherever they are."""
 
     def all_labels(self) -> np.ndarray:
-        """Without decoding: every record is read once, then the labels are kept
-        (`lit_jax.data.label_index`)."""
+        """Reads every record once, without decoding, and caches the labels (`lit_jax.data.label_index`)."""
         return read_labels(self.identity, len(self), lambda index: self.read(index)[1])
 
     def load(self, index: int) -> dict:
@@ -118,14 +112,14 @@ class ImageSource(Source):
         data, label, name = self.read(index)
         if not 0 <= label < self.spec.num_classes:
             raise UserError(f'{name} has label {label}, outside 0..{self.spec.num_classes - 1}; a split '
-                            f'without labels cannot be used here')
+                            'without labels cannot be used here')
         try:
             return center_crop(decode(data), self.spec.image_size), label
         except ValueError as error:
             raise BadImage(name, str(error)) from error
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels and label of the example, or of the next one after it (cyclic) that can be decoded."""
+        """Pixels and label of the example, or of the next readable one (cyclic)."""
         for number in itertools.islice(self._from(index), _MAX_BAD_IN_A_ROW):
             if number in self._bad_numbers:
                 continue
@@ -135,11 +129,11 @@ class ImageSource(Source):
                 if self.strict:
                     raise
                 self._remember(number, error)
-        raise UserError(f'no image from example {index} on can be decoded, the first of them: '
+        raise UserError(f'no image from example {index} on can be decoded; the first error: '
                         f'{self._bad_numbers[index]}')
 
     def _from(self, index: int) -> Iterator[int]:
-        """The example, then those that may take its place, in the order that they are tried in."""
+        """The example, then its replacements in the order in which they are tried."""
         return (number % len(self) for number in range(index, index + len(self)))
 
     def _remember(self, number: int, error: BadImage) -> None:
@@ -154,7 +148,7 @@ class ImageSource(Source):
 
 
 def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':
-    """Example `index` of any source; if it cannot be decoded, its BadImage, which `strict` raises."""
+    """Example `index` of any source, or its BadImage, which is raised with `strict`."""
     try:
         return source.load(index) if isinstance(source, ImageSource) else source[index]
     except BadImage as error:
@@ -167,7 +161,7 @@ def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
     """{name: reason} of all images that cannot be decoded, in order; reads everything.
 
-    progress: called with (images looked at, number of all) after each thousand."""
+    progress: called with (images checked, total) after each thousand."""
     def look(index: int) -> BadImage | None:
         found = load_or_bad(source, index, strict=False)
         return found if isinstance(found, BadImage) else None
@@ -182,7 +176,7 @@ def find_bad(source: ImageSource, *, threads: int = 1,
 
 
 def check_asked(name: str, asked: dict, num_classes: int) -> int:
-    """The image size that a recipe asks of RGB images with so many classes; UserError if it does not fit."""
+    """The image size that a recipe asks of RGB images with so many classes; UserError if they do not fit."""
     if asked['image_size'] is None:
         raise UserError(f'{name} holds images of any size: say which to crop them to, e.g. '
                         '--config.data.image_size=256')

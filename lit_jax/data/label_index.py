@@ -1,4 +1,4 @@
-"""Labels of a whole data set where they stand in its records only: read once, then kept in a file."""
+"""Labels of a data set that has them only in its records: read once, then cached."""
 import json
 import logging
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
-_BLOCK = 1 << 16      # examples between two lines of the log
+_BLOCK = 1 << 16      # examples between two log lines
 _THREADS = 8
 
 
 def read_labels(identity: dict, count: int, read: Callable[[int], int]) -> np.ndarray:
-    """int32 [count]: read(i) of every example; kept in the cache for what `identity` describes."""
+    """int32 [count]: read(i) of every example, cached for the data set that `identity` describes."""
     def make(path) -> np.ndarray:
         LOG.info('reading the labels of %d examples once, to choose classes; kept in %s', count, path)
         labels = np.empty(count, np.int32)

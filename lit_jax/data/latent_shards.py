@@ -1,10 +1,7 @@
-"""One shard of cached latents: written whole or not at all, with a note of its checksum and statistics beside
-it.
+"""A shard of cached latents, written whole or not at all, and its note with checksum and statistics.
 
-The note (shards/00000.json) is written after the shard; a shard counts as made if its note is there and the
-file has the size in it. What a shard holds is a function of the plan and the images alone, so that any run
-can make it.
-"""
+The note (shards/00000.json) is written after the shard; a shard is finished if its note exists and the file
+has the size in it. The content depends only on the plan and the images, so any run can make a shard."""
 import json
 import math
 import os
@@ -18,29 +15,29 @@ from lit_jax.data.latents import SHARDS, pack
 from lit_jax.runtime.parts import Parts
 from lit_jax.runtime.paths import as_path, file_sha256, files_under, fsync_path, is_remote, write_text_atomic
 
-# Latents are noise to a compressor: zstd saves 7 % and costs half of the reading speed.
+# Compression with zstd would save 7 % and halve the reading speed.
 _WRITER = 'group_size:1,uncompressed'
-# a reader keeps every shard open; 1024 files is what systems commonly allow
+# A reader keeps every shard open; systems commonly allow 1024 open files.
 _MIN_SHARD, _MAX_SHARDS = 512, 512
 PARTIAL = '.partial'
-# Lists in a note with one entry a record, by the kind of data set: its label; or its bucket, the tokens of
-# its captions (long and short, 0: there is none), and how many of these were cut.
+# Lists in a note with one entry per record, by kind of data set: labels; or buckets, tokens of the long and
+# short caption (0: none), and how many captions were cut.
 FACTS = {'latents': ('labels',), 'caption_latents': ('buckets', 'tokens', 'cut')}
 
 
 def default_shard_size(count: int) -> int:
-    """Images a shard: what an interruption may cost, as long as there are not too many shards."""
+    """Images per shard: few, so that little is lost on interruption, but no more than _MAX_SHARDS shards."""
     return max(_MIN_SHARD, math.ceil(count / _MAX_SHARDS))
 
 
 def shard_ranges(plan: dict) -> list[range]:
-    """Which examples of the source each shard is made from."""
+    """The examples of the source in each shard."""
     shards = Parts(plan['source']['count'], plan['shard_size'])
     return [shards.span(number) for number in shards.parts]
 
 
 def shard_name(number: int) -> str:
-    """Relative to the folder of the data set."""
+    """Path relative to the folder of the data set."""
     return f'{SHARDS}/{number:05d}.array_record'
 
 
@@ -49,12 +46,12 @@ def note_name(number: int) -> str:
 
 
 class ShardWriter:
-    """Writes shard `number` into a data set; a context manager: without `commit` nothing stays."""
+    """Writes shard `number` of a data set. A context manager: without `commit` nothing is kept."""
 
     def __init__(self, folder, number: int, plan: dict):
         self._folder, self._number, self._dtype = as_path(folder), number, plan['dtype']
         self._target = self._folder / shard_name(number)
-        # In a bucket there is no renaming: the shard is made on this machine and goes up in one piece.
+        # There is no renaming in a bucket: the shard is made locally and uploaded at once.
         place = tempfile.gettempdir() if is_remote(self._target) else self._target.parent
         self._partial = Path(place, f'.{self._target.name}.{os.getpid()}{PARTIAL}')
         self._writer = ArrayRecordWriter(os.fspath(self._partial), _WRITER)
@@ -71,11 +68,11 @@ class ShardWriter:
         self._partial.unlink(missing_ok=True)
 
     def add(self, moments: np.ndarray, label: int) -> None:
-        """A record of latents with labels, from float32 [2, h, w, 2C] and a label."""
+        """Adds latents with a label: float32 [2, h, w, 2C]."""
         self.write(pack(moments, label, self._dtype), moments, labels=int(label))
 
     def write(self, record: bytes, moments: np.ndarray, **facts) -> None:
-        """A packed record. moments: float32 [..., 2C] in it; facts: what the note lists of it (FACTS)."""
+        """Adds a packed record. moments: float32 [..., 2C] in it; facts: its entries in the note (FACTS)."""
         self._writer.write(record)
         for name, values in self._facts.items():
             values.append(facts[name])
@@ -86,16 +83,16 @@ class ShardWriter:
         self._count += 1
 
     def skip(self, index: int, name: str, reason: str) -> None:
-        """Notes an example of the source that could not be decoded."""
+        """Records in the note an example that could not be decoded."""
         self._bad.append([index, name, reason])
 
     def commit(self) -> dict:
-        """Puts the shard in its place, then its note, which is returned."""
+        """Puts the shard, then its note, in place; returns the note."""
         self._writer.close()
         size = self._partial.stat().st_size
         if (written := count_records(self._partial)) != self._count:
             raise RuntimeError(f'{self._partial} holds {written} records after {self._count} were written')
-        # fsum is exact: the same sums whatever the order.
+        # fsum is exact, so the order does not matter.
         note = {'count': self._count, 'bytes': size, 'sha256': file_sha256(self._partial),
                 'values': self._values,
                 'sums': [math.fsum(column) for column in zip(*self._sums, strict=True)],
@@ -116,7 +113,7 @@ def read_note(folder, number: int) -> dict:
 
 
 def missing_shards(folder, plan: dict) -> list[int]:
-    """Numbers of the shards that are still to be made."""
+    """Numbers of the unfinished shards."""
     folder = as_path(folder)
     sizes = files_under(folder / SHARDS)
     return [number for number in range(len(shard_ranges(plan))) if not _is_made(folder, number, sizes)]
@@ -133,7 +130,7 @@ def _is_made(folder, number: int, sizes: dict[str, int]) -> bool:
 
 
 def find_shard_damage(folder, number: int) -> str | None:
-    """What is wrong with a finished shard, or None. In a bucket its size alone is looked at."""
+    """The damage of a finished shard, or None. In a bucket only the size is checked."""
     path, note = as_path(folder) / shard_name(number), read_note(folder, number)
     if is_remote(path):
         return None if path.stat().length == note['bytes'] else 'its size is not the one that was written'
@@ -145,12 +142,12 @@ def find_shard_damage(folder, number: int) -> str | None:
 
 
 def discard_shard(folder, number: int) -> None:
-    """Makes a shard count as not made."""
+    """Marks a shard as unfinished."""
     (as_path(folder) / note_name(number)).unlink()
 
 
 def remove_partial(folder) -> None:
-    """Deletes what killed runs left of shards."""
+    """Deletes parts of shards left by interrupted runs."""
     folder = as_path(folder) / SHARDS
     for name in files_under(folder):
         if name.endswith(PARTIAL):

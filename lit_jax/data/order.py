@@ -1,14 +1,12 @@
-"""Which example stands at each position of the endless stream: a function of (seed, position) alone.
+"""The order of examples in the endless stream, as a function of (seed, position) alone.
 
-Shuffled: epoch after epoch, each a fresh permutation of all examples. Epochs flow through batches.
+Shuffled: epoch after epoch, each a new permutation of all examples. Batches may span two epochs.
 
-Bucketed: positions k·B to (k+1)·B - 1 hold examples of one bucket, for every k. Each bucket has a stream of
-its own, which is shuffled as above, and batches are cut from it one after the other. In epoch e the bucket b
-with n of the N examples gives floor((e+1)·n/B) - floor(e·n/B) batches: what does not fill a batch is left to
-the next epoch. So every example comes exactly once in an epoch of its bucket, and as often as any other in
-the long run; a bucket of less than a batch comes in one epoch of B/n. The buckets take turns in a random
-order.
-"""
+Bucketed: positions k·B to (k+1)·B - 1 have examples of one bucket, for every k. Each bucket has its own
+shuffled stream, from which batches are cut in order. In epoch e a bucket with n of the N examples gives
+floor((e+1)·n/B) - floor(e·n/B) batches; a remainder goes into the next epoch. So every example comes once in
+an epoch of its bucket, and equally often in the long run; a bucket with n < B gives one every B/n epochs.
+Buckets take turns in random order."""
 import bisect
 import threading
 from collections import OrderedDict
@@ -18,12 +16,12 @@ import numpy as np
 
 from lit_jax.data.base import random_bits
 
-_KEPT = 3           # permutations of a stream: threads that read ahead may stand in two epochs at once
-_EPOCH_BITS = 40    # of a counter; the bits above are the bucket's number
+_KEPT = 3           # permutations per stream: threads that read ahead may be in two epochs at once
+_EPOCH_BITS = 40    # of a counter; higher bits are the bucket
 
 
 class _Permutations:
-    """Random orders by key, of which the last used are kept. Any number of threads may ask."""
+    """A thread-safe cache of the last used permutations."""
 
     def __init__(self, make: Callable, kept: int):
         self._make, self._kept = make, kept
@@ -40,15 +38,14 @@ class _Permutations:
 
 
 def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
-    """A random order of `count` things, int64: all are equally likely, and counters independent.
+    """A random permutation of `count` numbers, int64; different counters are independent.
 
-    Sorting raw Philox words instead of `Generator.permutation`: numpy promises the former for all versions.
-    """
+    Sorts raw Philox words, which numpy guarantees for all versions; `Generator.permutation` is not."""
     return np.argsort(random_bits(seed, stream, counter).random_raw(count), kind='stable')
 
 
 class Shuffled:
-    """All `count` examples once an epoch; positions int64 [n] -> their examples, int64 [n]."""
+    """Maps positions int64 [n] to examples int64 [n]; each of `count` examples once per epoch."""
 
     def __init__(self, count: int, seed: int, stream: str = 'shuffle', first_counter: int = 0):
         self._count = count
@@ -65,18 +62,15 @@ class Shuffled:
 
 
 class Bucketed:
-    """Batches of one bucket each; called as `Shuffled` is.
+    """The same, with examples of one bucket per batch.
 
-    Args:
-        bucket_of: the number of each example's bucket, int [len]; numbers without examples may be left out.
-        batch: B, the examples of a batch.
-    """
+    bucket_of: bucket of each example, int [len]; buckets may be empty. batch: B, examples per batch."""
 
     def __init__(self, bucket_of: np.ndarray, seed: int, batch: int):
         numbers, inverse, counts = np.unique(bucket_of, return_inverse=True, return_counts=True)
         self._batch, self._counts, self._seed = batch, counts.astype(np.int64), seed
         members = np.split(np.argsort(inverse, kind='stable'), np.cumsum(counts)[:-1])
-        # By the number of the bucket in the table, not by its place among those that have examples.
+        # Counters use the bucket's number in the table, not its rank among the non-empty ones.
         self._streams = [(own, Shuffled(len(own), seed, 'shuffle in a bucket', int(number) << _EPOCH_BITS))
                          for number, own in zip(numbers, members, strict=True)]
         self._slots = _Permutations(self._epoch_slots, _KEPT)
@@ -92,12 +86,12 @@ class Bucketed:
         return indices
 
     def _begin(self, epoch: int) -> np.ndarray:
-        """Batches that each bucket has given before an epoch, int64 [buckets]."""
+        """Batches of each bucket before an epoch, int64 [buckets]."""
         return epoch * self._counts // self._batch
 
     def _place(self, k: int) -> tuple[int, int]:
-        """(which stream, which of its batches) global batch k is."""
-        # Before epoch e there are at most e·N/B batches, and less than that by one for each bucket at most.
+        """Global batch k as (stream, batch of that stream)."""
+        # Before epoch e there are at most e·N/B batches, and fewer by less than one per bucket.
         last = (k + len(self._counts) + 1) * self._batch // int(self._counts.sum()) + 1
         epoch = bisect.bisect_right(range(last + 1), k, key=lambda e: int(self._begin(e).sum())) - 1
         begin = self._begin(epoch)
@@ -105,7 +99,7 @@ class Bucketed:
         return stream, int(begin[stream]) + rank
 
     def _epoch_slots(self, epoch: int) -> np.ndarray:
-        """The batches of an epoch, int64 [batches, 2]: stream, and how many of its batches come before."""
+        """The batches of an epoch, int64 [batches, 2]: stream, and rank among its batches of the epoch."""
         counts = self._begin(epoch + 1) - self._begin(epoch)
         streams = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(streams)) - np.repeat(np.cumsum(counts) - counts, counts)

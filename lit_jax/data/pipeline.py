@@ -1,18 +1,14 @@
-"""From a source to the stream of training batches, reproducible on any number of hosts.
+"""The stream of training batches from a source, reproducible on any number of hosts.
 
-The stream is fixed by the seed alone: epoch after epoch, each a fresh permutation of all examples, numbered
-by their position p = 0, 1, 2, ... Global batch k holds positions k·B to (k+1)·B - 1; epochs flow through
-batches, so nothing is dropped and every example comes exactly once an epoch, whether or not B divides the
-size. Augmentation randomness belongs to the position. A host takes the rows of each global batch that its
-devices need, so the batch that all hosts hold together is the same array for every host count and mesh. Where
-images have several shapes a batch holds one of them; the stream is then made of those of the shapes
-(lit_jax/data/order.py).
+The seed alone fixes the stream: epoch after epoch, each a new permutation of all examples, at positions p =
+0, 1, 2, ... Global batch k has positions k·B to (k+1)·B - 1; batches may span two epochs, so nothing is
+dropped. Random augmentation depends on the position. A host reads the rows of each global batch that its
+devices need, so the global batch is the same for every number of hosts and every mesh. With images of several
+shapes each batch has one shape (lit_jax/data/order.py).
 
-grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by its threads (never by
-processes: those would outlive a killed parent). Shuffle and gather work on whole batches because a chain of
-grain's own `shuffle`, `map` and `batch` costs about 5 ms of Python for 128 digits, as long as a training step
-of the demo may take.
-"""
+grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by threads (processes would
+outlive a killed parent). Shuffle and gather work on whole batches, as grain's own `shuffle`, `map` and
+`batch` cost about 5 ms of Python for 128 digits, as long as a training step of the demo."""
 import weakref
 from collections.abc import Callable
 
@@ -25,13 +21,13 @@ from lit_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Augment = Callable[[dict, np.random.Generator], dict]
-_ENDLESS = 2**62  # batches of an endless stream, as a length
+_ENDLESS = 2**62  # length, in batches
 
 
 class Pipeline:
     """Batches {'image': float32 [b, H, W, C], 'label': int32 [b]} of one process; made by `make_pipeline`.
 
-    Sources with captions give other arrays in the place of the label, see `Source`."""
+    Sources with captions have other arrays instead of the label, see `Source`."""
 
     def __init__(self, source: Source, *, global_batch: int, seed: int, start_step: int, rows: np.ndarray,
                  augment: Augment | None, threads: int, prefetch: int):
@@ -40,10 +36,10 @@ class Pipeline:
         self._augment, self._threads, self._prefetch = augment, threads, prefetch
         self._order = (Shuffled(len(source), seed) if source.bucket_of is None else
                        Bucketed(source.bucket_of, seed, global_batch))
-        self._open = weakref.WeakSet()  # an iterator that nobody holds any more ends by itself
+        self._open = weakref.WeakSet()  # an iterator without references closes itself
 
     def batch(self, k: int) -> Batch:
-        """This process's part of global batch k >= 0: a pure function of (seed, k)."""
+        """This process's rows of global batch k >= 0, a pure function of (seed, k)."""
         if k < 0:
             raise IndexError(f'batch {k}: batches are numbered from 0')
         positions = k * self.global_batch + self.rows
@@ -54,7 +50,7 @@ class Pipeline:
                       for example, p in zip(self.source.each(indices), positions, strict=True)])
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
-        """Which example stands at each position of the stream, int64."""
+        """The example at each position of the stream, int64."""
         return self._order(np.asarray(positions, np.int64))
 
     def __iter__(self) -> 'BatchIterator':
@@ -64,17 +60,15 @@ class Pipeline:
         return iterator
 
     def close(self) -> None:
-        """Ends the threads of all iterators made from here."""
+        """Ends the threads of all iterators of this pipeline."""
         for iterator in list(self._open):
             iterator.close()
 
 
 class BatchIterator:
-    """An endless iterator with threads behind it; `step` is the k of the batch that comes next.
+    """An endless iterator that reads ahead in threads; `step` is the k of the next batch.
 
-    It ends with `close()`, with a `with` block, or when nobody holds it any more; also after an error in a
-    source, as the next batch would otherwise not be the one that `step` says.
-    """
+    It ends with `close()`, a `with` block, the last reference, or an error of the source."""
 
     def __init__(self, pipeline: Pipeline, start_step: int, threads: int, prefetch: int):
         dataset = grain.MapDataset.source(_Batches(pipeline))
@@ -100,7 +94,7 @@ class BatchIterator:
         return batch
 
     def close(self) -> None:
-        """Drops what was read ahead; the threads end with the batch in their hands. Twice is fine."""
+        """Drops batches read ahead; threads end after their current batch. May be called twice."""
         self._finalizer()
 
     def __enter__(self) -> 'BatchIterator':
@@ -111,7 +105,7 @@ class BatchIterator:
 
 
 class _Batches:
-    """The pipeline as grain sees it: a very long random-access source whose elements are batches."""
+    """The pipeline for grain: a random-access source whose elements are batches."""
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline = pipeline
@@ -129,15 +123,13 @@ def make_pipeline(source: Source, *, global_batch: int, seed: int, start_step: i
     """The batches of one process.
 
     Args:
-        global_batch: examples a step over all processes.
-        start_step: k of the first batch of the iterator = steps already done.
-        rows: positions in the global batch that this process reads (`BatchLayout.rows`); None: all of them.
-        augment: (element, numpy Generator) -> element of the same shapes, before batching. Its randomness
-            belongs to (seed, position in the stream): the same on every host count, different in every epoch.
-        threads: that read ahead; 0 reads in the caller. One is enough for data in memory; decoding files
-            wants more.
-        prefetch: batches held ready; raised to `threads` where it is less.
-    """
+        global_batch: examples per step over all processes.
+        start_step: k of the iterator's first batch = steps already done.
+        rows: positions in the global batch that this process reads (`BatchLayout.rows`); None: all.
+        augment: (element, numpy Generator) -> element of the same shapes, before batching. The generator
+            depends on (seed, position): the same for every number of hosts, new in every epoch.
+        threads: that read ahead; 0: the caller reads. One is enough for data in memory; decoding needs more.
+        prefetch: batches held ready, at least `threads`."""
     if len(source) < 1:
         raise UserError('the data source is empty')
     if global_batch < 1:

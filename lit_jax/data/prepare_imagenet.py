@@ -1,14 +1,11 @@
-"""Writes ImageNet 2012 as a tfds data set in ArrayRecord, from the two tar files that image-net.org gives
-out.
+"""Writes ImageNet 2012 as a tfds data set in ArrayRecord from the two tar files of image-net.org.
 
     python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir=FOLDER
 
-Needs no TensorFlow: tfds' own builder of ImageNet, and its sorting of anything above 1 GB, do. Same name,
-features, labels and splits as tfds' `imagenet2012` 5.1.0, with two differences: examples keep the order of
-the archives (training shuffles by itself), and images keep their original bytes, where tfds re-encodes 22
-CMYK images and one PNG as JPEG. Free space in FOLDER: 156 GB. What a killed run leaves (5.1.0.incomplete) is
-never read, and removed by the next run.
-"""
+Needs no TensorFlow, unlike tfds' own builder. Same name, features, labels and splits as tfds' `imagenet2012`
+5.1.0, with two differences: examples keep the order of the archives (training shuffles anyway), and images
+keep their original bytes, where tfds re-encodes 22 CMYK images and one PNG as JPEG. Free space needed in
+FOLDER: 156 GB. Unfinished data (5.1.0.incomplete) is never read, and removed by the next run."""
 import io
 import os
 import shutil
@@ -29,19 +26,18 @@ from lit_jax.runtime.options import option, parse_options
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 COUNTS = {'train': 1_281_167, 'validation': 50_000}
 VERSION = '5.1.0'
-_SHARD = 1252  # examples a file: 1024 files of 140 MB for the training split
-_LABELS = 'datasets/imagenet2012/labels.txt'  # synsets in label order; both files come with tfds
-_VALIDATION_LABELS = 'datasets/imagenet2012/validation_labels.txt'  # in the order of the sorted file names
+_SHARD = 1252  # examples per file: 1024 files of 140 MB for the training split
+_LABELS = 'datasets/imagenet2012/labels.txt'  # synsets in label order; both files are part of tfds
+_VALIDATION_LABELS = 'datasets/imagenet2012/validation_labels.txt'  # sorted by file name
 
 
 def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = COUNTS) -> Path:
-    """Writes the data set unless it is there; its folder.
+    """Writes the data set unless it exists; returns its folder.
 
-    Raises UserError for archives that are missing or not whole, and for too little space, before anything is
-    written where that can be seen."""
+    Raises UserError for missing or incomplete archives and too little space, if possible before writing."""
     folder = data_dir / 'imagenet2012' / VERSION
     if folder.exists():
-        print(f'{folder} is there already')
+        print(f'{folder} already exists')
         return folder
     _check_archives(archives)
     unfinished = folder.with_name(f'{VERSION}.incomplete')
@@ -51,10 +47,10 @@ def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = CO
     try:
         found = _write(archives, unfinished, counts)
     except (tarfile.TarError, LookupError) as error:
-        raise UserError(f'an archive in {archives} is not whole: {error}. Download it again') from error
+        raise UserError(f'an archive in {archives} is incomplete: {error}. Download it again') from error
     if found != counts:
-        raise UserError(f'the archives in {archives} hold {found} images, expected {counts}. Download them '
-                        f'again')
+        raise UserError(f'the archives in {archives} have {found} images, expected {counts}. Download them '
+                        'again')
     os.replace(unfinished, folder)
     return folder
 
@@ -67,9 +63,8 @@ def synsets() -> list[str]:
 def _check_archives(archives: Path) -> None:
     if missing := [name for name in ARCHIVES.values() if not (archives / name).is_file()]:
         raise UserError(f'{archives} lacks {" and ".join(missing)}. Register at https://image-net.org, '
-                        f'download the '
-                        'archives of ILSVRC 2012 for tasks 1 and 2, and name their folder with '
-                        '--archives=FOLDER; they are used as they are, not unpacked')
+                        'download the archives of ILSVRC 2012 for tasks 1 and 2, and give their folder with '
+                        '--archives=FOLDER; do not unpack them')
 
 
 def _check_space(archives: Path, data_dir: Path) -> None:
@@ -78,21 +73,19 @@ def _check_space(archives: Path, data_dir: Path) -> None:
     needed = sum((archives / name).stat().st_size for name in ARCHIVES.values())
     if free < needed:
         raise UserError(f'{data_dir} has {free / 1e9:.1f} GB free and needs {needed / 1e9:.1f}. Free some, '
-                        f'or name another place with --data_dir=FOLDER')
+                        'or name another place with --data_dir=FOLDER')
 
 
 def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, int]:
-    """Writes both splits into `folder`; {split: number of its examples}."""
+    """Writes both splits into `folder`; returns their numbers of examples."""
     features = tfds.features.FeaturesDict({
         'image': tfds.features.Image(encoding_format='jpeg'),
         'label': tfds.features.ClassLabel(names=synsets()),
-        'file_name': tfds.features.Text(),
-    })
+        'file_name': tfds.features.Text()})
     identity = tfds.core.DatasetIdentity(name='imagenet2012', version=tfds.core.Version(VERSION),
                                          data_dir=str(folder), module_name=__name__)
     info = tfds.core.DatasetInfo(builder=identity, features=features, homepage='https://image-net.org/',
-                                 description='ILSVRC 2012 from its archives; every image has its original '
-                                             'bytes.')
+                                 description='ILSVRC 2012 from its archives, with the original image bytes.')
     writer = tfds.core.SequentialWriter(info, _SHARD, file_format='array_record')
     writer.initialize_splits(list(ARCHIVES))
     found = dict.fromkeys(ARCHIVES, 0)
@@ -108,7 +101,7 @@ def _write(archives: Path, folder: Path, counts: dict[str, int]) -> dict[str, in
 
 
 def _train_blocks(path: Path) -> Iterator[list[dict]]:
-    """The examples of one synset after the other: the archive holds an archive for each, called after it."""
+    """The examples of each synset; the archive has an archive for each, with its name."""
     for synset_tar, data in _members(path):
         yield [_example(name, image, Path(synset_tar).stem) for name, image in _members(io.BytesIO(data))]
 
@@ -135,7 +128,7 @@ def _lines(resource: str) -> list[str]:
 
 
 def _members(archive: Path | io.BytesIO) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files of an uncompressed tar in its order, read once and forwards."""
+    """(name, content) of the files of an uncompressed tar in order, read once."""
     opened = {'name': archive} if isinstance(archive, Path) else {'fileobj': archive}
     with tarfile.open(mode='r|', **opened) as tar:
         for member in tar:
@@ -147,8 +140,9 @@ def _show_progress(done: int, count: int, seconds: float) -> None:
     if not sys.stdout.isatty():
         return
     left = seconds / done * max(count - done, 0)
-    print(f'{done:,} of {count:,} images, {done / max(seconds, 1e-9):,.0f} a second, {left / 60:.0f} min '
-          f'left  ', end='\r' if done < count else '\n', flush=True)
+    rate = done / max(seconds, 1e-9)
+    print(f'{done:,} of {count:,} images, {rate:,.0f} a second, {left / 60:.0f} min left  ',
+          end='\r' if done < count else '\n', flush=True)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""The sources a recipe can name, and `open_source`, which opens one or says what is missing.
+"""The sources that a recipe can name, and `open_source`, which opens one or says what is missing.
 
     digits, synthetic     no data needed
-    imagenet2012          the tfds data set; python -m lit_jax.data.prepare_imagenet makes it
-    tfds:NAME[/CONFIG]    any image data set that tfds prepared as ArrayRecord
-    folder                images of one's own: lit_jax/data/folder.py
-    latents               images as a VAE saw them
+    imagenet2012          the tfds data set, made by python -m lit_jax.data.prepare_imagenet
+    tfds:NAME[/CONFIG]    any image data set prepared by tfds as ArrayRecord
+    folder                your own images: lit_jax/data/folder.py
+    latents               images encoded by a VAE
 
-With captions in the place of labels (lit_jax/data/captions.py):
+With captions instead of labels (lit_jax/data/captions.py):
 
     shapes                rendered shapes; no data needed
-    captions              a folder of images with captions, or of tar shards: lit_jax/data/caption_folder.py,
-                          tar_shards.py
-    caption_latents       both as a VAE and a text encoder saw them
+    captions              a folder of images with captions, or of tar shards: caption_folder.py, tar_shards.py
+    caption_latents       both, encoded by a VAE and a text encoder
 
 A source is imported when it is opened: a training run needs one of them.
 """
@@ -35,7 +34,7 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `open_source` was asked for, checked as far as that is the same for every source."""
+    """Checked arguments of `open_source`."""
     name: str
     split: str
     asked: dict[str, int | None]  # image_size, channels, num_classes
@@ -49,42 +48,36 @@ class _Asked:
 
 
 def open_source(name: str, *, split: str = 'train', image_size: int | None = None,
-                channels: int | None = None,
-                num_classes: int | None = None, classes: str = '', data_dir: str | Path = '',
-                path: str | Path = '', seed: int = 0, strict: bool = False, tokenizer=None,
-                caption_tokens: int | None = None, buckets: bool = False,
+                channels: int | None = None, num_classes: int | None = None, classes: str = '',
+                data_dir: str | Path = '', path: str | Path = '', seed: int = 0, strict: bool = False,
+                tokenizer=None, caption_tokens: int | None = None, buckets: bool = False,
                 multiple: int = 1) -> Source:
     """Opens a source by its name in SOURCES.
 
     Args:
-        split: 'train', or 'held_out' (never shown in training).
-        image_size, channels, num_classes: of the elements, as the network sees them (latents: of the latent).
-            None takes the source's own; another number than a real source has is an error. Images are cropped
-            to image_size, which must be given for them.
-        classes: '' for all, or a list of the classes to take, numbered anew (`lit_jax.data.subset`);
-            num_classes is then their number. Synthetic examples have as many classes as asked for, and none
-            of a list.
-        data_dir: folder that holds all data sets ('' = `default_data_dir()`).
-        path: folder of this one data set: the images of 'folder', or latents that are not in their usual
-            place.
-        seed: of synthetic examples; real sources ignore it.
-        strict: stop at the first image that cannot be decoded, instead of taking the next one (sources of
-            images), and where images have no captions or captions no images, instead of leaving them out.
+        split: 'train', or 'held_out' (never used in training).
+        image_size, channels, num_classes: of the elements, as the network gets them (of latents: the
+            latent's). None: as in the data; other numbers than those of real data are an error. Images are
+            cropped to image_size, which they require.
+        classes: list of the classes to use (`lit_jax.data.subset`), which are renumbered; '': all.
+            num_classes is then their number. Synthetic data ignores it.
+        data_dir: folder of all data sets ('' = `default_data_dir()`).
+        path: folder of this data set: images of 'folder', or latents outside their usual place.
+        seed: of synthetic examples.
+        strict: stop at the first image that cannot be decoded instead of taking the next one, and at images
+            without captions or captions without images instead of leaving them out.
         tokenizer: `lit_jax.text.tokenizer.Tokenizer`, for shapes and captions.
-        caption_tokens: tokens a caption is padded or cut to (L); for caption_latents the number that they
-            must have.
-        buckets: captions: shapes by the ratio of each image (lit_jax/data/buckets.py), not squares.
-            caption_latents: whether they may have several shapes.
-        multiple: pixels that the sides of captioned images must be multiples of, those of a VAE times those
-            of a patch.
+        caption_tokens: tokens to which captions are padded or cut (L); caption_latents must have this number.
+        buckets: captions: crop to shapes near each image's ratio (lit_jax/data/buckets.py), not squares.
+            caption_latents: whether they must have several shapes.
+        multiple: of the sides of captioned images, in pixels: those of the VAE times those of a patch.
     Raises:
-        UserError: unknown name or split, numbers that the source cannot serve, or data that is not there.
-    """
+        UserError: unknown name or split, numbers that do not fit the data, or missing data."""
     _check_text(name, tokenizer, caption_tokens, buckets, classes)
-    request = _request(name, classes=classes, split=split,
-                       asked={'image_size': image_size, 'channels': channels,
-'num_classes': num_classes}, data_dir=data_dir, path=path, seed=seed, strict=strict, buckets=buckets,
-                       multiple=multiple, caption_tokens=caption_tokens)
+    asked = {'image_size': image_size, 'channels': channels, 'num_classes': num_classes}
+    request = _request(name, classes=classes, split=split, asked=asked, data_dir=data_dir, path=path,
+                       seed=seed, strict=strict, buckets=buckets, multiple=multiple,
+                       caption_tokens=caption_tokens)
     source = SOURCES[_key(name)](request)
     if name in CAPTIONED:
         from lit_jax.data.captions import Captioned
@@ -98,7 +91,7 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
 def open_captioned(name: str, *, split: str = 'train', image_size: int, data_dir: str | Path = '',
                    path: str | Path = '', seed: int = 0, strict: bool = False, buckets: bool = False,
                    multiple: int = 1) -> Source:
-    """A source in CAPTIONED with its captions as text. Arguments of `open_source`."""
+    """A source in CAPTIONED with its captions as text. Arguments as of `open_source`."""
     _check_text(name, True, 1, buckets, '')
     asked = {'image_size': image_size, 'channels': None, 'num_classes': None}
     return SOURCES[name](_request(name, split=split, asked=asked, data_dir=data_dir, path=path, seed=seed,
@@ -124,18 +117,18 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
 
 
 def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
-    """Captions need a tokenizer and labels none."""
+    """Captions need a tokenizer, labels none."""
     if _key(name) not in SOURCES:
         raise UserError(f'unknown data.name {name!r}; known: {", ".join(SOURCES)}')
     texts = name in CAPTIONED or name == 'caption_latents'
     if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
         raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model '
-                        f'take --config.data.name={", ".join((*CAPTIONED, "caption_latents"))}')
+                        f'use --config.data.name={", ".join((*CAPTIONED, "caption_latents"))}')
     if texts and classes:
         raise UserError(f'{name} has captions and no classes: leave data.classes={classes} empty')
     if name in CAPTIONED and (tokenizer is None or not caption_tokens):
-        raise UserError(f'{name} has captions: give a text encoder folder, whose tokenizer reads them '
-                        '(--config.text.encoder_path), and how many tokens a caption has')
+        raise UserError(f'{name} has captions: give the folder of a text encoder, for its tokenizer '
+                        '(--config.text.encoder_path), and the number of tokens per caption')
     if name == 'shapes' and buckets:
         raise UserError('shapes are squares and have no buckets')
 
@@ -145,8 +138,8 @@ def _digits(request: _Asked) -> Source:
     for key, value in request.asked.items():
         own = getattr(SPEC, key)
         if value not in (None, own):
-            raise UserError(f'digits has {key} {own}, the recipe asks for {value}; set it to {own}, or take '
-                            '--config.data.name=synthetic, which has any')
+            raise UserError(f'digits has {key} {own}, the recipe asks for {value}; set it to {own}, or use '
+                            '--config.data.name=synthetic, which takes any')
     return open_digits(request.split, Path(request.data_dir))
 
 
@@ -179,8 +172,7 @@ def _shapes(request: _Asked) -> Source:
         raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(LENGTHS)}')
     size = request.asked['image_size'] or NOMINAL
     if size < SMALLEST_IMAGE:
-        raise UserError(f'shapes are drawn on {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, the recipe '
-                        f'asks for {size}')
+        raise UserError(f'shapes need images of {SMALLEST_IMAGE} pixels or more, the recipe asks for {size}')
     if request.asked['channels'] not in (None, 3):
         raise UserError(f'shapes have 3 channels, the recipe asks for {request.asked["channels"]}')
     check_sides(size, request.multiple)
@@ -188,10 +180,10 @@ def _shapes(request: _Asked) -> Source:
 
 
 def _captions(request: _Asked) -> Source:
-    """A folder of images or of tar shards; which one is told by what is in it."""
+    """A folder of images or of tar shards, by its content."""
     from lit_jax.data.buckets import bucket_table, check_sides
     from lit_jax.data.caption_folder import open_caption_folder
-    from lit_jax.data.folder import SPLITS, split_folders
+    from lit_jax.data.folder import SPLITS, split_folder
     from lit_jax.data.images import check_asked
     from lit_jax.data.tar_shards import open_tar_shards, tar_files
     if request.split not in SPLITS:
@@ -206,11 +198,7 @@ def _captions(request: _Asked) -> Source:
     root = absolute(request.path)
     if root.suffix == '.tar' and not root.is_dir():
         return open_tar_shards(_local([root]), **options)
-    splits = split_folders(root)
-    if request.split not in splits:
-        raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
-                        f'the others into {root / "held_out"}')
-    base = splits[request.split]
+    base = split_folder(root, request.split)
     if tars := tar_files(base):
         return open_tar_shards(_local(tars), **options)
     return open_caption_folder(base, **options)
@@ -219,7 +207,7 @@ def _captions(request: _Asked) -> Source:
 def _local(paths: list) -> list[Path]:
     if is_remote(paths[0]):
         raise UserError(f'{paths[0]}: tar shards are read from a disk. Copy them to every host (gcloud '
-                        f'storage cp -r), or mount the bucket (gcsfuse) and name that folder')
+                        'storage cp -r), or mount the bucket (gcsfuse) and give that folder')
     return [Path(path) for path in paths]
 
 
@@ -244,14 +232,14 @@ def _latents(request: _Asked) -> Source:
 SOURCES = {'digits': _digits, 'synthetic': _synthetic, 'latents': _latents, 'imagenet2012': _tfds,
            'tfds:NAME': _tfds, 'folder': _folder, 'shapes': _shapes, 'captions': _captions,
            'caption_latents': _caption_latents}
-CAPTIONED = ('shapes', 'captions')  # sources whose captions a tokenizer must read
+CAPTIONED = ('shapes', 'captions')  # sources that need a tokenizer
 
 
 def is_image_source(name: str) -> bool:
-    """Whether a source holds encoded images, which are decoded and cropped as they are read."""
+    """Whether a source has encoded images, decoded and cropped as they are read."""
     return name.startswith('tfds:') or SOURCES.get(name) in (_tfds, _folder, _captions)
 
 
 def has_captions(name: str) -> bool:
-    """Whether the examples of a source have captions (tokens or features of them) in the place of labels."""
+    """Whether the examples of a source have captions (tokens or features) instead of labels."""
     return name in CAPTIONED or name == 'caption_latents'

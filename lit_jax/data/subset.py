@@ -1,18 +1,14 @@
-"""Some classes of a data set as a data set of its own: `data.classes` of a recipe, `--classes` of
-prepare_latents.py.
+"""A subset of the classes of a data set: `data.classes` of a recipe, `--classes` of prepare_latents.py.
 
-A list of classes is a text file with one name a line, the names of the data set's own classes (of ImageNet:
-WordNet ids, of a folder: its subfolders). The classes of the subset are numbered 0, 1, ... in the order of
-the list; examples keep the order of the data set.
+A list of classes is a text file with one class name per line (ImageNet: WordNet ids, folders: subfolder
+names). Classes of the subset are numbered 0, 1, ... in the order of the list; examples keep their order.
 
-`sub_imagenet` stands for sub_imagenet.txt beside this file: 100 classes of ImageNet, for the settings of the
-DyDi-LiT paper, whose own choice of 100 is not published. They are, sorted, the labels
+`sub_imagenet` is sub_imagenet.txt beside this file: 100 classes of ImageNet for the settings of the DyDi-LiT
+paper, which does not publish its own 100. They are, sorted, the labels
 `numpy.random.default_rng(0).choice(1000, 100, replace=False)` in the order of WordNet ids.
 
-Which examples belong to the subset is told by their labels alone; no image is decoded for it. A folder and
-latents that prepare_latents.py made know their labels. Of a tfds data set every record is read once; the
-labels are then kept in the folder of `lit_jax.runtime.paths.cache_folder()`, under labels/.
-"""
+Examples are selected by their labels alone; no image is decoded. Folders and prepared latents know their
+labels. Of a tfds data set every record is read once; its labels are then kept in the cache folder."""
 import hashlib
 import os
 from pathlib import Path
@@ -27,7 +23,7 @@ LISTS = {'sub_imagenet': Path(__file__).with_name('sub_imagenet.txt')}
 
 
 def class_list(classes: str) -> tuple[str, ...]:
-    """The names in a list: a key of LISTS, or the path of a text file. UserError if it cannot be one."""
+    """The names in a list, given by a key of LISTS or the path of a text file. UserError if it is none."""
     path = LISTS.get(classes) or Path(os.path.expanduser(classes))
     try:
         names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
@@ -42,10 +38,10 @@ def class_list(classes: str) -> tuple[str, ...]:
 
 
 def choose_classes(source: Source, classes: str, num_classes: int | None = None) -> Source:
-    """The examples of a source whose classes are in the list; the source itself if it has just these.
+    """The examples of a source with the listed classes; the source itself if it has just these.
 
-    num_classes: what the recipe asks for, None where it is open.
-    Raises UserError for a class that the source does not have, and for another number than asked."""
+    num_classes: the recipe's number, None for any.
+    Raises UserError for a class that the source does not have, and for another number of classes."""
     names = class_list(classes)
     if num_classes not in (None, len(names)):
         raise UserError(f'data.classes={classes} names {len(names)} classes, the recipe asks for '
@@ -69,12 +65,12 @@ def choose_classes(source: Source, classes: str, num_classes: int | None = None)
 
 
 def list_digest(names: tuple[str, ...]) -> str:
-    """What stands for a list of classes in a description of the data."""
+    """A digest of a list of classes, for descriptions of the data."""
     return hashlib.sha256('\n'.join(names).encode()).hexdigest()
 
 
 class _Subset(Source):
-    """Examples `indices` of a source, with the labels `labels`."""
+    """Examples `indices` of a source with new labels."""
 
     def __init__(self, source: Source, names: tuple[str, ...], indices: np.ndarray, labels: np.ndarray,
                  **options):
@@ -97,7 +93,7 @@ class _Subset(Source):
 
     @property
     def metadata(self) -> dict:
-        """Of cached latents, with the classes that are left."""
+        """Metadata of cached latents, with the remaining classes."""
         return {**self.source.metadata, 'classes': self.class_names, 'count': len(self)}
 
     @property
@@ -108,7 +104,7 @@ class _Subset(Source):
 
 
 class _ImageSubset(_Subset, ImageSource):
-    """The same of encoded images: a damaged one is replaced by the next of the subset."""
+    """The same for encoded images: a damaged one is replaced by the next of the subset."""
 
     __getitem__, take = ImageSource.__getitem__, ImageSource.take
 

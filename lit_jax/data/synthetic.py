@@ -1,10 +1,7 @@
-"""Made-up images of any size with the element spec of real ones: for tests, benchmarks and first runs without
-data.
+"""Synthetic images of any size, with the element spec of real ones, for tests, benchmarks and first runs.
 
-Each class is a fixed mixture of a few plane waves in each channel; an example is its class's mixture, shifted
-by up to a quarter of the image, at a random strength, plus noise. So a model can learn the classes, and a
-classifier can tell them apart.
-"""
+Each class is a fixed mixture of plane waves per channel; an example is this mixture, shifted by up to a
+quarter of the image, at a random strength, plus noise. So the classes can be learned and told apart."""
 import functools
 
 import numpy as np
@@ -19,10 +16,7 @@ _NOISE = 0.1
 
 
 class SyntheticSource(Source):
-    """Example i is a function of (seed, split, i). Values are about [-1, 1]; label = i mod classes.
-
-    Raises ValueError for a split that SPLITS does not name.
-    """
+    """Example i is a function of (seed, split, i). Values are in about [-1, 1]; label = i mod classes."""
 
     def __init__(self, spec: Spec, *, split: str = 'train', seed: int = 0, length: int = LENGTH):
         super().__init__(spec)
@@ -44,18 +38,18 @@ class SyntheticSource(Source):
         return {'image': image, 'label': np.int32(label)}
 
     def _pattern(self, label: int, shift_y: float, shift_x: float) -> np.ndarray:
-        """The waves of a class, float32 [H, W, C], moved by the shifts (radians of one period)."""
+        """The waves of a class, float32 [H, W, C], shifted (in radians of one period)."""
         frequency, phase, mix = _class_waves(label, self.spec.channels)
         y = np.outer(self._axis + np.float32(shift_y), frequency[0]) + phase
         x = np.outer(self._axis + np.float32(shift_x), frequency[1])
-        # sin(y + x) as products of one-dimensional tables: H + W sines a wave instead of H · W.
+        # sin(y + x) from one-dimensional tables: H + W sines per wave instead of H · W.
         waves = np.sin(y)[:, None, :] * np.cos(x)[None] + np.cos(y)[:, None, :] * np.sin(x)[None]
         return waves @ mix
 
 
 @functools.lru_cache(maxsize=4096)
 def _class_waves(label: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(frequencies [2, waves], phases [waves], mix [waves, C]) of a class, whatever the seed and split."""
+    """(frequencies [2, waves], phases [waves], mix [waves, C]) of a class, for all seeds and splits."""
     rng = random_generator(0, 'synthetic classes', label)
     frequency = rng.uniform(-_MAX_FREQUENCY, _MAX_FREQUENCY, (2, _WAVES)).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, _WAVES).astype(np.float32)

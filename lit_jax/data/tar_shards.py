@@ -1,14 +1,11 @@
-"""Images with captions in tar files, as WebDataset and img2dataset write them; read in any order, without
-unpacking.
+"""Images with captions in tar files, as written by WebDataset and img2dataset; random access, not unpacked.
 
     shards/00000.tar    000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
 
-Members of one name, up to its first dot, belong together: an image (.jpg, .png, .webp, ...), and its caption
-in .txt or in .json ("short" and "long", or "caption"; the fields of `lit_jax.data.captions`). Others (.cls,
-.npy, ...) are ignored. A tar file is scanned once; where its members lie, which have captions, and the sizes
-of the images are then kept in lit_jax.runtime.paths.cache_folder(), under tar_shards/, for as long as the
-file stays as it is (name, size and time of change).
-"""
+Members with the same name up to its first dot belong together: an image (.jpg, .png, .webp, ...) and its
+caption in .txt or .json ("short" and "long", or "caption"; see `lit_jax.data.captions`). Others (.cls, .npy,
+...) are ignored. A tar file is scanned once; the index of its members, captions and image sizes is cached
+(lit_jax.runtime.paths.cache_folder()) until the file's name, size or modification time changes."""
 import hashlib
 import io
 import itertools
@@ -32,24 +29,21 @@ from lit_jax.runtime.paths import explain_unreadable
 from lit_jax.runtime.read_ahead import read_all
 
 LOG = logging.getLogger('lit_jax')
-_VERSION = 1    # of the kept index
+_VERSION = 1    # of the cached index
 _THREADS = 8
 _BLOCK = 512    # of a tar file
-# Columns of the table of members; an absent caption has the size -1.
+# Columns of the table of members; size -1: no such caption.
 _IMAGE, _TEXT, _JSON, _SIZE = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """What one tar file holds.
+    """The content of a tar file.
 
     Attributes:
         keys: names of the images with captions, in the order of the file.
-        table: int64 [n, 8]: offset and size of the image, of its .txt, of its .json; width and height (0:
-            unknown).
-        alone, orphans, empty: keys of images without a caption, captions without an image, captions without
-            text.
-    """
+        table: int64 [n, 8]: offset and size of image, .txt and .json; width and height (0: unknown).
+        alone, orphans, empty: keys of images without caption, captions without image, empty captions."""
     keys: list[str]
     table: np.ndarray
     alone: list[str]
@@ -58,7 +52,7 @@ class TarIndex:
 
 
 class TarImages(CaptionedImages):
-    """Made by `open_tar_shards`; examples in the order of the sorted files and of their members."""
+    """Opened by `open_tar_shards`; examples in the order of the sorted files and of their members."""
 
     def __init__(self, paths: list[Path], keys: list[str], shard_of: np.ndarray, members: np.ndarray,
                  image_size: int, **options):
@@ -70,8 +64,8 @@ class TarImages(CaptionedImages):
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         path = self._paths[self._shard_of[index]]
-        return self._bytes(path, *self._members[index,
-                                                _IMAGE].tolist()), index, f'{path}: {self._keys[index]}'
+        data = self._bytes(path, *self._members[index, _IMAGE].tolist())
+        return data, index, f'{path}: {self._keys[index]}'
 
     def captions(self, index: int) -> tuple[str, ...]:
         path = self._paths[self._shard_of[index]]
@@ -92,18 +86,17 @@ class TarImages(CaptionedImages):
         with explain_unreadable(path), open(path, 'rb') as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
-            raise UserError(f'{path} is shorter than when it was opened; tar files must stay as they are '
-                            f'while they are read')
+            raise UserError(f'{path} is shorter than when it was opened; tar files must not change while '
+                            'they are in use')
         return data
 
 
 def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (),
                     strict: bool = False) -> TarImages:
-    """The images with captions in some local tar files. Arguments as of `CaptionedImages`.
+    """The images with captions in local tar files. Arguments as of `CaptionedImages`.
 
-    Raises UserError naming a tar file that is damaged, cut off, compressed, or has a member twice or captions
-    that cannot be read; with `strict` for images without captions and captions without images, else if none
-    is left."""
+    Raises UserError for a tar file that is damaged, cut off or compressed, or has duplicate members or
+    unreadable captions, and if no pair is left; with `strict` also for unpaired images and captions."""
     paths = sorted(paths)
     indices = read_all(index_tar, paths, _THREADS)
     where = paths[0].parent if len(paths) > 1 else paths[0]
@@ -122,25 +115,26 @@ def open_tar_shards(paths: list[Path], *, image_size: int, table: tuple = (),
 
 
 def tar_files(folder) -> list:
-    """The tar files in a folder, sorted; [] where images lie in it. UserError for both or compressed ones."""
+    """The tar files of a folder, sorted; [] for loose images. UserError for both, or compressed files."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
     tars = [name for name in names if name.endswith('.tar')]
     loose = [name for name in names if suffix_of(name) in SUFFIXES]
     if tars and loose:
-        raise UserError(f'{folder} holds both tar shards ({tars[0]}, ...) and loose images ({loose[0]}, '
-                        f'...); move one kind away')
+        raise UserError(f'{folder} has both tar shards ({tars[0]}, ...) and loose images ({loose[0]}, ...); '
+                        'move one kind away')
     packed = [name for name in names if name.endswith(('.tar.gz', '.tgz', '.tar.zst', '.tar.bz2', '.tar.xz'))]
     if packed and not loose and not tars:
-        raise UserError(f'{folder} holds compressed tar files ({packed[0]}, ...), which cannot be read in '
-                        f'any order; unpack them to .tar (gunzip)')
+        raise UserError(f'{folder} has compressed tar files ({packed[0]}, ...), which have no random access; '
+                        'unpack them to .tar (gunzip)')
     return [folder / name for name in tars]
 
 
 def index_tar(path: Path) -> TarIndex:
-    """The index of a tar file: the one that was kept, or made by scanning it."""
+    """The index of a tar file, cached or made by scanning it."""
     path = Path(path).absolute()
     with explain_unreadable(path):
         facts = f'{_VERSION} {path} {file_version(path)}'
+
     def make(_) -> TarIndex:
         LOG.info('scanning %s once', path)
         return scan_tar(path)
@@ -156,10 +150,6 @@ def _save(file, index: TarIndex) -> None:
 def _load(file) -> TarIndex:
     with np.load(file) as arrays:
         return TarIndex(**json.loads(arrays['names'].tobytes()), table=arrays['table'])
-
-
-# ------------------------------------------------------------------------------------------------------
-# Scanning
 
 
 def scan_tar(path: Path) -> TarIndex:
@@ -196,7 +186,7 @@ def _index(path: Path, images: dict, texts: dict, records: dict) -> TarIndex:
                 empty.append(key)
             else:
                 alone.append(key)
-        # A record alone may be of anything; a text is a caption.
+        # A JSON record alone may belong to anything; a text is a caption.
         orphans = [key for key in texts if key not in images]
         orphans += [key for key in records if key not in images and key not in texts
                     and _tells(read(records[key]), path, key)]
@@ -204,7 +194,7 @@ def _index(path: Path, images: dict, texts: dict, records: dict) -> TarIndex:
 
 
 def _captions(text: bytes, record: bytes, name: str) -> tuple[str, ...]:
-    """The captions in a .txt and a .json, each b'' where there is none."""
+    """The captions of a .txt and a .json, each b'' if absent."""
     try:
         return record_captions(_fields(record), text.decode('utf-8-sig'))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
@@ -219,7 +209,7 @@ def _fields(record: bytes) -> dict:
 
 
 def _tells(record: bytes, path: Path, key: str) -> bool:
-    """Whether a record has a caption field at all."""
+    """Whether a record has a caption field."""
     try:
         return has_caption_field(_fields(record))
     except ValueError as error:
@@ -227,7 +217,7 @@ def _tells(record: bytes, path: Path, key: str) -> bool:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of the files in a tar file, all of them or UserError."""
+    """(name, offset, size) of all files in a tar file. UserError if it is damaged."""
     try:
         with tarfile.open(path, 'r:') as tar:
             total = os.path.getsize(path)
@@ -236,14 +226,12 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                     raise tarfile.ReadError(f'{member.name} ends behind the end of the file')
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
-                tar.members = []  # they are not needed again, and many
-            # tarfile takes anything that is no header for the end, too.
-            if _first_after(path, tar.offset) != bytes(_BLOCK):
+                tar.members = []  # frees memory
+            if _first_after(path, tar.offset) != bytes(_BLOCK):  # tarfile takes any bad header for the end
                 raise tarfile.ReadError(f'there is no end mark at byte {tar.offset}')
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; a '
-                        f'compressed one must be unpacked (gunzip), as members are read in any order'
-                        ) from error
+        raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; unpack '
+                        'a compressed one (gunzip), as members are read in any order') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
 
@@ -255,7 +243,7 @@ def _first_after(path: Path, offset: int) -> bytes:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file, read as it is needed."""
+    """A read-only file object for a part of a file."""
 
     def __init__(self, file, offset: int, size: int):
         self._fd, self._offset, self._end, self._at = file.fileno(), offset, size, 0

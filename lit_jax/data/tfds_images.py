@@ -1,9 +1,6 @@
-"""Any image data set that tfds prepared as ArrayRecord, read without TensorFlow.
+"""Any image data set prepared by tfds as ArrayRecord, read from its files alone, without TensorFlow.
 
-The files say everything, so the code of the data set is not needed, and data sets of one's own work as well.
-Images are taken as the encoded bytes and decoded here (`lit_jax.data.images`): tfds' own decoders differ
-between back ends.
-"""
+Images are decoded here (`lit_jax.data.images`), as tfds' decoders differ between back ends."""
 import hashlib
 import os
 import re
@@ -18,24 +15,24 @@ from lit_jax.data.images import ImageSource, check_asked
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute, is_remote
 
-# the first that is there
+# The first existing one is used.
 SPLITS = {'train': ('train',), 'held_out': ('held_out', 'validation', 'val', 'test')}
 _NAME = re.compile(r'^(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?$')
 _VERSION = re.compile(r'^(\d+)\.(\d+)\.(\d+)$')
-_FILE_NAMES = ('file_name', 'filename')  # features that name the image for people
+_FILE_NAMES = ('file_name', 'filename')  # features with the image's name
 _READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, AssertionError, DecodeError,
                 json_format.ParseError)
 
 
 class TfdsSource(ImageSource):
-    """Made by `open_tfds`."""
+    """Opened by `open_tfds`."""
 
     def __init__(self, builder, split: str, keys: dict[str, str | None], spec: Spec, *, strict: bool = False):
         super().__init__(spec, strict=strict)
         self._builder, self.split, self._keys = builder, split, keys
-        self._records = builder.as_data_source(split,
-                                               deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        # Only these are parsed: a record may hold boxes, masks and texts besides.
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(split, deserialize_method=raw)
+        # Only these are parsed: a record may also have boxes, masks and texts.
         self._features = tfds.features.FeaturesDict(
             {key: builder.info.features[key] for key in keys.values() if key is not None})
         self._decoders = {keys['image']: tfds.decode.SkipDecoding()}
@@ -47,7 +44,7 @@ class TfdsSource(ImageSource):
         name = f'example {index} of {self._builder.info.full_name} {self.split}'
         try:
             record = self._records[index]
-            if not record:  # what array_record gives for a file that was cut off
+            if not record:  # array_record's answer for a truncated file
                 raise ValueError('no record')
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
         except _READ_ERRORS as error:
@@ -67,20 +64,19 @@ class TfdsSource(ImageSource):
 
 
 def open_tfds(name: str, *, split: str = 'train', data_dir, asked: dict, strict: bool = False) -> TfdsSource:
-    """A prepared data set `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION` below `data_dir`.
+    """A prepared data set `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION` (default: the newest) in `data_dir`.
 
-    data_dir may also be the folder of one version itself (.../imagenet2012/5.1.0). asked: image_size,
-    channels and num_classes of a recipe, None where it is open. Without a version the newest that is there is
-    taken. Raises UserError if it is not there or not whole, is no ArrayRecord, or has no images; with what to
-    do."""
+    data_dir: may also be the folder of one version (.../imagenet2012/5.1.0). asked: image_size, channels and
+    num_classes of a recipe, None for any. Raises UserError if it is missing, incomplete, no ArrayRecord, or
+    has no images."""
     if split not in SPLITS:
         raise UserError(f'tfds data sets have no split {split!r} here; known: {", ".join(SPLITS)}')
     folder = _find(name, data_dir)
     try:
         builder = tfds.builder_from_directory(os.fspath(folder))
     except _READ_ERRORS as error:
-        raise UserError(f'{folder} is no whole tfds data set: {type(error).__name__}: {error}. Delete it and '
-                        f'prepare it again') from error
+        raise UserError(f'{folder} is no complete tfds data set: {type(error).__name__}: {error}. Delete it '
+                        'and prepare it again') from error
     info = builder.info
     if info.file_format is None or info.file_format.value != 'array_record':
         kind = info.file_format.value if info.file_format else 'an unknown format'
@@ -94,7 +90,7 @@ def open_tfds(name: str, *, split: str = 'train', data_dir, asked: dict, strict:
 
 
 def prepare_command(name: str, data_dir) -> str:
-    """What prepares a data set where it can be read from here."""
+    """The command that prepares a data set as ArrayRecord."""
     if _is_imagenet(name):
         return f'python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir={data_dir}'
     return ('python -c "import tensorflow_datasets as tfds; '
@@ -110,12 +106,11 @@ def _find(name: str, data_dir):
                         'tfds:NAME/CONFIG:1.0.0')
     if is_remote(data_dir):
         raise UserError(f'{data_dir}: ArrayRecord files are read from a disk. Copy the data set to every '
-                        f'host (gcloud storage cp -r), or mount the bucket (gcsfuse) and name that folder')
+                        'host (gcloud storage cp -r), or mount the bucket (gcsfuse) and give that folder')
     root = absolute(data_dir)
     if (root / 'dataset_info.json').is_file():
         if match['name'] not in root.parts:
-            raise UserError(
-                f'{root} is a data set, but not {match["name"]}; data.name and data.path disagree')
+            raise UserError(f'{root} is a data set, but not {match["name"]}; data.name and data.path differ')
         return root
     base = root / match['name']
     if match['config']:
@@ -134,7 +129,7 @@ def _find(name: str, data_dir):
 
 
 def _versions(base) -> list[str]:
-    """Whole versions in a folder, oldest first; what tfds has not finished has another name."""
+    """Complete versions in a folder, oldest first; tfds gives unfinished ones another name."""
     if not base.is_dir():
         return []
     names = (path.name for path in base.iterdir() if (path / 'dataset_info.json').is_file())
@@ -142,16 +137,14 @@ def _versions(base) -> list[str]:
 
 
 def _not_prepared(name: str, base, root) -> str:
-    start = (f'{name} is not prepared: there is no version of it in {base}. If it lies elsewhere: '
+    start = (f'{name} is not prepared: there is no version of it in {base}. If it is elsewhere: '
              '--config.data.path=FOLDER')
     if _is_imagenet(name):
         return (f'{start}. To prepare it, register at https://image-net.org, download '
-                f'ILSVRC2012_img_train.tar '
-                f'(148 GB) and ILSVRC2012_img_val.tar (7 GB) into one folder, and run, with another 156 GB '
-                f'free in {root}: {prepare_command(name, root)}')
-    return (f'{start}. To prepare it: {prepare_command(name, root)} (this step needs TensorFlow, in an '
-            f'environment of its own, where the data set is larger than 1 GB or its code asks for it; '
-            f'reading does not)')
+                'ILSVRC2012_img_train.tar (148 GB) and ILSVRC2012_img_val.tar (7 GB) into one folder, and '
+                f'run, with another 156 GB free in {root}: {prepare_command(name, root)}')
+    return (f'{start}. To prepare it: {prepare_command(name, root)} (for data sets above 1 GB, or whose code '
+            'asks for it, this step needs TensorFlow, in an environment of its own; reading does not)')
 
 
 def _is_imagenet(name: str) -> bool:
@@ -166,16 +159,16 @@ def _choose_split(info, split: str) -> str:
                         f'{", ".join(info.splits) or "none"}')
     missing = [path for path in info.splits[chosen].filepaths if not os.path.exists(path)]
     if missing:
-        raise UserError(f'{info.full_name} is not whole: {missing[0]} is missing'
+        raise UserError(f'{info.full_name} is incomplete: {missing[0]} is missing'
                         f'{f", and {len(missing) - 1} more" if len(missing) > 1 else ""}. Copy it again, or '
-                        f'delete its folder and prepare it again')
+                        'delete its folder and prepare it again')
     return chosen
 
 
 def _choose_features(info) -> dict[str, str | None]:
-    """The features that hold them: {'image': key, 'label': key or None, 'name': key or None}."""
-    features = dict(sorted(info.features.items())) if isinstance(info.features,
-                                                                 tfds.features.FeaturesDict) else {}
+    """The keys of the features: {'image': key, 'label': key or None, 'name': key or None}."""
+    is_dict = isinstance(info.features, tfds.features.FeaturesDict)
+    features = dict(sorted(info.features.items())) if is_dict else {}
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     image = 'image' if 'image' in images else images[0] if len(images) == 1 else None
@@ -183,8 +176,7 @@ def _choose_features(info) -> dict[str, str | None]:
         raise UserError(f'{info.full_name} has {"several images" if images else "no images"} in an example; '
                         f'this needs one, best called image. Its features: {", ".join(features)}')
     if np.dtype(features[image].np_dtype) != np.uint8:
-        raise UserError(f'the images of {info.full_name} are {features[image].np_dtype}; 8 bits a channel '
-                        f'are needed')
+        raise UserError(f'the images of {info.full_name} are {features[image].np_dtype}; expected uint8')
     label = 'label' if _is_label(features.get('label')) else labels[0] if len(labels) == 1 else None
     name = next((key for key in _FILE_NAMES if isinstance(features.get(key), tfds.features.Text)), None)
     return {'image': image, 'label': label, 'name': name}

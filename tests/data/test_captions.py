@@ -233,7 +233,7 @@ def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
     ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, not a text'),
     ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image '
                                            '.b.png.'),
-    (b'\xff\xfe\x00', 'is not text in UTF-8')])
+    (b'\xff\xfe\x00', 'is not UTF-8 text')])
 def test_broken_lists_are_refused(text, message, tmp_path):
     folder = write_captions(tmp_path / 'x', **{'a.png': image(), 'captions.jsonl': text})
     with pytest.raises(UserError, match=message):
@@ -254,7 +254,8 @@ def test_folders_that_cannot_be_meant_are_refused(files, message, tmp_path):
 
 @pytest.mark.parametrize('options, message', [
     ({'image_size': 10, 'multiple': 4}, 'image_size=10 does not fit: .*multiples of 4.*nearest: 8 and 12'),
-    ({'tokenizer': None}, 'give a text encoder folder'), ({'caption_tokens': None}, 'how many tokens'),
+    ({'tokenizer': None}, 'give the folder of a text encoder'),
+    ({'caption_tokens': None}, 'the number of tokens'),
     ({'image_size': None}, 'say which to crop'), ({'channels': 1}, '3 channels'),
     ({'classes': 'list.txt'}, 'no classes'), ({'path': ''}, 'needs the folder'),
     ({'path': 'no/such/folder'}, 'does not exist'), ({'split': 'best'}, 'no split')])

@@ -75,8 +75,8 @@ def _cut(kind, **options):
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no image of a known format'),
     (_cut('JPEG'), 'truncated'), (_cut('PNG'), 'truncated'), (_cut('GIF'), 'truncated|broken'),
     (_cut('BMP'), 'truncated'), (_cut('TIFF', compression='tiff_lzw'), '.'), (_cut('WEBP'), '.'),
-    (encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16))), 'more than 8 bits a channel'),
-    (encoded(Image.fromarray(np.ones((9, 9), np.float32)), 'TIFF'), 'more than 8 bits a channel'),
+    (encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16))), 'more than 8 bits per channel'),
+    (encoded(Image.fromarray(np.ones((9, 9), np.float32)), 'TIFF'), 'more than 8 bits per channel'),
 ])
 def test_what_is_no_whole_image_says_why(data, reason):
     with pytest.raises(ValueError, match=reason) as caught:

@@ -91,7 +91,7 @@ def test_what_a_killed_run_left_is_removed(archives, tmp_path):
 def test_a_second_run_does_nothing(data_dir, archives, capsys):
     before = sorted(path.stat().st_mtime_ns for path in data_dir.rglob('*'))
     prepare_imagenet(archives / 'gone', data_dir, SMALL)
-    assert 'is there already' in capsys.readouterr().out
+    assert 'already exists' in capsys.readouterr().out
     assert sorted(path.stat().st_mtime_ns for path in data_dir.rglob('*')) == before
 
 

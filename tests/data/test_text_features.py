@@ -104,7 +104,7 @@ def test_squares_have_no_buckets(tmp_path):
                          caption_tokens=LENGTH)
     assert source.buckets == () and source.bucket_of is None and source.take([3, 4])['moments'].shape == (
         2, 4, 4, 6)
-    with pytest.raises(UserError, match='are all squares: set --config.data.buckets=False'):
+    with pytest.raises(UserError, match='are all square: set --config.data.buckets=False'):
         open_source('caption_latents', path=tmp_path / 'squares', buckets=True)
 
 

@@ -138,7 +138,7 @@ def test_plain_numbers_as_labels_need_a_number_of_classes(tmp_path):
     ({'x': tfds.features.Tensor(shape=(2,), dtype=np.float32)}, lambda: {'x': np.zeros(2, np.float32)},
      'no images'),
     ({'image': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format='png')},
-     lambda: {'image': image(1, 'PNG', 'I;16')}, 'uint16.*; 8 bits a channel are needed'),
+     lambda: {'image': image(1, 'PNG', 'I;16')}, 'uint16; expected uint8'),
 ])
 def test_data_sets_of_something_else(tmp_path, features, example, message):
     build(tmp_path, 'other', features, {'train': [example()]})
@@ -196,8 +196,8 @@ def _other_format(folder):
 
 
 @pytest.mark.parametrize('damage, message', [
-    (lambda folder: _shard(folder).unlink(), 'is not whole: .*train.array_record-00000-of-00001 is missing'),
-    (_garbage_info, 'is no whole tfds data set'), (_no_features, 'is no whole tfds data set'),
+    (lambda folder: _shard(folder).unlink(), 'is incomplete: .*train.array_record-00000-of-00001 is missing'),
+    (_garbage_info, 'is no complete tfds data set'), (_no_features, 'is no complete tfds data set'),
     (_other_format, 'stored as tfrecord; random access needs ArrayRecord. Prepare it again'),
 ])
 def test_damaged_data_sets_do_not_open(own_dir, damage, message):

@@ -1,7 +1,6 @@
 """Real handwritten digits, 8x8 grey, ten classes: the data of the demo. No download, no TensorFlow.
 
-Written once as a tfds data set (ArrayRecord) into the cache folder, then read into memory (0.5 MB).
-"""
+Written once as a tfds data set (ArrayRecord) into the cache folder, then read into memory (0.5 MB)."""
 import contextlib
 import hashlib
 import io
@@ -20,21 +19,17 @@ LOG = logging.getLogger('lit_jax')
 SPLITS = {'train': COUNT - HELD_OUT_COUNT, 'held_out': HELD_OUT_COUNT}
 SPEC = Spec(image_size=SIZE, channels=1, num_classes=CLASSES,
             class_names=tuple(str(i) for i in range(CLASSES)))
-# sha256 over the uint8 pixels and labels of a split in the order of their original numbers: a damaged cache,
-# or another edition of the data, would otherwise change every figure without a word.
-DIGESTS = {
-    'train': 'd425623ab28f506ade601d6eb0712d2efd1ac5a1894f671afe05d4a9f2ba48af',
-    'held_out': '5be09a53ab566593a242126237dbdaa9e4d28dac0f7831dcd91ace6faa2e8ccc',
-}
+# sha256 over the uint8 pixels and labels of a split by original number: damage, or another edition of the
+# data, would otherwise silently change every result.
+DIGESTS = {'train': 'd425623ab28f506ade601d6eb0712d2efd1ac5a1894f671afe05d4a9f2ba48af',
+           'held_out': '5be09a53ab566593a242126237dbdaa9e4d28dac0f7831dcd91ace6faa2e8ccc'}
 
 
 def open_digits(split: str, data_dir: Path) -> ArraySource:
-    """Images float32 [8, 8, 1] = pixels / 8 - 1, so exactly in [-1, 1]; labels 0..9. Writes the cache if it
-    is absent.
+    """Images float32 [8, 8, 1] = pixels / 8 - 1 in [-1, 1], labels 0..9. Writes the cache if needed.
 
-    Safe when several processes start together: each writes beside, the first to finish renames, the others
-    read that. Raises UserError if the folder cannot be written, or holds something else or damaged files.
-    """
+    Several processes may start together: the first to finish renames its files, and the others read these.
+    Raises UserError if the folder cannot be written, or has other or damaged files."""
     if split not in SPLITS:
         raise UserError(f'digits has no split {split!r}; known: {", ".join(SPLITS)}')
     builder = _prepare(as_path(data_dir))
@@ -43,7 +38,7 @@ def open_digits(split: str, data_dir: Path) -> ArraySource:
 
 
 def _prepare(data_dir: Path) -> Digits:
-    """The builder of a data set that is there, written now if need be."""
+    """The builder of the data set, which is written if needed."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         builder = _builder(data_dir)
@@ -52,10 +47,9 @@ def _prepare(data_dir: Path) -> Digits:
         LOG.info('writing the digits data set to %s', builder.data_path)
         _write(builder)
     except OSError as error:
-        raise UserError(
-            f'cannot write the digits data set into {data_dir}: {error}. It needs a writable folder with 1 '
-            f'MB free: name one with --config.data.path=FOLDER or in the environment variable LIT_JAX_DATA'
-            ) from error
+        raise UserError(f'cannot write the digits data set into {data_dir}: {error}. It needs a writable '
+                        'folder with 1 MB free: name one with --config.data.path=FOLDER or in the '
+                        'environment variable LIT_JAX_DATA') from error
     return _builder(data_dir)  # reads what is on disk, whoever wrote it
 
 
@@ -64,16 +58,14 @@ def _builder(data_dir: Path) -> Digits:
 
 
 def _write(builder: Digits) -> None:
-    """Writes the data set unless another process does so first. Never leaves a part of one under its final
-    name."""
+    """Writes the data set, whole or not at all, unless another process does so first."""
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it is downloading; nothing is
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it downloads, which it does not
             builder.download_and_prepare(download_config=config)
     except OSError:
-        # tfds writes to a folder beside and renames; that fails when another process renamed first. Theirs is
-        # as good.
+        # tfds renames a finished folder, which fails if another process was first; theirs is as good.
         if not builder.data_path.exists():
             raise
 

@@ -1,9 +1,7 @@
-"""tfds builder of scikit-learn's bundled handwritten digits (UCI optical digits, test part: 1797 images of
-8x8).
+"""tfds builder of scikit-learn's bundled handwritten digits (UCI optical digits, test part).
 
-It stands alone because tfds wants builders in an importable module. Pixels are kept as the uint8 counts 0..16
-of the original, so that what is stored is exact; `lit_jax.data.toys.digits` turns them into floats.
-"""
+A module of its own, as tfds requires. Pixels are the original uint8 counts 0..16, which are exact;
+`lit_jax.data.toys.digits` turns them into floats."""
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -32,7 +30,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {'train': self._generate_examples(train), 'held_out': self._generate_examples(held_out)}
 
     def _generate_examples(self, numbers: np.ndarray):
-        # a second of import that only the one writing run should pay
+        # Takes a second, which only the run that writes should pay.
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)

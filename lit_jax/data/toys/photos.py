@@ -1,12 +1,9 @@
-"""Real photographs that ship inside scikit-image and scikit-learn, cut into small crops: an image folder to
-try things on.
+"""Makes a small image folder: crops of real photographs that come with scikit-image and scikit-learn.
 
     python -m lit_jax.data.toys.photos --out images --size 64 --per_photo 160
 
-writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class a photograph. Held-out crops
-come from the right quarter of each photograph, training crops from the rest, so that no pixel is in both.
-Needs scikit-image.
-"""
+writes images/train/NAME/0000.png and images/held_out/NAME/0000.png, one class per photograph. Held-out crops
+come from the right quarter of each photograph, the others from the rest, without overlap."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +23,12 @@ HELD_OUT = 0.25       # share of each photograph's width
 
 
 def find_photos() -> list[Path]:
-    """The files, sorted by name. UserError where scikit-image is missing."""
+    """The files, sorted by name. UserError without scikit-image."""
     import sklearn.datasets
     try:
         import skimage
     except ImportError as error:
-        raise UserError(
-            'the photographs ship inside scikit-image: pip install "lit_jax[test]"') from error
+        raise UserError('the photographs come with scikit-image: pip install "lit_jax[test]"') from error
     folders = {Path(skimage.__file__).parent / 'data': SKIMAGE,
                Path(sklearn.datasets.__file__).parent / 'images': SKLEARN}
     return sorted((folder / name for folder, names in folders.items() for name in names),
@@ -40,15 +36,14 @@ def find_photos() -> list[Path]:
 
 
 def cut(photo: Image.Image, size: int, count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """`count` square windows at random places, between size and 3·size wide where the photograph allows,
-    scaled to size."""
+    """`count` random square windows, size to 3·size wide where the photograph allows, scaled to size."""
     largest = min(3 * size, *photo.size)
     crops = []
     for _ in range(count):
         side = int(rng.integers(min(size, largest), largest + 1))
         left, top = (int(rng.integers(0, length - side + 1)) for length in photo.size)
-        crops.append(photo.crop((left, top, left + side,
-                                 top + side)).resize((size, size), Image.Resampling.LANCZOS))
+        crop = photo.crop((left, top, left + side, top + side))
+        crops.append(crop.resize((size, size), Image.Resampling.LANCZOS))
     return crops
 
 
@@ -61,9 +56,9 @@ class PhotoOptions:
 
 def write_photos(out, *, size: int = PhotoOptions.size, per_photo: int = PhotoOptions.per_photo,
                  held_out: int = 16, seed: int = 0) -> Path:
-    """Writes the image folder, and returns it. The same arguments give the same images.
+    """Writes the image folder and returns it; equal arguments give equal images.
 
-    Raises UserError if `out` is there and not empty."""
+    Raises UserError if `out` exists and is not empty."""
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f'{out} exists and is not empty; give another --out')

@@ -1,11 +1,9 @@
 """Rendered shapes with captions: a text-to-image data set without files, drawn on the fly.
 
-Circles, squares and triangles in six colours on a grey ground, in six kinds of scenes, those of the tasks of
-GenEval: one object, two, several alike, its colour, their places, the colour of each. What a caption does not
-say is random. Objects stand in a grid of three by three places and on whole pixels: never two in a place and
-never touching, so that a detector can be exact (lit_jax/metrics/toys/shapes_detector.py) and a small model
-can learn where they may be.
-"""
+Circles, squares and triangles in six colours on grey, in the six kinds of scenes of GenEval's tasks: one
+object, two, several of one kind, its colour, their positions, the colour of each. Everything else is random.
+Objects are in cells of a three by three grid and on whole pixels; they never touch, so that a detector can be
+exact (lit_jax/metrics/toys/shapes_detector.py) and a small model can learn where they may be."""
 import functools
 import math
 from collections.abc import Sequence
@@ -15,27 +13,22 @@ import numpy as np
 
 from lit_jax.data.base import Source, Spec, check_index, random_generator
 from lit_jax.data.toys.shapes_words import CLASSES, COLOURS, NUMBERS, RELATIONS, pair, phrase
-from lit_jax.runtime.errors import UserError
 
 KINDS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 LENGTHS = {'train': 50_000, 'held_out': 2_000}
-# 0 to the model: what is not an object is only noise
-BACKGROUND = (128, 128, 128)
+BACKGROUND = (128, 128, 128)     # 0 to the model
 PALETTE = {'red': (200, 20, 40), 'orange': (250, 130, 10), 'yellow': (250, 240, 40), 'green': (25, 150, 50),
            'blue': (30, 60, 220), 'purple': (150, 20, 190)}         # uint8 RGB
-PLACES = 3                                                          # where an object may be, along each side
-# on fewer pixels a triangle looks like a circle
-SMALLEST_IMAGE = 18
-# pixels a side, where nothing else is asked for
-NOMINAL = 32
-SMALLEST, LARGEST = 3 / 4, 7 / 8                                    # side of an object, of that of its place
-# of the offset along a relation: so far may the other axis be off for a caption to name it
-CLEAR = 0.4
-_FINE = 16              # points a pixel and axis that coverage is counted at
+PLACES = 3                       # cells of the grid along each side
+SMALLEST_IMAGE = 18              # on fewer pixels a triangle looks like a circle
+NOMINAL = 32                     # default image size
+SMALLEST, LARGEST = 3 / 4, 7 / 8      # side of an object, of that of its cell
+CLEAR = 0.4                      # most offset along the other axis, as a share, of a relation in a caption
+_FINE = 16              # points per pixel and axis at which coverage is counted
 
 
 class Shape(NamedTuple):
-    """One object: its class, its colour, and its box, which is a square of whole pixels."""
+    """One object with its box, a square of whole pixels."""
     name: str
     colour: str
     left: int
@@ -49,8 +42,7 @@ class Shape(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """kind: one of KINDS; captions: the one of that kind first, then, if there is more to say, one that says
-    it all."""
+    """kind: one of KINDS. captions: that of the kind and, if there is more to say, a complete one."""
     kind: str
     shapes: tuple[Shape, ...]
     captions: tuple[str, ...]
@@ -59,10 +51,8 @@ class Scene(NamedTuple):
 class ShapesSource(Source):
     """Example i is a function of (seed, split, i, image_size); nothing is stored. Values are in [-1, 1].
 
-    An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; there are no labels, and
-    spec.num_classes is 0. Raises ValueError for a split that LENGTHS does not name, and for images under 18
-    pixels.
-    """
+    An element is {'image': float32 [H, W, 3], 'captions': tuple of str}; no labels, so spec.num_classes is 0.
+    Raises ValueError for a split not in LENGTHS, and for images below 18 pixels."""
 
     def __init__(self, *, split: str = 'train', seed: int = 0, image_size: int = NOMINAL,
                  length: int | None = None):
@@ -76,7 +66,7 @@ class ShapesSource(Source):
 
     @property
     def identity(self) -> dict:
-        """What was opened, JSON-able: equal for equal examples."""
+        """Description of the data, JSON-able: equal for equal examples."""
         return {'name': 'shapes', 'split': self._split, 'seed': self._seed,
                 'image_size': self.spec.image_size, 'count': self._length}
 
@@ -88,12 +78,12 @@ class ShapesSource(Source):
         return {'image': render(scene.shapes, self.spec.image_size), 'captions': scene.captions}
 
     def scene(self, index: int) -> Scene:
-        """What an example shows. IndexError outside [0, len)."""
+        """The scene of an example. IndexError outside [0, len)."""
         rng = random_generator(self._seed, self._stream, check_index(index, self._length))
         return draw_scene(rng, KINDS[int(rng.integers(len(KINDS)))], self.spec.image_size)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of an example, one or two, without drawing it."""
+        """The captions of an example, without drawing it."""
         return self.scene(index).captions
 
     def take_images(self, indices: Sequence[int]) -> np.ndarray:
@@ -104,11 +94,8 @@ class ShapesSource(Source):
         return images
 
     def take(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """{'image': float32 [b, H, W, 3]}: captions are no arrays, see `captions`."""
+        """{'image': float32 [b, H, W, 3]}, without captions."""
         return {'image': self.take_images(indices)}
-
-    def all_labels(self) -> np.ndarray:
-        raise UserError('shapes have captions and no labels')
 
 
 def draw_scene(rng: np.random.Generator, kind: str, image_size: int = NOMINAL) -> Scene:
@@ -116,8 +103,8 @@ def draw_scene(rng: np.random.Generator, kind: str, image_size: int = NOMINAL) -
     if kind in ('single_object', 'colors'):
         name, colour = CLASSES[int(rng.integers(len(CLASSES)))], _colours(rng, 1)[0]
         both = phrase(name), phrase(name, colour)
-        return Scene(kind, place_shapes(rng, (name,), (colour,), image_size), both if kind == 'single_object'
-                     else both[1:])
+        shapes = place_shapes(rng, (name,), (colour,), image_size)
+        return Scene(kind, shapes, both if kind == 'single_object' else both[1:])
     if kind == 'counting':
         return _counting_scene(rng, image_size)
     return _pair_scene(rng, kind, image_size)
@@ -125,13 +112,10 @@ def draw_scene(rng: np.random.Generator, kind: str, image_size: int = NOMINAL) -
 
 def place_shapes(rng: np.random.Generator, names: Sequence[str], colours: Sequence[str],
                  image_size: int = NOMINAL, relation: str = '') -> tuple[Shape, ...]:
-    """One to four shapes, each in the middle of a place of its own: of random ones the first that will do.
-
-    relation: how the first of two must clearly stand to the second.
-    """
+    """One to four shapes in the middle of random cells. relation: of the first to the second, if required."""
     count, side = len(names), image_size // PLACES
-    margin, low, high = (image_size - PLACES
-                         * side) // 2, math.ceil(SMALLEST * side), math.floor(LARGEST * side)
+    margin = (image_size - PLACES * side) // 2
+    low, high = math.ceil(SMALLEST * side), math.floor(LARGEST * side)
     while True:
         where_K, size_K = rng.permutation(PLACES ** 2)[:count], rng.integers(low, high + 1, count)
         left_K, top_K = (margin + place_K * side + (side - size_K) // 2
@@ -144,10 +128,9 @@ def place_shapes(rng: np.random.Generator, names: Sequence[str], colours: Sequen
 
 
 def clear_relation(shape: Shape, other: Shape) -> str:
-    """How a shape stands to another, one of RELATIONS, or '' where no one relation is clearly the right
-    one."""
-    x, y = shape.left - other.left + (shape.size
-                                      - other.size) / 2, shape.top - other.top + (shape.size - other.size) / 2
+    """The relation of a shape to another, one of RELATIONS, or '' if none is clearly right."""
+    x = shape.left - other.left + (shape.size - other.size) / 2
+    y = shape.top - other.top + (shape.size - other.size) / 2
     if abs(y) <= CLEAR * abs(x):
         return 'left of' if x < 0 else 'right of'
     if abs(x) <= CLEAR * abs(y):
@@ -156,7 +139,7 @@ def clear_relation(shape: Shape, other: Shape) -> str:
 
 
 def render(shapes: Sequence[Shape], image_size: int = NOMINAL) -> np.ndarray:
-    """The image of some shapes, float32 [H, W, 3] in [-1, 1]."""
+    """An image of shapes, float32 [H, W, 3] in [-1, 1]."""
     image = np.empty((image_size, image_size, 3), np.float32)
     _draw(image, shapes)
     return image
@@ -164,7 +147,7 @@ def render(shapes: Sequence[Shape], image_size: int = NOMINAL) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def coverage(name: str, height: int, width: int) -> np.ndarray:
-    """How much of each pixel of its box a shape covers, float32 [height, width] in [0, 1], read-only."""
+    """The share of each pixel of its box that a shape covers, float32 [height, width], read-only."""
     y = (np.arange(height * _FINE) + 0.5)[:, None] / (height * _FINE)
     x = (np.arange(width * _FINE) + 0.5)[None] / (width * _FINE)
     inside = {'circle': (2 * x - 1) ** 2 + (2 * y - 1) ** 2 <= 1, 'square': (x >= 0) & (y >= 0),
@@ -175,7 +158,7 @@ def coverage(name: str, height: int, width: int) -> np.ndarray:
 
 
 def _counting_scene(rng: np.random.Generator, image_size: int) -> Scene:
-    """Half of them of one colour: then there is a caption that says it."""
+    """Half of the scenes have one colour, and a second caption with it."""
     name, count = CLASSES[int(rng.integers(len(CLASSES)))], int(rng.integers(min(NUMBERS), max(NUMBERS) + 1))
     colours = _colours(rng, count)
     if rng.random() < 0.5:
@@ -185,7 +168,7 @@ def _counting_scene(rng: np.random.Generator, image_size: int) -> Scene:
 
 
 def _pair_scene(rng: np.random.Generator, kind: str, image_size: int) -> Scene:
-    """Two objects of two classes; the colours of color_attr differ, so that mixing them up is wrong."""
+    """Two objects of two classes; for color_attr their colours differ, so that swapping them is wrong."""
     first, second = rng.permutation(len(CLASSES))[:2]
     names = CLASSES[first], CLASSES[second]
     colours = _colours(rng, 2)
@@ -193,8 +176,8 @@ def _pair_scene(rng: np.random.Generator, kind: str, image_size: int) -> Scene:
         colours = tuple(COLOURS[i] for i in rng.permutation(len(COLOURS))[:2])
     wanted = RELATIONS[int(rng.integers(len(RELATIONS)))] if kind == 'position' else ''
     shapes = place_shapes(rng, names, colours, image_size, wanted)
-    plain, coloured = [phrase(name)
-                       for name in names], [phrase(*both) for both in zip(names, colours, strict=True)]
+    plain = [phrase(name) for name in names]
+    coloured = [phrase(*both) for both in zip(names, colours, strict=True)]
     short = pair(*(coloured if kind == 'color_attr' else plain), wanted)
     relation = clear_relation(*shapes)
     return Scene(kind, shapes, (short, pair(*coloured, relation)) if relation else (short,))
@@ -205,7 +188,7 @@ def _colours(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 
 def _draw(image: np.ndarray, shapes: Sequence[Shape]) -> None:
-    """Writes an image into float32 [H, W, 3]."""
+    """Draws into float32 [H, W, 3]."""
     image[:] = _value(BACKGROUND)
     for shape in shapes:
         left, top, right, bottom = shape.box

@@ -1,10 +1,7 @@
-"""What captions of rendered shapes may say: a closed vocabulary, all captions in it, and a tokenizer of its
-words.
+"""The language of captions of rendered shapes: vocabulary, all captions, and a word tokenizer.
 
-A noun phrase names one object ('a circle', 'an orange square') or several alike ('two circles', 'three red
-squares'); a caption is one phrase, or two with 'and' or a relation between them. Prompts of the scoring have
-the same wording.
-"""
+A noun phrase is one object ('a circle', 'an orange square') or several ('two circles', 'three red squares');
+a caption is one phrase, or two with 'and' or a relation between them. Scoring uses the same words."""
 import itertools
 
 from lit_jax.runtime.errors import UserError
@@ -16,7 +13,7 @@ RELATIONS = ('left of', 'right of', 'above', 'below')
 NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
 VOCABULARY = tuple(sorted({'a', 'an', 'and', 'left', 'right', 'of', 'above', 'below', *NUMBERS.values(),
                            *COLOURS, *CLASSES, *(name + 's' for name in CLASSES)}))
-SPECIAL = ('<pad>', '</s>', '<unk>')          # ids 0, 1, 2, as T5 has them
+SPECIAL = ('<pad>', '</s>', '<unk>')          # ids 0, 1, 2, as in T5
 TOKENIZER_FILE = 'tokenizer.json'
 
 
@@ -34,7 +31,7 @@ def pair(first: str, second: str, relation: str = '') -> str:
 
 
 def all_captions() -> tuple[str, ...]:
-    """Every caption that an example may have, sorted: 1,158."""
+    """All 1,158 captions, sorted."""
     colours = ('', *COLOURS)
     ones = [phrase(name, colour) for name in CLASSES for colour in colours]
     several = [phrase(name, colour, count) for name in CLASSES for colour in colours for count in NUMBERS]
@@ -46,25 +43,21 @@ def all_captions() -> tuple[str, ...]:
 
 
 def make_tokenizer(folder) -> str:
-    """Writes FOLDER/tokenizer.json: one token a word of VOCABULARY, ids from 3 in its order, other words
-    <unk>, </s> at the end.
+    """Writes FOLDER/tokenizer.json and returns its path: one token per word of VOCABULARY, ids from 3.
 
-    The file is that of the tokenizers library, which has to be installed. Returns the path. Letter case and
-    punctuation do not matter for the words around it: 'A red circle.' is the words of 'a red circle' and one
-    unknown.
-    """
+    Other words become <unk>; </s> is added at the end. Letter case is ignored, and punctuation is one unknown
+    word: 'A red circle.' is 'a red circle' and <unk>. Needs the tokenizers library."""
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     except ImportError as error:
-        raise UserError(
-            'a tokenizer is made with the package tokenizers, which is not installed; install it') from error
+        raise UserError('making a tokenizer needs the package tokenizers: pip install tokenizers') from error
     ids = {word: number for number, word in enumerate((*SPECIAL, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(),
-                                                 normalizers.Strip()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>',
-                                                             special_tokens=[('</s>', ids['</s>'])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='$A </s>', special_tokens=[('</s>', ids['</s>'])])
     tokenizer.add_special_tokens(list(SPECIAL))
     path = as_path(folder) / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
