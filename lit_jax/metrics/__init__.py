@@ -1,2 +1,1 @@
-"""Numbers from features: Fréchet distance, KID, precision and recall, inception score, GenEval, and judges
-for the toys."""
+"""Scores from features: Fréchet distance, KID, precision and recall, inception score, GenEval; toy judges."""

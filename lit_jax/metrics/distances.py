@@ -1,20 +1,16 @@
-"""Nearest neighbours and neighbourhoods in two large sets of features, exact, computed in blocks of bounded
-memory.
+"""Exact nearest neighbours and neighbourhoods in two large sets of features, in blocks of bounded memory.
 
-Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for near equal rows. Yet the answers asked
-for here are comparisons, and they are those of float64: the float32 blocks, on the accelerators, only give
-every pair a lower and an upper bound. What these bounds decide is decided; the few other pairs are computed
-on the host as Σ(u - v)² in float64. So the answer depends neither on the blocks, nor on the number and kind
-of devices.
+Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for nearly equal rows. Yet the answers here
+are comparisons, and they are those of float64: float32 blocks on the accelerators only give a lower and an
+upper bound for every pair, and the few pairs that the bounds leave open are computed on the host as Σ(u - v)²
+in float64. So answers depend neither on the blocks nor on the number and kind of devices.
 
 The bounds: rows are moved by a common origin and scaled by a power of two; then a product of d terms, summed
-in any order in float32, is wrong by at most d·2⁻²⁴|u||v| (Higham 2002, §3.1), and rounding the rows adds a
-few 2⁻²⁴(|u|² + |v|²).
+in any order in float32, errs by at most d·2⁻²⁴|u||v| (Higham 2002, §3.1); rounding adds some 2⁻²⁴(|u|²+|v|²).
 
 The float16 form does the same for distances as the ADM evaluator computes them: rows, products, squared norms
-and each sum rounded to float16. In blocks of 10000 x 10000 rows whose norms could let a distance overflow it
-takes the others.
-"""
+and each sum rounded to float16. For blocks of 10000 x 10000 rows in which a distance could overflow, the
+evaluator and this module use the float32 form."""
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -28,18 +24,17 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.read_ahead import start_ahead
 
 Array = jax.Array
-ROWS, COLS = 2048, 8192       # pairs of a block: 64 MB of float32 distances
+ROWS, COLS = 2048, 8192       # pairs in a block: 64 MB of float32 distances
 ADM_BLOCK = 10000
 PAIRS = 2048                  # pairs of rows computed together on the host
-SPARE = 3                     # neighbours kept beyond those asked for; more make a second look rarer
+SPARE = 3                     # neighbours kept beyond those requested; more make second looks rarer
 HALF_MAX = 65504.0            # the largest float16
 HALF_NORMAL = 6.2e-5          # above every subnormal float16
 TINY = 1e-30                  # above what float32 loses where numbers are too small for it
 
 
 class Block(NamedTuple):
-    """Rows on a device: x [n, d], |x|² [n], and bounds of a squared radius [n] (-inf for rows that only fill
-    up)."""
+    """Rows on a device: x [n, d], |x|² [n], and bounds of a squared radius [n] (-inf for padding rows)."""
     x: Array
     norm: Array
     least: Array
@@ -47,11 +42,11 @@ class Block(NamedTuple):
 
 
 class Rows:
-    """One set of features [N, d] and how blocks of it are made."""
+    """A set of features [N, d], and its blocks."""
 
     def __init__(self, raw: np.ndarray, origin: np.ndarray, scale: float, half: bool):
         self.raw, self._origin, self.scale = raw, origin, scale
-        # The longest row of each of ADM's blocks tells which pairs of blocks stay in float16.
+        # The longest row of each of ADM's blocks decides which pairs of blocks stay in float16.
         self.longest = np.array([_longest(raw[start:start + ADM_BLOCK])
                                  for start in range(0, len(raw), ADM_BLOCK)]) if half else None
 
@@ -59,7 +54,7 @@ class Rows:
         return len(self.raw)
 
     def block(self, ids: np.ndarray, radii: np.ndarray, size: int, half: bool) -> Block:
-        """The rows `ids`, and as many empty ones as make `size`; `radii` [ids] squared."""
+        """The rows `ids`, padded to `size`, with their squared `radii`."""
         x = np.zeros((size, self.raw.shape[1]), np.float32)
         if half:
             x[:len(ids)] = self.raw[ids].astype(np.float16)
@@ -75,19 +70,14 @@ class Rows:
 
 
 class Geometry:
-    """Distances between the rows of `sets`, all [N, d] and finite; `self.sets` are what its methods take.
+    """Distances between the rows of `sets`, all [N, d] and finite; `self.sets` are arguments of its methods.
 
-    Args:
-        half: distances in float16, see above.
-        block: (rows, columns) of a block: changes speed and memory only.
-        devices: of this process, default all.
-    """
+    half: distances in float16, see above. block: (rows, columns), for speed and memory only."""
 
     def __init__(self, *sets: np.ndarray, half: bool = False, block: tuple[int, int] = (ROWS, COLS),
                  devices: Sequence | None = None):
         if min(block) < 1:
-            raise UserError(
-                f'a block of {block[0]} x {block[1]} pairs was asked for, expected at least 1 x 1')
+            raise UserError(f'got a block of {block[0]} x {block[1]} pairs, expected at least 1 x 1')
         self.half, self._shape = half, block
         self._devices = list(jax.local_devices() if devices is None else devices)
         first = sets[0]
@@ -98,8 +88,7 @@ class Geometry:
         self.sets = [Rows(rows, origin, scale, half) for rows in sets]
 
     def neighbour_distances(self, rows: Rows, k: int) -> np.ndarray:
-        """Squared distance of every row to its k-th nearest other one: float64 [N]. Needs more than k
-        rows."""
+        """Squared distance of every row to its k-th nearest other row: float64 [N], N > k."""
         if len(rows) <= k:
             raise UserError(f'{len(rows)} rows do not have {k} neighbours each; draw at least {k + 1}')
         keep, radii = k + 1 + SPARE, np.empty(len(rows))
@@ -110,7 +99,7 @@ class Geometry:
             near = np.full(low.shape, np.inf)
             near[found] = self.exact(rows, rows, np.repeat(ids, keep)[found.ravel()], columns[found])
             radii[ids] = np.sort(near, axis=1)[:, k]
-            # A pair that was not kept is at least as far as the last lower bound that was.
+            # A pair that was dropped is at least as far as the last lower bound that was kept.
             unsure.append(ids[radii[ids] > low[:, -1]])
         unsure = np.concatenate(unsure)
         if len(unsure):
@@ -120,14 +109,13 @@ class Geometry:
     def counts_within(self, rows: Rows, cols: Rows, *, row_radii: np.ndarray | None = None,
                       col_radii: np.ndarray | None = None, closed: bool = True, every: bool = True,
                       columns_first: bool = False) -> np.ndarray:
-        """How many columns lie within a squared radius of each row: int64 [rows].
+        """Number of columns within a squared radius of each row: int64 [rows].
 
         Args:
             row_radii, col_radii: a radius for each row, or for each column.
             closed: `<=`, else `<`.
-            every: count all; False only tells zero from more.
-            columns_first: the columns are the first of the two in `exact`.
-        """
+            every: False only distinguishes zero from more.
+            columns_first: the columns are the first argument of `exact`."""
         radii = [np.full(len(side), np.inf) if given is None else given
                  for side, given in ((rows, row_radii), (cols, col_radii))]
         counts = np.zeros(len(rows), np.int64)
@@ -148,11 +136,9 @@ class Geometry:
         return counts
 
     def exact(self, first: Rows, second: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """The squared distances that define every answer, of rows i of one set and rows j of another: float64
-        [pairs].
+        """The squared distances that define every answer, of rows i of one set and rows j of another.
 
-        Float16 form: Σu², Σv² and Σuv of float16 rows, each rounded; then (Σu² - 2Σuv) + Σv², rounded twice.
-        """
+        Float16 form: Σu², Σv² and Σuv of float16 rows, each rounded; then (Σu² - 2Σuv) + Σv², twice."""
         out = np.empty(len(i))
         for start in range(0, len(i), PAIRS):
             part = slice(start, start + PAIRS)
@@ -164,8 +150,7 @@ class Geometry:
         return out
 
     def _second_look(self, rows: Rows, ids: np.ndarray, limits: np.ndarray, k: int) -> np.ndarray:
-        """As `neighbour_distances`, of rows `ids`, from every pair whose lower bound does not exceed
-        `limits`."""
+        """`neighbour_distances` of rows `ids`, from every pair whose lower bound is within `limits`."""
         best = np.full((len(ids), k + 1), np.inf)
         position = np.full(len(rows), -1)
         position[ids] = np.arange(len(ids))
@@ -186,12 +171,9 @@ class Geometry:
 
     def _tiles(self, rows: Rows, cols: Rows, function: Callable, radii=None,
                ids: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list['Tile']]]:
-        """For each block of rows: their ids, and function(row block, column block, half=...) for all column
-        blocks.
+        """For each block of rows: their ids, and function(rows, columns, half=...) for all column blocks.
 
-        Column block b stays on device b modulo their number. One block of rows is computed ahead of the one
-        in use.
-        """
+        Column block b stays on device b modulo their number. The next block of rows is computed ahead."""
         row_radii, col_radii = radii or (np.full(len(rows), np.inf), np.full(len(cols), np.inf))
         ids = np.arange(len(rows)) if ids is None else ids
         height, width = min(self._shape[0], len(ids)), min(self._shape[1], len(cols))
@@ -219,15 +201,13 @@ class Geometry:
         return start_ahead(self._parts(ids, height), start, count=1)
 
     def _parts(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
-        """Runs of at most `size` ids; none reaches over the border of one of ADM's blocks where these
-        matter."""
+        """Runs of at most `size` ids; with `half`, none crosses the border of one of ADM's blocks."""
         whole = np.split(ids, np.flatnonzero(np.diff(ids // ADM_BLOCK)) + 1) if self.half else [ids]
         return [run[start:start + size] for run in whole for start in range(0, len(run), size)]
 
 
 class Tile(NamedTuple):
-    """What a function gave for one block of pairs, the first of its columns, and the scale of its squared
-    distances."""
+    """The result for one block of pairs, its first column, and the scale of its squared distances."""
     result: object
     first: int
     scale: float
@@ -250,8 +230,7 @@ def _bounds(rows: Block, cols: Block, half: bool, columns_first: bool = False) -
 
 
 def _half(x: Array, side: int) -> Array:
-    """float32 values rounded to float16; where these are subnormal, a bound of them below (-1) or above
-    (1)."""
+    """float32 values rounded to float16; subnormals become a bound below (side -1) or above (1) them."""
     rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
     return jnp.where(jnp.abs(rounded) < HALF_NORMAL, side * HALF_NORMAL, rounded)
 
@@ -267,8 +246,7 @@ def _smallest(rows: Block, cols: Block, *, keep: int, half: bool) -> tuple[Array
 @functools.partial(jax.jit, static_argnames=('closed', 'columns_first', 'half'))
 def _compare(rows: Block, cols: Block, *, closed: bool, columns_first: bool,
              half: bool) -> tuple[Array, Array, Array]:
-    """(pairs surely within the radius, of each row; [rows, cols] pairs that the bounds leave open; whether
-    there are any)."""
+    """(number of pairs surely within the radius of each row; [rows, cols] undecided pairs; whether any)."""
     low, high = _bounds(rows, cols, half, columns_first)
     inside = jnp.less_equal if closed else jnp.less
     sure = inside(high, jnp.minimum(rows.least[:, None], cols.least))
@@ -283,8 +261,7 @@ def _below(rows: Block, cols: Block, *, half: bool) -> Array:
 
 
 def _merge(tiles: list[Tile], count: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` smallest lower bounds over all tiles, unscaled, ascending, and their columns: [count,
-    keep]."""
+    """The `keep` smallest lower bounds over all tiles, unscaled, ascending, and their columns."""
     low = [np.asarray(tile.result[0])[:count].astype(np.float64) / tile.scale for tile in tiles]
     columns = [np.asarray(tile.result[1])[:count] + tile.first for tile in tiles]
     low, columns = np.concatenate(low, axis=1), np.concatenate(columns, axis=1)
@@ -296,8 +273,7 @@ def _merge(tiles: list[Tile], count: int, keep: int) -> tuple[np.ndarray, np.nda
 
 
 def _rounds(i: np.ndarray, counts: np.ndarray, ids: np.ndarray, every: bool) -> Iterator[np.ndarray]:
-    """Which of the pairs of rows i (ascending) to compute next: all, or a few a row as long as its count is
-    zero."""
+    """Which pairs of rows i (ascending) to compute next: all, or a few per row while its count is zero."""
     if every:
         yield np.arange(len(i))
         return
@@ -317,8 +293,7 @@ def _half_distances(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _fits_half(longest: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether no distance of rows up to these lengths overflows: |u - v|² <= (|u| + |v|)², with room for
-    rounding."""
+    """Whether no distance of rows of these lengths overflows: |u - v|² <= (|u| + |v|)², with a margin."""
     return np.square(longest + other) < HALF_MAX * 0.99
 
 

@@ -1,12 +1,10 @@
-"""From images to the features that scores are made of: the same bits on any devices and for any batch size.
+"""Extracts the features for scores from images: the same bits on any devices and for any batch size.
 
-Images go through the network in groups of one fixed size (`lit_jax.runtime.device_groups`). What can change a
-last bit is the kind of device, and on CPU the number of cores: XLA cuts one product differently for another
-number of threads.
+Images go through the network in groups of a fixed size (`lit_jax.runtime.device_groups`). Last bits depend on
+the kind of device, and on CPU on the number of threads, as XLA splits one product by it.
 
     extract = FeatureExtractor(load_inception())
-    features = extract.extract(images)                # uint8 [N, H, W, 3]: an array, a memory map, or parts
-                                                      one by one
+    features = extract.extract(images)            # uint8 [N, H, W, 3], or an iterable of such
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,8 +18,7 @@ GROUP = 16
 
 
 class Features(NamedTuple):
-    """Of N images in their order, float32: pool [N, D]; spatial [N, S], or None where the network has
-    none."""
+    """float32: pool [N, D]; spatial [N, S], or None if the network has none."""
     pool: np.ndarray
     spatial: np.ndarray | None
 
@@ -31,23 +28,22 @@ class FeatureExtractor:
 
     Args:
         inception: `lit_jax.convert.inception_weights.Inception`.
-        fn, params: any other network instead: fn(params, images [B, H, W, C]) -> features [B, D], or a dict
-            with 'pool' and perhaps 'spatial'. It gets the images in the dtype in which they come.
-        devices: of this process, default all of them.
-        group: images computed together. Part of the result's last bits: see above.
-    """
+        fn, params: or another network, fn(params, images [B, H, W, C]) -> features [B, D], or a dict with
+            'pool' and perhaps 'spatial'. The dtype of the images is not changed.
+        devices: of this process, default all.
+        group: images computed together; changes the last bits of features."""
 
     def __init__(self, inception=None, *, fn: Callable | None = None, params=None,
                  devices: Sequence | None = None, group: int = GROUP):
         if (inception is None) == (fn is None):
             raise UserError('FeatureExtractor takes an Inception or a function fn=..., one of the two')
         if group < 1:
-            raise UserError(f'a group holds at least one image, got group {group}')
+            raise UserError(f'group must be at least 1 image, got {group}')
         self.group, self._is_inception = group, fn is None
         options = {}
         if fn is None:
-            fn, params, options = inception.network.features, inception.params, \
-                inception.network.inference_options()
+            fn, params = inception.network.features, inception.params
+            options = inception.network.inference_options()
         self._groups = DeviceGroups(_taps(fn), params, group, devices=devices, options=options)
 
     @property
@@ -58,13 +54,10 @@ class FeatureExtractor:
         """Features of all images, in their order.
 
         Args:
-            images: [N, H, W, C], also memory-mapped, or an iterable of such arrays with any N each. Inception
-                takes uint8 with 3 channels in the order red, green, blue; a wrong order of colours cannot be
-                noticed.
-            batch_size: images on their way at once, over all devices; at least one group a device. Default:
-                two groups a device. Changes speed and memory, never a feature.
-            progress: has `add(count)`, called as images are done (`lit_jax.runtime.progress.Progress`).
-        """
+            images: [N, H, W, C], may be memory-mapped, or an iterable of such arrays of any N. Inception
+                takes uint8 RGB; a wrong order of colours is not noticed.
+            batch_size: images in flight over all devices; default two groups per device. For speed only.
+            progress: its `add(count)` is called as images are done, see `lit_jax.runtime.progress`."""
         pools, spatials = [], []
         for part in self.stream(images, batch_size, progress):
             pools.append(part.pool)
@@ -72,11 +65,11 @@ class FeatureExtractor:
         if not pools:
             raise UserError('there are no images to take features of')
         pool = np.concatenate(pools)
-        pools.clear()      # before the second array is built: the peak is one array and a half
+        pools.clear()      # so that the peak is one array and a half
         return Features(pool, None if spatials[0] is None else np.concatenate(spatials))
 
     def stream(self, images, batch_size: int = 0, progress=None) -> Iterator[Features]:
-        """As `extract`, part by part: memory for what is on its way only."""
+        """As `extract`, part by part, with memory only for images in flight."""
         waves = _regroup(self._checked(images), self._groups.batch)
         for wave, parts in self._groups.run(waves, lambda wave: wave, batch_size):
             if progress is not None:
@@ -84,10 +77,10 @@ class FeatureExtractor:
             yield Features(parts['pool'], parts.get('spatial'))
 
     def _checked(self, images) -> Iterator[np.ndarray]:
-        """The source's arrays, each checked, all of one size and dtype."""
+        """The arrays, each checked, all of one size and dtype."""
         parts = [images] if hasattr(images, 'shape') else images
         if not isinstance(parts, Iterable):
-            raise UserError(f'images come as an array [N, H, W, 3] or an iterable of such, got '
+            raise UserError('images must be an array [N, H, W, 3] or an iterable of such, got '
                             f'{type(images).__name__}')
         first = None
         for part in parts:
@@ -95,17 +88,17 @@ class FeatureExtractor:
             if self._is_inception:
                 check_images(part.shape, part.dtype)
             elif part.ndim != 4:
-                raise UserError(f'images have the shape [N, H, W, C], got {list(part.shape)}')
+                raise UserError(f'images must have the shape [N, H, W, C], got {list(part.shape)}')
             first = (part.shape[1:], part.dtype) if first is None else first
             if (part.shape[1:], part.dtype) != first:
                 raise UserError(f'images of one set have one size and dtype; the first have {list(first[0])} '
                                 f'{first[1]}, later ones {list(part.shape[1:])} {part.dtype}. Resize or crop '
-                                f'them to one size')
+                                'them')
             yield part
 
 
 def _taps(fn: Callable) -> Callable:
-    """`fn` with the features alone, by name, in float32."""
+    """`fn` with only the features, by name, in float32."""
     def run(params, images):
         found = fn(params, images)
         found = found if isinstance(found, dict) else {'pool': found}
@@ -115,7 +108,7 @@ def _taps(fn: Callable) -> Callable:
 
 
 def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The rows of `parts` in arrays of `size`, the last one perhaps smaller. Copies `size` rows at a time."""
+    """The rows of `parts` in arrays of `size`, the last one perhaps smaller; copies `size` rows at a time."""
     rest: list[np.ndarray] = []
     have = 0
     for part in parts:
@@ -133,14 +126,14 @@ def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def check_images(shape: tuple[int, ...], dtype, what: str = 'images') -> None:
-    """Raises UserError unless an array can be RGB images of bytes; `what` it is, for the message."""
+    """Raises UserError unless an array can be uint8 RGB images; `what`: its name in the message."""
     rank = len(shape)
     if rank == 4 and shape[1] == 3 and shape[3] != 3:
-        hint = 'The channels stand first: save images.transpose(0, 2, 3, 1)'
+        hint = 'The channels are first: save images.transpose(0, 2, 3, 1)'
     elif rank == 3 or rank == 4 and shape[3] == 1:
         hint = 'One image: x[None]. Shades of grey: np.repeat(x, 3, axis=-1), with a last axis of 1'
     elif rank == 4 and shape[3] == 4:
-        hint = 'Lay the fourth channel on a background and give red, green, blue'
+        hint = 'Blend the fourth channel with a background and give red, green, blue'
     elif rank != 4 or shape[3] != 3 or 0 in shape[1:]:
         hint = 'Give RGB images of one size'
     elif np.dtype(dtype) != np.uint8:

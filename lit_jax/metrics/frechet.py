@@ -1,14 +1,12 @@
-"""The Fréchet distance between two sets of features, each summed up as a Gaussian (Dowson & Landau 1982).
+"""The Fréchet distance between two sets of features, each taken as a Gaussian (Dowson & Landau 1982).
 
     d² = ‖μ₁ - μ₂‖² + tr(Σ₁) + tr(Σ₂) - 2·tr((Σ₁^½ Σ₂ Σ₁^½)^½)
 
-With Inception features this number is FID (pool features) or sFID (spatial features). The last trace is the
-sum of the singular values of Σ₁^½ Σ₂^½. With Σ = V diag(λ) Vᵀ these are the singular values of diag(√λ₁)
-V₁ᵀV₂ diag(√λ₂), which needs no root of a matrix and no product that squares small values away. Directions in
-which a set has no spread are left out: an eigenvalue below the rounding of the largest counts as zero, where
-its root would be 1e-8 of the largest. So fewer samples than dimensions need no special case, and no small
-multiple of the identity is added. All in float64 numpy on the host.
-"""
+With Inception features this is FID (pool features) or sFID (spatial features). The last trace is the sum of
+the singular values of Σ₁^½ Σ₂^½. With Σ = V diag(λ) Vᵀ these are the singular values of diag(√λ₁) V₁ᵀV₂
+diag(√λ₂), which needs no matrix root and no product in which small values vanish. Directions without spread
+are left out: an eigenvalue below the rounding error of the largest counts as zero, as its root would be 1e-8
+of the largest. So fewer samples than dimensions are no special case. float64 on the host."""
 from typing import NamedTuple
 
 import numpy as np
@@ -18,26 +16,23 @@ from lit_jax.runtime.errors import UserError
 
 
 class Statistics(NamedTuple):
-    """Mean [d] and unbiased covariance [d, d] of a set of features, float64; how many features, where that is
-    known."""
+    """Mean [d] and unbiased covariance [d, d] of features, float64, and their number if known."""
     mean: np.ndarray
     cov: np.ndarray
     count: int | None = None
 
 
 class RunningStatistics:
-    """Statistics of features that come in parts, of any sizes and from any host: `add` each part, or `merge`
-    two of these.
+    """Statistics of features in parts of any sizes, from any hosts: `add` parts, and `merge` results.
 
     Every part is centred by its own mean, and parts are joined by the pairwise update of Chan, Golub &
-    LeVeque (1979), so a mean far from zero costs no digits. Memory: one [d, d] float64 matrix.
-    """
+    LeVeque (1979), so a mean far from zero costs no digits. Memory: one [d, d] float64 matrix."""
 
     def __init__(self):
         self.count, self.mean, self.scatter = 0, None, None
 
     def add(self, features) -> None:
-        """Features [n, d], n >= 1. UserError as `check_features` says, or for another d than before."""
+        """Features [n, d], n >= 1. UserError as for `check_features`, or for another d than before."""
         features = check_features(features, least=1)
         for start in range(0, len(features), CHUNK):
             part = features[start:start + CHUNK].astype(np.float64)
@@ -46,15 +41,13 @@ class RunningStatistics:
             self._join(len(part), mean, part.T @ part)
 
     def merge(self, other: 'RunningStatistics') -> None:
-        """Adds everything that `other` has seen."""
+        """Adds the features that `other` was given."""
         if other.count:
             self._join(other.count, other.mean, other.scatter)
 
     def result(self) -> Statistics:
-        """Of at least two features."""
         if self.count < 2:
-            raise UserError(
-                f'a covariance needs at least 2 feature rows, got {self.count}; draw more samples')
+            raise UserError(f'a covariance needs at least 2 features, got {self.count}; draw more samples')
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count)
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
@@ -71,11 +64,10 @@ class RunningStatistics:
 
 
 def statistics(features: np.ndarray, float32_mean: bool = False) -> Statistics:
-    """Statistics of features [N, d], N >= 2. UserError as `check_features` says.
+    """Statistics of features [N, d], N >= 2. UserError as for `check_features`.
 
-    float32_mean: take the mean as the ADM evaluator does, as numpy's mean of float32 values in float32. It
-        moves FID by about 1e-7 of its value; the covariance is float64 either way.
-    """
+    float32_mean: as in the ADM evaluator, take the mean in float32 with numpy. Moves FID by about 1e-7 of its
+        value; the covariance is float64 either way."""
     features = check_features(features)
     running = RunningStatistics()
     running.add(features)
@@ -99,8 +91,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _factor(stats: Statistics) -> np.ndarray:
-    """F [d, r] with F Fᵀ = Σ and r its rank, in float64: eigenvectors times the roots of their
-    eigenvalues."""
+    """F [d, r] with F Fᵀ = Σ and r its rank, float64: eigenvectors times roots of eigenvalues."""
     values, vectors = np.linalg.eigh((stats.cov + stats.cov.T) / 2)
     keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
@@ -110,7 +101,7 @@ def _check_statistics(stats: Statistics) -> None:
     mean, cov = np.shape(stats.mean), np.shape(stats.cov)
     if len(mean) != 1 or cov != mean * 2:
         raise UserError(f'statistics have a mean of shape {mean} and a covariance of shape {cov}, expected '
-                        f'[d] and [d, d]; see that the reference file is one of this kind')
+                        '[d] and [d, d]; check that the reference file has statistics')
     if not (np.isfinite(stats.mean).all() and np.isfinite(stats.cov).all()):
         raise UserError('the mean or the covariance is not finite; compute the statistics again from finite '
                         'features')

@@ -1,10 +1,8 @@
-"""The kernel distance, KID with pool features and sKID with spatial ones: an unbiased estimate of the squared
+"""The kernel distance, KID for pool features and sKID for spatial ones: an unbiased estimate of the squared
 maximum mean discrepancy under k(x, y) = (x·y/d + 1)³ (Bińkowski et al. 2018), averaged over random subsets.
-It may be negative.
 
-Subsets are drawn as torch-fidelity draws them: numpy's RandomState of one seed; for each subset first the
-samples, then the reference, without replacement. float64 on the host, one subset at a time.
-"""
+The score may be negative. Subsets are drawn as in torch-fidelity: numpy's RandomState of one seed; for each
+subset first the samples, then the reference, without replacement. float64 on the host, in turn."""
 import numpy as np
 
 from lit_jax.metrics.checks import check_pair
@@ -17,17 +15,15 @@ def kernel_distance(samples, reference, *, subsets: int = SUBSETS, subset_size: 
                     seed: int = SEED) -> tuple[float, float]:
     """(mean, population standard deviation) over subsets, for features [N, d] and [M, d].
 
-    UserError if a set has fewer rows than `subset_size`: give a smaller size and say so beside the score. The
-    mean estimates the same number whatever the size; only its noise grows.
-    """
+    UserError if a set has fewer rows than `subset_size`: give a smaller size and report it with the score.
+    The mean estimates the same number for any size, with more noise for smaller ones."""
     samples, reference = check_pair(samples, reference)
     smallest = min(len(samples), len(reference))
     if subsets < 1 or subset_size < 2:
         raise UserError(f'got {subsets} subsets of {subset_size}, expected at least 1 of at least 2')
     if subset_size > smallest:
-        raise UserError(f'subsets of {subset_size} were asked for, but there are {len(samples)} samples and '
-                        f'{len(reference)} reference rows; draw more, or pass subset_size={smallest} and '
-                        f'report that')
+        raise UserError(f'subsets of {subset_size} do not fit {len(samples)} samples and {len(reference)} '
+                        f'reference rows; draw more, or pass subset_size={smallest} and report that')
     rng = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):

@@ -1,15 +1,13 @@
-"""How much of a set of samples looks real, and how much of the real set they cover, by neighbourhoods of
-features.
+"""Precision, recall, density and coverage: how real samples look and how much of the real set they cover.
 
-Precision and recall (Kynkäänniemi et al. 2019) as the ADM evaluator takes them: around every row lies a ball
-that reaches to its 3rd nearest other row of its own set. Precision is the share of samples in at least one
-reference ball, recall the share of reference rows in at least one sample ball; a row on the rim is in the
-ball. The two sets need not be of one size (ADM: 10000 reference images, 50000 samples). Density and coverage
-(Naeem et al. 2020) take balls around reference rows only, by default to the 5th neighbour, and a row on the
-rim is not in the ball, as in their authors' package.
+Precision and recall (Kynkäänniemi et al. 2019) as in the ADM evaluator: around every row is a ball that
+reaches to its 3rd nearest other row of its own set. Precision is the share of samples in at least one
+reference ball, recall the share of reference rows in at least one sample ball; a row on the surface is in the
+ball. The sets may differ in size (ADM: 10000 reference images, 50000 samples). Density and coverage (Naeem et
+al. 2020) use balls around reference rows only, by default to the 5th neighbour, and a row on the surface is
+not in the ball, as in the authors' package.
 
-Counts are those of float64 for any block size and any devices, see `lit_jax.metrics.distances`.
-"""
+Counts are those of float64 for any block size and any devices, see `lit_jax.metrics.distances`."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,14 +32,11 @@ class DensityCoverage(NamedTuple):
 def precision_recall(samples, reference, *, neighbours: int = 3, mode: str = 'float32',
                      block: tuple[int, int] = (ROWS, COLS),
                      devices: Sequence | None = None) -> PrecisionRecall:
-    """Of features [N, d] and [M, d], each with more rows than `neighbours`.
+    """Precision and recall of features [N, d] and [M, d], each with more rows than `neighbours`.
 
     mode: 'float32' gives the exact counts. 'adm_float16' rounds distances to float16 as the ADM evaluator
         does, for comparison with published numbers: both scores move by up to half a percent, in either
-        direction. The order in which TensorFlow adds float16 is not known, so a sample or two may differ from
-        it.
-    block, devices: speed and memory only.
-    """
+        direction. As the order in which TensorFlow adds float16 is unknown, a sample or two may differ."""
     if mode not in MODES:
         raise UserError(f'mode is {mode!r}, expected one of {", ".join(MODES)}')
     samples, reference = check_pair(samples, reference, _least(neighbours))
@@ -57,8 +52,7 @@ def precision_recall(samples, reference, *, neighbours: int = 3, mode: str = 'fl
 
 def density_coverage(samples, reference, *, neighbours: int = 5, block: tuple[int, int] = (ROWS, COLS),
                      devices: Sequence | None = None) -> DensityCoverage:
-    """Density: reference balls around a sample, on average, over `neighbours`. Coverage: the share of balls
-    with a sample."""
+    """Density: reference balls per sample, over `neighbours`. Coverage: share of balls with a sample."""
     samples, reference = check_pair(samples, reference, _least(neighbours))
     geometry = Geometry(reference, samples, block=block, devices=devices)
     real, fake = geometry.sets

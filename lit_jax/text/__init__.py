@@ -1,1 +1,1 @@
-"""From captions to the features that a text-to-image model is conditioned on."""
+"""Captions as tokens and as features, the input of text-to-image models."""

@@ -1,4 +1,4 @@
-"""Captions -> features, batch by batch."""
+"""Encodes captions to features in batches."""
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Features:
-    """What a text-to-image model is conditioned on.
+    """Features of captions, the input of a text-to-image model.
 
-    text: numpy [B, L, C] in the encoder's compute dtype, padded rows as the network gives them. mask: int32
-        [B, L].
-    truncated: numbers of the captions that were longer than L tokens.
-    """
+    text: numpy [B, L, C] in the encoder's compute dtype; padding rows are as the network computes them. mask:
+    int32 [B, L]. truncated: indices of captions longer than L tokens."""
     text: np.ndarray
     mask: np.ndarray
     truncated: list[int] = field(default_factory=list)
@@ -28,10 +26,8 @@ def encode_captions(encoder, captions: Sequence[str], length: int, batch_size: i
 
     Args:
         encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`.
-        length: tokens a caption is padded or cut to (300 for PixArt-Σ).
-        batch_size: captions at a time, by default at most 8. All batches have this size (the last is filled
-            with empty captions), so one program is compiled.
-    """
+        length: tokens to which captions are padded or cut (300 for PixArt-Σ).
+        batch_size: captions at a time, default at most 8. The last batch is padded with empty captions."""
     if not captions:
         raise UserError('there are no captions to encode')
     tokens = encoder.tokenizer.encode(captions, length)
@@ -49,8 +45,8 @@ def encode_captions(encoder, captions: Sequence[str], length: int, batch_size: i
 
 
 def truncation_notice(captions: Sequence[str], truncated: Sequence[int], length: int) -> str:
-    """One line that says which captions were cut, the first few by their beginning."""
+    """One line about captions that were cut, with the beginning of the first ones."""
     shown = ', '.join(f'"{captions[i].strip()[:40]}..."' for i in truncated[:3])
     more = f' and {len(truncated) - 3} more' if len(truncated) > 3 else ''
-    return (f'{len(truncated)} of {len(captions)} captions are longer than {length - 1} tokens; what comes '
-            f'after is not read: {shown}{more}')
+    return (f'{len(truncated)} of {len(captions)} captions are longer than {length - 1} tokens; the rest of '
+            f'them is not read: {shown}{more}')

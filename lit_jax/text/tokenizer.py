@@ -1,10 +1,8 @@
-"""Captions -> token ids, as T5 reads them.
+"""Captions -> token ids, as in T5.
 
-Two forms of one tokenizer are understood: `tokenizer.json` (the tokenizers library) and `spiece.model`
-(sentencepiece). They give the same ids; the first knows special tokens that stand in a caption
-(`<extra_id_0>`), the second reads them as text. Libraries are imported where they are used: a model for class
-labels needs neither.
-"""
+Reads `tokenizer.json` (the tokenizers library) and `spiece.model` (sentencepiece). They give the same ids,
+except that only the first knows special tokens in a caption (`<extra_id_0>`). The libraries are imported
+where they are used: models with class labels need neither."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,40 +11,35 @@ import numpy as np
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path
 
-PAD, END, UNKNOWN = 0, 1, 2               # ids of every T5 and mT5
+PAD, END, UNKNOWN = 0, 1, 2               # ids in every T5 and mT5
 FILES = ('tokenizer.json', 'spiece.model')
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Captions as ids and mask int32 [B, L] (1 = token, 0 = padding), and which ones were cut."""
+    """ids and mask, int32 [B, L] (mask: 1 token, 0 padding), and the indices of captions that were cut."""
     ids: np.ndarray
     mask: np.ndarray
     truncated: list[int]
 
 
 def clean_caption(caption: str) -> str:
-    """The caption as PixArt-Σ and diffusers give it to the tokenizer: lower case, without space at its ends.
+    """The caption as PixArt-Σ and diffusers tokenize it: lower case, without space at its ends.
 
-    Halves of surrogate pairs, which no encoding can write, become question marks.
-    """
+    Unpaired surrogates, which cannot be encoded, become question marks."""
     return caption.encode('utf-8', 'replace').decode().strip().lower()
 
 
 class Tokenizer:
-    """A tokenizer that was read from its file.
-
-    Attributes:
-        file: 'tokenizer.json' or 'spiece.model'. content: its bytes. size: how many ids it may give.
-    """
+    """A tokenizer from the `content` (bytes) of `file`, which is one of FILES. size: number of ids."""
 
     def __init__(self, file: str, content: bytes, source: str | None = None):
         if file not in FILES:
             raise UserError(f'{source or file} is no tokenizer that lit_jax reads; known: {", ".join(FILES)}')
         self.file, self.content = file, content
         source = source or file
-        self._ids, self.size, special = (_open_json if file == FILES[0]
-                                         else _open_sentencepiece)(content, source)
+        open_file = _open_json if file == FILES[0] else _open_sentencepiece
+        self._ids, self.size, special = open_file(content, source)
         for name, want in (('<pad>', PAD), ('</s>', END), ('<unk>', UNKNOWN)):
             if special[name] != want:
                 found = 'is not there' if special[name] is None else f'has the id {special[name]}'
@@ -57,7 +50,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder) -> 'Tokenizer':
-        """The tokenizer in `folder`, local or in a bucket; tokenizer.json where both files are."""
+        """The tokenizer in a local or remote `folder`; tokenizer.json if it has both files."""
         folder = as_path(folder)
         for name in FILES:
             if (folder / name).is_file():
@@ -67,13 +60,11 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], length: int) -> Tokens:
         """Each caption, cleaned, as `length` ids: its tokens, the end token, padding.
 
-        A caption of more than `length` - 1 tokens is cut; its last token is the end token all the same. An
-        empty one is the end token alone.
-        """
+        Longer captions are cut and keep the end token; an empty one is the end token alone."""
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
             raise UserError(f'captions must be a list of texts, got {captions!r:.80}')
         if length < 1:
-            raise UserError(f'captions need room for at least the end token, got a length of {length}')
+            raise UserError(f'length must be at least 1, for the end token, got {length}')
         ids_BL, mask_BL = (np.zeros((len(captions), length), np.int32) for _ in range(2))
         truncated = []
         for row, caption in enumerate(captions):
@@ -86,7 +77,7 @@ class Tokenizer:
 
 
 def missing_tokenizer(*folders) -> str:
-    """What to say when none of the folders holds a tokenizer."""
+    """The message for folders without a tokenizer."""
     where = ' or '.join(str(folder) for folder in folders)
     return (f'there is no tokenizer in {where}: expected {FILES[0]} or {FILES[1]}. Get it from where the '
             f'text encoder is from (diffusers pipelines have a folder tokenizer/ beside text_encoder/)')
@@ -97,19 +88,21 @@ def _open_json(content: bytes, source: str):
     try:
         import tokenizers
     except ImportError as error:
-        raise UserError(
-            f'reading {source} needs the package tokenizers: pip install tokenizers') from error
+        raise UserError(f'{source} needs the package tokenizers: pip install tokenizers') from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:      # the library raises nothing narrower
-        raise UserError(
-            f'{source} is damaged, or no file of the tokenizers library ({error}); get it again') from error
-    # The file may ask for a length of its own.
+        raise UserError(f'{source} is damaged, or no file of the tokenizers library ({error}); download it '
+                        'again') from error
+    # The file may set a length of its own.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {name: tokenizer.token_to_id(name) for name in ('<pad>', '</s>', '<unk>')}
-    return lambda text: tokenizer.encode(text,
-                                         add_special_tokens=False).ids, tokenizer.get_vocab_size(), special
+
+    def read(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return read, tokenizer.get_vocab_size(), special
 
 
 def _open_sentencepiece(content: bytes, source: str):
@@ -117,8 +110,7 @@ def _open_sentencepiece(content: bytes, source: str):
     try:
         import sentencepiece
     except ImportError as error:
-        raise UserError(
-            f'reading {source} needs the package sentencepiece: pip install sentencepiece') from error
+        raise UserError(f'{source} needs the package sentencepiece: pip install sentencepiece') from error
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)

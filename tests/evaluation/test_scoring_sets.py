@@ -50,7 +50,7 @@ def test_a_block_at_a_time_is_in_memory(tmp_path, save):
 
 @pytest.mark.parametrize('array, message', [
     (image_set().astype(np.float32), r'float32 \[40, 8, 8, 3\]; expected uint8(.|\n)*np.clip\(127.5'),
-    (image_set().transpose(0, 3, 1, 2), r'channels stand first: save images.transpose\(0, 2, 3, 1\)'),
+    (image_set().transpose(0, 3, 1, 2), r'channels are first: save images.transpose\(0, 2, 3, 1\)'),
     (image_set()[0], r'uint8 \[8, 8, 3\]; expected'),
     (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
     (image_set(0), 'holds no image'), (image_set().astype(np.int64), 'int64'),

@@ -131,7 +131,7 @@ U8 = np.zeros((2, 32, 32, 3), np.uint8)
 
 @pytest.mark.parametrize('images, words', [
     (U8.astype(np.float32), 'float32 .*; expected uint8.*round them'),
-    (U8.astype(np.int64), 'images: int64'), (U8.transpose(0, 3, 1, 2), 'channels stand first'),
+    (U8.astype(np.int64), 'images: int64'), (U8.transpose(0, 3, 1, 2), 'channels are first'),
     (U8[0], 'One image'), (U8[..., :1], 'Shades of grey'), (U8[..., 0], 'Shades of grey'),
     (U8[..., [0, 1, 2, 0]], 'fourth channel'), (U8[..., :2], r'uint8 \[2, 32, 32, 2\]'),
     (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
@@ -146,5 +146,5 @@ def test_wrong_calls(inception):
         FeatureExtractor(inception, fn=small)
     with pytest.raises(UserError, match='one of the two'):
         FeatureExtractor()
-    with pytest.raises(UserError, match='at least one image'):
+    with pytest.raises(UserError, match='group must be at least 1'):
         FeatureExtractor(inception, group=0)

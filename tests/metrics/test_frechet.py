@@ -181,7 +181,7 @@ def test_more_rows_than_a_chunk_are_summed_whole():
 
 def test_running_statistics_refuse_what_does_not_fit():
     running = RunningStatistics()
-    with pytest.raises(UserError, match='at least 2 feature rows, got 0'):
+    with pytest.raises(UserError, match='at least 2 features, got 0'):
         running.result()
     running.add(features(0, 5, 3))
     with pytest.raises(UserError, match='4 dimensions, the ones before 3'):

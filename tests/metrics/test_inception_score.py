@@ -105,5 +105,5 @@ def test_unusable_input_is_refused(pool, kernel, options, text):
 
 
 def test_labels_of_another_shape_are_refused():
-    with pytest.raises(UserError, match='one class index an image'):
+    with pytest.raises(UserError, match='one class index per image'):
         sorted_by_class(np.zeros((4, 2)))

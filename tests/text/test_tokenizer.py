@@ -85,7 +85,7 @@ def test_no_captions(ours):
 
 @pytest.mark.parametrize('captions, length, words',
                          [('one text', 5, 'list of texts'), ([None], 5, 'list of texts'),
-                          (['a'], 0, 'room for at least')])
+                          (['a'], 0, 'length must be at least 1')])
 def test_wrong_calls_are_named(ours, captions, length, words):
     with pytest.raises(UserError, match=words):
         ours.encode(captions, length)

@@ -1,9 +1,7 @@
-"""What finds objects in an image: the interface, images cut to one object, and detections read from a file.
+"""Object detectors: the interface, crops of one object, and detections read from a file.
 
-Any object with the two methods of `Detector` can be scored with: the network of the published numbers
-(`mask2former`), detections that were found elsewhere (`StoredDetections`), or exact knowledge of what was
-drawn.
-"""
+Any object with the two methods of `Detector` can be used: the network of the published numbers
+(`mask2former`), stored detections (`StoredDetections`), or an exact detector for rendered images."""
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -18,16 +16,15 @@ OUTSIDE = '#999'      # colour of everything that is not the object
 
 
 class Pixels(NamedTuple):
-    """name: relative to the folder that is scored, as 00012/samples/0003.png; image: uint8 RGB [H, W, 3]."""
+    """name: relative to the scored folder, as 00012/samples/0003.png; image: uint8 RGB [H, W, 3]."""
     name: str
     image: np.ndarray
 
 
 class Detection(NamedTuple):
-    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] of its pixels, or
-    None.
+    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] or None.
 
-    colour: for detectors that know it at once."""
+    colour: from detectors that find it at the same time."""
     class_name: str
     box: tuple[float, float, float, float]
     confidence: float = 1.0
@@ -40,13 +37,11 @@ class Detector(Protocol):
         """All objects in an image, of all classes, in any order; thresholds are applied by the scoring."""
 
     def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> Sequence[str]:
-        """The colour of each of these objects, all of one class: one of `prompts.COLOURS`, or another
-        word."""
+        """The colour of each of these objects of one class: one of `prompts.COLOURS`, or another word."""
 
 
 def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
-    """The box of an object, uint8 [h, w, 3], all outside its mask in #999; corners rounded to whole
-    pixels."""
+    """The box of an object, uint8 [h, w, 3], rounded to whole pixels, with #999 outside its mask."""
     pixels = Image.fromarray(image)
     if detection.mask is not None:
         if detection.mask.shape != image.shape[:2]:
@@ -59,19 +54,17 @@ def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
 
 
 class StoredDetections:
-    """Detections from a file of JSON lines, one an image:
+    """Detections from a file with one JSON object per line and image, see `store_detections`:
 
-        {"image": "00000/samples/0000.png", "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence":
-        0.9}]}
+        {"image": "00000/samples/0000.png",
+         "detections": [{"class": "cat", "box": [0, 0, 9, 9], "confidence": 0.9}]}
 
-    Objects of a class whose colour is asked for have "color" as well. `run.store_detections` writes such a
-    file.
-    """
+    "color" is also needed for classes of which a prompt asks for the colour."""
 
     def __init__(self, path):
         self._path = as_path(path)
         if not self._path.is_file():
-            raise UserError(f'{path} is not there; give a file of detections, one JSON object a line')
+            raise UserError(f'{path} does not exist; give a file of detections, one JSON object per line')
         self._found = {}
         for number, line in enumerate(self._path.read_text().splitlines(), 1):
             if line.strip():
@@ -81,13 +74,13 @@ class StoredDetections:
     def detect(self, image: Pixels) -> list[Detection]:
         if image.name not in self._found:
             raise UserError(f'{self._path} has no detections of {image.name}; find them in the same folder '
-                            f'of images')
+                            'of images')
         return self._found[image.name]
 
     def colours(self, image: Pixels, detections: Sequence[Detection], class_name: str) -> list[str]:
         if any(detection.colour is None for detection in detections):
-            raise UserError(f'{self._path} does not say the colour of each {class_name} in {image.name}; '
-                            'add "color" to these detections')
+            raise UserError(f'{self._path} lacks the colour of a {class_name} in {image.name}; add "color" '
+                            'to these detections')
         return [detection.colour for detection in detections]
 
 
@@ -107,8 +100,8 @@ def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
         return str(entry['image']), [_read_detection(found) for found in entry['detections']]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not a line of detections ({type(error).__name__}: {error}); expected '
-                        f'{{"image": NAME, "detections": [{{"class": NAME, "box": [left, top, right, '
-                        f'bottom], "confidence": 0.9}}]}}') from error
+                        '{"image": NAME, "detections": [{"class": NAME, "box": [left, top, right, bottom], '
+                        '"confidence": 0.9}]}') from error
 
 
 def _read_detection(found: Mapping) -> Detection:

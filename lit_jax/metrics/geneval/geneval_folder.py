@@ -1,5 +1,5 @@
-"""A folder of images scored: OUT/00000/metadata.jsonl beside OUT/00000/samples/0000.png, as
-`prompts.write_prompts` lays it out and as GenEval's own scripts do."""
+"""Scores a folder of images, OUT/00000/samples/0000.png beside OUT/00000/metadata.jsonl, as laid out by
+`write_prompts` and by GenEval's own scripts."""
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -15,16 +15,15 @@ from lit_jax.runtime.paths import as_path, write_text_atomic
 
 __all__ = ['score_folder', 'store_detections', 'write_prompts']
 
-IMAGES = 4          # of each prompt, in published numbers
+IMAGES = 4          # per prompt in published numbers
 
 
 def score_folder(folder, detector: Detector, progress: Callable[[int, int], None] | None = None) -> dict:
-    """What `scoring.summarise` returns, and `notes` (why this is not a published GenEval number, if so), and
-    `results`: for each image its name, task, prompt, whether it is correct, and why not.
+    """`rules.summarise` of the images, with `notes` (why this is no published GenEval number, if so) and
+    `results`: name, task, prompt, correctness and reasons of each image.
 
     progress: called with (prompts done, prompts in all).
-    UserError if the folder has no such layout, or an image cannot be read.
-    """
+    UserError if the folder has another layout, or an image cannot be read."""
     prompts = read_prompts(folder)
     results, counts = [], []
     for done, (number, prompt) in enumerate(prompts.items(), 1):
@@ -37,18 +36,16 @@ def score_folder(folder, detector: Detector, progress: Callable[[int, int], None
         if progress:
             progress(done, len(prompts))
     if not results:
-        raise UserError(f'{folder} has {len(prompts)} prompts and no image; they are expected as '
-                        f'{next(iter(prompts))}/samples/0000.png')
+        raise UserError(f'{folder} has {len(prompts)} prompts and no image; put images into '
+                        f'{next(iter(prompts))}/samples/0000.png and so on')
     return summarise(results) | {'notes': _notes(prompts, counts, results), 'results': results}
 
 
 def store_detections(folder, detector: Detector, out) -> int:
-    """Writes what a detector finds in a folder as the lines that `StoredDetections` reads; returns the number
-    of images.
+    """Writes the detections in a folder for `StoredDetections`; returns the number of images.
 
-    So the network may run on one machine, once, and scores be taken elsewhere. Colours are found for the
-    classes whose colour the prompt asks for.
-    """
+    So the network can run once on one machine, and scores be computed elsewhere. Colours are found for
+    classes of which the prompt asks for the colour."""
     lines = []
     for number, prompt in read_prompts(folder).items():
         coloured = {wanted['class'] for wanted in prompt['include'] if 'color' in wanted}
@@ -59,7 +56,7 @@ def store_detections(folder, detector: Detector, out) -> int:
                 colours = detector.colours(image, objects[name], name)
                 objects[name] = [one._replace(colour=colour)
                                  for one, colour in zip(objects[name], colours, strict=True)]
-            # Lowest confidence first: of equal ones, the later counts first.
+            # Lowest confidence first: of equal ones, the later one is used first.
             lines.append(detection_line(image.name,
                                         [one for kept in objects.values() for one in reversed(kept)]))
     write_text_atomic(as_path(out), ''.join(lines))
@@ -67,11 +64,11 @@ def store_detections(folder, detector: Detector, out) -> int:
 
 
 def read_prompts(folder) -> dict[str, dict]:
-    """Name of each numbered folder -> its prompt."""
+    """{name of each numbered folder: its prompt}."""
     root = as_path(folder)
     if not root.is_dir():
         raise UserError(f'{folder} is not a folder; make the prompts first, draw their images, and give that '
-                        f'folder')
+                        'folder')
     names = sorted((path.name for path in root.iterdir() if path.name.isdigit() and path.is_dir()), key=int)
     if not names:
         raise UserError(f'{folder} has no folders 00000, 00001, ...; make the prompts first')
@@ -88,8 +85,7 @@ def read_images(folder, number: str) -> Iterator[Pixels]:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO((samples / name).read_bytes())))
             yield Pixels(f'{number}/samples/{name}', np.asarray(image.convert('RGB')))
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(
-                f'{samples / name} is not an image that can be read ({error}); draw it again') from error
+            raise UserError(f'{samples / name} is not a readable image ({error}); draw it again') from error
 
 
 def _read_prompt(path) -> dict:
@@ -104,8 +100,7 @@ def _read_prompt(path) -> dict:
                 raise ValueError('a position that refers to no earlier object')
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f'{path} is not the description of a prompt ({type(error).__name__}: {error}); '
-                        f'expected one JSON object with tag, include and prompt; make the prompts again'
-                        ) from error
+                        'expected a JSON object with tag, include and prompt; make it again') from error
     return prompt
 
 

@@ -1,10 +1,8 @@
-"""The 553 prompts of GenEval, made by their rule: random draws with one seed, equal ones dropped.
+"""The 553 prompts of GenEval, made by its rule: random draws with one seed, without duplicates.
 
-Each prompt is a dict: `tag` (its task), `include` (objects that must be there: class, count, and color or
-position), `exclude` (class and the count that is too many), `prompt`. A position is [relation, index of the
-object it refers to]. Names, order of draws and order of keys are those of the published files
-(djghosh13/geneval), which come out byte by byte.
-"""
+A prompt is a dict: `tag` (its task), `include` (required objects: class, count, and color or position),
+`exclude` (class and the count that is too many), `prompt`. A position is [relation, index of the object it
+refers to]. Names, order of draws and of keys are those of the published files (djghosh13/geneval)."""
 import json
 from functools import cache
 
@@ -13,12 +11,12 @@ import numpy as np
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
 SEED = 43
-DRAWS = 100           # a task, before equal prompts are dropped
+DRAWS = 100           # per task, before duplicates are dropped
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 RELATIONS = ('left of', 'right of', 'above', 'below')
 NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
-# The classes of COCO in their order; mouse, remote and keyboard say what they are of.
+# The classes of COCO in their order; mouse, remote and keyboard got a qualifier.
 CLASSES = tuple((
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
     'stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,'
@@ -34,7 +32,7 @@ PROMPTS_FILE, METADATA_FILE = 'generation_prompts.txt', 'evaluation_metadata.jso
 
 @cache
 def make_prompts() -> tuple[dict, ...]:
-    """The list, in file order. Not to be changed: it is made once."""
+    """The prompts in file order. Shared by all callers: do not change them."""
     rng = np.random.default_rng(SEED)
     singles = [_single(name) for name in _names(rng, len(CLASSES))]
     drawn = singles + [make(rng) for make in (_two, _counting, _colour, _position, _colours)
@@ -43,21 +41,20 @@ def make_prompts() -> tuple[dict, ...]:
 
 
 def metadata_text() -> str:
-    """One JSON object a line."""
+    """One JSON object per line."""
     return ''.join(json.dumps(prompt) + '\n' for prompt in make_prompts())
 
 
 def prompts_text() -> str:
-    """One prompt a line."""
+    """One prompt per line."""
     return ''.join(prompt['prompt'] + '\n' for prompt in make_prompts())
 
 
 def write_prompts(out) -> int:
-    """Writes the list and the folders that images go to; returns how many prompts there are.
+    """Writes the prompts and makes the folders for images; returns the number of prompts.
 
     OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl;
-    its images go to OUT/00000/samples/0000.png and so on, four of each prompt in published numbers.
-    """
+    its images belong in OUT/00000/samples/0000.png and so on, four per prompt for published numbers."""
     out = as_path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text_atomic(out / PROMPTS_FILE, prompts_text())
@@ -119,7 +116,7 @@ def _colour(rng) -> dict:
 
 
 def _position(rng) -> dict:
-    """The second object stands first in the list: the first one refers to it."""
+    """The second object is first in the list, as the other one refers to it."""
     a, b = _names(rng, 2)
     relation = _one_of(rng, RELATIONS)
     return _prompt('position', [_object(b), _object(a, position=[relation, 0])],

@@ -1,13 +1,11 @@
-"""The detector of the published GenEval numbers: Mask2Former finds objects, CLIP names their colours.
-PyTorch, optional.
+"""The detector of the published GenEval numbers: Mask2Former and CLIP, in PyTorch (optional).
 
-Its packages (the extra geneval) are old and want an environment of their own: let
-`run.store_detections` write there what they find, and score that anywhere.
+Its packages (the extra geneval) are old and need an environment of their own: run `store_detections` there,
+and score the stored detections anywhere.
 
 Detector: mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco of MMDetection 2.x, with its config and its checkpoint
-of that version: with a checkpoint of 3.x most weights stay random, scores are near 0, and no error is raised.
-Colours: CLIP ViT-L-14 of OpenAI, three sentences for each colour, their features averaged.
-"""
+of that version. With a checkpoint of 3.x most weights stay random and scores are near 0, without an error.
+Colours: CLIP ViT-L-14 of OpenAI, three sentences per colour, their features averaged."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +22,12 @@ SENTENCES = ('a photo of a {colour} {name}', 'a photo of a {colour}-colored {nam
 
 
 class Mask2Former:
-    """A `Detector`. config: the .py file of the network; checkpoint: its .pth file; device: as torch names
-    it."""
+    """A `Detector`. config: the network's .py file; checkpoint: its .pth file; device: torch's name."""
 
     def __init__(self, config: str, checkpoint: str, device: str = 'cuda'):
         for path, what in ((config, 'config of the network (.py)'), (checkpoint, 'checkpoint (.pth)')):
             if not Path(path).is_file():
-                raise UserError(f'{path} is not there; give the {what} of MMDetection 2.x')
+                raise UserError(f'{path} does not exist; give the {what} of MMDetection 2.x')
         self._torch, mmdet_apis, open_clip = _imports()
         self._detect = mmdet_apis.inference_detector
         self._detector = mmdet_apis.init_detector(config, checkpoint, device=device)
@@ -43,11 +40,11 @@ class Mask2Former:
     def detect(self, image: Pixels) -> list[Detection]:
         found = self._detect(self._detector, np.ascontiguousarray(image.image[..., ::-1]))     # BGR
         if not isinstance(found, tuple):
-            raise UserError('the detector gave no (boxes, masks), as MMDetection 2.x does; install that '
+            raise UserError('the detector returned no (boxes, masks), as MMDetection 2.x does; install that '
                             'version, and the config and the checkpoint that belong to it')
         boxes, masks = found
         if len(boxes) != len(CLASSES):
-            raise UserError(f'the detector knows {len(boxes)} classes, expected the {len(CLASSES)} of COCO; '
+            raise UserError(f'the detector has {len(boxes)} classes, expected the {len(CLASSES)} of COCO; '
                             'give mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco')
         return [Detection(name, tuple(float(x) for x in box[:4]), float(box[4]), np.asarray(mask, bool))
                 for name, of_class, masks_of_class in zip(CLASSES, boxes, masks, strict=True)
@@ -62,7 +59,7 @@ class Mask2Former:
         return [COLOURS[int(index)] for index in best]
 
     def _features_of_colours(self, name: str):
-        """[colours, d]: the mean of each colour's sentences, all of length 1."""
+        """[colours, d]: the mean over each colour's sentences, normalised."""
         if name not in self._colour_features:
             rows = []
             for colour in COLOURS:
@@ -80,6 +77,6 @@ def _imports():
         import open_clip
         import torch
     except ImportError as error:
-        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed: the '
-                        f'extra geneval of pyproject.toml; or give a file of stored detections') from error
+        raise UserError(f'the detector of GenEval needs {error.name}, which is not installed: install the '
+                        'extra geneval of pyproject.toml, or give a file of stored detections') from error
     return torch, mmdet.apis, open_clip

@@ -1,14 +1,10 @@
-"""The rules: which objects count, and whether they are what a prompt asks for. Source:
-djghosh13/geneval@af4902f.
+"""The rules: which objects count, and whether they fit a prompt. Source: djghosh13/geneval@af4902f.
 
-- An object counts from a confidence above 0.3, in the task `counting` above 0.9; of each class the 16 most
-confident.
-- Of an included class the `count` most confident are looked at. More of them do no harm, fewer fail.
+- Objects count with a confidence above 0.3, in task `counting` above 0.9; per class the 16 most confident.
+- Of an included class the `count` most confident are used. More do no harm, fewer fail.
 - Colour: as many of these as `count` must have it.
-- Position: each of these must stand so to each object of the included entry it refers to; if that one failed,
-so does this.
-- An excluded class fails from `count` objects on: so counting is exact.
-"""
+- Position: each of these must have the relation to each object of the included entry it refers to.
+- An excluded class fails from `count` objects on, which makes counting exact."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,28 +15,26 @@ from lit_jax.metrics.geneval.geneval_prompts import TASKS
 
 CONFIDENCE = 0.3
 COUNTING_CONFIDENCE = 0.9
-MOST_OBJECTS = 16         # of one class
-MARGIN = 0.1              # of the two sizes together: closer centres are neither left nor right
-# of the whole offset must point that way: 30 degrees off an axis still count for both
-DIRECTION = 0.5
+MOST_OBJECTS = 16         # per class
+MARGIN = 0.1              # of the sum of the two sizes: closer centres are neither left nor right
+DIRECTION = 0.5           # least share of the offset along an axis: at 30 degrees both relations hold
 NEGLIGIBLE = 1e-3         # pixels
 
 
 class Verdict(NamedTuple):
-    """reasons: what failed, one sentence each, for people."""
+    """reasons: one sentence for each failure."""
     correct: bool
     reasons: tuple[str, ...] = ()
 
 
 def judge(image: Pixels, prompt: dict, detector: Detector) -> Verdict:
-    """Whether an image shows what its prompt (see `prompts`) asks for."""
+    """Whether an image fits its prompt (see `geneval_prompts`)."""
     objects = keep_confident(detector.detect(image), prompt['tag'])
     reasons, matched = [], []
     for wanted in prompt.get('include', ()):
         found = objects.get(wanted['class'], [])[:wanted['count']]
-        reason = _missing(found, wanted)
-        reason = reason or _miscoloured(image, found, wanted, detector)
-        reason = reason or _misplaced(found, wanted, matched)
+        reason = (_missing(found, wanted) or _miscoloured(image, found, wanted, detector)
+                  or _misplaced(found, wanted, matched))
         matched.append(None if reason else found)
         reasons += [reason] if reason else []
     for unwanted in prompt.get('exclude', ()):
@@ -51,7 +45,7 @@ def judge(image: Pixels, prompt: dict, detector: Detector) -> Verdict:
 
 
 def keep_confident(detections: Sequence[Detection], task: str) -> dict[str, list[Detection]]:
-    """Class -> its objects that count, the most confident first; of equal ones, the later first."""
+    """{class: its objects that count, the most confident first, of equal ones the later first}."""
     least = COUNTING_CONFIDENCE if task == 'counting' else CONFIDENCE
     objects = {}
     for found in sorted(reversed(detections), key=lambda found: -found.confidence):
@@ -61,7 +55,7 @@ def keep_confident(detections: Sequence[Detection], task: str) -> dict[str, list
 
 
 def relations(box: Sequence[float], other: Sequence[float]) -> set[str]:
-    """How one box stands to another: none, one or two of `prompts.RELATIONS`."""
+    """The relations of one box to another: none, one or two of `geneval_prompts.RELATIONS`."""
     boxes = np.array([box, other], np.float64).reshape(2, 2, 2)         # box, corner, axis
     offset = boxes[0].mean(axis=0) - boxes[1].mean(axis=0)
     sizes = np.abs(boxes[:, 1] - boxes[:, 0]).sum(axis=0)
@@ -75,13 +69,10 @@ def relations(box: Sequence[float], other: Sequence[float]) -> set[str]:
 
 
 def summarise(results: Sequence[dict]) -> dict:
-    """Scores of images, each a dict with `task`, `prompt` (any key that tells prompts apart) and `correct`.
+    """Scores of images, each a dict with `task`, `prompt` (any key that identifies it) and `correct`.
 
-    Returns `overall`: the mean of the means of the tasks, each task counting the same however many images it
-    has;
-    `tasks`: the mean of each; `correct_images`: the mean over all images, and `correct_prompts`: the share of
-    prompts with at least one correct image, both of which are other numbers; `images`, `prompts`: how many.
-    """
+    Returns `overall`: mean over tasks, each with equal weight; `tasks`: mean per task; `correct_pictures`:
+    mean over all images; `correct_prompts`: share of prompts with a correct image; `pictures`, `prompts`."""
     order = {task: number for number, task in enumerate(TASKS)}
     names = sorted({result['task'] for result in results},
                    key=lambda task: (order.get(task, len(order)), task))

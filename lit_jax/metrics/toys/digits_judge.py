@@ -1,14 +1,12 @@
-"""A small classifier of real 8x8 digits: it judges the classes of samples, and its features measure how real
-they look.
+"""A small classifier of real 8x8 digits: it classifies samples, and its features measure their quality.
 
-Three 3x3 convolutions (32, 64, 64 channels; the last two halve the grid) and a layer of 48 units; its GELU
-outputs are the feature space of the Fréchet distance, scaled by one common factor so that the training split
-has variance 1 a dimension on average. A linear layer over them names the class. It is trained on the real
-training split only, with shifts by up to a pixel, noise and dropout, so that held-out digits lie where
-training digits lie; the same images and seed give the same judge on the same machine.
+Three 3x3 convolutions (32, 64, 64 channels; the last two halve the grid) and a layer of 48 units, whose GELU
+outputs are the features for the Fréchet distance, scaled by one factor so that the training split has mean
+variance 1 per dimension. A linear layer over them gives the class. Trained on the real training split only,
+with shifts of up to a pixel, noise and dropout, so that held-out digits get features like those of training
+digits; equal images and seed give the same judge on the same machine.
 
-Images are float32 [N, 8, 8, 1] in [-1, 1].
-"""
+Images are float32 [N, 8, 8, 1] in [-1, 1]."""
 import zipfile
 from pathlib import Path
 
@@ -29,16 +27,16 @@ STEPS = 600
 BATCH = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
-NOISE = 0.1           # standard deviation added to the pixels while training; their range is 2
+NOISE = 0.1           # standard deviation added to training images, whose range is 2
 DROPOUT = 0.2         # of the features, before the last layer
-CHUNK = 500           # images a call of the jitted network
+CHUNK = 500           # images per call of the jitted network
 
 
 class Judge:
-    """The trained classifier: `predict`, `features`, `accuracy`, `distance`, `save`."""
+    """A trained classifier."""
 
     def __init__(self, params: dict, feature_scale: float, reference: np.ndarray):
-        """`reference`: features [N, 48] of the real training split, what samples are compared with."""
+        """`reference`: features [N, 48] of the real training split, for comparison."""
         self.params, self.feature_scale, self.reference = params, float(feature_scale), reference
         self._statistics = statistics(reference)
 
@@ -51,11 +49,11 @@ class Judge:
         return self._run(images)[1].argmax(-1).astype(np.int32)
 
     def accuracy(self, images, labels) -> float:
-        """The share of images whose class the judge sees as `labels` [N] say."""
+        """The share of images whose predicted class is that of `labels` [N]."""
         return float((self.predict(images) == np.asarray(labels)).mean())
 
     def distance(self, images) -> float:
-        """Fréchet distance between images and the real training split. Of held-out real digits: the floor."""
+        """Fréchet distance to the real training split; that of held-out real digits is the lower bound."""
         return frechet_distance(statistics(self.features(images)), self._statistics)
 
     def save(self, path: str | Path) -> None:
@@ -83,7 +81,7 @@ def train_judge(train_images, train_labels, seed: int = 0, steps: int = STEPS) -
 
 
 def load_judge(path: str | Path) -> Judge:
-    """Reads what `Judge.save` wrote. UserError if the file is absent or is something else."""
+    """Reads a file of `Judge.save`. UserError if it is missing or something else."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -94,8 +92,8 @@ def load_judge(path: str | Path) -> Judge:
                         'delete it, the next run trains it anew') from error
     wrong = {name: leaf.shape for name, leaf in params.items() if leaf.shape != _shapes()[name]}
     if wrong:
-        raise UserError(f'{path} holds a judge of another shape ({wrong}); delete it, the next run trains it '
-                        f'anew')
+        raise UserError(f'{path} has a judge of another shape ({wrong}); delete it, the next run trains it '
+                        'anew')
     return judge
 
 
@@ -114,8 +112,7 @@ def _init(seed: int) -> dict:
 
 
 def network(params: dict, x_BHWC: Array, keep_BF: Array | None = None) -> tuple[Array, Array]:
-    """(features [B, 48] before scaling, logits [B, 10]); `keep_BF` multiplies the features that the head
-    sees."""
+    """(features [B, 48] before scaling, logits [B, 10]); `keep_BF` multiplies the input of the head."""
     x = x_BHWC
     for name, stride in (('conv1', 1), ('conv2', 2), ('conv3', 2)):
         x = jax.nn.gelu(_conv3x3(x, params[name], stride) + params[f'{name}_bias'])
@@ -128,9 +125,8 @@ _jitted_network = jax.jit(network)
 
 
 def _conv3x3(x_BHWC: Array, kernel: Array, stride: int) -> Array:
-    """A 3x3 convolution padded by 1, as one matrix product: XLA's own convolution in a loop is 50 times
-    slower on CPU."""
-    b, h, w, _ = x_BHWC.shape
+    """A 3x3 convolution padded by 1, as a matrix product: 50 times faster than XLA's in a loop on CPU."""
+    _, h, w, _ = x_BHWC.shape
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = [padded[:, i:i + h:stride, j:j + w:stride] for i in range(3) for j in range(3)]
     patches = jnp.concatenate(taps, axis=-1)
@@ -149,8 +145,7 @@ def _augment(key: Array, images: Array) -> Array:
 
 @jax.jit
 def _train(params: dict, images: Array, labels: Array, key: Array, steps: Array) -> dict:
-    """AdamW under a cosine from LEARNING_RATE to 0, `steps` batches drawn with replacement, in one loop on
-    the device."""
+    """AdamW with a cosine schedule from LEARNING_RATE to 0, random batches, in one loop on the device."""
     optimizer = optax.adamw(lambda count: LEARNING_RATE * (1 + jnp.cos(jnp.pi * count / steps)) / 2,
                             weight_decay=WEIGHT_DECAY)
 

@@ -1,10 +1,8 @@
-"""An exact detector of rendered shapes (lit_jax/data/toys/shapes.py), with the interface of GenEval's
-detectors.
+"""An exact detector of rendered shapes (lit_jax/data/toys/shapes.py), as one of GenEval's detectors.
 
-Everything unlike the background falls into connected parts. A part is an object if it has one colour and a
-drawing of one of the shapes, sharp or soft, covers it well; how well is its confidence, so that blobs, scraps
-and objects that run into each other are none. numpy and scipy only.
-"""
+Pixels unlike the background form connected parts. A part is an object if it has one colour and overlaps well
+with a drawing of a shape, sharp or blurred; the overlap gives its confidence, so that blobs, scraps and
+touching objects do not count. numpy and scipy only."""
 import functools
 import itertools
 from collections.abc import Sequence
@@ -17,26 +15,21 @@ from lit_jax.data.toys.shapes_words import CLASSES
 from lit_jax.metrics.geneval.detector import Detection, Pixels
 
 UNKNOWN = 'unknown'
-# in uint8 RGB: so far from the background belongs to an object; half of the nearest colour's distance
-FOREGROUND = 63
-# in uint8 RGB: so near is a colour of the palette; half of the distance of the nearest two
-SAME_COLOUR = 55
-SMALLEST, LARGEST = 5, 17             # sides of an object in pixels of an image of 32
-LEAST_FIT, GOOD_FIT = 0.85, 0.88      # overlap with the drawing where confidence is 0, and from where it is 1
-LEAST_PURE, GOOD_PURE = 0.70, 0.92    # share of the inner pixels near their mean colour, likewise
-MOST_UNEVEN = 1           # pixels by which width and height may differ in an image of 32
-# standard deviations in pixels of 32 that a drawing is blurred by, the first an image too
-SHARPNESS = (0.5, 0.7, 0.9)
+FOREGROUND = 63       # least distance to the background in uint8 RGB: half of that of the nearest colour
+SAME_COLOUR = 55      # most distance to a colour of the palette: half of that between the nearest two
+SMALLEST, LARGEST = 5, 17             # side of an object, in pixels of an image of 32
+LEAST_FIT, GOOD_FIT = 0.85, 0.88      # overlap with a drawing for confidence 0 and 1
+LEAST_PURE, GOOD_PURE = 0.70, 0.92    # share of the inner pixels near their median colour, likewise
+MOST_UNEVEN = 1           # most difference of width and height, in pixels of an image of 32
+SHARPNESS = (0.5, 0.7, 0.9)           # blurs of drawings, in pixels of 32; the first for images too
 _RING = 3                 # pixels around a drawing for its blur
 
 
 class ShapesDetector:
-    """A `Detector` of lit_jax/metrics/geneval/detector.py. Images are uint8 RGB [H, W, 3], 18 pixels or more
-    a side."""
+    """A `Detector` (see lit_jax/metrics/geneval) for images uint8 RGB [H, W, 3] of 18 x 18 pixels or more."""
 
     def detect(self, pixels: Pixels) -> list[Detection]:
-        """The objects, with their masks and colours ('unknown' for one outside the palette); those of
-        confidence 0 are left out."""
+        """The objects with confidence above 0, their masks and colours ('unknown' outside the palette)."""
         image = np.asarray(pixels.image, np.float32)
         away = np.linalg.norm(image - np.float32(BACKGROUND), axis=-1)
         parts, _ = ndimage.label(away > FOREGROUND)
@@ -51,7 +44,7 @@ class ShapesDetector:
 
 
 def nearest_colour(colour) -> str:
-    """The name of the colour of the palette nearest to uint8 RGB, or 'unknown' where none is near."""
+    """The name of the palette colour nearest to uint8 RGB, or 'unknown' if none is near."""
     distances = {name: float(np.linalg.norm(np.subtract(colour, value))) for name, value in PALETTE.items()}
     name = min(distances, key=distances.get)
     return name if distances[name] <= SAME_COLOUR else UNKNOWN
@@ -63,7 +56,7 @@ def _plausible(box: tuple[slice, slice], scale: float) -> bool:
 
 
 def _object(image: np.ndarray, mask: np.ndarray, scale: float) -> Detection | None:
-    """What one connected part is; mask: bool [H, W]."""
+    """The object that a connected part is, or None; mask: bool [H, W]."""
     core = ndimage.binary_erosion(mask)
     if not core.any():
         return None
@@ -76,8 +69,7 @@ def _object(image: np.ndarray, mask: np.ndarray, scale: float) -> Detection | No
 
 
 def _amount(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """How much of each pixel is of the object's colour rather than of the background, [H, W] in [0, 1]; 0
-    away from the mask."""
+    """The share of the object's colour against the background in each pixel, [H, W]; 0 far from the mask."""
     direction = colour - np.float32(BACKGROUND)
     amount = np.clip((image - np.float32(BACKGROUND)) @ direction / (direction @ direction), 0, 1)
     return np.where(ndimage.binary_dilation(mask, np.ones((3, 3))), amount, 0)
@@ -85,8 +77,7 @@ def _amount(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> np.ndarr
 
 def _best_drawing(amount: np.ndarray, mask: np.ndarray,
                   scale: float) -> tuple[str, tuple[float, float, float, float], float]:
-    """The shape and box whose drawing overlaps most: (class, box, overlap), overlap = sum of minima / sum of
-    maxima."""
+    """The best (class, box, overlap) of a drawing; overlap = sum of minima / sum of maxima."""
     ring, wide = round(_RING * scale), max(1, round(scale))
     shift = 2 * wide + ring                       # no box near the mask leaves this window
     window = ndimage.gaussian_filter(np.pad(amount, shift), SHARPNESS[0] * scale)
@@ -107,8 +98,7 @@ def _best_drawing(amount: np.ndarray, mask: np.ndarray,
 
 @functools.lru_cache(maxsize=1024)
 def _drawings(height: int, width: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Each class at each sharpness with a ring around it, float32 [classes * sharpness, h, w], and their
-    sums."""
+    """Each class at each sharpness in a ring, float32 [classes * sharpness, h, w], and their sums."""
     ring = round(_RING * scale)
     drawn = np.stack([ndimage.gaussian_filter(np.pad(coverage(name, height, width), ring), blur * scale)
                       for name in CLASSES for blur in SHARPNESS])
@@ -116,8 +106,7 @@ def _drawings(height: int, width: int, scale: float) -> tuple[np.ndarray, np.nda
 
 
 def _boxes_near(mask: np.ndarray, wide: int):
-    """Boxes whose sides are near those of a mask: a step out or in, two out at the top, where a triangle is
-    thin."""
+    """Boxes near a mask: a step out or in on each side, two out at the top, where a triangle is thin."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     return itertools.product(range(left - wide, left + wide + 1), range(top - 2 * wide, top + wide + 1),

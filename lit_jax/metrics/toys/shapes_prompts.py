@@ -1,9 +1,6 @@
-"""The tasks of GenEval for rendered shapes: prompts in the words of the training captions, and their score,
-in memory.
+"""GenEval's tasks for rendered shapes: prompts in the words of the training captions, scored in memory.
 
-The rules are those of lit_jax/metrics/geneval/rules.py, objects are found by
-lit_jax/metrics/toys/shapes_detector.py.
-"""
+Rules: lit_jax/metrics/geneval/rules.py; objects: lit_jax/metrics/toys/shapes_detector.py."""
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,17 +15,15 @@ from lit_jax.metrics.geneval.rules import judge, summarise
 from lit_jax.metrics.toys.shapes_detector import ShapesDetector
 from lit_jax.runtime.errors import UserError
 
-COLOUR_PAIRS = 24         # prompts of color_attr, of the 180 there are: as many as of position
+COLOUR_PAIRS = 24         # prompts of color_attr, of 180 possible ones: as many as of position
 
 
 @cache
 def make_shape_prompts() -> tuple[dict, ...]:
-    """The 84 prompts, in the form of lit_jax/metrics/geneval/geneval_prompts.py. Not to be changed: they are
-    made once.
+    """The 84 prompts, in the form of geneval_prompts.py. Shared by all callers: do not change them.
 
-    3 single_object, 6 two_object, 9 counting, 18 colors, 24 position: all there are; 24 color_attr, four of
-    each pair of classes. No two have the same text, and each is a caption of the training set.
-    """
+    All possible ones of single_object (3), two_object (6), counting (9), colors (18) and position (24); 24 of
+    color_attr, four per pair of classes. Texts are unique, and each is a caption of the training set."""
     pairs = list(itertools.permutations(CLASSES, 2))
     return (*(_prompt('single_object', [_object(name)], phrase(name)) for name in CLASSES),
             *(_prompt('two_object', [_object(a), _object(b)], pair(phrase(a), phrase(b))) for a, b in pairs),
@@ -48,18 +43,15 @@ def make_shape_prompts() -> tuple[dict, ...]:
 
 def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray]],
                  detector: Detector | None = None) -> dict:
-    """What `scoring.summarise` returns (overall, tasks, ...), and `results`: of each image image, task,
-    prompt, correct, reasons.
+    """`rules.summarise` of the images, with `results`: image, task, prompt, correct and reasons of each.
 
-    images_by_prompt: text of a prompt of `make_shape_prompts` -> its images, uint8 [n, H, W, 3]
-    (lit_jax/report/grids.py `to_uint8` makes them). Tasks without images are left out of the mean.
-    UserError for another prompt, other images, and for none at all.
-    """
+    images_by_prompt: text of a prompt of `make_shape_prompts` -> its images, uint8 [n, H, W, 3], for example
+    from `to_uint8` in lit_jax/report/grids.py. Tasks without images are left out of the mean."""
     prompts = {prompt['prompt']: prompt for prompt in make_shape_prompts()}
     detector, results = detector or ShapesDetector(), []
     for text, images in images_by_prompt.items():
         if text not in prompts:
-            raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, as '
+            raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, such as '
                             f'{next(iter(prompts))!r}')
         for number, image in enumerate(images):
             name = f'{text} {number}'
@@ -72,9 +64,8 @@ def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray
 
 
 def draw_prompt(prompt: dict, rng: np.random.Generator, image_size: int = NOMINAL) -> tuple[Shape, ...]:
-    """Shapes that are right for a prompt, what it leaves open at random: the ground truth for
-    `lit_jax.data.toys.shapes.render`."""
-    # first the object that refers
+    """Shapes that fit a prompt, random where it is open: ground truth for `shapes.render`."""
+    # The object that refers to the other comes first.
     wanted = prompt['include'][::-1] if prompt['tag'] == 'position' else prompt['include']
     names = [one['class'] for one in wanted for _ in range(one['count'])]
     colours = [one.get('color') or COLOURS[int(rng.integers(len(COLOURS)))] for one in wanted
@@ -83,7 +74,7 @@ def draw_prompt(prompt: dict, rng: np.random.Generator, image_size: int = NOMINA
 
 
 def _colour_pairs() -> list[tuple[str, str]]:
-    """Different pairs of different colours, drawn once."""
+    """Random different pairs of different colours, always the same."""
     pairs = list(itertools.permutations(COLOURS, 2))
     return [pairs[i] for i in random_generator(0, 'shapes prompts', 0).permutation(len(pairs))[:COLOUR_PAIRS]]
 
@@ -100,5 +91,5 @@ def _checked(image: np.ndarray, text: str) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f'an image of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, '
-                        f'3]; make it with to_uint8')
+                        '3]; make it with to_uint8')
     return image
