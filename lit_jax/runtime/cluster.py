@@ -22,8 +22,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from lit_jax.runtime import peers
-from lit_jax.runtime.differences import find_differences, list_lines
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.differences import LINES, find_differences
+from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.options import Processes
 
@@ -127,8 +127,8 @@ def check_same(facts: Mapping) -> None:
     if lines := [line for name, theirs in others
                  for line in find_differences(json.loads(mine), json.loads(theirs), f'on {first}',
                                               f'on {name}')]:
-        raise UserError(f'the processes of this run are not set up alike:\n  {list_lines(lines)}\nStart '
-                        f'every host with the same command, the same code and the same packages.')
+        raise UserError(f'the processes of this run are not set up alike:{listed(lines, LINES)}\nStart every '
+                        'host with the same command, the same code and the same packages.')
 
 
 def code_facts() -> dict:

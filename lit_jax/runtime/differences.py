@@ -1,18 +1,18 @@
-"""What differs between two things that should belong together, said the same way everywhere."""
+"""Differences between two settings that should agree, in one wording for all messages."""
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, listed
 
-_LINES, _CHARACTERS = 10, 80
+LINES, _CHARACTERS = 10, 80
 
 
 def check_alike(a, b, where_a: str, where_b: str, problem: str, advice: str, *, rel_tol: float = 0.0,
                 none_fits: bool = False) -> None:
-    """Raises UserError '`problem`: every difference (`find_differences`), `advice`' where a and b differ."""
+    """Raises UserError with `problem`, the differences and `advice` where a and b differ."""
     if lines := find_differences(a, b, where_a, where_b, rel_tol=rel_tol, none_fits=none_fits):
-        raise UserError(f'{problem}:\n  {list_lines(lines)}\n{advice}')
+        raise UserError(f'{problem}:{listed(lines, LINES)}\n{advice}')
 
 
 def find_differences(a, b, where_a: str, where_b: str, *, rel_tol: float = 0.0,
@@ -20,21 +20,14 @@ def find_differences(a, b, where_a: str, where_b: str, *, rel_tol: float = 0.0,
     """Lines such as 'latent.scale: 0.18 in the teacher, 0.13 in the recipe' for values that differ.
 
     Args:
-        a, b: mappings or dataclasses, nested; a field that one lacks is None there. Lists equal tuples.
-        where_a, where_b: follow the values: 'in the recipe', 'there', 'now'.
+        a, b: mappings or dataclasses, nested; a missing field counts as None. Lists equal tuples.
+        where_a, where_b: written after the values: 'in the recipe', 'there', 'now'.
         rel_tol: relative difference up to which two numbers count as equal.
-        none_fits: None is not known, and not compared.
-    """
+        none_fits: do not compare with None."""
     a, b = _flat(a), _flat(b)
     pairs = ((name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b]))
     return [f'{name}: {_shown(x)} {where_a}, {_shown(y)} {where_b}' for name, x, y in pairs
             if not (_equal(x, y, rel_tol) or none_fits and None in (x, y))]
-
-
-def list_lines(lines: Sequence[str]) -> str:
-    """The first lines, indented below each other, and how many more there are."""
-    more = [f'and {len(lines) - _LINES} more'] if len(lines) > _LINES else []
-    return '\n  '.join([*lines[:_LINES], *more])
 
 
 def _flat(thing, name: str = '') -> dict:

@@ -36,7 +36,7 @@ def test_numbers_within_the_tolerance_are_equal(b, differs):
 
 def test_many_differences_are_counted():
     a = {str(number): number for number in range(13)}
-    wanted = r'(?s)^A and B:\n  0: 0 here, None there\n.*\n  and 3 more\ndo that$'
+    wanted = r'(?s)^A and B:\n  0: 0 here, None there\n.*\n  \.\.\. and 3 more\ndo that$'
     with pytest.raises(UserError, match=wanted):
         check_alike(a, {}, 'here', 'there', 'A and B', 'do that')
     check_alike(a, a, 'here', 'there', 'A and B', 'do that')
