@@ -5,9 +5,7 @@ from lit_jax.data.crop import flip
 
 
 def random_flip(element: dict, rng: np.random.Generator) -> dict:
-    """Mirrors the image of an element with probability 1/2.
-
-    Uses one raw bit of the generator: numpy guarantees raw bits across versions."""
+    """Mirrors an image with probability 1/2, by one raw bit: numpy keeps these the same in all versions."""
     if rng.bit_generator.random_raw() >> 63:
         return {**element, 'image': flip(element['image'])}
     return element

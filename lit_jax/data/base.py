@@ -120,9 +120,7 @@ def check_index(index: int, length: int) -> int:
 
 
 def random_bits(seed: int, stream: str, counter: int) -> np.random.Philox:
-    """Random bits of a counter, independent of all other counters. 0 <= seed, counter < 2^63.
-
-    stream: a key of STREAMS."""
+    """Independent random bits for each counter. stream: a key of STREAMS; 0 <= seed, counter < 2^63."""
     return np.random.Philox(key=(STREAMS[stream] << 64) | int(seed), counter=int(counter) << 128)
 
 

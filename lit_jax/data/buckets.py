@@ -31,9 +31,7 @@ def check_sides(size: int, multiple: int, name: str = 'image_size') -> None:
 
 
 def bucket_table(base: int, multiple: int = 16) -> tuple[tuple[int, int], ...]:
-    """The shapes (H, W) of a base size (see above), among them (base, base).
-
-    Raises UserError if `base` is not a multiple of `multiple`."""
+    """The shapes (H, W) of a base size (see above). UserError if it is no multiple of `multiple`."""
     check_sides(base, multiple)
     step = next((step for step in range(base // _STEPS // multiple * multiple, 0, -multiple)
                  if base % step == 0), multiple)

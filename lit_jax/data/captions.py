@@ -112,9 +112,7 @@ class Captioned(Source):
 
 
 def choose_caption(element: dict, rng: np.random.Generator, long_ratio: float = LONG_RATIO) -> dict:
-    """Augmentation: the long caption with probability `long_ratio`, else the short one.
-
-    Removes the first axis of 'tokens', 'text' and 'text_mask'. Uses one raw word, as `random_flip`."""
+    """Augmentation: the long caption with probability `long_ratio`, else the short one, by one raw word."""
     return _row(element, int(rng.bit_generator.random_raw() >= long_ratio * 2.0**64))
 
 
@@ -129,9 +127,7 @@ def _row(element: dict, row: int) -> dict:
 
 
 def record_captions(record: Mapping, plain: str = '') -> tuple[str, ...]:
-    """The captions of a JSON record, () if all are empty; `plain` (a text file) stands in for a short one.
-
-    Raises ValueError for a caption that is not text."""
+    """The captions of a JSON record, or (). plain: a text for the short one. ValueError if one is no text."""
     found = []
     for fields in (SHORT_FIELDS, LONG_FIELDS):
         name = next((name for name in fields if record.get(name) is not None), None)
@@ -152,7 +148,7 @@ def check_pairs(place, left: int, *, alone: Sequence[str], orphans: Sequence[str
     """Logs in one line which files are left out, or refuses the data set.
 
     Args:
-        left: number of pairs. alone, orphans, empty: images without, captions without image, empty captions.
+        left: number of pairs. alone: images without caption. orphans: captions without image. empty: texts.
         strict: refuse images without captions and captions without images.
     Raises:
         UserError: strict, or nothing is left."""

@@ -17,9 +17,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def cover_crop(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3]: the middle of an image resized to cover the shape (H, W).
-
-    Raises ValueError for an image so long and thin that it would grow to more than MAX_PIXELS."""
+    """The middle, uint8 [H, W, 3], of an image resized to cover the shape. ValueError above MAX_PIXELS."""
     rows, columns = shape
     if image.mode != 'RGB':
         image = image.convert('RGB')  # first, so that RGB values are mixed, not palette numbers or CMYK

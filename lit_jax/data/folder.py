@@ -4,9 +4,9 @@
     images/a.jpg, images/b.png                                    no classes: label 0, name ''
     images/train/cat/a.jpg, images/held_out/cat/b.jpg             splits (or validation, val, test)
 
-Classes are the subfolders sorted by name, examples the files sorted by class and path: the labels of
-torchvision's ImageFolder. Files without an image suffix are ignored, and logged by suffix; names that begin
-with a dot and `__MACOSX` are skipped. The folder may be in a bucket (gs://), at one request per image."""
+Classes are the subfolders sorted by name, examples the files sorted by class and path, as in torchvision's
+ImageFolder. Files without an image suffix are logged and ignored; hidden ones and `__MACOSX` are skipped. The
+folder may be in a bucket (gs://), at one request per image."""
 import collections
 import hashlib
 import logging

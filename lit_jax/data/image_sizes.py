@@ -55,9 +55,7 @@ def file_version(path) -> str:
 
 
 def keep_known(sizes: np.ndarray, name_of: Callable[[int], str], place, strict: bool) -> np.ndarray:
-    """Indices of the images whose size is known; the others are left out with one warning.
-
-    Raises BadImage for the first of them with `strict`, and UserError if none is left."""
+    """Indices of the images of known size; others are left out with a warning, or refused with `strict`."""
     unknown = np.flatnonzero((sizes < 1).any(axis=1))
     if len(unknown):
         names = [name_of(int(i)) for i in unknown[:_SHOWN]]

@@ -1,10 +1,9 @@
 """Sources of encoded images: decoding with Pillow, the crop, and the replacement of damaged images.
 
 Damage is found only when an image is read, and reading all of ImageNet first would take an hour. So the next
-readable example takes the place of a damaged one, the same in every process and every run, as damage is a
-property of the file. Replaced images are logged and listed in `ImageSource.bad`. With `strict` the first
-damaged image stops the run. A file that cannot be read at all (missing, no permission, network) always stops
-it: this may differ between hosts and days, and the stream of examples must not."""
+readable example takes the place of a damaged one, the same in every process and every run. Replaced images
+are logged and listed in `ImageSource.bad`; with `strict` the first stops the run. A file that cannot be read
+at all (missing, no permission, network) always stops it, as this may differ between hosts and days."""
 import io
 import itertools
 import logging
@@ -159,9 +158,7 @@ def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':
 
 def find_bad(source: ImageSource, *, threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
-    """{name: reason} of all images that cannot be decoded, in order; reads everything.
-
-    progress: called with (images checked, total) after each thousand."""
+    """{name: reason} of all damaged images; reads everything. progress: called with (images checked, all)."""
     def look(index: int) -> BadImage | None:
         found = load_or_bad(source, index, strict=False)
         return found if isinstance(found, BadImage) else None

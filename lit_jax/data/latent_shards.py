@@ -1,7 +1,7 @@
 """A shard of cached latents, written whole or not at all, and its note with checksum and statistics.
 
-The note (shards/00000.json) is written after the shard; a shard is finished if its note exists and the file
-has the size in it. The content depends only on the plan and the images, so any run can make a shard."""
+A shard is finished if its note (shards/00000.json) exists and the file has the size in it. The content
+depends only on the plan and the images, so any run can make a shard."""
 import json
 import math
 import os

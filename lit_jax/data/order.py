@@ -3,10 +3,9 @@
 Shuffled: epoch after epoch, each a new permutation of all examples. Batches may span two epochs.
 
 Bucketed: positions k·B to (k+1)·B - 1 have examples of one bucket, for every k. Each bucket has its own
-shuffled stream, from which batches are cut in order. In epoch e a bucket with n of the N examples gives
-floor((e+1)·n/B) - floor(e·n/B) batches; a remainder goes into the next epoch. So every example comes once in
-an epoch of its bucket, and equally often in the long run; a bucket with n < B gives one every B/n epochs.
-Buckets take turns in random order."""
+shuffled stream, from which batches are cut in order; buckets take turns in random order. In epoch e a bucket
+with n of the N examples gives floor((e+1)·n/B) - floor(e·n/B) batches, and leaves the rest to the next epoch.
+So every example comes once in an epoch of its bucket, and equally often in the long run."""
 import bisect
 import threading
 from collections import OrderedDict
@@ -38,9 +37,7 @@ class _Permutations:
 
 
 def permutation(seed: int, stream: str, counter: int, count: int) -> np.ndarray:
-    """A random permutation of `count` numbers, int64; different counters are independent.
-
-    Sorts raw Philox words, which numpy guarantees for all versions; `Generator.permutation` is not."""
+    """A random permutation, int64, by sorting raw words: numpy keeps these the same in all versions."""
     return np.argsort(random_bits(seed, stream, counter).random_raw(count), kind='stable')
 
 
@@ -62,9 +59,7 @@ class Shuffled:
 
 
 class Bucketed:
-    """The same, with examples of one bucket per batch.
-
-    bucket_of: bucket of each example, int [len]; buckets may be empty. batch: B, examples per batch."""
+    """The same with one bucket per batch. bucket_of: bucket of each example, int [len]; batch: B."""
 
     def __init__(self, bucket_of: np.ndarray, seed: int, batch: int):
         numbers, inverse, counts = np.unique(bucket_of, return_inverse=True, return_counts=True)

@@ -1,14 +1,12 @@
 """The stream of training batches from a source, reproducible on any number of hosts.
 
 The seed alone fixes the stream: epoch after epoch, each a new permutation of all examples, at positions p =
-0, 1, 2, ... Global batch k has positions k·B to (k+1)·B - 1; batches may span two epochs, so nothing is
-dropped. Random augmentation depends on the position. A host reads the rows of each global batch that its
-devices need, so the global batch is the same for every number of hosts and every mesh. With images of several
-shapes each batch has one shape (lit_jax/data/order.py).
+0, 1, 2, ... Global batch k has positions k·B to (k+1)·B - 1 and may span two epochs. Augmentation depends on
+the position. A host reads the rows of each global batch that its devices need, so the global batch is the
+same for every number of hosts and every mesh. With several image shapes each batch has one.
 
-grain runs it: batches are the elements of a `grain.MapDataset`, read ahead by threads (processes would
-outlive a killed parent). Shuffle and gather work on whole batches, as grain's own `shuffle`, `map` and
-`batch` cost about 5 ms of Python for 128 digits, as long as a training step of the demo."""
+grain reads batches ahead in threads (processes would outlive a killed parent). Shuffle and gather work on
+whole batches: grain's own `shuffle`, `map` and `batch` would take as long as a training step of the demo."""
 import weakref
 from collections.abc import Callable
 

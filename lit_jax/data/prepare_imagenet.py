@@ -3,9 +3,9 @@
     python -m lit_jax.data.prepare_imagenet --archives=FOLDER_OF_THE_TARS --data_dir=FOLDER
 
 Needs no TensorFlow, unlike tfds' own builder. Same name, features, labels and splits as tfds' `imagenet2012`
-5.1.0, with two differences: examples keep the order of the archives (training shuffles anyway), and images
-keep their original bytes, where tfds re-encodes 22 CMYK images and one PNG as JPEG. Free space needed in
-FOLDER: 156 GB. Unfinished data (5.1.0.incomplete) is never read, and removed by the next run."""
+5.1.0, but examples keep the order of the archives, and images their original bytes (tfds re-encodes 22 CMYK
+images and one PNG). Free space needed in FOLDER: 156 GB. Unfinished data is removed by the next run.
+"""
 import io
 import os
 import shutil
@@ -32,9 +32,7 @@ _VALIDATION_LABELS = 'datasets/imagenet2012/validation_labels.txt'  # sorted by 
 
 
 def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = COUNTS) -> Path:
-    """Writes the data set unless it exists; returns its folder.
-
-    Raises UserError for missing or incomplete archives and too little space, if possible before writing."""
+    """Writes the data set unless it exists. UserError for bad archives or too little space."""
     folder = data_dir / 'imagenet2012' / VERSION
     if folder.exists():
         print(f'{folder} already exists')

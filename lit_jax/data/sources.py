@@ -57,8 +57,8 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
     Args:
         split: 'train', or 'held_out' (never used in training).
         image_size, channels, num_classes: of the elements, as the network gets them (of latents: the
-            latent's). None: as in the data; other numbers than those of real data are an error. Images are
-            cropped to image_size, which they require.
+            latent's). None: as in the data; other numbers than those of real data are an error. Images
+            need image_size, to which they are cropped.
         classes: list of the classes to use (`lit_jax.data.subset`), which are renumbered; '': all.
             num_classes is then their number. Synthetic data ignores it.
         data_dir: folder of all data sets ('' = `default_data_dir()`).

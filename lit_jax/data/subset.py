@@ -1,14 +1,14 @@
 """A subset of the classes of a data set: `data.classes` of a recipe, `--classes` of prepare_latents.py.
 
 A list of classes is a text file with one class name per line (ImageNet: WordNet ids, folders: subfolder
-names). Classes of the subset are numbered 0, 1, ... in the order of the list; examples keep their order.
+names). Classes are numbered 0, 1, ... in the order of the list; examples keep their order.
 
 `sub_imagenet` is sub_imagenet.txt beside this file: 100 classes of ImageNet for the settings of the DyDi-LiT
-paper, which does not publish its own 100. They are, sorted, the labels
+paper, which does not publish its own. They are, sorted, the labels
 `numpy.random.default_rng(0).choice(1000, 100, replace=False)` in the order of WordNet ids.
 
-Examples are selected by their labels alone; no image is decoded. Folders and prepared latents know their
-labels. Of a tfds data set every record is read once; its labels are then kept in the cache folder."""
+Examples are selected by label, without decoding. Folders and prepared latents know their labels; of a tfds
+data set every record is read once, and its labels are cached."""
 import hashlib
 import os
 from pathlib import Path

@@ -2,10 +2,9 @@
 
     shards/00000.tar    000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
 
-Members with the same name up to its first dot belong together: an image (.jpg, .png, .webp, ...) and its
-caption in .txt or .json ("short" and "long", or "caption"; see `lit_jax.data.captions`). Others (.cls, .npy,
-...) are ignored. A tar file is scanned once; the index of its members, captions and image sizes is cached
-(lit_jax.runtime.paths.cache_folder()) until the file's name, size or modification time changes."""
+Members with the same name up to its first dot belong together: an image and its caption in .txt or .json
+("short" and "long", or "caption"; see `lit_jax.data.captions`). Others are ignored. A tar file is scanned
+once; its index is cached until the file's name, size or modification time changes."""
 import hashlib
 import io
 import itertools
@@ -227,19 +226,16 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
                 tar.members = []  # frees memory
-            if _first_after(path, tar.offset) != bytes(_BLOCK):  # tarfile takes any bad header for the end
+            with open(path, 'rb') as file:  # tarfile takes any bad header for the end
+                file.seek(tar.offset)
+                end = file.read(_BLOCK)
+            if end != bytes(_BLOCK):
                 raise tarfile.ReadError(f'there is no end mark at byte {tar.offset}')
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise UserError(f'{path} is damaged, cut off, or no plain tar file ({error}). Copy it again; unpack '
                         'a compressed one (gunzip), as members are read in any order') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
-
-
-def _first_after(path: Path, offset: int) -> bytes:
-    with open(path, 'rb') as file:
-        file.seek(offset)
-        return file.read(_BLOCK)
 
 
 class _Window(io.RawIOBase):

@@ -1,16 +1,15 @@
 """Exact nearest neighbours and neighbourhoods in two large sets of features, in blocks of bounded memory.
 
-Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for nearly equal rows. Yet the answers here
-are comparisons, and they are those of float64: float32 blocks on the accelerators only give a lower and an
-upper bound for every pair, and the few pairs that the bounds leave open are computed on the host as Σ(u - v)²
-in float64. So answers depend neither on the blocks nor on the number and kind of devices.
+Squared distances as |u|² - 2u·v + |v|² in float32 lose all digits for nearly equal rows. Yet the comparisons
+here are those of float64: float32 blocks on the accelerators give a lower and an upper bound for every pair,
+and the few pairs that these leave open are computed on the host as Σ(u - v)² in float64. So answers depend
+neither on the blocks nor on the devices.
 
 The bounds: rows are moved by a common origin and scaled by a power of two; then a product of d terms, summed
 in any order in float32, errs by at most d·2⁻²⁴|u||v| (Higham 2002, §3.1); rounding adds some 2⁻²⁴(|u|²+|v|²).
 
 The float16 form does the same for distances as the ADM evaluator computes them: rows, products, squared norms
-and each sum rounded to float16. For blocks of 10000 x 10000 rows in which a distance could overflow, the
-evaluator and this module use the float32 form."""
+and each sum rounded to float16, except in blocks of 10000 x 10000 rows in which a distance could overflow."""
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

@@ -1,11 +1,10 @@
 """The Inception Score (Salimans et al. 2016): exp of the mean divergence of each image's class probabilities
 from the mean probabilities of its chunk, averaged over chunks.
 
-Two variants are in use. The ADM evaluator takes chunks of 5000 in file order, a short last one counting as a
-full one. torch-fidelity shuffles with a fixed seed and cuts into 10 equal chunks. Both leave out the bias of
-the last layer. In file order, images sorted by class give chunks of few classes and a score far too low;
-`sorted_by_class` detects such files. float64 on the host; the ADM evaluator's float32 probabilities change
-the score by about 1e-7."""
+The ADM evaluator takes chunks of 5000 in file order, a short last one counting as a full one; torch-fidelity
+shuffles with a fixed seed and cuts into 10 equal chunks. Both leave out the bias of the last layer. In file
+order, images sorted by class score far too low (`sorted_by_class` detects this). float64 on the host; ADM's
+float32 probabilities change the score by about 1e-7."""
 import numpy as np
 
 from lit_jax.metrics.checks import check_features
@@ -39,9 +38,7 @@ def inception_score(pool, head_kernel, *, split_size: int = ADM_SPLIT, shuffle_s
 
 
 def sorted_by_class(labels) -> bool:
-    """Whether labels [N] in file order come in few, long runs, so that chunks of the file miss classes.
-
-    True if neighbours share a class far more often than by chance: at least halfway from chance to always."""
+    """Whether labels [N] come in long runs: neighbours are equal at least halfway from chance to always."""
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise UserError(f'labels have shape {labels.shape}, expected [N]: one class index per image')

@@ -23,9 +23,7 @@ def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 
 
 def false_colour(latents_BHWC) -> np.ndarray:
-    """The first three channels of latents as uint8 [B, H, W, 3], each image stretched to its own range.
-
-    Shapes are recognisable without a VAE. A constant image becomes mid-grey."""
+    """The first three channels of latents as uint8 [B, H, W, 3], each image stretched to its own range."""
     latents = _finite(latents_BHWC)
     if latents.ndim != 4 or latents.shape[-1] < 3:
         raise UserError(f'false colours need [B, H, W, C], at least 3 channels, got {list(latents.shape)}')
@@ -45,7 +43,7 @@ def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
     """Arranges images uint8 [B, H, W, C] row by row in one uint8 image [height, width, C].
 
-    columns: images per row. pad: pixels of `background` between and around images. scale: zoom."""
+    columns: images per row. pad: pixels of `background` between and around them. scale: whole-number zoom."""
     images = np.asarray(images_BHWC)
     if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
         raise UserError(f'a grid is made of uint8 images [B, H, W, C], at least one; got {images.dtype} '

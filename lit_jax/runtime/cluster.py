@@ -35,9 +35,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
 def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str | None:
-    """The scheduler that started this process beside others, or None.
-
-    tpu_host: whether this machine has TPUs; a Cloud TPU VM finds the other hosts in its metadata."""
+    """The scheduler that started this process, or None. tpu_host: whether this machine has TPUs."""
     def count(name):
         text = environment.get(name, '')
         return int(text) if text.isdigit() else 0
@@ -50,7 +48,7 @@ def find_cluster(environment: Mapping[str, str], tpu_host: bool = False) -> str 
         return 'JAX_COORDINATOR_ADDRESS'
     if ',' in environment.get('TPU_WORKER_HOSTNAMES', '') or 'MEGASCALE_COORDINATOR_ADDRESS' in environment:
         return 'GKE'
-    return 'TPU VM' if tpu_host else None
+    return 'TPU VM' if tpu_host else None        # its metadata names the other hosts
 
 
 def has_tpus() -> bool:

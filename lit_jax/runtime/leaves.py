@@ -61,9 +61,7 @@ def params_sha256(params) -> str:
 
 
 def check_leaves(stored: dict, expected: dict, source: str) -> None:
-    """Raises a UserError that lists every leaf missing from, extra in or different in `stored`.
-
-    stored, expected: {name: anything with .shape and .dtype}. source: what was read, for the message."""
+    """Raises a UserError that lists all differences of {name: leaf} as read from `source` and as expected."""
     problems = [f'missing: {name} {_describe(expected[name])}' for name in expected if name not in stored]
     problems += [f'extra: {name} {_describe(stored[name])}' for name in stored if name not in expected]
     problems += [f'different: {name} is {_describe(stored[name])}, expected {_describe(expected[name])}'

@@ -74,9 +74,7 @@ def parse_options(kind: type[Options], argv: Sequence[str] | None = None, *, pro
 def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = None, *,
                  prog: str | None = None, description: str | None = None,
                  epilog: str | None = None) -> tuple[Options, list[str]]:
-    """(options, remaining words): `parse_options` beside another parser of `--other` and `--other.NAME`.
-
-    epilog: printed verbatim below the options."""
+    """(options, remaining words): `parse_options` beside another parser of `--other` and `--other.NAME`."""
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS)   # the dataclass has the defaults

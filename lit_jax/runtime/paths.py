@@ -1,10 +1,7 @@
 """Local and remote paths alike: `runs/lit_xl` and `gs://bucket/runs/lit_xl`.
 
-Every folder given by a user becomes a path here, once, with `as_path`; after that the path's own methods are
-used (`/`, `exists`, `read_text`, ...). Writing differs:
-
-    disk           a file is written under a temporary name, fsynced and renamed: whole or absent
-    object store   a file is one object, whole or absent; there are no folders to create or rename"""
+Every folder given by a user becomes a path here, once, with `as_path`. On a disk a file is written under a
+temporary name, fsynced and renamed; in an object store it is one object: both ways it is whole or absent."""
 import contextlib
 import hashlib
 import os
@@ -67,9 +64,7 @@ def cache_folder() -> Path:
 
 
 def files_under(root) -> dict[str, int]:
-    """{path relative to root, with '/': bytes} of all files below a folder, sorted; {} if it does not exist.
-
-    In an object store this is one listing, not a request per file."""
+    """{relative path with '/': bytes} of all files below a folder, sorted, in one listing; {} without one."""
     root = as_path(root)
     if is_remote(root):
         store, top = fsspec.url_to_fs(os.fspath(root))
@@ -164,9 +159,7 @@ def check_reachable(path) -> None:
 
 @contextlib.contextmanager
 def explain_unreachable(path):
-    """Turns errors of object stores into a UserError that names the path.
-
-    Missing files, and all errors where `path` is local, are not changed."""
+    """Turns errors of object stores, except for missing files, into a UserError that names the path."""
     try:
         yield
     except (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):

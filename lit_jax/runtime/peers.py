@@ -1,8 +1,7 @@
 """Shared decisions and errors: process 0 decides and writes, and an error in one process is raised in all.
 
-Otherwise a process that fails alone (a damaged file, a full disk) would leave the others waiting. Every
-function is collective: all processes call it, in the same order, from the thread that also starts the train
-steps. With one process each is a plain call."""
+Otherwise a process that fails alone (a damaged file, a full disk) would leave the others waiting. All
+processes call these functions, in the same order, from the thread that starts the train steps."""
 import json
 from collections.abc import Callable
 

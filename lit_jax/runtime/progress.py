@@ -16,9 +16,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts to `total` things called `unit`; logs every `seconds` and at the end.
-
-    done: how many an earlier run has finished; not counted in the rate."""
+    """Counts to `total` things called `unit`, `done` of them earlier; logs every `seconds` and at the end."""
 
     def __init__(self, total: int, unit: str, *, done: int = 0, seconds: float = 30.0):
         self._total, self._unit, self._seconds = total, unit, seconds

@@ -22,9 +22,7 @@ def read_all(read: Callable, entries: Iterable, threads: int) -> list:
 
 
 def read_ahead(read: Callable, blocks: Iterable[Sequence], threads: int, count: int = 2) -> Iterator[list]:
-    """Yields [read(entry) for entry in block] for each block in order, read by threads `count` blocks ahead.
-
-    The threads end with the blocks, an error of `read`, or `close()`."""
+    """Yields [read(entry) for entry in block] for each block, read by threads `count` blocks ahead."""
     pool = ThreadPoolExecutor(threads)
     try:
         for _, futures in start_ahead(blocks, lambda block: [pool.submit(read, entry) for entry in block],

@@ -1,8 +1,7 @@
 """Manifests, checks of free space, and temporary siblings: files that are either whole or absent.
 
 A manifest (`manifest.json`) lists the files of a folder with their sizes and CRC-32 sums, so that a missing,
-truncated or altered file is found before it is used. For an object store (gs://...) it lists sizes only, and
-free space is not checked: a file is one object, stored whole or not at all."""
+truncated or altered file is found before it is used; for an object store (gs://...) sizes only."""
 
 import contextlib
 import errno
@@ -146,11 +145,10 @@ def check_free_space(path, needed: int) -> None:
 
 
 def full_disk_reason(error: BaseException) -> str | None:
-    """The system's message if an error means a full disk or quota or a file size limit; else None.
-
-    TensorStore raises a ValueError whose text contains the system's error code."""
+    """The system's message if an error means a full disk, quota or file size limit; else None."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return os.strerror(error.errno)
+    # TensorStore raises a ValueError with the error code in its text.
     return next((os.strerror(code) for code in _FULL
                  if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error)), None)
 

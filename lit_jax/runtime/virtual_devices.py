@@ -1,8 +1,8 @@
 """Virtual CPU devices (`XLA_FLAGS=--xla_force_host_platform_device_count=8`) and the threads that they need.
 
-A CPU collective of XLA blocks the thread that it waits in. The pool of threads, by default one per device or
-core, can fill up with waiting threads when several programs run on all devices, as with train steps
-dispatched ahead. The collective then never completes, and XLA aborts the process after 40 seconds."""
+A CPU collective of XLA blocks the thread that it waits in. The thread pool, by default one per device or
+core, fills up when several programs run on all devices, as with train steps dispatched ahead. The collective
+then never completes, and XLA aborts the process after 40 seconds."""
 import os
 import re
 

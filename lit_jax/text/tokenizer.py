@@ -24,9 +24,7 @@ class Tokens:
 
 
 def clean_caption(caption: str) -> str:
-    """The caption as PixArt-Σ and diffusers tokenize it: lower case, without space at its ends.
-
-    Unpaired surrogates, which cannot be encoded, become question marks."""
+    """As in PixArt-Σ and diffusers: lower case, stripped; unpaired surrogates become question marks."""
     return caption.encode('utf-8', 'replace').decode().strip().lower()
 
 
@@ -58,9 +56,7 @@ class Tokenizer:
         raise UserError(missing_tokenizer(folder))
 
     def encode(self, captions: Sequence[str], length: int) -> Tokens:
-        """Each caption, cleaned, as `length` ids: its tokens, the end token, padding.
-
-        Longer captions are cut and keep the end token; an empty one is the end token alone."""
+        """Each caption, cleaned, as `length` ids: its tokens (cut if too many), the end token, padding."""
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
             raise UserError(f'captions must be a list of texts, got {captions!r:.80}')
         if length < 1:

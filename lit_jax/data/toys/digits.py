@@ -41,7 +41,7 @@ def _prepare(data_dir: Path) -> Digits:
     """The builder of the data set, which is written if needed."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        builder = _builder(data_dir)
+        builder = Digits(data_dir=data_dir, file_format='array_record')
         if builder.data_path.exists():
             return builder
         LOG.info('writing the digits data set to %s', builder.data_path)
@@ -50,11 +50,7 @@ def _prepare(data_dir: Path) -> Digits:
         raise UserError(f'cannot write the digits data set into {data_dir}: {error}. It needs a writable '
                         'folder with 1 MB free: name one with --config.data.path=FOLDER or in the '
                         'environment variable LIT_JAX_DATA') from error
-    return _builder(data_dir)  # reads what is on disk, whoever wrote it
-
-
-def _builder(data_dir: Path) -> Digits:
-    return Digits(data_dir=data_dir, file_format='array_record')
+    return Digits(data_dir=data_dir, file_format='array_record')  # reads what is on disk, whoever wrote it
 
 
 def _write(builder: Digits) -> None:

@@ -56,9 +56,7 @@ class PhotoOptions:
 
 def write_photos(out, *, size: int = PhotoOptions.size, per_photo: int = PhotoOptions.per_photo,
                  held_out: int = 16, seed: int = 0) -> Path:
-    """Writes the image folder and returns it; equal arguments give equal images.
-
-    Raises UserError if `out` exists and is not empty."""
+    """Writes the image folder, reproducibly, and returns it. UserError if `out` exists and is not empty."""
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f'{out} exists and is not empty; give another --out')

@@ -1,9 +1,8 @@
 """Rendered shapes with captions: a text-to-image data set without files, drawn on the fly.
 
 Circles, squares and triangles in six colours on grey, in the six kinds of scenes of GenEval's tasks: one
-object, two, several of one kind, its colour, their positions, the colour of each. Everything else is random.
-Objects are in cells of a three by three grid and on whole pixels; they never touch, so that a detector can be
-exact (lit_jax/metrics/toys/shapes_detector.py) and a small model can learn where they may be."""
+object, two, several of one kind, its colour, their positions, the colour of each. Objects are in cells of a
+three by three grid and on whole pixels; they never touch, so that a detector can be exact."""
 import functools
 import math
 from collections.abc import Sequence

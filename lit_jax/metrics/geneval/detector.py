@@ -22,9 +22,7 @@ class Pixels(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W] or None.
-
-    colour: from detectors that find it at the same time."""
+    """One object. box: left, top, right, bottom in pixels, y downwards. mask: bool [H, W]."""
     class_name: str
     box: tuple[float, float, float, float]
     confidence: float = 1.0

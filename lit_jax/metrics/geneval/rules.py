@@ -72,7 +72,7 @@ def summarise(results: Sequence[dict]) -> dict:
     """Scores of images, each a dict with `task`, `prompt` (any key that identifies it) and `correct`.
 
     Returns `overall`: mean over tasks, each with equal weight; `tasks`: mean per task; `correct_pictures`:
-    mean over all images; `correct_prompts`: share of prompts with a correct image; `pictures`, `prompts`."""
+    mean over all images; `correct_prompts`: prompts with a correct image; `pictures`, `prompts`: counts."""
     order = {task: number for number, task in enumerate(TASKS)}
     names = sorted({result['task'] for result in results},
                    key=lambda task: (order.get(task, len(order)), task))

@@ -1,10 +1,9 @@
 """A small classifier of real 8x8 digits: it classifies samples, and its features measure their quality.
 
 Three 3x3 convolutions (32, 64, 64 channels; the last two halve the grid) and a layer of 48 units, whose GELU
-outputs are the features for the Fréchet distance, scaled by one factor so that the training split has mean
-variance 1 per dimension. A linear layer over them gives the class. Trained on the real training split only,
-with shifts of up to a pixel, noise and dropout, so that held-out digits get features like those of training
-digits; equal images and seed give the same judge on the same machine.
+outputs are the features for the Fréchet distance, scaled so that the training split has mean variance 1. A
+linear layer gives the class. Trained on the real training split with shifts, noise and dropout, so that
+held-out digits get similar features; equal images and seed give the same judge on the same machine.
 
 Images are float32 [N, 8, 8, 1] in [-1, 1]."""
 import zipfile
