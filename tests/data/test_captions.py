@@ -148,7 +148,7 @@ def many(tmp_path):
 
 def test_buckets_are_known_from_the_headers(many, caplog, monkeypatch):
     source = opened(many, buckets=True, multiple=4)
-    assert 'left out 1 images whose header does not say their size (damaged.png)' in caplog.text
+    assert 'left out 1 images whose header does not give their size (damaged.png)' in caplog.text
     assert source.files == ['almost.png', 'square.png', 'tall.png', 'wide.png']
     shapes = [source.buckets[b] for b in source.bucket_of]
     assert shapes == [(8, 8), (8, 8), (16, 4), (4, 16)]

@@ -117,7 +117,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path):
     write_folder(tmp_path, **{'train/a/1.png': None, 'val/a/2.png': None, 'old/3.png': None})
-    with pytest.raises(UserError, match=r'holds splits \(train, val\) and other folders \(old\)'):
+    with pytest.raises(UserError, match=r'has splits \(train, val\) and other folders \(old\)'):
         open_any(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_held_out_images_need_a_place_and_known_classes(pets, tmp_path):
     with pytest.raises(UserError, match=f'no held-out images. Put the training images into {pets / "train"}'):
         open_any(pets, split='held_out')
     write_folder(tmp_path / 's', **{'train/a/1.png': None, 'val/b/2.png': None})
-    with pytest.raises(UserError, match='val has what .*train has not: b'):
+    with pytest.raises(UserError, match='val has classes that .*train has not: b'):
         open_any(tmp_path / 's', split='held_out')
     with pytest.raises(UserError, match="no split 'test'; known: train, held_out"):
         open_any(pets, split='test')

@@ -229,7 +229,7 @@ def test_other_files_are_refused_by_name(tmp_path):
     packed = tmp_path / 'packed'
     packed.mkdir()
     (packed / 'a.tar.gz').write_bytes(gzip.compress(plain))
-    with pytest.raises(UserError, match='holds compressed tar files .a.tar.gz'):
+    with pytest.raises(UserError, match='has compressed tar files .a.tar.gz'):
         opened(packed)
     (packed / 'b.tar').write_bytes(gzip.compress(plain))
     with pytest.raises(UserError, match='b.tar is damaged, cut off, or no plain tar file'):

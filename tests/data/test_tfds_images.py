@@ -104,7 +104,7 @@ def test_names_configurations_and_versions(tmp_path):
 def test_the_folder_of_a_version_may_be_given_itself(data_dir, own_dir):
     shutil.move(own_dir / 'shapes' / '1.0.0', own_dir / 'shapes' / 'here')
     assert len(open_any('shapes', own_dir / 'shapes' / 'here')) == 5
-    with pytest.raises(UserError, match='is a data set, but not faces; data.name and data.path disagree'):
+    with pytest.raises(UserError, match='is a data set, but not faces; data.name and data.path differ'):
         open_any('faces', data_dir / 'shapes' / '1.0.0')
 
 

@@ -48,7 +48,7 @@ def test_stored_detections_come_back(tmp_path):
     assert stored.detect(IMAGE) == found
     assert stored.detect(Pixels('00001/samples/0000.png', IMAGE.image)) == []
     assert stored.colours(IMAGE, found[:1], 'cat') == ['red']
-    with pytest.raises(UserError, match='does not say the colour of each dog'):
+    with pytest.raises(UserError, match='lacks the colour of a dog'):
         stored.colours(IMAGE, found[1:], 'dog')
     with pytest.raises(UserError, match='no detections of 00002/samples/0000.png'):
         stored.detect(Pixels('00002/samples/0000.png', IMAGE.image))
@@ -85,7 +85,7 @@ def test_the_network_names_what_is_not_installed(network_files, monkeypatch):
 
 
 def test_the_network_needs_its_files(network_files):
-    with pytest.raises(UserError, match='gone.pth is not there; give the checkpoint'):
+    with pytest.raises(UserError, match='gone.pth does not exist; give the checkpoint'):
         Mask2Former(network_files[0], 'gone.pth')
 
 
@@ -158,7 +158,7 @@ def test_the_network_gives_every_class_its_boxes_masks_and_colours(network):
 
 @pytest.mark.peers
 @pytest.mark.parametrize('result, text',
-                         [(([np.zeros((0, 5))] * 3, [[]] * 3), 'knows 3 classes, expected the 80 of COCO'),
+                         [(([np.zeros((0, 5))] * 3, [[]] * 3), 'has 3 classes, expected the 80 of COCO'),
                           (object(), 'as MMDetection 2.x does')])
 def test_another_network_is_refused(network, result, text):
     with pytest.raises(UserError, match=text):

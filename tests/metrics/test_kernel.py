@@ -70,7 +70,7 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize('options, text', [
-    ({}, 'subsets of 1000 were asked for, but there are 30 samples and 20 reference rows; .*subset_size=20'),
+    ({}, 'subsets of 1000 do not fit 30 samples and 20 reference rows; .*subset_size=20'),
     ({'subset_size': 1}, 'at least 1 of at least 2'),
     ({'subset_size': 10, 'subsets': 0}, 'at least 1 of at least 2'),
 ])
