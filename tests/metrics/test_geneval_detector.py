@@ -67,7 +67,7 @@ def test_lines_that_are_no_detections_are_refused(tmp_path, line):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match='found.jsonl is not there'):
+    with pytest.raises(UserError, match='found.jsonl does not exist'):
         StoredDetections(tmp_path / 'found.jsonl')
 
 

@@ -104,7 +104,7 @@ def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match='has no folders 00000'):
         score_folder(tmp_path, Painted(tmp_path))
     paint(tmp_path, 0, FIRST['colors'])
-    with pytest.raises(UserError, match='has 1 prompts and no image; they are expected as '
+    with pytest.raises(UserError, match='has 1 prompts and no image; put images into '
                                         '00000/samples/0000.png'):
         score_folder(tmp_path, Painted(tmp_path))
 
