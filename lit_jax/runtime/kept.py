@@ -32,7 +32,7 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        LOG.warning('cannot read %s (%s); it is made again', path, error)
+        LOG.warning('%s cannot be read (%s); it is made again', path, error)
     value = make(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,5 +40,5 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
             save(new, value)
         os.replace(new.name, path)
     except OSError as error:
-        LOG.warning('cannot write %s, so it will be made again next time: %s', path, error)
+        LOG.warning('%s cannot be written (%s); it is made again next time', path, error)
     return value

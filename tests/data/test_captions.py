@@ -241,7 +241,7 @@ def test_broken_lists_are_refused(text, message, tmp_path):
 
 
 @pytest.mark.parametrize('files, message', [
-    ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'a.jpg and .*a.png have one caption file, a.txt'),
+    ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'a.jpg and .*a.png share one caption file, a.txt'),
     ({'a.png': image(), 'captions.jsonl': '', 'metadata.jsonl': ''},
      'has both captions.jsonl and metadata.jsonl'),
     ({'a.png': image()}, '1 images without a caption'),

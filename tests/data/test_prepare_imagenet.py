@@ -98,7 +98,7 @@ def test_a_second_run_does_nothing(data_dir, archives, capsys):
 def test_archives_that_are_not_whole_are_noticed(archives, tmp_path):
     assert COUNTS == {'train': 1_281_167, 'validation': 50_000}
     with pytest.raises(UserError,
-                       match=r"hold {'train': 6, 'validation': 3} images, expected .* Download them again"):
+                       match=r"have {'train': 6, 'validation': 3} images, expected .* Download them again"):
         prepare_imagenet(archives, tmp_path)
     cut = shutil.copytree(archives, tmp_path / 'cut') / ARCHIVES['train']
     cut.write_bytes(cut.read_bytes()[:5000])

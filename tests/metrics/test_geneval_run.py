@@ -123,5 +123,5 @@ def test_descriptions_that_are_none_are_refused(tmp_path, text):
 def test_a_damaged_image_is_named(tmp_path):
     paint(tmp_path, 0, FIRST['colors'], (RED, 0))
     (tmp_path / '00000' / 'samples' / '0000.png').write_bytes(b'nothing')
-    with pytest.raises(UserError, match='samples/0000.png is not an image that can be read'):
+    with pytest.raises(UserError, match='samples/0000.png is not a readable image'):
         score_folder(tmp_path, Painted(tmp_path))
