@@ -49,7 +49,7 @@ def test_the_last_seed_is_followed_by_the_first():
 
 
 @pytest.mark.parametrize('prompt, notice',
-                         [('  ', 'is empty'), ('a red zebra', 'unknown'),
+                         [('  ', 'is empty'), ('a red zebra', 'vocabulary'),
                           ('a red circle ' * 9, 'is not read')])
 def test_prompts_that_need_a_word(studio, prompt, notice):
     assert any(notice in said for said in draw(studio, prompt=prompt)[-1].notices)

@@ -33,10 +33,12 @@ def null():
 @pytest.mark.parametrize('name', ['model', 'workdir'])
 def test_weights_and_null_caption_are_read_apart(old, null, name):
     config, params = load_weights(old / name)
-    assert 'null_caption' not in params['y_embedder'] and np.array_equal(read_null_caption(old / name), null)
+    assert 'null_caption' not in params['y_embedder']
+    found = read_null_caption(old / name)
+    np.testing.assert_allclose(found, null, rtol=1e-6)       # earlier versions averaged it with the weights
     assert load(old / name).network.abstract().keys() == params.keys()
     export(old / name, old / 'out.safetensors')
-    assert np.array_equal(load_file(old / 'out.safetensors')['y_embedder.y_embedding'], null)
+    assert np.array_equal(load_file(old / 'out.safetensors')['y_embedder.y_embedding'], found)
 
 
 def test_a_folder_without_one_said_absent(old):
@@ -46,20 +48,23 @@ def test_a_folder_without_one_said_absent(old):
     assert read_null_caption(old / 'model') is None
 
 
-def test_saved_again_it_is_of_the_new_format(old, null, tmp_path):
+def test_saved_again_it_is_of_the_new_format(old, tmp_path):
     config, params = load_model_folder(old / 'model')
     save_model_folder(tmp_path / 'new', config, params, null_caption=read_null_caption(old / 'model'))
     again, same = load_model_folder(tmp_path / 'new')
     assert (config['format'], again['format']) == (1, 2) and again['text']['null_caption'] != 'absent'
-    assert np.array_equal(read_null_caption(tmp_path / 'new'), null)
+    assert np.array_equal(read_null_caption(tmp_path / 'new'), read_null_caption(old / 'model'))
     jax.tree.map(np.testing.assert_array_equal, same, params)
     (tmp_path / 'new' / FILE).write_bytes(b'damaged')
     with pytest.raises(ValueError, match='is damaged'):
         load_model_folder(tmp_path / 'new')
 
 
-def test_a_run_goes_on_where_an_earlier_version_stopped(old, null, tmp_path):
+def test_a_run_goes_on_where_an_earlier_version_stopped(old, null, tmp_path, monkeypatch):
     """CAME, dropped captions, weight decay: two more steps come to what they came to then."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, 'devices', lambda *args: devices)
+    monkeypatch.setattr(jax, 'device_count', lambda: 1)
     write_caption_latents(tmp_path / 'latents', 12, shapes=((8, 8), (4, 16)))
     config = ConfigDict(json.loads((old / 'workdir' / 'config.json').read_text())['recipe'])
     config.data.path, config.train.steps = str(tmp_path / 'latents'), 4

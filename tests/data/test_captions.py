@@ -230,7 +230,7 @@ def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
     ('["a.png"]', 'does not say which image'),
     ('{"image": "a.png", "caption": "1"}\n\n{"image": "a.png", "caption": "2"}',
      'lines 1 and 3 of .* are both of a.png'),
-    ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, not a text'),
+    ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, expected text'),
     ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image '
                                            '.b.png.'),
     (b'\xff\xfe\x00', 'is not UTF-8 text')])

@@ -131,7 +131,7 @@ def test_only_damaged_images_end_with_an_error():
     source = Images([b''] * 5)
     for _ in range(2):
         with pytest.raises(UserError,
-                           match='no image from example 1 on can be decoded, the first .* image 1 '):
+                           match='no image from example 1 on can be decoded; the first .*image 1 '):
             source[1]
 
 

@@ -102,7 +102,7 @@ def test_archives_that_are_not_whole_are_noticed(archives, tmp_path):
         prepare_imagenet(archives, tmp_path)
     cut = shutil.copytree(archives, tmp_path / 'cut') / ARCHIVES['train']
     cut.write_bytes(cut.read_bytes()[:5000])
-    with pytest.raises(UserError, match='an archive in .* is not whole: unexpected end of data'):
+    with pytest.raises(UserError, match='an archive in .* is incomplete: unexpected end of data'):
         prepare_imagenet(tmp_path / 'cut', tmp_path, SMALL)
     with pytest.raises(UserError, match='imagenet2012 is not prepared'):
         open_source('imagenet2012', data_dir=tmp_path, image_size=16)

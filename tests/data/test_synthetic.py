@@ -62,7 +62,7 @@ def test_a_simple_classifier_learns_the_classes():
 def test_numbers_outside_are_refused():
     source = open_synthetic()
     for index in (-1, len(source)):
-        with pytest.raises(IndexError, match=f'example {index} of a source of 10000'):
+        with pytest.raises(IndexError, match=f'example {index} is not in a source of 10000'):
             source[index]
 
 

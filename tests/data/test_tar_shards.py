@@ -176,7 +176,7 @@ def test_what_has_no_counterpart_is_left_out_with_one_line(tmp_path, caplog):
     ({'0.png': b'', '0.json': '{"capt'},
      'the caption of .*a.tar: 0 cannot be read: .*delimiter|Unterminated'),
     ({'0.png': b'', '0.json': '[1]'}, 'its JSON is not an object'),
-    ({'0.png': b'', '0.json': '{"long": 3}'}, '"long" is 3, not a text'),
+    ({'0.png': b'', '0.json': '{"long": 3}'}, '"long" is 3, expected text'),
     ({'0.png': b'', '0.txt': 'a', '1.json': '{"capt'}, 'the JSON of 1 cannot be read'),
     ({'0.png': b'', '0.jpg': b'', '0.txt': 'a'}, 'has two members .*or two images')])
 def test_members_that_cannot_be_read_are_named(members, message, tmp_path):

@@ -30,7 +30,6 @@ def parts_of_one_step(arrays, respacing, tag, dtype):
     """Every quantity of one step of diffusion_toy, under the names of the golden file."""
     schedule = make_schedule(1000, respacing)
 
-    @jax.jit
     def compute(x, noise, t):
         output = toy_model(x, jnp.asarray(schedule.timestep_map)[t], {})
         free, clipped = (p_mean_variance(schedule, output, x, t, clip_denoised=clip)
@@ -39,6 +38,9 @@ def parts_of_one_step(arrays, respacing, tag, dtype):
                 'variance': free.variance, 'log_variance': free.log_variance, 'pred_xstart': free.x0,
                 'clip_mean': clipped.mean, 'clip_pred_xstart': clipped.x0}
 
+    # In float32 operation by operation: compiled without optimization, x0 at the last timesteps, a difference
+    # of large numbers, is 2.2e-5 off.
+    compute = jax.jit(compute) if dtype == jnp.float64 else compute
     return compute(arrays['in_x'].astype(dtype), arrays['in_noise'].astype(dtype),
                    arrays[f'in_t_{tag}'].astype(np.int32))
 

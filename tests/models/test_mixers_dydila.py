@@ -228,14 +228,14 @@ def test_it_shows_what_was_chosen():
     mixer = nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(np.float32(a)), params))
 
     def watched(x):
-        with watching(*mixer.statistics, *mixer.images) as seen:
+        with watching(*mixer.statistics, *mixer.routes) as seen:
             mixer(x, GRID)
         return dict(seen)
 
     seen = jax.jit(watched)(jnp.asarray(x, jnp.float32))
     assert all(len(values) == 1 for values in seen.values())
     assert all(seen[name][0].shape == () for name in mixer.statistics)
-    for name in mixer.images:
+    for name in mixer.routes:
         assert seen[name][0].shape == x.shape[:2] and seen[name][0].dtype == jnp.int32
     for name, kernel in (('query', 'routed_q'), ('key', 'routed_k')):
         np.testing.assert_array_equal(seen[f'route/{name}'][0],

@@ -283,7 +283,7 @@ REFUSED = [
     ({'text_encoder': 'wide'}, '(?s)does not fit.*width: 32 in .*wide, 16 in'),
     ({'text_encoder': 'named'}, "(?s)does not fit.*id: 'another t5' in .*named, 'tiny words' in"),
     ({'text_encoder': 'vae'}, 'not a text encoder'),
-    ({'vae': 'vae'}, "VAE id: 'another vae'"),
+    ({'vae': 'vae'}, "vae: 'another vae'"),
     ({'vae': None, 'out': 'folder'}, 'need the VAE'),
     ({'classes': '1,2'}, '--classes: not for .* draws what a prompt says: give it --prompt'),
     ({'per_class': 2, 'count': 3}, '--per_class, --count: not for'),
