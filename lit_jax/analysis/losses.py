@@ -17,8 +17,7 @@ def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Seq
 
     Each entry is {'mean': [timesteps], 'error': [timesteps]}: the mean over the images and its standard
     error. The error of a ratio comes from the differences per image, which are small because both models get
-    the same noise. Terms as in training, with the images' own labels.
-    """
+    the same noise. Terms as in training, with the images' own labels."""
     values, evaluate = {}, _make_evaluate(models, images.schedule)
     params = {name: model.params for name, model in models.items()}
     for t in timesteps:

@@ -28,8 +28,7 @@ def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_si
     """`{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}}`.
 
     choice: the most frequent index among the tokens of a class. share: of the tokens that have it. used: the
-    number of different indices in the layer. names: from `route_names`.
-    """
+    number of different indices in the layer. names: from `route_names`."""
     observe = jax.jit(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1])
     indices = {name: [] for name in names}
     for start in range(0, len(images), batch_size):

@@ -28,8 +28,7 @@ def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts
     similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map',
     'with_convolution'}, at no more than RANK_TIMESTEPS timesteps, and absent if N > RANK_TOKENS. Its last two
     (the last only with a convolution) are {'effective', 'numerical', 'spectrum'}: means over heads, images
-    and channels; 'spectrum' is that of the middle layer at the middle timestep.
-    """
+    and channels; 'spectrum' is that of the middle layer at the middle timestep."""
     n = attention.grid[0] * attention.grid[1]
     parts = [part for part in parts if part != 'rank' or _rank_is_affordable(attention, n)]
     step = attention.row_step()

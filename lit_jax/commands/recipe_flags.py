@@ -41,7 +41,7 @@ def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[C
 
 
 def _with_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments with the recipe's file instead of its name; config_flags reports missing ones too late."""
+    """The arguments with the recipe's file instead of its name; config_flags reports a missing one late."""
     names = False
     for argument in arguments:
         flag, equals, name = argument.partition('=')

@@ -29,8 +29,7 @@ def solver_coefficients(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     alpha, sigma: x = alpha·x0 + sigma·noise at each level, the noisiest first. The last sigma may be 0.
 
     With λ = log(alpha/sigma) and h its growth in a step: a = σ'/σ, b = α'·(1 - e^-h), c = h / (2·h_before).
-    The first and the last step are of first order: c = 0.
-    """
+    The first and the last step are of first order: c = 0."""
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     a = sigma[1:] / sigma[:-1]
     b = alpha[1:] - a * alpha[:-1]     # α'·(1 - e^-h) without a logarithm of sigma 0

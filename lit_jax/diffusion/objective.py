@@ -84,8 +84,7 @@ def training_losses(schedule: Schedule, output: Array, x0: Array, x_t: Array, t_
     """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their sum.
 
     mse = (noise - ε)². vb is one term of the variational bound, in bits per dimension: the KL divergence from
-    the posterior, or at t = 0 the negative log-likelihood of x0. It trains only v: ε gets no gradient.
-    """
+    the posterior, or at t = 0 the negative log-likelihood of x0. It trains only v: ε gets no gradient."""
     dtype = accumulator(output, x0, x_t, noise)
     output, x0, x_t, noise = (array.astype(dtype) for array in (output, x0, x_t, noise))
     predicted, variance_raw = split_output(output, x0.shape[-1])
@@ -128,8 +127,7 @@ def per_quarter(values_B: Array, t_B: Array, num_steps: int) -> tuple[Array, Arr
     """(sums [4], counts [4]) of the values in each quarter of the timesteps, the least noisy first.
 
     Unlike means, these add up over micro-batches, steps and hosts. In the dtype of the values, at least
-    float32.
-    """
+    float32."""
     values = values_B.astype(accumulator(values_B))
     member = (t_B * 4 // num_steps)[:, None] == jnp.arange(4)
     # `where` instead of a product: a NaN stays in its quarter.

@@ -20,8 +20,7 @@ class Schedule:
 
     timestep_map: original indices, ascending, int32 (float64 from `spread_levels`).
     posterior_*: q(x_{t-1} | x_t, x_0) = N(coef1·x_0 + coef2·x_t, variance). The variance is 0 at t = 0, where
-    `posterior_log_variance` has the value of t = 1. log_betas: upper end of the learned range.
-    """
+    `posterior_log_variance` has the value of t = 1. log_betas: upper end of the learned range."""
     timestep_map: np.ndarray
     betas: np.ndarray
     log_betas: np.ndarray
@@ -69,8 +68,7 @@ def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
     """`levels` evenly spaced levels, from the first to the last of `steps` training timesteps.
 
     Between timesteps, log ᾱ is interpolated linearly; `timestep_map` is float64. This is the time axis of
-    DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in units of timesteps.
-    """
+    DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in units of timesteps."""
     check_known('noise schedule', kind, KINDS)
     timesteps = np.linspace(0, steps - 1, levels)
     kept = np.exp(np.interp(timesteps, np.arange(steps), np.cumsum(np.log1p(-KINDS[kind](steps)))))

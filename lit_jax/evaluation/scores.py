@@ -59,8 +59,7 @@ class Settings:
 class Scorer:
     """Scores features against one reference, whose statistics are computed once.
 
-    features: of the reference's images, or None; `impossible` names the scores that need them.
-    """
+    features: of the reference's images, or None; `impossible` names the scores that need them."""
 
     def __init__(self, space: FeatureSpace, reference: Reference, features: Features | None,
                  settings: Settings):

@@ -53,8 +53,7 @@ def find_collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     """All collectives of a compiled module, in the order of execution.
 
     hlo_text: `compiled.as_text()` of a program jitted over `mesh`; partition i is device i of
-    `mesh.devices.flat`. Groups of one device are left out. All branches of a conditional are counted.
-    """
+    `mesh.devices.flat`. Groups of one device are left out. All branches of a conditional are counted."""
     module = _parse(hlo_text)
     return [c for c in _walk(module, module.entry, 1, False, dict(mesh.shape)) if c.axes]
 

@@ -254,8 +254,7 @@ def parse_refusal(message: str) -> int:
     """Bytes that a program needs, with arguments, from a message of the TPU compiler; 0 if it has none.
 
     '... total memory required for HLO temporaries (20.70G) exceeds available HBM (15.75G).' (these include
-    the arguments), or '... Used 20.70G of 15.75G hbm.'
-    """
+    the arguments), or '... Used 20.70G of 15.75G hbm.'"""
     match = re.search(r'(?:temporaries \(|\bUsed )([\d.]+)\s*([KMGT]?)', message)
     return round(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' ')) if match else 0
 
