@@ -122,7 +122,7 @@ class Scorer:
         ours, real = getattr(samples, kind), getattr(self._features, kind)
         size = min(kernel.SUBSET_SIZE, len(ours), len(real))
         if size < kernel.SUBSET_SIZE:
-            notes.append(f'{name}: subsets of only {size} images instead of {kernel.SUBSET_SIZE}: there are '
+            notes.append(f'{name}: subsets of {size} images instead of {kernel.SUBSET_SIZE}: there are '
                          'no more')
         mean, std = kernel_distance(ours, real, subset_size=size)
         return {name: mean, f'{name}_std': std}
