@@ -5,7 +5,8 @@ import time
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_clock(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +17,12 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
 
 
 def set_clock(parser: argparse.ArgumentParser):
-    """(the arguments, the clock); limits the cores. To be called before jax and torch are imported: both start
-    as many threads as they see cores."""
+    """(the arguments, the clock); limits the cores. To be called before jax and torch are imported: both
+    start as many threads as they see cores."""
     arguments = parser.parse_args()
     if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error('--clock cpu adds up the time of all threads, also while they wait; give --threads 1 with it')
+        parser.error('--clock cpu adds up the time of all threads, also while they wait; give --threads 1 '
+                     'with it')
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
     os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = str(arguments.threads)

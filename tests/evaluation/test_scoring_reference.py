@@ -152,7 +152,7 @@ def test_a_reference_of_other_features_is_refused(request_of, judge):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    ({'labels': np.arange(3)}, 'is no reference: expected mu and sigma, or images in arr_0; it contains labels'),
+    ({'labels': np.arange(3)}, 'expected mu and sigma, or images in arr_0; it contains labels'),
     ({'mu': np.zeros(FEATURES), 'sigma': np.eye(9)}, r'mu has shape \[48\] and sigma \[9, 9\]'),
     ({'mu': np.zeros(2048), 'sigma': np.eye(2048)},
      'mu has 2048 numbers, but the features of this evaluation .digits judge. have 48'),
