@@ -210,8 +210,8 @@ def test_without_a_teacher_there_is_none():
 
 @pytest.mark.parametrize('name, said', [
     ('v9:4x4', r"unknown topology 'v9:4x4'; known:\n  v4 (.|\n)*v5e:16x16(.|\n)*cpu:8"),
-    ('', 'unknown topology'), ('h100:8', 'GPU can only be compiled where one is'),
-    ('gpu:8', 'GPU can only be compiled where one is'),
+    ('', 'unknown topology'), ('h100:8', 'GPU can only be compiled on a machine'),
+    ('gpu:8', 'GPU can only be compiled on a machine'),
     ('v5e:3x3', r'no v5e slice of that shape; shapes of v5e: 1x1, 2x2, .*16x16'),
     ('v5e:32x32', 'no v5e slice'), ('v5e', "'' is no shape"), ('v5e:16', "'16' is no shape"),
     ('v5p:4x4', 'no shape of a v5p slice; .*2x4x4'),
