@@ -145,7 +145,7 @@ def _card_of(path, count: int, where) -> dict | None:
         return None
     if (drawn := card['pictures'].get('count', count)) != count:      # cards of prompts do not count
         raise UserError(f'{path} is the card of {drawn} images, but {where} contains {count}: images are '
-                        f'missing, or the card belongs to another set. Draw the set again, or delete the card')
+                        f'missing, or the card is of another set. Draw the set again, or delete the card')
     return card
 
 
