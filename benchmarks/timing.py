@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, and calls timed in turn."""
+"""Command line and timing of the benchmarks, whose contenders take turns."""
 import argparse
 import os
 import time

@@ -81,7 +81,6 @@ class CaptionEncoder:
         return parts, tokens.mask, set(tokens.truncated)
 
 
-# ------------------------------------------------------------------------------------------------------
 # Records. `start` sends a block to the devices, and `finish` waits for the results.
 
 
@@ -162,10 +161,6 @@ class CaptionRecords(_Records):
             data = caption_latents.pack(moments[row], block.bucket, features, self._dtype)
             made[row] = Record(moments[row], data, facts)
         return made
-
-
-# ------------------------------------------------------------------------------------------------------
-# Shards
 
 
 @dataclasses.dataclass(frozen=True)

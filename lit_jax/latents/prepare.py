@@ -146,10 +146,6 @@ def _statistics(notes: list[dict], scale: float) -> dict:
             'scaled_std': scale * spread}
 
 
-# ------------------------------------------------------------------------------------------------------
-# Before
-
-
 def _check_request(request: PrepareOptions) -> None:
     if request.dtype not in DTYPES:
         raise UserError(f'unknown --dtype={request.dtype}; known: {", ".join(DTYPES)}')
@@ -235,10 +231,6 @@ def _together(act: Callable) -> None:
                 LOG.error('error: %s', error)
             raise
     peers.together(aloud)
-
-
-# ------------------------------------------------------------------------------------------------------
-# After
 
 
 def _verify(out, numbers: list[int]) -> None:

@@ -75,10 +75,6 @@ def format_collectives(collectives: Sequence[Collective]) -> str:
     return '\n'.join(lines) if rows else 'none: the devices do not communicate'
 
 
-# ------------------------------------------------------------------------------------------------------
-# HLO text
-
-
 @dataclass(frozen=True)
 class _Instruction:
     name: str
@@ -168,10 +164,6 @@ def _shape_bytes(shape: str) -> int:
         bits = 8 if dtype == 'pred' else int(digits[0]) if digits else 0
         total += math.prod(int(n.strip('<=')) for n in dims.split(',') if n) * bits // 8
     return total
-
-
-# ------------------------------------------------------------------------------------------------------
-# From instructions to collectives
 
 
 def _walk(module: _Module, computation: str, times: int, at_least: bool,
@@ -281,10 +273,6 @@ def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int
     width = math.prod(shape[axis] for axis in taken)
     kept = [axis for axis in range(len(shape)) if axis not in taken]
     return grid.transpose(kept + taken).reshape(-1, width).tolist()
-
-
-# ------------------------------------------------------------------------------------------------------
-# Loops
 
 
 def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | None:

@@ -135,10 +135,6 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     return plan if plan.fits else replace(plan, advice=advise(plan))
 
 
-# ------------------------------------------------------------------------------------------------------
-# The program
-
-
 def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
     """The network of the recipe's teacher and a text about its architecture's origin; (None, '') without one.
 
@@ -217,10 +213,6 @@ def _compile(lowered):
         return None, str(error)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Memory
-
-
 def _named_parts(arguments) -> dict:
     state, frozen, batch, _ = arguments
     return {'weights': state['params'], 'EMA': state['ema'], 'optimizer': state['opt'],
@@ -257,10 +249,6 @@ def parse_refusal(message: str) -> int:
     the arguments), or '... Used 20.70G of 15.75G hbm.'"""
     match = re.search(r'(?:temporaries \(|\bUsed )([\d.]+)\s*([KMGT]?)', message)
     return round(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' ')) if match else 0
-
-
-# ------------------------------------------------------------------------------------------------------
-# Advice
 
 
 def advise(plan: Plan) -> list[tuple[str, str]]:
@@ -306,10 +294,6 @@ def _reduce_temporaries(plan: Plan) -> list[tuple[str, str]]:
     if 0 < batch < train.batch_size:
         lines.append((f'--config.train.batch_size={batch}', 'about fits, but changes the recipe'))
     return lines
-
-
-# ------------------------------------------------------------------------------------------------------
-# Text
 
 
 def format_plan(plan: Plan) -> str:

@@ -78,10 +78,6 @@ def _count(shape: str) -> int:
     return math.prod(int(side) for side in shape.split('x'))
 
 
-# ------------------------------------------------------------------------------------------------------
-# TPU
-
-
 def _tpu(name: str, chip: Chip, shape: str) -> Topology:
     others = ', and others of three axes' if chip.any_shape else ''
     known = f'shapes of {chip.name}: {", ".join(chip.shapes)}{others}'
@@ -116,10 +112,6 @@ def _environment():
     finally:
         for name in missing:
             os.environ.pop(name, None)
-
-
-# ------------------------------------------------------------------------------------------------------
-# CPU
 
 
 def _cpu(name: str, count: str) -> Topology:
