@@ -37,7 +37,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(INSTALL) -e ".[docs]"
 	touch $@
 
-demo: setup            ## the whole road on digits: convert, inherit, distil, compare (CPU, minutes)
+demo: setup            ## the whole method on digits: convert, inherit, distil, compare (CPU, minutes)
 	$(BIN)/python -m examples.digits
 
 demo-full: setup       ## the same, training the teacher first

@@ -1,15 +1,14 @@
-"""One call of the text-to-image backbone: LiT against PixArt-Σ, with and without compressed keys (LiT, table
-9).
+"""Times one call of LiT's text-to-image backbone against PixArt-Σ, also with compressed keys (LiT, table 9).
 
-    python benchmarks/backbone.py --pixels 1024,2048 --depth 2 --repeats 3
+    python -m benchmarks.backbone --pixels 1024,2048 --depth 2 --repeats 3
 
-Full width and 300 caption tokens, one image, float32, random weights, on the same cores in turn. `depth`
-blocks stand for the 28 of the model: nothing but the embedders does not grow with them. Of the model with
-compressed keys the later half of the blocks has them (28 blocks: 14 to 27, rate 2).
+Full width, 300 caption tokens, one image, float32, random weights; the models take turns. `depth` blocks
+stand for the model's 28: all costs but the embedders' are proportional to them. Compressed keys are in the
+later half of the blocks (of 28: 14 to 27, rate 2).
 """
-import argparse
 import statistics
-import time
+
+from benchmarks.timing import make_parser, take_turns
 
 
 def networks(pixels: int, depth: int) -> dict:
@@ -28,8 +27,7 @@ def networks(pixels: int, depth: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--pixels', default='1024,2048')
     parser.add_argument('--depth', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=3)
@@ -47,13 +45,14 @@ def main() -> None:
         calls = {name: (jax.jit(network.apply, compiler_options=network.inference_options()),
                         network.init(jax.random.key(0)))
                  for name, network in models.items()}
-        times = {name: [] for name in models}
-        for repeat in range(args.repeats + 1):      # the first compiles
-            for name, (call, params) in calls.items():
-                began = time.perf_counter()
-                jax.block_until_ready(call(params, x, t, cond))
-                if repeat:
-                    times[name].append(time.perf_counter() - began)
+        def timed(name, calls=calls, inputs=(x, t, cond)):
+            call, params = calls[name]
+            return lambda: jax.block_until_ready(call(params, *inputs))
+
+        turns = {name: timed(name) for name in calls}
+        take_turns(turns, 1, warm=False)      # compiles
+        times = {name: [milliseconds / 1e3 for milliseconds in own]
+                 for name, own in take_turns(turns, args.repeats, warm=False).items()}
         medians = {name: statistics.median(own) for name, own in times.items()}
         for name, own in times.items():
             ratios = ' | '.join(f'{medians[name] / medians[other] - 1:+.0%}' for other in list(models)[:2])

@@ -1,20 +1,18 @@
 """Times one DiT block and one LiT block: ours, jitted, against PyTorch eager and torch.compile.
 
-    python benchmarks/block.py --markdown block.md        # about 25 minutes on two CPU cores
-    python benchmarks/block.py --widths 384 --tokens 256 --repeats 5
+    python -m benchmarks.block --markdown block.md        # about 25 minutes on two CPU cores
+    python -m benchmarks.block --widths 384 --tokens 256 --repeats 5
 
-All contenders run in one process on the same cores, in turn, so that whatever else the machine does hits them
-alike; medians and minima are given, and our time over that of the faster PyTorch. Every case first checks
-that the three compute the same. Forward: the block's output. Forward + backward: also gradients of all
-parameters, x and the condition. On a GPU everything runs in bfloat16 and up to 16,384 tokens.
+All contenders take turns on the same cores; results are compared first. The table has medians and minima,
+and our time divided by that of the faster PyTorch. Forward: the block's output. Forward + backward: also the
+gradients of all parameters, x and the condition. On a GPU: bfloat16, and up to 16,384 tokens.
 """
-import argparse
 import itertools
-import os
 import platform
 import statistics
-import time
 from pathlib import Path
+
+from benchmarks.timing import add_clock, check_same, make_parser, set_clock, take_turns
 
 HEADS = {('dit', 384): 6, ('dit', 768): 12, ('dit', 1024): 16, ('dit', 1152): 16,
          ('lit', 384): 2, ('lit', 768): 3, ('lit', 1024): 4, ('lit', 1152): 4}
@@ -22,39 +20,23 @@ CONTENDERS = ('ours', 'eager', 'compiled')
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--blocks', default='dit,lit')
     parser.add_argument('--widths', default='384,1152')
-    parser.add_argument('--tokens', default='', help='square numbers; default 256,1024,4096, on a GPU also '
-                                                     '16384')
+    parser.add_argument('--tokens', default='', help='square numbers; default: 256,1024,4096, and 16384 on a '
+                                                     'GPU')
     parser.add_argument('--passes', default='forward,both', help='forward, both (forward + backward)')
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
     parser.add_argument('--repeats', type=int, default=0,
-                        help='turns of each contender; default: by the time they take')
-    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
-                        help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
-    parser.add_argument('--no_compile', action='store_true', help='leave torch.compile out')
+                        help='turns of each contender; default: depends on their time')
+    parser.add_argument('--no_compile', action='store_true', help='without torch.compile')
     parser.add_argument('--markdown', default='', help='also write the table to this file')
-    arguments = parser.parse_args()
-    if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error(
-            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
-    return arguments
-
-
-def limit_threads(count: int) -> None:
-    """Must run before jax and torch are imported: both size their pools by the cores they may use."""
-    if hasattr(os, 'sched_setaffinity'):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-    os.environ['OMP_NUM_THREADS'] = os.environ['MKL_NUM_THREADS'] = str(count)
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')     # leaves GPU memory to PyTorch
+    add_clock(parser)
+    return set_clock(parser)
 
 
 def random_weights(kind: str, width: int, heads: int):
-    """A block's parameters (our layout, numpy), scaled like trained ones: gates are not zero, so all is
-    computed."""
+    """A block's parameters in our layout, numpy, scaled like trained ones: gates are not zero."""
     import numpy as np
     rng, head = np.random.default_rng(0), width // heads
     shapes = {'proj/kernel': (heads, head, width), 'proj/bias': (width,)}
@@ -91,8 +73,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
             node = node.setdefault(parent, {})
         node[leaf] = jax.numpy.asarray(value)
     if jax.tree.structure(params) != jax.tree.structure(nnx.to_pure_dict(state)):
-        raise SystemExit(
-            'the benchmark and lit_jax.models.dit.Block disagree about the parameters of a block')
+        raise SystemExit('the parameters of this benchmark are not those of lit_jax.models.dit.Block')
     x, c, cotangent = (jax.numpy.asarray(a, dtype) for a in (x, c, cotangent))
 
     def apply(params, x, c):
@@ -110,7 +91,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
 
 def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid, device, dtype,
                 compiled: bool):
-    """The same two calls for PyTorch, written the way that runs fastest there."""
+    """The same two calls in PyTorch, in the form that is fastest there."""
     import torch
     import torch.nn.functional as F
 
@@ -153,8 +134,7 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
         z = 1 / (q @ k.mean(dim=-2, keepdim=True).transpose(-2, -1) + 1e-6)
         state = (k * n ** -0.5).transpose(-2, -1) @ (v_heads * n ** -0.5)
         o = ((q @ state) * z).transpose(1, 2).reshape(b, n, width)
-        # All heads as channels of one channels_last image: no copy of v, and the faster layout of this
-        # convolution.
+        # All heads as channels of one channels_last image: no copy of v, and a faster convolution.
         image = v32.reshape(b, *grid, width).permute(0, 3, 1, 2)
         kernel = p['attn/dwc/kernel'].float().repeat(heads, 1, 1, 1)
         local = F.conv2d(image, kernel, p['attn/dwc/bias'].float().repeat(heads), padding=2, groups=width)
@@ -163,8 +143,8 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
     mixer = {'dit': softmax_attention, 'lit': linear_attention}[kind]
 
     def block(x, c):
-        shift1, scale1, gate1, shift2, scale2, gate2 = linear('adaLN',
-                                                              F.silu(c)).unsqueeze(1).chunk(6, dim=-1)
+        modulation = linear('adaLN', F.silu(c)).unsqueeze(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         x = x + gate1 * mixer(F.layer_norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1)
         h = F.layer_norm(x, (width,), eps=1e-6) * (1 + scale2) + shift2
         return x + gate2 * linear('mlp/fc2', F.gelu(linear('mlp/fc1', h), approximate='tanh'))
@@ -189,33 +169,7 @@ def torch_block(kind: str, width: int, heads: int, weights, x, c, cotangent, gri
     return {'forward': forward, 'both': both}
 
 
-def relative_error(ours, theirs) -> float:
-    import numpy as np
-    ours, theirs = np.asarray(ours, np.float32), theirs.detach().float().cpu().numpy()
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def interleave(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn. A turn starts with an untimed call: caches and threads are then
-    its own."""
-    start = clock()
-    for call in calls.values():
-        call()
-    once = clock() - start
-    turns = repeats or max(3, min(25, int(4 / once)))
-    inner = max(1, min(10, int(0.2 / once)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            call()
-            for _ in range(inner):
-                start = clock()
-                call()
-                seconds[name].append(clock() - start)
-    return seconds
-
-
-def measure(kind: str, width: int, tokens: int, passes, arguments, on_gpu: bool):
+def measure(kind: str, width: int, tokens: int, arguments, clock, on_gpu: bool):
     """Yields one row of the table for each pass."""
     import jax.numpy as jnp
     import numpy as np
@@ -232,19 +186,17 @@ def measure(kind: str, width: int, tokens: int, passes, arguments, on_gpu: bool)
               'eager': torch_block(*common, device, torch_dtype, compiled=False)}
     if not arguments.no_compile:
         blocks['compiled'] = torch_block(*common, device, torch_dtype, compiled=True)
-    error = max(relative_error(blocks['ours']['forward'](), blocks[name]['forward']()) for name in blocks
-                if name != 'ours')
-    if error > (5e-2 if on_gpu else 1e-4):
-        raise SystemExit(f'{kind} {width} {tokens}: ours and PyTorch differ by {error:.1e}; the times mean '
-                         f'nothing')
-    for name in passes:
-        clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
-        seconds = interleave({contender: block[name] for contender, block in blocks.items()},
-                             arguments.repeats, clock)
-        medians = {k: 1e3 * statistics.median(v) for k, v in seconds.items()}
-        minima = {k: 1e3 * min(v) for k, v in seconds.items()}
-        yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name, 'medians': medians,
-               'minima': minima}
+    for name in list(blocks)[1:]:
+        check_same(f'{kind} {width} {tokens}, {name}', blocks['ours']['forward'](),
+                   blocks[name]['forward']().float().cpu().numpy(), 5e-2 if on_gpu else 1e-4)
+    for name in arguments.passes.split(','):
+        calls = {contender: block[name] for contender, block in blocks.items()}
+        once = sum(milliseconds for milliseconds, in take_turns(calls, 1, clock).values()) / 1e3
+        times = take_turns(calls, arguments.repeats or max(3, min(25, int(4 / once))), clock,
+                           timed=max(1, min(10, int(0.2 / once))))
+        yield {'kind': kind, 'width': width, 'tokens': tokens, 'pass': name,
+               'medians': {k: statistics.median(v) for k, v in times.items()},
+               'minima': {k: min(v) for k, v in times.items()}}
 
 
 def format_row(row) -> str:
@@ -270,9 +222,8 @@ def describe(arguments, on_gpu: bool) -> str:
     machine = jax.devices()[0].device_kind if on_gpu else f'{_processor()}, {arguments.threads} threads'
     precision = 'bfloat16' if on_gpu else 'float32'
     return (f'{machine}; {precision}; batch {arguments.batch}; Python {platform.python_version()}, '
-            f'{versions}. '
-            f'{arguments.clock.capitalize()} time, median / minimum, all contenders in turn in one process. '
-            'Heads: DiT 6 (384), 16 (1152); LiT 2 and 4, ReLU, 5 x 5 convolution.')
+            f'{versions}. {arguments.clock.capitalize()} time, median / minimum, all contenders in turn in '
+            'one process. Heads: DiT 6 (384), 16 (1152); LiT 2 and 4, ReLU, 5 x 5 convolution.')
 
 
 def _processor() -> str:
@@ -285,8 +236,7 @@ def _processor() -> str:
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    limit_threads(arguments.threads)
+    arguments, clock = parse_arguments()
     import jax
     import torch
     torch.set_num_threads(arguments.threads)
@@ -297,7 +247,7 @@ def main() -> None:
     lines = [describe(arguments, on_gpu), '', HEADER]
     print('\n'.join(lines), flush=True)
     for kind, width, count in cases:
-        for row in measure(kind, width, count, arguments.passes.split(','), arguments, on_gpu):
+        for row in measure(kind, width, count, arguments, clock, on_gpu):
             lines.append(format_row(row))
             print(lines[-1], flush=True)
     if arguments.markdown:

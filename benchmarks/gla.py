@@ -1,28 +1,26 @@
 """Times the chunked form of gated linear attention against the recurrence, one token after the other.
 
-    python benchmarks/gla.py                      # about a minute on two CPU cores
-    python benchmarks/gla.py --heads 18 --tokens 1024,2048,4096,8192,16384 --skip_recurrence
+    python -m benchmarks.gla                      # about a minute on two CPU cores
+    python -m benchmarks.gla --heads 18 --tokens 1024,2048,4096,8192,16384 --skip_recurrence
 
-Forward + backward: also the gradients of q, k, v and the gates. Both in one process on the same cores, in
-turn. Then how the chunked form grows with the tokens: the exponent between the first and the last number, of
-time and of memory.
+Forward + backward: also the gradients of q, k, v and the gates. The two take turns. The exponents of time and
+memory of the chunked form compare the first and the last number of tokens.
 """
-import argparse
 import math
 import statistics
-import time
+
+from benchmarks.timing import make_parser, take_turns
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--tokens', default='1024,4096,16384')
     parser.add_argument('--heads', type=int, default=6, help='of 32 key and 64 value channels: 6 is DiG-S, '
                                                              '18 DiG-XL')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--recurrence_up_to', type=int, default=4096,
-                        help='tokens; it keeps a state for each of them')
+                        help='number of tokens; it stores a state for each')
     parser.add_argument('--skip_recurrence', action='store_true')
     return parser.parse_args()
 
@@ -49,25 +47,10 @@ def inputs_of(tokens: int, arguments):
     return q, k, v, g, cotangent
 
 
-def interleave(programs, inputs, repeats: int) -> dict:
-    """Seconds of each program, taken in turn: (median, minimum).
-
-    Before each call that is timed stands one that is not: the recurrence keeps hundreds of MB, and what runs
-    after it would pay for their return to the system.
-    """
-    import jax
-    seconds = {name: [] for name in programs}
-    for _ in range(repeats):
-        for name, program in programs.items():
-            jax.block_until_ready(program(*inputs))
-            began = time.perf_counter()
-            jax.block_until_ready(program(*inputs))
-            seconds[name].append(time.perf_counter() - began)
-    return {name: (statistics.median(times), min(times)) for name, times in seconds.items()}
-
-
 def main() -> None:
     arguments = parse_arguments()
+    import jax
+
     from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
     print(f'{arguments.heads} heads of 32 and 64 channels, batch {arguments.batch}, float32; ms, median / '
           f'minimum')
@@ -81,12 +64,12 @@ def main() -> None:
         if tokens <= arguments.recurrence_up_to and not arguments.skip_recurrence:
             forms['recurrence'] = compiled(recurrent_gla, inputs)
         for name in ('forward', 'both'):
-            times = interleave({form: programs[name] for form, programs in forms.items()}, inputs,
-                               arguments.repeats)
+            taken = take_turns({form: lambda program=programs[name], inputs=inputs: jax.block_until_ready(
+                program(*inputs)) for form, programs in forms.items()}, arguments.repeats)
+            times = {form: (statistics.median(own), min(own)) for form, own in taken.items()}
             memory = forms['chunked'][name].memory_analysis().temp_size_in_bytes / 1e6
-            cells = [f'{1e3 * times[form][0]:.1f} / {1e3 * times[form][1]:.1f}' if form in times else ''
-                     for form in
-                     ('chunked', 'recurrence')]
+            cells = [f'{times[form][0]:.1f} / {times[form][1]:.1f}' if form in times else ''
+                     for form in ('chunked', 'recurrence')]
             ratios = [f'{times["recurrence"][i] / times["chunked"][i]:.1f}' if 'recurrence' in times else ''
                       for i in (0, 1)]
             print(f'| {tokens} | {name} | {" | ".join([*cells, *ratios])} | {memory:.1f} |', flush=True)

@@ -1,15 +1,15 @@
-"""How time and memory of every linear mixer grow with the tokens, forward + backward, on this machine.
+"""Measures how time and memory of the linear mixers grow with the number of tokens, forward + backward.
 
-    python benchmarks/growth.py                    # about two minutes on two CPU cores
-    python benchmarks/growth.py --sides 32,64,128 --width 256 --mixers linear,gla
+    python -m benchmarks.growth                    # about two minutes on two CPU cores
+    python -m benchmarks.growth --sides 32,64,128 --width 256 --mixers linear,gla
 
-The exponent is that of a power of the number of tokens between the first and the last grid: 1 is linear, 2
-quadratic. Softmax attention stands beside them up to --softmax_up_to tokens. All in one process, in turn.
+The exponent compares the first and the last grid: 1 is linear in the tokens, 2 quadratic. Softmax attention
+is measured up to --softmax_up_to tokens. All grids of a mixer take turns.
 """
-import argparse
 import math
 import statistics
-import time
+
+from benchmarks.timing import make_parser, take_turns
 
 MIXERS = {
     'linear': {'heads': 4}, 'sana': {'heads': 1}, 'edit': {'heads': 1}, 'gla': {'heads': 4},
@@ -18,8 +18,7 @@ MIXERS = {
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--sides', default='32,64,128', help='of the square token grids')
     parser.add_argument('--width', type=int, default=256)
     parser.add_argument('--mixers', default=','.join(MIXERS))
@@ -48,19 +47,16 @@ def compiled(name: str, side: int, width: int):
 
 
 def measure(name: str, sides: list[int], options) -> list[tuple[int, float, float]]:
-    """[(tokens, milliseconds, MB of temporaries)], the median of turns that go through all grids."""
+    """[(tokens, median milliseconds, MB of temporaries)] of each grid."""
     import jax
     sides = [side for side in sides if name != 'softmax' or side * side <= options.softmax_up_to]
-    programs = [compiled(name, side, options.width) for side in sides]
-    seconds = [[] for _ in sides]
-    for turn in range(options.repeats + 1):
-        for times, (program, arguments) in zip(seconds, programs, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            if turn:
-                times.append(time.perf_counter() - began)
-    return [(side * side, 1e3 * statistics.median(times), program.memory_analysis().temp_size_in_bytes / 1e6)
-            for side, times, (program, _) in zip(sides, seconds, programs, strict=True)]
+    programs = {side: compiled(name, side, options.width) for side in sides}
+    turns = {side: lambda program=program, arguments=arguments: jax.block_until_ready(program(*arguments))
+             for side, (program, arguments) in programs.items()}
+    take_turns(turns, 1, warm=False)
+    times = take_turns(turns, options.repeats, warm=False)
+    return [(side * side, statistics.median(times[side]),
+             program.memory_analysis().temp_size_in_bytes / 1e6) for side, (program, _) in programs.items()]
 
 
 def exponent(points, column: int) -> float:

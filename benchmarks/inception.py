@@ -1,41 +1,24 @@
-"""Times features of FID-Inception: ours, jitted, against torch-fidelity's network.
+"""Times the features of FID-Inception: ours, jitted, against torch-fidelity's network.
 
-    PYTHONPATH=tests python benchmarks/inception.py      # 16 images of 256 pixels, 2 minutes
-    PYTHONPATH=tests python benchmarks/inception.py --threads 1 --clock cpu      # on a busy machine
+    PYTHONPATH=tests python -m benchmarks.inception                           # 16 images of 256 px, 2 minutes
+    PYTHONPATH=tests python -m benchmarks.inception --threads 1 --clock cpu   # on a busy machine
 
-Both have the same random weights and the same uint8 images, resize them themselves, and run in one process on
-the same cores, in turn, so that whatever else the machine does hits them alike; medians and minima are given,
-and our time over that of the faster PyTorch. PyTorch runs eagerly in both memory layouts, NCHW
-(torch-fidelity's own) and channels_last. It is first checked that all compute the same. float32 on a CPU; on
-a GPU TF32 is off in both.
+All have the same random weights and uint8 images, resize them themselves, and take turns on the same cores;
+results are compared first. The table has medians and minima, and our time over that of the faster PyTorch,
+which runs eagerly in both memory layouts, NCHW (torch-fidelity's) and channels_last. float32 on a CPU; on a
+GPU TF32 is off in both.
 """
-import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
+
+from benchmarks.timing import add_clock, check_same, make_parser, set_clock, take_turns
 
 PEERS = {'NCHW': 'contiguous_format', 'channels_last': 'channels_last'}
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--image_size', type=int, default=256)
-    parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
-    parser.add_argument('--repeats', type=int, default=5, help='turns of each contender')
-    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
-                        help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
-    arguments = parser.parse_args()
-    if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error(
-            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
-    return arguments
-
-
 def torch_call(state, images, layout: str, device: str):
-    """() -> (pool, logits) of torch-fidelity's network, which wants its weights from a file."""
+    """() -> (pool, logits) of torch-fidelity's network, which reads its weights from a file."""
     import torch
     from torchvision_shim import import_oracle
     oracle = import_oracle('torch_fidelity.feature_extractor_inceptionv3')
@@ -75,33 +58,13 @@ def our_call(state, images):
     return run
 
 
-def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are
-    then its own."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            call()
-            start = clock()
-            call()
-            taken[name].append(1e3 * (clock() - start))
-    return taken
-
-
-def check(ours, theirs) -> None:
-    import numpy as np
-    for name, a, b in zip(('pool', 'logits'), ours, theirs, strict=True):
-        a, b = np.asarray(a), b.cpu().numpy()
-        error = np.abs(a - b).max() / np.abs(b).max()
-        print(f'{name}: largest difference {error:.1e} of the largest value')
-        if not error <= 1e-4:
-            raise SystemExit('the two compute different things; their times mean nothing')
-
-
 def main() -> None:
-    arguments = parse_arguments()
-    from block import limit_threads
-    limit_threads(arguments.threads)
+    parser = make_parser(__doc__)
+    parser.add_argument('--image_size', type=int, default=256)
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--repeats', type=int, default=5, help='turns of each contender')
+    add_clock(parser)
+    arguments, clock = set_clock(parser)
     import jax
     import torch
     from inception_samples import torch_state, weights
@@ -111,11 +74,11 @@ def main() -> None:
     images = weights.images(0, 'benchmark', arguments.batch, side, side)
     calls = {'ours': our_call(state, images),
              **{name: torch_call(state, images, layout, device) for name, layout in PEERS.items()}}
-    check(calls['ours'](), calls['NCHW']())
-    clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
+    for name, ours, theirs in zip(('pool', 'logits'), calls['ours'](), calls['NCHW'](), strict=True):
+        check_same(name, ours, theirs.cpu().numpy(), 1e-4)
     taken = {name: [t / arguments.batch for t in times]
              for name, times in take_turns(calls, arguments.repeats, clock).items()}
-    print('\nmilliseconds an image, median / minimum\n')
+    print('\nmilliseconds per image, median / minimum\n')
     print('| ours | torch-fidelity NCHW | channels_last | ours / its own | ours / best PyTorch, medians | '
           'minima |\n|---|---|---|---|---|---|')
     cells = [f'{statistics.median(t):.1f} / {min(t):.1f}' for t in taken.values()]

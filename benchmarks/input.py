@@ -1,16 +1,14 @@
-"""Images a second from disk to batches, and what one accelerator needs.
+"""Measures images per second from disk to batches, and the cores that feed one accelerator.
 
-    python benchmarks/input.py                                    # about a minute
-    python benchmarks/input.py --step_ms 120 --markdown input.md
-    python benchmarks/input.py --folder my/images --threads 1,8,16
+    python -m benchmarks.input                                    # about a minute
+    python -m benchmarks.input --step_ms 120 --markdown input.md
+    python -m benchmarks.input --folder my/images --threads 1,8,16
 
-JPEG: photographs of 500x375 pixels as ImageNet's are (those of scikit-learn, cut and encoded here to about
-its 110 kB), or a folder of one's own; read, decoded, cropped to 256, mirrored at random and batched by the
-pipeline of training. Latents: a set as prepare_latents.py writes it (float32 moments of image and mirror
-image, 66 kB at 256 pixels), one of the two chosen at random.
-All files are small enough to stay in the page cache: this measures the processor, not the disk.
+JPEG: a folder, or scikit-learn's photographs cropped to 500x375 pixels and encoded to about 110 kB, like
+ImageNet's; read, decoded, cropped to 256, mirrored at random and batched by the pipeline of training.
+Latents: a set as of prepare_latents.py (float32 moments of image and mirror image, 66 kB at 256 pixels), one
+of the two chosen at random. All files fit into the page cache: this measures the processor, not the disk.
 """
-import argparse
 import json
 import os
 import platform
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.timing import make_parser
 from lit_jax.data import latent_shards, latents
 from lit_jax.data.augment import random_flip
 from lit_jax.data.base import Source
@@ -37,11 +36,10 @@ QUALITY = 97  # gives files of about 100 kB
 
 def parse_arguments():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--folder', default='', help='images to read instead of those made here')
     parser.add_argument('--image_size', type=int, default=256)
-    parser.add_argument('--batch', type=int, default=64, help='examples a batch')
+    parser.add_argument('--batch', type=int, default=64, help='images per batch')
     parser.add_argument('--threads', type=numbers, default=sorted({1, cores}),
                         help='of the pipeline (default: 1 and all cores)')
     parser.add_argument('--seconds', type=float, default=5.0, help='length of one measurement')
@@ -58,7 +56,7 @@ def numbers(text: str) -> list[int]:
 
 
 def write_jpegs(folder: Path, count: int = 128) -> None:
-    """Photographs of ImageNet's usual size, each another cut of the two that scikit-learn ships."""
+    """Writes photographs of ImageNet's usual size: random crops of the two in scikit-learn."""
     from sklearn.datasets import load_sample_images
     photos, rng = load_sample_images().images, np.random.default_rng(0)
     for number in range(count):
@@ -70,7 +68,7 @@ def write_jpegs(folder: Path, count: int = 128) -> None:
 
 
 def write_latents(folder: Path, image_size: int, count: int = 2048) -> None:
-    """A set as prepare_latents.py writes it for an SD VAE, with random moments."""
+    """Writes a set as prepare_latents.py does for an SD VAE, with random moments."""
     plan = {'format': 1, 'kind': 'latents', 'image_size': image_size, 'latent_size': image_size // 8,
             'dtype': 'float32',
             'vae': {'id': 'random', 'sha256': '', 'scale': 0.18215, 'shift': 0.0, 'downscale': 8,
@@ -88,11 +86,11 @@ def write_latents(folder: Path, image_size: int, count: int = 2048) -> None:
 
 
 def images_per_second(source: Source, *, batch: int, threads: int, seconds: float, augment=None) -> float:
-    """Of batches that the pipeline has ready, without those that were read before the clock started."""
+    """Throughput of the pipeline, without the batches that were read ahead."""
     pipeline = make_pipeline(source, global_batch=batch, seed=0, augment=augment, threads=threads,
                              prefetch=threads)
     with iter(pipeline) as batches:
-        for _ in range(threads + 1):  # what was read ahead while nobody waited
+        for _ in range(threads + 1):     # read ahead before the start
             next(batches)
         start, count = time.perf_counter(), 0
         while count < threads or time.perf_counter() - start < seconds:
@@ -102,7 +100,7 @@ def images_per_second(source: Source, *, batch: int, threads: int, seconds: floa
 
 
 def stages(source, size: int, seconds: float) -> list[tuple[str, float]]:
-    """(stage, milliseconds an image) of one thread, without the pipeline."""
+    """(stage, milliseconds per image) with one thread, without the pipeline."""
     data = [source.read(i)[0] for i in range(min(len(source), 64))]
     images = [decode(item) for item in data]
     pixels = [center_crop(image, size) for image in images]
@@ -112,8 +110,7 @@ def stages(source, size: int, seconds: float) -> list[tuple[str, float]]:
 
 
 def shortest_time(call, count: int, seconds: float) -> float:
-    """Seconds an example, the mean over all of them in the fastest round: what else the machine does only
-    adds."""
+    """Mean seconds per example in the fastest round, which other load on the machine affects least."""
     rounds, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or not rounds:
         start = time.perf_counter()
@@ -124,8 +121,7 @@ def shortest_time(call, count: int, seconds: float) -> float:
 
 
 def speeds(sources: dict, arguments) -> dict[tuple[str, int], float]:
-    """{(name, threads): images a second}; the sources take turns, so that what else the machine does hits all
-    alike."""
+    """{(name, threads): images per second}; the sources take turns, so other load affects all alike."""
     seen: dict[tuple[str, int], list[float]] = {}
     for _ in range(arguments.turns):
         for threads in arguments.threads:
@@ -146,9 +142,9 @@ def speed_table(measured: dict[tuple[str, int], float], names: list[str], thread
 
 
 def need_table(one_core: dict[str, float], step_ms: list[int], batch: int = 256) -> list[str]:
-    """Cores that keep one accelerator fed, from the images a second of one core."""
-    lines = [
-        f'| step of {batch} images | images/s | {" | ".join(f"cores for {name}" for name in one_core)} |',
+    """Cores that feed one accelerator, from the images per second of one core."""
+    lines = [f'| step of {batch} images | images/s | {" | ".join(f"cores for {name}" for name in one_core)} '
+             '|',
              '|---' * (len(one_core) + 2) + '|']
     for milliseconds in step_ms:
         needed = batch / milliseconds * 1e3

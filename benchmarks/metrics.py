@@ -1,25 +1,24 @@
-"""Time and peak memory of every metric on features of the size of a full evaluation; no network and no
-images.
+"""Measures time and peak memory of each metric, on random features of the size of a full evaluation.
 
-    python benchmarks/metrics.py  # 50000 samples against 10000 references, 2048 dimensions
-    python benchmarks/metrics.py --samples 5000 --only precision_recall,kid
+    python -m benchmarks.metrics  # 50000 samples against 10000 references, 2048 dimensions
+    python -m benchmarks.metrics --samples 5000 --only precision_recall,kid
 
-Features are made up: non-negative, 30 directions of spread and noise in all of them. Peak memory is that of
-the whole process up to then (its features alone take 0.5 GiB in the full case), on the host: an accelerator's
-own is not in it.
+The features are non-negative, with 30 directions of spread, and noise in all dimensions. Peak memory is the
+host memory of the whole process so far, 0.5 GiB of which are the features in the full case.
 """
-import argparse
 import resource
 import time
 
 import numpy as np
+
+from benchmarks.timing import make_parser
 
 CLASSES = 1008
 LATENT = 30
 
 
 def features(seed: int, count: int, dims: int, spread: float) -> np.ndarray:
-    """float32 [count, dims], filled in parts so that making them takes no memory of its own."""
+    """float32 [count, dims], filled in parts to save memory."""
     directions = 0.3 * np.random.default_rng(0).standard_normal((LATENT, dims), np.float32)
     rng, out = np.random.default_rng(seed), np.empty((count, dims), np.float32)
     for start in range(0, count, 1000):
@@ -48,20 +47,17 @@ def metrics(samples: np.ndarray, reference: np.ndarray) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--samples', type=int, default=50000)
     parser.add_argument('--reference', type=int, default=10000)
     parser.add_argument('--dims', type=int, default=2048)
-    parser.add_argument('--only', default='', help='names with commas between; default all')
+    parser.add_argument('--only', default='', help='names, comma separated (default: all)')
     args = parser.parse_args()
-    samples, reference = features(1, args.samples, args.dims,
-                                  1.1), features(2, args.reference, args.dims, 1.0)
-    chosen = metrics(samples, reference)
+    samples = features(1, args.samples, args.dims, 1.1)
+    chosen = metrics(samples, features(2, args.reference, args.dims, 1.0))
     names = args.only.split(',') if args.only else list(chosen)
-    unknown = sorted(set(names) - set(chosen))
-    if unknown:
-        parser.error(f'--only knows {", ".join(chosen)}; got {", ".join(unknown)}')
+    if unknown := sorted(set(names) - set(chosen)):
+        parser.error(f'unknown --only={",".join(unknown)}; known: {", ".join(chosen)}')
     for name in names:
         began = time.perf_counter()
         value = chosen[name]()

@@ -1,23 +1,21 @@
-"""What the loop costs beside its steps: the gap before the next dispatch, and the time that a checkpoint
-takes away.
+"""Measures the overhead of the training loop: the gap between steps, and the cost of a checkpoint.
 
-    python benchmarks/overhead.py --config configs/lit_s.py --batch_size 8 --steps 40
+    python -m benchmarks.overhead --config configs/lit_s.py --batch_size 8 --steps 40
 
-Runs the real loop on synthetic data with one save in the middle. The gap is the time from the return of one
-dispatch to the call of the next: data, metrics, watchdog, signals. A save costs the time it blocks the loop,
-and what the steps beside its background writing take longer than the median step. Both come from one run; the
-save is then set against 500 steps.
+Runs the real loop on synthetic data, with one save in the middle. The gap is the time from the end of a step
+to the dispatch of the next: data, metrics, watchdog, signals. A save costs the time that it blocks the loop,
+plus the slowdown of the steps during its background writing, given as a fraction of 500 steps.
 """
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.timing import make_parser
+
 
 class Clock:
-    """Stands in for the jitted step: waits for each step, so that its time is known, and notes what lies
-    between."""
+    """Replaces the jitted step: waits for each step, and records its times."""
 
     def __init__(self, step):
         self.step, self.calls = step, []
@@ -33,8 +31,7 @@ class Clock:
 
 
 def measure(config, steps: int, workdir: Path) -> dict:
-    """Seconds: median step, median gap, time blocked by the save, and how much longer the steps beside it
-    took."""
+    """Seconds of the median step, the median gap, blocked by the save, and lost in the steps after it."""
     from lit_jax.training import loop
     clocks, blocked = [], []
     original_steps, original_save = loop._Run.steps, loop._Run._save
@@ -62,8 +59,7 @@ def measure(config, steps: int, workdir: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--config', default='configs/lit_s.py')
     parser.add_argument('--batch_size', type=int, default=8)
     parser.add_argument('--steps', type=int, default=40)
@@ -80,8 +76,8 @@ def main() -> None:
     step, cost = seconds['step'], seconds['blocked'] + seconds['beside']
     print(f'{config.name}, batch {args.batch_size}: median step {1e3 * step:.0f} ms\n'
           f'gap before the next dispatch {1e3 * seconds["gap"]:.2f} ms = {100 * seconds["gap"] / step:.2f} % '
-          f'of a step\none checkpoint: the loop waits {seconds["blocked"]:.2f} s, the ten steps after it '
-          f'take {seconds["beside"]:.2f} s longer; of 500 steps {100 * cost / (500 * step):.2f} %')
+          f'of a step\none checkpoint: blocks the loop for {seconds["blocked"]:.2f} s, and slows the ten '
+          f'steps after it by {seconds["beside"]:.2f} s; {100 * cost / (500 * step):.2f} % of 500 steps')
 
 
 if __name__ == '__main__':

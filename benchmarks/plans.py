@@ -1,18 +1,16 @@
-"""Plans recipes for TPU slices and prints the table of docs/run/plans.md. No TPU is needed
-(the extra tpu).
+"""Plans recipes for TPU slices and prints the table of docs/run/plans.md; needs the extra tpu, but no TPU.
 
-    python benchmarks/plans.py --recipes lit_xl,lit_l --slices v5e:4x4,v5e:16x16
-    python benchmarks/plans.py --recipes lit_xl_512+mesh.tensor=2 --slices v6e:16x16
-    python benchmarks/plans.py --recipes lit_xl,dit_xl --smallest v5e,v6e,v5p --write docs/run/plans.md
+    python -m benchmarks.plans --recipes lit_xl,lit_l --slices v5e:4x4,v5e:16x16
+    python -m benchmarks.plans --recipes lit_xl_512+mesh.tensor=2 --slices v6e:16x16
+    python -m benchmarks.plans --recipes lit_xl,dit_xl --smallest v5e,v6e,v5p --write docs/run/plans.md
 
-A recipe is a file of configs/ without its .py; fields set apart follow with `+`. `--smallest` looks for the
-smallest slice of a chip that a recipe fits on, from small to large. `--write` puts the table between the two
-marks of a file.
+A recipe is a name in configs/; `+field=value` changes its fields. `--smallest` finds the smallest slice of a
+chip that the recipe fits on. `--write` puts the table between the two marks of a file.
 """
-import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.timing import make_parser
 from lit_jax.plan.plan import Plan, make_plan, verdict
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.chips import CHIPS
@@ -20,22 +18,20 @@ from lit_jax.runtime.errors import UserError
 
 MARKS = ('<!-- table of benchmarks/plans.py -->', '<!-- end of the table -->')
 HEADER = ('recipe', 'slice', 'hosts', 'mesh', 'batch', 'fits', 'peak GiB', 'arguments', 'temporaries',
-          'PFLOP a step', 'ms at peak', 'collectives, MiB a device a step', 'compile s')
+          'PFLOP a step', 'ms at peak', 'collectives, MiB a device a step', 'compile s')      # as in the docs
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--recipes', required=True, help='names in configs/, by commas; NAME+field=value+... '
-                                                         'sets fields')
-    parser.add_argument('--slices', default='', help='topologies by commas: v5e:4x4,v6e:16x16')
-    parser.add_argument('--smallest', default='', help='chips by commas: v5e,v5p')
+    parser = make_parser(__doc__)
+    parser.add_argument('--recipes', required=True, help='comma separated: NAME or NAME+field=value+...')
+    parser.add_argument('--slices', default='', help='topologies, comma separated: v5e:4x4,v6e:16x16')
+    parser.add_argument('--smallest', default='', help='chips, comma separated: v5e,v5p')
     parser.add_argument('--write', default='', help='also put the table into this file')
     return parser.parse_args()
 
 
 def read_recipe(text: str):
-    """'lit_xl+mesh.tensor=2' -> the recipe with that field set, in the type that it had."""
+    """The recipe of 'lit_xl+mesh.tensor=2'; the value gets the type of the field."""
     name, *changes = text.split('+')
     config = load_recipe(name)
     for change in changes:
@@ -50,7 +46,7 @@ def read_recipe(text: str):
 
 
 def plan_row(recipe: str, topology: str) -> tuple[str, Plan | None]:
-    """(a row of the table, the plan, or None where the recipe cannot be on that slice at all)."""
+    """(a row of the table, the plan); None for a recipe that cannot be sharded over this slice."""
     try:
         plan = make_plan(read_recipe(recipe), topology)
     except UserError as error:
@@ -87,7 +83,7 @@ def collectives_cell(plan: Plan) -> str:
 
 
 def smallest_rows(recipe: str, chip_name: str) -> list[str]:
-    """The slice before the first that fits, and that one: small to large."""
+    """Rows of the smallest slice that fits and of the one before it."""
     chip = next((chip for chip in CHIPS if chip.name == chip_name and chip.shapes), None)
     if chip is None:
         sys.exit(f'unknown TPU {chip_name!r}; known: {", ".join(c.name for c in CHIPS if c.shapes)}')
@@ -103,7 +99,7 @@ def smallest_rows(recipe: str, chip_name: str) -> list[str]:
 def write_table(path: Path, table: str) -> None:
     text = path.read_text()
     if any(text.count(mark) != 1 for mark in MARKS):
-        sys.exit(f'{path} must hold these two lines once each:\n' + '\n'.join(MARKS))
+        sys.exit(f'{path} must contain each of these two lines once:\n' + '\n'.join(MARKS))
     before, rest = text.split(MARKS[0])
     path.write_text(before + MARKS[0] + '\n' + table + '\n' + MARKS[1] + rest.split(MARKS[1])[1])
 

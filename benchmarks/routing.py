@@ -1,40 +1,37 @@
 """Times the routed projection of DyDi-LiT against one dense projection of the same size, in the same run.
 
-    python benchmarks/routing.py  # 4,096 tokens, width 768, 7 projectors: under a minute on two cores
-    python benchmarks/routing.py --projectors 1,3,7,15,31 --forms loop --skew
+    python -m benchmarks.routing  # 4,096 tokens, width 768, 7 projectors: under a minute on two cores
+    python -m benchmarks.routing --projectors 1,3,7,15,31 --forms loop --skew
 
-`routed` is the whole of it: router, sorting, the grouped product in the platform's form, and the gate.
-Further rows are the grouped product alone, in each form of `lit_jax.models.mixers.grouped`. All take their
-turns one after the other, so that whatever else the machine does hits them alike; the least and the median of
-the times are given, and the least over that of the dense product. Forward + backward: gradients of the tokens
-and of all weights. With --skew nine tokens of ten take one projector. Each case first checks its values
-against all products of all tokens.
+`routed` is the whole projection: router, sorting, the grouped product in the platform's form, and the gate.
+The other rows are the grouped product alone, in each form of `lit_jax.models.mixers.grouped`. All take turns;
+the table has minimum and median, and the minimum divided by that of the dense product. Forward + backward:
+gradients of the tokens and of all weights. With --skew, nine of ten tokens take one projector. The values are
+checked first, against products of single tokens.
 """
-import argparse
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.timing import make_parser, take_turns
 from lit_jax.models.layers import Linear
 from lit_jax.models.mixers.grouped import FORMS, grouped_product
 from lit_jax.models.mixers.routing import RoutedLinear
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--tokens', type=int, default=4096)
     parser.add_argument('--width', type=int, default=768)
-    parser.add_argument('--projectors', default='7', help='one number, or several with commas')
+    parser.add_argument('--projectors', default='7', help='numbers, comma separated')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--forms', default=','.join(FORMS),
                         help='forms of the grouped product to time on their own')
     parser.add_argument('--repeats', type=int, default=10)
-    parser.add_argument('--skew', action='store_true', help='nine tokens of ten take the first projector')
+    parser.add_argument('--skew', action='store_true', help='nine of ten tokens take the first projector')
     return parser.parse_args()
 
 
@@ -86,14 +83,9 @@ def main():
           f'{arguments.width}, {arguments.dtype}{", skewed" if arguments.skew else ""}')
     for projectors in map(int, arguments.projectors.split(',')):
         found = contenders(arguments, projectors)
-        times = {(name, kind): [] for name in found for kind in ('forward', 'both')}
-        for _ in range(arguments.repeats):
-            for name, kind in times:
-                start = time.perf_counter()
-                found[name][kind]()
-                times[name, kind].append(1e3 * (time.perf_counter() - start))
-        print(
-            f'\n{projectors} projectors {"least ms":>12} {"median":>9} {"of dense":>9}   forward + backward')
+        calls = {(name, kind): call for name, both in found.items() for kind, call in both.items()}
+        times = take_turns(calls, arguments.repeats, warm=False)
+        print(f'\n{projectors} projectors {"min ms":>12} {"median":>9} {"of dense":>9}   forward + backward')
         for name in found:
             row = [f'{name:12}']
             for kind in ('forward', 'both'):

@@ -1,14 +1,14 @@
-"""What a block of LiT-XL and one of DiT-XL send along `seq` at high resolution; compiled, not run.
+"""Counts the bytes that a mixer of LiT-XL and of DiT-XL sends along `seq` at high resolution; compiles only.
 
-    python benchmarks/sequence.py --topology v5e:2x4        # with the extra tpu, on any Linux machine
-    python benchmarks/sequence.py --topology cpu:8
+    python -m benchmarks.sequence --topology v5e:2x4        # with the extra tpu, on any Linux machine
+    python -m benchmarks.sequence --topology cpu:8
 
-One image, token rows cut over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
+One image, token rows sharded over all devices of the slice, forward pass in bfloat16 (float32 on CPU).
 """
-import argparse
 
 from flax import nnx
 
+from benchmarks.timing import make_parser
 from lit_jax.plan.topology import find_topology
 from lit_jax.recipes.recipe import SIZES
 
@@ -33,14 +33,12 @@ def compiled_mixer(name: str, side: int, mesh, dtype):
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params)
     x = jax.ShapeDtypeStruct((1, side * side, size['width']), dtype, sharding=tokens)
     with jax.set_mesh(mesh):
-        return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (side, side)),
-                       out_shardings=tokens).lower(
-params, x).compile()
+        mixer = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, (side, side)), out_shardings=tokens)
+        return mixer.lower(params, x).compile()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--topology', default='v5e:2x4')
     parser.add_argument('--pixels', default=','.join(map(str, PIXELS)))
     args = parser.parse_args()

@@ -1,28 +1,26 @@
-"""Memory and time of the text encoder at full size, with random weights: what a laptop or an accelerator must
-have.
+"""Measures memory and time of the text encoder at full size, with random weights.
 
-    python benchmarks/text_encoder.py  # T5-XXL in int8, one caption of 300 tokens
-    python benchmarks/text_encoder.py --weights bfloat16 --batch 4
-    # int8 against the float32 weights it was rounded from
-    python benchmarks/text_encoder.py --layers 4 --error
-    python benchmarks/text_encoder.py --save /tmp/t5  # writes the random weights as a text encoder folder,
-    python benchmarks/text_encoder.py --folder /tmp/t5                  # and measures a run that loads them
+    python -m benchmarks.text_encoder                        # T5-XXL in int8, one caption of 300 tokens
+    python -m benchmarks.text_encoder --weights bfloat16 --batch 4
+    python -m benchmarks.text_encoder --layers 4 --error     # error of int8 and bfloat16 against float32
+    python -m benchmarks.text_encoder --save /tmp/t5         # writes the random weights to a folder
+    python -m benchmarks.text_encoder --folder /tmp/t5       # measures a run that loads them
 
-The weights are drawn in the form that they are held in, layer by layer, so that no wider copy ever exists.
-Peak memory is that of the process (and on an accelerator that of the device). Features of random weights mean
-nothing; with `--error` their relative error shows what rounding does where nothing was trained to bear it.
+The weights are drawn layer by layer in their final dtype, so there is no larger copy. Peak memory is that of
+the process, and of the device on an accelerator. `--error` gives the relative error of the features from
+rounding weights that were never trained.
 """
-import argparse
 import json
 import resource
 import statistics
 import sys
 import time
 
+from benchmarks.timing import make_parser
+
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument('--weights', choices=('int8', 'bfloat16', 'float32'), default='int8')
     parser.add_argument('--compute', choices=('float32', 'bfloat16'),
                         help='default: float32 on CPU, else bfloat16')
@@ -31,16 +29,14 @@ def parse_arguments():
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--repeats', type=int, default=2)
     parser.add_argument('--save', help='folder to write the random weights to; nothing is measured')
-    parser.add_argument('--folder', help='text encoder folder to load in place of random weights, held as '
-                                         '--weights says')
-    parser.add_argument('--error', action='store_true', help='compare every form with float32 weights; needs '
-                                                             'few layers')
+    parser.add_argument('--folder', help='text encoder folder to load instead of random weights')
+    parser.add_argument('--error', action='store_true', help='compare all dtypes with float32; needs few '
+                                                             'layers')
     return parser.parse_args()
 
 
 def draw(network, seed: int = 0) -> dict:
-    """Random parameters in the network's own form, as jax arrays; kernels keep the size of what they
-    multiply."""
+    """Random parameters in the network's dtypes, as jax arrays; kernels preserve the size of their inputs."""
     import jax
     import numpy as np
 
@@ -60,20 +56,20 @@ def draw(network, seed: int = 0) -> dict:
             elif 'gain' in name:
                 part[...] = 1
             else:
-                part[...] = (0.5 * inputs ** -0.5 if name in KERNELS
-                             else 1) * rng.standard_normal(part.shape, np.float32)
+                scale = 0.5 * inputs ** -0.5 if name in KERNELS else 1
+                part[...] = scale * rng.standard_normal(part.shape, np.float32)
         flat[name] = jax.device_put(values)
     return unflatten(flat)
 
 
 def peak_bytes() -> int:
-    """The most memory this process has had."""
+    """Peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else 1024 * peak
 
 
 def save(arguments) -> None:
-    """The random weights as a folder, with a tokenizer of single letters."""
+    """Writes the random weights as a folder, with a tokenizer of single letters."""
     import tokenizers
 
     from lit_jax.checkpoint.text_encoder_folder import save_text_encoder_folder
@@ -84,15 +80,14 @@ def save(arguments) -> None:
     letters = tokenizers.Tokenizer(
         tokenizers.models.Unigram([(piece, -float(i > 2)) for i, piece in enumerate(pieces)], unk_id=2))
     letters.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    # The sum of random weights says nothing, and would take a float32 copy.
-    config = {'text_encoder': network.arch, 'id': 'random',
+    config = {'text_encoder': network.arch, 'id': 'random',     # a real sha256 would need a float32 copy
               'provenance': {'sha256': 'random', 'tool': 'benchmarks/text_encoder.py'}}
     save_text_encoder_folder(arguments.save, config, draw(network),
                              Tokenizer('tokenizer.json', letters.to_str().encode()))
 
 
 def load(arguments, compute: str):
-    """(network, parameters): drawn, or from a folder."""
+    """(network, parameters), random or from a folder."""
     import jax.numpy as jnp
 
     from lit_jax.checkpoint.text_encoder_folder import load_text_encoder
@@ -117,9 +112,8 @@ def measure(arguments) -> dict:
     drawn, loaded = time.perf_counter() - began, peak_bytes()
     ids = np.random.default_rng(1).integers(3, 32000, (arguments.batch, arguments.tokens)).astype(np.int32)
     began = time.perf_counter()
-    encode = jax.jit(network.apply,
-                     compiler_options=network.inference_options()).lower(params, ids,
-                                                                         np.ones_like(ids)).compile()
+    encode = jax.jit(network.apply, compiler_options=network.inference_options())
+    encode = encode.lower(params, ids, np.ones_like(ids)).compile()
     compiled, seconds = time.perf_counter() - began, []
     for _ in range(arguments.repeats):
         began = time.perf_counter()
@@ -136,7 +130,7 @@ def measure(arguments) -> dict:
 
 
 def errors(arguments) -> dict:
-    """Relative distance (of norms) of the features of each form from those of float32 weights in float32."""
+    """Relative error (of norms) of the features in each dtype, compared with float32."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -153,8 +147,8 @@ def errors(arguments) -> dict:
         params = unflatten({path: part for name, leaf in flat.items()
                             for path, part in pack(name, leaf if name in KERNELS else [leaf], len(leaf),
                                                    weights).items()})
-        got = np.asarray(jax.jit(T5Network(arch, jnp.dtype(compute).type,
-                                           weights).apply)(params, ids, np.ones_like(ids)), np.float32)
+        network = T5Network(arch, jnp.dtype(compute).type, weights)
+        got = np.asarray(jax.jit(network.apply)(params, ids, np.ones_like(ids)), np.float32)
         want = got if want is None else want
         found[f'{weights}, computed in {compute}'] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
     return found

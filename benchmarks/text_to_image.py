@@ -1,42 +1,37 @@
-"""The full-size text-to-image run on a machine with little memory: LiT-0.6B, T5-XXL in int8 and the VAE of
-SDXL, random weights.
+"""Draws at full size on a machine with little memory: LiT-0.6B, T5-XXL in int8, SDXL's VAE, random weights.
 
-    python benchmarks/text_to_image.py --folder=/tmp/t2i  # 1024 pixels, 2 steps, one network at a time
-    python benchmarks/text_to_image.py --folder=/tmp/t2i --dtype=bfloat16 --size=512x512 --steps=1
-    # one that `benchmarks/text_encoder.py --save` wrote
-    python benchmarks/text_to_image.py --folder=/tmp/t2i --text_encoder=DIR
+    python -m benchmarks.text_to_image --folder=/tmp/t2i     # 1024 pixels, 2 steps, one network at a time
+    python -m benchmarks.text_to_image --folder=/tmp/t2i --dtype=bfloat16 --size=512x512 --steps=1
+    python -m benchmarks.text_to_image --folder=/tmp/t2i --text_encoder=DIR     # of `text_encoder --save`
 
-Folders that are missing are written first (8 GB: 4.8 the encoder, 2.4 the backbone, 0.3 the VAE), each by a
-process of its own. Then sample.py runs as a person would run it, and says what memory and time each
-phase took. Images of random weights show nothing.
+Missing folders are written first (8 GB: encoder 4.8, backbone 2.4, VAE 0.3), each in its own process. Then
+sample.py draws, and logs memory and time of each phase.
 """
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.timing import make_parser
+
 ROOT = Path(__file__).resolve().parent.parent
 
-
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', required=True, help='where the random networks are, or are written to')
+    parser = make_parser(__doc__)
+    parser.add_argument('--folder', required=True, help='of the random networks; missing ones are written')
     parser.add_argument('--text_encoder', help='default: FOLDER/t5')
-    parser.add_argument('--recipe', default='lit_t2i_1024',
-                        help='file in configs/ that says what the backbone is')
+    parser.add_argument('--recipe', default='lit_t2i_1024', help='recipe of the backbone')
     parser.add_argument('--size', default='1024x1024')
     parser.add_argument('--steps', type=int, default=2)
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--tile', type=int, default=64)
     parser.add_argument('--keep', action='store_true', help='all networks in memory at once')
-    parser.add_argument('--make', choices=('model', 'vae'), help='writes this network only')
+    parser.add_argument('--make', choices=('model', 'vae'), help='only write this network')
     return parser.parse_args()
 
 
 def make_model(arguments) -> None:
-    """LiT-0.6B as the recipe has it; what is zero at the start is drawn, too, so that noise comes out."""
+    """LiT-0.6B of the recipe; weights that are initially zero are random too, so that the output is noise."""
     import numpy as np
 
     from lit_jax.checkpoint.model_folder import save_model_folder
@@ -64,17 +59,16 @@ def make_vae(arguments) -> None:
 
 
 def make_missing(arguments) -> None:
-    """Each network by a process of its own: none holds another's memory."""
-    me = [sys.executable, __file__, f'--folder={arguments.folder}',
+    """Writes each network in its own process, which frees its memory."""
+    me = ['benchmarks.text_to_image', f'--folder={arguments.folder}',
           f'--text_encoder={arguments.text_encoder}', f'--recipe={arguments.recipe}']
-    encoder = [sys.executable, str(ROOT / 'benchmarks' / 'text_encoder.py'), '--save', arguments.text_encoder]
-    commands = {arguments.text_encoder: encoder,
+    commands = {arguments.text_encoder: ['benchmarks.text_encoder', '--save', arguments.text_encoder],
                 f'{arguments.folder}/model': [*me, '--make=model'],
                 f'{arguments.folder}/vae': [*me, '--make=vae']}
     for path, command in commands.items():
         if not Path(path).is_dir():
             print(f'writing {path}', flush=True)
-            subprocess.run(command, check=True)
+            subprocess.run([sys.executable, '-m', *command], check=True)
 
 
 def main() -> None:

@@ -1,40 +1,22 @@
-"""Times the autoencoder of Stable Diffusion, full configuration: ours, jitted, against diffusers'
-AutoencoderKL.
+"""Times the full autoencoder of Stable Diffusion: ours, jitted, against diffusers' AutoencoderKL.
 
-    PYTHONPATH=tests python benchmarks/vae.py  # encode and decode at 256 pixels, about 3 minutes
-    PYTHONPATH=tests python benchmarks/vae.py --threads 1 --clock cpu           # on a busy machine
+    PYTHONPATH=tests python -m benchmarks.vae                            # 256 pixels, about 3 minutes
+    PYTHONPATH=tests python -m benchmarks.vae --threads 1 --clock cpu    # on a busy machine
 
-Both have the same random weights and run in one process on the same cores, in turn, so that whatever else the
-machine does hits them alike; medians and minima are given, and our time over that of the faster PyTorch.
-PyTorch runs eagerly in both memory layouts, NCHW and channels_last. It is first checked that all compute the
-same. float32 on a CPU, bfloat16 on a GPU.
+All have the same random weights and take turns on the same cores; the results are compared first. The tables
+have medians and minima, and our time over that of the faster PyTorch, which runs eagerly in both layouts,
+NCHW and channels_last. float32 on a CPU, bfloat16 on a GPU.
 """
-import argparse
 import statistics
-import time
+
+from benchmarks.timing import add_clock, check_same, make_parser, set_clock, take_turns
 
 WIDTHS = (128, 256, 512, 512)
 PASSES = ('encode', 'decode')
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--image_size', type=int, default=256)
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--threads', type=int, default=2, help='cores that both frameworks may use')
-    parser.add_argument('--repeats', type=int, default=5, help='turns of each contender')
-    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
-                        help='cpu: processor time, which a busy machine disturbs less; needs --threads 1')
-    arguments = parser.parse_args()
-    if arguments.clock == 'cpu' and arguments.threads != 1:
-        parser.error(
-            '--clock cpu adds up the time of all threads, waiting ones too; give --threads 1 with it')
-    return arguments
-
-
 def torch_vae(device: str, dtype):
-    """diffusers' class with random weights; small ones, so that no pass overflows."""
+    """diffusers' class with small random weights, so that nothing overflows."""
     import torch
     from torchvision_shim import import_oracle
     AutoencoderKL = import_oracle('diffusers').AutoencoderKL
@@ -45,7 +27,7 @@ def torch_vae(device: str, dtype):
 
 
 def torch_calls(vae, image, latent, channels_last: bool) -> dict:
-    """{'encode': call, 'decode': call}; images [B, C, H, W] in, the result of a call likewise."""
+    """{'encode': call, 'decode': call} of images [B, C, H, W]."""
     import torch
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, dtype = vae.device, vae.dtype
@@ -54,7 +36,7 @@ def torch_calls(vae, image, latent, channels_last: bool) -> dict:
     def call(function):
         def run():
             with torch.no_grad():
-                vae.to(memory_format=layout)      # nothing to do from the second call of a turn on
+                vae.to(memory_format=layout)      # has no effect from the second call of a turn on
                 result = function()
             if device.type == 'cuda':
                 torch.cuda.synchronize()
@@ -80,40 +62,21 @@ def our_calls(state, image, latent, dtype) -> dict:
             'decode': lambda: jax.block_until_ready(decode(params, latent))}
 
 
-def take_turns(calls: dict, repeats: int, clock) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; a turn starts with an untimed call: caches and threads are
-    then its own."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            call()
-            start = clock()
-            call()
-            taken[name].append(1e3 * (clock() - start))
-    return taken
-
-
-def check(name: str, ours, theirs, bound: float) -> None:
-    import numpy as np
-    theirs = theirs.float().cpu().numpy().transpose(0, 2, 3, 1)
-    error = np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max()
-    print(f'{name}: largest difference {error:.1e} of the largest value')
-    if not error <= bound:
-        raise SystemExit('the two compute different things; their times mean nothing')
-
-
 def format_row(name: str, taken: dict[str, list[float]]) -> str:
     cells = [name] + [f'{statistics.median(t):.0f} / {min(t):.0f}' for t in taken.values()]
     for pick in (statistics.median, min):
-        cells.append(
-            f'{pick(taken["ours"]) / min(pick(t) for other, t in taken.items() if other != "ours"):.2f}')
+        best = min(pick(t) for other, t in taken.items() if other != 'ours')
+        cells.append(f'{pick(taken["ours"]) / best:.2f}')
     return '| ' + ' | '.join(cells) + ' |'
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    from block import limit_threads
-    limit_threads(arguments.threads)
+    parser = make_parser(__doc__)
+    parser.add_argument('--image_size', type=int, default=256)
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--repeats', type=int, default=5, help='turns of each contender')
+    add_clock(parser)
+    arguments, clock = set_clock(parser)
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -129,11 +92,11 @@ def main() -> None:
                   'NCHW': torch_calls(vae, image, latent, channels_last=False),
                   'channels_last': torch_calls(vae, image, latent, channels_last=True)}
     for name in PASSES:
-        check(name, contenders['ours'][name](), contenders['NCHW'][name](), 1e-1 if on_gpu else 1e-4)
+        theirs = contenders['NCHW'][name]().float().cpu().numpy().transpose(0, 2, 3, 1)
+        check_same(name, contenders['ours'][name](), theirs, 1e-1 if on_gpu else 1e-4)
     print('\n| pass | ours ms | PyTorch NCHW ms | PyTorch channels_last ms | ours / best PyTorch, medians | '
           'minima |\n|---|---|---|---|---|---|')
     total: dict[str, list[float]] = {}
-    clock = time.process_time if arguments.clock == 'cpu' else time.perf_counter
     for name in PASSES:
         taken = take_turns({c: calls[name] for c, calls in contenders.items()}, arguments.repeats, clock)
         total = {c: [a + b for a, b in zip(total.get(c, [0.0] * len(t)), t, strict=True)]

@@ -1,4 +1,4 @@
-"""Many small runs at once: one process a core trains a recipe and measures what came out."""
+"""Runs many small trainings at once: one process per core trains a recipe and measures the result."""
 import logging
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from lit_jax.training import loop
 
 
 class Job(Protocol):
-    """One run: a seed of what is compared as `arm`; `recipe()` is trained in `path`."""
+    """One run of `arm`, one of the compared variants; `recipe()` is trained in `path`."""
     arm: str
     seed: int
     path: Path
@@ -30,7 +30,7 @@ class Job(Protocol):
 
 
 def get_judge(workdir: Path) -> Judge:
-    """The judge of this workdir, trained on the real training split the first time."""
+    """The judge of this workdir, a classifier trained on the real training split."""
     path = workdir / 'judge.npz'
     if not path.exists():
         data = figures.all_of(open_source('digits', split='train'))
@@ -42,8 +42,8 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
             there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
     """{arm: the figures of each seed}, first of the models that are `there` already.
 
-    measure: (model folder or workdir) -> figures, in a process of its own, so it must be picklable. tell:
-    figures -> a line. """
+    measure: (model folder or workdir) -> figures, picklable, because it runs in another process. tell:
+    figures -> a line."""
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
     with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
@@ -59,9 +59,8 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    """Processes that compute on one core each: these models are too small to use several."""
-    # A step's temporary arrays are new memory each time; in large pages (glibc 2.35) it is ready in a quarter
-    # less of the step.
+    """Processes with one core each: these models are too small for several."""
+    # Large pages (glibc 2.35) make a step a quarter faster, because its temporaries are new memory each time.
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     flags = {'xla_cpu_multi_thread_eigen': 'false', **wide_vectors()}
     os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''),
@@ -74,8 +73,7 @@ def workers(count: int) -> ProcessPoolExecutor:
 
 
 def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
-    """Left to wander, a worker starts a thread for every core, and all workers' threads take turns: a fifth
-    slower."""
+    """Otherwise each worker starts a thread for every core, which is a fifth slower."""
     number = numbers.get()
     if hasattr(os, 'sched_setaffinity'):      # Linux
         cores = sorted(os.sched_getaffinity(0))
@@ -83,34 +81,32 @@ def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
 
 
 def train_alone(workdir: Path, recipe: ConfigDict, path: Path) -> None:
-    """Trains one recipe as the others are, on one core; its log is shown."""
+    """Trains one recipe on one core, as the others are, but shows its log."""
     with workers(1) as pool:
         pool.submit(_train, workdir, recipe, path).result()
 
 
 def _train_and_measure(workdir: Path, job: Job | None, path: Path,
                        measure: Callable[[Path], dict]) -> tuple[dict, float]:
-    """Trains a job, if there is one, and measures the model in `path`. Runs in a worker; its log goes to a
-    file."""
+    """Trains a job, if there is one, and measures the model in `path`; in a worker, which logs to a file."""
     began = time.perf_counter()
     if job is not None:
         path.mkdir(parents=True, exist_ok=True)
         with open(path / 'log.txt', 'a') as log:
             _train(workdir, job.recipe(), path, log)
     keep_compiled_programs(workdir)
-    measured = measure(path)
-    return measured, time.perf_counter() - began
+    return measure(path), time.perf_counter() - began
 
 
 def _train(workdir: Path, recipe: ConfigDict, path: Path, log: TextIO | None = None) -> None:
     keep_compiled_programs(workdir)
     cli.setup_logging(log)
     if loop.train(recipe, path) != 'done':
-        os._exit(loop.PREEMPTED)      # asked to stop: the worker must not take the next job
+        os._exit(loop.PREEMPTED)      # interrupted: the worker must not take the next job
 
 
 def keep_compiled_programs(workdir: Path) -> None:
-    """Equal programs are compiled once for all seeds, and once for all runs of the demo."""
+    """Compiles each program only once for all seeds and runs of the demo."""
     jax.config.update('jax_compilation_cache_dir', str((workdir / 'compiled').absolute()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     logging.getLogger('jax').setLevel(logging.ERROR)

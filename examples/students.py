@@ -1,4 +1,4 @@
-"""The students that a demo compares: one recipe, less what is left out of the method."""
+"""The students that a demo compares: one recipe, with parts of the method left out."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,22 +8,16 @@ from ml_collections import ConfigDict
 from lit_jax.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-# What is compared under the same recipe and steps: the whole method, then one part of it left out after the
-# other.
-ARMS = {
-    'distilled': {},
-    'inherited': {'teacher': ''},
-    'scratch': {'teacher': '', 'inherit': ''},
-}
+# The whole method, then without distillation, then also without inheritance; same recipe and steps.
+ARMS = {'distilled': {}, 'inherited': {'teacher': ''}, 'scratch': {'teacher': '', 'inherit': ''}}
 
 
 @dataclass(frozen=True)
 class Student:
     """One run of a comparison; a `pool.Job`.
 
-    workdir: of the demo, with the folder teacher/. arm: a key of ARMS. base: a recipe of configs/. fields: of
-    the recipe, by their names on the command line ('sample.every').
-    """
+    workdir: of the demo, with the folder teacher/. arm: a key of ARMS. base: a recipe in configs/. fields:
+    further changes of the recipe, such as 'sample.every'."""
     workdir: Path
     arm: str
     seed: int
@@ -35,7 +29,7 @@ class Student:
         return self.workdir / f'{self.arm}_{self.seed}'
 
     def changes(self) -> dict[str, object]:
-        """What differs from the recipe's file."""
+        """The changes of the recipe's fields."""
         teacher = str(self.workdir / 'teacher')
         return {'name': f'{self.base}_{self.arm}', 'seed': self.seed,
                 'teacher.path': ARMS[self.arm].get('teacher', teacher),

@@ -1,1 +1,1 @@
-"""The whole road on real digits, from one command: `python -m examples.digits` (or `make demo`)."""
+"""The whole method on real digits, from one command: `python -m examples.digits` (or `make demo`)."""

@@ -2,9 +2,9 @@
 
     python -m examples.digits                         starts from the teacher in assets/
     python -m examples.digits --train_teacher         trains that teacher first
-    python -m examples.digits --baseline_seeds 3      three students of every kind, as in docs/start/digits.md
+    python -m examples.digits --baseline_seeds 3      three students of each kind, as in docs/start/digits.md
 
-Starting it again goes on where it stopped. The result is report.html in the workdir.
+The same command resumes an interrupted run. The result is report.html in the workdir.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ def main() -> int:
     args = parse_options(DigitsOptions, prog='python -m examples.digits', description=__doc__)
     if args.seeds < 1 or args.baseline_seeds < 1:
         raise UserError('--seeds and --baseline_seeds must be at least 1')
-    from examples.digits import road
-    return road.travel(args.workdir, seeds=args.seeds, baseline_seeds=args.baseline_seeds,
-                       train_teacher=args.train_teacher)
+    from examples.digits import stages
+    return stages.run(args.workdir, seeds=args.seeds, baseline_seeds=args.baseline_seeds,
+                      train_teacher=args.train_teacher)
 
 
 if __name__ == '__main__':

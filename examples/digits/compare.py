@@ -1,11 +1,11 @@
-"""Every system of the papers on handwritten digits, under one recipe, one trainer, one sampler, one judge:
+"""Compares all systems of the papers on handwritten digits, with the same recipe, sampler and judge:
 
     python -m examples.digits.compare                              all systems, three seeds each
     python -m examples.digits.compare --systems dit,lit --seeds 1 --steps 5000 --workdir demo/compare_longer
 
-Each is trained from scratch with the same steps, batch and optimiser; only the model differs. What comes out
-says that each one learns, and what a step of it costs here. It is no claim about ImageNet. Starting it again
-goes on where it stopped.
+Each is trained from scratch with the same steps, batch and optimizer; only the model differs. The results
+show that each one learns, and the cost of a step on this machine; they say nothing about ImageNet. The same
+command resumes an interrupted run.
 """
 import functools
 import json
@@ -36,9 +36,8 @@ from lit_jax.training.mesh import BatchLayout, make_mesh
 
 STEPS, SAMPLING_STEPS = 1_500, 25
 SHOWN = 10
-TIMED = 30       # steps for the time of one, after five that are not counted
-# What config.model becomes; the digits have 4x4 tokens with patch 2, so kernels are 3x3. Sizes are those of
-# the digits DiT.
+TIMED = 30       # timed steps, after five untimed ones
+# config.model of each system, with the sizes of the digits DiT. With 4x4 tokens, kernels are 3x3.
 DIT = {'family': 'dit', 'depth': 4, 'width': 64, 'patch': 2}
 SYSTEMS = {
     'dit': ('DiT: softmax attention', {**DIT, 'mixer': {'name': 'softmax', 'heads': 4}}),
@@ -89,11 +88,10 @@ class Entry:
 
 
 def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEPS) -> int:
-    """Trains and measures, writes `figures.json`, `table.md`, `samples.png` and `report.html`; returns the
-    exit status."""
+    """Trains and measures; writes figures.json, table.md, samples.png and report.html; returns 0."""
     began = time.perf_counter()
     if unknown := [name for name in systems if name not in SYSTEMS]:
-        raise UserError(f'unknown system {", ".join(unknown)}; known: {", ".join(SYSTEMS)}')
+        raise UserError(f'unknown --systems: {", ".join(unknown)}; known: {", ".join(SYSTEMS)}')
     if seeds < 1 or steps < 1:
         raise UserError(f'--seeds and --steps must be at least 1, got {seeds} and {steps}')
     workdir.mkdir(parents=True, exist_ok=True)
@@ -156,13 +154,12 @@ def table(result: Mapping) -> str:
 
 
 def notes(result: Mapping) -> str:
-    """How the figures were taken."""
+    """How the figures were measured."""
     return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet '
-            f'distance of '
-            f'{figures.UNGUIDED:,} unguided samples in the features of a digits classifier (floor, 360 real '
-            f'held-out digits: {result["floor"]:.2f}); class accuracy of {figures.GUIDED} samples with '
-            f'guidance {figures.CFG_SCALE:g}; {SAMPLING_STEPS} sampling steps. '
-            f'ms a step: median of {TIMED} on one core, one system after the other with nothing beside it.')
+            f'distance of {figures.UNGUIDED:,} unguided samples in the features of a digits classifier '
+            f'(floor, 360 real held-out digits: {result["floor"]:.2f}); class accuracy of {figures.GUIDED} '
+            f'samples with guidance {figures.CFG_SCALE:g}; {SAMPLING_STEPS} sampling steps. ms a step: '
+            f'median of {TIMED} on one core, without other load.')
 
 
 def draw_sheet(workdir: Path, systems: Sequence[str]) -> np.ndarray:
@@ -179,9 +176,8 @@ def write_report(workdir: Path, result: Mapping, sheet: np.ndarray) -> None:
     report.paragraph(notes(result))
     report.image(sheet, 'ten guided samples of each, from the same noise')
     report.heading('The systems')
-    report.table(('name', 'what it is', 'config.model'), [(name, *map(str, SYSTEMS[name])) for name in
-                                                          (row['name'] for row in result['rows'])],
-                 scroll=True)
+    report.table(('name', 'what it is', 'config.model'), [
+        (row['name'], *map(str, SYSTEMS[row['name']])) for row in result['rows']], scroll=True)
     report.write(workdir / 'report.html')
 
 

@@ -1,7 +1,7 @@
-"""The figures of the demo: how real samples look to the judge, for the teacher and for every student.
+"""Measures the models of the demo: Fréchet distance and class accuracy by a judge, a classifier of digits.
 
-Fréchet distance: 48 features of the judge, unguided samples against the real training split. Class accuracy:
-guided samples, the class as the judge sees it. All models draw from the same noise.
+The distance is in the judge's 48 features, of unguided samples to the real training split. Class accuracy is
+that of the judge on guided samples. All models draw from the same noise.
 """
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,21 +17,20 @@ from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
 from lit_jax.sampling.program import make_sampler, sample_many
 
-# samples for the distance and for the accuracy; with 1000 the distance of one
+# Samples for distance and accuracy. The distance varies by a tenth with 2000, a third with 1000.
 UNGUIDED, GUIDED = 2000, 500
-                                  # model moves by a third from draw to draw, with 2000 by a tenth
 STEPS, CFG_SCALE, BATCH = 50, 2.0, 250
 SEED = 1234
 
 
 def all_of(source: Source) -> dict[str, np.ndarray]:
-    """Every example of a small source."""
+    """All examples of a small data set."""
     return source.take(range(len(source)))
 
 
 def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED,
          steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels): `count` samples with evenly spread classes; the same noise for every model."""
+    """(images, labels) of `count` samples with balanced classes; the same noise for all models."""
     sample = make_sampler(model.network, replace(CLASSES, steps=steps, cfg_scale=cfg_scale), model.config)
     labels = np.arange(count) % model.network.null_label
     return sample_many(sample, model.params, model.network, labels, seed=seed,
@@ -39,7 +38,7 @@ def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED,
 
 
 def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
-    """{'distance', 'accuracy', 'accuracy_unguided'} of one model, of samples drawn in so many steps."""
+    """{'distance', 'accuracy', 'accuracy_unguided'} of a model, with so many sampling steps."""
     unguided, labels = draw(model, UNGUIDED, 1.0, steps=steps)
     guided, guided_labels = draw(model, GUIDED, CFG_SCALE, steps=steps)
     return {'distance': judge.distance(unguided), 'accuracy': judge.accuracy(guided, guided_labels),
@@ -47,7 +46,7 @@ def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:
 
 
 def measure_folder(workdir: Path, steps: int, path: Path) -> dict[str, float]:
-    """`measure` of the model in `path` by the judge of the demo in `workdir`."""
+    """`measure` of the model in `path`, with the judge in `workdir`."""
     return measure(load(path, scan_layers=False), load_judge(workdir / 'judge.npz'), steps)
 
 
@@ -57,14 +56,14 @@ def tell(measured: Mapping[str, float]) -> str:
 
 
 def real_figures(judge: Judge) -> dict[str, float]:
-    """What the judge says of real held-out digits: its own accuracy, and the floor of the distance."""
+    """The judge's accuracy and the distance (its floor) of real held-out digits."""
     held_out = all_of(open_source('digits', split='held_out'))
     return {'judge_accuracy': judge.accuracy(held_out['image'], held_out['label']),
             'floor': judge.distance(held_out['image'])}
 
 
 def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) -> dict:
-    """The table of the report, JSON-able: one row a kind of model, each figure the mean of its seeds."""
+    """The table of the report, JSON-able: one row per kind of model, with means over its seeds."""
     rows = [row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
     for one in rows:
         for name in ('distance', 'accuracy', 'steps'):
@@ -74,9 +73,7 @@ def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) ->
 
 
 def row(name: str, model: Model, runs: list[dict]) -> dict:
-    """What a table says of one kind of model: its size and cost, and the mean over its runs of every
-    figure."""
-    facts = {'name': name, 'steps': model.config['provenance']['step'],
-             'parameters': count_parameters(model.network),
-             'macs': network_macs(model.network), 'runs': runs}
+    """A table row of one kind of model: size, cost, and the mean of each figure over its runs."""
+    facts = {'name': name, 'steps': model.config['provenance']['step'], 'runs': runs,
+             'parameters': count_parameters(model.network), 'macs': network_macs(model.network)}
     return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}

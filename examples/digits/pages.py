@@ -1,4 +1,4 @@
-"""What the demo shows: the figures as text, and its report.html."""
+"""Writes the results of the demo as text and as report.html."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,11 @@ TITLES = {'teacher': 'DiT, the teacher', 'distilled': 'LiT, inherited and distil
           'inherited': 'LiT, inherited, not distilled', 'scratch': 'LiT from scratch'}
 HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher', 'class accuracy',
           '× teacher')
-SHOWN = 40    # images of a grid: four rows of the ten classes
+SHOWN = 40    # images in a grid: four rows of the ten classes
 
 
 def table_rows(result: Mapping) -> list[tuple]:
-    """The table of figures: means over the seeds, with the distance of each seed in brackets."""
+    """Means over the seeds, with the distance of each seed in brackets."""
     rows = []
     for row in result['rows']:
         each = ' / '.join(f'{run["distance"]:.2f}' for run in row['runs']) if len(row['runs']) > 1 else ''
@@ -33,37 +33,37 @@ def table_rows(result: Mapping) -> list[tuple]:
 
 
 def notes(result: Mapping) -> str:
-    """How the figures were taken."""
+    """How the figures were measured."""
     s = result['samples']
     return (f'Fréchet distance of {s["unguided"]:,} unguided samples to the 1,437 real training digits, in '
-            f'the features '
-            f'of a classifier of real digits; floor (360 real held-out digits): {result["floor"]:.2f}. Class '
-            f'accuracy of {s["guided"]:,} samples with guidance {s["cfg_scale"]:g}, judged by that '
-            f'classifier (on real held-out digits: {result["judge_accuracy"]:.3f}). {s["method"]}, '
-            f'{s["steps"]} steps, the same noise for all.')
+            f'the features of a classifier of real digits; floor (360 real held-out digits): '
+            f'{result["floor"]:.2f}. Class accuracy of that classifier on {s["guided"]:,} samples with '
+            f'guidance {s["cfg_scale"]:g} (on real held-out digits: {result["judge_accuracy"]:.3f}). '
+            f'{s["method"]}, {s["steps"]} steps, the same noise for all.')
 
 
 def figures_as_text(result: Mapping) -> str:
     """The table for a terminal."""
-    lines = [HEADER, *table_rows(result)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    text = ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                      for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]
-    return '\n'.join(['', *text, '', notes(result)])
+    return '\n'.join(['', *format_columns([HEADER, *table_rows(result)]), '', notes(result)])
+
+
+def format_columns(rows: list[tuple]) -> list[str]:
+    """Lines of aligned columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
 
 
 def grid_of(images: np.ndarray) -> np.ndarray:
-    """A grid with one class a column, each pixel four times as large."""
+    """A grid with one class per column, enlarged four times."""
     return make_grid(to_uint8(images), columns=10, pad=1, scale=4)
 
 
 def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path], result: Mapping) -> None:
     """report.html: images side by side, the figures, loss curves, and what was inherited."""
     report = Report('From DiT to LiT on handwritten digits')
-    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint; a linear one inherits '
-                     'all its weights but the attention, learns its noise and variance, and is compared with '
-                     'it.')
+    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint. A linear one inherits '
+                     'all its weights except the attention, and is distilled from its noise and variance.')
     report.heading('Figures')
     report.table(HEADER, table_rows(result))
     report.paragraph(notes(result))

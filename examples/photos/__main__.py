@@ -1,9 +1,9 @@
-"""Images of one's own, the whole way: folder -> VAE -> cached latents -> DiT -> LiT -> images, on a CPU.
+"""Trains on your own images, on a CPU: folder -> VAE -> cached latents -> DiT -> LiT -> images.
 
     python -m examples.photos --workdir photos  # `make photos`; needs scikit-image for its photographs
 
-The stations are the commands that a person would type; each is printed before it runs, and a station that is
-done is not run again. What the others said and took is in WORKDIR/figures.json, their logs beside it.
+The stages are ordinary commands, each printed before it runs; finished stages are skipped. WORKDIR has their
+logs, and figures.json with their times and results.
 """
 import json
 import os
@@ -21,9 +21,8 @@ from lit_jax.runtime.options import option, parse_options
 ROOT = Path(__file__).parents[2]
 
 
-def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Path]]:
-    """{name: (command without the interpreter, what it leaves when it is done)}; `steps` shortens the
-    trainings."""
+def stages(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Path]]:
+    """{name: (command without the interpreter, its output)}; `steps` < 1 shortens the trainings."""
     images, vae, latents = workdir / 'pictures', workdir / 'vae', workdir / 'latents'
     dit, lit = workdir / 'dit', workdir / 'lit'
     data = [f'--config.data.path={latents}', f'--config.latent.vae_path={vae}']
@@ -38,34 +37,30 @@ def stations(workdir: Path, steps: float = 1.0) -> dict[str, tuple[list[str], Pa
         'latents': (['prepare_latents.py', '--data=folder', f'--path={images}', f'--vae={vae}',
                      '--image_size=64', f'--out={latents}', '--batch_size=32'], latents / 'metadata.json'),
         'dit': (['train.py', '--config=configs/folder_lit.py:dit', *data, f'--workdir={dit}',
-                 *shortened(2_000)],
-                dit / 'report.html'),
+                 *shortened(2_000)], dit / 'report.html'),
         'lit': (['train.py', '--config=configs/folder_lit.py', *data, f'--config.inherit.path={dit}',
                  f'--config.teacher.path={dit}', f'--workdir={lit}', *shortened(400)], lit / 'report.html'),
         'compare': (['sample.py', '--grid_compare', str(dit), str(lit), f'--vae={vae}', '--per_class=4',
-                     '--cfg_scale=2',
-                     '--classes=' + ','.join(map(str, range(16))), f'--out={workdir / "compare.png"}'],
-                    workdir / 'compare.png'),
+                     '--cfg_scale=2', '--classes=' + ','.join(map(str, range(16))),
+                     f'--out={workdir / "compare.png"}'], workdir / 'compare.png'),
         'set': (['sample.py', '--from', str(lit), f'--vae={vae}', '--count=128', '--cfg_scale=2',
                  f'--out={workdir / "lit.npz"}'], workdir / 'lit.npz'),
     }
 
 
-def travel(workdir: Path, steps: float = 1.0) -> dict:
-    """Runs every station that is not done; returns and writes {name: {'seconds', 'command', what the station
-    reports}}."""
+def run(workdir: Path, steps: float = 1.0) -> dict:
+    """Runs all unfinished stages; returns and writes {name: {'seconds', 'command', its results}}."""
     workdir.mkdir(parents=True, exist_ok=True)
     notes = workdir / 'figures.json'
     figures = json.loads(notes.read_text()) if notes.exists() else {}
-    for name, (command, leaves) in stations(workdir, steps).items():
-        if name in figures and leaves.exists():
+    for name, (command, output) in stages(workdir, steps).items():
+        if name in figures and output.exists():
             continue
         print('$ python ' + ' '.join(command), flush=True)
         began = time.perf_counter()
-        said = _run(command, workdir / f'{name}.log')
+        printed = _run(command, workdir / f'{name}.log')
         figures[name] = {'command': 'python ' + ' '.join(command),
-                         'seconds': round(time.perf_counter() - began, 1),
-                         **_figures(name, said, workdir)}
+                         'seconds': round(time.perf_counter() - began, 1), **_figures(name, printed, workdir)}
         notes.write_text(json.dumps(figures, indent=1))
         print('  ' + ', '.join(f'{key} {value}' for key, value in figures[name].items() if key != 'command'),
               flush=True)
@@ -73,7 +68,7 @@ def travel(workdir: Path, steps: float = 1.0) -> dict:
 
 
 def _run(command: list[str], log: Path) -> str:
-    """Runs a station, keeps what it prints in `log`, and returns it; UserError with its end if it fails."""
+    """Runs a stage; writes its output to `log` and returns it. UserError with the end of it if it fails."""
     env = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str((log.parent / 'compiled').absolute())}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -83,9 +78,9 @@ def _run(command: list[str], log: Path) -> str:
     return done.stdout
 
 
-def _figures(name: str, said: str, workdir: Path) -> dict:
+def _figures(name: str, printed: str, workdir: Path) -> dict:
     if name == 'vae':
-        return {'psnr_db': float(re.search(r'PSNR ([\d.]+) dB', said)[1])}
+        return {'psnr_db': float(re.search(r'PSNR ([\d.]+) dB', printed)[1])}
     if name in ('dit', 'lit'):
         last = json.loads((workdir / name / 'metrics.jsonl').read_text().splitlines()[-1])
         return {'steps': last['step'], 'mse': round(last['loss/mse'], 4)}
@@ -100,9 +95,8 @@ class PhotosOptions:
 def main() -> None:
     options = parse_options(PhotosOptions, prog='python -m examples.photos', description=__doc__)
     workdir = options.workdir.absolute()
-    figures = travel(workdir)
-    print(f'{sum(station["seconds"] for station in figures.values()):.0f} s in all. Open '
-          f'{workdir / "compare.png"}')
+    seconds = sum(stage['seconds'] for stage in run(workdir).values())
+    print(f'{seconds:.0f} s in total. Open {workdir / "compare.png"}')
 
 
 if __name__ == '__main__':

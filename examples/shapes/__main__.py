@@ -1,14 +1,13 @@
-"""Text to image, the whole road: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score,
-on a CPU.
+"""Text to image on a CPU: PixArt and T5 checkpoints -> convert -> inherit -> distil -> draw -> score.
 
     python -m examples.shapes                     starts from the teacher and the text encoder in assets/
     python -m examples.shapes --seeds 3           three students, as in docs/train/text_to_image.md
     python -m examples.shapes --train_teacher     trains both first
 
 The images are rendered shapes with captions ("a red circle left of a blue square"); an exact detector scores
-the six tasks of GenEval. Starting it again goes on where it stopped. The result is report.html in the
-workdir.
+the six tasks of GenEval. The same command resumes an interrupted run. The result is WORKDIR/report.html.
 """
+import functools
 import json
 import platform
 import time
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.digits.road import PACKAGES, say_command, station
-from examples.students import ROOT, Student
+from examples.digits.stages import PACKAGES, print_command, print_stage, short
+from examples.students import Student
 from lit_jax import UserError
 from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
@@ -35,9 +34,8 @@ def student(workdir: Path, arm: str, seed: int) -> Student:
     return Student(workdir, arm, seed, 'shapes_lit', {'text.encoder_path': str(workdir / 'text_encoder')})
 
 
-def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
-    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit
-    status."""
+def run(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
+    """Runs all stages, writes `figures.json` and `report.html` in `workdir`; returns the exit status."""
     from examples import pool
     from examples.shapes import figures as shapes_figures
     from examples.shapes import pages as shapes_pages
@@ -49,21 +47,21 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     pool.keep_compiled_programs(workdir)
     teacher, encoder = train_both(workdir) if train_teacher else (TEACHER, ENCODER)
 
-    station(1, 'the text encoder: a T5, as a Hugging Face folder, converted')
-    say_command(f'python convert_torch_ckpt.py {_short(encoder)} --text_dtype float32 --out '
-                f'{workdir / "text_encoder"} --overwrite')
+    print_stage(1, 'the text encoder: a T5, converted from a Hugging Face folder')
+    print_command(f'python convert_torch_ckpt.py {short(encoder)} --text_dtype float32 --out '
+                  f'{workdir / "text_encoder"} --overwrite')
     print(describe_text_encoder(convert_text_encoder(encoder, workdir / 'text_encoder', text_dtype='float32',
                                                      text_id='lit_jax/shapes_t5', overwrite=True)))
-    station(2, 'the teacher: a PixArt, as a PyTorch checkpoint, converted')
-    say_command(f'python convert_torch_ckpt.py {_short(teacher)} --out {workdir / "teacher"} --overwrite')
+    print_stage(2, 'the teacher: a PixArt, converted from a PyTorch checkpoint')
+    print_command(f'python convert_torch_ckpt.py {short(teacher)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(teacher, workdir / 'teacher', overwrite=True)))
 
     students = [student(workdir, arm, seed) for arm in ARMS
                 for seed in range(seeds if arm == 'distilled' else 1)]
-    station(3, f'{len(students)} students: trained, then all draw 84 prompts and are scored')
+    print_stage(3, f'{len(students)} students: trained, then scored on 84 prompts')
     for one in students:
-        say_command(one.command())
-    measure = shapes_figures.measure_with(workdir / 'text_encoder')
+        print_command(one.command())
+    measure = functools.partial(shapes_figures.measure, workdir / 'text_encoder')
     runs = pool.run_all(workdir, students, measure, shapes_figures.tell, {'teacher': workdir / 'teacher'})
     models = {'teacher': workdir / 'teacher', **{arm: student(workdir, arm, 0).path for arm in ARMS}}
     result = shapes_figures.summarise(runs, models, teacher_steps())
@@ -72,7 +70,7 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     if train_teacher:
         write_card(teacher, encoder, result)
 
-    station(4, 'the report')
+    print_stage(4, 'the report')
     shapes_pages.write_report(workdir, models, result)
     print(shapes_pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
@@ -80,20 +78,19 @@ def travel(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
 
 
 def teacher_steps() -> int:
-    """Of both runs: the second goes on from the weights of the first."""
+    """Of both its runs: the second starts from the weights of the first."""
     return sum(load_recipe(f'shapes_pixart:{stage}').train.steps for stage in STAGES)
 
 
 def train_both(workdir: Path) -> tuple[Path, Path]:
-    """Trains text encoder and teacher by their recipes and exports them under their original names; (file,
-    folder)."""
+    """Trains teacher and text encoder, and exports them with their original key names; (file, folder)."""
     from examples import pool
     from examples.shapes.encoder import train_encoder
     from lit_jax.convert.text_encoder_torch import export_text_encoder
     from lit_jax.convert.torch_export import export
-    trained, file, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_pixart.safetensors', \
-        workdir / 'shapes_t5'
-    say_command(f'python -m examples.shapes.encoder --out {trained}')
+    trained, folder = workdir / 'shapes_t5_trained', workdir / 'shapes_t5'
+    file = workdir / 'shapes_pixart.safetensors'
+    print_command(f'python -m examples.shapes.encoder --out {trained}')
     if not trained.exists():
         train_encoder(trained)
     export_text_encoder(trained, folder, overwrite=True)
@@ -102,17 +99,16 @@ def train_both(workdir: Path) -> tuple[Path, Path]:
         config.text.encoder_path = str(trained)
         if stage == 'refine':
             config.inherit.path = str(workdir / 'shapes_pixart_first')
-        say_command(f'python train.py --config=configs/shapes_pixart.py:{stage} '
-                    f'--config.text.encoder_path={trained} --config.inherit.path={config.inherit.path!r} '
-                    f'--workdir={path}')
+        print_command(f'python train.py --config=configs/shapes_pixart.py:{stage} '
+                      f'--config.text.encoder_path={trained} --config.inherit.path={config.inherit.path!r} '
+                      f'--workdir={path}')
         pool.train_alone(workdir, config, path)
     export(workdir / 'shapes_pixart', file, overwrite=True)
     return file, folder
 
 
 def write_card(teacher: Path, encoder: Path, result: dict) -> None:
-    """Beside the teacher's file: how both were made, with what, and how good it is. All together can go to
-    assets/."""
+    """The recipe and the figures of both, beside the teacher's file. All can be copied to assets/."""
     config, row = load_recipe('shapes_pixart:refine'), result['rows'][0]
     card = {
         'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full',
@@ -121,16 +117,10 @@ def write_card(teacher: Path, encoder: Path, result: dict) -> None:
         'text_encoder': {file.name: file_sha256(file) for file in sorted(encoder.iterdir())},
         'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        'figures': {name: row[name]
-                    for name in ('overall', *(name for name in row['runs'][0] if name != 'overall'),
-                                 'parameters')},
+        'figures': {name: row[name] for name in dict.fromkeys(('overall', *row['runs'][0], 'parameters'))},
         'samples': result['samples'],
     }
     teacher.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 @dataclass(frozen=True)
@@ -144,7 +134,7 @@ def main() -> int:
     args = parse_options(ShapesOptions, prog='python -m examples.shapes', description=__doc__)
     if args.seeds < 1:
         raise UserError('--seeds must be at least 1')
-    return travel(args.workdir, seeds=args.seeds, train_teacher=args.train_teacher)
+    return run(args.workdir, seeds=args.seeds, train_teacher=args.train_teacher)
 
 
 if __name__ == '__main__':

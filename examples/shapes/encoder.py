@@ -1,10 +1,9 @@
-"""The tiny text encoder of the rendered shapes: a T5 trained to fill in hidden words of their captions.
+"""Trains the tiny text encoder of the rendered shapes: a T5 that fills in hidden words of captions.
 
     python -m examples.shapes.encoder --out models/shapes_t5        # a minute on two cores
 
-A quarter of the words of a caption is replaced by <unk>, and the features of their places must say which
-words they were, by the token embedding itself. What a word's features say is then what stands around it: the
-colour of this square, the number of those circles.
+A quarter of the words of a caption is replaced by <unk>; the features at their positions, times the token
+embedding, must predict the words. So features describe the context of a word, such as the colour of a square.
 """
 import logging
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ STEPS, BATCH, RATE, HIDDEN = 1_500, 128, 2e-3, 0.25
 
 
 def train_encoder(out: Path, steps: int = STEPS, seed: int = 0) -> float:
-    """Trains the encoder and writes its text encoder folder; returns the last loss, in nats a hidden word."""
+    """Trains the encoder and writes its folder; returns the last loss, in nats per hidden word."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     words = out.with_name(f'.{out.name}.words')
@@ -39,17 +38,16 @@ def train_encoder(out: Path, steps: int = STEPS, seed: int = 0) -> float:
     network = T5Network({'vocab': tokenizer.size, **SIZES})
     params = network.init(jax.random.key(seed))
     optimizer = optax.adam(RATE)
-    state, step = optimizer.init(params), _make_step(network, optimizer, jnp.asarray(tokens.ids),
-                                                     jnp.asarray(tokens.mask))
+    state = optimizer.init(params)
+    step = _make_step(network, optimizer, jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))
     for number in range(1, steps + 1):
         params, state, loss = step(params, state, jax.random.fold_in(jax.random.key(seed + 1), number))
         if number % 500 == 0 or number == steps:
-            LOG.info('text encoder: step %s of %s, %.3f nats a hidden word', f'{number:,}', f'{steps:,}',
+            LOG.info('text encoder: step %s of %s, %.3f nats per hidden word', f'{number:,}', f'{steps:,}',
                      float(loss))
-    save_text_encoder_folder(out,
-                             {'text_encoder': network.arch, 'id': ID,
-                              'provenance': {'source': 'trained on captions of shapes'}},
-                             params, tokenizer, overwrite=True)
+    config = {'text_encoder': network.arch, 'id': ID,
+              'provenance': {'source': 'trained on captions of shapes'}}
+    save_text_encoder_folder(out, config, params, tokenizer, overwrite=True)
     for file in words.iterdir():
         file.unlink()
     words.rmdir()
@@ -70,8 +68,7 @@ def _make_step(network: T5Network, optimizer: optax.GradientTransformation, ids_
         rows_key, hide_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (BATCH,), 0, len(ids_NL))
         ids, mask = ids_NL[rows], mask_NL[rows]
-        # words, not the end or padding
-        hidden = (jax.random.uniform(hide_key, ids.shape) < HIDDEN) & (ids > UNKNOWN)
+        hidden = (jax.random.uniform(hide_key, ids.shape) < HIDDEN) & (ids > UNKNOWN)    # no end, no padding
         value, gradient = jax.value_and_grad(loss)(params, ids, mask, hidden)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, value

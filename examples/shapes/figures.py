@@ -1,34 +1,32 @@
-"""The figures of the shapes demo: the six tasks of GenEval, scored by an exact detector of what was drawn.
+"""Measures the models of the shapes demo: the six tasks of GenEval, scored by an exact detector of shapes.
 
 All models draw the same prompts from the same noise: image k of prompt p has the seed 100·p + k.
 """
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from examples.digits.figures import row
 from lit_jax.checkpoint.load import load
 from lit_jax.diffusion.settings import PROMPTS
 from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_images
-from lit_jax.models.cost import network_macs
-from lit_jax.models.network import count_parameters
 from lit_jax.report.grids import to_uint8
 from lit_jax.sampling.pipelines import TextPipeline
 
 SETTINGS = replace(PROMPTS, cfg_scale=1.5)
-IMAGES, SINGLES = 4, 16       # of each prompt, as GenEval draws; more of the three prompts of single objects
+IMAGES, SINGLES = 4, 16       # per prompt, as in GenEval; more for the three prompts of single objects
 GROUP = 32
 
 
 def draw(pipeline: TextPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-    """uint8 [N, H, W, 3], one image a prompt and seed."""
+    """uint8 [N, H, W, 3], one image per prompt and seed."""
     return to_uint8(pipeline.draw(pipeline.encode(prompts, seeds), SETTINGS, group=GROUP))
 
 
 def measure(encoder: Path, path: Path) -> dict[str, float]:
-    """{'overall', and the score of each task} of the model in `path`."""
+    """{'overall', score of each task} of the model in `path`."""
     pipeline = open_pipeline(path, encoder)
     drawn = [(prompt['prompt'], 100 * number + k) for number, prompt in enumerate(make_shape_prompts())
              for k in range(SINGLES if prompt['tag'] == 'single_object' else IMAGES)]
@@ -50,27 +48,13 @@ def tell(measured: Mapping[str, float]) -> str:
 
 
 def summarise(runs: Mapping[str, list[dict]], models: Mapping[str, Path], teacher_steps: int) -> dict:
-    """The table of the report, JSON-able: one row a kind of model, the teacher first, each figure the mean of
-    its seeds.
+    """The table of the report, JSON-able: one row per kind of model, with means over its seeds.
 
-    teacher_steps: of all its runs; a checkpoint knows those of the last."""
-    rows = [_row(name, models[name], measured) for name, measured in runs.items()]
+    The teacher is first. teacher_steps: of all its runs; its checkpoint only knows those of the last."""
+    rows = [row(name, load(models[name]), measured) for name, measured in runs.items()]
     rows[0]['steps'] = teacher_steps
-    for row in rows:
-        row['ratio'] = row['overall'] / rows[0]['overall'] if rows[0]['overall'] else float('nan')
-        row['steps_ratio'] = row['steps'] / rows[0]['steps']
+    for one in rows:
+        one['ratio'] = one['overall'] / rows[0]['overall'] if rows[0]['overall'] else float('nan')
+        one['steps_ratio'] = one['steps'] / rows[0]['steps']
     sampler = {name: getattr(SETTINGS, name) for name in ('method', 'steps', 'cfg_scale', 'cfg_channels')}
     return {'rows': rows, 'samples': {**sampler, 'pictures': IMAGES, 'singles': SINGLES}}
-
-
-def _row(name: str, path: Path, runs: list[dict]) -> dict:
-    model = load(path)
-    facts = {'name': name, 'steps': model.config['provenance']['step'],
-             'parameters': count_parameters(model.network),
-             'macs': network_macs(model.network), 'runs': runs}
-    return facts | {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-
-
-def measure_with(encoder: Path):
-    """`measure` as `pool.run_all` takes it."""
-    return functools.partial(measure, encoder)

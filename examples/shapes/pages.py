@@ -1,10 +1,11 @@
-"""What the shapes demo shows: the figures as text, and its report.html."""
+"""Writes the results of the shapes demo as text and as report.html."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from examples.digits.pages import format_columns
 from examples.shapes import figures as shapes_figures
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
 from lit_jax.report.grids import make_sheet, save_png
@@ -13,11 +14,11 @@ from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'PixArt, the teacher', 'distilled': 'LiT, inherited and distilled',
           'scratch': 'LiT from scratch'}
-# Two prompts of each task; none of them was chosen by looking at images.
+# Two prompts of each task, not chosen by their images.
 SHOWN = ('a circle', 'a triangle', 'a square and a triangle', 'a circle and a square', 'two circles',
-         'four squares',
-         'a red triangle', 'a blue circle', 'a circle left of a square', 'a triangle above a circle',
-         'a red circle and a blue square', 'a green triangle and a yellow circle')
+         'four squares', 'a red triangle', 'a blue circle', 'a circle left of a square',
+         'a triangle above a circle', 'a red circle and a blue square', 'a green triangle and a yellow '
+                                                                        'circle')
 COLUMNS = 4
 
 
@@ -32,39 +33,32 @@ def table_rows(result: Mapping) -> list[tuple]:
     for row in result['rows']:
         each = ' / '.join(f'{run["overall"]:.3f}' for run in row['runs']) if len(row['runs']) > 1 else ''
         rows.append((TITLES[row['name']], f'{row["steps"]:,}', f'{row["parameters"]:,}',
-                     f'{row["macs"] / 1e6:.1f}',
-                     *(f'{row[task]:.2f}' for task in TASKS),
-                     f'{row["overall"]:.3f}' + (f' ({each})' if each else ''),
-                     f'{row["ratio"]:.2f}'))
+                     f'{row["macs"] / 1e6:.1f}', *(f'{row[task]:.2f}' for task in TASKS),
+                     f'{row["overall"]:.3f}' + (f' ({each})' if each else ''), f'{row["ratio"]:.2f}'))
     return rows
 
 
 def notes(result: Mapping) -> str:
-    """How the figures were taken."""
+    """How the figures were measured."""
     s = result['samples']
     return (f'The tasks of GenEval with shapes: 84 prompts, {s["pictures"]} images of each ({s["singles"]} '
-            f'of a single object), '
-            f'judged by GenEval\'s rules from an exact detector of rendered shapes. {s["method"]}, '
-            f'{s["steps"]} steps, guidance {s["cfg_scale"]:g}, the same noise for all models.')
+            'of a '
+            f'single object), scored by GenEval\'s rules with an exact detector of rendered shapes. '
+            f'{s["method"]}, {s["steps"]} steps, guidance {s["cfg_scale"]:g}, the same noise for all models.')
 
 
 def figures_as_text(result: Mapping) -> str:
     """The table for a terminal."""
-    lines = [header(), *table_rows(result)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                      for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]
-    return '\n'.join(['', *text, '', notes(result)])
+    return '\n'.join(['', *format_columns([header(), *table_rows(result)]), '', notes(result)])
 
 
 def draw_sheet(workdir: Path, models: Mapping[str, Path]) -> np.ndarray:
-    """Four images a prompt of every model, all from the same noise."""
-    prompts, seeds = [prompt for prompt in SHOWN
-                      for _ in range(COLUMNS)], [seed for _ in SHOWN for seed in range(COLUMNS)]
-    panels = [(TITLES[name], shapes_figures.draw(shapes_figures.open_pipeline(path, workdir / 'text_encoder'),
-                                                 prompts, seeds))
-              for name, path in models.items()]
+    """Four images per prompt of each model, all from the same noise."""
+    prompts = [prompt for prompt in SHOWN for _ in range(COLUMNS)]
+    panels = []
+    for name, path in models.items():
+        pipeline = shapes_figures.open_pipeline(path, workdir / 'text_encoder')
+        panels.append((TITLES[name], shapes_figures.draw(pipeline, prompts, [*range(COLUMNS)] * len(SHOWN))))
     return make_sheet(panels, COLUMNS, list(SHOWN), scale=3)
 
 
@@ -72,8 +66,8 @@ def write_report(workdir: Path, models: Mapping[str, Path], result: Mapping) -> 
     """report.html and samples.png: the figures, images side by side, loss curves, and what was inherited."""
     report = Report('From PixArt to LiT: rendered shapes from captions')
     report.paragraph('A small text-to-image transformer and its text encoder are converted from PyTorch '
-                     'checkpoints; a linear one inherits all its weights but the self-attention, learns its '
-                     'noise and variance, and is compared with it.')
+                     'checkpoints. A linear one inherits all its weights except the self-attention, and is '
+                     'distilled from its noise and variance.')
     report.heading('Figures')
     report.table(header(), table_rows(result))
     report.paragraph(notes(result))

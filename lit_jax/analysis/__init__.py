@@ -1,1 +1,1 @@
-"""Looks inside a model: attention maps, their similarity and rank, routing, and the loss by timestep."""
+"""Analyzes models: attention maps, their similarity and rank, routing, and the loss by timestep."""

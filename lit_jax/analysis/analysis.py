@@ -26,25 +26,24 @@ from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
 
 LOG = logging.getLogger('lit_jax')
-MOST_LAYERS = 4      # whose token maps are drawn, unless --layers says which
+MOST_LAYERS = 4      # of the token maps, without --layers
 
 
 def analyze(request: AnalyzeOptions) -> str:
-    """Does what is asked and returns a few lines about it. Raises UserError for a request that cannot be met,
-    before it computes anything."""
+    """Writes the analysis; returns a summary for people. Checks the request before it computes anything."""
     began = time.perf_counter()
     parts, out = request.chosen(), _check_out(request.out)
     _check_numbers(request)
     model = load(request.source, dtype=request.dtype)
     if model.network.conditioning != 'label':
-        raise UserError(f'{request.source} draws from captions; analyze.py looks at models of classes. Draw '
-                        f'with it: python sample.py --from={request.source} --prompt=...')
+        raise UserError(f'{request.source} is a text-to-image model; analyze.py takes models with class '
+                        f'labels. To draw with it: python sample.py --from={request.source} --prompt=...')
     recipe = data_recipe(model, request.source, request.data, request.data_path, request.vae)
-    teacher_path = _teacher_path(model, recipe, request)
     models, sources = {'model': model}, {'model': request.source}
-    if teacher_path:
-        models = {'student': model, 'teacher': _load_teacher(teacher_path, recipe, request)}
+    if teacher_path := _teacher_path(model, recipe, request):
+        models = {'student': model, 'teacher': load(teacher_path, dtype=request.dtype)}
         sources = {'student': request.source, 'teacher': teacher_path}
+        check_same_task('teacher', teacher_path, models['teacher'].config, recipe)
     attentions = {}
     if set(parts) & {'similarity', 'tokens', 'rank'}:
         attentions = {name: Attention(one, f'the {name} {sources[name]}', int(request.memory * 2 ** 30))
@@ -55,15 +54,16 @@ def analyze(request: AnalyzeOptions) -> str:
     at = _timestep(request, recipe.diffusion.steps)
     images = open_images(model, recipe, request.images, split=request.split, seed=request.seed)
     if request.image >= len(images):
-        raise UserError(
-            f'--image={request.image}: {len(images)} images are looked at, 0 to {len(images) - 1}')
+        raise UserError(f'--image={request.image}: there are {len(images)} images (--images); give 0 to '
+                        f'{len(images) - 1}')
 
     found = {'classes': model.config.get('classes'),
-             'models': {name: _describe(one, sources[name]) for name, one in models.items()},
+             'models': {name: {'source': sources[name], 'step': one.config['provenance'].get('step'),
+                               'model': one.arch} for name, one in models.items()},
              'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split,
                       'seed': request.seed, 'pictures': len(images)}}
-    if attentions:
-        found |= _look_at_maps(request, parts, attentions, images)
+    if wanted := [part for part in ('similarity', 'rank') if part in parts]:
+        found |= _survey_models(request, wanted, attentions, images)
     if 'tokens' in parts:
         found['tokens'] = {'picture': request.image, 'timestep': at, **{
             name: {'token': tokens[name], 'grid': one.grid,
@@ -75,7 +75,7 @@ def analyze(request: AnalyzeOptions) -> str:
             found['loss'] = {'timesteps': timesteps,
                              **loss_by_timestep(models, images, timesteps, request.batch_size, progress)}
     if 'routing' in parts:
-        found |= _look_at_routing(request, models, images, at)
+        found |= _route_models(request, models, images, at)
     out.mkdir(parents=True, exist_ok=True)
     names = write_page(out, found, images)
     write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
@@ -83,13 +83,10 @@ def analyze(request: AnalyzeOptions) -> str:
                                        f'{format_seconds(time.perf_counter() - began)}'])
 
 
-def _look_at_maps(request: AnalyzeOptions, parts, attentions: Mapping[str, Attention],
-                  images: Images) -> dict:
+def _survey_models(request: AnalyzeOptions, wanted: list[str], attentions: Mapping[str, Attention],
+                   images: Images) -> dict:
     some = images[spread(len(images), request.map_images)]
     timesteps = spread(images.schedule.num_steps, request.timesteps)
-    wanted = [part for part in ('similarity', 'rank') if part in parts]
-    if not wanted:
-        return {}
     with Progress(len(attentions) * len(timesteps) * len(some), 'images of maps') as progress:
         surveys = {name: survey(one, some, timesteps, wanted, progress) for name, one in attentions.items()}
     found = {part: {name: one[part] for name, one in surveys.items() if part in one} for part in wanted}
@@ -98,11 +95,12 @@ def _look_at_maps(request: AnalyzeOptions, parts, attentions: Mapping[str, Atten
     return {part: of_models for part, of_models in found.items() if of_models}
 
 
-def _look_at_routing(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
+def _route_models(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
     routed = {name: names for name, model in models.items() if (names := route_names(model))}
     if not routed:
         if request.parts != 'all':
-            raise UserError(f'no mixer of {" and ".join(models)} routes tokens; leave routing out of --parts')
+            raise UserError(f'--parts={request.parts}: no mixer of {" and ".join(models)} routes tokens; '
+                            f'leave routing out')
         return {}
     with Progress(len(routed) * len(images), 'routed images') as progress:
         found = {name: routing(models[name], names, images, at, request.batch_size, progress)
@@ -111,22 +109,15 @@ def _look_at_routing(request: AnalyzeOptions, models: Mapping[str, Model], image
 
 
 def _teacher_path(model: Model, recipe: ConfigDict, request: AnalyzeOptions) -> str:
-    """As given, or that of the workdir's recipe; one of a recipe that is gone is left out, with a word. ''
-    for none."""
+    """The path given, else that of the workdir's recipe; '' for none, or if the recipe's does not exist."""
     if request.teacher is not None or 'recipe' not in model.config:
         return request.teacher or ''
     path = recipe.teacher.path
     if path and not as_path(path).exists():
-        LOG.warning('the teacher of this run, %s, is not there: the student is looked at alone '
+        LOG.warning('the teacher of this run, %s, does not exist: the student is analyzed alone '
                     '(--teacher=PATH)', path)
         return ''
     return path
-
-
-def _load_teacher(path: str, recipe: ConfigDict, request: AnalyzeOptions) -> Model:
-    teacher = load(path, dtype=request.dtype)
-    check_same_task('teacher', path, teacher.config, recipe)
-    return teacher
 
 
 def _check_numbers(request: AnalyzeOptions) -> None:
@@ -135,61 +126,54 @@ def _check_numbers(request: AnalyzeOptions) -> None:
         if getattr(request, field) < least:
             raise UserError(f'--{field} must be at least {least}, got {getattr(request, field)}')
     if not request.memory > 0:
-        raise UserError(f'--memory is in GiB and above 0, got {request.memory}')
+        raise UserError(f'--memory is in GiB and must be above 0, got {request.memory}')
     check_seed(request.seed)
 
 
 def _timestep(request: AnalyzeOptions, steps: int) -> int:
-    """Of the maps of a token: a quarter of the way to pure noise, where one is not given."""
     t = steps // 4 if request.timestep is None else request.timestep
     if not 0 <= t < steps:
-        raise UserError(f'--timestep={t}: this model knows the timesteps 0 to {steps - 1}')
+        raise UserError(f'--timestep={t}: this model has the timesteps 0 to {steps - 1}')
     return t
 
 
 def _check_out(out: str):
-    """A folder that may be written into: not a file, and not that of a model or a run, whose report would be
-    lost."""
+    """The output folder. UserError for a file, or a model folder or workdir, whose report would be lost."""
     path = as_path(out)
     if path.is_file():
         raise UserError(f'--out={out} is a file; give a folder')
     if (path / 'config.json').exists():
-        raise UserError(f'--out={out} is the folder of a model or a run; give one of its own, such as '
+        raise UserError(f'--out={out} is the folder of a model or a run; give another one, such as '
                         f'{path / "analysis"}')
     return path
 
 
-def _describe(model: Model, source: str) -> dict:
-    return {'source': source, 'step': model.config['provenance'].get('step'), 'model': model.arch}
-
-
 def summary(found: Mapping) -> list[str]:
-    """The main figures in words, one line a part."""
+    """The main results, one line per part."""
     names, lines = list(found['models']), []
+
+    def add(title: str, values: Mapping, form: str) -> None:
+        if values:
+            lines.append(f'{title}: ' + ', '.join(f'{name} {value:{form}}' for name, value in values.items()))
+
     if 'similarity' in found:
-        means = {name: np.nanmean(np.array(found['similarity'][name]['cosine'])) for name in names
-                 if found['similarity'][name]['heads'] > 1}
-        lines += ['cosine similarity of heads: ' +
-                  ', '.join(f'{name} {mean:.3f}' for name, mean in means.items())] if means else []
+        add('cosine similarity of heads', {
+            name: np.nanmean(np.array(found['similarity'][name]['cosine']))
+            for name in names if found['similarity'][name]['heads'] > 1}, '.3f')
     if 'rank' in found:
-        ranks = {f'{name}{label}': np.mean(found['rank'][name][key]['effective']) for name in names
-                 if name in found['rank']
-                 for key, label in (('map', ''), ('with_convolution', ' with convolution'))
-                 if key in found['rank'][name]}
-        tokens = max(found['rank'][name]['tokens'] for name in names if name in found['rank'])
-        lines.append(f'effective rank of {tokens}: ' +
-                     ', '.join(f'{name} {mean:.2f}' for name, mean in ranks.items()))
+        ranks = {name: found['rank'][name] for name in names if name in found['rank']}
+        add(f'effective rank of {max(one["tokens"] for one in ranks.values())}', {
+            f'{name}{label}': np.mean(one[key]['effective']) for name, one in ranks.items()
+            for key, label in (('map', ''), ('with_convolution', ' with convolution')) if key in one}, '.2f')
     if 'loss' in found:
-        terms = {f'{name} {term}': np.mean(values['mean']) for name, of_name in found['loss'].items()
-                 if name in names
-                 for term, values in of_name.items()}
-        lines.append('loss, mean over timesteps: ' +
-                     ', '.join(f'{name} {mean:.4f}' for name, mean in terms.items()))
+        add('loss, mean over timesteps', {
+            f'{name} {term}': np.mean(values['mean']) for name in names
+            for term, values in found['loss'][name].items()}, '.4f')
     return lines
 
 
 def plain(value):
-    """Arrays to lists, what is not finite to None: what JSON can hold."""
+    """`value` for JSON: arrays become lists, and numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray):

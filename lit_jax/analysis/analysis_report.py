@@ -1,4 +1,4 @@
-"""The figures and the report of an analysis."""
+"""Writes the figures and the report of an analysis."""
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +11,7 @@ from lit_jax.sampling.decoder import class_names
 
 
 class Page:
-    """A report whose images are files beside it as well."""
+    """A report whose images are also written as files."""
 
     def __init__(self, out, title: str):
         self.out, self.report, self.names = out, Report(title), []
@@ -26,12 +26,11 @@ def write_page(out, found: Mapping, images: Images) -> list[str]:
     page = Page(out, ' and '.join(str(model['source']) for model in found['models'].values()))
     page.report.table(('', 'from', 'step', 'mixer', 'blocks', 'width'), [
         (name, one['source'], one['step'] or '', _mixer(one['model']), one['model']['depth'],
-         one['model']['width'])
-        for name, one in found['models'].items()])
+         one['model']['width']) for name, one in found['models'].items()])
     data = found['data']
-    page.report.paragraph(f'{data["pictures"]} images of {data["name"]}, split {data["split"]}, evenly '
-                          f'spread over it. Each has one noise (seed {data["seed"]}) for all timesteps and '
-                          f'models, and its own label.')
+    page.report.paragraph(f'{data["pictures"]} evenly spaced images of {data["name"]}, split '
+                          f'{data["split"]}. Each has its own label, and the same noise (seed '
+                          f'{data["seed"]}) for all timesteps and models.')
     sections = {'loss': _loss, 'similarity': _similarity, 'rank': _rank, 'tokens': _tokens,
                 'routing': _routing}
     for part, section in sections.items():
@@ -54,30 +53,25 @@ def _loss(page: Page, found: Mapping, _) -> None:
     loss = dict(found['loss'])
     timesteps = loss.pop('timesteps')
     page.report.heading('Loss by timestep')
-    page.report.paragraph('The terms of the training loss at fixed timesteps, 0 the least noise; the bands '
+    page.report.paragraph('The terms of the training loss at fixed timesteps (0: the least noise). The bands '
                           'are two standard errors over the images.')
+    below = '; below, student / teacher, and the mean squared difference of their outputs'
     page.figure('loss', figures.losses(loss, timesteps),
-                'mse of the noise; vb, the bound that trains the variance'
-                + ('; below, student over teacher, and the mean squared difference of their outputs'
-                   if 'ratio' in loss else ''))
-    columns = [(name, term) for name, terms in loss.items() for term in terms]
-    rows = [(t, *(f'{loss[name][term]["mean"][i]:.4g}' for name, term in columns))
-            for i, t in enumerate(timesteps)]
-    rows.append(('mean', *(f'{np.mean(loss[name][term]["mean"]):.4g}' for name, term in columns)))
-    page.report.table(('timestep',
-                       *(term if name == 'difference' else f'{name} {term}' for name, term in columns)), rows,
-                      scroll=True)
+                'mse of the noise; vb, the bound that trains the variance' + below * ('ratio' in loss))
+    columns = {term if name == 'difference' else f'{name} {term}': values['mean']
+               for name, terms in loss.items() for term, values in terms.items()}
+    page.report.table(('timestep', *columns), [
+        *((t, *(f'{means[i]:.4g}' for means in columns.values())) for i, t in enumerate(timesteps)),
+        ('mean', *(f'{np.mean(means):.4g}' for means in columns.values()))], scroll=True)
 
 
 def _similarity(page: Page, found: Mapping, _) -> None:
     part, models = found['similarity'], _of_models(found, 'similarity')
     page.report.heading('Similarity of the heads')
-    page.report.paragraph('Cosine of the attention maps of two heads, mean over all pairs of different heads '
-                          'and over '
-                          f'{part["pictures"]} images (LiT, figure 10). Weights are never negative, so that '
-                          f'maps without anything in common are alike as well; on the right each weight is '
-                          f'taken less the mean of its row, 1/M, the weight of plain averaging: 0 is then no '
-                          f'likeness.')
+    page.report.paragraph(f'Left: cosine of the attention maps of two heads, mean over all pairs of heads '
+                          f'and {part["pictures"]} images (LiT, figure 10). Weights are positive, so even '
+                          f'unrelated maps have a high cosine. Right: the same after subtracting 1/M, the '
+                          f'weight of plain averaging, from each weight; unrelated maps then have cosine 0.')
     page.figure('similarity', figures.similarity(models, part['timesteps']),
                 'similarity of heads by layer and timestep')
     for name, one in models.items():
@@ -94,12 +88,11 @@ def _rank(page: Page, found: Mapping, _) -> None:
     models = _of_models(found, 'rank')
     timesteps = next(iter(models.values()))['timesteps']
     page.report.heading('Rank of the mixer')
-    page.report.paragraph('What a head does to its values is a matrix with a row and a column a token. '
-                          'Effective rank: '
-                          'exp of the entropy of its singular values over their sum (Roy & Vetterli 2007). '
-                          'Numerical rank: singular values above max(N, M)·2⁻²³ times the largest. With the '
-                          'depth-wise convolution each channel of a head has a matrix of its own, map + '
-                          'convolution; the mean is over some of them.')
+    page.report.paragraph('A head multiplies its values by a matrix with one row and one column per token. '
+                          'Effective rank: exp of the entropy of its singular values divided by their sum '
+                          '(Roy & Vetterli 2007). Numerical rank: the number of singular values above max(N, '
+                          'M)·2⁻²³ times the largest. With the depth-wise convolution each channel of a head '
+                          'has its own matrix, map + convolution; the mean is over some of the channels.')
     page.figure('rank', figures.rank(models),
                 f'left: mean and range over the timesteps {", ".join(map(str, timesteps))}')
     kinds = [(name, key, label) for name, one in models.items()
@@ -112,8 +105,8 @@ def _rank(page: Page, found: Mapping, _) -> None:
         (layer, *(f'{column[layer]:.2f}' if layer < len(column) else '' for column in columns))
         for layer in range(depth)])
     for name, one in models.items():
-        page.report.paragraph(f'{name}: {one["tokens"]} tokens; without a convolution the rank can be at '
-                              f'most {one["bound"]}.')
+        page.report.paragraph(f'{name}: {one["tokens"]} tokens; without a convolution the rank is at most '
+                              f'{one["bound"]}.')
 
 
 def _tokens(page: Page, found: Mapping, images: Images) -> None:
@@ -123,24 +116,23 @@ def _tokens(page: Page, found: Mapping, images: Images) -> None:
     clean, noised = one.visible()[0], one.visible(part['timestep'])[0]
     page.report.heading('Where one token looks')
     page.report.paragraph(f'Attention weights of the token in row {first["token"][0]}, column '
-                          f'{first["token"][1]} (red box) on all '
-                          f'others (DyDi-LiT, figure 6), each map from 0 to its own largest weight. M '
-                          f'weights sum to 1: 1/M is plain averaging. The convolution is not in these maps.')
-    page.figure('token_maps', figures.token_maps(models, clean, noised, first['token'], first['grid'],
-                                                 part['timestep']),
+                          f'{first["token"][1]} (red box) on all tokens (DyDi-LiT, figure 6); each map is '
+                          f'coloured from 0 to its largest weight. The M weights sum to 1, so 1/M is plain '
+                          f'averaging. The maps do not include the convolution.')
+    place = first['token'], first['grid']
+    page.figure('token_maps', figures.token_maps(models, clean, noised, *place, part['timestep']),
                 'mean over the heads')
-    page.figure('token_heads', figures.token_heads(models, clean, first['token'], first['grid']),
-                'single heads of one layer')
+    page.figure('token_heads', figures.token_heads(models, clean, *place), 'single heads of one layer')
 
 
 def _routing(page: Page, found: Mapping, images: Images) -> None:
     part = found['routing']
     page.report.heading('Routing')
-    page.report.paragraph('The choice that most tokens of a class take in each layer (DyDi-LiT, figure 5) at '
-                          f'timestep {part["timestep"]}; the stronger the colour, the more of them.')
+    page.report.paragraph('The most frequent choice of the tokens of each class, layer by layer (DyDi-LiT, '
+                          f'figure 5), at timestep {part["timestep"]}. Stronger colour: a larger share of '
+                          'the tokens.')
     for name, one in _of_models(found, 'routing').items():
-        labels = next(iter(one.values()))['classes']
-        names = class_names({'classes': found['classes']}, labels)
+        names = class_names({'classes': found['classes']}, next(iter(one.values()))['classes'])
         page.figure(f'routing_{name}', figures.routing(one, names), name)
         for route, values in one.items():
             page.report.table((f'{name} {route}: layer', *range(len(values['used']))),

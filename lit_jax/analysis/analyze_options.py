@@ -1,4 +1,4 @@
-"""The options of `analyze.py`. Imports no jax."""
+"""Options of `analyze.py`. Imports no jax."""
 from dataclasses import dataclass
 
 from lit_jax.runtime.errors import UserError
@@ -10,7 +10,7 @@ DATA, WHAT, HOW = 'images', 'what is analyzed', 'computation'
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeOptions:
-    """A model, its images, and which parts of the analysis. teacher None: that of the workdir's recipe."""
+    """A model, its images, and the parts of the analysis."""
     source: str = option('model folder or workdir', flag='--from')
     teacher: str | None = option("second model to compare with (default: the teacher of a workdir's recipe); "
                                  "'' for none", default=None)
@@ -43,7 +43,7 @@ class AnalyzeOptions:
                            default=1.0, group=HOW)
 
     def chosen(self) -> list[str]:
-        """The parts, in their own order."""
+        """The chosen parts, in the order of PARTS."""
         names = PARTS if self.parts == 'all' else [part.strip() for part in self.parts.split(',')]
         if unknown := [name for name in names if name not in PARTS]:
             raise UserError(f'--parts={self.parts}: unknown {", ".join(map(repr, unknown))}; known: all, '

@@ -1,5 +1,4 @@
-"""The examples that are looked at: clean inputs as training sees them, each with a noise of its own, the same
-for all."""
+"""Loads the examples of an analysis: clean inputs as in training, each with one fixed noise."""
 from dataclasses import dataclass
 
 import jax
@@ -26,10 +25,7 @@ _q_sample = jax.jit(q_sample, static_argnums=0)
 
 @dataclass(frozen=True)
 class Images:
-    """x0 and noise [P, H, W, C], label int32 [P], numbers [P] of the examples in their source.
-
-    Indexed like an array these are Images again.
-    """
+    """x0 and noise [P, H, W, C], label int32 [P], numbers [P]: indices in the data source. Can be indexed."""
     x0: np.ndarray
     noise: np.ndarray
     label: np.ndarray
@@ -45,11 +41,11 @@ class Images:
                       self.schedule, self.scale)
 
     def noised(self, t: int) -> np.ndarray:
-        """x_t of all of them."""
+        """x_t of all images."""
         return np.asarray(_q_sample(self.schedule, self.x0, np.full(len(self), t), self.noise))
 
     def visible(self, t: int | None = None) -> np.ndarray:
-        """The images, clean or at timestep t, as uint8 for the eye; latents in false colours."""
+        """The images, clean or at timestep t, as uint8; latents in false colours."""
         return viewable((self.x0 if t is None else self.noised(t)) / self.scale)
 
 
@@ -61,7 +57,7 @@ def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: st
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
     own = recipe.data.name if 'recipe' in config else _digits_or_none(config)
     if not (data or own):
-        raise UserError(f'{path} is a model folder and does not say what it was trained on; name the data: '
+        raise UserError(f'{path} is a model folder, which does not record its data set; give it: '
                         f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
     if data_path or data not in ('', recipe.data.name):
         recipe.data.path = data_path
@@ -69,13 +65,13 @@ def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: st
     if vae:
         recipe.latent.vae_path = vae
     if setup.reads_images(recipe) and not recipe.latent.vae_path:
-        raise UserError(f'{path} works on latents, {recipe.data.name} holds images; give the VAE between '
-                        f'them: --vae=FOLDER (id {recipe.latent.vae!r}), or cached latents: --data=latents')
+        raise UserError(f'{path} is a latent model, but {recipe.data.name} has images; give the VAE: '
+                        f'--vae=FOLDER (id {recipe.latent.vae!r}), or cached latents: --data=latents')
     return recipe
 
 
 def _recipe_of_workdir(config) -> ConfigDict:
-    """With today's fields: a run may be older than some of them."""
+    """The recipe of a workdir, with the defaults of fields that are newer than the run."""
     own, fields = config['recipe'], default().to_dict()
     return ConfigDict(own | {section: {**fields[section], **own.get(section, {})}
                              for section in ('data', 'latent', 'diffusion', 'teacher')})
@@ -85,7 +81,7 @@ def _recipe_of_folder(config) -> ConfigDict:
     arch, latent = dict(config['model']), config['latent']
     rows, columns = arch.pop('input_size')
     if rows != columns:
-        raise UserError(f'this model takes inputs of {rows} x {columns}; data sets have square ones only')
+        raise UserError(f'this model takes inputs of {rows} x {columns}; data sets have square images only')
     downscale = latent.get('downscale') or (8 if latent['space'] == 'vae' else 1)
     recipe = default().unlock()
     recipe.data.update({'num_classes': arch.pop('num_classes'), 'image_size': rows * downscale, 'path': ''})
@@ -98,7 +94,7 @@ def _recipe_of_folder(config) -> ConfigDict:
 
 
 def _digits_or_none(config) -> str:
-    """A model folder does not name its data; only the digits are known by their shape."""
+    """A model folder does not record its data set; only digits models are recognized, by their shape."""
     arch = config['model']
     shape = (tuple(arch['input_size']), arch['channels'], arch['num_classes'], config['latent']['space'])
     return 'digits' if shape == ((8, 8), 1, 10, 'pixels') else ''
@@ -106,7 +102,7 @@ def _digits_or_none(config) -> str:
 
 def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 'train',
                 seed: int = 0) -> Images:
-    """`count` examples, evenly spread over the source, with the noise of their numbers and seed."""
+    """`count` examples, evenly spread over the data set; the noise depends on their indices and the seed."""
     source = setup.build_source(recipe, split)
     setup.check_data(recipe, source)
     numbers = np.array(spread(len(source), count))

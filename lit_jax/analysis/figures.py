@@ -1,4 +1,4 @@
-"""The figures of an analysis, as matplotlib figures; `save` writes one and gives it back as pixels."""
+"""Draws the figures of an analysis with matplotlib; `save` writes one as a PNG and returns its pixels."""
 import io
 from collections.abc import Mapping, Sequence
 
@@ -12,16 +12,16 @@ from lit_jax.report.html import CURVE_COLOURS
 from lit_jax.runtime.paths import write_bytes_atomic
 
 DPI = 110
-WIDTH = 8.8                    # inches: with DPI what a page of the report is wide
-SMALLEST = 1e-8                # of the singular values that are drawn
-MOST_NUMBERS = 80              # cells of a heat map that are not too many to be read
+WIDTH = 8.8                    # inches; with DPI, the width of a page of the report
+SMALLEST = 1e-8                # singular value that is drawn
+MOST_NUMBERS = 80              # cells of a heat map that get numbers
 MOST_COLUMNS = 32
 BLUE, ORANGE, GREEN, PURPLE = CURVE_COLOURS[:4]
 COLOURS = {'teacher': BLUE, 'student': ORANGE, 'model': ORANGE}
 
 
 def save(figure: Figure, path) -> np.ndarray:
-    """Writes a PNG; returns it as uint8 [H, W, 3]."""
+    """Writes a PNG; returns uint8 [H, W, 3]."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI)
     write_bytes_atomic(path, buffer.getvalue())
@@ -29,13 +29,13 @@ def save(figure: Figure, path) -> np.ndarray:
 
 
 def similarity(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
-    """Heat maps over layers and timesteps, one row a model: cosine, and cosine without the uniform part."""
+    """Heat maps over layers and timesteps, one row per model: cosine, and cosine without the uniform part."""
     depth = max(len(one['cosine'][0]) for one in found.values())
-    figure = Figure(figsize=(WIDTH, len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))),
-                    layout='constrained')
+    height = len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))
+    figure = Figure(figsize=(WIDTH, height), layout='constrained')
     grid = figure.subplots(len(found), 2, squeeze=False)
     kinds = (('cosine', 'cosine', 0, 'viridis'),
-             ('centred', 'weights less the mean of their row', -1, 'RdBu_r'))
+             ('centred', 'weights minus the mean of their row', -1, 'RdBu_r'))
     for axes, (name, one) in zip(grid, found.items(), strict=True):
         for ax, (key, title, low, colours) in zip(axes, kinds, strict=True):
             values = np.array(one[key]).T
@@ -60,20 +60,15 @@ def _write_numbers(ax, values, image) -> None:
         return
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
+            luminance = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
             ax.text(column, row, f'{value:.2f}', ha='center', va='center', fontsize=6.5,
-                    color=_ink(image.cmap(image.norm(value))))
-
-
-def _ink(colour) -> str:
-    """Black or white, whichever can be read on a colour."""
-    return 'black' if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.5 else 'white'
+                    color='black' if luminance > 0.5 else 'white')
 
 
 def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int],
                t: int) -> Figure:
-    """One row a model: the image, the image at t, then the map of every chosen layer, mean over the heads."""
-    columns = 2 + max(len(one['layers']) for one in found.values())
-    figure, rows = _tiles(len(found), columns)
+    """One row per model: the image, the image at t, and the map of each chosen layer, mean over the heads."""
+    figure, rows = _tiles(len(found), 2 + max(len(one['layers']) for one in found.values()))
     for axes, (name, one) in zip(rows, found.items(), strict=True):
         _image(axes[0], clean, f'{name}: image', token, grid)
         _image(axes[1], noised, f'at timestep {t}', token, grid)
@@ -85,7 +80,7 @@ def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, in
 
 def token_heads(found: Mapping[str, Mapping], clean, token: tuple[int, int], grid: tuple[int, int],
                 most: int = 8) -> Figure:
-    """One row a model: the image, then every head in the middle one of the chosen layers."""
+    """One row per model: the image, then each head of the middle one of the chosen layers."""
     middle = {name: len(one['layers']) // 2 for name, one in found.items()}
     columns = 1 + max(min(most, len(one['maps'][middle[name]])) for name, one in found.items())
     figure, rows = _tiles(len(found), columns)
@@ -113,7 +108,7 @@ def _image(ax, pixels, title: str, token, grid) -> None:
 
 
 def _weights(ax, weights, title: str, token, grid) -> None:
-    """Colours from 0 (or the lowest, below) to the largest; its ratio to the uniform weight in the title."""
+    """Coloured from 0 (or a negative minimum) to the largest weight, whose ratio to 1/M is in the title."""
     ax.imshow(weights, cmap='turbo', vmin=min(0, weights.min()), vmax=weights.max(),
               extent=(0, grid[1], grid[0], 0))
     _box(ax, token)
@@ -131,9 +126,9 @@ def _colour_key(figure: Figure, axes) -> None:
     bar.ax.set_yticklabels(('0', 'largest'), fontsize=7)
 
 
-RANK_COLOURS = {('student', 'map'): ORANGE, ('student', 'with_convolution'): GREEN, ('teacher', 'map'): BLUE,
-                ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE,
-                ('model', 'with_convolution'): GREEN}
+RANK_COLOURS = {
+    ('student', 'map'): ORANGE, ('student', 'with_convolution'): GREEN, ('teacher', 'map'): BLUE,
+    ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE, ('model', 'with_convolution'): GREEN}
 
 
 def rank(found: Mapping[str, Mapping]) -> Figure:
@@ -152,22 +147,21 @@ def rank(found: Mapping[str, Mapping]) -> Figure:
                    label=f'{name}: map' + ' + convolution' * (key != 'map'))
     _limits(left, found)
     left.set(xlabel='layer', ylabel='effective rank')
-    left.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    right.set(xlabel='singular value', ylabel='part of the largest', yscale='log')
-    right.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    right.set_title('singular values in the middle layer, at the middle timestep', fontsize=8)
+    right.set(xlabel='index of the singular value', ylabel='ratio to the largest', yscale='log')
+    right.set_title('singular values of the middle layer, at the middle timestep', fontsize=8)
     for ax in (left, right):
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         ax.grid(alpha=0.25)
     right.legend(frameon=False, fontsize=7.5, loc='lower left')
     return figure
 
 
 def _limits(ax, found: Mapping[str, Mapping]) -> None:
-    """Lines at the number of tokens, and at the width of a head where the rank of a map ends there."""
+    """Lines at the number of tokens, and at the width of a head if that limits the rank of a map."""
     tokens = max(one['tokens'] for one in found.values())
     limits = {tokens: f'N = {tokens} tokens'} | {
-        one['bound']: f'most of a map of the {name}: {one["bound"]}' for name, one in found.items()
-        if one['bound'] < one['tokens']}
+        one['bound']: f'maximum for a map of the {name}: {one["bound"]}'
+        for name, one in found.items() if one['bound'] < one['tokens']}
     for height, text in limits.items():
         ax.axhline(height, color='black', linewidth=0.8, linestyle=':')
         ax.text(0.99, height, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom', fontsize=7)
@@ -181,7 +175,7 @@ TERM_STYLES = {'mse': (GREEN, '-'), 'distill_noise': (GREEN, '-'), 'vb': (PURPLE
 
 
 def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
-    """mse and vb of every model; of two, their ratio, and the squared difference of the outputs."""
+    """mse and vb of each model; for two also their ratio and the squared difference of their outputs."""
     pair = 'ratio' in found
     figure = Figure(figsize=(WIDTH, 5.6 if pair else 3.0), layout='constrained')
     axes = figure.subplots(2 if pair else 1, 2, squeeze=False).flatten()
@@ -208,7 +202,7 @@ def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
 
 
 def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) -> None:
-    """A line with a band of two standard errors; the band stays above 0, which a logarithm cannot show."""
+    """A line with a band of two standard errors; the band stays above 0 for the logarithmic axis."""
     mean, error = np.array(values['mean']), np.nan_to_num(np.array(values['error'], float))
     ax.plot(timesteps, mean, label=label, color=colour, linestyle=style, linewidth=1.4)
     ax.fill_between(timesteps, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour,
@@ -216,7 +210,7 @@ def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) 
 
 
 def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
-    """One panel a routed part: the choice that most tokens of a class take, the stronger the more."""
+    """One panel per routed part: the most frequent choice of each class; stronger colour: a larger share."""
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(WIDTH, rows * (0.9 + 0.2 * max(len(class_names), 4))), layout='constrained')
     axes = figure.subplots(rows, min(2, len(found)), squeeze=False).flatten()

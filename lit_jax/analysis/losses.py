@@ -1,4 +1,4 @@
-"""The loss by timestep, on the same images with the same noise for every timestep and every model."""
+"""Computes the loss by timestep, on the same images and noise for all timesteps and models."""
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,15 +12,13 @@ from lit_jax.models.network import Model
 
 def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Sequence[int], batch_size: int,
                      progress) -> dict:
-    """{name: {'mse': ..., 'vb': ...}} of each model. Of two, student and teacher, also 'difference':
-    {'distill_noise', 'distill_variance'}, and 'ratio': {'mse', 'vb'}, student over teacher.
+    """{name: {'mse': ..., 'vb': ...}} of each model. For two, student and teacher, also 'difference':
+    {'distill_noise', 'distill_variance'}, and 'ratio': {'mse', 'vb'}, student / teacher.
 
-    Every entry holds {'mean': [timesteps], 'error': [timesteps]}, mean and its standard error over the
-    images; that of a ratio is of the differences image by image, which the common noise makes small. Terms as
-    in training (`training_losses`, `distillation_losses`), with the images' own labels.
-    """
-    values = {}
-    evaluate = _make_evaluate(models, images.schedule)
+    Each entry is {'mean': [timesteps], 'error': [timesteps]}: the mean over the images and its standard
+    error. The error of a ratio comes from the differences per image, which are small because both models get
+    the same noise. Terms as in training, with the images' own labels."""
+    values, evaluate = {}, _make_evaluate(models, images.schedule)
     params = {name: model.params for name, model in models.items()}
     for t in timesteps:
         parts = []
@@ -34,8 +32,8 @@ def loss_by_timestep(models: Mapping[str, Model], images: Images, timesteps: Seq
                 values.setdefault(name, {}).setdefault(term, []).append(values_P.astype(np.float64))
     values = {name: {term: np.array(values_TP) for term, values_TP in terms.items()}
               for name, terms in values.items()}
-    found = {name: {term: _summary(values_TP) for term, values_TP in terms.items()}
-             for name, terms in values.items()}
+    found = {name: {term: {'mean': values_TP.mean(1).tolist(), 'error': _error(values_TP).tolist()}
+                    for term, values_TP in terms.items()} for name, terms in values.items()}
     if len(models) == 2:
         mine, theirs = (values[name] for name in models)
         found['ratio'] = {term: _ratio(mine[term], theirs[term]) for term in mine}
@@ -55,10 +53,6 @@ def _make_evaluate(models: Mapping[str, Model], schedule):
         return terms
 
     return evaluate
-
-
-def _summary(values_TP: np.ndarray) -> dict:
-    return {'mean': values_TP.mean(1).tolist(), 'error': _error(values_TP).tolist()}
 
 
 def _ratio(mine_TP: np.ndarray, theirs_TP: np.ndarray) -> dict:

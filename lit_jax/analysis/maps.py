@@ -1,10 +1,9 @@
-"""Attention maps of every layer, made from the queries and keys that the mixers show
-(`lit_jax.models.probe`).
+"""Computes attention maps from the queries and keys that mixers expose (`lit_jax.models.probe`).
 
-A map of a head is the matrix A [N, M] of its weights: o = A·v. For softmax attention A = softmax(q·kᵀ/√E);
-for linear attention, which never makes it, A = (q·kᵀ/M) / (q·mean(k) + 1e-6) with q and k after φ. Rows sum
-to 1. For 'sum', linear attention without a normaliser, A = q·kᵀ/M, and weights may be negative. A mixer can
-be looked at if it calls `dot_product_attention` or `linear_attention`, or shows names of KINDS itself.
+The map of a head is the matrix A [N, M] of its weights: o = A·v. Softmax attention: A = softmax(q·kᵀ/√E).
+Linear attention, which never computes A: A = (q·kᵀ/M) / (q·mean(k) + 1e-6), q and k after φ. Rows sum to 1.
+'sum', linear attention without a normaliser: A = q·kᵀ/M; weights may be negative. A mixer has maps if it
+calls `dot_product_attention` or `linear_attention`, or exposes the names of KINDS itself.
 """
 import functools
 from typing import NamedTuple
@@ -24,8 +23,7 @@ NAMES = (*(f'{kind}/{what}' for kind in KINDS for what in ('query', 'key')), CON
 
 
 class Layer(NamedTuple):
-    """What one layer shows of some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or
-    None."""
+    """One layer for some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
     kind: str
     query: Array
     key: Array
@@ -33,14 +31,13 @@ class Layer(NamedTuple):
 
 
 class Attention:
-    """A model whose queries and keys can be seen.
+    """Gives access to the queries and keys of a model.
 
     Args:
-        name: what the model is called in messages.
-        memory: bytes for the queries and keys of all layers, and again for the maps of one layer of one
-            image.
+        name: of the model, for messages.
+        memory: bytes for the queries and keys of all layers, and again for one layer's maps of one image.
     Raises:
-        UserError: its mixer has no maps, or one image needs more than `memory`.
+        UserError: the mixer has no maps, or one image needs more than `memory`.
     """
 
     def __init__(self, model: Model, name: str, memory: int = 2 ** 30):
@@ -48,17 +45,15 @@ class Attention:
         network = model.network
         self._observe = jax.jit(lambda params, x, t, label:
                                 network.observe(params, x, t, {'label': label}, NAMES)[1])
-        size = (*network.arch['input_size'], network.arch['channels'])
-        one = jax.eval_shape(self._observe, network.abstract(),
-                             *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
-((1, *size), jnp.float32), ((1,), jnp.int32), ((1,), jnp.int32))))
+        shape, int_1 = (1, *network.arch['input_size'], network.arch['channels']), jnp.zeros(1, jnp.int32)
+        one = jax.eval_shape(self._observe, network.abstract(), jnp.zeros(shape, jnp.float32), int_1, int_1)
         kinds = [kind for kind in KINDS if one[f'{kind}/query']]
         if not kinds:
-            raise UserError(f'{name} mixes tokens by {network.arch["mixer"]["name"]!r}, which has no '
-                            f'attention maps. Its loss can be looked at: --parts=loss')
+            raise UserError(f'{name} has the mixer {network.arch["mixer"]["name"]!r}, which has no attention '
+                            f'maps. Analyze its loss instead: --parts=loss')
         if len(kinds) > 1 or len(one[CONVOLUTION]) not in (0, len(one[f'{kinds[0]}/query'])):
-            raise UserError(f'the blocks of {name} mix tokens in ways too different to be compared in one '
-                            f'figure. Its loss can be looked at: --parts=loss')
+            raise UserError(f'the blocks of {name} have mixers too different to be compared in one figure. '
+                            f'Analyze its loss instead: --parts=loss')
         self.kind = kinds[0]
         self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key']
                        for _ in range(leaf.shape[0])]
@@ -66,7 +61,7 @@ class Attention:
         if self.image_bytes > memory:
             raise UserError(f'the queries and keys of one image in {name} take '
                             f'{self.image_bytes / 2 ** 30:.2f} GiB, more than the {memory / 2 ** 30:.2f} GiB '
-                            f'of --memory; give more, or look at the loss alone: --parts=loss')
+                            f'of --memory; give more, or analyze only the loss: --parts=loss')
 
     @property
     def depth(self) -> int:
@@ -80,18 +75,17 @@ class Attention:
 
     @property
     def batch(self) -> int:
-        """Images that can be looked at together."""
+        """Images whose queries and keys fit into memory together."""
         return max(1, self.memory // self.image_bytes)
 
     def row_step(self) -> int:
-        """Every how many queries are taken so that the maps of a layer of one image, in float32, stay within
-        memory."""
+        """The step between queries with which one layer's maps of one image, in float32, fit into memory."""
         queries = self.grid[0] * self.grid[1]
         largest = max(4 * queries * keys * heads for _, keys, heads, _ in self.shapes)
         return -(-largest // self.memory)
 
     def layers(self, x_BHWC, t: int, label_B) -> list[Layer]:
-        """What every layer shows, for at most `batch` images at timestep t."""
+        """All layers, for at most `batch` images at timestep t."""
         seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32),
                              jnp.asarray(label_B))
         queries, keys = seen[f'{self.kind}/query'], seen[f'{self.kind}/key']

@@ -1,12 +1,11 @@
-"""Numbers about attention maps: how alike the heads are, and the rank of what a head does to its values."""
+"""Measures attention maps: the similarity of heads, and the rank of a head's map."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
 SINGLE = float(np.finfo(np.float32).eps)
-# a map that differs from the uniform one by less than this part of its norm has no direction of its own
-UNIFORM = 1e-5
+UNIFORM = 1e-5     # a map whose relative difference from the uniform one is smaller has no direction
 
 
 @jax.jit
@@ -14,14 +13,12 @@ def head_similarity(maps_KNM: Array) -> tuple[Array, Array]:
     """(cosine, centred cosine): means over all pairs of different heads, float32; NaN for a single head.
 
     cosine: of the maps as vectors of N·M weights (LiT, arXiv 2501.12976, §4.1 and figure 10). Weights are
-    positive, so that maps without anything in common are alike as well: 1/M everywhere has cosine 1 with
-    itself. centred: the same after 1/M is taken from every weight, which leaves what distinguishes a map from
-    plain averaging; pairs with a uniform map, which has no direction then, are left out.
+    positive, so even unrelated maps have a high cosine. centred: the same after subtracting 1/M, the weight
+    of plain averaging, from each weight; pairs with a uniform map, which then has no direction, are left out.
     """
-    flat_KF = maps_KNM.reshape(len(maps_KNM), -1)
-    uniform = 1 / maps_KNM.shape[-1]
-    return _mean_cosine(flat_KF,
-                        0.0), _mean_cosine(flat_KF - uniform, UNIFORM * uniform * np.sqrt(flat_KF.shape[1]))
+    flat_KF, uniform = maps_KNM.reshape(len(maps_KNM), -1), 1 / maps_KNM.shape[-1]
+    least = UNIFORM * uniform * np.sqrt(flat_KF.shape[1])
+    return _mean_cosine(flat_KF, 0.0), _mean_cosine(flat_KF - uniform, least)
 
 
 def _mean_cosine(vectors_KF: Array, least: float) -> Array:
@@ -32,16 +29,14 @@ def _mean_cosine(vectors_KF: Array, least: float) -> Array:
 
 
 def singular_values(matrices) -> np.ndarray:
-    """[..., N, M] -> [..., min(N, M)], falling; in float64."""
+    """[..., N, M] -> [..., min(N, M)], descending, in float64."""
     return np.linalg.svd(np.asarray(matrices, np.float64), compute_uv=False)
 
 
 def effective_rank(values) -> np.ndarray:
-    """exp(entropy of the singular values over their sum) of Roy & Vetterli (EUSIPCO 2007): [..., r] -> [...].
+    """exp(entropy of the singular values / their sum) [..., r] -> [...] (Roy & Vetterli, EUSIPCO 2007).
 
-    1 for a matrix of rank one, n for n equal singular values, never more than the rank; 0 for a matrix of
-    zeros.
-    """
+    1 for a matrix of rank one, n for n equal singular values, at most the rank; 0 for a matrix of zeros."""
     values = np.asarray(values, np.float64)
     total = values.sum(-1, keepdims=True)
     p = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
@@ -50,18 +45,15 @@ def effective_rank(values) -> np.ndarray:
 
 
 def numerical_rank(values, shape: tuple[int, int]) -> np.ndarray:
-    """How many singular values of [N, M] exceed max(N, M)·2^-23 times the largest: not 0 to float32."""
+    """The number of singular values of [N, M] above max(N, M)·2^-23 times the largest: not 0 in float32."""
     values = np.asarray(values)
     return (values > values.max(-1, keepdims=True) * max(shape) * SINGLE).sum(-1)
 
 
 def convolution_operator(kernel_kk1E, grid: tuple[int, int], channels) -> np.ndarray:
-    """The depth-wise convolution as matrices [C, N, N] on the N tokens of a grid, one for each of these
-    channels of a head.
+    """The depth-wise convolution of these channels of a head as matrices [C, N, N] on the N tokens of a grid.
 
-    (M·v)[n] = Σ over the window around n of kernel·v, zeros outside the grid. The bias, which no v changes,
-    is left out.
-    """
+    (M·v)[n] = Σ over the window around n of kernel·v, zeros outside the grid; without the bias."""
     kernel = np.asarray(kernel_kk1E, np.float64)[:, :, 0, list(channels)]
     rows, columns = grid
     reach = kernel.shape[0] // 2
@@ -74,5 +66,5 @@ def convolution_operator(kernel_kk1E, grid: tuple[int, int], channels) -> np.nda
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of 0..count-1, evenly spread, the first and the last among them."""
+    """At most `most` evenly spaced numbers of 0..count-1, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

@@ -1,6 +1,6 @@
-"""Which of its choices each block takes for which images, for mixers that route tokens (DyDi-LiT, figure 5).
+"""Counts the choices of mixers that route tokens, by layer and class (DyDi-LiT, figure 5).
 
-Such a mixer shows indices [B, N] under names that begin with 'route/'.
+Such a mixer exposes indices [B, N] under names that begin with 'route/'.
 """
 from collections.abc import Sequence
 
@@ -16,22 +16,19 @@ MOST_CLASSES = 16
 
 
 def route_names(model: Model) -> list[str]:
-    """The names under which this model shows choices: `routes` of its mixers, with the options at hand."""
+    """The names under which this model exposes choices: `routes` of its mixers, if their options use them."""
     names, arch = shown_by(model.arch, 'routes'), model.arch
-    one = [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in (
-        ((*arch['input_size'], arch['channels']), jnp.float32), ((), jnp.int32), ((), jnp.int32))]
+    shape, one = (1, *arch['input_size'], arch['channels']), jnp.zeros(1, jnp.int32)
     seen = jax.eval_shape(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1],
-                          model.network.abstract(), *one)
+                          model.network.abstract(), jnp.zeros(shape, jnp.float32), one, one)
     return [name for name in names if seen[name]]        # jax has sorted `seen`
 
 
 def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_size: int, progress) -> dict:
-    """`{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}}` of
-    what a model shows.
+    """`{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}}`.
 
-    choice: the index that most tokens of the images of a class take. share: of those tokens. used: how many
-    different choices the layer takes at all. names: of `route_names`.
-    """
+    choice: the most frequent index among the tokens of a class. share: of the tokens that have it. used: the
+    number of different indices in the layer. names: from `route_names`."""
     observe = jax.jit(lambda params, x, t, y: model.network.observe(params, x, t, {'label': y}, names)[1])
     indices = {name: [] for name in names}
     for start in range(0, len(images), batch_size):
@@ -46,7 +43,7 @@ def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_si
 
 
 def most_frequent(index_LBN: np.ndarray, label_B: np.ndarray) -> dict:
-    """See `routing`; the classes with the smallest labels."""
+    """See `routing`; for the classes with the smallest labels."""
     classes = np.unique(label_B)[:MOST_CLASSES]
     choice, share = [], []
     for label in classes:

@@ -1,4 +1,4 @@
-"""One pass over images and timesteps: similarity of the heads and rank of every layer, averaged."""
+"""Measures the similarity of the heads and the rank of each layer, averaged over images."""
 import logging
 from collections.abc import Sequence
 
@@ -18,25 +18,22 @@ from lit_jax.analysis.measures import (
 LOG = logging.getLogger('lit_jax')
 RANK_TOKENS = 1024       # the singular values of a map cost N³
 RANK_IMAGES, RANK_TIMESTEPS = 2, 3
-CHANNELS = 2             # of a head, whose operators with the convolution are looked at
+CHANNELS = 2             # of a head, whose matrices with the convolution are measured
 
 
 def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str],
            progress) -> dict:
-    """{'similarity': ..., 'rank': ...}, as far as asked for in `parts`; lists are `[timesteps][layers]`, of
-    rank for at most RANK_TIMESTEPS of them.
+    """{'similarity': ..., 'rank': ...}, those that are in `parts`, with lists `[timesteps][layers]`.
 
     similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map',
-    'with_convolution'}; the last two hold {'effective', 'numerical', 'spectrum'}, means over heads, images
-    (and channels), the third of the middle layer at the middle timestep. 'with_convolution' is absent where
-    there is none, `rank` where N > RANK_TOKENS.
-    """
+    'with_convolution'}, at no more than RANK_TIMESTEPS timesteps, and absent if N > RANK_TOKENS. Its last two
+    (the last only with a convolution) are {'effective', 'numerical', 'spectrum'}: means over heads, images
+    and channels; 'spectrum' is that of the middle layer at the middle timestep."""
     n = attention.grid[0] * attention.grid[1]
     parts = [part for part in parts if part != 'rank' or _rank_is_affordable(attention, n)]
     step = attention.row_step()
     if step > 1 and 'similarity' in parts:
-        LOG.info('%s: maps of %d tokens do not fit into --memory; every %d-th query is taken', attention.name,
-                 n, step)
+        LOG.info('%s: maps of %d tokens exceed --memory; using one query in %d', attention.name, n, step)
     ranked = spread(len(timesteps), RANK_TIMESTEPS)
     rows = [_one_timestep(attention, images, t, [part for part in parts if part != 'rank' or i in ranked],
                           step, progress)
@@ -49,20 +46,19 @@ def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts
                                'every_nth_query': step, 'cosine': means[..., 0].tolist(),
                                'centred': means[..., 1].tolist()}
     if 'rank' in parts:
-        found['rank'] = _rank_summary(attention, [rows[i] for i in ranked],
-                                      n) | {'timesteps': [timesteps[i] for i in ranked]}
+        found['rank'] = _rank_summary(attention, [rows[i] for i in ranked], n)
+        found['rank']['timesteps'] = [timesteps[i] for i in ranked]
     return found
 
 
 def _rank_is_affordable(attention: Attention, n: int) -> bool:
     if n > RANK_TOKENS:
-        LOG.warning('%s has %d tokens: the rank of its maps is left out, it is computed up to %d tokens',
-                    attention.name, n, RANK_TOKENS)
+        LOG.warning('%s has %d tokens: rank left out, only computed up to %d', attention.name, n, RANK_TOKENS)
     return n <= RANK_TOKENS
 
 
 def _nanmean(values, axis):
-    """A mean of nothing is NaN, without a warning."""
+    """The mean of the finite values; NaN, without a warning, if there are none."""
     values = np.asarray(values, np.float64)
     known = np.isfinite(values)
     count = known.sum(axis)
@@ -71,7 +67,7 @@ def _nanmean(values, axis):
 
 def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int,
                   progress) -> list[list[dict]]:
-    """[images][layers] of what was measured."""
+    """Measurements [images][layers]."""
     measured = []
     for start in range(0, len(images), attention.batch):
         some = images[start:start + attention.batch]
@@ -117,8 +113,8 @@ def _rank_summary(attention: Attention, rows, n: int) -> dict:
         if name not in chosen[0][0][0]:
             continue
         summary[name] = {what: np.mean([[[layer[name][what] for layer in layers] for layers in row]
-                                        for row in chosen],
-                                       axis=1).tolist() for what in ('effective', 'numerical')}
-        summary[name]['spectrum'] = np.mean([layers[middle][name]['spectrum'] for layers in chosen[middle_t]],
-                                            axis=0).tolist()
+                                        for row in chosen], axis=1).tolist()
+                         for what in ('effective', 'numerical')}
+        spectra = [layers[middle][name]['spectrum'] for layers in chosen[middle_t]]
+        summary[name]['spectrum'] = np.mean(spectra, axis=0).tolist()
     return summary

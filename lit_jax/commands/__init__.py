@@ -1,1 +1,1 @@
-"""The command lines, one file each; `lit-jax VERB` and the scripts of a checkout run these."""
+"""Command lines, one file each, run by `lit-jax VERB` and by the scripts of a checkout."""

@@ -11,7 +11,7 @@
     python convert_torch_ckpt.py models/lit_xl --to_torch --out lit_xl.safetensors
     python convert_torch_ckpt.py models/pixart_512 --to_torch --layout diffusers --out pixart_512/transformer
 
-SRC is a .pt or .safetensors file, a Hugging Face folder (a diffusion model, a VAE or a T5, by its
+SRC is a .pt or .safetensors file, a Hugging Face folder of a diffusion model, VAE or T5 (recognized by its
 config.json), a file of Inception weights ("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or
 with --to_torch a model folder or workdir.
 """
@@ -22,14 +22,14 @@ from lit_jax.recipes.find import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import given, option, parse_options
 
-EXPECTED, UNSEEN = 'checks of a diffusion model (an error if the file holds another)', \
-    'of a diffusion model, where tensors do not show it'
+EXPECTED = 'checks of a diffusion model (an error if the file has another)'
+UNSEEN = 'of a diffusion model, if the tensors do not show it'
 OTHERS = 'other networks'
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """What is read, where it goes, and what the file itself does not say."""
+    """Input, output, and facts that are not in the file itself."""
     src: str = option('checkpoint file or folder', flag='SRC')
     out: str = option('output folder; with --to_torch a .safetensors file')
     to_torch: bool = option('write a .safetensors file with the original names', default=False)
@@ -86,7 +86,7 @@ def main() -> int:
     return 0
 
 
-# The heavy imports come after the flags: a typing mistake is answered at once.
+# Heavy modules are imported after the flags are read, so that wrong ones are reported at once.
 def _export(options: ConvertOptions) -> str:
     from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
     from lit_jax.convert.text_encoder_torch import export_text_encoder
@@ -116,8 +116,8 @@ def _import(options: ConvertOptions) -> str:
     expected = parse_arch_name(options.arch) if options.arch else {}
     told = {name: getattr(options, name) for name in ('image_size', 'input_size', 'num_classes')}
     expected |= {name: value for name, value in told.items() if value is not None}
-    hints = {name: getattr(options, name) for name in ('heads', 'cross_heads', 'activation', 'focus_power',
-                                                       'routed')}
+    hints = {name: getattr(options, name)
+             for name in ('heads', 'cross_heads', 'activation', 'focus_power', 'routed')}
     latent = {'space': options.space, 'vae': options.vae, 'scale': options.latent_scale}
     done = convert(*files, weights=options.weights, expected=expected, latent=latent,
                    overwrite=options.overwrite, **hints)

@@ -17,10 +17,10 @@ from lit_jax.evaluation.evaluate_options import GenevalOptions, ReferenceOptions
 from lit_jax.runtime import cli
 from lit_jax.runtime.options import parse_options
 
-VERBS = {'reference': (ReferenceOptions, "Makes a reference in ADM's layout: statistics of all images of a "
-                                         'data set, and some of the images.'),
-         'geneval': (GenevalOptions, 'GenEval: writes its prompts, or scores images by what a detector found '
-                                     'in them.')}
+VERBS = {
+    'reference': (ReferenceOptions, "Makes a reference in ADM's layout: statistics of all images of a data "
+                                    'set, and some of the images.'),
+    'geneval': (GenevalOptions, 'GenEval: writes its prompts, or scores images by the objects in them.')}
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     verb = arguments.pop(0) if arguments and arguments[0] in VERBS else ''
     kind, description = VERBS.get(verb, (ScoreOptions, __doc__))
     options = parse_options(kind, arguments, prog=f'{program} {verb}'.strip(), description=description)
-    # jax comes after the flags: a typing mistake is answered at once.
+    # jax is imported after the flags are read, so that wrong ones are reported at once.
     if verb == 'geneval':
         from lit_jax.evaluation.geneval_command import run_geneval
         print(run_geneval(options))

@@ -14,9 +14,7 @@ from lit_jax.runtime.options import Options, parse_beside
 def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[ConfigDict, Options]:
     """The recipe of --config with its overrides, and the command's own flags, from sys.argv.
 
-    Raises:
-        UserError: names a recipe that is missing, and fields that are unknown or mistyped.
-    """
+    UserError for a missing recipe, and for fields that are unknown or of the wrong type."""
     help_wanted = {'-h', '--help'} & set(sys.argv)
     options, rest = parse_beside('config', kind, description=description,
                                  epilog=_describe_recipes() if help_wanted else None)
@@ -26,10 +24,10 @@ def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[C
     try:
         stray = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = error         # what config_flags has to say comes wrapped in further exceptions
+        reason = error         # config_flags wraps the message in further exceptions
         while isinstance(reason, Exception) and len(reason.args) == 1:
             reason = reason.args[0]
-        # It puts the traceback of a recipe into its text: what the recipe itself had to say comes last.
+        # Its text includes the traceback of a recipe, whose own error is at the end.
         _, marker, said = str(error).rpartition(f'{UserError.__module__}.{UserError.__name__}: ')
         if marker:
             raise UserError(said.strip()) from error
@@ -43,8 +41,7 @@ def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[C
 
 
 def _with_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments with the file of the recipe in the place of its name: config_flags would hide a missing
-    one behind the first access to the recipe."""
+    """The arguments with the recipe's file instead of its name; config_flags reports a missing one late."""
     names = False
     for argument in arguments:
         flag, equals, name = argument.partition('=')
@@ -58,7 +55,7 @@ def _with_files(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _describe_recipes() -> str:
-    """The part of a help that is about --config, with the recipes there are."""
+    """The help of --config, with all recipes."""
     lines = ['recipe:',
              '  --config=NAME[:ROW]    a recipe of the list below or a file; ROW: one of several in a file',
              '  --config.FIELD=VALUE   overrides a field, for example --config.train.batch_size=64;',

@@ -1,4 +1,4 @@
-"""Serves a local web page that draws images from classes or prompts; nothing leaves this machine.
+"""Serves a local web page that draws images from classes or prompts; no data leaves this machine.
 
     python app.py                                               # the digits teacher in assets/
     python app.py --from=runs/digits_lit --teacher=models/digits_dit             # both, from the same noise
@@ -15,7 +15,7 @@ from lit_jax.runtime.options import option, parse_options
 
 @dataclass(frozen=True, kw_only=True)
 class PageOptions:
-    """The models of the page, and where it is served."""
+    """The models of the page, and its address."""
     source: str | None = option('model folder or workdir (default: the digits teacher in assets/)',
                                 flag='--from', default=None)
     teacher: str | None = option('second model, drawn beside it from the same noise', default=None)
@@ -33,6 +33,6 @@ class PageOptions:
 
 def main() -> None:
     options = parse_options(PageOptions, description=__doc__)
-    # jax comes after the flags: a typing mistake is answered at once.
+    # jax is imported after the flags are read, so that wrong ones are reported at once.
     from lit_jax.app.serve import serve
     serve(**dataclasses.asdict(options))

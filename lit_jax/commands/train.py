@@ -1,11 +1,11 @@
-"""Trains a model as a recipe says.
+"""Trains a model by a recipe.
 
     python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit
     python train.py --config=configs/lit_xl.py --dry_run
     python train.py --config=configs/lit_xl.py --config.train.batch_size=64 --workdir=runs/lit_xl
 
-Starting again with the same --workdir resumes exactly from the newest checkpoint. On several hosts the same
-command runs on each of them (docs/run/clusters.md).
+With the same --workdir, training resumes exactly from the newest checkpoint. With several hosts, run the same
+command on each of them (docs/run/clusters.md).
 """
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from lit_jax.runtime.options import Processes, option
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Processes):
-    """What to do with a recipe, and where."""
+    """Flags beside the recipe."""
     workdir: str | None = option('folder of checkpoints, metrics, samples and report (default: runs/NAME of '
                                  'the recipe)', default=None)
     dry_run: bool = option('print the recipe, the parameter table and the cost, then stop', default=False)
@@ -28,7 +28,7 @@ class TrainOptions(Processes):
 
 def main() -> int:
     config, options = parse_recipe(TrainOptions, __doc__)
-    # jax comes after the flags: a typing mistake is answered at once.
+    # jax is imported after the flags are read, so that wrong ones are reported at once.
     from lit_jax.plan import dry_run, plan
     from lit_jax.training import loop, profile
     if options.dry_run:

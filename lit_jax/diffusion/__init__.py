@@ -1,1 +1,1 @@
-"""Schedules, objective, distillation, guidance and samplers. A model is a function here."""
+"""Schedules, objective, distillation, guidance and samplers; a model is a plain function here."""

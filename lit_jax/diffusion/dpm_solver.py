@@ -1,16 +1,14 @@
-"""DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): deterministic, second order, for 10 to 50
-steps.
+"""DPM-Solver++(2M), a deterministic second-order sampler for 10 to 50 steps.
 
-The solver goes from noise level to noise level of a schedule: n + 1 levels make n steps. The model is
-evaluated at all but the lowest one. First and last step are of first order. Two variants are published, and
-differ in levels and end:
+Lu et al. 2022, arXiv 2211.01095, algorithm 2. n + 1 noise levels of a schedule make n steps, of which the
+first and the last are of first order. The model is evaluated at all levels but the lowest. Variants:
 
-    dpm++            levels at whole timesteps, spread evenly; the last step goes past the lowest level to the
-                     image without noise. diffusers' DPMSolverMultistepScheduler at its defaults (`linspace`
-                     timesteps, midpoint, final sigma 0).
-    dpm++original    levels at equal distances, most between two timesteps, with log α interpolated
+    dpm++            evenly spaced whole timesteps; the last step goes from the lowest level to no noise.
+                     diffusers' DPMSolverMultistepScheduler with its defaults (`linspace` timesteps, midpoint,
+                     final sigma 0).
+    dpm++original    evenly spaced levels, most between two timesteps, with interpolated log α
                      (`spread_levels`); the last step ends at the lowest level, whose noise (σ 0.01) stays.
-                     The solver's own code as PixArt calls it (`time_uniform`, no denoising to zero).
+                     The authors' code with PixArt's settings (`time_uniform`, no denoising to zero).
 """
 from collections.abc import Callable, Mapping
 
@@ -26,16 +24,12 @@ Array = jax.Array
 
 
 def solver_coefficients(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """[n, 3]: a, b, c of x' = a·x + b·(x0 + c·(x0 - x0_before)) for the n steps through n + 1 levels, in
-    float64.
+    """a, b, c [n, 3], float64, of the n steps x' = a·x + b·(x0 + c·(x0 - x0_before)) through n + 1 levels.
 
-    Args:
-        alpha, sigma: x = alpha·x0 + sigma·noise at each level, the noisiest first. The last sigma may be 0.
+    alpha, sigma: x = alpha·x0 + sigma·noise at each level, the noisiest first. The last sigma may be 0.
 
-    With λ = log(alpha/sigma) and h the growth of λ in a step: a = σ'/σ, b = α'·(1 - e^-h), c = h /
-    (2·h_before). The first step has nothing before it and the last is made with what it has: both are of
-    first order, c = 0.
-    """
+    With λ = log(alpha/sigma) and h its growth in a step: a = σ'/σ, b = α'·(1 - e^-h), c = h / (2·h_before).
+    The first and the last step are of first order: c = 0."""
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     a = sigma[1:] / sigma[:-1]
     b = alpha[1:] - a * alpha[:-1]     # α'·(1 - e^-h) without a logarithm of sigma 0
@@ -46,14 +40,11 @@ def solver_coefficients(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 
 def sample_dpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
-               key: Array | None = None,
-               noise: Array | None = None, eta: float = 0.0, clip_denoised: bool = False,
-               trajectory: bool = False) -> Array:
-    """The variant of diffusers. Arguments: see `lit_jax.diffusion.samplers`; it draws no noise, so key, noise
-    and eta are ignored.
+               key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
+               clip_denoised: bool = False, trajectory: bool = False) -> Array:
+    """The variant of diffusers, one step fewer than the schedule has. Arguments: see `samplers`.
 
-    It takes one step less than the schedule has. The learned variance is not used.
-    """
+    It draws no noise, so key, noise and eta are ignored. The learned variance is not used."""
     kept = schedule.alphas_cumprod[:0:-1]                     # from the noisiest down, without the lowest
     alpha, sigma = np.append(np.sqrt(kept), 1.0), np.append(np.sqrt(1 - kept), 0.0)
     return _solve(model_fn, x_T, cond, schedule, solver_coefficients(alpha, sigma), clip_denoised, trajectory)
@@ -64,9 +55,7 @@ def sample_dpm_original(model_fn: Callable, x_T: Array, cond: Mapping[str, Array
                         clip_denoised: bool = False, trajectory: bool = False) -> Array:
     """The variant of the original code: as `sample_dpm`, but it ends at the lowest level of the schedule.
 
-    With the schedule of `sampling_schedule` the model is told fractional timesteps, in the dtype of the
-    state.
-    """
+    With the schedule of `sampling_schedule` the model gets fractional timesteps, in the state's dtype."""
     levels = schedule.alphas_cumprod[::-1]
     table = solver_coefficients(np.sqrt(levels), np.sqrt(1 - levels))
     return _solve(model_fn, x_T, cond, schedule, table, clip_denoised, trajectory)
@@ -74,8 +63,7 @@ def sample_dpm_original(model_fn: Callable, x_T: Array, cond: Mapping[str, Array
 
 def _solve(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], schedule: Schedule, table: np.ndarray,
            clip_denoised: bool, trajectory: bool) -> Array:
-    """Steps with these coefficients [n, 3] from the noisiest of the n + 1 levels down; evaluated at all but
-    the lowest."""
+    """Steps with these coefficients [n, 3], from the noisiest level down."""
     dtype, batch = accumulator(x_T), x_T.shape[:1]
 
     def body(carry, inputs):

@@ -1,11 +1,8 @@
-"""What a model output means, and the training loss of DiT: noise error plus a variational bound on the
-variance.
+"""Interprets model outputs, and computes DiT's training loss: noise error plus a variational bound.
 
-The model predicts the noise ε in the first C channels and a raw value v in the other C, which places the
-log-variance of a step between those of the posterior and of β (improved DDPM, §3.1). `t_B` is an index into
-the schedule's tables: the original timestep where nothing is respaced.
-
-Everything is computed in the accumulator: float32, or float64 if an input is.
+The model predicts the noise ε in the first C channels. The other C, v, place the log-variance of a step
+between those of the posterior and of β (improved DDPM, §3.1). `t_B` is an index into the schedule's tables:
+the original timestep, unless the schedule is respaced. The dtype is float32, or float64 if an input is.
 """
 import math
 from typing import NamedTuple
@@ -21,7 +18,7 @@ Array = jax.Array
 
 
 class Prediction(NamedTuple):
-    """p(x_{t-1} | x_t) and the image it points at, each [B, H, W, C]."""
+    """p(x_{t-1} | x_t) and the predicted image, each [B, H, W, C]."""
     mean: Array
     variance: Array
     log_variance: Array
@@ -31,8 +28,8 @@ class Prediction(NamedTuple):
 def split_output(output: Array, channels: int) -> tuple[Array, Array]:
     """[B, H, W, 2C] -> (noise, raw variance), each [B, H, W, C]."""
     if output.shape[-1] != 2 * channels:
-        raise UserError(f'the model gives {output.shape[-1]} channels for inputs of {channels}; expected '
-                        f'{2 * channels}, noise and variance: use a model with learn_sigma')
+        raise UserError(f'the model outputs {output.shape[-1]} channels for inputs of {channels}; expected '
+                        f'{2 * channels} (noise and variance): use a model with learn_sigma')
     return output[..., :channels], output[..., channels:]
 
 
@@ -43,13 +40,13 @@ def q_sample(schedule: Schedule, x0: Array, t_B: Array, noise: Array) -> Array:
 
 
 def predict_x0(schedule: Schedule, x_t: Array, t_B: Array, noise: Array) -> Array:
-    """The x0 that x_t comes from if `noise` was added: x_t/√ᾱ - noise·√(1/ᾱ - 1)."""
+    """The x0 that gives x_t with this noise: x_t/√ᾱ - noise·√(1/ᾱ - 1)."""
     return (look_up(schedule.sqrt_recip_alphas_cumprod, t_B, x_t) * x_t
             - look_up(schedule.sqrt_recipm1_alphas_cumprod, t_B, x_t) * noise)
 
 
 def predict_noise(schedule: Schedule, x_t: Array, t_B: Array, x0: Array) -> Array:
-    """The noise between x0 and x_t, the inverse of `predict_x0`."""
+    """The noise that gives x_t from x0, the inverse of `predict_x0`."""
     return ((look_up(schedule.sqrt_recip_alphas_cumprod, t_B, x_t) * x_t - x0)
             / look_up(schedule.sqrt_recipm1_alphas_cumprod, t_B, x_t))
 
@@ -61,8 +58,7 @@ def posterior_mean(schedule: Schedule, x0: Array, x_t: Array, t_B: Array) -> Arr
 
 
 def learned_log_variance(schedule: Schedule, variance_raw: Array, t_B: Array) -> Array:
-    """v = -1 gives the posterior's log-variance, v = 1 that of β, linear between and beyond (v is not
-    bounded)."""
+    """Linear in v, which is not bounded: the log-variance of the posterior at v = -1, and of β at v = 1."""
     fraction = (variance_raw.astype(accumulator(variance_raw)) + 1) / 2
     return (fraction * look_up(schedule.log_betas, t_B, variance_raw)
             + (1 - fraction) * look_up(schedule.posterior_log_variance, t_B, variance_raw))
@@ -72,8 +68,7 @@ def p_mean_variance(schedule: Schedule, output: Array, x_t: Array, t_B: Array,
                     clip_denoised: bool = False) -> Prediction:
     """The model's step from x_t [B, H, W, C], given its output [B, H, W, 2C].
 
-    clip_denoised: hold x0 in [-1, 1]. For pixels; latents have no such bounds.
-    """
+    clip_denoised: clip x0 to [-1, 1], for pixels; latents are not bounded."""
     dtype = accumulator(output, x_t)
     noise, variance_raw = split_output(output.astype(dtype), x_t.shape[-1])
     x_t = x_t.astype(dtype)
@@ -86,12 +81,10 @@ def p_mean_variance(schedule: Schedule, output: Array, x_t: Array, t_B: Array,
 
 def training_losses(schedule: Schedule, output: Array, x0: Array, x_t: Array, t_B: Array,
                     noise: Array) -> dict[str, Array]:
-    """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their plain sum.
+    """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their sum.
 
     mse = (noise - ε)². vb is one term of the variational bound, in bits per dimension: the KL divergence from
-    the posterior, or at t = 0 the negative log-likelihood of x0. It trains v alone: ε enters it behind a
-    stop_gradient.
-    """
+    the posterior, or at t = 0 the negative log-likelihood of x0. It trains only v: ε gets no gradient."""
     dtype = accumulator(output, x0, x_t, noise)
     output, x0, x_t, noise = (array.astype(dtype) for array in (output, x0, x_t, noise))
     predicted, variance_raw = split_output(output, x0.shape[-1])
@@ -111,12 +104,9 @@ def normal_kl(mean1: Array, log_variance1: Array, mean2: Array, log_variance2: A
 
 
 def discretized_log_likelihood(x: Array, mean: Array, log_scale: Array) -> Array:
-    """log P(x) in nats where x in [-1, 1] stands for one of 256 levels, and the outer two take the tails with
-    them.
+    """log P(x) in nats, for x in [-1, 1] as one of 256 levels of ±1/255; the outer two include the tails.
 
-    A level spans ±1/255. The normal CDF is the tanh form of Page (1977), as in DDPM's code, since values are
-    compared.
-    """
+    The normal CDF is the tanh approximation of Page (1977), to reproduce the values of DDPM's code."""
     inverse_std = jnp.exp(-log_scale)
     below_upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
     below_lower = _normal_cdf((x - mean - 1 / 255) * inverse_std)
@@ -134,13 +124,11 @@ def _mean_BHWC(x: Array) -> Array:
 
 
 def per_quarter(values_B: Array, t_B: Array, num_steps: int) -> tuple[Array, Array]:
-    """(sums [4], counts [4]) of the values whose t lies in each quarter of 0..num_steps-1, the first the
-    least noisy.
+    """(sums [4], counts [4]) of the values in each quarter of the timesteps, the least noisy first.
 
-    Sums and counts rather than means: they add up over micro-batches, steps and hosts, and an empty quarter
-    is 0/0 only for whoever divides. Both are in the dtype of the values, at least float32.
-    """
+    Unlike means, these add up over micro-batches, steps and hosts. In the dtype of the values, at least
+    float32."""
     values = values_B.astype(accumulator(values_B))
     member = (t_B * 4 // num_steps)[:, None] == jnp.arange(4)
-    # A select, not a product: a NaN stays in its quarter.
+    # `where` instead of a product: a NaN stays in its quarter.
     return jnp.where(member, values[:, None], 0).sum(axis=0), member.sum(axis=0, dtype=values.dtype)

@@ -1,29 +1,28 @@
-"""From noise to images: every sampler is one `lax.scan` over the steps of a schedule, all with one signature.
+"""Samplers, from noise to images: each is a `lax.scan` over the steps of a schedule, with this signature:
 
     sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False,
-    trajectory=False)
+           trajectory=False)
 
-    ddpm    ancestral, with the learned variance        ddim    deterministic, or with noise (eta)
-    dpm++   DPM-Solver++(2M) as diffusers has it         dpm++original   as the solver's and PixArt's own code
-            has it (both in `lit_jax.diffusion.dpm_solver`)
+    ddpm             ancestral, with the learned variance
+    ddim             deterministic, or with noise (eta)
+    dpm++            DPM-Solver++(2M) as in diffusers (`dpm_solver`)
+    dpm++original    DPM-Solver++(2M) as in the authors' code, with PixArt's settings
 
 Args:
-    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B int32 holds original timesteps, or floating ones
-        between them where the schedule has such levels (dpm++original). See `guidance.guide`.
-    x_T: [B, H, W, C] standard normal noise. The state is kept in its dtype, at least float32.
+    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B are original timesteps, int32, or fractional ones in
+        floating point if the schedule has them (dpm++original). See `guidance.guide`.
+    x_T: [B, H, W, C] standard normal noise. The state has its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
-    schedule: respaced to the steps to take (`sampling_schedule`).
-    key, noise: where the noise of each step comes from, one of the two: random keys [B], one an image (step i
-        folds i into it), so that an image's noise does not depend on its company; or [steps, B, H, W, C] in
-        the order of the steps, the noisiest first (the last entry has no effect). One key for all is spread:
-        image b folds b into it. DDIM with eta 0 and both dpm++ need neither.
-    eta: DDIM only, a plain number from 0 (deterministic) to 1 (the variance of the posterior). The others
-        ignore it.
-    clip_denoised: hold the predicted x0 in [-1, 1] at every step; for pixels, not for latents.
+    schedule: respaced to the number of steps (`sampling_schedule`).
+    key, noise: give one of them, unless the sampler is DDIM with eta 0 or a dpm++. key: random keys [B], so
+        that the noise of an image does not depend on the others (step i folds in i), or one key (image b
+        folds in b). noise: [steps, B, H, W, C] in the order of the steps; the last entry has no effect.
+    eta: of DDIM only, from 0 (deterministic) to 1 (the variance of the posterior).
+    clip_denoised: clip the predicted x0 to [-1, 1] at each step; for pixels, not for latents.
     trajectory: return the state after each step.
 
 Returns:
-    x_0 [B, H, W, C], or [steps, B, H, W, C] with `trajectory`; entry [-1] is then x_0.
+    x_0 [B, H, W, C], or with `trajectory` [steps, B, H, W, C], whose last entry is x_0.
 """
 from collections.abc import Callable, Mapping
 
@@ -49,11 +48,9 @@ def ddpm_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array
 
 def ddim_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array, noise: Array,
               eta: float = 0.0) -> Array:
-    """One DDIM step (Song et al. 2021, eq. 12): towards x0, back along the implied noise, and σ(eta)·noise on
-    top."""
+    """One DDIM step (Song et al. 2021, eq. 12): to x0, back along the implied noise, plus σ(eta)·noise."""
     now, before = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    # In float64 here, not on the device: the difference under the root must not turn negative. σ is 0 at t =
-    # 0.
+    # In float64: the difference under the root must not become negative. σ is 0 at t = 0.
     sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
     along = np.sqrt(np.maximum(1 - before - sigma ** 2, 0.0))
     direction = predict_noise(schedule, x_t, t_B, prediction.x0)   # after clipping, where x0 was clipped
@@ -62,7 +59,7 @@ def ddim_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array
 
 
 def ddim_reverse_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array) -> Array:
-    """x_{t+1} from x_t along the deterministic DDIM path: from an image to the noise that gives it."""
+    """x_{t+1} from x_t: one step of the deterministic DDIM path from an image back to its noise."""
     after = schedule.alphas_cumprod_next
     return (look_up(np.sqrt(after), t_B, x_t) * prediction.x0
             + look_up(np.sqrt(1 - after), t_B, x_t) * predict_noise(schedule, x_t, t_B, prediction.x0))
@@ -71,8 +68,7 @@ def ddim_reverse_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_
 def sample_ddpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
                 key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
                 clip_denoised: bool = False, trajectory: bool = False) -> Array:
-    """Ancestral sampling (DDPM, algorithm 2) with the learned variance. Arguments: see the module; `eta` is
-    ignored."""
+    """Ancestral sampling (DDPM, algorithm 2) with the learned variance. Arguments: see the module."""
     draw, xs = _noise_source(schedule, x_T, key, noise, needed=True)
     return _scan(ddpm_step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
@@ -80,10 +76,9 @@ def sample_ddpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
 def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, schedule: Schedule,
                 key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
                 clip_denoised: bool = False, trajectory: bool = False) -> Array:
-    """DDIM (Song et al. 2021), deterministic at eta 0. Arguments: see the module. The learned variance is not
-    used."""
+    """DDIM (Song et al. 2021); the learned variance is not used. Arguments: see the module."""
     if not 0 <= eta <= 1:
-        raise UserError(f'eta must lie between 0 (no noise) and 1 (as much as ddpm), got {eta}')
+        raise UserError(f'eta must be between 0 (no noise) and 1 (as much as ddpm), got {eta}')
     draw, xs = _noise_source(schedule, x_T, key, noise, needed=eta > 0)
 
     def step(*args):
@@ -97,31 +92,28 @@ SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim, 'dpm++': sample_dpm,
 
 
 def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: str = 'linear') -> Schedule:
-    """The schedule with which a sampler evaluates the model `steps` times, spread evenly as DiT spreads them
-    (dpm++original: as its own code spreads them, between timesteps where they fall so).
-
-    Raises UserError for a method that is not known, or steps that the schedule does not have.
-    """
+    """The schedule with which a sampler evaluates the model `steps` times, spaced as in DiT, or for
+    dpm++original as in its own code. UserError for an unknown method, or more steps than the schedule has."""
     check_known('sampler', method, SAMPLERS)
     if steps < 1:
         raise UserError(f'sampling takes at least 1 step, got {steps}')
     if method == 'dpm++original':
         return spread_levels(train_steps, steps + 1, kind)
-    # n steps of dpm++ lead through n + 1 levels, so it cannot take all of them.
+    # n steps of dpm++ need n + 1 levels.
     return make_schedule(train_steps, respacing=str(steps + (method == 'dpm++')), kind=kind)
 
 
 def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Array | None,
                   needed: bool) -> tuple[Callable, Array]:
-    """(draw, xs): draw(xs[i]) is the noise of the i-th step, or 0 where none is needed."""
+    """(draw, xs): draw(xs[i]) is the noise of step i, or 0 if none is needed."""
     if not needed:
         return lambda _: 0.0, jnp.arange(schedule.num_steps)
     if (key is None) == (noise is None):
-        raise UserError('this sampler draws noise at every step: give it one of key (random keys) and noise '
-                        f'(an array), got {"neither" if key is None else "both"}')
+        raise UserError('this sampler needs noise at each step: give one of key (random keys) and noise (an '
+                        f'array), got {"neither" if key is None else "both"}')
     if noise is not None:
         if noise.shape != (expected := (schedule.num_steps, *x_T.shape)):
-            raise UserError(f'noise has shape {noise.shape}, expected {expected}: one entry for each step')
+            raise UserError(f'noise has shape {noise.shape}; expected {expected}, one entry for each step')
         return lambda step_noise: step_noise, jnp.asarray(noise, accumulator(x_T))
     assert key is not None
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_T))) if key.ndim == 0 else key

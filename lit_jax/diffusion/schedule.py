@@ -1,9 +1,8 @@
 """The noise schedule: float64 tables of the forward process and its posterior, and respacing to fewer steps.
 
-Notation of DDPM (Ho et al. 2020): β_t the variance added at step t, ᾱ_t = Π(1 - β_s), x_t ~ N(√ᾱ_t x_0, 1 -
-ᾱ_t). A respaced schedule keeps some of the timesteps and the ᾱ of those (improved DDPM, Nichol & Dhariwal
-2021, §4): inside it a step is an index 0..num_steps-1, while the model is told the original index,
-`timestep_map[step]`.
+Notation of DDPM (Ho et al. 2020): β_t is the variance added at step t, ᾱ_t = Π(1 - β_s), x_t ~ N(√ᾱ_t x_0,
+1 - ᾱ_t). A respaced schedule keeps some timesteps and their ᾱ (improved DDPM, Nichol & Dhariwal 2021, §4).
+Its steps are indices 0..num_steps-1; the model gets the original index, `timestep_map[step]`.
 """
 from dataclasses import dataclass, fields
 
@@ -17,12 +16,11 @@ from lit_jax.runtime.errors import UserError, check_known
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables [num_steps], float64 numpy but for `timestep_map` (original indices, ascending: int32, or
-    float64 where the levels lie between timesteps, see `spread_levels`).
+    """Tables [num_steps], numpy float64.
 
-    posterior_*: q(x_{t-1} | x_t, x_0) = N(coef1·x_0 + coef2·x_t, variance). Its variance is 0 at t = 0, so
-    `posterior_log_variance` holds the value of t = 1 there. log_betas is the upper end of the learned range.
-    """
+    timestep_map: original indices, ascending, int32 (float64 from `spread_levels`).
+    posterior_*: q(x_{t-1} | x_t, x_0) = N(coef1·x_0 + coef2·x_t, variance). The variance is 0 at t = 0, where
+    `posterior_log_variance` has the value of t = 1. log_betas: upper end of the learned range."""
     timestep_map: np.ndarray
     betas: np.ndarray
     log_betas: np.ndarray
@@ -39,7 +37,7 @@ class Schedule:
     posterior_mean_coef2: np.ndarray
 
     def __post_init__(self):
-        for field in fields(self):   # shared by every trace: nobody may write into them
+        for field in fields(self):   # all traces share the arrays, so they are read-only
             getattr(self, field.name).setflags(write=False)
 
     @property
@@ -48,33 +46,29 @@ class Schedule:
 
 
 def make_schedule(steps: int = 1000, respacing: str = '', kind: str = 'linear') -> Schedule:
-    """The schedule of `steps` training timesteps, respaced.
+    """The schedule of `steps` training timesteps (DiT: 1000), respaced.
 
     Args:
-        steps: timesteps the model is trained with (DiT: 1000).
-        respacing: '' all of them; '250' so many, spread evenly; '10,20,30' so many in each third (any number
-            of sections); 'ddim50' every k-th, for a whole k.
+        respacing: '': all timesteps; '250': so many, evenly spaced; '10,20,30': so many in each third (any
+            number of sections); 'ddim50': every k-th, for a whole k.
         kind: name in KINDS.
 
     Raises:
-        UserError: steps that the schedule does not have, or a respacing that cannot be read.
+        UserError: more steps than the schedule has, or a respacing that cannot be read.
     """
     check_known('noise schedule', kind, KINDS)
     alphas_cumprod = np.cumprod(1.0 - KINDS[kind](steps))
     timesteps = respace(steps, respacing)
     kept = alphas_cumprod[timesteps]
-    # ᾱ at the kept timesteps stays what it was; β between two of them follows.
+    # ᾱ at the kept timesteps stays; their β follow from it.
     return _tables(1.0 - kept / np.append(1.0, kept[:-1]), timesteps)
 
 
 def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
-    """So many levels at equal distances from the last of `steps` training timesteps to the first, both among
-    them.
+    """`levels` evenly spaced levels, from the first to the last of `steps` training timesteps.
 
-    Most lie between two timesteps: log ᾱ is interpolated linearly there, and `timestep_map` is float64. That
-    is the time axis of DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in
-    units of timesteps.
-    """
+    Between timesteps, log ᾱ is interpolated linearly; `timestep_map` is float64. This is the time axis of
+    DPM-Solver's own code (Lu et al. 2022, `time_uniform` on a discrete schedule), in units of timesteps."""
     check_known('noise schedule', kind, KINDS)
     timesteps = np.linspace(0, steps - 1, levels)
     kept = np.exp(np.interp(timesteps, np.arange(steps), np.cumsum(np.log1p(-KINDS[kind](steps)))))
@@ -82,11 +76,9 @@ def spread_levels(steps: int, levels: int, kind: str = 'linear') -> Schedule:
 
 
 def linear_betas(steps: int) -> np.ndarray:
-    """β from 1e-4 to 0.02 at 1000 steps; for another number scaled by 1000/steps, so that ᾱ ends at about the
-    same."""
-    if steps < 21:   # below, the last β reaches 1 and ᾱ reaches 0
-        raise UserError(f'a linear noise schedule needs at least 21 steps, got {steps}; DiT is trained with '
-                        f'1000')
+    """β from 1e-4 to 0.02, scaled by 1000/steps, so that the last ᾱ is about the same for any `steps`."""
+    if steps < 21:   # with fewer, the last β reaches 1 and ᾱ reaches 0
+        raise UserError(f'a linear noise schedule needs at least 21 steps, got {steps}; DiT has 1000')
     return np.linspace(1e-4, 2e-2, steps, dtype=np.float64) * (1000 / steps)
 
 
@@ -94,8 +86,7 @@ KINDS = {'linear': linear_betas}
 
 
 def respace(steps: int, respacing: str) -> np.ndarray:
-    """The timesteps [n] of 0..steps-1 that `respacing` keeps: int32, ascending, the first is 0. See
-    `make_schedule`."""
+    """The timesteps of 0..steps-1 that `respacing` keeps (see `make_schedule`), int32 [n], ascending."""
     if respacing.startswith('ddim'):
         return _even_stride(steps, _parse_counts(respacing.removeprefix('ddim'), respacing), respacing)
     counts = _parse_counts(respacing, respacing) if respacing else [steps]
@@ -107,8 +98,7 @@ def respace(steps: int, respacing: str) -> np.ndarray:
             where = 'the schedule' if len(counts) == 1 else f'section {section + 1} of {len(counts)}'
             raise UserError(f'cannot take {count} steps: {where} has {length} (respacing {respacing!r} of '
                             f'{steps} timesteps); ask for at most {length}')
-        # The sum, not a product: exact halves fall differently, and published samples were drawn with the
-        # sum.
+        # A sum, because a product rounds exact halves differently from the sum behind published samples.
         stride, position = (length - 1) / max(count - 1, 1), 0.0
         for _ in range(count):
             kept.append(start + round(position))
@@ -122,13 +112,11 @@ def respace(steps: int, respacing: str) -> np.ndarray:
 def _even_stride(steps: int, counts: list[int], respacing: str) -> np.ndarray:
     if len(counts) != 1:
         raise UserError(f"respacing {respacing!r}: 'ddim' takes one number, such as 'ddim50'")
-    # A stride k keeps ceil(steps / k) timesteps.
-    strides = {-(-steps // k): k for k in range(steps - 1, 0, -1)}
+    strides = {-(-steps // k): k for k in range(steps - 1, 0, -1)}       # by the number of timesteps kept
     if counts[0] not in strides:
         near = sorted(sorted(strides, key=lambda n: abs(n - counts[0]))[:2])
-        raise UserError(f'respacing {respacing!r}: no whole stride through {steps} timesteps keeps '
-                        f'{counts[0]}; use {" or ".join(f"ddim{n}" for n in near)}, or a plain number, which '
-                        f'needs no whole stride')
+        raise UserError(f'respacing {respacing!r}: no whole stride keeps {counts[0]} of {steps} timesteps; '
+                        f'use {" or ".join(f"ddim{n}" for n in near)}, or a plain number')
     return np.arange(0, steps, strides[counts[0]], dtype=np.int32)
 
 
@@ -157,7 +145,6 @@ def _tables(betas: np.ndarray, timesteps: np.ndarray) -> Schedule:
 
 
 def look_up(table: np.ndarray, t_B: jax.Array, like: jax.Array) -> jax.Array:
-    """table[t] as [B, 1, ..., 1], to be multiplied with `like` [B, ...]; rounded only here, to `like`'s
-    accumulator."""
+    """table[t] as [B, 1, ..., 1], to multiply with `like` [B, ...], rounded only here, to its accumulator."""
     values = jnp.asarray(table, accumulator(like))[t_B]
     return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -1,1 +1,1 @@
-"""Scores image sets against a reference, each with its recipe card."""
+"""Scores image sets against a reference; each score is stored with its settings."""

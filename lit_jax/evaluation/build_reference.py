@@ -1,8 +1,8 @@
-"""Makes a reference of one's own images, in ADM's layout (`evaluate.py reference`).
+"""Makes a reference of your own images, in ADM's layout (`evaluate.py reference`).
 
-The data set is cut into stretches of consecutive images. Processes deal out those that are missing; of each,
-the count, the mean and the scatter of the features go to OUT.npz.parts/, with those of its images that the
-file will hold. So a run that is stopped goes on, and its file has the bytes of a run that was not.
+The data set is divided into parts of consecutive images, and the missing parts among the processes. For each
+part, OUT.npz.parts/ gets count, mean and scatter of the features, and the images that OUT.npz will contain.
+So interrupted runs resume, and the file has the same bytes as that of an uninterrupted run.
 """
 import io
 import json
@@ -39,19 +39,19 @@ from lit_jax.runtime.paths import (
 from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
-_BLOCK = 512                 # images that features are made of at a time, about
+_BLOCK = 512                 # about how many images are in the feature extractor at a time
 _MIN_PART, _MAX_PARTS = 1024, 64
+_SUMS = ('count', 'mean', 'scatter')
 
 
 def build_reference(request: ReferenceOptions) -> str:
-    """Writes a reference and returns a line about it. All processes call it together."""
+    """Writes a reference; returns a line for people. All processes call it together."""
     _check_request(request)
     check_reachable(request.out)
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     source = peers.together(lambda: open_source(
-        request.data, split=request.split, image_size=request.image_size,
-        channels=None if request.data == 'digits' else 3,
-        data_dir=request.data_dir, path=request.path, strict=request.strict))
+        request.data, split=request.split, image_size=request.image_size, data_dir=request.data_dir,
+        channels=None if request.data == 'digits' else 3, path=request.path, strict=request.strict))
     builder = peers.together(lambda: _Builder(request, source, space))
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
     if not peers.from_lead(builder.begin):
@@ -61,19 +61,19 @@ def build_reference(request: ReferenceOptions) -> str:
 
 
 class _Builder(Parts):
-    """The plan of a reference and its parts. `plan`: JSON-able, everything that its content depends on."""
+    """A reference in parts. `plan`: JSON-able, everything that the content of the file depends on."""
 
     def __init__(self, request: ReferenceOptions, source: Source, space: FeatureSpace):
         self._request, self._source, self._space = request, source, space
         self.out = as_path(request.out)
         self.folder = self.out.with_name(self.out.name + '.parts')
         if space.image_shape is not None and tuple(source.spec.image_shape[:2]) != tuple(space.image_shape):
-            raise UserError(f'{request.data} has images of {source.spec.image_size} pixels a side, '
+            raise UserError(f'{request.data} has images of {source.spec.image_size} pixels per side, but '
                             f'{space.facts["flavour"]} takes {space.image_shape[0]}')
         self._examples, names = _choose_classes(source, request.classes)
         count = len(self._examples)
         if count < 2:
-            raise UserError(f'a covariance needs at least 2 images, {request.data} has {count}')
+            raise UserError(f'a covariance needs at least 2 images, but {request.data} has {count}')
         chosen = np.random.default_rng(request.seed).choice(count, min(request.images, count), replace=False)
         self._shown = np.zeros(count, bool)
         self._shown[chosen] = True
@@ -86,14 +86,12 @@ class _Builder(Parts):
             'format': FORMAT, 'kind': 'reference', 'features': space.facts,
             'image_size': source.spec.image_size, 'crop': crop.RULE if images else 'none',
             'data': {**data, 'split': request.split}, 'classes': names or 'all', 'pictures': count,
-            'part': self.size,
-            'images': {'count': len(chosen), 'seed': request.seed,
-                       'chosen': 'numpy default_rng(seed).choice(images, count, replace=False), in the order '
-                                 'of the data set'}}
+            'part': self.size, 'images': {
+                'count': len(chosen), 'seed': request.seed, 'chosen': 'numpy '
+                'default_rng(seed).choice(images, count, replace=False), in the order of the data set'}}
 
     def begin(self) -> bool:
-        """Makes room. Returns False where the file is there already. UserError where something else is in the
-        way."""
+        """Claims the folder; False if the file is there already. UserError if it is another reference."""
         if self.out.suffix != '.npz' or self.out.is_dir():
             raise UserError(f'--out={self.out} must name a file that ends with .npz')
         if self.out.exists():
@@ -106,9 +104,8 @@ class _Builder(Parts):
                         f'{self.folder} belongs to another reference',
                         'Give another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
-        storage.check_free_space(self.out,
-                                 2 * images + 8 * (len(self.parts) + 1)
-                                 * sum(width ** 2 for width in self._space.widths))
+        covariances = 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths)
+        storage.check_free_space(self.out, 2 * images + covariances)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / 'plan.json', json.dumps(plan, indent=1) + '\n')
         return True
@@ -118,11 +115,8 @@ class _Builder(Parts):
         return [part for part in self.parts if self._name(part) not in there]
 
     def make(self, part: int) -> None:
-        """One part, from images to its file."""
-        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
-                   if width}
-        shown, bad = [], []
-        span = self.span(part)
+        """Reads the images of one part and writes its file."""
+        running, shown, bad, span = self._no_statistics(), [], [], self.span(part)
         blocks = [span[start:start + self._block] for start in range(0, len(span), self._block)]
         loaded = read_ahead(self._image, blocks, self._request.threads or os.cpu_count() or 1)
         for block, images in zip(blocks, loaded, strict=True):
@@ -137,43 +131,41 @@ class _Builder(Parts):
             shown.append(pixels[self._shown[block.start:block.stop][good]])
         if bad:
             LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s', len(bad),
-                        len(self.span(part)), bad[0])
-        shape = (*self._source.spec.image_shape[:2], 3)
-        arrays = {f'{kind}/{name}': np.asarray(value) for kind, statistics in running.items()
-                  if statistics.count
-                  for name, value in (('count', statistics.count), ('mean', statistics.mean),
-                                      ('scatter', statistics.scatter))}
+                        len(span), bad[0])
+        none = np.zeros((0, *self._source.spec.image_shape[:2], 3), np.uint8)
+        arrays = {f'{kind}/{name}': np.asarray(getattr(statistics, name))
+                  for kind, statistics in running.items() if statistics.count for name in _SUMS}
         file = io.BytesIO()
-        np.savez(file, bad=np.asarray(len(bad)),
-                 shown=np.concatenate([np.zeros((0, *shape), np.uint8), *shown]), **arrays)
+        np.savez(file, bad=np.asarray(len(bad)), shown=np.concatenate([none, *shown]), **arrays)
         with storage.explain_full_disk(self.folder, file.tell()):
             write_bytes_atomic(self.folder / self._name(part), file.getvalue())
 
     def finish(self) -> str:
-        """Joins the parts into the file, in their order."""
-        running = {kind: RunningStatistics() for kind, width in zip(STORED, self._space.widths, strict=True)
-                   if width}
-        bad, shown = 0, 0
+        """Merges the parts into the file, in their order."""
+        running, bad, shown = self._no_statistics(), 0, 0
         for part in self.parts:
             with self._read(part) as arrays:
                 bad, shown = bad + int(arrays['bad']), shown + len(arrays['shown'])
                 for kind, statistics in running.items():
                     if f'{kind}/count' in arrays:
                         one = RunningStatistics()
-                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}']
-                                                            for name in ('count', 'mean', 'scatter'))
+                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}'] for name in _SUMS)
                         one.count = int(one.count)
                         statistics.merge(one)
         arrays = {name: array for kind, names in STORED.items() if kind in running
                   for name, array in zip(names, running[kind].result()[:2], strict=True)}
         count = len(self._examples) - bad
-        meta = {**self.plan, 'count': count, 'left_out': bad}
         arrays[IMAGES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._images())
-        write_npz(self.out, {**arrays, 'meta': np.asarray(json.dumps(meta))})
+        arrays['meta'] = np.asarray(json.dumps({**self.plan, 'count': count, 'left_out': bad}))
+        write_npz(self.out, arrays)
         remove_tree(self.folder)
+        left_out = f'; {bad} that cannot be decoded are left out' if bad else ''
         return (f'wrote {self.out}: statistics of {count} images, {shown} of them in {IMAGES}, '
-                f'{self._space.facts["flavour"]}' +
-                (f'; {bad} that cannot be decoded are left out' if bad else ''))
+                f'{self._space.facts["flavour"]}{left_out}')
+
+    def _no_statistics(self) -> dict[str, RunningStatistics]:
+        kinds = zip(STORED, self._space.widths, strict=True)
+        return {kind: RunningStatistics() for kind, width in kinds if width}
 
     def _images(self) -> Iterator[bytes]:
         for part in self.parts:
@@ -184,7 +176,7 @@ class _Builder(Parts):
         return np.load(io.BytesIO((self.folder / self._name(part)).read_bytes()))
 
     def _image(self, number: int):
-        """uint8 [H, W, 3] of a chosen example, or what is wrong with it."""
+        """uint8 [H, W, 3] of a chosen example, or why it cannot be decoded."""
         example = load_or_bad(self._source, int(self._examples[number]), self._request.strict)
         if isinstance(example, BadImage):
             return example
@@ -202,8 +194,7 @@ class _Builder(Parts):
 
 
 def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
-    """(numbers of the examples of the named classes, names of these classes); all of them and [] without
-    names."""
+    """(indices of the examples of the named classes, names of these classes); without names all and []."""
     if not text:
         return np.arange(len(source)), []
     names = class_list(text) if text in LISTS or as_path(text).is_file() else text.split(',')
@@ -216,14 +207,14 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
         else:
             raise UserError(f'--classes: {name!r} is no class of this data set; it has {len(known)}, such as '
                             f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with '
-                            f'one a line, or {", ".join(LISTS)}')
+                            f'one per line, or {", ".join(LISTS)}')
     labels = source.all_labels()
     return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
 
 
 def _check_request(request: ReferenceOptions) -> None:
     if request.data == 'latents':
-        raise UserError('a reference is made from images; name them: imagenet2012, tfds:NAME, folder or '
+        raise UserError('--data=latents: a reference needs images; give imagenet2012, tfds:NAME, folder or '
                         'digits')
     for name in ('images', 'image_size', 'threads'):
         value = getattr(request, name)

@@ -1,4 +1,4 @@
-"""The options of `evaluate.py` and of its verbs `reference` and `geneval`. Imports no jax."""
+"""Options of `evaluate.py` and of its verbs `reference` and `geneval`. Imports no jax."""
 from dataclasses import dataclass
 
 from lit_jax.runtime.options import Processes, option
@@ -9,7 +9,7 @@ DRAWING = 'sampling, with --from (several values make several rows)'
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(Processes):
-    """Shared by scores and references, which must agree in them."""
+    """Options in which scores and references must agree."""
     features: str = option('inception, or digits[:JUDGE.npz] for 8x8 images of digits', default='inception',
                            group='features')
     inception: str = option('file of the Inception weights (default: $LIT_JAX_INCEPTION, the cache folder, '
@@ -20,7 +20,7 @@ class FeatureOptions(Processes):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(FeatureOptions):
-    """Scores of one image set, or of models under several settings. One of `samples` and `sources`."""
+    """Scores of one image set (`samples`), or of models under several settings (`sources`)."""
     reference: str = option('.npz from ADM or from `evaluate.py reference`, or any image set')
     samples: str | None = option('existing images: an .npz (arr_0 uint8 [N, H, W, 3]) or a folder of PNG '
                                  'files', default=None)
@@ -81,10 +81,9 @@ class ReferenceOptions(FeatureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GenevalOptions:
-    """The prompts of GenEval written, or images scored by what a detector saw in them."""
+    """Writes the prompts of GenEval, or scores images by the objects that a detector finds in them."""
     prompts_out: str | None = option('folder to write the 553 prompts to', default=None)
-    images: str | None = option('that folder with images in it: 00000/samples/0000.png and so on',
-                                default=None)
+    images: str | None = option('that folder with images in it: 00000/samples/0000.png ...', default=None)
     detections: str | None = option('.jsonl with the detected objects, one line per image', default=None)
     detector: tuple[str, str] | None = option('of Mask2Former, to run the detector now (needs PyTorch)',
                                               nargs=2, metavar=('CONFIG', 'CHECKPOINT'), default=None)

@@ -1,7 +1,6 @@
-"""Scores one image set, or models under several settings, against one reference (`evaluate.py`).
+"""Scores an image set, or models under several settings, against one reference (`evaluate.py`).
 
-With several processes all of them call `evaluate` together: each makes features of its own parts, process 0
-the scores.
+All processes call `evaluate` together: each computes features of its own parts, process 0 the scores.
 """
 import importlib.metadata
 import itertools

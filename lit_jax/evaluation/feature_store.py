@@ -1,9 +1,8 @@
-"""Features of a set of images on the disk, in parts: a job that is killed goes on, and other scores need no
-new images.
+"""Stores features of image sets on disk in parts, so that jobs resume and new scores need no new images.
 
-    OUT/features/0123456789abcdef/card.json      what they are features of, and which
+    OUT/features/0123456789abcdef/card.json                     the images and the feature extractor
                                   000000000-000000128.npy ...   float32 [n, pool and spatial features]
-                                  preview.png    the first images
+                                  preview.png                   the first images
 """
 import hashlib
 import json
@@ -24,13 +23,12 @@ _PREVIEW, _COLUMNS = 64, 8
 
 
 class FeatureStore(PartFolder):
-    """Takes images a part at a time and keeps their features; `lit_jax.sampling.draw.draw_parts` can draw
-    into it.
+    """Takes images a part at a time and stores their features, also from `sampling.draw.draw_parts`.
 
     Args:
-        folder: where the folders of sets lie. Several processes must all see it.
-        images: what the images are, JSON-able: equal for equal images in equal order.
-        group: images that are drawn together, so that a part is made of whole groups.
+        folder: the parent of the sets' folders, shared by all processes.
+        images: JSON-able description of the images, equal for equal images in equal order.
+        group: images that are drawn together; a part consists of whole groups.
     """
 
     def __init__(self, folder, space: FeatureSpace, images: dict, count: int, group: int = 1):
@@ -40,7 +38,7 @@ class FeatureStore(PartFolder):
                          np.float32)
 
     def begin(self) -> bool:
-        """Makes room. Returns False where all features are there already."""
+        """Makes the folder; returns False if all features are there already."""
         done = sum(files_under(self.out).values())
         storage.check_free_space(self.out, self.bytes(self.count) - done)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -55,14 +53,13 @@ class FeatureStore(PartFolder):
         rows = np.concatenate([feature for feature in features if feature is not None], axis=1)
         if bad := np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
             raise UserError(f'the features of image {self.span(part)[bad[0]]} and {len(bad) - 1} more of its '
-                            f'part are not finite: look at the image, and at the weights of the feature '
-                            f'extractor')
+                            f'part are not finite: check the image and the weights of the feature extractor')
         if part == 0:
             save_png(self.out / 'preview.png', make_grid(images[:_PREVIEW], _COLUMNS))
         super().write(part, rows)
 
     def finish(self) -> None:
-        pass     # the parts are what is kept
+        pass     # nothing to join: the parts are what is kept
 
     def read(self) -> Features:
         """The features of all images, in their order."""
@@ -71,5 +68,5 @@ class FeatureStore(PartFolder):
 
 
 def fingerprint(facts) -> str:
-    """16 hex digits that stand for JSON-able facts."""
+    """16 hex digits that identify JSON-able facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 import json
 
 from lit_jax.evaluation.evaluate_options import GenevalOptions
+from lit_jax.evaluation.table import format_table
 from lit_jax.metrics.geneval.detector import Detector, StoredDetections
 from lit_jax.metrics.geneval.geneval_folder import score_folder, store_detections, write_prompts
 from lit_jax.runtime.errors import UserError
@@ -11,18 +12,17 @@ RESULT = 'geneval.json'
 
 
 def run_geneval(request: GenevalOptions) -> str:
-    """Does what is asked and returns lines about it. UserError for a request that cannot be met."""
+    """Runs the request; returns a text for people."""
     if (request.prompts_out is None) == (request.images is None):
         raise UserError('give one of --prompts_out (writes the prompts) and --images (scores images)')
     if request.prompts_out is not None:
         if extra := [name for name in ('detections', 'detector', 'store', 'out') if getattr(request, name)]:
             raise UserError(f'--{extra[0]} does not belong to --prompts_out; it goes with --images')
-        count = write_prompts(request.prompts_out)
-        return (f'wrote {count} prompts to {request.prompts_out}: draw four images of each into '
-                f'NNNNN/samples/0000.png to 0003.png, then: python evaluate.py geneval '
+        return (f'wrote {write_prompts(request.prompts_out)} prompts to {request.prompts_out}: draw four '
+                f'images of each into NNNNN/samples/0000.png to 0003.png, then: python evaluate.py geneval '
                 f'--images={request.prompts_out} --detections=FILE.jsonl')
     if request.store and request.out:
-        raise UserError('--store keeps what the detector sees and scores nothing: leave --out out')
+        raise UserError('--store writes the detections and computes no scores: leave --out out')
     detector = _open_detector(request)
     if request.store:
         count = store_detections(request.images, detector, request.store)
@@ -38,23 +38,18 @@ def run_geneval(request: GenevalOptions) -> str:
 
 def _open_detector(request: GenevalOptions) -> Detector:
     if (request.detections is None) == (request.detector is None):
-        raise UserError('say what saw the images with one of --detections=FILE.jsonl (a line an image) and '
-                        '--detector CONFIG CHECKPOINT (Mask2Former, needs PyTorch)')
+        raise UserError('give one of --detections=FILE.jsonl (one line per image) and --detector CONFIG '
+                        'CHECKPOINT (Mask2Former, needs PyTorch)')
     if request.detections is not None:
         if request.store:
-            raise UserError('--store keeps what --detector sees; --detections are stored already')
+            raise UserError('--store writes what --detector finds; --detections are stored already')
         return StoredDetections(request.detections)
     from lit_jax.metrics.geneval.mask2former import Mask2Former
     return Mask2Former(*request.detector)
 
 
 def _table(found: dict) -> str:
-    names, values = [*found['tasks'], 'overall'], [*found['tasks'].values(), found['overall']]
-    widths = [max(len(name), 6) for name in names]
-    lines = ['| ' + ' | '.join(name.rjust(width) for name, width in zip(names, widths, strict=True)) + ' |',
-             '| ' + ' | '.join('-' * (width - 1) + ':' for width in widths) + ' |',
-             '| ' + ' | '.join(f'{value:.4f}'.rjust(width)
-                               for value, width in zip(values, widths, strict=True)) + ' |']
-    lines += ['', f'{found["pictures"]} images of {found["prompts"]} prompts; overall is the mean of the '
-                  f'tasks', *found['notes']]
-    return '\n'.join(lines)
+    values = {**found['tasks'], 'overall': found['overall']}
+    return '\n'.join([*format_table([*values], [[f'{value:.4f}' for value in values.values()]], left=0), '',
+                      f'{found["pictures"]} images of {found["prompts"]} prompts; overall is the mean of the '
+                      f'tasks', *found['notes']])

@@ -1,7 +1,7 @@
-"""Arrays of an .npz file, read without holding them in memory and without running what is in them.
+"""Reads arrays of an .npz file block by block, and refuses pickled objects.
 
-An .npz is a zip file of .npy files, stored or deflated. Sets of images have 10 to 40 GB; so the header of an
-array is read first, then its rows block by block in the order of the file. Pickled objects are refused.
+An .npz is a zip file of .npy files, stored or deflated. Image sets take 10 to 40 GB, so the header of an
+array is read first, then its rows in the order of the file.
 """
 import contextlib
 import math
@@ -16,13 +16,12 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable
 
 _SKIP = 1 << 24
-# What zipfile and zlib raise for damaged files.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)     # zipfile's, zlib's and numpy's
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an .npy file says of its array. `size`: bytes of the header itself."""
+    """The header of an .npy file. `size`: bytes of the header itself."""
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran_order: bool
@@ -30,8 +29,7 @@ class Header:
 
 
 class Npz:
-    """An .npz file, open; a context manager. Attribute `names`: its arrays. UserError where it is not a whole
-    .npz."""
+    """An open .npz file, a context manager; `names`: its arrays. UserError if it is not a whole .npz."""
 
     def __init__(self, path):
         self.path = as_path(path)
@@ -44,9 +42,8 @@ class Npz:
             self._archive = zipfile.ZipFile(self._file)
         except _DAMAGE as error:
             self._file.close()
-            raise UserError(f'{self.path} is not a whole .npz file ({error}): it was cut off, by a download '
-                            f'or a copy that did not end, or it is something else. Get it again, or run what '
-                            f'wrote it again.') from error
+            raise UserError(f'{self.path} is not a whole .npz file ({error}): it is something else, or was '
+                            f'cut off on its way here. Get or make the file again') from error
         self.names = [name.removesuffix('.npy') for name in self._archive.namelist()]
 
     def __enter__(self) -> 'Npz':
@@ -57,7 +54,7 @@ class Npz:
         self._file.close()
 
     def header(self, name: str) -> Header:
-        """Of one array, checked: numbers in C order, as many bytes as it says."""
+        """Of one array, checked: numbers in C order, and as many bytes as the header says."""
         with self._open(name) as entry:
             return self._header(entry, name)
 
@@ -70,7 +67,7 @@ class Npz:
         return np.frombuffer(data, header.dtype).reshape(header.shape)
 
     def rows(self, name: str, ranges: Iterable[range]) -> Iterator[np.ndarray]:
-        """The rows of one array in these ranges, which must rise; one range at a time is in memory."""
+        """The rows of one array in these ascending ranges; one range at a time is in memory."""
         with self._open(name) as entry:
             header = self._header(entry, name)
             row, at = math.prod(header.shape[1:]) * header.dtype.itemsize, 0
@@ -79,16 +76,15 @@ class Npz:
                 data = self._exactly(entry, len(wanted) * row, name)
                 at = wanted.stop
                 yield np.frombuffer(data, header.dtype).reshape(len(wanted), *header.shape[1:])
-            # to the end, where the checksum is compared
-            self._skip(entry, (header.shape[0] - at) * row, name)
+            self._skip(entry, (header.shape[0] - at) * row, name)     # to the end: zipfile compares checksums
             self._end(entry, name)
 
     def _open(self, name: str):
         try:
             return self._archive.open(name + '.npy')
         except KeyError:
-            raise UserError(
-                f'{self.path} has no array {name}, only {", ".join(self.names) or "nothing"}.') from None
+            raise UserError(f'{self.path} has no array {name}, only '
+                            f'{", ".join(self.names) or "none"}') from None
         except (*_DAMAGE, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
@@ -99,17 +95,16 @@ class Npz:
             shape, fortran, dtype = read(entry)
             header = Header(shape, dtype, fortran, entry.tell())
         if dtype.hasobject:
-            raise UserError(f'{self.path}: {name} holds pickled objects (dtype {dtype}), which can run any '
-                            f'program when they are read; refused. Save plain numbers: np.savez(path, '
-                            f'arr_0=images) with a uint8 array.')
+            raise UserError(f'{self.path}: {name} contains pickled objects (dtype {dtype}), which can run '
+                            f'any program when they are read; refused. Save a plain uint8 array: '
+                            f'np.savez(path, arr_0=images)')
         if fortran and len(shape) > 1:
             raise UserError(f'{self.path}: {name} is stored in Fortran order, which cannot be read image by '
-                            f'image. Save np.ascontiguousarray of it.')
-        there, needed = self._archive.getinfo(name +
-                                              '.npy').file_size, header.size + math.prod(
-                                                  shape) * dtype.itemsize
+                            f'image. Save np.ascontiguousarray of it')
+        there = self._archive.getinfo(f'{name}.npy').file_size
+        needed = header.size + math.prod(shape) * dtype.itemsize
         if there != needed:
-            raise self._damaged(name, f'{there} bytes where {list(shape)} {dtype} in format {version} takes '
+            raise self._damaged(name, f'{there} bytes; {list(shape)} {dtype} in format {version} takes '
                                       f'{needed}')
         return header
 
@@ -117,7 +112,7 @@ class Npz:
         with self._explained(name):
             data = entry.read(count)
         if len(data) != count:
-            raise self._damaged(name, f'{len(data)} bytes where {count} were expected')
+            raise self._damaged(name, f'{len(data)} bytes, expected {count}')
         return data
 
     def _skip(self, entry, count: int, name: str) -> None:
@@ -138,5 +133,4 @@ class Npz:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, reason) -> UserError:
-        return UserError(f'{self.path}: {name} is damaged or cut off ({reason}). Get the file again, or run '
-                         f'what wrote it again.')
+        return UserError(f'{self.path}: {name} is damaged or cut off ({reason}). Get or make the file again')

@@ -1,12 +1,12 @@
-"""What samples are compared with: a file of ADM's layout, or any other set of images.
+"""References that samples are compared with: a file in ADM's layout, or any other set of images.
 
     mu [2048], sigma [2048, 2048]       of the pool features of the whole data set
     mu_s [2023], sigma_s [2023, 2023]   of the spatial features
     arr_0 uint8 [10000, H, W, 3]        some of its images, for precision, recall and kernel distances
     meta                                JSON text; only in files that `evaluate.py reference` wrote
 
-A file with statistics but without images serves for FID and sFID. A set of images without statistics serves
-for all: its statistics are computed from its images.
+A file with statistics but no images is enough for FID and sFID. A set of images is enough for all scores: its
+statistics are computed from the images.
 """
 import json
 from dataclasses import dataclass, field
@@ -27,12 +27,11 @@ FORMAT = 1
 
 @dataclass
 class Reference:
-    """A reference, its images not read yet.
+    """A reference whose images are not read yet.
 
     Attributes:
-        statistics: of 'pool' and 'spatial' features of the whole data set, where they are stored.
-        images: the set of its images, None where it has none.
-        meta: what made the file, {} where it does not say.
+        statistics: of the 'pool' and 'spatial' features of the whole data set, if stored.
+        meta: the settings that made the file; {} if it does not contain them.
     """
     path: object
     statistics: dict[str, Statistics]
@@ -46,49 +45,40 @@ class Reference:
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(H, W) of its images, where that is known."""
+        """(H, W) of its images, if known."""
         if self.images is not None:
             return tuple(self.images.shape)
         return (self.meta['image_size'],) * 2 if 'image_size' in self.meta else None
 
     def facts(self) -> dict:
         """JSON-able, for the recipe card."""
-        of = 'of its own images'
+        of, count = 'of its own images', self.meta.get('count')
         if self.statistics:
-            count = self.meta.get('count')
             of = 'stored in it' + (f', of {count} images' if count else '')
         return {'id': self.path.name, 'sha256': self.sha256, 'statistics': of,
                 'pictures': 0 if self.images is None else self.images.count, 'meta': self.meta or None}
 
 
 def open_reference(path, space: FeatureSpace) -> Reference:
-    """A reference whose features are those of `space`. UserError where it is something else, or damaged."""
+    """The reference at `path`. UserError if it is damaged, or made with features other than `space`."""
     path = as_path(path)
-    with explain_unreachable(path):
-        is_file = path.is_file()
-    if not is_file or path.suffix != '.npz':
-        reference = Reference(path, {}, _open_images(path))
-    else:
-        reference = _read_npz(path)
-    _check_space(reference, space)
-    return reference
-
-
-def _open_images(path):
     with explain_unreachable(path):
         if not path.exists():
             raise UserError(f'the reference {path} does not exist. ADM publishes '
                             f'VIRTUAL_imagenet256_labeled.npz and others (see docs/evaluate/evaluation.md); '
-                            f'of other data make one: python evaluate.py reference --data=... --out=ref.npz')
-    return open_set(path)
+                            f'for other data make one: python evaluate.py reference --data=... --out=ref.npz')
+        is_npz = path.is_file() and path.suffix == '.npz'
+    reference = _read_npz(path) if is_npz else Reference(path, {}, open_set(path))
+    _check_space(reference, space)
+    return reference
 
 
 def _read_npz(path) -> Reference:
     with Npz(path) as file:
         stored = {name: keys for name, keys in STORED.items() if set(keys) <= set(file.names)}
         if not stored and IMAGES not in file.names:
-            raise UserError(f'{path} is no reference: expected mu and sigma, or images in {IMAGES}; it has '
-                            f'{", ".join(file.names) or "nothing"}.')
+            raise UserError(f'{path} is no reference: expected mu and sigma, or images in {IMAGES}; it '
+                            f'contains {", ".join(file.names) or "no arrays"}')
         statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
         meta = _read_meta(file) if 'meta' in file.names else {}
         images = NpzSet(path) if IMAGES in file.names else None
@@ -103,10 +93,10 @@ def _read_statistics(file: Npz, mean: str, cov: str) -> Statistics:
             raise UserError(f'{file.path}: {name} is {file.header(name).dtype}, expected floating point')
     mu, sigma = (file.array(name).astype(np.float64) for name in (mean, cov))
     if mu.ndim != 1 or sigma.shape != mu.shape * 2:
-        raise UserError(f'{file.path}: {mean} {list(mu.shape)} and {cov} {list(sigma.shape)} do not fit; '
+        raise UserError(f'{file.path}: {mean} has shape {list(mu.shape)} and {cov} {list(sigma.shape)}; '
                         f'expected [d] and [d, d]')
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f'{file.path}: {mean} or {cov} holds NaN or infinity; get the file again')
+        raise UserError(f'{file.path}: {mean} or {cov} contains NaN or infinity; get the file again')
     return Statistics(mu, sigma)
 
 
@@ -117,21 +107,20 @@ def _read_meta(file: Npz) -> dict:
     except ValueError:
         meta = None
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
-        raise UserError(f'{file.path}: meta is not what `evaluate.py reference` of this version writes: '
-                        f'{text[:80]!r}. Make the reference again.')
+        raise UserError(f'{file.path}: meta was not written by `evaluate.py reference` of this version: '
+                        f'{text[:80]!r}. Make the reference again')
     return meta
 
 
 def _check_space(reference: Reference, space: FeatureSpace) -> None:
-    """A file says which features it holds, or is taken for ADM's, which are Inception's."""
-    for name, stats in reference.statistics.items():
-        width = dict(zip(STORED, space.widths, strict=True))[name]
-        if width and len(stats.mean) != width:
-            raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, the '
-                            f'features of this evaluation ({space.facts["flavour"]}) have {width}: a '
-                            f'reference of other features')
-    if there := reference.meta.get('features'):
+    for name, width in zip(STORED, space.widths, strict=True):
+        stats = reference.statistics.get(name)
+        if width and stats is not None and len(stats.mean) != width:
+            raise UserError(f'{reference.path}: {STORED[name][0]} has {len(stats.mean)} numbers, but the '
+                            f'features of this evaluation ({space.facts["flavour"]}) have {width}; give a '
+                            f'reference made with these features')
+    if there := reference.meta.get('features'):      # else it is ADM's, of Inception's features
         there, now = ({key: facts.get(key) for key in ('flavour', 'sha256', 'precision')}
                       for facts in (there, space.facts))
         check_alike(there, now, 'there', 'now', f'{reference.path} was made with other features',
-                    'Make the reference again with these, or give the weights that it was made with.')
+                    'Make the reference again with these, or give the weights it was made with.')

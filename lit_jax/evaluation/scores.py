@@ -1,4 +1,4 @@
-"""All scores of one set of features against a reference, and why some of them are not possible."""
+"""Computes the scores of a set of features against a reference, and says why some cannot be computed."""
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +24,15 @@ from lit_jax.metrics.manifold import MODES as PR_MODES
 from lit_jax.metrics.manifold import density_coverage, precision_recall
 from lit_jax.runtime.errors import UserError
 
-# need features of single reference images
-OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')
+OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')    # need the reference's images
 IS_MODES = ('adm', 'shuffled')
 NEIGHBOURS = {'precision': 3, 'recall': 3, 'density': 5, 'coverage': 5}
-_COLLAPSED = 0.9          # a score in file order below this part of the shuffled one: the file is sorted
+_COLLAPSED = 0.9          # inception score in file order below this fraction of the shuffled one: sorted file
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be chosen of a score. pr_mode: distances in full, or rounded as ADM's evaluator does; is_mode:
-    chunks of 5000 in file order (ADM), or ten shuffled ones (torch-fidelity)."""
+    """Metrics and their variants; for pr_mode and is_mode see ScoreOptions."""
     metrics: tuple[str, ...] = ScoreOptions.metrics
     pr_mode: str = ScoreOptions.pr_mode
     is_mode: str = ScoreOptions.is_mode
@@ -43,7 +41,7 @@ class Settings:
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise UserError(f'unknown metric {", ".join(map(repr, unknown))}; known: {", ".join(METRICS)}')
         if not self.metrics:
-            raise UserError(f'no metric is asked for; known: {", ".join(METRICS)}')
+            raise UserError(f'--metrics is empty; known: {", ".join(METRICS)}')
         for name, value, known in (('pr_mode', self.pr_mode, PR_MODES), ('is_mode', self.is_mode, IS_MODES)):
             if value not in known:
                 raise UserError(f'unknown --{name}={value}; known: {", ".join(known)}')
@@ -59,11 +57,9 @@ class Settings:
 
 
 class Scorer:
-    """Scores features against one reference; what is the same for all sets is computed once.
+    """Scores features against one reference, whose statistics are computed once.
 
-    Args:
-        features: of the reference's images, or None; `impossible` says which scores need them.
-    """
+    features: of the reference's images, or None; `impossible` names the scores that need them."""
 
     def __init__(self, space: FeatureSpace, reference: Reference, features: Features | None,
                  settings: Settings):
@@ -71,8 +67,7 @@ class Scorer:
 
     def score(self, samples: Features, metrics: Sequence[str],
               labels: np.ndarray | None = None) -> tuple[dict, list[str]]:
-        """({metric: value, 'is_std', ...}, notes for people). labels: the classes of the samples in file
-        order, if known."""
+        """({metric: value, 'is_std', ...}, notes for people). labels: in file order, if known."""
         scores, notes = {}, []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
@@ -90,8 +85,8 @@ class Scorer:
             kind = 'pool' if name == 'fid' else 'spatial'
             width = getattr(samples, kind).shape[1]
             if len(samples.pool) <= width:
-                notes.append(f'{name}: {len(samples.pool)} samples, no more than the {width} dimensions; the '
-                             f'score is far above that of many samples')
+                notes.append(f'{name}: only {len(samples.pool)} samples for {width} dimensions, so the score '
+                             f'is far higher than with many samples')
             return {name: frechet_distance(self._statistics_of(samples, kind), self._real[kind])}
         if name == 'is':
             return self._inception_score(samples, self._settings.is_mode)
@@ -127,14 +122,13 @@ class Scorer:
         ours, real = getattr(samples, kind), getattr(self._features, kind)
         size = min(kernel.SUBSET_SIZE, len(ours), len(real))
         if size < kernel.SUBSET_SIZE:
-            notes.append(
-                f'{name}: subsets of {size}, there are no more images; usual is {kernel.SUBSET_SIZE}')
+            notes.append(f'{name}: subsets of {size} images instead of {kernel.SUBSET_SIZE}: there are '
+                         'no more')
         mean, std = kernel_distance(ours, real, subset_size=size)
         return {name: mean, f'{name}_std': std}
 
     def _sorted_note(self, samples: Features, scores: dict, labels: np.ndarray | None) -> list[str]:
-        """In file order and sorted by class, a chunk of 5000 holds few classes, and the score is worth
-        nothing."""
+        """A warning if the file is sorted by class: its chunks then have too few classes for this score."""
         if self._settings.is_mode != 'adm' or len(samples.pool) <= ADM_SPLIT:
             return []
         shuffled = self._inception_score(samples, 'shuffled')['is']
@@ -146,12 +140,8 @@ class Scorer:
 
 def impossible(metrics: Sequence[str], space: FeatureSpace, reference: Reference,
                count: int) -> dict[str, str]:
-    """{metric: why it cannot be computed}, before anything is. count: samples."""
-    reasons = {}
-    for name in metrics:
-        if reason := _obstacle(name, space, reference, count):
-            reasons[name] = reason
-    return reasons
+    """{metric: why it cannot be computed} for `count` samples."""
+    return {name: reason for name in metrics if (reason := _obstacle(name, space, reference, count))}
 
 
 def _obstacle(name: str, space: FeatureSpace, reference: Reference, count: int) -> str:
@@ -159,13 +149,13 @@ def _obstacle(name: str, space: FeatureSpace, reference: Reference, count: int) 
     if name in ('sfid', 'skid') and not space.widths[1]:
         return f'{space.facts["flavour"]} has no spatial features'
     if name == 'is' and space.head is None:
-        return f'{space.facts["flavour"]} names no classes'
+        return f'{space.facts["flavour"]} does not classify'
     if name in OF_IMAGES and images is None:
-        return f'{reference.path} holds statistics only; this score needs images of the reference (arr_0)'
+        return f'{reference.path} has statistics only; this score needs images of the reference (arr_0)'
     if name == 'sfid' and reference.statistics and 'spatial' not in reference.statistics:
-        return f'{reference.path} holds no statistics of spatial features (mu_s, sigma_s)'
+        return f'{reference.path} has no statistics of spatial features (mu_s, sigma_s)'
     if name in NEIGHBOURS and min(count, images.count) <= NEIGHBOURS[name]:
-        return f'it looks at {NEIGHBOURS[name]} neighbours, so each set needs more images than that'
+        return f'it uses {NEIGHBOURS[name]} neighbours, so each set needs more images than that'
     least = 1 if name == 'is' else 2
     if count < least or (name != 'is' and not reference.statistics and images.count < least):
         return f'it needs at least {least} images in each set'

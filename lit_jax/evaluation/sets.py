@@ -1,8 +1,7 @@
-"""Sets of images to score: an .npz as ADM's evaluator takes it, or a folder of PNG files; read a block at a
-time.
+"""Sets of images to score: an .npz for ADM's evaluator, or a folder of PNG files, read a block at a time.
 
-A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (of sample.py, or None), `sha256` of
-its content, and `blocks(ranges)`: uint8 [n, H, W, 3] of each range of numbers.
+A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (the recipe card of sample.py, or
+None), `sha256` of its content, and `blocks(ranges)`: uint8 [n, H, W, 3] for each range of indices.
 """
 import hashlib
 import io
@@ -25,7 +24,7 @@ _NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d+)\.png$')     # as sample.py name
 
 
 def open_set(path) -> 'NpzSet | FolderSet':
-    """The set at `path`; everything but the pixels is checked. UserError where it cannot be scored."""
+    """The set at `path`. UserError if it cannot be scored; its pixels are not checked yet."""
     path = as_path(path)
     with explain_unreachable(path):
         if path.is_dir():
@@ -40,18 +39,18 @@ def open_set(path) -> 'NpzSet | FolderSet':
 
 
 class NpzSet:
-    """`arr_0` of an .npz; `arr_1`, where it is there, holds the labels."""
+    """`arr_0` of an .npz; `arr_1`, if present, contains the labels."""
 
     def __init__(self, path):
         self.path = as_path(path)
         with Npz(self.path) as file:
             if IMAGES not in file.names:
-                raise UserError(f'{self.path} holds no images: expected {IMAGES}, uint8 [N, H, W, 3]; it has '
-                                f'{", ".join(file.names) or "nothing"}.')
+                raise UserError(f'{self.path} contains no images: expected {IMAGES}, uint8 [N, H, W, 3]; it '
+                                f'has {", ".join(file.names) or "no arrays"}')
             header = file.header(IMAGES)
             check_images(header.shape, header.dtype, f'{self.path}: {IMAGES}')
             if not header.shape[0]:
-                raise UserError(f'{self.path}: {IMAGES} holds no image')
+                raise UserError(f'{self.path}: {IMAGES} is empty; expected at least one image')
             self.count, self.shape = header.shape[0], header.shape[1:3]
             self.labels = self._read_labels(file)
         self.card = _card_of(self.path.with_suffix('.json'), self.count, self.path)
@@ -75,22 +74,19 @@ class NpzSet:
 
 
 class FolderSet:
-    """The PNG files directly in a folder, in the order of their names; other files of no image are
-    ignored."""
+    """The PNG files directly in a folder, in the order of their names; files of other kinds are ignored."""
 
     def __init__(self, path):
         self.path = as_path(path)
         names = [name for name in files_under(self.path) if '/' not in name and not name.startswith('.')]
-        lossy = [name for name in names if _suffix(name) in _LOSSY]
-        if lossy:
-            raise UserError(f'{self.path} holds {len(lossy)} images in lossy formats ({lossy[0]}, ...): '
-                            f'their artefacts are part '
-                            'of the score. Save samples as PNG or .npz (python sample.py --out NAME.npz). A '
-                            f'reference of real images is made by: python evaluate.py reference '
-                            f'--data=folder --path={self.path} ...')
+        if lossy := [name for name in names if _suffix(name) in _LOSSY]:
+            raise UserError(f'{self.path} contains {len(lossy)} images in lossy formats ({lossy[0]}, ...), '
+                            f'whose artefacts change the scores. Save samples as PNG or .npz (python '
+                            f'sample.py --out NAME.npz); make a reference of real images with: python '
+                            f'evaluate.py reference --data=folder --path={self.path} ...')
         self.names = sorted(name for name in names if _suffix(name) == '.png')
         if not self.names:
-            raise UserError(f'there are no PNG files in {self.path}')
+            raise UserError(f'there are no PNG files in {self.path}; expected at least one')
         self.count = len(self.names)
         self.shape = _image(self.path / self.names[0]).shape[:2]
         found = [_NUMBER_AND_CLASS.match(name) for name in self.names]
@@ -100,7 +96,7 @@ class FolderSet:
 
     @property
     def sha256(self) -> str:
-        """Of the names and contents of the files. Looks at the size of every image on the way."""
+        """Of the names and contents of the files; also checks that all images have one size."""
         if self._sha256 is None:
             digest = hashlib.sha256()
             for name in self.names:
@@ -120,7 +116,7 @@ class FolderSet:
     def _check_size(self, name: str, shape: tuple[int, int]) -> None:
         if tuple(shape) != tuple(self.shape):
             raise UserError(f'{self.path / name} has {shape[1]}x{shape[0]} pixels, {self.names[0]} has '
-                            f'{self.shape[1]}x{self.shape[0]}: all images of a set must have one size')
+                            f'{self.shape[1]}x{self.shape[0]}; all images of a set must have the same size')
 
 
 class FirstOf:
@@ -140,7 +136,7 @@ class FirstOf:
 
 
 def _card_of(path, count: int, where) -> dict | None:
-    """The recipe card beside a set, where sample.py wrote one."""
+    """The recipe card beside a set, if sample.py wrote one."""
     try:
         card = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -148,9 +144,8 @@ def _card_of(path, count: int, where) -> dict | None:
     if not isinstance(card, dict) or card.get('kind') != 'pictures':
         return None
     if (drawn := card['pictures'].get('count', count)) != count:      # cards of prompts do not count
-        raise UserError(f'{path} is the card of {drawn} images, {where} holds {count}: '
-                        f'images are missing, or the card belongs to another set. Draw the set again, or '
-                        f'delete the card.')
+        raise UserError(f'{path} is the card of {drawn} images, but {where} contains {count}: images are '
+                        f'missing, or the card is of another set. Draw the set again, or delete the card')
     return card
 
 

@@ -1,5 +1,4 @@
-"""What images are compared by: Inception's features as ADM's evaluator takes them, a digits classifier's, or
-any function's."""
+"""Feature spaces of the scores: Inception as in ADM's evaluator, a classifier of digits, or any function."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,17 +25,17 @@ KNOWN = ('inception', 'digits[:JUDGE.npz]')
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A feature extractor and everything that must be said about it.
+    """A feature extractor and its description.
 
     Attributes:
-        facts: JSON-able: 'flavour', 'sha256' of the weights, 'precision' and more. Part of every recipe card.
-        extract: uint8 [n, H, W, 3] -> Features; their bits do not depend on devices, nor on n if all but the
-            last call are given whole groups.
-        widths: of the pool features and of the spatial ones (0: none).
+        facts: JSON-able, part of every recipe card: 'flavour', 'sha256' of the weights, 'precision' and more.
+        extract: uint8 [n, H, W, 3] -> Features. Their bits do not depend on the devices, nor on n if all
+            calls but the last get whole groups.
+        widths: of the pool features and of the spatial features (0: none).
         group: images computed together.
-        head: [pool width, classes], for the inception score; None without.
-        image_shape: (H, W) that it takes; None: any.
-        adm: whether means are taken in float32, as ADM's evaluator does.
+        head: [pool width, classes], for the inception score.
+        image_shape: (H, W) of its inputs; None: any.
+        adm: means are taken in float32, as in ADM's evaluator.
     """
     facts: dict
     extract: Callable[[np.ndarray], Features]
@@ -48,7 +47,7 @@ class FeatureSpace:
 
 
 def open_space(name: str = 'inception', *, inception: str = '', precision: str = 'highest') -> FeatureSpace:
-    """The feature space of a name; collective. UserError where its weights are not to be had.
+    """The feature space of a name; collective. UserError if its weights cannot be found.
 
     inception: path of the weights, '' to look for them. precision: of Inception."""
     kind, _, path = name.partition(':')
@@ -57,9 +56,8 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
     if kind != 'digits':
         raise UserError(f'unknown --features={name}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
-        raise UserError(f'--inception and --precision do not belong to --features={name}: they are of '
-                        f'Inception')
-    path = path or cache_folder() / 'digits_judge.npz'
+        raise UserError(f'--inception and --precision go with --features=inception, not {name}')
+    path = as_path(path or cache_folder() / 'digits_judge.npz')
     peers.only_lead(lambda: _make_judge(path))
     return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
 
@@ -69,7 +67,7 @@ def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
     found = load_inception(path, precision)
     extractor = FeatureExtractor(found)
     if not found.published:
-        LOG.warning('the weights of Inception in %s are not the published ones: scores are not comparable',
+        LOG.warning('the Inception weights in %s are not the published ones: scores are not comparable',
                     found.source)
     facts = {'flavour': INCEPTION, **found.describe(), 'group': extractor.group}
     return FeatureSpace(facts, extractor.extract, (WIDTH, SPATIAL_WIDTH), extractor.group,
@@ -77,26 +75,23 @@ def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
 
 
 def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
-    """The 48 features of a digits classifier, for images of 8x8; it sees the first channel."""
-    features = digits_judge.FEATURES
-
+    """The 48 features of a digits classifier for 8x8 images; it uses the first channel."""
     def look(params, images_BHWC):
         grey = images_BHWC[..., :1].astype(jnp.float32) / 127.5 - 1
         with jax.default_matmul_precision('highest'):
             return {'pool': params['scale'] * digits_judge.network(params['network'], grey)[0]}
 
     params = {'network': judge.params, 'scale': np.float32(judge.feature_scale)}
-    return function_space(DIGITS, look, params, features, head=judge.params['head'] / judge.feature_scale,
-                          image_shape=digits_judge.IMAGE[:2])
+    return function_space(DIGITS, look, params, digits_judge.FEATURES, image_shape=digits_judge.IMAGE[:2],
+                          head=judge.params['head'] / judge.feature_scale)
 
 
 def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_width: int = 0,
                    precision: str = 'highest', head: np.ndarray | None = None,
                    image_shape: tuple[int, int] | None = None) -> FeatureSpace:
-    """The features of any function: fn(params, uint8 [B, H, W, 3]) -> {'pool': [B, width], 'spatial': ... or
-    absent}.
+    """The features of any fn(params, uint8 [B, H, W, 3]) -> {'pool': [B, width], optional 'spatial': ...}.
 
-    flavour, precision: for the recipe card; two functions of one flavour must be the same function."""
+    flavour, precision: for the recipe card; functions with the same flavour must be the same function."""
     extractor = FeatureExtractor(fn=fn, params=params)
     facts = {'flavour': flavour, 'sha256': params_sha256(params), 'precision': precision,
              'group': extractor.group}
@@ -105,11 +100,9 @@ def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_wi
 
 
 def _make_judge(path) -> None:
-    """Trains the judge of digits where it is not there yet."""
-    path = as_path(path)
     if path.exists():
         return
-    LOG.info('training the judge of digits, once: %s', path)
+    LOG.info('training the digits classifier, once: %s', path)
     train = open_digits('train', as_path(default_data_dir()))
     path.parent.mkdir(parents=True, exist_ok=True)
     digits_judge.train_judge(train.images, train.labels).save(path)

@@ -1,4 +1,4 @@
-"""scores.json, the table and the plots of it."""
+"""Keeps the scores of a folder: scores.json, its table scores.md and its plots scores.png."""
 import io
 import itertools
 import json
@@ -17,7 +17,7 @@ COLUMNS = {'fid': ('FID', 3), 'sfid': ('sFID', 3), 'is': ('IS', 2), 'kid': ('KID
 
 
 def read_rows(folder) -> list[dict]:
-    """The rows that are there already. UserError where the file is something else."""
+    """The rows of scores.json, [] without one. UserError if the file is something else."""
     path = as_path(folder) / ROWS
     try:
         rows = json.loads(path.read_bytes())
@@ -27,16 +27,14 @@ def read_rows(folder) -> list[dict]:
         rows = None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {'id', 'scores', 'card'} <= row.keys()
                                              for row in rows):
-        raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move it away')
+        raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move the file')
     return rows
 
 
 def keep_row(folder, row: dict) -> list[dict]:
-    """Adds a row, or puts it in the place of the one of its id; writes all three files; returns all rows."""
+    """Adds a row, or replaces the one with its id; writes all three files; returns all rows."""
     folder = as_path(folder)
-    rows = read_rows(folder)
-    places = [i for i, old in enumerate(rows) if old['id'] == row['id']]
-    rows[places[0] if places else len(rows):len(rows) if not places else places[0] + 1] = [row]
+    rows = [*({old['id']: old for old in read_rows(folder)} | {row['id']: row}).values()]
     write_text_atomic(folder / ROWS, json.dumps(rows, indent=1, allow_nan=False) + '\n')
     write_text_atomic(folder / TABLE, markdown(rows))
     if figure := plots(rows):
@@ -44,30 +42,24 @@ def keep_row(folder, row: dict) -> list[dict]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------
-# Table
-
-
 def markdown(rows: Sequence[dict]) -> str:
-    """The table, and below it what is the same for all rows, what is not possible and what there is to
-    say."""
+    """The table, and below it the settings that all rows share, and notes."""
     metrics = [name for name in COLUMNS if any(name in row['scores'] for row in rows)]
     about = [describe(row) for row in rows]
     shown = [key for key in about[0] if key in ('samples', 'N') or len({one[key] for one in about}) > 1]
-    lines = _table([*shown, *(COLUMNS[name][0] for name in metrics)],
-                   [[*(one[key] for key in shown), *(_number(row, name) for name in metrics)]
-                    for one, row in zip(about, rows, strict=True)])
+    lines = format_table([*shown, *(COLUMNS[name][0] for name in metrics)],
+                         [[*(one[key] for key in shown), *(_number(row, name) for name in metrics)]
+                          for one, row in zip(about, rows, strict=True)])
     lines.append('')
     lines += [f'{key}: {about[0][key]}' for key in about[0] if key not in shown and about[0][key] != '']
     said = dict.fromkeys(f'{one["samples"]}: {text}' for one, row in zip(about, rows, strict=True)
-                         for text in (*row['notes'],
-                                      *(f'{name} is not possible: {why}'
-                                        for name, why in row['impossible'].items())))
+                         for text in (*row['notes'], *(f'{name} is not possible: {why}'
+                                                       for name, why in row['impossible'].items())))
     return '\n'.join([*lines, *([''] if said else []), *said]) + '\n'
 
 
 def describe(row: Mapping) -> dict[str, str]:
-    """The recipe of a row in short texts."""
+    """The settings of a row as short texts."""
     card, images = row['card'], row['card']['samples']
     recipe = images.get('card') or {}
     sampler, model, vae = recipe.get('sampler', {}), recipe.get('model', {}), recipe.get('vae') or {}
@@ -90,13 +82,13 @@ def describe(row: Mapping) -> dict[str, str]:
     }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of a Markdown table whose first `left` columns are aligned left, the others right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [' | '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-             for row in (head, *rows)]
-    rule = ' | '.join('-' * width if i == 0 else '-' * (width - 1) + ':' for i, width in enumerate(widths))
-    return [f'| {line} |' for line in (lines[0], rule, *lines[1:])]
+    rule = ['-' * width if i < left else '-' * (width - 1) + ':' for i, width in enumerate(widths)]
+    return ['| ' + ' | '.join(cell.ljust(width) if i < left else cell.rjust(width)
+                              for i, (cell, width) in enumerate(zip(row, widths, strict=True))) + ' |'
+            for row in (head, rule, *rows)]
 
 
 def _number(row: Mapping, name: str) -> str:
@@ -108,17 +100,13 @@ def _text(value) -> str:
     return '' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Plots
-
 _AXES = {'cfg': 'guidance scale', 'steps': 'sampling steps', 'step': 'training step'}
 
 
 def plots(rows: Sequence[dict]) -> bytes | None:
-    """PNG: FID over guidance scale, over sampling steps and over training, each where there are two values;
-    None without.
+    """PNG of FID over guidance scale, sampling steps and training steps, each if it has two values or more.
 
-    A line holds what differs in nothing else."""
+    The points of a line differ in nothing else. None if there is nothing to plot."""
     panels = {key: lines for key in _AXES if (lines := _lines(rows, key))}
     if not panels:
         return None
@@ -137,20 +125,19 @@ def plots(rows: Sequence[dict]) -> bytes | None:
 
 
 def _distance(rows: Sequence[dict]) -> str:
-    """What the distance is called: FID is of Inception's features only."""
-    flavours = {row['card']['features']['flavour'] for row in rows}
-    return 'FID' if all('Inception' in flavour
-                        for flavour in flavours) else f'Fréchet distance ({", ".join(sorted(flavours))})'
+    flavours = sorted({row['card']['features']['flavour'] for row in rows})
+    inception = all('Inception' in flavour for flavour in flavours)      # only theirs is called FID
+    return 'FID' if inception else f'Fréchet distance ({", ".join(flavours)})'
 
 
 def _lines(rows: Sequence[dict], key: str) -> dict[str, list[tuple[float, float]]]:
-    """{what the points have in common: (value of `key`, FID), rising}, lines of two points and more."""
+    """{the other settings: (value of `key`, FID) in ascending order}, for lines of at least two points."""
     about = [describe(row) for row in rows]
     others = [name for name in about[0] if name != key and len({one[name] for one in about}) > 1]
     found: dict[str, list[tuple[float, float]]] = {}
     for one, row in zip(about, rows, strict=True):
         if one[key] and row['scores'].get('fid') is not None:
-            name = ', '.join(one[other] if other == 'samples' else f'{other} {one[other]}' for other in others
-                             if one[other])
+            name = ', '.join(one[other] if other == 'samples' else f'{other} {one[other]}'
+                             for other in others if one[other])
             found.setdefault(name, []).append((float(one[key]), row['scores']['fid']))
     return {name: sorted(points) for name, points in found.items() if len({x for x, _ in points}) > 1}

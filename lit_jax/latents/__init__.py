@@ -1,1 +1,1 @@
-"""Images and captions to cached latents and features."""
+"""Encodes images and captions to cached latents and features."""

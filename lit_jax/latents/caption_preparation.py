@@ -1,5 +1,4 @@
-"""What preparing images with captions needs besides that of images with labels
-(lit_jax/latents/prepare.py)."""
+"""The parts of `prepare` that only images with captions need."""
 import json
 
 import numpy as np
@@ -13,44 +12,41 @@ from lit_jax.latents.encoding import CaptionEncoder
 from lit_jax.runtime.errors import UserError
 from lit_jax.text.tokenizer import Tokenizer
 
-_SAMPLED = 256  # examples whose captions tell how much room all take
+_SAMPLED = 256  # examples from whose captions the size of a record is estimated
 _TEXT_DTYPES = ('bfloat16', 'float32', 'int8')
-_TEXT_BATCH = 8  # captions a device at a time
+_TEXT_BATCH = 8  # captions per device
 
 
 def check_text_request(request) -> None:
-    """Raises UserError where the flags for captions do not fit the data set."""
+    """Raises UserError if the flags for captions do not fit the data set."""
     if not has_captions(request.data):
         if request.text_encoder or request.buckets:
-            raise UserError(f'--data={request.data} has labels, and neither captions (--text_encoder) nor '
-                            f'buckets (--buckets); name images with captions: --data={", ".join(CAPTIONED)}')
+            raise UserError(f'--data={request.data} has labels, but --text_encoder and --buckets are for '
+                            f'images with captions: --data={", ".join(CAPTIONED)}')
         return
     if not request.text_encoder:
-        raise UserError(f'--data={request.data} has captions: give the folder of a text encoder, '
-                        f'--text_encoder=FOLDER (python convert_torch_ckpt.py PIPELINE/text_encoder --out '
-                        f'FOLDER makes one)')
+        raise UserError(f'--data={request.data} has captions: give a text encoder, --text_encoder=FOLDER '
+                        f'(made by python convert_torch_ckpt.py PIPELINE/text_encoder --out FOLDER)')
     if request.text_dtype not in _TEXT_DTYPES:
         raise UserError(f'unknown --text_dtype={request.text_dtype}; known: {", ".join(_TEXT_DTYPES)}')
     if request.classes or request.num_classes:
-        raise UserError(f'--data={request.data} has captions and no classes: leave --classes and '
-                        f'--num_classes out')
+        raise UserError(f'--data={request.data} has captions, no classes: leave --classes and --num_classes '
+                        'out')
 
 
 def make_caption_plan(request, images_plan: dict, text_config: dict, source: Source) -> dict:
-    """What a data set of images with captions is, JSON-able: everything that the meaning of its records
-    depends on.
+    """The plan of a data set with captions, JSON-able: everything that the meaning of its records depends on.
 
-    request: `PrepareOptions`. images_plan: of the VAE and the sizes. text_config: of the
-        text encoder folder."""
+    request: `PrepareOptions`. images_plan: VAE and sizes. text_config: of the text encoder folder."""
     size, images = source.spec.image_size, isinstance(source, ImageSource)
-    shapes = source.buckets or ((size, size),)
-    counts = [len(source)] if source.bucket_of is None else np.bincount(source.bucket_of,
-                                                                        minlength=len(shapes)).tolist()
+    shapes, counts = source.buckets or ((size, size),), [len(source)]
+    if source.bucket_of is not None:
+        counts = np.bincount(source.bucket_of, minlength=len(shapes)).tolist()
     identity = source.identity if images else {'name': request.data, 'count': len(source)}
     text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'],
-            'tokens': request.caption_tokens,
-            'width': text_config['text_encoder']['width'], 'dtype': text_features.DTYPE,
-            'weights': text_config['weights'], 'computed_in': request.text_dtype}
+            'tokens': request.caption_tokens, 'width': text_config['text_encoder']['width'],
+            'dtype': text_features.DTYPE, 'weights': text_config['weights'],
+            'computed_in': request.text_dtype}
     rule = (buckets.RULE if source.buckets else crop.RULE) if images else 'none'
     return {'format': FORMAT, 'kind': caption_latents.KIND, **images_plan, 'text': text,
             'crop': rule, 'buckets': [list(shape) for shape in shapes], 'bucket_counts': counts,
@@ -59,7 +55,7 @@ def make_caption_plan(request, images_plan: dict, text_config: dict, source: Sou
 
 
 def caption_record_size(plan: dict, source: Source, tokenizer: Tokenizer) -> float:
-    """About the bytes of a record: true tokens are counted of some examples, evenly spread."""
+    """The mean bytes of a record, estimated from the captions of some evenly spaced examples."""
     indices = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int))
     captions = [caption for index in indices for caption in source.captions(int(index))]
     tokens = int(tokenizer.encode(captions, plan['text']['tokens']).mask.sum()) / len(indices)
@@ -68,14 +64,13 @@ def caption_record_size(plan: dict, source: Source, tokenizer: Tokenizer) -> flo
 
 
 def caption_encoder(request) -> CaptionEncoder:
-    """The text encoder of a request, loaded."""
-    return CaptionEncoder(load_text_encoder(request.text_encoder, request.text_dtype), request.caption_tokens,
-                          _TEXT_BATCH)
+    """Loads the text encoder of a request."""
+    encoder = load_text_encoder(request.text_encoder, request.text_dtype)
+    return CaptionEncoder(encoder, request.caption_tokens, _TEXT_BATCH)
 
 
 def needs_null(out, plan: dict) -> bool:
-    """Whether the features of the empty caption are still to be made, or again; those of another size are
-    deleted."""
+    """Whether the features of the empty caption are missing or invalid; metadata.json is then deleted."""
     if 'text' not in plan:
         return False
     try:
@@ -97,8 +92,7 @@ def make_null(out, encode: CaptionEncoder) -> None:
 
 
 def text_facts(notes: list[dict], null: bytes) -> dict:
-    """What metadata.json says of the captions besides the plan. null: the file of the features of the empty
-    one."""
+    """The statistics of the captions in metadata.json. null: the file of the empty caption's features."""
     tokens = np.array([pair for note in notes for pair in note['tokens']], np.int64).reshape(-1, 2)
     return {'captions': int((tokens > 0).sum()), 'truncated': sum(sum(note['cut']) for note in notes),
             'mean_tokens': float(tokens.sum() / max(1, (tokens > 0).sum())),

@@ -1,6 +1,6 @@
-"""Images and captions through the encoders, on all devices of this process, into shards of cached latents.
+"""Encodes images and captions on all devices of this process into shards of cached latents.
 
-Every device runs the same program on as many images or captions, however many devices there are.
+Each device runs the same program on the same number of images or captions, however many devices there are.
 """
 import contextlib
 import dataclasses
@@ -28,8 +28,7 @@ LOG = logging.getLogger('lit_jax')
 
 
 def _in_full(function: Callable) -> Callable:
-    """float32 is meant in full: the matrix units of TPUs and GPUs would take fewer bits. bfloat16 does not
-    mind."""
+    """Computes float32 at full precision: TPUs and GPUs would use fewer bits. No effect on bfloat16."""
     def precise(params, rows):
         with jax.default_matmul_precision('highest'):
             return function(params, rows)
@@ -37,13 +36,9 @@ def _in_full(function: Callable) -> Callable:
 
 
 class ImageEncoder:
-    """Moments of images, and of their mirror images from the same pass.
+    """Moments of images and of their mirror images.
 
-    Args:
-        per_device: images that a device takes at a time.
-    Attributes:
-        batch_size: images that all devices of this process take at a time.
-    """
+    per_device: batch size of a device. batch_size: of all devices of this process."""
 
     def __init__(self, vae: Vae, per_device: int, *, mirror: bool):
         network = vae.network
@@ -58,10 +53,8 @@ class ImageEncoder:
         self.batch_size = self._groups.batch
 
     def __call__(self, images: dict[int, np.ndarray]) -> jax.Array | None:
-        """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images [b,
-        h, w, 2C].
-
-        Rows without an image mean nothing; None where there is no image at all."""
+        """{row: image [H, W, C] of one shape} -> float32 [batch_size, 2, h, w, 2C], without mirror images
+        [batch_size, h, w, 2C]. Rows without an image are meaningless; None if there is no image."""
         if not images:
             return None
         batch = np.zeros((self.batch_size, *next(iter(images.values())).shape), np.float32)
@@ -71,39 +64,29 @@ class ImageEncoder:
 
 
 class CaptionEncoder:
-    """Features of captions.
-
-    Args:
-        encoder: `lit_jax.checkpoint.text_encoder_folder.TextEncoder`. length: L. per_device: captions a
-            device at a time.
-    """
+    """Features of captions of L = `length` tokens. encoder: a `TextEncoder`."""
 
     def __init__(self, encoder, length: int, per_device: int):
-        network = encoder.network
-
         def encode(params, tokens):
-            return network.apply(params, *tokens).astype(jnp.bfloat16)
+            return encoder.network.apply(params, *tokens).astype(jnp.bfloat16)
 
         self._tokenizer, self._length = encoder.tokenizer, length
         self._groups = DeviceGroups(_in_full(encode), encoder.params, per_device)
 
     def __call__(self, captions: Sequence[str]) -> tuple[list[jax.Array], np.ndarray, set[int]]:
-        """(features bfloat16 [at least as many as captions, L, C] in parts, masks int32 [n, L], numbers of
-        those cut)."""
+        """(features bfloat16 [>= n, L, C] in parts, masks int32 [n, L], indices of truncated captions)."""
         size, tokens = self._groups.batch, self._tokenizer.encode(captions, self._length)
         parts = [self._groups.start((tokens.ids[start:start + size], tokens.mask[start:start + size]))
                  for start in range(0, len(tokens.ids), size)]
         return parts, tokens.mask, set(tokens.truncated)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Records. `start` sends what a block needs to the devices, and `finish` waits for it.
+# Records. `start` sends a block to the devices, and `finish` waits for the results.
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example of a block: float32 moments [..., 2C], its bytes, and what the note of the shard lists of
-    it."""
+    """One example: float32 moments [..., 2C], its bytes, and its entries in the note of the shard."""
     moments: np.ndarray
     data: bytes
     facts: dict
@@ -119,18 +102,18 @@ class _Records:
         return self._encode({row: example['image'] for row, example in examples.items()})
 
     def _finish_images(self, pending, examples: dict[int, dict], block: '_Block') -> dict[int, np.ndarray]:
-        """{row: moments}, every one of which can be stored."""
+        """{row: moments}. UserError if one cannot be stored."""
         moments = np.asarray(pending)
         for row in examples:
-            if not np.all(np.abs(moments[row]) <= self._largest):      # NaN is not
-                raise UserError(f'the VAE makes NaN of example {block.indices[row]}, or more than '
+            if not np.all(np.abs(moments[row]) <= self._largest):      # also true for NaN
+                raise UserError(f'the VAE encodes example {block.indices[row]} to NaN, or to more than '
                                 f'{self._largest:.3g}: give --vae_dtype=float32 and --dtype=float32, or '
                                 f'check the VAE')
         return {row: moments[row] for row in examples}
 
 
 class LabelRecords(_Records):
-    """Records of images with labels: both views, then the label."""
+    """Records of images with labels: both mirror images, then the label."""
 
     def __init__(self, vae: Vae, plan: dict, per_device: int):
         super().__init__(vae, plan, per_device, mirror=True)
@@ -149,14 +132,14 @@ class LabelRecords(_Records):
 
 
 class CaptionRecords(_Records):
-    """Records of images with captions: one view, and the features of each caption."""
+    """Records of images with captions: the image, and the features of each caption."""
 
     def __init__(self, vae: Vae, encode_captions: CaptionEncoder, plan: dict, per_device: int):
         super().__init__(vae, plan, per_device, mirror=False)
         self._captions = encode_captions
 
     def start(self, examples: dict[int, dict], block: '_Block'):
-        # Long captions first, as in the records.
+        # In the order of the records: the long caption first.
         captions = [caption for example in examples.values() for caption in reversed(example['captions'])]
         return self._start_images(examples), self._captions(captions)
 
@@ -170,30 +153,26 @@ class CaptionRecords(_Records):
             lengths = [count_tokens(masks[i]) for i in numbers]
             features = [texts[i][:length] for i, length in zip(numbers, lengths, strict=True)]
             if not all(np.isfinite(feature.astype(np.float32)).all() for feature in features):
-                raise UserError(f'the text encoder makes NaN of a caption of example {block.indices[row]} '
-                                f'({example["captions"][0]:.60}): give --text_dtype=float32, or check the '
-                                f'text encoder')
+                raise UserError(f'the text encoder encodes a caption of example {block.indices[row]} '
+                                f'({example["captions"][0]:.60}) to NaN: give --text_dtype=float32, or check '
+                                f'the text encoder')
             facts = {'buckets': block.bucket, 'tokens': (lengths + [0])[:2],
                      'cut': sum(i in cut for i in numbers)}
-            made[row] = Record(moments[row],
-                               caption_latents.pack(moments[row], block.bucket, features, self._dtype), facts)
+            data = caption_latents.pack(moments[row], block.bucket, features, self._dtype)
+            made[row] = Record(moments[row], data, facts)
         return made
-
-
-# ------------------------------------------------------------------------------------------------------
-# Shards
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Examples of one shard that go through the encoders together, all of one bucket."""
+    """Examples of one shard and one bucket that are encoded together."""
     shard: int
     indices: list[int]
     bucket: int = 0
 
 
 def in_order(source: Source) -> np.ndarray:
-    """Numbers of the examples of a source in the order of the records: by bucket."""
+    """Indices of the examples in the order of the records: by bucket."""
     return np.arange(len(source)) if source.bucket_of is None else np.argsort(source.bucket_of, kind='stable')
 
 
@@ -203,22 +182,26 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
 
     Args:
         records: LabelRecords or CaptionRecords. record_size: about the bytes of one.
-        threads: that decode images. strict: an image that cannot be decoded is a UserError, not left out."""
+        threads: for decoding. strict: an image that cannot be decoded is a UserError, not left out."""
     ranges, order = shard_ranges(plan), in_order(source)
-    # Blocks never cross shards: what is computed together depends on the shard alone.
+    # Blocks never cross shards, so batches depend only on the shard.
     blocks = [block for number in numbers
               for block in _blocks(number, order[ranges[number].start:ranges[number].stop], source.bucket_of,
                                    records.batch_size)]
     images = read_ahead(lambda index: load_or_bad(source, index, strict),
                         [block.indices for block in blocks], threads)
-    with Progress(sum(len(block.indices) for block in blocks),
-                  'images') as progress, contextlib.closing(images):
+    total = sum(len(block.indices) for block in blocks)
+    with Progress(total, 'images') as progress, contextlib.closing(images):
         encoded = _encode(records, zip(blocks, images, strict=True))
         for number, parts in itertools.groupby(encoded, key=lambda part: part[0].shard):
             with (storage.explain_full_disk(out, record_size * len(ranges[number])),
                   ShardWriter(out, number, plan) as writer):
                 for block, examples, made in parts:
-                    _write(writer, block, examples, made)
+                    for row, (index, example) in enumerate(zip(block.indices, examples, strict=True)):
+                        if isinstance(example, BadImage):
+                            writer.skip(index, example.name, example.reason)
+                        else:
+                            writer.write(made[row].data, made[row].moments, **made[row].facts)
                     progress.add(len(examples))
                 note = writer.commit()
             if note['bad']:
@@ -235,20 +218,11 @@ def _blocks(shard: int, indices: np.ndarray, bucket_of: np.ndarray | None, size:
                     for start in range(0, len(part), size))
 
 
-def _write(writer: ShardWriter, block: _Block, examples: list, made: dict[int, Record]) -> None:
-    for row, (index, example) in enumerate(zip(block.indices, examples, strict=True)):
-        if isinstance(example, BadImage):
-            writer.skip(index, example.name, example.reason)
-        else:
-            writer.write(made[row].data, made[row].moments, **made[row].facts)
-
-
-def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[
-    tuple[_Block, list, dict[int, Record]]]:
-    """Adds the records of the examples that could be decoded; the next block is on its way meanwhile."""
+def _encode(records, loaded: Iterable[tuple[_Block, list]]) -> Iterator[tuple[_Block, list, dict]]:
+    """Adds {row: record} of the examples that could be decoded; the next block is in flight meanwhile."""
     def good(examples: list) -> dict[int, dict]:
         return {row: example for row, example in enumerate(examples) if not isinstance(example, BadImage)}
 
-    for (block, examples), pending in start_ahead(loaded, lambda item: records.start(good(item[1]), item[0]),
-                                                  count=1):
+    started = start_ahead(loaded, lambda item: records.start(good(item[1]), item[0]), count=1)
+    for (block, examples), pending in started:
         yield block, examples, records.finish(pending, good(examples), block)

@@ -1,9 +1,8 @@
 """Encodes images to cached latents (`prepare_latents.py`).
 
-The data set is cut into shards of consecutive examples. Processes deal out the shards that are missing, and
-each makes its own on the devices of its machine; a shard is written whole or not at all. So a run that is
-stopped at any moment goes on with the shards that are not there, and ends with the files of a run that was
-not.
+The data set is divided into shards of consecutive examples, and the missing shards among the processes. A
+shard is written whole or not at all, so an interrupted run resumes with the missing shards, and ends with the
+same files as an uninterrupted one.
 """
 import dataclasses
 import importlib.metadata
@@ -36,15 +35,13 @@ from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
 
 LOG = logging.getLogger('lit_jax')
-_USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models are made for 1
+_USUAL_STD = (0.5, 2.0)  # of scaled latents; diffusion models expect about 1
 
 
 def prepare_latents(request: PrepareOptions) -> str:
-    """Makes what is missing of the latents, checks all, and returns lines about them. All processes call it
-    together.
+    """Makes the missing latents, checks all, and returns a text for people. All processes call it together.
 
-    Raises UserError for wrong flags, a folder that holds something else, too little space, damaged images
-    (strict)."""
+    Raises UserError for wrong flags, a folder in use, too little space, damaged images (strict)."""
     work = peers.together(lambda: _open(request))
     source, plan = work.source, work.plan
     out = absolute(request.out)
@@ -54,40 +51,39 @@ def prepare_latents(request: PrepareOptions) -> str:
         peers.together(lambda: _check_claim(out, plan))
         missing, null = peers.from_lead(lambda: (_missing(out, work),
                                                  caption_preparation.needs_null(out, plan)))
-        captions = caption_preparation.caption_encoder(request) if 'text' in plan and (
-            missing or null) else None
+        captions = None
+        if 'text' in plan and (missing or null):
+            captions = caption_preparation.caption_encoder(request)
         if null:
             peers.only_lead(lambda: caption_preparation.make_null(out, captions))
         if missing:
             vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
-            records = LabelRecords(vae, plan,
-                                   size) if captions is None else CaptionRecords(vae, captions, plan, size)
-            threads = request.threads or os.cpu_count() or 1
-            peers.together(lambda: _aloud(lambda: make_shards(source, records, plan, out, _mine(missing),
-                                                              threads=threads, record_size=work.record_size,
-                                                              strict=request.strict)))
-        peers.together(lambda: _aloud(lambda: _verify(out,
-                                                      _mine(range(len(latent_shards.shard_ranges(plan)))))))
+            records = (LabelRecords(vae, plan, size) if captions is None
+                       else CaptionRecords(vae, captions, plan, size))
+            _together(lambda: make_shards(source, records, plan, out, _mine(missing), strict=request.strict,
+                                          threads=request.threads or os.cpu_count() or 1,
+                                          record_size=work.record_size))
+        _together(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan))))))
         return peers.from_lead(lambda: _finish(out, plan))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """The images, the plan, and about how many bytes a record has."""
+    """The images, the plan, and about the bytes of a record."""
     source: Source
     plan: dict
     record_size: float
 
 
 def _open(request: PrepareOptions) -> _Work:
-    """Everything that is read, checked; nothing is written."""
+    """Opens and checks all inputs; writes nothing."""
     _check_request(request)
     config = read_vae_config(request.vae)
     where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path,
              'strict': request.strict}
     if request.data in CAPTIONED:
-        text_config, tokenizer = read_text_encoder_config(request.text_encoder), Tokenizer.load(
-            request.text_encoder)
+        text_config = read_text_encoder_config(request.text_encoder)
+        tokenizer = Tokenizer.load(request.text_encoder)
         source = open_captioned(request.data, image_size=request.image_size, buckets=request.buckets,
                                 multiple=VaeNetwork(config['vae']).downscale * request.patch, **where)
         plan = caption_preparation.make_caption_plan(request, _plan_of_images(request, config, source),
@@ -101,8 +97,7 @@ def _open(request: PrepareOptions) -> _Work:
 
 
 def make_plan(request: PrepareOptions, config: dict, source: Source) -> dict:
-    """What a data set of labelled images is, JSON-able: everything that the meaning of its records depends
-    on.
+    """The plan of a data set with labels, JSON-able: everything that the meaning of its records depends on.
 
     config: of the VAE folder."""
     images = isinstance(source, ImageSource)
@@ -118,7 +113,7 @@ def _plan_of_images(request: PrepareOptions, config: dict, source: Source) -> di
     network = VaeNetwork(config['vae'])
     size, downscale = source.spec.image_size, network.downscale
     if size % downscale:
-        raise UserError(f'--image_size={size} cannot be encoded: this VAE takes multiples of {downscale}')
+        raise UserError(f'--image_size={size}: this VAE needs a multiple of {downscale}')
     return {'vae': {'id': config['id'], 'sha256': config['provenance']['sha256'], 'scale': config['scale'],
                     'shift': config['shift'], 'downscale': downscale, 'channels': network.channels,
                     'dtype': request.vae_dtype},
@@ -126,25 +121,21 @@ def _plan_of_images(request: PrepareOptions, config: dict, source: Source) -> di
 
 
 def make_metadata(plan: dict, notes: list[dict], null: bytes = b'') -> dict:
-    """The content of metadata.json: the plan, the shards, counts, statistics of the latents (not scaled),
-    versions.
+    """The content of metadata.json: plan, shards, counts, statistics of the unscaled latents, versions.
 
-    null: the file of the features of the empty caption, where there are captions."""
-    shards = [{'name': latent_shards.shard_name(number),
-               **{key: note[key] for key in ('count', 'bytes', 'sha256')}}
-              for number, note in enumerate(notes)]
+    null: the file of the empty caption's features."""
+    shards = [{'name': latent_shards.shard_name(number), 'count': note['count'], 'bytes': note['bytes'],
+               'sha256': note['sha256']} for number, note in enumerate(notes)]
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'array-record', 'numpy', 'pillow')}
     text = {'text': plan['text'] | caption_preparation.text_facts(notes, null)} if 'text' in plan else {}
     return {**plan, **text, 'count': sum(note['count'] for note in notes),
             'bad': sum(len(note['bad']) for note in notes),
             'stats': _statistics(notes, plan['vae']['scale']),
-            'versions': {'lit_jax': lit_jax.__version__, **versions},
-            'shards': shards}
+            'versions': {'lit_jax': lit_jax.__version__, **versions}, 'shards': shards}
 
 
 def _statistics(notes: list[dict], scale: float) -> dict:
-    """Of the means of the posteriors: mean and std a channel, and the std of all of them together times the
-    scale."""
+    """Of the posterior means: mean and std of each channel, and the std of all of them times the scale."""
     notes = [note for note in notes if note['count']]
     values = sum(note['values'] for note in notes)
     mean, square = (np.array([math.fsum(column)
@@ -153,10 +144,6 @@ def _statistics(notes: list[dict], scale: float) -> dict:
     spread = math.sqrt(max(0.0, square.mean() - mean.mean() ** 2))
     return {'mean': mean.tolist(), 'std': np.sqrt(np.maximum(0, square - mean ** 2)).tolist(),
             'scaled_std': scale * spread}
-
-
-# ------------------------------------------------------------------------------------------------------
-# Before
 
 
 def _check_request(request: PrepareOptions) -> None:
@@ -169,33 +156,31 @@ def _check_request(request: PrepareOptions) -> None:
         if value is not None and value < 1:
             raise UserError(f'--{name} must be at least 1, got {value}')
     if request.data == 'latents':
-        raise UserError('--data=latents are latents already; name the images: imagenet2012, tfds:NAME or '
-                        'folder')
+        raise UserError('--data=latents are latents already; give images: imagenet2012, tfds:NAME or folder')
     if request.data == caption_latents.KIND:
-        raise UserError('--data=caption_latents are latents already; name the images: --data=captions')
+        raise UserError('--data=caption_latents are latents already; give images: --data=captions')
     caption_preparation.check_text_request(request)
 
 
 def _claim(out, plan: dict, command: str) -> None:
-    """Takes an empty folder, or one that this very data set was begun in."""
+    """Claims an empty folder, or one in which this data set was begun."""
     if (out / PREPARATION).exists():
         _check_claim(out, plan)
     elif out.exists() and not out.is_dir():
-        raise UserError(f'--out={out} is a file; name a folder')
+        raise UserError(f'--out={out} is a file; give a folder')
     else:
         _check_empty(out)
         try:
             (out / SHARDS).mkdir(parents=True, exist_ok=True)
-            write_text_atomic(out / PREPARATION, json.dumps({'plan': plan, 'command': command}, indent=1) +
-                              '\n')
+            claim = json.dumps({'plan': plan, 'command': command}, indent=1)
+            write_text_atomic(out / PREPARATION, claim + '\n')
         except PermissionError as error:
             raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
     latent_shards.remove_partial(out)
 
 
 def _check_empty(out) -> None:
-    """What a run that was killed here before it wrote preparation.json leaves is no content."""
-    ours = {SHARDS, f'.{PREPARATION}{latent_shards.PARTIAL}'}
+    ours = {SHARDS, f'.{PREPARATION}{latent_shards.PARTIAL}'}     # left by a run killed before its first file
     names = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
     if names:
         raise UserError(f'{out} is not empty ({", ".join(names[:5])}) and was not begun by '
@@ -203,35 +188,32 @@ def _check_empty(out) -> None:
 
 
 def _check_claim(out, plan: dict) -> None:
-    """Raises UserError where the folder was begun with another plan, naming both values of each
-    difference."""
+    """Raises UserError, with all differences, if the folder was begun with another plan."""
     try:
         old = json.loads((out / PREPARATION).read_bytes())['plan']
     except FileNotFoundError:
-        raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not to be seen here: --out must be '
-                        f'a folder that all hosts share') from None
+        raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not visible on this host: --out '
+                        f'must be a folder that all hosts share') from None
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f'{out / PREPARATION} is damaged ({error}). Delete the folder and begin again') from error
-    check_alike(old, json.loads(json.dumps(plan)), 'there', 'now', f'{out} holds other latents',
-                'Choose another folder, or give what it was begun with')
+        raise UserError(f'{out / PREPARATION} is damaged ({error}). Delete the folder and start '
+                        'again') from error
+    check_alike(old, json.loads(json.dumps(plan)), 'there', 'now', f'{out} has other latents',
+                'Choose another folder, or give the settings it was begun with')
 
 
 def _missing(out, work: _Work) -> list[int]:
-    """The shards to make; there must be room for them. A data set with missing shards is unfinished
-    (again)."""
+    """The shards to make, after a check of the free space. If there are any, metadata.json is deleted."""
     plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
     images, all_images = sum(len(ranges[number]) for number in missing), plan['source']['count']
-    # 1 % and the padding at the end of a file are ArrayRecord's.
-    size = 1.01 * images * work.record_size + (1 << 17) * len(missing)
+    size = 1.01 * images * work.record_size + (1 << 17) * len(missing)      # with ArrayRecord's overhead
     if missing:
         storage.check_free_space(out, size)
         (out / METADATA).unlink(missing_ok=True)
         LOG.info('%d images to encode%s: %s in %d shards of %s', images,
                  f' (of {all_images}, the others are done)' if images < all_images else '',
                  storage.human_bytes(size), len(missing), out)
-        LOG.info('stopped at any moment, the same command goes on from there')
+        LOG.info('if interrupted, the same command resumes')
     return missing
 
 
@@ -239,23 +221,20 @@ def _mine(numbers: Iterable[int]) -> list[int]:
     return list(numbers)[jax.process_index()::jax.process_count()]
 
 
-def _aloud(act: Callable) -> None:
-    """A failure is said at once: the other processes hear of it only when they have finished their own
-    part."""
-    try:
-        act()
-    except (UserError, OSError, RuntimeError) as error:
-        if jax.process_count() > 1:
-            LOG.error('error: %s', error)
-        raise
-
-
-# ------------------------------------------------------------------------------------------------------
-# After
+def _together(act: Callable) -> None:
+    """As `peers.together`, but logs a failure at once: others see it only after their own part."""
+    def aloud():
+        try:
+            act()
+        except (UserError, OSError, RuntimeError) as error:
+            if jax.process_count() > 1:
+                LOG.error('error: %s', error)
+            raise
+    peers.together(aloud)
 
 
 def _verify(out, numbers: list[int]) -> None:
-    """Reads these shards again; damaged ones count as not made from then on."""
+    """Reads these shards again, and discards damaged ones."""
     damaged = []
     with Progress(len(numbers), 'shards checked') as progress:
         for number in numbers:
@@ -266,11 +245,11 @@ def _verify(out, numbers: list[int]) -> None:
     if damaged:
         (out / METADATA).unlink(missing_ok=True)
         raise UserError(f'{len(damaged)} shards of {out} are damaged:\n  ' + '\n  '.join(damaged[:10]) +
-                        '\nThe disk may be failing. Start the same command again: it makes these shards anew')
+                        '\nThe disk may be failing. Start the same command again to make these shards again')
 
 
 def _finish(out, plan: dict) -> str:
-    """Writes metadata.json, which makes the data set whole."""
+    """Writes metadata.json, which marks the data set as finished; returns a text for people."""
     notes = [latent_shards.read_note(out, number) for number in range(len(latent_shards.shard_ranges(plan)))]
     if not any(note['count'] for note in notes):
         raise UserError('none of the images can be decoded: there is nothing to train on')
@@ -282,8 +261,8 @@ def _finish(out, plan: dict) -> str:
     stats = metadata['stats']
     if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
         LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion '
-                    'models are made for about 1. Is this the right VAE, and the right scale?',
-                    plan['vae']['scale'], stats['scaled_std'])
+                    'models expect about 1. Check the VAE and its scale', plan['vae']['scale'],
+                    stats['scaled_std'])
     lines = [f'{out}: {metadata["count"]} images, {_beside(metadata)}, '
              f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '

@@ -1,4 +1,4 @@
-"""The options of `prepare_latents.py`. Imports no jax."""
+"""Options of `prepare_latents.py`. Imports no jax."""
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class PrepareOptions(Processes):
     strict: bool = option('stop at an image that cannot be decoded (default: skip it)', default=False)
 
     def command(self) -> str:
-        """The command line, without the folder that is written to and the other processes."""
+        """The command line, without the output folder and the flags of several processes."""
         left_out = {'out', *(field.name for field in dataclasses.fields(Processes))}
         flags = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)
                  if field.name not in left_out and getattr(self, field.name) != field.default]

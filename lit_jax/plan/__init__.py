@@ -1,1 +1,1 @@
-"""Programs that are compiled and not run: memory, collectives, dry run."""
+"""Compiles training programs without running them: memory, collectives, dry run."""

@@ -1,11 +1,10 @@
-"""What the devices of a mesh send each other in a compiled program, read from its HLO text.
+"""Finds the communication between the devices of a mesh in the HLO text of a compiled program.
 
     compiled = jax.jit(step, ...).lower(...).compile()
     print(format_collectives(find_collectives(compiled.as_text(), mesh)))
 
-The text is XLA's own and differs by platform; understood are the CPU's and the TPU's forms: synchronous
-operations, `-start` and `-done` pairs, async computations, fusions that spread one collective over several
-steps, and loops.
+HLO text differs by platform. The forms of CPU and TPU are supported: synchronous operations, `-start` and
+`-done` pairs, async computations, fusions that spread one collective over several steps, and loops.
 """
 import math
 import re
@@ -25,15 +24,14 @@ class Collective:
 
     Attributes:
         kind: one of KINDS.
-        axes: names of the mesh axes along which it communicates, in the mesh's order.
-        bytes: bytes a device of one execution: of the result for an all-gather, of the input for all others;
-            that is the larger side in each case. What crosses a link depends on the algorithm and is not
-            counted.
-        count: executions a run of the program: the product of the trip counts of the loops around it.
+        axes: the mesh axes along which it communicates, in the mesh's order.
+        bytes: per device and execution: of the result of an all-gather, of the input of all others, which is
+            the larger side. The traffic on the links depends on the algorithm and is not counted.
+        count: executions per run of the program: the product of the trip counts of the loops around it.
         at_least: a loop around it has an unknown trip count and was counted once.
-        group_size: devices that take part together; 2 for a permute.
-        shapes: its inputs as HLO writes them, e.g. ('f32[2,4,16]',).
-        name: the instruction. source: the JAX operation it comes from ('' if XLA does not say).
+        group_size: devices that communicate with each other; 2 for a permute.
+        shapes: of its inputs in HLO, e.g. ('f32[2,4,16]',).
+        name: of the instruction. source: the JAX operation it comes from, '' if unknown.
     """
     kind: str
     axes: tuple[str, ...]
@@ -47,42 +45,34 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes a device of all executions."""
+        """Bytes per device of all executions."""
         return self.bytes * self.count
 
 
 def find_collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
-    """Every collective of a compiled module that moves something between devices, in the order of execution.
+    """All collectives of a compiled module, in the order of execution.
 
-    Args:
-        hlo_text: `compiled.as_text()` of a program jitted over `mesh`. Its partition i is device i of
-            `mesh.devices.flat`.
-
-    Instructions whose groups hold one device each are left out. Of a conditional, every branch is counted.
-    """
+    hlo_text: `compiled.as_text()` of a program jitted over `mesh`; partition i is device i of
+    `mesh.devices.flat`. Groups of one device are left out. All branches of a conditional are counted."""
     module = _parse(hlo_text)
     return [c for c in _walk(module, module.entry, 1, False, dict(mesh.shape)) if c.axes]
 
 
 def format_collectives(collectives: Sequence[Collective]) -> str:
-    """A table: kind, axes, executions, MiB a device; a row for each kind and set of axes."""
+    """A table of kind, axes, executions and MiB per device, with one row per kind and set of axes."""
     groups: dict[tuple, list[Collective]] = {}
     for collective in collectives:
         groups.setdefault((collective.kind, collective.axes), []).append(collective)
     rows = sorted(((sum(c.total_bytes for c in group), *key, group) for key, group in groups.items()),
                   key=lambda row: (-row[0], row[1], row[2]))
-    lines = [f'{"kind":20} {"mesh axes":18} {"times":>8} {"MiB a device":>13}']
+    lines = [f'{"kind":20} {"mesh axes":18} {"times":>8} {"MiB per device":>15}']
     for total, kind, axes, group in rows:
         count = f'{">=" if any(c.at_least for c in group) else ""}{sum(c.count for c in group):,}'
-        lines.append(f'{kind:20} {" ".join(axes):18} {count:>8} {total / 2**20:13,.1f}')
+        lines.append(f'{kind:20} {" ".join(axes):18} {count:>8} {total / 2**20:15,.1f}')
     if len(rows) > 1:
-        lines.append(f'{"in all":39} {sum(c.count for c in collectives):>8,} '
-                     f'{sum(row[0] for row in rows) / 2**20:13,.1f}')
+        lines.append(f'{"total":39} {sum(c.count for c in collectives):>8,} '
+                     f'{sum(row[0] for row in rows) / 2**20:15,.1f}')
     return '\n'.join(lines) if rows else 'none: the devices do not communicate'
-
-
-# ------------------------------------------------------------------------------------------------------
-# HLO text
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ class _Instruction:
 
 @dataclass
 class _Module:
-    """Computations by name, each {instruction name: text right of the equals sign}."""
+    """Computations by name, each {instruction name: text after the equals sign}."""
     computations: dict[str, dict[str, str]] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     entry: str = ''
@@ -112,7 +102,7 @@ _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
 _CALLED = re.compile(r'\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'\b(?:branch_computations|called_computations)=\{([^}]*)\}')
 _COLLECTIVE = re.compile(rf'^({"|".join(KINDS)})(-start)?$')
-# Only lines with one of these are split: a module has tens of thousands of others.
+# Only lines with one of these are parsed: a module has tens of thousands of others.
 _INTERESTING = re.compile(
     rf' ({"|".join(KINDS)})(-start)?\(|=%?[\w.\-]+.* while\(|calls=|to_apply=|body=|_computations?=')
 
@@ -130,12 +120,12 @@ def _parse(text: str) -> _Module:
             if match[1]:
                 module.roots[current] = match[2]
     if not module.entry:
-        raise ValueError('this is not the text of a compiled HLO module: it has no ENTRY computation')
+        raise ValueError('not the text of a compiled HLO module: it has no ENTRY computation')
     return module
 
 
 def _split(name: str, text: str) -> _Instruction:
-    """'f32[4]{0} add(%a, %b), metadata={...}' in its parts."""
+    """Parses 'f32[4]{0} add(%a, %b), metadata={...}'."""
     text = re.sub(r'/\*.*?\*/', '', text)
     end = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
     opening = text.index('(', end)
@@ -155,7 +145,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _top_level(text: str) -> Iterator[str]:
-    """The parts between commas that lie outside all brackets."""
+    """The parts between the commas outside all brackets."""
     depth = start = 0
     for index, character in enumerate(text):
         depth += (character in '([{') - (character in ')]}')
@@ -167,17 +157,13 @@ def _top_level(text: str) -> Iterator[str]:
 
 
 def _shape_bytes(shape: str) -> int:
-    """Bytes of an array or tuple shape; padding of the layout is not counted."""
+    """Bytes of an array or tuple shape, without padding."""
     total = 0
     for dtype, dims in _ARRAY.findall(shape):
         digits = re.search(r'\d+', dtype)
         bits = 8 if dtype == 'pred' else int(digits[0]) if digits else 0
         total += math.prod(int(n.strip('<=')) for n in dims.split(',') if n) * bits // 8
     return total
-
-
-# ------------------------------------------------------------------------------------------------------
-# From instructions to collectives
 
 
 def _walk(module: _Module, computation: str, times: int, at_least: bool,
@@ -196,23 +182,17 @@ def _walk(module: _Module, computation: str, times: int, at_least: bool,
             body = re.search(r'\bbody=%?([\w.\-]+)', instruction.attributes)[1]
             yield from _walk(module, body, times * (1 if trips is None else trips), at_least or trips is None,
                              mesh)
-        # these name the computation of their start
-        elif instruction.opcode not in ('async-update', 'async-done'):
-            for called in _called(instruction.attributes):
-                yield from _walk(module, called, times, at_least, mesh)
-
-
-def _called(attributes: str) -> list[str]:
-    lists = [name.strip().lstrip('%') for group in _BRANCHES.findall(attributes) for name in group.split(',')]
-    return [*_CALLED.findall(attributes), *lists]
+        elif instruction.opcode not in ('async-update', 'async-done'):     # these repeat their start's name
+            names = [name for names in _BRANCHES.findall(instruction.attributes) for name in names.split(',')]
+            for called in (*_CALLED.findall(instruction.attributes), *names):
+                yield from _walk(module, called.strip().lstrip('%'), times, at_least, mesh)
 
 
 def _continues(instruction: _Instruction, neighbours: Mapping[str, str]) -> bool:
-    """Whether this is a later step of a collective that was counted where it starts.
+    """Whether this is a later step of a collective that was counted at its start.
 
-    The TPU compiler spreads a collective over several fusions: each repeats the instruction with the same
-    channel; the first holds a custom call AsyncCollectiveStart.
-    """
+    The TPU compiler spreads a collective over several fusions, which all repeat the instruction; the first
+    one has a custom call AsyncCollectiveStart."""
     return ('async_collective_fusion_config' in instruction.attributes
             and not any('"AsyncCollectiveStart"' in text for text in neighbours.values()))
 
@@ -244,7 +224,7 @@ _IOTA = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
 
 
 def _groups(attributes: str, devices: int) -> list[list[int]]:
-    """Positions that communicate with each other, from any of the forms in which XLA writes them."""
+    """Groups of partitions that communicate with each other, from any of XLA's notations."""
     if pairs := re.search(r'source_target_pairs=\{((?:\{\d+,\s*\d+\},?\s*)*)\}', attributes):
         return _lists(pairs[1])
     if iota := re.search(rf'replica_groups=\[([\d,]+)\]<={_IOTA}', attributes):
@@ -271,15 +251,15 @@ def _iota(shape: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int]]:
-    """mesh['a'=2,'b'=8] {'b':(2)4}: groups along parts of axes; a part (p)n of an axis is [p, n, rest][1]."""
+    """mesh['a'=2,'b'=8] {'b':(2)4}: groups along parts of axes; (p)n is [p, n, rest][1] of its axis."""
     names = [(name.strip(" '"), int(n)) for name, n in (part.split('=') for part in sizes.split(',') if part)]
     total = math.prod(n for _, n in names)
     ids = np.arange(total)
     if device_ids:
         iota = re.match(_IOTA + '?$', device_ids) if device_ids.startswith('[') else None
         ids = _iota(iota[1], iota[2]) if iota else np.array(_integers(device_ids))
-    chosen = [re.match(r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?", axis) for axis in axes.split(',')
-              if axis.strip()]
+    pattern = r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?"
+    chosen = [re.match(pattern, axis) for axis in axes.split(',') if axis.strip()]
     shape, taken = [], []
     for name, size in names:
         parts = sorted((int(m[2] or 1), int(m[3] or size)) for m in chosen if m[1] == name)
@@ -295,12 +275,8 @@ def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int
     return grid.transpose(kept + taken).reshape(-1, width).tolist()
 
 
-# ------------------------------------------------------------------------------------------------------
-# Loops
-
-
 def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | None:
-    """How often a while loop runs: as XLA notes, else counted from start, step and bound, or None."""
+    """Iterations of a while loop: known to XLA, else computed from start, step and bound, else None."""
     if known := re.search(r'"known_trip_count":\s*\{\s*"n":\s*"(\d+)"', loop.attributes):
         return int(known[1])
     condition = re.search(r'\bcondition=%?([\w.\-]+)', loop.attributes)[1]
@@ -319,7 +295,7 @@ def _trip_count(module: _Module, computation: str, loop: _Instruction) -> int | 
 
 
 def _only_constant(module: _Module, condition: str) -> int | None:
-    """The bound of a condition that hides its comparison in a fusion: its one integer."""
+    """The bound of a condition whose comparison is inside a fusion: its only integer."""
     found = [re.search(r'^[su]\d+\[\]\S* constant\((-?\d+)\)', text)
              for text in module.computations[condition].values()]
     values = {int(match[1]) for match in found if match}
@@ -327,29 +303,28 @@ def _only_constant(module: _Module, condition: str) -> int | None:
 
 
 def _element(module: _Module, computation: str, name: str, index: int) -> str:
-    """The name of element `index` of a tuple instruction; '' if `name` is no tuple."""
+    """The name of element `index` of a tuple instruction; '' if it is no tuple."""
     instruction = module.read(computation, name)
     return instruction.operands[index] if instruction and instruction.opcode == 'tuple' else ''
 
 
 def _constant(module: _Module, computation: str, name: str) -> int | None:
     """The integer behind a name, through copies."""
-    instruction = module.read(computation, name)
-    while instruction and instruction.opcode in ('copy', 'bitcast', 'convert'):
-        instruction = module.read(computation, instruction.operands[0])
-    if instruction is None or instruction.opcode != 'constant' or not re.fullmatch(
-        r'-?\d+', instruction.operands[0]):
-        return None
-    return int(instruction.operands[0])
+    instruction = _behind_copies(module, computation, name, 'convert')
+    number = instruction and instruction.opcode == 'constant' and instruction.operands[0]
+    return int(number) if number and re.fullmatch(r'-?\d+', number) else None
 
 
 def _step(module: _Module, body: str, name: str) -> int:
-    """What a loop body adds to its counter; 1 where that is hidden in a fusion."""
-    instruction = module.read(body, name)
-    while instruction and instruction.opcode in ('copy', 'bitcast'):
-        instruction = module.read(body, instruction.operands[0])
+    """The number that a loop body adds to its counter; 1 if that is inside a fusion."""
+    instruction = _behind_copies(module, body, name)
     if instruction is None or instruction.opcode != 'add':
         return 1
-    added = [value for value in (_constant(module, body, operand) for operand in instruction.operands)
-             if value]
-    return added[0] if added else 1
+    return next(filter(None, (_constant(module, body, operand) for operand in instruction.operands)), 1)
+
+
+def _behind_copies(module: _Module, computation: str, name: str, *also: str) -> _Instruction | None:
+    instruction = module.read(computation, name)
+    while instruction and instruction.opcode in ('copy', 'bitcast', *also):
+        instruction = module.read(computation, instruction.operands[0])
+    return instruction

@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: `train.py --dry_run`."""
+"""Describes a recipe without training it: `train.py --dry_run`."""
 import json
 
 import jax
@@ -13,7 +13,7 @@ from lit_jax.training.state import abstract_state
 
 
 def describe_recipe(config: ConfigDict) -> str:
-    """The resolved recipe, parameters with GMACs, sharding of the state, and what is missing here."""
+    """The resolved recipe, parameters with GMACs, sharding of the state, and missing inputs."""
     config = finalize(config, jax.device_count())
     network = setup.build_network(config)
     state = abstract_state(network, setup.build_optimizer(config))

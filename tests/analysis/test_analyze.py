@@ -92,7 +92,7 @@ def test_one_model_and_one_head(tmp_path):
     ({'parts': 'similarity,colour'}, "unknown 'colour'; known: all, similarity"),
     ({'memory': 0.0}, '--memory is in GiB'), ({'memory': 1e-7}, 'more than the 0.00 GiB of --memory'),
     ({'images': 0}, '--images must be at least 1'),
-    ({'image': 6}, '--image=6: 6 images are looked at'), ({'timestep': 1000}, 'knows the timesteps 0 to 999'),
+    ({'image': 6}, '--image=6: there are 6 images'), ({'timestep': 1000}, 'has the timesteps 0 to 999'),
     ({'split': 'test'}, 'no split'), ({'data': 'latents', 'data_path': 'nowhere'}, 'nowhere does not exist'),
     ({'out': '{}/student'}, 'is the folder of a model or a run'),
     ({'out': '{}/student/config.json'}, 'is a file'),
@@ -128,7 +128,7 @@ class Routed(SoftmaxAttention):
 def test_a_mixer_without_maps_can_only_be_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(MIXERS, 'mapless', Mapless)
     save_folder(tmp_path / 'model', {'name': 'mapless', 'heads': 2})
-    with pytest.raises(UserError, match="'mapless', which has no attention maps. Its loss can be looked at: "
+    with pytest.raises(UserError, match="'mapless', which has no attention maps. Analyze its loss instead: "
                                         "--parts=loss"):
         analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), **SHORT))
     analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='loss', **SHORT))
@@ -178,5 +178,5 @@ def test_a_text_to_image_model_is_refused_by_name(tmp_path):
               'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1},
               'text': {'encoder': None, 'channels': 8, 'tokens': 4}}
     save_model_folder(tmp_path / 'model', config, jax.jit(network.init)(jax.random.key(0)))
-    with pytest.raises(UserError, match='draws from captions'):
+    with pytest.raises(UserError, match='is a text-to-image model'):
         analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out')))

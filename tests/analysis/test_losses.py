@@ -130,7 +130,7 @@ def test_images_are_encoded_by_the_vae_that_is_given(tmp_path):
     save_latent_model(tmp_path / 'model', num_classes=2, classes=False)
     save_vae(tmp_path / 'vae')
     model = lit_jax.load(tmp_path / 'model')
-    with pytest.raises(UserError, match='give the VAE between them: --vae=FOLDER'):
+    with pytest.raises(UserError, match='give the VAE: --vae=FOLDER'):
         data_recipe(model, 'model', 'folder', str(tmp_path / 'pictures'))
     recipe = data_recipe(model, 'model', 'folder', str(tmp_path / 'pictures'), str(tmp_path / 'vae'))
     images = open_images(model, recipe, 4)
@@ -139,7 +139,7 @@ def test_images_are_encoded_by_the_vae_that_is_given(tmp_path):
 
 
 @pytest.mark.parametrize('arch, arguments, message', [
-    ({'input_size': (4, 4), 'num_classes': 3, 'classes': False}, (), 'does not say what it was trained on'),
+    ({'input_size': (4, 4), 'num_classes': 3, 'classes': False}, (), 'does not record its data set'),
     ({'input_size': (4, 8)}, ('digits',), '4 x 8'), ({}, ('imagenet',), 'unknown --data=imagenet'),
     ({'num_classes': 3, 'classes': False}, ('digits',), 'digits has num_classes 10'),
     ({'channels': 4}, ('latents', '/nowhere'), 'does not exist')])

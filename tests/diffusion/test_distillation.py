@@ -58,5 +58,5 @@ def test_total_weighs_the_teachers_terms():
 
 
 def test_outputs_of_another_size_are_refused():
-    with pytest.raises(UserError, match='same image size'):
+    with pytest.raises(UserError, match='the same image size and channels'):
         distillation_losses(jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8, 8, 8)))

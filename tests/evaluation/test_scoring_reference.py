@@ -152,14 +152,14 @@ def test_a_reference_of_other_features_is_refused(request_of, judge):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    ({'labels': np.arange(3)}, 'is no reference: expected mu and sigma, or images in arr_0; it has labels'),
-    ({'mu': np.zeros(FEATURES), 'sigma': np.eye(9)}, r'mu \[48\] and sigma \[9, 9\] do not fit'),
-    ({'mu': np.zeros(2048), 'sigma': np.eye(2048)}, 'mu has 2048 numbers, the features of this evaluation '
-                                                    '.digits judge. have 48'),
-    ({'mu': np.full(FEATURES, np.nan), 'sigma': np.eye(FEATURES)}, 'holds NaN'),
+    ({'labels': np.arange(3)}, 'expected mu and sigma, or images in arr_0; it contains labels'),
+    ({'mu': np.zeros(FEATURES), 'sigma': np.eye(9)}, r'mu has shape \[48\] and sigma \[9, 9\]'),
+    ({'mu': np.zeros(2048), 'sigma': np.eye(2048)},
+     'mu has 2048 numbers, but the features of this evaluation .digits judge. have 48'),
+    ({'mu': np.full(FEATURES, np.nan), 'sigma': np.eye(FEATURES)}, 'contains NaN'),
     ({'mu': np.zeros(FEATURES, np.int64), 'sigma': np.eye(FEATURES)}, 'mu is int64'),
     ({'mu': np.array([{}] * FEATURES, dtype=object), 'sigma': np.eye(FEATURES)}, 'pickled objects'),
-    ({'mu': np.zeros(FEATURES), 'sigma': np.eye(FEATURES), 'meta': np.asarray('{}')}, 'meta is not what'),
+    ({'mu': np.zeros(FEATURES), 'sigma': np.eye(FEATURES), 'meta': np.asarray('{}')}, 'meta was not written'),
     ({'arr_0': np.zeros((4, 8, 8, 3), np.float32)}, 'arr_0: float32')])
 def test_files_that_are_no_reference(tmp_path, judge, arrays, message):
     np.savez(tmp_path / 'ref.npz', **arrays)
@@ -168,7 +168,7 @@ def test_files_that_are_no_reference(tmp_path, judge, arrays, message):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'data': 'latents'}, 'made from images'), ({'images': 0}, '--images must be at least 1'),
+    ({'data': 'latents'}, 'needs images'), ({'images': 0}, '--images must be at least 1'),
     ({'out': 'ref'}, 'ends with .npz'), ({'data': 'folder', 'path': ''}, 'folder'),
     ({'image_size': 9}, 'image_size 8')])
 def test_a_wrong_request_is_refused(request_of, change, message):

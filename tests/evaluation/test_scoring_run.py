@@ -185,14 +185,14 @@ def test_features_of_the_reference_are_kept_for_other_evaluations(request_of, tm
 @pytest.mark.parametrize('change, message', [
     ({'sources': ('models/x',)}, 'one of --samples .* and --from .*, got both'),
     ({'samples': None}, 'got neither'), ({'metrics': ('fid', 'lpips')}, "unknown metric 'lpips'; known: fid"),
-    ({'metrics': ()}, 'no metric'), ({'pr_mode': 'float16'}, 'unknown --pr_mode=float16'),
+    ({'metrics': ()}, '--metrics is empty'), ({'pr_mode': 'float16'}, 'unknown --pr_mode=float16'),
     ({'is_mode': 'sorted'}, 'unknown --is_mode=sorted'),
     ({'num_samples': 201}, 'holds 200 images, --num_samples=201 asks for more'),
     ({'num_samples': 0}, 'at least 1'),
     ({'reference': 'nowhere.npz'}, 'reference nowhere.npz does not exist(.|\n)*evaluate.py reference'),
     ({'samples': 'nowhere.npz'}, 'nowhere.npz does not exist'),
     ({'features': 'clip'}, 'unknown --features=clip'),
-    ({'inception': 'x.pth'}, 'do not belong to'), ({'steps': (50,)}, '--steps belongs to --from'),
+    ({'inception': 'x.pth'}, 'go with --features=inception'), ({'steps': (50,)}, '--steps belongs to --from'),
     ({'seed': -1}, 'seed must')])
 def test_a_wrong_request_is_refused_before_anything_is_written(request_of, change, message):
     with pytest.raises(UserError, match=message):

@@ -53,7 +53,7 @@ def test_a_block_at_a_time_is_in_memory(tmp_path, save):
     (image_set().transpose(0, 3, 1, 2), r'channels are first: save images.transpose\(0, 2, 3, 1\)'),
     (image_set()[0], r'uint8 \[8, 8, 3\]; expected'),
     (image_set()[..., :1], r'expected uint8 \[N, H, W, 3\]'),
-    (image_set(0), 'holds no image'), (image_set().astype(np.int64), 'int64'),
+    (image_set(0), 'arr_0 is empty'), (image_set().astype(np.int64), 'int64'),
     (np.array([{}, 1], dtype=object), 'pickled objects'), (np.asfortranarray(image_set()), 'Fortran order')])
 def test_wrong_arrays_are_refused(tmp_path, array, message):
     np.savez(tmp_path / 'set.npz', arr_0=array)
@@ -116,7 +116,7 @@ def test_the_card_beside_a_set_is_its_own(tmp_path):
     (tmp_path / 'set.json').write_text(json.dumps(card))
     assert open_set(tmp_path / 'set.npz').card == card
     (tmp_path / 'set.json').write_text(json.dumps({'kind': 'pictures', 'pictures': {'count': 50}}))
-    with pytest.raises(UserError, match='card of 50 images(.|\n)*holds 40'):
+    with pytest.raises(UserError, match='card of 50 images(.|\n)*contains 40'):
         open_set(tmp_path / 'set.npz')
     (tmp_path / 'set.json').write_text('{"notes": "mine"}')
     assert open_set(tmp_path / 'set.npz').card is None

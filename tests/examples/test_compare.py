@@ -38,7 +38,7 @@ def test_the_table_shows_each_seed():
 
 
 @pytest.mark.parametrize('systems, seeds, said', [
-    (['ditt'], 1, 'unknown system ditt; known: dit, '), (['dit'], 0, 'at least 1, got 0')])
+    (['ditt'], 1, 'unknown --systems: ditt; known: dit, '), (['dit'], 0, 'at least 1, got 0')])
 def test_what_cannot_be_compared_is_refused(tmp_path, systems, seeds, said):
     with pytest.raises(UserError, match=said):
         compare(tmp_path / 'out', systems, seeds)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.digits import pages, road
-from examples.digits.road import student
+from examples.digits import pages, stages
+from examples.digits.stages import student
 from examples.students import ARMS
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +36,12 @@ def test_arms_leave_out_what_they_say():
 
 
 def test_students_take_at_most_a_fifth_of_the_teachers_steps():
-    teacher = road.load_recipe('digits_dit')
+    teacher = stages.load_recipe('digits_dit')
     assert 5 * student(Path('demo'), 'distilled', 0).recipe().train.steps <= teacher.train.steps
 
 
 def test_the_shipped_teacher_is_small_and_says_where_it_comes_from():
-    assert road.SHIPPED.stat().st_size <= 4_000_000
+    assert stages.SHIPPED.stat().st_size <= 4_000_000
     card = json.loads((ROOT / 'assets' / 'digits_dit.json').read_text())
     assert card['command'].startswith('python train.py --config=configs/digits_dit.py')
     assert {'seed', 'steps', 'versions', 'figures', 'sha256'} <= set(card)

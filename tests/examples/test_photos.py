@@ -1,4 +1,4 @@
-"""The road from a folder of images to images, with trainings cut short."""
+"""The stages from a folder of images to images, with trainings cut short."""
 import json
 
 import numpy as np
@@ -25,12 +25,12 @@ def test_photos_are_cut_the_same_way_each_time_and_no_pixel_is_in_both_splits(tm
 
 @pytest.mark.slow
 def test_the_whole_road_with_short_trainings(tmp_path):
-    figures = photos.travel(tmp_path, steps=0.01)
-    assert list(figures) == list(photos.stations(tmp_path)) and figures['vae']['psnr_db'] > 5
+    figures = photos.run(tmp_path, steps=0.01)
+    assert list(figures) == list(photos.stages(tmp_path)) and figures['vae']['psnr_db'] > 5
     assert (figures['dit']['steps'], figures['lit']['steps']) == (20, 4)
     assert Image.open(tmp_path / 'compare.png').size > (256, 256)
     with np.load(tmp_path / 'lit.npz') as archive:
         assert archive['arr_0'].shape == (128, 64, 64, 3) and archive['arr_0'].dtype == np.uint8
     metadata = json.loads((tmp_path / 'latents' / 'metadata.json').read_text())
     assert metadata['vae']['id'] == 'vae_tiny'
-    assert photos.travel(tmp_path, steps=0.01) == figures      # nothing is done twice
+    assert photos.run(tmp_path, steps=0.01) == figures      # nothing is done twice

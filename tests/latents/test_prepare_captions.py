@@ -253,7 +253,7 @@ def test_from_and_into_a_bucket_goes_the_same(whole, request_for, parts, bucket)
 
 def test_latents_of_another_encoder_are_not_continued(whole, request_for, tmp_path):
     other = write_text_encoder(tmp_path / 'other', id='other-t5', provenance={'sha256': '0' * 64})
-    with pytest.raises(UserError, match='holds other latents') as caught:
+    with pytest.raises(UserError, match='has other latents') as caught:
         prepare_latents(request_for(whole, text_encoder=str(other), caption_tokens=30, buckets=False))
     for line in ("text.encoder: 'tiny-t5' there, 'other-t5' now", 'text.sha256: ',
                  'text.tokens: 24 there, 30 now', 'buckets: '):
@@ -269,10 +269,10 @@ def test_captions_that_changed_are_another_data_set(request_for, tmp_path):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'text_encoder': ''}, 'captions has captions: give the folder of a text encoder, --text_encoder=FOLDER'),
+    ({'text_encoder': ''}, 'captions has captions: give a text encoder, --text_encoder=FOLDER'),
     ({'text_encoder': 'no/such'}, 'not a text encoder folder'),
     ({'image_size': 18}, 'multiples of 4.*nearest: 16 and 20'),
-    ({'data': 'folder'}, '--data=folder has labels, and neither captions'),
+    ({'data': 'folder'}, '--data=folder has labels, but --text_encoder'),
     ({'caption_tokens': 0}, 'must be at least 1'),
     ({'text_dtype': 'int4'}, 'unknown --text_dtype=int4'), ({'num_classes': 3}, 'no classes'),
     ({'data': 'caption_latents'}, 'are latents already'), ({'path': 'no/such/folder'}, 'does not exist')])
@@ -298,14 +298,14 @@ def test_features_that_are_no_numbers_are_refused(request_for, tmp_path, monkeyp
         return encoder
 
     monkeypatch.setattr(caption_preparation, 'load_text_encoder', broken)
-    with pytest.raises(UserError, match='the text encoder makes NaN'):
+    with pytest.raises(UserError, match='the text encoder encodes a caption .* to NaN'):
         prepare_latents(request_for(tmp_path / 'latents'))
     assert not files_under(tmp_path / 'latents' / 'shards')
 
 
 def test_labels_take_no_text_encoder(parts, tmp_path):
     folder = write_folder(tmp_path / 'labels', **{'a.png': None})
-    with pytest.raises(UserError, match='has labels, and neither captions'):
+    with pytest.raises(UserError, match='has labels, but --text_encoder'):
         prepare_latents(PrepareOptions(data='folder', path=str(folder), vae=parts['vae'], image_size=8,
                                 text_encoder=parts['text_encoder'], out=str(tmp_path / 'latents')))
 

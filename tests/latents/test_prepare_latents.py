@@ -214,7 +214,7 @@ def test_nothing_but_bad_images(request_for, tmp_path):
 def test_a_folder_of_other_latents_is_refused(whole, request_for, tmp_path):
     other = write_tiny_vae(tmp_path / 'other', seed=1, scale=2.0)
     before = contents(whole)
-    with pytest.raises(UserError, match='holds other latents') as caught:
+    with pytest.raises(UserError, match='has other latents') as caught:
         prepare_latents(request_for(whole, vae=str(other), image_size=16, dtype='float16', shard_size=3))
     for line in ("vae.id: 'tiny-0' there, 'tiny-1' now", 'vae.scale: 4.0 there, 2.0 now',
                  'image_size: 8 there, 16 now', "dtype: 'float32' there, 'float16' now",
@@ -233,7 +233,7 @@ def test_a_folder_of_something_else_is_refused(request_for, tmp_path):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'image_size': 9}, '--image_size=9 cannot be encoded: this VAE takes multiples of 2'),
+    ({'image_size': 9}, '--image_size=9: this VAE needs a multiple of 2'),
     ({'dtype': 'int8'}, 'unknown --dtype=int8; known: float32, float16'),
     ({'vae_dtype': 'int8'}, 'unknown --vae_dtype=int8'),
     ({'batch_size': 0}, '--batch_size must be at least 1, got 0'),
@@ -305,7 +305,7 @@ def test_values_that_cannot_be_kept_are_refused(factor, dtype, request_for, vae,
                                                           loaded.params['quant_conv'])}
     monkeypatch.setattr(preparation, 'load_vae',
                         lambda *_: type(loaded)(loaded.network, params, loaded.config))
-    with pytest.raises(UserError, match='the VAE makes NaN of example 0, or more than'):
+    with pytest.raises(UserError, match='the VAE encodes example 0 to NaN, or to more than'):
         prepare_latents(request_for(tmp_path / 'latents', dtype=dtype))
     assert not files_under(tmp_path / 'latents' / 'shards')
 

@@ -282,5 +282,5 @@ def test_the_table_groups_by_kind_and_axes_largest_first():
         Collective('all-gather', ('data', 'fsdp'), 2**24, count=1000)]).splitlines()
     assert [row.split() for row in table[1:]] == [
         ['all-gather', 'data', 'fsdp', '1,000', '16,000.0'], ['all-reduce', 'data', '4', '4.0'],
-        ['in', 'all', '1,004', '16,004.0']]
+        ['total', '1,004', '16,004.0']]
     assert format_collectives([]) == 'none: the devices do not communicate'

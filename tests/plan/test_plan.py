@@ -66,7 +66,7 @@ def test_a_plan_counts_what_a_device_holds(plan):
     weights = sum(leaf.size for leaf in jax.tree.leaves(network.abstract())) * 4
     parts = plan.memory.parts
     assert plan.fits and plan.devices == 8 and plan.mesh == {'data': 2, 'fsdp': 4, 'tensor': 1, 'seq': 1}
-    # cut over fsdp, but for biases and the convolution
+    # sharded over fsdp, apart from biases and the convolution
     assert weights / 4 < parts['weights'] < weights / 3
     assert parts['EMA'] == parts['weights'] and 2 * parts['weights'] <= parts['optimizer'] < 2 * parts[
         'weights'] + 64
@@ -88,10 +88,10 @@ def test_a_plan_lists_the_collectives_of_its_mesh(plan):
 
 def test_the_verdict_comes_first(plan):
     text = planning.format_plan(plan)
-    assert re.match(r'fits: \d+\.\d MiB of [\d.,]+ GiB a device \(\d+%\)\n', text)
-    for heading in ('memory a device', 'compute of a step', 'collectives of a step', 'traced in'):
+    assert re.match(r'fits: \d+\.\d MiB of [\d.,]+ GiB per device \(\d+%\)\n', text)
+    for heading in ('memory per device', 'compute of a step', 'collectives of a step', 'traced in'):
         assert f'\n{heading}' in text
-    assert 'mesh     data 2  fsdp 4  tensor 1  seq 1   (2 of the batch on a device)' in text
+    assert 'mesh     data 2  fsdp 4  tensor 1  seq 1   (2 of the batch per device)' in text
     assert 'what to change' not in text and max(map(len, text.splitlines())) < 140
 
 
@@ -168,7 +168,7 @@ def test_nothing_is_advised_that_is_done_already(plan):
 def test_advice_is_in_the_text_of_a_plan_that_does_not_fit(plan):
     large = on_v5e(plan, 16, arguments=2, temporaries=20, peak=22)
     text = planning.format_plan(dataclasses.replace(large, advice=planning.advise(large)))
-    assert text.startswith('does not fit: 22.0 GiB of 16.0 GiB a device (138%)\n')
+    assert text.startswith('does not fit: 22.0 GiB of 16.0 GiB per device (138%)\n')
     assert 'what to change' in text and '  --config.train.remat=full ' in text
 
 
@@ -184,7 +184,7 @@ def test_a_missing_teacher_is_guessed_and_said(path, depth, width, heads, monkey
     network, text = planning.find_teacher(recipe(path))
     assert (network.arch['depth'], network.arch['width']) == (depth, width)
     assert network.arch['mixer'] == {'name': 'softmax', 'heads': heads, 'qkv_bias': True}
-    assert network.arch['input_size'] == (8, 8) and text.startswith(f'{path} is not here')
+    assert network.arch['input_size'] == (8, 8) and text.startswith(f'{path} not found')
 
 
 def test_a_teacher_that_is_here_is_taken_as_it_is(tmp_path):
@@ -210,13 +210,13 @@ def test_without_a_teacher_there_is_none():
 
 @pytest.mark.parametrize('name, said', [
     ('v9:4x4', r"unknown topology 'v9:4x4'; known:\n  v4 (.|\n)*v5e:16x16(.|\n)*cpu:8"),
-    ('', 'unknown topology'), ('h100:8', 'GPU can only be compiled where one is'),
-    ('gpu:8', 'GPU can only be compiled where one is'),
+    ('', 'unknown topology'), ('h100:8', 'GPU can only be compiled on a machine'),
+    ('gpu:8', 'GPU can only be compiled on a machine'),
     ('v5e:3x3', r'no v5e slice of that shape; shapes of v5e: 1x1, 2x2, .*16x16'),
     ('v5e:32x32', 'no v5e slice'), ('v5e', "'' is no shape"), ('v5e:16', "'16' is no shape"),
     ('v5p:4x4', 'no shape of a v5p slice; .*2x4x4'),
     ('v6e:4x4x4', 'no shape of a v6e slice'), ('cpu:0', 'an example: cpu:8'), ('cpu', 'an example: cpu:8'),
-    ('cpu:9', r'runs already with 8 CPU device\(s\) in this process, 9 are asked for')])
+    ('cpu:9', r'has already started with 8 CPU device\(s\), but the plan needs 9')])
 def test_names_that_are_not_known(name, said):
     with pytest.raises(UserError, match=said):
         find_topology(name)

@@ -1,5 +1,4 @@
-"""The stations of the demo. Each runs the functions of the scripts at the top, and prints the command it
-stands for."""
+"""The stages of the demo, each with the command that does the same."""
 import functools
 import json
 import platform
@@ -19,34 +18,31 @@ from lit_jax.runtime.paths import file_sha256
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import loop
 
-# named in the card of a teacher
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')      # in a teacher's card
 SHIPPED = find_asset('digits_dit.safetensors')
 
 
-def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
-    """Runs every station, writes `figures.json` and `report.html` in `workdir`, and returns the exit
-    status."""
+def run(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) -> int:
+    """Runs all stages, writes `figures.json` and `report.html` in `workdir`; returns the exit status."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
 
-    station(1, 'a judge: a small classifier of real digits')
-    judge = pool.get_judge(workdir)
-    real = figures.real_figures(judge)
-    print(f'right on {real["judge_accuracy"]:.1%} of the held-out digits; distance of real held-out digits '
-          f'to real training digits (the floor): {real["floor"]:.2f}')
+    print_stage(1, 'a judge: a small classifier of real digits')
+    real = figures.real_figures(pool.get_judge(workdir))
+    print(f'accuracy on held-out digits {real["judge_accuracy"]:.1%}; Fréchet distance of held-out to '
+          f'training digits (the floor) {real["floor"]:.2f}')
 
-    station(2, 'the teacher: a DiT, as a PyTorch checkpoint, converted')
+    print_stage(2, 'the teacher: a DiT, converted from a PyTorch checkpoint')
     checkpoint = train_the_teacher(workdir) if train_teacher else SHIPPED
-    say_command(f'python convert_torch_ckpt.py {_short(checkpoint)} --out {workdir / "teacher"} --overwrite')
+    print_command(f'python convert_torch_ckpt.py {short(checkpoint)} --out {workdir / "teacher"} --overwrite')
     print(describe(convert(checkpoint, workdir / 'teacher', overwrite=True)))
 
     students = [student(workdir, arm, seed) for arm in ARMS
                 for seed in range(seeds if arm == 'distilled' else baseline_seeds)]
-    station(3, f'{len(students)} students, sampled and judged')
+    print_stage(3, f'{len(students)} students, sampled and judged')
     for one in students:
-        say_command(one.command())
+        print_command(one.command())
     measure = functools.partial(figures.measure_folder, workdir, figures.STEPS)
     runs = pool.run_all(workdir, students, measure, figures.tell, {'teacher': workdir / 'teacher'})
     result = {**real, **figures.summarise(load(workdir / 'teacher'), load(students[0].path), runs)}
@@ -55,7 +51,7 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
     if train_teacher:
         write_card(checkpoint, result)
 
-    station(4, 'the report')
+    print_stage(4, 'the report')
     paths = {arm: student(workdir, arm, 0).path for arm in ARMS}
     pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
     print(pages.figures_as_text(result))
@@ -64,25 +60,23 @@ def travel(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: boo
 
 
 def student(workdir: Path, arm: str, seed: int) -> Student:
-    """configs/digits_lit.py with this demo's teacher; the report draws its own grids."""
+    """configs/digits_lit.py with this demo's teacher, without sample grids: the report draws its own."""
     return Student(workdir, arm, seed, fields={'sample.every': 0})
 
 
 def train_the_teacher(workdir: Path) -> Path:
-    """Fits configs/digits_dit.py and exports it in DiT's own key names; returns the file."""
+    """Trains configs/digits_dit.py and exports it with DiT's key names; returns the file."""
     out = workdir / 'digits_dit.safetensors'
-    say_command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
+    print_command(f'python train.py --config=configs/digits_dit.py --workdir={workdir / "digits_dit"}')
     loop.train(load_recipe('digits_dit'), workdir / 'digits_dit')
-    say_command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
+    print_command(f'python convert_torch_ckpt.py {workdir / "digits_dit"} --to_torch --out {out} --overwrite')
     export(workdir / 'digits_dit', out, overwrite=True)
     return out
 
 
 def write_card(checkpoint: Path, result: dict) -> None:
-    """Beside a teacher's file: how it was made, with what, and how good it is. Both together can go to
-    assets/."""
-    config = load_recipe('digits_dit')
-    teacher = result['rows'][0]
+    """The recipe and the figures of a teacher, beside its file. Both can be copied to assets/."""
+    config, teacher = load_recipe('digits_dit'), result['rows'][0]
     card = {
         'command': 'python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit',
         'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out '
@@ -90,20 +84,20 @@ def write_card(checkpoint: Path, result: dict) -> None:
         'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size,
         'weights': 'ema', 'sha256': file_sha256(checkpoint), 'bytes': checkpoint.stat().st_size,
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        'figures': {name: teacher[name]
-                    for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')}
-        | {name: result[name] for name in ('floor', 'judge_accuracy', 'samples')},
-    }
+        'figures': {**{name: teacher[name]
+                       for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')},
+                    **{name: result[name] for name in ('floor', 'judge_accuracy', 'samples')}}}
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
 
 
-def station(number: int, title: str) -> None:
+def print_stage(number: int, title: str) -> None:
     print(f'\n=== {number}/4 {title}', flush=True)
 
 
-def say_command(text: str) -> None:
+def print_command(text: str) -> None:
     print(f'$ {text}', flush=True)
 
 
-def _short(path: Path) -> Path:
+def short(path: Path) -> Path:
+    """A path in the checkout as it is typed there."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,0 +1,1 @@
+"""Peers side by side, each run from a checkout as `python -m benchmarks.NAME`."""
