@@ -9,10 +9,8 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 class CrossAttention(nnx.Module):
-    """softmax(q·kᵀ/√E)·v with queries from the image, keys and values from the caption; padding is not seen.
-
-    The output projection is zero at the start (PixArt), so a fresh layer changes nothing.
-    """
+    """softmax(q·kᵀ/√E)·v with queries from the image, keys and values from the caption; padding is masked.
+    The output projection is zero at the start (PixArt), so a new layer changes nothing."""
 
     def __init__(self, width: int, *, heads: int, dtype, rngs: nnx.Rngs):
         head = (heads, width // heads)
@@ -28,12 +26,9 @@ class CrossAttention(nnx.Module):
 
 
 def masked_attention(q_BNKE: Array, k_BLKE: Array, v_BLKE: Array, mask_BL: Array) -> Array:
-    """[B, N, K, E] in the dtype of q; logits and sums in the accumulator. Keys whose mask is 0 have no
-    weight.
+    """[B, N, K, E] in the dtype of q; logits and sums in the accumulator; keys with mask 0 get no weight.
 
-    A row without any key gives the mean of the values, not NaN: a caption has at least its end token, and
-    what is computed for rows that only fill up a batch is thrown away.
-    """
+    A row without any key gives the mean of the values, not NaN: only rows that fill up a batch have none."""
     acc, scale = accumulator(q_BNKE.dtype), q_BNKE.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BLKE, v_BLKE))
     logits = jnp.einsum('bkne,bkle->bknl', q, k, preferred_element_type=acc)

@@ -1,10 +1,8 @@
-"""The networks of the blocks that act on single tokens (or, with a convolution, on their neighbours), and
-their table.
+"""Feed-forward networks of the blocks, and their table: on single tokens, or with a convolution on
+neighbours.
 
-Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)` and `__call__(x_BND, grid) ->
-x_BND`, a function `hidden_width(width, ratio)` of the channels that `tensor` cuts, and `leaves`, its
-parameters.
-"""
+Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)`, `__call__(x_BND, grid) -> x_BND`,
+`hidden_width(width, ratio)`, the channels that `tensor` shards, and `leaves`, its parameters."""
 import math
 from typing import Any
 
@@ -39,9 +37,7 @@ class Mlp(nnx.Module):
 class SwiGlu(nnx.Module):
     """down(silu(gate)·y) without biases, where (gate, y) is one product of x: [B, N, D] -> [B, N, D].
 
-    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (as in DiG): 4·D then costs
-    about what it does in `Mlp`.
-    """
+    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (DiG): costs about as `Mlp`."""
     leaves = (Leaf('gate/kernel', ('D', 2, 'F'), 'linear', 'gate_proj.weight'),
               Leaf('down/kernel', ('F', 'D'), 'linear', 'down_proj.weight'))
 

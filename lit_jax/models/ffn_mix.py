@@ -27,10 +27,9 @@ class MixFfn(nnx.Module):
     """Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias: [B, N, D]
     -> same.
 
-    F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate are an
-    axis of their own, so that cutting F over devices cuts across neither. Initialised as PyTorch does
-    convolutions, which these are in the official code (1 x 1 for the Linears).
-    """
+    F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate have an
+    axis of their own, so that sharding F splits neither. Initialised as PyTorch's convolutions, which all
+    three are in the official code (1 x 1 for the Linears)."""
     leaves = (*product('inverted', ('D', 2, 'F'), 'pointwise', 'inverted_conv.conv'),
               *product('depth', (3, 3, 2, 'F'), 'depthwise', 'depth_conv.conv'),
               Leaf('point/kernel', ('F', 'D'), 'pointwise', 'point_conv.conv.weight'))
@@ -52,8 +51,8 @@ class MixFfn(nnx.Module):
         check_grid(x_BND, grid)
         hidden_BN2F = constrain(jax.nn.silu(self.inverted(x_BND)), 'batch', 'tokens', None, 'hidden')
         value, gate = (self._convolve(hidden_BN2F[:, :, part], part, grid) for part in range(2))
-        return self.point(constrain((value * jax.nn.silu(gate)).reshape(b, n, -1), 'batch', 'tokens',
-                                    'hidden'))
+        gated = (value * jax.nn.silu(gate)).reshape(b, n, -1)
+        return self.point(constrain(gated, 'batch', 'tokens', 'hidden'))
 
     def _convolve(self, hidden_BNF: Array, part: int, grid: tuple[int, int]) -> Array:
         image_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)
