@@ -1,11 +1,8 @@
-"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692), with any token mixer in the place of
-self-attention.
+"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692) with any token mixer in place of self-attention.
 
-With `softmax` it is PixArt-Σ, with `linear` and two heads it is LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT
-it has one modulation for all blocks (adaLN-single), of which each block moves its own copy by a table; a
-caption that every block looks at; and it takes images of any size and aspect ratio.
-"""
-import functools
+With `softmax` it is PixArt-Σ, with `linear` and two heads LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT it
+has one modulation for all blocks (adaLN-single), which each block shifts by a table; cross-attention to a
+caption in every block; and images of any size and aspect ratio."""
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -14,13 +11,12 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.models.cross_attention import CrossAttention
-from lit_jax.models.dit import stage_mixers
+from lit_jax.models.dit import add_stacks
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
     Array,
     Linear,
     TimestepEmbedder,
-    build_stack,
     gate,
     modulate,
     normal_init,
@@ -38,7 +34,7 @@ PUBLISHED_WIDTH, PUBLISHED_CAPTION_CHANNELS = 1152, 4096
 
 
 def modulation_table(parts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
-    """What a block adds to the shared modulation: N(0, 1)/√D at the start."""
+    """A block's shift of the shared modulation: N(0, 1)/√D at the start."""
     return nnx.Param(jax.random.normal(rngs.params(), (parts, width), jnp.float32) / width ** 0.5)
 
 
@@ -46,13 +42,12 @@ class CaptionEmbedder(nnx.Module):
     """Features of a text encoder [B, L, C] -> [B, L, D]: Linear, GELU (tanh), Linear."""
 
     def __init__(self, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
-        # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its
-        # captions.
+        # PixArt's 0.02 at its own sizes; with weights as small, a small model would hardly see its captions.
         first, second = (0.02 * (published / inputs) ** 0.5 for published, inputs in
                          ((PUBLISHED_CAPTION_CHANNELS, channels), (PUBLISHED_WIDTH, width)))
         self.fc1 = Linear(channels, width, init=normal_init(first), dtype=dtype, rngs=rngs)
         self.fc2 = Linear(width, width, init=normal_init(second), dtype=dtype, rngs=rngs)
-        rngs.params()      # a key that earlier versions used here: fresh models stay what they were
+        rngs.params()      # a key that earlier versions used here: initialisation stays the same
 
     def __call__(self, text_BLC: Array) -> Array:
         return self.fc2(jax.nn.gelu(self.fc1(text_BLC), approximate=True))
@@ -61,8 +56,7 @@ class CaptionEmbedder(nnx.Module):
 class Block(nnx.Module):
     """x += gate·mixer(modulate(LN(x))), x += cross-attention(x), x += gate·mlp(modulate(LN(x))).
 
-    The cross-attention has neither norm nor modulation nor gate.
-    """
+    The cross-attention has neither norm nor modulation nor gate."""
 
     def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, *, dtype,
                  rngs: nnx.Rngs):
@@ -82,11 +76,6 @@ class Block(nnx.Module):
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 
 
-def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, dtype,
-                rngs: nnx.Rngs) -> Block:
-    return Block(width, mlp_ratio, mixer, ffn, cross_heads, dtype=dtype, rngs=rngs)
-
-
 class FinalLayer(nnx.Module):
     """Norm modulated by its table and the timestep, then a linear map to the outputs (zero at first)."""
 
@@ -100,29 +89,23 @@ class FinalLayer(nnx.Module):
 
 
 class PixArt(nnx.Module):
-    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: predicted noise, then raw
-    variance channels.
+    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: noise, then raw variance
+    channels.
 
-    Args:
-        depth, width, patch, channels, mixer, stages, mlp_ratio, ffn, learn_sigma, dtype, scan_layers, remat:
-            as in `lit_jax.models.dit.DiT`.
-        input_size: (H, W) of the latents it is meant for. It takes any others with sides that are multiples
-            of `patch`: nothing in it depends on them.
+    Args (others as for `lit_jax.models.dit.DiT`):
+        input_size: (H, W) of its usual latents; it takes any others with sides that are multiples of `patch`.
         cross_heads: of the cross-attention.
-        caption_channels, caption_tokens: Cy and L, those of the text encoder's features (T5-XXL: 4096, 300
-            tokens).
+        caption_channels, caption_tokens: Cy and L of the text encoder's features (T5-XXL: 4096, 300 tokens).
         base_size, pe_interpolation: a token's coordinate is i·base_size/(side·pe_interpolation) along each
-            side, see `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as
-            many tokens a side as an image of that size: all see coordinates from 0 to 32.
-    """
+            side, see `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, so
+            that coordinates always run from 0 to 32."""
     conditioning = 'text'
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
-                 mixer: Mapping,
-                 cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int,
+                 mixer: Mapping, cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int,
                  pe_interpolation: float, mlp_ratio: float = 4.0, ffn: str = 'mlp',
-                 stages: Sequence[Mapping] = (), learn_sigma: bool = True,
-                 dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
+                 stages: Sequence[Mapping] = (), learn_sigma: bool = True, dtype=jnp.float32,
+                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype = patch, width, dtype
         self.base_size, self.pe_interpolation = base_size, pe_interpolation
         self.scan_layers, self.remat = scan_layers, remat
@@ -130,17 +113,17 @@ class PixArt(nnx.Module):
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.t_block = Linear(width, (6, width), init=normal_init(0.02), dtype=dtype, rngs=rngs)
         self.y_embedder = CaptionEmbedder(caption_channels, width, dtype=dtype, rngs=rngs)
-        runs = stage_mixers(depth, mixer, stages)
-        self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
-        for name, (blocks, own) in zip(self.stacks, runs, strict=True):
-            make = functools.partial(_make_block, width, mlp_ratio, own, ffn, cross_heads, dtype)
-            setattr(self, name, build_stack(make, blocks, rngs))
+
+        def make(own, rngs):
+            return Block(width, mlp_ratio, own, ffn, cross_heads, dtype=dtype, rngs=rngs)
+
+        self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
         self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
                                       rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding. t_B: 0..999,
-        fractions allowed. Where no caption is meant, 'text' holds the features of the empty one."""
+        """cond: 'text' [B, L, Cy] (no caption: the features of the empty one); optionally 'text_mask' [B, L],
+        0 for padding. t_B: 0..999, fractions allowed."""
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
         x = x + jnp.asarray(self._positions((rows, columns)), self.dtype)
@@ -160,13 +143,12 @@ class PixArt(nnx.Module):
 
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:
-    """[side]: where the tokens of one side stand: evenly from 0 up to base_size/pe_interpolation, in float32
-    as PixArt has it."""
+    """[side]: coordinates from 0 up to base_size/pe_interpolation, in float32 as in PixArt."""
     return np.arange(side, dtype=np.float32) / (side / base_size) / pe_interpolation
 
 
 def check_pixart(arch: Mapping) -> None:
-    """Raises UserError for a field that cannot be; `check_arch` has looked at the others."""
+    """UserError for a wrong field of PixArt; `check_arch` checks the others."""
     for name in ('cross_heads', 'caption_channels', 'caption_tokens', 'base_size'):
         if not isinstance(arch[name], int) or isinstance(arch[name], bool) or arch[name] < 1:
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')

@@ -1,15 +1,12 @@
 """The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion and SDXL (arXiv 2112.10752, appendix
 G.1).
 
-`VaeNetwork` is an architecture as functions over plain dicts of parameters, as
-`lit_jax.models.network.Network` is. Images are NHWC in [-1, 1]; latents are those of the network itself: the
-scale that a diffusion model works with (`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
+Images are NHWC in [-1, 1]; latents are the network's own: the scale that a diffusion model expects
+(`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here.
 
     mean, logvar = network.encode(params, image)
     latent = sample_posterior(mean, logvar, key)
-    image = network.decode(params, latent)                      # large ones: network.decode(params, latent,
-    tile=64)
-"""
+    image = network.decode(params, latent)      # large ones: network.decode(params, latent, tile=64)"""
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +27,7 @@ from lit_jax.runtime.errors import UserError
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
 SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,
            'quant_conv': True, 'post_quant_conv': True, 'mid_attention': True}
-LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL clamps the log-variance so
+LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL's clamp
 
 
 class Autoencoder(nnx.Module):
@@ -61,12 +58,11 @@ class VaeNetwork(Functional):
     """An autoencoder as functions: `init`, `abstract`, `encode` and `decode`.
 
     Args:
-        arch: fields that differ from `SD_ARCH`; `widths` of the levels, residual blocks a level (`layers`;
-            the decoder has one more), `groups` of the norms, `channels` of the latent and `image_channels`,
-            and whether there are quant_conv, post_quant_conv and attention in the middle.
-        dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are float32 whatever it is,
-            norms and softmax are taken in float32 or wider.
-    """
+        arch: fields that differ from `SD_ARCH`: `widths` of the levels, residual blocks a level (`layers`;
+            the decoder has one more), `groups` of the norms, `channels` of the latent, `image_channels`, and
+            whether there are quant_conv, post_quant_conv and attention in the middle.
+        dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are always float32, norms and
+            softmax are computed in float32 or wider."""
 
     def __init__(self, arch: Mapping, *, dtype=jnp.float32):
         self.arch = check_vae_arch(arch)
@@ -86,8 +82,7 @@ class VaeNetwork(Functional):
     def encode(self, params: dict, image_BHWC: Array, *, one_by_one: bool = False) -> tuple[Array, Array]:
         """Images in [-1, 1] -> (mean, logvar) [B, h, w, C] in float32, logvar clamped to [-30, 20].
 
-        one_by_one: one image at a time and device: the memory of one, whatever the batch.
-        """
+        one_by_one: one image at a time and device, with the memory of one image at any batch size."""
         self._check(image_BHWC, self.arch['image_channels'], self.downscale, 'images')
         encode = self._merge(params).encode
         moments = _one_by_one(encode, image_BHWC) if one_by_one else encode(image_BHWC)
@@ -99,14 +94,12 @@ class VaeNetwork(Functional):
         """Unscaled latents [B, h, w, C] -> images [B, H, W, image channels] in float32, not clipped.
 
         Args:
-            one_by_one: one image at a time and device: the memory of one, whatever the batch.
-            tile: side in latent pixels of the squares that are decoded one after the other and blended where
-                they overlap; the memory is that of one square, and of the image. Norms and attention then see
-                one square
-                only: the image is not the one decoded whole, but nearer to it the larger the tiles are.
+            one_by_one: one image at a time and device, with the memory of one image at any batch size.
+            tile: side in latent pixels of squares that are decoded one after the other and blended where they
+                overlap, with the memory of one square and of the image. Norms and attention then see one
+                square only, so the image differs a little from the one decoded whole, less with larger tiles.
                 Images that fit in one tile are decoded whole.
-            overlap: latent pixels that neighbouring squares share at least, default tile / 4.
-        """
+            overlap: latent pixels that neighbouring squares share at least, default tile / 4."""
         self._check(latent_BHWC, self.channels, 1, 'latents')
         model = self._merge(params)
 
@@ -133,16 +126,12 @@ def sample_posterior(mean: Array, logvar: Array, key: Array) -> Array:
 
 
 def _one_by_one(function: Callable[[Array], Array], x_BHWC: Array) -> Array:
-    """`function` on one image at a time; on a mesh each device takes one of its own, and nothing is sent."""
+    """`function` on one image at a time; on a mesh each device takes its own, and nothing is communicated."""
     devices = math.prod(map(mesh_axis_size, PLACES['batch']))
     devices = devices if len(x_BHWC) % devices == 0 else 1
     turns = x_BHWC.reshape(devices, -1, *x_BHWC.shape[1:]).swapaxes(0, 1)
     y = jax.lax.map(lambda x: function(constrain(x, 'batch', None, None, None)), turns).swapaxes(0, 1)
     return y.reshape(len(x_BHWC), *y.shape[2:])
-
-
-# ------------------------------------------------------------------------------------------------------
-# Tiles
 
 
 def _check_tile(tile: int, overlap: int | None) -> int:
@@ -156,7 +145,7 @@ def _check_tile(tile: int, overlap: int | None) -> int:
 
 def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, overlap: int,
                  downscale: int) -> Array:
-    """Decodes squares one after the other and adds them up, each faded out where another takes over."""
+    """Decodes squares one after the other and adds them up, faded out where they overlap."""
     sides = z_BHWC.shape[1:3]
     if max(sides) <= tile:
         return decode(z_BHWC)
@@ -182,16 +171,11 @@ def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, ove
 
 
 def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where tiles start along an axis, and how much each of their pixels counts.
+    """(starts [T], weights [T, tile · downscale]) of the tiles along an axis; all arguments in latent pixels.
 
-    Args:
-        side, tile, overlap: in latent pixels, tile <= side. The first tile starts at 0, the last ends at
-            `side`, the others lie evenly between.
-
-    Returns:
-        starts [T] in latent pixels, weights [T, tile · downscale] of the decoded pixels: a tile fades in and
-        out linearly over what it shares with its neighbours, and over each pixel the weights add up to 1.
-    """
+    The first tile starts at 0, the last ends at `side`, the others are evenly spaced. A tile fades in and out
+    linearly over the decoded pixels that it shares with its neighbours; at each pixel the weights add up to
+    1."""
     count = 1 if tile == side else -(-(side - overlap) // (tile - overlap))
     starts = np.round(np.linspace(0, side - tile, count)).astype(np.int32)
     pixels = np.arange(tile * downscale) + 0.5
@@ -208,12 +192,8 @@ def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarra
     return starts, np.stack([weight / total[span] for span, weight in zip(spans, weights, strict=True)])
 
 
-# ------------------------------------------------------------------------------------------------------
-# Architecture
-
-
 def check_vae_arch(arch: Mapping) -> dict:
-    """A complete copy of `arch` with the fields of SD_ARCH. UserError for a field that cannot be."""
+    """A complete copy of `arch` with the fields of SD_ARCH. UserError for a wrong field."""
     if unknown := set(arch) - set(SD_ARCH):
         raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: '
                         f'{", ".join(SD_ARCH)}')

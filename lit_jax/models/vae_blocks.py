@@ -1,9 +1,8 @@
-"""The pieces of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks,
-two towers.
+"""Parts of the autoencoder of Stable Diffusion (`lit_jax.models.vae`): convolutions, residual blocks, two
+towers.
 
-Images are NHWC; D is the width (channels) inside. Names of modules follow diffusers' `AutoencoderKL` where
-they can; children are named, not listed, so that parameter paths hold no bare numbers.
-"""
+Images are NHWC; D is the width (channels). Modules are named as in diffusers' `AutoencoderKL` where possible;
+children are named, not listed, so that parameter paths hold no bare numbers."""
 from collections.abc import Sequence
 
 import jax
@@ -19,10 +18,9 @@ from lit_jax.runtime.dtypes import accumulator
 class UpsampleConv(Conv):
     """Each pixel repeated 2 x 2, then a 3 x 3 convolution: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    Of the nine pixels that an output sees several are copies of one: each of the four outputs over an input
-    pixel is a 2 x 2 convolution of the small image, with the kernel's rows (columns) that meet a copy added
-    up. That is 4/9 of the products, and the large image of copies is never made.
-    """
+    Of the nine pixels under an output several are copies of one: each of the four outputs over an input pixel
+    is a 2 x 2 convolution of the small image, with the kernel's rows (columns) that meet a copy added up.
+    That takes 4/9 of the products, and the upsampled image is never made."""
 
     def __call__(self, x_BHWI: Array) -> Array:
         b, h, w, _ = x_BHWI.shape
