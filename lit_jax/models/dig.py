@@ -55,8 +55,8 @@ class LocalConv(nnx.Module):
         self.kernel, self.bias = nnx.Param(kernel), nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        kernel, bias = (param[...].astype(x_BND.dtype) for param in (self.kernel, self.bias))
         image = x_BND.reshape(len(x_BND), *grid, 1, x_BND.shape[-1])
+        kernel, bias = (param[...].astype(x_BND.dtype) for param in (self.kernel, self.bias))
         return depthwise_conv(image, kernel, bias).reshape(x_BND.shape)
 
 

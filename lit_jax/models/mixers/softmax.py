@@ -21,13 +21,12 @@ from lit_jax.runtime.errors import UserError
 
 
 class KeyCompressor(nnx.Module):
-    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then a
+    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then
     LayerNorm.
 
-    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). At the start
-    the convolution takes the mean. One channel of one head has one kernel; heads stay an axis, so that
-    `tensor` cuts them.
-    """
+    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). The
+    convolution starts as the mean. Each channel of each head has one kernel; heads stay an axis, so that
+    `tensor` shards them."""
 
     def __init__(self, head: tuple[int, int], rate: int):
         self.rate = rate
@@ -60,10 +59,7 @@ QKV_PARTS = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', No
 class SoftmaxAttention(Mixer):
     """Multi-head attention over all tokens: [B, N, D] -> [B, N, D].
 
-    Args:
-        compress: r; one key and value for each r x r tokens (the same `KeyCompressor` for both), 1 for one
-            each.
-    """
+    compress: r; one key and value for each r x r tokens (one `KeyCompressor` for both), 1 for one each."""
     leaves = (*QKV, *product('compressor', (None, None, 'K', 'E'), 'depthwise', 'sr'),
               Leaf('compressor/norm_gain', ('K', 'E'), 'flat', 'norm.weight'),
               Leaf('compressor/norm_bias', ('K', 'E'), 'flat', 'norm.bias'))
@@ -106,7 +102,7 @@ class SoftmaxAttention(Mixer):
         self.compressor = KeyCompressor(head, compress) if compress > 1 else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        """`grid` matters to `compress` only: attention sees positions only through what the tokens carry."""
+        """`grid` matters to `compress` only: tokens carry their positions."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
         q_BNKE, k_BMKE, v_BMKE = (qkv[:, :, i] for i in range(3))
         if self.compressor is not None:
@@ -116,7 +112,7 @@ class SoftmaxAttention(Mixer):
 
 
 def read_qkv(found, hints, published) -> Blocks:
-    """Heads and bias of DiT's projections. Nothing shows the heads: told, or those of DiT's sizes."""
+    """Heads and bias of DiT's projections. Tensors do not show the heads: given, or those of DiT's sizes."""
     width, told = found.sizes['D'], hints.heads
     known = {(model['depth'], model['width']): model['mixer']['heads'] for model in published
              if model['mixer']['name'] == 'softmax'}
@@ -133,8 +129,7 @@ def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
 
     On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
-    `seq`. Reverse-mode derivatives of first order only. Shows 'softmax/query' and 'softmax/key'.
-    """
+    `seq`. First-order reverse-mode derivatives only. Shows 'softmax/query' and 'softmax/key'."""
     show('softmax/query', q_BNKE)
     show('softmax/key', k_BMKE)
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
