@@ -63,9 +63,8 @@ def mixers_of(arch: Mapping) -> list[dict]:
 
 
 def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
-    """[(layers, mixer, width, (rows, columns) of tokens)] of every run of equal blocks.
-
-    Families whose runs differ in width or grid have a static method of this name."""
+    """[(layers, mixer, width, (rows, columns) of tokens)] of every run of equal blocks. Families whose runs
+    differ in width or grid have a static method of this name."""
     own = getattr(FAMILIES[arch['family']], 'mixing_layers', None)
     if own is not None:
         return own(arch)

@@ -19,9 +19,8 @@ def fan_in_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O].
-
-    `padding`: zero rows (and columns) before and after. Sums have XLA's precision for the compute dtype."""
+    """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O]. `padding`: zero rows (and
+    columns) before and after. Sums have XLA's precision for the compute dtype."""
 
     def __init__(self, width_in: int, width_out: int, size: int = 3, *, stride: int = 1,
                  padding: tuple[int, int] = (1, 1), dtype, rngs: nnx.Rngs):

@@ -77,10 +77,8 @@ def _cheaper_products(arch: Mapping) -> int:
 
 def state_bytes(arch: Mapping) -> int | None:
     """Bytes needed to mix in one more token of an image, over all layers; None where a mixer does not define
-    it.
-
-    Softmax attention keeps the keys and values of all tokens (bfloat16); linear attention one E x E sum and E
-    numbers of the normaliser a head (float32), whatever the number of tokens."""
+    it. Softmax attention keeps the keys and values of all tokens (bfloat16); linear attention one E x E sum
+    and E numbers of the normaliser a head (float32), whatever the number of tokens."""
     total = 0
     for layers, mixer, width, grid in mixing_layers(arch):
         if (state := find_mixer(mixer['name']).state_bytes(mixer, width, grid)) is None:

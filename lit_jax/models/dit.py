@@ -1,5 +1,4 @@
 """The class-conditional backbone: DiT (arXiv 2212.09748) with any token mixer in place of self-attention.
-
 With `softmax` it is DiT; with `linear` it is LiT (arXiv 2501.12976), which changes only the attention."""
 import functools
 from collections.abc import Mapping, Sequence

@@ -35,9 +35,8 @@ class Mlp(nnx.Module):
 
 
 class SwiGlu(nnx.Module):
-    """down(silu(gate)·y) without biases, where (gate, y) is one product of x: [B, N, D] -> [B, N, D].
-
-    The hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (DiG): costs about as `Mlp`."""
+    """down(silu(gate)·y) without biases, where (gate, y) is one product of x: [B, N, D] -> [B, N, D]. The
+    hidden width is two thirds of ratio·D, rounded up to a multiple of 256 (DiG): costs about as `Mlp`."""
     leaves = (Leaf('gate/kernel', ('D', 2, 'F'), 'linear', 'gate_proj.weight'),
               Leaf('down/kernel', ('F', 'D'), 'linear', 'down_proj.weight'))
 

@@ -44,7 +44,6 @@ def zeros_init(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) ->
 
 class Linear(nnx.Module):
     """A matrix product over the last axes of x, with kernel `in_shape + out_shape` and bias `out_shape`.
-
     Projections that are split afterwards (qkv, modulation) have their parts and heads as axes of the kernel,
     so that sharding heads or width never splits a part."""
 
@@ -145,10 +144,8 @@ def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def sincos_table(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
-    """Sines and cosines of the coordinates of a grid [H·W, D] in float64; token n = row·W + column.
-
-    The first half of the channels holds the column, the second the row, in each half all sines before all
-    cosines."""
+    """Sines and cosines of the coordinates of a grid [H·W, D] in float64; token n = row·W + column. The first
+    half of the channels holds the column, the second the row, in each half all sines before all cosines."""
     rows, columns = np.meshgrid(rows, columns, indexing='ij')
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
 

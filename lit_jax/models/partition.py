@@ -1,7 +1,5 @@
 """Sharding of activations: the mesh axes of a few named array axes. `lit_jax.training.mesh` shards the
-weights.
-
-Without a mesh in effect (`jax.set_mesh`), or on one device, nothing happens."""
+weights. Without a mesh in effect (`jax.set_mesh`), or on one device, nothing happens."""
 import math
 
 import jax
@@ -37,7 +35,6 @@ def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
 
 def constrain(x: Array, *names: str | None) -> Array:
     """x with the sharding given by the names of its axes: `constrain(x_BND, 'batch', 'tokens', None)`.
-
     Otherwise the compiler may leave it whole. Gradients of x are sharded as x is."""
     if jax.sharding.get_abstract_mesh().size <= 1:     # 0 without a mesh
         return x

@@ -54,9 +54,8 @@ class CaptionEmbedder(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x += gate·mixer(modulate(LN(x))), x += cross-attention(x), x += gate·mlp(modulate(LN(x))).
-
-    The cross-attention has neither norm nor modulation nor gate."""
+    """x += gate·mixer(modulate(LN(x))), x += cross-attention(x), x += gate·mlp(modulate(LN(x))). The
+    cross-attention has neither norm nor modulation nor gate."""
 
     def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, *, dtype,
                  rngs: nnx.Rngs):

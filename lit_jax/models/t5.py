@@ -55,9 +55,8 @@ class Dense(nnx.Module):
 
 
 def quantise(kernel: Array, num_in: int) -> tuple[Array, Array]:
-    """A float kernel -> (int8 of its shape, float32 scale with 1 for each of the first `num_in` axes).
-
-    kernel ≈ int8 · scale, symmetric; the scale is a 127.5th of an output channel's largest entry."""
+    """A float kernel -> (int8 of its shape, float32 scale with 1 for each of the first `num_in` axes). kernel
+    ≈ int8 · scale, symmetric; the scale is a 127.5th of an output channel's largest entry."""
     import qwix
     quantised = qwix.quantize(jnp.asarray(kernel, jnp.float32), jnp.int8,
                               channelwise_axes=range(num_in, kernel.ndim))

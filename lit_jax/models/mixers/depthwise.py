@@ -77,10 +77,9 @@ def _shifted_backward(x: Array, kernel: Array, cotangent: Array) -> tuple[Array,
 
 
 def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
-    """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other.
-
-    The k² products stay in cache; k² sums over whole images would read them k² times. The batch is summed at
-    the end, so that a sharded batch needs one collective, not one for each pixel."""
+    """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other. The
+    k² products stay in cache; k² sums over whole images would read them k² times. The batch is summed at the
+    end, so that a sharded batch needs one collective, not one for each pixel."""
     b, h, w, heads, channels = x.shape
     padded = _pad(x, size)
 

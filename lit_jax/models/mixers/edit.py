@@ -91,10 +91,9 @@ def _convolved(x: Array, kernel: Array) -> Array:
 
 
 class EditAttention(Mixer):
-    """Linear attention of convolved queries over compressed keys and values: [B, N, D] -> [B, N, D].
-
-    An odd side of the grid gives (side + 1)/2 rows of keys. heads: 1 by the DyDi-LiT paper's counts. ratio:
-    channels between the two convolutions of the queries, over the width. groups: of their norm, see above."""
+    """Linear attention of convolved queries over compressed keys and values: [B, N, D] -> [B, N, D]. An odd
+    side of the grid gives (side + 1)/2 rows of keys. heads: 1 by the DyDi-LiT paper's counts. ratio: channels
+    between the two convolutions of the queries, over the width. groups: of their norm, see above."""
     leaves = (*product('fusion/compress', (3, 3, 'D', 'F'), 'conv'),
               Leaf('fusion/norm/(gain|bias)', ('F',), 'flat'),
               *product('fusion/restore', (1, 1, 'F', 'D'), 'conv'),

@@ -22,7 +22,6 @@ def segment(state, q, k, v, g):
 
 def segment_backward(d_state, state, q, k, v, g, d_o):
     """(cotangent of the state before the segment, those of q, k, v, g); `segment`'s values are recomputed.
-
     Every decay is an exponential, so the cotangent of b is (q·its cotangent) - (k·its cotangent), and that of
     g the sum of those of b from its token to the end of the chunk."""
     dot = dots(v.dtype, g.dtype)

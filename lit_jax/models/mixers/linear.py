@@ -1,6 +1,5 @@
-"""LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations.
-
-Cost grows with N·E² a head instead of N²: keys and values are summed into one E x E state first."""
+"""LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations. Cost grows with
+N·E² a head instead of N²: keys and values are summed into one E x E state first."""
 import math
 
 import jax
@@ -114,10 +113,9 @@ class LinearAttention(Mixer):
 
 def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS,
                      shortest: bool = False) -> Array:
-    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q, k (after φ) and the result in the accumulator.
-
-    Means, not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean.
-    Shows 'linear/query' and 'linear/key', its inputs. `shortest`: see `weighted_sum`."""
+    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q, k (after φ) and the result in the accumulator. Means,
+    not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean. Shows
+    'linear/query' and 'linear/key', its inputs. `shortest`: see `weighted_sum`."""
     show('linear/query', q_BNKE)
     show('linear/key', k_BNKE)
     # Heads first, once for all products: XLA:CPU would transpose the operands of each product.
@@ -128,7 +126,6 @@ def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = E
 
 def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, *, shortest: bool = False) -> Array:
     """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
-
     `shortest` takes (q·kᵀ/N)·v where there are fewer tokens than channels (256 tokens and one head of 384,
     say; the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are sharded."""
     acc, dtype = q_BKNE.dtype, v_BKNE.dtype

@@ -93,7 +93,7 @@ class MohAttention(Mixer):
         return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
 
     def head_weights(self, x_BND: Array) -> Array:
-        """The weights of the heads [B, N, K], in the accumulator; a token's sum to the number of heads in use."""
+        """Weights of the heads [B, N, K], in the accumulator; a token's sum to the number of heads in use."""
         lead, acc = x_BND.shape[:2], accumulator(self.dtype)
         parts = []
         if self.shared:

@@ -81,7 +81,6 @@ def entropy(usage_P: Array) -> Array:
 
 class RoutedLinear(nnx.Module):
     """x·W_u with one of `choices` matrices picked for each token: [B, N, D] -> [B, N, K, E]. Without bias.
-
     Costs one product, whatever the number of matrices."""
 
     def __init__(self, width: int, head: tuple[int, int], choices: int, *, gradient: str = 'straight_through',

@@ -22,7 +22,7 @@ class SanaAttention(Mixer):
     Args:
         heads: width/32 in Sana's text-to-image models; 1 in the DyDi-LiT paper's Sana, by its GFLOPs.
         qkv_bias: none in Sana.
-        eps: 1e-8 in the official block, 1e-15 in diffusers. A query whose features are all zero gives zero."""
+        eps: 1e-8 in the official block, 1e-15 in diffusers. A query with all features zero gives zero."""
     leaves, parts, published_ffn = QKV, QKV_PARTS, 'mix'
     state_bytes, read_torch = staticmethod(bytes_of_sums), staticmethod(read_qkv)
 

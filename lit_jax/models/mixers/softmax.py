@@ -1,7 +1,5 @@
-"""Softmax self-attention as in DiT: one qkv projection, scale E^-0.5, no norm of queries and keys.
-
-With `compress` the keys and values of r x r tokens become one (PixArt-Σ, arXiv 2403.04692).
-"""
+"""Softmax self-attention as in DiT: one qkv projection, scale E^-0.5, no norm of queries and keys. With
+`compress` the keys and values of r x r tokens become one (PixArt-Σ, arXiv 2403.04692)."""
 import functools
 import itertools
 import math
@@ -127,7 +125,6 @@ def read_qkv(found, hints, published) -> Blocks:
 
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
-
     On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
     `seq`. First-order reverse-mode derivatives only. Shows 'softmax/query' and 'softmax/key'."""
     show('softmax/query', q_BNKE)
