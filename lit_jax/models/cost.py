@@ -10,16 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from lit_jax.models.arch import mixing_layers
-from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
+from lit_jax.models.macs import PRODUCTS, macs_by_parameter
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.mixers.mixer import head_channels
 from lit_jax.models.network import Network, count_parameters
-
-__all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs',
-           'paper_macs', 'state_bytes']
 
 
 def network_macs(network: Network) -> int:
@@ -91,14 +87,12 @@ def format_parameters(network: Network) -> str:
     """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of a forward pass, state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
-        count = int(np.prod(leaf.shape))
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {count:13,} '
-                    f'{count * leaf.dtype.itemsize / 1e6:9.2f}')
+        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {leaf.size:13,} '
+                    f'{leaf.size * leaf.dtype.itemsize / 1e6:9.2f}')
     leaves = jax.tree.leaves(network.abstract())
-    trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-    megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6
-    rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
+    megabytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e6
+    rows.append(f'{"total":70} {sum(leaf.size for leaf in leaves):13,} {megabytes:9.2f}')
     table = 'with the fixed position table, ' if network.conditioning == 'label' else ''
     rows.append(f'{table}as the papers count: {count_parameters(network):,} parameters')
     state = state_bytes(network.arch)

@@ -123,8 +123,7 @@ def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int
     """Blocks first ... last - 1 of a stack: (x after them, with `keep` their outputs [blocks, B, N, D]).
 
     Args:
-        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D) that joins them to each block's
-            input.
+        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D) that adds them to the inputs.
         aligned: outputs, skips and the final x have rows first; otherwise outputs have the order of the next
             block, and skips are used as they are.
         scan: compiles PERIOD blocks and loops over them; the remaining blocks are unrolled.
@@ -192,8 +191,7 @@ class DiG(OfClasses):
             init = halves_to_one if skip == 'skipzero' else xavier_uniform
             self.joins = build_stack(lambda rngs: Linear(2 * width, width, init=init, dtype=dtype, rngs=rngs),
                                      self._joined(), rngs)
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     def _joined(self) -> int:
         """How many blocks i > depth/2 are joined, each with an output of a block i < depth/2 - 1."""

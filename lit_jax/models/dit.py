@@ -127,8 +127,7 @@ class DiT(OfClasses):
             return Block(width, mlp_ratio, own, ffn, dtype=dtype, rngs=rngs)
 
         self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""

@@ -13,8 +13,7 @@ class Functional:
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
-        # Only shapes: nothing is allocated here.
-        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))      # only shapes
         # Plain structs: under `jax.set_mesh` nnx's have a sharding, into which nothing must be restored.
         self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
                                       nnx.to_pure_dict(abstract))

@@ -9,15 +9,14 @@ in TensorFlow 1. Names of blocks and units are those of the published PyTorch fi
 
 A unit is convolution, batch norm and ReLU. Batch norm in inference is a scale and a shift of each channel,
 which are folded into the unit's kernel and bias (`fold_batch_norm`)."""
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.models.functional import Functional
 from lit_jax.models.layers import Array
 from lit_jax.models.resize import resize_tf1
 from lit_jax.runtime.compiler import without_ynnpack
@@ -183,13 +182,12 @@ class Head(nnx.Module):
                           precision=jax.lax.Precision.HIGHEST)
 
 
-class InceptionNetwork:
+class InceptionNetwork(Functional):
     """FID-Inception as functions over a plain dict of parameters: `init`, `abstract`, `features`.
 
     Args:
         precision: of convolutions. 'highest': float32 on every kind of device; 'bfloat16': rounded operands
-            and activations, faster on accelerators and about 1 % off, so not comparable with published
-            scores.
+            and activations, faster on accelerators, and scores about 1 % off the published ones.
         last_pool: 'max' as in the graph; other implementations take 'average'.
         count_padding: whether average pools count the zeros of the padding; in the graph they do not.
         resize: function (image_BHWC, 299) -> float32 [B, 299, 299, 3]."""
@@ -201,26 +199,17 @@ class InceptionNetwork:
         if last_pool not in ('max', 'average'):
             raise UserError(f'last_pool must be max or average, got {last_pool!r}')
         self.precision, self._resize = precision, resize
-        self._options: dict[str, Any] = {'last_pool': last_pool, 'count_padding': count_padding}
-        self._graphdef, self._abstract = _structure(**self._options)
+        super().__init__(lambda rngs: Inception(last_pool=last_pool, count_padding=count_padding, rngs=rngs))
 
     def inference_options(self) -> dict:
         """`compiler_options` of jax.jit. On CPU without YNNPACK, whose convolutions take twice as long."""
         return without_ynnpack()
 
-    def abstract(self) -> dict:
-        """The parameter tree as ShapeDtypeStructs."""
-        return self._abstract
-
-    def init(self, key: Array) -> dict:
-        """Random float32 parameters under which features differ between images. Jittable."""
-        return nnx.to_pure_dict(nnx.state(Inception(**self._options, rngs=nnx.Rngs(key))))
-
     def activations(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
         """Outputs of all blocks by name, and 'pool'. Images as for `features`."""
         dtype = jnp.bfloat16 if self.precision == 'bfloat16' else params['fc']['kernel'].dtype
         x = (self._resize(images_BHWC, SIZE) - 128) / 128
-        return nnx.merge(self._graphdef, params)(x.astype(dtype))
+        return self._merge(params)(x.astype(dtype))
 
     def features(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
         """Images [B, H, W, 3] with 0 .. 255 -> float32 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B,
@@ -233,15 +222,7 @@ class InceptionNetwork:
         found = self.activations(params, images_BHWC)
         spatial = found['Mixed_6d'][..., :SPATIAL_CHANNELS].astype(found['pool'].dtype)
         return {'pool': found['pool'], 'spatial': spatial.reshape(len(spatial), -1),
-                'logits': nnx.merge(self._graphdef, params).fc(found['pool'])}
-
-
-@functools.cache
-def _structure(**options) -> tuple[nnx.GraphDef, dict]:
-    """(graph, abstract parameters) of a network; only shapes, nothing is allocated."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Inception(**options, rngs=nnx.Rngs(0))))
-    return graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                                  nnx.to_pure_dict(abstract))
+                'logits': self._merge(params).fc(found['pool'])}
 
 
 def fold_batch_norm(kernel: np.ndarray, gain: np.ndarray, shift: np.ndarray, mean: np.ndarray,

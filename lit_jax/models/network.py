@@ -174,7 +174,7 @@ class Model:
 def count_parameters(network: Network) -> int:
     """Parameters as the papers count them: DiT's with the fixed position table (N·D) that PyTorch files
     store, PixArt's without it."""
-    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract()))
+    total = sum(leaf.size for leaf in jax.tree.leaves(network.abstract()))
     if network.conditioning == 'text':
         return total
     return total + count_tokens(network.arch) * network.arch['width']

@@ -77,8 +77,7 @@ class UDiG(OfClasses):
             setattr(self, f'condition{stage + 1}', Linear(width, wide, dtype=dtype, rngs=rngs))
             setattr(self, f'joins{6 - stage}',
                     build_stack(functools.partial(_join, narrow, dtype), group, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:

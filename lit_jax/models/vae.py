@@ -37,21 +37,20 @@ class Autoencoder(nnx.Module):
                  quant_conv: bool, post_quant_conv: bool, mid_attention: bool, dtype, rngs: nnx.Rngs):
         tower = {'widths': widths, 'layers': layers, 'groups': groups, 'attention': mid_attention,
                  'dtype': dtype, 'rngs': rngs}
-        self.has_quant_conv, self.has_post_quant_conv = quant_conv, post_quant_conv
         self.encoder = Encoder(image_channels, 2 * channels, **tower)
-        if quant_conv:
-            self.quant_conv = Conv(2 * channels, 2 * channels, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
-        if post_quant_conv:
-            self.post_quant_conv = Conv(channels, channels, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
+        point = functools.partial(Conv, size=1, padding=(0, 0), dtype=dtype, rngs=rngs)
+        self.quant_conv = point(2 * channels, 2 * channels) if quant_conv else None
+        self.post_quant_conv = point(channels, channels) if post_quant_conv else None
         self.decoder = Decoder(channels, image_channels, **tower)
 
     def encode(self, image_BHWC: Array) -> Array:
         """Moments [B, h, w, 2C]: mean, then log-variance, not clamped."""
         moments = self.encoder(image_BHWC)
-        return self.quant_conv(moments) if self.has_quant_conv else moments
+        return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def decode(self, latent_BHWC: Array) -> Array:
-        return self.decoder(self.post_quant_conv(latent_BHWC) if self.has_post_quant_conv else latent_BHWC)
+        point = self.post_quant_conv
+        return self.decoder(latent_BHWC if point is None else point(latent_BHWC))
 
 
 class VaeNetwork(Functional):
@@ -107,8 +106,7 @@ class VaeNetwork(Functional):
             return model.decode(z_BHWC).astype(accumulator(self.dtype))
 
         if tile is not None:
-            shared = _check_tile(tile, overlap)
-            decode = functools.partial(decode_tiles, decode, tile=tile, overlap=shared,
+            decode = functools.partial(decode_tiles, decode, tile=tile, overlap=_check_tile(tile, overlap),
                                        downscale=self.downscale)
         return _one_by_one(decode, latent_BHWC) if one_by_one else decode(latent_BHWC)
 

@@ -47,14 +47,13 @@ class ResnetBlock(nnx.Module):
         self.conv1 = Conv(width_in, width_out, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(width_out, groups, rngs=rngs)
         self.conv2 = Conv(width_out, width_out, dtype=dtype, rngs=rngs)
-        self.has_shortcut = width_in != width_out
-        if self.has_shortcut:
-            self.shortcut = Conv(width_in, width_out, 1, padding=(0, 0), dtype=dtype, rngs=rngs)
+        self.shortcut = None if width_in == width_out else Conv(width_in, width_out, 1, padding=(0, 0),
+                                                                dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWD: Array) -> Array:
         h = self.conv1(jax.nn.silu(self.norm1(x_BHWD)))
         h = self.conv2(jax.nn.silu(self.norm2(h)))
-        return h + (self.shortcut(x_BHWD) if self.has_shortcut else x_BHWD)
+        return h + (x_BHWD if self.shortcut is None else self.shortcut(x_BHWD))
 
 
 class AttentionBlock(nnx.Module):
@@ -73,15 +72,13 @@ class MidBlock(nnx.Module):
     """Residual block, attention (if the architecture has it), residual block."""
 
     def __init__(self, width: int, groups: int, attention: bool, *, dtype, rngs: nnx.Rngs):
-        self.has_attention = attention
         self.resnet0 = ResnetBlock(width, width, groups, dtype=dtype, rngs=rngs)
-        if attention:
-            self.attention = AttentionBlock(width, groups, dtype=dtype, rngs=rngs)
+        self.attention = AttentionBlock(width, groups, dtype=dtype, rngs=rngs) if attention else None
         self.resnet1 = ResnetBlock(width, width, groups, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWD: Array) -> Array:
         x = self.resnet0(x_BHWD)
-        return self.resnet1(self.attention(x) if self.has_attention else x)
+        return self.resnet1(x if self.attention is None else self.attention(x))
 
 
 class Level(nnx.Module):
@@ -89,18 +86,15 @@ class Level(nnx.Module):
 
     def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None, *,
                  dtype, rngs: nnx.Rngs):
-        self.layers = layers
+        self.layers, self.resample = layers, resample
         for i in range(layers):
             block = ResnetBlock(width_in if i == 0 else width_out, width_out, groups, dtype=dtype, rngs=rngs)
             setattr(self, f'resnet{i}', block)
-        self.has_resample = resample is not None
-        if resample is not None:
-            self.resample = resample
 
     def __call__(self, x_BHWD: Array) -> Array:
         for i in range(self.layers):
             x_BHWD = getattr(self, f'resnet{i}')(x_BHWD)
-        return self.resample(x_BHWD) if self.has_resample else x_BHWD
+        return x_BHWD if self.resample is None else self.resample(x_BHWD)
 
 
 class Encoder(nnx.Module):

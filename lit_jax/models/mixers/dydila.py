@@ -49,21 +49,18 @@ class DyDiLA(Mixer):
         powers: n_F, exponents to choose from: 9, 15, 21. 0: the fixed exponent 3 of focused attention.
         factors: n_D, λ to choose from: 9, 15, 21. factor_init: their initial value.
         difference: 'tokens' (the paper's default), 'maps' (its equation 10: q̃(k̃ᵀv) - λ·q̃'(k̃'ᵀv)), or
-            'none' (rows 3 and 4 of its table 4: q and k come from the picked projectors; with 0 projectors
-            from the shared ones).
+            'none' (rows 3 and 4 of its table 4: q and k come from the projectors, if any).
         router: 'straight_through' or 'frozen'.
         normaliser: 'mean' divides by N only; 'weights' also by q̃·mean(k̃) + 1e-6 of the tokens before the
             difference, which is always positive.
         separate_banks: one bank of exponents for each of q, k, q', k', and of λ for each of q, k.
-        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one, also after folding),
-            'none'.
+        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one), 'none'.
         qkv_bias: of the shared projections; none in the formulas."""
     statistics = (*(f'routing/{kind}/{what}' for kind in KINDS for what in ('entropy', 'largest')),
                   'dydila/power', 'dydila/factor')
     routes = ('route/query', 'route/key',
               *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
               'route/difference/query', 'route/difference/key')
-    # Without PyTorch names: there is no official code.
     leaves = (*product('qkv', ('D', 3, 'K', 'E')), *product('value', ('D', 'K', 'E')),
               *product('proj', ('K', 'E', 'D'), 'linear_in'),
               Leaf('routed_[qk]/kernel', (None, 'D', 'K', 'E'), 'linear', banks=1),

@@ -61,8 +61,7 @@ class GatedLinearAttention(Mixer):
         *product('decay_out', (None, 'K', 'Q'), 'linear', 'gk_proj.1'),
         Leaf('norm_gain', ('V',), 'copy', 'g_norm_swish_gate.weight'),
         Leaf('proj/kernel', ('K', 'V', 'D'), 'linear_in', 'o_proj.weight'),
-        # of the paper alone
-        Leaf('gate/bias', ('K', 'V'), 'flat'), Leaf('norm_bias', ('V',), 'copy'),
+        Leaf('gate/bias', ('K', 'V'), 'flat'), Leaf('norm_bias', ('V',), 'copy'),      # of the paper alone
         *product('value_decay', ('D', 'K', 'V')))
     parts = {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)}
 

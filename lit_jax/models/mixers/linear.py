@@ -1,5 +1,6 @@
 """LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations. Cost grows with
 N·E² a head instead of N²: keys and values are summed into one E x E state first."""
+import functools
 import math
 
 import jax
@@ -50,14 +51,12 @@ class LinearAttention(Mixer):
         dwc_kernel: size of the depth-wise convolution on the values, odd; 0 leaves it out.
         activation: φ, 'relu' or 'gelu' (the exact one).
         focus_power: p of the focused function (arXiv 2308.00442; 3 there); 0 leaves it out.
-        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector (FLatten; LiT:
-            no).
+        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector (FLatten).
         key_grid: (H, W) of a learned table added to k before φ (FLatten); None (LiT) leaves it out."""
     leaves = (*product('q', ('D', 'K', 'E'), 'linear', 'q'),
               *product('kv', ('D', 2, 'K', 'E'), 'linear', 'kv'),
               *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj'),
-              # k·k·E numbers a layer, shared by the heads
-              *product('dwc', ('k', 'k', 1, 'E'), 'depthwise', 'dwc'),
+              *product('dwc', ('k', 'k', 1, 'E'), 'depthwise', 'dwc'),      # shared by the heads
               Leaf('focus_scale', (None, None), 'flat'), Leaf('key_table', (None, None, None), 'linear'))
     parts = {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)}
     state_bytes = staticmethod(bytes_of_sums)
@@ -128,16 +127,12 @@ def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, *, shortest: bool 
     """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
     `shortest` takes (q·kᵀ/N)·v where there are fewer tokens than channels (256 tokens and one head of 384,
     say; the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are sharded."""
-    acc, dtype = q_BKNE.dtype, v_BKNE.dtype
+    einsum, dtype = functools.partial(jnp.einsum, preferred_element_type=q_BKNE.dtype), v_BKNE.dtype
     if shortest and k_BKNE.shape[2] < k_BKNE.shape[3] and mesh_axis_size('seq') == 1:
-        map_BKNN = jnp.einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype),
-                              preferred_element_type=acc)
-        return jnp.einsum('bknm,bkme->bkne', (map_BKNN / k_BKNE.shape[2]).astype(dtype), v_BKNE,
-                          preferred_element_type=acc)
-    state_BKEE = jnp.einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE,
-                            preferred_element_type=acc) / k_BKNE.shape[2]
-    return jnp.einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype),
-                      preferred_element_type=acc)
+        map_BKNN = einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype)) / k_BKNE.shape[2]
+        return einsum('bknm,bkme->bkne', map_BKNN.astype(dtype), v_BKNE)
+    state_BKEE = einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE) / k_BKNE.shape[2]
+    return einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype))
 
 
 def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:

@@ -3,8 +3,10 @@ token.
 
 Every token uses the shared heads; of the others, the routed ones, it uses the few that its router ranks
 highest. All heads are computed, as in the official code; only the sum is restricted."""
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +33,12 @@ class MohAttention(Mixer):
     those layers, so the others show nothing. Its means are over all tokens of the batch.
 
     Args:
-        heads: all of them. shared: number of shared ones. routed: number of the others a token uses; 0 if
-            there are none.
+        heads: all of them. shared: number of shared ones. routed: number of the others that a token uses.
         head_dim: E, where heads·E is not the width."""
     losses = ('balance',)
     leaves = (*QKV, *(Leaf(f'{ours}/kernel', ('D', None), 'linear', f'{theirs}.weight') for ours, theirs in (
         ('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1'))))
     parts, state_bytes = QKV_PARTS, SoftmaxAttention.state_bytes
-    kinds_router: Linear | None
-    shared_router: Linear | None
-    router: Linear
-
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
         """Routers show shared and routed heads of a layer, qkv their width; `routed` is not in the file."""
@@ -78,11 +75,10 @@ class MohAttention(Mixer):
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         # Routing in the accumulator: in 16 bit the two best heads of a token would often be equal.
-        routers = {'kinds_router': 2 if shared and experts else 0, 'shared_router': shared if shared > 1
-                   else 0, 'router': experts}
-        for name, size in routers.items():
-            setattr(self, name, Linear(width, size, bias=False, dtype=accumulator(dtype), rngs=rngs) if size
-                    else None)
+        linear = functools.partial(Linear, bias=False, dtype=accumulator(dtype), rngs=rngs)
+        self.kinds_router = linear(width, 2) if shared and experts else None
+        self.shared_router = linear(width, shared) if shared > 1 else None
+        self.router: Any = linear(width, experts) if experts else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         """`grid` is not used: tokens carry their positions."""
