@@ -65,8 +65,7 @@ class PairConv(nnx.Module):
 
     def __call__(self, x_BHWF: Array, part: int) -> Array:
         kernel, bias = self.kernel[:, :, part:part + 1], self.bias[part]
-        y_BHW1F = depthwise_conv(x_BHWF[..., None, :], kernel, bias)
-        return y_BHW1F[..., 0, :]
+        return depthwise_conv(x_BHWF[..., None, :], kernel, bias)[..., 0, :]
 
 
 class MixFfn(nnx.Module):
@@ -81,6 +80,7 @@ class MixFfn(nnx.Module):
     leaves = (*product('inverted', ('D', 2, 'F'), 'pointwise', 'inverted_conv.conv'),
               *product('depth', (3, 3, 2, 'F'), 'depthwise', 'depth_conv.conv'),
               Leaf('point/kernel', ('F', 'D'), 'pointwise', 'point_conv.conv.weight'))
+    hidden_width = staticmethod(Mlp.hidden_width)
 
     def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
         hidden = self.hidden_width(width, ratio)
@@ -89,10 +89,6 @@ class MixFfn(nnx.Module):
                                        * width ** -0.5)
         self.depth = PairConv(hidden, rngs=rngs)
         self.point = Linear(hidden, width, bias=False, init=fan_in_uniform, dtype=dtype, rngs=rngs)
-
-    @staticmethod
-    def hidden_width(width: int, ratio: float) -> int:
-        return int(width * ratio)
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         b, n, _ = x_BND.shape

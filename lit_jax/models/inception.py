@@ -74,7 +74,8 @@ class Unit(nnx.Module):
     def __init__(self, width_in: int, width_out: int, size: tuple[int, int], *, stride: int = 1,
                  padding: str = 'SAME', rngs: nnx.Rngs):
         self.stride, self.padding = stride, padding
-        self.kernel = nnx.Param(_he_normal(rngs.params(), (*size, width_in, width_out)))
+        kernel = jax.random.normal(rngs.params(), (*size, width_in, width_out), jnp.float32)
+        self.kernel = nnx.Param(kernel * (2 / np.prod((*size, width_in))) ** 0.5)      # He-normal
         self.bias = nnx.Param(0.1 * jax.random.normal(rngs.params(), (width_out,), jnp.float32))
 
     def __call__(self, x_BHWI: Array) -> Array:
@@ -268,7 +269,3 @@ def _over_windows(combine: Callable[[Array, Array], Array], x_BHWD: Array, strid
 
 def _join(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-
-
-def _he_normal(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.normal(key, shape, jnp.float32) * (2 / np.prod(shape[:-1])) ** 0.5

@@ -84,7 +84,7 @@ class Network(Functional):
         return array(*arch['input_size'], arch['channels']), array(dtype=jnp.int32), cond
 
     def inference_options(self) -> dict:
-        """What to give jax.jit as `compiler_options` for a program without gradients of this network."""
+        """`compiler_options` of jax.jit for a program of this network without gradients."""
         return inference_options(self.arch['mixer']['name'], count_tokens(self.arch), self.arch['width'])
 
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
@@ -113,10 +113,10 @@ LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
 
 
 def inference_options(mixer: str, tokens: int, width: int) -> dict:
-    """`compiler_options` of jax.jit for a program of this network without gradients."""
-    if mixer != 'linear' or tokens * width < LARGE_PRODUCT:
-        return {}
-    return without_ynnpack()
+    """`compiler_options` of jax.jit for programs without gradients."""
+    # On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
+    # ones, softmax attention and gradients with it (docs/internals/benchmarks.md).
+    return without_ynnpack() if mixer == 'linear' and tokens * width >= LARGE_PRODUCT else {}
 
 
 class Model:

@@ -154,7 +154,9 @@ class PixArt(nnx.Module):
         0 for padding. t_B: 0..999, fractions allowed."""
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
-        x = x + jnp.asarray(self._positions((rows, columns)), self.dtype)
+        coordinates = (position_coordinates(side, self.base_size, self.pe_interpolation)
+                       for side in (rows, columns))
+        x = x + jnp.asarray(sincos_table(*coordinates, self.width), self.dtype)
         t_BD = constrain(self.t_embedder(t_B), 'batch', None)
         t_B6D = constrain(self.t_block(jax.nn.silu(t_BD)), 'batch', None, None)
         y = constrain(self.y_embedder(cond['text']), 'batch', None, None)
@@ -164,10 +166,6 @@ class PixArt(nnx.Module):
                           remat=self.remat)
         x = constrain(self.final_layer(x, t_BD), 'batch', 'tokens', None)
         return constrain(unpatchify(x, (rows, columns), self.patch), 'batch', 'rows', None, None)
-
-    def _positions(self, grid: tuple[int, int]) -> np.ndarray:
-        rows, columns = (position_coordinates(side, self.base_size, self.pe_interpolation) for side in grid)
-        return sincos_table(rows, columns, self.width)
 
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:

@@ -215,8 +215,7 @@ class T5Network(Functional):
         ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding
         anywhere."""
         if ids_BL.ndim != 2 or ids_BL.shape != mask_BL.shape:
-            raise UserError(f'token ids and mask have one shape [B, L], got {list(ids_BL.shape)} and '
-                            f'{list(mask_BL.shape)}')
+            raise UserError(f'token ids and mask need one shape [B, L], got {ids_BL.shape}, {mask_BL.shape}')
         return self._merge(params)(ids_BL, mask_BL)
 
 
@@ -232,6 +231,5 @@ def check_t5_arch(arch: Mapping) -> dict:
     if arch['buckets'] % 4:
         raise UserError(f'text_encoder.buckets must be a multiple of 4, got {arch["buckets"]}')
     if arch['max_distance'] <= arch['buckets'] // 4:
-        raise UserError(f'text_encoder.max_distance must be over buckets / 4 = {arch["buckets"] // 4}, got '
-                        f'{arch["max_distance"]}')
+        raise UserError(f'text_encoder.max_distance must be over buckets / 4, got {arch["max_distance"]}')
     return {name: arch[name] for name in T5_ARCH}

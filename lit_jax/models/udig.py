@@ -39,8 +39,7 @@ def check_udig(arch: Mapping) -> None:
     """UserError for fields that no U-DiG can have."""
     check_dig(arch)
     if arch['depth'] % GROUPS:
-        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}: a U-DiG has five groups '
-                        f'of as many blocks')
+        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}, the groups of a U-DiG')
     grid = tuple(side // arch['patch'] for side in arch['input_size'])
     if any(side % 4 for side in grid):
         raise UserError(f'a U-DiG halves its grid twice, and {grid[0]} x {grid[1]} tokens are no multiples '

@@ -127,15 +127,10 @@ class EditAttention(Mixer):
         x_BHWD = constrain(x_BND.reshape(b, *grid, d), 'batch', 'rows', None, None)
         fused_BND = self.fusion(x_BHWD).reshape(b, n, d)
         q_BNKE = constrain(self.q(fused_BND), 'batch', 'tokens', 'heads', None)
-        k_BMKE, v_BMKE = (self._flatten(part(x_BHWD)) for part in (self.k, self.v))
+        k_BMKE, v_BMKE = (y.reshape(b, -1, *y.shape[3:]) for y in (part(x_BHWD) for part in (self.k, self.v)))
         acc = accumulator(self.dtype)
         q_BNKE, k_BMKE = (jax.nn.relu(a).astype(acc) for a in (q_BNKE, k_BMKE))
         return self.proj(compressed_attention(q_BNKE, k_BMKE, v_BMKE))
-
-    @staticmethod
-    def _flatten(x_BHWKE: Array) -> Array:
-        b, rows, columns, *head = x_BHWKE.shape
-        return x_BHWKE.reshape(b, rows * columns, *head)
 
 
 def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:

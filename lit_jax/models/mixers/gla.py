@@ -35,11 +35,6 @@ DIRECTIONS = {'causal': ((False, False),),
 NORMS = ('rms', 'layer')
 
 
-def small_xavier(key, in_shape, out_shape):
-    """Xavier-uniform with gain 2^-2.5, the initialisation of all products of this layer."""
-    return 2 ** -2.5 * xavier_uniform(key, in_shape, out_shape)
-
-
 class GatedLinearAttention(Mixer):
     """proj(norm(o)·swish(gate(x))), o_t = E^-0.5·q_t·S_t, S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N, D] ->
     same.
@@ -96,8 +91,11 @@ class GatedLinearAttention(Mixer):
         e_dim = int(v_dim * expand_k)
         self.dtype, self.directions, self.chunk = dtype, directions, chunk
 
+        def init(*args):      # with the gain of all products of this layer
+            return 2 ** -2.5 * xavier_uniform(*args)
+
         def linear(inputs, outputs, bias=False):
-            return Linear(inputs, outputs, bias=bias, init=small_xavier, dtype=dtype, rngs=rngs)
+            return Linear(inputs, outputs, bias=bias, init=init, dtype=dtype, rngs=rngs)
 
         self.q, self.key = linear(width, (heads, e_dim)), linear(width, (heads, e_dim))
         self.value, self.gate = linear(width, (heads, v_dim)), linear(width, (heads, v_dim), gate_bias)
@@ -169,8 +167,7 @@ def transpose_tokens(x: Array, grid: tuple[int, int]) -> Array:
 
 def _check_options(v_dim: int, expand_k: float, directions: str, norm: str, chunk: int) -> None:
     if not expand_k > 0 or v_dim * expand_k % 1:
-        raise UserError(f'mixer.expand_k {expand_k!r} times the {v_dim} channels of a head is no whole '
-                        f'number of key channels')
+        raise UserError(f'mixer.expand_k {expand_k!r} times {v_dim} is no whole number of key channels')
     if directions not in DIRECTIONS:
         raise UserError(f'unknown mixer.directions {directions!r}; known: {", ".join(DIRECTIONS)}')
     if norm not in NORMS:

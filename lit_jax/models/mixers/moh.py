@@ -50,8 +50,7 @@ class MohAttention(Mixer):
                 not experts or found.side('kinds_router/kernel', layer, 0) > 0)
             heads, rows = experts + shared, found.side('qkv/kernel', layer, 0)
             if rows % (3 * heads):
-                problems.append(f'blocks.{layer}.attn.qkv.weight has {rows} rows, which are not q, k and v '
-                                f'of {heads} heads')
+                problems.append(f'the {rows} rows of blocks.{layer}.attn.qkv.weight do not fit {heads} heads')
             layers.append({'heads': heads, 'shared': shared, 'head_dim': max(1, rows // (3 * heads))})
         if hints.heads:
             problems.append('MoH-DiT shows its heads; leave --heads out')

@@ -57,13 +57,10 @@ def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
     if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':
         arch['mixer'] = {**arch['mixer'], 'dwc': 'single'}
     if arch.get('stages'):
-        arch['stages'] = tuple(_fold_stage(stage) for stage in arch['stages'])
+        arch['stages'] = tuple(
+            {**stage, 'mixer': {**stage['mixer'], 'dwc': 'single'}}
+            if stage.get('mixer', {}).get('dwc') == 'branches' else dict(stage) for stage in arch['stages'])
     return arch, _fold_tree(params)
-
-
-def _fold_stage(stage: Mapping) -> dict:
-    mixer = stage.get('mixer', {})
-    return {**stage, 'mixer': {**mixer, 'dwc': 'single'}} if mixer.get('dwc') == 'branches' else dict(stage)
 
 
 def _fold_tree(tree):

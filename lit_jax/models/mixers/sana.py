@@ -29,8 +29,7 @@ class SanaAttention(Mixer):
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         if not eps > 0:
-            raise UserError(f'mixer.eps must be positive, got {eps!r}: queries without features would divide '
-                            f'by zero')
+            raise UserError(f'mixer.eps must be positive, got {eps!r}: it prevents a division by zero')
         head = (heads, width // heads)
         self.dtype, self.eps = dtype, eps
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)

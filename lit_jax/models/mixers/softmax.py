@@ -92,8 +92,7 @@ class SoftmaxAttention(Mixer):
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         if isinstance(compress, bool) or not isinstance(compress, int) or compress < 1:
-            raise UserError(f'mixer.compress must be a positive integer (1: keys and values as they are), '
-                            f'got {compress!r}')
+            raise UserError(f'mixer.compress must be a positive integer (1: not at all), got {compress!r}')
         head = (heads, width // heads)
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
