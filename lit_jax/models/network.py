@@ -114,7 +114,7 @@ LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
 
 def inference_options(mixer: str, tokens: int, width: int) -> dict:
     """`compiler_options` of jax.jit for programs without gradients."""
-    # On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
+    # XLA:CPU hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
     # ones, softmax attention and gradients with it (docs/internals/benchmarks.md).
     return without_ynnpack() if mixer == 'linear' and tokens * width >= LARGE_PRODUCT else {}
 

@@ -154,9 +154,8 @@ class PixArt(nnx.Module):
         0 for padding. t_B: 0..999, fractions allowed."""
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
-        coordinates = (position_coordinates(side, self.base_size, self.pe_interpolation)
-                       for side in (rows, columns))
-        x = x + jnp.asarray(sincos_table(*coordinates, self.width), self.dtype)
+        i, j = (position_coordinates(n, self.base_size, self.pe_interpolation) for n in (rows, columns))
+        x = x + jnp.asarray(sincos_table(i, j, self.width), self.dtype)
         t_BD = constrain(self.t_embedder(t_B), 'batch', None)
         t_B6D = constrain(self.t_block(jax.nn.silu(t_BD)), 'batch', None, None)
         y = constrain(self.y_embedder(cond['text']), 'batch', None, None)
