@@ -35,8 +35,7 @@ class Convention:
     Attributes:
         products: of activations with each other: 'all', as in the program; 'none'; or 'cheaper': the cheaper
             of (Q·Kᵀ)·V and Q·(Kᵀ·V) in every layer, and nothing for a normaliser.
-        left_out: patterns (fnmatch) of parameter paths whose products are not counted.
-        why: in words."""
+        left_out: patterns (fnmatch) of parameter paths whose products are not counted. why: in words."""
     products: str = 'all'
     left_out: tuple[str, ...] = ()
     why: str = 'everything'

@@ -1,5 +1,4 @@
-"""DiG (arXiv 2405.18428): a DiT with gated linear attention whose blocks read the tokens in alternating
-orders.
+"""DiG (arXiv 2405.18428): a DiT with gated linear attention, its blocks reading in alternating orders.
 
 Each block reads its tokens in one order. After its ffn comes the paper's SREM: a 3 x 3 depth-wise convolution
 that replaces x (no residual; it starts as the identity), then the tokens are reordered. As in the official

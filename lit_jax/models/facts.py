@@ -1,6 +1,5 @@
-"""Facts that a mixer or ffn states about itself, as plain data: how its parameters are sharded
-(`lit_jax.training.mesh`), seen as matrices (`training.matrices`) and named in PyTorch files
-(`lit_jax.convert`)."""
+"""Facts that a mixer or ffn states about itself: how its parameters are sharded (`lit_jax.training.mesh`),
+seen as matrices (`training.matrices`) and named in PyTorch files (`lit_jax.convert`)."""
 from dataclasses import dataclass, field
 
 

@@ -1,5 +1,4 @@
-"""Feed-forward networks of the blocks, and their table: on single tokens, or with a convolution on
-neighbours.
+"""Feed-forward networks of the blocks and their table: on single tokens, or convolving neighbours.
 
 Each is an `nnx.Module` with `__init__(self, width, ratio, *, dtype, rngs)`, `__call__(x_BND, grid) -> x_BND`,
 `hidden_width(width, ratio)`, the channels that `tensor` shards, and `leaves`, its parameters."""
@@ -71,8 +70,7 @@ class PairConv(nnx.Module):
 class MixFfn(nnx.Module):
     """Sana's Mix-FFN (GLUMBConv; arXiv 2410.10629), whose tokens see their eight neighbours.
 
-    Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias: [B, N, D]
-    -> same.
+    Linear to 2F, SiLU, 3 x 3 depth-wise on the grid, value·SiLU(gate), Linear to D without bias.
 
     F = int(D·ratio); the ratio is 2.5 in Sana, 4 in DyDi-LiT and its Sana baseline. Value and gate have an
     axis of their own, so that sharding F splits neither. Initialised as PyTorch's convolutions, which all

@@ -213,8 +213,7 @@ class InceptionNetwork(Functional):
         return self._merge(params)(x.astype(dtype))
 
     def features(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
-        """Images [B, H, W, 3] with 0 .. 255 -> float32 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B,
-        1008].
+        """Images [B, H, W, 3], 0 .. 255 -> float32 'pool' [B, 2048], 'spatial' [B, 2023], 'logits' [B, 1008].
 
         spatial: the first seven channels of Mixed_6d's first branch, rows slowest, channels fastest. logits:
         without the bias. Parameters in float64 give everything in float64."""

@@ -109,8 +109,7 @@ _modulate.defvjp(_modulate_forward, _modulate_backward)
 def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
     """LN(x)·(1 + scale) + shift, the adaLN of DiT: computed in the accumulator, returned in x's dtype.
 
-    The derivative is written out: on CPU the automatic one spends more time in row sums than a projection
-    takes."""
+    The derivative is written out: on CPU the automatic one sums rows longer than a projection takes."""
     acc = accumulator(x_BND.dtype)
     return _modulate(x_BND.astype(acc), shift_BD.astype(acc), scale_BD.astype(acc)).astype(x_BND.dtype)
 

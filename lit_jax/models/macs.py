@@ -99,8 +99,7 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
 
 def _carried(eqn, turn: core.Jaxpr) -> tuple[int, int]:
     """(first, after the last) of the inputs that a scan carries: constants come before them, slices after.
-    Found by shapes, as jax 0.10 and 0.12 differ in names: slices of inputs and outputs lack the axis of the
-    turns."""
+    Found by shapes, as jax 0.10 and 0.12 differ in names: slices lack the axis of the turns."""
     def whole(outside, inside) -> int:
         return sum(one.aval.shape == other.aval.shape for one, other in zip(outside, inside, strict=True))
 

@@ -47,11 +47,9 @@ class Network(Functional):
         return self.arch['num_classes']
 
     def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
-        """(cond, unconditional cond) for classifier-free guidance, with the same keys.
-
-        The second has the null class; or the features of the empty caption (or a negative prompt) in cond's
-        'null_text', [B, L, C] or [L, C], with the mask 'null_text_mask' (diffusers) or that of the caption
-        (PixArt's own code)."""
+        """(cond, unconditional cond) for classifier-free guidance, with the same keys. The second has the
+        null class; or the features of the empty caption (or a negative prompt) in cond's 'null_text', [B, L,
+        C] or [L, C], with the mask 'null_text_mask' (diffusers) or the caption's (PixArt)."""
         if self.conditioning == 'label':
             return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
         given = {name: value for name, value in cond.items() if not name.startswith('null_')}
@@ -172,8 +170,7 @@ class Model:
 
 
 def count_parameters(network: Network) -> int:
-    """Parameters as the papers count them: DiT's with the fixed position table (N·D) that PyTorch files
-    store, PixArt's without it."""
+    """Parameters as the papers count them: DiT's with the fixed position table (N·D), PixArt's without."""
     total = sum(leaf.size for leaf in jax.tree.leaves(network.abstract()))
     if network.conditioning == 'text':
         return total

@@ -24,8 +24,7 @@ def mesh_axis_size(name: str) -> int:
 
 def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
     """The spec of an array whose axes have these names (None: not sharded). An axis whose size its devices do
-    not divide is not sharded: a batch of three images runs on eight devices too. Runs check theirs at the
-    start."""
+    not divide is not sharded: a batch of three images runs on eight devices too. Runs check theirs."""
     def place(size, name):
         axes = tuple(axis for axis in PLACES.get(name, ()) if mesh_axis_size(axis) > 1)
         return axes if axes and size % math.prod(map(mesh_axis_size, axes)) == 0 else None

@@ -118,8 +118,7 @@ class FinalLayer(nnx.Module):
 
 
 class PixArt(nnx.Module):
-    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: noise, then raw variance
-    channels.
+    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: noise, raw variance.
 
     Args (others as for `lit_jax.models.dit.DiT`):
         input_size: (H, W) of its usual latents; it takes any others with sides that are multiples of `patch`.

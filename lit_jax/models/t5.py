@@ -1,9 +1,7 @@
-"""The text encoder: the encoder half of T5 version 1.1 and Flan-T5 (arXiv 1910.10683; GLU variants: arXiv
-2002.05202).
+"""The text encoder: the encoder half of T5 version 1.1 and Flan-T5 (arXiv 1910.10683, 2002.05202).
 
     network = T5Network(arch)
-    text_BLD = network.apply(params, ids_BL, mask_BL)      # the last hidden state, PixArt-Σ's caption
-        features
+    text_BLD = network.apply(params, ids_BL, mask_BL)      # last hidden state: PixArt-Σ's captions
 
 Weights are float32, bfloat16, or int8 with one float32 scale for each output channel (weight only:
 activations stay floating point). RMS norms, the position bias and softmax are in float32 or wider. Letters of
@@ -212,8 +210,7 @@ class T5Network(Functional):
     def apply(self, params: dict, ids_BL: Array, mask_BL: Array) -> Array:
         """The last hidden state [B, L, D] in `dtype`, padded rows too.
 
-        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding
-        anywhere."""
+        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding."""
         if ids_BL.ndim != 2 or ids_BL.shape != mask_BL.shape:
             raise UserError(f'token ids and mask need one shape [B, L], got {ids_BL.shape}, {mask_BL.shape}')
         return self._merge(params)(ids_BL, mask_BL)

@@ -5,8 +5,7 @@ From the paper: patch 1, three stages on grids of 1, 1/2 and 1/4 of the side, N 
 within stages 1 and 2, a linear head. No code was published; decisions of this library:
 
 - widths D, 2D, 4D of the stages; heads of the same width everywhere, so their number doubles too. With D of
-  the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest that fit: 4, 8, 10, 13
-  heads.
+  the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest: 4, 8, 10, 13 heads.
 - down: the four tokens of a 2 x 2 patch to one, a Linear(4w, 2w); up: a Linear(2w, 4w) back to four tokens.
 - every decoder block has a Linear(2w, w) on its input joined with the output of the mirrored encoder block
   (last first), as the -skip models of DiG's code; here tokens are first put in the order of that block.

@@ -1,5 +1,4 @@
-"""The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion, SDXL (arXiv 2112.10752, appendix
-G.1).
+"""The autoencoder of latent diffusion: AutoencoderKL of Stable Diffusion, SDXL (arXiv 2112.10752, G.1).
 
 Images are NHWC in [-1, 1]; latents are the network's own: the scale that a diffusion model expects
 (`lit_jax.checkpoint.vae_folder.Vae.scale`) is not applied here. D is the width (channels). Modules are named

@@ -39,11 +39,9 @@ def import_mixer(name: str | None) -> Any:
 
 
 def find_mixer(name: str | None) -> Any:
-    """The class of a mixer: one of MIXERS, or 'package.module:Class' of a module that is imported.
-
-    Names also come from model folders and checkpoints, which are data and must not import modules. Modules in
-    the environment variable LIT_JAX_MIXERS, separated by commas, are imported. UserError where there is no
-    such mixer."""
+    """The class of a mixer: one of MIXERS, or 'package.module:Class' of a module that is imported. Names also
+    come from model folders and checkpoints, which are data and must not import modules. Modules in the
+    environment variable LIT_JAX_MIXERS, separated by commas, are imported. UserError if none."""
     if name is not None and name in MIXERS:
         return MIXERS[name]
     module, colon, attribute = str(name).partition(':')

@@ -1,11 +1,9 @@
-"""The depth-wise convolution of linear attention: one small kernel per channel of a head, shared by all
-heads.
+"""The depth-wise convolution of linear attention: a small kernel per channel of a head, shared by heads.
 
 One sum in several forms, because none is fast everywhere (figures: docs/internals/benchmarks.md):
 
 - `shifted`: k² multiply-adds of shifted slices, and a loop over pixels for the weight gradient. The default
-  on CPU, where XLA's grouped convolution is tens of times slower. On a sharded grid each shift would be an
-  exchange.
+  on CPU, where XLA's grouped convolution is tens of times slower. On a sharded grid shifts are exchanges.
 - `channels`: `conv_general_dilated` with the channels of all heads as one axis. The default elsewhere, and
   wherever rows of the grid are sharded: it partitions into one halo exchange each way.
 - `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition."""
@@ -21,8 +19,7 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
-    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E] -> the
-    same.
+    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E].
 
     k is odd. Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels`
     if the mesh in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First-order

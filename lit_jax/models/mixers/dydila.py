@@ -10,8 +10,7 @@ leaves open:
 - heads: the formulas and the published GFLOPs are for one. With several, routers, norms and powers still see
   the whole token, only the sums over tokens are a head's own;
 - one bank of exponents (and of λ) for all four (both) routers, as here, or one each: `separate_banks`;
-- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus, which keeps them
-    positive."""
+- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus."""
 import math
 
 import jax
@@ -40,8 +39,7 @@ class DyDiLA(Mixer):
     """[B, N, D] -> [B, N, D].
 
     Shows for the log, as means over the routers of a kind (`KINDS`): 'routing/<kind>/entropy' (1: equal use)
-    and 'routing/<kind>/largest' (share of the most used choice); and the means 'dydila/power' and
-    'dydila/factor'.
+    and 'routing/<kind>/largest' (share of the most used choice); the means 'dydila/power', 'dydila/factor'.
 
     Args:
         heads: 1 in the paper.
@@ -189,10 +187,8 @@ def _heads_first(*arrays: Array) -> list[Array]:
 
 def measure(z_BNKE: Array, power: Array) -> Array:
     """relu(z)^power, scaled back to the length of relu(z), over all heads together; in the accumulator of z.
-
     1e-6 is added after ReLU: a token without positive numbers would have no direction. Powers are computed
-    from the logarithm relative to the largest number, so that neither they nor their sum can underflow or
-    overflow."""
+    from the logarithm relative to the largest number, so that neither they nor their sum can overflow."""
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 

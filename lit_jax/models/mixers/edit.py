@@ -1,5 +1,4 @@
-"""EDiT's linear compressed attention (arXiv 2503.16726): convolved queries, one key and value for four
-tokens.
+"""EDiT's linear compressed attention (arXiv 2503.16726): convolved queries, a key and value for four tokens.
 
 There is no official code. From the paper: queries are ReLU(Linear(x + c(x))) with c(x) =
 Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) and fewer channels in between; keys ReLU(φ(x)) and values φ(x), each
@@ -63,8 +62,7 @@ class SpatialCompressor(nnx.Module):
 
 
 def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
-    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around the
-    grid.
+    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around.
 
     On CPU as nine shifted slices: XLA's grouped convolution takes 30 times as long. Sharded rows use the
     convolution everywhere: it partitions into one exchange of rows."""

@@ -41,8 +41,7 @@ def default_chunk() -> tuple[int, int]:
 
 def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
                 chunk: int = 0) -> tuple[Array, Array]:
-    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, both in the accumulator of q's
-    dtype.
+    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, in the accumulator of q's dtype.
 
     g_BNKE: logarithms of the gates, at most 0, in the accumulator. chunk: tokens of a chunk, a power of two;
     0 takes `default_chunk`. N need not be a multiple of it. First-order reverse-mode derivatives only."""
@@ -195,8 +194,7 @@ def _masks(tokens: int) -> list[np.ndarray]:
 
 
 def _decays(g):
-    """Products of gates [C, G, T, E]: of all up to each token, of all after it, and each bit's factors of a
-    pair.
+    """Products of gates [C, G, T, E]: of all up to each token, of all after it, and each bit's factors.
 
     Halves are joined to blocks of twice the length: the right half takes its earlier gates from the left one,
     the left half its later gates from the right."""

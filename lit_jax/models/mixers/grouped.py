@@ -24,9 +24,8 @@ WIDE_ROWS = 512      # the same for accelerators, whose matrix units need more
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_product(x_MD: Array, kernel_PDF: Array, index_M: Array, form: str | None = None) -> Array:
-    """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator. `form`: a key of
-    FORMS; None takes the platform's fastest. First-order reverse-mode gradients by x and kernel. Memory grows
-    with M, not with M·P."""
+    """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator; memory grows with
+    M, not M·P. `form`: a key of FORMS; None is the platform's. First-order reverse-mode gradients only."""
     return _by_platform(form, 0, x_MD, kernel_PDF, index_M)
 
 

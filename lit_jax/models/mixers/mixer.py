@@ -17,8 +17,7 @@ class Mixer(nnx.Module):
     It contains its own projections and sums over tokens in `accumulator(dtype)`. An option `heads` must
     divide the width, and `tensor` shards it.
 
-    Everything below is optional; `mixer` is the dict of a recipe or architecture: name and options, those
-    with a default possibly left out.
+    Everything below is optional; `mixer` is the dict of a recipe or architecture: name and options.
 
     Attributes:
         leaves: the parameters (`lit_jax.models.facts.Leaf`). Without them weights cannot be sharded.

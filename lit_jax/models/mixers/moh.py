@@ -1,5 +1,4 @@
-"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention whose heads are weighted for each
-token.
+"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention with heads weighted for each token.
 
 Every token uses the shared heads; of the others, the routed ones, it uses the few that its router ranks
 highest. All heads are computed, as in the official code; only the sum is restricted."""

@@ -1,8 +1,7 @@
 """A depth-wise 3 x 3 convolution trained as three and used as one (ACNet, arXiv 1908.03930).
 
 A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel are added up before the image is touched, since a sum of
-convolutions is the convolution with the sum of the kernels: training costs one convolution, and `fold` stores
-the sum for sampling.
+convolutions is the convolution with the sum of the kernels: training costs one convolution; `fold` stores it.
 
 ACNet has a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix
 images of all noise levels, make an image's output depend on its batch, and be state beside the parameters.
@@ -48,11 +47,9 @@ def _sum_branches(branches: Mapping[str, Array]) -> Array:
 
 
 def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
-    """(arch, params) of a trained model with one kernel for its branches: the same function, fewer
-    parameters.
+    """(arch, params) of a trained model with one kernel for its branches: the same function.
 
-    Also right for an EMA of the parameters: the sum of averages is the average of sums. Without branches
-    unchanged."""
+    Also right for an EMA of the parameters: the sum of averages is the average of sums."""
     arch = dict(arch)
     if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':
         arch['mixer'] = {**arch['mixer'], 'dwc': 'single'}

@@ -6,8 +6,7 @@ The choice has no derivative. Two readings of a paper that writes only `argmax`:
   from a bank gets all of it. The product with a picked matrix gets the part of that matrix: its output is
   scaled by a gate of value one whose derivative is that of the picked probability. The parts of the others
   would need their products too, the cost that routing avoids.
-- `frozen`: taken literally. Routers keep their random initialisation; what they choose between is still
-    trained."""
+- `frozen`: taken literally. Routers keep their random initialisation; the rest is trained."""
 import math
 from typing import Any, NamedTuple
 

@@ -1,8 +1,7 @@
 """Sana's linear attention (LiteLA; arXiv 2410.10629): ReLU features and a normaliser.
 
 Unlike LiT's (`mixers/linear.py`) it adds nothing to the features, its epsilon of 1e-8 belongs to the sum over
-the keys, not to their mean, and the convolution is in the Mix-FFN (`lit_jax.models.ffn`), not on the
-values."""
+the keys, not to their mean, and the convolution is in the Mix-FFN (`lit_jax.models.ffn`)."""
 import jax
 import jax.numpy as jnp
 from flax import nnx

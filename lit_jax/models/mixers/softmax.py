@@ -19,12 +19,9 @@ from lit_jax.runtime.errors import UserError
 
 
 class KeyCompressor(nnx.Module):
-    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then
-    LayerNorm.
-
-    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). The
-    convolution starts as the mean. Each channel of each head has one kernel; heads stay an axis, so that
-    `tensor` shards them."""
+    """r x r neighbours of the grid -> one token: a depth-wise convolution of that stride, then LayerNorm. The
+    norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). The convolution
+    starts as the mean. Each channel of each head has one kernel; heads stay an axis for `tensor`."""
 
     def __init__(self, head: tuple[int, int], rate: int):
         self.rate = rate
