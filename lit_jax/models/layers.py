@@ -214,11 +214,10 @@ def build_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: 
 
 
 def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str = 'none') -> Array:
-    """Applies the blocks of `stack` one after the other: x = block(x, *args).
-
-    `scan` compiles one block and loops over it (compile time constant in depth); otherwise blocks are
-    unrolled, which some back-ends run faster. `remat`: a policy of REMAT_POLICIES. Values that the blocks
-    show (`lit_jax.models.probe`) are shown again with a leading layer axis."""
+    """Applies the blocks of `stack` one after the other: x = block(x, *args). `scan` compiles one block and
+    loops over it (compile time constant in depth); otherwise blocks are unrolled, which some back-ends run
+    faster. `remat`: a policy of REMAT_POLICIES. Values that the blocks show (`lit_jax.models.probe`) are
+    shown again with a leading layer axis."""
     graphdef, params = nnx.split(stack)
     names = watched()
 

@@ -69,11 +69,10 @@ def rms_norm(x: Array, gain_D: Array) -> Array:
 
 
 def position_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance (key position - query position), int32.
-
-    The first half of the buckets is for keys at or before the query, the second for those after it. Half of
-    each counts single positions, the rest grows with the logarithm up to `max_distance`; farther keys share
-    the last. The logarithm is float32 as in the published code: its rounding decides where a bucket ends."""
+    """The bucket of each distance (key position - query position), int32. The first half of the buckets is
+    for keys at or before the query, the second for those after it. Half of each counts single positions, the
+    rest grows with the logarithm up to `max_distance`; farther keys share the last. The logarithm is float32
+    as in the published code: its rounding decides where a bucket ends."""
     half, exact = buckets // 2, buckets // 4
     far = np.maximum(np.abs(distance), exact).astype(np.float32)
     with np.errstate(divide='ignore'):

@@ -299,7 +299,6 @@ def decode_tiles(decode: Callable[[Array], Array], z_BHWC: Array, tile: int, ove
 
 def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts [T], weights [T, tile · downscale]) of the tiles along an axis; all arguments in latent pixels.
-
     The first tile starts at 0, the last ends at `side`, the others are evenly spaced. A tile fades in and out
     linearly over the decoded pixels that it shares with its neighbours; at each pixel the weights add up to
     1."""

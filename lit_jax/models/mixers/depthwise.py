@@ -19,11 +19,10 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
-    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E].
-
-    k is odd. Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels`
-    if the mesh in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First-order
-    reverse-mode derivatives only."""
+    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E]. k is odd.
+    Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels` if the mesh
+    in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First-order reverse-mode
+    derivatives only."""
     if form is None and mesh_axis_size('seq') > 1:
         form = 'channels'
     acc = accumulator(x_BHWKE.dtype)

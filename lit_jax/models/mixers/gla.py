@@ -7,7 +7,7 @@ tokens between blocks (`lit_jax.models.dig`).
 Paper and official code disagree; the code produced the published figures:
 
 - the paper (eq. 5, 6) gates rows and columns of the state, G = αᵀβ; the code has only α: `value_gate`.
-- the paper (eq. 11) has LayerNorm on the output of a head, the code RMSNorm with a gain, epsilon 1e-6: `norm`.
+- the paper (eq. 11) has LayerNorm on a head, the code RMSNorm with a gain, epsilon 1e-6: `norm`.
 - the paper (eq. 10) has a bias in the output gate, the code none: `gate_bias`.
 - the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16."""
 from typing import Any
