@@ -183,7 +183,7 @@ class LabelEmbedder(nnx.Module):
 def check_grid(x_BND: Array, grid: tuple[int, int]) -> None:
     """UserError where the tokens do not fill the grid (H, W): for layers that see neighbours."""
     if grid[0] * grid[1] != x_BND.shape[1]:
-        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass their grid')
+        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; give theirs')
 
 
 def patchify(x_BHWC: Array, patch: int) -> Array:
