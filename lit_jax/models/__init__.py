@@ -1,2 +1,1 @@
-"""The networks: layers, mixers (one file each), feed-forwards, DiT, DiG, U-DiG, PixArt, T5, VAE, Inception,
-and what they cost."""
+"""Networks (DiT, DiG, U-DiG, PixArt, T5, VAE, Inception), their layers and mixers, and their costs."""

@@ -1,4 +1,4 @@
-"""Architectures, checked before they are built: what they may say, what devices can cut, whose a leaf is."""
+"""Architectures, checked before they are built: fields, sharding, the layer that owns a parameter."""
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from lit_jax.models.udig import UDiG, check_udig
 from lit_jax.runtime.errors import UserError, check_known
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
-# Fields of every family, and what each family adds to them: what it must be told, and its defaults.
+# Fields of every family; what each family requires beside them; defaults.
 REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'mixer'}
 CONDITION_FIELDS = {'label': {'num_classes'}, 'text': {'cross_heads', 'caption_channels', 'caption_tokens'}}
 DEFAULTS: dict[str, Any] = {'mlp_ratio': 4.0, 'learn_sigma': True}
@@ -25,12 +25,12 @@ FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
 def conditioning(arch: Mapping) -> str:
-    """What a model is told about an image: 'label', a class (or an unknown family), or 'text', a caption."""
+    """'label' (a class; also of an unknown family) or 'text' (a caption): the condition of a model."""
     return getattr(FAMILIES.get(arch['family']), 'conditioning', 'label')
 
 
 def check_arch(arch: Mapping) -> dict:
-    """A plain, complete copy of `arch`, or a UserError that names the first field that cannot be."""
+    """A plain, complete copy of `arch`, or a UserError that names the first wrong field."""
     arch = _plain(arch)
     check_known('model family', arch.get('family'), FAMILIES)
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
@@ -47,8 +47,7 @@ def check_arch(arch: Mapping) -> dict:
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
     if arch['width'] % 4:
-        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the sin-cos position '
-                        f'table needs')
+        raise UserError(f'model.width {arch["width"]} is not a multiple of 4, which the position table needs')
     arch = {**defaults, **arch}
     check_known('model.ffn', arch['ffn'], FFNS)
     for mixer in mixers_of(arch):
@@ -59,14 +58,13 @@ def check_arch(arch: Mapping) -> dict:
 
 
 def mixers_of(arch: Mapping) -> list[dict]:
-    """The mixer of every run of equal blocks, in their order."""
+    """The mixer of every run of equal blocks, in order."""
     return [mixer for _, mixer in stage_mixers(arch['depth'], arch['mixer'], arch.get('stages', ()))]
 
 
 def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
-    """[(layers, mixer, width, (rows, columns) of tokens)] of every run of equal blocks.
-
-    A family whose runs differ in width or grid says so in a static method of this name."""
+    """[(layers, mixer, width, (rows, columns) of tokens)] of every run of equal blocks. Families whose runs
+    differ in width or grid have a static method of this name."""
     own = getattr(FAMILIES[arch['family']], 'mixing_layers', None)
     if own is not None:
         return own(arch)
@@ -76,7 +74,7 @@ def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]
 
 
 def shown_by(arch: Mapping, kind: str) -> tuple[str, ...]:
-    """Names in the attribute `kind` ('losses', 'statistics' or 'routes') of the mixers of an architecture."""
+    """All names in the attribute `kind` ('losses', 'statistics' or 'routes') of an architecture's mixers."""
     names = (name for mixer in mixers_of(arch) for name in getattr(find_mixer(mixer['name']), kind))
     return tuple(dict.fromkeys(names))
 
@@ -85,8 +83,8 @@ _BLOCK_PART = re.compile(r'(?:^|/)blocks(\d*)/(attn|mlp)/(.+)$')
 
 
 def find_owner(arch: Mapping, path: str) -> tuple[str, Any, str] | None:
-    """(name, class, rest of the path) of the mixer or ffn that a parameter of a model belongs to, None for
-    what stands elsewhere. `path` may begin with anything: moments end with the path of their parameter."""
+    """(name, class, rest of the path) of the mixer or ffn that a parameter belongs to; None for other
+    parameters. `path` may have any prefix: a moment's path ends with that of its parameter."""
     match = _BLOCK_PART.search(path)
     if not match:
         return None
@@ -98,7 +96,7 @@ def find_owner(arch: Mapping, path: str) -> tuple[str, Any, str] | None:
 
 
 def find_leaf(arch: Mapping, path: str) -> Leaf | None:
-    """What the mixer or ffn of a parameter states about it; None where it states nothing."""
+    """The `Leaf` that describes a parameter of a mixer or ffn; None where there is none."""
     if not (owner := find_owner(arch, path)):
         return None
     return next((leaf for leaf in owner[1].leaves if re.fullmatch(leaf.path, owner[2])), None)
@@ -116,17 +114,8 @@ def count_tokens(arch: Mapping) -> int:
     return arch['input_size'][0] * arch['input_size'][1] // arch['patch'] ** 2
 
 
-# ------------------------------------------------------------------------------------------------------
-# What a mesh can cut
-
-
 def check_partition(arch: Mapping, sizes: Mapping[str, int], role: str = 'this model') -> None:
-    """Raises one UserError that lists everything in an architecture that a mesh of these sizes cannot cut
-    evenly.
-
-    Args:
-        arch: as `lit_jax.models.network.Network` takes it. sizes: {'fsdp': ..., 'tensor': ..., 'seq': ...}.
-    """
+    """A UserError with everything that a mesh {'fsdp': ..., 'tensor': ..., 'seq': ...} cannot shard."""
     wants = list(dict.fromkeys(_wants(arch, sizes)))
     problems = [f'its {amount} {what} are not divisible by mesh.{axis} = {sizes[axis]}; mesh.{axis} can be '
                 f'{_divisors(amount)}' for axis, what, amount in wants if amount % sizes[axis]]
@@ -135,7 +124,7 @@ def check_partition(arch: Mapping, sizes: Mapping[str, int], role: str = 'this m
 
 
 def _wants(arch: Mapping, sizes: Mapping[str, int]):
-    """(mesh axis, what it cuts, how many of them there are)."""
+    """Yields (mesh axis, what it shards, how many of them there are)."""
     ffn = FFNS[arch['ffn']]
     rows = arch['input_size'][0] // arch['patch']
     for mixer in mixers_of(arch):
@@ -150,7 +139,7 @@ def _wants(arch: Mapping, sizes: Mapping[str, int]):
 
 
 def _rows_of(mixer: Mapping, rows: int) -> tuple[str, int]:
-    """What `seq` cuts: rows of tokens, in whole `row_unit`s of the mixer; None: it cannot be cut."""
+    """What `seq` shards: rows of tokens, in whole `row_unit`s of the mixer. None: they cannot be sharded."""
     unit = find_mixer(mixer['name']).row_unit(mixer)
     if unit is None:
         return f'stretch of tokens that {mixer["name"]} mixes as one', 1

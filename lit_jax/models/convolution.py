@@ -1,7 +1,4 @@
-"""Convolutions over an image or over the token grid, and the norm that goes with them.
-
-Arrays are NHWC; D is the width (channels) inside, G the groups of a norm.
-"""
+"""Convolutions over an image or the token grid, and group norm. NHWC; D is the width (channels)."""
 import math
 from collections.abc import Sequence
 
@@ -16,17 +13,14 @@ _NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
 def fan_in_uniform(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) -> Array:
-    """Uniform within ±1/sqrt(fan-in), PyTorch's start for convolutions."""
+    """Uniform within ±1/sqrt(fan-in), PyTorch's initialisation of convolutions."""
     bound = math.prod(in_shape) ** -0.5
     return jax.random.uniform(key, (*in_shape, *out_shape), jnp.float32, -bound, bound)
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O].
-
-    `padding` holds the zero rows (and columns) before and after. Neighbours are summed in the compute dtype's
-    own way: float32 on CPU, the accumulators of the matrix units elsewhere.
-    """
+    """A convolution with bias, [B, H, W, I] -> [B, H', W', O]; kernel [k, k, I, O]. `padding`: zero rows (and
+    columns) before and after. Sums have XLA's precision for the compute dtype."""
 
     def __init__(self, width_in: int, width_out: int, size: int = 3, *, stride: int = 1,
                  padding: tuple[int, int] = (1, 1), dtype, rngs: nnx.Rngs):
@@ -39,7 +33,7 @@ class Conv(nnx.Module):
 
     def convolve(self, x_BHWI: Array, kernel: Array, rows: tuple[int, int],
                  columns: tuple[int, int]) -> Array:
-        """The bare convolution with any kernel and padding, in the compute dtype."""
+        """The convolution with any kernel and padding and no bias, in the compute dtype."""
         return jax.lax.conv_general_dilated(x_BHWI.astype(self.dtype), kernel.astype(self.dtype),
                                             (self.stride,) * 2, (rows, columns), dimension_numbers=_NHWC)
 
@@ -48,11 +42,8 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Norm over all pixels and the channels of a group, with gain and bias a channel; statistics in the
-    accumulator.
-
-    The published autoencoders have epsilon 1e-6, PyTorch's default is 1e-5.
-    """
+    """Norm over all pixels and the channels of a group, with gain and bias; statistics in the accumulator.
+    The published autoencoders have epsilon 1e-6; PyTorch's default is 1e-5."""
 
     def __init__(self, width: int, groups: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
         self.groups, self.epsilon = groups, epsilon
@@ -68,7 +59,7 @@ class GroupNorm(nnx.Module):
         return (centred * (self._spread(inverse_BG) * self.gain[...]) + self.bias[...]).astype(x_BHWD.dtype)
 
     def _mean(self, x_BHWD: Array) -> Array:
-        """[B, G]. Columns, then rows: XLA:CPU takes two sums in parallel, one over both axes not."""
+        """[B, G]. Columns, then rows: XLA:CPU runs two sums in parallel, but not one sum over both axes."""
         b, h, w, d = x_BHWD.shape
         sums_BD = x_BHWD.sum(2).sum(1)
         return sums_BD.reshape(b, self.groups, d // self.groups).sum(-1) / (h * w * (d // self.groups))

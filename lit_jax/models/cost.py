@@ -1,10 +1,8 @@
-"""What a network costs: its parameters, its multiply-accumulates, and the state that its tokens exchange.
+"""The cost of a network: parameters, multiply-accumulates, and the state that its tokens share.
 
-The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is what is counted here.
-`network_macs` counts every product of the traced program (lit_jax/models/macs.py). A `Convention` says what a
-paper leaves out of that, and `paper_macs` leaves it out too, so that a printed figure can be compared with
-the same thing.
-"""
+The papers' "Gflops" are multiply-accumulates (DiT-XL/2 at 256px: 118.6), so that is the unit here.
+`network_macs` counts every product of the traced program (lit_jax/models/macs.py); `paper_macs` leaves out
+what a paper's `Convention` leaves out, for comparison with its printed figures."""
 import fnmatch
 import math
 from collections import Counter
@@ -12,16 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from lit_jax.models.arch import mixing_layers
-from lit_jax.models.macs import PRODUCTS, count_macs, macs_by_parameter
+from lit_jax.models.macs import PRODUCTS, macs_by_parameter
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.mixers.mixer import head_channels
 from lit_jax.models.network import Network, count_parameters
-
-__all__ = ['Convention', 'count_macs', 'counted_by', 'format_parameters', 'macs_of', 'network_macs',
-           'paper_macs', 'state_bytes']
 
 
 def network_macs(network: Network) -> int:
@@ -30,39 +24,31 @@ def network_macs(network: Network) -> int:
 
 
 def macs_of(network: Network) -> Counter:
-    """The same by parameter: {path: MACs}, with the products of activations under ''."""
+    """The same by parameter: {path: MACs}; products of activations have the key ''."""
     return macs_by_parameter(network.apply, network.abstract(), *network.example_inputs())
-
-
-# ------------------------------------------------------------------------------------------------------
-# As a paper counts
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a paper counts as the cost of its model.
+    """The products that a paper counts as the cost of its model.
 
     Attributes:
-        products: of activations with each other: 'all', as the program takes them; 'none'; or 'cheaper':
-            (Q·Kᵀ)·V or Q·(Kᵀ·V) in every layer, whichever is less, and nothing for a normaliser.
-        left_out: patterns (fnmatch) of the paths of parameters whose products are not counted.
-        why: in words.
-    """
+        products: of activations with each other: 'all', as in the program; 'none'; or 'cheaper': the cheaper
+            of (Q·Kᵀ)·V and Q·(Kᵀ·V) in every layer, and nothing for a normaliser.
+        left_out: patterns (fnmatch) of parameter paths whose products are not counted. why: in words."""
     products: str = 'all'
     left_out: tuple[str, ...] = ()
     why: str = 'everything'
 
 
 def paper_macs(network: Network, convention: Convention) -> int:
-    """Multiply-accumulates of one forward pass for one image, as `convention` counts them.
-
-    Raises ValueError for a pattern that fits no parameter: a renamed one would be counted without a word.
-    """
+    """Multiply-accumulates of one forward pass for one image, as `convention` counts them. ValueError for a
+    pattern that matches no parameter: a renamed parameter would be counted silently."""
     return counted_by(macs_of(network), network.arch, convention)
 
 
 def counted_by(counts: Counter, arch: Mapping, convention: Convention) -> int:
-    """`paper_macs` from the accounts of `macs_of`, which are left as they are."""
+    """`paper_macs` from the result of `macs_of`, which is not modified."""
     counts = counts.copy()
     for pattern in convention.left_out:
         if not (names := [name for name in counts if name and fnmatch.fnmatch(name, pattern)]):
@@ -84,18 +70,10 @@ def _cheaper_products(arch: Mapping) -> int:
     return total
 
 
-# ------------------------------------------------------------------------------------------------------
-# State: what the tokens exchange
-
-
 def state_bytes(arch: Mapping) -> int | None:
-    """Bytes that stand between the tokens of one image in a forward pass, over all layers; None where a mixer
-    does not say.
-
-    That is what must be kept to mix in one more token: for softmax attention the keys and values of all the
-    others, two bytes a number (bfloat16); for linear attention one E x E sum and the E numbers of its
-    normaliser a head, whatever the number of tokens, four bytes a number (sums are kept in float32).
-    """
+    """Bytes needed to mix in one more token of an image, over all layers; None where a mixer does not define
+    it. Softmax attention keeps the keys and values of all tokens (bfloat16); linear attention one E x E sum
+    and E numbers of the normaliser a head (float32), whatever the number of tokens."""
     total = 0
     for layers, mixer, width, grid in mixing_layers(arch):
         if (state := find_mixer(mixer['name']).state_bytes(mixer, width, grid)) is None:
@@ -104,22 +82,16 @@ def state_bytes(arch: Mapping) -> int | None:
     return total
 
 
-# ------------------------------------------------------------------------------------------------------
-# The table of parameters
-
-
 def format_parameters(network: Network) -> str:
-    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of a forward pass, its state."""
+    """The parameter table: path, shape, dtype, count, MB; then totals, GMACs of a forward pass, state."""
     rows = [f'{"parameter":34} {"shape":26} {"dtype":8} {"count":>13} {"MB":>9}']
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.abstract()):
-        count = int(np.prod(leaf.shape))
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {count:13,} '
-                    f'{count * leaf.dtype.itemsize / 1e6:9.2f}')
+        rows.append(f'{name:34} {str(leaf.shape):26} {leaf.dtype!s:8} {leaf.size:13,} '
+                    f'{leaf.size * leaf.dtype.itemsize / 1e6:9.2f}')
     leaves = jax.tree.leaves(network.abstract())
-    trained = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-    megabytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / 1e6
-    rows.append(f'{"total":70} {trained:13,} {megabytes:9.2f}')
+    megabytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e6
+    rows.append(f'{"total":70} {sum(leaf.size for leaf in leaves):13,} {megabytes:9.2f}')
     table = 'with the fixed position table, ' if network.conditioning == 'label' else ''
     rows.append(f'{table}as the papers count: {count_parameters(network):,} parameters')
     state = state_bytes(network.arch)

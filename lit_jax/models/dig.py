@@ -1,18 +1,14 @@
-"""DiG (arXiv 2405.18428): a DiT of gated linear attention whose blocks turn the tokens round from one to the
-next.
+"""DiG (arXiv 2405.18428): a DiT with gated linear attention, its blocks reading in alternating orders.
 
-Each block reads its tokens in one order only. After its ffn comes the paper's SREM: a 3 x 3 depth-wise
-convolution that takes the place of x (no residual; it starts as the identity), then the tokens are put in
-another order. As in the official code (`order='official'`) all are reversed after every block and the grid is
-transposed after every second one, so that four blocks read rows forth, rows back, columns forth, columns
-back. The paper's listings say otherwise: Algorithm 1 transposes after even blocks and never reverses
-('algorithm1'), Algorithm 4 reverses after even ones only ('algorithm4'); neither reads in four directions.
-Table 3 has the block without turns ('causal') and with reversals alone ('bidirectional'). At the end the
-tokens are put back, whatever the depth; depths of the paper are multiples of four, where nothing is left to
-do.
+Each block reads its tokens in one order. After its ffn comes the paper's SREM: a 3 x 3 depth-wise convolution
+that replaces x (no residual; it starts as the identity), then the tokens are reordered. As in the official
+code (`order='official'`) they are reversed after every block and the grid is transposed after every second
+one: four blocks read rows forwards, rows backwards, columns forwards, columns backwards. The paper's listings
+differ: Algorithm 1 transposes after even blocks and never reverses ('algorithm1'), Algorithm 4 reverses after
+even blocks only ('algorithm4'); neither reads in four directions. Table 3 has a block without reordering
+('causal') and with reversals alone ('bidirectional'). At the end the original order is restored at any depth.
 
-Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm).
-"""
+Norms are DiT's LayerNorm (official code; the paper's figure 5 draws RMSNorm)."""
 import functools
 import operator
 from collections.abc import Mapping
@@ -31,8 +27,7 @@ from lit_jax.models.partition import constrain
 from lit_jax.runtime.errors import UserError
 
 PERIOD = 4      # blocks after which every order is back at its start
-# order -> (parities of the blocks after which the tokens are reversed, and those after which the grid is
-# transposed)
+# order -> parities of the blocks after which (tokens are reversed, the grid is transposed)
 ORDERS = {'official': ({0, 1}, {1}), 'algorithm1': ((), {0}), 'algorithm4': ({0}, {1}),
           'bidirectional': ({0, 1}, ()), 'causal': ((), ())}
 LOCALS = ('identity', 'uniform', 'none')
@@ -40,14 +35,13 @@ SKIPS = ('none', 'skip', 'skipzero')
 
 
 def check_dig(arch: Mapping) -> None:
-    """Raises UserError for what a DiG of any shape cannot be."""
+    """Raises UserError for fields that no DiG can have."""
     for name, known in (('order', ORDERS), ('local', LOCALS), ('skip', SKIPS)):
         if name in arch and arch[name] not in known:
             raise UserError(f'unknown model.{name} {arch[name]!r}; known: {", ".join(known)}')
     if arch['mixer'].get('name') != 'gla':
         raise UserError(f'a model of family {arch["family"]!r} has the mixer gla, not '
-                        f'{arch["mixer"].get("name")!r}; any '
-                        "mixer fits into family 'dit'")
+                        f"{arch['mixer'].get('name')!r}; any mixer fits into family 'dit'")
 
 
 class LocalConv(nnx.Module):
@@ -60,15 +54,13 @@ class LocalConv(nnx.Module):
         self.kernel, self.bias = nnx.Param(kernel), nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        b, n, d = x_BND.shape
-        dtype = x_BND.dtype
-        image = x_BND.reshape(b, *grid, 1, d)
-        return depthwise_conv(image, self.kernel[...].astype(dtype),
-                              self.bias[...].astype(dtype)).reshape(b, n, d)
+        image = x_BND.reshape(len(x_BND), *grid, 1, x_BND.shape[-1])
+        kernel, bias = (param[...].astype(x_BND.dtype) for param in (self.kernel, self.bias))
+        return depthwise_conv(image, kernel, bias).reshape(x_BND.shape)
 
 
 class DiGBlock(nnx.Module):
-    """DiT's block, then the convolution in the place of x. What turns the tokens round stands outside."""
+    """DiT's block followed by the convolution, which replaces x. Tokens are reordered outside."""
 
     def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, *, dtype,
                  rngs: nnx.Rngs):
@@ -84,25 +76,24 @@ class DiGBlock(nnx.Module):
 def build_blocks(depth: int, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, local: str, dtype,
                  rngs: nnx.Rngs) -> nnx.Module:
     """`depth` blocks with their parameters on a leading axis."""
-    def make(width, rngs):
-        return DiGBlock(width, mlp_ratio, mixer, ffn, local, dtype=dtype, rngs=rngs)
-    return build_stack(functools.partial(make, width), depth, rngs)
+    return build_stack(lambda rngs: DiGBlock(width, mlp_ratio, mixer, ffn, local, dtype=dtype, rngs=rngs),
+                       depth, rngs)
 
 
 def halves_to_one(key, in_shape, out_shape):
-    """[I | 0]: the first half passes, the second is not seen."""
+    """[I | 0]: passes the first half on and ignores the second."""
     return jnp.concatenate([jnp.eye(*out_shape), jnp.zeros((in_shape[0] - out_shape[0], *out_shape))])
 
 
 class Walk:
-    """The order of the tokens along the blocks: which grid block i sees, and what is done to its output."""
+    """The order of the tokens along the blocks: the grid of block i, and the reordering of its output."""
 
     def __init__(self, grid: tuple[int, int], order: str):
         self.grid = grid
         self.reversed, self.transposed = ORDERS[order]
 
     def grid_at(self, i: int) -> tuple[int, int]:
-        """Of block i, whose index may be taken modulo PERIOD."""
+        """The grid of block i; i may be taken modulo PERIOD."""
         return self.grid[::-1] if self._odd(self.transposed, i) else self.grid
 
     def turn(self, x_BND: Array, i: int) -> Array:
@@ -111,12 +102,12 @@ class Walk:
         return transpose_tokens(x_BND, self.grid_at(i)) if i % 2 in self.transposed else x_BND
 
     def back(self, x_BND: Array, i: int) -> Array:
-        """Tokens in the order that block i sees -> rows first again. Reversing and transposing commute."""
+        """Tokens in the order of block i -> rows first. Reversing and transposing commute."""
         x_BND = transpose_tokens(x_BND, self.grid[::-1]) if self._odd(self.transposed, i) else x_BND
         return x_BND[:, ::-1] if self._odd(self.reversed, i) else x_BND
 
     def forth(self, x_BND: Array, i: int) -> Array:
-        """Tokens with their rows first -> in the order that block i sees."""
+        """Tokens with rows first -> in the order of block i."""
         x_BND = transpose_tokens(x_BND, self.grid) if self._odd(self.transposed, i) else x_BND
         return x_BND[:, ::-1] if self._odd(self.reversed, i) else x_BND
 
@@ -126,21 +117,16 @@ class Walk:
 
 
 def run_blocks(blocks: nnx.Module, x: Array, c: Array, walk: Walk, *, first: int = 0, last: int | None = None,
-               skips=None,
-               joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False, scan: bool = True,
-               remat: str = 'none') -> tuple[Array, Any]:
-    """Blocks first ... last - 1 of a stack: (x after them and their turns, with `keep` their outputs [blocks,
-    B, N, D]).
+               skips=None, joins: nnx.Module | None = None, keep: bool = False, aligned: bool = False,
+               scan: bool = True, remat: str = 'none') -> tuple[Array, Any]:
+    """Blocks first ... last - 1 of a stack: (x after them, with `keep` their outputs [blocks, B, N, D]).
 
     Args:
-        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D), joined to the input of each
-            block.
-        aligned: outputs and skips have their rows first, and so has x at the end; otherwise the outputs are
-            as the next block gets them, and skips are taken as they are.
-        scan: compiles PERIOD blocks and loops over them; what is left over is unrolled.
-
-    With `remat` each block is computed again in the gradient by itself.
-    """
+        skips, joins: features [blocks, B, N, D] and a stack of Linear(2D, D) that adds them to the inputs.
+        aligned: outputs, skips and the final x have rows first; otherwise outputs have the order of the next
+            block, and skips are used as they are.
+        scan: compiles PERIOD blocks and loops over them; the remaining blocks are unrolled.
+        remat: each block is recomputed by itself in the gradient."""
     graphdef, params = nnx.split(blocks)
     last = jax.tree.leaves(params)[0].shape[0] if last is None else last
     layers: dict = {'block': jax.tree.map(lambda p: p[first:last], params)}
@@ -185,13 +171,11 @@ class DiG(OfClasses):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C], as `lit_jax.models.dit.DiT`.
 
     Args (further ones as for DiT):
-        order: a key of ORDERS. local: how the depth-wise convolution starts, 'identity' or 'uniform', or
-            'none' of it.
+        order: a key of ORDERS.
+        local: initialisation of the depth-wise convolution, 'identity' or 'uniform'; 'none' leaves it out.
         skip: 'skip' joins the outputs of the first half of the blocks, last first, to the inputs of the
-            second half by a Linear(2D, D); 'skipzero' is the same with Linears that start as if there were
-            none. As in the official code the joined tokens stay in the order that the next block got them in,
-            whatever that of the later block is.
-    """
+            second half by a Linear(2D, D); 'skipzero' does so with Linears that ignore them at the start. As
+            in the official code the joined tokens are not reordered for the later block."""
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'swiglu',
@@ -206,11 +190,10 @@ class DiG(OfClasses):
             init = halves_to_one if skip == 'skipzero' else xavier_uniform
             self.joins = build_stack(lambda rngs: Linear(2 * width, width, init=init, dtype=dtype, rngs=rngs),
                                      self._joined(), rngs)
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     def _joined(self) -> int:
-        """Blocks i > depth/2, each with an output of the blocks i < depth/2 - 1."""
+        """How many blocks i > depth/2 are joined, each with an output of a block i < depth/2 - 1."""
         return max((self.depth - 1) // 2, 0) if self.depth % 2 else max(self.depth // 2 - 1, 0)
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:

@@ -1,9 +1,5 @@
-"""The class-conditional backbone: DiT (arXiv 2212.09748), with any token mixer in the place of
-self-attention.
-
-With `softmax` it is DiT, with `linear` it is LiT (arXiv 2501.12976), which keeps everything but the
-attention.
-"""
+"""The class-conditional backbone: DiT (arXiv 2212.09748) with any token mixer in place of self-attention.
+With `softmax` it is DiT; with `linear` it is LiT (arXiv 2501.12976), which changes only the attention."""
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -48,12 +44,8 @@ class Block(nnx.Module):
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 
 
-def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, dtype, rngs: nnx.Rngs) -> Block:
-    return Block(width, mlp_ratio, mixer, ffn, dtype=dtype, rngs=rngs)
-
-
 class FinalLayer(nnx.Module):
-    """Modulated norm, then a linear map from each token to its patch of outputs (all zero at the start)."""
+    """Modulated norm, then a linear map from each token to its patch of outputs (zero at the start)."""
 
     def __init__(self, width: int, patch: int, out_channels: int, *, dtype, rngs: nnx.Rngs):
         self.adaLN = Linear(width, (2, width), init=zeros_init, dtype=dtype, rngs=rngs)
@@ -65,11 +57,8 @@ class FinalLayer(nnx.Module):
 
 
 def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[tuple[int, dict]]:
-    """[(blocks, mixer)] of runs of equal blocks: `stages` are {'depth': ..., 'mixer': options that differ};
-    () is one run.
-
-    Raises UserError where their depths do not add up.
-    """
+    """[(blocks, mixer)] of each run of equal blocks. `stages`: {'depth': ..., 'mixer': options that differ};
+    () is one run. UserError where their depths do not add up to `depth`."""
     if not stages:
         return [(depth, dict(mixer))]
     if unknown := {name for stage in stages for name in stage} - {'depth', 'mixer'}:
@@ -80,8 +69,18 @@ def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[
     return [(stage['depth'], {**mixer, **stage.get('mixer', {})}) for stage in stages]
 
 
+def add_stacks(model: nnx.Module, make, depth: int, mixer: Mapping, stages: Sequence[Mapping],
+               rngs: nnx.Rngs) -> tuple[str, ...]:
+    """Gives a model one stack of blocks a run of `stage_mixers`: their names. make(mixer, rngs) -> block."""
+    runs = stage_mixers(depth, mixer, stages)
+    names = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
+    for name, (blocks, own) in zip(names, runs, strict=True):
+        setattr(model, name, build_stack(functools.partial(make, own), blocks, rngs))
+    return names
+
+
 class OfClasses(nnx.Module):
-    """What models of images and classes begin and end with; a subclass adds blocks, then `final_layer`."""
+    """Embedders and output of class-conditional models; a subclass adds blocks, then `final_layer`."""
     final_layer: nnx.Module
 
     def __init__(self, width: int, patch: int, input_size: tuple[int, int], channels: int, num_classes: int,
@@ -109,14 +108,13 @@ class DiT(OfClasses):
 
     Args:
         depth, width, patch: as in DiT's table of sizes (`lit_jax.recipes.recipe.SIZES`).
-        input_size: (H, W) of the latent or image; need not be square, each side a multiple of `patch`.
+        input_size: (H, W) of the latent or image, each a multiple of `patch`; need not be square.
         channels: C. With `learn_sigma` the output has 2C channels, otherwise C.
         num_classes: label `num_classes` is the null class.
         mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ
             in some options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
         ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
-        dtype: compute dtype. scan_layers, remat: see `run_stack`.
-    """
+        dtype: compute dtype. scan_layers, remat: see `run_stack`."""
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'mlp',
@@ -124,13 +122,12 @@ class DiT(OfClasses):
                  scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.scan_layers, self.remat = scan_layers, remat
-        runs = stage_mixers(depth, mixer, stages)
-        self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
-        for name, (blocks, own) in zip(self.stacks, runs, strict=True):
-            make = functools.partial(_make_block, width, mlp_ratio, own, ffn, dtype)
-            setattr(self, name, build_stack(make, blocks, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+
+        def make(own, rngs):
+            return Block(width, mlp_ratio, own, ffn, dtype=dtype, rngs=rngs)
+
+        self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""

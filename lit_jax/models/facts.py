@@ -1,30 +1,27 @@
-"""Plain data that a mixer or a ffn states about itself, read by the rooms above: how its parameters are
-sharded (`lit_jax.training.mesh`), seen as matrices (`training.matrices`) and named in PyTorch files
-(`lit_jax.convert`), and what the blocks of such a file hold."""
+"""Facts that a mixer or ffn states about itself: how its parameters are sharded (`lit_jax.training.mesh`),
+seen as matrices (`training.matrices`) and named in PyTorch files (`lit_jax.convert`)."""
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter: its axes, and where its values lie in a PyTorch file.
+    """A parameter: its axes, and its place in a PyTorch file.
 
     Attributes:
         path: in the parameter tree, below the mixer or ffn: 'qkv/kernel'. Leaves that are alike and have no
             PyTorch name may share one regular expression: 'routed_[qk]/kernel'.
-        shape: axes of one layer: letters, integers or None. D width, F inner width, K heads: those are
-            sharded (D of a matrix over `fsdp`, K and F over `tensor`), all others are whole everywhere. The
-            converter reads sizes off a file by these letters, too: E channels of a head, Q of its keys and V
-            of its values where they differ, k side of a depth-wise kernel, p patch, C channels, O outputs of
-            a token, R rows of the label table, X heads of the cross-attention, Y channels and L tokens of a
-            caption.
-        transform: a key of `lit_jax.convert.torch_keys.TRANSFORMS`: how a tensor becomes this leaf. It also
-            says which axes are the inputs of a matrix: 'linear' the first, 'linear_in' and 'conv' all but the
-            last, 'depthwise' the first two; 'copy' and 'flat' are vectors.
-        original: PyTorch key ({i}: the block) below that of the mixer or ffn; '': no published model has it,
-            and it is exported as it lies, under its own path.
+        shape: axes of one layer: letters, integers or None. D (width) of a matrix is sharded over `fsdp`, K
+            (heads) and F (inner width) over `tensor`; others are not. The converter reads sizes by letter
+            too: E channels of a head, Q of its keys and V of its values where they differ, k side of a
+            depth-wise kernel, p patch, C channels, O outputs of a token, R rows of the label table, X heads
+            of the cross-attention, Y channels and L tokens of a caption.
+        transform: a key of `lit_jax.convert.torch_keys.TRANSFORMS`: how a tensor becomes this leaf, and which
+            axes are the inputs of a matrix: of 'linear' the first, of 'linear_in' and 'conv' all but the
+            last, of 'depthwise' the first two; 'copy' and 'flat' are vectors.
+        original: PyTorch key ({i}: the block) below that of the mixer or ffn. '': no published model has it,
+            and it is exported unchanged under its own path.
         diffusers: keys joined along their first axis; empty: diffusers has no such model.
-        banks: leading axes that count matrices.
-    """
+        banks: leading axes that count matrices."""
     path: str
     shape: tuple
     transform: str
@@ -33,13 +30,13 @@ class Leaf:
     banks: int = 0
 
     def keys(self, layout: str) -> tuple[str, ...]:
-        """The PyTorch keys in `layout` ('original' or 'diffusers'), in the order in which they are joined."""
+        """The PyTorch keys in `layout` ('original' or 'diffusers'), in the order of joining."""
         return (self.original,) if layout == 'original' else self.diffusers
 
 
 def product(path: str, shape: tuple, transform: str = 'linear', original: str = '',
             diffusers: tuple[str, ...] = ()) -> tuple[Leaf, Leaf]:
-    """The leaves of a product or convolution: `kernel` of this shape, and the `bias` of its outputs."""
+    """The leaves of a product or convolution: its `kernel` of this shape and its `bias`."""
     outputs = {'linear': shape[1:], 'pointwise': shape[1:], 'depthwise': shape[2:]}.get(transform, shape[-1:])
     names = [(original and f'{original}.{end}', tuple(f'{key}.{end}' for key in diffusers))
              for end in ('weight', 'bias')]
@@ -49,7 +46,7 @@ def product(path: str, shape: tuple, transform: str = 'linear', original: str = 
 
 @dataclass
 class Blocks:
-    """What stands in the blocks of a PyTorch file: fields of the architecture, and what they lack."""
+    """The blocks found in a PyTorch file: fields of the architecture, and problems."""
     mixer: dict
     stages: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -57,7 +54,7 @@ class Blocks:
 
 
 def head_problems(heads: int | None, width: int) -> list[str]:
-    """Why a file cannot be read with so many heads, told to somebody who converts it."""
+    """Why a file cannot be read with this number of heads: messages for the person who converts it."""
     if heads is None:
         return [f'the number of heads cannot be seen in the file, and width {width} with this depth is none '
                 f'of DiT\'s sizes; give --heads N']

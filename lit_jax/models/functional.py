@@ -9,14 +9,12 @@ from lit_jax.models.layers import Array
 
 
 class Functional:
-    """`abstract` and `init`, and `_merge` for what a network does. build: nnx.Rngs -> module."""
+    """`abstract`, `init` and, for the functions of a network, `_merge`. build: nnx.Rngs -> module."""
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
-        # Only shapes: nothing is allocated here.
-        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-        # Plain structs: under `jax.set_mesh` nnx's carry a sharding of their own, which nobody must restore
-        # into.
+        self._graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))      # only shapes
+        # Plain structs: under `jax.set_mesh` nnx's have a sharding, into which nothing must be restored.
         self._abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
                                       nnx.to_pure_dict(abstract))
 

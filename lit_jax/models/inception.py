@@ -1,26 +1,22 @@
-"""FID-Inception: the network of Google's 2015-12-05 graph, whose activations FID, sFID, IS, KID and precision
-compare.
+"""FID-Inception: the network of Google's 2015-12-05 graph, the features of FID, sFID, IS, KID and precision.
 
-It is Inception v3 (arXiv 1512.00567) with 1008 classes and, against torchvision's network of that name:
-average pools that leave padding out of the mean, a max pool in the last block's pool branch, and images that
-come in with 0 to 255 and are resized as TensorFlow 1 does. Names of blocks and units are those of the
-published PyTorch file.
+It is Inception v3 (arXiv 1512.00567) with 1008 classes; unlike torchvision's, average pools leave padding out
+of the mean, the last block's pool branch has a max pool, and images have values 0 to 255 and are resized as
+in TensorFlow 1. Names of blocks and units are those of the published PyTorch file.
 
     network = InceptionNetwork()
     features = network.features(params, images)      # uint8 [B, H, W, 3] -> pool, spatial, logits
 
-A unit is convolution, batch norm and ReLU. Batch norm in inference is a scale and a shift of each channel, so
-it lies in the unit's kernel and bias (`fold_batch_norm`).
-"""
-import functools
+A unit is convolution, batch norm and ReLU. Batch norm in inference is a scale and a shift of each channel,
+which are folded into the unit's kernel and bias (`fold_batch_norm`)."""
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.models.functional import Functional
 from lit_jax.models.layers import Array
 from lit_jax.models.resize import resize_tf1
 from lit_jax.runtime.compiler import without_ynnpack
@@ -31,7 +27,7 @@ EPSILON = 1e-3            # of every batch norm
 SIZE = 299                # pixels of a side inside the network
 CLASSES = 1008
 WIDTH = 2048              # of the pooled features
-SPATIAL_CHANNELS = 7      # of Mixed_6d's first branch, that sFID looks at
+SPATIAL_CHANNELS = 7      # of Mixed_6d's first branch, used by sFID
 SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 PRECISIONS = ('highest', 'bfloat16')
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
@@ -58,10 +54,9 @@ _BLOCK_E = {'branch1x1': [(320, 1, 1)], 'branch3x3': [(384, 1, 1), [(384, 1, 3),
             'branch3x3dbl': [(448, 1, 1), (384, 3, 3), [(384, 1, 3), (384, 3, 1)]],
             'branch_pool': [(192, 1, 1)]}
 
-# Block -> branches, in the order in which their channels follow each other. A branch is a chain of units
-# (channels out, kernel height and width); a list of two in it are two units side by side. Blocks without
-# `branch_pool` halve the sides: the last unit of each of their branches has stride 2, and the third branch is
-# a max pool alone.
+# Block -> branches, in the order of their channels. A branch is a chain of units (channels out, kernel height
+# and width); a list of two is two units side by side. Blocks without `branch_pool` halve the sides: the last
+# unit of each branch has stride 2, and the third branch is a max pool alone.
 _BLOCKS = {
     'Mixed_5b': _block_a(32), 'Mixed_5c': _block_a(64), 'Mixed_5d': _block_a(64),
     'Mixed_6a': {'branch3x3': [(384, 3, 3)], 'branch3x3dbl': [(64, 1, 1), (96, 3, 3), (96, 3, 3)]},
@@ -79,7 +74,8 @@ class Unit(nnx.Module):
     def __init__(self, width_in: int, width_out: int, size: tuple[int, int], *, stride: int = 1,
                  padding: str = 'SAME', rngs: nnx.Rngs):
         self.stride, self.padding = stride, padding
-        self.kernel = nnx.Param(_he_normal(rngs.params(), (*size, width_in, width_out)))
+        kernel = jax.random.normal(rngs.params(), (*size, width_in, width_out), jnp.float32)
+        self.kernel = nnx.Param(kernel * (2 / np.prod((*size, width_in))) ** 0.5)      # He-normal
         self.bias = nnx.Param(0.1 * jax.random.normal(rngs.params(), (width_out,), jnp.float32))
 
     def __call__(self, x_BHWI: Array) -> Array:
@@ -90,13 +86,8 @@ class Unit(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Branches side by side, their channels joined.
-
-    Args:
-        branches: see `_BLOCKS`.
-        pool: 'average' or 'max', of the pool branch.
-        count_padding: whether average pools count the zeros around an image (FID's do not).
-    """
+    """Branches side by side (see `_BLOCKS`), their channels joined. pool: 'average' or 'max', of the pool
+    branch. count_padding: whether average pools count the zeros around an image (FID's do not)."""
 
     branch_pool: Unit
 
@@ -134,11 +125,8 @@ class Block(nnx.Module):
         return _join(outputs)
 
     def _start_together(self, x_BHWD: Array) -> dict[str, Array]:
-        """Outputs of the 1 x 1 units that the block's input goes into, computed as one product.
-
-        An average of products is the product of the average, so the pool branch is in it, too, and pools few
-        channels instead of many.
-        """
+        """Outputs of the 1 x 1 units on the block's input, computed as one product. An average of products is
+        the product of the average, so the pool branch takes part and pools fewer channels."""
         names = [chain[0][0] for chain in self.chains
                  if getattr(self, chain[0][0]).kernel.shape[:2] == (1, 1)]
         pooled_before = 'branch_pool' in names and self.pool == 'max'
@@ -172,7 +160,7 @@ class Inception(nnx.Module):
         self.fc = Head(width, CLASSES, rngs=rngs)
 
     def __call__(self, x_BHW3: Array) -> dict[str, Array]:
-        """Activations after each block, and 'pool' [B, 2048]: their mean over the last."""
+        """Activations after each block, and 'pool' [B, 2048]: the mean of the last over its pixels."""
         x, taps = x_BHW3, {}
         for entry in _STEM:
             x = getattr(self, entry[0])(x) if entry else max_pool(x, 2)
@@ -182,7 +170,7 @@ class Inception(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The linear layer of the classes; its bias is kept, though the inception score leaves it out."""
+    """The linear layer of the classes; its bias is stored, though the inception score leaves it out."""
 
     def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(width_in ** -0.5
@@ -195,17 +183,15 @@ class Head(nnx.Module):
                           precision=jax.lax.Precision.HIGHEST)
 
 
-class InceptionNetwork:
+class InceptionNetwork(Functional):
     """FID-Inception as functions over a plain dict of parameters: `init`, `abstract`, `features`.
 
     Args:
-        precision: of convolutions. 'highest': float32, on every kind of device; 'bfloat16': rounded operands
-            and activations, faster on accelerators and about 1 % off, so scores are not comparable with
-            published ones.
+        precision: of convolutions. 'highest': float32 on every kind of device; 'bfloat16': rounded operands
+            and activations, faster on accelerators, and scores about 1 % off the published ones.
         last_pool: 'max' as in the graph; other implementations take 'average'.
         count_padding: whether average pools count the zeros of the padding; in the graph they do not.
-        resize: function (image_BHWC, 299) -> float32 [B, 299, 299, 3].
-    """
+        resize: function (image_BHWC, 299) -> float32 [B, 299, 299, 3]."""
 
     def __init__(self, precision: str = 'highest', *, last_pool: str = 'max', count_padding: bool = False,
                  resize: Callable = resize_tf1):
@@ -214,67 +200,42 @@ class InceptionNetwork:
         if last_pool not in ('max', 'average'):
             raise UserError(f'last_pool must be max or average, got {last_pool!r}')
         self.precision, self._resize = precision, resize
-        self._options: dict[str, Any] = {'last_pool': last_pool, 'count_padding': count_padding}
-        self._graphdef, self._abstract = _structure(**self._options)
+        super().__init__(lambda rngs: Inception(last_pool=last_pool, count_padding=count_padding, rngs=rngs))
 
     def inference_options(self) -> dict:
         """`compiler_options` of jax.jit. On CPU without YNNPACK, whose convolutions take twice as long."""
         return without_ynnpack()
 
-    def abstract(self) -> dict:
-        """The parameter tree as ShapeDtypeStructs."""
-        return self._abstract
-
-    def init(self, key: Array) -> dict:
-        """Random float32 parameters under which features differ between images. Jittable."""
-        return nnx.to_pure_dict(nnx.state(Inception(**self._options, rngs=nnx.Rngs(key))))
-
     def activations(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
         """Outputs of all blocks by name, and 'pool'. Images as for `features`."""
         dtype = jnp.bfloat16 if self.precision == 'bfloat16' else params['fc']['kernel'].dtype
         x = (self._resize(images_BHWC, SIZE) - 128) / 128
-        return nnx.merge(self._graphdef, params)(x.astype(dtype))
+        return self._merge(params)(x.astype(dtype))
 
     def features(self, params: dict, images_BHWC: Array) -> dict[str, Array]:
-        """Images with 0 .. 255 in RGB -> 'pool' [B, 2048], 'spatial' [B, 2023] and 'logits' [B, 1008],
-        float32.
+        """Images [B, H, W, 3], 0 .. 255 -> float32 'pool' [B, 2048], 'spatial' [B, 2023], 'logits' [B, 1008].
 
         spatial: the first seven channels of Mixed_6d's first branch, rows slowest, channels fastest. logits:
-        without the bias. Parameters in float64 give everything in float64.
-        """
+        without the bias. Parameters in float64 give everything in float64."""
         if images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
             raise UserError(f'Inception takes images [B, H, W, 3], got {list(images_BHWC.shape)}')
         found = self.activations(params, images_BHWC)
         spatial = found['Mixed_6d'][..., :SPATIAL_CHANNELS].astype(found['pool'].dtype)
         return {'pool': found['pool'], 'spatial': spatial.reshape(len(spatial), -1),
-                'logits': nnx.merge(self._graphdef, params).fc(found['pool'])}
-
-
-@functools.cache
-def _structure(**options) -> tuple[nnx.GraphDef, dict]:
-    """(graph, abstract parameters) of a network; only shapes, nothing is allocated."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Inception(**options, rngs=nnx.Rngs(0))))
-    return graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                                  nnx.to_pure_dict(abstract))
+                'logits': self._merge(params).fc(found['pool'])}
 
 
 def fold_batch_norm(kernel: np.ndarray, gain: np.ndarray, shift: np.ndarray, mean: np.ndarray,
                     variance: np.ndarray, epsilon: float = EPSILON) -> tuple[np.ndarray, np.ndarray]:
-    """(kernel HWIO, bias) in float32 of a convolution without bias followed by batch norm in inference.
-
-    Computed in float64: the only rounding is that of the result.
-    """
+    """(kernel HWIO, bias) in float32 of a convolution without bias followed by batch norm in inference;
+    computed in float64 and rounded once."""
     scale = gain.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
     bias = shift.astype(np.float64) - mean.astype(np.float64) * scale
     return (kernel.astype(np.float64) * scale).astype(np.float32), bias.astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Pieces
-
-
 def convolve(x_BHWI: Array, kernel: Array, stride: int, padding: str) -> Array:
-    """A bare convolution in x's dtype, operands of float32 never rounded."""
+    """A convolution without bias in x's dtype; float32 operands are never rounded."""
     kernel = kernel.astype(x_BHWI.dtype)
     return jax.lax.conv_general_dilated(x_BHWI, kernel, (stride, stride), padding, dimension_numbers=_NHWC,
                                         precision=jax.lax.Precision.HIGHEST)
@@ -288,7 +249,7 @@ def max_pool(x_BHWD: Array, stride: int) -> Array:
 
 
 def average_pool(x_BHWD: Array, count_padding: bool) -> Array:
-    """Means over the 3 x 3 pixels around each that there are, in the accumulator."""
+    """Means over the 3 x 3 pixels around each, in the accumulator; see `Block` for `count_padding`."""
     acc = accumulator(x_BHWD.dtype)
     total = _over_windows(jnp.add, jnp.pad(x_BHWD.astype(acc), _RIM), 1)
     rows, columns = (np.full(side, 3.0) if count_padding else np.convolve(np.ones(side), np.ones(3), 'same')
@@ -307,7 +268,3 @@ def _over_windows(combine: Callable[[Array, Array], Array], x_BHWD: Array, strid
 
 def _join(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-
-
-def _he_normal(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.normal(key, shape, jnp.float32) * (2 / np.prod(shape[:-1])) ** 0.5

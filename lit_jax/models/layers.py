@@ -1,11 +1,10 @@
-"""The pieces every backbone is made of: projections, norms, embedders, patches, and the stack of blocks.
+"""Parts of every backbone: projections, norms, embedders, patches, and the stack of blocks.
 
-Array names carry their shape, one letter an axis: B batch, H W spatial, N tokens, C latent channels, D width,
-F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, tokens are rows first.
+Array names end with their shape, one letter an axis: B batch, H W spatial, N tokens, C latent channels, D
+width, F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, tokens are rows first.
 
-Parameters are stored in float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in
-tests. Norms, timestep features and sums over tokens use `accumulator(dtype)`.
-"""
+Parameters are float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in tests.
+Norms, timestep features and sums over tokens use `accumulator(dtype)`."""
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ Array = jax.Array
 Init = Callable[[Array, Sequence[int], Sequence[int]], Array]
 
 
-# ------------------------------------------------------------------------------------------------------
 # Initialisers: (key, in_shape, out_shape) -> float32 array of shape in_shape + out_shape.
 
 
@@ -46,10 +44,8 @@ def zeros_init(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) ->
 
 class Linear(nnx.Module):
     """A matrix product over the last axes of x, with kernel `in_shape + out_shape` and bias `out_shape`.
-
-    Projections that are split afterwards (qkv, modulation) keep their parts and heads as axes of the kernel,
-    so that sharding the heads or the width never cuts across the parts.
-    """
+    Projections that are split afterwards (qkv, modulation) have their parts and heads as axes of the kernel,
+    so that sharding heads or width never splits a part."""
 
     def __init__(self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], *, bias: bool = True,
                  init: Init = xavier_uniform, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -67,12 +63,10 @@ class Linear(nnx.Module):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         lead, out = x.shape[:x.ndim - self.num_in], kernel.shape[self.num_in:]
         if mesh_axis_size('tensor') == mesh_axis_size('seq') == 1:
-            # As one matrix product: with more axes XLA:CPU makes a gradient of the kernel that takes 2.7
-            # times as long.
+            # One matrix product: with more axes XLA:CPU's gradient of the kernel takes 2.7 times as long.
             y = (x.reshape(math.prod(lead), -1) @ kernel.reshape(-1, math.prod(out))).reshape(*lead, *out)
         else:
-            # Merging a cut axis with another would gather it: leave heads and token rows as axes of their
-            # own.
+            # Merging a sharded axis with another would gather it: heads and token rows stay separate axes.
             contract = tuple(range(len(lead), x.ndim)), tuple(range(self.num_in))
             y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
         return y + self.bias[...].astype(self.dtype) if self.has_bias else y
@@ -115,9 +109,7 @@ _modulate.defvjp(_modulate_forward, _modulate_backward)
 def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
     """LN(x)·(1 + scale) + shift, the adaLN of DiT: computed in the accumulator, returned in x's dtype.
 
-    Its derivative is written out: on CPU the automatic one spends more time in sums over rows than a
-    projection takes.
-    """
+    The derivative is written out: on CPU the automatic one sums rows longer than a projection takes."""
     acc = accumulator(x_BND.dtype)
     return _modulate(x_BND.astype(acc), shift_BD.astype(acc), scale_BD.astype(acc)).astype(x_BND.dtype)
 
@@ -137,10 +129,6 @@ def _gate_backward(residuals, g_BND):
 gate.defvjp(lambda h_BND, gate_BD: (gate(h_BND, gate_BD), (h_BND, gate_BD)), _gate_backward)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Embedders
-
-
 def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
     """[cos(t·f), sin(t·f)], f_k = 10000^(-k/(dim/2)): DiT puts cos first, divides by dim/2, not dim/2 - 1."""
     half = dim // 2
@@ -155,11 +143,8 @@ def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def sincos_table(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
-    """Sines and cosines of the coordinates of a grid [H·W, D] in float64.
-
-    Token n = row·W + column. The first half of the channels holds the column, the second half the row; in
-    each half all sines come before all cosines.
-    """
+    """Sines and cosines of the coordinates of a grid [H·W, D] in float64; token n = row·W + column. The first
+    half of the channels holds the column, the second the row, in each half all sines before all cosines."""
     rows, columns = np.meshgrid(rows, columns, indexing='ij')
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
 
@@ -191,21 +176,14 @@ class LabelEmbedder(nnx.Module):
         self.table = nnx.Param(normal_init(0.02)(rngs.params(), (num_classes + 1,), (width,)))
 
     def __call__(self, y_B: Array) -> Array:
-        # Gathered whole for the look-up: the table is small, and rows cut along the width would be regrouped
-        # on the way.
-        table = constrain(self.table[...], None, None)
+        table = constrain(self.table[...], None, None)      # small; sharded rows would be regrouped
         return jnp.take(table, y_B, axis=0).astype(self.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Patches
-
-
 def check_grid(x_BND: Array, grid: tuple[int, int]) -> None:
-    """Raises UserError where the tokens do not lie on the grid (H, W): for layers that see neighbours."""
+    """UserError where the tokens do not fill the grid (H, W): for layers that see neighbours."""
     if grid[0] * grid[1] != x_BND.shape[1]:
-        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; pass the grid '
-                        f'the tokens lie on')
+        raise UserError(f'{x_BND.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}; give theirs')
 
 
 def patchify(x_BHWC: Array, patch: int) -> Array:
@@ -222,9 +200,6 @@ def unpatchify(x_BNO: Array, grid: tuple[int, int], patch: int) -> Array:
     return x.reshape(b, rows * patch, columns * patch, -1)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Stack: equal blocks with their parameters on a leading layer axis
-
 REMAT_POLICIES = {
     'none': None,
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -239,12 +214,10 @@ def build_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: 
 
 
 def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str = 'none') -> Array:
-    """Applies the blocks of `stack` one after the other: x = block(x, *args).
-
-    `scan` compiles one block and loops over it (compile time constant in depth); otherwise the same
-    parameters are unrolled, which some back-ends run faster. `remat` names a policy of REMAT_POLICIES. What
-    the blocks show (`lit_jax.models.probe`) is shown again with a leading layer axis.
-    """
+    """Applies the blocks of `stack` one after the other: x = block(x, *args). `scan` compiles one block and
+    loops over it (compile time constant in depth); otherwise blocks are unrolled, which some back-ends run
+    faster. `remat`: a policy of REMAT_POLICIES. Values that the blocks show (`lit_jax.models.probe`) are
+    shown again with a leading layer axis."""
     graphdef, params = nnx.split(stack)
     names = watched()
 

@@ -1,16 +1,14 @@
-"""Multiply-accumulates of a traced program, and whose they are.
+"""Multiply-accumulates (MACs) of a traced program, by parameter.
 
-A program is traced, never run. Each matrix product and convolution is put to the account of the parameter
-that it multiplies with; products of activations with each other (the attention maps, the states) stand under
-PRODUCTS. So what a paper leaves out of its count can be left out by name, whatever the module looks like
-inside.
+A program is traced, never run. Each matrix product and convolution is counted for the parameter that it
+multiplies with; products of activations with each other (attention maps, states) are counted under PRODUCTS.
+So what a paper leaves out of its count can be left out by name, whatever the module's code.
 
-Loops count by their length. Of the forms that a program may take on different platforms the most expensive
-counts: they compute the same thing, and a kernel that hides its products must not make them free. But a
-grouped product (`jax.lax.ragged_dot`) counts one group for each row, and where one of the forms is such a
-product the others, which fill up their groups, do not count. Element-wise work is not counted, as in the
-papers. A loop whose length only the data say counts once.
-"""
+Loops count by their length; a loop whose length depends on the data counts once. Of alternative forms for
+different platforms the most expensive counts: they compute the same thing, and a kernel that hides its
+products must not make them free. But a grouped product (`jax.lax.ragged_dot`) counts one group for each row,
+and where one form is such a product the others, which pad their groups, do not count. Element-wise work is
+not counted, as in the papers."""
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,8 +19,7 @@ from jax.extend import core
 PRODUCTS = ''           # the account of products without a parameter
 GROUPED = 'ragged_dot_general'
 
-# What a value is made of: the names of parameters, nothing (a constant), or None for what depends on the
-# input.
+# Sources of a value: names of parameters, none (a constant), or None if it depends on the input.
 Source = frozenset | None
 
 
@@ -32,10 +29,8 @@ def count_macs(fn: Callable, *args) -> int:
 
 
 def macs_by_parameter(fn: Callable, params, *args) -> Counter:
-    """{path of a parameter: multiply-accumulates of its products} of one `fn(params, *args)`.
-
-    Paths of several parameters that were joined before the product are joined by spaces.
-    """
+    """{path of a parameter: MACs of its products} of one `fn(params, *args)`. Paths of several parameters
+    that were joined before the product are joined by spaces."""
     closed = jax.make_jaxpr(fn)(params, *args)
     paths = [jax.tree_util.keystr(path, simple=True, separator='/')
              for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -67,7 +62,7 @@ def _walk(jaxpr: core.Jaxpr, inputs: Sequence[Source]) -> tuple[Counter, list[So
 
 
 def _account(operands: Sequence[Source]) -> str:
-    """Whose product it is: of the one operand that is made of parameters alone, else of none."""
+    """The parameters of the one operand that consists of parameters alone; otherwise PRODUCTS."""
     names = frozenset().union(*(names for names in operands if names is not None))
     return ' '.join(sorted(names)) or PRODUCTS
 
@@ -84,8 +79,7 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
         exact = [branch for branch in params['branches'] if _has_grouped_product(_open(branch))]
         branches = [_walk(_open(branch), operands[1:]) for branch in exact or params['branches']]
         dearest = max(branches, key=lambda branch: branch[0].total())
-        return dearest[0], [_join(sources)
-                            for sources in zip(*(branch[1] for branch in branches), strict=True)]
+        return dearest[0], list(map(_join, zip(*(branch[1] for branch in branches), strict=True)))
     if name == 'scan':
         turn = _open(params['jaxpr'])
         first, after = _carried(eqn, turn)
@@ -104,12 +98,8 @@ def _inside(eqn, operands: list[Source]) -> tuple[Counter, list[Source] | None]:
 
 
 def _carried(eqn, turn: core.Jaxpr) -> tuple[int, int]:
-    """(first, after the last) of the inputs that a scan carries: those before are constant, those after come
-    in slices.
-
-    Told by shapes, as jax 0.10 and 0.12 name them differently: slices, of inputs and of outputs, lack the
-    axis of the turns.
-    """
+    """(first, after the last) of the inputs that a scan carries: constants come before them, slices after.
+    Found by shapes, as jax 0.10 and 0.12 differ in names: slices lack the axis of the turns."""
     def whole(outside, inside) -> int:
         return sum(one.aval.shape == other.aval.shape for one, other in zip(outside, inside, strict=True))
 
@@ -131,10 +121,6 @@ def _inner_jaxprs(params: dict):
         for inner in value if isinstance(value, tuple | list) else (value,):
             if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
                 yield _open(inner)
-
-
-# ------------------------------------------------------------------------------------------------------
-# The products
 
 
 def _of_dot(eqn) -> int:

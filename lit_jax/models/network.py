@@ -1,7 +1,5 @@
-"""A network without its weights, and a model with them: the functional face of `lit_jax.models`.
-
-Everything outside this package works with plain nested dicts of arrays and with `Network.apply`.
-"""
+"""A network without its weights (`Network`), and a model with them (`Model`). Code outside this package works
+with nested dicts of arrays and `Network.apply`."""
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -22,12 +20,10 @@ class Network(Functional):
     """An architecture as functions of its parameters: `init`, `abstract`, `apply`, and `observe`.
 
     Args:
-        arch: JSON-able description, e.g. {'family': 'dit', 'depth': 12, 'width': 384, 'patch': 2,
-            'input_size': [32, 32], 'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'softmax', 'heads':
-            6}}.
-        dtype: compute dtype; parameters are float32 whatever it is.
-        scan_layers, remat: see `lit_jax.models.layers.run_stack`.
-    """
+        arch: JSON-able, e.g. {'family': 'dit', 'depth': 12, 'width': 384, 'patch': 2, 'input_size': [32, 32],
+            'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'softmax', 'heads': 6}}.
+        dtype: compute dtype; parameters are always float32.
+        scan_layers, remat: see `lit_jax.models.layers.run_stack`."""
 
     def __init__(self, arch: Mapping, *, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none'):
         self.arch = check_arch(arch)
@@ -40,24 +36,20 @@ class Network(Functional):
 
     @property
     def conditioning(self) -> str:
-        """'label': cond is {'label': int [B]}. 'text': {'text': [B, L, C], 'text_mask': [B, L]}, see
-        `PixArt`."""
+        """'label': cond is {'label': int [B]}. 'text': {'text': [B, L, C], 'text_mask': [B, L]}."""
         return conditioning(self.arch)
 
     @property
     def null_label(self) -> int:
-        """The label that stands for "no class" in classifier-free guidance."""
+        """The label of "no class" in classifier-free guidance."""
         if self.conditioning != 'label':
             raise UserError('this model draws from captions, not from classes: give it prompts')
         return self.arch['num_classes']
 
     def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
-        """(cond, unconditional cond), with the same keys: what classifier-free guidance compares.
-
-        Without a class; or with the features of the empty caption (or of a negative prompt) in cond's
-        'null_text', [B, L, C] or [L, C], under their own mask in 'null_text_mask' (diffusers) or, without
-        one, that of the caption (PixArt's own code).
-        """
+        """(cond, unconditional cond) for classifier-free guidance, with the same keys. The second has the
+        null class; or the features of the empty caption (or a negative prompt) in cond's 'null_text', [B, L,
+        C] or [L, C], with the mask 'null_text_mask' (diffusers) or the caption's (PixArt)."""
         if self.conditioning == 'label':
             return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
         given = {name: value for name, value in cond.items() if not name.startswith('null_')}
@@ -77,7 +69,7 @@ class Network(Functional):
         return f'{self.arch["family"]}, {mixers} attention, {size} parameters'
 
     def example_inputs(self, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict]:
-        """(x, t, cond) as ShapeDtypeStructs: what `apply` takes at the architecture's own size."""
+        """(x, t, cond) of `apply` at the architecture's own size, as ShapeDtypeStructs."""
         def array(*shape, dtype=jnp.float32):
             return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
@@ -90,26 +82,23 @@ class Network(Functional):
         return array(*arch['input_size'], arch['channels']), array(dtype=jnp.int32), cond
 
     def inference_options(self) -> dict:
-        """What to give jax.jit as `compiler_options` for a program without gradients of this network."""
+        """`compiler_options` of jax.jit for a program of this network without gradients."""
         return inference_options(self.arch['mixer']['name'], count_tokens(self.arch), self.arch['width'])
 
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """The model function: noise in the first C channels of [B, H, W, 2C], raw variance channels after
-        them."""
+        """The model function: [B, H, W, 2C], C channels of noise, then the raw variance channels."""
         return self._merge(params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
                 names: Sequence[str]) -> tuple[Array, dict[str, list]]:
-        """`apply`, and what the layers show under these names (`lit_jax.models.probe`): {name: [array
-        [layers, ...]]}."""
+        """`apply`, and what layers show (`lit_jax.models.probe`): {name: [array [layers, ...]]}."""
         with watching(*names) as seen:
             output = self.apply(params, x_BHWC, t_B, cond)
         return output, seen
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the losses that the mixers show beside the main one: scalars a layer, each with a weight
-        of its own."""
+        """Names of the losses that the mixers show: scalars a layer, each with its own weight."""
         return shown_by(self.arch, 'losses')
 
     @property
@@ -122,14 +111,10 @@ LARGE_PRODUCT = 2 ** 20     # tokens · width of one image
 
 
 def inference_options(mixer: str, tokens: int, width: int) -> dict:
-    """`compiler_options` of jax.jit for programs without gradients.
-
-    On CPU, XLA hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
-    ones, softmax attention and gradients with it (docs/internals/benchmarks.md).
-    """
-    if mixer != 'linear' or tokens * width < LARGE_PRODUCT:
-        return {}
-    return without_ynnpack()
+    """`compiler_options` of jax.jit for programs without gradients."""
+    # XLA:CPU hands matrix products to YNNPACK. Large ones of linear attention run faster without it, small
+    # ones, softmax attention and gradients with it (docs/internals/benchmarks.md).
+    return without_ynnpack() if mixer == 'linear' and tokens * width >= LARGE_PRODUCT else {}
 
 
 class Model:
@@ -147,9 +132,7 @@ class Model:
         """x float [B, H, W, C]; t timesteps 0..999, scalar or [B].
 
         y: class indices, scalar or [B], null class included; of a text model a dict with 'text' [B, L, C] and
-        'text_mask' [B, L], the features of captions (`lit_jax.text.encoder.encode_captions`), and H and W may
-        be others than the architecture's.
-        """
+        'text_mask' [B, L], features of captions (`lit_jax.text.encoder.encode_captions`), and any H and W."""
         x = jnp.asarray(x)
         if self.network.conditioning == 'label':
             self._check_shape(x, tuple(self.arch['input_size']))
@@ -187,9 +170,8 @@ class Model:
 
 
 def count_parameters(network: Network) -> int:
-    """Parameters as the papers count them: DiT's with the fixed position table, which PyTorch files store
-    (N·D), PixArt's without it."""
-    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(network.abstract()))
+    """Parameters as the papers count them: DiT's with the fixed position table (N·D), PixArt's without."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(network.abstract()))
     if network.conditioning == 'text':
         return total
     return total + count_tokens(network.arch) * network.arch['width']

@@ -1,11 +1,8 @@
-"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692), with any token mixer in the place of
-self-attention.
+"""The text-to-image backbone: PixArt-Σ (arXiv 2403.04692) with any token mixer in place of self-attention.
 
-With `softmax` it is PixArt-Σ, with `linear` and two heads it is LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT
-it has one modulation for all blocks (adaLN-single), of which each block moves its own copy by a table; a
-caption that every block looks at; and it takes images of any size and aspect ratio.
-"""
-import functools
+With `softmax` it is PixArt-Σ, with `linear` and two heads LiT-0.6B (arXiv 2501.12976, §4.2). Unlike DiT it
+has one modulation for all blocks (adaLN-single), which each block shifts by a table; cross-attention to a
+caption in every block; and images of any size and aspect ratio."""
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lit_jax.models.cross_attention import CrossAttention
-from lit_jax.models.dit import stage_mixers
+from lit_jax.models.dit import add_stacks
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
     Array,
     Linear,
     TimestepEmbedder,
-    build_stack,
     gate,
     modulate,
     normal_init,
@@ -32,13 +27,14 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
+from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
 PUBLISHED_WIDTH, PUBLISHED_CAPTION_CHANNELS = 1152, 4096
 
 
 def modulation_table(parts: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
-    """What a block adds to the shared modulation: N(0, 1)/√D at the start."""
+    """A block's shift of the shared modulation: N(0, 1)/√D at the start."""
     return nnx.Param(jax.random.normal(rngs.params(), (parts, width), jnp.float32) / width ** 0.5)
 
 
@@ -46,23 +42,50 @@ class CaptionEmbedder(nnx.Module):
     """Features of a text encoder [B, L, C] -> [B, L, D]: Linear, GELU (tanh), Linear."""
 
     def __init__(self, channels: int, width: int, *, dtype, rngs: nnx.Rngs):
-        # PixArt's 0.02 at its own sizes. A small model with as small weights would get next to nothing of its
-        # captions.
+        # PixArt's 0.02 at its own sizes; with weights as small, a small model would hardly see its captions.
         first, second = (0.02 * (published / inputs) ** 0.5 for published, inputs in
                          ((PUBLISHED_CAPTION_CHANNELS, channels), (PUBLISHED_WIDTH, width)))
         self.fc1 = Linear(channels, width, init=normal_init(first), dtype=dtype, rngs=rngs)
         self.fc2 = Linear(width, width, init=normal_init(second), dtype=dtype, rngs=rngs)
-        rngs.params()      # a key that earlier versions used here: fresh models stay what they were
+        rngs.params()      # a key that earlier versions used here: initialisation stays the same
 
     def __call__(self, text_BLC: Array) -> Array:
         return self.fc2(jax.nn.gelu(self.fc1(text_BLC), approximate=True))
 
 
-class Block(nnx.Module):
-    """x += gate·mixer(modulate(LN(x))), x += cross-attention(x), x += gate·mlp(modulate(LN(x))).
+class CrossAttention(nnx.Module):
+    """softmax(q·kᵀ/√E)·v with queries from the image, keys and values from the caption; padding is masked.
+    The output projection is zero at the start (PixArt), so a new layer changes nothing."""
 
-    The cross-attention has neither norm nor modulation nor gate.
-    """
+    def __init__(self, width: int, *, heads: int, dtype, rngs: nnx.Rngs):
+        head = (heads, width // heads)
+        self.q = Linear(width, head, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, (2, *head), dtype=dtype, rngs=rngs)
+        self.proj = Linear(head, width, init=zeros_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BND: Array, y_BLD: Array, mask_BL: Array) -> Array:
+        """x [B, N, D], caption [B, L, D], mask [B, L] (0 is padding) -> [B, N, D]."""
+        q_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None)
+        kv = constrain(self.kv(y_BLD), 'batch', None, None, 'heads', None)
+        return self.proj(masked_attention(q_BNKE, kv[:, :, 0], kv[:, :, 1], mask_BL))
+
+
+def masked_attention(q_BNKE: Array, k_BLKE: Array, v_BLKE: Array, mask_BL: Array) -> Array:
+    """[B, N, K, E] in the dtype of q; logits and sums in the accumulator; keys with mask 0 get no weight.
+
+    A row without any key gives the mean of the values, not NaN: only rows that fill up a batch have none."""
+    acc, scale = accumulator(q_BNKE.dtype), q_BNKE.shape[-1] ** -0.5
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BLKE, v_BLKE))
+    logits = jnp.einsum('bkne,bkle->bknl', q, k, preferred_element_type=acc)
+    logits = jnp.where(mask_BL[:, None, None, :] != 0, logits * scale, jnp.finfo(acc).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.swapaxes(jnp.einsum('bknl,bkle->bkne', weights, v, preferred_element_type=acc).astype(q.dtype),
+                        1, 2)
+
+
+class Block(nnx.Module):
+    """x += gate·mixer(modulate(LN(x))), x += cross-attention(x), x += gate·mlp(modulate(LN(x))). The
+    cross-attention has neither norm nor modulation nor gate."""
 
     def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, *, dtype,
                  rngs: nnx.Rngs):
@@ -82,11 +105,6 @@ class Block(nnx.Module):
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 
 
-def _make_block(width: int, mlp_ratio: float, mixer: Mapping, ffn: str, cross_heads: int, dtype,
-                rngs: nnx.Rngs) -> Block:
-    return Block(width, mlp_ratio, mixer, ffn, cross_heads, dtype=dtype, rngs=rngs)
-
-
 class FinalLayer(nnx.Module):
     """Norm modulated by its table and the timestep, then a linear map to the outputs (zero at first)."""
 
@@ -100,29 +118,22 @@ class FinalLayer(nnx.Module):
 
 
 class PixArt(nnx.Module):
-    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: predicted noise, then raw
-    variance channels.
+    """x_t [B, H, W, C], t [B], caption features [B, L, Cy] -> [B, H, W, 2C]: noise, raw variance.
 
-    Args:
-        depth, width, patch, channels, mixer, stages, mlp_ratio, ffn, learn_sigma, dtype, scan_layers, remat:
-            as in `lit_jax.models.dit.DiT`.
-        input_size: (H, W) of the latents it is meant for. It takes any others with sides that are multiples
-            of `patch`: nothing in it depends on them.
+    Args (others as for `lit_jax.models.dit.DiT`):
+        input_size: (H, W) of its usual latents; it takes any others with sides that are multiples of `patch`.
         cross_heads: of the cross-attention.
-        caption_channels, caption_tokens: Cy and L, those of the text encoder's features (T5-XXL: 4096, 300
-            tokens).
+        caption_channels, caption_tokens: Cy and L of the text encoder's features (T5-XXL: 4096, 300 tokens).
         base_size, pe_interpolation: a token's coordinate is i·base_size/(side·pe_interpolation) along each
-            side, see `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, and as
-            many tokens a side as an image of that size: all see coordinates from 0 to 32.
-    """
+            side, see `position_coordinates`; PixArt-Σ has 0.5, 1, 2, 4 at 256, 512, 1024, 2048 pixels, so
+            that coordinates always run from 0 to 32."""
     conditioning = 'text'
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
-                 mixer: Mapping,
-                 cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int,
+                 mixer: Mapping, cross_heads: int, caption_channels: int, caption_tokens: int, base_size: int,
                  pe_interpolation: float, mlp_ratio: float = 4.0, ffn: str = 'mlp',
-                 stages: Sequence[Mapping] = (), learn_sigma: bool = True,
-                 dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
+                 stages: Sequence[Mapping] = (), learn_sigma: bool = True, dtype=jnp.float32,
+                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         self.patch, self.width, self.dtype = patch, width, dtype
         self.base_size, self.pe_interpolation = base_size, pe_interpolation
         self.scan_layers, self.remat = scan_layers, remat
@@ -130,20 +141,20 @@ class PixArt(nnx.Module):
         self.t_embedder = TimestepEmbedder(width, dtype=dtype, rngs=rngs)
         self.t_block = Linear(width, (6, width), init=normal_init(0.02), dtype=dtype, rngs=rngs)
         self.y_embedder = CaptionEmbedder(caption_channels, width, dtype=dtype, rngs=rngs)
-        runs = stage_mixers(depth, mixer, stages)
-        self.stacks = ('blocks',) if len(runs) == 1 else tuple(f'blocks{i}' for i in range(len(runs)))
-        for name, (blocks, own) in zip(self.stacks, runs, strict=True):
-            make = functools.partial(_make_block, width, mlp_ratio, own, ffn, cross_heads, dtype)
-            setattr(self, name, build_stack(make, blocks, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+
+        def make(own, rngs):
+            return Block(width, mlp_ratio, own, ffn, cross_heads, dtype=dtype, rngs=rngs)
+
+        self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """cond: 'text' [B, L, Cy]; optionally 'text_mask' [B, L], 0 where a token is padding. t_B: 0..999,
-        fractions allowed. Where no caption is meant, 'text' holds the features of the empty one."""
+        """cond: 'text' [B, L, Cy] (no caption: the features of the empty one); optionally 'text_mask' [B, L],
+        0 for padding. t_B: 0..999, fractions allowed."""
         rows, columns = (side // self.patch for side in x_BHWC.shape[1:3])
         x = self.x_embedder(patchify(constrain(x_BHWC, 'batch', 'rows', None, None), self.patch))
-        x = x + jnp.asarray(self._positions((rows, columns)), self.dtype)
+        i, j = (position_coordinates(n, self.base_size, self.pe_interpolation) for n in (rows, columns))
+        x = x + jnp.asarray(sincos_table(i, j, self.width), self.dtype)
         t_BD = constrain(self.t_embedder(t_B), 'batch', None)
         t_B6D = constrain(self.t_block(jax.nn.silu(t_BD)), 'batch', None, None)
         y = constrain(self.y_embedder(cond['text']), 'batch', None, None)
@@ -154,19 +165,14 @@ class PixArt(nnx.Module):
         x = constrain(self.final_layer(x, t_BD), 'batch', 'tokens', None)
         return constrain(unpatchify(x, (rows, columns), self.patch), 'batch', 'rows', None, None)
 
-    def _positions(self, grid: tuple[int, int]) -> np.ndarray:
-        rows, columns = (position_coordinates(side, self.base_size, self.pe_interpolation) for side in grid)
-        return sincos_table(rows, columns, self.width)
-
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:
-    """[side]: where the tokens of one side stand: evenly from 0 up to base_size/pe_interpolation, in float32
-    as PixArt has it."""
+    """[side]: coordinates from 0 up to base_size/pe_interpolation, in float32 as in PixArt."""
     return np.arange(side, dtype=np.float32) / (side / base_size) / pe_interpolation
 
 
 def check_pixart(arch: Mapping) -> None:
-    """Raises UserError for a field that cannot be; `check_arch` has looked at the others."""
+    """UserError for a wrong field of PixArt; `check_arch` checks the others."""
     for name in ('cross_heads', 'caption_channels', 'caption_tokens', 'base_size'):
         if not isinstance(arch[name], int) or isinstance(arch[name], bool) or arch[name] < 1:
             raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')

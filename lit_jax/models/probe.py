@@ -1,14 +1,12 @@
-"""Values inside a network, shown to whoever asks: `show` in a layer, `watching` around the call.
+"""Values inside a network for those who ask: `show` in a layer, `watching` around the call.
 
     with watching('balance') as seen:
         y = model(x, t, label)
     seen['balance']      # a list with one array [layers, ...] for each stack of blocks
 
-A layer shows what it computes anyway; unless somebody watches that name, nothing is kept and nothing is
-computed for it. Losses beside the main one, statistics of routing, and what `analyze.py` looks at go this
-way, so that a mixer's contract stays `(x_BND, grid) -> x_BND`. Names are unique within a block: 'balance',
-'routing/query', 'map/numerator'.
-"""
+Unless a name is watched, nothing is kept and nothing is computed for it. Losses beside the main one,
+statistics of routing and the values of `analyze.py` take this way, so that a mixer stays `(x_BND, grid) ->
+x_BND`. Names are unique within a block: 'balance', 'routing/query', 'map/numerator'."""
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +35,7 @@ def watched() -> tuple[str, ...]:
 
 
 def show(name: str, value: Array | Callable[[], Array]) -> None:
-    """Shows an array, or what a function gives if `name` is watched. Not inside `shard_map`."""
+    """Shows an array, or the result of a function, if `name` is watched. Not inside `shard_map`."""
     seen = _seen.get()
     if seen is not None and name in seen:
         seen[name].append(value() if callable(value) else value)

@@ -1,10 +1,9 @@
-"""TensorFlow 1's bilinear resize, the one inside the graph that FID is defined by.
+"""TensorFlow 1's bilinear resize, part of the graph that defines FID.
 
-Neither `jax.image.resize` nor PyTorch's interpolation computes it: they put pixel centres at half-integers,
-and the former smooths where it shrinks. TensorFlow 1's `ResizeBilinear` (align_corners=False,
-half_pixel_centers=False) reads output pixel i at source position i · length / size, between floor(position)
-and its right-hand neighbour, clamped at the border, and never smooths. Columns are blended first, then rows.
-"""
+`jax.image.resize` and PyTorch's interpolation differ: they put pixel centres at half-integers, and the former
+smooths where it shrinks. TensorFlow 1's `ResizeBilinear` (align_corners=False, half_pixel_centers=False)
+reads output pixel i at source position i · length / size, between floor(position) and its right-hand
+neighbour, clamped at the border, and never smooths. Columns are blended first, then rows."""
 import jax.numpy as jnp
 import numpy as np
 

@@ -1,17 +1,11 @@
-"""The text encoder: T5 version 1.1 and Flan-T5, the encoder half (arXiv 1910.10683; GLU variants: arXiv
-2002.05202).
+"""The text encoder: the encoder half of T5 version 1.1 and Flan-T5 (arXiv 1910.10683, 2002.05202).
 
-`T5Network` is an architecture as functions over plain dicts of parameters, as
-`lit_jax.models.network.Network` is.
+    network = T5Network(arch)
+    text_BLD = network.apply(params, ids_BL, mask_BL)      # last hidden state: PixArt-Σ's captions
 
-    text_BLD = network.apply(params, ids_BL, mask_BL)      # the last hidden state, what PixArt-Σ is
-                                                           conditioned on
-
-Weights are held in float32, in bfloat16, or in int8 with one float32 scale for each output channel (weight
-only: what they are multiplied with stays floating point). RMS norms, the position bias and softmax are in
-float32 or wider. Letters of shapes: B batch, L tokens, D width, K heads, E head dim, F inner width of the
-mlp, S layers.
-"""
+Weights are float32, bfloat16, or int8 with one float32 scale for each output channel (weight only:
+activations stay floating point). RMS norms, the position bias and softmax are in float32 or wider. Letters of
+shapes: B batch, L tokens, D width, K heads, E head dim, F inner width of the mlp, S layers."""
 import math
 from collections.abc import Mapping, Sequence
 
@@ -59,11 +53,8 @@ class Dense(nnx.Module):
 
 
 def quantise(kernel: Array, num_in: int) -> tuple[Array, Array]:
-    """A float kernel -> (int8 of its shape, float32 scale with 1 for each of the first `num_in` axes).
-
-    kernel ≈ int8 · scale, symmetric; the largest entry of each output channel becomes 127 or -128 (its scale
-    is a 127.5th).
-    """
+    """A float kernel -> (int8 of its shape, float32 scale with 1 for each of the first `num_in` axes). kernel
+    ≈ int8 · scale, symmetric; the scale is a 127.5th of an output channel's largest entry."""
     import qwix
     quantised = qwix.quantize(jnp.asarray(kernel, jnp.float32), jnp.int8,
                               channelwise_axes=range(num_in, kernel.ndim))
@@ -71,30 +62,26 @@ def quantise(kernel: Array, num_in: int) -> tuple[Array, Array]:
 
 
 def rms_norm(x: Array, gain_D: Array) -> Array:
-    """gain · x / sqrt(mean(x²) + 1e-6) in the accumulator, returned in x's dtype; no mean is taken off."""
+    """gain · x / sqrt(mean(x²) + 1e-6) in the accumulator, returned in x's dtype; no mean is subtracted."""
     wide = x.astype(accumulator(x.dtype))
     inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + NORM_EPS)
     return (wide * inverse * gain_D.astype(wide.dtype)).astype(x.dtype)
 
 
 def position_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance (key position - query position), int32.
-
-    The first half of the buckets is for keys at or before the query, the second for those after it. Half of
-    each counts single positions, the rest grows with the logarithm up to `max_distance`; what is farther
-    shares the last. The logarithm is taken in float32 as in the published code: it decides where a bucket
-    ends.
-    """
-    half = buckets // 2
-    exact = half // 2
+    """The bucket of each distance (key position - query position), int32. The first half of the buckets is
+    for keys at or before the query, the second for those after it. Half of each counts single positions, the
+    rest grows with the logarithm up to `max_distance`; farther keys share the last. The logarithm is float32
+    as in the published code: its rounding decides where a bucket ends."""
+    half, exact = buckets // 2, buckets // 4
     far = np.maximum(np.abs(distance), exact).astype(np.float32)
     with np.errstate(divide='ignore'):
         steps = np.log(far / np.float32(exact)) / np.float32(math.log(max_distance / exact)) * np.float32(
             half - exact)
     logarithmic = np.minimum(exact + steps.astype(np.int32), half - 1)
     near = np.abs(distance) < exact
-    return np.where(near, np.abs(distance),
-                    logarithmic).astype(np.int32) + half * (distance > 0).astype(np.int32)
+    nearest = np.where(near, np.abs(distance), logarithmic)
+    return nearest.astype(np.int32) + half * (distance > 0).astype(np.int32)
 
 
 class Attention(nnx.Module):
@@ -165,8 +152,8 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, *, vocab: int, width: int, layers: int, heads: int, head_dim: int, ffn: int,
                  buckets: int, max_distance: int, weights: str, dtype, scan_layers: bool, rngs: nnx.Rngs):
-        self.buckets, self.max_distance, self.dtype, self.scan_layers = buckets, max_distance, dtype, \
-            scan_layers
+        self.buckets, self.max_distance = buckets, max_distance
+        self.dtype, self.scan_layers = dtype, scan_layers
         self.embed = Table(vocab, width, std=1.0, weights=weights, rngs=rngs)
         self.position_bias = Table(buckets, heads, std=width ** -0.5, rngs=rngs)
         self.blocks = build_stack(lambda rngs: Block(width=width, heads=heads, head_dim=head_dim, ffn=ffn,
@@ -183,10 +170,9 @@ class T5Encoder(nnx.Module):
         return rms_norm(x_BLD, self.final_norm.gain[...])
 
     def distance_bias(self, length: int) -> Array:
-        """What is added to the logits for the distance of a key from its query [K, L, L]."""
-        positions = np.arange(length)
-        buckets_LL = position_buckets(positions[None, :] - positions[:, None], self.buckets,
-                                      self.max_distance)
+        """The logits' bias for the distance of a key from its query [K, L, L]."""
+        distance_LL = np.arange(length)[None, :] - np.arange(length)[:, None]
+        buckets_LL = position_buckets(distance_LL, self.buckets, self.max_distance)
         return jnp.moveaxis(jnp.take(self.position_bias.table[...], buckets_LL, axis=0), -1, 0)
 
 
@@ -196,17 +182,16 @@ class T5Network(Functional):
     Args:
         arch: the fields of `T5_ARCH`; buckets and max_distance may be left out (32, 128).
         dtype: compute dtype (float32 or bfloat16; float64 in tests).
-        weights: how the parameters are held: 'float32'; 'bfloat16'; or 'int8', where a kernel has a `scale`
-            beside it and the token embedding is bfloat16. Gains and the position bias are float32 always.
+        weights: how parameters are held: 'float32'; 'bfloat16'; or 'int8', where a kernel has a `scale`
+            beside it and the token embedding is bfloat16. Gains and the position bias are always float32.
             `apply` takes float parameters of any dtype.
-        scan_layers: see `lit_jax.models.layers.run_stack`.
-    """
+        scan_layers: see `lit_jax.models.layers.run_stack`."""
 
     def __init__(self, arch: Mapping, dtype=jnp.float32, weights: str = 'float32', *,
                  scan_layers: bool = True):
         self.arch = check_t5_arch(arch)
         if weights not in WEIGHTS:
-            raise UserError(f'unknown form {weights!r} of a text encoder\'s weights; known: '
+            raise UserError(f"unknown form {weights!r} of a text encoder's weights; known: "
                             f'{", ".join(WEIGHTS)}')
         self.dtype, self.weights = dtype, weights
         super().__init__(lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,
@@ -224,11 +209,9 @@ class T5Network(Functional):
     def apply(self, params: dict, ids_BL: Array, mask_BL: Array) -> Array:
         """The last hidden state [B, L, D] in `dtype`, padded rows too.
 
-        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding,
-        wherever it lies. """
+        ids_BL: token ids below `vocab`. mask_BL: 1 (or true) for tokens that are seen, 0 for padding."""
         if ids_BL.ndim != 2 or ids_BL.shape != mask_BL.shape:
-            raise UserError(f'token ids and mask have one shape [B, L], got {list(ids_BL.shape)} and '
-                            f'{list(mask_BL.shape)}')
+            raise UserError(f'token ids and mask need one shape [B, L], got {ids_BL.shape}, {mask_BL.shape}')
         return self._merge(params)(ids_BL, mask_BL)
 
 
@@ -244,6 +227,5 @@ def check_t5_arch(arch: Mapping) -> dict:
     if arch['buckets'] % 4:
         raise UserError(f'text_encoder.buckets must be a multiple of 4, got {arch["buckets"]}')
     if arch['max_distance'] <= arch['buckets'] // 4:
-        raise UserError(f'text_encoder.max_distance must be over buckets / 4 = {arch["buckets"] // 4}, got '
-                        f'{arch["max_distance"]}')
+        raise UserError(f'text_encoder.max_distance must be over buckets / 4, got {arch["max_distance"]}')
     return {name: arch[name] for name in T5_ARCH}

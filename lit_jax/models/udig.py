@@ -1,26 +1,22 @@
 """U-DiG (arXiv 2405.18428, figure 5b and Table 2): DiG blocks in the shape of a U-Net.
 
-Of the paper: patch 1, three stages on grids of 1, 1/2 and 1/4 of the side, N blocks in five groups of N/5
+From the paper: patch 1, three stages on grids of 1, 1/2 and 1/4 of the side, N blocks in five groups of N/5
 (two encoders, the middle, two decoders), down-sampling and up-sampling between stages, skips by concatenation
-within stages 1 and 2, a linear head. No code was published; the following are decisions of this library:
+within stages 1 and 2, a linear head. No code was published; decisions of this library:
 
-- widths D, 2D, 4D of the stages; heads of the same width everywhere, so `heads` of the recipe are doubled,
-  too. With D of the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest that fit
-  all: 4, 8, 10, 13 heads.
+- widths D, 2D, 4D of the stages; heads of the same width everywhere, so their number doubles too. With D of
+  the paper's sizes (128, 256, 320, 416) heads of 32 value channels are the widest: 4, 8, 10, 13 heads.
 - down: the four tokens of a 2 x 2 patch to one, a Linear(4w, 2w); up: a Linear(2w, 4w) back to four tokens.
-- every decoder block has a Linear(2w, w) on the concatenation of its input and the output of the encoder
-  block that mirrors it (last first), as the -skip models of DiG's code; here the tokens are first put in the
-  order of that block.
+- every decoder block has a Linear(2w, w) on its input joined with the output of the mirrored encoder block
+  (last first), as the -skip models of DiG's code; here tokens are first put in the order of that block.
 - conditions: one embedding of width D for t and label, and a Linear to the width of stages 2 and 3;
-adaLN-Zero per block.
-- positions are added once, at stage 1. Blocks, norms, SwiGLU (hidden widths rounded up to 256) and head are
-DiG's.
+  adaLN-Zero per block. Positions are added once, at stage 1.
+- blocks, norms, SwiGLU (hidden widths rounded up to 256) and head are DiG's.
 
-Billions of multiply-accumulates at 32 x 32 x 4, counted as the paper counts (without the SwiGLU's second
-product and the recurrence), against Table 2: S 4.10 / 4.10, B 15.06 / 15.20, L 46.22 / 53.57, XL 77.03 /
-79.09. No rule with fixed multiples of D fits L and XL together: they differ by a factor of 1.48 in the table,
-their widths squared by 1.69.
-"""
+Billions of multiply-accumulates at 32 x 32 x 4, counted as in the paper (without the SwiGLU's second product
+and the recurrence), against Table 2: S 4.10 / 4.10, B 15.06 / 15.20, L 46.22 / 53.57, XL 77.03 / 79.09. No
+rule with fixed multiples of D fits both L and XL: they differ by a factor of 1.48 in the table, their widths
+squared by 1.69."""
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -39,11 +35,10 @@ STAGES = (0, 1, 2, 1, 0)    # of the groups
 
 
 def check_udig(arch: Mapping) -> None:
-    """Raises UserError for what a U-DiG cannot be."""
+    """UserError for fields that no U-DiG can have."""
     check_dig(arch)
     if arch['depth'] % GROUPS:
-        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}: a U-DiG has five groups '
-                        f'of as many blocks')
+        raise UserError(f'model.depth {arch["depth"]} is not divisible by {GROUPS}, the groups of a U-DiG')
     grid = tuple(side // arch['patch'] for side in arch['input_size'])
     if any(side % 4 for side in grid):
         raise UserError(f'a U-DiG halves its grid twice, and {grid[0]} x {grid[1]} tokens are no multiples '
@@ -57,8 +52,7 @@ def _join(width: int, dtype, rngs: nnx.Rngs) -> Linear:
 class UDiG(OfClasses):
     """x_t [B, H, W, C], t [B], label [B] -> [B, H, W, 2C]; arguments as for `lit_jax.models.dig.DiG`.
 
-    Parameters: the groups are blocks1 ... blocks5 in their order, joins4 and joins5 the Linears of the skips.
-    """
+    Parameters: the groups are blocks1 ... blocks5 in order, joins4 and joins5 the Linears of the skips."""
 
     condition2: Linear
     condition3: Linear
@@ -81,8 +75,7 @@ class UDiG(OfClasses):
             setattr(self, f'condition{stage + 1}', Linear(width, wide, dtype=dtype, rngs=rngs))
             setattr(self, f'joins{6 - stage}',
                     build_stack(functools.partial(_join, narrow, dtype), group, rngs))
-        self.final_layer = FinalLayer(width, patch, channels * (2 if learn_sigma else 1), dtype=dtype,
-                                      rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def mixing_layers(arch: Mapping) -> list[tuple[int, dict, int, tuple[int, int]]]:
@@ -101,18 +94,17 @@ class UDiG(OfClasses):
         skips = {}
         for stage in (1, 2):
             x, skips[stage] = self._group(stage, x, conditions[stage], grids[stage])
-            image = x.reshape(len(x), *grids[stage], -1)
-            x = getattr(self, f'down{stage}')(patchify(image, 2))
+            x = getattr(self, f'down{stage}')(patchify(x.reshape(len(x), *grids[stage], -1), 2))
         x, _ = self._group(3, x, conditions[3], grids[3])
         for stage in (2, 1):
             x = getattr(self, f'up{stage}')(x)
-            x = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1],
-                           2).reshape(len(x), 4 * x.shape[1], -1)
+            image = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1], 2)
+            x = image.reshape(len(x), 4 * x.shape[1], -1)
             x, _ = self._group(6 - stage, x, conditions[stage], grids[stage], skips[stage][::-1])
         return self.finish(x, c)
 
     def _group(self, number: int, x: Array, c: Array, grid: tuple[int, int], skips: Array | None = None):
-        """(x, of the encoders also the outputs of their blocks) after one group, rows first."""
+        """(x after one group, rows first; of the encoders also the outputs of their blocks)."""
         blocks, walk = getattr(self, f'blocks{number}'), Walk(grid, self.order)
         joins = None if skips is None else getattr(self, f'joins{number}')
         return run_blocks(blocks, x, c, walk, skips=skips, joins=joins, keep=number < 3, aligned=True,

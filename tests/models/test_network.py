@@ -7,7 +7,8 @@ import pytest
 from lit_jax import recipes
 from lit_jax.models import network as network_module
 from lit_jax.models.arch import check_arch
-from lit_jax.models.cost import count_macs, format_parameters, network_macs
+from lit_jax.models.cost import format_parameters, network_macs
+from lit_jax.models.macs import count_macs
 from lit_jax.models.network import Model, Network, count_parameters
 from lit_jax.runtime.errors import UserError
 

@@ -17,9 +17,8 @@ from tiers import quick
 
 from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
-from lit_jax.models.cross_attention import masked_attention
 from lit_jax.models.network import Model, Network, count_parameters
-from lit_jax.models.pixart import CaptionEmbedder, position_coordinates
+from lit_jax.models.pixart import CaptionEmbedder, masked_attention, position_coordinates
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.mesh import make_mesh, state_shardings
 

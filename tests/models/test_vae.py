@@ -16,8 +16,14 @@ from tiers import quick
 from lit_jax.convert.torch_files import source_from_arrays
 from lit_jax.convert.vae_torch import read_vae_params
 from lit_jax.models.convolution import GroupNorm
-from lit_jax.models.vae import VaeNetwork, check_vae_arch, cover, decode_tiles, sample_posterior
-from lit_jax.models.vae_blocks import UpsampleConv
+from lit_jax.models.vae import (
+    UpsampleConv,
+    VaeNetwork,
+    check_vae_arch,
+    cover,
+    decode_tiles,
+    sample_posterior,
+)
 from lit_jax.runtime.errors import UserError
 
 GOLDEN = ['vae_four', 'vae_groups32', 'vae_two']

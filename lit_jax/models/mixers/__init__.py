@@ -1,8 +1,7 @@
 """Token mixers, one a file, and the table of their short names.
 
-To add one: a file with a subclass of `Mixer` that states its own facts, a recipe that names it, a test. The
-file may lie anywhere: a recipe takes 'package.module:Class' for a name. Those of MIXERS have a short one.
-"""
+To add one: a file with a subclass of `Mixer`, a recipe that names it, a test. The file may be anywhere: a
+recipe also accepts the name 'package.module:Class'."""
 import importlib
 import inspect
 import os
@@ -28,10 +27,7 @@ MIXERS: dict[str, Any] = {
 
 
 def import_mixer(name: str | None) -> Any:
-    """`find_mixer` for a name that a person gives, in a recipe: imports the module of 'package.module:Class'.
-
-    Raises UserError where there is no such mixer.
-    """
+    """`find_mixer` for a name in a recipe, which may import the module of 'package.module:Class'."""
     module, colon, _ = str(name).partition(':')
     if name not in MIXERS and module and colon:
         try:
@@ -43,13 +39,9 @@ def import_mixer(name: str | None) -> Any:
 
 
 def find_mixer(name: str | None) -> Any:
-    """The class of a mixer: one of MIXERS, or by 'package.module:Class' of a module that is imported.
-
-    Names also come from model folders and checkpoints, which are data: they do not get to import a module.
-    Modules listed in the environment variable LIT_JAX_MIXERS, separated by commas, are imported.
-
-    Raises UserError where there is none.
-    """
+    """The class of a mixer: one of MIXERS, or 'package.module:Class' of a module that is imported. Names also
+    come from model folders and checkpoints, which are data and must not import modules. Modules in the
+    environment variable LIT_JAX_MIXERS, separated by commas, are imported. UserError if none."""
     if name is not None and name in MIXERS:
         return MIXERS[name]
     module, colon, attribute = str(name).partition(':')
@@ -70,10 +62,8 @@ def find_mixer(name: str | None) -> Any:
 
 
 def check_mixer(mixer: Mapping, width: int) -> Any:
-    """The class of {'name': see `find_mixer`, further options of the class}.
-
-    Raises UserError for an unknown name, unknown or missing options, and heads that do not divide the width.
-    """
+    """The class of {'name': see `find_mixer`, further options of the class}. UserError for an unknown name,
+    unknown or missing options, and heads that do not divide the width."""
     name, kind = mixer.get('name'), find_mixer(mixer.get('name'))
     known, given = kind.options(), [option for option in mixer if option != 'name']
     if unknown := [option for option in given if option not in known]:
@@ -91,7 +81,7 @@ def check_mixer(mixer: Mapping, width: int) -> Any:
 
 
 def build_mixer(mixer: Mapping, width: int, *, dtype, rngs: nnx.Rngs) -> Mixer:
-    """The mixer that a recipe describes; UserError as `check_mixer`, and for values that it cannot take."""
+    """The mixer that a recipe describes; UserError as `check_mixer`, and for invalid values."""
     kind = check_mixer(mixer, width)
     return kind(width, **{option: value for option, value in mixer.items() if option != 'name'}, dtype=dtype,
                 rngs=rngs)

@@ -1,15 +1,12 @@
-"""The depth-wise convolution of linear attention: one small kernel per channel of a head, shared by all
-heads.
+"""The depth-wise convolution of linear attention: a small kernel per channel of a head, shared by heads.
 
-The same sum in several forms, because no form is good everywhere (figures: docs/internals/benchmarks.md):
+One sum in several forms, because none is fast everywhere (figures: docs/internals/benchmarks.md):
 
 - `shifted`: k² multiply-adds of shifted slices, and a loop over pixels for the weight gradient. The default
-  on CPU, where XLA's grouped convolution is tens of times slower. A sharded grid would turn every shift into
-  an exchange.
+  on CPU, where XLA's grouped convolution is tens of times slower. On a sharded grid shifts are exchanges.
 - `channels`: `conv_general_dilated` with the channels of all heads as one axis. The default elsewhere, and
   wherever rows of the grid are sharded: it partitions into one halo exchange each way.
-- `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition.
-"""
+- `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition."""
 import functools
 from typing import cast
 
@@ -22,13 +19,10 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
-    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E] -> the
-    same.
-
-    Sums in the accumulator, returns the dtype of x. k is odd. `form` is a key of FORMS; None takes `channels`
-    if the mesh in effect (`jax.set_mesh`) shards the sequence, else what is best where the program will run.
-    Reverse-mode derivatives of first order only.
-    """
+    """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E]. k is odd.
+    Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels` if the mesh
+    in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First-order reverse-mode
+    derivatives only."""
     if form is None and mesh_axis_size('seq') > 1:
         form = 'channels'
     acc = accumulator(x_BHWKE.dtype)
@@ -54,15 +48,10 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _by_platform(form: str | None, functions: dict, *args):
-    """The form asked for, or the platform's: decided when the program is lowered, so also right for another
-    machine."""
+    """The given form, or the platform's, chosen when the program is lowered, so also for another machine."""
     if form is not None:
         return functions[form](*args)
     return jax.lax.platform_dependent(*args, cpu=functions['shifted'], default=functions['channels'])
-
-
-# ------------------------------------------------------------------------------------------------------
-# Shifted slices
 
 
 def _pad(x: Array, size: int) -> Array:
@@ -84,27 +73,20 @@ def _shifted_backward(x: Array, kernel: Array, cotangent: Array) -> tuple[Array,
 
 
 def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
-    """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other.
-
-    The k² products stay in cache while the pixels stream by; k² sums over whole images read them k² times.
-    The batch is summed only at the end, so that a sharded batch needs one collective and not one for each
-    pixel.
-    """
+    """Σ over pixels of (the k x k patch around the pixel) · (its cotangent), one pixel after the other. The
+    k² products stay in cache; k² sums over whole images would read them k² times. The batch is summed at the
+    end, so that a sharded batch needs one collective, not one for each pixel."""
     b, h, w, heads, channels = x.shape
     padded = _pad(x, size)
 
     def add_pixel(n, total):
         row, column = n // w, n % w
         patch = jax.lax.dynamic_slice(padded, (0, row, column, 0, 0), (b, size, size, heads, channels))
-        return total + patch * jax.lax.dynamic_slice(cotangent, (0, row, column, 0, 0),
-                                                     (b, 1, 1, heads, channels))
+        pixel = jax.lax.dynamic_slice(cotangent, (0, row, column, 0, 0), (b, 1, 1, heads, channels))
+        return total + patch * pixel
 
     total = jax.lax.fori_loop(0, h * w, add_pixel, jnp.zeros((b, size, size, heads, channels), x.dtype))
     return total.sum((0, 3))[:, :, None]
-
-
-# ------------------------------------------------------------------------------------------------------
-# XLA's convolution
 
 
 def _grouped_convolution(x: Array, kernel: Array) -> Array:

@@ -1,19 +1,16 @@
 """DyDi-LiT's dynamic differential linear attention (DyDiLA, §3 of the DyDi-LiT paper).
 
-Beside the shared q and k each token gets a second pair q', k' from projectors that routers pick for it; all
-four go through a norm-preserving power whose exponent is picked for the token; what is attended with is q̃ -
-λ·q̃' and k̃ - λ·k̃', λ picked too; a depth-wise convolution of the values is added. There is no official
-code, and the paper leaves open:
+Beside the shared q and k each token gets a second pair q', k' from projectors picked by routers; all four go
+through a norm-preserving power whose exponent is picked for the token; attention uses q̃ - λ·q̃' and k̃ -
+λ·k̃', λ picked too; a depth-wise convolution of the values is added. There is no official code, and the paper
+leaves open:
 
 - the derivative of `argmax`: option `router`, see `lit_jax.models.mixers.routing`;
 - a normaliser (none in the paper's equation 8, whose outputs would grow with the tokens): `normaliser`;
-- heads: the formulas are for one, and the published GFLOPs fit one. With several, routers, norms and powers
-  still see the whole token, only the sums over tokens are a head's own;
-- the bank of exponents (and of λ) may be one for all four (both) routers, as here, or one each:
-`separate_banks`;
-- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus, which keeps them
-positive.
-"""
+- heads: the formulas and the published GFLOPs are for one. With several, routers, norms and powers still see
+  the whole token, only the sums over tokens are a head's own;
+- one bank of exponents (and of λ) for all four (both) routers, as here, or one each: `separate_banks`;
+- epsilon: 1e-6 is added after ReLU, as in FLatten; exponents are stored through softplus."""
 import math
 
 import jax
@@ -41,32 +38,27 @@ KINDS = ('projection', 'power', 'difference')
 class DyDiLA(Mixer):
     """[B, N, D] -> [B, N, D].
 
-    Shows for the log, by the kind of router (`KINDS`): 'routing/<kind>/entropy' (1: all choices used alike)
-    and 'routing/<kind>/largest' (share of the most used), means over the routers of that kind; 'dydila/power'
-    and 'dydila/factor', the means of what tokens were given.
+    Shows for the log, as means over the routers of a kind (`KINDS`): 'routing/<kind>/entropy' (1: equal use)
+    and 'routing/<kind>/largest' (share of the most used choice); the means 'dydila/power', 'dydila/factor'.
 
     Args:
         heads: 1 in the paper.
         projectors: n_P of its sizes: 3 (S), 5 (B), 7 (L). 0: no second pair.
         powers: n_F, exponents to choose from: 9, 15, 21. 0: the fixed exponent 3 of focused attention.
-        factors: n_D, λ to choose from: 9, 15, 21. factor_init: their value at the start.
+        factors: n_D, λ to choose from: 9, 15, 21. factor_init: their initial value.
         difference: 'tokens' (the paper's default), 'maps' (its equation 10: q̃(k̃ᵀv) - λ·q̃'(k̃'ᵀv)), or
-            'none' (rows 3 and 4 of its table 4: q and k come from the picked projectors, or with 0 projectors
-            from the shared ones).
+            'none' (rows 3 and 4 of its table 4: q and k come from the projectors, if any).
         router: 'straight_through' or 'frozen'.
         normaliser: 'mean' divides by N only; 'weights' also by q̃·mean(k̃) + 1e-6 of the tokens before the
-            difference, which is positive where that of the differences need not be.
+            difference, which is always positive.
         separate_banks: one bank of exponents for each of q, k, q', k', and of λ for each of q, k.
-        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one, also what folding
-            gives), 'none'.
-        qkv_bias: of the shared projections; none in the formulas.
-    """
+        dwc: 'branches' (three kernels, `lit_jax.models.mixers.reparam`), 'single' (one), 'none'.
+        qkv_bias: of the shared projections; none in the formulas."""
     statistics = (*(f'routing/{kind}/{what}' for kind in KINDS for what in ('entropy', 'largest')),
                   'dydila/power', 'dydila/factor')
     routes = ('route/query', 'route/key',
               *(f'route/power/{name}' for name in ('query', 'key', 'query2', 'key2')),
               'route/difference/query', 'route/difference/key')
-    # Without PyTorch names: there is no official code.
     leaves = (*product('qkv', ('D', 3, 'K', 'E')), *product('value', ('D', 'K', 'E')),
               *product('proj', ('K', 'E', 'D'), 'linear_in'),
               Leaf('routed_[qk]/kernel', (None, 'D', 'K', 'E'), 'linear', banks=1),
@@ -91,8 +83,8 @@ class DyDiLA(Mixer):
                  qkv_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
         _check_options(projectors, powers, factors, difference, normaliser, dwc)
         head = (heads, width // heads)
-        self.dtype, self.difference, self.normaliser, self.projectors = dtype, difference, normaliser, \
-            projectors
+        self.dtype, self.difference, self.normaliser = dtype, difference, normaliser
+        self.projectors, self.powers = projectors, powers
         routing = {'gradient': router, 'dtype': dtype, 'rngs': rngs}
         self.shared = difference != 'none' or not projectors
         if self.shared:
@@ -100,10 +92,9 @@ class DyDiLA(Mixer):
         else:
             self.value = Linear(width, head, bias=qkv_bias, dtype=dtype, rngs=rngs)
         if projectors:
-            self.routed_q, self.routed_k = (RoutedLinear(width, head, projectors, **routing)
-                                            for _ in range(2))
-        self.power_names = (('query', 'key') if self.shared
-                            else ()) + (('query2', 'key2') if projectors else ())
+            self.routed_q = RoutedLinear(width, head, projectors, **routing)
+            self.routed_k = RoutedLinear(width, head, projectors, **routing)
+        self.power_names = ('query', 'key') * self.shared + ('query2', 'key2') * bool(projectors)
         if powers:
             for name in self.power_names:
                 setattr(self, f'power_{name}', Router(width, powers, **routing))
@@ -116,7 +107,6 @@ class DyDiLA(Mixer):
                 setattr(self, f'difference_{name}', Router(width, factors, parts=2, **routing))
             shape = (len(self.factor_names), factors) if separate_banks else factors
             self.factor = nnx.Param(jnp.full(shape, factor_init, jnp.float32))
-        self.powers = powers
         self.dwc = None if dwc == 'none' else reparam.BranchedConv(width, folded=dwc == 'single', rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
 
@@ -177,7 +167,7 @@ class DyDiLA(Mixer):
         weigh = (q, k)
         if self.difference == 'tokens':
             weigh = q - factors['query'] * q2, k - factors['key'] * k2
-        # otherwise the map is not a product of two
+        # otherwise the map is no product of two
         if self.difference != 'maps' and self.normaliser == 'mean':
             show('sum/query', weigh[0])
             show('sum/key', weigh[1])
@@ -197,18 +187,14 @@ def _heads_first(*arrays: Array) -> list[Array]:
 
 def measure(z_BNKE: Array, power: Array) -> Array:
     """relu(z)^power, scaled back to the length of relu(z), over all heads together; in the accumulator of z.
-
-    1e-6 is added after ReLU: a token without any positive number would have no direction. Powers are taken of
-    the logarithm relative to the largest number, so that neither they nor their sum can underflow or
-    overflow.
-    """
+    1e-6 is added after ReLU: a token without positive numbers would have no direction. Powers are computed
+    from the logarithm relative to the largest number, so that neither they nor their sum can overflow."""
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
     x = jax.nn.relu(z_BNKE.astype(accumulator(z_BNKE.dtype))) + EPS
     logarithm = jnp.log(x)
-    # the direction does not depend on it
-    peak = jax.lax.stop_gradient(logarithm.max((-2, -1), keepdims=True))
+    peak = jax.lax.stop_gradient(logarithm.max((-2, -1), keepdims=True))      # does not change the direction
     powered = jnp.exp(power * (logarithm - peak))
     return powered * (norm(x) / norm(powered))
 

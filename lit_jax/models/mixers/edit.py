@@ -1,17 +1,14 @@
-"""EDiT's linear compressed attention (arXiv 2503.16726): queries see their neighbours, four keys (values)
-become one.
+"""EDiT's linear compressed attention (arXiv 2503.16726): convolved queries, a key and value for four tokens.
 
-There is no official code. What follows is known: queries are ReLU(Linear(x + c(x))) with
-c(x) = Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) and fewer channels in between; keys ReLU(φ(x)) and values
-φ(x), each φ a Linear and a depth-wise 3x3 convolution of stride 2; linear attention; an output projection.
-Decided here, because it is not published:
+There is no official code. From the paper: queries are ReLU(Linear(x + c(x))) with c(x) =
+Conv1x1(LeakyReLU(GroupNorm(Conv3x3(x)))) and fewer channels in between; keys ReLU(φ(x)) and values φ(x), each
+φ a Linear and a depth-wise 3x3 convolution of stride 2; linear attention; an output projection. Decided here:
 
-- half as many channels in between (`ratio`), and one head: with both the GFLOPs that the DyDi-LiT paper gives
-  for its class-conditional EDiT come out to 0.1 %; other head counts are 0.4 to 3.5 % off;
+- half as many channels in between (`ratio`), and one head: with both, the GFLOPs that the DyDi-LiT paper
+  gives for its class-conditional EDiT come out to 0.1 %; other head counts are 0.4 to 3.5 % off;
 - 32 groups (or their greatest common divisor with the channels), epsilon 1e-5, slope 0.01, biases everywhere,
   zero padding of 1, kernels of convolutions uniform within ±1/sqrt(fan-in) at the start: PyTorch's defaults;
-- the normaliser as in LiT: (mean of q·k over the keys) + 1e-6, nothing added to q and k.
-"""
+- the normaliser as in LiT: (mean of q·k over the keys) + 1e-6, nothing added to q and k."""
 import math
 from typing import Any
 
@@ -65,12 +62,10 @@ class SpatialCompressor(nnx.Module):
 
 
 def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
-    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around the
-    grid.
+    """Each channel of each head with its own 3x3 kernel, stride 2, one row and column of zeros around.
 
-    On CPU as nine shifted slices: XLA's grouped convolution takes 30 times as long there. Rows cut over
-    devices go through the convolution everywhere: it partitions into one exchange of rows.
-    """
+    On CPU as nine shifted slices: XLA's grouped convolution takes 30 times as long. Sharded rows use the
+    convolution everywhere: it partitions into one exchange of rows."""
     if mesh_axis_size('seq') > 1:
         return _convolved(x_BHWKE, kernel_33KE)
     return jax.lax.platform_dependent(x_BHWKE, kernel_33KE, cpu=_shifted, default=_convolved)
@@ -79,8 +74,8 @@ def halve(x_BHWKE: Array, kernel_33KE: Array) -> Array:
 def _shifted(x: Array, kernel: Array) -> Array:
     rows, columns = (-(-side // 2) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    total: Any = sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j] for i in range(3)
-               for j in range(3))
+    total: Any = sum(padded[:, i:i + 2 * rows - 1:2, j:j + 2 * columns - 1:2] * kernel[i, j]
+                     for i in range(3) for j in range(3))
     return total
 
 
@@ -94,14 +89,9 @@ def _convolved(x: Array, kernel: Array) -> Array:
 
 
 class EditAttention(Mixer):
-    """Linear attention of convolved queries over compressed keys and values: [B, N, D] -> [B, N, D].
-
-    Any grid: a side of an odd number of tokens gives (side + 1)/2 rows of keys.
-
-    Args:
-        heads: one in the DyDi-LiT paper's counts. ratio: channels between the two convolutions
-            of the queries, over the width. groups: of their norm, see above.
-    """
+    """Linear attention of convolved queries over compressed keys and values: [B, N, D] -> [B, N, D]. An odd
+    side of the grid gives (side + 1)/2 rows of keys. heads: 1 by the DyDi-LiT paper's counts. ratio: channels
+    between the two convolutions of the queries, over the width. groups: of their norm, see above."""
     leaves = (*product('fusion/compress', (3, 3, 'D', 'F'), 'conv'),
               Leaf('fusion/norm/(gain|bias)', ('F',), 'flat'),
               *product('fusion/restore', (1, 1, 'F', 'D'), 'conv'),
@@ -113,6 +103,7 @@ class EditAttention(Mixer):
     @staticmethod
     def keys(mixer, grid) -> int:
         return math.prod(-(-side // 2) for side in grid)
+
     def __init__(self, width: int, *, heads: int, ratio: float = 0.5, groups: int = 32, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         head = (heads, width // heads)
@@ -125,7 +116,7 @@ class EditAttention(Mixer):
 
     @staticmethod
     def row_unit(mixer) -> int:
-        """Two rows of tokens become one row of keys."""
+        """Two: they become one row of keys."""
         return 2
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
@@ -134,15 +125,10 @@ class EditAttention(Mixer):
         x_BHWD = constrain(x_BND.reshape(b, *grid, d), 'batch', 'rows', None, None)
         fused_BND = self.fusion(x_BHWD).reshape(b, n, d)
         q_BNKE = constrain(self.q(fused_BND), 'batch', 'tokens', 'heads', None)
-        k_BMKE, v_BMKE = (self._flatten(part(x_BHWD)) for part in (self.k, self.v))
+        k_BMKE, v_BMKE = (y.reshape(b, -1, *y.shape[3:]) for y in (part(x_BHWD) for part in (self.k, self.v)))
         acc = accumulator(self.dtype)
         q_BNKE, k_BMKE = (jax.nn.relu(a).astype(acc) for a in (q_BNKE, k_BMKE))
         return self.proj(compressed_attention(q_BNKE, k_BMKE, v_BMKE))
-
-    @staticmethod
-    def _flatten(x_BHWKE: Array) -> Array:
-        b, rows, columns, *head = x_BHWKE.shape
-        return x_BHWKE.reshape(b, rows * columns, *head)
 
 
 def compressed_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:

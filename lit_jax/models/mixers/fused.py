@@ -1,15 +1,12 @@
-"""Softmax attention in which no map of all pairs of tokens is kept, in the form that suits the machine.
+"""Softmax attention that keeps no map of all pairs of tokens, in the platform's fastest form.
 
 - plain XLA in chunks of queries, anywhere. On CPU head by head, which keeps the map in cache and is as fast
-  as PyTorch's kernel; elsewhere all heads at once, and in chunks only where the map would pass
-  WHOLE_MAP_BYTES.
+  as PyTorch's kernel; elsewhere all heads at once, in chunks only where the map would exceed WHOLE_MAP_BYTES.
 - cuDNN's fused attention on NVIDIA GPUs in 16 bit, through `jax.nn.dot_product_attention`.
-- the splash attention kernel of jax on TPUs, for sequences long enough that the map costs more than the
-kernel's start.
+- jax's splash attention kernel on TPUs, for sequences where the map costs more than starting the kernel.
 
-Forward passes give the log-sum of exponentials of each row as well; gradients make the map again from it
-(FlashAttention, arXiv 2205.14135, appendix B). All arrays have the heads first: [B, K, N, E].
-"""
+Forward passes return the log-sum of exponentials of each row as well; gradients recompute the map from it
+(FlashAttention, arXiv 2205.14135, appendix B). All arrays have the heads first: [B, K, N, E]."""
 import functools
 from typing import Any
 
@@ -19,9 +16,8 @@ import jax.numpy as jnp
 from lit_jax.models.layers import Array
 from lit_jax.runtime.dtypes import accumulator
 
-CHUNK = 256                   # queries taken at once where the map of all pairs is not held whole
-# the largest map held whole on accelerators, for all heads and images of a device
-WHOLE_MAP_BYTES = 2 ** 30
+CHUNK = 256                   # queries at once where the map of all pairs is not held whole
+WHOLE_MAP_BYTES = 2 ** 30     # largest map held whole on accelerators, for all heads and images of a device
 SPLASH_TOKENS = 1024          # from here on TPUs use the kernel
 SPLASH_BLOCK = 128            # its blocks are multiples of this
 
@@ -57,10 +53,6 @@ def _by_platform(direction: int, q: Array, k: Array, *rest: Array):
                                       **{name: FORMS[form][direction] for name, form in forms.items()})
 
 
-# ------------------------------------------------------------------------------------------------------
-# Kernels of the platforms
-
-
 def _cudnn_takes(q: Array) -> bool:
     """cuDNN's limits for training; it can only be traced where a GPU is."""
     return (jax.default_backend() == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16)
@@ -92,16 +84,12 @@ def _splash(q, k, v, interpret: bool = False):
     (heads, n_q), n_k = q.shape[1:3], k.shape[2]
     block = max(size for size in (128, 256, 512) if n_q % size == n_k % size == 0)
     mask = splash.MultiHeadMask([splash.FullMask((n_q, n_k))] * heads)
+    blocks = splash.BlockSizes(block_q=block, block_kv=block)
     kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, save_residuals=True,
-                                    interpret=interpret,
-                                    block_sizes=splash.BlockSizes(block_q=block, block_kv=block))
+                                    interpret=interpret, block_sizes=blocks)
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     o, (lse,) = jax.vmap(kernel)(scaled, k, v)
     return o, lse
-
-
-# ------------------------------------------------------------------------------------------------------
-# Plain XLA
 
 
 def _all_heads(function, q, k, *rest):
@@ -118,10 +106,9 @@ def _head_by_head(function, *args):
 
 def _split_rows(chunk: int, *arrays: Array) -> list[Array]:
     """[..., N, E] -> [chunks, ..., rows, E], nearly equal, filled up with zeros; [..., N] likewise."""
-    n = arrays[0].shape[-2]
+    n, axis = arrays[0].shape[-2], arrays[0].ndim - 2
     chunks = -(-n // chunk)
     rows = -(-n // chunks)
-    axis = arrays[0].ndim - 2
 
     def split(a):
         a = jnp.pad(a, [(0, chunks * rows - n if i == axis else 0) for i in range(a.ndim)])
@@ -192,6 +179,4 @@ FORMS: dict[str, Any] = {
     'whole': (functools.partial(_all_heads, _chunked_rows), _PLAIN_BACKWARD['whole']),
     'heads': (functools.partial(_head_by_head, _chunked_rows), _PLAIN_BACKWARD['heads']),
     'cudnn': (_cudnn, _cudnn_backward),
-    # teachers need no gradient, so the kernel's own is not used
-    'splash': (_splash, _PLAIN_BACKWARD['whole']),
-}
+    'splash': (_splash, _PLAIN_BACKWARD['whole'])}      # teachers, its users, need no gradient

@@ -1,18 +1,15 @@
 """The gated linear attention of DiG (arXiv 2405.18428; the layer of arXiv 2312.06635 with few keys a head).
 
-A state is carried along the tokens in their order, forgets by gates that each token computes, and is read by
-each token's query (`lit_jax.models.mixers.gla_chunked`). One call sees only what lies before a token; a DiG
-turns the tokens round from block to block (`lit_jax.models.dig`).
+A state is carried along the tokens in order, decays by gates that each token computes, and is read by each
+token's query (`lit_jax.models.mixers.gla_chunked`). A token sees only those before it; DiG reorders the
+tokens between blocks (`lit_jax.models.dig`).
 
-Paper and official code disagree, and the code is what trained the published figures:
+Paper and official code disagree; the code produced the published figures:
 
-- the paper (eq. 5, 6) gates the rows and the columns of the state, G = αᵀβ; the code has only α:
-`value_gate`.
-- the paper (eq. 11) has LayerNorm on the output of a head, the code RMSNorm, with a gain and epsilon 1e-6:
-`norm`.
+- the paper (eq. 5, 6) gates rows and columns of the state, G = αᵀβ; the code has only α: `value_gate`.
+- the paper (eq. 11) has LayerNorm on a head, the code RMSNorm with a gain, epsilon 1e-6: `norm`.
 - the paper (eq. 10) has a bias in the output gate, the code none: `gate_bias`.
-- the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16.
-"""
+- the paper's α is one product with x, the code's goes through 16 channels, and the temperature τ is 16."""
 from typing import Any
 
 import jax
@@ -37,25 +34,17 @@ DIRECTIONS = {'causal': ((False, False),),
 NORMS = ('rms', 'layer')
 
 
-def small_xavier(key, in_shape, out_shape):
-    """Xavier-uniform with gain 2^-2.5, the start of all products of this layer."""
-    return 2 ** -2.5 * xavier_uniform(key, in_shape, out_shape)
-
-
 class GatedLinearAttention(Mixer):
-    """proj(norm(o)·swish(gate(x))), where o_t = E^-0.5·q_t·S_t and S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t: [B, N,
-    D] -> same.
+    """proj(norm(o)·swish(gate(x))), o_t = E^-0.5·q_t·S_t, S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t.
 
     Args:
         heads: K. Values have V = width/K channels a head, keys and queries E = expand_k·V (DiG: 32 and 64).
-        directions: 'causal' (DiG, one way a block), or several within the block, each normed, then summed
-            (paper, Table 1): 'bidirectional' forth and back; 'four' also columns before rows. The last line
-            of the paper's Algorithm 3 adds its third way twice; here each of the four counts once.
-        value_gate: β of the paper, a gate for each channel of the values. No chunked form: one token after
-            the other.
-        norm: 'rms' (code) or 'layer' (paper; with gain and bias). gate_bias: as the paper has it.
-        chunk: tokens of a chunk; 0 leaves it to the platform.
-    """
+        directions: 'causal' (DiG, one a block), or several within the block, each normed, then summed (paper,
+            Table 1): 'bidirectional' forwards and backwards; 'four' also columns before rows. The last line
+            of the paper's Algorithm 3 adds its third direction twice; here each counts once.
+        value_gate: β of the paper, a gate for each channel of the values. Runs token by token, not in chunks.
+        norm: 'rms' (code) or 'layer' (paper; with gain and bias). gate_bias: the paper's.
+        chunk: tokens of a chunk; 0 takes the platform's best."""
     leaves = (
         Leaf('q/kernel', ('D', 'K', 'Q'), 'linear', 'q_proj.weight'),
         Leaf('key/kernel', ('D', 'K', 'Q'), 'linear', 'k_proj.weight'),
@@ -65,14 +54,13 @@ class GatedLinearAttention(Mixer):
         *product('decay_out', (None, 'K', 'Q'), 'linear', 'gk_proj.1'),
         Leaf('norm_gain', ('V',), 'copy', 'g_norm_swish_gate.weight'),
         Leaf('proj/kernel', ('K', 'V', 'D'), 'linear_in', 'o_proj.weight'),
-        # of the paper alone
-        Leaf('gate/bias', ('K', 'V'), 'flat'), Leaf('norm_bias', ('V',), 'copy'),
+        Leaf('gate/bias', ('K', 'V'), 'flat'), Leaf('norm_bias', ('V',), 'copy'),      # of the paper alone
         *product('value_decay', ('D', 'K', 'V')))
     parts = {'q': ('q', None), 'k': ('key', None), 'v': ('value', None), 'o': ('proj', None)}
 
     @staticmethod
     def state_bytes(mixer, width, grid) -> int:
-        """The state of every way through the grid, in float32."""
+        """The state of every direction, in float32."""
         channels, size = head_channels(mixer, width)
         ways = len(DIRECTIONS[mixer.get('directions', 'causal')])
         return 4 * ways * channels * int(size * mixer.get('expand_k', 0.5))
@@ -87,8 +75,7 @@ class GatedLinearAttention(Mixer):
                         f'not divide the width {width}']
         heads = hints.heads or (1 if problems else width // values)
         if not problems and width // heads != values:
-            problems = [f'a head has {values} channels, so the model has {width // values} heads, not '
-                        f'{heads}']
+            problems = [f'a head has {values} channels, so there are {width // values} heads, not {heads}']
         family = {'family': 'dig', 'skip': 'skip' if found.has('blocks.{i}.skip_linear.weight') else 'none',
                   'local': 'identity' if found.has('blocks.{i}.dw_conv.weight') else 'none'}
         shown = {'expand_k': keys / width} if keys else {}
@@ -102,8 +89,11 @@ class GatedLinearAttention(Mixer):
         e_dim = int(v_dim * expand_k)
         self.dtype, self.directions, self.chunk = dtype, directions, chunk
 
+        def init(*args):      # with the gain of all products of this layer
+            return 2 ** -2.5 * xavier_uniform(*args)
+
         def linear(inputs, outputs, bias=False):
-            return Linear(inputs, outputs, bias=bias, init=small_xavier, dtype=dtype, rngs=rngs)
+            return Linear(inputs, outputs, bias=bias, init=init, dtype=dtype, rngs=rngs)
 
         self.q, self.key = linear(width, (heads, e_dim)), linear(width, (heads, e_dim))
         self.value, self.gate = linear(width, (heads, v_dim)), linear(width, (heads, v_dim), gate_bias)
@@ -115,7 +105,7 @@ class GatedLinearAttention(Mixer):
 
     @staticmethod
     def row_unit(mixer) -> None:
-        """Every token's state is made from that of the one before it: `seq` cannot cut it."""
+        """None: each token's state depends on the one before it, so `seq` cannot shard them."""
         return None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
@@ -145,8 +135,7 @@ class GatedLinearAttention(Mixer):
             return chunked_gla(q, k, v, *gates, chunk=self.chunk)[0]
 
         inputs = (q_BNKE, k_BNKE, v_BNKV, g_BNKE) + (() if h_BNKV is None else (h_BNKV,))
-        # by hand: cut heads cannot be merged with cut images
-        if jax.sharding.get_abstract_mesh().size > 1:
+        if jax.sharding.get_abstract_mesh().size > 1:      # sharded heads and images cannot be merged
             spec = partition_spec(q_BNKE.shape, 'batch', None, 'heads', None)
             attend = jax.shard_map(attend, in_specs=(spec,) * len(inputs), out_specs=spec, check_vma=False)
         return attend(*inputs) * q_BNKE.shape[-1] ** -0.5
@@ -176,12 +165,10 @@ def transpose_tokens(x: Array, grid: tuple[int, int]) -> Array:
 
 def _check_options(v_dim: int, expand_k: float, directions: str, norm: str, chunk: int) -> None:
     if not expand_k > 0 or v_dim * expand_k % 1:
-        raise UserError(f'mixer.expand_k {expand_k!r} times the {v_dim} channels of a head is no whole '
-                        f'number of key channels')
+        raise UserError(f'mixer.expand_k {expand_k!r} times {v_dim} is no whole number of key channels')
     if directions not in DIRECTIONS:
         raise UserError(f'unknown mixer.directions {directions!r}; known: {", ".join(DIRECTIONS)}')
     if norm not in NORMS:
         raise UserError(f'unknown mixer.norm {norm!r}; known: {", ".join(NORMS)}')
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 0 or chunk & (chunk - 1):
-        raise UserError(f'mixer.chunk must be a power of two, or 0 for the best of the platform, got '
-                        f'{chunk!r}')
+        raise UserError(f"mixer.chunk must be a power of two, or 0 for the platform's best, got {chunk!r}")

@@ -6,9 +6,9 @@ For each head, with a state S [E, V] that starts at zero and gates α = exp(g) b
 
 so that o_i = Σ_{j ≤ i} Σ_e q_ie·k_je·D_ije·v_j with the decay D_ij = α_{j+1}·…·α_i.
 
-Where no chunk forgets more than e^-MILD (`lit_jax/models/mixers/gla_mild.py`), as in trained models, D_ij is
-the product of the decays up to i and the inverse of those up to j. For gates near 0 that would overflow, and
-gates of 1e-30 are allowed. Then every factor is a product of gates, at a few times the cost:
+Where no chunk decays by more than e^-MILD (`lit_jax/models/mixers/gla_mild.py`), as in trained models, D_ij
+is the product of the decays up to i and the inverse of those up to j. For gates near 0 that would overflow,
+and gates of 1e-30 are allowed. Then every factor is a product of gates, at a few times the cost:
 
 - Within a chunk the pairs i > j are sorted by the highest bit in which i and j differ. For bit s, i lies in
   the right and j in the left half of one block of 2s tokens, and D_ij = (gates of the right half up to
@@ -16,14 +16,12 @@ gates of 1e-30 are allowed. Then every factor is a product of gates, at a few ti
 - Between chunks the state is carried: o_i += (q_i·gates of the chunk up to i)·S, then S becomes
   (gates of the chunk)·S + Σ_j (k_j·gates of the chunk after j)ᵀ·v_j.
 
-No gate is divided by, and no sum over many tokens is subtracted from another, in the gradients neither: they
-keep their relative precision where gates are so small that nearly all is forgotten. Sums, gates, decays and
-states are in the accumulator whatever the dtype of q, k and v; both time and memory are linear in the number
-of tokens.
+No gate is divided by, and no large sums are subtracted, in the gradients neither: they keep their relative
+precision at the smallest gates. Sums, gates, decays and states are in the accumulator whatever the dtype of
+q, k and v; time and memory are linear in the number of tokens.
 
-Axes: G heads of all images, C chunks of a segment, T tokens of a chunk. A segment is what one step of a loop
-computes: enough to fill the machine, little enough to stay in its cache.
-"""
+Axes: G heads of all images, C chunks of a segment, T tokens of a chunk. A segment is one step of a loop:
+enough to fill the machine, little enough to stay in its cache."""
 import functools
 import math
 
@@ -37,21 +35,16 @@ from lit_jax.runtime.dtypes import accumulator
 
 
 def default_chunk() -> tuple[int, int]:
-    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators want larger matrices."""
+    """(tokens of a chunk, chunks of a segment): measured on CPU; accelerators need larger matrices."""
     return (16, 16) if jax.default_backend() == 'cpu' else (64, 16)
 
 
 def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
                 chunk: int = 0) -> tuple[Array, Array]:
-    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, both in the accumulator of q's
-    dtype.
+    """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, in the accumulator of q's dtype.
 
-    Args:
-        g_BNKE: logarithms of the gates, at most 0, in the accumulator.
-        chunk: tokens of a chunk, a power of two; 0 takes `default_chunk`. N need not be a multiple of it.
-
-    Reverse-mode derivatives of first order only.
-    """
+    g_BNKE: logarithms of the gates, at most 0, in the accumulator. chunk: tokens of a chunk, a power of two;
+    0 takes `default_chunk`. N need not be a multiple of it. First-order reverse-mode derivatives only."""
     b, n, heads, _ = q_BNKE.shape
     tokens, most = default_chunk()
     chunk = min(chunk or tokens, 2 ** math.ceil(math.log2(n)))
@@ -59,8 +52,7 @@ def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
     chunks = math.ceil(n / chunk / segments)
     missing = segments * chunks * chunk - n
 
-    # -> [segments, B, tokens, K, ...]; tokens that are not there bring nothing and forget nothing
-    def cut(x):
+    def cut(x):      # -> [segments, B, tokens, K, ...]; padded tokens add nothing and decay nothing
         x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
         return jnp.moveaxis(x.reshape(b, segments, chunks * chunk, heads, -1), 1, 0)
 
@@ -72,10 +64,9 @@ def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
 
 def recurrent_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
                   h_BNKV: Array | None = None) -> tuple[Array, Array]:
-    """The recurrence as it is written, one token after the other: what `chunked_gla` computes, slowly.
+    """The recurrence token by token: the result of `chunked_gla`, slowly.
 
-    h: logarithms of a second gate β, on the channels of the values: S_t = (α_tᵀβ_t) ⊙ S_{t-1} + k_tᵀ·v_t.
-    """
+    h: logarithms of a second gate β, on the channels of the values: S_t = (α_tᵀβ_t) ⊙ S_{t-1} + k_tᵀ·v_t."""
     acc = accumulator(q_BNKE.dtype)
     h_BNKV = jnp.zeros_like(v_BNKV) if h_BNKV is None else h_BNKV
     tokens = [jnp.moveaxis(x.astype(acc), 1, 0)
@@ -137,10 +128,10 @@ def _is_mild(g, chunk):
 
 
 def _heads_first(x, chunk):
-    """[B, tokens, K, ...] -> [C, G, T, ...]. Segment by segment: the turned arrays never exist as a whole."""
+    """[B, tokens, K, ...] -> [C, G, T, ...], segment by segment: the transposed arrays never exist whole."""
     b, n, heads, e = x.shape
-    return x.reshape(b, n // chunk, chunk, heads,
-                     e).transpose(1, 0, 3, 2, 4).reshape(n // chunk, b * heads, chunk, e)
+    x = x.reshape(b, n // chunk, chunk, heads, e).transpose(1, 0, 3, 2, 4)
+    return x.reshape(n // chunk, b * heads, chunk, e)
 
 
 def _tokens_first(x, shape):
@@ -149,7 +140,6 @@ def _tokens_first(x, shape):
     return x.reshape(c, b, heads, t, e).transpose(1, 0, 3, 2, 4).reshape(b, n, heads, e)
 
 
-# ------------------------------------------------------------------------------------------------------
 # One segment: arrays [C, G, T, ...], states [G, E, V]
 
 
@@ -164,7 +154,7 @@ def _segment(state, q, k, v, g):
 
 
 def _segment_backward(d_state, state, q, k, v, g, d_o):
-    """What comes from _segment is computed again."""
+    """Values of `_segment` are recomputed."""
     dot = gla_mild.dots(v.dtype, g.dtype)
     before, after, levels = _decays(g)
     whole, q_before, k_after = before[:, :, -1], q * before, k * after
@@ -188,10 +178,6 @@ def _segment_backward(d_state, state, q, k, v, g, d_o):
     return d_state, (d_q, d_k, d_v, _decays_backward(d_before, d_after, d_levels[1:]))
 
 
-# ------------------------------------------------------------------------------------------------------
-# Decays within a chunk
-
-
 def _rows(tokens: int) -> np.ndarray:
     return np.arange(tokens)[:, None]
 
@@ -208,12 +194,10 @@ def _masks(tokens: int) -> list[np.ndarray]:
 
 
 def _decays(g):
-    """Products of gates [C, G, T, E]: of all up to each token; of all after it; and for each bit what a pair
-    needs of it.
+    """Products of gates [C, G, T, E]: of all up to each token, of all after it, and each bit's factors.
 
-    Halves are joined to blocks of twice the length: what the right half has gone through it gets from the
-    left one, and the left half what is to come from the right.
-    """
+    Halves are joined to blocks of twice the length: the right half takes its earlier gates from the left one,
+    the left half its later gates from the right."""
     tokens = g.shape[2]
     before, after, levels = jnp.exp(g), jnp.ones_like(g), []
     for s in _bits(tokens):

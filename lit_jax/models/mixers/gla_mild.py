@@ -1,12 +1,9 @@
-"""One segment of gated linear attention whose gates are mild: no chunk forgets more than e^-MILD of a
-channel.
+"""One segment of gated linear attention with mild gates: no chunk decays a channel by more than e^-MILD.
 
 With b the sum of the logarithms of the gates of a chunk up to a token, the decay between two tokens is
 e^(b_i)·e^(-b_j), and all pairs of a chunk are one matrix product. e^MILD is far inside float32, and rounding
-b costs some 1e-6 of a decay. `gla_chunked` has the general form.
-
-Arrays [C, G, T, ...] of C chunks, G heads of all images, T tokens; states [G, E, V].
-"""
+b costs some 1e-6 of a decay. `gla_chunked` has the general form. Arrays [C, G, T, ...] of C chunks, G heads
+of all images, T tokens; states [G, E, V]."""
 import jax
 import jax.numpy as jnp
 
@@ -24,20 +21,17 @@ def segment(state, q, k, v, g):
 
 
 def segment_backward(d_state, state, q, k, v, g, d_o):
-    """(cotangent of the state before the segment, those of q, k, v, g); what comes from `segment` is computed
-    again.
-
+    """(cotangent of the state before the segment, those of q, k, v, g); `segment`'s values are recomputed.
     Every decay is an exponential, so the cotangent of b is (q·its cotangent) - (k·its cotangent), and that of
-    g the sum of those of b from its token to the end of the chunk.
-    """
+    g the sum of those of b from its token to the end of the chunk."""
     dot = dots(v.dtype, g.dtype)
     before, inverse, after = _decays(g)
     q_before, k_inverse, k_after, whole = q * before, k * inverse, k * after, before[:, :, -1]
     _, states = carry(state, whole, dot('cgte,cgtv->cgev', k_after, v))
     d_state, d_added = carry(d_state, whole, dot('cgte,cgtv->cgev', q_before, d_o), reverse=True)
     d_k_after = after * dot('cgtv,cgev->cgte', v, d_added)
-    scores, d_scores = _causal(dot('cgie,cgje->cgij', q_before,
-                                   k_inverse)), _causal(dot('cgiv,cgjv->cgij', d_o, v))
+    scores = _causal(dot('cgie,cgje->cgij', q_before, k_inverse))
+    d_scores = _causal(dot('cgiv,cgjv->cgij', d_o, v))
     d_q = before * (dot('cgtv,cgev->cgte', d_o, states) + dot('cgij,cgje->cgie', d_scores, k_inverse))
     d_k = d_k_after + inverse * dot('cgij,cgie->cgje', d_scores, q_before)
     d_v = dot('cgij,cgiv->cgjv', scores, d_o) + dot('cgte,cgev->cgtv', k_after, d_added)
@@ -49,8 +43,7 @@ def segment_backward(d_state, state, q, k, v, g, d_o):
 
 def _decays(g):
     """The decays of the chunk up to each token, their inverses, and those after each token."""
-    # a cumulative sum, which XLA:CPU does slowly
-    b = jnp.einsum('ts,cgse->cgte', _tri(g), g, precision='highest')
+    b = jnp.einsum('ts,cgse->cgte', _tri(g), g, precision='highest')      # cumsum is slow on XLA:CPU
     return jnp.exp(b), jnp.exp(-b), jnp.exp(b[:, :, -1:] - b)
 
 

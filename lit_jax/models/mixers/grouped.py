@@ -1,15 +1,14 @@
 """The product of rows with one of several matrices each, at the cost of one product.
 
-Rows are sorted by their matrix. The same sums in several forms, because no form is good everywhere (figures:
+Rows are sorted by their matrix. One sum in several forms, because none is fast everywhere (figures:
 `benchmarks/routing.py`):
 
-- `loop`: groups are filled up to whole blocks, and a loop multiplies block after block with its matrix. The
-  default on CPU, where XLA makes of `jax.lax.ragged_dot` a product of all rows with all matrices.
-- `ragged`: `jax.lax.ragged_dot`, which the TPU compiler has a kernel for. Its gradient by the matrices is the
-  loop's: there the compiler would again multiply all with all. The default elsewhere.
-- `batched`: the blocks, and a copy of its matrix for each, as one batched product. On GPUs, which have
-  neither a cheap loop nor, without a flag, a kernel.
-"""
+- `loop`: groups are padded to whole blocks, and a loop multiplies each block with its matrix. The default on
+  CPU, where XLA turns `jax.lax.ragged_dot` into a product of all rows with all matrices.
+- `ragged`: `jax.lax.ragged_dot`, for which the TPU compiler has a kernel. Its gradient by the matrices is the
+  loop's, since there the compiler would multiply all with all. The default elsewhere.
+- `batched`: the blocks, and a copy of its matrix for each, as one batched product. For GPUs, which have
+  neither a cheap loop nor, without a flag, a kernel."""
 import functools
 from typing import NamedTuple
 
@@ -19,17 +18,14 @@ import jax.numpy as jnp
 from lit_jax.models.layers import Array
 from lit_jax.runtime.dtypes import accumulator
 
-CPU_ROWS = 128       # of a block at the most: a block and its matrix should stay in cache
-WIDE_ROWS = 512      # the same for accelerators, whose matrix units want more
+CPU_ROWS = 128       # of a block at most: a block and its matrix should stay in cache
+WIDE_ROWS = 512      # the same for accelerators, whose matrix units need more
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_product(x_MD: Array, kernel_PDF: Array, index_M: Array, form: str | None = None) -> Array:
-    """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator.
-
-    `form` is a key of FORMS; None takes what is best where the program will run. Gradients by x and kernel,
-    reverse mode of first order. Memory grows with M, not with M·P.
-    """
+    """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator; memory grows with
+    M, not M·P. `form`: a key of FORMS; None is the platform's. First-order reverse-mode gradients only."""
     return _by_platform(form, 0, x_MD, kernel_PDF, index_M)
 
 
@@ -50,25 +46,16 @@ def _by_platform(form: str | None, direction: int, *args):
     if form is not None:
         return FORMS[form][direction](*args)
     forms = {'cpu': 'loop', 'default': 'ragged'}
-    # only where there is one: elsewhere this form is not lowered for GPUs
-    if jax.default_backend() == 'gpu':
+    if jax.default_backend() == 'gpu':      # only where there is one: elsewhere it is not lowered for GPUs
         forms |= {'cuda': 'batched', 'rocm': 'batched'}
     return jax.lax.platform_dependent(*args, **{name: FORMS[form][direction] for name, form in forms.items()})
 
 
-# ------------------------------------------------------------------------------------------------------
-# Sorting
-
-
 class Blocks(NamedTuple):
-    """Where rows go so that each block of `rows` rows belongs to one matrix.
+    """Rows in blocks of `rows` rows so that each block belongs to one matrix.
 
-    Attributes:
-        source: for each place in the blocks the row that it takes, M where it stays empty. [blocks·rows]
-        place: for each row its place in the blocks. [M]
-        owner: the matrix of each block. [blocks]
-        used: how many blocks hold any row.
-    """
+    source [blocks·rows]: the row at each place of the blocks, M where it is empty. place [M]: the place of
+    each row. owner [blocks]: the matrix of each block. used: how many blocks hold any row."""
     source: Array
     place: Array
     owner: Array
@@ -76,7 +63,7 @@ class Blocks(NamedTuple):
 
 
 def _rows_of_block(m: int, choices: int, most: int) -> int:
-    """A power of two, 8 to `most`: a quarter to half of an average group, so that filling up costs less."""
+    """A power of two, 8 to `most`: a quarter to half of an average group, to limit the padding."""
     rows = 8
     while rows < most and 4 * rows * choices <= m:
         rows *= 2
@@ -84,7 +71,7 @@ def _rows_of_block(m: int, choices: int, most: int) -> int:
 
 
 def sort_rows(index_M: Array, choices: int, rows: int) -> Blocks:
-    """The rows sorted by their matrix, each group filled up to whole blocks: at most M/rows + choices."""
+    """The rows sorted by their matrix, each group padded to whole blocks: at most M/rows + choices."""
     m, index = index_M.size, index_M.astype(jnp.int32)
     counts = jnp.zeros(choices, jnp.int32).at[index].add(1)
     blocks_of = -(-counts // rows)
@@ -111,10 +98,6 @@ def _scatter(x_SRF: Array, blocks: Blocks) -> Array:
     return x_SRF.reshape(-1, x_SRF.shape[-1])[blocks.place]
 
 
-# ------------------------------------------------------------------------------------------------------
-# A loop over blocks
-
-
 def _dot(x: Array, y: Array, contract: tuple[int, int], acc) -> Array:
     return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=acc)
 
@@ -124,7 +107,7 @@ def _at(array: Array, i) -> Array:
 
 
 def _loop_product(blocks: Blocks, x_SRD: Array, kernel: Array, axis: int) -> Array:
-    """Each block times its matrix, summed over this axis of the matrix. Only blocks in use are computed."""
+    """Each block times its matrix, summed over this axis of the matrix. Only used blocks are computed."""
     def multiply(i, y):
         block = _dot(_at(x_SRD, i), _at(kernel, blocks.owner[i]), (1, axis), accumulator(x_SRD.dtype))
         return jax.lax.dynamic_update_index_in_dim(y, block.astype(y.dtype), i, 0)
@@ -156,10 +139,6 @@ def _loop_backward(x, kernel, index, g):
     return dx, _loop_outer(blocks, x_SRD, g_SRF, len(kernel)).astype(kernel.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------
-# jax.lax.ragged_dot
-
-
 def _ragged(x, kernel, index):
     order = jnp.argsort(index, stable=True)
     sizes = jnp.zeros(len(kernel), jnp.int32).at[index].add(1)
@@ -172,10 +151,6 @@ def _ragged_backward(x, kernel, index, g):
     blocks = sort_rows(index, len(kernel), _rows_of_block(len(x), len(kernel), WIDE_ROWS))
     dkernel = _loop_outer(blocks, _gather(x, blocks), _gather(g, blocks), len(kernel))
     return _ragged(g, jnp.swapaxes(kernel, 1, 2), index), dkernel.astype(kernel.dtype)
-
-
-# ------------------------------------------------------------------------------------------------------
-# One batched product
 
 
 def _batched(x, kernel, index):

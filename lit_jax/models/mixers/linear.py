@@ -1,7 +1,6 @@
-"""LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations.
-
-Cost grows with N·E² a head instead of N²: the keys and values are summed into one E x E state first.
-"""
+"""LiT's linear attention (arXiv 2501.12976, Algorithm 1) and the variants of its ablations. Cost grows with
+N·E² a head instead of N²: keys and values are summed into one E x E state first."""
+import functools
 import math
 
 import jax
@@ -44,7 +43,7 @@ def bytes_of_sums(mixer, width: int, grid) -> int:
 class LinearAttention(Mixer):
     """o = φ(q)·(φ(k)ᵀv / N) / (φ(q)·mean φ(k)) + dwc(v), then proj: [B, N, D] -> [B, N, D].
 
-    Shows 'linear/convolution', the kernel of dwc, beside what `linear_attention` shows.
+    Shows 'linear/convolution', the kernel of dwc, and what `linear_attention` shows.
 
     Args:
         heads: E = width / heads; few wide heads suit linear attention.
@@ -52,15 +51,12 @@ class LinearAttention(Mixer):
         dwc_kernel: size of the depth-wise convolution on the values, odd; 0 leaves it out.
         activation: φ, 'relu' or 'gelu' (the exact one).
         focus_power: p of the focused function (arXiv 2308.00442; 3 there); 0 leaves it out.
-        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector, as FLatten does
-            (LiT: no).
-        key_grid: (H, W) of a learned table added to k before φ, as FLatten does; None (LiT) leaves it out.
-    """
+        focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector (FLatten).
+        key_grid: (H, W) of a learned table added to k before φ (FLatten); None (LiT) leaves it out."""
     leaves = (*product('q', ('D', 'K', 'E'), 'linear', 'q'),
               *product('kv', ('D', 2, 'K', 'E'), 'linear', 'kv'),
               *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj'),
-              # k·k·E numbers a layer, shared by the heads
-              *product('dwc', ('k', 'k', 1, 'E'), 'depthwise', 'dwc'),
+              *product('dwc', ('k', 'k', 1, 'E'), 'depthwise', 'dwc'),      # shared by the heads
               Leaf('focus_scale', (None, None), 'flat'), Leaf('key_table', (None, None, None), 'linear'))
     parts = {'q': ('q', None), 'k': ('kv', 0), 'v': ('kv', 1), 'o': ('proj', None)}
     state_bytes = staticmethod(bytes_of_sums)
@@ -91,18 +87,16 @@ class LinearAttention(Mixer):
         self.key_table = nnx.Param(jnp.zeros((math.prod(key_grid), *head), jnp.float32)) if key_grid else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        b = len(x_BND)
         check_grid(x_BND, grid)
-        acc = accumulator(self.dtype)
         kv = constrain(self.kv(x_BND), 'batch', 'tokens', None, 'heads', None)
-        q_BNKE, k_BNKE, v_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads',
-                                           None), kv[:, :, 0], kv[:, :, 1]
+        q_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None)
+        k_BNKE, v_BNKE = kv[:, :, 0], kv[:, :, 1]
         q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
         o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
         if self.dwc is not None:
             show('linear/convolution', self.dwc.kernel[...])
-            v_BHWKE = v_BNKE.reshape(b, *grid, *v_BNKE.shape[2:]).astype(acc)
-            o = o + self.dwc(v_BHWKE).reshape(o.shape)
+            v_BHWKE = v_BNKE.reshape(len(v_BNKE), *grid, *v_BNKE.shape[2:])
+            o = o + self.dwc(v_BHWKE.astype(accumulator(self.dtype))).reshape(o.shape)
         return self.proj(o)
 
     def features(self, x_BNKE: Array, table: nnx.Param | None = None) -> Array:
@@ -118,15 +112,12 @@ class LinearAttention(Mixer):
 
 def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS,
                      shortest: bool = False) -> Array:
-    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q and k after φ, in the accumulator; returns the
-    accumulator.
-
-    Means, not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean.
-    Shows 'linear/query' and 'linear/key', as they come in. `shortest`: see `weighted_sum`.
-    """
+    """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q, k (after φ) and the result in the accumulator. Means,
+    not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean. Shows
+    'linear/query' and 'linear/key', its inputs. `shortest`: see `weighted_sum`."""
     show('linear/query', q_BNKE)
     show('linear/key', k_BNKE)
-    # Heads first, once and for all products: left to XLA:CPU, each product turns its operands round again.
+    # Heads first, once for all products: XLA:CPU would transpose the operands of each product.
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BNKE, v_BNKE))
     o = weighted_sum(q, k, v, shortest=shortest) / (total_weight(q, k) + eps)[..., None]
     return jnp.swapaxes(o, 1, 2)
@@ -134,24 +125,18 @@ def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = E
 
 def weighted_sum(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array, *, shortest: bool = False) -> Array:
     """q·(kᵀv/N), [B, K, N, E]: products in the dtype of v, sums in that of q and k, which it returns.
-
-    `shortest` takes (q·kᵀ/N)·v where fewer tokens than channels make that less work (256 tokens and one head
-    of 384, say; the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are cut over devices.
-    """
-    acc, dtype = q_BKNE.dtype, v_BKNE.dtype
+    `shortest` takes (q·kᵀ/N)·v where there are fewer tokens than channels (256 tokens and one head of 384,
+    say; the GFLOPs of the DyDi-LiT paper are counted so), unless the tokens are sharded."""
+    einsum, dtype = functools.partial(jnp.einsum, preferred_element_type=q_BKNE.dtype), v_BKNE.dtype
     if shortest and k_BKNE.shape[2] < k_BKNE.shape[3] and mesh_axis_size('seq') == 1:
-        map_BKNN = jnp.einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype),
-                              preferred_element_type=acc)
-        return jnp.einsum('bknm,bkme->bkne', (map_BKNN / k_BKNE.shape[2]).astype(dtype), v_BKNE,
-                          preferred_element_type=acc)
-    state_BKEE = jnp.einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE,
-                            preferred_element_type=acc) / k_BKNE.shape[2]
-    return jnp.einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype),
-                      preferred_element_type=acc)
+        map_BKNN = einsum('bkne,bkme->bknm', q_BKNE.astype(dtype), k_BKNE.astype(dtype)) / k_BKNE.shape[2]
+        return einsum('bknm,bkme->bkne', map_BKNN.astype(dtype), v_BKNE)
+    state_BKEE = einsum('bkne,bknf->bkef', k_BKNE.astype(dtype), v_BKNE) / k_BKNE.shape[2]
+    return einsum('bkne,bkef->bknf', q_BKNE.astype(dtype), state_BKEE.astype(dtype))
 
 
 def total_weight(q_BKNE: Array, k_BKNE: Array) -> Array:
-    """q·mean(k), [B, K, N]: what the weights of a query add up to."""
+    """q·mean(k), [B, K, N]: the sum of a query's weights."""
     return jnp.einsum('bkne,bke->bkn', q_BKNE, k_BKNE.mean(2))
 
 
@@ -160,8 +145,7 @@ def focus(x_BNKE: Array, power: int) -> Array:
     def norm(x):
         return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))
 
-    # The direction does not depend on the size of x; without the division 1e-6 cubed and squared underflows
-    # in float32.
+    # The direction does not depend on the size of x; undivided, 1e-6 cubed and squared underflows in float32.
     peak = jax.lax.stop_gradient(jnp.abs(x_BNKE).max((-2, -1), keepdims=True))
     powered = (x_BNKE / peak) ** power
     return powered / norm(powered) * norm(x_BNKE)

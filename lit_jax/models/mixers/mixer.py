@@ -1,4 +1,4 @@
-"""What a token mixer is, and what it states about itself for the rest of the library: `Mixer`."""
+"""The base class of token mixers, `Mixer`, and what they state about themselves."""
 import inspect
 import math
 from collections.abc import Mapping
@@ -14,21 +14,18 @@ class Mixer(nnx.Module):
 
     A subclass has `__init__(self, width, *, ..., dtype, rngs)`, whose further keywords are the options of
     `model.mixer` in a recipe, and `__call__(x_BND, grid) -> x_BND` with grid = (H, W), rows first, N = H·W.
-    It owns its projections and takes its sums over tokens in `accumulator(dtype)`. An option `heads` must
+    It contains its own projections and sums over tokens in `accumulator(dtype)`. An option `heads` must
     divide the width, and `tensor` shards it.
 
-    What follows may be stated where it applies; `mixer` is the dict of a recipe or architecture: name and
-    options, those with a default possibly left out.
+    Everything below is optional; `mixer` is the dict of a recipe or architecture: name and options.
 
     Attributes:
-        leaves: the parameters (`lit_jax.models.facts.Leaf`). A mixer without them trains where no mesh axis
-            shards weights.
+        leaves: the parameters (`lit_jax.models.facts.Leaf`). Without them weights cannot be sharded.
         parts: where q, k, v and o of the attention lie, for a student to inherit: {'k': ('kv', 0)}:
             (projection, index on the axis of its parts or None).
-        losses, statistics, routes: names that it shows (`lit_jax.models.probe`): scalars that are losses of
-            its own, scalars for the log, indices [B, N] of what tokens were routed to.
-        published_ffn: a ffn that tells its PyTorch files from those of other mixers with the same tensors.
-    """
+        losses, statistics, routes: names that it shows (`lit_jax.models.probe`): scalar losses, scalars for
+            the log, indices [B, N] of the choices of routers.
+        published_ffn: a ffn that tells its PyTorch files from those of other mixers with the same tensors."""
     leaves: ClassVar[tuple[Leaf, ...]] = ()
     parts: ClassVar[Mapping[str, tuple[str, int | None]]] = {}
     losses: ClassVar[tuple[str, ...]] = ()
@@ -38,7 +35,7 @@ class Mixer(nnx.Module):
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
-        """What `model.mixer` may hold beside the name."""
+        """The options of `model.mixer` beside the name."""
         own = inspect.signature(cls.__init__).parameters
         return {name: own[name] for name in own if name not in ('self', 'width', 'dtype', 'rngs')}
 
@@ -60,23 +57,22 @@ class Mixer(nnx.Module):
 
     @staticmethod
     def sets(mixer: Mapping) -> int:
-        """How many pairs of queries and keys attend."""
+        """Number of pairs of queries and keys that attend."""
         return 1
 
     @staticmethod
     def state_bytes(mixer: Mapping, width: int, grid: tuple[int, int]) -> int | None:
-        """Bytes between the tokens of one image (`lit_jax.models.cost.state_bytes`); None: unsaid."""
+        """Bytes of state of one image (`lit_jax.models.cost.state_bytes`); None: not defined."""
         return None
 
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
-        """What blocks with this mixer are, from a PyTorch file that holds tensors of its `leaves`.
+        """The blocks of a PyTorch file that holds tensors of this mixer's `leaves`.
 
         Args:
             found: `lit_jax.convert.torch_survey.Found`: sizes by letter, depth, `holds(leaf)`, `side(leaf,
-                layer, axis)`, `hub`. hints: `torch_survey.Hints`, what the caller knows.
-            published: models (`config.model`) whose weights are published, for what tensors do not show.
-        """
+                layer, axis)`, `hub`. hints: `torch_survey.Hints` from the caller.
+            published: models (`config.model`) with published weights, for facts that tensors do not show."""
         return Blocks({'heads': hints.heads}, problems=head_problems(hints.heads, found.sizes['D']))
 
 

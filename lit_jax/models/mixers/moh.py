@@ -1,12 +1,11 @@
-"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention whose heads each token weighs for
-itself.
+"""Mixture-of-head attention (MoH, arXiv 2410.11842): softmax attention with heads weighted for each token.
 
-Some heads are shared, all of them used by every token; of the others, the routed ones, a token uses the few
-that its router likes best. All heads are computed, as in the official code: what is saved is what the others
-would have added.
-"""
+Every token uses the shared heads; of the others, the routed ones, it uses the few that its router ranks
+highest. All heads are computed, as in the official code; only the sum is restricted."""
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,37 +26,30 @@ class MohAttention(Mixer):
 
     Shared heads come first in the head axis. Their weights are a softmax times their number (mean 1); those
     of the routed heads are the `routed` largest of a softmax over the rest, scaled to the sum `routed`. With
-    both kinds a third softmax of two, times 2, shares out between them.
+    both kinds a third softmax of two, times 2, weighs one kind against the other.
 
     Shows 'balance', the official load-balance loss, in layers that route; the official total is its mean over
     those layers, so the others show nothing. Its means are over all tokens of the batch.
 
     Args:
-        heads: all of them. shared: how many are shared. routed: how many of the others a token uses; 0 where
-            there are none.
-        head_dim: E, where heads·E is not the width.
-    """
+        heads: all of them. shared: number of shared ones. routed: number of the others that a token uses.
+        head_dim: E, where heads·E is not the width."""
     losses = ('balance',)
     leaves = (*QKV, *(Leaf(f'{ours}/kernel', ('D', None), 'linear', f'{theirs}.weight') for ours, theirs in (
         ('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1'))))
     parts, state_bytes = QKV_PARTS, SoftmaxAttention.state_bytes
-    kinds_router: Linear | None
-    shared_router: Linear | None
-    router: Linear
-
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
-        """Routers show shared and routed heads of a layer, qkv their width; nothing how many a token uses."""
+        """Routers show shared and routed heads of a layer, qkv their width; `routed` is not in the file."""
         problems, layers = [], []
         for layer in range(found.depth):
             experts = found.side('router/kernel', layer, 0)
-            # With one shared head there is nothing to weigh, only the router between the two kinds.
+            # One shared head has no router of its own, only that between the two kinds.
             shared = found.side('shared_router/kernel', layer, 0) or int(
                 not experts or found.side('kinds_router/kernel', layer, 0) > 0)
             heads, rows = experts + shared, found.side('qkv/kernel', layer, 0)
             if rows % (3 * heads):
-                problems.append(f'blocks.{layer}.attn.qkv.weight has {rows} rows, which are not q, k and v '
-                                f'of {heads} heads')
+                problems.append(f'the {rows} rows of blocks.{layer}.attn.qkv.weight do not fit {heads} heads')
             layers.append({'heads': heads, 'shared': shared, 'head_dim': max(1, rows // (3 * heads))})
         if hints.heads:
             problems.append('MoH-DiT shows its heads; leave --heads out')
@@ -81,14 +73,13 @@ class MohAttention(Mixer):
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         # Routing in the accumulator: in 16 bit the two best heads of a token would often be equal.
-        routers = {'kinds_router': 2 if shared and experts else 0, 'shared_router': shared if shared > 1
-                   else 0, 'router': experts}
-        for name, size in routers.items():
-            setattr(self, name, Linear(width, size, bias=False, dtype=accumulator(dtype), rngs=rngs) if size
-                    else None)
+        linear = functools.partial(Linear, bias=False, dtype=accumulator(dtype), rngs=rngs)
+        self.kinds_router = linear(width, 2) if shared and experts else None
+        self.shared_router = linear(width, shared) if shared > 1 else None
+        self.router: Any = linear(width, experts) if experts else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        """`grid` is not used: attention sees positions only through what the tokens carry."""
+        """`grid` is not used: tokens carry their positions."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
         q_BNKE, k_BNKE, v_BNKE = (qkv[:, :, i] for i in range(3))
         weights_BNK = constrain(self.head_weights(x_BND), 'batch', 'tokens', 'heads')
@@ -96,7 +87,7 @@ class MohAttention(Mixer):
         return self.proj((o_BNKE * weights_BNK[..., None]).astype(self.dtype))
 
     def head_weights(self, x_BND: Array) -> Array:
-        """The weights of the heads [B, N, K], in the accumulator; of a token they sum to the heads in use."""
+        """Weights of the heads [B, N, K], in the accumulator; a token's sum to the number of heads in use."""
         lead, acc = x_BND.shape[:2], accumulator(self.dtype)
         parts = []
         if self.shared:
@@ -130,8 +121,7 @@ def _check_counts(heads: int, shared: int, routed: int) -> None:
 
 
 def _runs_of(layers: Sequence[Mapping], qkv_bias: bool) -> tuple[dict, list[dict]]:
-    """(mixer, stages) of layers with their heads, shared, routed and head_dim; written as
-    `lit_jax.recipes.systems` does."""
+    """(mixer, stages) of layers' heads, shared, routed and head_dim, as in `lit_jax.recipes.systems`."""
     names = ('heads', 'shared', 'routed', 'head_dim')
     runs = [(len(list(group)), layer) for layer, group in itertools.groupby(layers)]
     own = names if len({layer['head_dim'] for layer in layers}) > 1 else names[:3]
@@ -141,7 +131,7 @@ def _runs_of(layers: Sequence[Mapping], qkv_bias: bool) -> tuple[dict, list[dict
 
 
 def _published_routes(layers: Sequence[Mapping], found, hints, published) -> list[int] | None:
-    """For each layer what the caller says, or what the published size with these heads has."""
+    """Each layer's `routed`: the caller's, or that of the published size with these heads."""
     if hints.routed and len(hints.routed) in (1, found.depth):
         return list(hints.routed * found.depth if len(hints.routed) == 1 else hints.routed)
     heads = [(layer['heads'], layer['shared']) for layer in layers]

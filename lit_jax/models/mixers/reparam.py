@@ -1,14 +1,11 @@
 """A depth-wise 3 x 3 convolution trained as three and used as one (ACNet, arXiv 1908.03930).
 
-A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel run beside each other and are added up. A sum of convolutions is
-the convolution with the sum of the kernels, so the three are added before the image is touched: training
-costs what one convolution costs, and `fold` writes the sum down once for sampling.
+A 3 x 3, a 3 x 1 and a 1 x 3 kernel a channel are added up before the image is touched, since a sum of
+convolutions is the convolution with the sum of the kernels: training costs one convolution; `fold` stores it.
 
-ACNet puts a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix
-images of all noise levels, an image's output in training would depend on the others of its batch, and the
-running means would be state beside the parameters. The plain sum folds as well. It still trains differently
-from one kernel: the cross in the middle is reached by two parameters.
-"""
+ACNet has a BatchNorm behind each branch. Here there is none: in a diffusion model its statistics would mix
+images of all noise levels, make an image's output depend on its batch, and be state beside the parameters.
+Training still differs from one kernel: the cross in the middle is reached by two parameters."""
 from collections.abc import Mapping
 
 import jax
@@ -50,23 +47,17 @@ def _sum_branches(branches: Mapping[str, Array]) -> Array:
 
 
 def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
-    """(arch, params) of a trained model whose branches are one kernel each: the same function with fewer
-    parameters.
+    """(arch, params) of a trained model with one kernel for its branches: the same function.
 
-    Also right for an EMA of the parameters: the sum of averages is the average of sums. Without branches,
-    what came in.
-    """
+    Also right for an EMA of the parameters: the sum of averages is the average of sums."""
     arch = dict(arch)
     if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':
         arch['mixer'] = {**arch['mixer'], 'dwc': 'single'}
     if arch.get('stages'):
-        arch['stages'] = tuple(_fold_stage(stage) for stage in arch['stages'])
+        arch['stages'] = tuple(
+            {**stage, 'mixer': {**stage['mixer'], 'dwc': 'single'}}
+            if stage.get('mixer', {}).get('dwc') == 'branches' else dict(stage) for stage in arch['stages'])
     return arch, _fold_tree(params)
-
-
-def _fold_stage(stage: Mapping) -> dict:
-    mixer = stage.get('mixer', {})
-    return {**stage, 'mixer': {**mixer, 'dwc': 'single'}} if mixer.get('dwc') == 'branches' else dict(stage)
 
 
 def _fold_tree(tree):

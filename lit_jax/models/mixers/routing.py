@@ -1,14 +1,12 @@
-"""Top-1 routing: each token takes one of several matrices, or one of several numbers, by the largest of its
-logits.
+"""Top-1 routing: each token takes one of several matrices, or one of several numbers, by its largest logit.
 
-The choice itself has no derivative. Two readings of a paper that writes only `argmax`:
+The choice has no derivative. Two readings of a paper that writes only `argmax`:
 
 - `straight_through`: forward the hard choice, backward that of a softmax over the logits. A number picked
-  from a bank gets the whole of it. The product with a picked matrix gets the part of the matrix that was
-  picked: its output is scaled by a gate whose value is one and whose derivative is that of the picked
-  probability. The parts of the others would need their products too, which is the cost that routing avoids.
-- `frozen`: taken literally. Routers stay at their random start; what they choose between learns all the same.
-"""
+  from a bank gets all of it. The product with a picked matrix gets the part of that matrix: its output is
+  scaled by a gate of value one whose derivative is that of the picked probability. The parts of the others
+  would need their products too, the cost that routing avoids.
+- `frozen`: taken literally. Routers keep their random initialisation; the rest is trained."""
 import math
 from typing import Any, NamedTuple
 
@@ -28,16 +26,13 @@ GRADIENTS = ('straight_through', 'frozen')
 class Route(NamedTuple):
     """The choices of a batch of tokens.
 
-    Attributes:
-        index_BN: which one, int32.
-        weights_BNP: one for it and zero for the others, in the accumulator; their derivative is the
-            softmax's, or none.
-    """
+    index_BN: the choice, int32. weights_BNP: one for it and zero for the others, in the accumulator; their
+    derivative is the softmax's, or none."""
     index_BN: Array
     weights_BNP: Array
 
     def pick(self, bank_P: Array) -> Array:
-        """The number of each token from a bank of P, [B, N]."""
+        """Each token's number from a bank of P, [B, N]."""
         return (self.weights_BNP * bank_P.astype(self.weights_BNP.dtype)).sum(-1)
 
     def gate(self) -> Array:
@@ -46,15 +41,14 @@ class Route(NamedTuple):
         return jnp.where(chosen, self.weights_BNP, 0).sum(-1)
 
     def usage(self) -> Array:
-        """The share of the tokens that took each choice, [P]."""
+        """The share of the tokens with each choice, [P]."""
         return jax.lax.stop_gradient(self.weights_BNP).mean((0, 1))
 
 
 class Router(nnx.Module):
     """Tokens, or several parts of them, to a `Route`; kernel [parts·D, choices], without bias.
 
-    Logits are summed in the accumulator: where bfloat16 rounds them, the first of many equal ones would win.
-    """
+    Logits are summed in the accumulator: bfloat16 would round many to equal ones, and the first would win."""
 
     def __init__(self, width: int, choices: int, *, parts: int = 1, gradient: str = 'straight_through', dtype,
                  rngs: nnx.Rngs):
@@ -64,7 +58,7 @@ class Router(nnx.Module):
         self.kernel = nnx.Param(xavier_uniform(rngs.params(), (parts * width,), (choices,)))
 
     def __call__(self, *x_BND: Array) -> Route:
-        """Each of the parts [B, N, ...] with D numbers a token."""
+        """x: each of the parts [B, N, ...] with D numbers a token."""
         kernels = jnp.split(self.kernel[...].astype(self.dtype), len(x_BND))
         logits: Any = sum(self._product(x, kernel) for x, kernel in zip(x_BND, kernels, strict=True))
         index = logits.argmax(-1).astype(jnp.int32)
@@ -80,16 +74,13 @@ class Router(nnx.Module):
 
 
 def entropy(usage_P: Array) -> Array:
-    """Of the shares of P choices, over that of equal shares: 1 if all are used alike, 0 if one takes all."""
+    """Entropy of the shares of P choices over that of equal shares: 1 for equal use, 0 if one takes all."""
     return -jnp.where(usage_P > 0, usage_P * jnp.log(usage_P), 0).sum() / math.log(max(usage_P.size, 2))
 
 
 class RoutedLinear(nnx.Module):
-    """x·W_u, each token with the one of `choices` whole matrices that its router takes: [B, N, D] -> [B, N,
-    K, E].
-
-    Its cost is that of one product, whatever the number of matrices. Without bias.
-    """
+    """x·W_u with one of `choices` matrices picked for each token: [B, N, D] -> [B, N, K, E]. Without bias.
+    Costs one product, whatever the number of matrices."""
 
     def __init__(self, width: int, head: tuple[int, int], choices: int, *, gradient: str = 'straight_through',
                  init: Init = xavier_uniform, dtype, rngs: nnx.Rngs):
@@ -107,7 +98,7 @@ class RoutedLinear(nnx.Module):
 
 
 def routed_product(x_BND: Array, kernel_PDKE: Array, index_BN: Array) -> Array:
-    """x·kernel[index] for every token, [B, N, K, E]. On a mesh each device sorts the tokens that it holds."""
+    """x·kernel[index] for every token, [B, N, K, E]. On a mesh each device sorts its own tokens."""
     if jax.sharding.get_abstract_mesh().size <= 1:
         return _flat_product(x_BND, kernel_PDKE, index_BN)
     tokens = partition_spec(x_BND.shape, 'batch', 'tokens', None)

@@ -1,9 +1,7 @@
-"""Sana's linear attention (LiteLA; arXiv 2410.10629): ReLU features, a normaliser, nothing else.
+"""Sana's linear attention (LiteLA; arXiv 2410.10629): ReLU features and a normaliser.
 
-Against LiT's (`mixers/linear.py`): nothing is added to the features, epsilon is 1e-8 and counts in the sum
-over the keys, not in their mean, and there is no convolution on the values: it is in the Mix-FFN
-(`lit_jax.models.ffn_mix`).
-"""
+Unlike LiT's (`mixers/linear.py`) it adds nothing to the features, its epsilon of 1e-8 belongs to the sum over
+the keys, not to their mean, and the convolution is in the Mix-FFN (`lit_jax.models.ffn`)."""
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,30 +19,25 @@ class SanaAttention(Mixer):
     """o = relu(q)·(relu(k)ᵀv) / (relu(q)·Σ relu(k) + eps), then proj: [B, N, D] -> [B, N, D].
 
     Args:
-        heads: width/32 in Sana's text-to-image models; the class-conditional Sana of the DyDi-LiT paper has,
-            by its GFLOPs, one head as wide as the model.
+        heads: width/32 in Sana's text-to-image models; 1 in the DyDi-LiT paper's Sana, by its GFLOPs.
         qkv_bias: none in Sana.
-        eps: 1e-8 in the official block; the diffusers port has 1e-15. A query whose features are all zero
-            gives zero.
-    """
+        eps: 1e-8 in the official block, 1e-15 in diffusers. A query with all features zero gives zero."""
     leaves, parts, published_ffn = QKV, QKV_PARTS, 'mix'
     state_bytes, read_torch = staticmethod(bytes_of_sums), staticmethod(read_qkv)
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         if not eps > 0:
-            raise UserError(f'mixer.eps must be positive, got {eps!r}: queries without features would divide '
-                            f'by zero')
+            raise UserError(f'mixer.eps must be positive, got {eps!r}: it prevents a division by zero')
         head = (heads, width // heads)
         self.dtype, self.eps = dtype, eps
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        """`grid` is not used: attention sees positions only through what the tokens carry."""
+        """`grid` is not used: tokens carry their positions."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
         acc = accumulator(self.dtype)
         q_BNKE, k_BNKE = (jax.nn.relu(qkv[:, :, i]).astype(acc) for i in range(2))
-        # The mean of the keys is their sum over N, and so is the epsilon that belongs to it.
-        return self.proj(linear_attention(q_BNKE, k_BNKE, qkv[:, :, 2], self.eps / x_BND.shape[1],
-                                          shortest=True))
+        eps = self.eps / x_BND.shape[1]      # linear_attention takes the keys' mean, not their sum
+        return self.proj(linear_attention(q_BNKE, k_BNKE, qkv[:, :, 2], eps, shortest=True))

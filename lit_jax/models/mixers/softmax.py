@@ -1,7 +1,5 @@
-"""Softmax self-attention as in DiT: one qkv projection, scale E^-0.5, no norm of queries and keys.
-
-With `compress` the keys and values of r x r tokens become one (PixArt-Σ, arXiv 2403.04692).
-"""
+"""Softmax self-attention as in DiT: one qkv projection, scale E^-0.5, no norm of queries and keys. With
+`compress` the keys and values of r x r tokens become one (PixArt-Σ, arXiv 2403.04692)."""
 import functools
 import itertools
 import math
@@ -21,13 +19,9 @@ from lit_jax.runtime.errors import UserError
 
 
 class KeyCompressor(nnx.Module):
-    """r x r neighbours of the grid -> one token: a depth-wise convolution of that size and stride, then a
-    LayerNorm.
-
-    The norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). At the start
-    the convolution takes the mean. One channel of one head has one kernel; heads stay an axis, so that
-    `tensor` cuts them.
-    """
+    """r x r neighbours of the grid -> one token: a depth-wise convolution of that stride, then LayerNorm. The
+    norm is over all heads together, with gain and bias and epsilon 1e-5 (PyTorch's default). The convolution
+    starts as the mean. Each channel of each head has one kernel; heads stay an axis for `tensor`."""
 
     def __init__(self, head: tuple[int, int], rate: int):
         self.rate = rate
@@ -60,10 +54,7 @@ QKV_PARTS = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', No
 class SoftmaxAttention(Mixer):
     """Multi-head attention over all tokens: [B, N, D] -> [B, N, D].
 
-    Args:
-        compress: r; one key and value for each r x r tokens (the same `KeyCompressor` for both), 1 for one
-            each.
-    """
+    compress: r; one key and value for each r x r tokens (one `KeyCompressor` for both), 1 for one each."""
     leaves = (*QKV, *product('compressor', (None, None, 'K', 'E'), 'depthwise', 'sr'),
               Leaf('compressor/norm_gain', ('K', 'E'), 'flat', 'norm.weight'),
               Leaf('compressor/norm_bias', ('K', 'E'), 'flat', 'norm.bias'))
@@ -98,15 +89,14 @@ class SoftmaxAttention(Mixer):
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         if isinstance(compress, bool) or not isinstance(compress, int) or compress < 1:
-            raise UserError(f'mixer.compress must be a positive integer (1: keys and values as they are), '
-                            f'got {compress!r}')
+            raise UserError(f'mixer.compress must be a positive integer (1: not at all), got {compress!r}')
         head = (heads, width // heads)
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         self.compressor = KeyCompressor(head, compress) if compress > 1 else None
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        """`grid` matters to `compress` only: attention sees positions only through what the tokens carry."""
+        """`grid` matters to `compress` only: tokens carry their positions."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
         q_BNKE, k_BMKE, v_BMKE = (qkv[:, :, i] for i in range(3))
         if self.compressor is not None:
@@ -116,7 +106,7 @@ class SoftmaxAttention(Mixer):
 
 
 def read_qkv(found, hints, published) -> Blocks:
-    """Heads and bias of DiT's projections. Nothing shows the heads: told, or those of DiT's sizes."""
+    """Heads and bias of DiT's projections. Tensors do not show the heads: given, or those of DiT's sizes."""
     width, told = found.sizes['D'], hints.heads
     known = {(model['depth'], model['width']): model['mixer']['heads'] for model in published
              if model['mixer']['name'] == 'softmax'}
@@ -131,10 +121,8 @@ def read_qkv(found, hints, published) -> Blocks:
 
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
-
     On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
-    `seq`. Reverse-mode derivatives of first order only. Shows 'softmax/query' and 'softmax/key'.
-    """
+    `seq`. First-order reverse-mode derivatives only. Shows 'softmax/query' and 'softmax/key'."""
     show('softmax/query', q_BNKE)
     show('softmax/key', k_BMKE)
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
