@@ -27,8 +27,7 @@ __all__ = ['TrainedModel', 'convert_checkpoint', 'evaluate', 'inherit', 'load', 
 class TrainedModel(Model):
     """A model with its weights: `model.sample(...)` draws images, `model(x, t, y)` calls the network.
 
-    Attributes: network, params (a nested dict of arrays), config (of its model folder), arch.
-    """
+    Attributes: network, params (a nested dict of arrays), config (of its model folder), arch."""
     _opened: tuple[tuple, Pipeline] | None = None
 
     def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | str | None = None, *,
@@ -45,8 +44,7 @@ class TrainedModel(Model):
                 prompts also negative_prompt and size=(height, width).
 
         Raises:
-            UserError: something that this model cannot draw, or a folder that does not belong to it.
-        """
+            UserError: something that this model cannot draw, or a folder that does not belong to it."""
         if self._opened is None or self._opened[0] != (vae, text_encoder):
             self._opened = (vae, text_encoder), open_pipeline(self, vae, text_encoder)
         return self._opened[1].sample(classes, prompts, seed=seed, **options)
@@ -68,8 +66,7 @@ def load(path, **options) -> TrainedModel:
             on a CPU).
 
     Raises:
-        UserError: nothing loadable there, damaged files, or an unknown dtype.
-    """
+        UserError: nothing loadable there, damaged files, or an unknown dtype."""
     model = loading.load(path, **options)
     return TrainedModel(model.network, model.params, model.config)
 
@@ -82,8 +79,7 @@ def convert_checkpoint(source, out, **options) -> Path:
         options: of `lit_jax.convert.torch_import.convert`, such as overwrite=True or heads=16.
 
     Raises:
-        UserError: an unreadable or unknown file, or an output that exists; nothing is written then.
-    """
+        UserError: an unreadable or unknown file, or an output that exists; nothing is written then."""
     shipped = str(source).startswith('assets/') and not Path(source).exists()
     convert(find_asset(str(source)) if shipped else source, out, **options)
     return Path(out)
@@ -99,8 +95,7 @@ def inherit(config: ConfigDict) -> TrainedModel:
     the rest random.
 
     Raises:
-        UserError: a recipe without `inherit.path`, or a teacher of another size.
-    """
+        UserError: a recipe without `inherit.path`, or a teacher of another size."""
     if not config.inherit.path:
         raise UserError('inherit.path is empty: set config.inherit.path to a model folder or a workdir')
     config = finalize(config, 1)
@@ -118,6 +113,5 @@ def evaluate(**options) -> list[dict]:
         options: fields of `ScoreOptions`: reference, samples or sources, metrics, features, ...
 
     Raises:
-        UserError: a request that cannot be met, before anything is drawn.
-    """
+        UserError: a request that cannot be met, before anything is drawn."""
     return score_rows(ScoreOptions(**options))

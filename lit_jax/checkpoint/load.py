@@ -30,8 +30,7 @@ def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = 
         `model(x, t, y)`: x [B, H, W, C], t in 0..999, y class indices -> [B, H, W, 2C], noise first.
 
     Raises:
-        UserError: nothing loadable there, damaged files, or an unknown dtype.
-    """
+        UserError: nothing loadable there, damaged files, or an unknown dtype."""
     check_known('dtype', dtype, DTYPES)
     config, params = load_weights(path, step=step)
     network = Network(config['model'], dtype=DTYPES[dtype], scan_layers=scan_layers)
@@ -44,8 +43,7 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
     Args:
         shard: (abstract tree, architecture) -> tree of shardings, so that each device reads its own part;
             None: the first device.
-        step: of a workdir, the checkpoint to take instead of the newest.
-    """
+        step: of a workdir, the checkpoint to take instead of the newest."""
     path = as_path(path)
     with explain_unreachable(path):
         kind = peers.together(lambda: _kind(path))

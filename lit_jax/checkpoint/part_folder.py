@@ -23,8 +23,7 @@ class Part:
 
     Attributes:
         kind: in config.json. name: for people. give: what to give instead, in messages.
-        hub_field: a field of config.json by which the folder that it is converted from is told.
-    """
+        hub_field: a field of config.json by which the folder that it is converted from is told."""
     kind: str
     name: str
     give: str
@@ -76,8 +75,7 @@ class Part:
             config: where its provenance has no 'sha256' of source files (trained here), that of the
                 parameters is put in. check: as for `read_config`.
             abstract: config -> the parameter tree that it describes.
-            written: further arguments of `write_folder`.
-        """
+            written: further arguments of `write_folder`."""
         path, config = absolute(path), {'format': FORMAT, 'kind': self.kind, **config}
         config['provenance'] = dict(config.get('provenance') or {})
         if 'sha256' not in config['provenance']:

@@ -47,8 +47,7 @@ class TextEncoder:
         id: the name that models and cached features know it by. sha256: of the weights it was converted from.
         weights: how `params` hold them, 'float32', 'bfloat16' or 'int8' (features then differ by about
             0.5 %: who compares or caches features looks at sha256 and weights).
-        width: channels of the features. tokenizer: the `Tokenizer`.
-    """
+        width: channels of the features. tokenizer: the `Tokenizer`."""
 
     def __init__(self, network: T5Network, params: dict, config: dict, tokenizer: Tokenizer):
         self.network, self.params, self.config, self.tokenizer = network, params, config, tokenizer
@@ -72,8 +71,7 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left
     out (see `Part.save`). params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)` has
     them. Raises UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens
-    than the embedding has rows, a target in use, or a full disk.
-    """
+    than the embedding has rows, a target in use, or a full disk."""
     def check(config: dict, source: str) -> dict:
         config = check_text_encoder_config(config, source)
         check_vocabulary(tokenizer, config['text_encoder'])
@@ -161,8 +159,7 @@ def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> di
     """One leaf in the form `weights`: {path: array}, with int8 kernels {path: int8, '.../scale': float32}.
 
     parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers, taken one at a time; of
-        any other leaf the leaf alone.
-    """
+        any other leaf the leaf alone."""
     if path not in KERNELS:
         narrow = path == EMBEDDING and weights != 'float32'
         return {path: np.ascontiguousarray(next(iter(parts)), jnp.bfloat16 if narrow else np.float32)}

@@ -37,8 +37,7 @@ class Vae:
             holds.
         id: the name that data sets and models know it by, e.g. 'stabilityai/sd-vae-ft-ema'.
         sha256: of the weights; two folders with the same weights from the same file have the same.
-        scale, shift: of the latents.
-    """
+        scale, shift: of the latents."""
 
     def __init__(self, network: VaeNetwork, params: dict, config: dict):
         self.network, self.params, self.config = network, params, config
@@ -66,8 +65,7 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
 
     config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one (see
     `Part.save`). params: nested dict of numpy or jax arrays. Raises UserError for a wrong config, parameters
-    that do not fit it, a target that is in use, or a full disk.
-    """
+    that do not fit it, a target that is in use, or a full disk."""
     return PART.save(path, {'shift': 0.0, **config}, params, check=check_vae_config, overwrite=overwrite,
                      abstract=lambda config: VaeNetwork(config['vae']).abstract())
 
@@ -77,8 +75,7 @@ def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae
 
     Args:
         dtype: compute dtype, 'float32' or 'bfloat16'.
-        shard: abstract tree -> tree of shardings of the parameters; None: the first device.
-    """
+        shard: abstract tree -> tree of shardings of the parameters; None: the first device."""
     check_known('dtype', dtype, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):

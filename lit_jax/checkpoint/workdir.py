@@ -38,8 +38,7 @@ def check_workdir(workdir, recipe: Mapping) -> None:
     Process 0 looks; all raise.
 
     Args:
-        recipe: the finalized recipe as a dict.
-    """
+        recipe: the finalized recipe as a dict."""
     peers.only_lead(lambda: _check(as_path(workdir), recipe))
 
 
@@ -66,8 +65,7 @@ def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -
 
     Args:
         describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written
-            beside the recipe. null_text: of a text model, the features of the empty caption [L, C].
-    """
+            beside the recipe. null_text: of a text model, the features of the empty caption [L, C]."""
     return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe, null_text))
 
 

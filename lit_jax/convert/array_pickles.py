@@ -33,8 +33,7 @@ def read_arrays(path) -> dict:
     """The (nested) dict of numpy arrays in a file; entries that are no arrays are left out.
 
     Raises UserError for a file that is truncated, damaged, of another kind, or names anything that is not
-    known.
-    """
+    known."""
     path = Path(path)
     try:
         with open(path, 'rb') as file:
@@ -67,8 +66,7 @@ def flat_names(tree: Mapping, prefix: str = '') -> dict[str, np.ndarray]:
     return flat
 
 
-# ------------------------------------------------------------------------------------------------------
-# Containers
+# ---- Containers --------------------------------------------------------------------------------------
 
 
 def _read_zip(file) -> dict:
@@ -103,8 +101,7 @@ def _read_stream(file) -> dict:
     return _plain(content, data)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Stand-ins
+# ---- Stand-ins ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

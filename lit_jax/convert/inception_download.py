@@ -28,8 +28,7 @@ def download(flags: str) -> Path:
 
     Args:
         flags: how a person names the file, for the message of the UserError that is raised where it cannot be
-            fetched.
-    """
+            fetched."""
     target = cache_folder() / PUBLISHED_NAME
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
     LOG.info('fetching the weights of Inception: %s', URL)

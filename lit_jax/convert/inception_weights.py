@@ -58,8 +58,7 @@ class Inception:
 
     Attributes:
         network: the `InceptionNetwork`. params: its parameters, float32 numpy arrays.
-        sha256: of the published file that the weights came from. source: that file's name.
-    """
+        sha256: of the published file that the weights came from. source: that file's name."""
     network: InceptionNetwork
     params: dict
     sha256: str
@@ -87,8 +86,7 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
             in its name, else those of the published files.
 
     Raises:
-        UserError: no weights, or a file that is damaged, unknown, or not the one that its name says.
-    """
+        UserError: no weights, or a file that is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
     if _is_ours(file):
@@ -128,8 +126,7 @@ def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
     """Writes published weights as our own file, `out` or inception.safetensors in the folder `out`.
 
-    asked: flags that were given and make sense for a diffusion model only; there must be none.
-    """
+    asked: flags that were given and make sense for a diffusion model only; there must be none."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
                         f'models. Leave it out, or give the file of a diffusion model another name')
@@ -167,8 +164,7 @@ def save_inception(file, inception: Inception) -> None:
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
     """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with all problems.
 
-    where: what was read, for the message.
-    """
+    where: what was read, for the message."""
     found = _Published({name: value for name, value in flat_names(arrays).items()
                         if not _NOT_NEEDED.search(name)})
     flat = {}
@@ -224,8 +220,7 @@ class _Published:
         return None
 
 
-# ------------------------------------------------------------------------------------------------------
-# Pieces
+# ---- Pieces ------------------------------------------------------------------------------------------
 
 
 def _in_folder(folder, what: str):

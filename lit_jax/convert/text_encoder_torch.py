@@ -86,8 +86,7 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
         asked: flags that were given and make sense for a diffusion model only; there must be none.
 
     Raises:
-        UserError: nothing has been written then.
-    """
+        UserError: nothing has been written then."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
     check_known('text_dtype', text_dtype, WEIGHTS)
@@ -119,8 +118,7 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
         f'written  {done.out}'])
 
 
-# ------------------------------------------------------------------------------------------------------
-# config.json and tokenizer
+# ---- config.json and tokenizer -----------------------------------------------------------------------
 
 
 def arch_of(hub: Mapping, where: str) -> dict:
@@ -170,15 +168,13 @@ def _guess_id(src: Path) -> str:
     return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
-# ------------------------------------------------------------------------------------------------------
-# Weights
+# ---- Weights -----------------------------------------------------------------------------------------
 
 
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
     """The parameters of `arch` in the form `weights`, or one UserError with all that is wrong.
 
-    name: what was read, for the message.
-    """
+    name: what was read, for the message."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(T5Network(arch).abstract()).items()}
     _check_tensors(source, shapes, name)
     flat, problems = {}, []
@@ -254,8 +250,7 @@ def _raise(problems: list[str], name: str) -> None:
                         listed(problems))
 
 
-# ------------------------------------------------------------------------------------------------------
-# The way back
+# ---- The way back ------------------------------------------------------------------------------------
 
 
 def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:

@@ -28,8 +28,7 @@ POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 class Inferred:
     """An architecture read off a file; `unknown` fields hold placeholders, and `problems` say why.
 
-    notes: what was taken for granted, to be printed.
-    """
+    notes: what was taken for granted, to be printed."""
     arch: dict
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -48,8 +47,7 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     Raises:
         UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to
         be told
-            together with what is wrong with single tensors.
-    """
+            together with what is wrong with single tensors."""
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):
@@ -158,8 +156,7 @@ _HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'cha
                'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
 
 
-# ------------------------------------------------------------------------------------------------------
-# What was asked for
+# ---- What was asked for ------------------------------------------------------------------------------
 
 # Text models: name -> what it fixes.
 _PIXART = {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}
@@ -198,8 +195,7 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
         arch: what `name` holds. expected: any of depth, width, patch, image_size, input_size, channels,
             num_classes, mixer (its name), heads and other options of the mixer.
         downscale: image pixels a latent pixel, each way. unknown: fields of `arch` that are not to be
-            compared.
-    """
+            compared."""
     expected = {key: value for key, value in expected.items() if value is not None}
     if 'image_size' in expected:
         image = expected.pop('image_size')

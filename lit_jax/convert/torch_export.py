@@ -33,8 +33,7 @@ def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',
     """Parameter tree -> {torch name: contiguous float32 array}, in the order of DiT's state dict.
 
     layout: 'diffusers' for PixArt only. null_caption: of PixArt, for its 'y_embedder.y_embedding'; diffusers'
-        layout has none.
-    """
+        layout has none."""
     return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout, null_caption)}
 
 
@@ -52,8 +51,7 @@ def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> 
 def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
     """Writes a model folder or workdir as a .safetensors file, or as a diffusers folder.
 
-    What is written stands beside its place and is renamed when it is whole.
-    """
+    What is written stands beside its place and is renamed when it is whole."""
     src, out = as_path(src), local_path(out)
     check_known('layout', layout, LAYOUTS)
     if layout == 'diffusers':
@@ -163,8 +161,7 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
     """Streams float32 tensors into a binary file, one at a time (safetensors' writer copies them all).
 
     Args:
-        layout: name -> shape of every tensor, in the order of `values`.
-    """
+        layout: name -> shape of every tensor, in the order of `values`."""
     header: dict = {'__metadata__': dict(metadata)}
     offset = 0
     for name, shape in layout.items():
@@ -181,12 +178,10 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
         file.write(value.data)
 
 
-def _order(arch: Mapping, layout: str, null: bool) -> Iterator[
-    tuple[tuple[str, ...], ModelLeaf, int | None]]:
+def _order(arch: Mapping, layout: str, null: bool) -> Iterator[tuple[tuple[str, ...], ModelLeaf, int | None]]:
     """(keys, leaf, layer of the leaf) of every tensor but the position table, in DiT's order.
 
-    Several keys are the parts of one tensor along its first axis.
-    """
+    Several keys are the parts of one tensor along its first axis."""
     leaves = file_leaves(arch) if null and layout == 'original' else model_leaves(arch)
     stacked = [leaf for leaf in leaves if leaf.blocks is not None]
     first = leaves.index(stacked[0])

@@ -68,8 +68,7 @@ class Source:
         config: the model folder's config that our own export stored, or None.
         hub_config: config.json of a diffusers folder, or None.
         classes: class names of a diffusers pipeline, or None.
-        files: what was read. weights: 'ema', 'model' or 'state_dict' (a file that does not tell).
-    """
+        files: what was read. weights: 'ema', 'model' or 'state_dict' (a file that does not tell)."""
     tensors: dict[str, TensorInfo]
     files: tuple[Path, ...] = ()
     weights: str = 'state_dict'
@@ -119,8 +118,7 @@ def open_source(path, weights: str = 'ema') -> Source:
         weights: which of a training checkpoint's weights, 'ema' or 'model'.
 
     Raises:
-        UserError: nothing there, nothing readable, or a file that is not plain data.
-    """
+        UserError: nothing there, nothing readable, or a file that is not plain data."""
     if weights not in ('ema', 'model'):
         raise UserError(f'unknown weights {weights!r}; a training checkpoint holds "ema" and "model"')
     path = Path(path)
@@ -158,8 +156,7 @@ def source_from_arrays(state: Mapping[str, np.ndarray]) -> Source:
     return source
 
 
-# ------------------------------------------------------------------------------------------------------
-# Readers
+# ---- Readers -----------------------------------------------------------------------------------------
 
 
 class _ArrayReader:
@@ -298,8 +295,7 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-# ------------------------------------------------------------------------------------------------------
-# Files and folders
+# ---- Files and folders -------------------------------------------------------------------------------
 
 
 def _open_file(path: Path, weights: str, source: Source) -> None:

@@ -75,8 +75,7 @@ def hub_sizes(arch: Mapping) -> dict:
 def pixart_hub_config(arch: Mapping, name: str) -> dict:
     """config.json with which diffusers builds this model, or a UserError where it has no such model.
 
-    diffusers takes base_size from sample_size; the network takes images of any other size on both sides.
-    """
+    diffusers takes base_size from sample_size; the network takes images of any other size on both sides."""
     mixers = mixers_of(arch)
     odd = [text for holds, text in (
         (arch['family'] == 'pixart', f'its family is {arch["family"]}'),

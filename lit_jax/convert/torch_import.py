@@ -79,8 +79,7 @@ def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = Non
         arch: the architecture; None infers it (with the hints where the tensors do not show them).
 
     Raises:
-        UserError: names every tensor that is wrong.
-    """
+        UserError: names every tensor that is wrong."""
     source = source_from_arrays(state)
     hints = Hints(heads=heads, input_size=input_size, routed=routed, cross_heads=cross_heads)
     inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
@@ -207,8 +206,7 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
 
 
-# ------------------------------------------------------------------------------------------------------
-# The whole road
+# ---- The whole road ----------------------------------------------------------------------------------
 
 
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
@@ -227,8 +225,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         overwrite: replace a model folder that is already there.
 
     Raises:
-        UserError: nothing has been written then.
-    """
+        UserError: nothing has been written then."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
     check_target(out, overwrite, 'model', is_model_folder)
     if src.is_dir() and is_model_folder(src):

@@ -145,8 +145,7 @@ FOREIGN = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------
-# The leaves of one model
+# ---- The leaves of one model -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,7 @@ class ModelLeaf:
 
     Attributes:
         path: in the parameter tree, with the number of its run of blocks: 'blocks1/attn/proj/kernel'.
-        shape: of one layer. blocks: the numbers of its blocks in PyTorch's count; None outside the blocks.
-    """
+        shape: of one layer. blocks: the numbers of its blocks in PyTorch's count; None outside the blocks."""
     path: str
     rule: Leaf
     shape: tuple[int, ...]
@@ -206,8 +204,7 @@ def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
     """Every leaf of an architecture and PixArt's null caption, in the order of the official state dicts;
     leaves without a rule come last.
 
-    Raises UserError where no such network can be built.
-    """
+    Raises UserError where no such network can be built."""
     return _model_leaves(json.dumps(arch, sort_keys=True))
 
 

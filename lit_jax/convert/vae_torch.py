@@ -61,8 +61,7 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
         asked: flags that were given and make sense for a diffusion model only; there must be none.
 
     Raises:
-        UserError: nothing has been written then.
-    """
+        UserError: nothing has been written then."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
@@ -92,8 +91,7 @@ def describe_vae(done: ConvertedVae) -> str:
         f'written  {done.out}'])
 
 
-# ------------------------------------------------------------------------------------------------------
-# config.json
+# ---- config.json -------------------------------------------------------------------------------------
 
 
 def _read_config(folder: Path) -> dict:
@@ -151,8 +149,7 @@ def _guess_id(src: Path) -> str:
     return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
 
 
-# ------------------------------------------------------------------------------------------------------
-# Weights
+# ---- Weights -----------------------------------------------------------------------------------------
 
 # Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
 _NAMES = [
@@ -175,8 +172,7 @@ _OLD_ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': '
 def torch_names(path: str, *, old: bool = False) -> list[str]:
     """The tensors that make one of our leaves, joined along their first axis: one, or three for qkv.
 
-    'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight'].
-    """
+    'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight']."""
     for pattern, theirs in _NAMES:
         path = re.sub(pattern, theirs, path)
     pattern = path.replace('/', '.')
@@ -189,8 +185,7 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
 def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
     """The float32 parameters of `arch`, or one UserError with everything that is wrong.
 
-    name: what was read, for the message.
-    """
+    name: what was read, for the message."""
     old = any('.attentions.0.query.' in key for key in source.tensors)
     problems, used, flat = list(source.problems), set(), {}
     for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():

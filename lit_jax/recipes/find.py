@@ -29,8 +29,7 @@ def find_recipe(name: str) -> str:
     """The file that a recipe's name stands for, with its row: PATH or PATH:ROW, as config_flags takes it.
 
     name: a path of one's own, or a recipe that ships: lit_xl, lit_xl.py, configs/lit_xl.py, paper/table4:ROW.
-    Raises UserError for a name that is not known, with those that come near it.
-    """
+    Raises UserError for a name that is not known, with those that come near it."""
     path, colon, row = name.partition(':')
     if Path(path).is_file():
         return name

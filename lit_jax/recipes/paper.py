@@ -32,8 +32,7 @@ class Row:
         cfg_scale: classifier-free guidance of the figures, 1 = none.
         system: a key of `lit_jax.recipes.systems.SYSTEMS`, of which `size` is then a size; `mixer` is not
             looked at.
-        sub_imagenet: trained on 100 classes, at the image size that `set` may give.
-    """
+        sub_imagenet: trained on 100 classes, at the image size that `set` may give."""
     size: str
     mixer: str = 'linear'
     set: Mapping | None = None

@@ -274,8 +274,7 @@ def architecture(config: ConfigDict) -> dict:
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     """Checks a recipe against itself and the devices, resolves what is derived, and locks it.
 
-    Resolved: the mesh size that is -1. Raises UserError for the first thing that cannot be.
-    """
+    Resolved: the mesh size that is -1. Raises UserError for the first thing that cannot be."""
     config = config.copy_and_resolve_references()
     arch = architecture(config)
     train = config.train
@@ -351,8 +350,7 @@ def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[s
 
     One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left
     that divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of
-    devices.
-    """
+    devices."""
     free = {axis for axis, n in mesh.items() if n == -1}
     if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
         raise UserError(f'mesh sizes must be positive; one of them may be -1, or data and fsdp together; got '

@@ -30,8 +30,7 @@ class System:
     Attributes:
         title, paper: for people. sizes: {name: fields of config.model}.
         published: {(size, image size): the "Gflops" that a paper prints, which are multiply-accumulates}.
-        convention: how that paper counts. source: where the sizes come from.
-    """
+        convention: how that paper counts. source: where the sizes come from."""
     title: str
     paper: str
     sizes: Mapping[str, Mapping]
@@ -66,8 +65,7 @@ def sub_imagenet(config: ConfigDict, image_size: int = 256) -> ConfigDict:
     return config
 
 
-# ------------------------------------------------------------------------------------------------------
-# Models
+# ---- Models ------------------------------------------------------------------------------------------
 
 
 def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Sequence[Mapping] = ()) -> dict:
@@ -151,8 +149,7 @@ def _moh(name: str) -> dict:
     return _dit(size['depth'], size['width'], mixer, stages=stages)
 
 
-# ------------------------------------------------------------------------------------------------------
-# The table
+# ---- The table ---------------------------------------------------------------------------------------
 
 # The figures that are printed for DiG lack the second product of its SwiGLU, which the official code runs
 # inside a fused operation, and the recurrence, which is a kernel: a counter of modules sees neither.
