@@ -9,8 +9,7 @@ same ones.
 
 Sizes and steps suit a few thousand small images on a CPU; docs/train/photos.md walks through it. For the
 released VAE set latent.vae, latent.scale and latent.downscale back to the defaults of
-lit_jax/recipes/recipe.py, and the model to one of SIZES.
-"""
+lit_jax/recipes/recipe.py, and the model to one of SIZES."""
 from lit_jax import recipes
 from lit_jax.runtime.errors import UserError
 

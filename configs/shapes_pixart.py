@@ -7,8 +7,7 @@ cores.
 
 The first run learns to draw, at a rate at which cross-attention does not learn for long: its keys grow and
 captions are forgotten. The second goes on from its averaged weights more slowly, and learns what captions
-say.
-"""
+say."""
 from lit_jax import recipes
 
 

@@ -5,8 +5,7 @@ steps.
 the convolution starts as the identity or, in `uniform`, as convolutions usually do. The last two rows of the
 table put the module before the attention (62.34) and between attention and FFN (62.93) and have no recipe
 here. Table 1 compares the times of scans within a block (--config.model.mixer.directions=bidirectional or
-four), table 2 sizes.
-"""
+four), table 2 sizes."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'gflops fid'

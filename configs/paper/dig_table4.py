@@ -2,8 +2,7 @@
 
 The guidance of the row `dig_xl_1200k_guided` is not printed; 1.5, that of DiT's row, is the reading taken
 here. The other systems of the table (ADM, CDM, LDM, DiM, DiS, DiMSUM) are not part of this project. The
-authors trained in float32.
-"""
+authors trained in float32."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'

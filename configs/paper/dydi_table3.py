@@ -4,8 +4,7 @@ steps.
 The starred rows of the table are the authors' own runs. MoH-DiT-S is quoted from the MoH paper; which of its
 two variants that is is not said, 90 % of the heads is the reading taken here. LiT-S is LiT's ablation from
 scratch with three heads (its table 2), not the inherited and distilled one. The row of DiT-S without a star
-(68.40) is LiT's table 5.
-"""
+(68.40) is LiT's table 5."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'

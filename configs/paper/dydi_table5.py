@@ -1,8 +1,7 @@
 """DyDi-LiT table 5: differences of tokens or of maps, small models on Sub-ImageNet at 256px, guidance 4.0.
 
 The row of tokens is that of the token differential operator in table 4 (same figures), so both have a plain
-convolution.
-"""
+convolution."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall% gflops'

@@ -2,8 +2,7 @@
 4.0.
 
 `increasing`: from 0.2 in the first block to 0.8 in the last; equal steps are the reading taken here, so every
-block is a run of its own. Both have a plain convolution, as in table 5.
-"""
+block is a run of its own. Both have a plain convolution, as in table 5."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'

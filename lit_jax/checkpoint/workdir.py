@@ -1,12 +1,10 @@
-"""The workdir: which recipe lives in it, and the refusal to mix two. A local folder, or one in a bucket
+"""The workdir: which recipe it belongs to, and the refusal to mix two. A local folder, or one in a bucket
 (gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
     null_caption.npy  (of a text model)
 
-With several processes `check_workdir` and `claim_workdir` are called by all of them together; the other
-functions by whoever likes.
-"""
+`check_workdir` and `claim_workdir` are called by all processes together; the other functions by any."""
 import json
 import time
 from collections.abc import Mapping
@@ -26,8 +24,7 @@ from lit_jax.runtime.paths import (
 
 FORMAT = 1
 CONFIG = 'config.json'
-# What may differ when a run is started again: it changes neither the weights nor the data of the steps
-# already done.
+# What may differ when a run resumes: it changes neither the weights nor the data of the steps already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
 
@@ -35,10 +32,7 @@ FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', '
 def check_workdir(workdir, recipe: Mapping) -> None:
     """Raises UserError if the workdir was made by another recipe (with all differences), or is none.
 
-    Process 0 looks; all raise.
-
-    Args:
-        recipe: the finalized recipe as a dict."""
+    Process 0 looks; all raise. recipe: the finalized recipe as a dict."""
     peers.only_lead(lambda: _check(as_path(workdir), recipe))
 
 
@@ -53,19 +47,16 @@ def _check(workdir, recipe: Mapping) -> None:
                     f'{workdir} belongs to another recipe',
                     'Give another --workdir, or the recipe that it was made with.')
     elif used:
-        raise UserError(f'{workdir} has checkpoints but no {CONFIG}; give another --workdir or restore the '
-                        f'file')
+        raise UserError(f'{workdir} has checkpoints but no {CONFIG}; restore it or give another --workdir')
 
 
 def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -> float:
-    """Writes the workdir's config.json, once everything that can be wrong has been looked at.
-
-    Process 0 writes; the others return when the file is there. Returns the unix time of the workdir's first
+    """Writes the workdir's config.json, once all checks have passed. Returns the unix time of the first
     claim.
 
-    Args:
-        describe: what a reader of the weights needs ('model', 'diffusion', 'latent', 'classes'); written
-            beside the recipe. null_text: of a text model, the features of the empty caption [L, C]."""
+    Process 0 writes; the others return when the file is there. describe: 'model', 'diffusion', 'latent',
+    'classes', for readers of the weights; written beside the recipe. null_text: of a text model, the features
+    of the empty caption [L, C]."""
     return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe, null_text))
 
 
@@ -77,13 +68,15 @@ def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
         with explain_unreachable(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
-    _write_json(workdir / CONFIG,
-                {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe})
+    content = {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe}
+    with explain_unreachable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(workdir / CONFIG, json.dumps(content, indent=1) + '\n')
     return began
 
 
 def _plain(recipe: Mapping) -> dict:
-    """As it will be read back: tuples become lists."""
+    """As JSON reads it back: tuples become lists."""
     return json.loads(json.dumps(recipe))
 
 
@@ -104,14 +97,8 @@ def read_workdir(workdir) -> dict:
         raise UserError(f'{path} is not readable JSON: {error}') from error
 
 
-def _write_json(path, content: Mapping) -> None:
-    with explain_unreachable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(content, indent=1) + '\n')
-
-
 def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:
-    """A field that recipes have gained since stands for its default in the older one."""
+    """A field added to recipes since then takes its default in the older one."""
     known = defaults if isinstance(defaults, Mapping) else {}
     filled = {name: known[name] for name in now if name in known} | was
     return {name: _with_defaults(value, now[name], known.get(name))

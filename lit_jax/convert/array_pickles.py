@@ -3,8 +3,7 @@
 Read are dicts of tensors that torch.save wrote, as a zip (PyTorch 1.6 and later) or as the stream of before,
 and pickled nested dicts of numpy arrays. PyTorch need not be installed. Where a pickle names a class or a
 function, the reader puts one of the few stand-ins below, which only note what the file says of an array; any
-other name is refused.
-"""
+other name is refused."""
 import io
 import math
 import pickle

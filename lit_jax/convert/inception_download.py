@@ -1,4 +1,4 @@
-"""The published weights of FID-Inception, fetched once into the cache folder."""
+"""Downloads the published weights of FID-Inception, once, into the cache folder."""
 import contextlib
 import hashlib
 import http.client
@@ -21,14 +21,10 @@ _PART = 1 << 20
 
 
 def download(flags: str) -> Path:
-    """Fetches the weights into the cache folder and returns the file's path.
+    """Downloads the weights into the cache folder and returns the file's path.
 
-    A file of that name is there whole and with the right sum, or not at all, also where several processes
-    fetch it.
-
-    Args:
-        flags: how a person names the file, for the message of the UserError that is raised where it cannot be
-            fetched."""
+    The file there is whole, with the right sum, or absent, also if several processes download it. flags: how
+    a person names the file, for the UserError if it cannot be downloaded."""
     target = cache_folder() / PUBLISHED_NAME
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
     LOG.info('fetching the weights of Inception: %s', URL)

@@ -1,16 +1,14 @@
 """Weights of FID-Inception: found, checked, read and converted.
 
-Looked for, in this order: the path that is given, the environment variable LIT_JAX_INCEPTION, the cache
-folder ($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid,
-from which the file is downloaded where the network allows. Read are, told apart by their content,
+Looked for in this order: the given path, the environment variable LIT_JAX_INCEPTION, the cache folder
+($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid, from
+which the file is downloaded if the network allows. Three files are read, told apart by their content:
 
-    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; the name ends with the first digits of the file's
-                                            sha256
+    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; its name ends with the start of its sha256
     inception_v3_weights_fid.pickle         of jax-fid, the same weights
-    inception.safetensors                   ours, which `convert_torch_ckpt.py` writes; may lie in a bucket
+    inception.safetensors                   ours, written by `convert_torch_ckpt.py`; may be in a bucket
 
-PyTorch is not needed, and nothing in a file is run (`lit_jax.convert.array_pickles`).
-"""
+PyTorch is not needed, and no code in a file is run (`lit_jax.convert.array_pickles`)."""
 import json
 import os
 import re
@@ -58,7 +56,7 @@ class Inception:
 
     Attributes:
         network: the `InceptionNetwork`. params: its parameters, float32 numpy arrays.
-        sha256: of the published file that the weights came from. source: that file's name."""
+        sha256, source: of the published file that the weights came from; source is its name."""
     network: InceptionNetwork
     params: dict
     sha256: str
@@ -66,11 +64,11 @@ class Inception:
 
     @property
     def published(self) -> bool:
-        """Whether these are the weights that published scores are computed with."""
+        """Whether published scores are computed with these weights."""
         return self.sha256.startswith(PUBLISHED)
 
     def describe(self) -> dict:
-        """What a score has to say of its network, JSON-able."""
+        """The part of a score card that describes the network, JSON-able."""
         return {'network': 'FID-Inception of 2015-12-05', 'weights': self.source, 'sha256': self.sha256,
                 'published': self.published, 'precision': self.network.precision,
                 'resize': 'TensorFlow 1 bilinear to 299 x 299'}
@@ -82,11 +80,10 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
     Args:
         path: file, or folder that holds one under its published name.
         precision: see `InceptionNetwork`.
-        sha256: digits, at least eight from the first on, that the file's sum must begin with. Default: those
-            in its name, else those of the published files.
+        sha256: the first digits, at least eight, of the expected sum. Default: those in the file's name, else
+            those of the published files.
 
-    Raises:
-        UserError: no weights, or a file that is damaged, unknown, or not the one that its name says."""
+    Raises UserError: no weights, or a file that is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
     if _is_ours(file):
@@ -99,7 +96,7 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
 
 
 def find_inception(path=''):
-    """The file of the weights; downloads it if it is nowhere. UserError where it cannot be had."""
+    """The file of the weights, downloaded if it is nowhere. UserError if that fails."""
     if told := path or os.environ.get(VARIABLE, ''):
         what = '' if path else f' (from {VARIABLE})'
         told = as_path(told)
@@ -108,8 +105,7 @@ def find_inception(path=''):
                 return _in_folder(told, what)
             if told.exists():
                 return told
-        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or a folder that holds '
-                        f'it')
+        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or its folder')
     hub = Path(os.environ.get('TORCH_HOME') or '~/.cache/torch').expanduser() / 'hub' / 'checkpoints'
     for file in (*(cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
         if file.is_file():
@@ -126,10 +122,10 @@ def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
     """Writes published weights as our own file, `out` or inception.safetensors in the folder `out`.
 
-    asked: flags that were given and make sense for a diffusion model only; there must be none."""
+    asked: given flags that make sense for a diffusion model only; there must be none."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
-                        f'models. Leave it out, or give the file of a diffusion model another name')
+                        f'models. Leave it out, or rename the file')
     out = Path(local_path(out))
     file = out if out.suffix == '.safetensors' else out / FILE
     if file.exists() and not overwrite:
@@ -145,15 +141,15 @@ def describe_inception(done: tuple[Inception, Path]) -> str:
     """The summary that the script prints."""
     inception, file = done
     count = sum(leaf.size for leaf in named_leaves(inception.params).values())
-    kind = 'the published weights' if inception.published \
-        else 'NOT the published weights: scores are not comparable'
+    differ = '' if inception.published else 'NOT '
+    kind = f'{differ}the published weights' + (': scores are not comparable' if differ else '')
     return '\n'.join([f'read     {inception.source} (FID-Inception, {kind})', f'sha256   {inception.sha256}',
                       f'numbers  {count:,} parameters, batch norms folded into kernels', f'written  {file}',
                       f'next     export {VARIABLE}={file}'])
 
 
 def save_inception(file, inception: Inception) -> None:
-    """Writes our own file, whole or not at all. Its folder is made."""
+    """Writes our own file, whole or not at all, in a folder that is made."""
     leaves = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(inception.params).items()}
     told = {'format': FORMAT, 'sha256': inception.sha256, 'source': inception.source, 'tool': tool_name(),
             'params_sha256': params_sha256(inception.params)}
@@ -162,9 +158,9 @@ def save_inception(file, inception: Inception) -> None:
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with all problems.
+    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems.
 
-    where: what was read, for the message."""
+    where: the file, for the message."""
     found = _Published({name: value for name, value in flat_names(arrays).items()
                         if not _NOT_NEEDED.search(name)})
     flat = {}
@@ -189,7 +185,7 @@ class _Published:
         self._torch = 'fc.weight' in arrays
 
     def unit(self, name: str, shape: tuple[int, ...]) -> tuple:
-        """(kernel, bias) of a unit whose kernel has the shape HWIO; (None, None) where something is wrong."""
+        """(kernel, bias) of a unit with a kernel of shape HWIO; (None, None) if something is wrong."""
         rows, columns, width_in, width_out = shape
         if self._torch:
             kernel = self._take(f'{name}.conv.weight', (width_out, width_in, rows, columns))
@@ -260,15 +256,13 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
         told = json.loads(header.get('__metadata__', {}).get(_METADATA, '{}'))
         flat = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{file} is truncated or damaged ({error}); copy it again, or convert it again') from error
+        raise UserError(f'{file} is truncated or damaged ({error}); copy or convert it again') from error
     if told.get('format') != FORMAT:
         raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
                         f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
-    expected = {name: leaf.shape for name, leaf in named_leaves(network.abstract()).items()}
+    expected, found = ({name: leaf.shape for name, leaf in leaves.items()}
+                       for leaves in (named_leaves(network.abstract()), flat))
     params = unflatten(flat)
-    if {name: leaf.shape for name, leaf in flat.items()} != expected or params_sha256(params) != told.get(
-        'params_sha256'):
-        raise UserError(f'{file} is damaged: its values are not those that were written; copy it again, or '
-                        f'convert it again')
+    if found != expected or params_sha256(params) != told.get('params_sha256'):
+        raise UserError(f'{file} is damaged: its values have changed; copy or convert it again')
     return params, told['sha256'], told['source']

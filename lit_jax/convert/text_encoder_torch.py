@@ -4,8 +4,7 @@ back.
 Of a T5 with a decoder the encoder is taken. Weights are read one tensor at a time and stored in the form
 asked for, so that a T5-XXL never stands in float32: the memory is that of the result and of one tensor. As
 with other checkpoints no code of a file is run (`lit_jax.convert.torch_files`), and everything that is
-missing, left over, misshaped, of a wrong dtype or not finite is told in one error.
-"""
+missing, left over, misshaped, of a wrong dtype or not finite is told in one error."""
 import json
 import math
 import re

@@ -2,8 +2,7 @@
 also for diffusers.
 
 The model folder's config travels in the file's metadata, so that converting the file back restores
-everything: heads, latent space, class names, diffusion.
-"""
+everything: heads, latent space, class names, diffusion."""
 import json
 import os
 import shutil

@@ -6,8 +6,7 @@ told from the content, not from the name.
 
 No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data only.
 Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not have to be in memory
-beside its copy.
-"""
+beside its copy."""
 import argparse
 import json
 import re

@@ -3,8 +3,7 @@
 Each source tensor and each leaf of the parameter tree is accounted for; whatever is missing, left over,
 misshaped, doubled, of a wrong dtype or not finite is collected and reported in one error. Leaves are filled
 one after the other into arrays that already have their final shape, and the mapped file is let go after each,
-so that a conversion needs little more memory than the weights themselves.
-"""
+so that a conversion needs little more memory than the weights themselves."""
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,19 +1,16 @@
 """The tables between PyTorch's tensors and our parameter tree: names, shapes, and a named transform with its
 inverse.
 
-One `Leaf` a parameter that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q,
-kv, proj, dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN.
-Those of mixers and ffns stand in their own files; here are those of the families. A leaf that is not listed
-(EDiT, DyDi-LiT and U-DiG have no official code) goes under its own path as it lies:
-`blocks/attn/fusion/norm/gain` of block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole
-leaf. `{i}` in a key is the block, counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...);
-`blocks/` in a path stands for any of them.
+One `Leaf` per parameter of a published PyTorch model: DiT, LiT (as DiT, with its attention named q, kv, proj,
+dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN. Those of
+mixers and ffns are in their own files; here are those of the families. A leaf without an entry (EDiT,
+DyDi-LiT and U-DiG have no official code) keeps its own path and layout: `blocks/attn/fusion/norm/gain` of
+block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole leaf. `{i}` in a key is the block,
+counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...); `blocks/` in a path is any of them.
 
-Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three
-tensors, and keeps a copy of the timestep and label embedders in every block: rules with several diffusers
-keys are joined along the first axis, rules whose diffusers key has `{i}` while the leaf is not stacked are
-folded into one.
-"""
+Two layouts of names: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three tensors, and
+repeats the timestep and label embedders in every block: rules with several diffusers keys are joined along
+the first axis; rules whose diffusers key has `{i}` while the leaf is not stacked are folded into one."""
 import functools
 import json
 import re
@@ -78,19 +75,15 @@ EMBEDDERS = (
          (_NORM + 'emb.class_embedder.embedding_table.weight',)),
 )
 _CROSS = 'transformer_blocks.{i}.attn2.'
-_ADALN = 'adaln_single.'
+_ADALN_TIME = 'adaln_single.emb.timestep_embedder.'
 # PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
 PIXART_EMBEDDERS = (
     EMBEDDERS[0], EMBEDDERS[1],
-    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0',
-             (_ADALN + 'emb.timestep_embedder.linear_1',)),
-    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2',
-             (_ADALN + 'emb.timestep_embedder.linear_2',)),
-    *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', (_ADALN + 'linear',)),
-    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1',
-             ('caption_projection.linear_1',)),
-    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2',
-             ('caption_projection.linear_2',)),
+    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0', (_ADALN_TIME + 'linear_1',)),
+    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2', (_ADALN_TIME + 'linear_2',)),
+    *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', ('adaln_single.linear',)),
+    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1', ('caption_projection.linear_1',)),
+    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2', ('caption_projection.linear_2',)),
     Leaf(NULL_CAPTION, ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
@@ -107,39 +100,29 @@ PIXART_REST = (
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out',)),
 )
 REST = (
-    *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1',
-             (_NORM + 'linear',)),
-    *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1',
-             ('proj_out_1',)),
+    *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1', (_NORM + 'linear',)),
+    *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1', ('proj_out_1',)),
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out_2',)),
 )
 
 # What blocks of a family have beside mixer, ffn and modulation. `joins` belong to the last blocks only.
 FAMILIES = {
-    'dig': (
-        *product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
-        *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear'),
-    ),
+    'dig': (*product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
+            *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear')),
 }
 
 # The fixed sin-cos table: stored by PyTorch, computed here; read only to be compared.
 POSITION_KEYS = {'original': 'pos_embed', 'diffusers': 'pos_embed.pos_embed'}
 BLOCK_PREFIX = {'original': 'blocks.', 'diffusers': 'transformer_blocks.'}
 
-# Keys that tell other models apart from those that are read, for a message that names what the file is.
+# Keys of other models, for a message that names what the file is.
 FOREIGN = {
-    'double_blocks.': 'Flux',
-    'input_blocks.': 'a Stable Diffusion U-Net',
-    'down_blocks.': 'a U-Net or VAE of diffusers',
-    'encoder.down': 'a VAE',
-    'encoder.block.': 'a T5 encoder',
-    'text_model.': 'a CLIP text encoder',
-    'attention_y_norm.': 'Sana (text to image)',
-    'caption_norm.': 'Sana (text to image) of diffusers',
-    'joint_blocks.': 'Stable Diffusion 3',
+    'double_blocks.': 'Flux', 'joint_blocks.': 'Stable Diffusion 3',
     'context_embedder.': 'Stable Diffusion 3 or Flux of diffusers',
-    'cap_embedder.': 'Lumina',
-    'text_embedding_padding': 'Hunyuan-DiT',
+    'input_blocks.': 'a Stable Diffusion U-Net', 'down_blocks.': 'a U-Net or VAE of diffusers',
+    'encoder.down': 'a VAE', 'encoder.block.': 'a T5 encoder', 'text_model.': 'a CLIP text encoder',
+    'attention_y_norm.': 'Sana (text to image)', 'caption_norm.': 'Sana (text to image) of diffusers',
+    'cap_embedder.': 'Lumina', 'text_embedding_padding': 'Hunyuan-DiT',
     'csize_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
     'resolution_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
 }
@@ -154,7 +137,7 @@ class ModelLeaf:
 
     Attributes:
         path: in the parameter tree, with the number of its run of blocks: 'blocks1/attn/proj/kernel'.
-        shape: of one layer. blocks: the numbers of its blocks in PyTorch's count; None outside the blocks."""
+        shape: of one layer. blocks: its blocks in PyTorch's count; None outside the blocks."""
     path: str
     rule: Leaf
     shape: tuple[int, ...]
@@ -202,9 +185,7 @@ def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
     """Every leaf of an architecture and PixArt's null caption, in the order of the official state dicts;
-    leaves without a rule come last.
-
-    Raises UserError where no such network can be built."""
+    those without a rule come last. Raises UserError if no such network can be built."""
     return _model_leaves(json.dumps(arch, sort_keys=True))
 
 
@@ -230,7 +211,7 @@ def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
 
 
 def _own_rule(pattern: str) -> Leaf:
-    """The rule of a leaf that no published model has: as it lies, under its own path."""
+    """The rule of a leaf that no published model has: unchanged, under its own path."""
     return Leaf(pattern, (), 'copy', pattern.replace('blocks/', 'blocks.{i}.', 1).replace('/', '.'))
 
 

@@ -1,8 +1,7 @@
 """The mixer and the ffn of a model, told by the tensors of a PyTorch file.
 
 What shapes do not show (heads of softmax attention, activation, how many routed heads a token of MoH uses)
-comes from the published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller.
-"""
+comes from the published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller."""
 from lit_jax.convert.torch_survey import FFN_LEAVES, MIXER_LEAVES, Found, Hints
 from lit_jax.models.facts import Blocks
 from lit_jax.models.ffn import SwiGlu

@@ -1,8 +1,7 @@
 """What names and shapes of a PyTorch file say, before anybody asks what model it is.
 
 Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of
-misleading all the rest.
-"""
+misleading all the rest."""
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

@@ -3,8 +3,7 @@
 The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value
 and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a
 file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
-dtype or not finite is told in one error.
-"""
+dtype or not finite is told in one error."""
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

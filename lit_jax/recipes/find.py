@@ -1,8 +1,7 @@
 """Finds recipes and shipped models by name, from any folder. Imports no jax: a typing mistake is answered at
 once.
 
-Both lie in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package.
-"""
+Both lie in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package."""
 import difflib
 import re
 from pathlib import Path

@@ -2,8 +2,7 @@
 
 A file of configs/paper/ has ROWS, a dict of row name -> `Row`, and `get_config(row)`, which is `row_recipe`
 of its rows. The published figures travel with the recipe (`config.published`) into the workdir and its
-report.
-"""
+report."""
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -2,8 +2,7 @@
 checked.
 
 A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field
-can be overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
-"""
+can be overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`."""
 import math
 import os
 import runpy

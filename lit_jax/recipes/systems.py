@@ -7,8 +7,7 @@ width 384, 512 and 768 as the measure: for DiT and DiG these are called dydi_s, 
 systems that have no others s, b, l.
 
 What each of them costs, in the papers' counting and in full: `python -m lit_jax.recipes.system_costs`,
-docs/train/systems.md.
-"""
+docs/train/systems.md."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
