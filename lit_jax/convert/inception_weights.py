@@ -230,14 +230,12 @@ def _checked_digest(file: Path, sha256: str) -> str:
     digest = file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
-        raise UserError(f'a sha256 has 64 hexadecimal digits, of which the first 8 or more are given; got '
-                        f'{sha256!r}')
+        raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got {sha256!r}')
     expected = (sha256.lower(),) if sha256 else (in_name[1],) if in_name else PUBLISHED
     if not digest.startswith(expected):
         said = 'was asked for' if sha256 else 'its name says' if in_name else 'the published files have'
         raise UserError(f'{file} has the sha256 {digest}, but {said} {" or ".join(expected)}...: it is '
-                        f'damaged, incomplete, or another file. Get {PUBLISHED_NAME} again. If this is the '
-                        f'file that you mean, give its sha256')
+                        f'damaged, incomplete, or another file. Get {PUBLISHED_NAME}, or give its sha256')
     return digest
 
 

@@ -75,15 +75,15 @@ EMBEDDERS = (
          (_NORM + 'emb.class_embedder.embedding_table.weight',)),
 )
 _CROSS = 'transformer_blocks.{i}.attn2.'
-_ADALN_TIME = 'adaln_single.emb.timestep_embedder.'
+_ADALN_TIME, _CAPTION = 'adaln_single.emb.timestep_embedder.', 'caption_projection.'
 # PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
 PIXART_EMBEDDERS = (
     EMBEDDERS[0], EMBEDDERS[1],
     *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0', (_ADALN_TIME + 'linear_1',)),
     *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2', (_ADALN_TIME + 'linear_2',)),
     *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', ('adaln_single.linear',)),
-    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1', ('caption_projection.linear_1',)),
-    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2', ('caption_projection.linear_2',)),
+    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1', (_CAPTION + 'linear_1',)),
+    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2', (_CAPTION + 'linear_2',)),
     Leaf(NULL_CAPTION, ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (

@@ -63,7 +63,7 @@ def _set_resolution(result: Captioned, source: Source, found: Found, hints: Hint
     patch, pe_interpolation = found.sizes['p'], None
     if side := hub.get('sample_size'):
         size = (side, side)
-        pe_interpolation = hub.get('interpolation_scale') or max(side // 64, 1)      # diffusers' rule for null
+        pe_interpolation = hub.get('interpolation_scale') or max(side // 64, 1)  # diffusers' rule for null
     elif hints.input_size:
         size = tuple(hints.input_size)
     elif named := next(filter(None, map(_FILE_NAME.search, (path.name for path in source.files))), None):
@@ -86,8 +86,8 @@ def caption_hub_problems(arch: Mapping, hub: Mapping) -> list[str]:
                 for name, value in _FIXED.items() if hub.get(name) not in (None, value)]
     conditions = hub.get('use_additional_conditions')
     if conditions or conditions is None and hub.get('sample_size') == 128:
-        problems.append('config.json asks for micro conditions (use_additional_conditions, at sample_size 128 '
-                        'the default): that is PixArt-α at 1024 pixels, this converter reads PixArt-Σ')
+        problems.append('config.json asks for micro conditions (use_additional_conditions, the default at '
+                        'sample_size 128): that is PixArt-α at 1024 pixels, this converter reads PixArt-Σ')
     own = arch['mixer']['heads'] if arch['mixer']['name'] == 'softmax' else arch['cross_heads']
     if own != arch['cross_heads']:
         problems.append(f'diffusers has as many heads for the caption as for the image, not '

@@ -1,9 +1,9 @@
-"""Autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) -> VAE folders.
+"""Converts autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) to VAE folders.
 
 The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value
-and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a
-file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
-dtype or not finite is told in one error."""
+and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. No code in a file is run
+(`lit_jax.convert.torch_files`), and one error lists all tensors that are missing, unexpected, misshaped, of a
+wrong dtype or not finite."""
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,19 +25,18 @@ _OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')
 _PUBLISHED = {'sd-vae-ft-ema': 'stabilityai', 'sd-vae-ft-mse': 'stabilityai', 'sdxl-vae': 'stabilityai',
               'sdxl-vae-fp16-fix': 'madebyollin'}      # folder name -> who published it
 
-# Our field <- diffusers' field, and what diffusers takes where config.json does not say.
+# Our field <- diffusers' field and its default there.
 _FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
            'groups': ('norm_num_groups', 32), 'channels': ('latent_channels', 4),
            'image_channels': ('in_channels', 3), 'quant_conv': ('use_quant_conv', True),
            'post_quant_conv': ('use_post_quant_conv', True),
            'mid_attention': ('mid_block_add_attention', True)}
-# scaling_factor of Stable Diffusion 1 and 2; diffusers' default, which old config.json leave out
-_SCALE = 0.18215
+_SCALE = 0.18215      # scaling_factor of Stable Diffusion 1 and 2; diffusers' default
 
 
 @dataclass(frozen=True)
 class ConvertedVae:
-    """What a conversion did, for the summary."""
+    """The result of a conversion, for the summary."""
     source: str
     config: dict
     id_told: bool
@@ -55,12 +54,11 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     """Reads the diffusers folder `src` and writes the VAE folder `out`.
 
     Args:
-        vae_id: the name that data sets and models are to know it by; default: the published one if the
-            folder's name (or its place in the Hugging Face cache) tells it, else the folder's name.
-        asked: flags that were given and make sense for a diffusion model only; there must be none.
+        vae_id: its name for data sets and models; default: the published one if the folder's name (or its
+            place in the Hugging Face cache) shows it, else the folder's name.
+        asked: given flags that make sense for a diffusion model only; there must be none.
 
-    Raises:
-        UserError: nothing has been written then."""
+    Raises UserError, before anything is written."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
@@ -97,13 +95,12 @@ def _read_config(folder: Path) -> dict:
     """config.json of a diffusers AutoencoderKL folder."""
     path = folder / 'config.json'
     if not folder.is_dir():
-        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE, with config.json '
-                        f'and weights')
+        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE')
     if not path.is_file():
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
-        raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; '
-                        f'it holds {inside}.{hint} Get the whole diffusers folder')
+        raise UserError(f'{folder} has no config.json with the architecture and scale of a VAE; it holds '
+                        f'{inside}.{hint} Get the whole diffusers folder')
     config = parse_json(path.read_bytes(), str(path))
     name = config.get('_class_name')
     if name != CLASS:
@@ -128,8 +125,8 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
             problems.append(f'{name} is {types}; only {known} is known')
         elif len(types) != depth:
             problems.append(f'{name} has {len(types)} entries, block_out_channels {depth}')
-    for name, known in (('act_fn', 'silu'), ('out_channels', arch['image_channels']), ('latents_mean', None),
-                        ('latents_std', None)):
+    for name, known in {'act_fn': 'silu', 'out_channels': arch['image_channels'], 'latents_mean': None,
+                        'latents_std': None}.items():
         if hub.get(name, known) != known:
             problems.append(f'{name} is {hub[name]!r}; only {known!r} is known')
     scale, shift = hub.get('scaling_factor', _SCALE), hub.get('shift_factor') or 0.0
@@ -169,7 +166,7 @@ _OLD_ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': '
 
 
 def torch_names(path: str, *, old: bool = False) -> list[str]:
-    """The tensors that make one of our leaves, joined along their first axis: one, or three for qkv.
+    """The tensors of one of our leaves, joined along their first axis: one, or three for qkv.
 
     'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight']."""
     for pattern, theirs in _NAMES:
@@ -182,9 +179,7 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
 
 
 def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
-    """The float32 parameters of `arch`, or one UserError with everything that is wrong.
-
-    name: what was read, for the message."""
+    """The float32 parameters of `arch`, or one UserError with everything that is wrong in `name`."""
     old = any('.attentions.0.query.' in key for key in source.tensors)
     problems, used, flat = list(source.problems), set(), {}
     for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():
@@ -195,12 +190,11 @@ def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
         used.update(keys)
         if all(tensor is not None for tensor in tensors):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-            # A copy: what was read may be a view of the mapped file.
+            # A copy, as it may be a view of the mapped file.
             flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
     problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used]
     if problems:
-        raise UserError(f'{name} does not hold the whole VAE that its config.json describes:' +
-                        listed(problems))
+        raise UserError(f'{name} does not hold the whole VAE of its config.json:' + listed(problems))
     return unflatten(flat)
 
 
