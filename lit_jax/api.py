@@ -1,5 +1,4 @@
-"""The public names of lit_jax, for notebooks and programs: `lit_jax.load`, `convert_checkpoint`, `inherit`,
-`evaluate`, `recipe`, `to_pil`. docs/start/python.md shows each in use."""
+"""The public names of lit_jax, for notebooks and programs; docs/start/python.md shows each in use."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,15 +35,15 @@ class TrainedModel(Model):
         """Images uint8 [N, H, W, 1 or 3], the same as `sample.py` draws for this seed and these settings.
 
         Args:
-            classes, prompts: what each image shows; the one that this model takes.
-            seed: one for all images; with prompts also one for each image.
+            classes, prompts: one entry per image; whichever this model takes.
+            seed: one for all images; with prompts also one per image.
             vae: VAE folder, for models of latents; without it latents are shown in false colours.
             text_encoder: text encoder folder, for models of prompts.
             options: steps, cfg_scale, method, eta, cfg_channels, cfg_interval (`SamplerSettings`); for
                 prompts also negative_prompt and size=(height, width).
 
         Raises:
-            UserError: something that this model cannot draw, or a folder that does not belong to it."""
+            UserError: a setting or a folder that does not fit this model."""
         if self._opened is None or self._opened[0] != (vae, text_encoder):
             self._opened = (vae, text_encoder), open_pipeline(self, vae, text_encoder)
         return self._opened[1].sample(classes, prompts, seed=seed, **options)
@@ -66,7 +65,7 @@ def load(path, **options) -> TrainedModel:
             on a CPU).
 
     Raises:
-        UserError: nothing loadable there, damaged files, or an unknown dtype."""
+        UserError: nothing to load there, damaged files, or an unknown dtype."""
     model = loading.load(path, **options)
     return TrainedModel(model.network, model.params, model.config)
 
@@ -75,7 +74,7 @@ def convert_checkpoint(source, out, **options) -> Path:
     """Writes the model folder `out` from a PyTorch checkpoint of a diffusion transformer; returns its path.
 
     Args:
-        source: a .pt or .safetensors file, a diffusers folder, or 'assets/NAME' for a model that ships.
+        source: a .pt or .safetensors file, a diffusers folder, or 'assets/NAME' for a shipped model.
         options: of `lit_jax.convert.torch_import.convert`, such as overwrite=True or heads=16.
 
     Raises:
@@ -91,7 +90,7 @@ def recipe(name: str | Path) -> ConfigDict:
 
 
 def inherit(config: ConfigDict) -> TrainedModel:
-    """The student of a recipe before its first step (LiT §3.3): what it inherits from `config.inherit.path`,
+    """The student of a recipe before its first step (LiT §3.3): weights inherited from `config.inherit.path`,
     the rest random.
 
     Raises:
@@ -107,11 +106,11 @@ def inherit(config: ConfigDict) -> TrainedModel:
 
 
 def evaluate(**options) -> list[dict]:
-    """Scores image sets or models, as `evaluate.py` does: one row for each set, with 'scores' and its card.
+    """Scores image sets or models, like `evaluate.py`: one row per set, with 'scores' and its card.
 
     Args:
         options: fields of `ScoreOptions`: reference, samples or sources, metrics, features, ...
 
     Raises:
-        UserError: a request that cannot be met, before anything is drawn."""
+        UserError: an invalid request, before any image is drawn."""
     return score_rows(ScoreOptions(**options))

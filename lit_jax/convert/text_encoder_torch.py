@@ -264,13 +264,13 @@ def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     from safetensors.numpy import save_file
     out, config = Path(out), read_text_encoder_config(src)
     if config['weights'] == 'int8':
-        raise UserError(f'{src} holds int8 weights, rounded for good; export one with bfloat16 or float32 weights')
+        raise UserError(f'{src} holds int8 weights, rounded for good; export bfloat16 or float32 weights')
     if out.is_file() or out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to write into it')
     params, tokenizer = load_arrays(Path(src) / ARRAYS), Tokenizer.load(src)
     hub = {theirs: config['text_encoder'][ours] for ours, (theirs, _) in _FIELDS.items()}
     hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu',
-            'pad_token_id': 0, 'eos_token_id': 1, 'layer_norm_epsilon': NORM_EPS,
+            'pad_token_id': 0, 'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1,
             'tie_word_embeddings': False, 'torch_dtype': config['weights'], OWN_ID: config['id']}
     out.mkdir(parents=True, exist_ok=True)
     with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):

@@ -254,8 +254,8 @@ def _load_torch(path: Path):
 def _refusal(path: Path, text: str) -> str:
     found = re.search(r'GLOBAL[: ]+`?([\w.]+\.[\w.]+)', text)
     what = f'it asks for {found[1]}' if found else 'it holds more than tensors and plain containers'
-    return (f'{path} is refused: {what}, and opening that could run code from the file. It was not run. '
-            f'If the file is yours, save its weights alone: torch.save(model.state_dict(), "weights.pt")')
+    return (f'{path} is refused: {what}, and opening that could run code from the file. Nothing of it was '
+            f'run. If it is yours, save its weights alone: torch.save(model.state_dict(), "weights.pt")')
 
 
 def _choose(content, weights: str, path: Path) -> tuple[Mapping, str]:

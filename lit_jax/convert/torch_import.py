@@ -271,8 +271,9 @@ def describe(done: Converted) -> str:
 def _condition(arch: Mapping) -> str:
     if conditioning(arch) == 'label':
         return f'{arch["num_classes"]} classes'
+    extent = f'0..{arch["base_size"] / arch["pe_interpolation"]:g}'
     return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, '
-            f'{arch["cross_heads"]} cross-attention heads; positions 0..{arch["base_size"] / arch["pe_interpolation"]:g}')
+            f'{arch["cross_heads"]} cross-attention heads; positions {extent}')
 
 
 def tool_name() -> str:
