@@ -146,9 +146,8 @@ class Rows(NamedTuple):
 
 
 def each_rows(path) -> Iterator[Rows]:
-    """All that `save_arrays` wrote, the largest array first, as many rows at a time as are stored together.
-
-    Only those are in memory if the caller lets go of them (`del`) before asking for the next."""
+    """All that `save_arrays` wrote, the largest array first, as many rows at a time as are stored together;
+    only those are in memory if the caller lets go of them (`del`) before asking for the next."""
     path, handler = absolute(path), ocp.PyTreeCheckpointHandler()
     stored = leaves.named_leaves(handler.metadata(path).tree)
     handler.close()

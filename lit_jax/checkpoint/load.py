@@ -37,8 +37,8 @@ def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = 
 def load_weights(path, shard: Callable | None = None, *, step: int | None = None) -> tuple[dict, dict]:
     """(config, params) of a model folder or workdir; params in float32. Called by all processes together.
 
-    shard: (abstract tree, architecture) -> tree of shardings, so that each device reads its own part; None:
-    the first device. step: of a workdir, the checkpoint to take instead of the newest."""
+    shard: (abstract tree, architecture) -> tree of shardings, each device reading its part; None: the first
+    device. step: of a workdir, the checkpoint to take instead of the newest."""
     path = as_path(path)
     with explain_unreachable(path):
         kind = peers.together(lambda: _kind(path))
@@ -100,8 +100,7 @@ def _kind(path) -> str:
         raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae')
     if is_text_encoder_folder(path):
         raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder')
-    raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json '
-                    f'and checkpoints/)')
+    raise UserError(f'{path} is neither a model folder (with arrays/) nor a workdir (with checkpoints/)')
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:

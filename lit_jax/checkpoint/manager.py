@@ -197,9 +197,9 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _write_manifest(self) -> None:
-        """Orbax calls this in a background thread of process 0, when all processes have written their parts
-        and the directory is not committed yet. (If a later Orbax commits first, a kill in between costs that
-        checkpoint, no more.)"""
+        """Called by Orbax in a background thread of process 0, when all parts are written and the directory
+        is not yet committed. (If a later Orbax commits first, a kill in between costs that checkpoint, no
+        more.)"""
         storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
 
     def _directory_being_written(self) -> epath.Path:

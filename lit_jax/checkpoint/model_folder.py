@@ -65,9 +65,8 @@ def save_model_folder(path, config: dict, params, *, null_caption=None, overwrit
 
 def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
                  by_layer: bool = False) -> None:
-    """A folder of any kind with its manifest, all of it or nothing; an existing one is replaced.
-
-    files: name -> content of further files, covered by the manifest. by_layer: as for `write_arrays`."""
+    """A folder of any kind with its manifest, all of it or nothing; an existing one is replaced. files: name
+    -> content of further files, covered by the manifest. by_layer: as for `write_arrays`."""
     (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {}, by_layer)
 
 
@@ -125,9 +124,7 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
 
 
 def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
-    """Reads a model folder: (config, params). abstract: as for `load_arrays`; None gives numpy arrays.
-
-    Raises UserError that names what is missing, damaged, or does not fit."""
+    """(config, params) of a model folder, or UserError for a bad one. abstract: as for `load_arrays`."""
     path = absolute(path)
     config = peers.together(lambda: _read_checked(path))
     return config, load_arrays(path / ARRAYS, abstract)
@@ -147,8 +144,7 @@ def check_whole(path: epath.Path, kind: str, source: str) -> None:
     if damage:
         shown = '\n  '.join(damage[:10])
         raise UserError(f'{kind} {path} is damaged; {len(damage)} of its files are not as they were '
-                        f'written:\n  {shown}\nCopy the folder again from its source, or convert the '
-                        f'{source} again.')
+                        f'written:\n  {shown}\nCopy the folder again, or convert the {source} again.')
 
 
 def read_config(path) -> dict:
@@ -165,10 +161,8 @@ def read_config(path) -> dict:
 
 
 def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
-    """The content of config.json of a folder of any `kind`, not checked.
-
-    source: what such a folder is converted from; give, hint: what to give instead, and more if there is no
-    folder."""
+    """The content of config.json of a folder, not checked. kind, source, give, hint: for the error message.
+    """
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')

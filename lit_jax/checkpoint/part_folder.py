@@ -1,6 +1,5 @@
-"""Folders of the frozen networks around a model (VAE, text encoder): their kind, checks and refusals.
-
-On disk they look like model folders (`lit_jax.checkpoint.model_folder`); config.json has their `kind`."""
+"""Folders of the frozen networks around a model (VAE, text encoder), like model folders with a `kind`: checks
+and refusals."""
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +50,8 @@ class Part:
             kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
             raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
         if config.get('format') != FORMAT:
-            raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
-                            f'format {FORMAT}. Use the lit_jax version that wrote the folder, or convert the '
-                            f'{self.name} again.')
+            raise UserError(f'{source} has format {config.get("format")!r}; this lit_jax reads format '
+                            f'{FORMAT}. Use the version that wrote it, or convert the {self.name} again.')
         provenance = config.get('provenance')
         common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),
                   (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),

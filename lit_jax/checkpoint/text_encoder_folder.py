@@ -78,7 +78,9 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
     def abstract(config: dict) -> dict:
         return T5Network(config['text_encoder'], weights=config['weights']).abstract()
 
-    config = {'weights': _form_of(leaves.named_leaves(params)), 'tokenizer': tokenizer.file, **config}
+    kernel = leaves.named_leaves(params).get('blocks/mlp/gate/kernel')
+    weights = 'float32' if kernel is None else np.dtype(kernel.dtype).name
+    config = {'weights': weights, 'tokenizer': tokenizer.file, **config}
     return PART.save(path, config, params, check=check, overwrite=overwrite, by_layer=True,
                      files={tokenizer.file: tokenizer.content}, abstract=abstract)
 
@@ -118,8 +120,8 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
 
 
 def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
-    """The stored parameters, converted if `weights` names another form. A few rows of an array at a time:
-    reading a whole one takes two or three times its memory, and one has 2 GB."""
+    """The stored parameters, as `weights` if given, by rows: whole arrays (up to 2 GB) take 2-3 times their
+    memory."""
     flat, expected, first = {}, leaves.named_leaves(abstract), SingleDeviceSharding(jax.local_devices()[0])
     for rows in each_rows(arrays):
         for path, values in _in_form(rows, weights).items():
@@ -195,11 +197,6 @@ def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:
     if tokenizer.size > arch['vocab']:
         raise UserError(f'the tokenizer has {tokenizer.size} tokens, the embedding of the text encoder '
                         f'{arch["vocab"]} rows. Give the tokenizer that it was trained with')
-
-
-def _form_of(named: Mapping) -> str:
-    kernel = named.get('blocks/mlp/gate/kernel')
-    return 'float32' if kernel is None else np.dtype(kernel.dtype).name
 
 
 def _read_checked(path: epath.Path) -> dict:

@@ -11,16 +11,9 @@ from collections.abc import Mapping
 
 from lit_jax.checkpoint import null_caption
 from lit_jax.recipes.recipe import default
-from lit_jax.runtime import peers
+from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import (
-    as_path,
-    check_reachable,
-    explain_unreachable,
-    write_bytes_atomic,
-    write_text_atomic,
-)
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -30,15 +23,14 @@ FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', '
 
 
 def check_workdir(workdir, recipe: Mapping) -> None:
-    """Raises UserError if the workdir was made by another recipe (with all differences), or is none.
-
-    Process 0 looks; all raise. recipe: the finalized recipe as a dict."""
-    peers.only_lead(lambda: _check(as_path(workdir), recipe))
+    """Raises UserError on all processes if the workdir belongs to another finalized recipe (a dict), or is
+    none."""
+    peers.only_lead(lambda: _check(paths.as_path(workdir), recipe))
 
 
 def _check(workdir, recipe: Mapping) -> None:
-    check_reachable(workdir)
-    with explain_unreachable(workdir):
+    paths.check_reachable(workdir)
+    with paths.explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
         now = _plain(recipe)
@@ -57,7 +49,7 @@ def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -
     Process 0 writes; the others return when the file is there. describe: 'model', 'diffusion', 'latent',
     'classes', for readers of the weights; written beside the recipe. null_text: of a text model, the features
     of the empty caption [L, C]."""
-    return peers.from_lead(lambda: _claim(as_path(workdir), recipe, describe, null_text))
+    return peers.from_lead(lambda: _claim(paths.as_path(workdir), recipe, describe, null_text))
 
 
 def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
@@ -65,13 +57,13 @@ def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
     if is_workdir(workdir):
         began = read_workdir(workdir).get('began', began)
     if null_text is not None:
-        with explain_unreachable(workdir):
+        with paths.explain_unreachable(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
+            paths.write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
     content = {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe}
-    with explain_unreachable(workdir):
+    with paths.explain_unreachable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(workdir / CONFIG, json.dumps(content, indent=1) + '\n')
+        paths.write_text_atomic(workdir / CONFIG, json.dumps(content, indent=1) + '\n')
     return began
 
 
@@ -82,16 +74,16 @@ def _plain(recipe: Mapping) -> dict:
 
 def is_workdir(path) -> bool:
     """Whether a training run lives in `path`."""
-    with explain_unreachable(path):
-        found = (as_path(path) / CONFIG).is_file()
+    with paths.explain_unreachable(path):
+        found = (paths.as_path(path) / CONFIG).is_file()
     return found and read_workdir(path).get('kind') == 'workdir'
 
 
 def read_workdir(workdir) -> dict:
     """The contents of a workdir's config.json."""
-    path = as_path(workdir) / CONFIG
+    path = paths.as_path(workdir) / CONFIG
     try:
-        with explain_unreachable(workdir):
+        with paths.explain_unreachable(workdir):
             return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f'{path} is not readable JSON: {error}') from error

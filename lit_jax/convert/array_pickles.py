@@ -31,8 +31,7 @@ _DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, L
 def read_arrays(path) -> dict:
     """The (nested) dict of numpy arrays in a file; other entries are left out.
 
-    Raises UserError for a file that is truncated, damaged, of another kind, or that names anything unknown.
-    """
+    Raises UserError for a file that is damaged, of another kind, or that names anything unknown."""
     path = Path(path)
     try:
         with open(path, 'rb') as file:
@@ -65,9 +64,6 @@ def flat_names(tree: Mapping, prefix: str = '') -> dict[str, np.ndarray]:
     return flat
 
 
-# ---- Containers --------------------------------------------------------------------------------------
-
-
 def _read_zip(file) -> dict:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -98,9 +94,6 @@ def _read_stream(file) -> dict:
             raise EOFError('the values end too early')
         data[key] = values
     return _plain(content, data)
-
-
-# ---- Stand-ins ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,9 @@ from lit_jax.convert.array_pickles import flat_names, read_arrays
 from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
+from lit_jax.runtime import paths
 from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
-from lit_jax.runtime.paths import (
-    as_path,
-    cache_folder,
-    explain_unreachable,
-    file_sha256,
-    local_path,
-    write_bytes_atomic,
-)
 
 VARIABLE = 'LIT_JAX_INCEPTION'
 FILE = 'inception.safetensors'
@@ -90,7 +83,7 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
         if sha256:
             raise UserError(f'{file} carries the sha256 of its weights itself; leave sha256 out')
         return Inception(network, *_read_ours(file, network))
-    digest = _checked_digest(local_path(file), sha256)
+    digest = _checked_digest(paths.local_path(file), sha256)
     params = read_inception_params(read_arrays(file), str(file), network)
     return Inception(network, params, digest, file.name)
 
@@ -99,18 +92,21 @@ def find_inception(path=''):
     """The file of the weights, downloaded if it is nowhere. UserError if that fails."""
     if told := path or os.environ.get(VARIABLE, ''):
         what = '' if path else f' (from {VARIABLE})'
-        told = as_path(told)
-        with explain_unreachable(told):
+        told = paths.as_path(told)
+        with paths.explain_unreachable(told):
             if told.is_dir():
-                return _in_folder(told, what)
+                if found := [told / name for name in _NAMES if (told / name).exists()]:
+                    return found[0]
+                raise UserError(f'{told}{what} holds no weights of Inception, expected one of '
+                                f'{", ".join(_NAMES)}')
             if told.exists():
                 return told
         raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or its folder')
     hub = Path(os.environ.get('TORCH_HOME') or '~/.cache/torch').expanduser() / 'hub' / 'checkpoints'
-    for file in (*(cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
+    for file in (*(paths.cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
         if file.is_file():
-            return as_path(file)
-    return as_path(download(f'--inception FILE or the environment variable {VARIABLE}'))
+            return paths.as_path(file)
+    return paths.as_path(download(f'--inception FILE or the environment variable {VARIABLE}'))
 
 
 def is_inception_file(path) -> bool:
@@ -120,19 +116,18 @@ def is_inception_file(path) -> bool:
 
 def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
-    """Writes published weights as our own file, `out` or inception.safetensors in the folder `out`.
-
-    asked: given flags that make sense for a diffusion model only; there must be none."""
+    """Writes published weights as our own file, `out`, or FILE in it. asked: flags for diffusion models:
+    refused."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
                         f'models. Leave it out, or rename the file')
-    out = Path(local_path(out))
+    out = Path(paths.local_path(out))
     file = out if out.suffix == '.safetensors' else out / FILE
     if file.exists() and not overwrite:
         raise UserError(f'{file} exists already. Choose another --out, or --overwrite it')
     if file.parent.exists() and not file.parent.is_dir():
         raise UserError(f'cannot write {file}: {file.parent} is a file. Choose another --out')
-    inception = load_inception(local_path(src), sha256=sha256)
+    inception = load_inception(paths.local_path(src), sha256=sha256)
     save_inception(file, inception)
     return inception, file
 
@@ -153,14 +148,13 @@ def save_inception(file, inception: Inception) -> None:
     leaves = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(inception.params).items()}
     told = {'format': FORMAT, 'sha256': inception.sha256, 'source': inception.source, 'tool': tool_name(),
             'params_sha256': params_sha256(inception.params)}
-    as_path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(file, safetensors.numpy.save(leaves, {_METADATA: json.dumps(told)}))
+    paths.as_path(file).parent.mkdir(parents=True, exist_ok=True)
+    paths.write_bytes_atomic(file, safetensors.numpy.save(leaves, {_METADATA: json.dumps(told)}))
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems.
-
-    where: the file, for the message."""
+    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems in
+    `where`."""
     found = _Published({name: value for name, value in flat_names(arrays).items()
                         if not _NOT_NEEDED.search(name)})
     flat = {}
@@ -216,18 +210,8 @@ class _Published:
         return None
 
 
-# ---- Pieces ------------------------------------------------------------------------------------------
-
-
-def _in_folder(folder, what: str):
-    for name in _NAMES:
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f'{folder}{what} holds no weights of Inception, expected one of {", ".join(_NAMES)}')
-
-
 def _checked_digest(file: Path, sha256: str) -> str:
-    digest = file_sha256(file)
+    digest = paths.file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
         raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got {sha256!r}')
@@ -240,14 +224,14 @@ def _checked_digest(file: Path, sha256: str) -> str:
 
 
 def _is_ours(file) -> bool:
-    with explain_unreachable(file), file.open('rb') as opened:
+    with paths.explain_unreachable(file), file.open('rb') as opened:
         head = opened.read(9)
     return head[8:] == b'{' or file.suffix == '.safetensors'
 
 
 def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     """(parameters, sha256, source) of our own file."""
-    with explain_unreachable(file):
+    with paths.explain_unreachable(file):
         data = file.read_bytes()
     try:
         header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])

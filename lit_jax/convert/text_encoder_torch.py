@@ -14,16 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_jax.checkpoint import text_encoder_folder as folders
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS
-from lit_jax.checkpoint.text_encoder_folder import (
-    KERNELS,
-    check_text_encoder_target,
-    check_vocabulary,
-    pack,
-    read_text_encoder_config,
-    save_text_encoder_folder,
-)
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
 from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
@@ -88,16 +81,16 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
     check_known('text_dtype', text_dtype, WEIGHTS)
-    check_text_encoder_target(out, overwrite)
+    folders.check_text_encoder_target(out, overwrite)
     hub = _read_json(src / 'config.json')
     arch = arch_of(hub, str(src / 'config.json'))
     tokenizer = find_tokenizer(src)
-    check_vocabulary(tokenizer, arch)
+    folders.check_vocabulary(tokenizer, arch)
     source = open_weights(src)
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
     config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
               'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
-    save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
+    folders.save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
     return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params),
                                 out)
@@ -113,9 +106,6 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
         f'{arch["head_dim"]}, mlp {arch["ffn"]}, {arch["vocab"]} tokens ({config["tokenizer"]})',
         f'numbers  {done.parameters:,} parameters, {storage.human_bytes(done.bytes)} as {config["weights"]}',
         f'written  {done.out}'])
-
-
-# ---- config.json and tokenizer -----------------------------------------------------------------------
 
 
 def arch_of(hub: Mapping, where: str) -> dict:
@@ -164,9 +154,6 @@ def _guess_id(src: Path) -> str:
     return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
-# ---- Weights -----------------------------------------------------------------------------------------
-
-
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
     """The parameters of `arch` in the dtype `weights`, or one UserError with all that is wrong in `name`."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(T5Network(arch).abstract()).items()}
@@ -180,7 +167,7 @@ def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: 
         return values
 
     for path, shape in shapes.items():
-        flat |= pack(path, _parts(path, shape, source, read), shape[0], weights)
+        flat |= folders.pack(path, _parts(path, shape, source, read), shape[0], weights)
         source.release()      # the mapped file, which would be counted beside its copy
     table, other = ((source.read(key) if key in source.tensors else None) for key in _EMBEDDINGS)
     if table is not None and other is not None and not np.array_equal(table, other):
@@ -192,7 +179,7 @@ def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: 
 def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
     """A kernel's layers one by one, or another leaf whole."""
     stacked = path.startswith('blocks/')
-    if path in KERNELS:
+    if path in folders.KERNELS:
         for layer in range(shape[0]):
             yield _to_leaf([read(key) for key in _keys(path, layer, source)], shape[1:])
     elif stacked:
@@ -226,8 +213,8 @@ def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
         stacked = path.startswith('blocks/')
         for layer in range(shape[0] if stacked else 1):
             want = shape[1:] if stacked else shape
-            if path in KERNELS:
-                inputs, _, outputs = _split(want, KERNELS[path], len(NAMES[path]))
+            if path in folders.KERNELS:
+                inputs, _, outputs = _split(want, folders.KERNELS[path], len(NAMES[path]))
                 want = (outputs, inputs)
             keys = _keys(path, layer, source)
             used.update(keys)
@@ -242,9 +229,6 @@ def _raise(problems: list[str], name: str) -> None:
         raise UserError(f'{name} does not hold the whole text encoder of its config.json:' + listed(problems))
 
 
-# ---- The way back ------------------------------------------------------------------------------------
-
-
 def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """(transformers' name, values) of every tensor of a float tree, dtypes unchanged."""
     flat = named_leaves(params)
@@ -252,8 +236,8 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
         for layer in range(leaf.shape[0] if path.startswith('blocks/') else 1):
             values = np.asarray(leaf[layer] if path.startswith('blocks/') else leaf)
             keys = _keys(path, layer)
-            if path in KERNELS:
-                values = values.reshape(_split(values.shape, KERNELS[path], len(keys)))
+            if path in folders.KERNELS:
+                values = values.reshape(_split(values.shape, folders.KERNELS[path], len(keys)))
                 yield from ((key, np.ascontiguousarray(values[:, part].T)) for part, key in enumerate(keys))
             else:
                 yield keys[0], values
@@ -262,7 +246,7 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
 def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     """Writes `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
     from safetensors.numpy import save_file
-    out, config = Path(out), read_text_encoder_config(src)
+    out, config = Path(out), folders.read_text_encoder_config(src)
     if config['weights'] == 'int8':
         raise UserError(f'{src} holds int8 weights, rounded for good; export bfloat16 or float32 weights')
     if out.is_file() or out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -26,8 +26,8 @@ POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture inferred from a file; `unknown` fields hold placeholders, `problems` say why, and
-    `notes` are assumptions to be printed."""
+    """An inferred architecture; `unknown` fields hold placeholders, `problems` say why, `notes` are to be
+    printed."""
     arch: dict
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -42,8 +42,8 @@ _LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_chann
 def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     """The architecture of the model in `source`, as far as its tensors and the hints tell.
 
-    Raises UserError if it is none of the known models. All other problems are in the result's `problems`, to
-    be reported with those of single tensors."""
+    Raises UserError if it is no known model; other problems are in the result, to be reported with those of
+    tensors."""
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):
@@ -150,8 +150,6 @@ _HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'cha
                'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
 
 
-# ---- What was asked for ------------------------------------------------------------------------------
-
 # Text models: name -> what it fixes.
 _PIXART = {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}
 TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIXART | {'mixer': 'linear'}}
@@ -164,9 +162,8 @@ def parse_arch_name(name: str) -> dict:
              for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
-        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. '
-                        f'Systems: {", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: '
-                        f'{", ".join(TEXT_MODELS)}')
+        raise UserError(f'unknown architecture {name!r}; expected a system and a size (s, b, l, xl), such as '
+                        f'dit_xl. Systems: {", ".join(SYSTEMS)}. Text models: {", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
     if start in TEXT_MODELS:
         expected = dict(TEXT_MODELS[start])

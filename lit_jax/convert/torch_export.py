@@ -31,8 +31,7 @@ def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',
                    null_caption: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Parameter tree -> {torch name: contiguous float32 array}, in the order of DiT's state dict.
 
-    layout: 'diffusers' for PixArt only. null_caption: of PixArt, its 'y_embedder.y_embedding', which
-    diffusers' layout lacks."""
+    layout: 'diffusers' for PixArt only. null_caption: of PixArt, for the original layout."""
     return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout, null_caption)}
 
 
@@ -98,10 +97,8 @@ def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
-    """Writes a PixArt with softmax attention as a folder that diffusers loads, atomically.
-
-    Raises UserError, before anything is written, if diffusers has no such model; `name`: of the model, for
-    the message."""
+    """Writes a PixArt as a folder that diffusers loads, atomically. UserError if it has no such model as
+    `name`."""
     hub = pixart_hub_config(config['model'], name)
 
     def write(folder: Path) -> None:
@@ -154,9 +151,8 @@ def _published(config: Mapping) -> dict:
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-    """Streams float32 tensors into a binary file, one at a time (safetensors' writer copies them all).
-
-    layout: name -> shape of every tensor, in the order of `values`."""
+    """Streams float32 tensors of `layout` (name -> shape), one at a time (safetensors' writer copies them
+    all)."""
     header: dict = {'__metadata__': dict(metadata)}
     offset = 0
     for name, shape in layout.items():

@@ -43,14 +43,9 @@ class TensorInfo:
 class Reader(Protocol):
     """One file of tensors."""
 
-    def infos(self) -> dict[str, TensorInfo]:
-        """Every tensor of the file, in its order."""
-
-    def read(self, key: str) -> np.ndarray:
-        """Its values in float32, possibly a view of the mapped file."""
-
-    def release(self) -> None:
-        """Drops the memory map until the next `read`. Views handed out before keep it alive."""
+    def infos(self) -> dict[str, TensorInfo]: ...      # every tensor, in the order of the file
+    def read(self, key: str) -> np.ndarray: ...        # values in float32, possibly a view of the mapped file
+    def release(self) -> None: ...                     # drops the map until the next `read`; views stay
 
 
 @dataclass
@@ -107,10 +102,10 @@ class Source:
 
 
 def open_source(path, weights: str = 'ema') -> Source:
-    """Opens a checkpoint file or a diffusers folder.
+    """Opens a checkpoint file or a diffusers folder. UserError if it is missing, unreadable, or no plain
+    data.
 
-    weights: which of a training checkpoint's weights, 'ema' or 'model'. Raises UserError: nothing there,
-    unreadable, or a file that is not plain data."""
+    weights: which of a training checkpoint's weights, 'ema' or 'model'."""
     if weights not in ('ema', 'model'):
         raise UserError(f'unknown weights {weights!r}; a training checkpoint holds "ema" and "model"')
     path = Path(path)
@@ -146,9 +141,6 @@ def source_from_arrays(state: Mapping[str, np.ndarray]) -> Source:
     source = Source({})
     source.add(_ArrayReader(state))
     return source
-
-
-# ---- Readers -----------------------------------------------------------------------------------------
 
 
 class _ArrayReader:
@@ -283,9 +275,6 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-# ---- Files and folders -------------------------------------------------------------------------------
-
-
 def _open_file(path: Path, weights: str, source: Source) -> None:
     """Adds the tensors of one file to `source`."""
     kind = _sniff(path)
@@ -335,8 +324,7 @@ def _sniff(path: Path) -> str:
                         'and save its weights again with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
-    raise UserError(f'{path} is no checkpoint: expected a torch.save file or .safetensors, but it starts '
-                    f'with {head[:16]!r}')
+    raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
 
 
 def _open_folder(path: Path, weights: str) -> Source:

@@ -13,15 +13,8 @@ import numpy as np
 
 from lit_jax import __version__
 from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_model_folder
-from lit_jax.convert.torch_arch import (
-    POSITION_TOLERANCE,
-    Inferred,
-    check_expected,
-    hub_problems,
-    infer_arch,
-    plain_arch,
-    size_name,
-)
+from lit_jax.convert import torch_arch
+from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
 from lit_jax.convert.torch_keys import NULL_CAPTION, POSITION_KEYS, TRANSFORMS, ModelLeaf, file_leaves
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
@@ -72,20 +65,24 @@ def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = Non
     arch: the architecture; None infers it (hints: fields of `Hints`). Raises UserError
     that names every tensor that is wrong."""
     source = source_from_arrays(state)
-    inferred = _known(arch) if arch else infer_arch(source, 'the state dict', Hints(**hints))
+    inferred = _known(arch) if arch else torch_arch.infer_arch(source, 'the state dict', Hints(**hints))
     return inferred.arch, read_params(source, inferred, 'the state dict')[0]
 
 
 def _known(arch: Mapping) -> Inferred:
-    return Inferred(plain_arch(check_arch(arch)))
+    return Inferred(torch_arch.plain_arch(check_arch(arch)))
 
 
 def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np.ndarray | None]:
-    """(the parameter tree of `source`, PixArt's null caption if the file has one), or one UserError with
-    everything that is wrong."""
+    """(parameter tree of `source`, PixArt's null caption or None), or one UserError with everything wrong."""
     arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
+    try:
+        leaves = file_leaves(arch)
+    except UserError as error:
+        lines = '\n  '.join([*inferred.problems, str(error)])
+        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
     reading = _Reading(source, layout, arch, problems)
-    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in leaves
             if leaf.path != NULL_CAPTION or has_null_caption(source)}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
@@ -98,14 +95,6 @@ def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np
                         f'{arch["mixer"]["name"]} attention):\n  ' + '\n  '.join(lines))
     null_caption = flat.pop(NULL_CAPTION, None)
     return unflatten(flat), null_caption
-
-
-def _leaves(inferred: Inferred, name: str) -> tuple[ModelLeaf, ...]:
-    try:
-        return file_leaves(inferred.arch)
-    except UserError as error:
-        lines = '\n  '.join([*inferred.problems, str(error)])
-        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
 
 
 class _Reading:
@@ -178,7 +167,7 @@ class _Reading:
             return
         table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
         values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
-        if values is not None and not np.abs(values[0] - table).max() <= POSITION_TOLERANCE[dtype]:
+        if values is not None and not np.abs(values[0] - table).max() <= torch_arch.POSITION_TOLERANCE[dtype]:
             grid = f'{size[0] // patch}x{size[1] // patch}'
             self.problems.add('wrong', key, f'is not the sin-cos table of a {grid} grid')
 
@@ -193,9 +182,6 @@ def _ranges(numbers: list[int]) -> str:
             spans.append([number, number])
     text = ','.join(str(a) if a == b else f'{a}-{b}' for a, b in spans)
     return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
-
-
-# ---- Whole conversions ----------------------------------------------------------------------------------
 
 
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
@@ -225,13 +211,13 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
                   focus_power=focus_power, routed=routed, cross_heads=cross_heads)
     if 'model' in given:
         inferred = _known(given['model'])
-        inferred.problems.extend(hub_problems(inferred.arch, source.hub_config or {}))
+        inferred.problems.extend(torch_arch.hub_problems(inferred.arch, source.hub_config or {}))
     else:
-        inferred = infer_arch(source, str(src), hints)
+        inferred = torch_arch.infer_arch(source, str(src), hints)
     arch = inferred.arch
-    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
-               'focus_power': focus_power}
-    check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
+    expected |= {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
+                 'focus_power': focus_power}
+    torch_arch.check_expected(arch, expected, str(src), latent_of['downscale'], inferred.unknown)
     params, null_caption = read_params(source, inferred, str(src))
     config = {'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
               'classes': given.get('classes', source.classes),
@@ -242,8 +228,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         if null_caption is None:
             notes.append('the file has no null caption; the text encoder computes it from the empty prompt')
     elif config['classes'] and len(config['classes']) != arch['num_classes']:
-        raise UserError(f'{src} names {len(config["classes"])} classes, its label table has '
-                        f'{arch["num_classes"]}')
+        raise UserError(f'{src} names {len(config["classes"])} of its {arch["num_classes"]} classes')
     save_model_folder(out, config, params, null_caption=null_caption, overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes))
@@ -257,11 +242,11 @@ def count_weights(params: Mapping) -> int:
 def describe(done: Converted) -> str:
     """The summary that the script prints."""
     arch, mixer = done.arch, done.arch['mixer']
-    sides = 'x'.join(map(str, arch['input_size']))
+    sides, size = 'x'.join(map(str, arch['input_size'])), torch_arch.size_name(arch)
     options = ', '.join(f'{name} {value}' for name, value in mixer.items() if name != 'name')
     return '\n'.join([
         f'read     {done.source} ({done.weights}, {done.layout} names)',
-        f'model    {size_name(arch)}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
+        f'model    {size}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
         f'input    {sides}x{arch["channels"]}, {_condition(arch)}',
         f'numbers  {done.parameters:,} parameters',
         *(f'note     {note}' for note in done.notes),

@@ -13,6 +13,7 @@ repeats the timestep and label embedders in every block: rules with several diff
 the first axis; rules whose diffusers key has `{i}` while the leaf is not stacked are folded into one."""
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,30 +37,26 @@ class Transform:
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-def _product(shape) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
 TRANSFORMS = {
     # A vector, or a table that both sides hold alike.
     'copy': Transform(lambda s: s, lambda w, s: w, lambda x: x),
     # A bias whose parts and heads are axes here and one axis there.
-    'flat': Transform(lambda s: (_product(s),), lambda w, s: w.reshape(s), lambda x: x.reshape(-1)),
+    'flat': Transform(lambda s: (math.prod(s),), lambda w, s: w.reshape(s), lambda x: x.reshape(-1)),
     # torch (out, in) -> (in, *out): the output axes may be several (parts, heads, head dim).
-    'linear': Transform(lambda s: (_product(s[1:]), s[0]), lambda w, s: w.T.reshape(s),
+    'linear': Transform(lambda s: (math.prod(s[1:]), s[0]), lambda w, s: w.T.reshape(s),
                         lambda x: x.reshape(x.shape[0], -1).T),
     # torch (out, in) -> (*in, out): the input axes may be several (heads, head dim).
-    'linear_in': Transform(lambda s: (s[-1], _product(s[:-1])), lambda w, s: w.T.reshape(s),
+    'linear_in': Transform(lambda s: (s[-1], math.prod(s[:-1])), lambda w, s: w.T.reshape(s),
                            lambda x: x.reshape(-1, x.shape[-1]).T),
     # torch OIHW -> HWIO.
     'conv': Transform(lambda s: (s[3], s[2], s[0], s[1]), lambda w, s: w.transpose(2, 3, 1, 0),
                       lambda x: x.transpose(3, 2, 0, 1)),
     # A depth-wise (C, 1, k, k) -> (k, k, *C): the channels may be several axes.
-    'depthwise': Transform(lambda s: (_product(s[2:]), 1, s[0], s[1]),
+    'depthwise': Transform(lambda s: (math.prod(s[2:]), 1, s[0], s[1]),
                            lambda w, s: w.transpose(2, 3, 1, 0).reshape(s),
                            lambda x: x.reshape(*x.shape[:2], 1, -1).transpose(3, 2, 0, 1)),
     # A 1 x 1 convolution (out, in, 1, 1) that is a product here: (in, *out).
-    'pointwise': Transform(lambda s: (_product(s[1:]), s[0], 1, 1), lambda w, s: w[..., 0, 0].T.reshape(s),
+    'pointwise': Transform(lambda s: (math.prod(s[1:]), s[0], 1, 1), lambda w, s: w[..., 0, 0].T.reshape(s),
                            lambda x: x.reshape(x.shape[0], -1).T[..., None, None]),
 }
 
@@ -128,9 +125,6 @@ FOREIGN = {
 }
 
 
-# ---- The leaves of one model -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ModelLeaf:
     """A leaf of one architecture and its tensors.
@@ -184,8 +178,8 @@ def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 
 def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
-    """Every leaf of an architecture and PixArt's null caption, in the order of the official state dicts;
-    those without a rule come last. Raises UserError if no such network can be built."""
+    """Every leaf and PixArt's null caption, in the official order, those without a rule last. UserError if
+    impossible."""
     return _model_leaves(json.dumps(arch, sort_keys=True))
 
 

@@ -25,10 +25,8 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 
 @dataclass(frozen=True)
 class Hints:
-    """What the caller knows and shapes do not show; None if unknown.
-
-    routed: of MoH, a number for all layers that route, or one per layer. cross_heads: of those for captions.
-    """
+    """What the caller knows and shapes do not show; None if unknown. routed: of MoH, a number for all layers
+    that route, or one per layer. cross_heads: of those for captions."""
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None

@@ -88,9 +88,6 @@ def describe_vae(done: ConvertedVae) -> str:
         f'written  {done.out}'])
 
 
-# ---- config.json -------------------------------------------------------------------------------------
-
-
 def _read_config(folder: Path) -> dict:
     """config.json of a diffusers AutoencoderKL folder."""
     path = folder / 'config.json'
@@ -144,8 +141,6 @@ def _guess_id(src: Path) -> str:
     name = src.resolve().name
     return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
 
-
-# ---- Weights -----------------------------------------------------------------------------------------
 
 # Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
 _NAMES = [

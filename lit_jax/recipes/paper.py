@@ -48,9 +48,8 @@ def scores(fid: float, inception: float | None = None, precision: float | None =
 
 
 def printed(columns: str, line: str, **more: float) -> dict:
-    """A line of a table as printed: columns 'fid sfid precision%', line '111.85 11.81 20.50'.
-
-    A column with % is a percentage, and becomes a fraction; '-' is left out. `more`: further columns."""
+    """A printed line of a table: columns 'fid sfid precision%', line '111.85 11.81 20.50'; `more`: further
+    columns. A column with % is a percentage and becomes a fraction; '-' is left out."""
     values = {}
     for name, text in zip(columns.split(), line.split(), strict=True):
         if text != '-':
@@ -59,8 +58,7 @@ def printed(columns: str, line: str, **more: float) -> dict:
 
 
 def row_recipe(table: str, rows: Mapping[str, Row], name: str) -> ConfigDict:
-    """A row's recipe: the papers' common settings (400K steps of 256, or Sub-ImageNet's), then those of the
-    row."""
+    """The common settings of the papers (400K steps of 256, or Sub-ImageNet's), then those of the row."""
     if name not in rows:
         raise UserError(f'{table} has no row {name!r}; give one after the file, as in '
                         f'configs/paper/{table}.py:{next(iter(rows))}; its rows: {", ".join(rows)}')

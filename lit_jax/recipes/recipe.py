@@ -151,7 +151,7 @@ def load_recipe(name: str | Path) -> ConfigDict:
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
-    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES; the larger are sharded over
+    """Sets depth, width and mixer ('softmax', 'linear') of a row of SIZES; large ones are sharded over
     `fsdp`."""
     row = SIZES[name]
     config.model.depth, config.model.width = row['depth'], row['width']
@@ -205,8 +205,8 @@ def is_text(config: ConfigDict) -> bool:
 
 
 def shapes(config: ConfigDict) -> ConfigDict:
-    """Settings shared by the recipes of rendered shapes: captions, pixels, a small model and run. Mixers are
-    set apart."""
+    """Settings shared by the recipes of rendered shapes: captions, pixels, a small run. Mixers are set apart.
+    """
     config.data.update({'name': 'shapes', 'image_size': 18, 'flip': False})
     config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'),
                         'channels': 64, 'tokens': 12})
@@ -244,9 +244,7 @@ def architecture(config: ConfigDict) -> dict:
 
 
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
-    """Checks a recipe against itself and the devices, resolves the mesh size -1, and locks it.
-
-    Raises UserError for the first error."""
+    """Checks a recipe against itself and the devices (UserError), resolves mesh sizes of -1, and locks it."""
     config = config.copy_and_resolve_references()
     arch = architecture(config)
     train = config.train
@@ -263,15 +261,13 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
         raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')
-    if not 0 <= train.label_dropout < 1:
-        raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
-    if not 0 <= train.ema_decay < 1:
-        raise UserError(f'train.ema_decay must be in [0, 1), got {train.ema_decay}')
+    for field in ('label_dropout', 'ema_decay'):
+        if not 0 <= train[field] < 1:
+            raise UserError(f'train.{field} must be in [0, 1), got {train[field]}')
     config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count, arch['width']))
     check_partition(arch, config.mesh.to_dict())
-    ways, batch = config.mesh.data * config.mesh.fsdp, train.batch_size
-    if batch % (ways * train.accumulate):
-        unit = ways * train.accumulate
+    unit, batch = config.mesh.data * config.mesh.fsdp * train.accumulate, train.batch_size
+    if batch % unit:
         nearest = max(unit, round(batch / unit) * unit)
         raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = '
                         f'{config.mesh.data} · {config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest '
@@ -297,8 +293,7 @@ def _check_sampling(config: ConfigDict) -> None:
     """Grids are first drawn long after the start, so their settings are checked now."""
     sample = config.sample
     if sample.every < 0 or sample.count < 1:
-        raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got '
-                        f'{sample.every}, {sample.count}')
+        raise UserError(f'sample.every must be >= 0 and sample.count > 0, got {sample.every}, {sample.count}')
     CLASSES.updated(sample).check(config.diffusion)
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:

@@ -27,7 +27,6 @@ OWN_512 = {('lit', 'xl'): 'lit_xl_512.py', ('dig', 'xl'): 'baselines.py:dig_xl_5
 @dataclass(frozen=True)
 class Cost:
     """One row: parameters with the fixed position table, multiply-accumulates of one image, bytes of state.
-
     `paper` is in the convention of the paper that printed `published` (None: no figure). tensor, seq: the
     largest power of two of devices that these axes of the mesh may have."""
     name: str

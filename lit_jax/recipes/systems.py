@@ -36,8 +36,8 @@ class System:
 
 
 def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
-    """Sets config.model to a size of SYSTEMS, large ones sharded over `fsdp`. UserError for an unknown name
-    or size."""
+    """Sets config.model to a size of SYSTEMS, large ones sharded over `fsdp`. UserError for an unknown one.
+    """
     check_known('system', name, SYSTEMS)
     sizes = SYSTEMS[name].sizes
     if size not in sizes:
@@ -56,9 +56,6 @@ def sub_imagenet(config: ConfigDict, image_size: int = 256) -> ConfigDict:
     config.eval.update({'full_num_samples': 30_000, 'steps': 200, 'labels': 'balanced',
                         'cfg_scales': (1.0, 4.0), 'metrics': 'fid,sfid,kid,skid,is,precision,recall'})
     return config
-
-
-# ---- Models ------------------------------------------------------------------------------------------
 
 
 def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Sequence[Mapping] = ()) -> dict:
@@ -114,8 +111,8 @@ def _udig(depth: int, width: int, heads: int) -> dict:
     return model
 
 
-# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); _75: 75 % of
-# the heads are in use. L and XL have fewer heads in early layers and more in late ones.
+# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); _75: 75 %
+# of the heads are in use. L and XL have fewer heads in early layers and more in late ones.
 MOH_RUNS = {
     's': ((8, 6, 3, 2), (4, 6, 6, 0)),
     's_75': ((2, 6, 2, 1), (4, 6, 3, 1), (4, 6, 3, 2), (2, 6, 6, 0)),
@@ -138,8 +135,6 @@ def _moh(name: str) -> dict:
               for layers, heads, shared, routed in runs]
     return _dit(size['depth'], size['width'], mixer, stages=stages)
 
-
-# ---- The table ---------------------------------------------------------------------------------------
 
 # DiG's printed figures lack the second product of its SwiGLU, which the official code fuses, and the
 # recurrence, which is a kernel: a counter of modules sees neither.
