@@ -51,8 +51,8 @@ class TrainedModel(Model):
     def __repr__(self) -> str:
         pixels = 'x'.join(map(str, self.arch['input_size']))
         shown = 'prompts' if self.network.conditioning == 'text' else f'{self.network.null_label} classes'
-        return (f'<{self.network.describe()}: {pixels}x{self.arch["channels"]} '
-                f'{self.config["latent"]["space"]}, {shown}>')
+        space = self.config['latent']['space']
+        return f'<{self.network.describe()}: {pixels}x{self.arch["channels"]} {space}, {shown}>'
 
 
 def load(path, **options) -> TrainedModel:

@@ -61,8 +61,8 @@ def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
     if empty:
         raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out.')
     # One directory per array, uncompressed: compressing took 15 times as long and saved a tenth (measured).
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
-                                          type_handler_registry=_UNCOPIED)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, type_handler_registry=_UNCOPIED)
     peers.only_lead(lambda: path.mkdir(parents=True))
     try:
         arrays = jax.tree.map(_to_array, tree)
@@ -110,8 +110,8 @@ def restore_tree(path: epath.Path, abstract, source: str, only: str | None = Non
         leaves.check_leaves(leaves.named_leaves(stored), wanted, source)
         args = leaves.map_named(lambda name, _: _restore_args(wanted[name]), stored)
     partial = len(jax.tree.leaves(stored)) < len(jax.tree.leaves(whole))
-    restored = handler.restore(
-        path, args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=partial))
+    args = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=partial)
+    restored = handler.restore(path, args=args)
     handler.close()
     if abstract is not None:
         # Back into named tuples, tuples and empty nodes: Orbax knows dicts and lists only.

@@ -188,8 +188,8 @@ def check_config(config, source: str) -> None:
         raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
                         f'formats 1 and 2. Use the version that wrote it, or convert the checkpoint again.')
     sections = ('model', 'diffusion', 'latent', 'provenance')
-    problems = [f'"{key}" is missing or not an object' for key in sections
-                if not isinstance(config.get(key), dict)]
+    missing = [key for key in sections if not isinstance(config.get(key), dict)]
+    problems = [f'"{key}" is missing or not an object' for key in missing]
     if not problems:
         problems = [text for holds, text in _rules(config) if not holds]
     try:

@@ -32,9 +32,8 @@ KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/ml
            'blocks/mlp/down/kernel': 1}
 EMBEDDING = 'embed/table'
 _quantise = jax.jit(quantise, static_argnums=1)
-PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ckpt.py wrote: python '
-                                            'convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5',
-            hub_field='model_type')
+PART = Part('text_encoder', 'text encoder', 'Give a folder written by python convert_torch_ckpt.py '
+            'PIPELINE/text_encoder --out models/t5', hub_field='model_type')
 
 
 class TextEncoder:

@@ -97,8 +97,7 @@ def find_inception(path=''):
             if told.is_dir():
                 if found := [told / name for name in _NAMES if (told / name).exists()]:
                     return found[0]
-                raise UserError(f'{told}{what} holds no weights of Inception, expected one of '
-                                f'{", ".join(_NAMES)}')
+                raise UserError(f'{told}{what} holds no weights of Inception: none of {", ".join(_NAMES)}')
             if told.exists():
                 return told
         raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or its folder')
@@ -155,8 +154,7 @@ def save_inception(file, inception: Inception) -> None:
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
     """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems in
     `where`."""
-    found = _Published({name: value for name, value in flat_names(arrays).items()
-                        if not _NOT_NEEDED.search(name)})
+    found = _Published({name: x for name, x in flat_names(arrays).items() if not _NOT_NEEDED.search(name)})
     flat = {}
     for path, leaf in named_leaves(network.abstract()).items():
         unit, _, part = path.replace('/', '.').rpartition('.')

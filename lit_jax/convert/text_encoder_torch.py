@@ -92,8 +92,8 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
               'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
     folders.save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
-    return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params),
-                                out)
+    config['tokenizer'] = tokenizer.file
+    return ConvertedTextEncoder(str(src), config, count, tree_bytes(params), out)
 
 
 def describe_text_encoder(done: ConvertedTextEncoder) -> str:

@@ -94,8 +94,8 @@ def plain_arch(arch: Mapping) -> dict:
 def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
     """(num_classes and input_size, problems)."""
     input_size, problems = _input_size(source, found, hints, hub)
-    return {'num_classes': found.sizes['R'] - 1,
-            'input_size': input_size or (found.sizes['p'],) * 2}, problems
+    input_size = input_size or (found.sizes['p'],) * 2
+    return {'num_classes': found.sizes['R'] - 1, 'input_size': input_size}, problems
 
 
 def _input_size(source: Source, found: Found, hints: Hints,
@@ -135,8 +135,7 @@ def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> li
     """Contradictions between a diffusers config.json and the tensors, and features that lit_jax lacks."""
     if not hub:
         return []
-    values = {theirs: value for theirs, value in hub_sizes(arch).items()
-              if _HUB_FIELDS.get(theirs) not in unknown}
+    values = {name: value for name, value in hub_sizes(arch).items() if _HUB_FIELDS.get(name) not in unknown}
     if 'heads' not in unknown:
         values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
     captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
@@ -158,8 +157,7 @@ TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIX
 def parse_arch_name(name: str) -> dict:
     """'dit_xl', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that it fixes."""
     plain = re.sub(r'[-/]', '_', name.lower())
-    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items()
-             for size, model in entry.sizes.items()}
+    known = {f'{key}_{size}': model for key, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
         raise UserError(f'unknown architecture {name!r}; expected a system and a size (s, b, l, xl), such as '

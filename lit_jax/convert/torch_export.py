@@ -80,8 +80,7 @@ def _export_hub(src, out: Path, overwrite: bool) -> Converted:
     return _exported(src, 'diffusers', config, params, out, lost)
 
 
-def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path,
-              notes: tuple[str, ...] = ()) -> Converted:
+def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes=()) -> Converted:
     weights = (config.get('provenance') or {}).get('weights', 'state_dict')
     return Converted(str(src), weights, layout, config['model'], count_weights(params), out, notes)
 

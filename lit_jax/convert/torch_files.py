@@ -193,8 +193,7 @@ class _TorchReader:
         self._path, self._weights, self._tensors = path, weights, None
         self.problems: list[str] = []
         self.chosen = 'state_dict'
-        self._infos = {key: TensorInfo(tuple(value.shape), _torch_dtype(value))
-                       for key, value in self._open().items()}
+        self._infos = {key: TensorInfo(tuple(x.shape), _torch_dtype(x)) for key, x in self._open().items()}
         self.release()
 
     def _open(self) -> dict:

@@ -57,8 +57,7 @@ class _Problems:
                 for (kind, pattern, detail), layers in self.blocks.items()]
 
 
-def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None,
-                     **hints) -> tuple[dict, dict]:
+def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, **hints) -> tuple:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
 
     state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is given.
@@ -82,8 +81,9 @@ def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np
         lines = '\n  '.join([*inferred.problems, str(error)])
         raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
     reading = _Reading(source, layout, arch, problems)
-    flat = {leaf.path: reading.read_leaf(leaf) for leaf in leaves
-            if leaf.path != NULL_CAPTION or has_null_caption(source)}
+    if not has_null_caption(source):
+        leaves = [leaf for leaf in leaves if leaf.path != NULL_CAPTION]
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in leaves}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
     reading.used.add(POSITION_KEYS[layout])

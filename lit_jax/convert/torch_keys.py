@@ -103,10 +103,8 @@ REST = (
 )
 
 # What blocks of a family have beside mixer, ffn and modulation. `joins` belong to the last blocks only.
-FAMILIES = {
-    'dig': (*product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
-            *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear')),
-}
+FAMILIES = {'dig': (*product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
+                    *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear'))}
 
 # The fixed sin-cos table: stored by PyTorch, computed here; read only to be compared.
 POSITION_KEYS = {'original': 'pos_embed', 'diffusers': 'pos_embed.pos_embed'}
@@ -213,5 +211,5 @@ def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
     """{run: numbers of its blocks}, one run after the other, from the leading axes of leaves by path."""
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
-    return {run: range(end - depths[run], end)
-            for run, end in zip(sorted(depths), ends.tolist(), strict=True)}
+    runs = sorted(depths)
+    return {run: range(end - depths[run], end) for run, end in zip(runs, map(int, ends), strict=True)}

@@ -90,8 +90,7 @@ def caption_hub_problems(arch: Mapping, hub: Mapping) -> list[str]:
                         'sample_size 128): that is PixArt-α at 1024 pixels, this converter reads PixArt-Σ')
     own = arch['mixer']['heads'] if arch['mixer']['name'] == 'softmax' else arch['cross_heads']
     if own != arch['cross_heads']:
-        problems.append(f'diffusers has as many heads for the caption as for the image, not '
-                        f'{arch["cross_heads"]} and {own}')
+        problems.append(f'diffusers has as many heads for both, not {arch["cross_heads"]} and {own}')
     return problems
 
 
@@ -102,5 +101,5 @@ def has_null_caption(source: Source) -> bool:
 
 def text_section(arch: Mapping, given: Mapping | None) -> dict:
     """config['text'] of a model folder. given: the section stored in an export of ours."""
-    return {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens'],
-            **(given or {})}
+    section = {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens']}
+    return section | dict(given or {})

@@ -43,5 +43,4 @@ def find_recipe(name: str) -> str:
     spellings = {name.rpartition('/')[2]: name for name in known} | {name: name for name in known}
     near = dict.fromkeys(spellings[match] for match in difflib.get_close_matches(short, spellings))
     near = near or dict.fromkeys(name for name in known if '/' not in name)
-    raise UserError(f'the recipe {name} does not exist; give the path of a file, or a name such as '
-                    f'{", ".join(near)}')
+    raise UserError(f'the recipe {name} does not exist; give a path, or a name such as {", ".join(near)}')

@@ -178,8 +178,8 @@ def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict
     config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
     config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
                          'batch_size': 384, 'remat': 'full'})
-    config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale,
-                          'count': 8})
+    config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale})
+    config.sample.count = 8
     config.mesh.fsdp = -1
     return config
 
@@ -231,8 +231,8 @@ def architecture(config: ConfigDict) -> dict:
         nearest = max(unit, round(image_size / unit) * unit)
         raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
                         f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
-    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2,
-            'channels': config.latent.channels}
+    arch = config.model.to_dict()
+    arch |= {'input_size': (image_size // down,) * 2, 'channels': config.latent.channels}
     if is_text(config):
         arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels,
                  'caption_tokens': config.text.tokens}
@@ -298,8 +298,8 @@ def _check_sampling(config: ConfigDict) -> None:
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:
         return
-    for field, least in (('every', 0), ('full_every', 0), ('num_samples', 2), ('full_num_samples', 2),
-                         ('batch_size', 0)):
+    least_of = {'every': 0, 'full_every': 0, 'num_samples': 2, 'full_num_samples': 2, 'batch_size': 0}
+    for field, least in least_of.items():
         if evaluation[field] < least:
             raise UserError(f'eval.{field} must be at least {least}, got {evaluation[field]}')
     if not evaluation.cfg_scales:

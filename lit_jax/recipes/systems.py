@@ -65,14 +65,13 @@ def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Se
 
 def _dit_sizes(mixer: str) -> dict:
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
-    return {name: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads']))
-            for name, row in SIZES.items()}
+    return {key: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads'])) for key, row in SIZES.items()}
 
 
 def _compressed(width: int) -> dict:
     """DiT of 12 blocks, the last six with one key for 4 x 4 tokens."""
-    return _dit(12, width, softmax_mixer(width // 64),
-                stages=({'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}))
+    stages = {'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}
+    return _dit(12, width, softmax_mixer(width // 64), stages=stages)
 
 
 # Of these two all options of the mixer, so that each can be set on the command line.
