@@ -1,5 +1,4 @@
-"""DiG table 3: the spatial reorient & enhancement module (SREM), DiG-S/2 on ImageNet at 256px after 400K
-steps.
+"""DiG table 3: the spatial reorient & enhancement module (SREM), DiG-S/2, ImageNet 256px, 400K steps.
 
 `causal` reads the tokens in one order in every block, `bidirectional` turns them round from block to block;
 the convolution starts as the identity or, in `uniform`, as convolutions usually do. The last two rows of the

@@ -21,7 +21,6 @@ ROWS = {f'dit_{size}_400k': Row(size, published=printed('fid', line), system='di
 ROWS |= {f'dig_{size}_400k': Row(size, set=FLOAT32, published=printed(COLUMNS, line), system='dig')
          for size, line in DIG.items()}
 ROWS |= {name: Row('xl', set={'train.steps': steps} | (FLOAT32 if system == 'dig' else {}), cfg_scale=scale,
-                   system=system,
-                   published=printed(COLUMNS, line))
+                   system=system, published=printed(COLUMNS, line))
          for name, (system, steps, scale, line) in LONG.items()}
 get_config = reader(__file__, ROWS)

@@ -23,7 +23,6 @@ TABLE = {
 FIELDS = {'lit': {'model.mixer.heads': 3}, 'dig': {'train.dtype': 'float32'}}
 BALANCED = {'eval.labels': 'balanced'}      # 50 samples of each class
 ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=BALANCED | FIELDS.get(system, {}), system=system,
-                                     cfg_scale=scale,
-                                     published=printed(COLUMNS, line))
+                                     cfg_scale=scale, published=printed(COLUMNS, line))
         for name, ((system, size), lines) in TABLE.items() for scale, line in lines.items()}
 get_config = reader(__file__, ROWS)

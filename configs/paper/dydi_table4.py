@@ -1,5 +1,4 @@
-"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0. Settings as in
-table 1.
+"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0.
 
 Two things are read into it: the rows before the token differential operator have Sana's normaliser (the
 paper's equation 4), those from it on have none (equation 8); and the row of the operator has one plain 3 x 3

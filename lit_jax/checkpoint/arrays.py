@@ -152,17 +152,14 @@ def each_rows(path) -> Iterator[Rows]:
     stored = leaves.named_leaves(handler.metadata(path).tree)
     handler.close()
     for name in sorted(stored, key=lambda name: -math.prod(stored[name].shape)):
-        array = _open_array(path / name.replace('/', '.'))
+        place = path / name.replace('/', '.')
+        store = f'{place}/' if is_remote(path) else {'driver': 'file', 'path': f'{place}/'}
+        # Orbax itself cannot read a part of an array.
+        array = tensorstore.open({'driver': 'zarr', 'kvstore': store}, open=True, read=True).result()
         length, rows = (array.shape[0], array.chunk_layout.read_chunk.shape[0]) if array.rank else (1, 1)
         for start in range(0, length, rows):
             part = array[start:min(start + rows, length)] if array.rank else array
             yield Rows(name, start, length, part.read().result())
-
-
-def _open_array(path: epath.Path) -> tensorstore.TensorStore:
-    """Opens one array; Orbax itself cannot read a part of one."""
-    place = f'{path}/' if is_remote(path) else {'driver': 'file', 'path': f'{path}/'}
-    return tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True, read=True).result()
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:

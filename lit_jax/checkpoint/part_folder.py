@@ -16,11 +16,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of folder.
-
-    Attributes:
-        kind: in config.json. name: for people. give: what to give instead, in messages.
-        hub_field: a field of config.json that only folders of the Hugging Face hub have."""
+    """A kind of folder. kind: in config.json. name: for people. give: what to give instead, in messages.
+    hub_field: a field of config.json that only folders of the Hugging Face hub have."""
     kind: str
     name: str
     give: str

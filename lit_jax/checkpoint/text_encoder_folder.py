@@ -88,12 +88,10 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
                       compute: str | None = None) -> TextEncoder:
     """A ready text encoder from its folder, local or in a bucket. Called by all processes together.
 
-    Args:
-        dtype: compute dtype, 'bfloat16' or 'float32'. Weights keep their stored dtype, except that float32
-            becomes bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, if stored
-            otherwise.
-        shard: abstract tree -> tree of shardings of the parameters; None: the first device.
-        compute: another compute dtype than `dtype`; default for 'int8': bfloat16, on CPU float32."""
+    dtype: compute dtype, 'bfloat16' or 'float32'; weights keep their stored dtype, except that float32
+    becomes bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, if stored otherwise.
+    shard: abstract tree -> tree of shardings of the parameters; None: the first device. compute: another
+    compute dtype than `dtype`; default for 'int8': bfloat16, on CPU float32."""
     if dtype not in WEIGHTS:
         raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
     compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu'

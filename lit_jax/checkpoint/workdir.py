@@ -35,8 +35,8 @@ def _check(workdir, recipe: Mapping) -> None:
     if claimed:
         now = _plain(recipe)
         was = _with_defaults(read_workdir(workdir).get('recipe', {}), now, _plain(default().to_dict()))
-        check_alike(_decisive(was), _decisive(now), 'there', 'in this recipe', f'{workdir} belongs to another '
-                    'recipe', 'Give another --workdir, or the recipe that it was made with.')
+        check_alike(_decisive(was), _decisive(now), 'there', 'in this recipe', f'{workdir} belongs to '
+                    'another recipe', 'Give another --workdir, or the recipe that it was made with.')
     elif used:
         raise UserError(f'{workdir} has checkpoints but no {CONFIG}; restore it or give another --workdir')
 

@@ -45,11 +45,8 @@ _NOT_NEEDED = re.compile(r'(\.num_batches_tracked$|^AuxLogits\.)')
 
 @dataclass(frozen=True)
 class Inception:
-    """FID-Inception with its weights.
-
-    Attributes:
-        network: the `InceptionNetwork`. params: its parameters, float32 numpy arrays.
-        sha256, source: of the published file that the weights came from; source is its name."""
+    """FID-Inception with its weights: `params` are float32 numpy arrays; sha256 and name (source) of the
+    published file."""
     network: InceptionNetwork
     params: dict
     sha256: str
@@ -68,15 +65,12 @@ class Inception:
 
 
 def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> Inception:
-    """The network with its weights from `path`, or from the first place of the list above that has them.
+    """The network with its weights from `path` (file or folder), or from the first place of the list above
+    that has them.
 
-    Args:
-        path: file, or folder that holds one under its published name.
-        precision: see `InceptionNetwork`.
-        sha256: the first digits, at least eight, of the expected sum. Default: those in the file's name, else
-            those of the published files.
-
-    Raises UserError: no weights, or a file that is damaged, unknown, or not the one that its name says."""
+    precision: see `InceptionNetwork`. sha256: the first digits, at least eight, of the expected sum; default:
+    those in the file's name, else those of the published files. Raises UserError: no weights, or a file that
+    is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
     if _is_ours(file):

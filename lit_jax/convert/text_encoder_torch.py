@@ -69,21 +69,21 @@ def is_hub_text_encoder(path) -> bool:
 
 def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
                          overwrite: bool = False, asked: Iterable[str] = ()) -> ConvertedTextEncoder:
-    """Reads the transformers folder `src` and writes the text encoder folder `out`.
+    """Reads the transformers folder `src` and writes the text encoder folder `out`, or raises UserError and
+    writes nothing.
 
-    Args:
-        text_dtype: stored dtype of the weights, 'bfloat16', 'float32' or 'int8'.
-        text_id: its name for models and cached features; default: that in a folder that we exported, else the
-            folder's (of the pipeline, or in the Hugging Face cache).
-        asked: given flags that make sense for a diffusion model only; there must be none.
-
-    Raises UserError, before anything is written."""
+    text_dtype: stored dtype of the weights, 'bfloat16', 'float32' or 'int8'. text_id: its name for models and
+    cached features; default: that in a folder that we exported, else the folder's (of the pipeline, or in the
+    Hugging Face cache). asked: flags for diffusion models, refused."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
     check_known('text_dtype', text_dtype, WEIGHTS)
     folders.check_text_encoder_target(out, overwrite)
-    hub = _read_json(src / 'config.json')
-    arch = arch_of(hub, str(src / 'config.json'))
+    path = src / 'config.json'
+    if not path.is_file():
+        raise UserError(f'{path} does not exist; give the whole folder of the text encoder')
+    hub = parse_json(path.read_bytes(), str(path))
+    arch = arch_of(hub, str(path))
     tokenizer = find_tokenizer(src)
     folders.check_vocabulary(tokenizer, arch)
     source = open_weights(src)
@@ -141,12 +141,6 @@ def find_tokenizer(src: Path) -> Tokenizer:
     raise UserError(missing_tokenizer(*places))
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f'{path} does not exist; give the whole folder of the text encoder')
-    return parse_json(path.read_bytes(), str(path))
-
-
 def _guess_id(src: Path) -> str:
     if cached := cached_id(src):
         return cached
@@ -181,7 +175,8 @@ def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
     stacked = path.startswith('blocks/')
     if path in folders.KERNELS:
         for layer in range(shape[0]):
-            yield _to_leaf([read(key) for key in _keys(path, layer, source)], shape[1:])
+            matrices = [read(key).T for key in _keys(path, layer, source)]      # torch's are [out, in]
+            yield np.stack(matrices, axis=1).reshape(shape[1:])                 # [*in, (parts,) *out]
     elif stacked:
         yield np.stack([read(_keys(path, layer, source)[0]) for layer in range(shape[0])])
     else:
@@ -199,11 +194,6 @@ def _split(shape, num_in: int, parts: int) -> tuple[int, int, int]:
     """(numbers in, parts, numbers out) of a kernel without its layer axis."""
     inputs = math.prod(shape[:num_in])
     return inputs, parts, math.prod(shape) // inputs // parts
-
-
-def _to_leaf(tensors: list[np.ndarray], shape) -> np.ndarray:
-    """torch's [out, in] matrices -> the kernel [*in, (parts,) *out]."""
-    return np.stack([tensor.T for tensor in tensors], axis=1).reshape(shape)
 
 
 def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:

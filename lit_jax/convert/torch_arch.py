@@ -68,10 +68,10 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
         unknown |= captions.unknown
         problems += captions.problems
     else:
-        label_fields, label_problems = _label_fields(source, found, hints, hub)
-        family = blocks.family | label_fields
-        unknown |= {'input_size'} if label_problems else set()
-        problems += label_problems
+        size, size_problems = _input_size(source, found, hints, hub)
+        family = blocks.family | {'num_classes': sizes['R'] - 1, 'input_size': size or (sizes['p'],) * 2}
+        unknown |= {'input_size'} if size_problems else set()
+        problems += size_problems
     if mixer['heads'] is None or blocks.problems:
         unknown.add('heads')
         if 'head_dim' not in mixer:     # the file shows neither
@@ -89,13 +89,6 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` as it is stored: lists, not tuples."""
     return json.loads(json.dumps(arch))
-
-
-def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
-    """(num_classes and input_size, problems)."""
-    input_size, problems = _input_size(source, found, hints, hub)
-    input_size = input_size or (found.sizes['p'],) * 2
-    return {'num_classes': found.sizes['R'] - 1, 'input_size': input_size}, problems
 
 
 def _input_size(source: Source, found: Found, hints: Hints,
@@ -180,10 +173,9 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
                    unknown: Iterable[str] = ()) -> None:
     """Refuses a model that is not the one asked for.
 
-    Args:
-        arch: of the model in `name`. expected: any of depth, width, patch, image_size, input_size, channels,
-            num_classes, mixer (its name), heads and other options of the mixer.
-        downscale: image pixels per latent pixel, each way. unknown: fields of `arch` to skip."""
+    arch: of the model in `name`. expected: any of depth, width, patch, image_size, input_size, channels,
+    num_classes, mixer (its name), heads and other options of the mixer. downscale: image pixels per latent
+    pixel, each way. unknown: fields of `arch` to skip."""
     expected = {key: value for key, value in expected.items() if value is not None}
     if 'image_size' in expected:
         image = expected.pop('image_size')

@@ -54,11 +54,10 @@ class Source:
 
     Attributes:
         tensors: key -> TensorInfo, without wrapper prefixes (`module.`).
+        files: the files read. weights: 'ema', 'model', or 'state_dict' (a bare one).
         problems: tensors given twice, entries that are no tensors.
-        config: the model folder's config stored in our own export, or None.
-        hub_config: config.json of a diffusers folder, or None.
-        classes: class names of a diffusers pipeline, or None.
-        files: the files read. weights: 'ema', 'model', or 'state_dict' (a bare one)."""
+        config: stored in our own export. hub_config: config.json of a diffusers folder. classes: class names
+            of a diffusers pipeline. None if there are none."""
     tensors: dict[str, TensorInfo]
     files: tuple[Path, ...] = ()
     weights: str = 'state_dict'

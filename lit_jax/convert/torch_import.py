@@ -1,9 +1,8 @@
 """Converts PyTorch checkpoints to model folders.
 
-Each source tensor and each leaf of the parameter tree is accounted for; one error lists all that are missing,
-unexpected, misshaped, duplicated, of a wrong dtype or not finite. Leaves are filled one by one into arrays of
-their final shape, and the mapped file is released after each, so that a conversion needs little more memory
-than the weights."""
+Each source tensor and each leaf of the parameter tree is accounted for; one error lists all that is missing,
+unexpected, misshaped, duplicated, of a wrong dtype or not finite. Leaves are filled one by one, and the
+mapped file is released after each, so that a conversion needs little more memory than the weights."""
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ class _Problems:
                 for (kind, pattern, detail), layers in self.blocks.items()]
 
 
-def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, **hints) -> tuple:
+def from_torch_state(state: Mapping, arch: Mapping | None = None, **hints) -> tuple[dict, dict]:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
 
     state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is given.
@@ -188,16 +187,15 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
             routed: tuple[int, ...] | None = None, cross_heads: int | None = None,
             overwrite: bool = False) -> Converted:
-    """Reads the checkpoint `src` and writes the model folder `out`.
+    """Reads the checkpoint `src` (file or diffusers folder) and writes the model folder `out`.
 
     Args:
-        src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
+        weights: 'ema' or 'model', for training checkpoints.
         heads, cross_heads, activation, focus_power, routed: what shapes do not show (`Hints`).
         expected: what the model must be (see `check_expected`); `input_size` or `image_size` also gives the
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
-            models of SDXL's; else pixels).
-        overwrite: replace an existing model folder.
+            models of SDXL's; else pixels). overwrite: replace an existing model folder.
 
     Raises UserError, before anything is written."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})

@@ -125,11 +125,9 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class ModelLeaf:
-    """A leaf of one architecture and its tensors.
-
-    Attributes:
-        path: in the parameter tree, with the number of its run of blocks: 'blocks1/attn/proj/kernel'.
-        shape: of one layer. blocks: its blocks in PyTorch's count; None outside the blocks."""
+    """A leaf of one architecture and its tensors: its path with the number of its run of blocks
+    ('blocks1/attn/proj/kernel'), the shape of one layer, and its blocks in PyTorch's count (None outside the
+    blocks)."""
     path: str
     rule: Leaf
     shape: tuple[int, ...]

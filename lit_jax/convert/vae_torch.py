@@ -22,8 +22,8 @@ from lit_jax.runtime.leaves import named_leaves, unflatten
 
 CLASS = 'AutoencoderKL'
 _OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')
-_PUBLISHED = {'sd-vae-ft-ema': 'stabilityai', 'sd-vae-ft-mse': 'stabilityai', 'sdxl-vae': 'stabilityai',
-              'sdxl-vae-fp16-fix': 'madebyollin'}      # folder name -> who published it
+_PUBLISHED = {name: f'stabilityai/{name}' for name in ('sd-vae-ft-ema', 'sd-vae-ft-mse', 'sdxl-vae')}
+_PUBLISHED['sdxl-vae-fp16-fix'] = 'madebyollin/sdxl-vae-fp16-fix'
 
 # Our field <- diffusers' field and its default there.
 _FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
@@ -51,14 +51,11 @@ def is_hub_vae(path) -> bool:
 
 def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
                 asked: Iterable[str] = ()) -> ConvertedVae:
-    """Reads the diffusers folder `src` and writes the VAE folder `out`.
+    """Reads the diffusers folder `src` and writes the VAE folder `out`. UserError if it cannot; nothing is
+    written then.
 
-    Args:
-        vae_id: its name for data sets and models; default: the published one if the folder's name (or its
-            place in the Hugging Face cache) shows it, else the folder's name.
-        asked: given flags that make sense for a diffusion model only; there must be none.
-
-    Raises UserError, before anything is written."""
+    vae_id: its name for data sets and models; default: the published one if the folder's name or its place in
+    the Hugging Face cache shows it, else the folder's name. asked: flags for diffusion models, refused."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
@@ -66,8 +63,10 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
     source = open_weights(src)
     params = read_vae_params(source, arch, str(src))
-    config = {'vae': arch, 'id': vae_id or _guess_id(src), 'scale': scale, 'shift': shift,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
+    name = src.resolve().name
+    provenance = {'source': name, 'tool': tool_name(), **hub_digests(source.files)}
+    config = {'vae': arch, 'id': vae_id or cached_id(src) or _PUBLISHED.get(name, name), 'scale': scale,
+              'shift': shift, 'provenance': provenance}
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())
     return ConvertedVae(str(src), config, vae_id is not None, count, out)
@@ -135,13 +134,6 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
     return arch, float(scale), float(shift)
 
 
-def _guess_id(src: Path) -> str:
-    if cached := cached_id(src):
-        return cached
-    name = src.resolve().name
-    return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
-
-
 # Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
 _NAMES = [
     (r'^encoder/level(\d+)/resample', r'encoder/down_blocks/\1/downsamplers/0/conv'),
@@ -181,9 +173,17 @@ def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
         keys = torch_names(path, old=old)
         transform = TRANSFORMS[_transform(path, leaf.shape)]
         whole = transform.torch_shape(leaf.shape)
-        tensors = [_take(source, key, (whole[0] // len(keys), *whole[1:]), problems) for key in keys]
         used.update(keys)
-        if all(tensor is not None for tensor in tensors):
+        tensors = []
+        for key in keys:
+            problem = source.problem(key, (whole[0] // len(keys), *whole[1:]))
+            if not problem and not np.isfinite(values := source.read(key)).all():
+                problem = f'non-finite values in tensor: {key}'
+            if problem:
+                problems.append(problem)
+            else:
+                tensors.append(values)
+        if len(tensors) == len(keys):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             # A copy, as it may be a view of the mapped file.
             flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
@@ -199,15 +199,3 @@ def _transform(path: str, shape: tuple[int, ...]) -> str:
     if '/attn/proj/' in path and path.endswith('kernel'):
         return 'linear_in'
     return 'conv' if len(shape) == 4 else 'copy'
-
-
-def _take(source: Source, key: str, shape: tuple[int, ...], problems: list[str]) -> np.ndarray | None:
-    """The tensor's values, or None with the problem noted."""
-    problem = source.problem(key, shape)
-    if problem is None:
-        values = source.read(key)
-        if np.isfinite(values).all():
-            return values
-        problem = f'non-finite values in tensor: {key}'
-    problems.append(problem)
-    return None

@@ -191,8 +191,8 @@ def digits(config: ConfigDict) -> ConfigDict:
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
     config.latent.scale = 2.0     # at unit size, DiT's linear schedule hides 8x8 pixels too early
     config.model.update({'depth': 4, 'width': 64, 'patch': 2})
-    config.train.update({'batch_size': 64, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True})
-    config.train.dtype = 'float32'
+    config.train.update({'batch_size': 64, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True,
+                         'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 40, 'cfg_scale': 2.0})
     config.log.every = 50

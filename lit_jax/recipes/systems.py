@@ -24,9 +24,9 @@ class System:
     """A system and its sizes.
 
     Attributes:
-        title, paper: for people. sizes: {name: fields of config.model}.
-        published: {(size, image size): the "Gflops" that a paper prints, which are multiply-accumulates}.
-        convention: how that paper counts. source: of the sizes."""
+        title, paper: for people. sizes: {name: fields of config.model}; source: where they come from.
+        published: {(size, image size): the "Gflops" of a paper, which are multiply-accumulates}; convention:
+            how it counts."""
     title: str
     paper: str
     sizes: Mapping[str, Mapping]
