@@ -1,5 +1,4 @@
-"""LiT on a folder of one's own images and classes (class = subfolder), inheriting from a DiT trained on the
-same ones.
+"""LiT on a folder of one's own images (class = subfolder), inheriting from a DiT trained on the same.
 
     python prepare_latents.py --data=folder --path=images --vae=models/vae_tiny --image_size=64 \\
         --out=latents/images

@@ -1,4 +1,4 @@
-"""LiT-0.6B, text to image at 1024px (arXiv 2501.12976, §4.2): continues the 512px student, taught by PixArt-Σ.
+"""LiT-0.6B, text to image at 1024px (arXiv 2501.12976, §4.2): from the 512px student, taught by PixArt-Σ.
 
     python train.py --config=configs/lit_t2i_1024.py --config.inherit.path=runs/lit_t2i_512 \\
         --config.data.path=latents_1024 --workdir=runs/lit_t2i_1024

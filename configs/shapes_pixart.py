@@ -1,5 +1,4 @@
-"""The teacher of the rendered shapes: a small PixArt on 18x18 pixels with captions. An hour or more on two
-cores.
+"""The teacher of the rendered shapes: a small PixArt on captioned 18x18 images. An hour or more on two cores.
 
     python -m examples.shapes.encoder --out models/shapes_t5
     python train.py --config=configs/shapes_pixart.py --workdir=runs/shapes_pixart_first

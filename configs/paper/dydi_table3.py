@@ -1,5 +1,4 @@
-"""DyDi-LiT table 3: the small systems on ImageNet at 256px after 400K steps of 256; 50,000 samples in 250
-steps.
+"""DyDi-LiT table 3: the small systems on ImageNet at 256px, 400K steps of 256; 50,000 samples in 250 steps.
 
 The starred rows of the table are the authors' own runs. MoH-DiT-S is quoted from the MoH paper; which of its
 two variants that is is not said, 90 % of the heads is the reading taken here. LiT-S is LiT's ablation from

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -149,15 +150,9 @@ class _Array:
         return self
 
 
-class _Name:
+class _Name(NamedTuple):
     """A class that is only named, never called."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
-def _tensor(storage, offset, size, stride, *_) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(size), tuple(stride))
+    name: str
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -168,7 +163,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 _STAND_INS: dict[str, Callable] = {
     'collections.OrderedDict': _Mapping,
-    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v2': lambda storage, offset, size, stride, *_:
+        _Tensor(storage, int(offset), tuple(size), tuple(stride)),
     'torch._utils._rebuild_parameter': lambda data, *_: data,
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _Name('ndarray'),

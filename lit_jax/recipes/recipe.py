@@ -81,8 +81,7 @@ def default() -> ConfigDict:
         'diffusion': {'steps': 1000, 'kind': 'linear'},
         'teacher': {                     # '' trains without a teacher
             'path': '',                  # model folder or workdir
-            'lambda_noise': 0.5,         # λ1, λ2 of LiT §3.4
-            'lambda_variance': 0.05,
+            'lambda_noise': 0.5, 'lambda_variance': 0.05,      # λ1, λ2 of LiT §3.4
         },
         'inherit': {                     # '' starts from random weights
             'path': '',                  # model folder or workdir of the same width and depth
