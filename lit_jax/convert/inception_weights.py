@@ -73,7 +73,9 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
     is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
-    if _is_ours(file):
+    with paths.explain_unreachable(file), file.open('rb') as opened:
+        ours = opened.read(9)[8:] == b'{' or file.suffix == '.safetensors'
+    if ours:
         if sha256:
             raise UserError(f'{file} carries the sha256 of its weights itself; leave sha256 out')
         return Inception(network, *_read_ours(file, network))
@@ -213,12 +215,6 @@ def _checked_digest(file: Path, sha256: str) -> str:
         raise UserError(f'{file} has the sha256 {digest}, but {said} {" or ".join(expected)}...: it is '
                         f'damaged, incomplete, or another file. Get {PUBLISHED_NAME}, or give its sha256')
     return digest
-
-
-def _is_ours(file) -> bool:
-    with paths.explain_unreachable(file), file.open('rb') as opened:
-        head = opened.read(9)
-    return head[8:] == b'{' or file.suffix == '.safetensors'
 
 
 def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:

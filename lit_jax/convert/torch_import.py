@@ -276,10 +276,9 @@ def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
 
 
 def _channels(source: Source) -> int:
-    for key in ('x_embedder.proj.weight', 'pos_embed.proj.weight'):
-        if key in source.tensors and len(source.tensors[key].shape) == 4:
-            return source.tensors[key].shape[1]
-    return 0      # the inference will say what is missing
+    keys = 'x_embedder.proj.weight', 'pos_embed.proj.weight'
+    shapes = [source.tensors[key].shape for key in keys if key in source.tensors]
+    return next((shape[1] for shape in shapes if len(shape) == 4), 0)      # 0: inference reports it
 
 
 def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
