@@ -23,8 +23,7 @@ def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = 
     path: local, or in a bucket (gs://...). step: of a workdir, the checkpoint to take instead of the newest.
     dtype: compute dtype, 'float32' or 'bfloat16'. scan_layers: loop over the blocks, or unroll them (longer
     to compile, often faster on CPU). Returns `model(x, t, y)`: x [B, H, W, C], t in 0..999, y class indices
-    -> [B, H, W, 2C], noise first. Raises UserError: nothing to load there, damaged files, or an unknown
-    dtype."""
+    -> [B, H, W, 2C], noise first. Raises UserError: nothing to load, damaged files, or an unknown dtype."""
     check_known('dtype', dtype, DTYPES)
     config, params = load_weights(path, step=step)
     network = Network(config['model'], dtype=DTYPES[dtype], scan_layers=scan_layers)

@@ -75,8 +75,7 @@ class Checkpoints:
         """Starts saving; returns once the state may be changed. False if `step` is saved already.
 
         Waits for the previous save, and raises its UserError if that one met a full disk; then nothing is
-        saved now. step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: anything
-        JSON can hold."""
+        saved now. step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: JSON."""
         step = int(step)
         json.dumps(meta)  # what JSON cannot hold fails here, not in the background
         self.wait()
@@ -158,9 +157,8 @@ class Checkpoints:
     def restore_part(self, name: str, abstract=None, step: int | None = None):
         """(subtree, step): the entry `name` ('ema') of the newest undamaged checkpoint, or of that of `step`.
 
-        Changes nothing on disk, so it does not disturb a run that trains there. abstract: as for
-        `load_arrays`. Raises UserError if there is no checkpoint, all are damaged, or the entry does not fit.
-        """
+        Changes nothing on disk. abstract: as for `load_arrays`. Raises UserError if there is no checkpoint,
+        all are damaged, or the entry does not fit."""
         if step is None:
             step, _ = peers.from_lead(self._newest_whole)
         else:
@@ -197,9 +195,8 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _write_manifest(self) -> None:
-        """Called by Orbax in a background thread of process 0, when all parts are written and the directory
-        is not yet committed. (If a later Orbax commits first, a kill in between costs that checkpoint, no
-        more.)"""
+        """Called by Orbax in a thread of process 0, when all parts are written and the directory is not yet
+        committed. (If a later Orbax commits first, a kill in between costs that checkpoint, no more.)"""
         storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
 
     def _directory_being_written(self) -> epath.Path:

@@ -161,8 +161,7 @@ def read_config(path) -> dict:
 
 
 def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
-    """The content of config.json of a folder, not checked. kind, source, give, hint: for the error message.
-    """
+    """The content of config.json of a folder, not checked. kind, source, give, hint: for messages."""
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')

@@ -1,5 +1,4 @@
-"""Folders of the frozen networks around a model (VAE, text encoder), like model folders with a `kind`: checks
-and refusals."""
+"""Folders of the frozen networks around a model (VAE, text encoder), like model folders with a `kind`."""
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -25,8 +25,7 @@ class SaveTogether:
     """State of the running save in one process. With a single process it does nothing."""
 
     def __init__(self, wait_for_all: Callable, find_unfinished: Callable):
-        """wait_for_all(key=, timeout_ms=): a barrier for any thread. find_unfinished(): the directory being
-        written."""
+        """wait_for_all(key=, timeout_ms=): barrier of any thread. find_unfinished(): the new directory."""
         self._wait_for_all, self._find_unfinished = wait_for_all, find_unfinished
         self._failure: BaseException | None = None
         self._commit_key = None

@@ -94,8 +94,8 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
     compute dtype than `dtype`; default for 'int8': bfloat16, on CPU float32."""
     if dtype not in WEIGHTS:
         raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
-    compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu'
-                          else 'bfloat16')
+    if not compute:
+        compute = dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     check_known('compute dtype', compute, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):
@@ -117,8 +117,7 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
 
 
 def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
-    """The stored parameters, as `weights` if given, by rows: whole arrays (up to 2 GB) take 2-3 times their
-    memory."""
+    """The stored parameters, as `weights` if given, by rows: whole arrays take 2-3 times their 2 GB."""
     flat, expected, first = {}, leaves.named_leaves(abstract), SingleDeviceSharding(jax.local_devices()[0])
     for rows in each_rows(arrays):
         for path, values in _in_form(rows, weights).items():
@@ -154,8 +153,7 @@ def _row_setter(sharding) -> Callable[[Array, np.ndarray, int], Array]:
 def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> dict[str, np.ndarray]:
     """One leaf in the form `weights`: {path: array}, with int8 kernels {path: int8, '.../scale': float32}.
 
-    parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers; of any other leaf the
-    leaf alone."""
+    parts: of a kernel (KERNELS) one float array for each of the `depth` layers; of another leaf the leaf."""
     if path not in KERNELS:
         narrow = path == EMBEDDING and weights != 'float32'
         return {path: np.ascontiguousarray(next(iter(parts)), jnp.bfloat16 if narrow else np.float32)}

@@ -67,8 +67,7 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
 def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae:
     """A ready VAE from its folder, local or in a bucket (gs://...). Called by all processes together.
 
-    dtype: compute dtype, 'float32' or 'bfloat16'. shard: abstract tree -> tree of shardings of the
-    parameters; None: the first device."""
+    dtype: 'float32' or 'bfloat16', to compute in. shard: tree -> shardings; None: the first device."""
     check_known('dtype', dtype, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):

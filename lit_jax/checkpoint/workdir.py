@@ -23,8 +23,7 @@ FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', '
 
 
 def check_workdir(workdir, recipe: Mapping) -> None:
-    """Raises UserError on all processes if the workdir belongs to another finalized recipe (a dict), or is
-    none."""
+    """Raises UserError on all processes if the workdir is none, or belongs to another finalized recipe."""
     peers.only_lead(lambda: _check(paths.as_path(workdir), recipe))
 
 
@@ -46,8 +45,7 @@ def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -
     claim.
 
     Process 0 writes; the others return when the file is there. describe: 'model', 'diffusion', 'latent',
-    'classes', for readers of the weights; written beside the recipe. null_text: of a text model, the features
-    of the empty caption [L, C]."""
+    'classes', for readers of the weights. null_text: of a text model, the empty caption's features [L, C]."""
     return peers.from_lead(lambda: _claim(paths.as_path(workdir), recipe, describe, null_text))
 
 

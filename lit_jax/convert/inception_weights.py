@@ -45,8 +45,7 @@ _NOT_NEEDED = re.compile(r'(\.num_batches_tracked$|^AuxLogits\.)')
 
 @dataclass(frozen=True)
 class Inception:
-    """FID-Inception with its weights: `params` are float32 numpy arrays; sha256 and name (source) of the
-    published file."""
+    """FID-Inception: its weights (float32 numpy), and sha256 and name (source) of their published file."""
     network: InceptionNetwork
     params: dict
     sha256: str
@@ -111,8 +110,7 @@ def is_inception_file(path) -> bool:
 
 def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
-    """Writes published weights as our own file, `out`, or FILE in it. asked: flags for diffusion models:
-    refused."""
+    """Writes published weights as our own file, `out` or FILE in it. asked: refused flags."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
                         f'models. Leave it out, or rename the file')
@@ -148,8 +146,7 @@ def save_inception(file, inception: Inception) -> None:
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems in
-    `where`."""
+    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems."""
     found = _Published({name: x for name, x in flat_names(arrays).items() if not _NOT_NEEDED.search(name)})
     flat = {}
     for path, leaf in named_leaves(network.abstract()).items():

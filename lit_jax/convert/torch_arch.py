@@ -1,5 +1,4 @@
-"""The architecture of a checkpoint, inferred from the names and shapes of its tensors, and compared with the
-one asked for."""
+"""Infers the architecture of a checkpoint from its tensors, and compares it with the one asked for."""
 import json
 import math
 import re
@@ -26,8 +25,7 @@ POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 @dataclass(frozen=True)
 class Inferred:
-    """An inferred architecture; `unknown` fields hold placeholders, `problems` say why, `notes` are to be
-    printed."""
+    """An inferred architecture; `unknown` fields are placeholders, `problems` errors, `notes` remarks."""
     arch: dict
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -42,8 +40,7 @@ _LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_chann
 def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     """The architecture of the model in `source`, as far as its tensors and the hints tell.
 
-    Raises UserError if it is no known model; other problems are in the result, to be reported with those of
-    tensors."""
+    Raises UserError if it is no known model; other problems are returned, to be reported with the reading."""
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):

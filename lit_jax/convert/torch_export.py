@@ -96,8 +96,7 @@ def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
-    """Writes a PixArt as a folder that diffusers loads, atomically. UserError if it has no such model as
-    `name`."""
+    """Writes a PixArt as a folder that diffusers loads, atomically. UserError if it has no such model."""
     hub = pixart_hub_config(config['model'], name)
 
     def write(folder: Path) -> None:
@@ -150,8 +149,7 @@ def _published(config: Mapping) -> dict:
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-    """Streams float32 tensors of `layout` (name -> shape), one at a time (safetensors' writer copies them
-    all)."""
+    """Streams float32 tensors of `layout` (name -> shape) one by one; safetensors' writer copies them all."""
     header: dict = {'__metadata__': dict(metadata)}
     offset = 0
     for name, shape in layout.items():

@@ -125,9 +125,8 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class ModelLeaf:
-    """A leaf of one architecture and its tensors: its path with the number of its run of blocks
-    ('blocks1/attn/proj/kernel'), the shape of one layer, and its blocks in PyTorch's count (None outside the
-    blocks)."""
+    """A leaf of one architecture and its tensors: path with its run of blocks ('blocks1/attn/proj/kernel'),
+    shape of one layer, and blocks in PyTorch's count (None outside)."""
     path: str
     rule: Leaf
     shape: tuple[int, ...]
@@ -174,8 +173,7 @@ def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 
 def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
-    """Every leaf and PixArt's null caption, in the official order, those without a rule last. UserError if
-    impossible."""
+    """Every leaf and PixArt's null caption, in the official order, those without a rule last."""
     return _model_leaves(json.dumps(arch, sort_keys=True))
 
 

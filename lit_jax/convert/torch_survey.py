@@ -1,7 +1,6 @@
 """Sizes and layout of a PyTorch file, from the names and shapes of its tensors.
 
-Every tensor votes for the sizes that its shape shows, so that one misshaped tensor is found instead of
-misleading the rest."""
+Every tensor votes for the sizes that its shape shows: one misshaped tensor does not mislead the rest."""
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

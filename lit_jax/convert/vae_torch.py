@@ -2,8 +2,7 @@
 
 The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value
 and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. No code in a file is run
-(`lit_jax.convert.torch_files`), and one error lists all tensors that are missing, unexpected, misshaped, of a
-wrong dtype or not finite."""
+(`lit_jax.convert.torch_files`), and one error lists all tensors that are wrong."""
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -150,8 +150,7 @@ def load_recipe(name: str | Path) -> ConfigDict:
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
-    """Sets depth, width and mixer ('softmax', 'linear') of a row of SIZES; large ones are sharded over
-    `fsdp`."""
+    """Sets depth, width and mixer ('softmax', 'linear') of a row of SIZES, large ones sharded over `fsdp`."""
     row = SIZES[name]
     config.model.depth, config.model.width = row['depth'], row['width']
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
@@ -204,8 +203,7 @@ def is_text(config: ConfigDict) -> bool:
 
 
 def shapes(config: ConfigDict) -> ConfigDict:
-    """Settings shared by the recipes of rendered shapes: captions, pixels, a small run. Mixers are set apart.
-    """
+    """Settings shared by the recipes of rendered shapes: captions, pixels, a small run. Mixers are apart."""
     config.data.update({'name': 'shapes', 'image_size': 18, 'flip': False})
     config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'),
                         'channels': 64, 'tokens': 12})
@@ -314,8 +312,7 @@ def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[s
     """Fills in sizes of -1; the product of all axes must be the number of devices.
 
     One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the remaining
-    devices that divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of
-    devices."""
+    devices that divides the width (up to MOST_FSDP), and data the rest."""
     free = {axis for axis, n in mesh.items() if n == -1}
     if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
         raise UserError(f'mesh sizes must be positive; one may be -1, or data and fsdp together; got {mesh}')

@@ -25,8 +25,8 @@ class System:
 
     Attributes:
         title, paper: for people. sizes: {name: fields of config.model}; source: where they come from.
-        published: {(size, image size): the "Gflops" of a paper, which are multiply-accumulates}; convention:
-            how it counts."""
+        published: {(size, image size): "Gflops" of a paper, in fact multiply-accumulates}; convention: its
+            count."""
     title: str
     paper: str
     sizes: Mapping[str, Mapping]
@@ -36,8 +36,7 @@ class System:
 
 
 def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
-    """Sets config.model to a size of SYSTEMS, large ones sharded over `fsdp`. UserError for an unknown one.
-    """
+    """Sets config.model to a size of SYSTEMS, large ones sharded over `fsdp`. UserError if unknown."""
     check_known('system', name, SYSTEMS)
     sizes = SYSTEMS[name].sizes
     if size not in sizes:
