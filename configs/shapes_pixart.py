@@ -5,7 +5,7 @@
     python train.py --config=configs/shapes_pixart.py:refine --workdir=runs/shapes_pixart
 
 The first run learns to draw, at a rate at which cross-attention does not learn for long: its keys grow and
-captions are forgotten. The second goes on from its averaged weights more slowly, and learns what captions
+captions are forgotten. The second continues from its averaged weights more slowly, and learns what captions
 say."""
 from lit_jax import recipes
 

@@ -110,7 +110,7 @@ def is_inception_file(path) -> bool:
 
 def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
-    """Writes published weights as our own file, `out` or FILE in it. asked: refused flags."""
+    """Writes published weights as our own file, `out` or FILE in it. asked: flags given by mistake."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
                         f'models. Leave it out, or rename the file')

@@ -74,7 +74,7 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
 def describe_vae(done: ConvertedVae) -> str:
     """The summary that the script prints."""
     arch, config = done.config['vae'], done.config
-    told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME tells another)'
+    told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME changes it)'
     shift = f', shift {config["shift"]:g}' if config['shift'] else ''
     return '\n'.join([
         f'read     {done.source} ({CLASS})',

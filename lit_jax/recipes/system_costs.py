@@ -1,5 +1,4 @@
-"""The table of docs/train/systems.md: the cost of every system, as its paper counts and in full. Kept current
-by a test.
+"""The table of docs/train/systems.md: the cost of every system, as its paper counts and in full.
 
     python -m lit_jax.recipes.system_costs                             # prints it
     python -m lit_jax.recipes.system_costs docs/train/systems.md       # updates it in that file
