@@ -1,5 +1,4 @@
-"""The digits teacher: a DiT on 8x8 pixels of scikit-learn's real handwritten digits. Four minutes on two
-cores.
+"""The digits teacher: a DiT on scikit-learn's 8x8 handwritten digits. Four minutes on two cores.
 
     python train.py --config=configs/digits_dit.py --workdir=runs/digits_dit
 """

@@ -1,7 +1,6 @@
-"""The digits student: a LiT that inherits from the digits teacher and is distilled in a fifth of its steps.
+"""The digits student: a LiT that inherits from the teacher and is distilled in a fifth of its training steps.
 
-The teacher is the one that ships in assets/, converted by `make demo` (or by the command below), or any
-workdir:
+The teacher is the shipped one of assets/, converted by `make demo` (or by the command below), or any workdir:
 
     python convert_torch_ckpt.py assets/digits_dit.safetensors --out models/digits_dit
     python train.py --config=configs/digits_lit.py --workdir=runs/digits_lit

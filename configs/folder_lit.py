@@ -1,5 +1,4 @@
-"""LiT on a folder of one's own images and classes (class = subfolder), inheriting from a DiT trained on the
-same ones.
+"""LiT on a folder of one's own images (class = subfolder), inheriting from a DiT trained on the same.
 
     python prepare_latents.py --data=folder --path=images --vae=models/vae_tiny --image_size=64 \\
         --out=latents/images
@@ -9,8 +8,7 @@ same ones.
 
 Sizes and steps suit a few thousand small images on a CPU; docs/train/photos.md walks through it. For the
 released VAE set latent.vae, latent.scale and latent.downscale back to the defaults of
-lit_jax/recipes/recipe.py, and the model to one of SIZES.
-"""
+lit_jax/recipes/recipe.py, and the model to one of SIZES."""
 from lit_jax import recipes
 from lit_jax.runtime.errors import UserError
 

@@ -1,5 +1,4 @@
-"""LiT-B/2 on ImageNet 256px latents (arXiv 2501.12976, table 5): inherits DiT-B/2, taught by DiT-XL/2, 400K
-steps."""
+"""LiT-B/2, ImageNet 256px (arXiv 2501.12976, table 5): from DiT-B/2, taught by DiT-XL/2, 400K steps."""
 from lit_jax import recipes
 
 

@@ -1,5 +1,4 @@
-"""LiT-L/2 on ImageNet 256px latents (arXiv 2501.12976, table 5): inherits DiT-L/2, taught by DiT-XL/2, 400K
-steps."""
+"""LiT-L/2, ImageNet 256px (arXiv 2501.12976, table 5): from DiT-L/2, taught by DiT-XL/2, 400K steps."""
 from lit_jax import recipes
 
 

@@ -1,8 +1,7 @@
-"""LiT-0.6B, text to image at 1024px (arXiv 2501.12976, §4.2): goes on from the 512px student, taught by
-PixArt-Σ at 1024px.
+"""LiT-0.6B, text to image at 1024px (arXiv 2501.12976, §4.2): from the 512px student, taught by PixArt-Σ.
 
     python train.py --config=configs/lit_t2i_1024.py --config.inherit.path=runs/lit_t2i_512 \\
-        --config.data.path=latents_1024         --workdir=runs/lit_t2i_1024
+        --config.data.path=latents_1024 --workdir=runs/lit_t2i_1024
 """
 from lit_jax import recipes
 

@@ -1,5 +1,6 @@
-"""LiT-0.6B, text to image at 512px (arXiv 2501.12976, §4.2): inherits and is taught by PixArt-Σ, 2 heads, λ1
-= 1.0, λ2 = 0.05.
+"""LiT-0.6B, text to image at 512px (arXiv 2501.12976, §4.2): inherits from and is taught by PixArt-Σ.
+
+Two heads, λ1 = 1.0, λ2 = 0.05.
 
     python convert_torch_ckpt.py PixArt-Sigma-XL-2-512-MS.pth --image_size 512 --out models/pixart_512
     python prepare_latents.py --data=captions --path=IMAGES --vae=models/sdxl_vae --text_encoder=models/t5 \

@@ -1,5 +1,4 @@
-"""LiT-XL/2 on ImageNet 256px latents (arXiv 2501.12976, table 6): inherits and is taught by DiT-XL/2, 1.4M
-steps."""
+"""LiT-XL/2 on ImageNet 256px latents (arXiv 2501.12976, table 6): from and taught by DiT-XL/2, 1.4M steps."""
 from lit_jax import recipes
 
 

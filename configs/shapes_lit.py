@@ -1,5 +1,4 @@
-"""The student of the rendered shapes: a LiT that inherits from the small PixArt and is distilled in a
-fraction of its steps.
+"""The student of the rendered shapes: a LiT from the small PixArt, distilled in a fraction of its steps.
 
 The teacher and its text encoder ship in assets/; `make demo-t2i` converts them, or:
 

@@ -1,14 +1,12 @@
-"""The teacher of the rendered shapes: a small PixArt on 18x18 pixels with captions. An hour or more on two
-cores.
+"""The teacher of the rendered shapes: a small PixArt on captioned 18x18 images. An hour or more on two cores.
 
     python -m examples.shapes.encoder --out models/shapes_t5
     python train.py --config=configs/shapes_pixart.py --workdir=runs/shapes_pixart_first
     python train.py --config=configs/shapes_pixart.py:refine --workdir=runs/shapes_pixart
 
 The first run learns to draw, at a rate at which cross-attention does not learn for long: its keys grow and
-captions are forgotten. The second goes on from its averaged weights more slowly, and learns what captions
-say.
-"""
+captions are forgotten. The second continues from its averaged weights more slowly, and learns what captions
+say."""
 from lit_jax import recipes
 
 

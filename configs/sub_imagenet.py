@@ -1,5 +1,4 @@
-"""Any system on Sub-ImageNet, the 100 classes of the DyDi-LiT paper's comparison: 100,600 steps of 256 (200
-epochs).
+"""Any system on Sub-ImageNet, the 100 classes of the DyDi-LiT paper's comparison: 100,600 steps of 256.
 
     python train.py --config=configs/sub_imagenet.py:dydi_lit_s --workdir=runs/sub_dydi_lit_s
     python train.py --config=configs/sub_imagenet.py:dit_dydi_l_512 --workdir=runs/sub_dit_l_512

@@ -11,12 +11,12 @@ import lit_jax
 from lit_jax.runtime import cli
 from lit_jax.runtime.errors import UserError
 
-# verb: (file of lit_jax/commands/, what it does)
+# verb: (file of lit_jax/commands/, description)
 VERBS = {
     'convert': ('convert', 'read or write PyTorch, safetensors and diffusers checkpoints'),
     'prepare-latents': ('prepare_latents', 'encode a data set once, so that training reads latents'),
-    'train': ('train', 'fit a recipe; --dry_run and --plan say what it takes'),
-    'train-vae': ('train_vae', 'fit a small VAE to a folder of images'),
+    'train': ('train', 'train a recipe; --dry_run and --plan show its cost'),
+    'train-vae': ('train_vae', 'train a small VAE to a folder of images'),
     'sample': ('sample', 'draw images of classes or prompts'),
     'evaluate': ('evaluate', 'score images: FID, sFID, IS, KID, precision, recall; GenEval'),
     'analyze': ('analyze', 'look inside a model: attention maps, rank, loss by timestep'),
@@ -30,7 +30,7 @@ def usage() -> str:
 
 
 def run_verb() -> int | None:
-    """Runs the command line of the verb in sys.argv, which sees its own arguments only."""
+    """Runs the command of the verb in sys.argv with the arguments after it."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ''
     if verb in ('', '-h', '--help'):
         print(usage())
@@ -40,8 +40,8 @@ def run_verb() -> int | None:
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UserError(f'unknown verb {verb!r}; ' + (f'did you mean {near[0]}?' if near else
-                                                      f'known: {", ".join(VERBS)}'))
+        hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(VERBS)}'
+        raise UserError(f'unknown verb {verb!r}; {hint}')
     sys.argv[:2] = [f'lit-jax {verb}']
     return importlib.import_module(f'lit_jax.commands.{VERBS[verb][0]}').main()
 

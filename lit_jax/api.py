@@ -1,5 +1,4 @@
-"""The public names of lit_jax, for notebooks and programs: `lit_jax.load`, `convert_checkpoint`, `inherit`,
-`evaluate`, `recipe`, `to_pil`. docs/start/python.md shows each in use."""
+"""The public names of lit_jax, for notebooks and programs; docs/start/python.md shows each in use."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +26,7 @@ __all__ = ['TrainedModel', 'convert_checkpoint', 'evaluate', 'inherit', 'load', 
 class TrainedModel(Model):
     """A model with its weights: `model.sample(...)` draws images, `model(x, t, y)` calls the network.
 
-    Attributes: network, params (a nested dict of arrays), config (of its model folder), arch.
-    """
+    Attributes: network, params (a nested dict of arrays), config (of its model folder), arch."""
     _opened: tuple[tuple, Pipeline] | None = None
 
     def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | str | None = None, *,
@@ -37,16 +35,15 @@ class TrainedModel(Model):
         """Images uint8 [N, H, W, 1 or 3], the same as `sample.py` draws for this seed and these settings.
 
         Args:
-            classes, prompts: what each image shows; the one that this model takes.
-            seed: one for all images; with prompts also one for each image.
+            classes, prompts: one entry per image; whichever this model takes.
+            seed: one for all images; with prompts also one per image.
             vae: VAE folder, for models of latents; without it latents are shown in false colours.
             text_encoder: text encoder folder, for models of prompts.
             options: steps, cfg_scale, method, eta, cfg_channels, cfg_interval (`SamplerSettings`); for
                 prompts also negative_prompt and size=(height, width).
 
         Raises:
-            UserError: something that this model cannot draw, or a folder that does not belong to it.
-        """
+            UserError: a setting or a folder that does not fit this model."""
         if self._opened is None or self._opened[0] != (vae, text_encoder):
             self._opened = (vae, text_encoder), open_pipeline(self, vae, text_encoder)
         return self._opened[1].sample(classes, prompts, seed=seed, **options)
@@ -54,8 +51,8 @@ class TrainedModel(Model):
     def __repr__(self) -> str:
         pixels = 'x'.join(map(str, self.arch['input_size']))
         shown = 'prompts' if self.network.conditioning == 'text' else f'{self.network.null_label} classes'
-        return (f'<{self.network.describe()}: {pixels}x{self.arch["channels"]} '
-                f'{self.config["latent"]["space"]}, {shown}>')
+        space = self.config['latent']['space']
+        return f'<{self.network.describe()}: {pixels}x{self.arch["channels"]} {space}, {shown}>'
 
 
 def load(path, **options) -> TrainedModel:
@@ -68,8 +65,7 @@ def load(path, **options) -> TrainedModel:
             on a CPU).
 
     Raises:
-        UserError: nothing loadable there, damaged files, or an unknown dtype.
-    """
+        UserError: nothing to load there, damaged files, or an unknown dtype."""
     model = loading.load(path, **options)
     return TrainedModel(model.network, model.params, model.config)
 
@@ -78,12 +74,11 @@ def convert_checkpoint(source, out, **options) -> Path:
     """Writes the model folder `out` from a PyTorch checkpoint of a diffusion transformer; returns its path.
 
     Args:
-        source: a .pt or .safetensors file, a diffusers folder, or 'assets/NAME' for a model that ships.
+        source: a .pt or .safetensors file, a diffusers folder, or 'assets/NAME' for a shipped model.
         options: of `lit_jax.convert.torch_import.convert`, such as overwrite=True or heads=16.
 
     Raises:
-        UserError: an unreadable or unknown file, or an output that exists; nothing is written then.
-    """
+        UserError: an unreadable or unknown file, or an output that exists; nothing is written then."""
     shipped = str(source).startswith('assets/') and not Path(source).exists()
     convert(find_asset(str(source)) if shipped else source, out, **options)
     return Path(out)
@@ -95,12 +90,11 @@ def recipe(name: str | Path) -> ConfigDict:
 
 
 def inherit(config: ConfigDict) -> TrainedModel:
-    """The student of a recipe before its first step (LiT §3.3): what it inherits from `config.inherit.path`,
+    """The student of a recipe before its first step (LiT §3.3): weights inherited from `config.inherit.path`,
     the rest random.
 
     Raises:
-        UserError: a recipe without `inherit.path`, or a teacher of another size.
-    """
+        UserError: a recipe without `inherit.path`, or a teacher of another size."""
     if not config.inherit.path:
         raise UserError('inherit.path is empty: set config.inherit.path to a model folder or a workdir')
     config = finalize(config, 1)
@@ -112,12 +106,11 @@ def inherit(config: ConfigDict) -> TrainedModel:
 
 
 def evaluate(**options) -> list[dict]:
-    """Scores image sets or models, as `evaluate.py` does: one row for each set, with 'scores' and its card.
+    """Scores image sets or models, like `evaluate.py`: one row per set, with 'scores' and its card.
 
     Args:
         options: fields of `ScoreOptions`: reference, samples or sources, metrics, features, ...
 
     Raises:
-        UserError: a request that cannot be met, before anything is drawn.
-    """
+        UserError: an invalid request, before any image is drawn."""
     return score_rows(ScoreOptions(**options))

@@ -1,12 +1,10 @@
-"""DiG table 3: the spatial reorient & enhancement module (SREM), DiG-S/2 on ImageNet at 256px after 400K
-steps.
+"""DiG table 3: the spatial reorient & enhancement module (SREM), DiG-S/2, ImageNet 256px, 400K steps.
 
 `causal` reads the tokens in one order in every block, `bidirectional` turns them round from block to block;
 the convolution starts as the identity or, in `uniform`, as convolutions usually do. The last two rows of the
 table put the module before the attention (62.34) and between attention and FFN (62.93) and have no recipe
 here. Table 1 compares the times of scans within a block (--config.model.mixer.directions=bidirectional or
-four), table 2 sizes.
-"""
+four), table 2 sizes."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'gflops fid'

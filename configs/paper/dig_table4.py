@@ -2,8 +2,7 @@
 
 The guidance of the row `dig_xl_1200k_guided` is not printed; 1.5, that of DiT's row, is the reading taken
 here. The other systems of the table (ADM, CDM, LDM, DiM, DiS, DiMSUM) are not part of this project. The
-authors trained in float32.
-"""
+authors trained in float32."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'
@@ -22,7 +21,6 @@ ROWS = {f'dit_{size}_400k': Row(size, published=printed('fid', line), system='di
 ROWS |= {f'dig_{size}_400k': Row(size, set=FLOAT32, published=printed(COLUMNS, line), system='dig')
          for size, line in DIG.items()}
 ROWS |= {name: Row('xl', set={'train.steps': steps} | (FLOAT32 if system == 'dig' else {}), cfg_scale=scale,
-                   system=system,
-                   published=printed(COLUMNS, line))
+                   system=system, published=printed(COLUMNS, line))
          for name, (system, steps, scale, line) in LONG.items()}
 get_config = reader(__file__, ROWS)

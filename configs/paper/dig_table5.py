@@ -1,7 +1,6 @@
 """DiG table 5: from DiG to U-DiG, on ImageNet at 256px and 512px after 400K steps.
 
-DiT-S/2 at 512px, which the table gives as NaN, has no row. U-DiG's structure is only partly published.
-"""
+DiT-S/2 at 512px, which the table gives as NaN, has no row. U-DiG's structure is only partly published."""
 from lit_jax.recipes.paper import Row, reader
 
 FLOAT32 = {'train.dtype': 'float32'}

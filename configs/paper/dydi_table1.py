@@ -2,8 +2,7 @@
 
 100,600 steps of 256, 30,000 samples in 200 steps, 300 of each class; precision and recall as fractions. The
 paper's 100 classes are not published, so its figures can be compared in trend only. PixArt-Σ is DiT with
-compressed keys; DiG was trained in float32, as mixed precision was unstable for the authors.
-"""
+compressed keys; DiG was trained in float32, as mixed precision was unstable for the authors."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'

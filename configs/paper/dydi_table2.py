@@ -1,5 +1,4 @@
-"""DyDi-LiT table 2: the large systems on Sub-ImageNet at 512px, without guidance and with 4.0. Settings as in
-table 1."""
+"""DyDi-LiT table 2: the large systems on Sub-ImageNet at 512px, guidance 1 and 4.0. Settings of table 1."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'

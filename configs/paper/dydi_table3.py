@@ -1,11 +1,9 @@
-"""DyDi-LiT table 3: the small systems on ImageNet at 256px after 400K steps of 256; 50,000 samples in 250
-steps.
+"""DyDi-LiT table 3: the small systems on ImageNet at 256px, 400K steps of 256; 50,000 samples in 250 steps.
 
 The starred rows of the table are the authors' own runs. MoH-DiT-S is quoted from the MoH paper; which of its
 two variants that is is not said, 90 % of the heads is the reading taken here. LiT-S is LiT's ablation from
 scratch with three heads (its table 2), not the inherited and distilled one. The row of DiT-S without a star
-(68.40) is LiT's table 5.
-"""
+(68.40) is LiT's table 5."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision recall'
@@ -24,7 +22,6 @@ TABLE = {
 FIELDS = {'lit': {'model.mixer.heads': 3}, 'dig': {'train.dtype': 'float32'}}
 BALANCED = {'eval.labels': 'balanced'}      # 50 samples of each class
 ROWS = {f'{name}_cfg_{scale:g}': Row(size, set=BALANCED | FIELDS.get(system, {}), system=system,
-                                     cfg_scale=scale,
-                                     published=printed(COLUMNS, line))
+                                     cfg_scale=scale, published=printed(COLUMNS, line))
         for name, ((system, size), lines) in TABLE.items() for scale, line in lines.items()}
 get_config = reader(__file__, ROWS)

@@ -1,11 +1,9 @@
-"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0. Settings as in
-table 1.
+"""DyDi-LiT table 4: what each part adds, small models on Sub-ImageNet at 256px, guidance 4.0.
 
 Two things are read into it: the rows before the token differential operator have Sana's normaliser (the
 paper's equation 4), those from it on have none (equation 8); and the row of the operator has one plain 3 x 3
 convolution of the values, as table 5 gives the same model the GFLOPs of one with a convolution, while the
-last row trains it as three branches.
-"""
+last row trains it as three branches."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'

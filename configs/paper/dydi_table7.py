@@ -1,5 +1,4 @@
-"""DyDi-LiT table 7: the small systems on Sub-ImageNet at 256px, guidance 2.0 and 3.0. The models are those of
-table 1."""
+"""DyDi-LiT table 7: the small systems of table 1 on Sub-ImageNet at 256px, guidance 2.0 and 3.0."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid kid skid is precision% recall%'

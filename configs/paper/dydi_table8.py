@@ -1,5 +1,4 @@
-"""DyDi-LiT table 8: small systems on ImageNet at 256px, guidance 1.25, 2.0 and 3.0. The models are those of
-table 3."""
+"""DyDi-LiT table 8: small systems on ImageNet at 256px, guidance 1.25, 2.0 and 3.0. The models of table 3."""
 from lit_jax.recipes.paper import Row, printed, reader
 
 COLUMNS = 'fid sfid is precision% recall%'
@@ -12,7 +11,6 @@ TABLE = {
                  3.0: '13.56 7.69 48.21 78.34 33.85'},
 }
 ROWS = {f'{system}_s_cfg_{scale:g}': Row('s', set={'eval.labels': 'balanced'},
-                                         published=printed(COLUMNS, line), cfg_scale=scale,
-                                           system=system)
+                                         published=printed(COLUMNS, line), cfg_scale=scale, system=system)
         for system, lines in TABLE.items() for scale, line in lines.items()}
 get_config = reader(__file__, ROWS)

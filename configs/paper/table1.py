@@ -1,5 +1,4 @@
-"""LiT table 1 (details: table 11): which linear attention. From scratch, 400K steps, DiT's numbers of
-heads."""
+"""LiT table 1 (details: table 11): which linear attention. From scratch, 400K steps, DiT's heads."""
 from lit_jax.recipes.paper import Row, reader, scores
 
 HEADS = {'s': 6, 'b': 12}

@@ -2,8 +2,7 @@
 
 The sources are DiT-S/2 after 200K to 800K steps, in models/dit_s_200k and so on; their EMA weights, or the
 raw ones in models/dit_s_400k_model (`convert_torch_ckpt.py --weights model`). For the 200K to 800K rows the
-paper loads the raw ones.
-"""
+paper loads the raw ones."""
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 SOURCES = {

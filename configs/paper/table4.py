@@ -1,5 +1,4 @@
-"""LiT table 4 (details: table 14): distillation of LiT-S/2 that inherits from DiT-S/2 after 800K steps. 400K
-steps.
+"""LiT table 4 (details: table 14): distillation of LiT-S/2 from DiT-S/2 after 800K steps. 400K steps.
 
 Rows are named by the teacher, λ1 and λ2: `xl_teacher_0.5_0.05`. Teachers: models/dit_s_800k, models/dit_xl.
 """

@@ -1,8 +1,7 @@
 """LiT table 5: every size after 100K and 400K steps, and DiT after 400K. The DiG rows come with DiG.
 
 LiT inherits from the DiT of its size (S, B, L: trained by the authors; XL: the released one) and is taught by
-DiT-XL/2. The paper names the teacher only for S; for the others DiT-XL/2 is the reading taken here.
-"""
+DiT-XL/2. The paper names the teacher only for S; for the others DiT-XL/2 is the reading taken here."""
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 DIT = {'s': 68.40, 'b': 43.47, 'l': 23.33, 'xl': 19.47}

@@ -1,5 +1,4 @@
-"""LiT table 6: ImageNet 256px, LiT-XL/2 after 1.4M steps and DiT-XL/2 after 7M. Rows of one model differ in
-sampling.
+"""LiT table 6: ImageNet 256px, LiT-XL/2 after 1.4M steps and DiT-XL/2 after 7M. Rows differ in guidance.
 
 The other systems of the table (GANs, ADM, LDM, MaskGIT, SiT, DiM, DiffuSSM ...) are not part of this project.
 """

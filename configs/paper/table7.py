@@ -1,5 +1,4 @@
-"""LiT table 7: ImageNet 512px, LiT-XL/2 after 700K steps of batch 128 with λ1 = 1.0, and DiT-XL/2 after 3M of
-256."""
+"""LiT table 7: ImageNet 512px, LiT-XL/2 (700K steps of 128, λ1 = 1.0) and DiT-XL/2 (3M steps of 256)."""
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
 LIT = {1.0: scores(14.00, 92.84, .76, .62), 1.5: scores(3.69, 207.97, .85, .53)}

@@ -1,10 +1,8 @@
-"""Trees of arrays on disk, one at a path (model folders), through Orbax: `save_arrays`, `load_arrays`,
-`each_rows`.
+"""Trees of arrays on disk, one at a path (model folders), through Orbax.
 
-Every array is a Zarr directory of its own. Of a large stack of layers each layer can be stored by itself, so
-that `each_rows` reads it in little more memory than its reader keeps. (`load_arrays` takes more memory for
-such parts: it reads all at once.)
-"""
+Every array is a Zarr directory of its own. The layers of a large stack can be stored one by one, so that
+`each_rows` reads them in little more memory than its caller keeps. (`load_arrays` takes more for such parts:
+it reads all at once.)"""
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,16 +21,14 @@ from lit_jax.runtime.paths import absolute, is_remote, remove_tree
 
 LARGE_STACK = 2 ** 27   # bytes; smaller ones are stored whole
 
-# Numpy leaves are written from where they lie. By default Orbax copies them first: twice the memory for a
-# large model.
+# Numpy leaves are written in place. By default Orbax copies them first: twice the memory for a large model.
 _UNCOPIED = type_handlers.create_type_handler_registry(
     (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-    (jax.Array, type_handlers.ArrayHandler()),
-)
+    (jax.Array, type_handlers.ArrayHandler()))
 
 
 def _to_array(leaf):
-    """The leaf as Orbax gives it back: numpy scalars fail on restore, so they become 0-d arrays."""
+    """The leaf as Orbax restores it: numpy scalars fail there, so they become 0-d arrays."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf  # spread over several hosts: each writes its own part
     return np.asarray(leaf)
@@ -47,9 +43,9 @@ def save_arrays(path, tree, *, by_layer: bool = False) -> None:
     """Writes the arrays of a nested dict to the new directory `path`, and returns when they are on disk.
 
     Leaves: numpy or jax arrays of any numeric dtype, none of size zero. Numpy arrays, and jax arrays on CPU,
-    are not copied to write them. by_layer: layers of large stacks are stored one by one, for `each_rows`.
-    Several processes: all call it with the same tree; each writes its parts of the jax arrays that are spread
-    over them. Raises UserError on a full disk; the directory is then absent."""
+    are not copied first. by_layer: layers of large stacks are stored one by one, for `each_rows`. All
+    processes call it with the same tree; each writes its parts of sharded arrays. Raises UserError on a full
+    disk; the directory is then absent."""
     path = absolute(path)
     needed = leaves.tree_bytes(tree)
     with storage.explain_full_disk(path, needed):
@@ -58,17 +54,15 @@ def save_arrays(path, tree, *, by_layer: bool = False) -> None:
 
 
 def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
-    """`save_arrays` for a caller that explains a full disk itself: its errors pass through as they are."""
+    """`save_arrays` for a caller that explains a full disk itself: errors pass through unchanged."""
     if not jax.tree.leaves(tree):
         raise UserError(f'there are no arrays to save in {path}.')
     empty = [name for name, leaf in leaves.named_leaves(tree).items() if np.size(leaf) == 0]
     if empty:
-        raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out of the '
-                        f'tree.')
-    # One directory per array, uncompressed: compression took 15 times as long for a tenth of the space
-    # (measured).
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
-                                          type_handler_registry=_UNCOPIED)
+        raise UserError(f'arrays of size zero cannot be saved: {", ".join(empty)}. Leave them out.')
+    # One directory per array, uncompressed: compressing took 15 times as long and saved a tenth (measured).
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, type_handler_registry=_UNCOPIED)
     peers.only_lead(lambda: path.mkdir(parents=True))
     try:
         arrays = jax.tree.map(_to_array, tree)
@@ -85,17 +79,15 @@ def write_arrays(path: epath.Path, tree, *, by_layer: bool = False) -> None:
 def load_arrays(path, abstract=None):
     """Reads what `save_arrays` wrote.
 
-    abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct (arrays do
-    too) that the result must match in structure, shapes and dtypes; then leaves are jax arrays with each
-    leaf's sharding (none
-    given: the first local device). A sharding may spread over several processes; all of them call it then,
-    and each reads its own parts. Raises one UserError that lists all leaves that do not fit."""
+    abstract: None for the stored nested dict of numpy arrays, or a tree of jax.ShapeDtypeStruct or arrays
+    that the result must match in structure, shapes and dtypes; leaves are then jax arrays with each leaf's
+    sharding (default: the first local device). If a sharding spans several processes, all call it, and each
+    reads its own parts. Raises one UserError that lists all leaves that do not fit."""
     path = absolute(path)
 
     def load():
         if not path.is_dir():
-            raise UserError(f'no arrays at {path}: there is no such directory. Give a path that was saved by '
-                            f'lit_jax.')
+            raise UserError(f'no arrays at {path}: there is no such directory. Give a path saved by lit_jax.')
         return restore_tree(path, abstract, str(path))
 
     return peers.together(load)
@@ -118,8 +110,8 @@ def restore_tree(path: epath.Path, abstract, source: str, only: str | None = Non
         leaves.check_leaves(leaves.named_leaves(stored), wanted, source)
         args = leaves.map_named(lambda name, _: _restore_args(wanted[name]), stored)
     partial = len(jax.tree.leaves(stored)) < len(jax.tree.leaves(whole))
-    restored = handler.restore(
-        path, args=ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=partial))
+    args = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=partial)
+    restored = handler.restore(path, args=args)
     handler.close()
     if abstract is not None:
         # Back into named tuples, tuples and empty nodes: Orbax knows dicts and lists only.
@@ -135,8 +127,8 @@ def read_leaf(path: epath.Path, name: str) -> np.ndarray | None:
     if name in stored:
         item = leaves.unflatten({name: stored[name]})
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        item = handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args,
-                                                                 partial_restore=True))
+        args = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+        item = handler.restore(path, args=args)
     handler.close()
     return leaves.named_leaves(item)[name] if name in stored else None
 
@@ -154,25 +146,20 @@ class Rows(NamedTuple):
 
 
 def each_rows(path) -> Iterator[Rows]:
-    """All that `save_arrays` wrote, the largest array first, as many rows at a time as are stored together.
-
-    They alone are in memory if who takes them lets go of them (`del`) before asking for the next."""
+    """All that `save_arrays` wrote, the largest array first, as many rows at a time as are stored together;
+    only those are in memory if the caller lets go of them (`del`) before asking for the next."""
     path, handler = absolute(path), ocp.PyTreeCheckpointHandler()
     stored = leaves.named_leaves(handler.metadata(path).tree)
     handler.close()
     for name in sorted(stored, key=lambda name: -math.prod(stored[name].shape)):
-        array = _open_array(path / name.replace('/', '.'))
+        place = path / name.replace('/', '.')
+        store = f'{place}/' if is_remote(path) else {'driver': 'file', 'path': f'{place}/'}
+        # Orbax itself cannot read a part of an array.
+        array = tensorstore.open({'driver': 'zarr', 'kvstore': store}, open=True, read=True).result()
         length, rows = (array.shape[0], array.chunk_layout.read_chunk.shape[0]) if array.rank else (1, 1)
         for start in range(0, length, rows):
-            yield Rows(name, start, length, array[start:min(start + rows, length)].read().result()
-                       if array.rank
-                       else array.read().result())
-
-
-def _open_array(path: epath.Path) -> tensorstore.TensorStore:
-    """One array for reading; Orbax itself has no way to read a part of one."""
-    place = f'{path}/' if is_remote(path) else {'driver': 'file', 'path': f'{path}/'}
-    return tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True, read=True).result()
+            part = array[start:min(start + rows, length)] if array.rank else array
+            yield Rows(name, start, length, part.read().result())
 
 
 def _restore_args(leaf) -> ocp.ArrayRestoreArgs:

@@ -1,4 +1,4 @@
-"""Loading a model from wherever it lies: a model folder or a training workdir."""
+"""Loads a model from a model folder or a training workdir."""
 from collections.abc import Callable
 
 import numpy as np
@@ -18,20 +18,12 @@ from lit_jax.runtime.paths import as_path, explain_unreachable
 
 
 def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = True) -> Model:
-    """A ready model from a model folder, or from a workdir (newest whole checkpoint, EMA weights).
+    """A ready model from a model folder, or from a workdir (newest undamaged checkpoint, EMA weights).
 
-    Args:
-        path: what `convert_torch_ckpt.py` or `train.py` wrote, local or in a bucket (gs://...).
-        step: of a workdir, the checkpoint to take instead of the newest.
-        dtype: compute dtype, 'float32' or 'bfloat16'.
-        scan_layers: loop over the blocks, or unroll them (longer to compile, often faster on CPU).
-
-    Returns:
-        `model(x, t, y)`: x [B, H, W, C], t in 0..999, y class indices -> [B, H, W, 2C], noise first.
-
-    Raises:
-        UserError: nothing loadable there, damaged files, or an unknown dtype.
-    """
+    path: local, or in a bucket (gs://...). step: of a workdir, the checkpoint to take instead of the newest.
+    dtype: compute dtype, 'float32' or 'bfloat16'. scan_layers: loop over the blocks, or unroll them (longer
+    to compile, often faster on CPU). Returns `model(x, t, y)`: x [B, H, W, C], t in 0..999, y class indices
+    -> [B, H, W, 2C], noise first. Raises UserError: nothing to load, damaged files, or an unknown dtype."""
     check_known('dtype', dtype, DTYPES)
     config, params = load_weights(path, step=step)
     network = Network(config['model'], dtype=DTYPES[dtype], scan_layers=scan_layers)
@@ -39,13 +31,10 @@ def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = 
 
 
 def load_weights(path, shard: Callable | None = None, *, step: int | None = None) -> tuple[dict, dict]:
-    """(config, params) of a model folder or workdir; params in float32. Several processes call it together.
+    """(config, params) of a model folder or workdir; params in float32. Called by all processes together.
 
-    Args:
-        shard: (abstract tree, architecture) -> tree of shardings, so that each device reads its own part;
-            None: the first device.
-        step: of a workdir, the checkpoint to take instead of the newest.
-    """
+    shard: (abstract tree, architecture) -> tree of shardings, each device reading its part; None: the first
+    device. step: of a workdir, the checkpoint to take instead of the newest."""
     path = as_path(path)
     with explain_unreachable(path):
         kind = peers.together(lambda: _kind(path))
@@ -59,7 +48,7 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
 
 
 def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
-    """Features float32 [L, C] of the empty caption beside a text model; None where they are not known."""
+    """Features float32 [L, C] of the empty caption beside a text model; None if they are not known."""
     path = as_path(path)
     with explain_unreachable(path):
         features = null_caption.read_file(path)
@@ -76,7 +65,7 @@ def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
 
 
 def read_weights_config(path) -> dict:
-    """The config that `load_weights` would give, without reading a weight. Each process for itself."""
+    """The config that `load_weights` would give, without reading weights. Called by each process alone."""
     return read_config(path) if _kind(as_path(path)) == 'model folder' else read_workdir(path)
 
 
@@ -90,8 +79,7 @@ def find_steps(path) -> list[int]:
 
 def _check_no_step(path, step) -> None:
     if step is not None:
-        raise UserError(f'{path} is a model folder: it holds one set of weights, without steps. Name a step '
-                        f'of a workdir only.')
+        raise UserError(f'{path} is a model folder, which has no steps; give a step for a workdir only.')
 
 
 def _kind(path) -> str:
@@ -105,13 +93,10 @@ def _kind(path) -> str:
         raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC '
                         f'--out {path}) or a workdir of train.py')
     if is_vae_folder(path):
-        raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae, and the model as '
-                        f'the source')
+        raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae')
     if is_text_encoder_folder(path):
-        raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder, '
-                        f'and the model as the source')
-    raise UserError(f'{path} is neither a model folder (config.json and arrays/) nor a workdir (config.json '
-                    f'and checkpoints/)')
+        raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder')
+    raise UserError(f'{path} is neither a model folder (with arrays/) nor a workdir (with checkpoints/)')
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:

@@ -4,16 +4,15 @@
     workdir/checkpoints/000400000/meta/metadata   JSON
     workdir/checkpoints/000400000/manifest.json   sizes and checksums of all files
 
-What a kill can leave. Everything, the manifest included, is written in a directory with a temporary name;
+If a run is killed: everything, the manifest included, is written in a directory with a temporary name;
 renaming it is the commit. So a directory with a final name and no manifest, or with a file that differs from
-it, is a damaged checkpoint, never a young one. In an object store (gs://...) nothing can be renamed: there
-Orbax writes the directory under its final name, and the object `commit_success.txt`, written last, is the
-commit. (Seen with gcsfs and TensorStore against a server of the tests, tests/checkpoint/test_gcs.py; not run
-against Google's own.)
+it, is damaged, not unfinished. In an object store (gs://...) nothing can be renamed: there Orbax writes under
+the final name, and the object `commit_success.txt`, written last, is the commit. (Tested with gcsfs and
+TensorStore against the server of tests/checkpoint/test_gcs.py, not against Google's own.)
 
-Several processes. Each writes its part of every array; process 0 writes what is written once, decides which
-checkpoint is the newest whole one (it alone reads all bytes to check them), and tidies. All methods but
-`steps` are collective."""
+Several processes: each writes its part of every array; process 0 writes what is written once, finds the
+newest undamaged checkpoint (it alone reads all bytes to check them), and cleans up. All methods but `steps`
+are collective."""
 
 import contextlib
 import json
@@ -34,7 +33,7 @@ from lit_jax.runtime.paths import absolute, is_remote, remove_tree, write_text_a
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = '.orbax-checkpoint-tmp'
-# Orbax writes these two while it commits, after the manifest exists; they are entered in it afterwards.
+# Orbax writes these two while it commits, after the manifest exists; they are added to it afterwards.
 _COMMITTED = 'commit_success.txt'
 _COMMIT_FILES = ('_CHECKPOINT_METADATA', _COMMITTED)
 _DAMAGED = 'damaged.txt'  # in an object store: stands in a damaged checkpoint in place of commit_success.txt
@@ -44,10 +43,8 @@ class Checkpoints:
     """The checkpoints of one run, saved in the background.
 
     Kept: the newest `keep_latest`, and every step divisible by `keep_every` (0: none). Only the run that
-    trains may call `save` and `restore_latest` (both tidy the directory); `steps` and `restore_part` only
-    read.
-
-    workdir: local, or in a bucket (gs://...): Orbax and TensorStore then read and write it directly."""
+    trains may call `save` and `restore_latest` (both clean up the directory); `steps` and `restore_part` only
+    read. workdir: local, or in a bucket (gs://...), which Orbax and TensorStore read and write directly."""
 
     def __init__(self, workdir, *, keep_latest: int = 3, keep_every: int = 0):
         if keep_latest < 1 or keep_every < 0:
@@ -75,12 +72,10 @@ class Checkpoints:
         return sorted(int(path.name) for path in found)
 
     def save(self, step: int, state, meta: dict) -> bool:
-        """Starts saving; returns once the state may be changed. False where `step` is saved already.
+        """Starts saving; returns once the state may be changed. False if `step` is saved already.
 
-        Waits for the save before, and raises its UserError when that one met a full disk; nothing is then
-        saved now.
-        step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: anything JSON can
-            hold."""
+        Waits for the previous save, and raises its UserError if that one met a full disk; then nothing is
+        saved now. step: updates done. state: tree of jax or numpy arrays, none of size zero. meta: JSON."""
         step = int(step)
         json.dumps(meta)  # what JSON cannot hold fails here, not in the background
         self.wait()
@@ -126,12 +121,12 @@ class Checkpoints:
             self._release()
 
     def restore_latest(self, abstract_state):
-        """(state, meta, step) of the newest whole checkpoint, or None where nothing was ever saved.
+        """(state, meta, step) of the newest undamaged checkpoint, or None if nothing was ever saved.
 
         abstract_state: tree of jax.ShapeDtypeStruct; the result has its structure (named tuples too), shapes,
-        dtypes and shardings. Newer checkpoints with a missing or damaged file are logged and moved aside, to
-        `<step>.damaged`; directories of unfinished saves are deleted. Raises UserError when no checkpoint is
-        whole (all stay where they are) or when the newest whole one belongs to another recipe."""
+        dtypes and shardings. Newer checkpoints with a missing or damaged file are logged and renamed to
+        `<step>.damaged`; unfinished ones are deleted. Raises UserError when all checkpoints are damaged (they
+        stay in place) or when the newest undamaged one belongs to another recipe."""
         self.wait()
         step, damaged = peers.from_lead(self._tidy_and_choose)
         if step is None:
@@ -151,41 +146,37 @@ class Checkpoints:
         return state, meta, step
 
     def _tidy_and_choose(self) -> tuple[int | None, list[int]]:
-        # No process can be saving here: a save begins with a barrier that process 0 is not at.
-        self._remove_unfinished()
+        self._remove_unfinished()      # nobody is saving: a save begins with a barrier that needs process 0
         return self._newest_whole()
 
     def _move_all_aside(self, damaged: list[int], newest_whole: int) -> None:
         for step in damaged:
             self._move_aside(step)
-        _LOG.warning('going on from step %d, the newest whole checkpoint', newest_whole)
+        _LOG.warning('resuming from step %d, the newest undamaged checkpoint', newest_whole)
 
     def restore_part(self, name: str, abstract=None, step: int | None = None):
-        """(subtree, step): the entry `name` ('ema') of the newest whole checkpoint, or of that of `step`.
+        """(subtree, step): the entry `name` ('ema') of the newest undamaged checkpoint, or of that of `step`.
 
-        Changes nothing on the disk, so a run that trains in the same place is not disturbed. abstract: as for
-        `load_arrays`. Raises UserError where there is no checkpoint, none is whole, or the entry does not
-        fit."""
+        Changes nothing on disk. abstract: as for `load_arrays`. Raises UserError if there is no checkpoint,
+        all are damaged, or the entry does not fit."""
         if step is None:
             step, _ = peers.from_lead(self._newest_whole)
         else:
             peers.only_lead(lambda: self._check_whole(step))
         if step is None:
-            raise UserError(f'there is no checkpoint in {self.directory} yet. Train until the first one is '
-                            f'saved.')
+            raise UserError(f'there is no checkpoint in {self.directory} yet; train until one is saved.')
         source = self._path(step) / 'state'
-        return peers.together(lambda: restore_tree(source, abstract, f'{name} of checkpoint {source.parent}',
-                                                   name)), step
+        shown = f'{name} of checkpoint {source.parent}'
+        return peers.together(lambda: restore_tree(source, abstract, shown, name)), step
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'
 
     def _open(self) -> ocp.CheckpointManager:
         peers.only_lead(self._make_ready)
-        together = self._together = SaveTogether(ocp.multihost.get_barrier_sync_fn(),
-                                                 self._directory_being_written)
-        # Into an object store with commit_success.txt as the commit; Orbax chooses so for gs:// of its own
-        # accord.
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        together = self._together = SaveTogether(barrier, self._directory_being_written)
+        # In an object store commit_success.txt is the commit; Orbax itself chooses so for gs:// only.
         commit = ocp.path.atomicity.CommitFileTemporaryPath if is_remote(self.directory) else None
         options = ocp.CheckpointManagerOptions(
             temporary_path_class=commit,
@@ -193,9 +184,8 @@ class Checkpoints:
                                                                 temporary_path_cls=commit),
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=lambda: together.commit(self._write_manifest),
-                                           barrier_sync_fn=together.barrier),
-            save_root_metadata=False,
-            **self._options)
+                barrier_sync_fn=together.barrier),
+            save_root_metadata=False, **self._options)
         handlers = {'state': together.guard(ocp.PyTreeCheckpointHandler(use_compression=False)),
                     'meta': together.guard(ocp.JsonCheckpointHandler())}
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
@@ -205,19 +195,17 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _write_manifest(self) -> None:
-        """Orbax calls this in a background thread of process 0, when all processes have written their parts
-        and the directory is not committed yet (renamed; in an object store: given its commit_success.txt).
-
-        (Should a later Orbax call it after that, a kill in between costs one checkpoint, and is still
-        safe.)"""
+        """Called by Orbax in a thread of process 0, when all parts are written and the directory is not yet
+        committed. (If a later Orbax commits first, a kill in between costs that checkpoint, no more.)"""
         storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
 
     def _directory_being_written(self) -> epath.Path:
         path = self._path(self._saving[0])
-        # asked for by name: a listing over a network may be an old one
+        if is_remote(path):
+            return path
         usual = path.with_name(path.name + _UNFINISHED)
-        if is_remote(path) or usual.exists():
-            return path if is_remote(path) else usual
+        if usual.exists():      # by name first: a listing over a network may be out of date
+            return usual
         unfinished = [other for other in self._unfinished() if other.name.startswith(path.name)]
         return unfinished[0] if unfinished else path
 
@@ -227,13 +215,11 @@ class Checkpoints:
             try:
                 storage.add_to_manifest(self._path(step), _COMMIT_FILES)
             except OSError as e:
-                _LOG.warning(
-                    'the checkpoint of step %d is whole, but its manifest could not be completed: %s', step,
-                    e)
+                _LOG.warning('checkpoint of step %d is saved, but its manifest is incomplete: %s', step, e)
 
     @contextlib.contextmanager
     def _explain_failure(self):
-        """Explains a full disk; of a save that failed no thread, directory or memory remains."""
+        """Explains a full disk; leaves no thread, directory or memory of a save that failed."""
         step, needed = self._saving
         try:
             with storage.explain_full_disk(self._path(step), needed):
@@ -256,7 +242,7 @@ class Checkpoints:
             remove_tree(path)
 
     def _unfinished(self) -> list[epath.Path]:
-        """What saves that did not come to their end have left."""
+        """Directories that interrupted saves have left."""
         found = list(self.directory.iterdir()) if self.directory.is_dir() else []
         if not is_remote(self.directory):
             return [path for path in found if _UNFINISHED in path.name]
@@ -264,7 +250,7 @@ class Checkpoints:
                 and not (path / _COMMITTED).exists() and not (path / _DAMAGED).exists()]
 
     def _newest_whole(self) -> tuple[int | None, list[int]]:
-        """(newest step whose files agree with its manifest, or None; damaged steps above it)."""
+        """(newest step whose files match its manifest, or None; damaged steps above it)."""
         damaged, problems = [], []
         for step in reversed(self.steps()):
             problems = storage.find_damage(self._path(step))
@@ -275,9 +261,8 @@ class Checkpoints:
             damaged.append(step)
         if damaged:
             raise UserError(f'none of the {len(damaged)} checkpoints in {self.directory} is whole; the '
-                            f'oldest one: '
-                            f'{problems[0]}. Bring the files back from a copy, or delete that directory to '
-                            f'begin again from step 0.')
+                            f'oldest: {problems[0]}. Restore the files from a copy, or delete that directory '
+                            f'to begin again from step 0.')
         return None, []
 
     def _check_whole(self, step: int) -> None:
@@ -286,17 +271,14 @@ class Checkpoints:
             raise UserError(f'there is no checkpoint of step {step} in {self.directory}; there are: '
                             f'{", ".join(map(str, steps)) or "none"}.')
         if problems := storage.find_damage(self._path(step)):
-            raise UserError(f'the checkpoint of step {step} in {self.directory} cannot be used: '
-                            f'{problems[0]}. Take another one.')
+            raise UserError(f'checkpoint of step {step} in {self.directory} cannot be used: {problems[0]}')
 
     def _move_aside(self, step: int) -> None:
         path = self._path(step)
-        # nothing can be renamed there; without its commit the directory does not count any more
-        if is_remote(path):
+        if is_remote(path):      # cannot be renamed; without its commit the directory no longer counts
             write_text_atomic(path / _DAMAGED, '\n'.join(storage.find_damage(path)) + '\n')
             (path / _COMMITTED).unlink()
-            _LOG.warning('the damaged checkpoint of step %d is left out from now on: %s; it can be deleted',
-                         step, path)
+            _LOG.warning('the damaged checkpoint of step %d is ignored: %s; it can be deleted', step, path)
             return
         target, count = self.directory / f'{step:09d}.damaged', 1
         while target.exists():

@@ -1,14 +1,14 @@
-"""Model folders: what the converter writes, training exports, and sampling loads.
+"""Model folders: written by the converter and by training, read by sampling.
 
     config.json     architecture, diffusion, latent space, class names, provenance (fields: `check_config`)
     arrays/         the parameters (Orbax)
     null_caption.npy  of a text model, the features of the empty caption [L, C]
     manifest.json   sizes and checksums of these files
 
-A folder is written beside its final name and renamed when it is whole, so a folder that exists is a complete
-one. In an object store (gs://...) nothing can be renamed: there config.json is written last, and a folder
-that has one is complete. Several processes save and load together; process 0 writes what is written once, and
-alone reads all bytes to check them, the others compare sizes."""
+A folder is written beside its final name and renamed when complete, so a folder that exists is complete. In
+an object store (gs://...) nothing can be renamed: there config.json is written last and marks a complete
+folder. Several processes save and load together; process 0 writes what is written once, and alone reads all
+bytes to check them, the others compare sizes."""
 
 import hashlib
 import json
@@ -40,20 +40,16 @@ def is_model_folder(path) -> bool:
         config = json.loads((path / CONFIG).read_bytes())
     except ValueError:
         return True
-    # folders of their own
     return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
 
 
-def save_model_folder(path, config: dict, params, *, null_caption=None,
-                      overwrite: bool = False) -> epath.Path:
+def save_model_folder(path, config: dict, params, *, null_caption=None, overwrite=False) -> epath.Path:
     """Writes a model folder, all of it or nothing, and returns its path.
 
     config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax
-    arrays. null_caption: of a text model, the features of the empty caption, where they are known; the config
-    says their sha256 then, else 'absent'.
-
-    Raises UserError for a wrong config, a target that is in use (a file; a folder that is not empty,
-    unless overwrite=True and it is a model folder), or a full disk."""
+    arrays. null_caption: of a text model, the features of the empty caption, if known; the config has their
+    sha256 then, else 'absent'. Raises UserError for a wrong config, a full disk, or a target in use (a file;
+    a folder that is not empty, unless overwrite=True and it is a model folder)."""
     path = absolute(path)
     config, files = {'format': FORMATS[0], **config}, {}
     check_config(config, 'the config to be saved')
@@ -69,10 +65,8 @@ def save_model_folder(path, config: dict, params, *, null_caption=None,
 
 def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
                  by_layer: bool = False) -> None:
-    """A folder of any kind with its manifest, all of it or nothing; one that is there is replaced.
-
-    files: name -> content of further files, which the manifest covers too. by_layer: as for
-        `write_arrays`."""
+    """A folder of any kind with its manifest, all of it or nothing; an existing one is replaced. files: name
+    -> content of further files, covered by the manifest. by_layer: as for `write_arrays`."""
     (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {}, by_layer)
 
 
@@ -130,11 +124,7 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
 
 
 def load_model_folder(path, abstract=None) -> tuple[dict, dict]:
-    """Reads a model folder: (config, params).
-
-    abstract: as for `load_arrays`: None gives numpy arrays; a tree of jax.ShapeDtypeStruct gives jax arrays
-    of exactly these shapes, dtypes and shardings. Raises UserError that names what is missing, damaged, or
-    does not fit."""
+    """(config, params) of a model folder, or UserError for a bad one. abstract: as for `load_arrays`."""
     path = absolute(path)
     config = peers.together(lambda: _read_checked(path))
     return config, load_arrays(path / ARRAYS, abstract)
@@ -154,8 +144,7 @@ def check_whole(path: epath.Path, kind: str, source: str) -> None:
     if damage:
         shown = '\n  '.join(damage[:10])
         raise UserError(f'{kind} {path} is damaged; {len(damage)} of its files are not as they were '
-                        f'written:\n  {shown}\nCopy the folder again from its source, or convert the '
-                        f'{source} again.')
+                        f'written:\n  {shown}\nCopy the folder again, or convert the {source} again.')
 
 
 def read_config(path) -> dict:
@@ -164,18 +153,15 @@ def read_config(path) -> dict:
     if not path.is_dir():
         kept = sorted(path.parent.iterdir()) if path.parent.is_dir() and not is_remote(path) else []
         kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
-        hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.' \
-            if kept else ''
+        if kept:
+            hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.'
     config = parse_config(path, 'model', 'checkpoint', _GIVE, hint)
     check_config(config, str(path / CONFIG))
     return config
 
 
 def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
-    """What config.json of a folder of any `kind` holds, not checked.
-
-    source: what such a folder is converted from; give: what to give instead; hint: more of that where there
-        is no folder."""
+    """The content of config.json of a folder, not checked. kind, source, give, hint: for messages."""
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')
@@ -184,26 +170,25 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
     except FileNotFoundError:
         raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}') from None
     except ValueError as e:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again from its '
-                        f'source, or convert the {source} again.') from e
+        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again, or convert '
+                        f'the {source} again.') from e
 
 
 def check_config(config, source: str) -> None:
     """Raises one UserError with everything wrong in a model folder's config; `source`: where it stands.
 
-    Fields: format; model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae:
-    id or null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or
-    null, channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; provenance {...}. Fields
-    unknown to this version are let through."""
+    Fields: format; model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
+    null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or null,
+    channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; provenance {...}. Unknown fields
+    are allowed."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
     if config.get('format') not in FORMATS:
         raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
-                        f'formats 1 and 2. Use the lit_jax version that wrote the folder, or convert the '
-                        f'checkpoint again.')
-    problems = [f'"{key}" is missing or not an object'
-                for key in ('model', 'diffusion', 'latent', 'provenance')
-                if not isinstance(config.get(key), dict)]
+                        f'formats 1 and 2. Use the version that wrote it, or convert the checkpoint again.')
+    sections = ('model', 'diffusion', 'latent', 'provenance')
+    missing = [key for key in sections if not isinstance(config.get(key), dict)]
+    problems = [f'"{key}" is missing or not an object' for key in missing]
     if not problems:
         problems = [text for holds, text in _rules(config) if not holds]
     try:
@@ -215,8 +200,7 @@ def check_config(config, source: str) -> None:
 
 
 def _rules(config: dict) -> list[tuple[bool, str]]:
-    model, diffusion, latent, classes = (config.get(key)
-                                         for key in ('model', 'diffusion', 'latent', 'classes'))
+    model, diffusion, latent, classes = map(config.get, ('model', 'diffusion', 'latent', 'classes'))
     return [
         (isinstance(model.get('family'), str), '"model.family" must be a name'),
         (_is_int(diffusion.get('steps')) and diffusion['steps'] > 0,
@@ -239,15 +223,12 @@ def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
         return []
     if not isinstance(text, dict):
         return [(False, '"text" must be an object or null')]
-    wrong = [(ours, theirs) for ours, theirs in (('channels', 'caption_channels'),
-                                                 ('tokens', 'caption_tokens'))
-             if text.get(ours) != model.get(theirs)]
+    pairs = ('channels', 'caption_channels'), ('tokens', 'caption_tokens')
     return [(isinstance(text.get('encoder'), str | None), '"text.encoder" must be a name or null'),
             (isinstance(text.get('null_caption', 'absent'), str),
              '"text.null_caption" must be a sha256, "absent", or left out'),
-            *((False, f'"text.{ours}" is {text.get(ours)}, the caption projection of the model has '
-                      f'{model.get(theirs)}')
-              for ours, theirs in wrong)]
+            *((text.get(ours) == model.get(theirs), f'"text.{ours}" is {text.get(ours)}, the caption '
+               f'projection of the model has {model.get(theirs)}') for ours, theirs in pairs)]
 
 
 def _is_int(value) -> bool:
@@ -258,20 +239,17 @@ def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
     """Refuses an output that is in the way of a folder of any `kind`."""
     path = as_path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f'cannot write a {kind} folder to {path}: a file of that name exists. Choose another '
-                        f'name.')
+        raise UserError(f'cannot write a {kind} folder to {path}: a file of that name exists.')
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
-        raise UserError(f'{path} exists and is not empty. Choose another folder, or ask for it to be '
-                        f'overwritten.')
+        raise UserError(f'{path} exists and is not empty. Choose another folder, or overwrite it.')
     if not is_kind(path):
-        raise UserError(f'{path} is not a {kind} folder, so it will not be overwritten. Choose another '
-                        f'folder.')
+        raise UserError(f'{path} is not a {kind} folder, so it will not be overwritten.')
 
 
 def _move_into_place(partial: epath.Path, path: epath.Path) -> None:
-    """Renames a finished folder to its final name. A folder that it replaces is put back should that fail."""
+    """Renames a finished folder to its final name. If that fails, the folder it replaces is put back."""
     old = storage.sibling(path, 'old')
     replaces = path.is_dir() and any(path.iterdir())
     if replaces:

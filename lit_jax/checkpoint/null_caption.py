@@ -1,7 +1,7 @@
 """The features of the empty caption [L, C]: data beside the weights of a text-to-image model, no parameter.
 
-They lie in null_caption.npy of a model folder or workdir. Earlier versions kept them among the parameters:
-their folders and checkpoints are read, here and where `without_null_caption` is called."""
+They are in null_caption.npy of a model folder or workdir. Earlier versions stored them as a parameter; such
+folders and checkpoints are read here and by callers of `without_null_caption`."""
 import io
 
 import numpy as np

@@ -1,8 +1,4 @@
-"""What folders of the frozen networks around a model share (VAE, text encoder): their kind, checks, refusals.
-
-Such a folder lies on disk as a model folder does (`lit_jax.checkpoint.model_folder`); its config.json says
-its `kind`.
-"""
+"""Folders of the frozen networks around a model (VAE, text encoder), like model folders with a `kind`."""
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +15,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Part:
-    """A kind of folder.
-
-    Attributes:
-        kind: in config.json. name: for people. give: what to give instead, in messages.
-        hub_field: a field of config.json by which the folder that it is converted from is told.
-    """
+    """A kind of folder. kind: in config.json. name: for people. give: what to give instead, in messages.
+    hub_field: a field of config.json that only folders of the Hugging Face hub have."""
     kind: str
     name: str
     give: str
@@ -40,7 +32,7 @@ class Part:
         return isinstance(config, dict) and config.get('kind') == self.kind and (path / ARRAYS).is_dir()
 
     def read_config(self, path, check: Callable[[dict, str], dict]) -> dict:
-        """config.json of a folder, without its arrays; check(config, where it stands) looks at the fields."""
+        """config.json of a folder, without its arrays; check(config, name of the file) checks the fields."""
         path = absolute(path)
         config = parse_config(path, self.name, self.name, self.give)
         if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
@@ -54,9 +46,8 @@ class Part:
             kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
             raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
         if config.get('format') != FORMAT:
-            raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
-                            f'format {FORMAT}. Use the lit_jax version that wrote the folder, or convert the '
-                            f'{self.name} again.')
+            raise UserError(f'{source} has format {config.get("format")!r}; this lit_jax reads format '
+                            f'{FORMAT}. Use the version that wrote it, or convert the {self.name} again.')
         provenance = config.get('provenance')
         common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),
                   (isinstance(provenance, dict) and isinstance(provenance.get('sha256'), str),
@@ -65,19 +56,16 @@ class Part:
             raise UserError(f'{source} is not a valid {self.name} config: {"; ".join(problems)}.')
 
     def check_target(self, path, overwrite: bool) -> None:
-        """Refuses, before anything is read, an output that is in the way."""
+        """Refuses an output that exists, before anything is read."""
         check_target(path, overwrite, self.name, self.is_folder)
 
     def save(self, path, config: Mapping, params, *, check: Callable[[dict, str], dict],
              abstract: Callable[[dict], dict], overwrite: bool, **written) -> epath.Path:
         """Writes a folder, all of it or nothing, and returns its path.
 
-        Args:
-            config: where its provenance has no 'sha256' of source files (trained here), that of the
-                parameters is put in. check: as for `read_config`.
-            abstract: config -> the parameter tree that it describes.
-            written: further arguments of `write_folder`.
-        """
+        config: without a 'sha256' of source files in its provenance (trained here), the sha256 of the
+        parameters is added. check: as for `read_config`. abstract: config -> the parameter tree that it
+        describes. written: further arguments of `write_folder`."""
         path, config = absolute(path), {'format': FORMAT, 'kind': self.kind, **config}
         config['provenance'] = dict(config.get('provenance') or {})
         if 'sha256' not in config['provenance']:

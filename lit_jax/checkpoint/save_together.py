@@ -1,13 +1,11 @@
 """Background saves of several processes: when one cannot write its part, all learn it at once.
 
 Orbax writes in a thread of each process; the threads then meet at a barrier, process 0 commits, and they meet
-again. A thread that fails never comes to its barrier, and the others wait for it until they run into Orbax's
-time limit (20 minutes). Here a failure is kept, the thread goes to the barrier all the same, and there
-everybody sees who has failed, by small files in the unfinished directory: they are the only thing that all
-processes can write and read from a thread (collectives belong to the thread that starts the train steps).
-
-The two barriers are known by parts of their names in Orbax. Should a later Orbax name them otherwise, nothing
-is lost but the haste: its time limit holds."""
+again. A thread that fails never reaches its barrier, and the others wait until Orbax's time limit (20
+minutes). Here the error is kept, the thread goes to the barrier all the same, and all see who has failed by
+small files in the unfinished directory: the only thing that all processes can write and read from a thread
+(collectives belong to the thread that starts the train steps). The two barriers are known by parts of their
+names in Orbax; should a later Orbax rename them, its time limit still holds."""
 from collections.abc import Callable
 
 import jax
@@ -24,17 +22,16 @@ class PartMissing(UserError):
 
 
 class SaveTogether:
-    """What one process knows of the save that runs now. With one process it stands aside."""
+    """State of the running save in one process. With a single process it does nothing."""
 
     def __init__(self, wait_for_all: Callable, find_unfinished: Callable):
-        """wait_for_all(key=, timeout_ms=): a barrier that any thread may use. find_unfinished(): the
-        directory that is being written."""
+        """wait_for_all(key=, timeout_ms=): barrier of any thread. find_unfinished(): the new directory."""
         self._wait_for_all, self._find_unfinished = wait_for_all, find_unfinished
         self._failure: BaseException | None = None
         self._commit_key = None
 
     def begin(self) -> None:
-        """Forgets the save before."""
+        """Forgets the previous save."""
         self._failure = self._commit_key = None
 
     def guard(self, handler):
@@ -69,8 +66,8 @@ class SaveTogether:
         if self._failure is not None:
             raise self._failure
         if missing:
-            raise PartMissing(f'process {missing[0]} could not write its part of the checkpoint (its own log '
-                              f'says why). Nothing half-written was kept.')
+            raise PartMissing(f'process {missing[0]} could not write its part of the checkpoint (see its '
+                              f'log); nothing half-written was kept.')
 
     def _exchange(self, key: str, timeout_ms: int) -> list[int]:
         """The processes that have failed."""
@@ -91,9 +88,8 @@ class SaveTogether:
         return missing
 
     def commit(self, act: Callable) -> None:
-        """`act()` in process 0 between the barriers; when it fails, the others pass the second one.
-
-        They learn of it where all of them wait for the save in the foreground (`peers.together`)."""
+        """`act()` in process 0 between the barriers; if it fails, the others still pass the second one, and
+        learn of it when they wait for the save in the foreground (`peers.together`)."""
         try:
             act()
         except _KEPT:

@@ -1,13 +1,11 @@
-"""Text encoder folders: a T5 encoder with its tokenizer on disk, as convert_torch_ckpt.py writes it.
+"""Text encoder folders: a T5 encoder with its tokenizer on disk, written by convert_torch_ckpt.py.
 
-    config.json     kind 'text_encoder', architecture, id, form of the weights, provenance with the weights'
-                    sha256
+    config.json     kind 'text_encoder', architecture, id, form of the weights, provenance with sha256
     arrays/         the parameters (Orbax): float32, bfloat16, or int8 with scales
     tokenizer.json or spiece.model
     manifest.json   sizes and checksums of the files under arrays/ and of the tokenizer
 
-They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
-"""
+They are written and checked like model folders (`lit_jax.checkpoint.model_folder`)."""
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
@@ -34,21 +32,19 @@ KERNELS = {'blocks/attn/qkv/kernel': 1, 'blocks/attn/proj/kernel': 2, 'blocks/ml
            'blocks/mlp/down/kernel': 1}
 EMBEDDING = 'embed/table'
 _quantise = jax.jit(quantise, static_argnums=1)
-PART = Part('text_encoder', 'text encoder', 'Give a folder that convert_torch_ckpt.py wrote: python '
-                                            'convert_torch_ckpt.py PIPELINE/text_encoder --out models/t5',
-            hub_field='model_type')
+PART = Part('text_encoder', 'text encoder', 'Give a folder written by python convert_torch_ckpt.py '
+            'PIPELINE/text_encoder --out models/t5', hub_field='model_type')
 
 
 class TextEncoder:
     """A text encoder with its weights and tokenizer (see `lit_jax.text.encoder.encode_captions`).
 
     Attributes:
-        network: the `T5Network`. params: its parameters (jax arrays). config: what config.json holds.
-        id: the name that models and cached features know it by. sha256: of the weights it was converted from.
-        weights: how `params` hold them, 'float32', 'bfloat16' or 'int8' (features then differ by about
-            0.5 %: who compares or caches features looks at sha256 and weights).
-        width: channels of the features. tokenizer: the `Tokenizer`.
-    """
+        network: the `T5Network`. params: its parameters (jax arrays). config: of config.json.
+        id: its name in models and cached features. sha256: of the weights it was converted from.
+        weights: dtype of `params`, 'float32', 'bfloat16' or 'int8' (changes features by about 0.5 %: compare
+            features only with equal sha256 and weights). width: channels of the features. tokenizer: the
+            `Tokenizer`."""
 
     def __init__(self, network: T5Network, params: dict, config: dict, tokenizer: Tokenizer):
         self.network, self.params, self.config, self.tokenizer = network, params, config, tokenizer
@@ -69,38 +65,37 @@ def save_text_encoder_folder(path, config: Mapping, params, tokenizer: Tokenizer
                              overwrite: bool = False) -> epath.Path:
     """Writes a text encoder folder, all of it or nothing, and returns its path.
 
-    config: {'text_encoder': architecture, 'id', 'provenance': {...}}; 'weights' is read off `params` if left
-    out (see `Part.save`). params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)` has
-    them. Raises UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens
-    than the embedding has rows, a target in use, or a full disk.
-    """
+    config: {'text_encoder': architecture, 'id', 'provenance': {...}}; default for 'weights': the dtype of
+    `params` (see `Part.save`). params: nested dict of numpy or jax arrays as `T5Network(arch, weights=...)`
+    has them. Raises UserError for a wrong config, parameters that do not fit it, a tokenizer with more tokens
+    than the embedding has rows, a target in use, or a full disk."""
     def check(config: dict, source: str) -> dict:
         config = check_text_encoder_config(config, source)
         check_vocabulary(tokenizer, config['text_encoder'])
         return config
 
-    config = {'weights': _form_of(leaves.named_leaves(params)), 'tokenizer': tokenizer.file, **config}
+    def abstract(config: dict) -> dict:
+        return T5Network(config['text_encoder'], weights=config['weights']).abstract()
+
+    kernel = leaves.named_leaves(params).get('blocks/mlp/gate/kernel')
+    weights = 'float32' if kernel is None else np.dtype(kernel.dtype).name
+    config = {'weights': weights, 'tokenizer': tokenizer.file, **config}
     return PART.save(path, config, params, check=check, overwrite=overwrite, by_layer=True,
-                     files={tokenizer.file: tokenizer.content},
-                     abstract=lambda config: T5Network(config['text_encoder'],
-                                                       weights=config['weights']).abstract())
+                     files={tokenizer.file: tokenizer.content}, abstract=abstract)
 
 
 def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = None,
                       compute: str | None = None) -> TextEncoder:
-    """A ready text encoder from its folder, local or in a bucket. Several processes call it together.
+    """A ready text encoder from its folder, local or in a bucket. Called by all processes together.
 
-    Args:
-        dtype: 'bfloat16' or 'float32': what is computed in. Weights stay as they are stored, but float32 ones
-            become bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, where the
-            folder has others.
-        shard: abstract tree -> tree of shardings of the parameters; None: the first device.
-        compute: another compute dtype than `dtype` says; with 'int8' the default is bfloat16, on CPU float32.
-    """
+    dtype: compute dtype, 'bfloat16' or 'float32'; weights keep their stored dtype, except that float32
+    becomes bfloat16 for 'bfloat16'. 'int8': int8 weights, rounded here, array by array, if stored otherwise.
+    shard: abstract tree -> tree of shardings of the parameters; None: the first device. compute: another
+    compute dtype than `dtype`; default for 'int8': bfloat16, on CPU float32."""
     if dtype not in WEIGHTS:
         raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
-    compute = compute or (dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu'
-                          else 'bfloat16')
+    if not compute:
+        compute = dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     check_known('compute dtype', compute, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):
@@ -114,21 +109,19 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
         if weights == stored and shard is not None:
             params = load_arrays(path / ARRAYS, abstract)      # each process reads its own parts
         else:
-            params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, None if weights == stored
-                                                          else weights))
+            other = None if weights == stored else weights
+            params = peers.together(lambda: _load_in_turn(path / ARRAYS, abstract, other))
         tokenizer = peers.together(lambda: Tokenizer.load(path))
         check_vocabulary(tokenizer, config['text_encoder'])
         return TextEncoder(network, params, config, tokenizer)
 
 
 def _load_in_turn(arrays: epath.Path, abstract, weights: str | None) -> dict:
-    """The stored parameters, in another form if `weights` names one. A few rows of an array after the others:
-    a whole one takes two or three times its memory while it is read, and one has 2 GB."""
-    flat, expected = {}, leaves.named_leaves(abstract)
+    """The stored parameters, as `weights` if given, by rows: whole arrays take 2-3 times their 2 GB."""
+    flat, expected, first = {}, leaves.named_leaves(abstract), SingleDeviceSharding(jax.local_devices()[0])
     for rows in each_rows(arrays):
         for path, values in _in_form(rows, weights).items():
-            sharding = getattr(expected.get(path), 'sharding',
-                               None) or SingleDeviceSharding(jax.local_devices()[0])
+            sharding = getattr(expected.get(path), 'sharding', None) or first
             flat[path] = _place(values, rows, flat.get(path), sharding)
         del rows, values        # before the next is read
     leaves.check_leaves(flat, expected, str(arrays))
@@ -142,7 +135,7 @@ def _in_form(rows: Rows, weights: str | None) -> dict[str, np.ndarray]:
 
 
 def _place(values: np.ndarray, rows: Rows, whole: Array | None, sharding) -> Array:
-    """The array with these values where `rows` lie: `whole`, which is used up, or at first a new one."""
+    """The array with these values at `rows`: `whole`, whose buffer is reused, or at first a new one."""
     if rows.are_all:
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
     if whole is None:
@@ -160,9 +153,7 @@ def _row_setter(sharding) -> Callable[[Array, np.ndarray, int], Array]:
 def pack(path: str, parts: Iterable[np.ndarray], depth: int, weights: str) -> dict[str, np.ndarray]:
     """One leaf in the form `weights`: {path: array}, with int8 kernels {path: int8, '.../scale': float32}.
 
-    parts: of a kernel (KERNELS) one float array [...] for each of the `depth` layers, taken one at a time; of
-        any other leaf the leaf alone.
-    """
+    parts: of a kernel (KERNELS) one float array for each of the `depth` layers; of another leaf the leaf."""
     if path not in KERNELS:
         narrow = path == EMBEDDING and weights != 'float32'
         return {path: np.ascontiguousarray(next(iter(parts)), jnp.bfloat16 if narrow else np.float32)}
@@ -188,9 +179,7 @@ def read_text_encoder_config(path) -> dict:
 
 
 def check_text_encoder_config(config, source: str) -> dict:
-    """The config with its architecture complete, or one UserError that lists what is wrong.
-
-    source: where it stands, for the message."""
+    """The config with its architecture complete, or one UserError that lists what is wrong in `source`."""
     PART.check_fields(config, source, lambda config: [
         (isinstance(config.get('text_encoder'), dict), '"text_encoder" must hold the architecture'),
         (config.get('weights') in WEIGHTS, f'"weights" must be one of {", ".join(WEIGHTS)}'),
@@ -199,16 +188,10 @@ def check_text_encoder_config(config, source: str) -> dict:
 
 
 def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:
-    """Refuses a tokenizer that gives ids beyond the embedding."""
+    """Refuses a tokenizer with ids beyond the embedding."""
     if tokenizer.size > arch['vocab']:
         raise UserError(f'the tokenizer has {tokenizer.size} tokens, the embedding of the text encoder '
-                        f'{arch["vocab"]} rows: they are not of one model. Give the tokenizer that the text '
-                        f'encoder was trained with')
-
-
-def _form_of(named: Mapping) -> str:
-    kernel = named.get('blocks/mlp/gate/kernel')
-    return 'float32' if kernel is None else np.dtype(kernel.dtype).name
+                        f'{arch["vocab"]} rows. Give the tokenizer that it was trained with')
 
 
 def _read_checked(path: epath.Path) -> dict:

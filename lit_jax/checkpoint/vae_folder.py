@@ -1,12 +1,10 @@
-"""VAE folders: an autoencoder on disk, as convert_torch_ckpt.py and training write it.
+"""VAE folders: an autoencoder on disk, written by convert_torch_ckpt.py and by training.
 
-    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with the
-                    weights' sha256
+    config.json     kind 'vae', architecture, id, scale (and shift) of the latents, provenance with sha256
     arrays/         the parameters (Orbax)
     manifest.json   sizes and checksums of the files under arrays/
 
-They are written and checked like model folders (`lit_jax.checkpoint.model_folder`).
-"""
+They are written and checked like model folders (`lit_jax.checkpoint.model_folder`)."""
 from collections.abc import Callable
 
 import jax
@@ -27,18 +25,13 @@ PART = Part('vae', 'VAE', 'Give a folder that convert_torch_ckpt.py wrote: pytho
 
 
 class Vae:
-    """An autoencoder with its weights.
-
-    A diffusion model works with x0 = scale · (latent - shift); `encode` and `decode` give and take the latent
-    itself.
+    """An autoencoder with its weights. A diffusion model works with x0 = scale · (latent - shift); `encode`
+    and `decode` give and take the latent itself.
 
     Attributes:
-        network: the `VaeNetwork`. params: its parameters (jax arrays, float32). config: what config.json
-            holds.
-        id: the name that data sets and models know it by, e.g. 'stabilityai/sd-vae-ft-ema'.
-        sha256: of the weights; two folders with the same weights from the same file have the same.
-        scale, shift: of the latents.
-    """
+        network: the `VaeNetwork`. params: its parameters (jax arrays, float32). config: of config.json.
+        id: its name in data sets and models, e.g. 'stabilityai/sd-vae-ft-ema'.
+        sha256: of the weights' source file. scale, shift: of the latents."""
 
     def __init__(self, network: VaeNetwork, params: dict, config: dict):
         self.network, self.params, self.config = network, params, config
@@ -66,19 +59,15 @@ def save_vae_folder(path, config: dict, params, *, overwrite: bool = False) -> e
 
     config: {'vae': architecture, 'id', 'scale', 'provenance': {...}}, and 'shift' if there is one (see
     `Part.save`). params: nested dict of numpy or jax arrays. Raises UserError for a wrong config, parameters
-    that do not fit it, a target that is in use, or a full disk.
-    """
+    that do not fit it, a target that is in use, or a full disk."""
     return PART.save(path, {'shift': 0.0, **config}, params, check=check_vae_config, overwrite=overwrite,
                      abstract=lambda config: VaeNetwork(config['vae']).abstract())
 
 
 def load_vae(path, dtype: str = 'float32', shard: Callable | None = None) -> Vae:
-    """A ready VAE from its folder, local or in a bucket (gs://...). Several processes call it together.
+    """A ready VAE from its folder, local or in a bucket (gs://...). Called by all processes together.
 
-    Args:
-        dtype: compute dtype, 'float32' or 'bfloat16'.
-        shard: abstract tree -> tree of shardings of the parameters; None: the first device.
-    """
+    dtype: 'float32' or 'bfloat16', to compute in. shard: tree -> shardings; None: the first device."""
     check_known('dtype', dtype, DTYPES)
     path = absolute(path)
     with explain_unreachable(path):
@@ -96,9 +85,7 @@ def read_vae_config(path) -> dict:
 
 
 def check_vae_config(config, source: str) -> dict:
-    """The config with its architecture complete, or one UserError that lists what is wrong.
-
-    source: where it stands, for the message."""
+    """The config with its architecture complete, or one UserError that lists what is wrong in `source`."""
     PART.check_fields(config, source, lambda config: [
         (isinstance(config.get('vae'), dict), '"vae" must hold the architecture'),
         (_is_number(config.get('scale')) and config['scale'] > 0, '"scale" must be a positive number'),

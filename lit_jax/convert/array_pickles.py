@@ -1,10 +1,9 @@
-"""Arrays out of pickled files, read as data: no name in a file is looked up, imported or called.
+"""Reads arrays from pickled files as data: no name in a file is looked up, imported or called.
 
-Read are dicts of tensors that torch.save wrote, as a zip (PyTorch 1.6 and later) or as the stream of before,
-and pickled nested dicts of numpy arrays. PyTorch need not be installed. Where a pickle names a class or a
-function, the reader puts one of the few stand-ins below, which only note what the file says of an array; any
-other name is refused.
-"""
+Formats: dicts of tensors of torch.save, as a zip (PyTorch 1.6 and later) or as the older stream, and pickled
+nested dicts of numpy arrays. PyTorch need not be installed. If a pickle names a class or a function, the
+reader uses one of the few stand-ins below, which only record the file's facts of an array; any other name is
+refused."""
 import io
 import math
 import pickle
@@ -13,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,17 +24,15 @@ _STORAGES = {'FloatStorage': np.dtype('<f4'), 'DoubleStorage': np.dtype('<f8'),
              'HalfStorage': np.dtype('<f2'), 'BFloat16Storage': np.dtype(jnp.bfloat16),
              'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4')}
 _NUMPY_CODES = {'f2', 'f4', 'f8', 'i4', 'i8'}
-# What reading wrong bytes as a pickle or a zip can raise.
+# Errors of reading wrong bytes as a pickle or a zip.
 _DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError,
            ValueError, AttributeError, ArithmeticError, MemoryError)
 
 
 def read_arrays(path) -> dict:
-    """The (nested) dict of numpy arrays in a file; entries that are no arrays are left out.
+    """The (nested) dict of numpy arrays in a file; other entries are left out.
 
-    Raises UserError for a file that is truncated, damaged, of another kind, or names anything that is not
-    known.
-    """
+    Raises UserError for a file that is damaged, of another kind, or that names anything unknown."""
     path = Path(path)
     try:
         with open(path, 'rb') as file:
@@ -51,8 +49,8 @@ def read_arrays(path) -> dict:
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
     except _DAMAGE as error:
-        raise UserError(
-            f'{path} is truncated or damaged ({type(error).__name__}: {error}); get it again') from error
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'{path} is truncated or damaged ({reason}); get it again') from error
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, expected named arrays')
     return content
@@ -62,22 +60,18 @@ def flat_names(tree: Mapping, prefix: str = '') -> dict[str, np.ndarray]:
     """{'a': {'b': array}} -> {'a.b': array}."""
     flat = {}
     for name, value in tree.items():
-        flat |= flat_names(value, f'{prefix}{name}.') if isinstance(value,
-                                                                    Mapping) else {f'{prefix}{name}': value}
+        name = f'{prefix}{name}'
+        flat |= flat_names(value, f'{name}.') if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-# ------------------------------------------------------------------------------------------------------
-# Containers
 
 
 def _read_zip(file) -> dict:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        root = next((name.removesuffix('data.pkl') for name in names if name.split('/')[1:] == ['data.pkl']),
-                    None)
-        if root is None:
+        roots = [name.removesuffix('data.pkl') for name in names if name.split('/')[1:] == ['data.pkl']]
+        if not roots:
             raise UserError('is a zip file, but none of torch.save: it holds no data.pkl')
+        root = roots[0]
         if f'{root}byteorder' in names and archive.read(f'{root}byteorder') != b'little':
             raise UserError('was written on a big-endian machine; save it again on another')
         reader = _Reader(io.BytesIO(archive.read(f'{root}data.pkl')))
@@ -101,10 +95,6 @@ def _read_stream(file) -> dict:
             raise EOFError('the values end too early')
         data[key] = values
     return _plain(content, data)
-
-
-# ------------------------------------------------------------------------------------------------------
-# Stand-ins
 
 
 @dataclass(frozen=True)
@@ -160,15 +150,9 @@ class _Array:
         return self
 
 
-class _Name:
+class _Name(NamedTuple):
     """A class that is only named, never called."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
-def _tensor(storage, offset, size, stride, *_) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(size), tuple(stride))
+    name: str
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -179,15 +163,15 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 _STAND_INS: dict[str, Callable] = {
     'collections.OrderedDict': _Mapping,
-    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v2': lambda storage, offset, size, stride, *_:
+        _Tensor(storage, int(offset), tuple(size), tuple(stride)),
     'torch._utils._rebuild_parameter': lambda data, *_: data,
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _Name('ndarray'),
     '_codecs.encode': _latin1,
     **{f'numpy.{core}.multiarray._reconstruct': lambda *_: _Array() for core in ('core', '_core')},
     **{f'numpy.{core}.numeric._frombuffer': lambda data, dtype, shape, order:
-       _Array().fill(data, dtype, shape, order)
-       for core in ('core', '_core')},
+       _Array().fill(data, dtype, shape, order) for core in ('core', '_core')},
     **{f'torch.{name}': _Name(name) for name in _STORAGES},
 }
 

@@ -1,4 +1,4 @@
-"""The published weights of FID-Inception, fetched once into the cache folder."""
+"""Downloads the published weights of FID-Inception, once, into the cache folder."""
 import contextlib
 import hashlib
 import http.client
@@ -21,37 +21,28 @@ _PART = 1 << 20
 
 
 def download(flags: str) -> Path:
-    """Fetches the weights into the cache folder and returns the file's path.
+    """Downloads the weights into the cache folder, whole or not at all, also if several processes do; returns
+    the path.
 
-    A file of that name is there whole and with the right sum, or not at all, also where several processes
-    fetch it.
-
-    Args:
-        flags: how a person names the file, for the message of the UserError that is raised where it cannot be
-            fetched.
-    """
+    flags: how a person names the file, for the UserError if it cannot be downloaded."""
     target = cache_folder() / PUBLISHED_NAME
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    ways = f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name it with {flags}'
     LOG.info('fetching the weights of Inception: %s', URL)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = _fetch(partial)
         if not digest.startswith(DIGEST):
             raise UserError(f'{URL} gave a file with the sha256 {digest}, expected one that begins with '
-                            f'{DIGEST}: something on the way changed it. {_other_ways(target, flags)}')
+                            f'{DIGEST}: something on the way changed it. {ways}')
         os.replace(partial, target)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f'FID, IS and the like need the weights of Inception, which are not here and cannot '
-                        f'be fetched from {URL} ({error}). {_other_ways(target, flags)}') from error
+                        f'be fetched from {URL} ({error}). {ways}') from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
     return target
-
-
-def _other_ways(target: Path, flags: str) -> str:
-    return (f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name its place with '
-            f'{flags}')
 
 
 def _fetch(partial: Path) -> str:

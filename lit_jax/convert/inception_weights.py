@@ -1,16 +1,14 @@
 """Weights of FID-Inception: found, checked, read and converted.
 
-Looked for, in this order: the path that is given, the environment variable LIT_JAX_INCEPTION, the cache
-folder ($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid,
-from which the file is downloaded where the network allows. Read are, told apart by their content,
+Looked for in this order: the given path, the environment variable LIT_JAX_INCEPTION, the cache folder
+($LIT_JAX_CACHE, else ~/.cache/lit_jax), the cache of torch.hub, and the release page of pytorch-fid, from
+which the file is downloaded if the network allows. Three files are read, told apart by their content:
 
-    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; the name ends with the first digits of the file's
-                                            sha256
+    pt_inception-2015-12-05-6726825d.pth    of pytorch-fid; its name ends with the start of its sha256
     inception_v3_weights_fid.pickle         of jax-fid, the same weights
-    inception.safetensors                   ours, which `convert_torch_ckpt.py` writes; may lie in a bucket
+    inception.safetensors                   ours, written by `convert_torch_ckpt.py`; may be in a bucket
 
-PyTorch is not needed, and nothing in a file is run (`lit_jax.convert.array_pickles`).
-"""
+PyTorch is not needed, and no code in a file is run (`lit_jax.convert.array_pickles`)."""
 import json
 import os
 import re
@@ -26,16 +24,9 @@ from lit_jax.convert.array_pickles import flat_names, read_arrays
 from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
+from lit_jax.runtime import paths
 from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
-from lit_jax.runtime.paths import (
-    as_path,
-    cache_folder,
-    explain_unreachable,
-    file_sha256,
-    local_path,
-    write_bytes_atomic,
-)
 
 VARIABLE = 'LIT_JAX_INCEPTION'
 FILE = 'inception.safetensors'
@@ -54,12 +45,7 @@ _NOT_NEEDED = re.compile(r'(\.num_batches_tracked$|^AuxLogits\.)')
 
 @dataclass(frozen=True)
 class Inception:
-    """FID-Inception with its weights.
-
-    Attributes:
-        network: the `InceptionNetwork`. params: its parameters, float32 numpy arrays.
-        sha256: of the published file that the weights came from. source: that file's name.
-    """
+    """FID-Inception: its weights (float32 numpy), and sha256 and name (source) of their published file."""
     network: InceptionNetwork
     params: dict
     sha256: str
@@ -67,56 +53,54 @@ class Inception:
 
     @property
     def published(self) -> bool:
-        """Whether these are the weights that published scores are computed with."""
+        """Whether published scores are computed with these weights."""
         return self.sha256.startswith(PUBLISHED)
 
     def describe(self) -> dict:
-        """What a score has to say of its network, JSON-able."""
+        """The part of a score card that describes the network, JSON-able."""
         return {'network': 'FID-Inception of 2015-12-05', 'weights': self.source, 'sha256': self.sha256,
                 'published': self.published, 'precision': self.network.precision,
                 'resize': 'TensorFlow 1 bilinear to 299 x 299'}
 
 
 def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> Inception:
-    """The network with its weights from `path`, or from the first place of the list above that has them.
+    """The network with its weights from `path` (file or folder), or from the first place of the list above
+    that has them.
 
-    Args:
-        path: file, or folder that holds one under its published name.
-        precision: see `InceptionNetwork`.
-        sha256: digits, at least eight from the first on, that the file's sum must begin with. Default: those
-            in its name, else those of the published files.
-
-    Raises:
-        UserError: no weights, or a file that is damaged, unknown, or not the one that its name says.
-    """
+    precision: see `InceptionNetwork`. sha256: the first digits, at least eight, of the expected sum; default:
+    those in the file's name, else those of the published files. Raises UserError: no weights, or a file that
+    is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
-    if _is_ours(file):
+    with paths.explain_unreachable(file), file.open('rb') as opened:
+        ours = opened.read(9)[8:] == b'{' or file.suffix == '.safetensors'
+    if ours:
         if sha256:
             raise UserError(f'{file} carries the sha256 of its weights itself; leave sha256 out')
         return Inception(network, *_read_ours(file, network))
-    digest = _checked_digest(local_path(file), sha256)
+    digest = _checked_digest(paths.local_path(file), sha256)
     params = read_inception_params(read_arrays(file), str(file), network)
     return Inception(network, params, digest, file.name)
 
 
 def find_inception(path=''):
-    """The file of the weights; downloads it if it is nowhere. UserError where it cannot be had."""
+    """The file of the weights, downloaded if it is nowhere. UserError if that fails."""
     if told := path or os.environ.get(VARIABLE, ''):
         what = '' if path else f' (from {VARIABLE})'
-        told = as_path(told)
-        with explain_unreachable(told):
+        told = paths.as_path(told)
+        with paths.explain_unreachable(told):
             if told.is_dir():
-                return _in_folder(told, what)
+                if found := [told / name for name in _NAMES if (told / name).exists()]:
+                    return found[0]
+                raise UserError(f'{told}{what} holds no weights of Inception: none of {", ".join(_NAMES)}')
             if told.exists():
                 return told
-        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or a folder that holds '
-                        f'it')
+        raise UserError(f'{told}{what} does not exist. Give the file {PUBLISHED_NAME} or its folder')
     hub = Path(os.environ.get('TORCH_HOME') or '~/.cache/torch').expanduser() / 'hub' / 'checkpoints'
-    for file in (*(cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
+    for file in (*(paths.cache_folder() / name for name in _NAMES), hub / PUBLISHED_NAME):
         if file.is_file():
-            return as_path(file)
-    return as_path(download(f'--inception FILE or the environment variable {VARIABLE}'))
+            return paths.as_path(file)
+    return paths.as_path(download(f'--inception FILE or the environment variable {VARIABLE}'))
 
 
 def is_inception_file(path) -> bool:
@@ -126,20 +110,17 @@ def is_inception_file(path) -> bool:
 
 def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
-    """Writes published weights as our own file, `out` or inception.safetensors in the folder `out`.
-
-    asked: flags that were given and make sense for a diffusion model only; there must be none.
-    """
+    """Writes published weights as our own file, `out` or FILE in it. asked: flags given by mistake."""
     if asked := ', '.join(asked):
         raise UserError(f'{src} is taken for weights of Inception, by its name; {asked} is for diffusion '
-                        f'models. Leave it out, or give the file of a diffusion model another name')
-    out = Path(local_path(out))
+                        f'models. Leave it out, or rename the file')
+    out = Path(paths.local_path(out))
     file = out if out.suffix == '.safetensors' else out / FILE
     if file.exists() and not overwrite:
         raise UserError(f'{file} exists already. Choose another --out, or --overwrite it')
     if file.parent.exists() and not file.parent.is_dir():
         raise UserError(f'cannot write {file}: {file.parent} is a file. Choose another --out')
-    inception = load_inception(local_path(src), sha256=sha256)
+    inception = load_inception(paths.local_path(src), sha256=sha256)
     save_inception(file, inception)
     return inception, file
 
@@ -148,29 +129,25 @@ def describe_inception(done: tuple[Inception, Path]) -> str:
     """The summary that the script prints."""
     inception, file = done
     count = sum(leaf.size for leaf in named_leaves(inception.params).values())
-    kind = 'the published weights' if inception.published \
-        else 'NOT the published weights: scores are not comparable'
+    differ = '' if inception.published else 'NOT '
+    kind = f'{differ}the published weights' + (': scores are not comparable' if differ else '')
     return '\n'.join([f'read     {inception.source} (FID-Inception, {kind})', f'sha256   {inception.sha256}',
                       f'numbers  {count:,} parameters, batch norms folded into kernels', f'written  {file}',
                       f'next     export {VARIABLE}={file}'])
 
 
 def save_inception(file, inception: Inception) -> None:
-    """Writes our own file, whole or not at all. Its folder is made."""
+    """Writes our own file, whole or not at all, in a folder that is made."""
     leaves = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(inception.params).items()}
     told = {'format': FORMAT, 'sha256': inception.sha256, 'source': inception.source, 'tool': tool_name(),
             'params_sha256': params_sha256(inception.params)}
-    as_path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(file, safetensors.numpy.save(leaves, {_METADATA: json.dumps(told)}))
+    paths.as_path(file).parent.mkdir(parents=True, exist_ok=True)
+    paths.write_bytes_atomic(file, safetensors.numpy.save(leaves, {_METADATA: json.dumps(told)}))
 
 
 def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork) -> dict:
-    """The parameter tree out of published arrays, PyTorch's or Flax's, or one UserError with all problems.
-
-    where: what was read, for the message.
-    """
-    found = _Published({name: value for name, value in flat_names(arrays).items()
-                        if not _NOT_NEEDED.search(name)})
+    """The parameter tree from published arrays, PyTorch's or Flax's, or one UserError with all problems."""
+    found = _Published({name: x for name, x in flat_names(arrays).items() if not _NOT_NEEDED.search(name)})
     flat = {}
     for path, leaf in named_leaves(network.abstract()).items():
         unit, _, part = path.replace('/', '.').rpartition('.')
@@ -193,7 +170,7 @@ class _Published:
         self._torch = 'fc.weight' in arrays
 
     def unit(self, name: str, shape: tuple[int, ...]) -> tuple:
-        """(kernel, bias) of a unit whose kernel has the shape HWIO; (None, None) where something is wrong."""
+        """(kernel, bias) of a unit with a kernel of shape HWIO; (None, None) if something is wrong."""
         rows, columns, width_in, width_out = shape
         if self._torch:
             kernel = self._take(f'{name}.conv.weight', (width_out, width_in, rows, columns))
@@ -224,56 +201,35 @@ class _Published:
         return None
 
 
-# ------------------------------------------------------------------------------------------------------
-# Pieces
-
-
-def _in_folder(folder, what: str):
-    for name in _NAMES:
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f'{folder}{what} holds no weights of Inception, expected one of {", ".join(_NAMES)}')
-
-
 def _checked_digest(file: Path, sha256: str) -> str:
-    digest = file_sha256(file)
+    digest = paths.file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
-        raise UserError(f'a sha256 has 64 hexadecimal digits, of which the first 8 or more are given; got '
-                        f'{sha256!r}')
+        raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got {sha256!r}')
     expected = (sha256.lower(),) if sha256 else (in_name[1],) if in_name else PUBLISHED
     if not digest.startswith(expected):
         said = 'was asked for' if sha256 else 'its name says' if in_name else 'the published files have'
         raise UserError(f'{file} has the sha256 {digest}, but {said} {" or ".join(expected)}...: it is '
-                        f'damaged, incomplete, or another file. Get {PUBLISHED_NAME} again. If this is the '
-                        f'file that you mean, give its sha256')
+                        f'damaged, incomplete, or another file. Get {PUBLISHED_NAME}, or give its sha256')
     return digest
-
-
-def _is_ours(file) -> bool:
-    with explain_unreachable(file), file.open('rb') as opened:
-        head = opened.read(9)
-    return head[8:] == b'{' or file.suffix == '.safetensors'
 
 
 def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     """(parameters, sha256, source) of our own file."""
-    with explain_unreachable(file):
+    with paths.explain_unreachable(file):
         data = file.read_bytes()
     try:
         header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
         told = json.loads(header.get('__metadata__', {}).get(_METADATA, '{}'))
         flat = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{file} is truncated or damaged ({error}); copy it again, or convert it again') from error
+        raise UserError(f'{file} is truncated or damaged ({error}); copy or convert it again') from error
     if told.get('format') != FORMAT:
         raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
                         f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
-    expected = {name: leaf.shape for name, leaf in named_leaves(network.abstract()).items()}
+    expected, found = ({name: leaf.shape for name, leaf in leaves.items()}
+                       for leaves in (named_leaves(network.abstract()), flat))
     params = unflatten(flat)
-    if {name: leaf.shape for name, leaf in flat.items()} != expected or params_sha256(params) != told.get(
-        'params_sha256'):
-        raise UserError(f'{file} is damaged: its values are not those that were written; copy it again, or '
-                        f'convert it again')
+    if found != expected or params_sha256(params) != told.get('params_sha256'):
+        raise UserError(f'{file} is damaged: its values have changed; copy or convert it again')
     return params, told['sha256'], told['source']

@@ -1,11 +1,10 @@
-"""T5 encoders of Hugging Face transformers (config.json, weights, tokenizer) -> text encoder folders, and
-back.
+"""Converts T5 encoders of Hugging Face transformers (config.json, weights, tokenizer) to text encoder
+folders, and back.
 
-Of a T5 with a decoder the encoder is taken. Weights are read one tensor at a time and stored in the form
-asked for, so that a T5-XXL never stands in float32: the memory is that of the result and of one tensor. As
-with other checkpoints no code of a file is run (`lit_jax.convert.torch_files`), and everything that is
-missing, left over, misshaped, of a wrong dtype or not finite is told in one error.
-"""
+Of a T5 with a decoder only the encoder is used. Weights are read one tensor at a time and stored in the
+requested dtype, so that a T5-XXL is never held in float32: memory is that of the result and one tensor. No
+code in a file is run (`lit_jax.convert.torch_files`), and one error lists all tensors that are missing,
+unexpected, misshaped, of a wrong dtype or not finite."""
 import json
 import math
 import re
@@ -15,15 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_jax.checkpoint.text_encoder_folder import (
-    ARRAYS,
-    KERNELS,
-    check_text_encoder_target,
-    check_vocabulary,
-    pack,
-    read_text_encoder_config,
-    save_text_encoder_folder,
-)
+from lit_jax.checkpoint import text_encoder_folder as folders
+from lit_jax.checkpoint.arrays import load_arrays
+from lit_jax.checkpoint.model_folder import ARRAYS
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
 from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
@@ -36,14 +29,13 @@ from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
 MODEL_TYPES = ('t5', 'mt5')      # their encoders are the same network
 
-# Our field <- transformers' field, and what transformers takes where config.json does not say.
+# Our field <- transformers' field and its default there.
 _FIELDS = {'vocab': ('vocab_size', 32128), 'width': ('d_model', 512), 'layers': ('num_layers', 6),
-           'heads': ('num_heads', 8),
-           'head_dim': ('d_kv', 64), 'ffn': ('d_ff', 2048), 'buckets': ('relative_attention_num_buckets', 32),
+           'heads': ('num_heads', 8), 'head_dim': ('d_kv', 64), 'ffn': ('d_ff', 2048),
+           'buckets': ('relative_attention_num_buckets', 32),
            'max_distance': ('relative_attention_max_distance', 128)}
 _ATTENTION, _MLP = 'encoder.block.{i}.layer.0.', 'encoder.block.{i}.layer.1.'
-# Our leaf <- the tensors that make it, {i} for each layer; several are put side by side along an axis of
-# their own.
+# Our leaf <- its tensors, {i} for each layer; several are stacked along an axis of their own.
 NAMES = {
     'embed/table': ('shared.weight',),
     'position_bias/table': ('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',),
@@ -61,7 +53,7 @@ _OTHER_HALF = ('decoder.', 'lm_head.')
 
 @dataclass(frozen=True)
 class ConvertedTextEncoder:
-    """What a conversion did, for the summary."""
+    """The result of a conversion, for the summary."""
     source: str
     config: dict
     parameters: int
@@ -77,34 +69,31 @@ def is_hub_text_encoder(path) -> bool:
 
 def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
                          overwrite: bool = False, asked: Iterable[str] = ()) -> ConvertedTextEncoder:
-    """Reads the transformers folder `src` and writes the text encoder folder `out`.
+    """Reads the transformers folder `src` and writes the text encoder folder `out`, or raises UserError and
+    writes nothing.
 
-    Args:
-        text_dtype: how the weights are stored, 'bfloat16', 'float32' or 'int8'.
-        text_id: the name that models and cached features are to know it by; default: that in a folder that we
-            exported, else the folder's (of the pipeline, or in the Hugging Face cache).
-        asked: flags that were given and make sense for a diffusion model only; there must be none.
-
-    Raises:
-        UserError: nothing has been written then.
-    """
+    text_dtype: stored dtype of the weights, 'bfloat16', 'float32' or 'int8'. text_id: its name for models and
+    cached features; default: that in a folder that we exported, else the folder's (of the pipeline, or in the
+    Hugging Face cache). asked: flags for diffusion models, refused."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
     check_known('text_dtype', text_dtype, WEIGHTS)
-    check_text_encoder_target(out, overwrite)
-    hub = _read_json(src / 'config.json')
-    arch = arch_of(hub, str(src / 'config.json'))
+    folders.check_text_encoder_target(out, overwrite)
+    path = src / 'config.json'
+    if not path.is_file():
+        raise UserError(f'{path} does not exist; give the whole folder of the text encoder')
+    hub = parse_json(path.read_bytes(), str(path))
+    arch = arch_of(hub, str(path))
     tokenizer = find_tokenizer(src)
-    check_vocabulary(tokenizer, arch)
+    folders.check_vocabulary(tokenizer, arch)
     source = open_weights(src)
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
     config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(),
-                             **hub_digests(source.files)}}
-    save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
+              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
+    folders.save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
-    return ConvertedTextEncoder(str(src), {**config, 'tokenizer': tokenizer.file}, count, tree_bytes(params),
-                                out)
+    config['tokenizer'] = tokenizer.file
+    return ConvertedTextEncoder(str(src), config, count, tree_bytes(params), out)
 
 
 def describe_text_encoder(done: ConvertedTextEncoder) -> str:
@@ -119,12 +108,8 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
         f'written  {done.out}'])
 
 
-# ------------------------------------------------------------------------------------------------------
-# config.json and tokenizer
-
-
 def arch_of(hub: Mapping, where: str) -> dict:
-    """The architecture that a transformers config.json tells. UserError for what lit_jax does not have."""
+    """The architecture in a transformers config.json. UserError for what lit_jax does not have."""
     if hub.get('model_type') not in MODEL_TYPES:
         raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the '
                         f'text encoders T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
@@ -156,13 +141,6 @@ def find_tokenizer(src: Path) -> Tokenizer:
     raise UserError(missing_tokenizer(*places))
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f'{path} does not exist; give the folder of the text encoder, with config.json and '
-                        f'weights')
-    return parse_json(path.read_bytes(), str(path))
-
-
 def _guess_id(src: Path) -> str:
     if cached := cached_id(src):
         return cached
@@ -170,15 +148,8 @@ def _guess_id(src: Path) -> str:
     return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
-# ------------------------------------------------------------------------------------------------------
-# Weights
-
-
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
-    """The parameters of `arch` in the form `weights`, or one UserError with all that is wrong.
-
-    name: what was read, for the message.
-    """
+    """The parameters of `arch` in the dtype `weights`, or one UserError with all that is wrong in `name`."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(T5Network(arch).abstract()).items()}
     _check_tensors(source, shapes, name)
     flat, problems = {}, []
@@ -190,7 +161,7 @@ def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: 
         return values
 
     for path, shape in shapes.items():
-        flat |= pack(path, _parts(path, shape, source, read), shape[0], weights)
+        flat |= folders.pack(path, _parts(path, shape, source, read), shape[0], weights)
         source.release()      # the mapped file, which would be counted beside its copy
     table, other = ((source.read(key) if key in source.tensors else None) for key in _EMBEDDINGS)
     if table is not None and other is not None and not np.array_equal(table, other):
@@ -200,11 +171,12 @@ def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: 
 
 
 def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
-    """A kernel's layers one after the other, or another leaf whole."""
+    """A kernel's layers one by one, or another leaf whole."""
     stacked = path.startswith('blocks/')
-    if path in KERNELS:
+    if path in folders.KERNELS:
         for layer in range(shape[0]):
-            yield _to_leaf([read(key) for key in _keys(path, layer, source)], shape[1:], KERNELS[path])
+            matrices = [read(key).T for key in _keys(path, layer, source)]      # torch's are [out, in]
+            yield np.stack(matrices, axis=1).reshape(shape[1:])                 # [*in, (parts,) *out]
     elif stacked:
         yield np.stack([read(_keys(path, layer, source)[0]) for layer in range(shape[0])])
     else:
@@ -213,10 +185,9 @@ def _parts(path: str, shape, source: Source, read) -> Iterator[np.ndarray]:
 
 def _keys(path: str, layer: int, source: Source | None = None) -> list[str]:
     keys = [name.format(i=layer) for name in NAMES[path]]
-    if source is not None and keys == ['shared.weight'] and keys[0] not in source.tensors and _EMBEDDINGS[
-        1] in source.tensors:
-        return [_EMBEDDINGS[1]]
-    return keys
+    shared, other = _EMBEDDINGS
+    only_other = source is not None and shared not in source.tensors and other in source.tensors
+    return [other] if only_other and keys == [shared] else keys
 
 
 def _split(shape, num_in: int, parts: int) -> tuple[int, int, int]:
@@ -225,20 +196,15 @@ def _split(shape, num_in: int, parts: int) -> tuple[int, int, int]:
     return inputs, parts, math.prod(shape) // inputs // parts
 
 
-def _to_leaf(tensors: list[np.ndarray], shape, num_in: int) -> np.ndarray:
-    """torch's [out, in] matrices -> the kernel [*in, (parts,) *out]."""
-    return np.stack([tensor.T for tensor in tensors], axis=1).reshape(shape)
-
-
 def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
-    """Everything that shows without reading values."""
+    """All checks that need no values."""
     problems, used = list(source.problems), set(_EMBEDDINGS)
     for path, shape in shapes.items():
         stacked = path.startswith('blocks/')
         for layer in range(shape[0] if stacked else 1):
             want = shape[1:] if stacked else shape
-            if path in KERNELS:
-                inputs, _, outputs = _split(want, KERNELS[path], len(NAMES[path]))
+            if path in folders.KERNELS:
+                inputs, _, outputs = _split(want, folders.KERNELS[path], len(NAMES[path]))
                 want = (outputs, inputs)
             keys = _keys(path, layer, source)
             used.update(keys)
@@ -250,23 +216,18 @@ def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
 
 def _raise(problems: list[str], name: str) -> None:
     if problems:
-        raise UserError(f'{name} does not hold the whole text encoder that its config.json describes:' +
-                        listed(problems))
-
-
-# ------------------------------------------------------------------------------------------------------
-# The way back
+        raise UserError(f'{name} does not hold the whole text encoder of its config.json:' + listed(problems))
 
 
 def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-    """(transformers' name, values) of every tensor of a float tree, the dtypes as they are."""
+    """(transformers' name, values) of every tensor of a float tree, dtypes unchanged."""
     flat = named_leaves(params)
     for path, leaf in flat.items():
         for layer in range(leaf.shape[0] if path.startswith('blocks/') else 1):
             values = np.asarray(leaf[layer] if path.startswith('blocks/') else leaf)
             keys = _keys(path, layer)
-            if path in KERNELS:
-                values = values.reshape(_split(values.shape, KERNELS[path], len(keys)))
+            if path in folders.KERNELS:
+                values = values.reshape(_split(values.shape, folders.KERNELS[path], len(keys)))
                 yield from ((key, np.ascontiguousarray(values[:, part].T)) for part, key in enumerate(keys))
             else:
                 yield keys[0], values
@@ -275,26 +236,19 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
 def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     """Writes `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
     from safetensors.numpy import save_file
-    out, config = Path(out), read_text_encoder_config(src)
+    out, config = Path(out), folders.read_text_encoder_config(src)
     if config['weights'] == 'int8':
-        raise UserError(f'{src} holds int8 weights, rounded for good; export the folder with bfloat16 or '
-                        f'float32 weights')
+        raise UserError(f'{src} holds int8 weights, rounded for good; export bfloat16 or float32 weights')
     if out.is_file() or out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to write into it')
-    params, tokenizer = _load_arrays(src), Tokenizer.load(src)
+    params, tokenizer = load_arrays(Path(src) / ARRAYS), Tokenizer.load(src)
     hub = {theirs: config['text_encoder'][ours] for ours, (theirs, _) in _FIELDS.items()}
     hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu',
-            'pad_token_id': 0,
-            'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1, 'tie_word_embeddings': False,
-            'torch_dtype': config['weights'], OWN_ID: config['id']}
+            'pad_token_id': 0, 'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1,
+            'tie_word_embeddings': False, 'torch_dtype': config['weights'], OWN_ID: config['id']}
     out.mkdir(parents=True, exist_ok=True)
     with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):
         save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})
         (out / tokenizer.file).write_bytes(tokenizer.content)
         (out / 'config.json').write_text(json.dumps(hub, indent=2) + '\n')
     return out
-
-
-def _load_arrays(src) -> dict:
-    from lit_jax.checkpoint.arrays import load_arrays
-    return load_arrays(Path(src) / ARRAYS)

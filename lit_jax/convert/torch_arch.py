@@ -1,4 +1,4 @@
-"""Which architecture a checkpoint holds, by the names and shapes of its tensors; is it the one asked for?"""
+"""Infers the architecture of a checkpoint from its tensors, and compares it with the one asked for."""
 import json
 import math
 import re
@@ -19,25 +19,20 @@ from lit_jax.recipes.recipe import SIZES
 from lit_jax.recipes.systems import SYSTEMS
 from lit_jax.runtime.errors import UserError
 
-# How far a stored position table may be from ours: other libraries' sines, and the rounding of values up to
-# 1.
+# Largest error of a stored position table: other libraries' sines, and the rounding of values up to 1.
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture read off a file; `unknown` fields hold placeholders, and `problems` say why.
-
-    notes: what was taken for granted, to be printed.
-    """
+    """An inferred architecture; `unknown` fields are placeholders, `problems` errors, `notes` remarks."""
     arch: dict
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-# Letter, field of the architecture, and a value that serves where no tensor shows the size: all that would
-# are missing then, and the reading will name them.
+# Letter, field of the architecture, and a placeholder if no tensor shows the size (reading will name those).
 _SIZES = (('p', 'patch', 2), ('C', 'channels', 4))
 _LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_channels', 8),)
 
@@ -45,16 +40,12 @@ _LABEL_SIZES, _CAPTION_SIZES = (('R', 'num_classes', 2),), (('Y', 'caption_chann
 def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     """The architecture of the model in `source`, as far as its tensors and the hints tell.
 
-    Raises:
-        UserError: none of the models known. Everything else that is wrong is in the result's `problems`, to
-        be told
-            together with what is wrong with single tensors.
-    """
+    Raises UserError if it is no known model; other problems are returned, to be reported with the reading."""
     found, hub = survey(source, name), source.hub_config or {}
     sizes, unknown, notes = found.sizes, set(), []
     if not sizes.get('D'):
-        raise UserError(f'{name} is no checkpoint of {READABLE}: none of its tensors shows the width of the '
-                        f'model; expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
+        raise UserError(f'{name} is no checkpoint of {READABLE}: no tensor shows the width of the model; '
+                        f'expected tensors such as x_embedder.proj.bias and blocks.0.mlp.fc2.bias')
     for letter, field_name, placeholder in (*_SIZES, *(_CAPTION_SIZES if found.captions else _LABEL_SIZES),
                                             ('F', 'mlp_ratio', 4 * sizes['D']), ('O', 'learn_sigma', None)):
         if not sizes.get(letter):
@@ -62,10 +53,9 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
             sizes[letter] = placeholder or 2 * sizes['p'] ** 2 * sizes['C']
     if not found.depth:
         unknown.add('depth')
-    token = sizes['p'] ** 2 * sizes['C']
-    problems = []
+    token, problems = sizes['p'] ** 2 * sizes['C'], []
     if sizes['O'] not in (token, 2 * token) and not {'patch', 'channels'} & unknown:
-        problems.append(f'the final layer gives {sizes["O"]} numbers a token, expected {token} (patch² · '
+        problems.append(f'the final layer gives {sizes["O"]} numbers per token, expected {token} (patch² · '
                         f'channels) or twice that')
     blocks = infer_blocks(found, hints)
     mixer = blocks.mixer
@@ -75,10 +65,10 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
         unknown |= captions.unknown
         problems += captions.problems
     else:
-        label_fields, label_problems = _label_fields(source, found, hints, hub)
-        family = blocks.family | label_fields
-        unknown |= {'input_size'} if label_problems else set()
-        problems += label_problems
+        size, size_problems = _input_size(source, found, hints, hub)
+        family = blocks.family | {'num_classes': sizes['R'] - 1, 'input_size': size or (sizes['p'],) * 2}
+        unknown |= {'input_size'} if size_problems else set()
+        problems += size_problems
     if mixer['heads'] is None or blocks.problems:
         unknown.add('heads')
         if 'head_dim' not in mixer:     # the file shows neither
@@ -94,15 +84,8 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
 
 
 def plain_arch(arch: Mapping) -> dict:
-    """A copy of `arch` in the form in which it is stored: lists, not tuples."""
+    """A copy of `arch` as it is stored: lists, not tuples."""
     return json.loads(json.dumps(arch))
-
-
-def _label_fields(source: Source, found: Found, hints: Hints, hub: Mapping) -> tuple[dict, list[str]]:
-    """(num_classes and input_size, problems)."""
-    input_size, problems = _input_size(source, found, hints, hub)
-    return {'num_classes': found.sizes['R'] - 1,
-            'input_size': input_size or (found.sizes['p'],) * 2}, problems
 
 
 def _input_size(source: Source, found: Found, hints: Hints,
@@ -124,7 +107,7 @@ def _input_size(source: Source, found: Found, hints: Hints,
 
 
 def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> tuple[int, int] | None:
-    """The token grid whose sin-cos table this is; where none fits, the likeliest one."""
+    """The token grid whose sin-cos table this is; if none fits, the likeliest one."""
     tokens, width = table.shape
     side = math.isqrt(tokens)
     square = (side, side) if side * side == tokens else None
@@ -139,17 +122,15 @@ def _grid_of(table: np.ndarray, hints: Hints, patch: int, tolerance: float) -> t
 
 
 def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> list[str]:
-    """Where a diffusers config.json contradicts the tensors, or asks for what lit_jax lacks."""
+    """Contradictions between a diffusers config.json and the tensors, and features that lit_jax lacks."""
     if not hub:
         return []
-    values = {theirs: value for theirs, value in hub_sizes(arch).items()
-              if _HUB_FIELDS.get(theirs) not in unknown}
+    values = {name: value for name, value in hub_sizes(arch).items() if _HUB_FIELDS.get(name) not in unknown}
     if 'heads' not in unknown:
         values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
     captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
     return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}'
-                       for name, value in values.items()
-                       if hub.get(name) not in (None, value)]
+                       for name, value in values.items() if hub.get(name) not in (None, value)]
 
 
 # Field of a diffusers config.json -> ours that it shows.
@@ -157,9 +138,6 @@ _HUB_FIELDS = {'num_layers': 'depth', 'patch_size': 'patch', 'in_channels': 'cha
                'num_embeds_ada_norm': 'num_classes', 'sample_size': 'input_size',
                'caption_channels': 'caption_channels', 'out_channels': 'learn_sigma'}
 
-
-# ------------------------------------------------------------------------------------------------------
-# What was asked for
 
 # Text models: name -> what it fixes.
 _PIXART = {'family': 'pixart', 'depth': 28, 'width': 1152, 'mixer': 'softmax'}
@@ -169,20 +147,18 @@ TEXT_MODELS = {'pixart_xl': _PIXART, 'pixart_sigma_xl': _PIXART, 'lit_t2i': _PIX
 def parse_arch_name(name: str) -> dict:
     """'dit_xl', 'DiT-XL/2', 'lit_xl_512', 'moh_dit_xl_75', 'lit_t2i_1024' -> the fields that it fixes."""
     plain = re.sub(r'[-/]', '_', name.lower())
-    known = {f'{system}_{size}': model for system, entry in SYSTEMS.items()
-             for size, model in entry.sizes.items()}
+    known = {f'{key}_{size}': model for key, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
-        raise UserError(f'unknown architecture {name!r}; expected a system and a size, such as dit_xl. '
-                        f'Systems: {", ".join(SYSTEMS)}; sizes: s, b, l, xl where they exist. Text models: '
-                        f'{", ".join(TEXT_MODELS)}')
+        raise UserError(f'unknown architecture {name!r}; expected a system and a size (s, b, l, xl), such as '
+                        f'dit_xl. Systems: {", ".join(SYSTEMS)}. Text models: {", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
     if start in TEXT_MODELS:
         expected = dict(TEXT_MODELS[start])
     else:
         model = known[start]
-        expected = {name: model[name]
-                    for name in ('family', 'depth', 'width')} | {'mixer': model['mixer']['name']}
+        expected = {name: model[name] for name in ('family', 'depth', 'width')}
+        expected['mixer'] = model['mixer']['name']
         if model.get('stages'):
             expected['stages'] = plain_arch({'stages': model['stages']})['stages']
     for number in filter(None, plain[len(start):].split('_')):
@@ -194,12 +170,9 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
                    unknown: Iterable[str] = ()) -> None:
     """Refuses a model that is not the one asked for.
 
-    Args:
-        arch: what `name` holds. expected: any of depth, width, patch, image_size, input_size, channels,
-            num_classes, mixer (its name), heads and other options of the mixer.
-        downscale: image pixels a latent pixel, each way. unknown: fields of `arch` that are not to be
-            compared.
-    """
+    arch: of the model in `name`. expected: any of depth, width, patch, image_size, input_size, channels,
+    num_classes, mixer (its name), heads and other options of the mixer. downscale: image pixels per latent
+    pixel, each way. unknown: fields of `arch` to skip."""
     expected = {key: value for key, value in expected.items() if value is not None}
     if 'image_size' in expected:
         image = expected.pop('image_size')
@@ -229,7 +202,7 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
 
 
 def size_name(arch: Mapping) -> str:
-    """'XL (depth 28, width 1152)', without the letter for sizes of one's own."""
+    """'XL (depth 28, width 1152)', without the letter for unpublished sizes."""
     letter = {(row['depth'], row['width']): name.upper() for name, row in SIZES.items()}
     sides = f'depth {arch["depth"]}, width {arch["width"]}'
     known = letter.get((arch['depth'], arch['width']))

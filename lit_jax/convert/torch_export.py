@@ -1,9 +1,8 @@
-"""Model folders -> `.safetensors` under the original PyTorch names, DiT's position table included; PixArt-Σ
-also for diffusers.
+"""Writes model folders as `.safetensors` under the original PyTorch names, DiT's position table included;
+PixArt-Σ also for diffusers.
 
-The model folder's config travels in the file's metadata, so that converting the file back restores
-everything: heads, latent space, class names, diffusion.
-"""
+The model folder's config is in the file's metadata, so that converting the file back restores everything:
+heads, latent space, class names, diffusion."""
 import json
 import os
 import shutil
@@ -32,17 +31,15 @@ def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',
                    null_caption: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Parameter tree -> {torch name: contiguous float32 array}, in the order of DiT's state dict.
 
-    layout: 'diffusers' for PixArt only. null_caption: of PixArt, for its 'y_embedder.y_embedding'; diffusers'
-        layout has none.
-    """
+    layout: 'diffusers' for PixArt only. null_caption: of PixArt, for the original layout."""
     return {key: np.ascontiguousarray(value) for key, value in _tensors(params, arch, layout, null_caption)}
 
 
 def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> dict[str, tuple[int, ...]]:
-    """{torch name: shape} of a model; `pos_embed` first, which PixArt's files do without. null: with PixArt's
-    null caption."""
-    shapes = {} if arch['family'] == 'pixart' else {'pos_embed': (1, np.prod(_grid(arch)).item(),
-                                                                  arch['width'])}
+    """{torch name: shape} of a model, DiT's `pos_embed` first. null: with PixArt's null caption."""
+    shapes = {}
+    if arch['family'] != 'pixart':
+        shapes['pos_embed'] = 1, np.prod(_grid(arch)).item(), arch['width']
     for keys, leaf, _ in _order(arch, layout, null):
         whole = leaf.torch_shape
         shapes |= dict.fromkeys(keys, (whole[0] // len(keys), *whole[1:]) if len(keys) > 1 else whole)
@@ -50,10 +47,7 @@ def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> 
 
 
 def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
-    """Writes a model folder or workdir as a .safetensors file, or as a diffusers folder.
-
-    What is written stands beside its place and is renamed when it is whole.
-    """
+    """Writes a model folder or workdir as a .safetensors file or a diffusers folder, atomically."""
     src, out = as_path(src), local_path(out)
     check_known('layout', layout, LAYOUTS)
     if layout == 'diffusers':
@@ -79,22 +73,20 @@ def _export_hub(src, out: Path, overwrite: bool) -> Converted:
         if not overwrite:
             raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
         if not out.is_dir() or {path.name for path in out.iterdir()} != {CONFIG, HUB_WEIGHTS}:
-            raise UserError(f'{out} is no folder that --layout diffusers wrote, so it is not overwritten; '
-                            f'give another --out')
+            raise UserError(f'{out} was not written by --layout diffusers, so it is not overwritten')
     config, params = _load(src)
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
     return _exported(src, 'diffusers', config, params, out, lost)
 
 
-def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path,
-              notes: tuple[str, ...] = ()) -> Converted:
+def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes=()) -> Converted:
     weights = (config.get('provenance') or {}).get('weights', 'state_dict')
     return Converted(str(src), weights, layout, config['model'], count_weights(params), out, notes)
 
 
 def _load(src) -> tuple[dict, dict]:
-    """(config, params); a model folder's stay numpy arrays, which needs half the memory of jax arrays."""
+    """(config, params); those of a model folder stay numpy arrays, half the memory of jax arrays."""
     return load_model_folder(src) if is_model_folder(src) else load_weights(src)
 
 
@@ -104,10 +96,7 @@ def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
-    """Writes a PixArt of softmax attention as a folder that diffusers loads, atomically.
-
-    Raises UserError, before anything is written, where diffusers has no such model; `name` says whose it is.
-    """
+    """Writes a PixArt as a folder that diffusers loads, atomically. UserError if it has no such model."""
     hub = pixart_hub_config(config['model'], name)
 
     def write(folder: Path) -> None:
@@ -119,7 +108,7 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
 
 
 def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file or folder beside `out`, which it replaces when it is whole."""
+    """Lets `write` make a file or folder beside `out`, which it replaces when complete."""
     out = Path(out).absolute()
     temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
     try:
@@ -150,7 +139,7 @@ def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, nu
 
 
 def _published(config: Mapping) -> dict:
-    """What of a config travels in the file: no recipe of a workdir, no paths of the machine that wrote it."""
+    """A config without the recipe of a workdir and paths of this machine, for the file's metadata."""
     fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'provenance')
     published = {name: config[name] for name in fields if name in config}
     if source := (config.get('provenance') or {}).get('source'):
@@ -160,11 +149,7 @@ def _published(config: Mapping) -> dict:
 
 def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Iterator[np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-    """Streams float32 tensors into a binary file, one at a time (safetensors' writer copies them all).
-
-    Args:
-        layout: name -> shape of every tensor, in the order of `values`.
-    """
+    """Streams float32 tensors of `layout` (name -> shape) one by one; safetensors' writer copies them all."""
     header: dict = {'__metadata__': dict(metadata)}
     offset = 0
     for name, shape in layout.items():
@@ -181,12 +166,9 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
         file.write(value.data)
 
 
-def _order(arch: Mapping, layout: str, null: bool) -> Iterator[
-    tuple[tuple[str, ...], ModelLeaf, int | None]]:
-    """(keys, leaf, layer of the leaf) of every tensor but the position table, in DiT's order.
-
-    Several keys are the parts of one tensor along its first axis.
-    """
+def _order(arch: Mapping, layout: str, null: bool) -> Iterator[tuple[tuple[str, ...], ModelLeaf, int | None]]:
+    """(keys, leaf, layer of the leaf) of every tensor but the position table, in DiT's order. Several keys
+    are the parts of one tensor along its first axis."""
     leaves = file_leaves(arch) if null and layout == 'original' else model_leaves(arch)
     stacked = [leaf for leaf in leaves if leaf.blocks is not None]
     first = leaves.index(stacked[0])
@@ -195,8 +177,8 @@ def _order(arch: Mapping, layout: str, null: bool) -> Iterator[
     for block in range(max(leaf.blocks.stop for leaf in stacked)):
         for leaf in stacked:
             if block in leaf.blocks:
-                yield tuple(key.replace('{i}', str(block))
-                            for key in leaf.rule.keys(layout)), leaf, block - leaf.blocks.start
+                keys = tuple(key.replace('{i}', str(block)) for key in leaf.rule.keys(layout))
+                yield keys, leaf, block - leaf.blocks.start
     for leaf in leaves[first:]:
         if leaf.blocks is None:
             yield leaf.rule.keys(layout), leaf, None

@@ -1,13 +1,10 @@
 """Readers of PyTorch's weight files: names, shapes and dtypes at once, values one tensor at a time.
 
-Understood: `.pt`/`.pth`/`.bin` zip files of torch.save (a bare state dict, or a training checkpoint that
-holds `model` and `ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards. The kind is
-told from the content, not from the name.
-
-No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data only.
-Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not have to be in memory
-beside its copy.
-"""
+Formats: `.pt`/`.pth`/`.bin` zip files of torch.save (a bare state dict, or a training checkpoint with `model`
+and `ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards; told by content, not by
+name. No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data
+only. Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not stay in memory
+beside its copy."""
 import argparse
 import json
 import re
@@ -29,8 +26,7 @@ FLOATS = ('float32', 'float16', 'bfloat16')
 _LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
 METADATA_KEY = 'lit_jax'           # of a .safetensors file that we wrote: the model folder's config as JSON
 _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
-# What torch.load raises for damaged files: its unpickler stumbles over wrong opcodes in every way that Python
-# code can.
+# What torch.load raises for damaged files: wrong opcodes fail in every way that Python code can.
 _DAMAGE = (RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError,
            AssertionError, ArithmeticError)
 _WRAPPERS = ('module.', '_orig_mod.')   # DistributedDataParallel, torch.compile
@@ -39,7 +35,7 @@ _HF_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor without reading its values."""
+    """Shape and dtype of a tensor, known without reading its values."""
     shape: tuple[int, ...]
     dtype: str
 
@@ -47,29 +43,21 @@ class TensorInfo:
 class Reader(Protocol):
     """One file of tensors."""
 
-    def infos(self) -> dict[str, TensorInfo]:
-        """Every tensor of the file, in its order."""
-
-    def read(self, key: str) -> np.ndarray:
-        """Its values in float32, possibly a view of the mapped file."""
-
-    def release(self) -> None:
-        """Drops the memory map until the next `read`. Views handed out before keep it alive."""
+    def infos(self) -> dict[str, TensorInfo]: ...      # every tensor, in the order of the file
+    def read(self, key: str) -> np.ndarray: ...        # values in float32, possibly a view of the mapped file
+    def release(self) -> None: ...                     # drops the map until the next `read`; views stay
 
 
 @dataclass
 class Source:
-    """All tensors of a checkpoint, whatever files they lie in.
+    """All tensors of a checkpoint, whatever files they are in.
 
     Attributes:
-        tensors: key -> TensorInfo, wrapper prefixes (`module.`) taken off.
-        problems: what is wrong with the files' contents already (tensors given twice, things that are no
-            tensors).
-        config: the model folder's config that our own export stored, or None.
-        hub_config: config.json of a diffusers folder, or None.
-        classes: class names of a diffusers pipeline, or None.
-        files: what was read. weights: 'ema', 'model' or 'state_dict' (a file that does not tell).
-    """
+        tensors: key -> TensorInfo, without wrapper prefixes (`module.`).
+        files: the files read. weights: 'ema', 'model', or 'state_dict' (a bare one).
+        problems: tensors given twice, entries that are no tensors.
+        config: stored in our own export. hub_config: config.json of a diffusers folder. classes: class names
+            of a diffusers pipeline. None if there are none."""
     tensors: dict[str, TensorInfo]
     files: tuple[Path, ...] = ()
     weights: str = 'state_dict'
@@ -85,12 +73,12 @@ class Source:
         return reader.read(name)
 
     def release(self) -> None:
-        """Gives the memory of the mapped files back."""
+        """Releases the memory of the mapped files."""
         for reader in {id(reader): reader for reader, _ in self._owner.values()}.values():
             reader.release()
 
     def problem(self, key: str, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with a tensor that is to have this shape, as far as it shows without its values."""
+        """Why a tensor cannot be used with this shape, as far as shows without its values; None if it can."""
         info = self.tensors.get(key)
         if info is None:
             return f'missing tensor: {key} {list(shape)}'
@@ -106,21 +94,17 @@ class Source:
             key = _unwrapped(name)
             if key in self.tensors:
                 where = f' (again in {file_name})' if file_name else ''
-                self.problems.append(f'duplicate tensor: {key}{where}' +
-                                     (f', also as {name}' if name != key else ''))
+                also = f', also as {name}' if name != key else ''
+                self.problems.append(f'duplicate tensor: {key}{where}{also}')
             else:
                 self.tensors[key], self._owner[key] = info, (reader, name)
 
 
 def open_source(path, weights: str = 'ema') -> Source:
-    """Opens a checkpoint file or a diffusers folder.
+    """Opens a checkpoint file or a diffusers folder. UserError if it is missing, unreadable, or no plain
+    data.
 
-    Args:
-        weights: which of a training checkpoint's weights, 'ema' or 'model'.
-
-    Raises:
-        UserError: nothing there, nothing readable, or a file that is not plain data.
-    """
+    weights: which of a training checkpoint's weights, 'ema' or 'model'."""
     if weights not in ('ema', 'model'):
         raise UserError(f'unknown weights {weights!r}; a training checkpoint holds "ema" and "model"')
     path = Path(path)
@@ -134,13 +118,13 @@ def open_source(path, weights: str = 'ema') -> Source:
 
 
 def open_weights(folder: Path, weights: str = 'ema') -> Source:
-    """All tensors of a Hugging Face folder, whatever model it is. UserError where there are none."""
+    """All tensors of a Hugging Face folder, of any model. UserError if there are none."""
     files, index = _hub_files(folder)
     if not files:
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
         raise UserError(f'{folder} holds no weights: expected model.safetensors, '
-                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json with the files '
-                        f'it names); it holds {inside}. A single checkpoint is given by its own path')
+                        f'diffusion_pytorch_model.safetensors or .bin (or their .index.json with its files); '
+                        f'it holds {inside}. Give a single checkpoint by its own path')
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
     source = Source({}, tuple(files))
@@ -158,12 +142,8 @@ def source_from_arrays(state: Mapping[str, np.ndarray]) -> Source:
     return source
 
 
-# ------------------------------------------------------------------------------------------------------
-# Readers
-
-
 class _ArrayReader:
-    """Arrays that are in memory already (numpy, bfloat16 of ml_dtypes included)."""
+    """Arrays in memory (numpy, also bfloat16 of ml_dtypes)."""
 
     def __init__(self, state: Mapping[str, np.ndarray]):
         self._state = {key: np.asarray(value) for key, value in state.items()}
@@ -212,8 +192,7 @@ class _TorchReader:
         self._path, self._weights, self._tensors = path, weights, None
         self.problems: list[str] = []
         self.chosen = 'state_dict'
-        self._infos = {key: TensorInfo(tuple(value.shape), _torch_dtype(value))
-                       for key, value in self._open().items()}
+        self._infos = {key: TensorInfo(tuple(x.shape), _torch_dtype(x)) for key, x in self._open().items()}
         self.release()
 
     def _open(self) -> dict:
@@ -250,11 +229,9 @@ def _load_torch(path: Path):
         import torch
     except ImportError as error:
         raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install '
-                        f'"lit_jax[torch]", or give the weights as .safetensors, which needs no PyTorch'
-                        ) from error
+                        f'"lit_jax[torch]", or give the weights as .safetensors') from error
     try:
-        # DiT's training checkpoints carry their command line as an argparse.Namespace: attributes and nothing
-        # else.
+        # DiT's training checkpoints contain their command line as an argparse.Namespace: attributes only.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except UnpicklingError as error:
@@ -268,17 +245,15 @@ def _refusal(path: Path, text: str) -> str:
     found = re.search(r'GLOBAL[: ]+`?([\w.]+\.[\w.]+)', text)
     what = f'it asks for {found[1]}' if found else 'it holds more than tensors and plain containers'
     return (f'{path} is refused: {what}, and opening that could run code from the file. Nothing of it was '
-            f'run. If you made the file yourself, save its weights alone: torch.save(model.state_dict(), '
-            f'"weights.pt")')
+            f'run. If it is yours, save its weights alone: torch.save(model.state_dict(), "weights.pt")')
 
 
 def _choose(content, weights: str, path: Path) -> tuple[Mapping, str]:
-    """The state dict in what torch.load returned: bare, or one of a training checkpoint's."""
+    """The state dict in the result of torch.load: bare, or one of a training checkpoint."""
     if not isinstance(content, Mapping):
         raise UserError(f'{path} holds a {type(content).__name__}, expected a state dict (name -> tensor) or '
                         f'a training checkpoint {{model, ema, opt, args}}')
-    # PixArt's trainer has state_dict and state_dict_ema
-    for name in (weights, f'state_dict_{weights}', 'state_dict'):
+    for name in (weights, f'state_dict_{weights}', 'state_dict'):     # the last two of PixArt's trainer
         if isinstance(content.get(name), Mapping):
             return {str(key): value for key, value in content[name].items()}, name.removeprefix('state_dict_')
     available = [name for name in ('ema', 'model') if isinstance(content.get(name), Mapping)]
@@ -296,10 +271,6 @@ def _unwrapped(key: str) -> str:
     while key.startswith(_WRAPPERS):
         key = key.split('.', 1)[1]
     return key
-
-
-# ------------------------------------------------------------------------------------------------------
-# Files and folders
 
 
 def _open_file(path: Path, weights: str, source: Source) -> None:
@@ -329,7 +300,7 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
 
 
 def _sniff(path: Path) -> str:
-    """'torch' or 'safetensors' by the first bytes; UserError that names what else the file is."""
+    """'torch' or 'safetensors' by the first bytes; UserError that says what else the file is."""
     with explain_unreadable(path), open(path, 'rb') as file:
         head = file.read(512)
     text = head.lstrip().lower()
@@ -338,23 +309,20 @@ def _sniff(path: Path) -> str:
     if head[:4] == b'PK\x03\x04':
         return 'torch'
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        raise UserError(f'{path} is a web page, not a checkpoint: the download returned an HTML page (often '
-                        f'a login or error page). Get the file itself, for instance with curl -L')
+        raise UserError(f'{path} is a web page, not a checkpoint, often a login or error page. Get the file '
+                        f'itself, for instance with curl -L')
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
-    # Before the look for pickles: the length that starts a .safetensors file can begin with any of their
-    # bytes.
+    # Before the check for pickles: the length at the start of a .safetensors file can begin with their bytes.
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER:
         return 'safetensors'
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
         raise UserError(f'{path} is a plain pickle or a torch file of before version 1.6. Opening those can '
-                        f'run code '
-                        'from the file, so they are not read. If you trust it, load it in PyTorch and save '
-                        'its weights again with torch.save')
+                        'run code from the file, so they are not read. If you trust it, load it in PyTorch '
+                        'and save its weights again with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
-    raise UserError(f'{path} is no checkpoint: expected a torch.save file or .safetensors, but it starts '
-                    f'with {head[:16]!r}')
+    raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
 
 
 def _open_folder(path: Path, weights: str) -> Source:
@@ -372,7 +340,7 @@ def _open_folder(path: Path, weights: str) -> Source:
 
 
 def _hub_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The weight files of a diffusers folder, and the tensor names that an index promises."""
+    """The weight files of a diffusers folder, and the tensor names in its index."""
     for stem in _HF_STEMS:
         for suffix in ('.safetensors', '.bin'):
             if (folder / f'{stem}{suffix}').is_file():
@@ -387,7 +355,7 @@ def _hub_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _class_names(path: Path) -> list[str] | None:
-    """The label names of a diffusers DiT pipeline, if it gives all of them."""
+    """The label names of a diffusers DiT pipeline, if complete."""
     if not path.is_file():
         return None
     labels = parse_json(path.read_text(), str(path)).get('id2label') or {}
@@ -396,7 +364,7 @@ def _class_names(path: Path) -> list[str] | None:
 
 
 def parse_json(text: str | bytes, where: str) -> dict:
-    """A JSON object, or a UserError that says where it stands."""
+    """A JSON object, or a UserError that names `where`."""
     try:
         content = json.loads(text)
     except ValueError as error:

@@ -1,5 +1,4 @@
-"""Folders of the Hugging Face hub: what is read of their config.json, what PixArt's says when we write one,
-names and checksums."""
+"""Folders of the Hugging Face hub: their config.json (read, and for PixArt written), names and checksums."""
 import hashlib
 import json
 import re
@@ -11,14 +10,14 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import file_sha256
 
 PIXART_CLASS = 'PixArtTransformer2DModel'
-# Transformer2DModel is what older folders of both are called; '' are folders that do not say.
+# Transformer2DModel in older folders of both; '' in folders without the field.
 _CLASSES = ('DiTTransformer2DModel', PIXART_CLASS, 'Transformer2DModel', '')
 _WHOLE = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'num_layers',
           'patch_size', 'sample_size', 'num_embeds_ada_norm', 'caption_channels', 'cross_attention_dim')
 
 
 def check_hub_config(config: Mapping, where: str) -> None:
-    """Raises UserError for a model that the converter does not read, or a field that it cannot use."""
+    """Raises UserError for a model that the converter does not read, or a field it cannot use."""
     if wrong := [name for name in _WHOLE if not isinstance(config.get(name), int | None)]:
         raise UserError(f'{where}: {", ".join(wrong)} must be whole numbers')
     scale = config.get('interpolation_scale')
@@ -31,14 +30,13 @@ def check_hub_config(config: Mapping, where: str) -> None:
 
 
 def refuse_flags(src, what: str, asked: Iterable[str]) -> None:
-    """Raises UserError where flags were given that make sense for a diffusion model only."""
+    """Raises UserError if flags were given that make sense for a diffusion model only."""
     if asked := ', '.join(asked):
-        raise UserError(f'{src} is {what}, {asked} is for diffusion models. Leave it out, or give the '
-                        f'diffusion model')
+        raise UserError(f'{src} is {what}, {asked} is for diffusion models; leave it out')
 
 
 def read_hub_config(folder) -> dict:
-    """config.json of a folder that may be one of the hub; empty where there is none."""
+    """config.json of a folder that may be from the hub; empty if there is none."""
     try:
         content = json.loads((Path(folder) / 'config.json').read_bytes())
     except (OSError, ValueError):
@@ -53,7 +51,7 @@ def cached_id(folder: Path) -> str | None:
 
 
 def hub_digests(files: Iterable[Path]) -> dict:
-    """sha256 of the weight file; of several, that of their names and sums as `sha256sum` prints them."""
+    """sha256 of the weight file; of several, that of their names and sums as printed by `sha256sum`."""
     sums = {file.name: file_sha256(file) for file in files}
     if len(sums) == 1:
         return {'files': sums, 'sha256': next(iter(sums.values()))}
@@ -67,16 +65,14 @@ def hub_sizes(arch: Mapping) -> dict:
     if arch['family'] != 'pixart':
         return sizes | {'num_embeds_ada_norm': arch['num_classes'], 'sample_size': arch['input_size'][0]}
     return sizes | {'sample_size': arch['base_size'] * arch['patch'],
-                    'caption_channels': arch['caption_channels'],
-                    'cross_attention_dim': arch['width'],
+                    'caption_channels': arch['caption_channels'], 'cross_attention_dim': arch['width'],
                     'out_channels': arch['channels'] * (2 if arch['learn_sigma'] else 1)}
 
 
 def pixart_hub_config(arch: Mapping, name: str) -> dict:
-    """config.json with which diffusers builds this model, or a UserError where it has no such model.
+    """config.json with which diffusers builds this model, or a UserError if it cannot.
 
-    diffusers takes base_size from sample_size; the network takes images of any other size on both sides.
-    """
+    diffusers takes base_size from sample_size; the network takes images of any other size on both sides."""
     mixers = mixers_of(arch)
     odd = [text for holds, text in (
         (arch['family'] == 'pixart', f'its family is {arch["family"]}'),
@@ -88,8 +84,7 @@ def pixart_hub_config(arch: Mapping, name: str) -> dict:
            if not holds]
     if odd:
         raise UserError(f'{name} cannot be written for diffusers: its {PIXART_CLASS} has softmax attention '
-                        f'and nothing else; here {odd[0]}. Leave --layout out: the original names hold every '
-                        f'model')
+                        f'only; here {odd[0]}. Leave --layout out: the original names fit every model')
     heads = arch['cross_heads']
     return {'_class_name': PIXART_CLASS, **hub_sizes(arch), 'num_attention_heads': heads,
             'attention_head_dim': arch['width'] // heads, 'interpolation_scale': arch['pe_interpolation'],

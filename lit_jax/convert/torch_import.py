@@ -1,10 +1,8 @@
-"""PyTorch checkpoints -> model folders.
+"""Converts PyTorch checkpoints to model folders.
 
-Each source tensor and each leaf of the parameter tree is accounted for; whatever is missing, left over,
-misshaped, doubled, of a wrong dtype or not finite is collected and reported in one error. Leaves are filled
-one after the other into arrays that already have their final shape, and the mapped file is let go after each,
-so that a conversion needs little more memory than the weights themselves.
-"""
+Each source tensor and each leaf of the parameter tree is accounted for; one error lists all that is missing,
+unexpected, misshaped, duplicated, of a wrong dtype or not finite. Leaves are filled one by one, and the
+mapped file is released after each, so that a conversion needs little more memory than the weights."""
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +12,8 @@ import numpy as np
 
 from lit_jax import __version__
 from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_model_folder
-from lit_jax.convert.torch_arch import (
-    POSITION_TOLERANCE,
-    Inferred,
-    check_expected,
-    hub_problems,
-    infer_arch,
-    plain_arch,
-    size_name,
-)
+from lit_jax.convert import torch_arch
+from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
 from lit_jax.convert.torch_keys import NULL_CAPTION, POSITION_KEYS, TRANSFORMS, ModelLeaf, file_leaves
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
@@ -33,18 +24,15 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
-# DiT's latents
-SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}
-# PixArt-Σ's
-SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}
+SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}     # DiT
+SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}    # PixArt-Σ
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
-# DiT's schedule
-DIFFUSION = {'steps': 1000, 'kind': 'linear'}
+DIFFUSION = {'steps': 1000, 'kind': 'linear'}      # DiT's schedule
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did, for the summary."""
+    """The result of a conversion, for the summary."""
     source: str
     weights: str
     layout: str
@@ -56,7 +44,7 @@ class Converted:
 
 @dataclass
 class _Problems:
-    """Problems of tensors, told together: equal ones of several blocks become one line."""
+    """Problems of tensors, reported together: equal ones of several blocks become one line."""
     blocks: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
 
     def add(self, kind: str, key: str, detail: str = '') -> None:
@@ -68,36 +56,33 @@ class _Problems:
                 for (kind, pattern, detail), layers in self.blocks.items()]
 
 
-def from_torch_state(state: Mapping[str, np.ndarray], arch: Mapping | None = None, *,
-                     heads: int | None = None,
-                     input_size: tuple[int, int] | None = None, routed: tuple[int, ...] | None = None,
-                     cross_heads: int | None = None) -> tuple[dict, dict]:
+def from_torch_state(state: Mapping, arch: Mapping | None = None, **hints) -> tuple[dict, dict]:
     """A PyTorch state dict (as numpy arrays) -> (arch, parameter tree of float32 numpy arrays).
 
-    Args:
-        state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is told.
-        arch: the architecture; None infers it (with the hints where the tensors do not show them).
-
-    Raises:
-        UserError: names every tensor that is wrong.
-    """
+    state: tensors under their original or diffusers names; `pos_embed` may be absent if the size is given.
+    arch: the architecture; None infers it (hints: fields of `Hints`). Raises UserError
+    that names every tensor that is wrong."""
     source = source_from_arrays(state)
-    hints = Hints(heads=heads, input_size=input_size, routed=routed, cross_heads=cross_heads)
-    inferred = _known(arch) if arch else infer_arch(source, 'the state dict', hints)
+    inferred = _known(arch) if arch else torch_arch.infer_arch(source, 'the state dict', Hints(**hints))
     return inferred.arch, read_params(source, inferred, 'the state dict')[0]
 
 
 def _known(arch: Mapping) -> Inferred:
-    return Inferred(plain_arch(check_arch(arch)))
+    return Inferred(torch_arch.plain_arch(check_arch(arch)))
 
 
 def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np.ndarray | None]:
-    """(the parameter tree filled from `source`, PixArt's null caption where the file has one), or one
-    UserError with everything that is wrong."""
+    """(parameter tree of `source`, PixArt's null caption or None), or one UserError with everything wrong."""
     arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
+    try:
+        leaves = file_leaves(arch)
+    except UserError as error:
+        lines = '\n  '.join([*inferred.problems, str(error)])
+        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
     reading = _Reading(source, layout, arch, problems)
-    flat = {leaf.path: reading.read_leaf(leaf) for leaf in _leaves(inferred, name)
-            if leaf.path != NULL_CAPTION or has_null_caption(source)}
+    if not has_null_caption(source):
+        leaves = [leaf for leaf in leaves if leaf.path != NULL_CAPTION]
+    flat = {leaf.path: reading.read_leaf(leaf) for leaf in leaves}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
     reading.used.add(POSITION_KEYS[layout])
@@ -111,16 +96,8 @@ def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np
     return unflatten(flat), null_caption
 
 
-def _leaves(inferred: Inferred, name: str) -> tuple[ModelLeaf, ...]:
-    try:
-        return file_leaves(inferred.arch)
-    except UserError as error:
-        lines = '\n  '.join([*inferred.problems, str(error)])
-        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
-
-
 class _Reading:
-    """Fills leaves from a source, notes which tensors were used and what was wrong with them."""
+    """Fills leaves from a source; notes which tensors were used and what was wrong with them."""
 
     def __init__(self, source: Source, layout: str, arch: Mapping, problems: _Problems):
         self.source, self.layout, self.arch, self.problems = source, layout, arch, problems
@@ -170,7 +147,7 @@ class _Reading:
         return values if info.shape == shape else None
 
     def _check_copies(self, patterns: tuple[str, ...]) -> None:
-        """diffusers' embedders stand in every block: to be folded into one, all must be equal."""
+        """diffusers' embedders are repeated in every block: to be folded into one, all must be equal."""
         for pattern in patterns:
             if '{i}' not in pattern or (first := pattern.replace('{i}', '0')) not in self.source.tensors:
                 continue
@@ -180,19 +157,18 @@ class _Reading:
                 if (copy := self._take(key, info.shape)) is not None:
                     values = self.source.read(first) if values is None else values
                     if not np.array_equal(copy, values, equal_nan=True):
-                        self.problems.add('differing', key,
-                                          'is not block 0\'s copy; DiT has one for all blocks')
+                        self.problems.add('differing', key, 'is not block 0\'s; DiT has one for all blocks')
 
     def check_positions(self) -> None:
-        """A stored position table must be the one that the model computes; PixArt's does not count."""
+        """A stored position table must equal the computed one; PixArt's is ignored."""
         key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
         if key not in self.source.tensors or self.arch['family'] == 'pixart':
             return
         table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
         values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
-        if values is not None and not np.abs(values[0] - table).max() <= POSITION_TOLERANCE[dtype]:
-            self.problems.add('wrong', key,
-                              f'is not the sin-cos table of a {size[0] // patch}x{size[1] // patch} grid')
+        if values is not None and not np.abs(values[0] - table).max() <= torch_arch.POSITION_TOLERANCE[dtype]:
+            grid = f'{size[0] // patch}x{size[1] // patch}'
+            self.problems.add('wrong', key, f'is not the sin-cos table of a {grid} grid')
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -207,28 +183,21 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
 
 
-# ------------------------------------------------------------------------------------------------------
-# The whole road
-
-
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
             routed: tuple[int, ...] | None = None, cross_heads: int | None = None,
             overwrite: bool = False) -> Converted:
-    """Reads the checkpoint `src` and writes the model folder `out`.
+    """Reads the checkpoint `src` (file or diffusers folder) and writes the model folder `out`.
 
     Args:
-        src: file or diffusers folder. weights: 'ema' or 'model', for training checkpoints.
+        weights: 'ema' or 'model', for training checkpoints.
         heads, cross_heads, activation, focus_power, routed: what shapes do not show (`Hints`).
-        expected: what the model must be (see `check_expected`); `input_size` or `image_size` also tells the
+        expected: what the model must be (see `check_expected`); `input_size` or `image_size` also gives the
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
-            models of SDXL's; else pixels).
-        overwrite: replace a model folder that is already there.
+            models of SDXL's; else pixels). overwrite: replace an existing model folder.
 
-    Raises:
-        UserError: nothing has been written then.
-    """
+    Raises UserError, before anything is written."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
     check_target(out, overwrite, 'model', is_model_folder)
     if src.is_dir() and is_model_folder(src):
@@ -240,13 +209,13 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
                   focus_power=focus_power, routed=routed, cross_heads=cross_heads)
     if 'model' in given:
         inferred = _known(given['model'])
-        inferred.problems.extend(hub_problems(inferred.arch, source.hub_config or {}))
+        inferred.problems.extend(torch_arch.hub_problems(inferred.arch, source.hub_config or {}))
     else:
-        inferred = infer_arch(source, str(src), hints)
+        inferred = torch_arch.infer_arch(source, str(src), hints)
     arch = inferred.arch
-    options = {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
-               'focus_power': focus_power}
-    check_expected(arch, {**expected, **options}, str(src), latent_of['downscale'], inferred.unknown)
+    expected |= {'heads': heads, 'cross_heads': cross_heads, 'activation': activation,
+                 'focus_power': focus_power}
+    torch_arch.check_expected(arch, expected, str(src), latent_of['downscale'], inferred.unknown)
     params, null_caption = read_params(source, inferred, str(src))
     config = {'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
               'classes': given.get('classes', source.classes),
@@ -255,29 +224,27 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     if conditioning(arch) == 'text':
         config |= {'classes': None, 'text': text_section(arch, given.get('text'))}
         if null_caption is None:
-            notes.append('the file has no null caption; training and sampling take the text encoder\'s '
-                         'features of the empty prompt')
+            notes.append('the file has no null caption; the text encoder computes it from the empty prompt')
     elif config['classes'] and len(config['classes']) != arch['num_classes']:
-        raise UserError(f'{src} names {len(config["classes"])} classes, its label table has '
-                        f'{arch["num_classes"]}')
+        raise UserError(f'{src} names {len(config["classes"])} of its {arch["num_classes"]} classes')
     save_model_folder(out, config, params, null_caption=null_caption, overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes))
 
 
 def count_weights(params: Mapping) -> int:
-    """Numbers in a parameter tree."""
+    """Number of parameters in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in named_leaves(params).values())
 
 
 def describe(done: Converted) -> str:
     """The summary that the script prints."""
     arch, mixer = done.arch, done.arch['mixer']
-    sides = 'x'.join(map(str, arch['input_size']))
+    sides, size = 'x'.join(map(str, arch['input_size'])), torch_arch.size_name(arch)
     options = ', '.join(f'{name} {value}' for name, value in mixer.items() if name != 'name')
     return '\n'.join([
         f'read     {done.source} ({done.weights}, {done.layout} names)',
-        f'model    {size_name(arch)}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
+        f'model    {size}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
         f'input    {sides}x{arch["channels"]}, {_condition(arch)}',
         f'numbers  {done.parameters:,} parameters',
         *(f'note     {note}' for note in done.notes),
@@ -287,9 +254,9 @@ def describe(done: Converted) -> str:
 def _condition(arch: Mapping) -> str:
     if conditioning(arch) == 'label':
         return f'{arch["num_classes"]} classes'
+    extent = f'0..{arch["base_size"] / arch["pe_interpolation"]:g}'
     return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, '
-            f'{arch["cross_heads"]} heads look at them; positions '
-            f'0..{arch["base_size"] / arch["pe_interpolation"]:g}')
+            f'{arch["cross_heads"]} cross-attention heads; positions {extent}')
 
 
 def tool_name() -> str:
@@ -309,10 +276,9 @@ def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
 
 
 def _channels(source: Source) -> int:
-    for key in ('x_embedder.proj.weight', 'pos_embed.proj.weight'):
-        if key in source.tensors and len(source.tensors[key].shape) == 4:
-            return source.tensors[key].shape[1]
-    return 0      # the inference will say what is missing
+    keys = 'x_embedder.proj.weight', 'pos_embed.proj.weight'
+    shapes = [source.tensors[key].shape for key in keys if key in source.tensors]
+    return next((shape[1] for shape in shapes if len(shape) == 4), 0)      # 0: inference reports it
 
 
 def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
@@ -324,7 +290,7 @@ def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
 
 
 def _provenance(src: Path, source: Source, given: Mapping) -> dict:
-    """Where the weights come from; the training step is passed on where the file knows it."""
+    """Where the weights come from, with the training step if the file has it."""
     digests = {path.name: file_sha256(path) for path in source.files}
     return {'source': os.path.basename(os.path.abspath(src)), 'weights': source.weights, 'tool': tool_name(),
             'sha256': next(iter(digests.values())) if len(digests) == 1 else digests,

@@ -1,21 +1,19 @@
 """The tables between PyTorch's tensors and our parameter tree: names, shapes, and a named transform with its
 inverse.
 
-One `Leaf` a parameter that some published PyTorch model has: DiT, LiT (as DiT, with its attention named q,
-kv, proj, dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN.
-Those of mixers and ffns stand in their own files; here are those of the families. A leaf that is not listed
-(EDiT, DyDi-LiT and U-DiG have no official code) goes under its own path as it lies:
-`blocks/attn/fusion/norm/gain` of block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole
-leaf. `{i}` in a key is the block, counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...);
-`blocks/` in a path stands for any of them.
+One `Leaf` per parameter of a published PyTorch model: DiT, LiT (as DiT, with its attention named q, kv, proj,
+dwc as in the paper's Algorithm 1), MoH-DiT, DiG, PixArt-Σ's compressed keys and Sana's Mix-FFN. Those of
+mixers and ffns are in their own files; here are those of the families. A leaf without an entry (EDiT,
+DyDi-LiT and U-DiG have no official code) keeps its own path and layout: `blocks/attn/fusion/norm/gain` of
+block 3 is `blocks.3.attn.fusion.norm.gain`, outside the blocks the whole leaf. `{i}` in a key is the block,
+counted through all runs of unlike blocks (`blocks0/`, `blocks1/`, ...); `blocks/` in a path is any of them.
 
-Two layouts of names are known: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three
-tensors, and keeps a copy of the timestep and label embedders in every block: rules with several diffusers
-keys are joined along the first axis, rules whose diffusers key has `{i}` while the leaf is not stacked are
-folded into one.
-"""
+Two layouts of names: `original` and `diffusers` (DiT and PixArt). diffusers splits qkv in three tensors, and
+repeats the timestep and label embedders in every block: rules with several diffusers keys are joined along
+the first axis; rules whose diffusers key has `{i}` while the leaf is not stacked are folded into one."""
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,30 +37,26 @@ class Transform:
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-def _product(shape) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
 TRANSFORMS = {
     # A vector, or a table that both sides hold alike.
     'copy': Transform(lambda s: s, lambda w, s: w, lambda x: x),
     # A bias whose parts and heads are axes here and one axis there.
-    'flat': Transform(lambda s: (_product(s),), lambda w, s: w.reshape(s), lambda x: x.reshape(-1)),
+    'flat': Transform(lambda s: (math.prod(s),), lambda w, s: w.reshape(s), lambda x: x.reshape(-1)),
     # torch (out, in) -> (in, *out): the output axes may be several (parts, heads, head dim).
-    'linear': Transform(lambda s: (_product(s[1:]), s[0]), lambda w, s: w.T.reshape(s),
+    'linear': Transform(lambda s: (math.prod(s[1:]), s[0]), lambda w, s: w.T.reshape(s),
                         lambda x: x.reshape(x.shape[0], -1).T),
     # torch (out, in) -> (*in, out): the input axes may be several (heads, head dim).
-    'linear_in': Transform(lambda s: (s[-1], _product(s[:-1])), lambda w, s: w.T.reshape(s),
+    'linear_in': Transform(lambda s: (s[-1], math.prod(s[:-1])), lambda w, s: w.T.reshape(s),
                            lambda x: x.reshape(-1, x.shape[-1]).T),
     # torch OIHW -> HWIO.
     'conv': Transform(lambda s: (s[3], s[2], s[0], s[1]), lambda w, s: w.transpose(2, 3, 1, 0),
                       lambda x: x.transpose(3, 2, 0, 1)),
     # A depth-wise (C, 1, k, k) -> (k, k, *C): the channels may be several axes.
-    'depthwise': Transform(lambda s: (_product(s[2:]), 1, s[0], s[1]),
+    'depthwise': Transform(lambda s: (math.prod(s[2:]), 1, s[0], s[1]),
                            lambda w, s: w.transpose(2, 3, 1, 0).reshape(s),
                            lambda x: x.reshape(*x.shape[:2], 1, -1).transpose(3, 2, 0, 1)),
     # A 1 x 1 convolution (out, in, 1, 1) that is a product here: (in, *out).
-    'pointwise': Transform(lambda s: (_product(s[1:]), s[0], 1, 1), lambda w, s: w[..., 0, 0].T.reshape(s),
+    'pointwise': Transform(lambda s: (math.prod(s[1:]), s[0], 1, 1), lambda w, s: w[..., 0, 0].T.reshape(s),
                            lambda x: x.reshape(x.shape[0], -1).T[..., None, None]),
 }
 
@@ -78,19 +72,15 @@ EMBEDDERS = (
          (_NORM + 'emb.class_embedder.embedding_table.weight',)),
 )
 _CROSS = 'transformer_blocks.{i}.attn2.'
-_ADALN = 'adaln_single.'
+_ADALN_TIME, _CAPTION = 'adaln_single.emb.timestep_embedder.', 'caption_projection.'
 # PixArt-Σ: its embedders, and what its blocks have in the place of DiT's modulation.
 PIXART_EMBEDDERS = (
     EMBEDDERS[0], EMBEDDERS[1],
-    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0',
-             (_ADALN + 'emb.timestep_embedder.linear_1',)),
-    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2',
-             (_ADALN + 'emb.timestep_embedder.linear_2',)),
-    *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', (_ADALN + 'linear',)),
-    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1',
-             ('caption_projection.linear_1',)),
-    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2',
-             ('caption_projection.linear_2',)),
+    *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0', (_ADALN_TIME + 'linear_1',)),
+    *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2', (_ADALN_TIME + 'linear_2',)),
+    *product('t_block', ('D', 6, 'D'), 'linear', 't_block.1', ('adaln_single.linear',)),
+    *product('y_embedder/fc1', ('Y', 'D'), 'linear', 'y_embedder.y_proj.fc1', (_CAPTION + 'linear_1',)),
+    *product('y_embedder/fc2', ('D', 'D'), 'linear', 'y_embedder.y_proj.fc2', (_CAPTION + 'linear_2',)),
     Leaf(NULL_CAPTION, ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
@@ -107,56 +97,36 @@ PIXART_REST = (
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out',)),
 )
 REST = (
-    *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1',
-             (_NORM + 'linear',)),
-    *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1',
-             ('proj_out_1',)),
+    *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1', (_NORM + 'linear',)),
+    *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1', ('proj_out_1',)),
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out_2',)),
 )
 
 # What blocks of a family have beside mixer, ffn and modulation. `joins` belong to the last blocks only.
-FAMILIES = {
-    'dig': (
-        *product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
-        *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear'),
-    ),
-}
+FAMILIES = {'dig': (*product('blocks/dwc', (3, 3, 1, 'D'), 'depthwise', 'blocks.{i}.dw_conv'),
+                    *product('joins', (None, 'D'), 'linear', 'blocks.{i}.skip_linear'))}
 
 # The fixed sin-cos table: stored by PyTorch, computed here; read only to be compared.
 POSITION_KEYS = {'original': 'pos_embed', 'diffusers': 'pos_embed.pos_embed'}
 BLOCK_PREFIX = {'original': 'blocks.', 'diffusers': 'transformer_blocks.'}
 
-# Keys that tell other models apart from those that are read, for a message that names what the file is.
+# Keys of other models, for a message that names what the file is.
 FOREIGN = {
-    'double_blocks.': 'Flux',
-    'input_blocks.': 'a Stable Diffusion U-Net',
-    'down_blocks.': 'a U-Net or VAE of diffusers',
-    'encoder.down': 'a VAE',
-    'encoder.block.': 'a T5 encoder',
-    'text_model.': 'a CLIP text encoder',
-    'attention_y_norm.': 'Sana (text to image)',
-    'caption_norm.': 'Sana (text to image) of diffusers',
-    'joint_blocks.': 'Stable Diffusion 3',
+    'double_blocks.': 'Flux', 'joint_blocks.': 'Stable Diffusion 3',
     'context_embedder.': 'Stable Diffusion 3 or Flux of diffusers',
-    'cap_embedder.': 'Lumina',
-    'text_embedding_padding': 'Hunyuan-DiT',
+    'input_blocks.': 'a Stable Diffusion U-Net', 'down_blocks.': 'a U-Net or VAE of diffusers',
+    'encoder.down': 'a VAE', 'encoder.block.': 'a T5 encoder', 'text_model.': 'a CLIP text encoder',
+    'attention_y_norm.': 'Sana (text to image)', 'caption_norm.': 'Sana (text to image) of diffusers',
+    'cap_embedder.': 'Lumina', 'text_embedding_padding': 'Hunyuan-DiT',
     'csize_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
     'resolution_embedder.': 'PixArt-α at 1024 pixels, with its micro conditions,',
 }
 
 
-# ------------------------------------------------------------------------------------------------------
-# The leaves of one model
-
-
 @dataclass(frozen=True)
 class ModelLeaf:
-    """A leaf of one architecture and its tensors.
-
-    Attributes:
-        path: in the parameter tree, with the number of its run of blocks: 'blocks1/attn/proj/kernel'.
-        shape: of one layer. blocks: the numbers of its blocks in PyTorch's count; None outside the blocks.
-    """
+    """A leaf of one architecture and its tensors: path with its run of blocks ('blocks1/attn/proj/kernel'),
+    shape of one layer, and blocks in PyTorch's count (None outside)."""
     path: str
     rule: Leaf
     shape: tuple[int, ...]
@@ -203,11 +173,7 @@ def model_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 
 def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
-    """Every leaf of an architecture and PixArt's null caption, in the order of the official state dicts;
-    leaves without a rule come last.
-
-    Raises UserError where no such network can be built.
-    """
+    """Every leaf and PixArt's null caption, in the official order, those without a rule last."""
     return _model_leaves(json.dumps(arch, sort_keys=True))
 
 
@@ -233,7 +199,7 @@ def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
 
 
 def _own_rule(pattern: str) -> Leaf:
-    """The rule of a leaf that no published model has: as it lies, under its own path."""
+    """The rule of a leaf that no published model has: unchanged, under its own path."""
     return Leaf(pattern, (), 'copy', pattern.replace('blocks/', 'blocks.{i}.', 1).replace('/', '.'))
 
 
@@ -241,5 +207,5 @@ def number_blocks(shapes: Mapping[str, tuple[int, ...]]) -> dict[int, range]:
     """{run: numbers of its blocks}, one run after the other, from the leading axes of leaves by path."""
     depths = {run: shape[0] for path, shape in shapes.items() if (run := split_run(path)[1]) is not None}
     ends = np.cumsum([depths[run] for run in sorted(depths)])
-    return {run: range(end - depths[run], end)
-            for run, end in zip(sorted(depths), ends.tolist(), strict=True)}
+    runs = sorted(depths)
+    return {run: range(end - depths[run], end) for run, end in zip(runs, map(int, ends), strict=True)}

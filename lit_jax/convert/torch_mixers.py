@@ -1,8 +1,7 @@
-"""The mixer and the ffn of a model, told by the tensors of a PyTorch file.
+"""The mixer and the ffn of a model, inferred from the tensors of a PyTorch file.
 
-What shapes do not show (heads of softmax attention, activation, how many routed heads a token of MoH uses)
-comes from the published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller.
-"""
+What shapes do not show (heads of softmax attention, activation, routed heads per token of MoH) comes from the
+published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller."""
 from lit_jax.convert.torch_survey import FFN_LEAVES, MIXER_LEAVES, Found, Hints
 from lit_jax.models.facts import Blocks
 from lit_jax.models.ffn import SwiGlu
@@ -24,8 +23,7 @@ def infer_ffn(found: Found) -> tuple[str, float, list[str]]:
     for ratio in (4.0, 1.5 * hidden / width):
         if SwiGlu.hidden_width(width, ratio) == hidden:
             return name, ratio, []
-    return name, 4.0, [f'the mlp has {hidden} inner channels, which no ratio of SwiGLU gives: multiples of '
-                       f'256 are expected']
+    return name, 4.0, [f'the SwiGLU has {hidden} inner channels; multiples of 256 are expected']
 
 
 def infer_blocks(found: Found, hints: Hints) -> Blocks:

@@ -1,10 +1,7 @@
-"""What is PixArt's own in a PyTorch file: captions, the heads that look at them, and the resolution it was
-trained for.
+"""PixArt's part of a PyTorch file: captions, their attention heads, and the training resolution.
 
-No tensor shows the resolution: positions are computed, and a stored `pos_embed` is ignored, as the official
-loader does. It comes from the config.json of a diffusers folder, from the caller, or from the name of the
-file.
-"""
+No tensor shows the resolution: positions are computed, and a stored `pos_embed` is ignored, as in the
+official loader. It comes from config.json of a diffusers folder, from the caller, or from the file's name."""
 import math
 import re
 from collections.abc import Mapping
@@ -17,17 +14,16 @@ from lit_jax.recipes.recipe import SIZES
 NULL_CAPTION_KEY = 'y_embedder.y_embedding'     # a buffer of the original; diffusers does not keep it
 TOKENS = 300                                    # of PixArt-Σ; diffusers' files do not show them
 ALPHA_TOKENS = 120                              # of PixArt-α
-# tokens stand at 0..32 at every resolution: pe_interpolation = base_size/32
-EXTENT = 32
+EXTENT = 32      # positions are 0..32 at every resolution: pe_interpolation = base_size/32
 _FILE_NAME = re.compile(r'pixart.*[-_](256|512|1024|2048|2k)(?![0-9])', re.IGNORECASE)
-# Fields of a diffusers config.json that must be as here, where they are given: this model has no others.
+# Fields of a diffusers config.json that must have these values if given: this model has no others.
 _FIXED = {'norm_eps': 1e-6, 'activation_fn': 'gelu-approximate', 'norm_type': 'ada_norm_single',
           'norm_elementwise_affine': False}
 
 
 @dataclass
 class Captioned:
-    """Fields of the architecture that a text model has beside DiT's, and what is to be said about them."""
+    """A text model's fields of the architecture beside DiT's, and what to report about them."""
     fields: dict
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -40,9 +36,8 @@ def infer_captions(source: Source, found: Found, hints: Hints, hub: Mapping, mix
     _set_cross_heads(result, found, hints, hub, mixer)
     _set_resolution(result, source, found, hints, hub)
     if result.fields['caption_tokens'] == ALPHA_TOKENS:
-        result.notes.append('120 caption tokens are those of PixArt-α, whose latents are Stable '
-                            'Diffusion\'s: give --vae stabilityai/sd-vae-ft-ema --latent_scale 0.18215 if it '
-                            'is one')
+        result.notes.append('120 caption tokens: PixArt-α, whose latents are Stable Diffusion\'s: give '
+                            '--vae stabilityai/sd-vae-ft-ema --latent_scale 0.18215 if it is one')
     return result
 
 
@@ -54,12 +49,11 @@ def _set_cross_heads(result: Captioned, found: Found, hints: Hints, hub: Mapping
     heads = hints.cross_heads or hub.get('num_attention_heads') or own or known.get((found.depth, width))
     result.fields['cross_heads'] = heads
     if heads is None and mixer['name'] != 'softmax':
-        result.problems.append('the number of heads of the cross-attention cannot be seen in the file, and '
-                               f'depth {found.depth} with width {width} is none of the published sizes; give '
-                               f'--cross_heads N')
+        result.problems.append('the file does not show the heads of the cross-attention, and depth '
+                               f'{found.depth} with width {width} is no published size; give --cross_heads N')
     elif heads is not None and (heads < 1 or width % heads):
         result.problems.append(f'{heads} heads of the cross-attention do not divide the width {width}; give '
-                               f'--cross_heads N with an N that does')
+                               f'another --cross_heads N')
     if result.problems or heads is None:
         result.unknown.add('cross_heads')
         result.fields['cross_heads'] = 1
@@ -69,38 +63,34 @@ def _set_resolution(result: Captioned, source: Source, found: Found, hints: Hint
     patch, pe_interpolation = found.sizes['p'], None
     if side := hub.get('sample_size'):
         size = (side, side)
-        # diffusers' rule for null
-        pe_interpolation = hub.get('interpolation_scale') or max(side // 64, 1)
+        pe_interpolation = hub.get('interpolation_scale') or max(side // 64, 1)  # diffusers' rule for null
     elif hints.input_size:
         size = tuple(hints.input_size)
     elif named := next(filter(None, map(_FILE_NAME.search, (path.name for path in source.files))), None):
         image = 2048 if named[1].lower() == '2k' else int(named[1])
         size = (image // 8,) * 2           # the latents of SDXL's VAE
-        result.notes.append(f'{image}x{image} pixels, by the name of the file; --image_size N tells another '
-                            f'size')
+        result.notes.append(f'{image}x{image} pixels, by the name of the file; --image_size N changes it')
     else:
         size = (patch, patch)
         result.unknown.add('input_size')
         result.problems.append('nothing in the file shows the resolution that it was trained for; give '
                                '--image_size N: 256, 512, 1024 or 2048 for the published models')
     base = max(1, math.isqrt(size[0] * size[1]) // patch)
-    result.fields |= {'input_size': size, 'base_size': base, 'pe_interpolation': pe_interpolation
-                      or base / EXTENT}
+    pe_interpolation = pe_interpolation or base / EXTENT
+    result.fields |= {'input_size': size, 'base_size': base, 'pe_interpolation': pe_interpolation}
 
 
 def caption_hub_problems(arch: Mapping, hub: Mapping) -> list[str]:
-    """What a diffusers config.json asks for that this model is not, beside the sizes."""
+    """What a diffusers config.json asks for, beside sizes, that this model does not have."""
     problems = [f'config.json says {name} {hub[name]}, this converter reads models with {value}'
                 for name, value in _FIXED.items() if hub.get(name) not in (None, value)]
     conditions = hub.get('use_additional_conditions')
     if conditions or conditions is None and hub.get('sample_size') == 128:
-        problems.append('config.json asks for micro conditions (use_additional_conditions; at sample_size '
-                        '128 also when it does not say): that is PixArt-α at 1024 pixels, this converter '
-                        'reads PixArt-Σ')
+        problems.append('config.json asks for micro conditions (use_additional_conditions, the default at '
+                        'sample_size 128): that is PixArt-α at 1024 pixels, this converter reads PixArt-Σ')
     own = arch['mixer']['heads'] if arch['mixer']['name'] == 'softmax' else arch['cross_heads']
     if own != arch['cross_heads']:
-        problems.append(f'diffusers has as many heads for the caption as for the image, not '
-                        f'{arch["cross_heads"]} and {own}')
+        problems.append(f'diffusers has as many heads for both, not {arch["cross_heads"]} and {own}')
     return problems
 
 
@@ -110,8 +100,6 @@ def has_null_caption(source: Source) -> bool:
 
 
 def text_section(arch: Mapping, given: Mapping | None) -> dict:
-    """config['text'] of a model folder: which encoder's features the model takes.
-
-    given: the section that an export of ours carries."""
-    return {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens'],
-            **(given or {})}
+    """config['text'] of a model folder. given: the section stored in an export of ours."""
+    section = {'encoder': None, 'channels': arch['caption_channels'], 'tokens': arch['caption_tokens']}
+    return section | dict(given or {})

@@ -1,31 +1,22 @@
-"""What names and shapes of a PyTorch file say, before anybody asks what model it is.
+"""Sizes and layout of a PyTorch file, from the names and shapes of its tensors.
 
-Every tensor votes for the sizes that its shape shows, so one misshaped tensor is found out instead of
-misleading all the rest.
-"""
+Every tensor votes for the sizes that its shape shows: one misshaped tensor does not mislead the rest."""
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lit_jax.convert import torch_keys
 from lit_jax.convert.torch_files import Source
-from lit_jax.convert.torch_keys import (
-    BLOCK_PREFIX,
-    EMBEDDERS,
-    FAMILIES,
-    FOREIGN,
-    PIXART_EMBEDDERS,
-    PIXART_REST,
-    REST,
-    published_leaves,
-)
+from lit_jax.convert.torch_keys import published_leaves
 from lit_jax.models.facts import Leaf
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.runtime.errors import UserError
 
 READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
-_LABELS, _CAPTIONS = (*EMBEDDERS, *REST), (*PIXART_EMBEDDERS, *PIXART_REST)
+_LABELS = *torch_keys.EMBEDDERS, *torch_keys.REST
+_CAPTIONS = *torch_keys.PIXART_EMBEDDERS, *torch_keys.PIXART_REST
 MIXER_LEAVES = {name: published_leaves('attn', kind) for name, kind in MIXERS.items()}
 FFN_LEAVES = {name: published_leaves('mlp', kind) for name, kind in FFNS.items()}
 _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
@@ -33,9 +24,8 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 
 @dataclass(frozen=True)
 class Hints:
-    """What the caller knows and shapes do not show; None where he does not know either.
-
-    routed: of MoH, a number for all layers that route, or one a layer. cross_heads: of those for captions."""
+    """What the caller knows and shapes do not show; None if unknown. routed: of MoH, a number for all layers
+    that route, or one per layer. cross_heads: of those for captions."""
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
@@ -46,7 +36,7 @@ class Hints:
 
 @dataclass
 class Found:
-    """Everything that names and shapes say."""
+    """The result of `survey`."""
     layout: str
     source: Source
     layers: dict[str, list[int]] = field(default_factory=dict)      # key pattern -> blocks that have it
@@ -63,7 +53,7 @@ class Found:
 
     @property
     def captions(self) -> bool:
-        """Whether it is a text model: it has more of the tensors of only those than of only label models."""
+        """Whether it is a text model: it has more tensors found only in those than only in label models."""
         labels = {key for rule in _LABELS for key in rule.keys(self.layout)}
         captions = {key for rule in _CAPTIONS for key in rule.keys(self.layout)}
         own, other = (sum(map(self.has, keys)) for keys in (captions - labels, labels - captions))
@@ -76,11 +66,11 @@ class Found:
                 for pattern in own.keys(self.layout)]
 
     def holds(self, leaf: str) -> bool:
-        """Whether any block has it: 'qkv/bias'."""
+        """Whether any block has the leaf: 'qkv/bias'."""
         return any(map(self.has, self._patterns(leaf)))
 
     def side(self, leaf: str, layer: int, axis: int) -> int:
-        """One side of a block's tensor, 0 where there is none."""
+        """One side of a block's tensor; 0 if there is none."""
         for pattern in self._patterns(leaf):
             info = self.source.tensors.get(pattern.replace('{i}', str(layer)))
             if info and len(info.shape) > axis:
@@ -101,12 +91,12 @@ def split_key(key: str) -> tuple[str, int | None]:
 def find_layout(keys: Iterable[str], name: str) -> str:
     """'original' or 'diffusers', or a UserError that says what else the file seems to be."""
     keys = list(keys)
-    for marker, what in FOREIGN.items():
+    for marker, what in torch_keys.FOREIGN.items():
         if found := next((key for key in keys if marker in key), None):
             raise UserError(f'{name} looks like {what} (it has {found}); this converter reads {READABLE}')
-    if any(key.startswith(BLOCK_PREFIX['diffusers']) for key in keys):
+    if any(key.startswith(torch_keys.BLOCK_PREFIX['diffusers']) for key in keys):
         return 'diffusers'
-    if any(key.startswith((BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
+    if any(key.startswith((torch_keys.BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
         return 'original'
     raise UserError(f'{name} is no checkpoint of {READABLE}: expected tensors such as '
                     f'blocks.0.attn.qkv.weight, found {", ".join(keys[:5]) or "none"}')
@@ -116,8 +106,7 @@ def survey(source: Source, name: str) -> Found:
     """Sorts the tensors by pattern and lets them vote on the sizes."""
     found = Found(find_layout(source.tensors, name), source)
     votes: dict[str, Counter] = defaultdict(Counter)
-    tables = (*MIXER_LEAVES.values(), *FFN_LEAVES.values(), *FAMILIES.values())
-    # what two of them know is the same in both
+    tables = (*MIXER_LEAVES.values(), *FFN_LEAVES.values(), *torch_keys.FAMILIES.values())
     known = (*_LABELS, *_CAPTIONS, *(rule for table in tables for rule in table))
     rules = {pattern: rule for rule in known for pattern in rule.keys(found.layout)}
     for key, info in source.tensors.items():
@@ -154,6 +143,6 @@ def _torch_letters(rule: Leaf, layout: str) -> tuple:
 
 
 def _joined(sides: tuple):
-    """The name of an axis that several sides became: their letters, if each has one."""
+    """The name of an axis fused from several sides: their letters, if each has one."""
     sides = [side for side in sides if side != 1]
     return ''.join(sides) if all(isinstance(side, str) for side in sides) else None

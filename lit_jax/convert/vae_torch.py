@@ -1,10 +1,8 @@
-"""Autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) -> VAE folders.
+"""Converts autoencoders of Hugging Face diffusers (`AutoencoderKL`: config.json and weights) to VAE folders.
 
 The tensors' names follow from ours (`torch_names`). Old files call the attention's tensors query, key, value
-and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. As with other checkpoints no code of a
-file is run (`lit_jax.convert.torch_files`), and everything that is missing, left over, misshaped, of a wrong
-dtype or not finite is told in one error.
-"""
+and proj_attn, newer ones to_q, to_k, to_v and to_out.0; both are read. No code in a file is run
+(`lit_jax.convert.torch_files`), and one error lists all tensors that are wrong."""
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,22 +21,21 @@ from lit_jax.runtime.leaves import named_leaves, unflatten
 
 CLASS = 'AutoencoderKL'
 _OTHER_VAES = re.compile(r'Autoencoder|VAE|VQModel')
-_PUBLISHED = {'sd-vae-ft-ema': 'stabilityai', 'sd-vae-ft-mse': 'stabilityai', 'sdxl-vae': 'stabilityai',
-              'sdxl-vae-fp16-fix': 'madebyollin'}      # folder name -> who published it
+_PUBLISHED = {name: f'stabilityai/{name}' for name in ('sd-vae-ft-ema', 'sd-vae-ft-mse', 'sdxl-vae')}
+_PUBLISHED['sdxl-vae-fp16-fix'] = 'madebyollin/sdxl-vae-fp16-fix'
 
-# Our field <- diffusers' field, and what diffusers takes where config.json does not say.
+# Our field <- diffusers' field and its default there.
 _FIELDS = {'widths': ('block_out_channels', (64,)), 'layers': ('layers_per_block', 1),
            'groups': ('norm_num_groups', 32), 'channels': ('latent_channels', 4),
            'image_channels': ('in_channels', 3), 'quant_conv': ('use_quant_conv', True),
            'post_quant_conv': ('use_post_quant_conv', True),
            'mid_attention': ('mid_block_add_attention', True)}
-# scaling_factor of Stable Diffusion 1 and 2; diffusers' default, which old config.json leave out
-_SCALE = 0.18215
+_SCALE = 0.18215      # scaling_factor of Stable Diffusion 1 and 2; diffusers' default
 
 
 @dataclass(frozen=True)
 class ConvertedVae:
-    """What a conversion did, for the summary."""
+    """The result of a conversion, for the summary."""
     source: str
     config: dict
     id_told: bool
@@ -53,16 +50,11 @@ def is_hub_vae(path) -> bool:
 
 def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
                 asked: Iterable[str] = ()) -> ConvertedVae:
-    """Reads the diffusers folder `src` and writes the VAE folder `out`.
+    """Reads the diffusers folder `src` and writes the VAE folder `out`. UserError if it cannot; nothing is
+    written then.
 
-    Args:
-        vae_id: the name that data sets and models are to know it by; default: the published one if the
-            folder's name (or its place in the Hugging Face cache) tells it, else the folder's name.
-        asked: flags that were given and make sense for a diffusion model only; there must be none.
-
-    Raises:
-        UserError: nothing has been written then.
-    """
+    vae_id: its name for data sets and models; default: the published one if the folder's name or its place in
+    the Hugging Face cache shows it, else the folder's name. asked: flags for diffusion models, refused."""
     src, out = Path(src), Path(out)
     refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
@@ -70,8 +62,10 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
     source = open_weights(src)
     params = read_vae_params(source, arch, str(src))
-    config = {'vae': arch, 'id': vae_id or _guess_id(src), 'scale': scale, 'shift': shift,
-              'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
+    name = src.resolve().name
+    provenance = {'source': name, 'tool': tool_name(), **hub_digests(source.files)}
+    config = {'vae': arch, 'id': vae_id or cached_id(src) or _PUBLISHED.get(name, name), 'scale': scale,
+              'shift': shift, 'provenance': provenance}
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())
     return ConvertedVae(str(src), config, vae_id is not None, count, out)
@@ -80,7 +74,7 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
 def describe_vae(done: ConvertedVae) -> str:
     """The summary that the script prints."""
     arch, config = done.config['vae'], done.config
-    told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME tells another)'
+    told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME changes it)'
     shift = f', shift {config["shift"]:g}' if config['shift'] else ''
     return '\n'.join([
         f'read     {done.source} ({CLASS})',
@@ -92,21 +86,16 @@ def describe_vae(done: ConvertedVae) -> str:
         f'written  {done.out}'])
 
 
-# ------------------------------------------------------------------------------------------------------
-# config.json
-
-
 def _read_config(folder: Path) -> dict:
     """config.json of a diffusers AutoencoderKL folder."""
     path = folder / 'config.json'
     if not folder.is_dir():
-        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE, with config.json '
-                        f'and weights')
+        raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE')
     if not path.is_file():
         inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
-        raise UserError(f'{folder} has no config.json, which tells the architecture and the scale of a VAE; '
-                        f'it holds {inside}.{hint} Get the whole diffusers folder')
+        raise UserError(f'{folder} has no config.json with the architecture and scale of a VAE; it holds '
+                        f'{inside}.{hint} Get the whole diffusers folder')
     config = parse_json(path.read_bytes(), str(path))
     name = config.get('_class_name')
     if name != CLASS:
@@ -131,8 +120,8 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
             problems.append(f'{name} is {types}; only {known} is known')
         elif len(types) != depth:
             problems.append(f'{name} has {len(types)} entries, block_out_channels {depth}')
-    for name, known in (('act_fn', 'silu'), ('out_channels', arch['image_channels']), ('latents_mean', None),
-                        ('latents_std', None)):
+    for name, known in {'act_fn': 'silu', 'out_channels': arch['image_channels'], 'latents_mean': None,
+                        'latents_std': None}.items():
         if hub.get(name, known) != known:
             problems.append(f'{name} is {hub[name]!r}; only {known!r} is known')
     scale, shift = hub.get('scaling_factor', _SCALE), hub.get('shift_factor') or 0.0
@@ -143,16 +132,6 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
         raise UserError(f'{where} describes a VAE that lit_jax does not have:\n  ' + '\n  '.join(problems))
     return arch, float(scale), float(shift)
 
-
-def _guess_id(src: Path) -> str:
-    if cached := cached_id(src):
-        return cached
-    name = src.resolve().name
-    return f'{_PUBLISHED[name]}/{name}' if name in _PUBLISHED else name
-
-
-# ------------------------------------------------------------------------------------------------------
-# Weights
 
 # Parts of our paths -> parts of diffusers' names; the first part says which tower it is.
 _NAMES = [
@@ -173,10 +152,9 @@ _OLD_ATTENTION = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': '
 
 
 def torch_names(path: str, *, old: bool = False) -> list[str]:
-    """The tensors that make one of our leaves, joined along their first axis: one, or three for qkv.
+    """The tensors of one of our leaves, joined along their first axis: one, or three for qkv.
 
-    'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight'].
-    """
+    'encoder/level0/resnet1/conv1/kernel' -> ['encoder.down_blocks.0.resnets.1.conv1.weight']."""
     for pattern, theirs in _NAMES:
         path = re.sub(pattern, theirs, path)
     pattern = path.replace('/', '.')
@@ -187,26 +165,30 @@ def torch_names(path: str, *, old: bool = False) -> list[str]:
 
 
 def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
-    """The float32 parameters of `arch`, or one UserError with everything that is wrong.
-
-    name: what was read, for the message.
-    """
+    """The float32 parameters of `arch`, or one UserError with everything that is wrong in `name`."""
     old = any('.attentions.0.query.' in key for key in source.tensors)
     problems, used, flat = list(source.problems), set(), {}
     for path, leaf in named_leaves(VaeNetwork(arch).abstract()).items():
         keys = torch_names(path, old=old)
         transform = TRANSFORMS[_transform(path, leaf.shape)]
         whole = transform.torch_shape(leaf.shape)
-        tensors = [_take(source, key, (whole[0] // len(keys), *whole[1:]), problems) for key in keys]
         used.update(keys)
-        if all(tensor is not None for tensor in tensors):
+        tensors = []
+        for key in keys:
+            problem = source.problem(key, (whole[0] // len(keys), *whole[1:]))
+            if not problem and not np.isfinite(values := source.read(key)).all():
+                problem = f'non-finite values in tensor: {key}'
+            if problem:
+                problems.append(problem)
+            else:
+                tensors.append(values)
+        if len(tensors) == len(keys):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-            # A copy: what was read may be a view of the mapped file.
+            # A copy, as it may be a view of the mapped file.
             flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
     problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used]
     if problems:
-        raise UserError(f'{name} does not hold the whole VAE that its config.json describes:' +
-                        listed(problems))
+        raise UserError(f'{name} does not hold the whole VAE of its config.json:' + listed(problems))
     return unflatten(flat)
 
 
@@ -216,15 +198,3 @@ def _transform(path: str, shape: tuple[int, ...]) -> str:
     if '/attn/proj/' in path and path.endswith('kernel'):
         return 'linear_in'
     return 'conv' if len(shape) == 4 else 'copy'
-
-
-def _take(source: Source, key: str, shape: tuple[int, ...], problems: list[str]) -> np.ndarray | None:
-    """The tensor's values, or None with the problem noted."""
-    problem = source.problem(key, shape)
-    if problem is None:
-        values = source.read(key)
-        if np.isfinite(values).all():
-            return values
-        problem = f'non-finite values in tensor: {key}'
-    problems.append(problem)
-    return None

@@ -1,8 +1,7 @@
-"""Finds recipes and shipped models by name, from any folder. Imports no jax: a typing mistake is answered at
-once.
+"""Finds recipes and shipped models by name, from any folder, without importing jax: a typing error is
+reported at once.
 
-Both lie in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package.
-"""
+They are in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package."""
 import difflib
 import re
 from pathlib import Path
@@ -10,27 +9,26 @@ from pathlib import Path
 from lit_jax.runtime.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
-# Sizes of the systems that are compared had a file each; they are rows of one now.
+# Names of files that have become rows of baselines.py.
 _MOVED = re.compile(r'(?P<row>(u?dig|dydi_lit|sana|edit|moh_dit|dit_kv)_(s|b|l|xl)(_512)?)')
 
 
 def shipped_folder(kind: str) -> Path:
-    """The folder of what ships: kind is 'configs' or 'assets'."""
+    """The folder of shipped files: kind is 'configs' or 'assets'."""
     inside = PACKAGE / f'_{kind}'
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
 def find_asset(name: str) -> Path:
-    """The path of a file or folder that ships: 'digits_dit.safetensors', 'assets/shapes_t5'."""
+    """The path of a shipped file or folder: 'digits_dit.safetensors', 'assets/shapes_t5'."""
     return shipped_folder('assets') / name.removeprefix('assets/')
 
 
 def find_recipe(name: str) -> str:
-    """The file that a recipe's name stands for, with its row: PATH or PATH:ROW, as config_flags takes it.
+    """The file of a recipe, with its row: PATH or PATH:ROW, as config_flags takes it.
 
-    name: a path of one's own, or a recipe that ships: lit_xl, lit_xl.py, configs/lit_xl.py, paper/table4:ROW.
-    Raises UserError for a name that is not known, with those that come near it.
-    """
+    name: a path, or a shipped recipe: lit_xl, lit_xl.py, configs/lit_xl.py, paper/table4:ROW. Raises
+    UserError for an unknown name, with similar ones."""
     path, colon, row = name.partition(':')
     if Path(path).is_file():
         return name
@@ -45,5 +43,4 @@ def find_recipe(name: str) -> str:
     spellings = {name.rpartition('/')[2]: name for name in known} | {name: name for name in known}
     near = dict.fromkeys(spellings[match] for match in difflib.get_close_matches(short, spellings))
     near = near or dict.fromkeys(name for name in known if '/' not in name)
-    raise UserError(f'the recipe {name} does not exist; give the path of a file, or a name such as '
-                    f'{", ".join(near)}')
+    raise UserError(f'the recipe {name} does not exist; give a path, or a name such as {", ".join(near)}')

@@ -1,9 +1,7 @@
 """Rows of published tables as recipes: `--config=configs/paper/table4.py:xl_teacher_0.5_0.05`.
 
-A file of configs/paper/ has ROWS, a dict of row name -> `Row`, and `get_config(row)`, which is `row_recipe`
-of its rows. The published figures travel with the recipe (`config.published`) into the workdir and its
-report.
-"""
+A file of configs/paper/ has ROWS, a dict of row name -> `Row`, and `get_config(row)`, made by `reader`. The
+published figures (`config.published`) are copied to the workdir and its report."""
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,25 +13,24 @@ from lit_jax.recipes.systems import sub_imagenet, system
 from lit_jax.runtime.errors import UserError
 
 ABLATION_STEPS = 400_000
-# The paper of a table, by how the name of its file begins.
+# The paper of a table, by the prefix of its file name.
 PAPERS = {'dydi_table': 'DyDi-LiT (arXiv 2601.13683)', 'dig_table': 'DiG (arXiv 2405.18428)',
           'table': 'LiT (arXiv 2501.12976)'}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what it trains, and what was published for it.
+    """One row: the training, and the published figures.
 
     Attributes:
         size: a key of `recipes.SIZES`. mixer: 'linear' or 'softmax'.
         set: fields by their path, {'model.mixer.heads': 2}.
-        published: FID-50K and, where given, inception score, precision and recall; {'fid', 'is', 'precision',
-            'recall'}, and what else the table prints (`printed`). 'gflops' is the paper's own count.
+        published: {'fid', 'is', 'precision', 'recall'} as far as given (FID-50K), and other columns of the
+            table (`printed`). 'gflops' is the paper's own count.
         cfg_scale: classifier-free guidance of the figures, 1 = none.
-        system: a key of `lit_jax.recipes.systems.SYSTEMS`, of which `size` is then a size; `mixer` is not
-            looked at.
-        sub_imagenet: trained on 100 classes, at the image size that `set` may give.
-    """
+        system: a key of `lit_jax.recipes.systems.SYSTEMS`; then `size` is one of its sizes and `mixer` is
+            ignored.
+        sub_imagenet: trained on 100 classes, at the image size that `set` may give."""
     size: str
     mixer: str = 'linear'
     set: Mapping | None = None
@@ -45,15 +42,14 @@ class Row:
 
 def scores(fid: float, inception: float | None = None, precision: float | None = None,
            recall: float | None = None) -> dict:
-    """The columns of the papers' tables; those that are not published are left out."""
+    """The columns of the papers' tables; unpublished ones are left out."""
     values = {'fid': fid, 'is': inception, 'precision': precision, 'recall': recall}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def printed(columns: str, line: str, **more: float) -> dict:
-    """A line of a table as it is printed: columns 'fid sfid precision%', line '111.85 11.81 20.50'.
-
-    A column with % is a percentage, and becomes a fraction; '-' is left out. `more`: columns of their own."""
+    """A printed line of a table: columns 'fid sfid precision%', line '111.85 11.81 20.50'; `more`: further
+    columns. A column with % is a percentage and becomes a fraction; '-' is left out."""
     values = {}
     for name, text in zip(columns.split(), line.split(), strict=True):
         if text != '-':
@@ -62,15 +58,13 @@ def printed(columns: str, line: str, **more: float) -> dict:
 
 
 def row_recipe(table: str, rows: Mapping[str, Row], name: str) -> ConfigDict:
-    """The recipe of a row: the settings that the papers share (400K steps of 256; or Sub-ImageNet's), then
-    what it sets."""
+    """The common settings of the papers (400K steps of 256, or Sub-ImageNet's), then those of the row."""
     if name not in rows:
         raise UserError(f'{table} has no row {name!r}; give one after the file, as in '
                         f'configs/paper/{table}.py:{next(iter(rows))}; its rows: {", ".join(rows)}')
     row = rows[name]
     config = recipes.default()
-    # 250: what all of them sample with on ImageNet
-    config.train.steps, config.eval.steps = ABLATION_STEPS, 250
+    config.train.steps, config.eval.steps = ABLATION_STEPS, 250      # all papers sample ImageNet in 250 steps
     config = system(config, row.system, row.size) if row.system else recipes.size(config, row.size, row.mixer)
     if row.sub_imagenet:
         sub_imagenet(config)

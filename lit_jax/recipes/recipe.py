@@ -1,9 +1,7 @@
-"""Recipes: the default one, the table of model sizes, and `finalize`, the one place where a recipe is
-checked.
+"""Recipes: the default, the table of model sizes, and `finalize`, the one place where a recipe is checked.
 
-A recipe file in `configs/` calls `default()`, sets what differs and returns it. On the command line any field
-can be overridden: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`.
-"""
+A recipe file in `configs/` calls `default()`, sets what differs and returns it. The command line can override
+any field: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`."""
 import math
 import os
 import runpy
@@ -20,8 +18,7 @@ from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime.errors import UserError, check_known
 
-# DiT's table of sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table
-# 1).
+# DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
     's': {'depth': 12, 'width': 384, 'softmax_heads': 6, 'linear_heads': 2},
     'b': {'depth': 12, 'width': 768, 'softmax_heads': 12, 'linear_heads': 3},
@@ -29,10 +26,8 @@ SIZES = MappingProxyType({
     'xl': {'depth': 28, 'width': 1152, 'softmax_heads': 16, 'linear_heads': 4},
 })
 
-
 OPTIMIZERS = ('adamw', 'came', 'muon')     # lit_jax/training/state.py
-# divides the width of every size, so of any teacher; a weight in more parts is mostly latency
-MOST_FSDP = 128
+MOST_FSDP = 128     # divides the width of every size; a weight in more shards is mostly latency
 
 
 def softmax_mixer(heads: int) -> ConfigDict:
@@ -41,8 +36,7 @@ def softmax_mixer(heads: int) -> ConfigDict:
 
 
 def linear_mixer(heads: int) -> ConfigDict:
-    """LiT's linear attention; `dwc_kernel` 0 leaves the convolution out, `focus_power` 3 is the focused
-    function."""
+    """LiT's linear attention; `dwc_kernel` 0: no convolution, `focus_power` 3: the focused function."""
     return ConfigDict({'name': 'linear', 'heads': heads, 'qkv_bias': False, 'dwc_kernel': 5,
                        'activation': 'relu', 'focus_power': 0})
 
@@ -53,107 +47,91 @@ def default() -> ConfigDict:
     config = ConfigDict({
         'name': '',                      # written into the log and the workdir; a workdir keeps one recipe
         'seed': 0,
-        # figures of the paper for this very recipe (lit_jax/recipes/paper.py)
-        'published': ConfigDict(),
+        'published': ConfigDict(),       # the paper's figures for this recipe (lit_jax/recipes/paper.py)
         'model': {
-            'family': 'dit',
-            'depth': size['depth'], 'width': size['width'], 'patch': 2,
-            'mlp_ratio': 4.0, 'learn_sigma': True,
-            'ffn': 'mlp',
+            'family': 'dit', 'depth': size['depth'], 'width': size['width'], 'patch': 2,
+            'mlp_ratio': 4.0, 'learn_sigma': True, 'ffn': 'mlp',
             'mixer': softmax_mixer(size['softmax_heads']),
-            # runs of blocks whose mixers differ (lit_jax/models/dit.py: stage_mixers)
-            'stages': (),
+            'stages': (),                # runs of blocks with other mixers (lit_jax/models/dit.py)
         },
         'latent': {                      # what the network denoises
             'space': 'vae',              # 'vae' or 'pixels'
             'vae': 'stabilityai/sd-vae-ft-ema',
-            'downscale': 8,              # image pixels a latent pixel, each way
+            'downscale': 8,              # image pixels per latent pixel, each way
             'channels': 4,
             'scale': 0.18215,            # x0 = scale · (latent or pixels); sd-vae scaling_factor
-            # VAE folder: to train from images, to see samples
-            'vae_path': os.environ.get('LIT_JAX_VAE', ''),
+            'vae_path': os.environ.get('LIT_JAX_VAE', ''),      # to train from images and decode samples
         },
         'data': {
             'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, synthetic
-            # folder of the data set; default: its place in $LIT_JAX_DATA (lit_jax/data/sources.py)
-            'path': '',
+            'path': '',                  # its folder; '': below $LIT_JAX_DATA (lit_jax/data/sources.py)
             'flip': True,                # mirror half of the examples
-            'strict': False,             # stop at a damaged image instead of taking the next one
-            'threads': 0,                # that read ahead; 0: one, for encoded images one a core
-            'image_size': 256,
-            'num_classes': 1000,
-            # only these of the data set: sub_imagenet, or a text file (lit_jax/data/subset.py)
-            'classes': '',
-            # captioned images in about their own aspect ratio (lit_jax/data/buckets.py)
-            'buckets': False,
+            'strict': False,             # stop at a damaged image instead of skipping it
+            'threads': 0,                # that read ahead; 0: one, for encoded images one per core
+            'image_size': 256, 'num_classes': 1000,
+            'classes': '',               # a subset: sub_imagenet, or a text file (lit_jax/data/subset.py)
+            'buckets': False,            # keep about the aspect ratio of captioned images
         },
         'text': {                        # the captions of a text-to-image model
-            'encoder': '',               # id of the text encoder
-            # its folder: to train from captions as they are
+            'encoder': '',               # id of the text encoder; its folder, to train from raw captions:
             'encoder_path': os.environ.get('LIT_JAX_TEXT_ENCODER', ''),
             'channels': 4096, 'tokens': 300,     # of its features
-            'long_ratio': 0.6,           # how often the longer of two captions is taken
+            'long_ratio': 0.6,           # how often the longer of two captions is used
         },
         'diffusion': {'steps': 1000, 'kind': 'linear'},
         'teacher': {                     # '' trains without a teacher
             'path': '',                  # model folder or workdir
-            'lambda_noise': 0.5,         # λ1, λ2 of LiT §3.4
-            'lambda_variance': 0.05,
+            'lambda_noise': 0.5, 'lambda_variance': 0.05,      # λ1, λ2 of LiT §3.4
         },
         'inherit': {                     # '' starts from random weights
             'path': '',                  # model folder or workdir of the same width and depth
-            # of the attention: any of q, k, v, o joined by commas (LiT table 3); 'all' goes on
-            'copy': '',
+            'copy': '',                  # attention: 'q,k,v,o' or some of them (LiT table 3), or 'all'
         },
         'train': {
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
-            'accumulate': 1,             # micro-batches a step
+            'accumulate': 1,             # micro-batches per step
             'optimizer': 'adamw',        # adamw, came, muon
-            'learning_rate': 1e-4,
-            'warmup_steps': 0,
+            'learning_rate': 1e-4, 'warmup_steps': 0,
             'cooldown_steps': 0,         # the last steps, in which the learning rate falls to 0
             'weight_decay': 0.0,
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
-            'balance_weight': 0.01,      # of the loss that evens out the use of heads (MoH)
+            'balance_weight': 0.01,      # of MoH's load-balancing loss
             'ema_decay': 0.9999,
             'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
             'dtype': 'bfloat16',         # compute; parameters, optimizer and losses are float32
             'scan_layers': True,
             'remat': 'none',             # none, full, dots, dots_no_batch
         },
-        # devices along each axis; -1 takes those that are left (docs/run/clusters.md)
-        'mesh': {
+        'mesh': {                        # devices along each axis; -1: the rest (docs/run/clusters.md)
             'data': -1,                  # copies of the weights
-            # cuts weights and optimizer; -1 beside data -1: as far as the width divides
-            'fsdp': 1,
-            'tensor': 1,                 # cuts heads and hidden widths
-            'seq': 1,                    # cuts rows of tokens, for high resolution
+            'fsdp': 1,                   # shards weights and optimizer; -1 with data -1: as the width allows
+            'tensor': 1,                 # shards heads and hidden widths
+            'seq': 1,                    # shards rows of tokens, for high resolution
         },
         'log': {
             'every': 100, 'tensorboard': False, 'wandb': False,
-            # bfloat16 peak of one device for the MFU; 0: lit_jax/runtime/chips.py
-            'peak_tflops': 0.0,
+            'peak_tflops': 0.0,          # bfloat16 peak of one device, for the MFU; 0: by its name
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
         'eval': {                        # scores of EMA samples while training (docs/evaluate/evaluation.md)
             'every': 0,                  # steps, 0: off; best a multiple of checkpoint.every
             'num_samples': 10_000,
-            'full_every': 0,             # seldom, and then with full_num_samples; 0: never
+            'full_every': 0,             # the same with full_num_samples; 0: never
             'full_num_samples': 50_000,
-            # `best`: the score whose best weights are kept in WORKDIR/best
-            'metrics': 'fid,is', 'best': 'fid',
+            'metrics': 'fid,is',
+            'best': 'fid',               # the score whose best weights are kept in WORKDIR/best
             'reference': '',             # ADM's .npz, or one of `python evaluate.py reference`
-            # 'digits' for the digits; path of the Inception weights
-            'features': 'inception', 'inception': '',
+            'features': 'inception',     # or 'digits', for the digits
+            'inception': '',             # path of the Inception weights
             'steps': CLASSES.steps, 'method': CLASSES.method, 'cfg_scales': (1.0,),
             'cfg_channels': CLASSES.cfg_channels, 'labels': 'random',
-            'batch_size': 0,             # max images in flight per host; 0: two groups of 16 a device
+            'batch_size': 0,             # max images in flight per host; 0: two groups of 16 per device
         },
         'sample': {                      # grids drawn while training
-            'every': 10_000, 'count': 16, 'steps': CLASSES.steps, 'method': CLASSES.method,
-            'cfg_scale': CLASSES.cfg_scale,
+            'every': 10_000, 'count': 16,
+            'steps': CLASSES.steps, 'method': CLASSES.method, 'cfg_scale': CLASSES.cfg_scale,
         },
     })
     return config.lock()
@@ -172,53 +150,47 @@ def load_recipe(name: str | Path) -> ConfigDict:
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
-    """Sets depth, width and a mixer ('softmax' or 'linear') of one of SIZES; the larger ones are cut over
-    `fsdp`."""
+    """Sets depth, width and mixer ('softmax', 'linear') of a row of SIZES, large ones sharded over `fsdp`."""
     row = SIZES[name]
     config.model.depth, config.model.width = row['depth'], row['width']
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
     config.model.mixer = make(row[f'{mixer}_heads'])
-    if row['width'] >= 1024:      # weights, EMA and moments of the larger ones crowd a 16 GB chip: cut them
+    if row['width'] >= 1024:      # weights, EMA and moments would fill a 16 GB chip
         config.mesh.fsdp = -1
     return config
 
 
 def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict:
-    """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with the training
-    settings of LiT.
+    """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with LiT's training
+    settings.
 
-    The paper gives λ1, λ2, learning rate, batch and the share of long captions; optimizer, warm-up and
-    clipping are those of PixArt-Σ's own recipe with the same learning rate and batch."""
+    The paper gives λ1, λ2, learning rate, batch size and the share of long captions; optimizer, warm-up and
+    clipping are those of PixArt-Σ's own recipe with the same learning rate and batch size."""
     make = {'softmax': lambda: softmax_mixer(16), 'linear': lambda: linear_mixer(2)}[mixer]
     config.model = ConfigDict({'family': 'pixart', 'depth': 28, 'width': 1152, 'patch': 2, 'mlp_ratio': 4.0,
-                               'learn_sigma': True,
-                               'ffn': 'mlp', 'mixer': make(), 'stages': (), 'cross_heads': 16,
-                               'pe_interpolation': image_size / 512})
+                               'learn_sigma': True, 'ffn': 'mlp', 'mixer': make(), 'stages': (),
+                               'cross_heads': 16, 'pe_interpolation': image_size / 512})
     config.latent.update({'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025})
-    # a mirrored "left of" is none
     config.data.update({'name': 'caption_latents', 'image_size': image_size, 'flip': False})
     config.text.encoder = 'PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers'
     config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
     config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
                          'batch_size': 384, 'remat': 'full'})
-    config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale,
-                          'count': 8})
+    config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale})
+    config.sample.count = 8
     config.mesh.fsdp = -1
     return config
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """What the digits recipes share: data, pixel space, and the small run's rhythm; the model is set
-    apart."""
+    """Settings shared by the digits recipes: data, pixel space, a small run. Mixers are set apart."""
     config.data.name, config.data.image_size, config.data.num_classes = 'digits', 8, 10
     config.data.flip = False                 # a mirrored 2 is no 2
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
-    # Doubled pixels: with DiT's linear schedule 8x8 pixels of unit size drown in noise too early to be
-    # learned.
-    config.latent.scale = 2.0
+    config.latent.scale = 2.0     # at unit size, DiT's linear schedule hides 8x8 pixels too early
     config.model.update({'depth': 4, 'width': 64, 'patch': 2})
-    config.train.update({'batch_size': 64, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True})
-    config.train.dtype = 'float32'
+    config.train.update({'batch_size': 64, 'learning_rate': 2e-3, 'ema_decay': 0.999, 'ema_warmup': True,
+                         'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 40, 'cfg_scale': 2.0})
     config.log.every = 50
@@ -231,19 +203,16 @@ def is_text(config: ConfigDict) -> bool:
 
 
 def shapes(config: ConfigDict) -> ConfigDict:
-    """What the recipes of the rendered shapes share: captions, pixels, a small model and its rhythm; mixers
-    are set apart."""
+    """Settings shared by the recipes of rendered shapes: captions, pixels, a small run. Mixers are apart."""
     config.data.update({'name': 'shapes', 'image_size': 18, 'flip': False})
     config.text.update({'encoder': 'lit_jax/shapes_t5', 'encoder_path': models_folder('shapes_t5'),
                         'channels': 64, 'tokens': 12})
     config.text.long_ratio = 0.4             # prompts are worded like the short captions
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 3})
-    config.latent.scale = 2.0                # what a caption says must show above the noise
+    config.latent.scale = 2.0                # shapes must show above the noise
     config.model = ConfigDict({'family': 'pixart', 'depth': 4, 'width': 128, 'patch': 3, 'mlp_ratio': 4.0,
-                               'learn_sigma': True,
-                               'ffn': 'mlp', 'mixer': softmax_mixer(8), 'stages': (), 'cross_heads': 8,
-                               # coordinates up to 32, as PixArt-Σ has them: neighbours differ
-                               'pe_interpolation': 6 / 32})
+                               'learn_sigma': True, 'ffn': 'mlp', 'mixer': softmax_mixer(8), 'stages': (),
+                               'cross_heads': 8, 'pe_interpolation': 6 / 32})    # coordinates 0..32
     config.train.update({'batch_size': 32, 'learning_rate': 8e-4, 'clip_norm': 0.1, 'ema_decay': 0.998,
                          'ema_warmup': True, 'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
@@ -252,15 +221,15 @@ def shapes(config: ConfigDict) -> ConfigDict:
 
 
 def architecture(config: ConfigDict) -> dict:
-    """The architecture that a recipe describes (see `lit_jax.models.network.Network`), checked."""
+    """The architecture of a recipe (see `lit_jax.models.network.Network`), checked."""
     image_size, down, patch = config.data.image_size, config.latent.downscale, config.model.patch
     unit = down * patch
     if image_size % unit:
         nearest = max(unit, round(image_size / unit) * unit)
         raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
                         f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
-    arch = {**config.model.to_dict(), 'input_size': (image_size // down,) * 2,
-            'channels': config.latent.channels}
+    arch = config.model.to_dict()
+    arch |= {'input_size': (image_size // down,) * 2, 'channels': config.latent.channels}
     if is_text(config):
         arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels,
                  'caption_tokens': config.text.tokens}
@@ -272,10 +241,7 @@ def architecture(config: ConfigDict) -> dict:
 
 
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
-    """Checks a recipe against itself and the devices, resolves what is derived, and locks it.
-
-    Resolved: the mesh size that is -1. Raises UserError for the first thing that cannot be.
-    """
+    """Checks a recipe against itself and the devices (UserError), resolves mesh sizes of -1, and locks it."""
     config = config.copy_and_resolve_references()
     arch = architecture(config)
     train = config.train
@@ -292,15 +258,13 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
         raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')
-    if not 0 <= train.label_dropout < 1:
-        raise UserError(f'train.label_dropout must be in [0, 1), got {train.label_dropout}')
-    if not 0 <= train.ema_decay < 1:
-        raise UserError(f'train.ema_decay must be in [0, 1), got {train.ema_decay}')
+    for field in ('label_dropout', 'ema_decay'):
+        if not 0 <= train[field] < 1:
+            raise UserError(f'train.{field} must be in [0, 1), got {train[field]}')
     config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count, arch['width']))
     check_partition(arch, config.mesh.to_dict())
-    ways, batch = config.mesh.data * config.mesh.fsdp, train.batch_size
-    if batch % (ways * train.accumulate):
-        unit = ways * train.accumulate
+    unit, batch = config.mesh.data * config.mesh.fsdp * train.accumulate, train.batch_size
+    if batch % unit:
         nearest = max(unit, round(batch / unit) * unit)
         raise UserError(f'train.batch_size {batch} is not divisible by data · fsdp · accumulate = '
                         f'{config.mesh.data} · {config.mesh.fsdp} · {train.accumulate} = {unit}; the nearest '
@@ -316,25 +280,23 @@ def _check_text(config: ConfigDict) -> None:
     if not 0 <= text.long_ratio <= 1:
         raise UserError(f'text.long_ratio is a share, from 0 to 1, got {text.long_ratio}')
     if data.flip:
-        raise UserError('data.flip mirrors images, and with them what captions say of left and right; set it '
-                        'to False')
+        raise UserError('data.flip would swap left and right in images but not in captions; set it to False')
     if config.eval.every or config.eval.full_every:
         raise UserError('eval scores class-conditional models while they train; score a text-to-image model '
                         'with sample.py and evaluate.py geneval, and set eval.every and eval.full_every to 0')
 
 
 def _check_sampling(config: ConfigDict) -> None:
-    """The grids are first drawn long after the start: what they need is looked at now."""
+    """Grids are first drawn long after the start, so their settings are checked now."""
     sample = config.sample
     if sample.every < 0 or sample.count < 1:
-        raise UserError(f'sample.every must be 0 (off) or more and sample.count at least 1, got '
-                        f'{sample.every}, {sample.count}')
+        raise UserError(f'sample.every must be >= 0 and sample.count > 0, got {sample.every}, {sample.count}')
     CLASSES.updated(sample).check(config.diffusion)
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:
         return
-    for field, least in (('every', 0), ('full_every', 0), ('num_samples', 2), ('full_num_samples', 2),
-                         ('batch_size', 0)):
+    least_of = {'every': 0, 'full_every': 0, 'num_samples': 2, 'full_num_samples': 2, 'batch_size': 0}
+    for field, least in least_of.items():
         if evaluation[field] < least:
             raise UserError(f'eval.{field} must be at least {least}, got {evaluation[field]}')
     if not evaluation.cfg_scales:
@@ -347,16 +309,13 @@ def _check_sampling(config: ConfigDict) -> None:
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:
-    """Fills in what is -1; the product of all axes must be the number of devices.
+    """Fills in sizes of -1; the product of all axes must be the number of devices.
 
-    One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the devices left
-    that divides the width (up to MOST_FSDP), and data the rest, so that one recipe fits any number of
-    devices.
-    """
+    One axis may be -1, or `data` and `fsdp` together: then fsdp takes the largest part of the remaining
+    devices that divides the width (up to MOST_FSDP), and data the rest."""
     free = {axis for axis, n in mesh.items() if n == -1}
     if any(n < 1 and n != -1 for n in mesh.values()) or (len(free) > 1 and free != {'data', 'fsdp'}):
-        raise UserError(f'mesh sizes must be positive; one of them may be -1, or data and fsdp together; got '
-                        f'{mesh}')
+        raise UserError(f'mesh sizes must be positive; one may be -1, or data and fsdp together; got {mesh}')
     fixed = math.prod(n for n in mesh.values() if n > 0)
     if device_count % fixed or (not free and fixed != device_count):
         raise UserError(f'the mesh {mesh} needs {"a multiple of " if free else ""}{fixed} devices, here are '

@@ -1,8 +1,7 @@
-"""The table of docs/train/systems.md: what every system costs, as its paper counts and in full. It is
-kept true by a test.
+"""The table of docs/train/systems.md: the cost of every system, as its paper counts and in full.
 
-    python -m lit_jax.recipes.system_costs                       # prints it
-    python -m lit_jax.recipes.system_costs docs/train/systems.md       # puts it in its place in that file
+    python -m lit_jax.recipes.system_costs                             # prints it
+    python -m lit_jax.recipes.system_costs docs/train/systems.md       # updates it in that file
 """
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lit_jax.runtime.options import option, parse_options
 
 BEGIN = '<!-- costs: python -m lit_jax.recipes.system_costs docs/train/systems.md -->'
 END = '<!-- end of costs -->'
-LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # have recipes of 512 pixels, printed figures or not
+LARGE = {('dit', 'xl'), ('lit', 'xl'), ('dig', 'xl')}     # with recipes of 512 pixels
 MOST = 256
 OWN_512 = {('lit', 'xl'): 'lit_xl_512.py', ('dig', 'xl'): 'baselines.py:dig_xl_512'}
 
@@ -27,7 +26,6 @@ OWN_512 = {('lit', 'xl'): 'lit_xl_512.py', ('dig', 'xl'): 'baselines.py:dig_xl_5
 @dataclass(frozen=True)
 class Cost:
     """One row: parameters with the fixed position table, multiply-accumulates of one image, bytes of state.
-
     `paper` is in the convention of the paper that printed `published` (None: no figure). tensor, seq: the
     largest power of two of devices that these axes of the mesh may have."""
     name: str
@@ -79,7 +77,7 @@ def _most_devices(arch: dict, axis: str) -> int:
 
 
 def recipe_of(name: str, size: str, image_size: int = 256) -> str:
-    """The recipe that trains it: what --config takes."""
+    """The recipe that trains it, for --config."""
     if (name, size) in OWN_512 and image_size == 512:
         return f'configs/{OWN_512[name, size]}'
     if (name, size, image_size) == ('dit', 'xl', 512):
@@ -96,27 +94,22 @@ def cost_table() -> str:
              '|---|---|---|---|---|---|---|---|---|---|---|']
     for name, size, image_size in rows():
         cost = cost_of(name, size, image_size)
-        printed = _figure(cost.published) if cost.published else '–'
+        figure = cost.published
+        printed = (f'{figure:g}' if float(figure).is_integer() else f'{figure:.2f}') if figure else '–'
         difference = '–' if cost.difference is None else f'{100 * cost.difference:+.2f} %'
         cells = [SYSTEMS[name].title, size, image_size, f'{cost.parameters:,}', f'{cost.paper / 1e9:.2f}',
-                 printed, difference,
-                 f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB', f'{cost.tensor}, {cost.seq}',
-                 f'`{recipe_of(name, size, image_size)}`']
+                 printed, difference, f'{cost.full / 1e9:.2f}', f'{cost.state / 2 ** 20:.2f} MiB',
+                 f'{cost.tensor}, {cost.seq}', f'`{recipe_of(name, size, image_size)}`']
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
-def _figure(published: float) -> str:
-    return f'{published:g}' if float(published).is_integer() else f'{published:.2f}'
-
-
 def replace_table(text: str, table: str) -> str:
-    """The text with `table` between its marks. UserError where they are not there."""
+    """The text with `table` between its marks. UserError if they are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(
-            f'the file lacks the marks of the table: {BEGIN} and {END}, each on a line of its own')
+        raise UserError(f'the file lacks the marks of the table: {BEGIN} and {END}, each on its own line')
     return f'{before}{BEGIN}\n\n{table}\n\n{END}{after}'
 
 

@@ -1,14 +1,10 @@
 """The systems that can be trained and compared, with their sizes: `system(config, 'dydi_lit', 's')` sets a
 recipe's model.
 
-One table, SYSTEMS. A size is a whole `config.model`. Sizes called s, b, l, xl are those of the system's own
-paper; the DyDi-LiT paper (arXiv 2601.13683) compares systems at sizes of its own, with 12 blocks of DiT of
-width 384, 512 and 768 as the measure: for DiT and DiG these are called dydi_s, dydi_b, dydi_l, for the
-systems that have no others s, b, l.
-
-What each of them costs, in the papers' counting and in full: `python -m lit_jax.recipes.system_costs`,
-docs/train/systems.md.
-"""
+One table, SYSTEMS. A size is a whole `config.model`. Sizes s, b, l, xl are those of the system's own paper;
+the DyDi-LiT paper (arXiv 2601.13683) compares systems at other sizes, matched to 12 blocks of DiT of width
+384, 512 and 768: for DiT and DiG these are called dydi_s, dydi_b, dydi_l, for systems without others s, b, l.
+Their costs: `python -m lit_jax.recipes.system_costs`, docs/train/systems.md."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +16,7 @@ from lit_jax.recipes.recipe import SIZES, linear_mixer, softmax_mixer
 from lit_jax.runtime.errors import UserError, check_known
 
 DYDI_WIDTHS = {'s': 384, 'b': 512, 'l': 768}
-WIDE = 1024      # from this width on, recipes cut the weights over `fsdp`
+WIDE = 1024      # from this width on, recipes shard the weights over `fsdp`
 
 
 @dataclass(frozen=True)
@@ -28,10 +24,9 @@ class System:
     """A system and its sizes.
 
     Attributes:
-        title, paper: for people. sizes: {name: fields of config.model}.
-        published: {(size, image size): the "Gflops" that a paper prints, which are multiply-accumulates}.
-        convention: how that paper counts. source: where the sizes come from.
-    """
+        title, paper: for people. sizes: {name: fields of config.model}; source: where they come from.
+        published: {(size, image size): "Gflops" of a paper, in fact multiply-accumulates}; convention: its
+            count."""
     title: str
     paper: str
     sizes: Mapping[str, Mapping]
@@ -41,9 +36,7 @@ class System:
 
 
 def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
-    """Sets config.model to a size of a system of SYSTEMS; the larger ones are cut over `fsdp`.
-
-    Raises UserError for a name or a size that is not known."""
+    """Sets config.model to a size of SYSTEMS, large ones sharded over `fsdp`. UserError if unknown."""
     check_known('system', name, SYSTEMS)
     sizes = SYSTEMS[name].sizes
     if size not in sizes:
@@ -56,18 +49,12 @@ def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
 
 def sub_imagenet(config: ConfigDict, image_size: int = 256) -> ConfigDict:
     """The Sub-ImageNet setting of the DyDi-LiT paper (section 4.1): 100 classes, 100,600 steps of 256, 30,000
-    samples.
-
-    The list of classes is ours (lit_jax/data/subset.py), as the paper's is not published."""
+    samples. The list of classes is ours (lit_jax/data/subset.py); the paper's is not published."""
     config.data.update({'classes': 'sub_imagenet', 'num_classes': 100, 'image_size': image_size})
     config.train.steps = 100_600
     config.eval.update({'full_num_samples': 30_000, 'steps': 200, 'labels': 'balanced',
                         'cfg_scales': (1.0, 4.0), 'metrics': 'fid,sfid,kid,skid,is,precision,recall'})
     return config
-
-
-# ------------------------------------------------------------------------------------------------------
-# Models
 
 
 def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Sequence[Mapping] = ()) -> dict:
@@ -77,14 +64,13 @@ def _dit(depth: int, width: int, mixer: Mapping, *, ffn: str = 'mlp', stages: Se
 
 def _dit_sizes(mixer: str) -> dict:
     make = {'softmax': softmax_mixer, 'linear': linear_mixer}[mixer]
-    return {name: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads']))
-            for name, row in SIZES.items()}
+    return {key: _dit(row['depth'], row['width'], make(row[f'{mixer}_heads'])) for key, row in SIZES.items()}
 
 
 def _compressed(width: int) -> dict:
     """DiT of 12 blocks, the last six with one key for 4 x 4 tokens."""
-    return _dit(12, width, softmax_mixer(width // 64),
-                stages=({'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}))
+    stages = {'depth': 6}, {'depth': 6, 'mixer': {'compress': 4}}
+    return _dit(12, width, softmax_mixer(width // 64), stages=stages)
 
 
 # Of these two all options of the mixer, so that each can be set on the command line.
@@ -103,20 +89,18 @@ def _sana(width: int) -> dict:
     return _dit(9, width, {'name': 'sana', 'heads': 1, 'qkv_bias': False, 'eps': 1e-8}, ffn='mix')
 
 
-# DiG, table 2, and the heads of the official code, whose XL has 18, so that every head has 64 channels:
-# (depth, width, heads)
+# DiG, table 2: (depth, width, heads); the official code's XL has 18 heads, so that each has 64 channels.
 DIG_SIZES = {'s': (12, 384, 6), 'b': (12, 768, 12), 'l': (24, 1024, 16), 'xl': (28, 1152, 18)}
 # Table 2 of the same paper; heads of 32 channels are the widest that divide all widths.
 UDIG_SIZES = {'s': (20, 128, 4), 'b': (20, 256, 8), 'l': (40, 320, 10), 'xl': (40, 416, 13)}
-# That reproduce the GFLOPs of the DyDi-LiT paper, with as many channels of keys as of values.
+# Depths that reproduce the GFLOPs of the DyDi-LiT paper, with as many channels of keys as of values.
 DYDI_DIG_DEPTHS = {'s': 15, 'b': 14, 'l': 15}
 
 
 def _dig(depth: int, width: int, heads: int, expand_k: float = 0.5) -> dict:
     return {'family': 'dig', 'depth': depth, 'width': width, 'patch': 2, 'mlp_ratio': 4.0,
-            'learn_sigma': True,
-            'ffn': 'swiglu', 'mixer': GLA | {'heads': heads, 'expand_k': expand_k}, 'order': 'official',
-            'local': 'identity', 'skip': 'none'}
+            'learn_sigma': True, 'ffn': 'swiglu', 'mixer': GLA | {'heads': heads, 'expand_k': expand_k},
+            'order': 'official', 'local': 'identity', 'skip': 'none'}
 
 
 def _udig(depth: int, width: int, heads: int) -> dict:
@@ -125,9 +109,8 @@ def _udig(depth: int, width: int, heads: int) -> dict:
     return model
 
 
-# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); the number
-# is the share of the heads in use, in per cent. L and XL have fewer heads in early layers and more in late
-# ones, of 64 and 72 channels.
+# Runs of equal layers, (layers, heads, shared, routed), of the official code (MoH-DiT/models.py); _75: 75 %
+# of the heads are in use. L and XL have fewer heads in early layers and more in late ones.
 MOH_RUNS = {
     's': ((8, 6, 3, 2), (4, 6, 6, 0)),
     's_75': ((2, 6, 2, 1), (4, 6, 3, 1), (4, 6, 3, 2), (2, 6, 6, 0)),
@@ -151,11 +134,8 @@ def _moh(name: str) -> dict:
     return _dit(size['depth'], size['width'], mixer, stages=stages)
 
 
-# ------------------------------------------------------------------------------------------------------
-# The table
-
-# The figures that are printed for DiG lack the second product of its SwiGLU, which the official code runs
-# inside a fused operation, and the recurrence, which is a kernel: a counter of modules sees neither.
+# DiG's printed figures lack the second product of its SwiGLU, which the official code fuses, and the
+# recurrence, which is a kernel: a counter of modules sees neither.
 _DIG_CONVENTION = Convention('none', ('*/mlp/down/kernel',), 'no second product of the SwiGLU, no recurrence')
 _DYDI_SOURCE = 'sizes that reproduce the GFLOPs of the DyDi-LiT paper; it names widths only'
 

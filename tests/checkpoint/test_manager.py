@@ -246,7 +246,7 @@ def test_a_damaged_step_can_be_saved_again(tmp_path, caplog):
             save(checkpoints, 1, 2)
             (checkpoints.directory / '000000002' / 'meta' / 'metadata').unlink()
             assert_restores(checkpoints, 1)
-            assert 'going on from step 1' in caplog.text
+            assert 'resuming from step 1' in caplog.text
             save(checkpoints, 2)
             assert_restores(checkpoints, 2)
     assert names(checkpoints) == ['000000001', '000000002', '000000002.damaged', '000000002.damaged2']

@@ -142,7 +142,7 @@ def test_checkpoints_count_from_their_commit_on_and_damaged_ones_are_left_out(ru
     with caplog.at_level(logging.WARNING):
         assert checkpoints.restore_latest({}) == ('arrays of 1', {'seen': 1}, 1)
     assert 'gs://bucket/runs/a/checkpoints/000000002/state/d/0: 5 bytes where 11 were written' in caplog.text
-    assert 'going on from step 1' in caplog.text
+    assert 'resuming from step 1' in caplog.text
     assert checkpoints.steps() == [1] and not young.exists()
     damaged = run / 'checkpoints' / '000000002'
     assert '5 bytes where 11' in (damaged

@@ -175,7 +175,7 @@ def test_output_in_the_way(convert, checkpoint, tmp_path):
 def test_name_list_that_does_not_fit(convert, tmp_path):
     config = {'model': tiny_arch(SOFTMAX), 'classes': ['only one']}
     save_file(random_state(tiny_arch()), tmp_path / 'x.safetensors', metadata={'lit_jax': json.dumps(config)})
-    with pytest.raises(UserError, match='names 1 classes, its label table has 3'):
+    with pytest.raises(UserError, match='names 1 of its 3 classes'):
         convert(tmp_path / 'x.safetensors', '--out', tmp_path / 'out')
 
 

@@ -151,7 +151,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path):
         load_inception(tmp_path)
     with pytest.raises(UserError, match='was asked for 00000000'):
         load_inception(file, sha256='00000000')
-    with pytest.raises(UserError, match='64 hexadecimal digits'):
+    with pytest.raises(UserError, match='8 to 64 hexadecimal digits'):
         load_inception(file, sha256='6726')
     with pytest.raises(UserError, match='truncated or damaged'):
         load_inception(file, sha256=hashlib.sha256(b'half a file').hexdigest())

@@ -174,7 +174,7 @@ def test_a_mlp_that_is_no_swiglu_is_told():
     for block in range(4):
         state[f'blocks.{block}.mlp.gate_proj.weight'] = np.zeros((200, 16), np.float32)
         state[f'blocks.{block}.mlp.down_proj.weight'] = np.zeros((16, 100), np.float32)
-    with pytest.raises(UserError, match='100 inner channels, which no ratio of SwiGLU gives'):
+    with pytest.raises(UserError, match='the SwiGLU has 100 inner channels; multiples of 256'):
         from_torch_state(state)
 
 

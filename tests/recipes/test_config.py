@@ -72,7 +72,7 @@ def test_what_cannot_work_is_refused(field, value, message):
 def test_only_data_and_fsdp_may_both_be_free():
     config = tiny_recipe()
     config.mesh.tensor = -1
-    with pytest.raises(UserError, match='one of them may be -1, or data and fsdp together'):
+    with pytest.raises(UserError, match='one may be -1, or data and fsdp together'):
         recipes.finalize(config, device_count=8)
 
 
