@@ -1,5 +1,4 @@
-"""The page itself: what stands where, and what a press of the button changes. Everything else is in
-`drawing`."""
+"""Lays out the page and updates it when the button is pressed; `lit_jax.app.drawing` draws."""
 import html
 import logging
 import math
@@ -22,12 +21,11 @@ READY = 'ready: the first drawing with new settings compiles a program for them'
 
 
 def make_theme() -> gr.themes.Base:
-    """Fonts of the system only: nothing is fetched from elsewhere."""
+    """System fonts only: nothing is downloaded."""
     fonts = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
     return gr.themes.Base(primary_hue='indigo', neutral_hue='slate', radius_size='md', **fonts).set(
-        block_title_text_weight='600', block_border_width='1px',
-        button_primary_background_fill='*primary_600',
-        button_primary_background_fill_hover='*primary_700', button_primary_text_color='white')
+        block_title_text_weight='600', block_border_width='1px', button_primary_text_color='white',
+        button_primary_background_fill='*primary_600', button_primary_background_fill_hover='*primary_700')
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -56,7 +54,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 # ------------------------------------------------------------------------------------------------------
-# What is asked
+# Request
 
 
 def _controls(studio: Studio) -> tuple[list, gr.Button]:
@@ -98,7 +96,7 @@ def _class_name(number: int, name: str) -> str:
 
 
 def read_request(takes: str, values) -> DrawRequest:
-    """What stands in the controls. Raises UserError for what is no number."""
+    """The request in the controls. Raises UserError for values that are not numbers."""
     if takes == 'text':
         prompt, negative, seed, count, steps, method, scale, width, height = values
         what = {'prompt': prompt or '', 'negative': negative or '',
@@ -123,12 +121,11 @@ def _whole(name: str, value) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------
-# What is shown
+# Result
 
 
 def show(studio: Studio, values) -> Iterator[list]:
-    """Values of [button, status, command, (gallery, timing) of each model] while the request in `values` is
-    drawn."""
+    """[button, status, command, (gallery, timing) of each model] again and again, while `values` is drawn."""
     keep = [gr.skip()] * (2 * len(studio.pipelines))
     ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
     try:
@@ -139,9 +136,8 @@ def show(studio: Studio, values) -> Iterator[list]:
             for number, panel in enumerate(state.panels[seen:], seen):
                 images = [(enlarge(image), caption)
                           for image, caption in zip(panel.images, panel.captions, strict=True)]
-                new[2 * number:2 * number +
-                    2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.pipelines))),
-                          timing_html(panel.timing.describe())]
+                gallery = gr.Gallery(images, columns=_columns(len(images), len(studio.pipelines)))
+                new[2 * number:2 * number + 2] = gallery, timing_html(panel.timing.describe())
             seen = len(state.panels)
             command = studio.command(request) if state.finished else gr.skip()
             yield [ready if state.finished else busy, status_html(state), command, *new]
@@ -170,8 +166,8 @@ def _panels(studio: Studio) -> list:
     with gr.Row(equal_height=False):
         for number, (title, facts) in enumerate(zip(studio.titles, studio.facts, strict=True)):
             with gr.Column(min_width=260):
-                _bare(f'<p class="lit-title">{html.escape(title)}</p><p '
-                      f'class="lit-facts">{html.escape(facts)}</p>')
+                _bare(f'<p class="lit-title">{html.escape(title)}</p>'
+                      f'<p class="lit-facts">{html.escape(facts)}</p>')
                 gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto',
                                      object_fit='contain', buttons=['download', 'fullscreen'],
                                      elem_id=f'gallery{number}', elem_classes='lit-gallery')
@@ -190,7 +186,7 @@ def timing_html(text: str) -> str:
 
 
 def status_html(state: State) -> str:
-    """What is going on, how far it is, and what has to be said about it."""
+    """What is going on, a progress bar, and notices."""
     clock = '' if state.text == READY or state.finished else f'{state.seconds:.1f} s'
     said = f'<div class="said"><span>{html.escape(state.text)}</span><span class="clock">{clock}</span></div>'
     if state.finished or state.text == READY:
@@ -200,11 +196,10 @@ def status_html(state: State) -> str:
     else:
         bar = f'<div class="bar"><div style="width: {100 * state.fraction:.1f}%"></div></div>'
     notices = ''.join(f'<li>{html.escape(notice)}</li>' for notice in state.notices)
-    return (f'<div class="lit-status" '
-            f'role="status">{said}{bar}{f"<ul>{notices}</ul>" if notices else ""}</div>')
+    notices = notices and f'<ul>{notices}</ul>'
+    return f'<div class="lit-status" role="status">{said}{bar}{notices}</div>'
 
 
 def error_html(text: str) -> str:
-    """A message about a request that cannot be met; the flags it may name are written as a person on the page
-    reads them."""
+    """A message about a request that cannot be met, without the dashes of a flag that it begins with."""
     return f'<div class="lit-status error" role="alert">{html.escape(text.removeprefix("--"))}</div>'

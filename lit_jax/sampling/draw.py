@@ -1,12 +1,12 @@
 """Draws what `sample.py` is asked for: a sheet (.png), a set (.npz) or a folder of PNG files.
 
-    NAME.png       a row for each class or prompt; two models side by side; of one prompt and seed the image
+    NAME.png       a row per class or prompt; two models side by side; for one prompt and seed just the image
     NAME.npz       a set of classes for evaluation
     FOLDER/        000012_class0207.png (image 12), or 00003_seed0.png (prompt 3, seed 0) with prompts.jsonl
     --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
 
-Sets and folders are continued: what is there of the same recipe stays. Several processes call these functions
-together: sheets are drawn by process 0, sets by all.
+Interrupted sets and folders are resumed. All processes call these functions together: process 0 draws sheets,
+all draw sets.
 """
 import itertools
 import re
@@ -37,21 +37,19 @@ from lit_jax.sampling.prompts import collect_prompts, parse_seeds, parse_size
 from lit_jax.sampling.request import OF_CLASSES, OF_PROMPTS, SampleRequest
 from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
 
-# images between two changes of networks with low_memory: what a kill can cost at most
-ROUND = 32
-PER_CLASS = 8                # of a sheet
+ROUND = 32       # images between two changes of networks with low_memory: the most that an interruption costs
+PER_CLASS = 8    # of a sheet
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Images that were checked and can be drawn.
+    """A checked request that can be drawn.
 
     Attributes:
-        shown: class or prompt of each image. seeds: one for all of classes, one for each of prompts.
-        group: images computed together. size: (height, width) in pixels, of prompts. shape: of the images.
-        tile: of the VAE, of prompts. batch_size: most images in flight, of classes.
-        rows, columns: of a sheet; rows by their names.
-        card: everything that decides the bytes; empty for a sheet.
+        shown: class or prompt of each image. seeds: one for all classes, or one per prompt image.
+        group: images computed together. shape: (height, width) of the images. size: the same, for prompts.
+        tile: of the VAE, for prompts. batch_size: most images in flight, for classes.
+        rows, columns: of a sheet; rows by their names. card: everything that decides the bytes; {}: a sheet.
         names: of the files in a folder. lines: of its list.
     """
     pipeline: Pipeline
@@ -74,7 +72,7 @@ class Plan:
         return len(self.shown)
 
     def encode(self, wanted: Sequence[int]):
-        """What to draw; `wanted`: numbers of those that this process draws."""
+        """What to draw; wanted: numbers of the images that this process draws."""
         more = {'wanted': wanted} if self.pipeline.takes == 'text' else {}
         return self.pipeline.encode(self.shown, self.seeds, self.negative, **more)
 
@@ -87,7 +85,7 @@ class Plan:
 
 
 def draw(request: SampleRequest) -> str:
-    """Does what is asked and returns one line about it. Raises UserError for a request that cannot be met."""
+    """Draws what is asked and returns a line about it. Raises UserError for a request that cannot be met."""
     if (request.source is None) == (request.compare is None):
         raise UserError('give one of --from (a model) and --grid_compare (two models)')
     if request.geneval and (request.prompt or request.prompts or request.out != SampleRequest.out):
@@ -138,7 +136,7 @@ def _check_kind(request: SampleRequest) -> str:
 
 
 def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
-    """Looks at everything that can be wrong, and, but for a sheet, that all processes want the same."""
+    """Checks everything that can be wrong; for a set also that all processes want the same."""
     if request.group is not None and request.group < 1 or request.batch_size < 0 or request.tile < 0:
         raise UserError(f'--group must be at least 1, --batch_size and --tile not negative, got '
                         f'{request.group}, {request.batch_size}, {request.tile}')
@@ -235,7 +233,7 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
         drawn = plan.draw_groups(plan.encode(mine), range(-(-len(mine) // plan.group)))
         peers.only_lead(lambda plan=plan, drawn=drawn: panels.append(
             viewable(np.concatenate(list(drawn)))))
-        plan.pipeline.give_up('vae')
+        plan.pipeline.end_turn('vae')
 
     def save() -> None:
         text, side = first.pipeline.takes == 'text', panels[0].shape[1]
@@ -252,8 +250,7 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
 
 
 def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
-    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped; whether
-    it was whole already."""
+    """Draws or resumes an .npz or a folder of images, by all processes; (a line, whether it was whole)."""
     if out.suffix == '.npz':
         store = NpzStore(out, plan.card, plan.shown, plan.shape, part_size(plan.group))
     else:
@@ -268,11 +265,7 @@ def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
 
 
 def draw_parts(plan: Plan, store) -> None:
-    """Draws what a store is missing, by all processes, and finishes it.
-
-    store: Parts with `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`. Its parts
-    are whole groups.
-    """
+    """Draws what a store (`lit_jax.sampling.stores`; its parts are whole groups) is missing; finishes it."""
     pipeline, groups_of = plan.pipeline, {part: _groups(store.span(part), plan.group) for part in store.parts}
     most = -(-len(peers.from_lead(store.missing)) // jax.process_count())     # parts of one process
     if pipeline.takes == 'label':
@@ -289,11 +282,11 @@ def draw_parts(plan: Plan, store) -> None:
         for start in range(0, most, a_round):
             parts = mine[start:start + a_round]
             drawn = plan.draw_groups(images, list(itertools.chain(*(groups_of[part] for part in parts))))
-            for part in parts:       # devices work on meanwhile: the next groups are in flight
+            for part in parts:       # the next groups are in flight meanwhile
                 blocks = [to_uint8(block) for block in itertools.islice(drawn, len(groups_of[part]))]
                 store.write(part, np.concatenate(blocks))
                 yield
-            pipeline.give_up('vae')
+            pipeline.end_turn('vae')
 
     make_missing(store, draw_mine, 'images')
     peers.only_lead(store.finish)
