@@ -1,18 +1,17 @@
-"""Weight inheritance (LiT §3.3): a student starts with everything of a trained teacher but its attention.
+"""Weight inheritance (LiT §3.3): a student starts with all weights of a trained teacher but its attention.
 
-The rule is general: each leaf of the student outside `attn` that the teacher has under the same path, in the
-same shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for
-every leaf what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do
-not matter. The paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are
-thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after head, is
-the same axis in both. `all` takes the attention as a whole, from a teacher with the student's own: training
-goes on, at another resolution for instance.
+Each leaf of the student outside `attn` that the teacher has under the same path in the same shape is copied,
+whatever the mixer, ffn and family; the table lists every leaf. Blocks are matched by their number, so runs of
+unlike blocks do not matter. The paper's ablations (table 3) also copy parts of the attention: `q`, `k` and
+`v` are thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after
+head, is the same axis in both. `all` copies the whole attention, from a teacher with the student's own, to
+continue training, for instance at another resolution.
 
-What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention.
-Sana, DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy
-'q,k,v,o' start with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim
-is the teacher's width). U-DiG has widths and blocks of its own: embedders and final layer where they fit, as
-a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention comes along.
+What students of a DiT inherit: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana, DyDi-LiT,
+DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o': all but
+routers and compressors (MoH-DiT where heads x head_dim is the teacher's width). U-DiG, with widths and blocks
+of its own: embedders and final layer where they fit, usually nothing. LiT-0.6B of a PixArt-Σ: all but the
+self-attention.
 """
 import json
 from collections.abc import Iterable, Mapping
@@ -30,9 +29,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
 ALL = ('all',)
-# Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside
-# the blocks.
-OWN_SIZES = ('udig',)
+OWN_SIZES = ('udig',)      # families with blocks unlike DiT's: from others they inherit nothing in the blocks
 
 
 def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_params: Mapping,
@@ -40,19 +37,17 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     """The student's parameters with the teacher's where it inherits.
 
     Args:
-        teacher_params, student_params: trees of arrays (numpy or jax); neither is changed. Inherited leaves
-            are copies, so a donated student does not take the teacher's memory with it.
-        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v',
+        teacher_params, student_params: trees of arrays (numpy or jax), unchanged. Inherited leaves are
+            copies, so donating the student leaves the teacher's memory alone.
+        copy: parts of the attention to copy as well: any of q, k, v, o, together or apart ('q,k,v',
             ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
     Returns:
         (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh',
         source), 'totals', 'notes', 'copy'. `format_report` prints it.
 
-    Raises:
-        UserError: another size than the student's, leaves of other shapes in a model of the same kind, an
-        unknown `copy`,
-            or 'all' of a teacher with another attention.
+    Raises UserError for a teacher of another size, leaves of other shapes in a model of the same kind, an
+    unknown `copy`, or 'all' with another attention.
     """
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
@@ -62,7 +57,7 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     flat, rows, misfits, lacking = {}, [], [], []
     for path, leaf in student.flat.items():
         pattern, run = split_run(path)
-        attention = _in_attention(path)
+        attention = 'attn' in path.split('/')
         foreign = (attention and parts != ALL or pattern.startswith('blocks/mlp/') and not same_ffn
                    or unlike and run is not None)
         found = None if foreign else teacher.find(pattern, student.blocks.get(run))
@@ -101,7 +96,7 @@ def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def format_report(report: Mapping) -> str:
-    """The table of a report as text: leaf, shape, count, inherited or fresh, and from where."""
+    """A report as a text table: leaf, shape, count, inherited or fresh, and from where."""
     rows = report['rows']
     width = max([len(row['path']) for row in rows] + [len('leaf')])
     sides = max([len(_shape_text(row['shape'])) for row in rows] + [len('shape')])
@@ -113,13 +108,9 @@ def format_report(report: Mapping) -> str:
                                  source).rstrip())
     totals = report['totals']
     share = 100 * totals['inherited'] / max(1, totals['parameters'])
-    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters ({share:.1f} '
-                  f'%), fresh {totals["fresh"]:,}']
+    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters '
+                  f'({share:.1f} %), fresh {totals["fresh"]:,}']
     return '\n'.join(lines + [f'note: {note}' for note in report['notes']])
-
-
-def _in_attention(path: str) -> bool:
-    return 'attn' in path.split('/')
 
 
 def _row(path: str, shape, source: str | None) -> dict:
@@ -133,7 +124,7 @@ def _report(rows: list[dict], notes: list[str], parts: tuple[str, ...]) -> dict:
     parameters = sum(row['count'] for row in rows)
     report = {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
               'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
-    json.dumps(report)     # it is saved beside the run
+    json.dumps(report)     # fails now rather than when it is saved beside the run
     return report
 
 
@@ -158,9 +149,8 @@ def _unlike(*archs: Mapping) -> bool:
 
 def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     if misfits and not _unlike(teacher_arch, student_arch):
-        label = conditioning(student_arch) == 'label'
-        told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' '
-                                                           'features), heads of the cross-attention')
+        told = 'the same number of classes' if conditioning(student_arch) == 'label' else \
+            'the same text encoder (width of the captions\' features), heads of the cross-attention'
         raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
                         f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
@@ -174,16 +164,16 @@ def _copy_like(value, like):
 
 
 # ------------------------------------------------------------------------------------------------------
-# Blocks by their number, whatever runs they lie in
+# Blocks by number
 
 
 class _Blocks:
-    """The leaves of a model; blocks go by their number in the whole model."""
+    """The leaves of a model; blocks are numbered through the whole model."""
 
     def __init__(self, params: Mapping, arch: Mapping):
         self.flat = named_leaves(params)
         self.blocks = number_blocks({path: np.shape(leaf) for path, leaf in self.flat.items()})
-        mixers = mixers_of(arch)       # one a run, or one for all groups of a U-DiG
+        mixers = mixers_of(arch)       # one per run, or one for all groups of a U-DiG
         self.mixers = {run: mixers[i % len(mixers)] for i, run in enumerate(sorted(self.blocks))}
 
     def paths(self, pattern: str) -> dict[int, str]:
@@ -192,7 +182,7 @@ class _Blocks:
                 and run is not None}
 
     def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
-        """The leaf's layers of these blocks (None: it lies outside); None where not all of them have it."""
+        """The leaf's layers in these blocks (None: outside the blocks); None unless all of them have it."""
         if blocks is None:
             return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
         pieces = []
@@ -220,8 +210,7 @@ class _Pieces:
     def shape(self) -> tuple[int, ...]:
         path, part = self.pieces[0]
         shape = np.shape(self.flat[path])
-        return shape if part is None else (sum(piece.stop - piece.start for _, piece in self.pieces),
-                                           *shape[1:])
+        return shape if part is None else (sum(one.stop - one.start for _, one in self.pieces), *shape[1:])
 
     @property
     def source(self) -> str:
@@ -246,7 +235,7 @@ def _library(*arrays):
 
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
                     parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat`, marks them in `rows`; returns notes on what has no counterpart."""
+    """Copies the parts into `flat` and marks them in `rows`; returns notes on what has no counterpart."""
     if not parts:
         return []
     mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
@@ -288,7 +277,7 @@ def _left_out(part: str, kind: str) -> str:
 
 
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
-    """(a part of these blocks as flat matrices or vectors, where it lies); None: the teacher lacks it."""
+    """(a part of these blocks as flat matrices or vectors, its source); None: the teacher lacks it."""
     values, sources = [], []
     for run, mixer in teacher.mixers.items():
         own = teacher.blocks[run]
@@ -307,7 +296,7 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
-    """The rows of a leaf of which some parts were copied: one, or one for each of its parts."""
+    """The rows of a leaf with copied parts: one, or one per part."""
     if copies[0][1] is None:
         return [_row(path, row['shape'], copies[0][2])]
     axis = _part_axis(path)
@@ -329,12 +318,11 @@ def _get_part(leaf, kind: str, part: str, index: int | None):
         leaf = _library(leaf).take(leaf, index, axis=_part_axis(kind))
     if kind == 'bias':
         return leaf.reshape(leaf.shape[0], -1)
-    return leaf.reshape(leaf.shape[0], -1,
-                        leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
+    return leaf.reshape(len(leaf), -1, leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
 
 
 def _set_part(leaf, value, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced, heads as the student's; None where the flat shapes differ."""
+    """A copy of `leaf` with one part replaced, in the student's heads; None where the flat shapes differ."""
     if _get_part(leaf, kind, part, index).shape != value.shape:
         return None
     if index is None:
