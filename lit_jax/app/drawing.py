@@ -204,9 +204,6 @@ class Studio:
                            f'--method={settings.method}', f'--steps={settings.steps}',
                            f'--cfg_scale={settings.cfg_scale:g}', '--out=grid.png'])
 
-    # ------------------------------------------------------------------------------------------------------
-    # In the thread
-
     def _work(self, request: DrawRequest, tell) -> None:
         """Tells states, last the finished one or the error."""
         try:
@@ -288,10 +285,6 @@ def _summary(state: State, read: float | None) -> str:
         teacher, student = (panel.timing.per_step for panel in state.panels)
         text += f'; a step of the student takes {student / teacher:.2f} times as long as the teacher\'s'
     return text
-
-
-# ------------------------------------------------------------------------------------------------------
-# Opening
 
 
 def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: str | None = None,

@@ -53,10 +53,6 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
-# ------------------------------------------------------------------------------------------------------
-# Request
-
-
 def _controls(studio: Studio) -> tuple[list, gr.Button]:
     """(the inputs in the order of `read_request`, the button)."""
     default = studio.default
@@ -118,10 +114,6 @@ def _whole(name: str, value) -> int:
     if not math.isfinite(value) or value != int(value):
         raise UserError(f'the {name} must be a whole number, got {value}')
     return int(value)
-
-
-# ------------------------------------------------------------------------------------------------------
-# Result
 
 
 def show(studio: Studio, values) -> Iterator[list]:

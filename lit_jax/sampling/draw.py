@@ -50,8 +50,7 @@ class Plan:
         group: images computed together. shape: (height, width) of the images. size: the same, for prompts.
         tile: of the VAE, for prompts. batch_size: most images in flight, for classes.
         rows, columns: of a sheet; rows by their names. card: everything that decides the bytes; {}: a sheet.
-        names: of the files in a folder. lines: of its list.
-    """
+        names: of the files in a folder. lines: of its list."""
     pipeline: Pipeline
     settings: SamplerSettings
     shown: Sequence
@@ -129,10 +128,6 @@ def _check_kind(request: SampleRequest) -> str:
         raise UserError(f'{", ".join(foreign)}: not for {request.sources[0]}, which draws '
                         f'{what_is_drawn(kind)}: give it {instead}')
     return kind
-
-
-# ------------------------------------------------------------------------------------------------------
-# Plans
 
 
 def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
@@ -219,10 +214,6 @@ def _say_memory(plan: Plan) -> None:
         parts = ', '.join(f'{name.replace("_", " ")} {memory.human_bytes(size)}'
                           for name, size in plan.pipeline.weights().items())
         memory.LOG.info('weights in memory: %s', parts)
-
-
-# ------------------------------------------------------------------------------------------------------
-# Sheets and sets
 
 
 def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:

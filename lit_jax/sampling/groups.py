@@ -53,8 +53,7 @@ class GroupSampler:
         group: images computed together; affects rounding.
         size: (H, W) of what the model draws, where it is not the architecture's own.
         devices: of this process; default all.
-        on_step: see `lit_jax.sampling.program.build_sampler`.
-    """
+        on_step: see `lit_jax.sampling.program.build_sampler`."""
 
     def __init__(self, model: Model, settings: SamplerSettings, images: Images, *, group: int = GROUP,
                  vae=None, size: tuple[int, int] | None = None, devices: Sequence | None = None,

@@ -35,8 +35,7 @@ class Pipeline:
         step: of a workdir, the checkpoint to take instead of the newest.
 
     Attributes: takes ('label' or 'text'), defaults (`SamplerSettings`), config (of the model), network, vae
-    (its params are None while it is not loaded), name.
-    """
+    (its params are None while it is not loaded), name."""
     takes: str
     defaults: SamplerSettings
 
@@ -113,8 +112,7 @@ class Pipeline:
             seed: one for all images; for prompts also one per image.
             size: (height, width) in pixels, for prompts.
             group: images computed together; affects rounding.
-            settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ...
-        """
+            settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ..."""
         if isinstance(prompts, str):
             prompts = [prompts]
         shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
@@ -129,9 +127,6 @@ class Pipeline:
         drawn = viewable(np.concatenate(list(drawn)))
         self.end_turn('vae')
         return drawn
-
-    # ------------------------------------------------------------------------------------------------------
-    # Weights
 
     def load(self, name: str) -> int:
         """Reads weights ('model', 'vae' or 'text_encoder') unless they are loaded; returns their bytes."""
@@ -195,9 +190,6 @@ class Pipeline:
                 yield
         finally:
             self.end_turn(name)
-
-    # ------------------------------------------------------------------------------------------------------
-    # Drawing
 
     def draw(self, images: Images, settings: SamplerSettings, *, size: tuple[int, int] | None = None,
              group: int | None = None, on_step: OnStep | None = None) -> np.ndarray:

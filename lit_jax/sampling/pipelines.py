@@ -132,8 +132,7 @@ class TextPipeline(Pipeline):
         text_dtype: of `load_text_encoder`; default float32 on CPU, bfloat16 elsewhere (int8 weights stay).
         low_memory: frees each network after its turn; False keeps them all, and what is compiled.
 
-    Attributes: text_config; meter: memory and seconds of the phases of `draw_groups`.
-    """
+    Attributes: text_config; meter: memory and seconds of the phases of `draw_groups`."""
     takes, defaults = 'text', PROMPTS
 
     def __init__(self, source, vae=None, text_encoder=None, *, text_dtype: str | None = None,
@@ -175,9 +174,6 @@ class TextPipeline(Pipeline):
     def captions(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         return [f'seed {seed}' for seed in seeds]
 
-    # ------------------------------------------------------------------------------------------------------
-    # Weights
-
     def _load_text_encoder(self):
         if self._encoder is None:
             self._encoder = load_text_encoder(self._encoder_path, dtype=self.text_dtype)
@@ -203,9 +199,6 @@ class TextPipeline(Pipeline):
         if self.step is None:
             return {'weights': {'manifest_sha256': file_sha256(as_path(self.source) / MANIFEST)}}
         return {'weights': {'workdir': self.source, 'step': self.step}}
-
-    # ------------------------------------------------------------------------------------------------------
-    # Drawing
 
     def encode(self, prompts: Sequence[str], seeds: int | Sequence[int], negative: str = '',
                wanted: Sequence[int] | None = None) -> Images:
@@ -266,9 +259,6 @@ class TextPipeline(Pipeline):
                 phase.weights = self.load('vae')
                 images = one if self.vae is None else self._decoded(one, tile)
             yield images
-
-    # ------------------------------------------------------------------------------------------------------
-    # Before anything is loaded
 
     def weights(self) -> dict[str, int]:
         """{part: bytes of its weights when loaded}."""

@@ -28,8 +28,7 @@ CLIP_THRESHOLD = 1.0
 class CameState(NamedTuple):
     """mu: the mean of updates, shaped as the parameters. nu: for a vector the mean square of its gradients;
     for a matrix a dict, `came_row` [layers, rows], `came_column` [layers, columns] of squared gradients, and
-    `came_residual_row`, `came_residual_column` of squared instabilities, with the leaf's axes unflattened.
-    """
+    `came_residual_row`, `came_residual_column` of squared instabilities, with the leaf's axes unflattened."""
     mu: dict
     nu: dict
 

@@ -47,8 +47,7 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
         source), 'totals', 'notes', 'copy'. `format_report` prints it.
 
     Raises UserError for a teacher of another size, leaves of other shapes in a model of the same kind, an
-    unknown `copy`, or 'all' with another attention.
-    """
+    unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
@@ -85,10 +84,10 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
 
 def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
     """'q,kv' or ['q', 'kv'] -> ('q', 'k', 'v'), in this order; 'all' -> ALL."""
-    words = copy.split(',') if isinstance(copy, str) else list(copy)
-    if [word.strip() for word in words] == [*ALL]:
+    words = [word.strip() for word in (copy.split(',') if isinstance(copy, str) else copy) if word.strip()]
+    if words == [*ALL]:
         return ALL
-    letters = {letter for word in words for letter in word.strip()}
+    letters = {letter for word in words for letter in word}
     if unknown := letters - set('qkvo'):
         raise UserError(f'unknown parts to copy: {", ".join(sorted(unknown))}; expected any of q, k, v, o, '
                         'such as "q,k,v", or "all"')
@@ -163,10 +162,6 @@ def _copy_like(value, like):
     return np.array(value, dtype=like.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Blocks by number
-
-
 class _Blocks:
     """The leaves of a model; blocks are numbered through the whole model."""
 
@@ -227,10 +222,6 @@ class _Pieces:
 
 def _library(*arrays):
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
-
-
-# ------------------------------------------------------------------------------------------------------
-# Parts of the attention
 
 
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,

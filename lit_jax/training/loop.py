@@ -54,8 +54,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
 
     profile: (first, last) step to trace. Returns 'done', or 'preempted' after SIGTERM (the state was saved).
     Raises UserError for anything that can be known before the first step, and Diverged if a loss becomes NaN
-    or infinite.
-    """
+    or infinite."""
     # 1. Devices and recipe
     workdir = as_path(workdir)
     config = peers.together(functools.partial(finalize, config, jax.device_count()))

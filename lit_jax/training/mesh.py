@@ -87,8 +87,7 @@ def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sh
 
     arch: of the model, whose mixers and ffn declare how their parameters are sharded; None: it has neither.
     sharded: whether any axis of the mesh shards weights. Parameters that a mixer does not declare are then an
-        error (no other mixer's rule is used), otherwise replicated.
-    """
+        error (no other mixer's rule is used), otherwise replicated."""
     if not shape or re.search(COPIED, path):
         return P()
     owner = find_owner(arch, path) if arch else None
@@ -151,8 +150,7 @@ class BatchLayout:
     """Which rows of a global batch this process reads, and how they become global arrays.
 
     rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share a
-        part of the batch (an axis `tensor` or `seq` across hosts) read the same rows.
-    """
+        part of the batch (an axis `tensor` or `seq` across hosts) read the same rows."""
 
     def __init__(self, mesh: Mesh, batch_size: int):
         self.batch_size, self.sharding = batch_size, NamedSharding(mesh, BATCH)

@@ -16,8 +16,7 @@ class MetricsLog:
 
     A disk gets every line at once. Object stores cannot append, so lines are kept in memory and the object
     is rewritten at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket does not answer,
-    the run continues and the next rewrite has everything. last: the last record kept at opening, or None.
-    """
+    the run continues and the next rewrite has everything. last: the last record kept at opening, or None."""
 
     def __init__(self, path, step: int, *, rewrite_s: float = REWRITE_SECONDS):
         self._path, self._remote, self._rewrite_s = as_path(path), is_remote(path), rewrite_s

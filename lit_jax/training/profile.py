@@ -38,8 +38,7 @@ class ProfileWindow:
 
     Args:
         window: (first, last) step, or None for no trace.
-        paused: called with the seconds that starting and stopping the profiler took.
-    """
+        paused: called with the seconds that starting and stopping the profiler took."""
 
     def __init__(self, folder, window: tuple[int, int] | None, *,
                  paused: Callable[[float], None] = lambda seconds: None):

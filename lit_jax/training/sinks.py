@@ -11,7 +11,7 @@ SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full d
 
 
 class TensorBoardSink:
-    """TensorBoard through tensorboardX (no TensorFlow). Local only: its writer hangs after a failed upload."""
+    """TensorBoard through tensorboardX, without TensorFlow. Local only: its uploads hang after a failure."""
 
     def __init__(self, workdir):
         from tensorboardX import SummaryWriter

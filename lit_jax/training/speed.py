@@ -72,8 +72,7 @@ class RunClock:
         step: steps done at the start of this call. total: steps of the whole run.
         began: unix time of the first start of the run; None: now, ignoring earlier calls.
         productive: productive seconds of earlier calls.
-        clock, wall: monotonic seconds, and unix seconds.
-    """
+        clock, wall: monotonic seconds, and unix seconds."""
 
     def __init__(self, step: int, total: int, *, began: float | None = None, productive: float = 0.0,
                  clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time):

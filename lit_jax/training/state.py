@@ -27,8 +27,7 @@ def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: i
     decoupled weight decay (times the rate).
 
     name: 'adamw', as in DiT; 'came', as in PixArt-Σ (rate 2e-5, 1,000 steps of warm-up, clip_norm 0.01, no
-    decay); or 'muon'. Raises UserError for others. arch: of the model; 'came' and 'muon' need its mixers.
-    """
+    decay); or 'muon'. Raises UserError for others. arch: of the model; 'came' and 'muon' need its mixers."""
     check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
     update = optax.chain(OPTIMIZERS[name](arch), optax.add_decayed_weights(weight_decay),

@@ -41,8 +41,7 @@ def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
     """x0 [B, H, W, C] of a batch, scaled.
 
     Sampled anew in each step from the VAE's posterior, mean + exp(logvar / 2)·noise, whose moments are cached
-    [B, H, W, 2C] or come from `encode`; without either, the pixels.
-    """
+    [B, H, W, 2C] or come from `encode`; without either, the pixels."""
     if 'moments' in batch:
         mean, logvar = jnp.split(batch['moments'], 2, axis=-1)
     elif encode is not None:
@@ -82,7 +81,7 @@ def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
                teacher: Network | None, objective: Objective) -> tuple[dict[str, Array], dict[str, Array]]:
-    """({term of the loss: float32 [B]}, {name in `network.losses` and `network.statistics`: mean over layers}).
+    """({term of the loss: float32 [B]}, {name in `network.losses` or `network.statistics`: mean of layers}).
 
     The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
@@ -105,8 +104,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         encodes images and `text_encoder` tokens in the step.
     metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
         range; of mixers, losses as 'loss/<name>' and statistics under their own names; 'grad/norm';
-        'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none.
-    """
+        'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none."""
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
     def loss(params, teacher_params, inputs):

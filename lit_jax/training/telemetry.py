@@ -31,8 +31,7 @@ class StepMetrics:
     """The metrics of the steps since the last log line.
 
     They stay on the device until `fetch`, so the loop never waits for a step between log points. `pending` is
-    JSON-able and part of every checkpoint: a run resumed in the middle of an interval logs the same means.
-    """
+    JSON-able and part of every checkpoint: a run resumed in the middle of an interval logs the same means."""
 
     def __init__(self, leaf_names: list[str], pending: list[dict] | None = None):
         self._leaf_names = leaf_names
@@ -45,8 +44,8 @@ class StepMetrics:
 
     def fetch(self) -> None:
         """Fetches the metrics of the steps so far; raises Diverged at the first bad one."""
-        steps, metrics = zip(*self._on_device, strict=True) if self._on_device else ((), ())
-        for step, metrics in zip(steps, jax.device_get(metrics), strict=True):
+        found = jax.device_get([metrics for _, metrics in self._on_device])
+        for (step, _), metrics in zip(self._on_device, found, strict=True):
             self._check(step, metrics)
             self.pending.append({name: jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), value)
                                  for name, value in metrics.items() if name != 'grad/bad_leaf'})
@@ -88,8 +87,7 @@ class Reporter:
         flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
         peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
         device_count: devices of all processes.
-        began: unix time of the first start of the run; None: goodput of this call alone.
-    """
+        began: unix time of the first start of the run; None: goodput of this call alone."""
 
     def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
                  flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
@@ -188,11 +186,11 @@ class Reporter:
 
 def format_line(step: int, total: int, images: int, means: Mapping[str, float],
                 timing: Mapping[str, float]) -> str:
-    """The log line, without what `timing` does not have (here broken in two):
+    """The log line, without what `timing` does not have (here broken in three):
 
-    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120  8,100 img/s (506 a device)
-    15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %  HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`
-    """
+    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
+    8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
+    HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
     terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}'
                       for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
                       if f'loss/{name}' in means)

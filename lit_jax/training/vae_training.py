@@ -45,7 +45,7 @@ def default() -> ConfigDict:
 def unit_latents(params: dict, factor: float) -> dict:
     """The same VAE with its latents multiplied by `factor`, so that recipes need no scale.
 
-    Changes the encoder's last and the decoder's first convolution; for networks without quant convolutions."""
+    Changes the encoder's last and the decoder's first convolution; needs a network without quant ones."""
     out, first = params['encoder']['conv_out'], params['decoder']['conv_in']
     channels = first['kernel'].shape[2]
     is_mean = jnp.arange(2 * channels) < channels       # means are scaled, log-variances shifted
