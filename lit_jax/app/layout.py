@@ -57,15 +57,14 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
     """(the inputs in the order of `read_request`, the button)."""
     default = studio.default
     if studio.takes == 'text':
-        what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6,
-                           elem_id='prompt'),
-                gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty',
-                           elem_id='negative')]
+        what = [gr.Textbox(label='Prompt', elem_id='prompt', placeholder='what the image shows', lines=2,
+                           max_lines=6),
+                gr.Textbox(label='Negative prompt', elem_id='negative', placeholder='what to avoid')]
     else:
         classes = [('each class in turn', EACH),
                    *((_class_name(i, name), i) for i, name in enumerate(studio.pipeline.classes))]
-        what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20,
-                            elem_id='class')]
+        what = [gr.Dropdown(classes, value=EACH, label='Class', elem_id='class',
+                            filterable=len(classes) > 20)]
     button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
     with gr.Row():
         seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')

@@ -87,9 +87,8 @@ class CachedLatents(Source):
         return record
 
     def _damaged(self, index: int, why: str) -> UserError:
-        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made '
-                         f'them checks all shards and makes damaged ones again: '
-                         f'{continue_command(self.folder)}')
+        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. This command checks all '
+                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
 
 
 class LatentSource(CachedLatents):

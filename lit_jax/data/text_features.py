@@ -78,5 +78,5 @@ def check_text(folder, metadata: dict, where: str = 'in the recipe', **wanted) -
     text = metadata['text']
     check_alike({name: text[name] for name in wanted}, wanted, 'in the data set', where,
                 f'the cached text features in {folder} are not those {where}',
-                'Make them again with prepare_latents.py --text_encoder=FOLDER, or correct the value that is '
-                'wrong', none_fits=True)
+                'Make them again with prepare_latents.py --text_encoder=FOLDER, or correct the wrong value',
+                none_fits=True)

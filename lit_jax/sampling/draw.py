@@ -98,8 +98,8 @@ def draw(request: SampleRequest) -> str:
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
     kind = _check_kind(request)
-    pipelines = [open_pipeline(source, request.vae, request.text_encoder, dtype=request.dtype,
-                               text_dtype=request.text_dtype, low_memory=request.low_memory)
+    options = {name: getattr(request, name) for name in ('dtype', 'text_dtype', 'low_memory')}
+    pipelines = [open_pipeline(source, request.vae, request.text_encoder, **options)
                  for source in request.sources]
     check_comparable(pipelines)
     plans = [plan_images(request, pipeline, sheet=suffix == '.png') for pipeline in pipelines]
@@ -222,8 +222,7 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
     for plan in plans:
         mine = range(len(plan)) if peers.is_lead() else range(0)
         drawn = plan.draw_groups(plan.encode(mine), range(-(-len(mine) // plan.group)))
-        peers.only_lead(lambda plan=plan, drawn=drawn: panels.append(
-            viewable(np.concatenate(list(drawn)))))
+        peers.only_lead(lambda drawn=drawn: panels.append(viewable(np.concatenate(list(drawn)))))
         plan.pipeline.end_turn('vae')
 
     def save() -> None:

@@ -308,8 +308,7 @@ class TextPipeline(Pipeline):
     def _abstract(self) -> dict:
         abstract = self.network.abstract()
         return abstract if self.dtype != 'bfloat16' else map_named(
-            lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16) if name.endswith(KERNEL)
-            else leaf, abstract)
+            lambda name, leaf: leaf.update(dtype=jnp.bfloat16) if name.endswith(KERNEL) else leaf, abstract)
 
 
 def hold_narrow(params: dict) -> dict:

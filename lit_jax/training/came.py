@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import map_named, named_leaves
 from lit_jax.training.matrices import MatrixAxes, matrix_axes
 
 Array = jax.Array
@@ -33,15 +33,12 @@ class CameState(NamedTuple):
     nu: dict
 
 
-def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
-                  clip_threshold: float = CLIP_THRESHOLD,
-                  arch: Mapping | None = None) -> optax.GradientTransformation:
+def scale_by_came(betas: tuple[float, ...] = BETAS, eps: tuple[float, ...] = EPS, clip_threshold: float =
+                  CLIP_THRESHOLD, arch: Mapping | None = None) -> optax.GradientTransformation:
     """CAME before the learning rate, with state `CameState`. arch: of the model (`matrix_axes`)."""
     def init(params):
-        named, tree = named_leaves(params), jax.tree.structure(params)
-        return CameState(jax.tree.map(jnp.zeros_like, params),
-                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim, arch))
-                                         for path, leaf in named.items()]))
+        squares = map_named(lambda path, leaf: _new_squares(leaf, matrix_axes(path, leaf.ndim, arch)), params)
+        return CameState(jax.tree.map(jnp.zeros_like, params), squares)
 
     def update(grads, state, params=None):
         del params

@@ -14,6 +14,7 @@ of its own: embedders and final layer where they fit, usually nothing. LiT-0.6B 
 self-attention.
 """
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -113,8 +114,7 @@ def format_report(report: Mapping) -> str:
 
 
 def _row(path: str, shape, source: str | None) -> dict:
-    return {'path': path, 'shape': [int(side) for side in shape],
-            'count': int(np.prod(shape, dtype=np.int64)),
+    return {'path': path, 'shape': [int(side) for side in shape], 'count': math.prod(map(int, shape)),
             'status': 'fresh' if source is None else 'inherited', 'source': source}
 
 
@@ -250,7 +250,9 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
                     flat[path] = replaced
                     taken.setdefault(path, []).append((part, index, source))
                 elif found:
-                    notes[_left_out(part, kind)] = None
+                    option = ' (mixer.qkv_bias)' if kind == 'bias' and part != 'o' else ''
+                    left_out = f'the teacher\'s {part} {_KIND[kind]} is left out'
+                    notes[f'{left_out}: the student has none{option}'] = None
                 elif path:
                     notes[f'the student\'s {part} {_KIND[kind]} stays fresh: the teacher has none'] = None
         for path, copies in taken.items():
@@ -260,11 +262,6 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
 
 
 _KIND = {'kernel': 'projection', 'bias': 'bias'}
-
-
-def _left_out(part: str, kind: str) -> str:
-    option = ' (mixer.qkv_bias)' if kind == 'bias' and part != 'o' else ''
-    return f'the teacher\'s {part} {_KIND[kind]} is left out: the student has none{option}'
 
 
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:

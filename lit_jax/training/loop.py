@@ -158,7 +158,9 @@ class _Run:
         self.watchdog = cluster.Watchdog(WATCH_SECONDS, self.where)
         self._draw = None
         # With several processes jax handles SIGTERM: it makes all of them agree on the step to stop at.
-        self._old_handler = _on_sigterm(self.stop_asked.set) if jax.process_count() == 1 else None
+        self._old_handler = None
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, lambda number, frame: self.stop_asked.set())
 
     def where(self) -> str:
         """Where a restart resumes, for messages."""
@@ -184,7 +186,8 @@ class _Run:
             self.watchdog.beat()
             stopping = self.stop_asked.is_set() or cluster.asked_to_stop(step)
             if step % config.log.every == 0 or step == self.total:
-                self._log(step)
+                self._fetch()
+                self.reporter.interval(step, self.metrics.summarise())
             if step % config.checkpoint.every == 0 or step == self.total or stopping:
                 self._save(step, state)
             if config.sample.every and (step % config.sample.every == 0 or step == self.total):
@@ -200,10 +203,6 @@ class _Run:
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
                  format_seconds(time.perf_counter() - began))
         return 'done'
-
-    def _log(self, step: int) -> None:
-        self._fetch()
-        self.reporter.interval(step, self.metrics.summarise())
 
     def _fetch(self) -> None:
         try:
@@ -278,10 +277,3 @@ class _Run:
         self.reporter.close()
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)
-
-
-def _on_sigterm(callback):
-    """Calls `callback` on SIGTERM; returns the handler to put back, None outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, lambda number, frame: callback())

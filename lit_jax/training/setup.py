@@ -42,12 +42,10 @@ def build_network(config: ConfigDict) -> Network:
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    train, teacher = config.train, config.teacher
-    return Objective(
-        schedule=make_schedule(config.diffusion.steps, kind=config.diffusion.kind), scale=config.latent.scale,
-        label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise,
-        lambda_variance=teacher.lambda_variance, balance_weight=train.balance_weight,
-        ema_decay=train.ema_decay, ema_warmup=train.ema_warmup, accumulate=train.accumulate)
+    names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
+    return Objective(make_schedule(config.diffusion.steps, kind=config.diffusion.kind), config.latent.scale,
+                     lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
+                     **{name: config.train[name] for name in names})
 
 
 def build_optimizer(config: ConfigDict):
@@ -125,8 +123,9 @@ def check_inputs(config: ConfigDict) -> None:
         problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: '
                         f'python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
-        path = config[section].path
-        if path and not _exists(path):
+        if path := config[section].path:
+            check_reachable(path)
+        if path and not as_path(path).exists():
             problems.append(f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: python '
                             f'convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
                             f'--config.{section}.path=WORKDIR')
@@ -162,11 +161,6 @@ def check_data(config: ConfigDict, source: Source) -> None:
     if path := config.latent.vae_path:
         check_latents(source, LatentSpace(sha256=read_vae_config(path)['provenance']['sha256']),
                       where=f'in the VAE {path}')
-
-
-def _exists(path: str) -> bool:
-    check_reachable(path)
-    return as_path(path).exists()
 
 
 def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
@@ -231,8 +225,7 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=config.inherit.copy)
         params = jax.device_put(params, shardings['params'])
-    state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
-    return state, report
+    return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params), report
 
 
 def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict,

@@ -85,7 +85,6 @@ class RunClock:
         self._running = False
 
     def waited(self, seconds: float) -> None:
-        """Counts time that the loop spent waiting for data."""
         self._waited += seconds
 
     def paused(self, seconds: float) -> None:
@@ -115,8 +114,7 @@ class RunClock:
         self._productive += seconds - waited
         pace = (now - self._start) / max(step - self._first_step, 1)
         wall = max(self._wall() - self._began, self._productive, 1e-9)     # the clock may be set back
-        done = Interval(steps=max(step - self._interval_step, 1), seconds=seconds, waited=waited,
-                        eta=pace * (self._total - step), productive=self._productive,
-                        goodput=self._productive / wall)
+        done = Interval(max(step - self._interval_step, 1), seconds, waited, pace * (self._total - step),
+                        self._productive, goodput=self._productive / wall)
         self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
         return done

@@ -128,9 +128,9 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         # Example i goes to micro-batch i mod parts: each device keeps its own examples.
         split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
                              inputs)
+        first = jax.tree.map(lambda x: x[0], split)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                            jax.eval_shape(gradient, params, teacher_params,
-                                           jax.tree.map(lambda x: x[0], split)))
+                            jax.eval_shape(gradient, params, teacher_params, first))
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, gradient(params, teacher_params, part)), None

@@ -105,7 +105,6 @@ class Reporter:
             if self._active and sys.stderr.isatty() else None
 
     def waited(self, seconds: float) -> None:
-        """Counts time that the loop spent waiting for data."""
         self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
@@ -152,9 +151,8 @@ class Reporter:
         rate = self._batch * done.steps / done.seconds
         timing = {'time/step_ms': 1e3 * done.seconds / done.steps, 'time/images_per_s': rate,
                   'time/images_per_s_per_device': rate / self._devices,
-                  'data/wait_percent': 100 * done.waited / done.seconds,
-                  'time/eta_s': done.eta, 'time/productive_s': done.productive,
-                  'perf/goodput_percent': 100 * done.goodput}
+                  'data/wait_percent': 100 * done.waited / done.seconds, 'time/eta_s': done.eta,
+                  'time/productive_s': done.productive, 'perf/goodput_percent': 100 * done.goodput}
         if self._flops:
             timing['perf/model_flops_per_s'] = self._flops * done.steps / done.seconds
             if self._peak:
@@ -191,9 +189,8 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
     `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
     8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
     HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
-    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}'
-                      for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
-                      if f'loss/{name}' in means)
+    names = 'mse', 'vb', 'distill_noise', 'distill_variance'
+    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names if f'loss/{name}' in means)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
     parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',
              f'grad {means["grad/norm"]:.3f}',

@@ -32,8 +32,7 @@ LOG = logging.getLogger('lit_jax')
 def default() -> ConfigDict:
     """A VAE with four channels and downscale 4, and its training; configs/vae_*.py start from it."""
     return ConfigDict({
-        'name': '',
-        'seed': 0,
+        'name': '', 'seed': 0,
         'data': {'name': 'folder', 'path': '', 'image_size': 64, 'strict': False},
         'vae': {'widths': (16, 32, 64), 'layers': 1, 'groups': 8, 'channels': 4, 'mid_attention': False,
                 'quant_conv': False, 'post_quant_conv': False},
@@ -91,9 +90,9 @@ def open_images(config: ConfigDict, split: str) -> Source:
     if size % network.downscale:
         raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE '
                         f'shrinks images')
-    return open_source(config.data.name, split=split, image_size=size,
-                       channels=network.arch['image_channels'], path=config.data.path,
-                       data_dir=config.data.path, strict=config.data.strict)
+    name, path, strict = config.data.name, config.data.path, config.data.strict
+    return open_source(name, split=split, image_size=size, channels=network.arch['image_channels'], path=path,
+                       data_dir=path, strict=strict)
 
 
 def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.Array, kl_weight: float):
