@@ -82,7 +82,6 @@ class Panel:
 @dataclass(frozen=True)
 class State:
     """Progress of a request. Each state includes the earlier ones, so that some may be skipped.
-
     fraction: of the steps of all models, None if unknown. panels: of the models that are done."""
     text: str
     fraction: float | None = None

@@ -133,7 +133,6 @@ class LatentSource(CachedLatents):
 
 def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
     """Augmentation: the image or, half of the time, its mirror image; 'moments' becomes [h, w, 2C].
-
     Uses the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
     return {**element, 'moments': element['moments'][int(rng.bit_generator.random_raw() >> 63)]}
 
@@ -156,7 +155,6 @@ def record_bytes(plan: dict) -> int:
 
 def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> LatentSource:
     """The latents in a folder. asked: image_size and channels (of the latents), num_classes; None: any.
-
     Raises UserError unless the folder holds a whole data set of that split and those numbers."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
@@ -241,7 +239,6 @@ def _check_files(folder, metadata: dict) -> None:
 def check_latents(source: CachedLatents, space: LatentSpace, *, where: str = 'in the recipe',
                   **asked) -> None:
     """Raises one UserError that names every value of the data set that differs from what it must be.
-
     asked: image_size (of the images), classes (how many), crop. None is not compared."""
     metadata = source.metadata
     own = {**asdict(LatentSpace.of_latents(metadata)), 'image_size': metadata['image_size'],

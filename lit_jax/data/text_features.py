@@ -50,7 +50,6 @@ def write_null(folder, text: np.ndarray, mask: np.ndarray) -> None:
 
 def read_null(folder, text: dict) -> tuple[np.ndarray, np.ndarray]:
     """(bfloat16 [L, C], int32 [L]) of the empty caption; UserError if the file is missing or damaged.
-
     text: that section of a plan or metadata."""
     length, width = text['tokens'], text['width']
     try:
@@ -72,7 +71,6 @@ def null_digest(data: bytes) -> str:
 
 def check_text(folder, metadata: dict, where: str = 'in the recipe', **wanted) -> None:
     """Raises one UserError that names every value of cached text features that differs from `wanted`.
-
     wanted: any of encoder (its id), sha256 (of its weights), tokens (L) and width (C); None is not compared.
     """
     text = metadata['text']

@@ -21,7 +21,6 @@ UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: int,
               decoding: Mapping = MappingProxyType({})) -> dict:
     """{'model', 'sampler', 'pictures', 'vae', 'computed'} and, of prompts, 'text_encoder', JSON-able.
-
     images: what they show. decoding: what, beside the VAE, decides how latents become images."""
     config, vae = pipeline.config, pipeline.vae
     text = {'text_encoder': pipeline.text_facts()} if pipeline.takes == 'text' else {}

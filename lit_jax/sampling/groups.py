@@ -19,7 +19,6 @@ GROUP = 16
 @dataclass(frozen=True)
 class Images:
     """What to draw: image i has the noise of (seeds[i], numbers[i]) and shows row i of `cond`.
-
     cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`)."""
     seeds: np.ndarray
     numbers: np.ndarray
@@ -93,7 +92,6 @@ class GroupSampler:
 
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(group, its images float32 [n, H, W, C]) in the order given.
-
         batch_size: images in flight over all devices, at least a group per device; default two groups per
             device, so that none waits while images are fetched. Changes speed and memory, never an image."""
         waves = [groups[start:start + self.devices] for start in range(0, len(groups), self.devices)]
@@ -101,10 +99,6 @@ class GroupSampler:
             for position, group in enumerate(wave):
                 first = position * self.group
                 yield group, images[first:first + len(self.numbers(group))]
-
-    def draw_all(self) -> np.ndarray:
-        """All images, float32 [N, H, W, C]."""
-        return np.concatenate([images for _, images in self.draw(range(self.count))])
 
     def _rows(self, wave: Sequence[int]) -> dict:
         """The rows of some groups; one that is not full is filled with the first images."""

@@ -26,7 +26,6 @@ def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[in
 def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,
                   per_class: int | None = None) -> np.ndarray:
     """int32 [N], the label of every image, for a set of `count` images or of `per_class` images a class.
-
     random: each label drawn from (seed, number of the image), as for the published figures of DiT and LiT.
     balanced: the same number of each class, in turns, so that any stretch of the set holds all classes."""
     check_known('label policy', policy, POLICIES)

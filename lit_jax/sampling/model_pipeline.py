@@ -150,32 +150,29 @@ class Pipeline:
         self._params, self._given, self._sha256 = params, True, None
         self.config = {**self.config, 'provenance': provenance}
 
-    @property
-    def weights_sha256(self) -> str:
+    def weights_facts(self) -> dict:
+        """The card's entry about the weights."""
         self.load('model')
         self._sha256 = self._sha256 or params_sha256(self._params)
-        return self._sha256
+        return {'provenance': self.config['provenance'], 'sha256': self._sha256}
 
     def free(self, name: str) -> None:
         """Deletes the weights of a part; those that the caller handed in are only released."""
-        held, given = self._release(name)
-        if held is not None and not given:
-            for leaf in jax.tree.leaves(held):
-                leaf.delete()
-        del held
+        for leaf in jax.tree.leaves(self._release(name)):
+            leaf.delete()
         give_back()
 
-    def _release(self, name: str) -> tuple:
-        """(the weights that were held, whether the caller owns them)."""
+    def _release(self, name: str) -> dict | None:
+        """The weights to delete."""
         if name == 'vae':
             if self.vae is None or self._vae_path is None:
-                return None, True
+                return None
             held, self.vae.params = self.vae.params, None
-            return held, False
-        held, self._params, self._active = self._params, None, None
+            return held
+        held, self._params, self._active = None if self._given else self._params, None, None
         for sampler in self._samplers.values():
             sampler.replace_weights(None)
-        return held, self._given
+        return held
 
     def end_turn(self, name: str) -> None:
         """`free` with low_memory, else nothing."""
@@ -194,7 +191,6 @@ class Pipeline:
     def draw(self, images: Images, settings: SamplerSettings, *, size: tuple[int, int] | None = None,
              group: int | None = None, on_step: OnStep | None = None) -> np.ndarray:
         """What the model draws: float32 [N, h, w, C], latents (divided by their scale) or pixels.
-
         images: of `encode`. size: (height, width) of the images in pixels. on_step: called with (number,
             total) when an evaluation of the backbone begins."""
         with self._turn('model', 'drawing'):
@@ -257,7 +253,6 @@ class Pipeline:
 
     def decode(self, latents: np.ndarray, tile: int | None = 0) -> np.ndarray:
         """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned unchanged.
-
         tile: side in latent pixels of the squares decoded one by one; None: whole; 0: `default_tile`."""
         if self.vae is None:
             return latents

@@ -25,7 +25,6 @@ def check_seed(seed: int) -> None:
 def initial_noise(network: Network, seed: int | Array, indices: Sequence[int] | Array,
                   size: Sequence[int] | None = None) -> Array:
     """Noise [B, H, W, C] of the images with these numbers: image i depends on (seed, i) only.
-
     seed: one for all, or one an image. size: (H, W) where it is not the architecture's own."""
     shape = (*(size or network.arch['input_size']), network.arch['channels'])
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seed, indices))

@@ -103,11 +103,6 @@ class ClassPipeline(Pipeline):
         sampler = self._sampler(self._key(len(images), settings, size, group, decoded=True), images)
         return (drawn for _, drawn in sampler.draw(groups, batch_size))
 
-    def weights_facts(self) -> dict:
-        """The card's entry about the weights."""
-        sha256 = self.weights_sha256     # first: it reads the provenance
-        return {'provenance': self.config['provenance'], 'sha256': sha256}
-
 
 @dataclass(frozen=True)
 class _PromptImages(Images):
@@ -186,13 +181,13 @@ class TextPipeline(Pipeline):
                 self._params = hold_narrow(self._params)
         return self._params
 
-    def _release(self, name: str) -> tuple:
+    def _release(self, name: str) -> dict | None:
         if name != 'text_encoder':
             return super()._release(name)
         if self._encoder_path is None or self._encoder is None:
-            return None, True
+            return None
         held, self._encoder = self._encoder.params, None
-        return held, False
+        return held
 
     def weights_facts(self) -> dict:
         """Identifies weights without reading them: a model folder's list of checksums, a workdir's step."""
@@ -203,7 +198,6 @@ class TextPipeline(Pipeline):
     def encode(self, prompts: Sequence[str], seeds: int | Sequence[int], negative: str = '',
                wanted: Sequence[int] | None = None) -> Images:
         """What to draw: an image per prompt, with one seed or its own; guidance leads away from `negative`.
-
         wanted: numbers of the images to draw; prompts of others are not encoded. All processes call it
             together, each with its own numbers."""
         if np.size(seeds) not in (1, len(prompts)):

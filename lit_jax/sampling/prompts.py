@@ -79,7 +79,6 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> tuple[int, int]:
     """(H, W) of what the model draws for images of `size` (height, width); None: its own size.
-
     Raises UserError with the nearest possible size unless both sides are multiples of downscale · patch."""
     if size is None:
         return tuple(arch['input_size'])

@@ -43,7 +43,6 @@ class NpzStore(PartFolder):
 
     def begin(self) -> int | None:
         """Checks the place and returns how many images are missing; None: the set is whole.
-
         Raises UserError where another set is in the way, or the disk is too small for parts and set."""
         if self.out.exists():
             self._check_finished()
@@ -95,7 +94,6 @@ class NpzStore(PartFolder):
 
 class FolderStore(Parts):
     """A folder of one PNG per image and card.json; for prompts also prompts.jsonl, a list of what each shows.
-
     names: of the images' files, with folders. size: images of a part, whole groups. lines: of the list, one
         an image. mixed: the folder also holds files of others, which are no images."""
 

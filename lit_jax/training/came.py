@@ -96,7 +96,6 @@ def _move_means(row: Array, column: Array, square: Array, axes: MatrixAxes,
 
 def _divide_by_root(x: Array, row: Array, column: Array, axes: MatrixAxes) -> Array:
     """x / √(row·column / mean(row)), the root of the rank-one matrix with these means (Adafactor, eq. 4).
-
     Factor by factor, x first: a row of zeros has a mean square of 1e-33, whose quotient by the mean of all
     would underflow, and 0 times its root would be NaN."""
     row, column = jnp.expand_dims(row, axes.columns), jnp.expand_dims(column, axes.rows)

@@ -8,7 +8,6 @@ from lit_jax.models.network import Network
 
 def train_macs(network: Network, teacher_network: Network | None, batch_size: int) -> int:
     """Multiply-accumulates of one global step: the student's forward pass three times, its teacher's once.
-
     A backward pass counts as two forward passes; recomputation by remat is not counted, so it cannot raise
     FLOP/s or MFU. FLOPs are twice this number. batch_size: over all devices and micro-batches."""
     teacher = forward_macs(teacher_network) if teacher_network is not None else 0

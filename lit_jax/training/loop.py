@@ -51,7 +51,6 @@ def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) 
 
 def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> str:
     """Trains a recipe in `workdir` (local or gs://...), from its newest whole checkpoint if there is one.
-
     profile: (first, last) step to trace. Returns 'done', or 'preempted' after SIGTERM (the state was saved).
     Raises UserError for anything that can be known before the first step, and Diverged if a loss becomes NaN
     or infinite."""

@@ -31,7 +31,6 @@ BEST = 'best'
 
 class LoopEvaluation:
     """Draws and scores samples of the EMA weights of one run; collective, as its methods are.
-
     The constructor checks all inputs. about: of the model (`lit_jax.training.setup.describe`)."""
 
     def __init__(self, config: ConfigDict, network: Network, mesh, vae, workdir, about: dict):

@@ -79,7 +79,6 @@ def without_mesh():
 
 def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sharded: bool = True) -> P:
     """The PartitionSpec of a leaf by its path; scalars (step, optimizer counts) are replicated.
-
     arch: of the model, whose mixers and ffn declare how their parameters are sharded; None: it has neither.
     sharded: whether any axis of the mesh shards weights. Parameters that a mixer does not declare are then an
         error (no other mixer's rule is used), otherwise replicated."""
@@ -108,7 +107,6 @@ def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sh
 
 def state_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None):
     """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by `find_rule`.
-
     Raises UserError for a leaf that no rule fits or whose axis does not divide: none is silently replicated.
     """
     sharded = any(mesh.shape[axis] > 1 for axis in ('fsdp', 'tensor'))
@@ -143,7 +141,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 class BatchLayout:
     """Which rows of a global batch this process reads, and how they become global arrays.
-
     rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share a
         part of the batch (an axis `tensor` or `seq` across hosts) read the same rows."""
 

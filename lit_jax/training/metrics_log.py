@@ -13,7 +13,6 @@ REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this ofte
 
 class MetricsLog:
     """The metrics of a run. Opening at `step` drops later records: those steps are repeated.
-
     A disk gets every line at once. Object stores cannot append, so lines are kept in memory and the object
     is rewritten at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket does not answer,
     the run continues and the next rewrite has everything. last: the last record kept at opening, or None."""

@@ -2,7 +2,6 @@
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.models.arch import check_partition
-from lit_jax.models.network import DTYPES, Network
+from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.recipes.recipe import architecture, is_text
@@ -26,14 +25,6 @@ from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
 from lit_jax.training.text_conditioning import find_text_problems, reads_captions, text_encoder_path
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen network with its weights in the compute dtype."""
-    network: Network
-    params: dict
-    config: dict
 
 
 def build_network(config: ConfigDict) -> Network:
@@ -138,21 +129,16 @@ def check_inputs(config: ConfigDict) -> None:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
 
 
-def _crop_rule(config: ConfigDict, source: Source) -> str:
-    """How the images behind these latents must have been cropped."""
-    if source.metadata['source']['name'] == 'shapes':      # drawn at their size
-        return 'none'
-    from lit_jax.data import buckets, crop
-    return buckets.RULE if config.data.buckets else crop.RULE
-
-
 def check_data(config: ConfigDict, source: Source) -> None:
     """Raises UserError unless cached latents have the recipe's VAE, scale, size and crop."""
     if config.data.name not in ('latents', 'caption_latents'):
         return
+    from lit_jax.data import buckets, crop
     from lit_jax.data.latents import check_latents
-    check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size,
-                  crop=_crop_rule(config, source))
+    rule = buckets.RULE if config.data.buckets else crop.RULE
+    if source.metadata['source']['name'] == 'shapes':      # drawn at their size
+        rule = 'none'
+    check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size, crop=rule)
     if config.data.name == 'caption_latents':
         from lit_jax.data.text_features import check_text
         text = config.text
@@ -172,7 +158,7 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
             'latent': LatentSpace.of_recipe(config.latent).published()}
 
 
-def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
+def load_teacher(config: ConfigDict, mesh) -> Model | None:
     """The recipe's teacher, checked against the student, its weights stored in the compute dtype."""
     if not config.teacher.path:
         return None
@@ -182,7 +168,7 @@ def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
     shardings = state_shardings(network.abstract(), mesh, network.arch)
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
-    return Teacher(network, cast(params), teacher_config)
+    return Model(network, cast(params), teacher_config)
 
 
 def read_teacher_config(config: ConfigDict) -> dict:

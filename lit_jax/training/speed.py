@@ -22,7 +22,6 @@ LOG = logging.getLogger('lit_jax')
 
 def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> float | None:
     """FLOP/s of all `devices` together (a multiply-accumulate is two); None if unknown.
-
     override_tflops: TFLOP/s of one device; 0: from the table of chips (dense bfloat16)."""
     if override_tflops < 0 or not math.isfinite(override_tflops):
         raise UserError(f'log.peak_tflops must be 0 (take the table) or the TFLOP/s of one device, got '
@@ -41,7 +40,6 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
 
 def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
     """(peak memory in use, memory limit) of the fullest device, in GiB; None where not counted (a CPU).
-
     Asks the allocator, never the device."""
     fullest = {}
     for device in devices:

@@ -39,7 +39,6 @@ class Objective:
 def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
                  encode: Callable | None = None) -> Array:
     """x0 [B, H, W, C] of a batch, scaled.
-
     Sampled anew in each step from the VAE's posterior, mean + exp(logvar / 2)·noise, whose moments are cached
     [B, H, W, 2C] or come from `encode`; without either, the pixels."""
     if 'moments' in batch:
@@ -55,7 +54,6 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
                 encode: Callable | None = None, encode_text: Callable | None = None,
                 null_text: Array | None = None) -> dict:
     """x0, x_t, t, noise and the condition, partly dropped: a function of (batch, key) on any device count.
-
     encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, if the batch holds captions as
     tokens. null_text: [L, C], the features in place of dropped captions."""
     t_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -82,7 +80,6 @@ def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
                teacher: Network | None, objective: Objective) -> tuple[dict[str, Array], dict[str, Array]]:
     """({term of the loss: float32 [B]}, {name in `network.losses` or `network.statistics`: mean of layers}).
-
     The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)

@@ -29,7 +29,6 @@ class Diverged(RuntimeError):
 
 class StepMetrics:
     """The metrics of the steps since the last log line.
-
     They stay on the device until `fetch`, so the loop never waits for a step between log points. `pending` is
     JSON-able and part of every checkpoint: a run resumed in the middle of an interval logs the same means."""
 

@@ -43,7 +43,6 @@ def default() -> ConfigDict:
 
 def unit_latents(params: dict, factor: float) -> dict:
     """The same VAE with its latents multiplied by `factor`, so that recipes need no scale.
-
     Changes the encoder's last and the decoder's first convolution; needs a network without quant ones."""
     out, first = params['encoder']['conv_out'], params['decoder']['conv_in']
     channels = first['kernel'].shape[2]
@@ -65,7 +64,6 @@ class Quality:
 
 def train_vae(config: ConfigDict, out) -> Quality:
     """Trains and measures the recipe's VAE, and writes a VAE folder with latents of scale 1.
-
     Raises UserError for anything known before the first step, and Diverged if the loss is not finite."""
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
