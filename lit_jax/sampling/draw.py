@@ -43,29 +43,22 @@ PER_CLASS = 8    # of a sheet
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request that can be drawn.
-
-    Attributes:
-        shown: class or prompt of each image. seeds: one for all classes, or one per prompt image.
-        group: images computed together. shape: (height, width) of the images. size: the same, for prompts.
-        tile: of the VAE, for prompts. batch_size: most images in flight, for classes.
-        rows, columns: of a sheet; rows by their names. card: everything that decides the bytes; {}: a sheet.
-        names: of the files in a folder. lines: of its list."""
+    """A checked request that can be drawn."""
     pipeline: Pipeline
     settings: SamplerSettings
-    shown: Sequence
-    seeds: int | list[int]
-    group: int
-    shape: tuple[int, int]
+    shown: Sequence                                       # class or prompt of each image
+    seeds: int | list[int]                                # one for all classes, or one per prompt image
+    group: int                                            # images computed together
+    shape: tuple[int, int]                                # (height, width) of the images in pixels
     negative: str = ''
-    size: tuple[int, int] | None = None
-    tile: int | None = None
-    batch_size: int = 0
-    rows: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None                   # the same, of prompts
+    tile: int | None = None                               # of the VAE, of prompts
+    batch_size: int = 0                                   # most images in flight, of classes
+    rows: list[str] = field(default_factory=list)         # names of a sheet's rows
     columns: int = 1
-    card: dict = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    lines: list[dict] = field(default_factory=list)
+    card: dict = field(default_factory=dict)              # everything that decides the bytes; {}: of a sheet
+    names: list[str] = field(default_factory=list)        # files in a folder
+    lines: list[dict] = field(default_factory=list)       # of its prompts.jsonl
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -256,7 +249,9 @@ def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
 
 def draw_parts(plan: Plan, store) -> None:
     """Draws what a store (`lit_jax.sampling.stores`; its parts are whole groups) is missing; finishes it."""
-    pipeline, groups_of = plan.pipeline, {part: _groups(store.span(part), plan.group) for part in store.parts}
+    pipeline, group = plan.pipeline, plan.group
+    spans = {part: store.span(part) for part in store.parts}
+    groups_of = {part: range(span.start // group, -(-span.stop // group)) for part, span in spans.items()}
     most = -(-len(peers.from_lead(store.missing)) // jax.process_count())     # parts of one process
     if pipeline.takes == 'label':
         a_round = most
@@ -280,7 +275,3 @@ def draw_parts(plan: Plan, store) -> None:
 
     make_missing(store, draw_mine, 'images')
     peers.only_lead(store.finish)
-
-
-def _groups(span: range, group: int) -> range:
-    return range(span.start // group, -(-span.stop // group))

@@ -47,12 +47,10 @@ class Images:
 class GroupSampler:
     """Draws numbered images of one model; image i depends on its row of `images` and the settings only.
 
-    Args:
-        vae: `lit_jax.checkpoint.vae_folder.Vae` that decodes latents; None returns what the model draws.
-        group: images computed together; affects rounding.
-        size: (H, W) of what the model draws, where it is not the architecture's own.
-        devices: of this process; default all.
-        on_step: see `lit_jax.sampling.program.build_sampler`."""
+    vae: `lit_jax.checkpoint.vae_folder.Vae` that decodes latents; None returns what the model draws.
+    group: images computed together; affects rounding. devices: of this process; default all.
+    size: (H, W) of what the model draws, where it is not the architecture's own.
+    on_step: see `lit_jax.sampling.program.build_sampler`."""
 
     def __init__(self, model: Model, settings: SamplerSettings, images: Images, *, group: int = GROUP,
                  vae=None, size: tuple[int, int] | None = None, devices: Sequence | None = None,

@@ -122,11 +122,10 @@ class _PromptImages(Images):
 class TextPipeline(Pipeline):
     """A text-to-image model with its text encoder: all networks in memory, or one at a time.
 
-    Args, beside those of `Pipeline` (dtype 'bfloat16' also holds the backbone's kernels in bfloat16):
+    Arguments beside those of `Pipeline` (dtype 'bfloat16' also holds the backbone's kernels in bfloat16):
         text_encoder: its folder, or a `TextEncoder`.
         text_dtype: of `load_text_encoder`; default float32 on CPU, bfloat16 elsewhere (int8 weights stay).
         low_memory: frees each network after its turn; False keeps them all, and what is compiled.
-
     Attributes: text_config; meter: memory and seconds of the phases of `draw_groups`."""
     takes, defaults = 'text', PROMPTS
 

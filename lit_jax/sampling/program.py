@@ -18,11 +18,8 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
     """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by their scale.
 
     cond: {'label': int [B]}, or captions with the unconditional ones (`Network.guidance_pair`).
-
-    Args:
-        config: of the model or of its recipe: its `diffusion` (steps, kind) and the scale of its `latent`.
-        on_step: called on the host with the timestep of each evaluation while the program runs, for progress.
-    """
+    config: of the model or its recipe: `diffusion` (steps, kind) and the scale of `latent`.
+    on_step: called on the host with the timestep of each evaluation while the program runs."""
     diffusion = config['diffusion']
     settings.check(diffusion)
     schedule = sampling_schedule(settings.method, settings.steps, diffusion['steps'], diffusion['kind'])

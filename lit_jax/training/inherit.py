@@ -43,12 +43,9 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
         copy: parts of the attention to copy as well: any of q, k, v, o, together or apart ('q,k,v',
             ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
-    Returns:
-        (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh',
-        source), 'totals', 'notes', 'copy'. `format_report` prints it.
-
-    Raises UserError for a teacher of another size, leaves of other shapes in a model of the same kind, an
-    unknown `copy`, or 'all' with another attention."""
+    Returns (params, report); the report (`format_report`) is JSON-able: 'rows' (path, shape, count, status
+    'inherited' or 'fresh', source), 'totals', 'notes', 'copy'. Raises UserError for a teacher of other size,
+    leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)

@@ -35,10 +35,7 @@ class ProfileWindow:
     The loop calls `before(step)` ahead of dispatching a step and `after(step, metrics)` once it is
     dispatched. Only the borders of the window wait for the device: earlier steps have ended when tracing
     starts, the last one when it stops. A run that resumes inside the window traces the rest of it.
-
-    Args:
-        window: (first, last) step, or None for no trace.
-        paused: called with the seconds that starting and stopping the profiler took."""
+    window: (first, last) step, or None. paused: called with the seconds that the profiler itself took."""
 
     def __init__(self, folder, window: tuple[int, int] | None, *,
                  paused: Callable[[float], None] = lambda seconds: None):
@@ -62,7 +59,10 @@ class ProfileWindow:
         if not self._tracing and step >= self._first:
             jax.block_until_ready(self._before)
             self._before = None
-            self._start()
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0      # tracing each Python call slows the host and swells the file
+            self._tracing = self._call(jax.profiler.start_trace, str(self._folder), profiler_options=options)
+            self._done = not self._tracing
         if self._tracing:
             self._step.enter_context(jax.profiler.StepTraceAnnotation('train', step_num=step))
 
@@ -91,12 +91,6 @@ class ProfileWindow:
             if self._call(jax.profiler.stop_trace):
                 LOG.info('profile of the steps up to %s is in %s; to view it: pip install xprof, then '
                          'tensorboard --logdir=%s', f'{self._traced:,}', self._folder, self._folder)
-
-    def _start(self) -> None:
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0          # every Python call: slows the host and swells the file
-        self._tracing = self._call(jax.profiler.start_trace, str(self._folder), profiler_options=options)
-        self._done = not self._tracing
 
     def _call(self, function, *args, **kwargs) -> bool:
         began = time.perf_counter()

@@ -232,5 +232,3 @@ def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
 def run_key(config: ConfigDict, mesh) -> jax.Array:
     """The key that each step folds its number into; not the one of the initial weights."""
     return jax.device_put(jax.random.fold_in(jax.random.key(config.seed), 1), replicated(mesh))
-
-

@@ -66,16 +66,14 @@ class Interval:
 class RunClock:
     """Sorts wall time into steps, waiting for data, pauses and startup. Never asks the device.
 
-    Args:
-        step: steps done at the start of this call. total: steps of the whole run.
-        began: unix time of the first start of the run; None: now, ignoring earlier calls.
-        productive: productive seconds of earlier calls.
-        clock, wall: monotonic seconds, and unix seconds."""
+    step: steps done at the start of this call. total: steps of the whole run. began: unix time of the first
+    start of the run; None: now, ignoring earlier calls. productive: seconds of kept steps since then, over
+    all restarts, up to the last interval. clock, wall: monotonic seconds, and unix seconds."""
 
     def __init__(self, step: int, total: int, *, began: float | None = None, productive: float = 0.0,
                  clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time):
         self._clock, self._wall = clock, wall
-        self._began, self._productive = (wall(), 0.0) if began is None else (began, productive)
+        self._began, self.productive = (wall(), 0.0) if began is None else (began, productive)
         self._total = total
         self._first_step = self._interval_step = step
         self._created = self._start = self._interval_start = clock()
@@ -99,20 +97,15 @@ class RunClock:
         self._waited = self._paused = 0.0
         return self._start - self._created
 
-    @property
-    def productive(self) -> float:
-        """Seconds of kept steps since the run began, over all restarts, up to the last interval."""
-        return self._productive
-
     def interval(self, step: int) -> Interval:
         """Closes the interval that ends with `step`."""
         now = self._clock()
         seconds = max(now - self._interval_start - self._paused, 1e-9)
         waited = min(self._waited, seconds)
-        self._productive += seconds - waited
+        self.productive += seconds - waited
         pace = (now - self._start) / max(step - self._first_step, 1)
-        wall = max(self._wall() - self._began, self._productive, 1e-9)     # the clock may be set back
+        wall = max(self._wall() - self._began, self.productive, 1e-9)     # the clock may be set back
         done = Interval(max(step - self._interval_step, 1), seconds, waited, pace * (self._total - step),
-                        self._productive, goodput=self._productive / wall)
+                        self.productive, goodput=self.productive / wall)
         self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
         return done

@@ -79,14 +79,10 @@ class StepMetrics:
 class Reporter:
     """Writes logs and metrics on process 0; other processes stay silent.
 
-    Args:
-        workdir: local or remote.
-        step: steps done at the start of this call.
-        sinks: names of `lit_jax.training.sinks.SINKS`.
-        flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
-        peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
-        device_count: devices of all processes.
-        began: unix time of the first start of the run; None: goodput of this call alone."""
+    step: steps done at the start of this call. sinks: names of `lit_jax.training.sinks.SINKS`.
+    flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
+    peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
+    device_count: of all processes. began: unix time of the first start of the run; None: this call."""
 
     def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
                  flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
