@@ -131,12 +131,10 @@ class Studio:
     def __init__(self, pipelines: list[Pipeline], options: tuple[str, ...] = ()):
         check_comparable(pipelines)
         self.pipelines, self.pipeline = pipelines, pipelines[-1]
-        self.options, self._turn = options, threading.Lock()
-
-    @property
-    def takes(self) -> str:
-        """'label' or 'text'."""
-        return self.pipeline.takes
+        self.takes, self.options, self._turn = self.pipeline.takes, options, threading.Lock()
+        self.facts = [pipeline.network.describe() for pipeline in pipelines]
+        names = [pipeline.name for pipeline in pipelines]
+        self.titles = names if len(names) == 1 else [f'teacher: {names[0]}', f'student: {names[1]}']
 
     @property
     def default(self) -> DrawRequest:
@@ -145,16 +143,6 @@ class Studio:
         if self.takes == 'label':
             return DrawRequest(count=10)
         return DrawRequest(settings=self.pipeline.defaults, count=1 if max(size) > 256 else 4, size=size)
-
-    @property
-    def titles(self) -> list[str]:
-        names = [pipeline.name for pipeline in self.pipelines]
-        return names if len(names) == 1 else [f'teacher: {names[0]}', f'student: {names[1]}']
-
-    @property
-    def facts(self) -> list[str]:
-        """A line about each model."""
-        return [pipeline.network.describe() for pipeline in self.pipelines]
 
     def check(self, request: DrawRequest) -> None:
         """Raises UserError for a request that cannot be met."""

@@ -32,15 +32,10 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
         'vae': vae and {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
                         **decoding},
         'pictures': {**images, 'uint8': UINT8},
-        'computed': computation(pipeline.dtype, group),
+        'computed': {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
+                     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+                     **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
     }))
-
-
-def computation(dtype: str, group: int) -> dict:
-    """What decides how numbers are rounded: dtype, group, device, packages, and our own code."""
-    return {'dtype': dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
-            'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
-            **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()}
 
 
 def _code_sum() -> str:

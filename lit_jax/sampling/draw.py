@@ -256,17 +256,17 @@ def draw_parts(plan: Plan, store) -> None:
     if pipeline.takes == 'label':
         a_round = most
     else:
-        images = max(ROUND, plan.group) if pipeline.low_memory else plan.group * len(jax.local_devices())
+        images = max(ROUND, group) if pipeline.low_memory else group * len(jax.local_devices())
         a_round = images // store.size
 
     def draw_mine(mine: list[int]):
         """All processes take as many rounds: they read weights together."""
         if not most:
             return
-        images = plan.encode(list(itertools.chain(*(store.span(part) for part in mine))))
+        images = plan.encode([image for part in mine for image in spans[part]])
         for start in range(0, most, a_round):
             parts = mine[start:start + a_round]
-            drawn = plan.draw_groups(images, list(itertools.chain(*(groups_of[part] for part in parts))))
+            drawn = plan.draw_groups(images, [number for part in parts for number in groups_of[part]])
             for part in parts:       # the next groups are in flight meanwhile
                 blocks = [to_uint8(block) for block in itertools.islice(drawn, len(groups_of[part]))]
                 store.write(part, np.concatenate(blocks))

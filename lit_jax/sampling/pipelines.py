@@ -53,11 +53,10 @@ def open_pipeline(source, vae=None, text_encoder=None, **options) -> 'ClassPipel
         config = source.config if isinstance(source, Model) else read_weights_config(source)
         if conditioning(config['model']) == 'text':
             return TextPipeline(source, vae, text_encoder, **options)
-        if foreign := [name for name, value in {'text_encoder': text_encoder, **options}.items()
-                       if value and name.startswith(('text_', 'low_'))]:
+        texts = {name: options.pop(name, None) for name in ('text_dtype', 'low_memory')}
+        if foreign := [name for name, value in {'text_encoder': text_encoder, **texts}.items() if value]:
             raise UserError(f'{", ".join(foreign)}: not for {source}, which draws classes: leave it out')
-        known = {name: value for name, value in options.items() if not name.startswith(('text_', 'low_'))}
-        return ClassPipeline(source, vae, **known)
+        return ClassPipeline(source, vae, **options)
 
     return peers.together(open_it)
 

@@ -80,10 +80,8 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
                              vae.network if vae and setup.reads_images(config) else None,
                              text_encoder and text_encoder.network)
-    frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder))
-              if part is not None}
-    if teacher is not None:
-        frozen['teacher'] = teacher.params
+    parts = {'teacher': teacher, 'vae': vae, 'text_encoder': text_encoder}
+    frozen = {name: part.params for name, part in parts.items() if part is not None}
     if null_text is not None:
         frozen['null_text'] = jax.device_put(null_text, replicated(mesh))
 
@@ -198,7 +196,10 @@ class _Run:
                 LOG.warning('asked to stop: saved step %s; run the same command again to resume', f'{step:,}')
                 return 'preempted'
         self.checkpoints.wait()
-        self._report()
+        if jax.process_index() == 0:
+            from lit_jax.report.html import write_run_report
+            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
+                             read_workdir(self.workdir))
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
                  format_seconds(time.perf_counter() - began))
         return 'done'
@@ -263,12 +264,6 @@ class _Run:
         draw = build_draw(network, CLASSES.updated(config.sample), config, vae=self.vae)
         return jax.jit(lambda ema, vae_params: draw((ema, vae_params), rows),
                        out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
-
-    def _report(self) -> None:
-        if jax.process_index() == 0:
-            from lit_jax.report.html import write_run_report
-            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
-                             read_workdir(self.workdir))
 
     def close(self) -> None:
         self.watchdog.close()

@@ -51,10 +51,10 @@ class LoopEvaluation:
 
     def samples_due(self, step: int) -> int:
         """How many samples to score after `step`."""
-        often, seldom = self._config.eval.every, self._config.eval.full_every
-        if seldom and step % seldom == 0:
-            return self._config.eval.full_num_samples
-        return self._config.eval.num_samples if often and step % often == 0 else 0
+        wanted = self._config.eval
+        if wanted.full_every and step % wanted.full_every == 0:
+            return wanted.full_num_samples
+        return wanted.num_samples if wanted.every and step % wanted.every == 0 else 0
 
     def scores(self, step: int, ema: dict, count: int) -> dict[str, float]:
         """{'eval/fid_cfg1.5': ...} of `count` samples per guidance scale of the recipe, on every process."""

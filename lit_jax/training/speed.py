@@ -48,8 +48,8 @@ def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]
         except jax.errors.JaxRuntimeError:     # a plugin that has no such call
             continue
         fullest = max(fullest, stats, key=lambda stats: stats.get('peak_bytes_in_use', -1))
-    peak, limit = fullest.get('peak_bytes_in_use'), fullest.get('bytes_limit')
-    return (None if peak is None else peak / 2**30, None if limit is None else limit / 2**30)
+    sizes = fullest.get('peak_bytes_in_use'), fullest.get('bytes_limit')
+    return tuple(None if size is None else size / 2**30 for size in sizes)
 
 
 @dataclass(frozen=True)
