@@ -276,7 +276,7 @@ def _summary(state: State, read: float | None) -> str:
 
 def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: str | None = None,
                 dtype: str = 'float32', text_dtype: str | None = None, low_memory: bool = False) -> Studio:
-    """The models of a page from their folders (`demo.py`). UserError for what does not belong together."""
+    """The models of a page from their folders (`app.py`). UserError for what does not belong together."""
     sources = [source] if teacher is None else [teacher, source]
     kinds = [conditioning(read_weights_config(path)['model']) for path in sources]
     if len(set(kinds)) > 1:
@@ -287,7 +287,6 @@ def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: s
     if kinds[0] == 'label':      # so that an unreadable model is reported before the page opens
         for pipeline in pipelines:
             pipeline.load('model')
-    used = ('vae', vae), ('text_encoder', text_encoder), ('text_dtype', text_dtype)
-    flags = (*(f'--{name}={value}' for name, value in used if value),
-             *(['--low_memory'] if low_memory else []), *([f'--dtype={dtype}'] if dtype != 'float32' else []))
-    return Studio(pipelines, flags)
+    used = {'vae': vae, 'text_encoder': text_encoder, 'text_dtype': text_dtype}
+    flags = [f'--{name}={value}' for name, value in used.items() if value] + ['--low_memory'] * low_memory
+    return Studio(pipelines, (*flags, *([f'--dtype={dtype}'] if dtype != 'float32' else ())))

@@ -127,8 +127,10 @@ def show(studio: Studio, values) -> Iterator[list]:
             for number, panel in enumerate(state.panels[seen:], seen):
                 images = [(enlarge(image), caption)
                           for image, caption in zip(panel.images, panel.captions, strict=True)]
-                gallery = gr.Gallery(images, columns=_columns(len(images), len(studio.pipelines)))
-                new[2 * number:2 * number + 2] = gallery, timing_html(panel.timing.describe())
+                alone = len(studio.pipelines) == 1
+                columns = max(1, min(len(images), 4 + alone, math.ceil(math.sqrt(len(images))) + alone))
+                new[2 * number:2 * number + 2] = (gr.Gallery(images, columns=columns),
+                                                  timing_html(panel.timing.describe()))
             seen = len(state.panels)
             command = studio.command(request) if state.finished else gr.skip()
             yield [ready if state.finished else busy, status_html(state), command, *new]
@@ -136,12 +138,8 @@ def show(studio: Studio, values) -> Iterator[list]:
         yield [ready, error_html(str(error)), gr.skip(), *keep]
     except Exception as error:
         LOG.exception('the page could not draw %s', values)
-        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'),
+        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal shows where.'),
                gr.skip(), *keep]
-
-
-def _columns(images: int, panels: int) -> int:
-    return max(1, min(images, 5 if panels == 1 else 4, math.ceil(math.sqrt(images)) + (panels == 1)))
 
 
 def _head(studio: Studio) -> str:

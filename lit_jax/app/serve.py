@@ -1,4 +1,4 @@
-"""Opens the models, builds the page, and serves it to this machine until stopped (`demo.py`)."""
+"""Opens the models, builds the page, and serves it to this machine until stopped (`app.py`)."""
 import importlib.util
 import os
 import socket

@@ -8,8 +8,7 @@
 
 A record of latents with labels: the moments of an image and of its mirror image, [2, h, w, 2C], mean before
 log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Latents with text
-features: lit_jax/data/caption_latents.py.
-"""
+features: lit_jax/data/caption_latents.py."""
 import hashlib
 import json
 import os
@@ -36,7 +35,6 @@ _MADE_BY = {KIND: f'VAE latents of ImageNet {_COMMAND} --data=imagenet2012',
             'caption_latents': f'VAE latents and text features {_COMMAND} --data=captions --path=IMAGES '
                                f'--text_encoder=ENCODER_FOLDER'}
 _LABEL = np.dtype('<i4')
-_READER = {'max_parallelism': '0'}  # nothing is read ahead
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class CachedLatents(Source):
         self.folder, self.metadata = folder, metadata
         shards = [_Shard(os.fspath(folder / shard['name']), shard['count'], shard['count'])
                   for shard in metadata['shards']]
-        self._records = ArrayRecordDataSource(shards, reader_options=_READER)
+        no_read_ahead = {'max_parallelism': '0'}
+        self._records = ArrayRecordDataSource(shards, reader_options=no_read_ahead)
 
     def __len__(self) -> int:
         return self.metadata['count']

@@ -6,8 +6,7 @@
     --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
 
 Interrupted sets and folders are resumed. All processes call these functions together: process 0 draws sheets,
-all draw sets.
-"""
+all draw sets."""
 import itertools
 import re
 import time
@@ -113,9 +112,8 @@ def draw(request: SampleRequest) -> str:
 
 def _check_kind(request: SampleRequest) -> str:
     """What the model takes. Raises UserError for options of the other kind."""
-    takes = [conditioning(config['model']) for config in peers.together(
-        lambda: [read_weights_config(source) for source in request.sources])]
-    kind = 'text' if 'text' in takes else 'label'
+    configs = peers.together(lambda: [read_weights_config(source) for source in request.sources])
+    kind = 'text' if 'text' in [conditioning(config['model']) for config in configs] else 'label'
     if foreign := given(request, OF_CLASSES if kind == 'text' else OF_PROMPTS):
         instead = '--prompt="..."' if kind == 'text' else '--classes'
         raise UserError(f'{", ".join(foreign)}: not for {request.sources[0]}, which draws '
@@ -224,9 +222,8 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
         if text and len(first) == 1:
             save_png(out, panels[0][0].repeat(scale, 0).repeat(scale, 1))
         else:
-            names = [''] if len(plans) == 1 else titles
-            save_png(out, make_sheet(list(zip(names, panels, strict=True)), first.columns, first.rows,
-                                     scale=scale))
+            named = list(zip([''] if len(plans) == 1 else titles, panels, strict=True))
+            save_png(out, make_sheet(named, first.columns, first.rows, scale=scale))
 
     peers.only_lead(save)
     return f'wrote {out}: {len(plans) * len(first)} images of'

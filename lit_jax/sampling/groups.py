@@ -1,7 +1,6 @@
 """Numbered images of one model, the same bits on any number of devices (`lit_jax.runtime.device_groups`).
 
-Image i is row i mod G of group i div G.
-"""
+Image i is row i mod G of group i div G."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

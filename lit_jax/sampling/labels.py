@@ -35,8 +35,8 @@ def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int 
     if policy == 'random' and count is None:
         raise UserError('--per_class means the same number of each class; random labels take --count, the '
                         'number of all images (or leave --labels out)')
-    name, value = ('--count', count) if per_class is None else ('--per_class', per_class)
-    total = value if per_class is None else value * len(classes)
+    name, value, total = ('--count', count, count) if per_class is None else \
+        ('--per_class', per_class, per_class * len(classes))
     if value < 1 or total > MAX_IMAGES:
         raise UserError(f'{name} must be at least 1, and all images at most {MAX_IMAGES:,}; got {value}')
     if policy == 'random':

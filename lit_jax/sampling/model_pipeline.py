@@ -29,10 +29,8 @@ class Pipeline:
 
     Args:
         source: model folder or workdir, or a loaded `Model`.
-        vae: folder of the VAE that decodes what the model draws, or a `Vae`; None for models on pixels, or to
-            get latents.
-        dtype: compute dtype of the backbone.
-        step: of a workdir, the checkpoint to take instead of the newest.
+        vae: folder of the VAE that decodes, or a `Vae`; None for models on pixels, or to get latents.
+        dtype: compute dtype of the backbone. step: of a workdir, the checkpoint; default: the newest.
 
     Attributes: takes ('label' or 'text'), defaults (`SamplerSettings`), config (of the model), network, vae
     (its params are None while it is not loaded), name."""
@@ -110,8 +108,7 @@ class Pipeline:
         Args:
             classes, prompts: what each image shows; the one that the model takes.
             seed: one for all images; for prompts also one per image.
-            size: (height, width) in pixels, for prompts.
-            group: images computed together; affects rounding.
+            size: (height, width) in pixels, for prompts. group: images computed together; affects rounding.
             settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ..."""
         if isinstance(prompts, str):
             prompts = [prompts]

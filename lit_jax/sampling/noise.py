@@ -1,8 +1,7 @@
 """Noise and random labels of an image: functions of (seed, number of the image), never of batch or device.
 
 The key of image i's initial noise is that of the seed with i folded in. Step noise and labels have keys of
-their own, folded from numbers that no image has.
-"""
+their own, folded from numbers that no image has."""
 from collections.abc import Sequence
 
 import jax

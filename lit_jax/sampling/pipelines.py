@@ -7,8 +7,7 @@
 
 `sample.py` draws the same images for the same seed and settings. Their bits do not depend on devices, batches
 or, for prompts, on what else is drawn: prompts are encoded one at a time, images are computed in groups of a
-fixed size (`lit_jax.sampling.groups`) and decoded one at a time.
-"""
+fixed size (`lit_jax.sampling.groups`) and decoded one at a time."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,7 +66,6 @@ class ClassPipeline(Pipeline):
 
     @property
     def classes(self) -> list[str]:
-        """A name for every class."""
         return class_names(self.config, range(self.network.null_label))
 
     def latent_size(self, size: None = None) -> None:
@@ -76,7 +74,6 @@ class ClassPipeline(Pipeline):
             raise UserError(f'{self.source} draws classes, at one size: {self.nominal_size}')
 
     def group(self, count: int, size=None, group: int | None = None) -> int:
-        """Images computed together."""
         return min(group or GROUP, count)
 
     def default_tile(self, size: tuple[int, int]) -> None:

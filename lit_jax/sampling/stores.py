@@ -5,8 +5,7 @@
     OUT.npz.parts/       while it is drawn: card.json and one .npy a part; gone when the set is whole
 
 A part is whole or absent. The bytes of the finished file depend on the images alone, so a run that was
-interrupted, however often, ends with the same bytes as one that was not.
-"""
+interrupted, however often, ends with the same bytes as one that was not."""
 import json
 import math
 import zipfile

@@ -6,8 +6,7 @@ Leaves are treated as PyTorch's matrices, one per layer of a stack (`lit_jax.tra
 (biases, gains) keep a whole second moment and are not damped. Convolutions are matrices (kernel side · input
 channels, output channels), depth-wise ones (kernel side, channels); the authors' code factors each k x k
 kernel of an OIHW tensor by itself, which saves nothing. Means, and the clipping of an update by its root mean
-square, are taken over one layer. There is no bias correction.
-"""
+square, are taken over one layer. There is no bias correction."""
 from collections.abc import Mapping
 from typing import NamedTuple
 

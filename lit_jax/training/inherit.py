@@ -11,9 +11,7 @@ What students of a DiT inherit: LiT, EDiT, MoH-DiT, compressed keys: all but the
 DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o': all but
 routers and compressors (MoH-DiT where heads x head_dim is the teacher's width). U-DiG, with widths and blocks
 of its own: embedders and final layer where they fit, usually nothing. LiT-0.6B of a PixArt-Σ: all but the
-self-attention.
-"""
-import json
+self-attention."""
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -94,15 +92,13 @@ def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
 
 def format_report(report: Mapping) -> str:
     """A report as a text table: leaf, shape, count, inherited or fresh, and from where."""
-    rows = report['rows']
-    width = max([len(row['path']) for row in rows] + [len('leaf')])
-    sides = max([len(_shape_text(row['shape'])) for row in rows] + [len('shape')])
-    line = f'{{:{width}}}  {{:{sides}}}  {{:>13}}  {{:9}}  {{}}'
-    lines = [line.format('leaf', 'shape', 'count', 'status', 'from').rstrip()]
-    for row in rows:
+    rows = [('leaf', 'shape', 'count', 'status', 'from')]
+    for row in report['rows']:
         source = '' if row['source'] in (None, row['path']) else row['source']
-        lines.append(line.format(row['path'], _shape_text(row['shape']), f'{row["count"]:,}', row['status'],
-                                 source).rstrip())
+        rows.append((row['path'], _shape_text(row['shape']), f'{row["count"]:,}', row['status'], source))
+    width, sides = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f'{leaf:{width}}  {shape:{sides}}  {count:>13}  {status:9}  {source}'.rstrip()
+             for leaf, shape, count, status, source in rows]
     totals = report['totals']
     share = 100 * totals['inherited'] / max(1, totals['parameters'])
     lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters '
@@ -118,10 +114,8 @@ def _row(path: str, shape, source: str | None) -> dict:
 def _report(rows: list[dict], notes: list[str], parts: tuple[str, ...]) -> dict:
     inherited = sum(row['count'] for row in rows if row['status'] == 'inherited')
     parameters = sum(row['count'] for row in rows)
-    report = {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
-              'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
-    json.dumps(report)     # fails now rather than when it is saved beside the run
-    return report
+    return {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
+            'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
 
 
 def _shape_text(shape) -> str:

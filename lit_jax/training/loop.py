@@ -1,8 +1,7 @@
 """The training loop: devices, data, model, teacher, state, restore, steps.
 
 Starting again in the same workdir resumes exactly: batch k and the noise of step k are functions of (seed,
-k), everything else is in the checkpoint. All processes of a run execute this; process 0 writes the log.
-"""
+k), everything else is in the checkpoint. All processes of a run execute this; process 0 writes the log."""
 import functools
 import json
 import logging
@@ -232,8 +231,8 @@ class _Run:
         images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
             from lit_jax.report.grids import make_grid, save_png, viewable
-            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count),
-                             scale=max(1, 32 // images.shape[1]))
+            scale = max(1, 32 // images.shape[1])
+            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=scale)
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
         self.reporter.paused(time.perf_counter() - began)
 
@@ -258,8 +257,7 @@ class _Run:
         if self.captions is None:
             cond = {'label': np.arange(count) * config.data.num_classes // count}
         else:
-            cond = {name: np.resize(value, (count, *value.shape[1:]))
-                    for name, value in self.captions.items()}
+            cond = {name: np.resize(one, (count, *one.shape[1:])) for name, one in self.captions.items()}
         rows = {'seed': np.full(count, config.seed, np.uint32), 'number': np.arange(count), 'cond': cond}
         draw = build_draw(network, CLASSES.updated(config.sample), config, vae=self.vae)
         return jax.jit(lambda ema, vae_params: draw((ema, vae_params), rows),

@@ -1,8 +1,7 @@
 """Scores samples of the EMA weights while training, as `evaluate.py` scores a checkpoint.
 
 Rows with their recipe cards go to WORKDIR/eval/scores.json; an interrupted evaluation is resumed. The weights
-with the best score so far are kept as a model folder in WORKDIR/best.
-"""
+with the best score so far are kept as a model folder in WORKDIR/best."""
 import logging
 from dataclasses import asdict
 

@@ -1,8 +1,7 @@
 """The device mesh, and how each leaf of the train state is sharded over it.
 
 Axes: `data` replicates the weights, `fsdp` shards them (both split the batch), `tensor` shards heads and
-hidden widths, `seq` shards rows of the token grid. Activations: `lit_jax.models.partition`.
-"""
+hidden widths, `seq` shards rows of the token grid. Activations: `lit_jax.models.partition`."""
 import math
 import re
 from collections.abc import Mapping

@@ -3,8 +3,7 @@ moves along the nearest semi-orthogonal matrix to its momentum, so that all dire
 
 It updates the kernels of products in the blocks; Adam updates everything else (embedders, the last layer,
 depth-wise convolutions, biases and gains). Updates are scaled to a root mean square of 0.2, about that of
-Adam's (Liu et al., eq. 4), so that one learning rate serves both.
-"""
+Adam's (Liu et al., eq. 4), so that one learning rate serves both."""
 import functools
 import math
 import re

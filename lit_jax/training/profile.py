@@ -1,7 +1,6 @@
 """Profiles chosen steps for xprof: `python train.py --config=... --workdir=... --profile=20-25`.
 
-To view it: `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof --logdir=...`).
-"""
+To view it: `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof --logdir=...`)."""
 import contextlib
 import logging
 import re

@@ -54,9 +54,8 @@ def reads_images(config: ConfigDict) -> bool:
 def build_source(config: ConfigDict, split: str = 'train') -> Source:
     """The recipe's data, in the size of the network's input or of its VAE's."""
     arch, data = architecture(config), config.data
-    side, channels = (data.image_size, 3) if reads_images(config) else (arch['input_size'][0],
-                                                                        arch['channels'])
-    common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path,
+    size = (data.image_size, 3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
+    common = {'split': split, 'image_size': size[0], 'channels': size[1], 'path': data.path,
               'data_dir': data.path, 'seed': config.seed, 'strict': data.strict}
     if not is_text(config):
         return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)

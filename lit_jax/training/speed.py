@@ -39,8 +39,7 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
 
 
 def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
-    """(peak memory in use, memory limit) of the fullest device, in GiB; None where not counted (a CPU).
-    Asks the allocator, never the device."""
+    """(peak in use, limit) of the fullest device's memory, GiB, by the allocator; None if unknown (a CPU)."""
     fullest = {}
     for device in devices:
         try:

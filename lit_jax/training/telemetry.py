@@ -1,8 +1,7 @@
 """Logs and metrics: a line per interval, `metrics.jsonl`, a progress bar on a terminal, TensorBoard and W&B.
 
 `loss/...` and `grad/...` are means over the interval and the same in every run of a recipe; `time/...`,
-`data/...` and `perf/...` depend on the machine.
-"""
+`data/...` and `perf/...` depend on the machine."""
 import logging
 import math
 import sys
@@ -103,7 +102,6 @@ class Reporter:
         self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
-        """Counts time spent on sampling, saving and so on, which speed and ETA exclude."""
         self._clock.paused(seconds)
 
     def tick(self) -> None:

@@ -63,10 +63,7 @@ def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | 
     if not is_text(config) or not config.sample.every:
         return None
     elements = [source[index] for index in range(min(config.sample.count, len(source)))]
-    mask = np.stack([element['text_mask'][0] for element in elements])
-    if encoder is None:
-        text = np.stack([np.asarray(element['text'][0], np.float32) for element in elements])
-    else:
-        text = np.asarray(encoder.encode(np.stack([element['tokens'][0] for element in elements]), mask),
-                          np.float32)
+    mask, found = (np.stack([element[name][0] for element in elements])
+                   for name in ('text_mask', 'text' if encoder is None else 'tokens'))
+    text = np.asarray(found if encoder is None else encoder.encode(found, mask), np.float32)
     return {'text': text, 'text_mask': mask, 'null_text': null_text[None]}

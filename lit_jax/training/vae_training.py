@@ -2,8 +2,7 @@
 
 The loss is the mean absolute error of the reconstruction plus a small KL term (arXiv 2112.10752), without the
 perceptual and adversarial terms of released VAEs: enough for small images, too smooth for large ones. A run
-takes minutes and saves no checkpoints; it cannot be resumed.
-"""
+takes minutes and saves no checkpoints; it cannot be resumed."""
 import functools
 import logging
 import math
@@ -162,7 +161,5 @@ def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0
         square, mean = jax.device_get(errors(params, source.take(part)['image']))
         squares.append(square[:kept])
         means.append(mean[:kept])
-    numbers = math.prod(source.spec.image_shape) * count
-    error = float(np.concatenate(squares).sum()) / numbers
-    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()),
-                   images=count)
+    error = float(np.concatenate(squares).sum()) / (math.prod(source.spec.image_shape) * count)
+    return Quality(10 * math.log10(4 / error), float(np.concatenate(means).std()), count)
