@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from lit_jax.checkpoint.load import load
@@ -15,7 +16,8 @@ from lit_jax.diffusion.settings import CLASSES
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
-from lit_jax.sampling.program import make_sampler, sample_many
+from lit_jax.sampling.noise import initial_noise, step_keys
+from lit_jax.sampling.program import build_sampler
 
 # Samples for distance and accuracy. The distance varies by a tenth with 2000, a third with 1000.
 UNGUIDED, GUIDED = 2000, 500
@@ -31,10 +33,14 @@ def all_of(source: Source) -> dict[str, np.ndarray]:
 def draw(model: Model, count: int, cfg_scale: float, seed: int = SEED,
          steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels) of `count` samples with balanced classes; the same noise for all models."""
-    sample = make_sampler(model.network, replace(CLASSES, steps=steps, cfg_scale=cfg_scale), model.config)
-    labels = np.arange(count) % model.network.null_label
-    return sample_many(sample, model.params, model.network, labels, seed=seed,
-                       batch_size=min(BATCH, count)), labels
+    network, size, images = model.network, min(BATCH, count), []
+    sample = jax.jit(build_sampler(network, replace(CLASSES, steps=steps, cfg_scale=cfg_scale), model.config),
+                     compiler_options=network.inference_options())
+    for start in range(0, count, size):      # batches of one size: one program
+        numbers = np.arange(start, start + size, dtype=np.int32)
+        images.append(np.asarray(sample(model.params, initial_noise(network, seed, numbers),
+                                        {'label': numbers % network.null_label}, step_keys(seed, numbers))))
+    return np.concatenate(images)[:count], np.arange(count) % network.null_label
 
 
 def measure(model: Model, judge: Judge, steps: int = STEPS) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""From a request to images, without a browser: one model, or a teacher and its student from the same noise.
+"""Draws a page's requests, without a browser: one model, or a teacher and its student from the same noise.
 
     studio = open_studio('runs/digits_lit', teacher='models/digits_dit')
     for state in studio.draw(DrawRequest(label=3, count=4)):
@@ -26,16 +26,15 @@ from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.pipelines import open_pipeline
 
-HEARTBEAT, PAUSE = 0.5, 0.08       # seconds: between two states at most and at least
-SHOWN = 256                        # pixels of a side that small images are enlarged to, about
+HEARTBEAT, PAUSE = 0.5, 0.08       # seconds between two states, at most and at least
+SHOWN = 256                        # pixels: about the side that small images are enlarged to
 EACH = -1                          # as a label: one class after the other
 MOST = GROUP                       # images at once: one group
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """What the page is asked for. label: of models for classes. prompt, negative, size (height, width): of
-    models for prompts; their images have the seed and those that follow."""
+    """label: for classes. prompt, negative, size (height, width): for prompts; image i has seed + i."""
     label: int = EACH
     prompt: str = ''
     negative: str = ''
@@ -51,7 +50,7 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. compiling: of the program, before its first step; None where an earlier request left it."""
+    """Seconds. compiling: before the first step; None where an earlier request compiled the program."""
     compiling: float | None
     drawing: float
     decoding: float
@@ -62,8 +61,8 @@ class Timing:
         return self.drawing / self.steps
 
     def describe(self) -> str:
-        parts = [f'{say_seconds(self.per_step)} a step',
-                 f'{say_seconds(self.drawing)} for {self.steps} steps']
+        total = f'{say_seconds(self.drawing)} for {self.steps} steps'
+        parts = [f'{say_seconds(self.per_step)} a step', total]
         if self.decoding >= 0.001:
             parts.append(f'decoded in {say_seconds(self.decoding)}')
         if self.compiling is not None:
@@ -82,10 +81,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class State:
-    """How far a request is. Each state holds all that the earlier ones told, so that some may be left out.
-
-    fraction: of the steps of all models, None while nobody knows. panels: of the models that are done.
-    """
+    """Progress of a request. Each state includes the earlier ones, so that some may be skipped.
+    fraction: of the steps of all models, None if unknown. panels: of the models that are done."""
     text: str
     fraction: float | None = None
     panels: tuple[Panel, ...] = ()
@@ -104,7 +101,7 @@ def say_seconds(seconds: float) -> str:
 
 
 def enlarge(image_HWC: np.ndarray) -> np.ndarray:
-    """RGB uint8 for the screen: small images with every pixel as a square."""
+    """RGB uint8 for the screen; small images get a square per pixel."""
     scale = max(1, SHOWN // max(image_HWC.shape[:2]))
     return np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
 
@@ -129,37 +126,23 @@ class _Notices(logging.Handler):
 
 
 class Studio:
-    """The models of a page; one request at a time is drawn, others wait. pipelines: [teacher,] model."""
+    """The models of a page; draws one request at a time, others wait. pipelines: [teacher,] model."""
 
     def __init__(self, pipelines: list[Pipeline], options: tuple[str, ...] = ()):
         check_comparable(pipelines)
         self.pipelines, self.pipeline = pipelines, pipelines[-1]
-        self.options, self._turn = options, threading.Lock()
-
-    @property
-    def takes(self) -> str:
-        """'label' or 'text'."""
-        return self.pipeline.takes
+        self.takes, self.options, self._turn = self.pipeline.takes, options, threading.Lock()
+        self.facts = [pipeline.network.describe() for pipeline in pipelines]
+        names = [pipeline.name for pipeline in pipelines]
+        self.titles = names if len(names) == 1 else [f'teacher: {names[0]}', f'student: {names[1]}']
 
     @property
     def default(self) -> DrawRequest:
-        """What stands on the page at first."""
+        """The request on the page when it opens."""
         size = self.pipeline.nominal_size
         if self.takes == 'label':
             return DrawRequest(count=10)
         return DrawRequest(settings=self.pipeline.defaults, count=1 if max(size) > 256 else 4, size=size)
-
-    @property
-    def titles(self) -> list[str]:
-        names = [pipeline.name for pipeline in self.pipelines]
-        return names if len(names) == 1 else [f'{role}: {name}'
-                                              for role, name in zip(('teacher', 'student'), names,
-                                                                    strict=True)]
-
-    @property
-    def facts(self) -> list[str]:
-        """A line about each model."""
-        return [pipeline.network.describe() for pipeline in self.pipelines]
 
     def check(self, request: DrawRequest) -> None:
         """Raises UserError for a request that cannot be met."""
@@ -179,9 +162,7 @@ class Studio:
         return [i % known if request.label == EACH else request.label for i in range(request.count)]
 
     def draw(self, request: DrawRequest) -> Iterator[State]:
-        """States until the last, which is `finished`; the drawing goes on in a thread, whoever waits or not.
-
-        Raises UserError for a request that cannot be met."""
+        """States, the last `finished`. A thread draws, whether or not anyone iterates. Raises UserError."""
         self.check(request)
         told: queue.SimpleQueue = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(request, told.put), name='drawing', daemon=True)
@@ -194,7 +175,7 @@ class Studio:
         yield state
 
     def command(self, request: DrawRequest) -> str:
-        """The command line that draws the images of the last model."""
+        """The command line that draws the last model's images."""
         if self.takes == 'text':
             height, width = request.size or self.pipeline.nominal_size
             negative = [f'--negative_prompt={request.negative}'] if request.negative else []
@@ -210,11 +191,8 @@ class Studio:
                            f'--method={settings.method}', f'--steps={settings.steps}',
                            f'--cfg_scale={settings.cfg_scale:g}', '--out=grid.png'])
 
-    # ------------------------------------------------------------------------------------------------------
-    # In the thread
-
     def _work(self, request: DrawRequest, tell) -> None:
-        """Tells states, and as the last thing the finished one or what went wrong."""
+        """Tells states, last the finished one or the error."""
         try:
             with self._turn, _Notices() as notices:
                 tell(self._draw_all(request, tell, notices.texts))
@@ -247,8 +225,8 @@ class Studio:
         compiled = pipeline.is_compiled(request.count, settings, request.size)
         tell(f'{title}: reading the weights', None)
         pipeline.load('model')
-        tell(f'{title}: {"beginning" if compiled else "compiling for these settings, the first time only"}',
-             None)
+        doing = 'beginning' if compiled else 'compiling for these settings, the first time only'
+        tell(f'{title}: {doing}', None)
         first: list[float] = []
 
         def on_step(done: int, total: int) -> None:
@@ -272,7 +250,7 @@ def _timed(work):
 
 
 def _newest(told: queue.SimpleQueue, state: State) -> State:
-    """The last thing that was told, or the old state again after HEARTBEAT; an error is raised."""
+    """The last state told, or the old one again after HEARTBEAT; raises an error that was told."""
     try:
         state = told.get(timeout=HEARTBEAT)
         while not told.empty():
@@ -296,14 +274,9 @@ def _summary(state: State, read: float | None) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------------------
-# Opening
-
-
 def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: str | None = None,
                 dtype: str = 'float32', text_dtype: str | None = None, low_memory: bool = False) -> Studio:
-    """The models of a page from their folders: see `demo.py`. Raises UserError for what does not belong
-    together."""
+    """The models of a page from their folders (`app.py`). UserError for what does not belong together."""
     sources = [source] if teacher is None else [teacher, source]
     kinds = [conditioning(read_weights_config(path)['model']) for path in sources]
     if len(set(kinds)) > 1:
@@ -311,10 +284,9 @@ def open_studio(source, *, teacher=None, vae: str | None = None, text_encoder: s
                         f'{what_is_drawn(kinds[0])}: they cannot stand side by side')
     pipelines = [open_pipeline(path, vae, text_encoder, dtype=dtype, text_dtype=text_dtype,
                                low_memory=low_memory) for path in sources]
-    if kinds[0] == 'label':      # what cannot be read is said before the page is there
+    if kinds[0] == 'label':      # so that an unreadable model is reported before the page opens
         for pipeline in pipelines:
             pipeline.load('model')
-    used = ('vae', vae), ('text_encoder', text_encoder), ('text_dtype', text_dtype)
-    flags = (*(f'--{name}={value}' for name, value in used if value),
-             *(['--low_memory'] if low_memory else []), *([f'--dtype={dtype}'] if dtype != 'float32' else []))
-    return Studio(pipelines, flags)
+    used = {'vae': vae, 'text_encoder': text_encoder, 'text_dtype': text_dtype}
+    flags = [f'--{name}={value}' for name, value in used.items() if value] + ['--low_memory'] * low_memory
+    return Studio(pipelines, (*flags, *([f'--dtype={dtype}'] if dtype != 'float32' else ())))

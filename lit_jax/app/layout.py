@@ -1,5 +1,4 @@
-"""The page itself: what stands where, and what a press of the button changes. Everything else is in
-`drawing`."""
+"""Lays out the page and updates it when the button is pressed; `lit_jax.app.drawing` draws."""
 import html
 import logging
 import math
@@ -22,12 +21,11 @@ READY = 'ready: the first drawing with new settings compiles a program for them'
 
 
 def make_theme() -> gr.themes.Base:
-    """Fonts of the system only: nothing is fetched from elsewhere."""
+    """System fonts only: nothing is downloaded."""
     fonts = {'font': ('system-ui', 'sans-serif'), 'font_mono': ('ui-monospace', 'monospace')}
     return gr.themes.Base(primary_hue='indigo', neutral_hue='slate', radius_size='md', **fonts).set(
-        block_title_text_weight='600', block_border_width='1px',
-        button_primary_background_fill='*primary_600',
-        button_primary_background_fill_hover='*primary_700', button_primary_text_color='white')
+        block_title_text_weight='600', block_border_width='1px', button_primary_text_color='white',
+        button_primary_background_fill='*primary_600', button_primary_background_fill_hover='*primary_700')
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -55,23 +53,18 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
-# ------------------------------------------------------------------------------------------------------
-# What is asked
-
-
 def _controls(studio: Studio) -> tuple[list, gr.Button]:
     """(the inputs in the order of `read_request`, the button)."""
     default = studio.default
     if studio.takes == 'text':
-        what = [gr.Textbox(label='Prompt', placeholder='what the image shows', lines=2, max_lines=6,
-                           elem_id='prompt'),
-                gr.Textbox(label='Negative prompt', placeholder='what to lead away from; may stay empty',
-                           elem_id='negative')]
+        what = [gr.Textbox(label='Prompt', elem_id='prompt', placeholder='what the image shows', lines=2,
+                           max_lines=6),
+                gr.Textbox(label='Negative prompt', elem_id='negative', placeholder='what to avoid')]
     else:
         classes = [('each class in turn', EACH),
                    *((_class_name(i, name), i) for i, name in enumerate(studio.pipeline.classes))]
-        what = [gr.Dropdown(classes, value=EACH, label='Class', filterable=len(classes) > 20,
-                            elem_id='class')]
+        what = [gr.Dropdown(classes, value=EACH, label='Class', elem_id='class',
+                            filterable=len(classes) > 20)]
     button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
     with gr.Row():
         seed = gr.Number(default.seed, label='Seed', precision=None, scale=3, min_width=120, elem_id='seed')
@@ -98,7 +91,7 @@ def _class_name(number: int, name: str) -> str:
 
 
 def read_request(takes: str, values) -> DrawRequest:
-    """What stands in the controls. Raises UserError for what is no number."""
+    """The request in the controls. Raises UserError for values that are not numbers."""
     if takes == 'text':
         prompt, negative, seed, count, steps, method, scale, width, height = values
         what = {'prompt': prompt or '', 'negative': negative or '',
@@ -122,13 +115,8 @@ def _whole(name: str, value) -> int:
     return int(value)
 
 
-# ------------------------------------------------------------------------------------------------------
-# What is shown
-
-
 def show(studio: Studio, values) -> Iterator[list]:
-    """Values of [button, status, command, (gallery, timing) of each model] while the request in `values` is
-    drawn."""
+    """[button, status, command, (gallery, timing) of each model] again and again, while `values` is drawn."""
     keep = [gr.skip()] * (2 * len(studio.pipelines))
     ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
     try:
@@ -139,9 +127,10 @@ def show(studio: Studio, values) -> Iterator[list]:
             for number, panel in enumerate(state.panels[seen:], seen):
                 images = [(enlarge(image), caption)
                           for image, caption in zip(panel.images, panel.captions, strict=True)]
-                new[2 * number:2 * number +
-                    2] = [gr.Gallery(images, columns=_columns(len(images), len(studio.pipelines))),
-                          timing_html(panel.timing.describe())]
+                alone = len(studio.pipelines) == 1
+                columns = max(1, min(len(images), 4 + alone, math.ceil(math.sqrt(len(images))) + alone))
+                new[2 * number:2 * number + 2] = (gr.Gallery(images, columns=columns),
+                                                  timing_html(panel.timing.describe()))
             seen = len(state.panels)
             command = studio.command(request) if state.finished else gr.skip()
             yield [ready if state.finished else busy, status_html(state), command, *new]
@@ -149,12 +138,8 @@ def show(studio: Studio, values) -> Iterator[list]:
         yield [ready, error_html(str(error)), gr.skip(), *keep]
     except Exception as error:
         LOG.exception('the page could not draw %s', values)
-        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal of demo.py says where.'),
+        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal shows where.'),
                gr.skip(), *keep]
-
-
-def _columns(images: int, panels: int) -> int:
-    return max(1, min(images, 5 if panels == 1 else 4, math.ceil(math.sqrt(images)) + (panels == 1)))
 
 
 def _head(studio: Studio) -> str:
@@ -170,8 +155,8 @@ def _panels(studio: Studio) -> list:
     with gr.Row(equal_height=False):
         for number, (title, facts) in enumerate(zip(studio.titles, studio.facts, strict=True)):
             with gr.Column(min_width=260):
-                _bare(f'<p class="lit-title">{html.escape(title)}</p><p '
-                      f'class="lit-facts">{html.escape(facts)}</p>')
+                _bare(f'<p class="lit-title">{html.escape(title)}</p>'
+                      f'<p class="lit-facts">{html.escape(facts)}</p>')
                 gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto',
                                      object_fit='contain', buttons=['download', 'fullscreen'],
                                      elem_id=f'gallery{number}', elem_classes='lit-gallery')
@@ -190,7 +175,7 @@ def timing_html(text: str) -> str:
 
 
 def status_html(state: State) -> str:
-    """What is going on, how far it is, and what has to be said about it."""
+    """What is going on, a progress bar, and notices."""
     clock = '' if state.text == READY or state.finished else f'{state.seconds:.1f} s'
     said = f'<div class="said"><span>{html.escape(state.text)}</span><span class="clock">{clock}</span></div>'
     if state.finished or state.text == READY:
@@ -200,11 +185,10 @@ def status_html(state: State) -> str:
     else:
         bar = f'<div class="bar"><div style="width: {100 * state.fraction:.1f}%"></div></div>'
     notices = ''.join(f'<li>{html.escape(notice)}</li>' for notice in state.notices)
-    return (f'<div class="lit-status" '
-            f'role="status">{said}{bar}{f"<ul>{notices}</ul>" if notices else ""}</div>')
+    notices = notices and f'<ul>{notices}</ul>'
+    return f'<div class="lit-status" role="status">{said}{bar}{notices}</div>'
 
 
 def error_html(text: str) -> str:
-    """A message about a request that cannot be met; the flags it may name are written as a person on the page
-    reads them."""
+    """A message about a request that cannot be met, without the dashes of a flag that it begins with."""
     return f'<div class="lit-status error" role="alert">{html.escape(text.removeprefix("--"))}</div>'

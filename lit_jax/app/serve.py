@@ -1,5 +1,4 @@
-"""What `demo.py` does: opens the models, builds the page, and serves it to this machine until it is
-stopped."""
+"""Opens the models, builds the page, and serves it to this machine until stopped (`app.py`)."""
 import importlib.util
 import os
 import socket
@@ -13,9 +12,9 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
 
 SHIPPED = find_asset('digits_dit.safetensors')
-HOME_BODY = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
-             'HF_HUB_DISABLE_TELEMETRY': '1'}
-TRIED = 100        # ports that are looked at for a free one
+OFFLINE = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
+           'HF_HUB_DISABLE_TELEMETRY': '1'}
+TRIED = 100        # ports searched for a free one
 
 
 def serve(*, host: str, port: int, source: str | None = None, **options) -> None:
@@ -29,8 +28,8 @@ def serve(*, host: str, port: int, source: str | None = None, **options) -> None
 
 
 def launch(studio: Studio, host: str, port: int):
-    """The page of a studio, served by threads of this process; `close` of what is returned ends it."""
-    stay_at_home(host)
+    """The page of a studio, served by threads of this process until its `close` is called."""
+    stay_offline(host)
     from lit_jax.app.layout import STYLE, build_page, make_theme
     page = build_page(studio)
     page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
@@ -44,17 +43,16 @@ def check_gradio() -> None:
         raise UserError('the page needs Gradio, which is not installed: pip install "lit_jax[demo]"')
 
 
-def stay_at_home(host: str) -> None:
-    """No counting of users, no look for news, no proxy for a page of this machine. Before Gradio is
-    imported."""
-    os.environ.update(HOME_BODY)
+def stay_offline(host: str) -> None:
+    """No analytics, no update check, no proxy for a local page. Call it before Gradio is imported."""
+    os.environ.update(OFFLINE)
     for name in ('no_proxy', 'NO_PROXY'):
         known = [entry for entry in os.environ.get(name, '').split(',') if entry]
         os.environ[name] = ','.join(dict.fromkeys([*known, 'localhost', '127.0.0.1', host]))
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UserError for a port that cannot be had, and names one that can."""
+    """Raises UserError for a port that cannot be used, and names a free one."""
     if not 1 <= port <= 65535:
         raise UserError(f'--port must lie between 1 and 65535, got {port}')
     if (problem := _bind(host, port)) is None:
@@ -80,8 +78,7 @@ def _bind(host: str, port: int) -> OSError | None:
 
 
 def shipped_teacher(root: Path | None = None) -> Path:
-    """The model folder of the digits teacher in assets/, converted into the cache when it is not there
-    yet."""
+    """The model folder of the digits teacher in assets/, converted into the cache at first use."""
     if not SHIPPED.is_file():
         raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
     folder = (root or cache_folder()) / 'models' / file_sha256(SHIPPED)[:12] / SHIPPED.stem

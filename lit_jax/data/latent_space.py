@@ -1,23 +1,22 @@
-"""What a diffusion model denoises: the latents of a VAE, or pixels. x0 = scale · (latent - shift)."""
+"""The space that a diffusion model denoises: VAE latents or pixels. x0 = scale · (latent - shift)."""
 import dataclasses
 from collections.abc import Mapping
 
 from lit_jax.runtime.differences import check_alike
 
-# Fine-tuned with the encoder held fixed: their latents are the same, each may decode what the other encoded.
+# Fine-tuned with a fixed encoder: their latents are the same, each may decode what the other encoded.
 ONE_ENCODER = ({'stabilityai/sd-vae-ft-ema', 'stabilityai/sd-vae-ft-mse'},)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpace:
-    """None: not known, fits any. vae: its id, sha256: of its weights. downscale: pixels of an image to one of
-    what is denoised, each way."""
-    space: str = 'vae'      # or 'pixels'
-    vae: str | None = None
-    sha256: str | None = None
+    """None: not known, fits any."""
+    space: str = 'vae'                # or 'pixels'
+    vae: str | None = None            # id
+    sha256: str | None = None         # of its weights
     scale: float | None = None
     shift: float | None = None
-    downscale: int | None = None
+    downscale: int | None = None      # image side / latent side
     channels: int | None = None
 
     @classmethod

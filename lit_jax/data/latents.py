@@ -1,17 +1,14 @@
-"""Cached latents: a data set as the encoder of a VAE saw it, made by prepare_latents.py.
+"""Cached VAE latents of a data set, made by prepare_latents.py.
 
-    latents/metadata.json                what was made from what, the shards with their checksums, statistics;
-                                         written last
-    latents/preparation.json             the same as far as it was known at the start, and the command that
-                                         goes on
-    latents/shards/00000.array_record    the examples, one after the other
+    latents/metadata.json                sources, shards with checksums, statistics; written last
+    latents/preparation.json             the part of it that is known at the start, and the command to resume
+    latents/shards/00000.array_record    the examples
     latents/shards/00000.json            count, checksum, labels and statistics of the shard
-    latents/bad_pictures.txt             images that could not be decoded and are left out, if there were any
+    latents/bad_pictures.txt             images that could not be decoded and are left out, if any
 
-A record of latents with labels is one image: the moments of the image and of its mirror image, [2, h, w, 2C],
-mean before log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Those of
-latents with text features are described in lit_jax/data/caption_latents.py.
-"""
+A record of latents with labels: the moments of an image and of its mirror image, [2, h, w, 2C], mean before
+log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Latents with text
+features: lit_jax/data/caption_latents.py."""
 import hashlib
 import json
 import os
@@ -33,19 +30,16 @@ from lit_jax.runtime.paths import absolute, files_under, is_remote
 FORMAT, KIND = 1, 'latents'
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
 DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
-_MADE_BY = {KIND: 'VAE latents of ImageNet are made by: python prepare_latents.py --data=imagenet2012 '
-                  '--vae=VAE_FOLDER '
-                  '--image_size=PIXELS',
-            'caption_latents': 'VAE latents and text features are made by: python prepare_latents.py '
-                               '--data=captions --path=IMAGES --vae=VAE_FOLDER --text_encoder=ENCODER_FOLDER '
-                               '--image_size=PIXELS'}
+_COMMAND = 'are made by: python prepare_latents.py --vae=VAE_FOLDER --image_size=PIXELS'
+_MADE_BY = {KIND: f'VAE latents of ImageNet {_COMMAND} --data=imagenet2012',
+            'caption_latents': f'VAE latents and text features {_COMMAND} --data=captions --path=IMAGES '
+                               f'--text_encoder=ENCODER_FOLDER'}
 _LABEL = np.dtype('<i4')
-_READER = {'max_parallelism': '0'}  # nothing is read ahead
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A whole file, in the words of ArrayRecordDataSource: it then needs not open each one to count."""
+    """A file as ArrayRecordDataSource takes it, which then need not open each one to count."""
     filename: str
     take: int
     examples_in_shard: int
@@ -53,32 +47,28 @@ class _Shard:
 
 
 class CachedLatents(Source):
-    """What every kind of cached latents is: records in shards, and metadata. Any number of threads may read
-    at once.
-
-    Attributes:
-        metadata: the content of metadata.json (`lit_jax.latents.prepare.make_metadata`).
-    """
+    """Records in shards; `metadata` is the content of metadata.json. Threads may share it."""
 
     def __init__(self, folder, metadata: dict, spec: Spec):
         super().__init__(spec)
         self.folder, self.metadata = folder, metadata
         shards = [_Shard(os.fspath(folder / shard['name']), shard['count'], shard['count'])
                   for shard in metadata['shards']]
-        self._records = ArrayRecordDataSource(shards, reader_options=_READER)
+        no_read_ahead = {'max_parallelism': '0'}
+        self._records = ArrayRecordDataSource(shards, reader_options=no_read_ahead)
 
     def __len__(self) -> int:
         return self.metadata['count']
 
     @property
     def identity(self) -> dict:
-        """What was opened, JSON-able: equal for equal examples in equal order, wherever they lie."""
+        """JSON-able, equal for equal examples in equal order, wherever they are stored."""
         sums = ' '.join(shard['sha256'] for shard in self.metadata['shards'])
         return {'name': self.metadata['kind'], 'split': self.metadata['source']['split'], 'count': len(self),
                 'classes': self.spec.num_classes, 'sha256': hashlib.sha256(sums.encode()).hexdigest()}
 
     def notes(self) -> list[dict]:
-        """What stands beside each shard."""
+        """The .json of each shard."""
         return [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes())
                 for shard in self.metadata['shards']]
 
@@ -96,16 +86,12 @@ class CachedLatents(Source):
         return record
 
     def _damaged(self, index: int, why: str) -> UserError:
-        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. The command that made '
-                         f'them checks all shards and makes damaged ones again: '
-                         f'{continue_command(self.folder)}')
+        return UserError(f'latents {index} of {self.folder} cannot be read: {why}. This command checks all '
+                         f'shards and makes damaged ones again: {continue_command(self.folder)}')
 
 
 class LatentSource(CachedLatents):
-    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}: the image and its mirror image.
-
-    `spec` is that of the latents: image_size h, channels C.
-    """
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}; `spec` has image_size h and channels C."""
 
     def __init__(self, folder, metadata: dict):
         size, channels = metadata['latent_size'], metadata['vae']['channels']
@@ -128,7 +114,7 @@ class LatentSource(CachedLatents):
         return {'moments': moments, 'label': labels}
 
     def all_labels(self) -> np.ndarray:
-        """From the notes beside the shards; where an earlier version wrote them, from the records, once."""
+        """From the notes of the shards; if an earlier version wrote them, from the records, once."""
         notes = self.notes()
         if all('labels' in note for note in notes):
             return np.array([label for note in notes for label in note['labels']], np.int32)
@@ -145,15 +131,13 @@ class LatentSource(CachedLatents):
 
 
 def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
-    """Augmentation: the image or its mirror image, one time in two each; 'moments' becomes [h, w, 2C].
-
-    It looks at the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
+    """Augmentation: the image or, half of the time, its mirror image; 'moments' becomes [h, w, 2C].
+    Uses the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
     return {**element, 'moments': element['moments'][int(rng.bit_generator.random_raw() >> 63)]}
 
 
 def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict:
-    """The image, never its mirror image: 'moments' becomes [h, w, 2C]. Without a choice, for held-out
-    images."""
+    """The image, never its mirror image (for held-out images): 'moments' becomes [h, w, 2C]."""
     return {**element, 'moments': element['moments'][0]}
 
 
@@ -163,21 +147,14 @@ def pack(moments: np.ndarray, label: int, dtype: str) -> bytes:
 
 
 def record_bytes(plan: dict) -> int:
-    """Bytes of a record of the data set that `plan` (or metadata) describes."""
+    """Bytes of a record. plan: or metadata."""
     values = 2 * plan['latent_size'] ** 2 * 2 * plan['vae']['channels']
     return values * DTYPES[plan['dtype']].itemsize + _LABEL.itemsize
 
 
-# ------------------------------------------------------------------------------------------------------
-# Opening
-
-
 def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> LatentSource:
-    """The latents in a folder. `asked`: image_size and channels of the latents and num_classes, None where it
-    is open.
-
-    Raises UserError if the folder does not hold a whole data set of that split, or of other numbers than
-    asked."""
+    """The latents in a folder. asked: image_size and channels (of the latents), num_classes; None: any.
+    Raises UserError unless the folder holds a whole data set of that split and those numbers."""
     folder, metadata = open_cached(folder, split, KIND)
     own = {'image_size': metadata['latent_size'], 'channels': metadata['vae']['channels'],
            'num_classes': len(metadata['classes'])}
@@ -187,7 +164,7 @@ def open_latents(folder, *, split: str = 'train', asked: dict | None = None) -> 
 
 def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
     """(the folder, its metadata) of a whole data set of a split and kind; UserError for any other."""
-    if not os.fspath(folder):      # not the folder that happens to be the current one
+    if not os.fspath(folder):      # else it would be the current folder
         raise UserError(f'data.name={kind} needs the folder of its latents: --config.data.path=FOLDER. '
                         f'{_MADE_BY[kind]} --out=FOLDER')
     folder = absolute(folder)
@@ -204,22 +181,21 @@ def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
 
 
 def check_asked(folder, own: dict, asked: dict) -> None:
-    """Raises UserError where a recipe asks for other numbers than a data set has; None is not compared."""
+    """Raises UserError if a recipe asks for other numbers than a data set has; None is not compared."""
     check_alike(own, {name: asked.get(name) for name in own}, 'in the data set', 'in the recipe',
                 f'the latents in {folder} do not fit (sizes in latent pixels)',
                 'Correct the recipe, or make latents that fit with prepare_latents.py', none_fits=True)
 
 
 def read_metadata(folder, kind: str = KIND) -> dict:
-    """metadata.json of a folder. UserError where there is none, with the command that goes on if there is a
-    half of one."""
+    """metadata.json of a folder. UserError if there is none, with the command that makes or resumes it."""
     folder = absolute(folder)
     try:
         metadata = json.loads((folder / METADATA).read_bytes())
     except FileNotFoundError:
         if (folder / PREPARATION).exists():
-            raise UserError(f'the latents in {folder} are not finished. The command that began goes on where '
-                            f'it was stopped: {continue_command(folder)}') from None
+            raise UserError(f'the latents in {folder} are not finished. This command resumes: '
+                            f'{continue_command(folder)}') from None
         found = 'holds no latents' if folder.is_dir() else 'does not exist'
         raise UserError(f'{folder} {found}. {_MADE_BY[kind]} --out={shlex.quote(str(folder))}') from None
     except ValueError as error:
@@ -239,7 +215,7 @@ def read_metadata(folder, kind: str = KIND) -> dict:
 
 
 def continue_command(folder) -> str:
-    """What makes the latents in a folder, or what is missing or damaged of them."""
+    """The command that makes the latents in a folder, or those that are missing or damaged."""
     try:
         command = json.loads((absolute(folder) / PREPARATION).read_bytes())['command']
     except (OSError, ValueError, LookupError, TypeError):
@@ -248,31 +224,21 @@ def continue_command(folder) -> str:
 
 
 def _check_files(folder, metadata: dict) -> None:
-    """ArrayRecord takes a file that was cut off for an empty one: sizes are looked at first."""
+    """Checks sizes first: ArrayRecord reads a truncated file as an empty one."""
     sizes = files_under(folder / SHARDS)
-    wrong = [f'{shard["name"]}: {_size(found)} where {shard["bytes"]} were written'
-             for shard in metadata['shards']
-             if (found := sizes.get(shard['name'].removeprefix(f'{SHARDS}/'))) != shard['bytes']]
+    wrong = [f'{shard["name"]}: {"no file" if size is None else f"{size} bytes"} where {shard["bytes"]} were '
+             f'written' for shard in metadata['shards']
+             if (size := sizes.get(shard['name'].removeprefix(f'{SHARDS}/'))) != shard['bytes']]
     if wrong:
         raise UserError(f'{folder} is not whole; {len(wrong)} of {len(metadata["shards"])} shards are not as '
                         f'they were written ({wrong[0]}). Copy it again, or make these again: '
                         f'{continue_command(folder)}')
 
 
-def _size(found: int | None) -> str:
-    return 'no file' if found is None else f'{found} bytes'
-
-
-# ------------------------------------------------------------------------------------------------------
-# Does it fit?
-
-
 def check_latents(source: CachedLatents, space: LatentSpace, *, where: str = 'in the recipe',
                   **asked) -> None:
-    """Raises one UserError that names every value of the data set that is another than `where`.
-
-    space, asked: what it must be; None is not compared. asked: image_size (of the images, not of the
-        latents), classes (how many), crop."""
+    """Raises one UserError that names every value of the data set that differs from what it must be.
+    asked: image_size (of the images), classes (how many), crop. None is not compared."""
     metadata = source.metadata
     own = {**asdict(LatentSpace.of_latents(metadata)), 'image_size': metadata['image_size'],
            'classes': len(metadata['classes']), 'crop': metadata['crop']}

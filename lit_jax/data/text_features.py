@@ -1,9 +1,8 @@
-"""Features of captions as they are cached: those of the true tokens, in bfloat16, without the padding.
+"""Cached features of captions, in bfloat16: those of the true tokens, without padding.
 
-    record      lit_jax/data/caption_latents.py: the features of the long and of the short caption, [tokens,
-                C] each
-    null_text   the features of the empty caption, [L, C] with what the encoder makes of its padding, then its
-                mask, int32 [L]: a model that drops captions keeps their masks, and then sees those rows too
+    record      lit_jax/data/caption_latents.py: features of the long and the short caption, [tokens, C] each
+    null_text   features of the empty caption with its padding, [L, C], then its mask, int32 [L]: a dropped
+                caption keeps its mask, so models also see the rows of the padding
 """
 import hashlib
 
@@ -21,7 +20,7 @@ _BITS, _MASK = np.dtype('<u2'), np.dtype('<i4')
 
 
 def feature_bytes(tokens: int, width: int) -> int:
-    """Bytes of the features of one caption."""
+    """Bytes of a caption's features."""
     return tokens * width * BFLOAT16.itemsize
 
 
@@ -31,7 +30,7 @@ def pack_features(text: np.ndarray, tokens: int) -> bytes:
 
 
 def unpack_features(data: bytes, offset: int, tokens: int, width: int) -> np.ndarray:
-    """bfloat16 [tokens, C] of what begins at `offset` of `data`."""
+    """bfloat16 [tokens, C] from `offset` of `data`."""
     bits = np.frombuffer(data, _BITS, tokens * width, offset).astype(np.uint16, copy=False)
     return bits.view(BFLOAT16).reshape(tokens, width)
 
@@ -45,15 +44,13 @@ def count_tokens(mask: np.ndarray) -> int:
 
 
 def write_null(folder, text: np.ndarray, mask: np.ndarray) -> None:
-    """Puts the features float [L, C] and the mask int32 [L] of the empty caption into a data set."""
+    """Writes the features float [L, C] and the mask int32 [L] of the empty caption into a data set."""
     write_bytes_atomic(folder / NULL, pack_features(text, len(text)) + mask.astype(_MASK).tobytes())
 
 
 def read_null(folder, text: dict) -> tuple[np.ndarray, np.ndarray]:
-    """(bfloat16 [L, C], int32 [L]) of the empty caption. `text`: the section of that name of a plan or
-    metadata.
-
-    Raises UserError if the file is not as it was written."""
+    """(bfloat16 [L, C], int32 [L]) of the empty caption; UserError if the file is missing or damaged.
+    text: that section of a plan or metadata."""
     length, width = text['tokens'], text['width']
     try:
         data = (folder / NULL).read_bytes()
@@ -73,12 +70,11 @@ def null_digest(data: bytes) -> str:
 
 
 def check_text(folder, metadata: dict, where: str = 'in the recipe', **wanted) -> None:
-    """Raises one UserError that names every value of cached text features that is another than `where`.
-
-    metadata: of the data set in `folder`. wanted: any of encoder (its id), sha256 (of its weights), tokens (L
-        of a caption) and width (C of a feature); None is not compared."""
+    """Raises one UserError that names every value of cached text features that differs from `wanted`.
+    wanted: any of encoder (its id), sha256 (of its weights), tokens (L) and width (C); None is not compared.
+    """
     text = metadata['text']
     check_alike({name: text[name] for name in wanted}, wanted, 'in the data set', where,
                 f'the cached text features in {folder} are not those {where}',
-                'Make them again with prepare_latents.py --text_encoder=FOLDER, or correct the value that is '
-                'wrong', none_fits=True)
+                'Make them again with prepare_latents.py --text_encoder=FOLDER, or correct the wrong value',
+                none_fits=True)

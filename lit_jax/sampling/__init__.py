@@ -1,2 +1,1 @@
-"""From weights to images: noise of an image's own, one program for all of them, grids, files and .npz
-sets."""
+"""From weights to images: each image's own noise, one program for all, grids, files and .npz sets."""

@@ -14,15 +14,13 @@ from lit_jax.runtime.errors import UserError
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
-# folders of lit_jax that decide the numbers of an image
-CODE = ('models', 'diffusion', 'sampling', 'text')
+CODE = ('models', 'diffusion', 'sampling', 'text')     # folders of lit_jax that decide an image's numbers
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
 def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: int,
               decoding: Mapping = MappingProxyType({})) -> dict:
     """{'model', 'sampler', 'pictures', 'vae', 'computed'} and, of prompts, 'text_encoder', JSON-able.
-
     images: what they show. decoding: what, beside the VAE, decides how latents become images."""
     config, vae = pipeline.config, pipeline.vae
     text = {'text_encoder': pipeline.text_facts()} if pipeline.takes == 'text' else {}
@@ -34,19 +32,14 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
         'vae': vae and {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
                         **decoding},
         'pictures': {**images, 'uint8': UINT8},
-        'computed': computation(pipeline.dtype, group),
+        'computed': {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
+                     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+                     **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
     }))
 
 
-def computation(dtype: str, group: int) -> dict:
-    """What decides how numbers are rounded: dtype, group, device, packages, and our own code."""
-    return {'dtype': dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
-            'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
-            **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()}
-
-
 def _code_sum() -> str:
-    """A checksum of our code that draws; what is added elsewhere does not end a set that is half drawn."""
+    """A checksum of the code that draws: changes elsewhere do not stop a set from being resumed."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(path for folder in CODE for path in (root / folder).rglob('*.py')):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
@@ -54,8 +47,7 @@ def _code_sum() -> str:
 
 
 def check_same_card(there: dict, mine: dict, where) -> None:
-    """Raises UserError that names what differs between the card of a set already begun and that of this
-    command."""
+    """Raises UserError that names what differs between the card of a set begun earlier and this command's."""
     check_alike(there, mine, 'there', 'now', f'{where} belongs to another recipe',
                 'Give another --out, or repeat the command that began it, or delete what is there.')
 

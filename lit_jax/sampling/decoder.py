@@ -1,11 +1,11 @@
-"""The VAE that belongs to a model's latents, what two models have in common, and the names of classes."""
+"""Checks that a VAE fits a model and that two models can be compared; names of classes."""
 from collections.abc import Mapping, Sequence
 
 from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.runtime.differences import check_alike
 
-# Of the architecture: what two models that are shown side by side have in common.
+# Fields of the architecture that must agree between two models shown side by side.
 _SHARED = ('channels', 'input_size', 'num_classes', 'caption_tokens', 'caption_channels')
 
 
@@ -18,8 +18,7 @@ def check_decoder(vae: Vae, config: Mapping, vae_path, source) -> None:
 
 
 def check_comparable(pipelines: Sequence) -> None:
-    """Two models can start from the same noise and be decoded by one VAE if their inputs and latents agree;
-    else UserError. pipelines: one or two, of `lit_jax.sampling.model_pipeline`."""
+    """Raises UserError unless inputs and latents agree: one noise and one VAE then serve all `pipelines`."""
     first, last = pipelines[0], pipelines[-1]
     facts = [{**{name: one.config['model'].get(name) for name in _SHARED},
               'latent': {name: one.config['latent'].get(name) for name in ('space', 'scale', 'downscale')}}
@@ -30,6 +29,6 @@ def check_comparable(pipelines: Sequence) -> None:
 
 
 def class_names(config: dict, labels) -> list[str]:
-    """The model's names of classes; 'class 207' where it knows none."""
+    """The model's names of these classes; 'class 207' where it knows none."""
     names = config.get('classes')
     return [names[label] if names and names[label] else f'class {label}' for label in labels]

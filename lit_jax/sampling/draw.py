@@ -1,13 +1,12 @@
 """Draws what `sample.py` is asked for: a sheet (.png), a set (.npz) or a folder of PNG files.
 
-    NAME.png       a row for each class or prompt; two models side by side; of one prompt and seed the image
+    NAME.png       a row per class or prompt; two models side by side; for one prompt and seed just the image
     NAME.npz       a set of classes for evaluation
     FOLDER/        000012_class0207.png (image 12), or 00003_seed0.png (prompt 3, seed 0) with prompts.jsonl
     --geneval=DIR  DIR/00003/samples/0000.png: prompt 3 of DIR, the first seed
 
-Sets and folders are continued: what is there of the same recipe stays. Several processes call these functions
-together: sheets are drawn by process 0, sets by all.
-"""
+Interrupted sets and folders are resumed. All processes call these functions together: process 0 draws sheets,
+all draw sets."""
 import itertools
 import re
 import time
@@ -37,44 +36,34 @@ from lit_jax.sampling.prompts import collect_prompts, parse_seeds, parse_size
 from lit_jax.sampling.request import OF_CLASSES, OF_PROMPTS, SampleRequest
 from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
 
-# images between two changes of networks with low_memory: what a kill can cost at most
-ROUND = 32
-PER_CLASS = 8                # of a sheet
+ROUND = 32       # images between two changes of networks with low_memory: the most that an interruption costs
+PER_CLASS = 8    # of a sheet
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Images that were checked and can be drawn.
-
-    Attributes:
-        shown: class or prompt of each image. seeds: one for all of classes, one for each of prompts.
-        group: images computed together. size: (height, width) in pixels, of prompts. shape: of the images.
-        tile: of the VAE, of prompts. batch_size: most images in flight, of classes.
-        rows, columns: of a sheet; rows by their names.
-        card: everything that decides the bytes; empty for a sheet.
-        names: of the files in a folder. lines: of its list.
-    """
+    """A checked request that can be drawn."""
     pipeline: Pipeline
     settings: SamplerSettings
-    shown: Sequence
-    seeds: int | list[int]
-    group: int
-    shape: tuple[int, int]
+    shown: Sequence                                       # class or prompt of each image
+    seeds: int | list[int]                                # one for all classes, or one per prompt image
+    group: int                                            # images computed together
+    shape: tuple[int, int]                                # (height, width) of the images in pixels
     negative: str = ''
-    size: tuple[int, int] | None = None
-    tile: int | None = None
-    batch_size: int = 0
-    rows: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None                   # the same, of prompts
+    tile: int | None = None                               # of the VAE, of prompts
+    batch_size: int = 0                                   # most images in flight, of classes
+    rows: list[str] = field(default_factory=list)         # names of a sheet's rows
     columns: int = 1
-    card: dict = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    lines: list[dict] = field(default_factory=list)
+    card: dict = field(default_factory=dict)              # everything that decides the bytes; {}: of a sheet
+    names: list[str] = field(default_factory=list)        # files in a folder
+    lines: list[dict] = field(default_factory=list)       # of its prompts.jsonl
 
     def __len__(self) -> int:
         return len(self.shown)
 
     def encode(self, wanted: Sequence[int]):
-        """What to draw; `wanted`: numbers of those that this process draws."""
+        """What to draw; wanted: numbers of the images that this process draws."""
         more = {'wanted': wanted} if self.pipeline.takes == 'text' else {}
         return self.pipeline.encode(self.shown, self.seeds, self.negative, **more)
 
@@ -87,7 +76,7 @@ class Plan:
 
 
 def draw(request: SampleRequest) -> str:
-    """Does what is asked and returns one line about it. Raises UserError for a request that cannot be met."""
+    """Draws what is asked and returns a line about it. Raises UserError for a request that cannot be met."""
     if (request.source is None) == (request.compare is None):
         raise UserError('give one of --from (a model) and --grid_compare (two models)')
     if request.geneval and (request.prompt or request.prompts or request.out != SampleRequest.out):
@@ -101,8 +90,8 @@ def draw(request: SampleRequest) -> str:
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
     kind = _check_kind(request)
-    pipelines = [open_pipeline(source, request.vae, request.text_encoder, dtype=request.dtype,
-                               text_dtype=request.text_dtype, low_memory=request.low_memory)
+    options = {name: getattr(request, name) for name in ('dtype', 'text_dtype', 'low_memory')}
+    pipelines = [open_pipeline(source, request.vae, request.text_encoder, **options)
                  for source in request.sources]
     check_comparable(pipelines)
     plans = [plan_images(request, pipeline, sheet=suffix == '.png') for pipeline in pipelines]
@@ -123,9 +112,8 @@ def draw(request: SampleRequest) -> str:
 
 def _check_kind(request: SampleRequest) -> str:
     """What the model takes. Raises UserError for options of the other kind."""
-    takes = [conditioning(config['model']) for config in peers.together(
-        lambda: [read_weights_config(source) for source in request.sources])]
-    kind = 'text' if 'text' in takes else 'label'
+    configs = peers.together(lambda: [read_weights_config(source) for source in request.sources])
+    kind = 'text' if 'text' in [conditioning(config['model']) for config in configs] else 'label'
     if foreign := given(request, OF_CLASSES if kind == 'text' else OF_PROMPTS):
         instead = '--prompt="..."' if kind == 'text' else '--classes'
         raise UserError(f'{", ".join(foreign)}: not for {request.sources[0]}, which draws '
@@ -133,12 +121,8 @@ def _check_kind(request: SampleRequest) -> str:
     return kind
 
 
-# ------------------------------------------------------------------------------------------------------
-# Plans
-
-
 def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
-    """Looks at everything that can be wrong, and, but for a sheet, that all processes want the same."""
+    """Checks everything that can be wrong; for a set also that all processes want the same."""
     if request.group is not None and request.group < 1 or request.batch_size < 0 or request.tile < 0:
         raise UserError(f'--group must be at least 1, --batch_size and --tile not negative, got '
                         f'{request.group}, {request.batch_size}, {request.tile}')
@@ -223,19 +207,14 @@ def _say_memory(plan: Plan) -> None:
         memory.LOG.info('weights in memory: %s', parts)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Sheets and sets
-
-
 def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
     """One image of all; of two models their grids side by side, from the same noise."""
     panels, first = [], plans[0]
     for plan in plans:
         mine = range(len(plan)) if peers.is_lead() else range(0)
         drawn = plan.draw_groups(plan.encode(mine), range(-(-len(mine) // plan.group)))
-        peers.only_lead(lambda plan=plan, drawn=drawn: panels.append(
-            viewable(np.concatenate(list(drawn)))))
-        plan.pipeline.give_up('vae')
+        peers.only_lead(lambda drawn=drawn: panels.append(viewable(np.concatenate(list(drawn)))))
+        plan.pipeline.end_turn('vae')
 
     def save() -> None:
         text, side = first.pipeline.takes == 'text', panels[0].shape[1]
@@ -243,17 +222,15 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
         if text and len(first) == 1:
             save_png(out, panels[0][0].repeat(scale, 0).repeat(scale, 1))
         else:
-            names = [''] if len(plans) == 1 else titles
-            save_png(out, make_sheet(list(zip(names, panels, strict=True)), first.columns, first.rows,
-                                     scale=scale))
+            named = list(zip([''] if len(plans) == 1 else titles, panels, strict=True))
+            save_png(out, make_sheet(named, first.columns, first.rows, scale=scale))
 
     peers.only_lead(save)
     return f'wrote {out}: {len(plans) * len(first)} images of'
 
 
 def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
-    """An .npz or a folder of images, by all processes, continued where an earlier call was stopped; whether
-    it was whole already."""
+    """Draws or resumes an .npz or a folder of images, by all processes; (a line, whether it was whole)."""
     if out.suffix == '.npz':
         store = NpzStore(out, plan.card, plan.shown, plan.shape, part_size(plan.group))
     else:
@@ -268,36 +245,30 @@ def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
 
 
 def draw_parts(plan: Plan, store) -> None:
-    """Draws what a store is missing, by all processes, and finishes it.
-
-    store: Parts with `missing()`, `write(part, images)` and `finish()`: `lit_jax.sampling.stores`. Its parts
-    are whole groups.
-    """
-    pipeline, groups_of = plan.pipeline, {part: _groups(store.span(part), plan.group) for part in store.parts}
+    """Draws what a store (`lit_jax.sampling.stores`; its parts are whole groups) is missing; finishes it."""
+    pipeline, group = plan.pipeline, plan.group
+    spans = {part: store.span(part) for part in store.parts}
+    groups_of = {part: range(span.start // group, -(-span.stop // group)) for part, span in spans.items()}
     most = -(-len(peers.from_lead(store.missing)) // jax.process_count())     # parts of one process
     if pipeline.takes == 'label':
         a_round = most
     else:
-        images = max(ROUND, plan.group) if pipeline.low_memory else plan.group * len(jax.local_devices())
+        images = max(ROUND, group) if pipeline.low_memory else group * len(jax.local_devices())
         a_round = images // store.size
 
     def draw_mine(mine: list[int]):
         """All processes take as many rounds: they read weights together."""
         if not most:
             return
-        images = plan.encode(list(itertools.chain(*(store.span(part) for part in mine))))
+        images = plan.encode([image for part in mine for image in spans[part]])
         for start in range(0, most, a_round):
             parts = mine[start:start + a_round]
-            drawn = plan.draw_groups(images, list(itertools.chain(*(groups_of[part] for part in parts))))
-            for part in parts:       # devices work on meanwhile: the next groups are in flight
+            drawn = plan.draw_groups(images, [number for part in parts for number in groups_of[part]])
+            for part in parts:       # the next groups are in flight meanwhile
                 blocks = [to_uint8(block) for block in itertools.islice(drawn, len(groups_of[part]))]
                 store.write(part, np.concatenate(blocks))
                 yield
-            pipeline.give_up('vae')
+            pipeline.end_turn('vae')
 
     make_missing(store, draw_mine, 'images')
     peers.only_lead(store.finish)
-
-
-def _groups(span: range, group: int) -> range:
-    return range(span.start // group, -(-span.stop // group))

@@ -1,7 +1,6 @@
 """Numbered images of one model, the same bits on any number of devices (`lit_jax.runtime.device_groups`).
 
-Image i is row i mod G of group i div G.
-"""
+Image i is row i mod G of group i div G."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,8 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class Images:
-    """What to draw, one row an image: its noise hangs on its seed and number, what it shows on its row of
-    `cond`.
-
-    cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`).
-    """
+    """What to draw: image i has the noise of (seeds[i], numbers[i]) and shows row i of `cond`.
+    cond: arrays [N, ...], as the model function takes them (`lit_jax.sampling.program.build_sampler`)."""
     seeds: np.ndarray
     numbers: np.ndarray
     cond: Mapping[str, np.ndarray]
@@ -38,7 +34,6 @@ class Images:
         return len(self.seeds)
 
     def take(self, rows: np.ndarray) -> 'Images':
-        """These of the images, in this order."""
         return Images(self.seeds[rows], self.numbers[rows],
                       {name: value[rows] for name, value in self.cond.items()})
 
@@ -51,14 +46,10 @@ class Images:
 class GroupSampler:
     """Draws numbered images of one model; image i depends on its row of `images` and the settings only.
 
-    Args:
-        vae: `lit_jax.checkpoint.vae_folder.Vae` that turns latents into images; None leaves what the model
-            draws.
-        group: images computed together. Part of the result.
-        size: (H, W) of what the model draws, where it takes others than its own.
-        devices: of this process; default all of them.
-        on_step: see `lit_jax.sampling.program.build_sampler`.
-    """
+    vae: `lit_jax.checkpoint.vae_folder.Vae` that decodes latents; None returns what the model draws.
+    group: images computed together; affects rounding. devices: of this process; default all.
+    size: (H, W) of what the model draws, where it is not the architecture's own.
+    on_step: see `lit_jax.sampling.program.build_sampler`."""
 
     def __init__(self, model: Model, settings: SamplerSettings, images: Images, *, group: int = GROUP,
                  vae=None, size: tuple[int, int] | None = None, devices: Sequence | None = None,
@@ -71,17 +62,15 @@ class GroupSampler:
         self.replace_weights(model.params)
 
     def replace_weights(self, params: dict | None) -> None:
-        """Other weights of the same network, for the program that is compiled already; None gives up their
-        memory."""
+        """Other weights of the same network for the compiled program; None frees their memory."""
         self._groups.place(None if params is None else (params, self._vae_params))
 
     def compile(self, params) -> jax.stages.Compiled:
-        """The program for weights like `params` (jax.ShapeDtypeStruct), ahead of drawing, which then uses
-        it."""
+        """The program for weights like `params` (jax.ShapeDtypeStruct); drawing later uses it."""
         return self._groups.compile((params, self._vae_params), self._rows(range(self.devices)))
 
     def replace_images(self, images: Images) -> None:
-        """Others to draw with the program that is compiled already; at least as many as a group has."""
+        """Other images for the compiled program; at least as many as a group has."""
         if len(images) < self.group:
             raise ValueError(f'{len(images)} images for a program that draws {self.group} at once')
         self.images = images
@@ -95,27 +84,20 @@ class GroupSampler:
         return self._groups.devices
 
     def numbers(self, group: int) -> np.ndarray:
-        """The numbers of the images of a group; the last one may have fewer."""
+        """Numbers of the images of a group; the last group may be smaller."""
         return np.arange(group * self.group, min((group + 1) * self.group, len(self.images)))
 
     def draw(self, groups: Sequence[int], batch_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(group, its images float32 [n, H, W, C]) in the order given.
-
-        batch_size: images in flight, over all devices, at least one group a device; default two
-            groups a device, so that none waits while images are fetched. Changes speed and memory, never an
-            image.
-        """
+        batch_size: images in flight over all devices, at least a group per device; default two groups per
+            device, so that none waits while images are fetched. Changes speed and memory, never an image."""
         waves = [groups[start:start + self.devices] for start in range(0, len(groups), self.devices)]
         for wave, images in self._groups.run(waves, self._rows, batch_size):
             for position, group in enumerate(wave):
                 first = position * self.group
                 yield group, images[first:first + len(self.numbers(group))]
 
-    def draw_all(self) -> np.ndarray:
-        """All images, float32 [N, H, W, C]."""
-        return np.concatenate([images for _, images in self.draw(range(self.count))])
-
     def _rows(self, wave: Sequence[int]) -> dict:
-        """Those of some groups; one that is not full goes on with the first images."""
+        """The rows of some groups; one that is not full is filled with the first images."""
         indices = (np.asarray(wave)[:, None] * self.group + np.arange(self.group)).reshape(-1)
         return self.images.rows(indices % len(self.images))

@@ -10,8 +10,7 @@ POLICIES = ('random', 'balanced')
 
 
 def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[int]:
-    """'3,7' -> [3, 7], checked against the model; '' -> the first ten classes, or `most`, or with None
-    all."""
+    """'3,7' -> [3, 7], checked against the model; '' -> the first `most` classes (None: all)."""
     if not text:
         return list(range(num_classes if most is None else min(most, num_classes)))
     try:
@@ -27,10 +26,8 @@ def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[in
 def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,
                   per_class: int | None = None) -> np.ndarray:
     """int32 [N], the label of every image, for a set of `count` images or of `per_class` images a class.
-
-    random: each label drawn from (seed, number of the image), as published figures of DiT and LiT were made.
-    balanced: the same number of each class, in turns, so that any stretch of the set holds all classes.
-    """
+    random: each label drawn from (seed, number of the image), as for the published figures of DiT and LiT.
+    balanced: the same number of each class, in turns, so that any stretch of the set holds all classes."""
     check_known('label policy', policy, POLICIES)
     if (count is None) == (per_class is None):
         raise UserError('say how many images with one of --count (all together) and --per_class (of each '
@@ -38,8 +35,8 @@ def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int 
     if policy == 'random' and count is None:
         raise UserError('--per_class means the same number of each class; random labels take --count, the '
                         'number of all images (or leave --labels out)')
-    name, value = ('--count', count) if per_class is None else ('--per_class', per_class)
-    total = value if per_class is None else value * len(classes)
+    name, value, total = ('--count', count, count) if per_class is None else \
+        ('--per_class', per_class, per_class * len(classes))
     if value < 1 or total > MAX_IMAGES:
         raise UserError(f'{name} must be at least 1, and all images at most {MAX_IMAGES:,}; got {value}')
     if policy == 'random':

@@ -1,4 +1,4 @@
-"""What drawing from classes and from prompts share: a model, its VAE, and programs that are compiled once."""
+"""Base of the class and prompt pipelines: a model, its VAE, and programs that are compiled once."""
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -25,21 +25,15 @@ PROGRAMS = 8                 # compiled programs that are kept
 
 
 class Pipeline:
-    """What both kinds share.
+    """The constructor only checks configs; weights are read when first needed, or by `load` (a collective).
 
     Args:
-        source: model folder or workdir, or a `Model` that is loaded already.
-        vae: folder of the VAE that decodes what the model draws, or a `Vae`; None: a model on pixels, or
-            latents are what is wanted.
-        dtype: compute dtype of the backbone.
-        step: of a workdir, the checkpoint to take instead of the newest.
+        source: model folder or workdir, or a loaded `Model`.
+        vae: folder of the VAE that decodes, or a `Vae`; None for models on pixels, or to get latents.
+        dtype: compute dtype of the backbone. step: of a workdir, the checkpoint; default: the newest.
 
     Attributes: takes ('label' or 'text'), defaults (`SamplerSettings`), config (of the model), network, vae
-    (its params are None while it is not loaded), name.
-
-    The constructor reads and checks the configs only; weights are read when they are needed first, or by
-    `load`, which several processes call together.
-    """
+    (its params are None while it is not loaded), name."""
     takes: str
     defaults: SamplerSettings
 
@@ -67,13 +61,10 @@ class Pipeline:
 
     def _open_vae(self, path) -> Vae | None:
         """The VAE without its weights, checked."""
-        if self.config['latent']['space'] == 'pixels':
-            if path:
-                raise UserError(f'{self.source} draws pixels, there is nothing to decode: leave --vae {path} '
-                                f'out')
-            return None
         if not path:
             return None
+        if self.config['latent']['space'] == 'pixels':
+            raise UserError(f'{self.source} draws pixels, there is nothing to decode: leave --vae {path} out')
         config = read_vae_config(path)
         vae = Vae(VaeNetwork(config['vae']), None, config)
         check_decoder(vae, self.config, path, self.source)
@@ -81,23 +72,23 @@ class Pipeline:
 
     @property
     def downscale(self) -> int:
-        """Pixels of an image to one of what the model draws, each way."""
+        """Side in pixels of the image area that one position of the model's output covers."""
         if self.config['latent']['space'] == 'pixels':
             return 1
         return self.vae.network.downscale if self.vae else self.config['latent'].get('downscale', 8)
 
     @property
     def nominal_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model is meant for."""
+        """(height, width) in pixels of the images that the model was trained for."""
         return tuple(side * self.downscale for side in self.config['model']['input_size'])
 
     @property
     def false_colours(self) -> bool:
-        """Whether latents are shown, for want of their VAE."""
+        """Whether latents are shown because no VAE is given."""
         return self.vae is None and self.config['latent']['space'] != 'pixels'
 
     def check_decodes(self) -> None:
-        """Raises UserError where no images come out, but latents."""
+        """Raises UserError where latents would come out instead of images."""
         channels = self.vae.network.arch['image_channels'] if self.vae else self.network.arch['channels']
         if self.false_colours or channels not in (1, 3):
             raise UserError(f'{self.source} draws latents; images need the VAE that decodes them: --vae DIR '
@@ -116,11 +107,9 @@ class Pipeline:
 
         Args:
             classes, prompts: what each image shows; the one that the model takes.
-            seed: one for all images; of prompts also one for each image.
-            size: (height, width) in pixels, of models for prompts.
-            group: images computed together, part of the result.
-            settings: fields of `SamplerSettings` in the place of `defaults`: steps, cfg_scale, ...
-        """
+            seed: one for all images; for prompts also one per image.
+            size: (height, width) in pixels, for prompts. group: images computed together; affects rounding.
+            settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ..."""
         if isinstance(prompts, str):
             prompts = [prompts]
         shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
@@ -133,15 +122,11 @@ class Pipeline:
         groups = range(-(-len(shown) // self.group(len(shown), size, group)))
         drawn = self.draw_groups(images, groups, settings, size=size, group=group)
         drawn = viewable(np.concatenate(list(drawn)))
-        self.give_up('vae')
+        self.end_turn('vae')
         return drawn
 
-    # ------------------------------------------------------------------------------------------------------
-    # Weights
-
     def load(self, name: str) -> int:
-        """Reads the weights of 'model', 'vae' or 'text_encoder', where they are not there yet; returns their
-        bytes."""
+        """Reads weights ('model', 'vae' or 'text_encoder') unless they are loaded; returns their bytes."""
         with explain_out_of_memory(f'loading the {name.replace("_", " ")}'):
             return tree_bytes(getattr(self, f'_load_{name}')())
 
@@ -157,40 +142,37 @@ class Pipeline:
         return self.vae and self.vae.params
 
     def replace_weights(self, params: dict, provenance: dict) -> None:
-        """Others of the same network, for the programs that are compiled already."""
+        """Other weights of the same network, for the compiled programs."""
         self.free('model')
         self._params, self._given, self._sha256 = params, True, None
         self.config = {**self.config, 'provenance': provenance}
 
-    @property
-    def weights_sha256(self) -> str:
+    def weights_facts(self) -> dict:
+        """The card's entry about the weights."""
         self.load('model')
         self._sha256 = self._sha256 or params_sha256(self._params)
-        return self._sha256
+        return {'provenance': self.config['provenance'], 'sha256': self._sha256}
 
     def free(self, name: str) -> None:
-        """Gives up the weights of a part; what was handed in loaded is let go, and not deleted."""
-        held, given = self._release(name)
-        if held is not None and not given:
-            for leaf in jax.tree.leaves(held):
-                leaf.delete()
-        del held
+        """Deletes the weights of a part; those that the caller handed in are only released."""
+        for leaf in jax.tree.leaves(self._release(name)):
+            leaf.delete()
         give_back()
 
-    def _release(self, name: str) -> tuple:
-        """(the weights that were held, whether they are another's)."""
+    def _release(self, name: str) -> dict | None:
+        """The weights to delete."""
         if name == 'vae':
             if self.vae is None or self._vae_path is None:
-                return None, True
+                return None
             held, self.vae.params = self.vae.params, None
-            return held, False
-        held, self._params, self._active = self._params, None, None
+            return held
+        held, self._params, self._active = None if self._given else self._params, None, None
         for sampler in self._samplers.values():
             sampler.replace_weights(None)
-        return held, self._given
+        return held
 
-    def give_up(self, name: str) -> None:
-        """The end of a part's turn: `free` with low_memory, else nothing."""
+    def end_turn(self, name: str) -> None:
+        """`free` with low_memory, else nothing."""
         if self.low_memory:
             self.free(name)
 
@@ -201,25 +183,19 @@ class Pipeline:
             with explain_out_of_memory(doing):
                 yield
         finally:
-            self.give_up(name)
-
-    # ------------------------------------------------------------------------------------------------------
-    # Drawing
+            self.end_turn(name)
 
     def draw(self, images: Images, settings: SamplerSettings, *, size: tuple[int, int] | None = None,
              group: int | None = None, on_step: OnStep | None = None) -> np.ndarray:
         """What the model draws: float32 [N, h, w, C], latents (divided by their scale) or pixels.
-
-        Args:
-            images: of `encode`. size: (height, width) of the images in pixels.
-            on_step: called with (number, how many in all) when an evaluation of the backbone begins.
-        """
+        images: of `encode`. size: (height, width) of the images in pixels. on_step: called with (number,
+            total) when an evaluation of the backbone begins."""
         with self._turn('model', 'drawing'):
             return np.concatenate(list(self._draw(images, None, settings, size, group, on_step)))
 
     def _draw(self, images: Images, groups: Sequence[int] | None, settings: SamplerSettings, size, group,
               on_step: OnStep | None = None) -> Iterator[np.ndarray]:
-        """What the model draws of each group (None: of all), one wave of the devices after the other."""
+        """What the model draws of each group (None: of all), a group per device at a time."""
         key = self._key(len(images), settings, size, group)
         sampler = self._sampler(key, images)
         groups = range(sampler.count) if groups is None else groups
@@ -238,7 +214,7 @@ class Pipeline:
 
     def is_compiled(self, count: int, settings: SamplerSettings, size: tuple[int, int] | None = None,
                     group: int | None = None) -> bool:
-        """Whether an earlier `draw` has left the program for so many images."""
+        """Whether an earlier `draw` compiled the program for so many images."""
         return self._key(count, settings, size, group) in self._samplers
 
     def _key(self, count: int, settings: SamplerSettings, size, group, decoded: bool = False) -> tuple:
@@ -247,9 +223,9 @@ class Pipeline:
         return settings, self.latent_size(size), group, devices, decoded
 
     def _sampler(self, key: tuple, images: Images) -> GroupSampler:
-        """The program of these settings, compiled once, on these images."""
+        """The program of these settings, compiled once, with these images."""
         settings, size, group, devices, decoded = key
-        if len(images) < group:      # always full: how many are computed together is part of the bits
+        if len(images) < group:      # always full: how many are computed together decides the bits
             images = images.take(np.resize(np.arange(len(images)), group))
         sampler = self._samplers.pop(key, None)
         if sampler is None:
@@ -273,11 +249,8 @@ class Pipeline:
             self._tick()
 
     def decode(self, latents: np.ndarray, tile: int | None = 0) -> np.ndarray:
-        """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned as they
-        are.
-
-        tile: side in latent pixels of the squares decoded one after the other; None: whole; 0:
-            `default_tile`."""
+        """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned unchanged.
+        tile: side in latent pixels of the squares decoded one by one; None: whole; 0: `default_tile`."""
         if self.vae is None:
             return latents
         with self._turn('vae', 'decoding'):
@@ -290,5 +263,5 @@ class Pipeline:
 
 
 def what_is_drawn(kind: str) -> str:
-    """Of a model that takes 'label' or 'text', for messages."""
+    """For messages; kind: 'label' or 'text'."""
     return 'what a prompt says' if kind == 'text' else 'classes'

@@ -1,8 +1,7 @@
-"""What is random about an image: functions of (seed, number of the image), never of its batch or its device.
+"""Noise and random labels of an image: functions of (seed, number of the image), never of batch or device.
 
-From the key of a seed, image i folds in i for its initial noise. Step noise and labels hang on keys of their
-own, folded from numbers that no image has.
-"""
+The key of image i's initial noise is that of the seed with i folded in. Step noise and labels have keys of
+their own, folded from numbers that no image has."""
 from collections.abc import Sequence
 
 import jax
@@ -25,9 +24,7 @@ def check_seed(seed: int) -> None:
 def initial_noise(network: Network, seed: int | Array, indices: Sequence[int] | Array,
                   size: Sequence[int] | None = None) -> Array:
     """Noise [B, H, W, C] of the images with these numbers: image i depends on (seed, i) only.
-
-    seed: one for all, or one an image. size: (H, W) of what the network draws, where that is not the
-    architecture's own. """
+    seed: one for all, or one an image. size: (H, W) where it is not the architecture's own."""
     shape = (*(size or network.arch['input_size']), network.arch['channels'])
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seed, indices))
 

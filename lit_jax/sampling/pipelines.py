@@ -1,14 +1,13 @@
-"""A model that draws, with what belongs to it: one pipeline for classes, one for prompts, alike in use.
+"""Pipelines from a model to images: one for classes, one for prompts, used alike.
 
     pipeline = open_pipeline('models/dit_xl', vae='models/sd_vae')
     images = pipeline.sample(classes=[207, 360], seed=0)                 # uint8 [2, 256, 256, 3]
     pipeline = open_pipeline('runs/lit_t2i', vae='models/sdxl_vae', text_encoder='models/t5')
     images = pipeline.sample(prompts=['a red fox in the snow'], steps=20, size=(1024, 1024))
 
-These are the images that `sample.py` draws for the same seed and settings. They do not depend on devices or
-batches; a prompt and a seed make one image, bit for bit, whatever else is drawn: prompts are encoded one at a
-time, images are computed in groups of a fixed size (`lit_jax.sampling.groups`) and decoded one at a time.
-"""
+`sample.py` draws the same images for the same seed and settings. Their bits do not depend on devices, batches
+or, for prompts, on what else is drawn: prompts are encoded one at a time, images are computed in groups of a
+fixed size (`lit_jax.sampling.groups`) and decoded one at a time."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,51 +32,40 @@ from lit_jax.runtime.storage import MANIFEST
 from lit_jax.sampling.decoder import class_names
 from lit_jax.sampling.groups import GROUP, Images
 from lit_jax.sampling.model_pipeline import Pipeline
-from lit_jax.sampling.prompts import (
-    check_text_encoder,
-    default_group,
-    latent_size,
-    say_unknown,
-    wanted_encoder,
-)
+from lit_jax.sampling.prompts import check_text_encoder, default_group, latent_size, say_unknown
 from lit_jax.text.encoder import encode_captions
 
-REPORT_SECONDS = 10
-# leaves that make nearly all bytes of a backbone, and that are cast before they are used
-KERNEL = 'kernel'
-# latent pixels: the side of tiles, and the largest latent that is decoded whole by default
-TILE, WHOLE = 64, 128
+KERNEL = 'kernel'       # leaves that are nearly all bytes of a backbone, and are cast before they are used
+TILE, WHOLE = 64, 128   # latent pixels: the side of tiles, and of the largest latent decoded whole by default
 
 
 def open_pipeline(source, vae=None, text_encoder=None, **options) -> 'ClassPipeline | TextPipeline':
-    """The pipeline of a model. Several processes call it together.
+    """The pipeline of a model; all processes call it together. Reads no weights yet.
 
     Args:
-        source: model folder or workdir, or a `Model` that is loaded already.
-        vae, text_encoder: their folders, or a `Vae` and a `TextEncoder` that are loaded already.
+        source: model folder or workdir, or a loaded `Model`.
+        vae, text_encoder: their folders, or a loaded `Vae` and `TextEncoder`.
         options: of `ClassPipeline` or `TextPipeline`.
 
-    Raises UserError for folders that do not belong together; weights are not read yet."""
+    Raises UserError for folders that do not belong together."""
     def open_it():
         config = source.config if isinstance(source, Model) else read_weights_config(source)
         if conditioning(config['model']) == 'text':
             return TextPipeline(source, vae, text_encoder, **options)
-        if foreign := [name for name, value in {'text_encoder': text_encoder, **options}.items()
-                       if value and name.startswith(('text_', 'low_'))]:
+        texts = {name: options.pop(name, None) for name in ('text_dtype', 'low_memory')}
+        if foreign := [name for name, value in {'text_encoder': text_encoder, **texts}.items() if value]:
             raise UserError(f'{", ".join(foreign)}: not for {source}, which draws classes: leave it out')
-        known = {name: value for name, value in options.items() if not name.startswith(('text_', 'low_'))}
-        return ClassPipeline(source, vae, **known)
+        return ClassPipeline(source, vae, **options)
 
     return peers.together(open_it)
 
 
 class ClassPipeline(Pipeline):
-    """A model for classes."""
+    """A class-conditional model."""
     takes, defaults = 'label', CLASSES
 
     @property
     def classes(self) -> list[str]:
-        """A name for every class."""
         return class_names(self.config, range(self.network.null_label))
 
     def latent_size(self, size: None = None) -> None:
@@ -86,7 +74,6 @@ class ClassPipeline(Pipeline):
             raise UserError(f'{self.source} draws classes, at one size: {self.nominal_size}')
 
     def group(self, count: int, size=None, group: int | None = None) -> int:
-        """Images computed together."""
         return min(group or GROUP, count)
 
     def default_tile(self, size: tuple[int, int]) -> None:
@@ -104,8 +91,7 @@ class ClassPipeline(Pipeline):
 
     def draw_groups(self, images: Images, groups: Sequence[int], settings: SamplerSettings, *, size=None,
                     group: int | None = None, tile=None, batch_size: int = 0) -> Iterator[np.ndarray]:
-        """Images float32 of each group in turn; `batch_size` in flight. Several processes call it
-        together, each with groups of its own."""
+        """Images float32 of each group in turn, `batch_size` in flight; called by all processes together."""
         self.load('model')
         self.load('vae')
         if not groups:
@@ -113,15 +99,10 @@ class ClassPipeline(Pipeline):
         sampler = self._sampler(self._key(len(images), settings, size, group, decoded=True), images)
         return (drawn for _, drawn in sampler.draw(groups, batch_size))
 
-    def weights_facts(self) -> dict:
-        """What cards say about the weights."""
-        sha256 = self.weights_sha256
-        return {'provenance': self.config['provenance'], 'sha256': sha256}
-
 
 @dataclass(frozen=True)
 class _PromptImages(Images):
-    """Image i shows row `which[i]` of `cond`: features are not copied for each seed."""
+    """Image i shows row which[i] of `cond`: features are not copied for each seed."""
     which: np.ndarray
 
     def take(self, rows: np.ndarray) -> Images:
@@ -137,14 +118,11 @@ class _PromptImages(Images):
 class TextPipeline(Pipeline):
     """A text-to-image model with its text encoder: all networks in memory, or one at a time.
 
-    Args, beside those of `Pipeline` (with dtype 'bfloat16' the backbone's kernels are held in bfloat16, too):
+    Arguments beside those of `Pipeline` (dtype 'bfloat16' also holds the backbone's kernels in bfloat16):
         text_encoder: its folder, or a `TextEncoder`.
-        text_dtype: as `load_text_encoder` takes it; default float32 on CPU and bfloat16 elsewhere (int8
-            weights stay int8).
-        low_memory: every network is given up after its turn; False keeps all of them, and what is compiled.
-
-    Attributes: text_config; meter: memory and seconds of the phases of `draw_groups`.
-    """
+        text_dtype: of `load_text_encoder`; default float32 on CPU, bfloat16 elsewhere (int8 weights stay).
+        low_memory: frees each network after its turn; False keeps them all, and what is compiled.
+    Attributes: text_config; meter: memory and seconds of the phases of `draw_groups`."""
     takes, defaults = 'text', PROMPTS
 
     def __init__(self, source, vae=None, text_encoder=None, *, text_dtype: str | None = None,
@@ -158,34 +136,33 @@ class TextPipeline(Pipeline):
         self._encoder_path, self._encoder = (None, text_encoder) if given else (text_encoder, None)
         self.text_config = self._open_text_config()
         if self.step is None and not self._given and not is_model_folder(as_path(source)):
-            self.step = max(find_steps(source), default=None)      # part of the card, so it is chosen first
+            self.step = max(find_steps(source), default=None)      # part of the card, so chosen first
 
     def _open_text_config(self) -> dict:
         if self._encoder is None and self._encoder_path is None:
+            known = (self.config.get('text') or {}).get('encoder')
             raise UserError(f'{self.source} draws what a prompt says and needs the text encoder that it was '
-                            f'trained with: --text_encoder DIR ({wanted_encoder(self.config)}; python '
-                            f'convert_torch_ckpt.py PIPELINE/text_encoder --out DIR)')
+                            f'trained with: --text_encoder DIR ({f"id {known!r}, " if known else ""}width '
+                            f'{self.config["model"]["caption_channels"]}; python convert_torch_ckpt.py '
+                            f'PIPELINE/text_encoder --out DIR)')
         config = self._encoder.config if self._encoder else read_text_encoder_config(self._encoder_path)
         check_text_encoder(config, self.config, self._encoder_path or 'the text encoder', self.source)
         return config
 
     def latent_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(H, W) of what the model draws for images of `size`; None: its own."""
+        """See `lit_jax.sampling.prompts.latent_size`."""
         return latent_size(size, self.config['model'], self.downscale)
 
     def group(self, count: int, size=None, group: int | None = None) -> int:
-        """Images computed together: always so many, whatever is drawn."""
+        """Images computed together, however many are drawn."""
         return group or default_group(self.latent_size(size))
 
     def default_tile(self, size: tuple[int, int]) -> int | None:
-        """Side of the tiles of latents of `size` where nobody says: None decodes them whole."""
+        """Side of the tiles for latents of `size` by default; None decodes them whole."""
         return TILE if self.low_memory or max(size) > WHOLE else None
 
     def captions(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         return [f'seed {seed}' for seed in seeds]
-
-    # ------------------------------------------------------------------------------------------------------
-    # Weights
 
     def _load_text_encoder(self):
         if self._encoder is None:
@@ -199,30 +176,25 @@ class TextPipeline(Pipeline):
                 self._params = hold_narrow(self._params)
         return self._params
 
-    def _release(self, name: str) -> tuple:
+    def _release(self, name: str) -> dict | None:
         if name != 'text_encoder':
             return super()._release(name)
         if self._encoder_path is None or self._encoder is None:
-            return None, True
+            return None
         held, self._encoder = self._encoder.params, None
-        return held, False
+        return held
 
     def weights_facts(self) -> dict:
-        """What tells these weights from others without reading them: a model folder's list of checksums, a
-        workdir's step."""
+        """Identifies weights without reading them: a model folder's list of checksums, a workdir's step."""
         if self.step is None:
             return {'weights': {'manifest_sha256': file_sha256(as_path(self.source) / MANIFEST)}}
         return {'weights': {'workdir': self.source, 'step': self.step}}
 
-    # ------------------------------------------------------------------------------------------------------
-    # Drawing
-
     def encode(self, prompts: Sequence[str], seeds: int | Sequence[int], negative: str = '',
                wanted: Sequence[int] | None = None) -> Images:
-        """What to draw: an image a prompt, each of a seed of its own; guidance leads away from `negative`.
-
-        wanted: numbers of the images that will be drawn; prompts of the others are not read. Several
-            processes call it together, each with numbers of its own."""
+        """What to draw: an image per prompt, with one seed or its own; guidance leads away from `negative`.
+        wanted: numbers of the images to draw; prompts of others are not encoded. All processes call it
+            together, each with its own numbers."""
         if np.size(seeds) not in (1, len(prompts)):
             raise UserError(f'{np.size(seeds)} seeds for {len(prompts)} images: give one, or one an image')
         seeds = np.broadcast_to(np.asarray(seeds, np.uint32), len(prompts))
@@ -231,7 +203,7 @@ class TextPipeline(Pipeline):
         with self.meter.phase('text encoder') as phase:
             phase.weights = self.load('text_encoder')
             features = peers.together(lambda: self._encode(texts) if len(mine) else None)
-            self.give_up('text_encoder')
+            self.end_turn('text_encoder')
         if features is None:
             return Images(seeds, seeds, {})          # nothing is drawn here
         row = {text: i for i, text in enumerate(texts)}
@@ -249,24 +221,24 @@ class TextPipeline(Pipeline):
     def draw_groups(self, images: Images, groups: Sequence[int], settings: SamplerSettings, *, size=None,
                     group: int | None = None, tile: int | None = 0,
                     batch_size: int = 0) -> Iterator[np.ndarray]:
-        """Images float32 of each group in turn, all drawn before the first is decoded. Several processes
-        call it together, each with groups of its own. The VAE is kept until `give_up('vae')`."""
+        """Images float32 of each group in turn, all drawn before the first is decoded; called by all
+        processes together. The VAE is kept until `end_turn('vae')`."""
         steps, seen = len(groups) * settings.steps, [0]
 
         def on_step(done: int, total: int) -> None:
-            # Devices without a group of their own repeat another's: they do not count.
-            progress.add(done * steps // total - seen[0])
-            seen[0] = done * steps // total
+            now = done * steps // total     # devices without a group repeat another's and do not count
+            progress.add(now - seen[0])
+            seen[0] = now
 
         def draw_all() -> list[np.ndarray]:
             with explain_out_of_memory('drawing'):
                 return list(self._draw(images, groups, settings, size, group, on_step)) if groups else []
 
         with (self.meter.phase('backbone') as phase,
-              Progress(max(1, steps), 'steps', seconds=REPORT_SECONDS) as progress):
+              Progress(max(1, steps), 'steps', seconds=10) as progress):
             phase.weights = self.load('model')
             latents = peers.together(draw_all)
-            self.give_up('model')
+            self.end_turn('model')
         self.load('vae')
         return self._decode_groups(latents, tile)
 
@@ -277,19 +249,15 @@ class TextPipeline(Pipeline):
                 images = one if self.vae is None else self._decoded(one, tile)
             yield images
 
-    # ------------------------------------------------------------------------------------------------------
-    # Before anything is loaded
-
     def weights(self) -> dict[str, int]:
-        """{part: bytes of its weights once they are loaded}, whether they are or not."""
+        """{part: bytes of its weights when loaded}."""
         encoder = T5Network(self.text_config['text_encoder'], weights=self._text_weights())
         found = {'text_encoder': tree_bytes(encoder.abstract()), 'model': tree_bytes(self._abstract())}
         return found if self.vae is None else {**found, 'vae': tree_bytes(self.vae.network.abstract())}
 
     def estimate(self, settings: SamplerSettings, size: tuple[int, int] | None = None,
                  group: int | None = None, tile: int | None = 0) -> list[tuple[str, int, int]]:
-        """[(part, bytes of its weights, bytes of results and temporaries)]: the programs are compiled,
-        nothing is loaded."""
+        """[(part, bytes of its weights, of results and temporaries)], from compiling; nothing is loaded."""
         length, channels = (self.config['model'][name] for name in ('caption_tokens', 'caption_channels'))
         wide = self.text_dtype == 'float32' or self.text_dtype == 'int8' and jax.default_backend() == 'cpu'
         compute = jnp.float32 if wide else jnp.bfloat16
@@ -307,17 +275,16 @@ class TextPipeline(Pipeline):
             height, width = self.latent_size(size)
             latent = jax.ShapeDtypeStruct((1, height, width, self.config['model']['channels']), jnp.float32)
             tile = self.default_tile((height, width)) if tile == 0 else tile
-            # as loaded weights are: so the program is used again
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])    # as loaded: so it is reused
             abstract = self.vae.network.abstract()
             weights = placed(abstract, jax.tree.map(lambda _: here, abstract))
             programs['vae'] = self._decode.lower(weights, latent, tile=tile).compile()
         found = [(name, weights, temporary_bytes(programs[name])) for name, weights in self.weights().items()]
-        give_back()      # what the compiler took, 0.2 GB that the text encoder would otherwise come on top of
+        give_back()      # 0.2 GB that the compiler took, before the text encoder needs memory
         return found
 
     def text_facts(self) -> dict:
-        """What cards say about the text encoder."""
+        """The card's entry about the text encoder."""
         config = self.text_config
         return {'id': config['id'], 'sha256': config['provenance']['sha256'], 'weights': config['weights'],
                 'dtype': self.text_dtype}
@@ -330,12 +297,11 @@ class TextPipeline(Pipeline):
     def _abstract(self) -> dict:
         abstract = self.network.abstract()
         return abstract if self.dtype != 'bfloat16' else map_named(
-            lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16) if name.endswith(KERNEL)
-            else leaf, abstract)
+            lambda name, leaf: leaf.update(dtype=jnp.bfloat16) if name.endswith(KERNEL) else leaf, abstract)
 
 
 def hold_narrow(params: dict) -> dict:
-    """Kernels in bfloat16, each float32 one given up when it is cast: never two whole copies."""
+    """Casts kernels to bfloat16 and deletes each float32 one at once: never two whole copies."""
     def cast(name, leaf):
         if not name.endswith(KERNEL):
             return leaf

@@ -1,9 +1,8 @@
-"""One function from noise and classes or captions to samples, shared by everything that draws."""
-from collections.abc import Callable, Mapping, Sequence
+"""The function from noise and classes or captions to samples, shared by everything that draws."""
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lit_jax.diffusion.guidance import guide, guided_timesteps
 from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
@@ -14,23 +13,13 @@ from lit_jax.sampling.noise import initial_noise, step_keys
 Array = jax.Array
 
 
-def make_sampler(network: Network, settings: SamplerSettings, config: Mapping) -> Callable:
-    """`build_sampler`, compiled."""
-    return jax.jit(build_sampler(network, settings, config), compiler_options=network.inference_options())
-
-
 def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
                   on_step: Callable[[Array], None] | None = None) -> Callable:
     """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by their scale.
 
-    cond: {'label': int [B]}, or the captions of a text model with the unconditional ones
-        (`Network.guidance_pair`).
-
-    Args:
-        config: of the model or of its recipe: its `diffusion` (steps, kind) and the scale of its `latent`.
-        on_step: called on this machine with the timestep of each evaluation, while the program runs: for
-            progress.
-    """
+    cond: {'label': int [B]}, or captions with the unconditional ones (`Network.guidance_pair`).
+    config: of the model or its recipe: `diffusion` (steps, kind) and the scale of `latent`.
+    on_step: called on the host with the timestep of each evaluation while the program runs."""
     diffusion = config['diffusion']
     settings.check(diffusion)
     schedule = sampling_schedule(settings.method, settings.steps, diffusion['steps'], diffusion['kind'])
@@ -51,8 +40,7 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
 
 def build_draw(network: Network, settings: SamplerSettings, config: Mapping, *, vae=None,
                size: tuple[int, int] | None = None, on_step: Callable | None = None) -> Callable:
-    """draw((params, VAE params), rows of `Images`) -> images [B, H, W, C], of a `Vae`, or what the model
-    draws."""
+    """draw((params, VAE params), rows of `Images`) -> [B, H, W, C] of the `Vae`, or (None) of the model."""
     sample = build_sampler(network, settings, config, on_step)
 
     def draw(weights, rows):
@@ -65,20 +53,3 @@ def build_draw(network: Network, settings: SamplerSettings, config: Mapping, *, 
         return vae.network.decode(vae_params, images + vae.shift, one_by_one=True).astype(jnp.float32)
 
     return draw
-
-
-def sample_many(sample: Callable, params: dict, network: Network, labels: Sequence[int], *, seed: int,
-                batch_size: int) -> np.ndarray:
-    """Draws one image a label in batches of one size (one compile; the last batch is padded and cut).
-
-    Another batch size is another program, which rounds differently: images are then equal to some 1e-6 of
-    their range. `lit_jax.sampling.groups` draws the same bits whatever the batch and the devices.
-    """
-    labels = np.asarray(labels, np.int32)
-    images = []
-    for start in range(0, len(labels), batch_size):
-        indices = np.arange(start, start + batch_size)
-        part = np.resize(labels[start:start + batch_size], batch_size)
-        images.append(np.asarray(sample(params, initial_noise(network, seed, indices), {'label': part},
-                                        step_keys(seed, indices))))
-    return np.concatenate(images)[:len(labels)]

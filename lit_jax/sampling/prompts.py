@@ -1,5 +1,4 @@
-"""What a person says about images from text: prompts, seeds, sizes; parsed and checked before anything is
-loaded."""
+"""Parses and checks prompts, seeds and sizes before anything is loaded."""
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,11 @@ from lit_jax.text.tokenizer import UNKNOWN, Tokens
 
 LOG = logging.getLogger('lit_jax')
 LARGEST_GROUP = 8
-GROUP_PIXELS = 2048          # latent pixels that are computed together, about: a device is busy with those
+GROUP_PIXELS = 2048          # latent pixels that are computed together, about: enough to keep a device busy
 
 
 def collect_prompts(given: Sequence[str], file: str | None) -> list[str]:
-    """The prompts of the command line and of a file, in this order; an empty one draws without text.
-
-    Raises UserError where there is none at all."""
+    """Prompts of the command line, then of a file; an empty one draws without text. UserError for none."""
     prompts = [*given, *(read_prompts(file) if file else ())]
     if not prompts:
         raise UserError('no prompt is given: say what to draw with --prompt="..." (several times for '
@@ -31,8 +28,7 @@ def collect_prompts(given: Sequence[str], file: str | None) -> list[str]:
 
 
 def read_prompts(path) -> list[str]:
-    """The prompts in a text file (UTF-8), one a line. Blank lines are skipped with a notice; UserError if
-    nothing is left."""
+    """The prompts in a UTF-8 file, one a line; blank lines are skipped with a warning. UserError for none."""
     try:
         text = as_path(path).read_bytes().decode('utf-8-sig')
     except FileNotFoundError:
@@ -44,7 +40,7 @@ def read_prompts(path) -> list[str]:
                         f'prompt a line') from error
     lines = [line.strip() for line in re.split(r'\r\n|\r|\n', text)]
     prompts = [line for line in lines if line]
-    blank = len(lines) - len(prompts) - (lines[-1] == '')      # what follows the last line break is no line
+    blank = len(lines) - len(prompts) - (lines[-1] == '')      # after the last line break there is no line
     if not prompts:
         raise UserError(f'--prompts {path} holds no prompt: write one a line')
     if blank > 0:
@@ -83,10 +79,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> tuple[int, int]:
     """(H, W) of what the model draws for images of `size` (height, width); None: its own size.
-
-    Raises UserError, with the nearest size that can be drawn, for sides that are no multiples of downscale ·
-    patch.
-    """
+    Raises UserError with the nearest possible size unless both sides are multiples of downscale · patch."""
     if size is None:
         return tuple(arch['input_size'])
     unit = downscale * arch['patch']
@@ -100,13 +93,12 @@ def latent_size(size: tuple[int, int] | None, arch: Mapping, downscale: int) -> 
 
 
 def default_group(size: tuple[int, int]) -> int:
-    """Images computed together where nobody says: as many as fill a device, one from latents of 32 x 64
-    on."""
+    """Images computed together by default: as many as fill a device; one for 32 x 64 latents and larger."""
     return int(np.clip(GROUP_PIXELS // (size[0] * size[1]), 1, LARGEST_GROUP))
 
 
 def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
-    """A notice for every prompt with tokens that the tokenizer does not know: emoji, other scripts."""
+    """Warns of prompts with tokens that the tokenizer does not know: emoji, other scripts."""
     unknown_P = ((tokens.ids == UNKNOWN) & (tokens.mask > 0)).sum(-1)
     for row in np.flatnonzero(unknown_P)[:8]:
         LOG.warning('%d of %d tokens of "%s" are not in the tokenizer\'s vocabulary and are ignored',
@@ -115,15 +107,8 @@ def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
         LOG.warning('and so in %d more prompts', (unknown_P > 0).sum() - 8)
 
 
-def wanted_encoder(config: Mapping) -> str:
-    """What a model's config says about its text encoder."""
-    arch, known = config['model'], (config.get('text') or {}).get('encoder')
-    return f'{f"id {known!r}, " if known else ""}width {arch["caption_channels"]}'
-
-
 def check_text_encoder(encoder: Mapping, config: Mapping, path, source) -> None:
-    """Raises one UserError that lists in what a text encoder (its config) differs from that of a model (its
-    config)."""
+    """Raises one UserError that lists how a text encoder's config differs from what a model's needs."""
     known = (config.get('text') or {}).get('encoder')
     check_alike({'width': encoder['text_encoder']['width'], 'id': encoder['id']},
                 {'width': config['model']['caption_channels'], 'id': known or None},

@@ -1,12 +1,11 @@
-"""Stores of a large set of images, in parts that survive a kill: an ADM .npz, or a folder of PNG files.
+"""Stores a large set of images in parts that survive an interruption: an ADM .npz, or a folder of PNG files.
 
     OUT.npz              arr_0 uint8 [N, H, W, 3], arr_1 int64 [N] (labels), as ADM's evaluator reads it
     OUT.json             the recipe card
     OUT.npz.parts/       while it is drawn: card.json and one .npy a part; gone when the set is whole
 
-A part is whole or absent. The finished file holds no times and no trace of the parts: its bytes depend on the
-images alone, so a run killed at any moment, and any number of times, ends with the bytes of one that was not.
-"""
+A part is whole or absent. The bytes of the finished file depend on the images alone, so a run that was
+interrupted, however often, ends with the same bytes as one that was not."""
 import json
 import math
 import zipfile
@@ -23,7 +22,7 @@ from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
 CARD, LIST = 'card.json', 'prompts.jsonl'
-PART = 128               # images of a part, about: what a kill can cost on every host
+PART = 128               # images of a part, about: the most that an interruption costs each host
 _BLOCK = 1 << 20
 
 
@@ -42,11 +41,8 @@ class NpzStore(PartFolder):
                          np.uint8)
 
     def begin(self) -> int | None:
-        """Looks at everything that can be wrong and makes room. Returns how many images are missing, None
-        where the set is whole.
-
-        Raises UserError where another set is in the way, or the disk is too small for parts and set.
-        """
+        """Checks the place and returns how many images are missing; None: the set is whole.
+        Raises UserError where another set is in the way, or the disk is too small for parts and set."""
         if self.out.exists():
             self._check_finished()
             remove_tree(self.folder)
@@ -64,11 +60,10 @@ class NpzStore(PartFolder):
 
     def write(self, part: int, images: np.ndarray) -> None:
         """Images uint8 [n, H, W, 1 or 3] of a part."""
-        # grey: the evaluators take RGB
-        super().write(part, np.broadcast_to(images, (*images.shape[:3], 3)))
+        super().write(part, np.broadcast_to(images, (*images.shape[:3], 3)))   # grey: evaluators take RGB
 
     def finish(self) -> None:
-        """Joins the parts; a part at a time is in memory."""
+        """Joins the parts, with one at a time in memory."""
         write_text_atomic(self.card_path, card_text(self.card))
         with storage.explain_full_disk(self.out, self.bytes(self.count)):
             write_npz(self.out, {'arr_0': ((len(self.labels), *self.shape, 3), np.uint8, self._blocks()),
@@ -93,17 +88,13 @@ class NpzStore(PartFolder):
         check_same_card(card, self.card, self.out)
         with self.out.open('rb') as file:
             if not zipfile.is_zipfile(file):
-                raise UserError(
-                    f'{self.out} is damaged (cut off). Delete it, and run the same command again.')
+                raise UserError(f'{self.out} is damaged (cut off). Delete it and run the same command again.')
 
 
 class FolderStore(Parts):
-    """One PNG an image, and card.json, in a folder; of prompts a list of what each shows, prompts.jsonl.
-
-    names: of the images' files, in folders of their own where a name says so. size: images of a part: whole
-        groups. lines: of the list, one an image. mixed: the folder holds files of others, too, which are no
-        images.
-    """
+    """A folder of one PNG per image and card.json; for prompts also prompts.jsonl, a list of what each shows.
+    names: of the images' files, with folders. size: images of a part, whole groups. lines: of the list, one
+        an image. mixed: the folder also holds files of others, which are no images."""
 
     def __init__(self, out, card: dict, names: Sequence[str], size: int, lines: Sequence[dict] = (),
                  mixed: bool = False):
@@ -127,7 +118,7 @@ class FolderStore(Parts):
         return sum(name not in there for name in self.names) or None
 
     def _write_list(self) -> None:
-        """Lines of images that an earlier command drew stay."""
+        """Adds to the lines of images that an earlier command drew."""
         path = self.out / LIST
         old = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
         lines = {line['file']: line for line in [*map(json.loads, old), *self.lines]}

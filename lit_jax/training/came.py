@@ -1,14 +1,12 @@
-"""CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, the
-second one factored in rows and columns, and a factored measure of how far updates stray from their mean, by
-which they are damped.
+"""CAME (Luo et al. 2023, arXiv 2307.02047, algorithm 2), the optimizer of PixArt-Σ: Adam's first moment, a
+second one factored in rows and columns, and damping by a factored measure of how far updates are from their
+mean.
 
-A leaf is seen as the matrix that PyTorch would hold, one for each layer of a stack
-(`lit_jax.training.matrices`). Vectors (biases, gains), also stacked ones, keep a whole second moment and are
-not damped. Convolutions are matrices (kernel side · input channels, output channels) and depth-wise ones
-(kernel side, channels); the authors' code factors each little k x k kernel of an OIHW tensor by itself, which
-saves nothing. Means, and the clipping of an update by its root mean square, are taken over one layer. There
-is no correction of the moments' start at 0.
-"""
+Leaves are treated as PyTorch's matrices, one per layer of a stack (`lit_jax.training.matrices`). Vectors
+(biases, gains) keep a whole second moment and are not damped. Convolutions are matrices (kernel side · input
+channels, output channels), depth-wise ones (kernel side, channels); the authors' code factors each k x k
+kernel of an OIHW tensor by itself, which saves nothing. Means, and the clipping of an update by its root mean
+square, are taken over one layer. There is no bias correction."""
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.runtime.leaves import named_leaves
+from lit_jax.runtime.leaves import map_named, named_leaves
 from lit_jax.training.matrices import MatrixAxes, matrix_axes
 
 Array = jax.Array
@@ -28,32 +26,25 @@ CLIP_THRESHOLD = 1.0
 
 class CameState(NamedTuple):
     """mu: the mean of updates, shaped as the parameters. nu: for a vector the mean square of its gradients;
-    for a matrix a dict of four, `came_row` [layers, rows], `came_column` [layers, columns] of squared
-    gradients, and `came_residual_row`, `came_residual_column` of squared instabilities. Rows and columns are
-    not flattened: they keep the leaf's axes.
-    """
+    for a matrix a dict, `came_row` [layers, rows], `came_column` [layers, columns] of squared gradients, and
+    `came_residual_row`, `came_residual_column` of squared instabilities, with the leaf's axes unflattened."""
     mu: dict
     nu: dict
 
 
-def scale_by_came(betas: tuple[float, float, float] = BETAS, eps: tuple[float, float] = EPS,
-                  clip_threshold: float = CLIP_THRESHOLD,
-                  arch: Mapping | None = None) -> optax.GradientTransformation:
-    """Gradients to CAME's updates, before the learning rate: an optax transformation with state `CameState`.
-    arch: of the model (`matrix_axes`)."""
+def scale_by_came(betas: tuple[float, ...] = BETAS, eps: tuple[float, ...] = EPS, clip_threshold: float =
+                  CLIP_THRESHOLD, arch: Mapping | None = None) -> optax.GradientTransformation:
+    """CAME before the learning rate, with state `CameState`. arch: of the model (`matrix_axes`)."""
     def init(params):
-        named, tree = named_leaves(params), jax.tree.structure(params)
-        return CameState(jax.tree.map(jnp.zeros_like, params),
-                         tree.unflatten([_new_squares(leaf, matrix_axes(path, leaf.ndim, arch))
-                                         for path, leaf in named.items()]))
+        squares = map_named(lambda path, leaf: _new_squares(leaf, matrix_axes(path, leaf.ndim, arch)), params)
+        return CameState(jax.tree.map(jnp.zeros_like, params), squares)
 
     def update(grads, state, params=None):
         del params
         tree = jax.tree.structure(grads)
         parts = zip(named_leaves(grads).items(), tree.flatten_up_to(state.mu), tree.flatten_up_to(state.nu),
                     strict=True)
-        done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim, arch), betas, eps,
-                             clip_threshold)
+        done = [_update_leaf(grad, mu, nu, matrix_axes(path, grad.ndim, arch), betas, eps, clip_threshold)
                 for (path, grad), mu, nu in parts]
         updates, mu, nu = (tree.unflatten(part) for part in zip(*done, strict=True))
         return updates, CameState(mu, nu)
@@ -103,11 +94,8 @@ def _move_means(row: Array, column: Array, square: Array, axes: MatrixAxes,
 
 
 def _divide_by_root(x: Array, row: Array, column: Array, axes: MatrixAxes) -> Array:
-    """x / √(row·column / mean(row)): by the root of the rank-one matrix that has these means (Adafactor, eq.
-    4).
-
+    """x / √(row·column / mean(row)), the root of the rank-one matrix with these means (Adafactor, eq. 4).
     Factor by factor, x first: a row of zeros has a mean square of 1e-33, whose quotient by the mean of all
-    would underflow, and 0 times its root would be NaN.
-    """
+    would underflow, and 0 times its root would be NaN."""
     row, column = jnp.expand_dims(row, axes.columns), jnp.expand_dims(column, axes.rows)
     return x * (jax.lax.rsqrt(row) * jnp.sqrt(row.mean(axes.rows, keepdims=True))) * jax.lax.rsqrt(column)

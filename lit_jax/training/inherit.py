@@ -1,20 +1,18 @@
-"""Weight inheritance (LiT §3.3): a student starts with everything of a trained teacher but its attention.
+"""Weight inheritance (LiT §3.3): a student starts with all weights of a trained teacher but its attention.
 
-The rule is general: each leaf of the student outside `attn` that the teacher has under the same path, in the
-same shape, is taken over, so it serves students with any mixer, any ffn and of any family; the table says for
-every leaf what became of it. Blocks are matched by their number, so runs of unlike blocks on either side do
-not matter. The paper's ablations (table 3) additionally copy parts of the attention: `q`, `k` and `v` are
-thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after head, is
-the same axis in both. `all` takes the attention as a whole, from a teacher with the student's own: training
-goes on, at another resolution for instance.
+Each leaf of the student outside `attn` that the teacher has under the same path in the same shape is copied,
+whatever the mixer, ffn and family; the table lists every leaf. Blocks are matched by their number, so runs of
+unlike blocks do not matter. The paper's ablations (table 3) also copy parts of the attention: `q`, `k` and
+`v` are thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after
+head, is the same axis in both. `all` copies the whole attention, from a teacher with the student's own, to
+continue training, for instance at another resolution.
 
-What that gives a student of a DiT, by its system: LiT, EDiT, MoH-DiT, compressed keys: all but the attention.
-Sana, DyDi-LiT, DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy
-'q,k,v,o' start with all of the teacher's weights but routers and compressors (MoH-DiT where heads x head_dim
-is the teacher's width). U-DiG has widths and blocks of its own: embedders and final layer where they fit, as
-a rule nothing. LiT-0.6B of a PixArt-Σ: all but the self-attention; cross-attention comes along.
-"""
-import json
+What students of a DiT inherit: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana, DyDi-LiT,
+DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o': all but
+routers and compressors (MoH-DiT where heads x head_dim is the teacher's width). U-DiG, with widths and blocks
+of its own: embedders and final layer where they fit, usually nothing. LiT-0.6B of a PixArt-Σ: all but the
+self-attention."""
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -30,9 +28,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
 ALL = ('all',)
-# Families whose sizes and blocks are not DiT's: from a teacher of another family they take what fits outside
-# the blocks.
-OWN_SIZES = ('udig',)
+OWN_SIZES = ('udig',)      # families with blocks unlike DiT's: from others they inherit nothing in the blocks
 
 
 def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_params: Mapping,
@@ -40,20 +36,14 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     """The student's parameters with the teacher's where it inherits.
 
     Args:
-        teacher_params, student_params: trees of arrays (numpy or jax); neither is changed. Inherited leaves
-            are copies, so a donated student does not take the teacher's memory with it.
-        copy: parts of the attention to take over as well: any of q, k, v, o, together or apart ('q,k,v',
+        teacher_params, student_params: trees of arrays (numpy or jax), unchanged. Inherited leaves are
+            copies, so donating the student leaves the teacher's memory alone.
+        copy: parts of the attention to copy as well: any of q, k, v, o, together or apart ('q,k,v',
             ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
-    Returns:
-        (params, report); the report is JSON-able: 'rows' (path, shape, count, status 'inherited' or 'fresh',
-        source), 'totals', 'notes', 'copy'. `format_report` prints it.
-
-    Raises:
-        UserError: another size than the student's, leaves of other shapes in a model of the same kind, an
-        unknown `copy`,
-            or 'all' of a teacher with another attention.
-    """
+    Returns (params, report); the report (`format_report`) is JSON-able: 'rows' (path, shape, count, status
+    'inherited' or 'fresh', source), 'totals', 'notes', 'copy'. Raises UserError for a teacher of other size,
+    leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
@@ -62,7 +52,7 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     flat, rows, misfits, lacking = {}, [], [], []
     for path, leaf in student.flat.items():
         pattern, run = split_run(path)
-        attention = _in_attention(path)
+        attention = 'attn' in path.split('/')
         foreign = (attention and parts != ALL or pattern.startswith('blocks/mlp/') and not same_ffn
                    or unlike and run is not None)
         found = None if foreign else teacher.find(pattern, student.blocks.get(run))
@@ -90,10 +80,10 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
 
 def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
     """'q,kv' or ['q', 'kv'] -> ('q', 'k', 'v'), in this order; 'all' -> ALL."""
-    words = copy.split(',') if isinstance(copy, str) else list(copy)
-    if [word.strip() for word in words] == [*ALL]:
+    words = [word.strip() for word in (copy.split(',') if isinstance(copy, str) else copy) if word.strip()]
+    if words == [*ALL]:
         return ALL
-    letters = {letter for word in words for letter in word.strip()}
+    letters = {letter for word in words for letter in word}
     if unknown := letters - set('qkvo'):
         raise UserError(f'unknown parts to copy: {", ".join(sorted(unknown))}; expected any of q, k, v, o, '
                         'such as "q,k,v", or "all"')
@@ -101,40 +91,31 @@ def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def format_report(report: Mapping) -> str:
-    """The table of a report as text: leaf, shape, count, inherited or fresh, and from where."""
-    rows = report['rows']
-    width = max([len(row['path']) for row in rows] + [len('leaf')])
-    sides = max([len(_shape_text(row['shape'])) for row in rows] + [len('shape')])
-    line = f'{{:{width}}}  {{:{sides}}}  {{:>13}}  {{:9}}  {{}}'
-    lines = [line.format('leaf', 'shape', 'count', 'status', 'from').rstrip()]
-    for row in rows:
+    """A report as a text table: leaf, shape, count, inherited or fresh, and from where."""
+    rows = [('leaf', 'shape', 'count', 'status', 'from')]
+    for row in report['rows']:
         source = '' if row['source'] in (None, row['path']) else row['source']
-        lines.append(line.format(row['path'], _shape_text(row['shape']), f'{row["count"]:,}', row['status'],
-                                 source).rstrip())
+        rows.append((row['path'], _shape_text(row['shape']), f'{row["count"]:,}', row['status'], source))
+    width, sides = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f'{leaf:{width}}  {shape:{sides}}  {count:>13}  {status:9}  {source}'.rstrip()
+             for leaf, shape, count, status, source in rows]
     totals = report['totals']
     share = 100 * totals['inherited'] / max(1, totals['parameters'])
-    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters ({share:.1f} '
-                  f'%), fresh {totals["fresh"]:,}']
+    lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters '
+                  f'({share:.1f} %), fresh {totals["fresh"]:,}']
     return '\n'.join(lines + [f'note: {note}' for note in report['notes']])
 
 
-def _in_attention(path: str) -> bool:
-    return 'attn' in path.split('/')
-
-
 def _row(path: str, shape, source: str | None) -> dict:
-    return {'path': path, 'shape': [int(side) for side in shape],
-            'count': int(np.prod(shape, dtype=np.int64)),
+    return {'path': path, 'shape': [int(side) for side in shape], 'count': math.prod(map(int, shape)),
             'status': 'fresh' if source is None else 'inherited', 'source': source}
 
 
 def _report(rows: list[dict], notes: list[str], parts: tuple[str, ...]) -> dict:
     inherited = sum(row['count'] for row in rows if row['status'] == 'inherited')
     parameters = sum(row['count'] for row in rows)
-    report = {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
-              'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
-    json.dumps(report)     # it is saved beside the run
-    return report
+    return {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
+            'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
 
 
 def _shape_text(shape) -> str:
@@ -158,9 +139,8 @@ def _unlike(*archs: Mapping) -> bool:
 
 def _misfit_notes(misfits: list[str], teacher_arch: Mapping, student_arch: Mapping) -> list[str]:
     if misfits and not _unlike(teacher_arch, student_arch):
-        label = conditioning(student_arch) == 'label'
-        told = 'the same number of classes' if label else ('the same text encoder (width of the captions\' '
-                                                           'features), heads of the cross-attention')
+        told = 'the same number of classes' if conditioning(student_arch) == 'label' else \
+            'the same text encoder (width of the captions\' features), heads of the cross-attention'
         raise UserError('the teacher\'s weights do not fit the student:\n  ' + '\n  '.join(misfits) +
                         f'\nBoth need {told}, patch, channels and mlp ratio')
     return [f'fresh, because it is of another shape: {misfit}' for misfit in misfits]
@@ -173,17 +153,13 @@ def _copy_like(value, like):
     return np.array(value, dtype=like.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Blocks by their number, whatever runs they lie in
-
-
 class _Blocks:
-    """The leaves of a model; blocks go by their number in the whole model."""
+    """The leaves of a model; blocks are numbered through the whole model."""
 
     def __init__(self, params: Mapping, arch: Mapping):
         self.flat = named_leaves(params)
         self.blocks = number_blocks({path: np.shape(leaf) for path, leaf in self.flat.items()})
-        mixers = mixers_of(arch)       # one a run, or one for all groups of a U-DiG
+        mixers = mixers_of(arch)       # one per run, or one for all groups of a U-DiG
         self.mixers = {run: mixers[i % len(mixers)] for i, run in enumerate(sorted(self.blocks))}
 
     def paths(self, pattern: str) -> dict[int, str]:
@@ -192,7 +168,7 @@ class _Blocks:
                 and run is not None}
 
     def find(self, pattern: str, blocks: range | None) -> '_Pieces | None':
-        """The leaf's layers of these blocks (None: it lies outside); None where not all of them have it."""
+        """The leaf's layers in these blocks (None: outside the blocks); None unless all of them have it."""
         if blocks is None:
             return _Pieces(((pattern, None),), self.flat) if pattern in self.flat else None
         pieces = []
@@ -220,8 +196,7 @@ class _Pieces:
     def shape(self) -> tuple[int, ...]:
         path, part = self.pieces[0]
         shape = np.shape(self.flat[path])
-        return shape if part is None else (sum(piece.stop - piece.start for _, piece in self.pieces),
-                                           *shape[1:])
+        return shape if part is None else (sum(one.stop - one.start for _, one in self.pieces), *shape[1:])
 
     @property
     def source(self) -> str:
@@ -240,13 +215,9 @@ def _library(*arrays):
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-# ------------------------------------------------------------------------------------------------------
-# Parts of the attention
-
-
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
                     parts: tuple[str, ...]) -> list[str]:
-    """Copies the chosen parts into `flat`, marks them in `rows`; returns notes on what has no counterpart."""
+    """Copies the parts into `flat` and marks them in `rows`; returns notes on what has no counterpart."""
     if not parts:
         return []
     mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
@@ -270,7 +241,9 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
                     flat[path] = replaced
                     taken.setdefault(path, []).append((part, index, source))
                 elif found:
-                    notes[_left_out(part, kind)] = None
+                    option = ' (mixer.qkv_bias)' if kind == 'bias' and part != 'o' else ''
+                    left_out = f'the teacher\'s {part} {_KIND[kind]} is left out'
+                    notes[f'{left_out}: the student has none{option}'] = None
                 elif path:
                     notes[f'the student\'s {part} {_KIND[kind]} stays fresh: the teacher has none'] = None
         for path, copies in taken.items():
@@ -282,13 +255,8 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
 _KIND = {'kernel': 'projection', 'bias': 'bias'}
 
 
-def _left_out(part: str, kind: str) -> str:
-    option = ' (mixer.qkv_bias)' if kind == 'bias' and part != 'o' else ''
-    return f'the teacher\'s {part} {_KIND[kind]} is left out: the student has none{option}'
-
-
 def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple | None:
-    """(a part of these blocks as flat matrices or vectors, where it lies); None: the teacher lacks it."""
+    """(a part of these blocks as flat matrices or vectors, its source); None: the teacher lacks it."""
     values, sources = [], []
     for run, mixer in teacher.mixers.items():
         own = teacher.blocks[run]
@@ -307,7 +275,7 @@ def _find_part(teacher: _Blocks, part: str, kind: str, blocks: range) -> tuple |
 
 
 def _part_rows(row: dict, copies: list[tuple[str, int | None, str]], mixer: str, path: str) -> list[dict]:
-    """The rows of a leaf of which some parts were copied: one, or one for each of its parts."""
+    """The rows of a leaf with copied parts: one, or one per part."""
     if copies[0][1] is None:
         return [_row(path, row['shape'], copies[0][2])]
     axis = _part_axis(path)
@@ -329,12 +297,11 @@ def _get_part(leaf, kind: str, part: str, index: int | None):
         leaf = _library(leaf).take(leaf, index, axis=_part_axis(kind))
     if kind == 'bias':
         return leaf.reshape(leaf.shape[0], -1)
-    return leaf.reshape(leaf.shape[0], -1,
-                        leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
+    return leaf.reshape(len(leaf), -1, leaf.shape[-1]) if part == 'o' else leaf.reshape(*leaf.shape[:2], -1)
 
 
 def _set_part(leaf, value, kind: str, part: str, index: int | None):
-    """A copy of `leaf` with one part replaced, heads as the student's; None where the flat shapes differ."""
+    """A copy of `leaf` with one part replaced, in the student's heads; None where the flat shapes differ."""
     if _get_part(leaf, kind, part, index).shape != value.shape:
         return None
     if index is None:

@@ -1,9 +1,7 @@
 """The training loop: devices, data, model, teacher, state, restore, steps.
 
-Starting again in the same workdir resumes, exactly: batch k and the noise of step k are functions of (seed,
-k), and everything else is in the checkpoint. Every process of a run executes all of this; process 0 writes
-the log.
-"""
+Starting again in the same workdir resumes exactly: batch k and the noise of step k are functions of (seed,
+k), everything else is in the checkpoint. All processes of a run execute this; process 0 writes the log."""
 import functools
 import json
 import logging
@@ -30,22 +28,18 @@ from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, read_lines
-from lit_jax.training.text_conditioning import (
-    caption_examples,
-    load_frozen_text_encoder,
-    null_features,
-)
+from lit_jax.training.text_conditioning import caption_examples, load_frozen_text_encoder, null_features
 
 LOG = logging.getLogger('lit_jax')
 WATCH_SECONDS = 30   # without a step, before the watchdog says so
-_LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (cuts weights and optimizer), train.remat=dots or full, '
+_LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (shards weights and optimizer), train.remat=dots or full, '
                 'train.accumulate=2, a smaller train.batch_size, or more devices. train.py --plan=v5e:16x16 '
-                'says beforehand what a slice needs (docs/run/plans.md).')
+                'estimates what a slice needs (docs/run/plans.md).')
 PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
 def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> int:
-    """`train` for the command line: its outcome as an exit status (0, 1, or PREEMPTED)."""
+    """`train` for the command line; returns an exit status: 0, 1, or PREEMPTED."""
     try:
         outcome = train(config, workdir, profile=profile)
     except Diverged as error:
@@ -55,12 +49,10 @@ def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) 
 
 
 def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> str:
-    """Fits a recipe in `workdir` (local or gs://...), from its newest whole checkpoint if there is one.
-
-    profile: (first, last) step of a window to trace. Returns 'done', or 'preempted' after SIGTERM (the state
-    was saved). Raises UserError for anything that can be known before the first step, and Diverged if a loss
-    stops being a number.
-    """
+    """Trains a recipe in `workdir` (local or gs://...), from its newest whole checkpoint if there is one.
+    profile: (first, last) step to trace. Returns 'done', or 'preempted' after SIGTERM (the state was saved).
+    Raises UserError for anything that can be known before the first step, and Diverged if a loss becomes NaN
+    or infinite."""
     # 1. Devices and recipe
     workdir = as_path(workdir)
     config = peers.together(functools.partial(finalize, config, jax.device_count()))
@@ -87,10 +79,8 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
                              vae.network if vae and setup.reads_images(config) else None,
                              text_encoder and text_encoder.network)
-    frozen = {name: part.params for name, part in (('vae', vae), ('text_encoder', text_encoder))
-              if part is not None}
-    if teacher is not None:
-        frozen['teacher'] = teacher.params
+    parts = {'teacher': teacher, 'vae': vae, 'text_encoder': text_encoder}
+    frozen = {name: part.params for name, part in parts.items() if part is not None}
     if null_text is not None:
         frozen['null_text'] = jax.device_put(null_text, replicated(mesh))
 
@@ -102,8 +92,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         began = claim_workdir(workdir, config.to_dict(), about, null_text)
         macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs,
-                   profile=profile,
-                   leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
+                   profile=profile, leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
                    captions=caption_examples(config, source, text_encoder, null_text))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
                  f'{start:,}', f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
@@ -111,8 +100,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         # 5. Steps
         layout = BatchLayout(mesh, config.train.batch_size)
         pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed,
-                                 start_step=start,
-                                 rows=layout.rows, augment=setup.build_augment(config),
+                                 start_step=start, rows=layout.rows, augment=setup.build_augment(config),
                                  threads=setup.reading_threads(config))
         try:
             with explain_out_of_memory('training', _LESS_MEMORY), cluster.peers_watched(run.where):
@@ -148,7 +136,7 @@ def _report_bad_images(source) -> None:
 
 
 class _Run:
-    """The moving parts of one call of `train`: when to log, save, sample and stop."""
+    """One call of `train`: when to log, save, sample, evaluate and stop."""
 
     def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs,
                  profile, leaf_names, evaluation, captions):
@@ -157,22 +145,23 @@ class _Run:
         self.evaluation, self.captions = evaluation, captions
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
-        self.reporter = Reporter(workdir, step=start, total_steps=self.total,
-                                 batch_size=config.train.batch_size,
-                                 sinks=sinks, flops_per_step=2 * macs, device_count=jax.device_count(),
-                                 began=began, peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
+        self.reporter = Reporter(workdir, step=start, total_steps=self.total, sinks=sinks, began=began,
+                                 batch_size=config.train.batch_size, flops_per_step=2 * macs,
+                                 device_count=jax.device_count(),
+                                 peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
         self.profile = ProfileWindow(workdir / 'profile', profile, paused=self.reporter.paused)
         self.stop_asked = threading.Event()
         self.watchdog = cluster.Watchdog(WATCH_SECONDS, self.where)
         self._draw = None
-        # With several processes SIGTERM is jax's: it makes all of them agree on the step to stop at.
-        self._old_handler = _on_sigterm(self.stop_asked.set) if jax.process_count() == 1 else None
+        # With several processes jax handles SIGTERM: it makes all of them agree on the step to stop at.
+        self._old_handler = None
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGTERM, lambda number, frame: self.stop_asked.set())
 
     def where(self) -> str:
-        """From where the run goes on when it is started again."""
+        """Where a restart resumes, for messages."""
         kept = self.checkpoints.steps()
-        return f'it goes on from step {kept[-1]:,}' if kept \
-            else 'no checkpoint was saved yet, so it begins anew'
+        return f'it resumes from step {kept[-1]:,}' if kept else 'no checkpoint yet, so it starts from step 0'
 
     def steps(self, state, step_fn, frozen, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
@@ -185,8 +174,7 @@ class _Run:
             self.reporter.waited(time.perf_counter() - waiting)
             batch = layout.place(batch)
             self.profile.before(step)
-            # a step that brings or fetches numbers on the way waits for them
-            with jax.transfer_guard('disallow'):
+            with jax.transfer_guard('disallow'):     # a transfer in the middle of a step would wait for it
                 state, metrics = step_fn(state, frozen, batch, key)
             self.metrics.add(step, metrics)
             self.reporter.tick()
@@ -194,27 +182,26 @@ class _Run:
             self.watchdog.beat()
             stopping = self.stop_asked.is_set() or cluster.asked_to_stop(step)
             if step % config.log.every == 0 or step == self.total:
-                self._log(step)
+                self._fetch()
+                self.reporter.interval(step, self.metrics.summarise())
             if step % config.checkpoint.every == 0 or step == self.total or stopping:
                 self._save(step, state)
             if config.sample.every and (step % config.sample.every == 0 or step == self.total):
                 self._sample(step, state['ema'])
-            if not stopping:     # otherwise the next call owes it
+            if not stopping:     # otherwise the next call does it
                 self._evaluate(step, state['ema'])
             if stopping and step < self.total:
                 self.checkpoints.wait()
-                LOG.warning('asked to stop: saved step %s; start the same command again to go on',
-                            f'{step:,}')
+                LOG.warning('asked to stop: saved step %s; run the same command again to resume', f'{step:,}')
                 return 'preempted'
         self.checkpoints.wait()
-        self._report()
+        if jax.process_index() == 0:
+            from lit_jax.report.html import write_run_report
+            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
+                             read_workdir(self.workdir))
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
                  format_seconds(time.perf_counter() - began))
         return 'done'
-
-    def _log(self, step: int) -> None:
-        self._fetch()
-        self.reporter.interval(step, self.metrics.summarise())
 
     def _fetch(self) -> None:
         try:
@@ -222,22 +209,21 @@ class _Run:
         except Diverged as error:
             self.checkpoints.wait()
             kept = self.checkpoints.steps()
-            where = f'the last good checkpoint is step {kept[-1]:,}' if kept \
-                else 'no checkpoint was saved yet'
+            where = f'the last good checkpoint is step {kept[-1]:,}' if kept else 'there is no checkpoint'
             raise Diverged(f'{error}. Stopped; {where} in {self.workdir}. Lower train.learning_rate, set '
                            f'train.clip_norm, or look at the data of that step.') from None
 
     def _save(self, step: int, state: dict) -> None:
-        self._fetch()  # a state whose last step was not finite must not become the newest checkpoint
+        self._fetch()  # a state with a non-finite last step must not become the newest checkpoint
         self.watchdog.rest()
         began = time.perf_counter()
         meta = {'pending_metrics': self.metrics.pending, 'images_seen': step * self.config.train.batch_size}
-        self.reporter.flush()     # in a bucket too, the records of a checkpoint are there before it
+        self.reporter.flush()     # also in a bucket, a checkpoint's metrics are written before it
         self.checkpoints.save(step, state, meta)
         self.reporter.paused(time.perf_counter() - began)
 
     def _sample(self, step: int, ema: dict) -> None:
-        """A grid of fixed noise and evenly spread classes (or the first captions), from the EMA weights."""
+        """A grid from the EMA weights, of fixed noise and evenly spread classes (or the first captions)."""
         began, count = time.perf_counter(), self.config.sample.count
         self.watchdog.rest()
         if self._draw is None:
@@ -245,14 +231,13 @@ class _Run:
         images = self._draw(ema, self.vae and self.vae.params)
         if jax.process_index() == 0:
             from lit_jax.report.grids import make_grid, save_png, viewable
-            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count),
-                             scale=max(1, 32 // images.shape[1]))
+            scale = max(1, 32 // images.shape[1])
+            grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=scale)
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
         self.reporter.paused(time.perf_counter() - began)
 
     def _evaluate(self, step: int, ema: dict) -> None:
-        """Scores of samples of the EMA weights, where they are due after `step`; the best weights are
-        kept."""
+        """Scores samples of the EMA weights where they are due after `step`, and keeps the best weights."""
         count = self.evaluation.samples_due(step) if self.evaluation else 0
         if not count:
             return
@@ -265,26 +250,18 @@ class _Run:
         self.reporter.paused(time.perf_counter() - began)
 
     def _make_draw(self, count: int):
-        """draw(ema, vae_params) -> images (latents, without a VAE) [count, H, W, C] on every process, one
-        program."""
+        """draw(ema, vae_params) -> images (without a VAE latents) [count, H, W, C] on every process."""
         from lit_jax.diffusion.settings import CLASSES
         from lit_jax.sampling.program import build_draw
         config, network = self.config, self.network
         if self.captions is None:
             cond = {'label': np.arange(count) * config.data.num_classes // count}
         else:
-            cond = {name: np.resize(value, (count, *value.shape[1:]))
-                    for name, value in self.captions.items()}
+            cond = {name: np.resize(one, (count, *one.shape[1:])) for name, one in self.captions.items()}
         rows = {'seed': np.full(count, config.seed, np.uint32), 'number': np.arange(count), 'cond': cond}
         draw = build_draw(network, CLASSES.updated(config.sample), config, vae=self.vae)
         return jax.jit(lambda ema, vae_params: draw((ema, vae_params), rows),
                        out_shardings=replicated(self.mesh), compiler_options=network.inference_options())
-
-    def _report(self) -> None:
-        if jax.process_index() == 0:
-            from lit_jax.report.html import write_run_report
-            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
-                             read_workdir(self.workdir))
 
     def close(self) -> None:
         self.watchdog.close()
@@ -292,10 +269,3 @@ class _Run:
         self.reporter.close()
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)
-
-
-def _on_sigterm(callback):
-    """Calls `callback` on SIGTERM; returns the handler to put back, None outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, lambda number, frame: callback())

@@ -1,9 +1,7 @@
-"""Scores while training: samples of the EMA weights against a reference, as `evaluate.py` scores a
-checkpoint.
+"""Scores samples of the EMA weights while training, as `evaluate.py` scores a checkpoint.
 
-Rows with their recipe cards go to WORKDIR/eval/scores.json. An evaluation that was killed goes on where it
-stopped. The weights with the best score so far are kept as a model folder in WORKDIR/best.
-"""
+Rows with their recipe cards go to WORKDIR/eval/scores.json; an interrupted evaluation is resumed. The weights
+with the best score so far are kept as a model folder in WORKDIR/best."""
 import logging
 from dataclasses import asdict
 
@@ -13,7 +11,6 @@ from ml_collections import ConfigDict
 from lit_jax.checkpoint.model_folder import is_model_folder, read_config, save_model_folder
 from lit_jax.diffusion.settings import CLASSES
 from lit_jax.evaluation.evaluation import Evaluation
-from lit_jax.evaluation.feature_store import FeatureStore
 from lit_jax.evaluation.reference import open_reference
 from lit_jax.evaluation.scores import Settings
 from lit_jax.evaluation.spaces import open_space
@@ -32,13 +29,8 @@ BEST = 'best'
 
 
 class LoopEvaluation:
-    """Draws and scores samples of the EMA weights of one run.
-
-    Making one looks at everything that it needs. Collective, as its methods are.
-
-    Args:
-        about: what `lit_jax.training.setup.describe` says of the model.
-    """
+    """Draws and scores samples of the EMA weights of one run; collective, as its methods are.
+    The constructor checks all inputs. about: of the model (`lit_jax.training.setup.describe`)."""
 
     def __init__(self, config: ConfigDict, network: Network, mesh, vae, workdir, about: dict):
         wanted = config.eval
@@ -57,16 +49,15 @@ class LoopEvaluation:
                               count=wanted[f'{prefix}num_samples'])
 
     def samples_due(self, step: int) -> int:
-        """How many samples are to be scored after `step`; 0 for none."""
-        often, seldom = self._config.eval.every, self._config.eval.full_every
-        if seldom and step % seldom == 0:
-            return self._config.eval.full_num_samples
-        return self._config.eval.num_samples if often and step % often == 0 else 0
+        """How many samples to score after `step`."""
+        wanted = self._config.eval
+        if wanted.full_every and step % wanted.full_every == 0:
+            return wanted.full_num_samples
+        return wanted.num_samples if wanted.every and step % wanted.every == 0 else 0
 
     def scores(self, step: int, ema: dict, count: int) -> dict[str, float]:
-        """{'eval/fid_cfg1.5': ...} of `count` samples at every guidance scale of the recipe; the same on
-        every process."""
-        # A whole copy on one device of each host; the samplers spread it over the others.
+        """{'eval/fid_cfg1.5': ...} of `count` samples per guidance scale of the recipe, on every process."""
+        # A whole copy on one device of each host; the samplers copy it to the others.
         weights = jax.tree.map(lambda leaf: leaf.addressable_data(0), self._whole(ema))
         provenance = {'source': str(self._workdir), 'weights': 'ema', 'step': step}
         self._pipeline.replace_weights(weights, provenance)
@@ -79,7 +70,7 @@ class LoopEvaluation:
                          for name in self._evaluation.settings.metrics if name in row}
 
     def keep_best(self, step: int, ema: dict, scores: dict[str, float]) -> None:
-        """Writes WORKDIR/best where this is the best score so far, over the guidance scales. Collective."""
+        """Writes WORKDIR/best if this is the best score so far, over the guidance scales."""
         name = self._config.eval.best
         values = [value for key, value in scores.items() if key.startswith(f'eval/{name}_cfg')]
         if not name or not values:
@@ -100,11 +91,8 @@ class LoopEvaluation:
         plan = plan_images(SampleRequest(source=str(self._workdir), count=count, labels=wanted.labels,
                                          seed=config.seed, batch_size=wanted.batch_size, **asdict(settings)),
                            self._pipeline)
-
-        def draw(store: FeatureStore) -> None:
-            draw_parts(plan, store)
-
-        return self._evaluation.score(f'step {step:,}', {'card': plan.card}, count, draw, labels=plan.shown,
+        return self._evaluation.score(f'step {step:,}', {'card': plan.card}, count,
+                                      lambda store: draw_parts(plan, store), labels=plan.shown,
                                       group=plan.group, more={'card': plan.card}, keep_features=False)
 
 
@@ -118,6 +106,6 @@ def _check_wanted(config: ConfigDict, vae) -> None:
 
 
 def _score_of(path, name: str, samples: int) -> float | None:
-    """The score of the weights in WORKDIR/best; None where there is none that can be compared."""
+    """The score of the weights in WORKDIR/best; None if there is no comparable one."""
     score = read_config(path)['provenance'].get('score', {}) if is_model_folder(path) else {}
     return score.get('value') if (score.get('name'), score.get('samples')) == (name, samples) else None

@@ -1,5 +1,5 @@
-"""Leaves of the parameters as matrices, for optimizers that treat a matrix as one: its input axes against its
-output axes, flattened as PyTorch would hold it, one matrix for each layer of a stack."""
+"""Parameter leaves as matrices, for optimizers: input axes against output axes, flattened as in PyTorch, with
+one matrix per layer of a stack."""
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from typing import NamedTuple
 from lit_jax.models.arch import find_leaf
 
 STACKS = r'^(blocks|joins)\d*/'                      # one layer axis in front
-# Number of input axes (-1: all but the last) by the transform of a leaf that its mixer or ffn declares.
+# Number of input axes (-1: all but the last) by the transform that a mixer or ffn declares for its leaf.
 INPUTS = {'linear': 1, 'pointwise': 1, 'linear_in': -1, 'conv': -1, 'depthwise': 2, 'flat': 0, 'copy': 0}
-# Of all others, by the pattern of their path; those that fit none have one.
+# Of other leaves, by pattern of their path; default 1.
 INPUT_AXES = ((r'(^|[/_])(bias|gain)$', 0), (r'/dwc/kernel$', 2),
               (r'/proj/kernel$|x_embedder/kernel$|down\d/kernel$', -1))
 
@@ -30,7 +30,7 @@ class MatrixAxes(NamedTuple):
 
 
 def matrix_axes(path: str, rank: int, arch: Mapping | None = None) -> MatrixAxes:
-    """How the leaf at `path`, an array of so many axes, is read; vectors have no rows. arch: of its model."""
+    """The axes of the leaf at `path`; vectors have no rows. arch: of its model."""
     leaf = find_leaf(arch, path) if arch else None
     first = min(rank, bool(re.search(STACKS, path)) + (leaf.banks if leaf else 0))
     inner = tuple(range(first, rank))

@@ -1,9 +1,8 @@
-"""The device mesh, and how every leaf of the train state lies on it: mixers and ffns say it of their own
-parameters, one table of all others.
+"""The device mesh, and how each leaf of the train state is sharded over it.
 
-Axes: `data` copies the weights, `fsdp` cuts them (both split the batch), `tensor` cuts heads and hidden
-widths, `seq` cuts rows of the token grid. Activations: `lit_jax.models.partition`.
-"""
+Axes: `data` replicates the weights, `fsdp` shards them (both split the batch), `tensor` shards heads and
+hidden widths, `seq` shards rows of the token grid. Activations: `lit_jax.models.partition`."""
+import math
 import re
 from collections.abc import Mapping
 
@@ -22,20 +21,18 @@ from lit_jax.runtime.leaves import map_named, named_leaves
 AXES = ('data', 'fsdp', 'tensor', 'seq')
 BATCH = P(PLACES['batch'])
 
-# How the axes of a mixer's or ffn's parameters are sharded, by the letters of their `shape`
-# (`lit_jax.models.facts.Leaf`). A leading layer axis is never sharded, nor is the D of a vector.
+# Axes of a mixer's or ffn's parameters, by the letters of their `shape` (`lit_jax.models.facts.Leaf`). A
+# leading layer axis is never sharded, nor is the D of a vector.
 LETTERS = {'D': 'fsdp', 'K': 'tensor', 'F': 'tensor'}
 VECTORS = ('copy', 'flat')
-
-# Means of CAME and the polynomial of Muon: small, copied.
-COPIED = r'(^|/)(came_\w+|ns_coeffs)$'
+COPIED = r'(^|/)(came_\w+|ns_coeffs)$'      # means of CAME and the polynomial of Muon: small, replicated
 # Everything else: (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with
-# the path of their parameter and take its rule. Runs of unlike blocks are numbered.
+# the path of their parameter and follow its rule. Runs of unlike blocks are numbered.
 RULES = (
-    (r'x_embedder/kernel', P(None, None, None, 'fsdp')),
-    (r'[ty]_embedder/fc[12]/kernel', P(None, 'fsdp')),
-    (r'y_embedder/table', P(None, 'fsdp')),
-    (r'y_embedder/fc[12]/bias', P()),
+    (r'(x_embedder|down\d)/kernel', P(None, None, None, 'fsdp')),
+    (r'([ty]_embedder/fc[12]|condition\d)/kernel', P(None, 'fsdp')),
+    (r'(y_embedder|embed)/table', P(None, 'fsdp')),
+    (r'(x_embedder|[ty]_embedder/fc[12]|joins\d*|down\d|up\d|condition\d|final_layer/linear)/bias', P()),
     (r't_block/kernel', P('fsdp', None, 'tensor')),
     (r't_block/bias', P(None, 'tensor')),
     (r'(blocks\d*|final_layer)/scale_shift_table', P()),
@@ -44,20 +41,15 @@ RULES = (
     (r'blocks\d*/cross_attn/kv/kernel', P(None, 'fsdp', None, 'tensor', None)),
     (r'blocks\d*/cross_attn/kv/bias', P(None, None, 'tensor', None)),
     (r'blocks\d*/cross_attn/proj/kernel', P(None, 'tensor', None, 'fsdp')),
-    (r'blocks\d*/dwc/(kernel|bias)', P()),
+    (r'blocks\d*/(dwc/(kernel|bias)|cross_attn/proj/bias)', P()),
     (r'joins\d*/kernel', P(None, None, 'fsdp')),
-    (r'down\d/kernel', P(None, None, None, 'fsdp')),
-    (r'condition\d/kernel', P(None, 'fsdp')),
     (r'up\d/kernel', P('fsdp', None, None, None)),
-    (r'(joins\d*|down\d|up\d|condition\d)/bias', P()),
     (r'blocks\d*/adaLN/kernel', P(None, 'fsdp', None, 'tensor')),
     (r'blocks\d*/adaLN/bias', P(None, None, 'tensor')),
     (r'final_layer/adaLN/kernel', P('fsdp', None, 'tensor')),
     (r'final_layer/adaLN/bias', P(None, 'tensor')),
     (r'final_layer/linear/kernel', P('fsdp', None)),
-    (r'(x_embedder|t_embedder/fc[12]|blocks\d*/cross_attn/proj|final_layer/linear)/bias', P()),
     # The text encoder (lit_jax/models/t5.py), whose blocks have no mixer.
-    (r'embed/table', P(None, 'fsdp')),
     (r'(position_bias/table|blocks/(attn|mlp)/norm_gain|final_norm/gain)', P()),
     (r'blocks/(attn/(qkv|proj)|mlp/(gate|down))/scale', P()),
     (r'blocks/attn/qkv/kernel', P(None, 'fsdp', None, 'tensor', None)),
@@ -71,30 +63,24 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """A mesh over `devices` (default: all); sizes: {'data': …, 'fsdp': …, 'tensor': …, 'seq': …}, none -1."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes[axis] for axis in AXES)
-    if int(np.prod(shape)) != len(devices):
-        raise UserError(
-            f'the mesh {dict(sizes)} needs {int(np.prod(shape))} devices, here are {len(devices)}')
-    # Neighbours on an axis are neighbours in the slice where that can be; an axis may take part of a physical
-    # one (fsdp 128 on 16x16 chips). Explicit axes, jax's default, would want an out_sharding at every
-    # contraction.
+    if math.prod(shape) != len(devices):
+        raise UserError(f'the mesh {dict(sizes)} needs {math.prod(shape)} devices, here are {len(devices)}')
+    # Neighbours on an axis are neighbours in the slice where possible; an axis may be part of a physical one
+    # (fsdp 128 on 16x16 chips). Explicit axes, jax's default, would need an out_sharding at each contraction.
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def without_mesh():
-    """No mesh inside a block of `jax.set_mesh`: for programs that lay out their devices themselves."""
+    """No mesh, inside a block of `jax.set_mesh`: for programs that place their arrays themselves."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sharded: bool = True) -> P:
-    """The PartitionSpec of a leaf by its path; numbers (step, optimizer counts) are copied.
-
-    Args:
-        arch: the model's, whose mixers and ffn say how their own parameters are sharded; None: it has
-            neither.
-        sharded: whether any axis of the mesh shards weights. If not, parameters that a mixer does not declare
-            are copied; else they are an error, and no other mixer's rule is taken for them.
-    """
+    """The PartitionSpec of a leaf by its path; scalars (step, optimizer counts) are replicated.
+    arch: of the model, whose mixers and ffn declare how their parameters are sharded; None: it has neither.
+    sharded: whether any axis of the mesh shards weights. Parameters that a mixer does not declare are then an
+        error (no other mixer's rule is used), otherwise replicated."""
     if not shape or re.search(COPIED, path):
         return P()
     owner = find_owner(arch, path) if arch else None
@@ -120,9 +106,7 @@ def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sh
 
 def state_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None):
     """A tree of NamedSharding for a tree of arrays or ShapeDtypeStructs, by `find_rule`.
-
-    A leaf that no rule fits, or whose axis does not divide, is an error: nothing is silently copied to all
-    devices.
+    Raises UserError for a leaf that no rule fits or whose axis does not divide: none is silently replicated.
     """
     sharded = any(mesh.shape[axis] > 1 for axis in ('fsdp', 'tensor'))
 
@@ -140,15 +124,13 @@ def state_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None):
 
 
 def format_shardings(abstract_state, mesh: Mesh, arch: Mapping | None = None) -> str:
-    """The sharding table: path, shape, dtype, spec, and MB a device."""
-    shardings = state_shardings(abstract_state, mesh, arch)
+    """The sharding table: path, shape, dtype, spec, and MB per device."""
+    shardings = jax.tree.leaves(state_shardings(abstract_state, mesh, arch))
     rows, total = [], 0.0
-    for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), jax.tree.leaves(shardings),
-                                      strict=True):
-        megabytes = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
-        total += megabytes
-        rows.append(f'{path:58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} '
-                    f'{megabytes:9.3f}')
+    for (path, leaf), sharding in zip(named_leaves(abstract_state).items(), shardings, strict=True):
+        size = np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 1e6
+        total += size
+        rows.append(f'{path:58} {str(leaf.shape):26} {leaf.dtype!s:9} {str(sharding.spec):48} {size:9.3f}')
     return '\n'.join([*rows, f'{"total, MB a device":145}{total:9.3f}'])
 
 
@@ -157,13 +139,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 class BatchLayout:
-    """Where the rows of a global batch lie: which of them this process must read, and how they become global
-    arrays.
-
-    Attributes:
-        rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share
-            a part of the batch (an axis `tensor` or `seq` across hosts) read the same rows.
-    """
+    """Which rows of a global batch this process reads, and how they become global arrays.
+    rows: positions in the global batch that this process's devices hold, sorted, int64. Hosts that share a
+        part of the batch (an axis `tensor` or `seq` across hosts) read the same rows."""
 
     def __init__(self, mesh: Mesh, batch_size: int):
         self.batch_size, self.sharding = batch_size, NamedSharding(mesh, BATCH)
@@ -177,7 +155,7 @@ class BatchLayout:
     def _place(self, array):
         def part(index):
             start, stop, _ = index[0].indices(self.batch_size)
-            first = np.searchsorted(self.rows, start)      # a device's rows are consecutive in `rows`, too
+            first = np.searchsorted(self.rows, start)      # a device's rows are consecutive in `rows`
             return array[first:first + stop - start]
 
         return jax.make_array_from_callback((self.batch_size, *array.shape[1:]), self.sharding, part)

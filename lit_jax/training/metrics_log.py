@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, each with its step; on a disk or in a bucket."""
+"""Writes and reads `metrics.jsonl`: one JSON object per line with its step; on a disk or in a bucket."""
 import json
 import logging
 import time
@@ -12,15 +12,10 @@ REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this ofte
 
 
 class MetricsLog:
-    """The metrics of a run. Opening at `step` drops what lies after it: those steps are done again.
-
-    A disk gets every line at once. An object store cannot append, so there the lines are kept in memory and
-    the object is written whole at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket
-    does not answer, the run goes on and the next rewrite carries everything.
-
-    Attributes:
-        last: the last record that was kept at opening, None for a new file.
-    """
+    """The metrics of a run. Opening at `step` drops later records: those steps are repeated.
+    A disk gets every line at once. Object stores cannot append, so lines are kept in memory and the object
+    is rewritten at most every `rewrite_s` seconds, and at `flush` and `close`; if the bucket does not answer,
+    the run continues and the next rewrite has everything. last: the last record kept at opening, or None."""
 
     def __init__(self, path, step: int, *, rewrite_s: float = REWRITE_SECONDS):
         self._path, self._remote, self._rewrite_s = as_path(path), is_remote(path), rewrite_s
@@ -36,7 +31,6 @@ class MetricsLog:
             self._file = open(self._path, 'a')
 
     def write(self, record: Mapping) -> None:
-        """Adds one record."""
         line = json.dumps(record) + '\n'
         if self._file is not None:
             self._file.write(line)
@@ -48,7 +42,7 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Puts all records where another process reads them. Called before a checkpoint is saved."""
+        """Writes records that are still in memory. Called before a checkpoint is saved."""
         if not (self._remote and self._dirty):
             return
         self._written = time.monotonic()
@@ -57,7 +51,7 @@ class MetricsLog:
                 write_text_atomic(self._path, ''.join(self._lines))
             self._dirty = False
         except UserError as error:
-            LOG.warning('%s is behind: %s. The run goes on and writes it later.', self._path, error)
+            LOG.warning('%s is behind: %s. The run continues and writes it later.', self._path, error)
 
     def close(self) -> None:
         self.flush()
@@ -66,7 +60,7 @@ class MetricsLog:
 
 
 def read_lines(path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
+    """The records of a metrics.jsonl, without a last line that an interrupted run left unfinished."""
     path = as_path(path)
     if not path.exists():
         return []

@@ -1,11 +1,9 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982): a matrix
-of the blocks moves along the nearest semi-orthogonal matrix to its momentum, so that all directions are
-learned at one pace.
+moves along the nearest semi-orthogonal matrix to its momentum, so that all directions learn at one pace.
 
-Here for the kernels of products in the blocks; everything else (embedders, the last layer, depth-wise
-convolutions, biases and gains) is updated as by Adam. The root mean square of an update's entries is brought
-to 0.2, about that of Adam's (Liu et al., eq. 4), so that one learning rate serves both.
-"""
+It updates the kernels of products in the blocks; Adam updates everything else (embedders, the last layer,
+depth-wise convolutions, biases and gains). Updates are scaled to a root mean square of 0.2, about that of
+Adam's (Liu et al., eq. 4), so that one learning rate serves both."""
 import functools
 import math
 import re
@@ -24,8 +22,7 @@ DEPTH_WISE = r'/(dwc|depth)/'
 
 def scale_by_muon_and_adam(adam: optax.GradientTransformation,
                            arch: Mapping | None = None) -> optax.GradientTransformation:
-    """Gradients to updates, before the learning rate. adam: what updates the leaves that Muon is not for.
-    arch: of the model (`matrix_axes`)."""
+    """Before the learning rate. adam: for the leaves that are not Muon's. arch: of the model."""
     def numbers(path, leaf):
         axes = matrix_axes(path, leaf.ndim, arch)
         return MuonDimensionNumbers(axes.rows, axes.columns)
@@ -46,6 +43,6 @@ def scale_by_muon_and_adam(adam: optax.GradientTransformation,
 
 
 def is_for_muon(path: str, rank: int, arch: Mapping | None = None) -> bool:
-    """Whether a leaf, an array of so many axes, is a matrix (or several) that tokens are multiplied with."""
+    """Whether a leaf is a matrix (or several) that tokens are multiplied with."""
     return bool(re.search(STACKS, path)) and path.endswith('/kernel') and not re.search(DEPTH_WISE, path) \
         and matrix_axes(path, rank, arch).is_matrix

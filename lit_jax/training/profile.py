@@ -1,8 +1,6 @@
-"""A profile of chosen steps, for xprof: `python train.py --config=... --workdir=... --profile=20-25`.
+"""Profiles chosen steps for xprof: `python train.py --config=... --workdir=... --profile=20-25`.
 
-Look at it with `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof
---logdir=WORKDIR/profile`).
-"""
+To view it: `pip install xprof`, then `tensorboard --logdir=WORKDIR/profile` (or `xprof --logdir=...`)."""
 import contextlib
 import logging
 import re
@@ -16,12 +14,11 @@ from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
 _WINDOW = re.compile(r'(?:steps? +)?(\d+)(?: *- *(\d+))?')
-# A profile may not stop a run: what the profiler raises (a trace that is running already, a full disk).
-_PROFILER_ERRORS = (OSError, RuntimeError)
+_PROFILER_ERRORS = (OSError, RuntimeError)     # a trace that runs already, a full disk: may not stop a run
 
 
 def parse_window(text: str) -> tuple[int, int]:
-    """(first, last) step of '20-25', 'steps 20-25' or '20'; both are traced, the first step of a run is 1."""
+    """(first, last) step, both traced, of '20-25', 'steps 20-25' or '20'; the first step of a run is 1."""
     match = _WINDOW.fullmatch(text.strip())
     if match is None:
         raise UserError(f'--profile={text!r} is not a range of steps; write --profile=20-25')
@@ -32,30 +29,24 @@ def parse_window(text: str) -> tuple[int, int]:
 
 
 class ProfileWindow:
-    """Traces the steps of a window, each process for itself, into `folder`.
+    """Traces the steps of a window, each process by itself, into `folder` (usually WORKDIR/profile).
 
     The loop calls `before(step)` ahead of dispatching a step and `after(step, metrics)` once it is
-    dispatched. Only the borders of the window wait for the device: the steps before it have ended when
-    tracing starts, and the last one has ended when it stops. A run that resumes inside the window traces the
-    rest of it.
-
-    Args:
-        folder: where the trace goes; the usual place is WORKDIR/profile.
-        window: (first, last) step, or None for no trace at all.
-        paused: called with the seconds that starting and stopping the profiler took.
-    """
+    dispatched. Only the borders of the window wait for the device: earlier steps have ended when tracing
+    starts, the last one when it stops. A run that resumes inside the window traces the rest of it.
+    window: (first, last) step, or None. paused: called with the seconds that the profiler itself took."""
 
     def __init__(self, folder, window: tuple[int, int] | None, *,
                  paused: Callable[[float], None] = lambda seconds: None):
         self._folder, self._paused = as_path(folder), paused
         self._first, self._last = window or (1, 0)
         self._tracing, self._done, self._seen = False, window is None, False
-        self._traced = 0                         # the last step that was traced
+        self._traced = 0                         # the last traced step
         self._before = None                      # metrics of the step before the window
         self._step = contextlib.ExitStack()      # names the step in the trace
 
     def before(self, step: int) -> None:
-        """Starts the trace if `step` is the first of the window that this call of the program takes."""
+        """Starts the trace if `step` is the first of the window in this run."""
         if self._done:
             return
         if not self._seen and step > self._last:
@@ -67,7 +58,10 @@ class ProfileWindow:
         if not self._tracing and step >= self._first:
             jax.block_until_ready(self._before)
             self._before = None
-            self._start()
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0      # tracing each Python call slows the host and swells the file
+            self._tracing = self._call(jax.profiler.start_trace, str(self._folder), profiler_options=options)
+            self._done = not self._tracing
         if self._tracing:
             self._step.enter_context(jax.profiler.StepTraceAnnotation('train', step_num=step))
 
@@ -85,7 +79,7 @@ class ProfileWindow:
                 self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running and keeps what it has; never waits for the device."""
+        """Ends a running trace and keeps what it has; never waits for the device."""
         if not self._done and not self._tracing and self._seen:
             LOG.warning('--profile=%d-%d: the run ended before the window, nothing was traced', self._first,
                         self._last)
@@ -94,21 +88,15 @@ class ProfileWindow:
         if self._tracing:
             self._tracing = False
             if self._call(jax.profiler.stop_trace):
-                LOG.info('profile of the steps up to %s is in %s; to look at it: pip install xprof, then '
+                LOG.info('profile of the steps up to %s is in %s; to view it: pip install xprof, then '
                          'tensorboard --logdir=%s', f'{self._traced:,}', self._folder, self._folder)
-
-    def _start(self) -> None:
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0          # every Python call: slows the host and swells the file
-        self._tracing = self._call(jax.profiler.start_trace, str(self._folder), profiler_options=options)
-        self._done = not self._tracing
 
     def _call(self, function, *args, **kwargs) -> bool:
         began = time.perf_counter()
         try:
             function(*args, **kwargs)
         except _PROFILER_ERRORS as error:
-            LOG.warning('the profiler is off: %s. The run goes on.', error)
+            LOG.warning('the profiler is off: %s. The run continues.', error)
             return False
         finally:
             self._paused(time.perf_counter() - began)

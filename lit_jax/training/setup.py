@@ -1,8 +1,7 @@
-"""From a finalized recipe to the parts of a run, everything checked before the first compile."""
+"""Builds the parts of a run from a finalized recipe and checks everything before the first compile."""
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.models.arch import check_partition
-from lit_jax.models.network import DTYPES, Network
+from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.recipes.recipe import architecture, is_text
@@ -25,19 +24,7 @@ from lit_jax.runtime.paths import as_path, check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.state import abstract_state, make_optimizer, new_state
 from lit_jax.training.step import Objective, make_train_step
-from lit_jax.training.text_conditioning import (
-    find_text_problems,
-    reads_captions,
-    text_encoder_path,
-)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen network with its weights in the compute dtype."""
-    network: Network
-    params: dict
-    config: dict
+from lit_jax.training.text_conditioning import find_text_problems, reads_captions, text_encoder_path
 
 
 def build_network(config: ConfigDict) -> Network:
@@ -46,34 +33,29 @@ def build_network(config: ConfigDict) -> Network:
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    train, teacher = config.train, config.teacher
-    return Objective(
-        schedule=make_schedule(config.diffusion.steps, kind=config.diffusion.kind), scale=config.latent.scale,
-        label_dropout=train.label_dropout, lambda_noise=teacher.lambda_noise,
-        lambda_variance=teacher.lambda_variance, balance_weight=train.balance_weight,
-        ema_decay=train.ema_decay, ema_warmup=train.ema_warmup, accumulate=train.accumulate)
+    names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
+    return Objective(make_schedule(config.diffusion.steps, kind=config.diffusion.kind), config.latent.scale,
+                     lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
+                     **{name: config.train[name] for name in names})
 
 
 def build_optimizer(config: ConfigDict):
     train = config.train
-    return make_optimizer(name=train.optimizer, learning_rate=train.learning_rate,
-                          warmup_steps=train.warmup_steps,
-                          cooldown_steps=train.cooldown_steps, steps=train.steps,
-                          weight_decay=train.weight_decay, clip_norm=train.clip_norm,
+    names = 'learning_rate', 'warmup_steps', 'cooldown_steps', 'steps', 'weight_decay', 'clip_norm'
+    return make_optimizer(name=train.optimizer, **{name: train[name] for name in names},
                           arch=architecture(config))
 
 
 def reads_images(config: ConfigDict) -> bool:
-    """Whether the batches hold images that a VAE must encode in the step."""
+    """Whether batches hold images that the step encodes with a VAE."""
     return config.latent.space == 'vae' and (is_image_source(config.data.name) or reads_captions(config))
 
 
 def build_source(config: ConfigDict, split: str = 'train') -> Source:
-    """The recipe's data, in the size that the network sees, or that its VAE does."""
+    """The recipe's data, in the size of the network's input or of its VAE's."""
     arch, data = architecture(config), config.data
-    side, channels = (data.image_size,
-                      3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
-    common = {'split': split, 'image_size': side, 'channels': channels, 'path': data.path,
+    size = (data.image_size, 3) if reads_images(config) else (arch['input_size'][0], arch['channels'])
+    common = {'split': split, 'image_size': size[0], 'channels': size[1], 'path': data.path,
               'data_dir': data.path, 'seed': config.seed, 'strict': data.strict}
     if not is_text(config):
         return open_source(data.name, num_classes=arch['num_classes'], classes=data.classes, **common)
@@ -86,7 +68,7 @@ def build_source(config: ConfigDict, split: str = 'train') -> Source:
 
 
 def build_augment(config: ConfigDict):
-    """What happens to an element before batching, or None."""
+    """The augmentation of an element before batching, or None."""
     if is_text(config):
         from lit_jax.data.captions import choose_caption
         return functools.partial(choose_caption, long_ratio=config.text.long_ratio)
@@ -98,17 +80,16 @@ def build_augment(config: ConfigDict):
 
 
 def reading_threads(config: ConfigDict) -> int:
-    """Threads that read ahead; decoding images keeps a core busy, arrays in memory do not. Each holds a
-    batch."""
-    several = min(os.cpu_count(),
-                  32) if is_image_source(config.data.name) else 4 if config.data.name == 'caption_latents' \
-                      else 1
-    return config.data.threads or several
+    """Threads that read ahead, each with a batch; decoding images keeps a core busy, other sources do not."""
+    if config.data.threads:
+        return config.data.threads
+    if is_image_source(config.data.name):
+        return min(os.cpu_count(), 32)
+    return 4 if config.data.name == 'caption_latents' else 1
 
 
 def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
-    """The recipe's VAE, whole on every device, checked against its latent section; None where none is
-    given."""
+    """The recipe's VAE, replicated, checked against its latent section; None if none is given."""
     latent = config.latent
     if latent.space != 'vae' or not latent.vae_path:
         return None
@@ -122,8 +103,7 @@ def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
 
 
 def check_inputs(config: ConfigDict) -> None:
-    """Looks for everything that a run reads and reports all that is missing at once, with the commands that
-    make it."""
+    """Raises one UserError that lists all missing inputs of a run, with the commands that make them."""
     problems = []
     if reads_images(config) and not config.latent.vae_path:
         problems.append(f'latent.vae_path: to train from the images of {config.data.name} give the folder of '
@@ -133,12 +113,12 @@ def check_inputs(config: ConfigDict) -> None:
         problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: '
                         f'python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
-        path = config[section].path
-        if path and not _exists(path):
-            problems.append(
-                f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: '
-                f'python convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
-                f'--config.{section}.path=WORKDIR')
+        if path := config[section].path:
+            check_reachable(path)
+        if path and not as_path(path).exists():
+            problems.append(f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: python '
+                            f'convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
+                            f'--config.{section}.path=WORKDIR')
     problems += find_text_problems(config)
     try:
         check_data(config, build_source(config))
@@ -148,22 +128,16 @@ def check_inputs(config: ConfigDict) -> None:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
 
 
-def _crop_rule(config: ConfigDict, source: Source) -> str:
-    """How the images of these latents must have been cropped."""
-    if source.metadata['source']['name'] == 'shapes':      # drawn in their size
-        return 'none'
-    from lit_jax.data import buckets, crop
-    return buckets.RULE if config.data.buckets else crop.RULE
-
-
 def check_data(config: ConfigDict, source: Source) -> None:
-    """Cached latents must be of the recipe's VAE, scale, size and crop; other sources have nothing to
-    compare."""
+    """Raises UserError unless cached latents have the recipe's VAE, scale, size and crop."""
     if config.data.name not in ('latents', 'caption_latents'):
         return
+    from lit_jax.data import buckets, crop
     from lit_jax.data.latents import check_latents
-    check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size,
-                  crop=_crop_rule(config, source))
+    rule = buckets.RULE if config.data.buckets else crop.RULE
+    if source.metadata['source']['name'] == 'shapes':      # drawn at their size
+        rule = 'none'
+    check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size, crop=rule)
     if config.data.name == 'caption_latents':
         from lit_jax.data.text_features import check_text
         text = config.text
@@ -174,13 +148,8 @@ def check_data(config: ConfigDict, source: Source) -> None:
                       where=f'in the VAE {path}')
 
 
-def _exists(path: str) -> bool:
-    check_reachable(path)
-    return as_path(path).exists()
-
-
 def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
-    """What a reader of the weights needs to know, in the form of a model folder's config.json."""
+    """What a reader of the weights needs to know, as in a model folder's config.json."""
     text = config.text
     captions = {'text': {'encoder': text.encoder or None, 'channels': text.channels, 'tokens': text.tokens}}
     return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
@@ -188,7 +157,7 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
             'latent': LatentSpace.of_recipe(config.latent).published()}
 
 
-def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
+def load_teacher(config: ConfigDict, mesh) -> Model | None:
     """The recipe's teacher, checked against the student, its weights stored in the compute dtype."""
     if not config.teacher.path:
         return None
@@ -198,11 +167,11 @@ def load_teacher(config: ConfigDict, mesh) -> Teacher | None:
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
     shardings = state_shardings(network.abstract(), mesh, network.arch)
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
-    return Teacher(network, cast(params), teacher_config)
+    return Model(network, cast(params), teacher_config)
 
 
 def read_teacher_config(config: ConfigDict) -> dict:
-    """The config of the recipe's teacher, checked against recipe and mesh; its weights are not looked at."""
+    """The config of the recipe's teacher, checked against recipe and mesh; its weights are not read."""
     path = config.teacher.path
     teacher_config = read_weights_config(path)
     check_same_task('teacher', path, teacher_config, config)
@@ -211,8 +180,7 @@ def read_teacher_config(config: ConfigDict) -> dict:
 
 
 def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:
-    """A teacher may be of another size than the student, but must see the same inputs and the same noise
-    levels."""
+    """Raises UserError unless a teacher (of any size) has the recipe's inputs and noise levels."""
     mine = architecture(config)
     names = ('num_classes', 'caption_channels', 'caption_tokens', 'input_size', 'learn_sigma')
 
@@ -230,8 +198,7 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
 
 
 def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
-    """(the state before step 1, the inheritance report or None); random weights, then what the recipe
-    inherits."""
+    """(the state before step 1, the inheritance report or None)."""
     key = jax.random.key(config.seed)
     shardings = state_shardings(abstract_state(network, optimizer), mesh, network.arch)
     params = jax.jit(network.init, out_shardings=shardings['params'])(key)
@@ -240,32 +207,27 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
         from lit_jax.training.inherit import inherit_params
         source_config, source_params = load_weights(config.inherit.path,
                                                     lambda tree, arch: state_shardings(tree, mesh, arch))
-        copy = tuple(part.strip() for part in config.inherit.copy.split(',') if part.strip())
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
-                                        copy=copy)
+                                        copy=config.inherit.copy)
         params = jax.device_put(params, shardings['params'])
-    state = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
-    return state, report
+    return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params), report
 
 
 def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict,
              teacher: Network | None = None, vae: VaeNetwork | None = None,
              text_encoder: T5Network | None = None):
-    """The train step of a recipe, jitted: the state is donated and stays where `abstract` says, metrics are
-    copied."""
+    """The jitted train step: the state is donated and sharded as `abstract`, metrics are replicated."""
     step = make_train_step(network, optimizer, build_objective(config), teacher, vae, text_encoder)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
-    """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+    """The state as ShapeDtypeStructs with shardings, to restore a checkpoint into."""
     abstract = abstract_state(network, optimizer)
     return placed(abstract, state_shardings(abstract, mesh, network.arch))
 
 
 def run_key(config: ConfigDict, mesh) -> jax.Array:
-    """The key that every step folds its number into; apart from the one that drew the initial weights."""
+    """The key that each step folds its number into; not the one of the initial weights."""
     return jax.device_put(jax.random.fold_in(jax.random.key(config.seed), 1), replicated(mesh))
-
-

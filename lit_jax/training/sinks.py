@@ -1,5 +1,5 @@
-"""Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. One that is missing, full or
-unreachable is switched off with a warning (SINK_ERRORS); other errors of its package end the run."""
+"""Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. A missing, full or unreachable one is
+switched off with a warning; other errors of its package end the run."""
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
-# What a missing package, a full disk and an unreachable service raise.
-SINK_ERRORS = (ImportError, OSError, RuntimeError)
+SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full disk, unreachable service
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard, through tensorboardX (no TensorFlow). Local workdirs only: its writer blocks
-    the run for good once an upload has failed."""
+    """TensorBoard through tensorboardX, without TensorFlow. Local only: its uploads hang after a failure."""
 
     def __init__(self, workdir):
         from tensorboardX import SummaryWriter
         if is_remote(workdir):
-            raise RuntimeError(f'event files cannot go to {workdir}; take W&B (log.wandb) or plot '
-                               f'metrics.jsonl')
+            raise RuntimeError(f'no event files in {workdir}; use W&B (log.wandb) or plot metrics.jsonl')
         self._writer = SummaryWriter(str(workdir / 'tensorboard'))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -31,7 +28,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Scalars for Weights & Biases; the run is named after the workdir and resumes with it."""
+    """Weights & Biases; the run is named after the workdir and resumes with it."""
 
     def __init__(self, workdir):
         import wandb
@@ -54,23 +51,23 @@ def open_sink(name: str, workdir):
     try:
         return SINKS[name](workdir)
     except SINK_ERRORS as error:
-        LOG.warning('%s is off: %s. The run goes on; metrics.jsonl has everything.', name, error)
+        LOG.warning('%s is off: %s. The run continues; metrics.jsonl has everything.', name, error)
         return None
 
 
 def write_all(sinks: dict[str, object], step: int, scalars: Mapping[str, float]) -> None:
-    """Writes to every sink of a dict by name, and takes those that fail out of it."""
+    """Writes to every sink, by name, and removes those that fail."""
     for name, sink in list(sinks.items()):
         try:
             sink.write(step, scalars)
         except SINK_ERRORS as error:
-            LOG.warning('%s is off from step %s on: %s. The run goes on; metrics.jsonl has everything.', name,
-                        f'{step:,}', error)
+            LOG.warning('%s is off from step %s on: %s. The run continues; metrics.jsonl has everything.',
+                        name, f'{step:,}', error)
             del sinks[name]
 
 
 def close_all(sinks: dict[str, object]) -> None:
-    """Closes every sink; one that cannot be closed is only said."""
+    """Closes every sink; one that cannot be closed is only logged."""
     for name, sink in sinks.items():
         try:
             sink.close()

@@ -1,12 +1,10 @@
-"""How fast a run is, what its devices could do at most, and how much of its wall time went into steps that
-count.
+"""Throughput of a run, peak FLOP/s and memory of its devices, and goodput.
 
-Goodput is the time spent on steps that were kept, divided by the wall time since the very first start of the
-run. A step counts once: what was done after the newest checkpoint and then lost in a crash is not counted,
-its repetition is. Not productive, whatever the reason: the time between two calls (queueing, restarting),
-starting up (imports, restore, first batch, compilation until the first step is dispatched), saving, sampling,
-writing the log, waiting for data. The steps between the last log line and a checkpoint of a stopped run are
-not counted either, so the figure is a lower bound, short by at most one log interval a restart.
+Goodput is the time spent on steps that were kept, divided by the wall time since the first start of the run.
+A step counts once: steps lost in a crash do not, their repetition does. Not productive: time between two
+calls (queueing, restarting), startup (imports, restore, first batch, compilation until the first step is
+dispatched), saving, sampling, writing the log, waiting for data. Steps between the last log line and the
+checkpoint of a stopped run do not count either: a lower bound, short by at most a log interval per restart.
 """
 import logging
 import math
@@ -23,12 +21,8 @@ LOG = logging.getLogger('lit_jax')
 
 
 def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> float | None:
-    """FLOP/s of all `devices` together (a multiply-accumulate is two); None where that is not known.
-
-    Args:
-        override_tflops: TFLOP/s of one device, for one that is not in the table of chips or to compare with
-            another peak; 0 takes the table (dense bfloat16).
-    """
+    """FLOP/s of all `devices` together (a multiply-accumulate is two); None if unknown.
+    override_tflops: TFLOP/s of one device; 0: from the table of chips (dense bfloat16)."""
     if override_tflops < 0 or not math.isfinite(override_tflops):
         raise UserError(f'log.peak_tflops must be 0 (take the table) or the TFLOP/s of one device, got '
                         f'{override_tflops}')
@@ -45,10 +39,7 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
 
 
 def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]:
-    """(most memory in use so far, memory there is) of the fullest of these `devices`, in GiB.
-
-    None where the platform does not count it (a CPU). Asks the allocator, never the device.
-    """
+    """(peak in use, limit) of the fullest device's memory, GiB, by the allocator; None if unknown (a CPU)."""
     fullest = {}
     for device in devices:
         try:
@@ -56,46 +47,32 @@ def hbm_peak(devices: Sequence[jax.Device]) -> tuple[float | None, float | None]
         except jax.errors.JaxRuntimeError:     # a plugin that has no such call
             continue
         fullest = max(fullest, stats, key=lambda stats: stats.get('peak_bytes_in_use', -1))
-    peak, limit = fullest.get('peak_bytes_in_use'), fullest.get('bytes_limit')
-    return (None if peak is None else peak / 2**30, None if limit is None else limit / 2**30)
+    sizes = fullest.get('peak_bytes_in_use'), fullest.get('bytes_limit')
+    return tuple(None if size is None else size / 2**30 for size in sizes)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """What happened between two log lines.
-
-    Attributes:
-        steps: optimizer updates.
-        seconds: their wall time, pauses left out, waiting for data included.
-        waited: the part of `seconds` spent waiting for data.
-        eta: seconds that the remaining steps take at the mean pace of this call, without pauses.
-        productive: seconds of kept steps since the run began, waiting left out, over all restarts.
-        goodput: `productive` as a share of the wall time since the run began, 0 to 1.
-    """
-    steps: int
-    seconds: float
-    waited: float
-    eta: float
-    productive: float
-    goodput: float
+    """The time between two log lines."""
+    steps: int           # optimizer updates
+    seconds: float       # their wall time, without pauses, with waiting for data
+    waited: float        # the part of it spent waiting for data
+    eta: float           # seconds for the remaining steps at the mean pace of this call, without pauses
+    productive: float    # seconds of kept steps since the run began, over all restarts, without waiting
+    goodput: float       # its share of the wall time since the run began, 0 to 1
 
 
 class RunClock:
-    """Sorts wall time into steps, waiting for data, pauses and starting up. Never asks the device.
+    """Sorts wall time into steps, waiting for data, pauses and startup. Never asks the device.
 
-    Args:
-        step: steps done at the start of this call.
-        total: steps of the whole run.
-        began: unix time of the first start of the run; None for now, and then nothing before this call
-            counts.
-        productive: productive seconds of the calls before this one.
-        clock, wall: seconds that only grow, and unix seconds.
-    """
+    step: steps done at the start of this call. total: steps of the whole run. began: unix time of the first
+    start of the run; None: now, ignoring earlier calls. productive: seconds of kept steps since then, over
+    all restarts, up to the last interval. clock, wall: monotonic seconds, and unix seconds."""
 
     def __init__(self, step: int, total: int, *, began: float | None = None, productive: float = 0.0,
                  clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time):
         self._clock, self._wall = clock, wall
-        self._began, self._productive = (wall(), 0.0) if began is None else (began, productive)
+        self._began, self.productive = (wall(), 0.0) if began is None else (began, productive)
         self._total = total
         self._first_step = self._interval_step = step
         self._created = self._start = self._interval_start = clock()
@@ -103,16 +80,15 @@ class RunClock:
         self._running = False
 
     def waited(self, seconds: float) -> None:
-        """Counts time that the loop spent waiting for data."""
         self._waited += seconds
 
     def paused(self, seconds: float) -> None:
-        """Counts time spent on other things than steps: saving, sampling, writing the log."""
+        """Counts time spent outside steps: saving, sampling, writing the log."""
         self._paused += seconds
         self._start += seconds
 
     def dispatched(self) -> float | None:
-        """One step was dispatched. Seconds of starting up at the first one, later None."""
+        """One step was dispatched. Returns the seconds of startup at the first one, then None."""
         if self._running:
             return None
         self._running = True
@@ -120,22 +96,15 @@ class RunClock:
         self._waited = self._paused = 0.0
         return self._start - self._created
 
-    @property
-    def productive(self) -> float:
-        """Seconds of kept steps since the run began, over all restarts, up to the last interval."""
-        return self._productive
-
     def interval(self, step: int) -> Interval:
         """Closes the interval that ends with `step`."""
         now = self._clock()
         seconds = max(now - self._interval_start - self._paused, 1e-9)
         waited = min(self._waited, seconds)
-        self._productive += seconds - waited
+        self.productive += seconds - waited
         pace = (now - self._start) / max(step - self._first_step, 1)
-        # A clock that was set back must not give more than everything.
-        wall = max(self._wall() - self._began, self._productive, 1e-9)
-        done = Interval(steps=max(step - self._interval_step, 1), seconds=seconds, waited=waited,
-                        eta=pace * (self._total - step), productive=self._productive,
-                        goodput=self._productive / wall)
+        wall = max(self._wall() - self._began, self.productive, 1e-9)     # the clock may be set back
+        done = Interval(max(step - self._interval_step, 1), seconds, waited, pace * (self._total - step),
+                        self.productive, goodput=self.productive / wall)
         self._interval_start, self._interval_step, self._waited, self._paused = now, step, 0.0, 0.0
         return done

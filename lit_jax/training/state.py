@@ -1,4 +1,4 @@
-"""The train state: one nested dict {params, ema, opt, step}, nothing else is remembered between steps."""
+"""The train state, one nested dict {params, ema, opt, step}; optimizers and learning rate schedules."""
 from collections.abc import Mapping
 
 import jax
@@ -23,13 +23,11 @@ OPTIMIZERS = {'adamw': lambda arch: scale_by_adamw(), 'came': lambda arch: scale
 def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0,
                    cooldown_steps: int = 0, steps: int = 0, weight_decay: float = 0.0,
                    clip_norm: float = 0.0, arch: Mapping | None = None) -> optax.GradientTransformation:
-    """An optimizer with a constant rate; warm-up, cool-down (`learning_rate_schedule`), clipping of the
-    gradient's global norm and weight decay (times the rate, apart from the moments) are options.
+    """An optimizer with the rate of `learning_rate_schedule`, clipping of the gradient's global norm and
+    decoupled weight decay (times the rate).
 
-    name: 'adamw', as DiT trains; 'came' (`lit_jax.training.came`), as PixArt-Σ trains: rate 2e-5, 1,000 steps
-    of warm-up, clip_norm 0.01, no decay; or 'muon' (`lit_jax.training.muon`). Raises UserError for another.
-    arch: of the model whose parameters these are; 'came' and 'muon' see them as its mixers say.
-    """
+    name: 'adamw', as in DiT; 'came', as in PixArt-Σ (rate 2e-5, 1,000 steps of warm-up, clip_norm 0.01, no
+    decay); or 'muon'. Raises UserError for others. arch: of the model; 'came' and 'muon' need its mixers."""
     check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
     update = optax.chain(OPTIMIZERS[name](arch), optax.add_decayed_weights(weight_decay),
@@ -39,22 +37,20 @@ def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: i
 
 def learning_rate_schedule(learning_rate: float, warmup_steps: int = 0, cooldown_steps: int = 0,
                            steps: int = 0) -> float | optax.Schedule:
-    """The rate of each update: up over the first `warmup_steps` of a run and down over the last
-    `cooldown_steps` of its `steps`, both linear and with 1/n of it at the outer end; constant between. A
-    number where it never changes."""
+    """The rate of each update: linearly up over `warmup_steps` and down over the last `cooldown_steps` of
+    `steps`, with 1/n of it at the outer ends; constant between. A number if it never changes."""
     rate = learning_rate
     if warmup_steps:
         rate = optax.schedules.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
     if not cooldown_steps:
         return rate
     down = optax.schedules.linear_schedule(learning_rate, learning_rate / cooldown_steps, cooldown_steps - 1)
-    return optax.schedules.join_schedules([rate if warmup_steps else optax.schedules.constant_schedule(rate),
-                                           down],
-                                          [steps - cooldown_steps])
+    up = rate if warmup_steps else optax.schedules.constant_schedule(rate)
+    return optax.schedules.join_schedules([up, down], [steps - cooldown_steps])
 
 
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
-    """The state before the first step: EMA starts as a copy of the parameters, the optimizer fresh."""
+    """The state before the first step; the EMA starts as a copy of the parameters."""
     return {'params': params, 'ema': jax.tree.map(jnp.copy, params), 'opt': optimizer.init(params),
             'step': jnp.zeros((), jnp.int32)}
 
@@ -65,7 +61,6 @@ def abstract_state(network: Network, optimizer: optax.GradientTransformation) ->
 
 
 def update_ema(ema: dict, params: dict, step: jax.Array, *, decay: float, warmup: bool) -> dict:
-    """ema ← d·ema + (1 − d)·params; with `warmup`, d = min(decay, (1 + step)/(10 + step)) so that short runs
-    forget their start."""
+    """ema ← d·ema + (1 − d)·params; `warmup`: d = min(decay, (1 + step)/(10 + step)), for short runs."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
     return jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema, params)

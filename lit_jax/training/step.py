@@ -19,37 +19,28 @@ from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
-# folded into a step's key for the posterior's noise; its first three parts are t, noise and label drop
-POSTERIOR = 3
+POSTERIOR = 3      # folded into a step's key for the posterior's noise; splits give t, noise and label drop
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, and the few numbers it needs.
-
-    scale: x0 = scale · batch['image']. weights of the teacher's terms: λ1, λ2; of the losses that mixers
-    show, averaged over the layers: `balance_weight` (MoH: 0.01). `ema_decay`, `ema_warmup`: see `update_ema`.
-    `accumulate`: micro-batches a step.
-    """
+    """What a step minimises, and its hyperparameters."""
     schedule: Schedule
-    scale: float = 1.0
+    scale: float = 1.0                # x0 = scale · batch['image']
     label_dropout: float = 0.1
-    lambda_noise: float = 0.5
-    lambda_variance: float = 0.05
-    balance_weight: float = 0.01
-    ema_decay: float = 0.9999
+    lambda_noise: float = 0.5         # λ1, of the teacher's noise
+    lambda_variance: float = 0.05     # λ2, of the teacher's variance
+    balance_weight: float = 0.01      # of the losses of mixers, averaged over the layers (MoH)
+    ema_decay: float = 0.9999         # see `update_ema`
     ema_warmup: bool = False
-    accumulate: int = 1
+    accumulate: int = 1               # micro-batches per step
 
 
 def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
                  encode: Callable | None = None) -> Array:
     """x0 [B, H, W, C] of a batch, scaled.
-
-    Cached moments [B, H, W, 2C] (mean and log-variance), or those that `encode` gives for images, are what
-    the VAE's posterior is sampled from: mean + exp(logvar / 2)·noise, anew in every step. Without either, the
-    pixels are x0.
-    """
+    Sampled anew in each step from the VAE's posterior, mean + exp(logvar / 2)·noise, whose moments are cached
+    [B, H, W, 2C] or come from `encode`; without either, the pixels."""
     if 'moments' in batch:
         mean, logvar = jnp.split(batch['moments'], 2, axis=-1)
     elif encode is not None:
@@ -62,11 +53,9 @@ def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
 def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, network: Network,
                 encode: Callable | None = None, encode_text: Callable | None = None,
                 null_text: Array | None = None) -> dict:
-    """x0, x_t, t, noise and the condition of one batch, some of it dropped. A function of (batch, key) alone,
-    on any device count.
-
-    encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, where the batch holds captions
-    as tokens. null_text: [L, C], the features that stand in for those of dropped captions. """
+    """x0, x_t, t, noise and the condition, partly dropped: a function of (batch, key) on any device count.
+    encode: images -> (mean, logvar). encode_text: (tokens, mask) -> features, if the batch holds captions as
+    tokens. null_text: [L, C], the features in place of dropped captions."""
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
@@ -79,7 +68,7 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
 
 def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
                encode_text: Callable | None, null_text: Array | None) -> dict[str, Array]:
-    """The model function's `cond`: labels, or features of captions; a dropped one keeps its mask (PixArt)."""
+    """The model's `cond`: labels, or features of captions; a dropped caption keeps its mask (PixArt)."""
     if network.conditioning == 'label':
         return {'label': jnp.where(dropped, network.null_label, batch['label'])}
     mask = batch['text_mask']
@@ -90,12 +79,8 @@ def _condition(batch: Mapping[str, Array], dropped: Array, network: Network,
 
 def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, Array], network: Network,
                teacher: Network | None, objective: Objective) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Every term of the loss, one value an example [B], in float32; and what the layers show, averaged over
-    them.
-
-    The second dict holds the scalars of `network.losses` and `network.statistics`. The teacher sees the same
-    x_t, t and condition.
-    """
+    """({term of the loss: float32 [B]}, {name in `network.losses` or `network.statistics`: mean of layers}).
+    The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
@@ -109,15 +94,14 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                     text_encoder: T5Network | None = None) -> Callable:
     """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
-    `key` is the run's key; the step folds state['step'] into it, so no random state is kept. `frozen` holds
-    what is not trained: the weights {'teacher': ..., 'vae': ..., 'text_encoder': ...}, each where there is
-    one, and of text models 'null_text' [L, C], the features of the empty caption. batch: {'moments' or
-    'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; with `vae`, images are encoded
-    in the step, and tokens with `text_encoder`. Metrics: 'loss/<term>' means;
-    'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep range; what mixers show,
-    losses as 'loss/<name>', statistics under their own names; 'grad/norm'; 'grad/bad_leaf' = index of the
-    first leaf with a non-finite gradient, -1 if none.
-    """
+    key: of the run; the step folds state['step'] into it, so no random state is kept.
+    frozen: the weights {'teacher', 'vae', 'text_encoder'} that there are, and for text models 'null_text'
+        [L, C], the features of the empty caption.
+    batch: {'moments' or 'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; `vae`
+        encodes images and `text_encoder` tokens in the step.
+    metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
+        range; of mixers, losses as 'loss/<name>' and statistics under their own names; 'grad/norm';
+        'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none."""
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
     def loss(params, teacher_params, inputs):
@@ -125,7 +109,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         means = {name: value.mean() for name, value in terms.items()}
         total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
         for name in network.losses:
-            if name in shown:      # a model may have no layer that routes
+            if name in shown:      # some models have no routing layer
                 means[name] = shown.pop(name)
                 total += objective.balance_weight * means[name]
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
@@ -141,9 +125,9 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         # Example i goes to micro-batch i mod parts: each device keeps its own examples.
         split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
                              inputs)
+        first = jax.tree.map(lambda x: x[0], split)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                            jax.eval_shape(gradient, params, teacher_params,
-                                           jax.tree.map(lambda x: x[0], split)))
+                            jax.eval_shape(gradient, params, teacher_params, first))
 
         def add(sums, part):
             return jax.tree.map(jnp.add, sums, gradient(params, teacher_params, part)), None

@@ -1,9 +1,7 @@
-"""What a run says: one line an interval, `metrics.jsonl`, a progress bar on a terminal, optional TensorBoard
-and W&B.
+"""Logs and metrics: a line per interval, `metrics.jsonl`, a progress bar on a terminal, TensorBoard and W&B.
 
-Names in the records: `loss/...` and `grad/...` are means over the interval and belong to the steps;
-`time/...`, `data/...` and `perf/...` belong to the machine and differ between two runs of the same recipe.
-"""
+`loss/...` and `grad/...` are means over the interval and the same in every run of a recipe; `time/...`,
+`data/...` and `perf/...` depend on the machine."""
 import logging
 import math
 import sys
@@ -25,16 +23,13 @@ LOG = logging.getLogger('lit_jax')
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient stopped being a number. The message names step, term and leaf."""
+    """A loss or gradient is NaN or infinite. The message names step, term and leaf."""
 
 
 class StepMetrics:
     """The metrics of the steps since the last log line.
-
-    They stay on the device until `fetch`, so that the loop never waits for a step between log points.
-    `pending` is JSON-able and goes into every checkpoint: a run resumed in the middle of an interval logs the
-    same means.
-    """
+    They stay on the device until `fetch`, so the loop never waits for a step between log points. `pending` is
+    JSON-able and part of every checkpoint: a run resumed in the middle of an interval logs the same means."""
 
     def __init__(self, leaf_names: list[str], pending: list[dict] | None = None):
         self._leaf_names = leaf_names
@@ -42,14 +37,13 @@ class StepMetrics:
         self.pending: list[dict] = list(pending or [])
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Keeps the metrics of `step` (updates done, this one included) without waiting for them."""
+        """Keeps the metrics of `step` (number of updates, with this one) without waiting for them."""
         self._on_device.append((step, metrics))
 
     def fetch(self) -> None:
-        """Fetches the metrics of the steps so far, and raises Diverged at the first bad one."""
-        steps = [step for step, _ in self._on_device]
-        for step, metrics in zip(steps, jax.device_get([metrics for _, metrics in self._on_device]),
-                                 strict=True):
+        """Fetches the metrics of the steps so far; raises Diverged at the first bad one."""
+        found = jax.device_get([metrics for _, metrics in self._on_device])
+        for (step, _), metrics in zip(self._on_device, found, strict=True):
             self._check(step, metrics)
             self.pending.append({name: jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), value)
                                  for name, value in metrics.items() if name != 'grad/bad_leaf'})
@@ -60,14 +54,13 @@ class StepMetrics:
                      and not np.isfinite(value)]
         leaf = int(metrics['grad/bad_leaf'])
         if bad_terms or leaf >= 0:
-            terms = ', '.join(f'{name} = {float(metrics[name])}'
-                              for name in bad_terms) or 'the losses are finite'
-            where = f'first non-finite gradient: {self._leaf_names[leaf]}' if leaf >= 0 \
-                else 'the gradients are finite'
-            raise Diverged(f'step {step}: {terms}; {where}')
+            terms = ', '.join(f'{name} = {float(metrics[name])}' for name in bad_terms)
+            where = 'the gradients are finite' if leaf < 0 else \
+                f'first non-finite gradient: {self._leaf_names[leaf]}'
+            raise Diverged(f'step {step}: {terms or "the losses are finite"}; {where}')
 
     def summarise(self) -> dict[str, float]:
-        """Means over the interval, then forgets it. Quarters: over the examples in them."""
+        """Means over the interval, which ends; of quarters over their examples."""
         record = {}
         for name in self.pending[0] if self.pending else ():
             values = [entry[name] for entry in self.pending]
@@ -83,18 +76,12 @@ class StepMetrics:
 
 
 class Reporter:
-    """Everything that is written at a log point, on process 0 only; the other processes stay silent.
+    """Writes logs and metrics on process 0; other processes stay silent.
 
-    Args:
-        workdir: local or remote.
-        step: steps done at the start of this call.
-        sinks: names of `lit_jax.training.sinks.SINKS`.
-        flops_per_step: floating-point operations of one global step, from the model's own count; 0 leaves
-            FLOP/s out.
-        peak_flops: FLOP/s of all devices together (`lit_jax.training.speed.peak_flops`); None leaves MFU out.
-        device_count: devices of all processes.
-        began: unix time of the very first start of the run; None counts the goodput of this call alone.
-    """
+    step: steps done at the start of this call. sinks: names of `lit_jax.training.sinks.SINKS`.
+    flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
+    peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
+    device_count: of all processes. began: unix time of the first start of the run; None: this call."""
 
     def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
                  flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
@@ -108,16 +95,13 @@ class Reporter:
         self._clock = RunClock(step, total_steps, began=began,
                                productive=before.get('time/productive_s', 0.0))
         self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
-        terminal = self._active and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=step, unit='step',
-                         dynamic_ncols=True) if terminal else None
+        self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True) \
+            if self._active and sys.stderr.isatty() else None
 
     def waited(self, seconds: float) -> None:
-        """Counts time that the loop spent waiting for data."""
         self._clock.waited(seconds)
 
     def paused(self, seconds: float) -> None:
-        """Counts time spent on sampling, saving and the like, left out of speed and ETA."""
         self._clock.paused(seconds)
 
     def tick(self) -> None:
@@ -130,7 +114,7 @@ class Reporter:
             self._bar.update(1)
 
     def interval(self, step: int, means: Mapping[str, float]) -> None:
-        """Writes the line of an interval that ended at `step`, whose steps were waited for."""
+        """Writes the line of the interval that ended at `step`; its steps are done."""
         timing = self._timing(self._clock.interval(step))
         if self._active:
             writing = time.perf_counter()
@@ -151,18 +135,17 @@ class Reporter:
             self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
 
     def owes_scores(self, step: int) -> bool:
-        """Whether the log, as found, ends before the evaluation of `step`: a kill came in between."""
+        """Whether the log that this call found was interrupted before the evaluation of `step`."""
         last = (self._log and self._log.last) or {}
         return last.get('step') != step or not any(name.startswith('eval/') for name in last)
 
     def _timing(self, done: Interval) -> dict[str, float]:
-        """The numbers of an interval by name; those that this machine or recipe does not have are absent."""
+        """{name: value} of an interval, without values that this machine or recipe does not have."""
         rate = self._batch * done.steps / done.seconds
         timing = {'time/step_ms': 1e3 * done.seconds / done.steps, 'time/images_per_s': rate,
                   'time/images_per_s_per_device': rate / self._devices,
-                  'data/wait_percent': 100 * done.waited / done.seconds,
-                  'time/eta_s': done.eta, 'time/productive_s': done.productive,
-                  'perf/goodput_percent': 100 * done.goodput}
+                  'data/wait_percent': 100 * done.waited / done.seconds, 'time/eta_s': done.eta,
+                  'time/productive_s': done.productive, 'perf/goodput_percent': 100 * done.goodput}
         if self._flops:
             timing['perf/model_flops_per_s'] = self._flops * done.steps / done.seconds
             if self._peak:
@@ -178,7 +161,7 @@ class Reporter:
             self._bar.write(line, file=sys.stderr)
 
     def flush(self) -> None:
-        """Puts the records so far where a restart finds them. The loop calls it before each save."""
+        """Writes the records that are still in memory. The loop calls it before each save."""
         if self._log is not None:
             writing = time.perf_counter()
             self._log.flush()
@@ -194,16 +177,13 @@ class Reporter:
 
 def format_line(step: int, total: int, images: int, means: Mapping[str, float],
                 timing: Mapping[str, float]) -> str:
-    """The line that a person reads; what `timing` does not have is left out.
+    """The log line, without what `timing` does not have (here broken in three):
 
-    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120  8,100 img/s (506 a
-                        device)
-    15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %  HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`, on
-             one line
-    """
-    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}'
-                      for name in ('mse', 'vb', 'distill_noise', 'distill_variance')
-                      if f'loss/{name}' in means)
+    `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
+    8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
+    HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
+    names = 'mse', 'vb', 'distill_noise', 'distill_variance'
+    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names if f'loss/{name}' in means)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
     parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',
              f'grad {means["grad/norm"]:.3f}',
@@ -216,9 +196,8 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
     if 'perf/hbm_peak_gib' in timing:
         limit = timing.get('perf/hbm_limit_gib')
         parts.append(f'HBM {timing["perf/hbm_peak_gib"]:.1f}' + (f' of {limit:.1f} GiB' if limit else ' GiB'))
-    parts += [f'goodput {timing["perf/goodput_percent"]:.1f} %',
-              f'ETA {format_seconds(timing["time/eta_s"])}']
-    return '  '.join(parts)
+    return '  '.join([*parts, f'goodput {timing["perf/goodput_percent"]:.1f} %',
+                      f'ETA {format_seconds(timing["time/eta_s"])}'])
 
 
 def _short(rate: float) -> str:

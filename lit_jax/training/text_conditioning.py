@@ -1,13 +1,9 @@
-"""What a run needs of captions: the frozen text encoder, and the features of the empty caption."""
+"""Text conditioning of a run: the frozen text encoder and the features of the empty caption."""
 import numpy as np
 from ml_collections import ConfigDict
 
-from lit_jax.checkpoint.text_encoder_folder import (
-    TextEncoder,
-    is_text_encoder_folder,
-    load_text_encoder,
-    read_text_encoder_config,
-)
+from lit_jax.checkpoint import text_encoder_folder as folder
+from lit_jax.checkpoint.text_encoder_folder import TextEncoder
 from lit_jax.data.sources import CAPTIONED, Source
 from lit_jax.recipes.recipe import is_text
 from lit_jax.runtime.differences import find_differences
@@ -17,22 +13,21 @@ from lit_jax.training.mesh import state_shardings
 
 
 def reads_captions(config: ConfigDict) -> bool:
-    """Whether the batches hold captions as tokens, which a text encoder must encode in the step."""
+    """Whether batches hold captions as tokens that the step encodes with a text encoder."""
     return config.data.name in CAPTIONED
 
 
 def find_text_problems(config: ConfigDict) -> list[str]:
-    """What is missing of the text encoder."""
+    """Messages about a text encoder that is missing or does not fit."""
     if not reads_captions(config) or not is_text(config):
         return []
     path, text = config.text.encoder_path, config.text
-    if not path or not is_text_encoder_folder(path):
+    if not path or not folder.is_text_encoder_folder(path):
         return [f'text.encoder_path: {path or "not given"}; to train from the captions of {config.data.name} '
-                f'give the folder of '
-                f'{text.encoder or "the text encoder"} (python convert_torch_ckpt.py PIPELINE/text_encoder '
-                f'--out models/t5), or cache their features first: python prepare_latents.py '
-                f'--text_encoder=...']
-    encoder = read_text_encoder_config(path)
+                f'give the folder of {text.encoder or "the text encoder"} (python convert_torch_ckpt.py '
+                f'PIPELINE/text_encoder --out models/t5), or cache their features first: python '
+                f'prepare_latents.py --text_encoder=...']
+    encoder = folder.read_text_encoder_config(path)
     return find_differences({'width': encoder['text_encoder']['width'], 'id': encoder['id']},
                             {'width': text.channels, 'id': text.encoder or None},
                             f'in text.encoder_path={path}', 'in the recipe', none_fits=True)
@@ -45,16 +40,16 @@ def text_encoder_path(config: ConfigDict) -> str:
 
 
 def load_frozen_text_encoder(config: ConfigDict, mesh) -> TextEncoder | None:
-    """The recipe's text encoder, cut over the mesh; None where batches do not hold captions."""
+    """The recipe's text encoder, sharded over the mesh; None unless batches hold captions."""
     if not reads_captions(config):
         return None
     dtype = 'bfloat16' if config.train.dtype == 'bfloat16' else 'float32'
-    return load_text_encoder(text_encoder_path(config), dtype,
-                             lambda abstract: state_shardings(abstract, mesh))
+    return folder.load_text_encoder(text_encoder_path(config), dtype,
+                                    lambda abstract: state_shardings(abstract, mesh))
 
 
 def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | None) -> np.ndarray | None:
-    """Features [L, C] of the empty caption, which stand in for dropped ones; None for models of classes."""
+    """Features float32 [L, C] of the empty caption, in place of dropped ones; None for class models."""
     if not is_text(config):
         return None
     if encoder is None:
@@ -64,15 +59,11 @@ def null_features(config: ConfigDict, source: Source, encoder: TextEncoder | Non
 
 def caption_examples(config: ConfigDict, source: Source, encoder: TextEncoder | None,
                      null_text: np.ndarray | None) -> dict | None:
-    """{'text', 'text_mask', 'null_text'} of the first captions of the data, for the grids; None where none
-    are drawn or classes are."""
+    """{'text', 'text_mask', 'null_text'} of the first captions, for the sample grids; None without those."""
     if not is_text(config) or not config.sample.every:
         return None
     elements = [source[index] for index in range(min(config.sample.count, len(source)))]
-    mask = np.stack([element['text_mask'][0] for element in elements])
-    if encoder is None:
-        text = np.stack([np.asarray(element['text'][0], np.float32) for element in elements])
-    else:
-        text = np.asarray(encoder.encode(np.stack([element['tokens'][0] for element in elements]), mask),
-                          np.float32)
+    mask, found = (np.stack([element[name][0] for element in elements])
+                   for name in ('text_mask', 'text' if encoder is None else 'tokens'))
+    text = np.asarray(found if encoder is None else encoder.encode(found, mask), np.float32)
     return {'text': text, 'text_mask': mask, 'null_text': null_text[None]}

@@ -1,11 +1,8 @@
-"""Fits a small VAE to a folder of images, for latents of one's own: `python train_vae.py
---config=configs/vae_tiny.py`.
+"""Trains a small VAE on a folder of images: `python train_vae.py --config=configs/vae_tiny.py`.
 
-The loss is the mean absolute error of the reconstruction plus a slight pull of the posterior to the unit
-normal (arXiv 2112.10752, the KL-regularised form), without the perceptual and adversarial terms of the
-released VAEs: enough for small images, too smooth for large ones. A run takes minutes and keeps no
-checkpoints; one that is stopped begins anew.
-"""
+The loss is the mean absolute error of the reconstruction plus a small KL term (arXiv 2112.10752), without the
+perceptual and adversarial terms of released VAEs: enough for small images, too smooth for large ones. A run
+takes minutes and saves no checkpoints; it cannot be resumed."""
 import functools
 import logging
 import math
@@ -32,10 +29,9 @@ LOG = logging.getLogger('lit_jax')
 
 
 def default() -> ConfigDict:
-    """A VAE of four channels at a fourth of the side, and how to train it; configs/vae_*.py start from it."""
+    """A VAE with four channels and downscale 4, and its training; configs/vae_*.py start from it."""
     return ConfigDict({
-        'name': '',
-        'seed': 0,
+        'name': '', 'seed': 0,
         'data': {'name': 'folder', 'path': '', 'image_size': 64, 'strict': False},
         'vae': {'widths': (16, 32, 64), 'layers': 1, 'groups': 8, 'channels': 4, 'mid_attention': False,
                 'quant_conv': False, 'post_quant_conv': False},
@@ -45,14 +41,13 @@ def default() -> ConfigDict:
 
 
 def unit_latents(params: dict, factor: float) -> dict:
-    """The same VAE with its latents multiplied by `factor`: the last convolution of the encoder and the first
-    of the decoder take it in, so that a recipe needs no scale of its own. For networks without quant
-    convolutions."""
-    channels = params['decoder']['conv_in']['kernel'].shape[2]
+    """The same VAE with its latents multiplied by `factor`, so that recipes need no scale.
+    Changes the encoder's last and the decoder's first convolution; needs a network without quant ones."""
     out, first = params['encoder']['conv_out'], params['decoder']['conv_in']
-    # means are scaled, log-variances moved
-    gain = jnp.where(jnp.arange(2 * channels) < channels, factor, 1.0)
-    shift = jnp.where(jnp.arange(2 * channels) < channels, 0.0, 2 * math.log(factor))
+    channels = first['kernel'].shape[2]
+    is_mean = jnp.arange(2 * channels) < channels       # means are scaled, log-variances shifted
+    gain = jnp.where(is_mean, factor, 1.0)
+    shift = jnp.where(is_mean, 0.0, 2 * math.log(factor))
     scaled = {**out, 'kernel': out['kernel'] * gain, 'bias': out['bias'] * gain + shift}
     return {**params, 'encoder': {**params['encoder'], 'conv_out': scaled},
             'decoder': {**params['decoder'], 'conv_in': {**first, 'kernel': first['kernel'] / factor}}}
@@ -60,23 +55,15 @@ def unit_latents(params: dict, factor: float) -> dict:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a VAE does to images it has not seen.
-
-    Attributes:
-        psnr: peak signal-to-noise ratio in dB over all pixels of the mean reconstruction; the peak is 2.
-        latent_std: standard deviation of the posterior means over everything.
-        images: how many.
-    """
-    psnr: float
-    latent_std: float
+    """How well a VAE reconstructs images."""
+    psnr: float          # dB, over all pixels of the mean reconstruction; the peak is 2
+    latent_std: float    # standard deviation of all posterior means
     images: int
 
 
 def train_vae(config: ConfigDict, out) -> Quality:
-    """Fits and measures the recipe's VAE, and writes a VAE folder whose latents have the scale 1.
-
-    Raises UserError for anything known before the first step, and Diverged if the loss stops being a
-    number."""
+    """Trains and measures the recipe's VAE, and writes a VAE folder with latents of scale 1.
+    Raises UserError for anything known before the first step, and Diverged if the loss is not finite."""
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
     train, held_out = open_images(config, 'train'), open_images(config, 'held_out')
@@ -92,7 +79,7 @@ def train_vae(config: ConfigDict, out) -> Quality:
 
 
 def open_images(config: ConfigDict, split: str) -> Source:
-    """The recipe's images; their side must suit the VAE."""
+    """The recipe's images. Raises UserError if the VAE cannot halve their sides."""
     network, size = VaeNetwork(config.vae.to_dict()), config.data.image_size
     if not 0 <= config.train.window <= size or config.train.window % network.downscale:
         raise UserError(f'train.window {config.train.window} must be a multiple of {network.downscale} up to '
@@ -100,9 +87,9 @@ def open_images(config: ConfigDict, split: str) -> Source:
     if size % network.downscale:
         raise UserError(f'data.image_size {size} is not divisible by {network.downscale}, by which this VAE '
                         f'shrinks images')
-    return open_source(config.data.name, split=split, image_size=size,
-                       channels=network.arch['image_channels'], path=config.data.path,
-                       data_dir=config.data.path, strict=config.data.strict)
+    name, path, strict = config.data.name, config.data.path, config.data.strict
+    return open_source(name, split=split, image_size=size, channels=network.arch['image_channels'], path=path,
+                       data_dir=path, strict=strict)
 
 
 def vae_loss(network: VaeNetwork, params: dict, image_BHWC: jax.Array, key: jax.Array, kl_weight: float):
@@ -123,16 +110,15 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
     @jax.jit
     def step(state, image, number):
         params, opt = state
-        loss = jax.value_and_grad(lambda p: vae_loss(network, p, image, jax.random.fold_in(key, number),
-                                                     options.kl_weight),
-                                  has_aux=True)
-        (total, terms), gradient = loss(params)
+        loss = functools.partial(vae_loss, network, image_BHWC=image, kl_weight=options.kl_weight,
+                                 key=jax.random.fold_in(key, number))
+        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt = optimizer.update(gradient, opt, params)
         return (optax.apply_updates(params, updates), opt), {'total': total, **terms}
 
     augment = functools.partial(_window, options.window or source.spec.image_size)
-    began, pipeline = time.perf_counter(), make_pipeline(source, global_batch=options.batch_size, seed=seed,
-                                                         augment=augment)
+    began = time.perf_counter()
+    pipeline = make_pipeline(source, global_batch=options.batch_size, seed=seed, augment=augment)
     try:
         for number, batch in zip(range(1, options.steps + 1), pipeline, strict=False):
             state, terms = step(state, batch['image'], number)
@@ -159,7 +145,7 @@ def _log(number: int, total: int, terms: Mapping, seconds: float) -> None:
 
 def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0,
             batch_size: int = 32) -> Quality:
-    """How well images come back from the posterior's mean; `limit` of them, spread evenly, 0 = all."""
+    """Reconstruction from the posterior's mean, of `limit` images spread evenly (0: all)."""
     count = min(limit, len(source)) if limit else len(source)
     indices = np.arange(count) * len(source) // count
 
@@ -175,7 +161,5 @@ def measure(network: VaeNetwork, params: dict, source: Source, *, limit: int = 0
         square, mean = jax.device_get(errors(params, source.take(part)['image']))
         squares.append(square[:kept])
         means.append(mean[:kept])
-    numbers = math.prod(source.spec.image_shape) * count
-    error = float(np.concatenate(squares).sum()) / numbers
-    return Quality(psnr=10 * math.log10(4 / error), latent_std=float(np.concatenate(means).std()),
-                   images=count)
+    error = float(np.concatenate(squares).sum()) / (math.prod(source.spec.image_shape) * count)
+    return Quality(10 * math.log10(4 / error), float(np.concatenate(means).std()), count)

@@ -15,7 +15,7 @@ from lit_jax.app import serve
 from lit_jax.app.drawing import open_studio
 
 ROOT = Path(__file__).parents[2]
-serve.stay_at_home('127.0.0.1')
+serve.stay_offline('127.0.0.1')
 sync_api = pytest.importorskip('playwright.sync_api', reason='Playwright comes with the extra test')
 pytest.importorskip('gradio', reason='Gradio comes with the extra demo')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))),

@@ -13,7 +13,7 @@ from lit_jax.app import serve
 from lit_jax.app.drawing import EACH, open_studio
 from lit_jax.runtime.errors import UserError
 
-serve.stay_at_home('127.0.0.1')
+serve.stay_offline('127.0.0.1')
 pytest.importorskip('gradio', reason='Gradio comes with the extra demo')
 from lit_jax.app import layout as page  # noqa: E402
 

@@ -10,7 +10,7 @@ from lit_jax.checkpoint.vae_folder import load_vae
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
-from lit_jax.sampling.program import build_sampler, make_sampler, sample_many
+from lit_jax.sampling.program import build_sampler
 
 SETTINGS = SamplerSettings(steps=6, cfg_scale=2.0)
 
@@ -26,15 +26,19 @@ def sampler(model, count=50, devices=1, group=8, seed=3, **options):
                         devices=jax.devices()[:devices], **options)
 
 
+def draw_all(sampler):
+    return np.concatenate([images for _, images in sampler.draw(range(sampler.count))])
+
+
 @pytest.fixture(scope='module')
 def reference(model):
-    return sampler(model).draw_all()
+    return draw_all(sampler(model))
 
 
 @pytest.mark.parametrize('devices', [2, 8])
 def test_the_number_of_devices_does_not_change_a_bit(model, reference, devices):
     assert reference.shape == (50, 8, 8, 1) and reference.std() > 0.1
-    np.testing.assert_array_equal(sampler(model, devices=devices).draw_all(), reference)
+    np.testing.assert_array_equal(draw_all(sampler(model, devices=devices)), reference)
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 64])
@@ -48,25 +52,27 @@ def test_any_groups_in_any_order_and_a_smaller_set(model, reference):
     assert sorted(got) == [1, 4, 6] and len(got[6]) == 2
     for group, images in got.items():
         np.testing.assert_array_equal(images, reference[8 * group:8 * group + 8])
-    np.testing.assert_array_equal(sampler(model, count=20).draw_all(), reference[:20])
+    np.testing.assert_array_equal(draw_all(sampler(model, count=20)), reference[:20])
 
 
 def test_another_group_size_rounds_differently_and_no_more(model, reference):
-    other = sampler(model, group=5).draw_all()
+    other = draw_all(sampler(model, group=5))
     np.testing.assert_allclose(other, reference, atol=1e-4 * np.abs(reference).max())
-    batches = make_sampler(model.network, SETTINGS, model.config)
+    sample = jax.jit(build_sampler(model.network, SETTINGS, model.config),
+                     compiler_options=model.network.inference_options())
     labels = random_labels(3, 50, range(10))
-    for batch_size in (7, 50):
-        many = sample_many(batches, model.params, model.network, labels, seed=3, batch_size=batch_size)
-        np.testing.assert_allclose(many, reference, atol=1e-4 * np.abs(reference).max())
+    for numbers in (np.arange(7), np.arange(43, 50), np.arange(50)):
+        batch = sample(model.params, initial_noise(model.network, 3, numbers), {'label': labels[numbers]},
+                       step_keys(3, numbers))
+        np.testing.assert_allclose(batch, reference[numbers], atol=1e-4 * np.abs(reference).max())
 
 
 def test_seed_number_and_label_make_the_image(model, reference):
-    assert not np.allclose(sampler(model, seed=4).draw_all()[0], reference[0])
+    assert not np.allclose(draw_all(sampler(model, seed=4))[0], reference[0])
     assert not np.allclose(initial_noise(model.network, 0, [0]), initial_noise(model.network, 0, [1]))
     labels = (random_labels(3, 50, range(10)) + 1) % 10
-    other = GroupSampler(model, SETTINGS, Images.of_classes(labels, 3), group=8,
-                         devices=jax.devices()[:1]).draw_all()
+    other = draw_all(GroupSampler(model, SETTINGS, Images.of_classes(labels, 3), group=8,
+                                  devices=jax.devices()[:1]))
     assert not np.allclose(other[0], reference[0])
 
 
@@ -81,8 +87,8 @@ def test_step_noise_has_keys_apart_from_the_initial_noise():
 def test_latents_are_decoded_by_the_vae_in_the_same_program(tmp_path):
     model = lit_jax.load(save_latent_model(tmp_path / 'model'))
     vae = load_vae(save_vae(tmp_path / 'vae'))
-    latents = sampler(model, count=10, group=4).draw_all()
-    images = sampler(model, count=10, group=4, devices=2, vae=vae).draw_all()
+    latents = draw_all(sampler(model, count=10, group=4))
+    images = draw_all(sampler(model, count=10, group=4, devices=2, vae=vae))
     assert images.shape == (10, 16, 16, 3)
     np.testing.assert_allclose(images, vae.decode(latents), atol=1e-4 * np.abs(images).max())
 
