@@ -60,7 +60,7 @@ def test_saved_again_it_is_of_the_new_format(old, tmp_path):
         load_model_folder(tmp_path / 'new')
 
 
-@pytest.mark.peers      # optimized: CAME divides by the size of tiny gradients, and shows how they were rounded
+@pytest.mark.peers      # optimized: CAME divides by the size of tiny gradients and shows their rounding
 def test_a_run_goes_on_where_an_earlier_version_stopped(old, null, tmp_path, monkeypatch):
     """CAME, dropped captions, weight decay: two more steps come to what they came to then."""
     devices = jax.devices()[:1]
