@@ -69,7 +69,6 @@ class ClassPipeline(Pipeline):
         return class_names(self.config, range(self.network.null_label))
 
     def latent_size(self, size: None = None) -> None:
-        """Classes are drawn at one size."""
         if size is not None:
             raise UserError(f'{self.source} draws classes, at one size: {self.nominal_size}')
 
@@ -80,7 +79,6 @@ class ClassPipeline(Pipeline):
         """Decoded whole."""
 
     def encode(self, labels: Sequence[int], seed: int, negative: str = '') -> Images:
-        """What to draw: image i of class labels[i], all of one seed."""
         if wrong := [label for label in np.unique(labels) if not 0 <= label < self.network.null_label]:
             raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows '
                             f'0..{self.network.null_label - 1}')

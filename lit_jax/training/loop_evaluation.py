@@ -49,7 +49,6 @@ class LoopEvaluation:
                               count=wanted[f'{prefix}num_samples'])
 
     def samples_due(self, step: int) -> int:
-        """How many samples to score after `step`."""
         wanted = self._config.eval
         if wanted.full_every and step % wanted.full_every == 0:
             return wanted.full_num_samples

@@ -105,7 +105,6 @@ class Reporter:
         self._clock.paused(seconds)
 
     def tick(self) -> None:
-        """One step was dispatched."""
         startup = self._clock.dispatched()
         if startup is not None and self._active:
             self._say(f'first step dispatched; loading the first batch and compiling took '
