@@ -55,7 +55,7 @@ def _loss(page: Page, found: Mapping, _) -> None:
     page.report.heading('Loss by timestep')
     page.report.paragraph('The terms of the training loss at fixed timesteps (0: the least noise). The bands '
                           'are two standard errors over the images.')
-    below = '; below, student / teacher, and the mean squared difference of their outputs'
+    below = '; below, student over teacher, and the mean squared difference of their outputs'
     page.figure('loss', figures.losses(loss, timesteps),
                 'mse of the noise; vb, the bound that trains the variance' + below * ('ratio' in loss))
     columns = {term if name == 'difference' else f'{name} {term}': values['mean']

@@ -231,7 +231,7 @@ def test_missing_files_are_told(tmp_path):
     (shards / 'model-00002-of-00002.safetensors').unlink()
     with pytest.raises(UserError, match='lacks files that its index names: .*model-00002-of-00002'):
         convert_text_encoder(shards, tmp_path / 'out')
-    with pytest.raises(UserError, match='does not exist; give the folder of the text encoder'):
+    with pytest.raises(UserError, match='does not exist; give the whole folder of the text encoder'):
         convert_text_encoder(tmp_path / 'nothing', tmp_path / 'out')
     with pytest.raises(UserError, match='the tokenizer has .* tokens, the embedding'):
         convert_text_encoder(write_hub_folder(tmp_path / 'd', config={**HUB, 'vocab_size': 20}),

@@ -109,7 +109,7 @@ def stop_after(monkeypatch, parts):
     return written
 
 
-@pytest.mark.parametrize('kept', [False, True])
+@pytest.mark.parametrize('kept', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_and_scores_the_same(drawing, tmp_path, monkeypatch, kept):
     straight = replace(drawing, out=str(tmp_path / 'straight'))
     evaluate(straight)

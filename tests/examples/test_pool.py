@@ -12,6 +12,7 @@ def _where(_) -> tuple[int, frozenset, str]:
     return os.getpid(), frozenset(os.sched_getaffinity(0)), os.environ['GLIBC_TUNABLES']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='processes are bound to cores on Linux')
 def test_each_worker_keeps_to_a_core_of_its_own(monkeypatch):
     monkeypatch.delenv('GLIBC_TUNABLES', raising=False)

@@ -190,7 +190,8 @@ STEPS = {'null': (caption_preparation, 'make_null', 0), 'first shard': (latent_s
          'metadata': (preparation, 'write_text_atomic', 2)}
 
 
-@pytest.mark.parametrize('step', STEPS)
+@pytest.mark.parametrize('step', [pytest.param(step, marks=pytest.mark.slow if 'shard' in step else [])
+                                  for step in STEPS])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(step, whole, request_for, tmp_path, monkeypatch):
     out, (module, name, after) = tmp_path / 'latents', STEPS[step]
     calls, original = [], getattr(module, name)

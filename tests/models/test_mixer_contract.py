@@ -157,8 +157,9 @@ def mesh_program(case, sizes):
                          [pytest.param(name, marks=[] if name == 'mixed' else pytest.mark.slow)
                           for name in LAYOUTS])
 @pytest.mark.parametrize('case', [
-    # compiles for long; its routed products on a mesh are in test_routing.py
-    pytest.param(name, marks=pytest.mark.slow if name == 'dydila heads' else []) for name in CASES])
+    # These compile for long: routed products on a mesh are in test_routing.py, sums in the linear case.
+    pytest.param(name, marks=pytest.mark.slow if name in ('dydila heads', 'sana heads', 'edit heads') else [])
+    for name in CASES])
 def test_eight_devices_give_what_one_gives_or_say_why_not(case, layout):
     sizes = sizes_of(layout)
     refused = [axis for axis, size in sizes.items() if size > 1 and (case, axis) in REFUSED]

@@ -117,7 +117,7 @@ def test_a_refused_program_is_a_plan_that_does_not_fit(monkeypatch, plan):
 def test_a_refusal_without_a_number_is_shown_as_it_is(monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse('RESOURCE_EXHAUSTED: too many buffers'))
     text = planning.describe_plan(recipe(), 'cpu:8')
-    assert text.startswith('does not fit: the compiler says RESOURCE_EXHAUSTED: too many buffers\n')
+    assert text.startswith('does not fit; the compiler: RESOURCE_EXHAUSTED: too many buffers\n')
 
 
 def test_other_failures_of_the_compiler_are_not_hidden(monkeypatch):

@@ -294,6 +294,7 @@ def kill_when(request, parts, delay=0.0, **options):
     return process.returncode, len(list(folder.glob('*.npy')))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(request_of, tmp_path):
     """The reference is drawn here, on eight devices; the killed one by a process of one device."""
     wanted = replace(request_of, count=1280, steps=10)

@@ -102,6 +102,7 @@ def test_the_report_shows_the_scores(run):
     assert '<h2>Scores</h2>' in page and 'fid_cfg2' in page
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_is_made_up_for(reference, run, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

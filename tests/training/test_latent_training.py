@@ -123,6 +123,7 @@ def test_images_without_a_vae_say_how_to_get_one(folders):
         loop.train(recipe('folder', folders / 'pictures'), folders / 'run')
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_replaced_and_reported(folders, caplog):
     (folders / 'pictures' / 'class1' / '3.png').write_bytes(b'')
     config = recipe('folder', folders / 'pictures', folder=folders / 'vae')

@@ -76,7 +76,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('stop_after', [3, 5])
+@pytest.mark.parametrize('stop_after', [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resuming_is_exact(tmp_path, straight, stop_after, monkeypatch):
     """A run asked to stop after any step, in the middle of a log interval or not, ends like one never
     stopped."""

@@ -44,6 +44,7 @@ def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
         vae_training.train_vae(recipe, tmp_path / 'vae')
 
 
+@pytest.mark.slow
 def test_unit_latents_draw_the_same_images(recipe):
     network = VaeNetwork(recipe.vae.to_dict())
     params = jax.jit(network.init)(jax.random.key(1))
