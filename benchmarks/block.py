@@ -64,7 +64,7 @@ def our_block(kind: str, width: int, heads: int, weights, x, c, cotangent, grid,
 
     mixer = {'name': {'dit': 'softmax', 'lit': 'linear'}[kind], 'heads': heads}
     graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: Block(width, 4.0, mixer, dtype=dtype, rngs=nnx.Rngs(0))))
+        nnx.eval_shape(lambda: Block(width, 4.0, mixer, 'mlp', dtype=dtype, rngs=nnx.Rngs(0))))
     params: dict = {}
     for path, value in weights.items():
         *parents, leaf = path.split('/')

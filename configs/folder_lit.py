@@ -2,7 +2,8 @@
 
     python prepare_latents.py --data=folder --path=images --vae=models/vae_tiny --image_size=64 \\
         --out=latents/images
-    python train.py --config=configs/folder_lit.py:dit --config.data.path=latents/images --workdir=runs/dit
+    python train.py --config=configs/folder_lit.py:dit --config.data.path=latents/images \\
+        --workdir=runs/folder_dit
     python train.py --config=configs/folder_lit.py --config.data.path=latents/images \
         --config.inherit.path=runs/folder_dit --config.teacher.path=runs/folder_dit --workdir=runs/folder_lit
 

@@ -10,7 +10,8 @@ compared in trend only.
 
 Latents of all of ImageNet will do: the classes are chosen by their labels. To make no others:
 
-    python prepare_latents.py --data=imagenet2012 --classes=sub_imagenet --vae=models/sd_vae --out=FOLDER
+    python prepare_latents.py --data=imagenet2012 --classes=sub_imagenet --vae=models/sd_vae \\
+        --image_size=256 --out=FOLDER
 """
 from lit_jax import recipes
 from lit_jax.recipes.systems import SYSTEMS, sub_imagenet, system

@@ -1,7 +1,8 @@
 """Encodes an image data set once, so that training reads latents instead of images.
 
     python prepare_latents.py --data=imagenet2012 --vae=models/sd_vae --image_size=256 --out=data/latents_256
-    python prepare_latents.py --data=folder --path=images --vae=models/sd_vae --out=data/latents
+    python prepare_latents.py --data=folder --path=images --vae=models/sd_vae --image_size=256 \\
+        --out=data/latents
     python prepare_latents.py --data=captions --path=images --vae=models/sdxl_vae --text_encoder=models/t5 \\
         --image_size=512 --buckets --out=data/captions_512
 

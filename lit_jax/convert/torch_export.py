@@ -61,7 +61,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     config, params = _load(src)
     null_caption, notes = None, ()
     if config['model'].get('family') == 'pixart':
-        null_caption = read_null_caption(src)
+        null_caption = read_null_caption(src, config['provenance'].get('step'))
         if null_caption is None:
             notes = ('no null caption is known: y_embedder.y_embedding is left out',)
     export_params(out, config, params, null_caption)

@@ -88,7 +88,7 @@ class _Builder(Parts):
             'data': {**data, 'split': request.split}, 'classes': names or 'all', 'pictures': count,
             'part': self.size, 'images': {
                 'count': len(chosen), 'seed': request.seed, 'chosen': 'numpy '
-                'default_rng(seed).choice(images, count, replace=False), in the order of the data set'}}
+                'default_rng(seed).choice(pictures, count, replace=False), in the order of the data set'}}
 
     def begin(self) -> bool:
         """Claims the folder; False if the file is there already. UserError if it is another reference."""

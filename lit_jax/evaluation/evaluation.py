@@ -236,7 +236,7 @@ def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
                                                               request.cfg_scale):
             settings = CLASSES.updated(request, steps=steps, cfg_scale=cfg_scale).check(config['diffusion'])
             wanted = SampleRequest(
-                source=source, count=request.num_samples, **asdict(settings),
+                source=source, out=f'{request.out}/samples', count=request.num_samples, **asdict(settings),
                 **{name: getattr(request, name)
                    for name in ('vae', 'classes', 'labels', 'seed', 'dtype', 'group', 'batch_size')})
             jobs.append(_Job(source, checkpoint, wanted))

@@ -10,7 +10,7 @@ from lit_jax.runtime.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 # Names of files that have become rows of baselines.py.
-_MOVED = re.compile(r'(?P<row>(u?dig|dydi_lit|sana|edit|moh_dit|dit_kv)_(s|b|l|xl)(_512)?)')
+_MOVED = re.compile(r'(?P<row>(u?dig|moh_dit)_(s|b|l|xl)|(dydi_lit|sana|edit|dit_kv)_(s|b|l)|dig_xl_512)')
 
 
 def shipped_folder(kind: str) -> Path:

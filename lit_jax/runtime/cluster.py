@@ -2,6 +2,7 @@
 
 A process joins a run when a scheduler (TPU pods, GKE, SLURM, Open MPI) started it or three flags say so."""
 import contextlib
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -129,6 +130,7 @@ def check_same(facts: Mapping) -> None:
                         'host with the same command, the same code and the same packages.')
 
 
+@functools.cache      # of the code that runs: files may change under a run
 def code_facts() -> dict:
     """What all hosts must share beside the recipe: a checksum of this code, Python and package versions."""
     root = Path(__file__).parents[1]

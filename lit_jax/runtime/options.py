@@ -128,7 +128,7 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
     if flag.startswith('-'):
         keywords |= {'dest': field.name, 'required': needed}
     elif not needed:
-        keywords['nargs'] = '?'
+        keywords |= {'nargs': '?', 'default': field.default}     # argparse would give SUPPRESS to `type`
     name = flag if flag.startswith('-') else field.name
     if hint is bool:
         return group.add_argument(name, action='store_true', **keywords)

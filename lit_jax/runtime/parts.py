@@ -101,7 +101,7 @@ def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, second
             peers.together(lambda: next(made, None))
             progress.add(sum(len(store.span(part)) for part in missing[start:start + processes]))
         peers.together(lambda: next(made, None))     # the code after the last part
-    peers.only_lead(lambda: _check_complete(store))
+        peers.only_lead(lambda: _check_complete(store))
     return rows
 
 

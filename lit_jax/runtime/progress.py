@@ -42,6 +42,6 @@ class Progress:
         now = time.monotonic()
         if now - self._logged >= self._seconds or self._done == self._total:
             self._logged = now
-            rate = (self._done - self._found) / max(now - self._began, 1e-9)
+            rate = max(self._done - self._found, 1e-9) / max(now - self._began, 1e-9)
             LOG.info('%d of %d %s (%.0f %%), %.3g a second, %s left', self._done, self._total, self._unit,
                      100 * self._done / self._total, rate, format_seconds((self._total - self._done) / rate))

@@ -1,4 +1,5 @@
 """The recipe card of a set of images: everything that decides its bytes, as JSON beside it."""
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,9 @@ from lit_jax.runtime.errors import UserError
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
-CODE = ('models', 'diffusion', 'sampling', 'text')     # folders of lit_jax that decide an image's numbers
+# Folders and files of lit_jax that decide an image's numbers.
+CODE = ('models', 'diffusion', 'sampling', 'text', 'runtime/compiler.py', 'runtime/device_groups.py',
+        'runtime/dtypes.py')
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
@@ -38,10 +41,12 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
     }))
 
 
+@functools.cache      # of the code that runs: files may change under a run
 def _code_sum() -> str:
     """A checksum of the code that draws: changes elsewhere do not stop a set from being resumed."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in (root / folder).rglob('*.py')):
+    for path in sorted(path for name in CODE for path in (
+            [root / name] if name.endswith('.py') else (root / name).rglob('*.py'))):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -25,7 +25,7 @@ def check_comparable(pipelines: Sequence) -> None:
              for one in (first, last)]
     check_alike(*facts, f'in {first.source}', f'in {last.source}',
                 'these two models cannot be compared on the same noise',
-                'Give two models of one latent space, size and condition.')
+                'Give two models of one latent space, size and condition.', none_fits=True)
 
 
 def class_names(config: dict, labels) -> list[str]:

@@ -131,8 +131,8 @@ def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False)
         pipeline.check_decodes()
     plan = (_plan_prompts if pipeline.takes == 'text' else _plan_classes)(request, pipeline, settings, sheet)
     if plan.card:
-        cluster.check_same({'recipe card': plan.card, 'seeds': plan.seeds, 'out': str(request.out),
-                            **cluster.code_facts()})
+        cluster.check_same({'recipe card': plan.card, 'seeds': plan.seeds,
+                            'out': str(request.geneval or request.out), **cluster.code_facts()})
     return plan
 
 
@@ -254,7 +254,7 @@ def draw_parts(plan: Plan, store) -> None:
         a_round = most
     else:
         images = max(ROUND, group) if pipeline.low_memory else group * len(jax.local_devices())
-        a_round = images // store.size
+        a_round = max(1, images // store.size)
 
     def draw_mine(mine: list[int]):
         """All processes take as many rounds: they read weights together."""
@@ -271,4 +271,5 @@ def draw_parts(plan: Plan, store) -> None:
             pipeline.end_turn('vae')
 
     make_missing(store, draw_mine, 'images')
-    peers.only_lead(store.finish)
+    with cluster.peers_watched(lambda: 'finished parts are kept'):
+        peers.only_lead(store.finish)

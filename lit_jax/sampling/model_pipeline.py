@@ -172,8 +172,8 @@ class Pipeline:
         return held
 
     def end_turn(self, name: str) -> None:
-        """`free` with low_memory, else nothing."""
-        if self.low_memory:
+        """`free` with low_memory, else nothing; given weights cannot be read again."""
+        if self.low_memory and not (name == 'model' and self._given):
             self.free(name)
 
     @contextlib.contextmanager

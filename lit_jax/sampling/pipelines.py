@@ -185,7 +185,10 @@ class TextPipeline(Pipeline):
     def weights_facts(self) -> dict:
         """Identifies weights without reading them: a model folder's list of checksums, a workdir's step."""
         if self.step is None:
-            return {'weights': {'manifest_sha256': file_sha256(as_path(self.source) / MANIFEST)}}
+            path = as_path(self.source) / MANIFEST
+            if not path.is_file():
+                raise UserError(f'{path} is missing: copy the folder again, or convert the checkpoint again')
+            return {'weights': {'manifest_sha256': file_sha256(path)}}
         return {'weights': {'workdir': self.source, 'step': self.step}}
 
     def encode(self, prompts: Sequence[str], seeds: int | Sequence[int], negative: str = '',
@@ -225,8 +228,9 @@ class TextPipeline(Pipeline):
 
         def on_step(done: int, total: int) -> None:
             now = done * steps // total     # devices without a group repeat another's and do not count
-            progress.add(now - seen[0])
-            seen[0] = now
+            if now > seen[0]:
+                progress.add(now - seen[0])
+                seen[0] = now
 
         def draw_all() -> list[np.ndarray]:
             with explain_out_of_memory('drawing'):

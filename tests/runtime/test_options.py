@@ -1,6 +1,7 @@
 """Command lines from dataclasses: every option comes back, every mistake is named."""
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given as forall
@@ -139,3 +140,13 @@ def test_a_type_that_no_text_can_become_is_refused_at_once():
         table: dict = option('a table', default=None)
     with pytest.raises(TypeError, match='needs choices or parse'):
         parse_options(Wrong, [])
+
+
+@dataclasses.dataclass(frozen=True)
+class MaybeFile:
+    file: Path | None = option('a page', flag='FILE', default=None)
+
+
+def test_a_positional_that_is_not_given_keeps_its_default():
+    assert parse_options(MaybeFile, []).file is None
+    assert parse_options(MaybeFile, ['page.md']).file == Path('page.md')
