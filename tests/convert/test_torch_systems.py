@@ -91,7 +91,8 @@ def test_the_official_moh_dit(name, wide, goldens):
 def test_how_many_routed_heads_a_token_uses_must_be_told():
     state = random_state(MODELS['moh'])
     with pytest.raises(UserError,
-                       match=r'none of the published sizes of MoH-DiT; give --routed N, or --routed N,N'):
+                       match=r'this is none of the published sizes of MoH-DiT; give '
+                             r'--routed N, or --routed N,N'):
         from_torch_state(state)
     arch, _ = from_torch_state(state, routed=(2,))       # a layer without a choice takes none
     assert arch == MODELS['moh']

@@ -133,5 +133,6 @@ def test_lists_that_cannot_be(tmp_path, names, num_classes, message):
 
 def test_a_list_that_is_not_there():
     with pytest.raises(UserError,
-                       match=r'mine.txt is neither a list of lit_jax \(sub_imagenet\) nor a text file'):
+                       match=r'data.classes=mine.txt is neither a list of lit_jax '
+                             r'\(sub_imagenet\) nor a text file'):
         class_list('mine.txt')
