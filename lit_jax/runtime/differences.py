@@ -3,9 +3,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, listed, shown
 
-LINES, _CHARACTERS = 10, 80
+LINES = 10
 
 
 def check_alike(a, b, where_a: str, where_b: str, problem: str, advice: str, *, rel_tol: float = 0.0,
@@ -26,7 +26,7 @@ def find_differences(a, b, where_a: str, where_b: str, *, rel_tol: float = 0.0,
         none_fits: do not compare with None."""
     a, b = _flat(a), _flat(b)
     pairs = ((name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b]))
-    return [f'{name}: {_shown(x)} {where_a}, {_shown(y)} {where_b}' for name, x, y in pairs
+    return [f'{name}: {shown(x)} {where_a}, {shown(y)} {where_b}' for name, x, y in pairs
             if not (_equal(x, y, rel_tol) or none_fits and None in (x, y))]
 
 
@@ -49,8 +49,3 @@ def _plain(value):
 def _equal(x, y, rel_tol: float) -> bool:
     numbers = all(isinstance(value, int | float) for value in (x, y))
     return math.isclose(x, y, rel_tol=rel_tol) if numbers and rel_tol else x == y
-
-
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= _CHARACTERS else f'{text[:_CHARACTERS]}...'

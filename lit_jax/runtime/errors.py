@@ -1,5 +1,11 @@
 """UserError, for mistakes that a user can correct; commands print it without a traceback and exit with 1."""
+import reprlib
 from collections.abc import Iterable
+
+SHOWN = 80
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
 class UserError(ValueError):
@@ -9,10 +15,28 @@ class UserError(ValueError):
 def check_known(what: str, value, known: Iterable[str]) -> None:
     """Raises UserError unless `value` is in `known`; `what`: its kind, for the message."""
     if value not in known:
-        raise UserError(f'unknown {what} {value!r}; known: {", ".join(known)}')
+        raise UserError(f'unknown {what} {shown(value)}; known: {", ".join(known)}')
 
 
 def listed(problems: list[str], most: int = 40) -> str:
     """An indented line for each problem, at most `most`, to follow a line that ends with a colon."""
     more = [f'... and {len(problems) - most} more'] if len(problems) > most else []
     return '\n  ' + '\n  '.join(problems[:most] + more)
+
+
+def shown(value) -> str:
+    """A value from a file or a user as a message shows it: on one line, escaped, at most 80 characters."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:      # an integer of more digits than Python prints
+        text = f'a number of {value.bit_length()} bits'
+    return _cut(text if text.isprintable() else repr(text)[1:-1])
+
+
+def shown_name(name) -> str:
+    """A name from a file (a tensor, an entry, a member) as `shown` shows it, without quotes."""
+    return _cut(repr(str(name)[:SHOWN + 1])[1:-1])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f'{text[:SHOWN - 3]}...'

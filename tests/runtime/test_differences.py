@@ -18,7 +18,7 @@ def test_nested_names_and_both_values_are_said():
     b = {'train': {'steps': 4, 'lr': 0.1}, 'latent': {'scale': 2.0, 'size': [2, 3]}, 'x': 'y' * 100}
     assert find_differences(a, b, 'in A', 'in B') == [
         'train.steps: 3 in A, 4 in B', 'latent.scale: 1.0 in A, 2.0 in B', 'only: 1 in A, None in B',
-        "x: None in A, '" + 'y' * 79 + '... in B']
+        "x: None in A, '" + 'y' * 37 + '...' + 'y' * 38 + "' in B"]
     assert not find_differences(a, a, 'in A', 'in B')
 
 
