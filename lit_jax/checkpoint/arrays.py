@@ -17,7 +17,7 @@ from orbax.checkpoint import type_handlers
 from lit_jax.checkpoint.null_caption import without_null_caption
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, is_remote, remove_tree
+from lit_jax.runtime.paths import absolute, explain_unwritable, is_remote, remove_tree
 
 LARGE_STACK = 2 ** 27   # bytes; smaller ones are stored whole
 
@@ -48,7 +48,7 @@ def save_arrays(path, tree, *, by_layer: bool = False) -> None:
     disk; the directory is then absent."""
     path = absolute(path)
     needed = leaves.tree_bytes(tree)
-    with storage.explain_full_disk(path, needed):
+    with explain_unwritable(path, needed):
         peers.only_lead(lambda: storage.check_free_space(path, needed))
         write_arrays(path, tree, by_layer=by_layer)
 

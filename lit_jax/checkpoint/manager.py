@@ -29,7 +29,7 @@ from lit_jax.checkpoint.arrays import restore_tree
 from lit_jax.checkpoint.save_together import SaveTogether
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, is_remote, remove_tree, write_text_atomic
+from lit_jax.runtime.paths import absolute, explain_unwritable, is_remote, remove_tree, write_text_atomic
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = '.orbax-checkpoint-tmp'
@@ -105,7 +105,7 @@ class Checkpoints:
         step, needed = self._saving
 
         def finish():
-            with storage.explain_full_disk(self._path(step), needed):
+            with explain_unwritable(self._path(step), needed):
                 self._manager.wait_until_finished()
 
         with self._explain_failure():
@@ -222,7 +222,7 @@ class Checkpoints:
         """Explains a full disk; leaves no thread, directory or memory of a save that failed."""
         step, needed = self._saving
         try:
-            with storage.explain_full_disk(self._path(step), needed):
+            with explain_unwritable(self._path(step), needed):
                 yield
         except BaseException:
             try:

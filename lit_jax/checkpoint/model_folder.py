@@ -22,7 +22,14 @@ from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.null_caption import FILE, pack
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, as_path, is_remote, remove_tree, write_text_atomic
+from lit_jax.runtime.paths import (
+    absolute,
+    as_path,
+    explain_unwritable,
+    is_remote,
+    remove_tree,
+    write_text_atomic,
+)
 
 FORMATS = (1, 2)      # text models of format 1 kept the null caption among their parameters
 CONFIG = 'config.json'
@@ -77,13 +84,13 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.remove_stale_siblings(path, 'partial')
         partial = storage.sibling(path, 'partial')
-        with storage.explain_full_disk(path, needed):
+        with explain_unwritable(path, needed):
             storage.check_free_space(path, needed)
             partial.mkdir()
         return str(partial)
 
     def complete() -> None:
-        with storage.explain_full_disk(path, needed):
+        with explain_unwritable(path, needed):
             (partial / CONFIG).write_text(text)
             for name, content in files.items():
                 (partial / name).write_bytes(content)
@@ -93,7 +100,7 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
 
     partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0's host and number
     try:
-        with storage.explain_full_disk(path, needed):
+        with explain_unwritable(path, needed):
             write_arrays(partial / ARRAYS, params, by_layer=by_layer)
         peers.only_lead(complete)
     finally:

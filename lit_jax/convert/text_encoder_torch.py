@@ -21,9 +21,9 @@ from lit_jax.convert.torch_files import Source, open_weights, parse_json
 from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
-from lit_jax.runtime import storage
-from lit_jax.runtime.errors import UserError, check_known, listed
+from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
+from lit_jax.runtime.paths import explain_unwritable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
 OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
@@ -104,7 +104,7 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
         f'id       {config["id"]}',
         f'model    {arch["layers"]} layers, width {arch["width"]}, {arch["heads"]} heads of '
         f'{arch["head_dim"]}, mlp {arch["ffn"]}, {arch["vocab"]} tokens ({config["tokenizer"]})',
-        f'numbers  {done.parameters:,} parameters, {storage.human_bytes(done.bytes)} as {config["weights"]}',
+        f'numbers  {done.parameters:,} parameters, {human_bytes(done.bytes)} as {config["weights"]}',
         f'written  {done.out}'])
 
 
@@ -247,7 +247,7 @@ def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
             'pad_token_id': 0, 'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1,
             'tie_word_embeddings': False, 'torch_dtype': config['weights'], OWN_ID: config['id']}
     out.mkdir(parents=True, exist_ok=True)
-    with storage.explain_full_disk(out, tree_bytes(params) + (1 << 20)):
+    with explain_unwritable(out, tree_bytes(params) + (1 << 20)):
         save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})
         (out / tokenizer.file).write_bytes(tokenizer.content)
         (out / 'config.json').write_text(json.dumps(hub, indent=2) + '\n')

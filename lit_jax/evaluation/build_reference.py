@@ -31,6 +31,7 @@ from lit_jax.runtime.parts import Parts, make_missing
 from lit_jax.runtime.paths import (
     as_path,
     check_reachable,
+    explain_unwritable,
     files_under,
     remove_tree,
     write_bytes_atomic,
@@ -137,7 +138,7 @@ class _Builder(Parts):
                   for kind, statistics in running.items() if statistics.count for name in _SUMS}
         file = io.BytesIO()
         np.savez(file, bad=np.asarray(len(bad)), shown=np.concatenate([none, *shown]), **arrays)
-        with storage.explain_full_disk(self.folder, file.tell()):
+        with explain_unwritable(self.folder, file.tell()):
             write_bytes_atomic(self.folder / self._name(part), file.getvalue())
 
     def finish(self) -> str:

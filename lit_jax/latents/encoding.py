@@ -18,9 +18,9 @@ from lit_jax.data.base import Source
 from lit_jax.data.images import BadImage, load_or_bad
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.data.text_features import count_tokens
-from lit_jax.runtime import storage
 from lit_jax.runtime.device_groups import DeviceGroups
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import explain_unwritable
 from lit_jax.runtime.progress import Progress
 from lit_jax.runtime.read_ahead import read_ahead, start_ahead
 
@@ -194,7 +194,7 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
     with Progress(total, 'images') as progress, contextlib.closing(images):
         encoded = _encode(records, zip(blocks, images, strict=True))
         for number, parts in itertools.groupby(encoded, key=lambda part: part[0].shard):
-            with (storage.explain_full_disk(out, record_size * len(ranges[number])),
+            with (explain_unwritable(out, record_size * len(ranges[number])),
                   ShardWriter(out, number, plan) as writer):
                 for block, examples, made in parts:
                     for row, (index, example) in enumerate(zip(block.indices, examples, strict=True)):

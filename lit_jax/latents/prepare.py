@@ -29,7 +29,7 @@ from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
@@ -212,7 +212,7 @@ def _missing(out, work: _Work) -> list[int]:
         (out / METADATA).unlink(missing_ok=True)
         LOG.info('%d images to encode%s: %s in %d shards of %s', images,
                  f' (of {all_images}, the others are done)' if images < all_images else '',
-                 storage.human_bytes(size), len(missing), out)
+                 human_bytes(size), len(missing), out)
         LOG.info('if interrupted, the same command resumes')
     return missing
 
@@ -264,7 +264,7 @@ def _finish(out, plan: dict) -> str:
                     'models expect about 1. Check the VAE and its scale', plan['vae']['scale'],
                     stats['scaled_std'])
     lines = [f'{out}: {metadata["count"]} images, {_beside(metadata)}, '
-             f'{storage.human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
+             f'{human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
              f'{plan["vae"]["scale"]:g}, all channels: {stats["scaled_std"]:.3f}']
     if bad:

@@ -3,6 +3,7 @@ import reprlib
 from collections.abc import Iterable
 
 SHOWN = 80
+_REASON = 300
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
@@ -38,5 +39,21 @@ def shown_name(name) -> str:
     return _cut(repr(str(name)[:SHOWN + 1])[1:-1])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN else f'{text[:SHOWN - 3]}...'
+def reason_of(error: BaseException) -> str:
+    """What an error of another library says, for a message of ours: its first line, escaped, at most 300
+    characters, without the name of its class."""
+    said = getattr(error, 'strerror', None) or str(error).strip() or 'no reason is given'
+    return _cut(repr(said.split('\n')[0][:_REASON + 1])[1:-1], _REASON)
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.2 MB' (powers of 1000)."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if count < 1000:
+            return f'{count:.0f} bytes' if unit == 'bytes' else f'{count:.1f} {unit}'
+        count /= 1000
+    return f'{count:.1f} TB'
+
+
+def _cut(text: str, most: int = SHOWN) -> str:
+    return text if len(text) <= most else f'{text[:most - 3]}...'

@@ -38,6 +38,11 @@ def parse_json(data: bytes | str, where, shape=object):
     return value
 
 
+def plain(value):
+    """A value as it comes back from a JSON file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(value))
+
+
 def read_lines(path) -> list[str]:
     """The lines of a text file in UTF-8, without their ends (LF or CRLF).
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import jax
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.progress import format_seconds
-from lit_jax.runtime.storage import human_bytes
 
 LOG = logging.getLogger('lit_jax')
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')

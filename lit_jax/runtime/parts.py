@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from lit_jax.runtime import cluster, peers, storage
+from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import npy_header
-from lit_jax.runtime.paths import as_path, files_under, write_bytes_atomic
+from lit_jax.runtime.paths import as_path, explain_unwritable, files_under, write_bytes_atomic
 from lit_jax.runtime.progress import Progress
 
 LOG = logging.getLogger('lit_jax')
@@ -50,7 +50,7 @@ class PartFolder(Parts):
         shape = (len(self.span(part)), *self.row)
         if rows.shape != shape:
             raise ValueError(f'part {part} has shape {rows.shape}, expected {shape}')
-        with storage.explain_full_disk(self.folder, rows.nbytes):
+        with explain_unwritable(self.folder, rows.nbytes):
             write_bytes_atomic(self.folder / self._name(part),
                                npy_header(rows.shape, self.dtype) + rows.tobytes())
 

@@ -3,22 +3,38 @@
 Every folder given by a user becomes a path here, once, with `as_path`. On a disk a file is written under a
 temporary name, fsynced and renamed; in an object store it is one object: both ways it is whole or absent."""
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 
 import fsspec
 from etils import epath
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown_name
 
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
 _SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
             'hf': ('hf', 'huggingface_hub')}
 _BLOCK = 1 << 24
+# A full disk, a full quota, and a file over the process's limit (`ulimit -f`).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Why a place cannot be written, and what to do about it.
+_UNWRITABLE = {
+    errno.EACCES: ('this user may not write there', 'Change its permissions, or choose another place.'),
+    errno.EPERM: ('this user may not write there', 'Change its permissions, or choose another place.'),
+    errno.EROFS: ('its disk is mounted read-only', 'Choose another place.'),
+    errno.ENAMETOOLONG: ('its name is too long for this disk', 'Choose a shorter one.'),
+    errno.ENOTDIR: ('a file stands where a folder is needed', 'Choose another place, or move that file.'),
+    errno.EEXIST: ('something else stands there', 'Choose another place, or move it.'),
+    errno.EISDIR: ('a folder stands where a file is to be written', 'Choose another name, or move it.'),
+    errno.ELOOP: ('its links lead in a circle', 'Choose another place, or remove these links.'),
+    errno.EIO: ('its disk reports an error', 'Check the disk, or choose another place.'),
+    errno.ESTALE: ('its network disk is gone', 'Mount it again, or choose another place.')}
 _URL = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*)://')
 _BROKEN_URL = re.compile(rf'^({"|".join(_SCHEMES)}):/(?!/)')
 # Other errors than OSError (no credentials, no network), raised by these packages if they are loaded.
@@ -31,6 +47,8 @@ def as_path(path) -> epath.Path:
 
     Raises UserError for an unknown scheme, a missing package, and `gs:/bucket` (pathlib drops a slash)."""
     text = os.fspath(path)
+    if '\0' in text:
+        raise UserError(f'{shown_name(text)} is no path: it holds a zero byte.')
     if broken := _BROKEN_URL.match(text):
         raise UserError(f'{text} is neither a local path nor a bucket; write a bucket as '
                         f'{broken[1]}://BUCKET/PATH, with two slashes.')
@@ -88,10 +106,12 @@ def file_sha256(path) -> str:
 
 
 def write_bytes_atomic(path, data: bytes) -> None:
-    """Writes a file into an existing folder; readers see the old content or the new, also after a crash."""
+    """Writes a file into an existing folder; readers see the old content or the new, also after a crash.
+    UserError (`explain_unwritable`) where it cannot be written."""
     path = as_path(path)
     if is_remote(path):
-        path.write_bytes(data)
+        with explain_unreachable(path):
+            path.write_bytes(data)
     else:
         with open_whole(path) as file:
             file.write(data)
@@ -99,7 +119,14 @@ def write_bytes_atomic(path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_whole(path):
-    """A file to write bytes into. It appears when the block ends, and not at all if the block fails."""
+    """A file to write bytes into. It appears when the block ends, and not at all if the block fails.
+    UserError (`explain_unwritable`) where it cannot be written."""
+    with explain_unwritable(path), _open_whole(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _open_whole(path):
     if is_remote(path):
         try:
             with path.open('wb') as file:
@@ -132,6 +159,38 @@ def fsync_path(path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def prepare_folder(path) -> epath.Path:
+    """Creates a folder with its parents and tries writing in it; to be called before work is done for it.
+    Returns its path; UserError where it cannot be written."""
+    path = as_path(path)
+    with explain_unwritable(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not is_remote(path):
+            trial = Path(path, f'.trial.{socket.gethostname()}.{os.getpid()}')
+            try:
+                trial.write_bytes(b'0')
+            finally:
+                trial.unlink(missing_ok=True)
+    check_reachable(path)
+    return path
+
+
+def prepare_file(path) -> epath.Path:
+    """`prepare_folder` for the folder of a file that will be written; the file itself is left as it is."""
+    path = as_path(path)
+    prepare_folder(path.parent)
+    if not is_remote(path):
+        with explain_unwritable(path), contextlib.suppress(_Tried), open_whole(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+            raise _Tried
+    return path
+
+
+class _Tried(Exception):
+    """Ends the trial of `prepare_file`, after which no file appears."""
 
 
 def remove_tree(path) -> None:
@@ -167,9 +226,9 @@ def explain_unreachable(path):
     except (OSError, *_loaded_store_errors()) as error:
         if not is_remote(path):
             raise
-        raise UserError(f'{path} cannot be reached: {type(error).__name__}: {error}. Check the name of the '
-                        'bucket, the network, and the permissions of this machine (gs://: of its service '
-                        'account, or gcloud auth application-default login).') from error
+        raise UserError(f'{path} cannot be reached: {reason_of(error)}. Check the name of the bucket, the '
+                        'network, and the permissions of this machine (gs://: of its service account, or '
+                        'gcloud auth application-default login).') from error
 
 
 @contextlib.contextmanager
@@ -179,7 +238,66 @@ def explain_unreadable(path, what: str = ''):
         with explain_unreachable(path):
             yield
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}{what}') from error
+        raise UserError(f'{path} cannot be read: {reason_of(error)}{what}') from error
+
+
+@contextlib.contextmanager
+def explain_unwritable(path, needed: int | None = None):
+    """Turns what keeps a local path from being written into a UserError that names it: no permission, a
+    read-only or full disk, a name too long, a file in the place of a folder, links in a circle. Other errors,
+    and those of files elsewhere, pass; for remote paths `explain_unreachable`. needed: bytes, if known."""
+    try:
+        with explain_unreachable(path):
+            yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        code = None if is_remote(path) else _error_code(error)
+        if code in _FULL:
+            raise full_disk_error(path, needed, os.strerror(code)) from error
+        if code not in _UNWRITABLE or not _concerns(error, path):
+            raise
+        why, what_to_do = _UNWRITABLE[code]
+        raise UserError(f'{_brief(path)} cannot be written: {why}. {what_to_do}') from error
+
+
+def full_disk_error(path, needed: int | None, cause: str) -> UserError:
+    """For a local path that does not fit; needed: bytes, if known."""
+    needs = '' if needed is None else f'it needs about {human_bytes(needed)}, and '
+    return UserError(f'no room to write {_brief(path)}: {needs}{human_bytes(free_bytes(path))} are free on '
+                     f'that disk ({cause}). Nothing half-written was kept. Free some space, or choose '
+                     'another place, and run the same command again.')
+
+
+def free_bytes(path) -> int:
+    """Of the disk that holds, or will hold, a local path."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free
+
+
+def _error_code(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # TensorStore raises a ValueError with the error code in its text.
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(found[1])
+    return next((code for code in _FULL if os.strerror(code) in str(error)), None)
+
+
+def _concerns(error: BaseException, path) -> bool:
+    """Whether an error is about a path, something beside or below it, or a folder above it."""
+    if not isinstance(getattr(error, 'filename', None), str | os.PathLike):
+        return True
+    met, path = Path(os.path.abspath(error.filename)), Path(os.path.abspath(path))
+    return met.is_relative_to(path.parent) or path.is_relative_to(met)
+
+
+def _brief(path) -> str:
+    """A path as it is, if no name in it is longer than a disk allows."""
+    text = os.fspath(path)
+    return text if all(len(os.fsencode(name)) < 256 for name in text.split(os.sep)) else shown_name(text)
 
 
 def _loaded_store_errors() -> tuple[type[Exception], ...]:

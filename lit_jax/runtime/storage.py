@@ -3,8 +3,6 @@
 A manifest (`manifest.json`) lists the files of a folder with their sizes and CRC-32 sums, so that a missing,
 truncated or altered file is found before it is used; for an object store (gs://...) sizes only."""
 
-import contextlib
-import errno
 import json
 import os
 import shutil
@@ -12,13 +10,18 @@ import socket
 import zlib
 from pathlib import Path
 
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, files_under, fsync_path, is_remote, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    files_under,
+    free_bytes,
+    fsync_path,
+    full_disk_error,
+    is_remote,
+    write_text_atomic,
+)
 
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 23
-# A full disk, a full quota, and a file over the process's limit (`ulimit -f`).
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_crc32(path) -> str:
@@ -115,56 +118,10 @@ def _content_problem(path, written: str) -> list[str]:
     return [] if same else [f'{path}: damaged (checksum differs from the one written with it)']
 
 
-def human_bytes(count: float) -> str:
-    """1234567 -> '1.2 MB' (powers of 1000)."""
-    for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if count < 1000:
-            return f'{count:.0f} bytes' if unit == 'bytes' else f'{count:.1f} {unit}'
-        count /= 1000
-    return f'{count:.1f} TB'
-
-
-def _free_bytes(path) -> int:
-    path = Path(path)
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def _full_disk_error(path, needed: int, cause: str) -> UserError:
-    free = human_bytes(_free_bytes(path))
-    return UserError(f'no room to write {path}: it needs about {human_bytes(needed)}, and {free} are free '
-                     f'on that disk ({cause}). Nothing half-written was kept. Free some space, or choose '
-                     'another place, and run the same command again.')
-
-
 def check_free_space(path, needed: int) -> None:
     """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
-    if not is_remote(path) and _free_bytes(path) < needed:
-        raise _full_disk_error(path, needed, 'checked before writing')
-
-
-def full_disk_reason(error: BaseException) -> str | None:
-    """The system's message if an error means a full disk, quota or file size limit; else None."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return os.strerror(error.errno)
-    # TensorStore raises a ValueError with the error code in its text.
-    return next((os.strerror(code) for code in _FULL
-                 if f"os_error_code='{code}'" in str(error) or os.strerror(code) in str(error)), None)
-
-
-@contextlib.contextmanager
-def explain_full_disk(path, needed: int):
-    """Turns a full disk into a UserError with the path and the bytes needed; other errors pass."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError) as e:
-        reason = full_disk_reason(e)
-        if reason is None or is_remote(path):
-            raise
-        raise _full_disk_error(path, needed, reason) from e
+    if not is_remote(path) and free_bytes(path) < needed:
+        raise full_disk_error(path, needed, 'checked before writing')
 
 
 # Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, and

@@ -22,7 +22,7 @@ from lit_jax.metrics.geneval.geneval_folder import IMAGES, read_prompts
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
 from lit_jax.runtime import cluster, memory, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, explain_unreachable
@@ -202,7 +202,7 @@ def _say_memory(plan: Plan) -> None:
         estimates = plan.pipeline.estimate(plan.settings, plan.size, plan.group, plan.tile)
         memory.LOG.info('%s', memory.describe_estimate(estimates, low_memory=True))
     else:
-        parts = ', '.join(f'{name.replace("_", " ")} {memory.human_bytes(size)}'
+        parts = ', '.join(f'{name.replace("_", " ")} {human_bytes(size)}'
                           for name, size in plan.pipeline.weights().items())
         memory.LOG.info('weights in memory: %s', parts)
 

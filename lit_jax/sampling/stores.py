@@ -18,7 +18,7 @@ from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.parts import PartFolder, Parts
-from lit_jax.runtime.paths import as_path, files_under, remove_tree, write_text_atomic
+from lit_jax.runtime.paths import as_path, explain_unwritable, files_under, remove_tree, write_text_atomic
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
 CARD, LIST = 'card.json', 'prompts.jsonl'
@@ -65,7 +65,7 @@ class NpzStore(PartFolder):
     def finish(self) -> None:
         """Joins the parts, with one at a time in memory."""
         write_text_atomic(self.card_path, card_text(self.card))
-        with storage.explain_full_disk(self.out, self.bytes(self.count)):
+        with explain_unwritable(self.out, self.bytes(self.count)):
             write_npz(self.out, {'arr_0': ((len(self.labels), *self.shape, 3), np.uint8, self._blocks()),
                                  'arr_1': np.asarray(self.labels, np.int64)})
         remove_tree(self.folder)

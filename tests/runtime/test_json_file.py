@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_jax.runtime.errors import UserError, shown, shown_name
-from lit_jax.runtime.json_file import parse_json, read_json, read_lines
+from lit_jax.runtime.json_file import parse_json, plain, read_json, read_lines
 
 SHAPE = {'latent': ({'scale': float}, None), 'names': [str], 'size?': int, 'files?': {str: {'bytes': int}}}
 GOOD = {'latent': {'scale': 0.5}, 'names': ['a'], 'size': 3, 'files': {'x': {'bytes': 1}}}
@@ -63,3 +63,7 @@ def test_shown_values_are_short_and_printable(value):
 
 def test_a_number_too_long_to_print():
     assert shown(10 ** 5000) == 'a number of 16610 bits'
+
+
+def test_plain_values_are_those_of_a_file():
+    assert plain({'a': (1, 2), 3: None}) == {'a': [1, 2], '3': None}

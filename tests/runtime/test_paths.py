@@ -79,7 +79,7 @@ def test_a_failed_local_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(UserError, match='no room to write .*/a: .* are free on that disk .No space left'):
         paths.write_text_atomic(tmp_path / 'a', 'new')
     assert (tmp_path / 'a').read_text() == 'old' and [path.name for path in tmp_path.iterdir()] == ['a']
 
@@ -90,10 +90,69 @@ def test_a_bucket_that_cannot_be_reached_is_named(bucket, tmp_path):  # noqa: F8
     with pytest.raises(UserError, match=r'gs://bukket/run: there is no such bucket \(b/bukket\)'):
         paths.check_reachable('gs://bukket/run')
     Store.broken = OSError('Forbidden: 403')
-    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: OSError: Forbidden: 403.*the '
+    with pytest.raises(UserError, match='gs://bucket/run cannot be reached: Forbidden: 403.*the '
                                         'permissions of this machine'):
         paths.check_reachable('gs://bucket/run')
     with pytest.raises(OSError, match='local trouble'), paths.explain_unreachable(tmp_path):
         raise OSError('local trouble')
     with pytest.raises(FileNotFoundError), paths.explain_unreachable('gs://bucket/x'):
         raise FileNotFoundError('x')
+
+
+def places(root):
+    """{what is wrong: (a folder that cannot be made or written, what is said)}."""
+    (root / 'file').write_bytes(b'')
+    (root / 'dead').symlink_to(root / 'nowhere')
+    (root / 'round').symlink_to(root / 'round')
+    return {'below a file': (root / 'file' / 'a' / 'b', 'a file stands where a folder is needed'),
+            'a file': (root / 'file', 'something else stands there'),
+            'a dead link': (root / 'dead', 'something else stands there'),
+            'a circle': (root / 'round' / 'a', 'links lead in a circle'),
+            'a long name': (root / ('n' * 300) / 'a', 'too long')}
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    for folder, said in places(tmp_path).values():
+        for write in (paths.prepare_folder, lambda path: paths.prepare_file(path / 'out.npz')):
+            with pytest.raises(UserError) as raised:
+                write(folder)
+            assert said in str(raised.value) and 'cannot be written' in str(raised.value)
+            assert str(tmp_path) in str(raised.value) and len(str(raised.value)) < 300
+    with pytest.raises(UserError, match='out.png cannot be written: a folder stands where a file'):
+        paths.prepare_file(paths.prepare_folder(tmp_path / 'out.png'))
+    with pytest.raises(UserError, match='cannot be written: its name is too long'):
+        paths.prepare_file(tmp_path / ('n' * 250))      # its temporary name is longer
+    with pytest.raises(UserError, match='zero byte'):
+        paths.prepare_folder('a\0b')
+    assert {path.name for path in tmp_path.iterdir()} == {'file', 'dead', 'round', 'out.png'}
+
+
+@pytest.mark.parametrize('code, said', [
+    (errno.EROFS, 'read-only'), (errno.EACCES, 'may not write'), (errno.EPERM, 'may not write'),
+    (errno.ENOSPC, 'no room to write'), (errno.EDQUOT, 'no room to write'), (errno.EIO, 'reports an error')])
+def test_writing_and_its_trial_say_what_the_disk_says(tmp_path, monkeypatch, code, said):
+    def refuse(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr('builtins.open', refuse)
+    monkeypatch.setattr(Path, 'write_bytes', refuse)
+    for write in (paths.prepare_folder, lambda path: paths.write_bytes_atomic(path / 'a', b'1')):
+        with pytest.raises(UserError, match=said):
+            write(tmp_path)
+
+
+def test_errors_of_other_files_pass(tmp_path):
+    """Work in the block may read: its errors are no matter of the place that is written."""
+    with pytest.raises(PermissionError), paths.explain_unwritable(tmp_path / 'out' / 'a'):
+        raise PermissionError(errno.EACCES, 'denied', '/elsewhere/image.png')
+    with pytest.raises(ValueError, match='wrong'), paths.explain_unwritable(tmp_path):
+        raise ValueError('wrong')
+    with pytest.raises(UserError, match='read-only'), paths.explain_unwritable(tmp_path):
+        raise ValueError("FAILED_PRECONDITION [os_error_code='30']")     # as TensorStore says it
+
+
+def test_a_trial_leaves_what_is_there(root):
+    paths.prepare_folder(root)
+    paths.write_text_atomic(root / 'a', 'old')
+    assert paths.prepare_folder(root) == root and paths.prepare_file(root / 'a') == root / 'a'
+    assert paths.files_under(root) == {'a': 3}
