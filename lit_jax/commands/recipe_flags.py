@@ -25,10 +25,9 @@ def parse_recipe(kind: type[Options], description: str | None = None, *,
     options, rest = parse_beside('config', kind, description=description,
                                  epilog=_describe_recipes() if help_wanted else None)
     name, changes = split_arguments(rest)
-    # These import jax: typing mistakes are answered before.
-    found = find_recipe(name)
+    find_recipe(name)      # a typing mistake is answered before jax is imported
     from lit_jax.recipes.recipe import load_recipe
-    config = load_recipe(found)
+    config = load_recipe(name)
     if section not in config:
         raise UserError(f'{name} is a recipe of another command; ' + _other_command(config, name))
     for field, text in changes:

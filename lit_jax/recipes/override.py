@@ -41,7 +41,8 @@ def fields(config: ConfigDict, before: str = '') -> Iterator[str]:
 
 
 def _near(config: ConfigDict, field: str) -> str:
-    known, last = list(fields(config)), field.rpartition('.')[2]
+    known = sorted(fields(config), key=lambda name: not name.startswith('train.'))
+    last = field.rpartition('.')[2]
     near = [name for name in known if name.rpartition('.')[2] == last][:3]
     near = near or difflib.get_close_matches(field, known, n=1, cutoff=0.7)
     if not near:      # the right name in no section, or nearly so
