@@ -2,6 +2,7 @@
 
 `loss/...` and `grad/...` are means over the interval and the same in every run of a recipe; `time/...`,
 `data/...` and `perf/...` depend on the machine."""
+import contextlib
 import logging
 import math
 import sys
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lit_jax.runtime import progress
 from lit_jax.runtime.paths import as_path
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training.metrics_log import MetricsLog
@@ -95,8 +97,13 @@ class Reporter:
         self._clock = RunClock(step, total_steps, began=began,
                                productive=before.get('time/productive_s', 0.0))
         self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
-        self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True) \
-            if self._active and sys.stderr.isatty() else None
+        self._step, self._began, self._first = step, time.monotonic(), step
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(progress.working(self._describe))
+        self._bar = None
+        if self._active and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True)
+            self._open.enter_context(progress.unwatched())
 
     def waited(self, seconds: float) -> None:
         self._clock.waited(seconds)
@@ -106,6 +113,9 @@ class Reporter:
 
     def tick(self) -> None:
         startup = self._clock.dispatched()
+        self._step += 1
+        if startup is not None:
+            self._began, self._first = time.monotonic(), self._step
         if startup is not None and self._active:
             self._say(f'first step dispatched; loading the first batch and compiling took '
                       f'{format_seconds(startup)}')
@@ -138,6 +148,12 @@ class Reporter:
         last = (self._log and self._log.last) or {}
         return last.get('step') != step or not any(name.startswith('eval/') for name in last)
 
+    def _describe(self) -> str:
+        """How far the run is, between two lines of the log. Steps are counted when they are dispatched."""
+        done, seconds = self._step - self._first, time.monotonic() - self._began
+        left = f', about {format_seconds(seconds / done * (self._total - self._step))} left' if done else ''
+        return f'training: step {self._step:,}/{self._total:,}{left}'
+
     def _timing(self, done: Interval) -> dict[str, float]:
         """{name: value} of an interval, without values that this machine or recipe does not have."""
         rate = self._batch * done.steps / done.seconds
@@ -167,6 +183,7 @@ class Reporter:
             self.paused(time.perf_counter() - writing)
 
     def close(self) -> None:
+        self._open.close()
         if self._bar is not None:
             self._bar.close()
         if self._log is not None:
