@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.students import ROOT
+ROOT = Path(__file__).parents[1]
 
 
 def print_stage(number: int, title: str, stages: int = 4) -> None:

@@ -117,8 +117,9 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
     write_report(workdir, result, sheet)
     print(f'\n{table(result)}\n{notes(result)}\n\n{format_seconds(time.perf_counter() - began)}. Open '
           f'{workdir / "report.html"}')
-    print_next([f'python sample.py --from {Entry(workdir, systems[0], 0).path} --cfg_scale 2 --out digits.png',
-                f'python analyze.py --from {Entry(workdir, systems[-1], 0).path} --data digits',
+    first, last = (Entry(workdir, systems[i], 0).path for i in (0, -1))
+    print_next([f'python sample.py --from {first} --cfg_scale 2 --out digits.png',
+                f'python analyze.py --from {last} --data digits',
                 'python -m examples.digits      # the teacher becomes linear'])
     return 0
 

@@ -116,7 +116,7 @@ def main() -> None:
     print_next([line.replace(f'{here}/', '') for line in (
         f'python sample.py --from={lit} {vae} --classes=0,1,2 --cfg_scale=2 --out=photos.png',
         f'python analyze.py --from={lit} --out={workdir / "analysis"}',
-        f'python app.py --from={lit} --teacher={workdir / "dit"} {vae}      # needs pip install -e ".[demo]"')])
+        f'python app.py --from={lit} --teacher={workdir / "dit"} {vae}      # pip install -e ".[demo]"')])
 
 
 if __name__ == '__main__':

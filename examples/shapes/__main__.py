@@ -80,12 +80,13 @@ def run(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
 
 
 def next_commands(workdir: Path) -> list[str]:
-    one, encoder = student(workdir, 'distilled', 0).path, workdir / 'text_encoder'
+    one, teacher = student(workdir, 'distilled', 0).path, workdir / 'teacher'
+    encoder = workdir / 'text_encoder'
     return [f'python sample.py --from={one} --text_encoder={encoder} --cfg_scale=1.5 '
             '--prompt="two red circles" --seeds=0,1,2,3 --out=circles.png',
             f'python train.py --config=configs/shapes_lit.py --config.text.encoder_path={encoder} '
-            f'--config.teacher.path={workdir / "teacher"} --config.inherit.path={workdir / "teacher"} --dry_run',
-            f'python app.py --from={one} --text_encoder={encoder}      # needs pip install -e ".[demo]"']
+            f'--config.teacher.path={teacher} --config.inherit.path={teacher} --dry_run',
+            f'python app.py --from={one} --text_encoder={encoder}      # pip install -e ".[demo]"']
 
 
 def teacher_steps() -> int:

@@ -115,6 +115,7 @@ def default() -> ConfigDict:
         },
         'log': {
             'every': 100, 'tensorboard': False, 'wandb': False,
+            'wandb_project': 'lit_jax', 'wandb_name': '',      # '': the workdir's
             'peak_tflops': 0.0,          # bfloat16 peak of one device, for the MFU; 0: by its name
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},

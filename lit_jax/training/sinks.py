@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
+from lit_jax.runtime.errors import reason_of
 from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
@@ -13,7 +14,7 @@ SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full d
 class TensorBoardSink:
     """TensorBoard through tensorboardX, without TensorFlow. Local only: its uploads hang after a failure."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, recipe: Mapping):
         from tensorboardX import SummaryWriter
         if is_remote(workdir):
             raise RuntimeError(f'no event files in {workdir}; use W&B (log.wandb) or plot metrics.jsonl')
@@ -30,11 +31,18 @@ class TensorBoardSink:
 class WandbSink:
     """Weights & Biases; the run is named after the workdir and resumes with it."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, recipe: Mapping):
         import wandb
+        import wandb.errors
         identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
         folder = None if is_remote(workdir) else str(workdir)   # None: ./wandb of the machine
-        self._run = wandb.init(project='lit_jax', name=workdir.name, id=identity, dir=folder, resume='allow')
+        log = recipe.get('log', {})
+        try:
+            self._run = wandb.init(project=log.get('wandb_project') or 'lit_jax', id=identity, dir=folder,
+                                   name=log.get('wandb_name') or workdir.name, resume='allow',
+                                   config=dict(recipe))
+        except wandb.errors.Error as error:      # not logged in, or not reachable
+            raise RuntimeError(f'{reason_of(error)} (`wandb login`, or WANDB_MODE=offline)') from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
@@ -46,10 +54,10 @@ class WandbSink:
 SINKS = {'tensorboard': TensorBoardSink, 'wandb': WandbSink}
 
 
-def open_sink(name: str, workdir):
+def open_sink(name: str, workdir, recipe: Mapping | None = None):
     """A sink of SINKS, or None with a warning: a missing dashboard must not stop a run."""
     try:
-        return SINKS[name](workdir)
+        return SINKS[name](workdir, recipe or {})
     except SINK_ERRORS as error:
         LOG.warning('%s is off: %s. The run continues; metrics.jsonl has everything.', name, error)
         return None

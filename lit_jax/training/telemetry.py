@@ -83,11 +83,12 @@ class Reporter:
     step: steps done at the start of this call. sinks: names of `lit_jax.training.sinks.SINKS`.
     flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
     peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
-    device_count: of all processes. began: unix time of the first start of the run; None: this call."""
+    device_count: of all processes. began: unix time of the first start of the run; None: this call.
+    recipe: for dashboards that show it."""
 
     def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
                  flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
-                 began: float | None = None):
+                 began: float | None = None, recipe: Mapping | None = None):
         self._active = jax.process_index() == 0
         workdir = as_path(workdir)
         self._total, self._batch, self._devices = total_steps, batch_size, device_count
@@ -96,7 +97,7 @@ class Reporter:
         before = (self._log and self._log.last) or {}
         self._clock = RunClock(step, total_steps, began=began,
                                productive=before.get('time/productive_s', 0.0))
-        self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
+        self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir, recipe))}
         self._step, self._began, self._first = step, time.monotonic(), step
         self._open = contextlib.ExitStack()
         self._open.enter_context(progress.working(self._describe))

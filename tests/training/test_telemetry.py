@@ -80,7 +80,7 @@ def test_the_log_drops_what_lies_after_the_resumed_step(tmp_path):
 
 
 def test_an_absent_dashboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
-    def broken(workdir):
+    def broken(workdir, recipe):
         raise ImportError('No module named wandb')
 
     monkeypatch.setitem(sinks.SINKS, 'wandb', broken)
