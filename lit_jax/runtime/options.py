@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.errors import UserError, shown_name
 
 Options = TypeVar('Options')
 
@@ -92,10 +92,10 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
     known = {'--help', *map(_flag, _flags(kind))}
     words = _underscored(parser, known, other, sys.argv[1:] if argv is None else argv)
     if not other and words and not words[0].startswith('-') and all(flag.startswith('-') for flag in known):
-        parser.error(f'unknown arguments: {shown(words[0])}{_meant(words[0], known)}')
+        parser.error(f'unknown arguments: {shown_name(words[0])}{_meant(words[0], known)}')
     values, rest = parser.parse_known_args(words)
     if rest and not other:
-        parser.error(f'unknown arguments: {" ".join(map(shown, rest))}{_meant(rest[0], known)}')
+        parser.error(f'unknown arguments: {" ".join(map(shown_name, rest))}{_meant(rest[0], known)}')
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value
                        for name, value in vars(values).items()}), rest

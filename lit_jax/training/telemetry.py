@@ -97,7 +97,8 @@ class Reporter:
         before = (self._log and self._log.last) or {}
         self._clock = RunClock(step, total_steps, began=began,
                                productive=before.get('time/productive_s', 0.0))
-        self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir, recipe))}
+        self._sinks = {name: sink for name in sinks
+                       if self._active and (sink := open_sink(name, workdir, recipe))}
         self._step, self._began, self._first = step, time.monotonic(), step
         self._open = contextlib.ExitStack()
         self._open.enter_context(progress.working(self._describe))
