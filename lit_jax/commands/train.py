@@ -21,7 +21,9 @@ class TrainOptions(Processes):
     """Flags beside the recipe."""
     workdir: str | None = option('folder of checkpoints, metrics, samples and report (default: runs/NAME of '
                                  'the recipe)', default=None)
-    dry_run: bool = option('print the recipe, the parameter table and the cost, then stop', default=False)
+    dry_run: bool = option('print what the recipe is, its cost and what is missing, then stop; status 1 if '
+                           'it cannot run', default=False)
+    verbose: bool = option('with --dry_run: all fields, the parameters and their sharding', default=False)
     plan: str | None = option('compile for a slice such as v5e:16x16 or cpu:8, print memory and '
                               'communication, then stop', default=None, metavar='SLICE')
     profile: str | None = option('trace these steps for xprof, such as 20-25, into WORKDIR/profile',
@@ -45,8 +47,9 @@ def main() -> int:
     from lit_jax.plan import dry_run, plan
     from lit_jax.training import loop, profile
     if options.dry_run:
-        print(dry_run.describe_recipe(config))
-        return 0
+        text, ready = dry_run.describe_recipe(config, verbose=options.verbose)
+        print(text)
+        return 0 if ready else 1
     if options.plan is not None:
         print(plan.describe_plan(config, options.plan))
         return 0

@@ -146,7 +146,8 @@ class _Run:
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, sinks=sinks, began=began,
-                                 recipe=config.to_dict(),                                  batch_size=config.train.batch_size, flops_per_step=2 * macs,
+                                 recipe=config.to_dict(),
+                                 batch_size=config.train.batch_size, flops_per_step=2 * macs,
                                  device_count=jax.device_count(),
                                  peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
         self.profile = ProfileWindow(workdir / 'profile', profile, paused=self.reporter.paused)
