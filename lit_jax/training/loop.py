@@ -235,6 +235,7 @@ class _Run:
             scale = max(1, 32 // images.shape[1])
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=scale)
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
+            self.reporter.drawn(step, grid)
         self.reporter.paused(time.perf_counter() - began)
 
     def _evaluate(self, step: int, ema: dict) -> None:

@@ -2,7 +2,7 @@
 switched off with a warning; other errors of its package end the run."""
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lit_jax.runtime.errors import reason_of
 from lit_jax.runtime.paths import absolute, is_remote
@@ -23,6 +23,9 @@ class TensorBoardSink:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+
+    def show(self, step: int, image_HWC) -> None:
+        self._writer.add_image('samples', image_HWC, step, dataformats='HWC')
 
     def close(self) -> None:
         self._writer.close()
@@ -47,6 +50,10 @@ class WandbSink:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
 
+    def show(self, step: int, image_HWC) -> None:
+        import wandb
+        self._run.log({'samples': wandb.Image(image_HWC)}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -65,9 +72,18 @@ def open_sink(name: str, workdir, recipe: Mapping | None = None):
 
 def write_all(sinks: dict[str, object], step: int, scalars: Mapping[str, float]) -> None:
     """Writes to every sink, by name, and removes those that fail."""
+    _with_all(sinks, step, lambda sink: sink.write(step, scalars))
+
+
+def show_all(sinks: dict[str, object], step: int, image_HWC) -> None:
+    """A grid of samples, uint8 [H, W, 3], to every sink."""
+    _with_all(sinks, step, lambda sink: sink.show(step, image_HWC))
+
+
+def _with_all(sinks: dict[str, object], step: int, act: Callable[[object], None]) -> None:
     for name, sink in list(sinks.items()):
         try:
-            sink.write(step, scalars)
+            act(sink)
         except SINK_ERRORS as error:
             LOG.warning('%s is off from step %s on: %s. The run continues; metrics.jsonl has everything.',
                         name, f'{step:,}', error)

@@ -18,7 +18,7 @@ from lit_jax.runtime.paths import as_path
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.metrics_log import read_lines as read_lines
-from lit_jax.training.sinks import close_all, open_sink, write_all
+from lit_jax.training.sinks import close_all, open_sink, show_all, write_all
 from lit_jax.training.speed import Interval, RunClock, hbm_peak
 
 LOG = logging.getLogger('lit_jax')
@@ -144,6 +144,11 @@ class Reporter:
             write_all(self._sinks, step, scores)
             values = '  '.join(f'{name.removeprefix("eval/")} {value:.4g}' for name, value in scores.items())
             self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
+
+    def drawn(self, step: int, image_HWC: np.ndarray) -> None:
+        """Shows a grid of samples, uint8, on the dashboards."""
+        if self._active:
+            show_all(self._sinks, step, image_HWC)
 
     def owes_scores(self, step: int) -> bool:
         """Whether the log that this call found was interrupted before the evaluation of `step`."""
