@@ -8,9 +8,11 @@ The first run learns to draw, at a rate at which cross-attention does not learn 
 captions are forgotten. The second continues from its averaged weights more slowly, and learns what captions
 say."""
 from lit_jax import recipes
+from lit_jax.runtime.errors import check_known
 
 
 def get_config(stage='first'):
+    check_known('row of configs/shapes_pixart.py', stage, ('first', 'refine'))
     config = recipes.default()
     recipes.shapes(config)
     config.checkpoint.every = 500

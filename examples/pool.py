@@ -1,4 +1,5 @@
 """Runs many small trainings at once: one process per core trains a recipe and measures the result."""
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,10 +15,11 @@ from ml_collections import ConfigDict
 from examples.digits import figures
 from lit_jax.data.sources import open_source
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge, train_judge
-from lit_jax.runtime import cli
+from lit_jax.runtime import alive, cli
 from lit_jax.runtime.compiler import wide_vectors
-from lit_jax.runtime.progress import format_seconds
+from lit_jax.runtime.progress import format_seconds, heard, unwatched, working
 from lit_jax.training import loop
+from lit_jax.training.metrics_log import read_lines
 
 
 class Job(Protocol):
@@ -46,8 +48,13 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
     figures -> a line."""
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
-    with workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
-        waiting = {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
+    began, waiting = time.monotonic(), {}
+
+    def describe() -> str:
+        return _status(jobs, [entry for future, entry in waiting.items() if not future.done()], began)
+
+    with working(describe), workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
+        waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
                    for job in jobs}
         waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0)
                     for arm, path in there.items()}
@@ -55,11 +62,41 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured
             print(f'{arm:10} seed {seed}: {tell(measured)}  ({format_seconds(seconds)})', flush=True)
+            heard()
     return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
 
 
+def _status(jobs: Sequence[Job], left: Sequence[tuple[str, int]], began: float) -> str:
+    """Which runs are on their way, how far each is, and where the logs are."""
+    parts, waiting = [], 0
+    for job in jobs:
+        if (job.arm, job.seed) not in left:
+            continue
+        record = (read_lines(job.path / 'metrics.jsonl') or [{}])[-1]
+        step, total = record.get('step', 0), job.recipe().train.steps
+        if not (job.path / 'log.txt').exists():
+            waiting += 1
+        elif step >= total:
+            parts.append(f'{job.arm} seed {job.seed} is sampled and scored')
+        else:
+            eta = f', {format_seconds(record["time/eta_s"])} left' if 'time/eta_s' in record else ''
+            parts.append(f'{job.arm} seed {job.seed} step {step:,}/{total:,}{eta}')
+    parts += [f'{arm} is sampled and scored' for arm, seed in left
+              if (arm, seed) not in {(job.arm, job.seed) for job in jobs}]
+    parts += [f'{waiting} waiting'] if waiting else []
+    where = f'; logs: {jobs[0].path.parent}/*/log.txt' if jobs else ''
+    return f'{format_seconds(time.monotonic() - began)}: {"; ".join(parts)}{where}'
+
+
+class _Workers(ProcessPoolExecutor):
+    """Starts nothing new after an error or Ctrl-C, for which its block ends."""
+
+    def __exit__(self, kind, *error):
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+
+
 def workers(count: int) -> ProcessPoolExecutor:
-    """Processes with one core each: these models are too small for several."""
+    """Processes with one core each, which end with this one: these models are too small for several."""
     # Large pages (glibc 2.35) make a step a quarter faster, because its temporaries are new memory each time.
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     flags = {'xla_cpu_multi_thread_eigen': 'false', **wide_vectors()}
@@ -69,11 +106,13 @@ def workers(count: int) -> ProcessPoolExecutor:
     numbers = context.Queue()
     for number in range(count):
         numbers.put(number)
-    return ProcessPoolExecutor(count, context, initializer=_stay_on_one_core, initargs=(numbers,))
+    return _Workers(count, context, initializer=_start_worker, initargs=(numbers, os.getpid()))
 
 
-def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
-    """Otherwise each worker starts a thread for every core, which is a fifth slower."""
+def _start_worker(numbers: multiprocessing.Queue, parent: int) -> None:
+    """Ends with its parent, and stays on one core. Otherwise each worker starts a thread for every core,
+    which is a fifth slower."""
+    alive.stop_with_parent(parent)
     number = numbers.get()
     if hasattr(os, 'sched_setaffinity'):      # Linux
         cores = sorted(os.sched_getaffinity(0))
@@ -82,25 +121,34 @@ def _stay_on_one_core(numbers: multiprocessing.Queue) -> None:
 
 def train_alone(workdir: Path, recipe: ConfigDict, path: Path) -> None:
     """Trains one recipe on one core, as the others are, but shows its log."""
-    with workers(1) as pool:
-        pool.submit(_train, workdir, recipe, path).result()
+    with unwatched(), workers(1) as pool:      # its own log is shown
+        pool.submit(_train, workdir, recipe, path, watched=True).result()
 
 
 def _train_and_measure(workdir: Path, job: Job | None, path: Path,
                        measure: Callable[[Path], dict]) -> tuple[dict, float]:
     """Trains a job, if there is one, and measures the model in `path`; in a worker, which logs to a file."""
     began = time.perf_counter()
-    if job is not None:
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / 'log.txt', 'a') as log:
-            _train(workdir, job.recipe(), path, log)
     keep_compiled_programs(workdir)
-    return measure(path), time.perf_counter() - began
+    with contextlib.ExitStack() as open_files:
+        if job is None:
+            cli.setup_logging(open_files.enter_context(open(os.devnull, 'w')))
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            log = open_files.enter_context(open(path / 'log.txt', 'a'))
+            _train(workdir, job.recipe(), path, log)
+        try:
+            return measure(path), time.perf_counter() - began
+        finally:
+            cli.setup_logging()      # the file is closed
 
 
-def _train(workdir: Path, recipe: ConfigDict, path: Path, log: TextIO | None = None) -> None:
+def _train(workdir: Path, recipe: ConfigDict, path: Path, log: TextIO | None = None, *,
+           watched: bool = False) -> None:
     keep_compiled_programs(workdir)
     cli.setup_logging(log)
+    if watched:
+        alive.Alive().start()
     if loop.train(recipe, path) != 'done':
         os._exit(loop.PREEMPTED)      # interrupted: the worker must not take the next job
 

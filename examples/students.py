@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from lit_jax.recipes.recipe import load_recipe
 
-ROOT = Path(__file__).parents[1]
 # The whole method, then without distillation, then also without inheritance; same recipe and steps.
 ARMS = {'distilled': {}, 'inherited': {'teacher': ''}, 'scratch': {'teacher': '', 'inherit': ''}}
 

@@ -25,8 +25,9 @@ def call(*arguments, **env):
 
 
 def test_dry_run_prints_recipe_parameters_cost_and_what_is_missing(tmp_path):
-    status, out, _ = call('train.py', '--config=configs/lit_xl.py', '--dry_run', LIT_JAX_DATA=str(tmp_path))
-    assert status == 0
+    status, out, _ = call('train.py', '--config=configs/lit_xl.py', '--dry_run', '--verbose',
+                          LIT_JAX_DATA=str(tmp_path))
+    assert status == 1      # its data and its teacher are missing
     for part in ('"learning_rate": 0.0001', '675,242,528 parameters', 'blocks/attn/kv/kernel', 'GMACs',
                  'models/dit_xl', 'convert_torch_ckpt.py', 'prepare_latents.py'):
         assert part in out, part

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from examples import pool
 from examples.digits import figures, pages
-from examples.students import ARMS, ROOT, Student
+from examples.students import ARMS, Student
+from examples.words import print_command, print_next, print_stage, short
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
@@ -56,7 +57,15 @@ def run(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) 
     pages.write_demo_report(workdir, load(workdir / 'teacher', scan_layers=False), paths, result)
     print(pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    print_next(next_commands(workdir))
     return 0
+
+
+def next_commands(workdir: Path) -> list[str]:
+    one, teacher = student(workdir, 'distilled', 0).path, workdir / 'teacher'
+    return [f'python sample.py --grid_compare {teacher} {one} --classes 3,7 --cfg_scale 2 --out digits.png',
+            f'python analyze.py --from {one} --teacher {teacher} --out {workdir / "analysis"}',
+            f'python app.py --from={one} --teacher={teacher}      # needs pip install -e ".[demo]"']
 
 
 def student(workdir: Path, arm: str, seed: int) -> Student:
@@ -88,16 +97,3 @@ def write_card(checkpoint: Path, result: dict) -> None:
                        for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')},
                     **{name: result[name] for name in ('floor', 'judge_accuracy', 'samples')}}}
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')
-
-
-def print_stage(number: int, title: str) -> None:
-    print(f'\n=== {number}/4 {title}', flush=True)
-
-
-def print_command(text: str) -> None:
-    print(f'$ {text}', flush=True)
-
-
-def short(path: Path) -> Path:
-    """A path in the checkout as it is typed there."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -14,9 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_jax.runtime import cli
+from examples.words import print_next
+from lit_jax.runtime import alive, cli
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import option, parse_options
+from lit_jax.runtime.progress import working
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,13 +71,26 @@ def run(workdir: Path, steps: float = 1.0) -> dict:
 
 def _run(command: list[str], log: Path) -> str:
     """Runs a stage; writes its output to `log` and returns it. UserError with the end of it if it fails."""
-    env = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str((log.parent / 'compiled').absolute())}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log.write_text(done.stdout)
-    if done.returncode:
-        raise UserError(f'`python {" ".join(command)}` ended with {done.returncode}:\n{done.stdout[-2000:]}')
-    return done.stdout
+    env = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str((log.parent / 'compiled').absolute()),
+           alive.PARENT: str(os.getpid()), 'PYTHONUNBUFFERED': '1'}
+    with (open(log, 'w') as file, working(lambda: _last_line(log)),
+          subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
+                           stdout=file, stderr=subprocess.STDOUT) as process):
+        try:
+            process.wait()
+        finally:
+            process.terminate()      # if this was interrupted
+    printed = log.read_text()
+    if process.returncode:
+        raise UserError(f'`python {" ".join(command)}` ended with {process.returncode}:\n{printed[-2000:]}')
+    return printed
+
+
+def _last_line(log: Path) -> str:
+    """How far a stage is, by the end of its log."""
+    lines = log.read_text().split('\n') if log.exists() else []
+    last = next((line for line in reversed(lines) if line.strip()), 'starting')
+    return f'{log.stem}: {last.strip()[:150]}   (log: {log})'
 
 
 def _figures(name: str, printed: str, workdir: Path) -> dict:
@@ -97,6 +112,11 @@ def main() -> None:
     workdir = options.workdir.absolute()
     seconds = sum(stage['seconds'] for stage in run(workdir).values())
     print(f'{seconds:.0f} s in total. Open {workdir / "compare.png"}')
+    vae, lit, here = f'--vae={workdir / "vae"}', workdir / 'lit', Path.cwd()
+    print_next([line.replace(f'{here}/', '') for line in (
+        f'python sample.py --from={lit} {vae} --classes=0,1,2 --cfg_scale=2 --out=photos.png',
+        f'python analyze.py --from={lit} --out={workdir / "analysis"}',
+        f'python app.py --from={lit} --teacher={workdir / "dit"} {vae}      # pip install -e ".[demo]"')])
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.digits.stages import PACKAGES, print_command, print_stage, short
+from examples.digits.stages import PACKAGES
 from examples.students import Student
+from examples.words import print_command, print_next, print_stage, short
 from lit_jax import UserError
 from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
@@ -74,7 +75,18 @@ def run(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
     shapes_pages.write_report(workdir, models, result)
     print(shapes_pages.figures_as_text(result))
     print(f'\n{format_seconds(time.perf_counter() - began)}. Open {workdir / "report.html"}')
+    print_next(next_commands(workdir))
     return 0
+
+
+def next_commands(workdir: Path) -> list[str]:
+    one, teacher = student(workdir, 'distilled', 0).path, workdir / 'teacher'
+    encoder = workdir / 'text_encoder'
+    return [f'python sample.py --from={one} --text_encoder={encoder} --cfg_scale=1.5 '
+            '--prompt="two red circles" --seeds=0,1,2,3 --out=circles.png',
+            f'python train.py --config=configs/shapes_lit.py --config.text.encoder_path={encoder} '
+            f'--config.teacher.path={teacher} --config.inherit.path={teacher} --dry_run',
+            f'python app.py --from={one} --text_encoder={encoder}      # pip install -e ".[demo]"']
 
 
 def teacher_steps() -> int:

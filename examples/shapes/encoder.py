@@ -42,7 +42,7 @@ def train_encoder(out: Path, steps: int = STEPS, seed: int = 0) -> float:
     step = _make_step(network, optimizer, jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))
     for number in range(1, steps + 1):
         params, state, loss = step(params, state, jax.random.fold_in(jax.random.key(seed + 1), number))
-        if number % 500 == 0 or number == steps:
+        if number % 100 == 0 or number == steps:
             LOG.info('text encoder: step %s of %s, %.3f nats per hidden word', f'{number:,}', f'{steps:,}',
                      float(loss))
     config = {'text_encoder': network.arch, 'id': ID,

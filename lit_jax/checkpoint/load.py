@@ -92,6 +92,9 @@ def _kind(path) -> str:
     if not exists:
         raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC '
                         f'--out {path}) or a workdir of train.py')
+    if path.suffix == '.npz':
+        raise UserError(f'{path} is a set of images or a reference, not a model; give a model folder '
+                        '(convert_torch_ckpt.py writes one) or a workdir of train.py')
     if is_vae_folder(path):
         raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae')
     if is_text_encoder_folder(path):

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import cli
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Processes, option
+from lit_jax.runtime.paths import as_path, is_remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,24 +21,38 @@ class TrainOptions(Processes):
     """Flags beside the recipe."""
     workdir: str | None = option('folder of checkpoints, metrics, samples and report (default: runs/NAME of '
                                  'the recipe)', default=None)
-    dry_run: bool = option('print the recipe, the parameter table and the cost, then stop', default=False)
+    dry_run: bool = option('print what the recipe is, its cost and what is missing, then stop; status 1 if '
+                           'it cannot run', default=False)
+    verbose: bool = option('with --dry_run: all fields, the parameters and their sharding', default=False)
     plan: str | None = option('compile for a slice such as v5e:16x16 or cpu:8, print memory and '
                               'communication, then stop', default=None, metavar='SLICE')
     profile: str | None = option('trace these steps for xprof, such as 20-25, into WORKDIR/profile',
                                  default=None, metavar='FROM-TO')
 
 
+def check_workdir(workdir: str) -> None:
+    """Raises UserError where a file stands in the place of the workdir or of a folder above it."""
+    path = as_path(workdir)
+    for one in () if is_remote(path) else (path, *path.parents):
+        if one.is_file():
+            raise UserError(f'--workdir={workdir}: {one} is a file; give a folder, new or of this run')
+
+
 def main() -> int:
     config, options = parse_recipe(TrainOptions, __doc__)
+    workdir = options.workdir or f'runs/{config.name}'
+    if options.plan is None and not options.dry_run:
+        check_workdir(workdir)
     # jax is imported after the flags are read, so that wrong ones are reported at once.
     from lit_jax.plan import dry_run, plan
     from lit_jax.training import loop, profile
     if options.dry_run:
-        print(dry_run.describe_recipe(config))
-        return 0
+        text, ready = dry_run.describe_recipe(config, verbose=options.verbose)
+        print(text)
+        return 0 if ready else 1
     if options.plan is not None:
         print(plan.describe_plan(config, options.plan))
         return 0
     window = profile.parse_window(options.profile) if options.profile else None
     cli.join(options)
-    return loop.run(config, options.workdir or f'runs/{config.name}', profile=window)
+    return loop.run(config, workdir, profile=window)

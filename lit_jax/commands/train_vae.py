@@ -14,6 +14,6 @@ class VaeOptions:
 
 
 def main() -> None:
-    config, options = parse_recipe(VaeOptions, __doc__)
+    config, options = parse_recipe(VaeOptions, __doc__, section='vae')
     from lit_jax.training.vae_training import train_vae
     train_vae(config, options.out)

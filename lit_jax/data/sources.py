@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, did_you_mean
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
 __all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source',
@@ -119,7 +119,8 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
 def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
     """Captions need a tokenizer, labels none."""
     if _key(name) not in SOURCES:
-        raise UserError(f'unknown data.name {name!r}; known: {", ".join(SOURCES)}')
+        raise UserError(f'unknown data.name {name!r}{did_you_mean(name, SOURCES)}; known: '
+                        f'{", ".join(SOURCES)}')
     texts = name in CAPTIONED or name == 'caption_latents'
     if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
         raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model '

@@ -22,7 +22,7 @@ from lit_jax.metrics.inception_score import (
 from lit_jax.metrics.kernel import kernel_distance
 from lit_jax.metrics.manifold import MODES as PR_MODES
 from lit_jax.metrics.manifold import density_coverage, precision_recall
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, did_you_mean
 
 OF_IMAGES = ('kid', 'skid', 'precision', 'recall', 'density', 'coverage')    # need the reference's images
 IS_MODES = ('adm', 'shuffled')
@@ -39,7 +39,8 @@ class Settings:
 
     def check(self) -> 'Settings':
         if unknown := [name for name in self.metrics if name not in METRICS]:
-            raise UserError(f'unknown metric {", ".join(map(repr, unknown))}; known: {", ".join(METRICS)}')
+            raise UserError(f'unknown metric {", ".join(map(repr, unknown))}'
+                            f'{did_you_mean(unknown[0], METRICS)}; known: {", ".join(METRICS)}')
         if not self.metrics:
             raise UserError(f'--metrics is empty; known: {", ".join(METRICS)}')
         for name, value, known in (('pr_mode', self.pr_mode, PR_MODES), ('is_mode', self.is_mode, IS_MODES)):

@@ -14,7 +14,7 @@ from lit_jax.metrics.features import FeatureExtractor, Features
 from lit_jax.metrics.toys import digits_judge
 from lit_jax.models.inception import SPATIAL_WIDTH, WIDTH
 from lit_jax.runtime import peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, did_you_mean
 from lit_jax.runtime.leaves import params_sha256
 from lit_jax.runtime.paths import as_path, cache_folder
 
@@ -54,7 +54,7 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
     if kind == 'inception' and not path:
         return peers.together(lambda: inception_space(inception, precision))
     if kind != 'digits':
-        raise UserError(f'unknown --features={name}; known: {", ".join(KNOWN)}')
+        raise UserError(f'unknown --features={name}{did_you_mean(name, KNOWN)}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
         raise UserError(f'--inception and --precision go with --features=inception, not {name}')
     path = as_path(path or cache_folder() / 'digits_judge.npz')

@@ -24,7 +24,7 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 
 class Block(nnx.Module):
@@ -61,6 +61,9 @@ def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[
     () is one run. UserError where their depths do not add up to `depth`."""
     if not stages:
         return [(depth, dict(mixer))]
+    if not isinstance(stages, Sequence) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise UserError(f'model.stages {shown(stages)} is no list of stages, such as '
+                        "({'depth': 2}, {'depth': 2, 'mixer': {'heads': 4}})")
     if unknown := {name for stage in stages for name in stage} - {'depth', 'mixer'}:
         raise UserError(f'a stage of model.stages has depth and mixer, not {", ".join(sorted(unknown))}')
     depths = [stage.get('depth', 0) for stage in stages]

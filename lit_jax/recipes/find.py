@@ -3,6 +3,7 @@ reported at once.
 
 They are in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package."""
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -25,13 +26,15 @@ def find_asset(name: str) -> Path:
 
 
 def find_recipe(name: str) -> str:
-    """The file of a recipe, with its row: PATH or PATH:ROW, as config_flags takes it.
+    """The file of a recipe, with its row: PATH or PATH:ROW.
 
     name: a path, or a shipped recipe: lit_xl, lit_xl.py, configs/lit_xl.py, paper/table4:ROW. Raises
     UserError for an unknown name, with similar ones."""
     path, colon, row = name.partition(':')
+    if path.startswith('~'):
+        path = os.path.expanduser(path)
     if Path(path).is_file():
-        return name
+        return path + colon + row
     configs = shipped_folder('configs')
     short = path.removeprefix('configs/').removesuffix('.py')
     if moved := _MOVED.fullmatch(short):
@@ -41,6 +44,10 @@ def find_recipe(name: str) -> str:
         return f'{configs / short}.py{colon}{row}'
     known = sorted(file.relative_to(configs).with_suffix('').as_posix() for file in configs.rglob('*.py'))
     spellings = {name.rpartition('/')[2]: name for name in known} | {name: name for name in known}
-    near = dict.fromkeys(spellings[match] for match in difflib.get_close_matches(short, spellings))
+    alike = difflib.get_close_matches(short.rpartition('/')[2], spellings)
+    near = dict.fromkeys(spellings[match] for match in alike)
     near = near or dict.fromkeys(name for name in known if '/' not in name)
-    raise UserError(f'the recipe {name} does not exist; give a path, or a name such as {", ".join(near)}')
+    is_path = ('/' in path or path.endswith('.py')) and not path.startswith('/')
+    where = f' in {Path.cwd()}' if is_path else ''
+    raise UserError(f'the recipe {name} does not exist{where}; give a path, or a name such as '
+                    f'{", ".join(near)}')

@@ -2,9 +2,12 @@
 
 A recipe file in `configs/` calls `default()`, sets what differs and returns it. The command line can override
 any field: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`."""
+import contextlib
+import inspect
 import math
 import os
 import runpy
+import traceback
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,7 +19,7 @@ from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, reason_of
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -112,6 +115,7 @@ def default() -> ConfigDict:
         },
         'log': {
             'every': 100, 'tensorboard': False, 'wandb': False,
+            'wandb_project': 'lit_jax', 'wandb_name': '',      # '': the workdir's
             'peak_tflops': 0.0,          # bfloat16 peak of one device, for the MFU; 0: by its name
         },
         'checkpoint': {'every': 5_000, 'keep_latest': 3, 'keep_every': 50_000},
@@ -143,10 +147,39 @@ def models_folder(name: str) -> str:
 
 
 def load_recipe(name: str | Path) -> ConfigDict:
-    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own."""
+    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own.
+
+    UserError for an unknown name or row, and for a file that does not run."""
     path, colon, row = find_recipe(str(name)).partition(':')
-    get_config = runpy.run_path(path)['get_config']
-    return get_config(row) if colon else get_config()
+    with _explain_file(path):
+        get_config = runpy.run_path(path).get('get_config')
+        if get_config is None:
+            raise UserError(f'{path} is no recipe: it has no function get_config')
+        takes = inspect.signature(get_config).parameters
+        if colon and not takes:
+            raise UserError(f'{name}: this recipe has no rows; give {path}')
+        if not colon and any(one.default is one.empty for one in takes.values()):
+            raise UserError(f'{name}: this recipe has rows; give one after the file, as in {path}:ROW')
+        config = get_config(row) if colon else get_config()
+        if not isinstance(config, ConfigDict):
+            raise UserError(f'{path}: get_config must return a recipe, such as recipes.default()')
+        return config
+
+
+@contextlib.contextmanager
+def _explain_file(path: str):
+    """Tells of an error in a recipe's file by its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError, ValueError,
+            ArithmeticError, OSError) as error:
+        lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
+                 if entry.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise UserError(f'the recipe {path}{f", line {line}" if line else ""} does not run: '
+                        f'{reason_of(error)}') from error
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:

@@ -1,9 +1,12 @@
-"""Published figures of accelerators: peak FLOP/s, memory, and the names of TPU slices.
+"""Published figures of accelerators (peak FLOP/s, memory, names of TPU slices), and whether a TPU is there.
 
 Peaks are dense bfloat16. Sources: Google Cloud's page of each TPU version (peak compute per chip, HBM,
 topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quotes the figure with sparsity).
 `usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program."""
+import importlib.util
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,33 @@ CHIPS = (
     Chip('b200', ('NVIDIA B200',), 2250e12, 180e9, 'gpu'),
 )
 
+_GOOGLE = '0x1ae0'           # PCI vendor of TPUs, and of disks and network cards of Google's machines,
+_NOT_TPUS = '0x01', '0x02'   # whose PCI classes begin with these
+
 
 def find_chip(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`, or None for one that is not listed (a CPU, a new GPU)."""
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
+
+
+def choose_cpu() -> None:
+    """Keeps jax from looking for a TPU where libtpu is installed and no TPU is, which prints errors of libtpu
+    in every command: sets JAX_PLATFORMS, unless it is set. Call before jax starts."""
+    if 'JAX_PLATFORMS' in os.environ or importlib.util.find_spec('libtpu') is None or has_tpu():
+        return
+    if not any(Path(device).exists() for device in ('/dev/nvidiactl', '/dev/dxg')):      # dxg: GPUs in WSL
+        os.environ['JAX_PLATFORMS'] = 'cpu'
+
+
+def has_tpu(root: Path = Path('/')) -> bool:
+    """Whether a TPU is attached to this machine: its device files, or Google's chips on the PCI bus."""
+    if any(root.glob('dev/accel*')):
+        return True
+    for file in root.glob('sys/bus/pci/devices/*/vendor'):
+        try:
+            vendor, kind = file.read_text().strip(), file.with_name('class').read_text()
+        except OSError:
+            continue
+        if vendor == _GOOGLE and not kind.startswith(_NOT_TPUS):
+            return True
+    return False

@@ -8,14 +8,22 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from lit_jax.runtime import virtual_devices
+from lit_jax.runtime import alive, chips, progress, virtual_devices
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Processes
 
 
+class _Handler(logging.StreamHandler):
+    """Notes that something was said, for `alive`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress.heard()
+        super().emit(record)
+
+
 def setup_logging(stream: TextIO | None = None) -> None:
     """Logs lit_jax from INFO with the time of day, other packages from WARNING; default stream: stderr."""
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)
@@ -45,6 +53,9 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; a UserError prints its message and gives status 1."""
     setup_logging()
     virtual_devices.give_threads()
+    chips.choose_cpu()
+    alive.stop_with_parent()
+    alive.Alive().start()
     try:
         status = main()
     except UserError as error:

@@ -1,4 +1,5 @@
 """UserError, for mistakes that a user can correct; commands print it without a traceback and exit with 1."""
+import difflib
 import reprlib
 from collections.abc import Iterable
 
@@ -16,7 +17,17 @@ class UserError(ValueError):
 def check_known(what: str, value, known: Iterable[str]) -> None:
     """Raises UserError unless `value` is in `known`; `what`: its kind, for the message."""
     if value not in known:
-        raise UserError(f'unknown {what} {shown(value)}; known: {", ".join(known)}')
+        raise UserError(f'unknown {what} {shown(value)}{did_you_mean(value, known)}; known: '
+                        f'{", ".join(known)}')
+
+
+def did_you_mean(value, known: Iterable[str], before: str = '') -> str:
+    """' (did you mean NAME?)' for the known name nearest to `value`, else ''. before: put before the name."""
+    names = {str(name).lower(): name for name in known}
+    asked = str(value).lower().replace('-', '_')
+    near = difflib.get_close_matches(asked, names, n=1) or [
+        name for name in names if len(asked) > 3 and name.startswith(asked)][:1]
+    return f' (did you mean {before}{names[near[0]]}?)' if near else ''
 
 
 def listed(problems: list[str], most: int = 40) -> str:

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -21,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown_name
 
 Options = TypeVar('Options')
 
@@ -90,14 +91,26 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
     parser.usage = ' '.join(['%(prog)s', *needed, '[options]'])    # not every flag again, above every error
     known = {'--help', *map(_flag, _flags(kind))}
     words = _underscored(parser, known, other, sys.argv[1:] if argv is None else argv)
+    if not other and words and not words[0].startswith('-') and all(flag.startswith('-') for flag in known):
+        parser.error(f'unknown arguments: {shown_name(words[0])}{_meant(words[0], known)}')
     values, rest = parser.parse_known_args(words)
     if rest and not other:
-        parser.error(f'unknown arguments: {" ".join(rest)}')
+        parser.error(f'unknown arguments: {" ".join(map(shown_name, rest))}{_meant(rest[0], known)}')
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value
                        for name, value in vars(values).items()}), rest
     except UserError as error:
         parser.error(str(error))
+
+
+def _meant(word: str, known: Collection[str]) -> str:
+    """What a word without a flag may have been meant for."""
+    if word.partition('=')[0] in {flag.lstrip('-') for flag in known}:
+        return f'; did you mean --{word}?'
+    for flag in ('--from', '--path', '--out') if '/' in word or os.path.exists(word) else ():
+        if flag in known:
+            return f'; did you mean {flag}={word}?'
+    return ''
 
 
 def given(options: Any, *groups: str) -> list[str]:
@@ -193,6 +206,9 @@ def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,
         name = '--' + asked[2:].replace('-', '_')
         if name not in known:
             near = difflib.get_close_matches(name[2:], [flag[2:] for flag in known | others], n=1)
-            parser.error(f'unknown flag {asked}' + (f'; did you mean --{near[0]}?' if near else ''))
+            if other and '.' in name:
+                near = [f'{other}.{asked[2:]}{equals}{value}']
+            hint = f'; did you mean --{near[0]}?' if near else ''
+            parser.error(f'unknown flag {shown_name(asked)}{hint}')
         words[index] = name + equals + value
     return words

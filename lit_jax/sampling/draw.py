@@ -38,6 +38,7 @@ from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
 
 ROUND = 32       # images between two changes of networks with low_memory: the most that an interruption costs
 PER_CLASS = 8    # of a sheet
+_IMAGES = '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.png'
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def draw(request: SampleRequest) -> str:
     out = as_path(request.geneval or request.out)
     suffix = '' if request.geneval else out.suffix
     if suffix not in ('.png', '.npz') and re.fullmatch(r'\.[A-Za-z]+', suffix):
-        raise UserError(f'--out {out}: {suffix} is not known; give NAME.png (a grid), NAME.npz (a set of '
-                        f'classes, for evaluation) or a folder (single images)')
+        meant = f' (did you mean {out.with_suffix(".png")}?)' if suffix.lower() in _IMAGES else ''
+        raise UserError(f'--out {out}: {suffix} is not known{meant}; give NAME.png (a grid), NAME.npz (a set '
+                        f'of classes, for evaluation) or a folder (single images)')
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
     kind = _check_kind(request)

@@ -146,6 +146,7 @@ class _Run:
         self.metrics = StepMetrics(leaf_names, pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, sinks=sinks, began=began,
+                                 recipe=config.to_dict(),
                                  batch_size=config.train.batch_size, flops_per_step=2 * macs,
                                  device_count=jax.device_count(),
                                  peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
@@ -234,6 +235,7 @@ class _Run:
             scale = max(1, 32 // images.shape[1])
             grid = make_grid(viewable(np.asarray(images)), columns=min(8, count), scale=scale)
             save_png(self.workdir / 'samples' / f'{step:09d}.png', grid)
+            self.reporter.drawn(step, grid)
         self.reporter.paused(time.perf_counter() - began)
 
     def _evaluate(self, step: int, ema: dict) -> None:

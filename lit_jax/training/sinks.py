@@ -2,8 +2,9 @@
 switched off with a warning; other errors of its package end the run."""
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from lit_jax.runtime.errors import reason_of
 from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
@@ -13,7 +14,7 @@ SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full d
 class TensorBoardSink:
     """TensorBoard through tensorboardX, without TensorFlow. Local only: its uploads hang after a failure."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, recipe: Mapping):
         from tensorboardX import SummaryWriter
         if is_remote(workdir):
             raise RuntimeError(f'no event files in {workdir}; use W&B (log.wandb) or plot metrics.jsonl')
@@ -23,6 +24,9 @@ class TensorBoardSink:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
+    def show(self, step: int, image_HWC) -> None:
+        self._writer.add_image('samples', image_HWC, step, dataformats='HWC')
+
     def close(self) -> None:
         self._writer.close()
 
@@ -30,14 +34,25 @@ class TensorBoardSink:
 class WandbSink:
     """Weights & Biases; the run is named after the workdir and resumes with it."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, recipe: Mapping):
         import wandb
+        import wandb.errors
         identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
         folder = None if is_remote(workdir) else str(workdir)   # None: ./wandb of the machine
-        self._run = wandb.init(project='lit_jax', name=workdir.name, id=identity, dir=folder, resume='allow')
+        log = recipe.get('log', {})
+        try:
+            self._run = wandb.init(project=log.get('wandb_project') or 'lit_jax', id=identity, dir=folder,
+                                   name=log.get('wandb_name') or workdir.name, resume='allow',
+                                   config=dict(recipe))
+        except wandb.errors.Error as error:      # not logged in, or not reachable
+            raise RuntimeError(f'{reason_of(error)} (`wandb login`, or WANDB_MODE=offline)') from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
+
+    def show(self, step: int, image_HWC) -> None:
+        import wandb
+        self._run.log({'samples': wandb.Image(image_HWC)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -46,10 +61,10 @@ class WandbSink:
 SINKS = {'tensorboard': TensorBoardSink, 'wandb': WandbSink}
 
 
-def open_sink(name: str, workdir):
+def open_sink(name: str, workdir, recipe: Mapping | None = None):
     """A sink of SINKS, or None with a warning: a missing dashboard must not stop a run."""
     try:
-        return SINKS[name](workdir)
+        return SINKS[name](workdir, recipe or {})
     except SINK_ERRORS as error:
         LOG.warning('%s is off: %s. The run continues; metrics.jsonl has everything.', name, error)
         return None
@@ -57,9 +72,18 @@ def open_sink(name: str, workdir):
 
 def write_all(sinks: dict[str, object], step: int, scalars: Mapping[str, float]) -> None:
     """Writes to every sink, by name, and removes those that fail."""
+    _with_all(sinks, step, lambda sink: sink.write(step, scalars))
+
+
+def show_all(sinks: dict[str, object], step: int, image_HWC) -> None:
+    """A grid of samples, uint8 [H, W, 3], to every sink."""
+    _with_all(sinks, step, lambda sink: sink.show(step, image_HWC))
+
+
+def _with_all(sinks: dict[str, object], step: int, act: Callable[[object], None]) -> None:
     for name, sink in list(sinks.items()):
         try:
-            sink.write(step, scalars)
+            act(sink)
         except SINK_ERRORS as error:
             LOG.warning('%s is off from step %s on: %s. The run continues; metrics.jsonl has everything.',
                         name, f'{step:,}', error)

@@ -2,6 +2,7 @@
 
 `loss/...` and `grad/...` are means over the interval and the same in every run of a recipe; `time/...`,
 `data/...` and `perf/...` depend on the machine."""
+import contextlib
 import logging
 import math
 import sys
@@ -12,11 +13,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lit_jax.runtime import progress
 from lit_jax.runtime.paths import as_path
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training.metrics_log import MetricsLog
 from lit_jax.training.metrics_log import read_lines as read_lines
-from lit_jax.training.sinks import close_all, open_sink, write_all
+from lit_jax.training.sinks import close_all, open_sink, show_all, write_all
 from lit_jax.training.speed import Interval, RunClock, hbm_peak
 
 LOG = logging.getLogger('lit_jax')
@@ -81,11 +83,12 @@ class Reporter:
     step: steps done at the start of this call. sinks: names of `lit_jax.training.sinks.SINKS`.
     flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
     peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
-    device_count: of all processes. began: unix time of the first start of the run; None: this call."""
+    device_count: of all processes. began: unix time of the first start of the run; None: this call.
+    recipe: for dashboards that show it."""
 
     def __init__(self, workdir, *, step: int, total_steps: int, batch_size: int, sinks: list[str],
                  flops_per_step: float = 0.0, peak_flops: float | None = None, device_count: int = 1,
-                 began: float | None = None):
+                 began: float | None = None, recipe: Mapping | None = None):
         self._active = jax.process_index() == 0
         workdir = as_path(workdir)
         self._total, self._batch, self._devices = total_steps, batch_size, device_count
@@ -94,9 +97,15 @@ class Reporter:
         before = (self._log and self._log.last) or {}
         self._clock = RunClock(step, total_steps, began=began,
                                productive=before.get('time/productive_s', 0.0))
-        self._sinks = {name: sink for name in sinks if self._active and (sink := open_sink(name, workdir))}
-        self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True) \
-            if self._active and sys.stderr.isatty() else None
+        self._sinks = {name: sink for name in sinks
+                       if self._active and (sink := open_sink(name, workdir, recipe))}
+        self._step, self._began, self._first = step, time.monotonic(), step
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(progress.working(self._describe))
+        self._bar = None
+        if self._active and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=step, unit='step', dynamic_ncols=True)
+            self._open.enter_context(progress.unwatched())
 
     def waited(self, seconds: float) -> None:
         self._clock.waited(seconds)
@@ -106,6 +115,9 @@ class Reporter:
 
     def tick(self) -> None:
         startup = self._clock.dispatched()
+        self._step += 1
+        if startup is not None:
+            self._began, self._first = time.monotonic(), self._step
         if startup is not None and self._active:
             self._say(f'first step dispatched; loading the first batch and compiling took '
                       f'{format_seconds(startup)}')
@@ -133,10 +145,21 @@ class Reporter:
             values = '  '.join(f'{name.removeprefix("eval/")} {value:.4g}' for name, value in scores.items())
             self._say(f'step {step:,}/{self._total:,}  scores: {values}  ({format_seconds(seconds)})')
 
+    def drawn(self, step: int, image_HWC: np.ndarray) -> None:
+        """Shows a grid of samples, uint8, on the dashboards."""
+        if self._active:
+            show_all(self._sinks, step, image_HWC)
+
     def owes_scores(self, step: int) -> bool:
         """Whether the log that this call found was interrupted before the evaluation of `step`."""
         last = (self._log and self._log.last) or {}
         return last.get('step') != step or not any(name.startswith('eval/') for name in last)
+
+    def _describe(self) -> str:
+        """How far the run is, between two lines of the log. Steps are counted when they are dispatched."""
+        done, seconds = self._step - self._first, time.monotonic() - self._began
+        left = f', about {format_seconds(seconds / done * (self._total - self._step))} left' if done else ''
+        return f'training: step {self._step:,}/{self._total:,}{left}'
 
     def _timing(self, done: Interval) -> dict[str, float]:
         """{name: value} of an interval, without values that this machine or recipe does not have."""
@@ -167,6 +190,7 @@ class Reporter:
             self.paused(time.perf_counter() - writing)
 
     def close(self) -> None:
+        self._open.close()
         if self._bar is not None:
             self._bar.close()
         if self._log is not None:

@@ -22,7 +22,7 @@ from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.progress import format_seconds
+from lit_jax.runtime.progress import format_seconds, working
 from lit_jax.training.telemetry import Diverged
 
 LOG = logging.getLogger('lit_jax')
@@ -119,11 +119,13 @@ def fit(network: VaeNetwork, options: Mapping, source: Source, seed: int) -> dic
     augment = functools.partial(_window, options.window or source.spec.image_size)
     began = time.perf_counter()
     pipeline = make_pipeline(source, global_batch=options.batch_size, seed=seed, augment=augment)
+    number = 0
     try:
-        for number, batch in zip(range(1, options.steps + 1), pipeline, strict=False):
-            state, terms = step(state, batch['image'], number)
-            if number % options.log_every == 0 or number == options.steps:
-                _log(number, options.steps, jax.device_get(terms), time.perf_counter() - began)
+        with working(lambda: f'training the VAE: step {number:,}/{options.steps:,}'):
+            for number, batch in zip(range(1, options.steps + 1), pipeline, strict=False):
+                state, terms = step(state, batch['image'], number)
+                if number % options.log_every == 0 or number == options.steps:
+                    _log(number, options.steps, jax.device_get(terms), time.perf_counter() - began)
     finally:
         pipeline.close()
     return state[0]

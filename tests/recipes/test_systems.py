@@ -109,7 +109,7 @@ def test_two_steps_of_the_smallest_in_bfloat16(name, tmp_path):
 @pytest.mark.parametrize('name', SYSTEMS)
 def test_dry_run_takes_the_smallest(name):
     size = next(iter(SYSTEMS[name].sizes))
-    text = describe_recipe(recipes.load_recipe(recipe_of(name, size)))
+    text, _ = describe_recipe(recipes.load_recipe(recipe_of(name, size)), verbose=True)
     assert f'{cost_of(name, size).parameters:,} parameters' in text and 'of state between its tokens' in text
     assert jax.device_count() == 8
 

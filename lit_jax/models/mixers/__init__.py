@@ -19,7 +19,7 @@ from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, did_you_mean
 
 MIXERS: dict[str, Any] = {
     'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
@@ -46,8 +46,8 @@ def find_mixer(name: str | None) -> Any:
         return MIXERS[name]
     module, colon, attribute = str(name).partition(':')
     if not (colon and module and attribute):
-        raise UserError(f'unknown mixer {name!r} (model.mixer.name); known: {", ".join(MIXERS)}, or one of '
-                        f'your own as package.module:Class')
+        raise UserError(f'unknown mixer {name!r}{did_you_mean(name, MIXERS)} (model.mixer.name); known: '
+                        f'{", ".join(MIXERS)}, or one of your own as package.module:Class')
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
         importlib.import_module(module)
     if module not in sys.modules:

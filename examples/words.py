@@ -1,0 +1,23 @@
+"""What the demos print: stages, the command that does the same, what to try next."""
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def print_stage(number: int, title: str, stages: int = 4) -> None:
+    print(f'\n=== {number}/{stages} {title}', flush=True)
+
+
+def print_command(text: str) -> None:
+    print(f'$ {text}', flush=True)
+
+
+def print_next(commands: Sequence[str]) -> None:
+    """Commands to try after a demo."""
+    print('\nTry next:\n  ' + '\n  '.join(commands), flush=True)
+
+
+def short(path: Path) -> Path:
+    """A path in the checkout as it is typed there."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
