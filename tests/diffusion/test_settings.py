@@ -1,6 +1,7 @@
 """Settings of a sampler: read from options and cards, checked, and said."""
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest

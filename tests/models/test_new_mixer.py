@@ -17,8 +17,8 @@ from lit_jax.checkpoint.load import load_weights
 from lit_jax.convert.torch_export import export, to_torch_state
 from lit_jax.convert.torch_import import convert
 from lit_jax.data.pipeline import make_pipeline
-from lit_jax.models.cost import format_parameters, macs_of, state_bytes
 from lit_jax.models import mixers
+from lit_jax.models.cost import format_parameters, macs_of, state_bytes
 from lit_jax.models.layers import Linear
 from lit_jax.models.mixers import find_mixer, import_mixer
 from lit_jax.models.mixers.mixer import Mixer
