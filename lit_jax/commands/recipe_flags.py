@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lit_jax.commands.mixer_flags import set_mixer, split_mixer_flags
 from lit_jax.recipes.find import find_recipe, shipped_folder
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Options, parse_beside
@@ -18,6 +19,7 @@ def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[C
     help_wanted = {'-h', '--help'} & set(sys.argv)
     options, rest = parse_beside('config', kind, description=description,
                                  epilog=_describe_recipes() if help_wanted else None)
+    rest, mixer = split_mixer_flags(rest)
     argv = [sys.argv[0], *_with_files(rest)]
     config = config_flags.DEFINE_config_file('config', None, 'A recipe: its name, or a file.',
                                              lock_config=True, sys_argv=argv)
@@ -37,6 +39,8 @@ def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[C
     if stray:
         raise UserError(f'unknown arguments: {" ".join(stray)}; fields of the recipe are set with '
                         '--config.NAME=VALUE')
+    if mixer:
+        set_mixer(config.value, mixer)
     return config.value, options
 
 
