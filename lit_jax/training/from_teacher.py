@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import read_weights_config
-from lit_jax.data import caption_latents, latents
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, conditioning, mixers_of
 from lit_jax.models.mixers import import_mixer
 from lit_jax.recipes.hybrids import expand_stages, is_short
 from lit_jax.recipes.recipe import TEXT_TRAINING, default
-from lit_jax.recipes.systems import WIDE
 from lit_jax.runtime.errors import UserError, listed, shown
 from lit_jax.runtime.paths import as_path
 
+WIDE = 1024      # from this width on, the weights are sharded over `fsdp`
+CLASS_LATENTS, TEXT_LATENTS = 'latents', 'caption_latents'      # as data.name
 _OWN_SIZE = ('depth', 'width', 'patch', 'mlp_ratio', 'cross_heads')     # only to inherit
 
 
@@ -128,10 +128,10 @@ def _facts_of_teacher(config: ConfigDict, teacher: Mapping, arch: Mapping, path:
         # The same coordinates at the ends of the grid, whatever the base is called.
         base = side // (downscale * arch['patch'])
         usual |= {'model.pe_interpolation': arch['pe_interpolation'] * base / arch['base_size'],
-                  'data.name': caption_latents.KIND, 'data.flip': False, **TEXT_TRAINING}
+                  'data.name': TEXT_LATENTS, 'data.flip': False, **TEXT_TRAINING}
     else:
         must['data.num_classes'] = arch['num_classes']
-        usual['data.name'] = latents.KIND
+        usual['data.name'] = CLASS_LATENTS
     if isinstance(recipe := teacher.get('recipe'), Mapping) and isinstance(recipe.get('data'), Mapping):
         usual['data.flip'] = recipe['data'].get('flip')
     return _Facts(must, usual)
@@ -148,10 +148,11 @@ def _family_problems(config: ConfigDict, arch: Mapping, path: str) -> list[str]:
 
 def _read_data(config: ConfigDict, arch: Mapping) -> Mapping | None:
     """metadata.json of cached latents; None for other data."""
-    kind = config.data.name or (caption_latents.KIND if conditioning(arch) == 'text' else latents.KIND)
-    if kind not in (caption_latents.KIND, latents.KIND) or not config.data.path:
+    kind = config.data.name or (TEXT_LATENTS if conditioning(arch) == 'text' else CLASS_LATENTS)
+    if kind not in (TEXT_LATENTS, CLASS_LATENTS) or not config.data.path:
         return None
-    return latents.read_metadata(config.data.path, kind)
+    from lit_jax.data.latents import read_metadata
+    return read_metadata(config.data.path, kind)
 
 
 def _data_problems(config: ConfigDict, teacher: Mapping, arch: Mapping, path: str,

@@ -2,7 +2,7 @@
 
 To add one: a file with a subclass of `Mixer`, a recipe that names it, a test. The file may be anywhere: a
 recipe also accepts the name 'package.module:Class', and the short name under which an installed package
-declares its class as an entry point of the group `lit_jax.mixers`."""
+declares its class as an entry point of the group `lit_jax_mixers`."""
 import functools
 import importlib
 import importlib.metadata
@@ -29,7 +29,7 @@ MIXERS: dict[str, Any] = {
     'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
 
 
-ENTRY_POINTS = 'lit_jax.mixers'
+ENTRY_POINTS = 'lit_jax_mixers'
 
 
 def import_mixer(name: str | None) -> Any:
