@@ -18,6 +18,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.model_pipeline import Pipeline
 from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.training import setup
+from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import make_mesh
 
 __all__ = ['TrainedModel', 'convert_checkpoint', 'evaluate', 'inherit', 'load', 'recipe', 'to_pil']
@@ -95,6 +96,7 @@ def inherit(config: ConfigDict) -> TrainedModel:
 
     Raises:
         UserError: a recipe without `inherit.path`, or a teacher of another size."""
+    config = complete(config)
     if not config.inherit.path:
         raise UserError('inherit.path is empty: set config.inherit.path to a model folder or a workdir')
     config = finalize(config, 1)

@@ -141,7 +141,7 @@ class Studio:
         """The request on the page when it opens."""
         size = self.pipeline.nominal_size
         if self.takes == 'label':
-            return DrawRequest(count=10)
+            return DrawRequest(settings=self.pipeline.defaults, count=10)
         return DrawRequest(settings=self.pipeline.defaults, count=1 if max(size) > 256 else 4, size=size)
 
     def check(self, request: DrawRequest) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 
 from lit_jax.checkpoint import null_caption
 from lit_jax.checkpoint.arrays import read_leaf
+from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import ARRAYS, is_model_folder, load_model_folder, read_config
 from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
@@ -99,7 +100,8 @@ def _kind(path) -> str:
         raise UserError(f'{path} is a VAE folder, not a diffusion model; give it as --vae')
     if is_text_encoder_folder(path):
         raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder')
-    raise UserError(f'{path} is neither a model folder (with arrays/) nor a workdir (with checkpoints/)')
+    raise UserError(f'{path} is neither a model folder (with arrays/) nor a workdir (with checkpoints/).'
+                    f'{conversion_hint(path)}')
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from etils import epath
 
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
+from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, pack
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
@@ -171,11 +172,12 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
     """The content of config.json of a folder, not checked. kind, source, give, hint: for messages."""
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
-        raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}')
+        raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}{conversion_hint(path)}')
     try:
         return json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
-        raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}') from None
+        raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}'
+                        f'{conversion_hint(path)}') from None
     except ValueError as e:
         raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again, or convert '
                         f'the {source} again.') from e
@@ -186,8 +188,8 @@ def check_config(config, source: str) -> None:
 
     Fields: format; model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
     null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or null,
-    channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; provenance {...}. Unknown fields
-    are allowed."""
+    channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; sampling {method, steps,
+    cfg_scale}, defaults of its recipe, if known; provenance {...}. Unknown fields are allowed."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
     if config.get('format') not in FORMATS:
@@ -222,6 +224,7 @@ def _rules(config: dict) -> list[tuple[bool, str]]:
         (not isinstance(classes, list) or len(classes) == model.get('num_classes', len(classes)),
          f'"classes" has {len(classes or [])} names for {model.get("num_classes")} classes'),
         *_text_rules(config.get('text'), model),
+        *_sampling_rules(config.get('sampling')),
     ]
 
 
@@ -236,6 +239,18 @@ def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
              '"text.null_caption" must be a sha256, "absent", or left out'),
             *((text.get(ours) == model.get(theirs), f'"text.{ours}" is {text.get(ours)}, the caption '
                f'projection of the model has {model.get(theirs)}') for ours, theirs in pairs)]
+
+
+def _sampling_rules(sampling) -> list[tuple[bool, str]]:
+    if sampling is None:
+        return []
+    if not isinstance(sampling, dict):
+        return [(False, '"sampling" must be an object or null')]
+    method, steps, scale = (sampling.get(name) for name in ('method', 'steps', 'cfg_scale'))
+    return [(isinstance(method, str | None), '"sampling.method" must be a name'),
+            (steps is None or _is_int(steps) and steps > 0, '"sampling.steps" must be a whole number over 0'),
+            (scale is None or _is_int(scale) or isinstance(scale, float),
+             '"sampling.cfg_scale" must be a number')]
 
 
 def _is_int(value) -> bool:

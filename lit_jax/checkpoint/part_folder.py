@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from etils import epath
 
+from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_target, parse_config, write_folder
 from lit_jax.runtime import leaves, peers
 from lit_jax.runtime.errors import UserError
@@ -38,6 +39,8 @@ class Part:
         if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
             raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet '
                             f'a {self.name} folder: python convert_torch_ckpt.py {path} --out DIR makes one.')
+        if isinstance(config, dict) and 'kind' not in config and (hint := conversion_hint(path)):
+            raise UserError(f'{path} is not a {self.name} folder.{hint}')
         return check(config, str(path / CONFIG))
 
     def check_fields(self, config, source: str, rules: Callable[[dict], Sequence[tuple[bool, str]]]) -> None:

@@ -2,8 +2,9 @@
 
     python convert_torch_ckpt.py DiT-XL-2-256x256.pt --out models/dit_xl
     python convert_torch_ckpt.py runs/0123456.pt --weights model --out models/mine     # DiT's own training
-    python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --arch dit_xl --image_size 256 --out models/dit_xl
-    python convert_torch_ckpt.py DiG-S-2.pt --arch dig_s --out models/dig_s            # DiG and MoH-DiT
+    python convert_torch_ckpt.py mine.pt --vae ID --latent_scale 0.9 --downscale 4 --out models/mine
+    python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --out models/dit_xl    # a diffusers folder
+    python convert_torch_ckpt.py DiG-S-2.pt --out models/dig_s                 # DiG and MoH-DiT
     python convert_torch_ckpt.py sd-vae-ft-ema/ --out models/sd_vae       # an AutoencoderKL of diffusers
     python convert_torch_ckpt.py PixArt-Sigma/text_encoder --out models/t5        # a T5 and its tokenizer
     python convert_torch_ckpt.py pt_inception-2015-12-05-6726825d.pth --out models/inception     # for FID
@@ -15,6 +16,7 @@ SRC is a .pt or .safetensors file, a Hugging Face folder of a diffusion model, V
 config.json), a file of Inception weights ("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or
 with --to_torch a model folder or workdir.
 """
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,8 +40,9 @@ class ConvertOptions:
     overwrite: bool = option('replace an existing output', default=False)
     weights: str = option('which weights of a training checkpoint', choices=('ema', 'model'), default='ema')
 
-    arch: str | None = option('system and size, patch optional: dit_xl, lit_s_4, dig_b, moh_dit_xl, '
-                              'pixart_xl, lit_t2i', default=None, group=EXPECTED)
+    arch: str | None = option('optional, the tensors show it: system and size, patch optional, such as '
+                              'dit_xl, lit_s_4, dig_b, moh_dit_xl, pixart_xl, lit_t2i', default=None,
+                              group=EXPECTED)
     image_size: int | None = option('side in pixels; required if the file does not show it', default=None,
                                     group=EXPECTED)
     input_size: tuple[int, int] | None = option('sides of the latent, if it is not square', default=None,
@@ -63,6 +66,9 @@ class ConvertOptions:
                              group=UNSEEN)
     latent_scale: float | None = option('scale of the latents (default: 0.18215 for vae, 0.13025 in text '
                                         'models, 1 for pixels)', default=None, group=UNSEEN)
+
+    downscale: int | None = option('image pixels a latent pixel, each way (default: 8 for vae, 1 for pixels)',
+                                   default=None, group=UNSEEN)
 
     vae_id: str | None = option("id for a converted VAE (default: from its folder's name)", default=None,
                                 group=OTHERS)
@@ -121,9 +127,24 @@ def _import(options: ConvertOptions) -> str:
     expected |= {name: value for name, value in told.items() if value is not None}
     hints = {name: getattr(options, name)
              for name in ('heads', 'cross_heads', 'activation', 'focus_power', 'routed')}
-    latent = {'space': options.space, 'vae': options.vae, 'scale': options.latent_scale}
+    latent = {'space': options.space, 'vae': options.vae, 'scale': options.latent_scale,
+              'downscale': options.downscale}
     done = convert(*files, weights=options.weights, expected=expected, latent=latent,
                    overwrite=options.overwrite, **hints)
-    draw = '--classes 0,1 --cfg_scale 4' if 'num_classes' in done.arch \
-        else '--text_encoder DIR --prompt="a red cube"'
-    return f'{describe(done)}\nnext     python sample.py --from {options.out} {draw} --out grid.png'
+    return f'{describe(done)}\n{_next(options, done.arch)}'
+
+
+def _next(options: ConvertOptions, arch) -> str:
+    """A command that runs as it is printed."""
+    out = shlex.quote(options.out)
+    if 'num_classes' in arch:
+        classes = ','.join(str(label) for label in range(min(2, arch['num_classes'])))
+        return f'next     python sample.py --from {out} --classes {classes} --out grid.png'
+    encoder = Path(options.src).resolve().parent / 'text_encoder'
+    if Path(options.src).is_dir() and encoder.is_dir():
+        ours = shlex.quote(str(Path(options.out).parent / f'{Path(options.out).name}_text_encoder'))
+        return (f'next     python convert_torch_ckpt.py {shlex.quote(str(encoder))} --out {ours}\n'
+                f'         python sample.py --from {out} --text_encoder {ours} --prompt "a red cube" '
+                f'--out grid.png')
+    return (f'next     python train.py --config=student:linear --config.teacher.path={out} --dry_run\n'
+            f'draw     with the text encoder that it was trained with, a folder: python sample.py --help')

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from lit_jax.commands.mixer_flags import set_mixer, split_mixer
 from lit_jax.recipes.find import find_recipe, shipped_folder
 from lit_jax.recipes.override import override
 from lit_jax.runtime.errors import UserError, shown
@@ -30,6 +31,9 @@ def parse_recipe(kind: type[Options], description: str | None = None, *,
     config = load_recipe(name)
     if section not in config:
         raise UserError(f'{name} is a recipe of another command; ' + _other_command(config, name))
+    changes, mixer = split_mixer(changes)
+    if mixer:
+        set_mixer(config, mixer)
     for field, text in changes:
         override(config, field, text)
     return config, options

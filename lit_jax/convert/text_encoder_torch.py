@@ -7,7 +7,6 @@ code in a file is run (`lit_jax.convert.torch_files`), and one error lists all t
 unexpected, misshaped, of a wrong dtype or not finite."""
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from lit_jax.checkpoint import text_encoder_folder as folders
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
-from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
+from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed
@@ -88,7 +87,8 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     folders.check_vocabulary(tokenizer, arch)
     source = open_weights(src)
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
-    config = {'text_encoder': arch, 'id': text_id or hub.get(OWN_ID) or _guess_id(src), 'weights': text_dtype,
+    name = text_id or hub.get(OWN_ID) or folder_id(src, r'text_encoder(_\d)?')
+    config = {'text_encoder': arch, 'id': name, 'weights': text_dtype,
               'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
     folders.save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
     count = sum(math.prod(leaf.shape) for leaf in named_leaves(T5Network(arch).abstract()).values())
@@ -139,13 +139,6 @@ def find_tokenizer(src: Path) -> Tokenizer:
         if any((folder / name).is_file() for name in FILES):
             return Tokenizer.load(folder)
     raise UserError(missing_tokenizer(*places))
-
-
-def _guess_id(src: Path) -> str:
-    if cached := cached_id(src):
-        return cached
-    parts = src.resolve().parts
-    return parts[-2] if re.fullmatch(r'text_encoder(_\d)?', parts[-1]) and len(parts) > 2 else parts[-1]
 
 
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:

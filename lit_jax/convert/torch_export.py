@@ -140,7 +140,7 @@ def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, nu
 
 def _published(config: Mapping) -> dict:
     """A config without the recipe of a workdir and paths of this machine, for the file's metadata."""
-    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'provenance')
+    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'sampling', 'provenance')
     published = {name: config[name] for name in fields if name in config}
     if source := (config.get('provenance') or {}).get('source'):
         published['provenance'] = {**config['provenance'], 'source': Path(source).name}

@@ -50,6 +50,26 @@ def cached_id(folder: Path) -> str | None:
     return next((f'{match[1]}/{match[2]}' for match in reversed(found) if match), None)
 
 
+def folder_id(folder: Path, part: str) -> str:
+    """The id of a network from where it lies: its snapshot in the Hugging Face cache; the folder's name; for
+    a part of a pipeline (PIPELINE/vae) the pipeline's name. part: a regular expression, 'vae'."""
+    if cached := cached_id(folder):
+        return cached
+    parts = folder.resolve().parts
+    return parts[-2] if re.fullmatch(part, parts[-1]) and len(parts) > 2 else parts[-1]
+
+
+def pipeline_vae(folder: Path) -> dict:
+    """{'vae', 'scale', 'downscale'} of the VAE beside a pipeline's backbone (PIPELINE/transformer), or {}."""
+    place = folder.resolve().parent / 'vae'
+    hub = read_hub_config(place) if folder.resolve().name == 'transformer' else {}
+    scale, widths = hub.get('scaling_factor'), hub.get('block_out_channels')
+    typed = isinstance(scale, float) and isinstance(widths, list)
+    if hub.get('_class_name') != 'AutoencoderKL' or not typed:
+        return {}
+    return {'vae': folder_id(place, 'vae'), 'scale': scale, 'downscale': 2 ** (len(widths) - 1)}
+
+
 def hub_digests(files: Iterable[Path]) -> dict:
     """sha256 of the weight file; of several, that of their names and sums as printed by `sha256sum`."""
     sums = {file.name: file_sha256(file) for file in files}

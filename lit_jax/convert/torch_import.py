@@ -15,6 +15,7 @@ from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_
 from lit_jax.convert import torch_arch
 from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
+from lit_jax.convert.torch_hub import pipeline_vae
 from lit_jax.convert.torch_keys import NULL_CAPTION, POSITION_KEYS, TRANSFORMS, ModelLeaf, file_leaves
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
@@ -40,6 +41,9 @@ class Converted:
     parameters: int
     out: Path
     notes: tuple[str, ...] = ()
+    latent: Mapping | None = None
+    diffusion: Mapping | None = None
+    assumed: tuple[str, ...] = ()      # fields of latent, and 'diffusion', that neither file nor caller said
 
 
 @dataclass
@@ -204,7 +208,8 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
     given = dict(source.config or {})
-    latent_of = _latent(source, given, latent or {}, str(src))
+    told = {name: value for name, value in (latent or {}).items() if value is not None}
+    latent_of = _latent(source, given, told := pipeline_vae(src) | told, str(src))
     hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
                   focus_power=focus_power, routed=routed, cross_heads=cross_heads)
     if 'model' in given:
@@ -220,6 +225,8 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     config = {'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
               'classes': given.get('classes', source.classes),
               'provenance': _provenance(src, source, given.get('provenance', {}))}
+    if given.get('sampling'):
+        config['sampling'] = given['sampling']
     notes = list(inferred.notes)
     if conditioning(arch) == 'text':
         config |= {'classes': None, 'text': text_section(arch, given.get('text'))}
@@ -229,7 +236,14 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         raise UserError(f'{src} names {len(config["classes"])} of its {arch["num_classes"]} classes')
     save_model_folder(out, config, params, null_caption=null_caption, overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
-                     count_weights(params), out, tuple(notes))
+                     count_weights(params), out, tuple(notes), latent_of, config['diffusion'],
+                     _assumed(given, told))
+
+
+def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:
+    """What neither a file of ours nor the caller says of latents and diffusion."""
+    said = {*(given.get('latent') or ()), *(name for name, value in told.items() if value is not None)}
+    return tuple([name for name in PIXELS if name not in said] + ['diffusion'] * ('diffusion' not in given))
 
 
 def count_weights(params: Mapping) -> int:
@@ -247,8 +261,30 @@ def describe(done: Converted) -> str:
         f'model    {size}, patch {arch["patch"]}, {mixer["name"]} attention ({options})',
         f'input    {sides}x{arch["channels"]}, {_condition(arch)}',
         f'numbers  {done.parameters:,} parameters',
+        *_describe_space(done),
         *(f'note     {note}' for note in done.notes),
         f'written  {done.out}'])
+
+
+_SAY = {'vae': '--vae ID', 'scale': '--latent_scale S', 'downscale': '--downscale N',
+        'space': '--space vae or pixels'}
+
+
+def _describe_space(done: Converted) -> list[str]:
+    """Latents and noise levels, and what of them is assumed."""
+    if done.latent is None or done.diffusion is None:
+        return []
+    latent, diffusion = done.latent, done.diffusion
+    text = f'pixels, scale {latent["scale"]:g}' if latent['space'] == 'pixels' else \
+        f'of the VAE {latent["vae"]}, scale {latent["scale"]:g}, downscale {latent["downscale"]}'
+    flags = [flag for name, flag in _SAY.items() if name in done.assumed and (
+        latent['space'] == 'vae' or name in ('scale', 'space'))]
+    lines = [f'latent   {text}' + (f' (assumed; otherwise {", ".join(flags)})' if flags else '')]
+    schedule = f'{diffusion["kind"]} schedule of {diffusion["steps"]} steps'
+    if 'diffusion' in done.assumed:
+        schedule += ' (assumed, as of DiT and PixArt; a model with another cannot be read)'
+    variance = 'noise and its variance' if done.arch['learn_sigma'] else 'noise'
+    return [*lines, f'predicts {variance}; {schedule}']
 
 
 def _condition(arch: Mapping) -> str:
@@ -270,6 +306,8 @@ def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
     vae = SDXL_VAE if captions else SD_VAE
     guess = given.get('latent') or (vae if channels == 4 else PIXELS)
     told = {key: value for key, value in told.items() if value is not None}
+    if told.get('vae'):
+        told.setdefault('space', 'vae')
     if told.get('space') and told['space'] != guess['space']:
         guess = {'vae': vae, 'pixels': PIXELS}[told['space']]
     return {**(vae if guess['space'] == 'vae' else PIXELS), **guess, **told}

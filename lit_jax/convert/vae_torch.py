@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
 from lit_jax.convert.torch_files import Source, open_weights, parse_json
-from lit_jax.convert.torch_hub import cached_id, hub_digests, read_hub_config, refuse_flags
+from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
@@ -62,9 +62,9 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
     source = open_weights(src)
     params = read_vae_params(source, arch, str(src))
-    name = src.resolve().name
-    provenance = {'source': name, 'tool': tool_name(), **hub_digests(source.files)}
-    config = {'vae': arch, 'id': vae_id or cached_id(src) or _PUBLISHED.get(name, name), 'scale': scale,
+    name = folder_id(src, 'vae')
+    provenance = {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}
+    config = {'vae': arch, 'id': vae_id or _PUBLISHED.get(name, name), 'scale': scale,
               'shift': shift, 'provenance': provenance}
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())

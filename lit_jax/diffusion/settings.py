@@ -1,7 +1,7 @@
 """The settings of a sampler, for command lines, recipes, cards, the page and the evaluation. Imports no jax.
 
 `CLASSES` and `PROMPTS` are the defaults for models of classes (those of DiT) and of prompts (those of
-PixArt-Σ: guidance on all channels of the noise).
+PixArt-Σ: guidance on all channels of the noise), where a model does not record those of its recipe.
 """
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,6 +36,11 @@ class SamplerSettings:
         found = {field.name: getattr(source, field.name, None) for field in fields(self)}
         return replace(self, **{name: value for name, value in found.items() if value is not None} | changes)
 
+    def of_model(self, config: Mapping) -> 'SamplerSettings':
+        """These with what the config of a model says in 'sampling' (`RECORDED`); older models say nothing."""
+        told = config['sampling'] if isinstance(config.get('sampling'), Mapping) else {}
+        return replace(self, **{name: told[name] for name in RECORDED if told.get(name) is not None})
+
     def check(self, diffusion: Mapping) -> 'SamplerSettings':
         """These settings. Raises UserError where a model of this diffusion ({'steps', 'kind'}) cannot be
         sampled with them."""
@@ -61,5 +66,6 @@ class SamplerSettings:
         return f'{self.method}, {self.steps} steps, cfg {self.cfg_scale:g}{where}'
 
 
+RECORDED = ('method', 'steps', 'cfg_scale')      # what a model records of its recipe's section `sample`
 CLASSES = SamplerSettings()
 PROMPTS = SamplerSettings(method='dpm++', steps=20, cfg_scale=4.5, cfg_channels='all')

@@ -58,18 +58,29 @@ class FinalLayer(nnx.Module):
 
 def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[tuple[int, dict]]:
     """[(blocks, mixer)] of each run of equal blocks. `stages`: {'depth': ..., 'mixer': options that differ};
-    () is one run. UserError where their depths do not add up to `depth`."""
+    () is one run. UserError where their depths do not add up to `depth`.
+
+    A stage whose mixer has another name takes nothing of `mixer`: it has its own options and defaults."""
     if not stages:
         return [(depth, dict(mixer))]
-    if not isinstance(stages, Sequence) or not all(isinstance(stage, Mapping) for stage in stages):
-        raise UserError(f'model.stages {shown(stages)} is no list of stages, such as '
-                        "({'depth': 2}, {'depth': 2, 'mixer': {'heads': 4}})")
-    if unknown := {name for stage in stages for name in stage} - {'depth', 'mixer'}:
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise UserError(f'model.stages must be runs of blocks, such as ({{"depth": 2}}, {{"depth": 1, '
+                        f'"mixer": {{...}}}}), or a short form such as every:4, last:2 or the numbers of '
+                        f'blocks, got {shown(stages)}')
+    if unknown := {str(name) for stage in stages for name in stage} - {'depth', 'mixer'}:
         raise UserError(f'a stage of model.stages has depth and mixer, not {", ".join(sorted(unknown))}')
     depths = [stage.get('depth', 0) for stage in stages]
-    if sum(depths) != depth or min(depths) < 1:
+    if not all(isinstance(own, int) for own in depths) or sum(depths) != depth or min(depths) < 1:
         raise UserError(f'model.stages have {" + ".join(map(str, depths))} blocks, model.depth is {depth}')
-    return [(stage['depth'], {**mixer, **stage.get('mixer', {})}) for stage in stages]
+    if wrong := [own for stage in stages if not isinstance(own := stage.get('mixer', {}), Mapping)]:
+        raise UserError(f'the mixer of a stage must be options such as {{"name": "softmax", "heads": 4}}, '
+                        f'got {shown(wrong[0])}')
+    return [(stage['depth'], _stage_mixer(mixer, stage.get('mixer', {}))) for stage in stages]
+
+
+def _stage_mixer(mixer: Mapping, own: Mapping) -> dict:
+    like = own.get('name', mixer.get('name')) == mixer.get('name')
+    return {**mixer, **own} if like else dict(own)
 
 
 def add_stacks(model: nnx.Module, make, depth: int, mixer: Mapping, stages: Sequence[Mapping],
@@ -115,7 +126,7 @@ class DiT(OfClasses):
         channels: C. With `learn_sigma` the output has 2C channels, otherwise C.
         num_classes: label `num_classes` is the null class.
         mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ
-            in some options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
+            in kind or options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
         ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
         dtype: compute dtype. scan_layers, remat: see `run_stack`."""
 

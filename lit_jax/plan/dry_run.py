@@ -10,6 +10,7 @@ from lit_jax.recipes.recipe import finalize
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
+from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import format_shardings, make_mesh
 from lit_jax.training.state import abstract_state
 
@@ -18,7 +19,7 @@ def describe_recipe(config: ConfigDict, *, verbose: bool = False) -> tuple[str, 
     """(text, whether the recipe can run here): what it is, how large, what it costs, what is missing.
 
     verbose: also all fields, the parameters, and the sharding of the state."""
-    config = finalize(config, jax.device_count())
+    config = finalize(complete(config), jax.device_count())
     network = setup.build_network(config)
     state = abstract_state(network, setup.build_optimizer(config))
     arch, train = network.arch, config.train

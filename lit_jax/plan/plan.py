@@ -27,6 +27,7 @@ from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
+from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
 
 
@@ -110,7 +111,7 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
             devices. A program that does not fit into memory is no error: see `Plan.fits`.
     """
     topology = find_topology(topology)
-    config = finalize(config, len(topology.devices))
+    config = finalize(complete(config), len(topology.devices))
     mesh = make_mesh(config.mesh.to_dict(), list(topology.devices))
     network = setup.build_network(config)
     teacher_network, teacher = find_teacher(config)
@@ -171,7 +172,7 @@ def _assumed_teacher(config: ConfigDict) -> dict:
     heads = size['softmax_heads'] if size else arch['mixer']['heads']
     if named:
         arch |= {'depth': size['depth'], 'width': size['width']}
-    return arch | {'mixer': softmax_mixer(heads).to_dict()}
+    return arch | {'mixer': softmax_mixer(heads).to_dict()} | ({'stages': ()} if 'stages' in arch else {})
 
 
 def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:

@@ -2,11 +2,13 @@
 import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer',
-           'load_recipe', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']
+           'load_recipe', 'mixer', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'student',
+           'text_to_image']
 
 
 def __getattr__(name):
     # recipe.py imports jax (seconds), which finding a recipe does not need.
     if name in __all__:
-        return getattr(importlib.import_module('lit_jax.recipes.recipe'), name)
+        module = 'students' if name == 'student' else 'recipe'
+        return getattr(importlib.import_module(f'lit_jax.recipes.{module}'), name)
     raise AttributeError(f'module {__name__} has no attribute {name!r}')

@@ -1,6 +1,7 @@
 """Sets fields of a recipe from texts, as `--config.train.steps=1e5` does on the command line."""
 import ast
 import difflib
+import re
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from lit_jax.runtime.errors import UserError, shown
 
 _SWITCH = {'true': True, '1': True, 'yes': True, 'on': True, 'false': False, '0': False, 'no': False,
            'off': False}
+_WORDS = re.compile(r'[a-z]+:\d+(,[a-z]+:\d+)*')      # short forms, as of model.stages
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -80,6 +82,8 @@ def _parse(old, field: str, text: str):
             return float(text)
         if kind is str:
             return text
+        if kind is tuple and _WORDS.fullmatch(text):
+            return tuple(text.split(','))
         value = ast.literal_eval(text)
         if kind is tuple and not isinstance(value, tuple | list):
             value = (value,)

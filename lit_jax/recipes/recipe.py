@@ -8,6 +8,7 @@ import math
 import os
 import runpy
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
+from lit_jax.recipes.hybrids import expand_stages, is_short
 from lit_jax.runtime.errors import UserError, check_known, reason_of
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
@@ -30,6 +32,11 @@ SIZES = MappingProxyType({
 })
 
 OPTIMIZERS = ('adamw', 'came', 'muon')     # lit_jax/training/state.py
+# How PixArt-Σ and LiT's text model are trained (arXiv 2501.12976 §4.2), for `text_to_image` and students.
+TEXT_TRAINING = MappingProxyType({
+    'train.optimizer': 'came', 'train.learning_rate': 2e-5, 'train.warmup_steps': 1_000,
+    'train.clip_norm': 0.01, 'train.batch_size': 384, 'train.remat': 'full',
+    'teacher.lambda_noise': 1.0, 'teacher.lambda_variance': 0.05, 'sample.count': 8})
 MOST_FSDP = 128     # divides the width of every size; a weight in more shards is mostly latency
 
 
@@ -206,13 +213,15 @@ def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict
     config.latent.update({'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025})
     config.data.update({'name': 'caption_latents', 'image_size': image_size, 'flip': False})
     config.text.encoder = 'PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers'
-    config.teacher.update({'lambda_noise': 1.0, 'lambda_variance': 0.05})
-    config.train.update({'optimizer': 'came', 'learning_rate': 2e-5, 'warmup_steps': 1_000, 'clip_norm': 0.01,
-                         'batch_size': 384, 'remat': 'full'})
     config.sample.update({'method': PROMPTS.method, 'steps': PROMPTS.steps, 'cfg_scale': PROMPTS.cfg_scale})
-    config.sample.count = 8
+    config.update_from_flattened_dict(dict(TEXT_TRAINING))
     config.mesh.fsdp = -1
     return config
+
+
+def mixer(name: str, **options) -> ConfigDict:
+    """A mixer with its defaults, for `config.model.mixer`: mixer('dydila', heads=1, powers=0)."""
+    return ConfigDict({'name': name, **import_mixer(name).defaults(), **options})
 
 
 def digits(config: ConfigDict) -> ConfigDict:
@@ -255,6 +264,9 @@ def shapes(config: ConfigDict) -> ConfigDict:
 
 def architecture(config: ConfigDict) -> dict:
     """The architecture of a recipe (see `lit_jax.models.network.Network`), checked."""
+    if config.model.depth is None:
+        raise UserError('this recipe takes its sizes from a teacher: give --config.teacher.path=FOLDER '
+                        '(lit_jax.training.from_teacher.complete reads it)')
     image_size, down, patch = config.data.image_size, config.latent.downscale, config.model.patch
     unit = down * patch
     if image_size % unit:
@@ -262,6 +274,8 @@ def architecture(config: ConfigDict) -> dict:
         raise UserError(f'data.image_size {image_size} is not divisible by latent.downscale · model.patch = '
                         f'{down} · {patch} = {unit}; the nearest size that is: {nearest}')
     arch = config.model.to_dict()
+    if is_short(arch.get('stages', ())):
+        arch['stages'] = expand_stages(arch['stages'], arch['depth'], _dit_mixer(arch))
     arch |= {'input_size': (image_size // down,) * 2, 'channels': config.latent.channels}
     if is_text(config):
         arch |= {'base_size': image_size // unit, 'caption_channels': config.text.channels,
@@ -271,6 +285,13 @@ def architecture(config: ConfigDict) -> dict:
     for mixer in mixers_of(arch):
         import_mixer(mixer.get('name'))
     return check_arch(arch)
+
+
+def _dit_mixer(arch: Mapping) -> dict:
+    """Softmax attention with the heads of DiT at this width: what a hybrid without a teacher keeps."""
+    known = {row['width']: row['softmax_heads'] for row in SIZES.values()}
+    heads = arch.get('cross_heads') or known.get(arch['width']) or max(1, arch['width'] // 64)
+    return softmax_mixer(heads).to_dict()
 
 
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:

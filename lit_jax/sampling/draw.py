@@ -96,7 +96,9 @@ def draw(request: SampleRequest) -> str:
     pipelines = [open_pipeline(source, request.vae, request.text_encoder, **options)
                  for source in request.sources]
     check_comparable(pipelines)
-    plans = [plan_images(request, pipeline, sheet=suffix == '.png') for pipeline in pipelines]
+    settings = pipelines[-1].defaults.updated(request)      # one for both: they are compared
+    plans = [plan_images(request, pipeline, sheet=suffix == '.png', settings=settings)
+             for pipeline in pipelines]
     if kind == 'text':
         _say_memory(plans[0])
     began = time.perf_counter()
@@ -123,12 +125,13 @@ def _check_kind(request: SampleRequest) -> str:
     return kind
 
 
-def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False) -> Plan:
+def plan_images(request: SampleRequest, pipeline: Pipeline, sheet: bool = False,
+                settings: SamplerSettings | None = None) -> Plan:
     """Checks everything that can be wrong; for a set also that all processes want the same."""
     if request.group is not None and request.group < 1 or request.batch_size < 0 or request.tile < 0:
         raise UserError(f'--group must be at least 1, --batch_size and --tile not negative, got '
                         f'{request.group}, {request.batch_size}, {request.tile}')
-    settings = pipeline.defaults.updated(request)
+    settings = settings or pipeline.defaults.updated(request)
     if not sheet:
         pipeline.check_decodes()
     plan = (_plan_prompts if pipeline.takes == 'text' else _plan_classes)(request, pipeline, settings, sheet)

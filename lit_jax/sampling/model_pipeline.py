@@ -52,6 +52,7 @@ class Pipeline:
             raise UserError(f'{source} draws {what_is_drawn(self.network.conditioning)}, not '
                             f'{what_is_drawn(self.takes)}')
         self.name = as_path(self.source).name
+        self.defaults = type(self).defaults.of_model(self.config)
         self._vae_path, self.vae = (None, vae) if isinstance(vae, Vae) else (vae, self._open_vae(vae))
         self._decode = self.vae and jax.jit(self.vae.network.decode, static_argnames='tile')
         self._samplers: dict[tuple, GroupSampler] = {}

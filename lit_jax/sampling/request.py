@@ -1,7 +1,7 @@
 """The options of `sample.py`, for models of classes and of prompts. Imports no jax."""
 from dataclasses import dataclass
 
-from lit_jax.diffusion.settings import CLASSES, PROMPTS
+from lit_jax.diffusion.settings import CLASSES, PROMPTS, RECORDED
 from lit_jax.runtime.options import Processes, option
 
 OF_CLASSES, OF_PROMPTS = 'images, for class-conditional models', 'images, for text-to-image models'
@@ -14,7 +14,8 @@ def setting(help: str, name: str, **more):
     values = [' '.join(map(str, value)) if isinstance(value, tuple) else value
               for value in (getattr(CLASSES, name), getattr(PROMPTS, name))]
     said = values[0] if values[0] == values[1] else f'{values[0]}, for prompts {values[1]}'
-    return option(f'{help}; default: {said}', default=None, group=HOW, **more)
+    model = 'the model\'s own, else ' if name in RECORDED else ''
+    return option(f'{help}; default: {model}{said}', default=None, group=HOW, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ whatever the mixer, ffn and family; the table lists every leaf. Blocks are match
 unlike blocks do not matter. The paper's ablations (table 3) also copy parts of the attention: `q`, `k` and
 `v` are thirds of DiT's fused qkv, `o` is the output projection. Heads may differ: the flat width, head after
 head, is the same axis in both. `all` copies the whole attention, from a teacher with the student's own, to
-continue training, for instance at another resolution.
+continue training, for instance at another resolution. A block that has its teacher's own mixer, with the same
+options (some blocks of a hybrid), inherits the whole attention, whatever `copy` says.
 
 What students of a DiT inherit: LiT, EDiT, MoH-DiT, compressed keys: all but the attention. Sana, DyDi-LiT,
 DiG: that without the mlp, which is another network. MoH-DiT and compressed keys with copy 'q,k,v,o': all but
@@ -49,12 +50,13 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
     unlike = _unlike(teacher_arch, student_arch)
     same_ffn = teacher_arch.get('ffn', 'mlp') == student_arch.get('ffn', 'mlp')
+    alike = set() if unlike else _alike(teacher, student)
     flat, rows, misfits, lacking = {}, [], [], []
     for path, leaf in student.flat.items():
         pattern, run = split_run(path)
         attention = 'attn' in path.split('/')
-        foreign = (attention and parts != ALL or pattern.startswith('blocks/mlp/') and not same_ffn
-                   or unlike and run is not None)
+        foreign = (attention and parts != ALL and run not in alike
+                   or pattern.startswith('blocks/mlp/') and not same_ffn or unlike and run is not None)
         found = None if foreign else teacher.find(pattern, student.blocks.get(run))
         fits = found is not None and found.shape == leaf.shape
         if found and not fits and not (attention and parts == ALL):
@@ -73,7 +75,7 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
         notes.append(f'blocks of the families {teacher_arch["family"]} and {student_arch["family"]} have '
                      f'nothing in common')
     else:
-        notes += _copy_attention(flat, rows, teacher, student, () if parts == ALL else parts)
+        notes += _copy_attention(flat, rows, teacher, student, () if parts == ALL else parts, alike)
     notes += _size_notes(teacher_arch, student_arch)
     return unflatten(flat), _report(rows, notes, parts)
 
@@ -215,9 +217,23 @@ def _library(*arrays):
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
+def _alike(teacher: _Blocks, student: _Blocks) -> set[int]:
+    """The student's runs of blocks that have the mixer of the teacher's blocks of the same numbers."""
+    def whole(mixer: Mapping) -> dict:
+        return {**find_mixer(mixer['name']).defaults(), **mixer}
+
+    def theirs(blocks: range) -> list[dict]:
+        return [whole(teacher.mixers[run]) for run, own in teacher.blocks.items()
+                if max(own.start, blocks.start) < min(own.stop, blocks.stop)]
+
+    return {run for run, mixer in student.mixers.items()
+            if all(whole(mixer) == other for other in theirs(student.blocks[run]))}
+
+
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,
-                    parts: tuple[str, ...]) -> list[str]:
-    """Copies the parts into `flat` and marks them in `rows`; returns notes on what has no counterpart."""
+                    parts: tuple[str, ...], alike: set[int]) -> list[str]:
+    """Copies the parts into `flat`, but for the runs that are `alike`, and marks them in `rows`; returns
+    notes on what has no counterpart."""
     if not parts:
         return []
     mixers = {mixer['name'] for model in (teacher, student) for mixer in model.mixers.values()}
@@ -226,6 +242,8 @@ def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Bl
                         f'not say where they lie (`parts` of its class)')
     notes: dict[str, None] = {}
     for run, mixer in student.mixers.items():
+        if run in alike:
+            continue
         taken: dict[str, list[tuple[str, int | None, str]]] = {}
         for part in parts:
             name, index = find_mixer(mixer['name']).parts[part]

@@ -2,7 +2,6 @@
 
 Starting again in the same workdir resumes exactly: batch k and the noise of step k are functions of (seed,
 k), everything else is in the checkpoint. All processes of a run execute this; process 0 writes the log."""
-import functools
 import json
 import logging
 import signal
@@ -24,6 +23,7 @@ from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import setup
 from lit_jax.training.flops import train_macs
+from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     or infinite."""
     # 1. Devices and recipe
     workdir = as_path(workdir)
-    config = peers.together(functools.partial(finalize, config, jax.device_count()))
+    config = peers.together(lambda: finalize(complete(config), jax.device_count()))
     cluster.check_same({'recipe': config.to_dict(), 'workdir': str(workdir), **cluster.code_facts()})
     mesh = make_mesh(config.mesh.to_dict())
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import jax
 from ml_collections import ConfigDict
 
+from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
+from lit_jax.diffusion.settings import RECORDED
 from lit_jax.models.arch import check_partition
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import T5Network
@@ -110,8 +112,9 @@ def check_inputs(config: ConfigDict) -> None:
                         f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), '
                         f'or cache their latents first: python prepare_latents.py --help')
     if config.latent.vae_path and not is_vae_folder(config.latent.vae_path):
-        problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder. One is made by: '
-                        f'python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
+        hint = conversion_hint(config.latent.vae_path) or (
+            f' One is made by: python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
+        problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder.{hint}')
     for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
         if path := config[section].path:
             check_reachable(path)
@@ -119,6 +122,8 @@ def check_inputs(config: ConfigDict) -> None:
             problems.append(f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: python '
                             f'convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
                             f'--config.{section}.path=WORKDIR')
+        elif path and (hint := conversion_hint(path)):
+            problems.append(f'{section}.path: {path} ({use}) is no model folder.{hint}')
     problems += find_text_problems(config)
     try:
         check_data(config, build_source(config))
@@ -154,7 +159,8 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
     captions = {'text': {'encoder': text.encoder or None, 'channels': text.channels, 'tokens': text.tokens}}
     return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
             **(captions | {'classes': None} if is_text(config) else {'classes': class_names}),
-            'latent': LatentSpace.of_recipe(config.latent).published()}
+            'latent': LatentSpace.of_recipe(config.latent).published(),
+            'sampling': {name: config.sample[name] for name in RECORDED}}
 
 
 def load_teacher(config: ConfigDict, mesh) -> Model | None:

@@ -3,6 +3,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint import text_encoder_folder as folder
+from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder
 from lit_jax.data.sources import CAPTIONED, Source
 from lit_jax.recipes.recipe import is_text
@@ -23,6 +24,8 @@ def find_text_problems(config: ConfigDict) -> list[str]:
         return []
     path, text = config.text.encoder_path, config.text
     if not path or not folder.is_text_encoder_folder(path):
+        if path and (hint := conversion_hint(path)):
+            return [f'text.encoder_path: {path} is not a text encoder folder.{hint}']
         return [f'text.encoder_path: {path or "not given"}; to train from the captions of {config.data.name} '
                 f'give the folder of {text.encoder or "the text encoder"} (python convert_torch_ckpt.py '
                 f'PIPELINE/text_encoder --out models/t5), or cache their features first: python '

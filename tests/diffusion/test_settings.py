@@ -1,6 +1,7 @@
 """Settings of a sampler: read from options and cards, checked, and said."""
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,3 +47,10 @@ def test_what_cannot_be_drawn_with_is_refused(change, message):
 def test_a_command_line_needs_no_jax():
     code = 'import sys, lit_jax.commands.sample; print("jax" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'False\n'
+
+
+def test_a_model_that_records_its_defaults_is_asked_first():
+    recorded = PROMPTS.of_model({'sampling': {'method': 'ddim', 'steps': 9, 'cfg_scale': 1.5, 'other': 1}})
+    assert recorded == replace(PROMPTS, method='ddim', steps=9, cfg_scale=1.5)
+    for older in ({}, {'sampling': None}, {'sampling': 3}):
+        assert PROMPTS.of_model(older) == PROMPTS

@@ -13,6 +13,7 @@ from tiers import quick
 
 from lit_jax.convert.torch_import import from_torch_state
 from lit_jax.diffusion.guidance import guide
+from lit_jax.models.arch import mixers_of
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 
@@ -138,10 +139,20 @@ def test_runs_of_unlike_blocks_equal_one_run_of_like_ones():
 
 @pytest.mark.parametrize('stages, said', [
     ([{'depth': 1}, {'depth': 2}], '1 + 2 blocks, model.depth is 4'),
-    ([{'depth': 4, 'heads': 2}], 'not heads')])
+    ([{'depth': 4, 'heads': 2}], 'not heads'), (2, 'must be runs of blocks'), ('every:2', 'short form'),
+    ([{'depth': '2'}, {'depth': 2}], 'model.depth is 4'), ([{'depth': 4, 'mixer': 2}], 'must be options'),
+    ([{'depth': 2}, {'depth': 2, 'mixer': {'name': 'softmax'}}], "'softmax' needs heads"),
+    ([{'depth': 2}, {'depth': 2, 'mixer': {'name': 'softmax', 'heads': 4, 'dwc_kernel': 3}}], 'no option')])
 def test_runs_that_cannot_be_are_refused(stages, said):
     with pytest.raises(UserError, match=said.replace('+', r'\+')):
         staged({'name': 'linear', 'heads': 2}, stages)
+
+
+def test_a_stage_of_another_kind_starts_from_its_own_defaults():
+    base = {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3, 'activation': 'relu'}
+    network = staged(base, [{'depth': 3}, {'depth': 1, 'mixer': {'name': 'softmax', 'heads': 4}}])
+    assert mixers_of(network.arch) == [base, {'name': 'softmax', 'heads': 4}]
+    assert network.abstract()['blocks1']['attn']['qkv']['bias'].shape == (1, 3, 4, 8)
 
 
 def test_an_unknown_ffn_is_refused():

@@ -1,6 +1,7 @@
 """A new mixer is one file: what `toy_mixer` states about itself is all that training, sharding, conversion,
 inheritance and counting know of it."""
 import functools
+import importlib.metadata
 import re
 import sys
 
@@ -16,6 +17,7 @@ from lit_jax.checkpoint.load import load_weights
 from lit_jax.convert.torch_export import export, to_torch_state
 from lit_jax.convert.torch_import import convert
 from lit_jax.data.pipeline import make_pipeline
+from lit_jax.models import mixers
 from lit_jax.models.cost import format_parameters, macs_of, state_bytes
 from lit_jax.models.layers import Linear
 from lit_jax.models.mixers import find_mixer, import_mixer
@@ -190,3 +192,15 @@ def test_a_name_in_a_file_imports_nothing(tmp_path, monkeypatch):
     assert 'unseen_mixer' not in sys.modules
     monkeypatch.setenv('LIT_JAX_MIXERS', 'another,unseen_mixer')
     assert find_mixer('unseen_mixer:ToyMixer').__name__ == 'ToyMixer'
+
+
+def test_an_installed_package_gives_its_mixer_a_short_name(monkeypatch):
+    point = importlib.metadata.EntryPoint('toy', NAME, mixers.ENTRY_POINTS)
+    broken = importlib.metadata.EntryPoint('gone', 'no_such_module:Mixer', mixers.ENTRY_POINTS)
+    monkeypatch.setattr(mixers, '_installed', lambda: {'toy': point, 'gone': broken})
+    assert find_mixer('toy').__name__ == 'ToyMixer'
+    assert recipes.architecture(recipe('toy', heads=2))['mixer']['name'] == 'toy'
+    with pytest.raises(UserError, match='installed as no_such_module:Mixer, which cannot be imported'):
+        find_mixer('gone')
+    with pytest.raises(UserError, match='known: softmax, .*toy'):
+        find_mixer('other')

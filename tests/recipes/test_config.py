@@ -15,9 +15,9 @@ from lit_jax.recipes import recipe
 from lit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# Recipes of `train.py`; those of train_vae.py have fields of their own.
+# Recipes of `train.py` that are whole; those of train_vae.py have fields of their own.
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py')
-                 if path.stem not in ('vae_tiny', 'baselines'))
+                 if path.stem not in ('vae_tiny', 'baselines', 'student'))
 BASELINES = runpy.run_path(str(ROOT / 'configs' / 'baselines.py'))['ROWS']
 
 

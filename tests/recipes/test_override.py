@@ -41,3 +41,9 @@ def test_words_of_a_command_line_become_a_recipe_and_its_changes():
                            (['--config=a', 'train.steps=5'], r'did you mean --config\.train\.steps=5')):
         with pytest.raises(UserError, match=message):
             split_arguments(words)
+
+
+def test_short_forms_of_stages_are_words():
+    config = recipe()
+    override(config, 'model.stages', 'first:1,last:2')
+    assert config.model.stages == ('first:1', 'last:2')

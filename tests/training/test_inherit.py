@@ -9,6 +9,7 @@ import pytest
 from torch_samples import LINEAR, SOFTMAX, random_params, random_state, tiny_arch
 
 from lit_jax.convert.torch_keys import split_run
+from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training.inherit import format_report, inherit_params, parse_copy
@@ -30,7 +31,7 @@ DIG = {key: value for key, value in tiny_arch({'name': 'gla', 'heads': 2}, famil
 # Students of a DiT of three blocks, and which of their leaves are fresh.
 SYSTEMS = {
     'moh': (MOH, '/attn/'),
-    'compressed': (COMPRESSED, '/attn/'),
+    'compressed': (COMPRESSED, 'blocks1/attn/'),        # its first blocks are the teacher's
     'edit': (tiny_arch({'name': 'edit', 'heads': 1}, depth=3), '/attn/'),
     'sana': (tiny_arch({'name': 'sana', 'heads': 1}, depth=3, ffn='mix'), '/(attn|mlp)/'),
     'dydila': (tiny_arch({'name': 'dydila', 'heads': 1}, depth=3, ffn='mix'), '/(attn|mlp)/'),
@@ -180,6 +181,48 @@ def test_parts_of_the_attention_of_other_mixers(name):
         :, :, 2]
     assert np.array_equal(ours.reshape(3, WIDTH, WIDTH), value)
     assert np.array_equal(after['blocks/attn/proj/kernel'].ravel(), theirs['blocks/attn/proj/kernel'].ravel())
+
+
+def test_blocks_with_the_mixer_of_the_teacher_inherit_it():
+    kept = tiny_arch(LINEAR, depth=3, stages=[{'depth': 1, 'mixer': {**SOFTMAX, 'compress': 1}},
+                                              {'depth': 2}])
+    theirs, before, after, report = inherit('v', tiny_arch(depth=3), kept)
+    for path, leaf in after.items():
+        pattern, run = split_run(path)
+        if '/attn/' in path and run == 0:
+            assert np.array_equal(leaf, theirs[pattern][:1]), path
+    assert np.array_equal(after['blocks1/attn/q/kernel'], before['blocks1/attn/q/kernel'])
+    value = theirs['blocks/attn/qkv/kernel'][1:, :, 2].reshape(2, WIDTH, WIDTH)
+    assert np.array_equal(after['blocks1/attn/kv/kernel'][:, :, 1].reshape(2, WIDTH, WIDTH), value)
+    other_heads = tiny_arch(LINEAR, depth=3, stages=[{'depth': 1, 'mixer': {**SOFTMAX, 'heads': 4}},
+                                                     {'depth': 2}])
+    _, before, after, _ = inherit(teacher=tiny_arch(depth=3), student=other_heads)
+    assert np.array_equal(after['blocks0/attn/qkv/kernel'], before['blocks0/attn/qkv/kernel'])
+
+
+RUNS = [{'depth': 2, 'mixer': SOFTMAX}, {'depth': 1, 'mixer': SOFTMAX}]
+
+
+def test_a_hybrid_of_softmax_only_is_its_teacher_bit_for_bit():
+    softmax = tiny_arch(LINEAR, depth=3, stages=RUNS)
+    theirs, _, after, report = inherit(teacher=tiny_arch(depth=3), student=softmax)
+    assert report['totals']['fresh'] == 0
+    for path, leaf in after.items():
+        pattern, run = split_run(path)
+        part = theirs[pattern] if run is None else theirs[pattern][:2] if run == 0 else theirs[pattern][2:]
+        assert np.array_equal(leaf, part), path
+
+
+@pytest.mark.slow
+def test_a_hybrid_of_softmax_only_draws_as_its_teacher_bit_for_bit():
+    whole, hybrid = tiny_arch(depth=3), tiny_arch(LINEAR, depth=3, stages=RUNS)
+    theirs = random_params(whole, 1)
+    ours, _ = inherit_params(theirs, whole, random_params(hybrid, 2), hybrid)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 4), np.float32)
+    t, cond = np.array([3, 900]), {'label': np.array([0, 1])}
+    outputs = [np.asarray(jax.jit(Network(arch).apply)(params, x, t, cond))
+               for arch, params in ((whole, theirs), (hybrid, ours))]
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_parts_that_do_not_fit_are_noted():

@@ -1,8 +1,11 @@
 """Token mixers, one a file, and the table of their short names.
 
 To add one: a file with a subclass of `Mixer`, a recipe that names it, a test. The file may be anywhere: a
-recipe also accepts the name 'package.module:Class'."""
+recipe also accepts the name 'package.module:Class', and the short name under which an installed package
+declares its class as an entry point of the group `lit_jax_mixers`."""
+import functools
 import importlib
+import importlib.metadata
 import inspect
 import os
 import sys
@@ -19,11 +22,14 @@ from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
-from lit_jax.runtime.errors import UserError, did_you_mean
+from lit_jax.runtime.errors import UserError, did_you_mean, shown
 
 MIXERS: dict[str, Any] = {
     'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
     'dydila': DyDiLA, 'sana': SanaAttention, 'gla': GatedLinearAttention}
+
+
+ENTRY_POINTS = 'lit_jax_mixers'
 
 
 def import_mixer(name: str | None) -> Any:
@@ -39,22 +45,49 @@ def import_mixer(name: str | None) -> Any:
 
 
 def find_mixer(name: str | None) -> Any:
-    """The class of a mixer: one of MIXERS, or 'package.module:Class' of a module that is imported. Names also
-    come from model folders and checkpoints, which are data and must not import modules. Modules in the
-    environment variable LIT_JAX_MIXERS, separated by commas, are imported. UserError if none."""
-    if name is not None and name in MIXERS:
+    """The class of a mixer: one of MIXERS, the name of an entry point of an installed package, or
+    'package.module:Class' of a module that is imported. Names also come from model folders and checkpoints,
+    which are data and must not import modules. Modules in the environment variable LIT_JAX_MIXERS, separated
+    by commas, are imported. UserError if none."""
+    if isinstance(name, str) and name in MIXERS:
         return MIXERS[name]
     module, colon, attribute = str(name).partition(':')
-    if not (colon and module and attribute):
-        raise UserError(f'unknown mixer {name!r}{did_you_mean(name, MIXERS)} (model.mixer.name); known: '
-                        f'{", ".join(MIXERS)}, or one of your own as package.module:Class')
+    if colon and module and attribute:
+        return _check_class(name, _imported(name, module, attribute))
+    if isinstance(name, str) and name in _installed():
+        return _check_class(name, _load_installed(name))
+    known = [*MIXERS, *_installed()]
+    raise UserError(f'unknown mixer {shown(name)}{did_you_mean(name, known)} (model.mixer.name); known: '
+                    f'{", ".join(known)}, or one of your own as package.module:Class')
+
+
+def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
         importlib.import_module(module)
     if module not in sys.modules:
         raise UserError(f'the mixer {name!r} is of a module that is not imported, and a model folder or '
                         f'checkpoint does not get to import one: `import {module}` first, or set '
                         f'LIT_JAX_MIXERS={module}')
-    found = getattr(sys.modules[module], attribute, None)
+    return getattr(sys.modules[module], attribute, None)
+
+
+@functools.cache
+def _installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """Mixers of installed packages by their short names; those of lit_jax come first."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
+            if point.name not in MIXERS}
+
+
+def _load_installed(name: str) -> Any:
+    point = _installed()[name]
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'the mixer {name!r} is installed as {point.value}, which cannot be imported: '
+                        f'{error}; install that package again') from error
+
+
+def _check_class(name: str, found: Any) -> Any:
     if not (isinstance(found, type) and issubclass(found, Mixer)):
         raise UserError(f'{name!r} is no mixer: it must be a class derived from '
                         f'lit_jax.models.mixers.mixer.Mixer')
@@ -71,7 +104,8 @@ def check_mixer(mixer: Mapping, width: int) -> Any:
                         f'{", ".join(known)}')
     if missing := [option for option, argument in known.items()
                    if option not in given and argument.default is inspect.Parameter.empty]:
-        raise UserError(f'mixer {name!r} needs {", ".join(missing)}; add it to model.mixer')
+        raise UserError(f'mixer {name!r} needs {", ".join(missing)}; add it to model.mixer, or to the mixer '
+                        f'of its stage')
     heads = mixer.get('heads', 1)
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (
             width % heads and not mixer.get('head_dim')):

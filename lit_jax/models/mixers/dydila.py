@@ -67,6 +67,7 @@ class DyDiLA(Mixer):
               *product('dwc', (3, 3, 1, None), 'depthwise'),
               Leaf('dwc/(square|column|row)', (None, None, 1, None), 'depthwise'))
     parts = QKV_PARTS
+    usual_heads = 1
 
     @staticmethod
     def sets(mixer) -> int:

@@ -99,6 +99,7 @@ class EditAttention(Mixer):
               *product('[kv]', (3, 3, 'K', 'E'), 'depthwise'), *product('proj', ('K', 'E', 'D'), 'linear_in'))
     parts = {'q': ('q', None), 'k': ('k/linear', None), 'v': ('v/linear', None), 'o': ('proj', None)}
     state_bytes = staticmethod(bytes_of_sums)
+    usual_heads = 1
 
     @staticmethod
     def keys(mixer, grid) -> int:

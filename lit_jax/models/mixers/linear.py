@@ -62,6 +62,14 @@ class LinearAttention(Mixer):
     state_bytes = staticmethod(bytes_of_sums)
 
     @classmethod
+    def suggest(cls, teacher) -> dict:
+        """LiT's few wide heads (its supplement, table 1; §4.2 for text), and a kernel that fits the grid."""
+        width, text = teacher['width'], 'caption_channels' in teacher
+        heads = [n for n in (1, 2, 3, 4) if width % n == 0 and (n <= 2 or width >= 256 * n and not text)]
+        small = min(teacher['input_size']) < 5 * teacher['patch']
+        return {'heads': max(heads), 'dwc_kernel': 3 if small else 5}
+
+    @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
         width, head_dim = found.sizes['D'], found.sizes.get('E')
         heads = hints.heads or (width // head_dim if head_dim and width % head_dim == 0 else None)

@@ -25,12 +25,14 @@ class Mixer(nnx.Module):
             (projection, index on the axis of its parts or None).
         losses, statistics, routes: names that it shows (`lit_jax.models.probe`): scalar losses, scalars for
             the log, indices [B, N] of the choices of routers.
+        usual_heads: of a student whose recipe does not say (`suggest`); None: as many as its teacher has.
         published_ffn: a ffn that tells its PyTorch files from those of other mixers with the same tensors."""
     leaves: ClassVar[tuple[Leaf, ...]] = ()
     parts: ClassVar[Mapping[str, tuple[str, int | None]]] = {}
     losses: ClassVar[tuple[str, ...]] = ()
     statistics: ClassVar[tuple[str, ...]] = ()
     routes: ClassVar[tuple[str, ...]] = ()
+    usual_heads: ClassVar[int | None] = None
     published_ffn: ClassVar[str | None] = None
 
     @classmethod
@@ -44,6 +46,11 @@ class Mixer(nnx.Module):
         """The options that have a default."""
         return {name: option.default for name, option in cls.options().items()
                 if option.default is not inspect.Parameter.empty}
+
+    @classmethod
+    def suggest(cls, teacher: Mapping) -> dict:
+        """Values for options that a student's recipe leaves open. teacher: its architecture."""
+        return {'heads': cls.usual_heads or teacher['mixer'].get('heads')}
 
     @staticmethod
     def row_unit(mixer: Mapping) -> int | None:

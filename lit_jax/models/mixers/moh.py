@@ -38,6 +38,14 @@ class MohAttention(Mixer):
     leaves = (*QKV, *(Leaf(f'{ours}/kernel', ('D', None), 'linear', f'{theirs}.weight') for ours, theirs in (
         ('router', 'wg'), ('kinds_router', 'wg_0'), ('shared_router', 'wg_1'))))
     parts, state_bytes = QKV_PARTS, SoftmaxAttention.state_bytes
+
+    @classmethod
+    def suggest(cls, teacher) -> dict:
+        """The teacher's heads: half of them shared, and a third of all routed, as in the smallest MoH-DiT."""
+        heads = teacher['mixer'].get('heads') or 1
+        shared = -(-heads // 2)
+        return {'heads': heads, 'shared': shared, 'routed': min(max(1, heads // 3), heads - shared)}
+
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
         """Routers show shared and routed heads of a layer, qkv their width; `routed` is not in the file."""

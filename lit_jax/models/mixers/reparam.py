@@ -50,13 +50,17 @@ def fold(arch: Mapping, params: dict) -> tuple[dict, dict]:
     """(arch, params) of a trained model with one kernel for its branches: the same function.
 
     Also right for an EMA of the parameters: the sum of averages is the average of sums."""
-    arch = dict(arch)
-    if arch['mixer'].get('dwc', FORMS[0]) == 'branches' and arch['mixer']['name'] == 'dydila':
-        arch['mixer'] = {**arch['mixer'], 'dwc': 'single'}
-    if arch.get('stages'):
-        arch['stages'] = tuple(
-            {**stage, 'mixer': {**stage['mixer'], 'dwc': 'single'}}
-            if stage.get('mixer', {}).get('dwc') == 'branches' else dict(stage) for stage in arch['stages'])
+    def folded(mixer: Mapping, name: str, dwc: str | None) -> dict:
+        """`name` and `dwc`: what the mixer has where it says nothing."""
+        branches = mixer.get('dwc', dwc) == 'branches' and mixer.get('name', name) == 'dydila'
+        return {**mixer, 'dwc': 'single'} if branches else dict(mixer)
+
+    base = arch['mixer']['name']
+    stages = [{**stage, 'mixer': folded(own, base, None if own.get('name', base) == base else FORMS[0])}
+              if (own := stage.get('mixer')) else dict(stage) for stage in arch.get('stages', ())]
+    arch = {**arch, 'mixer': folded(arch['mixer'], base, FORMS[0])}
+    if stages:
+        arch['stages'] = tuple(stages)
     return arch, _fold_tree(params)
 
 

@@ -24,6 +24,7 @@ class SanaAttention(Mixer):
         eps: 1e-8 in the official block, 1e-15 in diffusers. A query with all features zero gives zero."""
     leaves, parts, published_ffn = QKV, QKV_PARTS, 'mix'
     state_bytes, read_torch = staticmethod(bytes_of_sums), staticmethod(read_qkv)
+    usual_heads = 1
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
                  dtype=jnp.float32, rngs: nnx.Rngs):

@@ -60,6 +60,14 @@ class SoftmaxAttention(Mixer):
               Leaf('compressor/norm_bias', ('K', 'E'), 'flat', 'norm.bias'))
     parts = QKV_PARTS
 
+    @classmethod
+    def suggest(cls, teacher) -> dict:
+        """The teacher's own, or DiT's head of 64 channels where it is another mixer's."""
+        width, mixer = teacher['width'], teacher['mixer']
+        if mixer['name'] == 'softmax':
+            return {name: mixer.get(name) for name in ('heads', 'qkv_bias', 'compress')}
+        return {'heads': max(n for n in range(1, max(1, width // 64) + 1) if width % n == 0)}
+
     @staticmethod
     def row_unit(mixer) -> int:
         """Rows of tokens that become one row of keys."""
