@@ -102,7 +102,8 @@ class NpzStore(PartFolder):
         try:
             self._check_content()
         except UserError as error:
-            raise UserError(f'{self.out} is damaged: {error}. Delete it and run the same command again.') from error
+            raise UserError(f'{self.out} is damaged: {error}. Delete it and run the same command '
+                            f'again.') from error
 
     def _check_content(self) -> None:
         """Everything but the pixels of a set in a bucket, which keeps checksums itself."""
