@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 from lit_jax.runtime.paths import as_path, explain_unreadable
 
 _SKIP = 1 << 24
@@ -56,8 +56,8 @@ class Npz:
             self._file.close()
             if isinstance(error, UserError):
                 raise
-            raise UserError(f'{self.path} is not a whole .npz file ({_reason(error)}): it is something else, '
-                            f'or was cut off on its way here. Get or make the file again') from error
+            raise UserError(f'{self.path} is not a whole .npz file ({reason_of(error)}): it is something '
+                            f'else, or was cut off on its way here. Get or make the file again') from error
 
     def __enter__(self) -> 'Npz':
         return self
@@ -173,7 +173,7 @@ class Npz:
         except DAMAGE as error:
             if isinstance(error, UserError):
                 raise
-            raise self._damaged(name, _reason(error)) from error
+            raise self._damaged(name, reason_of(error)) from error
 
     def _damaged(self, name: str, reason) -> UserError:
         return UserError(f'{self.path}: {shown_name(name)} is damaged or cut off ({reason}). Get or make the '
@@ -185,7 +185,3 @@ def shown_names(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return (', '.join(map(shown_name, names[:most])) or 'none') + more
-
-
-def _reason(error: BaseException) -> str:
-    return shown_name(getattr(error, 'strerror', None) or str(error) or 'no reason is given')
