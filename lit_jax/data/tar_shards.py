@@ -37,7 +37,7 @@ _VERSION = 2    # of the cached index
 _THREADS = 8
 _BLOCK = 512    # of a tar file
 _READ = 1 << 20
-_NAMES = ('keys', 'alone', 'orphans', 'empty', 'ignored')
+_NAMES = {'keys': [str], 'alone': [str], 'orphans': [str], 'empty': [str], 'ignored': {str: int}}
 # Columns of the table of members; size -1: no such caption.
 _IMAGE, _TEXT, _JSON, _SIZE = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)
 
@@ -161,7 +161,8 @@ def _save(file, index: TarIndex) -> None:
 
 def _load(file) -> TarIndex:
     with np.load(file) as arrays:
-        return TarIndex(**json.loads(arrays['names'].tobytes()), table=arrays['table'])
+        names = parse_json(arrays['names'].tobytes(), 'the index', _NAMES)
+        return TarIndex(**names, table=arrays['table'])
 
 
 def _fits(index: TarIndex) -> bool:

@@ -61,6 +61,8 @@ def build_reference(request: ReferenceOptions) -> str:
     if not peers.from_lead(builder.begin):
         return f'{builder.out} is there already, made from the same images'
     make_missing(builder, lambda mine: map(builder.make, mine), 'images', seconds=30)
+    if isinstance(source, ImageSource):
+        source.say_ignored()
     return peers.from_lead(builder.finish)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
-from lit_jax.data.images import DECODE_ERRORS, decode
+from lit_jax.data.images import DECODE_ERRORS, Ignored
 from lit_jax.metrics.features import check_images
 from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.json_file import parse_json, read_json, read_lines
@@ -106,6 +106,7 @@ class FolderSet:
         self.count = len(self.names)
         if deep := sum('/' in name for name in self.names):
             LOG.info('%s: %d of the %d images are in its subfolders', self.path, deep, self.count)
+        self._ignored = Ignored(self.count)
         self.shape = self._image(0).shape[:2]
         found = [_NUMBER_AND_CLASS.match(name) for name in self.names]
         self.labels = np.array([int(match[1]) for match in found]) if all(found) else None
@@ -139,7 +140,7 @@ class FolderSet:
         with explain_unreadable(path):
             data = path.read_bytes()
         try:
-            return np.asarray(decode(data))
+            return np.asarray(self._ignored.decode(data, index, str(path)))
         except ValueError as error:
             raise UserError(f'{path} cannot be read: {error}') from error
 
