@@ -166,8 +166,8 @@ def _class_names(found: dict[str, list[str]], base) -> list[str]:
     if found['']:
         if filled:
             raise UserError(f'{base} has both loose images ({shown_name(found[""][0])}, ...) and folders '
-                            f'with images ({shown_name(filled[0])}, ...). Move every image into the folder of '
-                            'its class, or all of them out of the folders to train without classes')
+                            f'with images ({shown_name(filled[0])}, ...). Move every image into the folder '
+                            'of its class, or all of them out of the folders to train without classes')
         return ['']
     if empty := sorted(name for name, files in found.items() if name and not files):
         raise UserError(f'these classes of {base} have no images: {", ".join(map(shown_name, empty[:10]))}'
