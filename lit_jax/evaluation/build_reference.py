@@ -26,7 +26,7 @@ from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json
+from lit_jax.runtime.json_file import plain, read_json
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.npz_reader import Npz
 from lit_jax.runtime.parts import Parts, make_missing
@@ -105,7 +105,7 @@ class _Builder(Parts):
             self._check_finished()
             remove_tree(self.folder)
             return False
-        plan = json.loads(json.dumps(self.plan))
+        plan = plain(self.plan)
         if (begun := read_json(self.folder / 'plan.json', {}, absent=None)) is not None:
             check_alike(begun, plan, 'there', 'now', f'{self.folder} belongs to another reference',
                         'Give another --out, or delete what is there.')

@@ -85,7 +85,7 @@ def test_cached_latents(tmp_path, with_labels, monkeypatch):
             path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items()
                                         if key != 'labels'}))
     else:
-        monkeypatch.setattr(label_index, 'keep_facts', lambda *_, **__: pytest.fail('the notes have the labels'))
+        monkeypatch.setattr(label_index, 'keep_facts', lambda *_, **__: pytest.fail('not needed'))
     chosen = write_list(tmp_path / 'list.txt', 'class 4', 'class 2')
     source = open_source('latents', path=tmp_path / 'latents', classes=chosen, num_classes=2)
     left = [4, 7, 12, 14, 17, 19]
