@@ -12,7 +12,7 @@ import jax
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import check_shape, read_json
+from lit_jax.runtime.json_file import check_shape, plain, read_json
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
@@ -32,7 +32,7 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
     images: what they show. decoding: what, beside the VAE, decides how latents become images."""
     config, vae = pipeline.config, pipeline.vae
     text = {'text_encoder': pipeline.text_facts()} if pipeline.takes == 'text' else {}
-    return json.loads(json.dumps({
+    return plain({
         'format': FORMAT, 'kind': 'pictures',
         'model': {**pipeline.weights_facts(), 'architecture': config['model'],
                   'diffusion': config['diffusion'], 'latent': config['latent']},
@@ -43,7 +43,7 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
         'computed': {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
                      'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
                      **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
-    }))
+    })
 
 
 @functools.cache      # of the code that runs: files may change under a run
