@@ -14,7 +14,9 @@ import os
 from lit_jax.data.captions import CaptionedImages, check_pairs, record_captions
 from lit_jax.data.folder import SUFFIXES, read_image, suffix_of, visible_files
 from lit_jax.data.image_sizes import keep_known, read_sizes
-from lit_jax.runtime.errors import UserError
+from lit_jax.data.same_names import match_names
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
+from lit_jax.runtime.json_file import parse_json, read_lines
 from lit_jax.runtime.paths import explain_unreadable
 from lit_jax.runtime.read_ahead import read_all
 
@@ -58,8 +60,10 @@ def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: boo
     if len(lists) > 1:
         raise UserError(f'{root} has both {" and ".join(lists)}; keep one of them')
     if lists:
-        captions = _read_list(root / lists[0])
-        orphans = sorted(captions.keys() - set(images))
+        listed = _read_list(root / lists[0])
+        pairs = match_names(images, listed)
+        captions = {image: listed[name] for image, name in pairs.items()}
+        orphans = sorted(listed.keys() - set(pairs.values()))
     else:
         captions, orphans = _read_files(root, images, files)
     kept = [file for file in images if captions.get(file)]
@@ -77,28 +81,25 @@ def open_caption_folder(root, *, image_size: int, table: tuple = (), strict: boo
 def _read_list(path) -> dict[str, tuple[str, ...]]:
     """{image: its captions} of a captions.jsonl."""
     captions, lines = {}, {}
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         place = f'line {number} of {path}'
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f'{place} is not valid JSON ({error}): {line[:80]}') from error
+        record = parse_json(line, place)
         fields = record if isinstance(record, dict) else {}
         image = next((fields[name] for name in IMAGE_FIELDS if name in fields), None)
         if not isinstance(image, str):
             raise UserError(f'{place} does not say which image it is of; expected {{"image": "a.jpg", '
-                            f'"caption": "..."}}: {line[:80]}')
+                            f'"caption": "..."}}: {shown(line)}')
         image = image.replace('\\', '/').removeprefix('./')
         if image in lines:
-            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {image}; give an image '
-                            'one line, with a "short" and a "long" caption')
+            raise UserError(f'lines {lines[image]} and {number} of {path} are both of {shown_name(image)}; '
+                            'give an image one line, with a "short" and a "long" caption')
         lines[image] = number
         try:
             captions[image] = record_captions(record)
         except ValueError as error:
-            raise UserError(f'{place}: {error}') from error
+            raise UserError(f'{place}: {reason_of(error)}') from error
     return captions
 
 
@@ -109,18 +110,19 @@ def _read_files(root, images: list[str], files: list[str]) -> tuple[dict[str, tu
     for image in images:
         stem = image[:-len(suffix_of(image))]
         if stem in of and stem in texts:
-            raise UserError(f'{root / of[stem]} and {root / image} share one caption file, {texts[stem]}; '
+            raise UserError(f'{root}: {shown_name(of[stem])} and {shown_name(image)} share one caption file; '
                             'rename one of them and give each its own')
         of[stem] = image
-    stems = [stem for stem in of if stem in texts]
-    found = read_all(lambda stem: _read_text(root / texts[stem]).strip(), stems, _THREADS)
-    captions = {of[stem]: (text,) if text else () for stem, text in zip(stems, found, strict=True)}
-    return captions, sorted(texts[stem] for stem in texts.keys() - of.keys())
+    pairs = match_names(of, texts)
+    found = read_all(lambda stem: _read_text(root / texts[stem]).strip(), pairs.values(), _THREADS)
+    captions = {of[stem]: (text,) if text else () for stem, text in zip(pairs, found, strict=True)}
+    return captions, sorted(texts[stem] for stem in texts.keys() - set(pairs.values()))
 
 
 def _read_text(path) -> str:
+    with explain_unreadable(path):
+        data = path.read_bytes()
     try:
-        with explain_unreadable(path):
-            return path.read_bytes().decode('utf-8-sig')
+        return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 text ({error}); convert it') from error
+        raise UserError(f'{path} is not text in UTF-8 (byte {error.start}); convert it') from error

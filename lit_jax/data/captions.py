@@ -13,8 +13,8 @@ import numpy as np
 from lit_jax.data import buckets
 from lit_jax.data.base import Source, Spec, check_index, stack
 from lit_jax.data.crop import cover_crop
-from lit_jax.data.images import BadImage, ImageSource, decode, to_float
-from lit_jax.runtime.errors import UserError
+from lit_jax.data.images import BadImage, ImageSource, to_float
+from lit_jax.runtime.errors import UserError, shown, shown_name
 
 LOG = logging.getLogger('lit_jax')
 LONG_RATIO = 0.6    # share of long captions, as in LiT
@@ -60,7 +60,7 @@ class CaptionedImages(ImageSource):
         square = self.bucket_of is None
         shape = self.spec.image_shape[:2] if square else self.buckets[self.bucket_of[index]]
         try:
-            return cover_crop(decode(data), shape), index
+            return cover_crop(self.decode(data, index, name), shape), index
         except ValueError as error:
             raise BadImage(name, str(error)) from error
 
@@ -106,8 +106,8 @@ class Captioned(Source):
         tokens = self._tokenizer.encode(list(captions), self._length)
         if tokens.truncated and not self._cut:
             self._cut = True
-            LOG.warning('some captions have more than %d tokens and are cut there, e.g.: %.80s...',
-                        self._length, captions[tokens.truncated[0]])
+            LOG.warning('some captions have more than %d tokens and are cut there, e.g.: %s',
+                        self._length, shown(captions[tokens.truncated[0]]))
         return {'tokens': tokens.ids[[-1, 0]], 'text_mask': tokens.mask[[-1, 0]]}
 
 
@@ -133,7 +133,7 @@ def record_captions(record: Mapping, plain: str = '') -> tuple[str, ...]:
         name = next((name for name in fields if record.get(name) is not None), None)
         value = '' if name is None else record[name]
         if not isinstance(value, str):
-            raise ValueError(f'"{name}" is {value!r:.40}, expected text')
+            raise ValueError(f'"{name}" is {shown(value)}, expected text')
         found.append(value.strip())
     short, long = found[0] or plain.strip(), found[1]
     return tuple(caption for caption in (short, long) if caption)
@@ -153,7 +153,8 @@ def check_pairs(place, left: int, *, alone: Sequence[str], orphans: Sequence[str
     Raises:
         UserError: strict, or nothing is left."""
     kinds = {'images without a caption': alone, 'captions without an image': orphans, 'empty captions': empty}
-    text = '; '.join(f'{len(names)} {kind} ({", ".join(names[:_SHOWN])}{", ..." * (len(names) > _SHOWN)})'
+    text = '; '.join(f'{len(names)} {kind} ({", ".join(map(shown_name, names[:_SHOWN]))}'
+                     f'{", ..." * (len(names) > _SHOWN)})'
                      for kind, names in kinds.items() if names)
     if not left:
         raise UserError(f'{place} has no image with a caption: {text or "it has no images"}. Put a caption '

@@ -17,8 +17,9 @@ import numpy as np
 
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
+from lit_jax.data.same_names import match_names
 from lit_jax.runtime import paths
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown_name
 
 LOG = logging.getLogger('lit_jax')
 SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())
@@ -70,12 +71,13 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     train = base if split == 'train' else split_folder(root, 'train')
     found = _list_images(base)
     names = _class_names(found if base == train else _list_images(train), train)
-    if foreign := [name for name in _class_names(found, base) if name not in names]:
+    own = match_names(names, found)
+    if foreign := [name for name in _class_names(found, base) if name not in own.values()]:
         raise UserError(f'{base} has classes that {train} has not: '
-                        f'{", ".join(name or "loose images" for name in foreign)}. Remove them')
+                        f'{", ".join(shown_name(name) or "loose images" for name in foreign)}. Remove them')
     size = check_asked(f'the folder {base}', asked, len(names))
-    files = [file for name in names for file in found.get(name, ())]
-    counts = [len(found.get(name, ())) for name in names]
+    listed = [found.get(own.get(name, name), ()) for name in names]
+    files, counts = [file for some in listed for file in some], [len(some) for some in listed]
     labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
     return FolderSource(base, files, labels, Spec(size, 3, len(names), tuple(names)), strict=strict)
 
@@ -88,8 +90,8 @@ def split_folder(root, split: str):
         names = set()
     elif names - known:
         raise UserError(f'{root} has splits ({", ".join(sorted(names & known))}) and other folders '
-                        f'({", ".join(sorted(names - known))}). Give the folder of the training images '
-                        'itself, or move the others away')
+                        f'({", ".join(map(shown_name, sorted(names - known)))}). Give the folder of the '
+                        'training images itself, or move the others away')
     if not names and split == 'train':
         return root
     found = next((name for name in SPLITS[split] if name in names), None)
@@ -106,8 +108,8 @@ def _subfolders(root) -> set[str]:
         if root.is_dir():
             try:
                 return {entry.name for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)}
-            except PermissionError as error:
-                raise UserError(f'the folder {root} cannot be read: {error.strerror}') from error
+            except OSError as error:
+                raise UserError(f'the folder {root} cannot be read: {reason_of(error)}') from error
         what = 'is a file' if root.exists() else 'does not exist'
     raise UserError(f'{root} {what}; data.path should be a folder of images, or with one folder per class')
 
@@ -123,7 +125,7 @@ def _list_images(base) -> dict[str, list[str]]:
             found[top if slash else ''].append(path)
         else:
             ignored[suffix] += 1
-    listed = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(10))
+    listed = ', '.join(f'{count} {shown_name(suffix)}' for suffix, count in ignored.most_common(10))
     if not any(found.values()):
         raise UserError(f'there are no images in {base}{f" (other files: {listed})" if ignored else ""}. '
                         f'Known suffixes: {" ".join(sorted(SUFFIXES))}')
@@ -148,7 +150,7 @@ def suffix_of(path: str) -> str:
 def _walk(base: str) -> Iterator[str]:
     """All files below a local folder; links to folders (often classes) are followed, but not in circles."""
     def refuse(error: OSError):
-        raise UserError(f'the folder {error.filename} cannot be read: {error.strerror}') from error
+        raise UserError(f'the folder {error.filename} cannot be read: {reason_of(error)}') from error
 
     for folder, subfolders, names in os.walk(base, onerror=refuse, followlinks=True):
         here = os.path.realpath(folder)
@@ -163,12 +165,12 @@ def _class_names(found: dict[str, list[str]], base) -> list[str]:
     filled = sorted(name for name, files in found.items() if files and name)
     if found['']:
         if filled:
-            raise UserError(f'{base} has both loose images ({found[""][0]}, ...) and folders with images '
-                            f'({filled[0]}, ...). Move every image into the folder of its class, or all of '
-                            'them out of the folders to train without classes')
+            raise UserError(f'{base} has both loose images ({shown_name(found[""][0])}, ...) and folders '
+                            f'with images ({shown_name(filled[0])}, ...). Move every image into the folder '
+                            'of its class, or all of them out of the folders to train without classes')
         return ['']
     if empty := sorted(name for name, files in found.items() if name and not files):
-        raise UserError(f'these classes of {base} have no images: {", ".join(empty[:10])}'
+        raise UserError(f'these classes of {base} have no images: {", ".join(map(shown_name, empty[:10]))}'
                         f'{f" and {len(empty) - 10} more" if len(empty) > 10 else ""}. Fill or delete their '
                         'folders')
     return filled

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
@@ -23,6 +23,7 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
+TRANSPARENCY, ORIENTATION = 'transparency', 'EXIF orientation'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
 # What Pillow raises for damaged files; found by fuzzing.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError,
@@ -39,8 +40,9 @@ class BadImage(UserError):
         self.name, self.reason = name, reason
 
 
-def decode(data: bytes) -> Image.Image:
-    """The first frame of an encoded image, in RGB; EXIF orientation is ignored (`lit_jax.data.crop`).
+def decode(data: bytes, ignored: Callable[[str], object] = lambda kind: None) -> Image.Image:
+    """The first frame of an encoded image, in RGB; transparency and EXIF orientation are ignored, as in ADM
+    (`lit_jax.data.crop`): `ignored` is called with the name of each that the image has.
 
     Raises ValueError with the reason unless it is a complete image with 8 bits per channel."""
     if not data:
@@ -49,11 +51,58 @@ def decode(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.mode[0] in 'IF':  # Pillow would silently clip these to white
             raise ValueError(f'it has more than 8 bits per channel (mode {image.mode}); store it with 8')
+        if image.has_transparency_data:
+            ignored(TRANSPARENCY)
+        if 'exif' in image.info and _is_turned(image):
+            ignored(ORIENTATION)
         return image.convert('RGB')
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'it is no image of a known format ({", ".join(FORMATS)})') from error
     except DECODE_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except DECODE_ERRORS:       # of its EXIF data, which are not needed
+        return False
+
+
+class Ignored:
+    """Counts the images of which something is ignored, and says so: at the first, and once `total` were read.
+    Thread-safe."""
+
+    def __init__(self, total: int):
+        self._total, self._reads, self._lock = total, 0, threading.Lock()
+        self._numbers: dict[str, set[int]] = {}
+        self._said: dict[str, int] = {}
+
+    def decode(self, data: bytes, number: int, name: str) -> Image.Image:
+        """`decode` of image `number`."""
+        image = decode(data, lambda kind: self._note(kind, number, name))
+        with self._lock:
+            self._reads += 1
+            last = self._reads == self._total
+        if last:
+            self.say()
+        return image
+
+    def say(self) -> None:
+        """Logs how many there are, unless that was said."""
+        with self._lock:
+            counts = {kind: len(numbers) for kind, numbers in self._numbers.items()}
+            new, self._said = counts != self._said, counts
+        if new:
+            LOG.info('ignored, as everywhere: %s', ', '.join(f'{kind} of {count} images'
+                                                             for kind, count in counts.items()))
+
+    def _note(self, kind: str, number: int, name: str) -> None:
+        with self._lock:
+            first = kind not in self._numbers
+            self._numbers.setdefault(kind, set()).add(number)
+        if first:
+            LOG.info('%s: its %s is ignored, as that of every image; more are counted, not shown', name, kind)
 
 
 def to_float(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -74,6 +123,7 @@ class ImageSource(Source):
         self.strict = strict
         self.bad: dict[str, str] = {}  # {name: reason} of the damaged images found so far
         self._bad_numbers: dict[int, BadImage] = {}
+        self._ignored: Ignored | None = None
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -113,9 +163,20 @@ class ImageSource(Source):
             raise UserError(f'{name} has label {label}, outside 0..{self.spec.num_classes - 1}; a split '
                             'without labels cannot be used here')
         try:
-            return center_crop(decode(data), self.spec.image_size), label
+            return center_crop(self.decode(data, index, name), self.spec.image_size), label
         except ValueError as error:
             raise BadImage(name, str(error)) from error
+
+    def decode(self, data: bytes, index: int, name: str) -> Image.Image:
+        """`decode` of example `index`, counting what is ignored of it."""
+        with self._lock:
+            self._ignored = self._ignored or Ignored(len(self))
+        return self._ignored.decode(data, index, name)
+
+    def say_ignored(self) -> None:
+        """Logs what was ignored of the images read so far."""
+        if self._ignored is not None:
+            self._ignored.say()
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
         """Pixels and label of the example, or of the next readable one (cyclic)."""

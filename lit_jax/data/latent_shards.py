@@ -12,6 +12,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from lit_jax.data.latents import SHARDS, pack
+from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.parts import Parts
 from lit_jax.runtime.paths import as_path, file_sha256, files_under, fsync_path, is_remote, write_text_atomic
 
@@ -109,7 +111,7 @@ class ShardWriter:
 
 
 def read_note(folder, number: int) -> dict:
-    return json.loads((as_path(folder) / note_name(number)).read_bytes())
+    return read_json(as_path(folder) / note_name(number), {'count': int, 'bytes': int, 'sha256': str})
 
 
 def missing_shards(folder, plan: dict) -> list[int]:
@@ -125,7 +127,7 @@ def _is_made(folder, number: int, sizes: dict[str, int]) -> bool:
         return False
     try:
         return read_note(folder, number)['bytes'] == sizes[name]
-    except (ValueError, LookupError, TypeError):
+    except UserError:
         return False
 
 

@@ -10,7 +10,7 @@ A record of latents with labels: the moments of an image and of its mirror image
 log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Latents with text
 features: lit_jax/data/caption_latents.py."""
 import hashlib
-import json
+import logging
 import os
 import shlex
 from abc import abstractmethod
@@ -23,9 +23,13 @@ from etils import epath
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.label_index import read_labels
 from lit_jax.data.latent_space import LatentSpace
+from lit_jax.runtime import cluster
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, files_under, is_remote
+from lit_jax.runtime.errors import UserError, human_bytes, shown, shown_name
+from lit_jax.runtime.json_file import check_shape, read_json
+from lit_jax.runtime.kept import keep_facts
+from lit_jax.runtime.paths import absolute, file_sha256, files_under, is_remote
+from lit_jax.runtime.read_ahead import read_all
 
 FORMAT, KIND = 1, 'latents'
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
@@ -35,6 +39,15 @@ _MADE_BY = {KIND: f'VAE latents of ImageNet {_COMMAND} --data=imagenet2012',
             'caption_latents': f'VAE latents and text features {_COMMAND} --data=captions --path=IMAGES '
                                f'--text_encoder=ENCODER_FOLDER'}
 _LABEL = np.dtype('<i4')
+LOG = logging.getLogger('lit_jax')
+_SAID, _THREADS = 1 << 30, 8
+_ABSENT = object()
+# What readers need of metadata.json.
+_SHAPE = {'count': int, 'latent_size': int, 'image_size': int, 'dtype': str, 'classes': [str],
+          'source': {'split': str},
+          'vae': {'channels': int, 'downscale': int, 'scale': float, 'shift?': float},
+          'shards': [{'name': str, 'count': int, 'bytes': int, 'sha256': str}],
+          'text?': {'tokens': int, 'width': int}, 'buckets?': [[int]]}
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class CachedLatents(Source):
 
     def notes(self) -> list[dict]:
         """The .json of each shard."""
-        return [json.loads((self.folder / shard['name']).with_suffix('.json').read_bytes())
+        return [read_json((self.folder / shard['name']).with_suffix('.json'), {})
                 for shard in self.metadata['shards']]
 
     @abstractmethod
@@ -173,6 +186,7 @@ def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
                         f'(gcloud storage cp -r), or mount the bucket (gcsfuse) and name that folder')
     metadata = read_metadata(folder, kind)
     _check_files(folder, metadata)
+    _check_sums(folder, metadata)
     if metadata['source']['split'] != split:
         raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is '
                         f'{split!r}. Make those into another folder: python prepare_latents.py '
@@ -191,34 +205,34 @@ def read_metadata(folder, kind: str = KIND) -> dict:
     """metadata.json of a folder. UserError if there is none, with the command that makes or resumes it."""
     folder = absolute(folder)
     try:
-        metadata = json.loads((folder / METADATA).read_bytes())
-    except FileNotFoundError:
+        metadata = read_json(folder / METADATA, absent=_ABSENT)
+    except UserError as error:
+        raise UserError(f'{error}. Delete it; the command that made it checks all shards and writes it '
+                        f'again: {continue_command(folder)}') from error
+    if metadata is _ABSENT:
         if (folder / PREPARATION).exists():
             raise UserError(f'the latents in {folder} are not finished. This command resumes: '
                             f'{continue_command(folder)}') from None
         found = 'holds no latents' if folder.is_dir() else 'does not exist'
         raise UserError(f'{folder} {found}. {_MADE_BY[kind]} --out={shlex.quote(str(folder))}') from None
-    except ValueError as error:
-        raise UserError(f'{folder / METADATA} is damaged: it is not valid JSON ({error}). Delete it; the '
-                        f'command that made it checks all shards and writes it again: '
-                        f'{continue_command(folder)}') from error
     found = metadata.get('kind') if isinstance(metadata, dict) else None
-    if found != kind and found in _MADE_BY:
+    if found != kind and isinstance(found, str) and found in _MADE_BY:
         raise UserError(f'{folder} holds {found}, not {kind}: take --config.data.name={found}, or another '
                         f'folder')
     if found != kind:
         raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
     if metadata.get('format') != FORMAT:
-        raise UserError(f'{folder} has format {metadata.get("format")!r}, this version of lit_jax reads '
+        raise UserError(f'{folder} has format {shown(metadata.get("format"))}, this version of lit_jax reads '
                         f'format {FORMAT}. Use the version that wrote it, or make the latents again')
+    check_shape(metadata, _SHAPE, folder / METADATA)
     return metadata
 
 
 def continue_command(folder) -> str:
     """The command that makes the latents in a folder, or those that are missing or damaged."""
     try:
-        command = json.loads((absolute(folder) / PREPARATION).read_bytes())['command']
-    except (OSError, ValueError, LookupError, TypeError):
+        command = read_json(absolute(folder) / PREPARATION, {'command': str})['command']
+    except UserError:
         command = 'python prepare_latents.py ...'
     return f'{command} --out={shlex.quote(os.fspath(folder))}'
 
@@ -233,6 +247,29 @@ def _check_files(folder, metadata: dict) -> None:
         raise UserError(f'{folder} is not whole; {len(wrong)} of {len(metadata["shards"])} shards are not as '
                         f'they were written ({wrong[0]}). Copy it again, or make these again: '
                         f'{continue_command(folder)}')
+
+
+def _check_sums(folder, metadata: dict) -> None:
+    """Compares the checksums of the shards, until all were right; processes of a run share the work."""
+    first, step = cluster.process()
+    mine = metadata['shards'][first::step]
+
+    def find_damaged(_) -> np.ndarray:
+        if (size := sum(shard['bytes'] for shard in mine)) > _SAID:
+            LOG.info('comparing the checksums of %s of latents in %s, once', human_bytes(size), folder)
+        sums = read_all(lambda shard: file_sha256(folder / shard['name']), mine, _THREADS)
+        if wrong := [shard['name'] for shard, found in zip(mine, sums, strict=True)
+                     if found != shard['sha256']]:
+            raise UserError(f'{folder} is damaged: {len(wrong)} shards have not the sha256 that was written '
+                            f'({shown_name(wrong[0])}). Copy it again, or make these again: '
+                            f'{continue_command(folder)}')
+        return np.array(True)
+
+    states = [os.stat(folder / shard['name']) for shard in mine]
+    facts = '\n'.join([str(folder), *(f'{shard["name"]} {shard["sha256"]} {state.st_size} {state.st_mtime_ns}'
+                                      for shard, state in zip(mine, states, strict=True))])
+    keep_facts('latent_sums', facts, '.npy', make=find_damaged, load=np.load, save=np.save,
+               fits=lambda found: found.shape == () and bool(found))
 
 
 def check_latents(source: CachedLatents, space: LatentSpace, *, where: str = 'in the recipe',

@@ -9,6 +9,7 @@ paper, which does not publish its own. They are, sorted, the labels
 
 Examples are selected by label, without decoding. Folders and prepared latents know their labels; of a tfds
 data set every record is read once, and its labels are cached."""
+import collections
 import hashlib
 import os
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.images import ImageSource
-from lit_jax.runtime.errors import UserError
+from lit_jax.data.same_names import match_names
+from lit_jax.runtime.errors import UserError, shown_name
+from lit_jax.runtime.json_file import read_lines
 
 LISTS = {'sub_imagenet': Path(__file__).with_name('sub_imagenet.txt')}
 
@@ -26,12 +29,12 @@ def class_list(classes: str) -> tuple[str, ...]:
     """The names in a list, given by a key of LISTS or the path of a text file. UserError if it is none."""
     path = LISTS.get(classes) or Path(os.path.expanduser(classes))
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        names = tuple(line.strip() for line in read_lines(path) if line.strip())
+    except UserError as error:
         raise UserError(f'data.classes={classes} is neither a list of lit_jax ({", ".join(LISTS)}) nor a '
                         f'text file with one class a line: {error}') from error
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f'{path} names {", ".join(sorted(twice)[:5])} more than once')
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise UserError(f'{path} names {", ".join(map(shown_name, twice[:5]))} more than once')
     if not names:
         raise UserError(f'{path} names no class')
     return names
@@ -46,13 +49,15 @@ def choose_classes(source: Source, classes: str, num_classes: int | None = None)
     if num_classes not in (None, len(names)):
         raise UserError(f'data.classes={classes} names {len(names)} classes, the recipe asks for '
                         f'{num_classes}; set --config.data.num_classes={len(names)}')
+    number = {name: label for label, name in enumerate(source.class_names)}
+    own = match_names(names, number)
+    if missing := [name for name in names if name not in own]:
+        raise UserError(f'data.classes={classes} names {len(missing)} classes that the data set does not '
+                        f'have ({", ".join(map(shown_name, missing[:5]))}, ...); its {len(number)} classes: '
+                        f'{", ".join(map(shown_name, list(number)[:5]))}, ...')
+    names = tuple(own[name] for name in names)
     if tuple(source.class_names) == names:
         return source
-    number = {name: label for label, name in enumerate(source.class_names)}
-    if missing := [name for name in names if name not in number]:
-        raise UserError(f'data.classes={classes} names {len(missing)} classes that the data set does not '
-                        f'have ({", ".join(missing[:5])}, ...); its {len(number)} classes: '
-                        f'{", ".join(list(number)[:5])}, ...')
     old = np.array([number[name] for name in names])
     new_of = np.full(len(number), -1, np.int32)
     new_of[old] = np.arange(len(names), dtype=np.int32)

@@ -18,7 +18,7 @@ from lit_jax.data.images import BadImage, ImageSource, load_or_bad
 from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
 from lit_jax.evaluation.evaluate_options import ReferenceOptions
-from lit_jax.evaluation.reference import FORMAT, STORED
+from lit_jax.evaluation.reference import FORMAT, STORED, read_meta
 from lit_jax.evaluation.sets import IMAGES
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.metrics.frechet import RunningStatistics
@@ -26,13 +26,16 @@ from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import plain, read_json
 from lit_jax.runtime.npz_file import write_npz
+from lit_jax.runtime.npz_reader import Npz
 from lit_jax.runtime.parts import Parts, make_missing
 from lit_jax.runtime.paths import (
     as_path,
     check_reachable,
     explain_unwritable,
     files_under,
+    is_remote,
     remove_tree,
     write_bytes_atomic,
     write_text_atomic,
@@ -58,6 +61,8 @@ def build_reference(request: ReferenceOptions) -> str:
     if not peers.from_lead(builder.begin):
         return f'{builder.out} is there already, made from the same images'
     make_missing(builder, lambda mine: map(builder.make, mine), 'images', seconds=30)
+    if isinstance(source, ImageSource):
+        source.say_ignored()
     return peers.from_lead(builder.finish)
 
 
@@ -79,6 +84,7 @@ class _Builder(Parts):
         self._shown = np.zeros(count, bool)
         self._shown[chosen] = True
         self._block = space.group * math.ceil(_BLOCK / space.group)
+        self._known: set[int] = set()     # parts that this process wrote, or read without finding damage
         super().__init__(count, self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block))
         images = isinstance(source, ImageSource)
         data = source.identity if images else {'name': request.data, 'count': len(source),
@@ -99,10 +105,9 @@ class _Builder(Parts):
             self._check_finished()
             remove_tree(self.folder)
             return False
-        plan = json.loads(json.dumps(self.plan))
-        if (self.folder / 'plan.json').exists():
-            check_alike(json.loads((self.folder / 'plan.json').read_bytes()), plan, 'there', 'now',
-                        f'{self.folder} belongs to another reference',
+        plan = plain(self.plan)
+        if (begun := read_json(self.folder / 'plan.json', {}, absent=None)) is not None:
+            check_alike(begun, plan, 'there', 'now', f'{self.folder} belongs to another reference',
                         'Give another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
         covariances = 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths)
@@ -112,8 +117,20 @@ class _Builder(Parts):
         return True
 
     def missing(self) -> list[int]:
-        there = files_under(self.folder)
-        return [part for part in self.parts if self._name(part) not in there]
+        """Parts whose file is missing or damaged; in a bucket, which keeps checksums itself, only missing."""
+        there, remote = files_under(self.folder), is_remote(self.folder)
+        self._known &= {part for part in self.parts if self._name(part) in there}
+        self._known |= {part for part in self.parts if self._name(part) in there and part not in self._known
+                        and (remote or self._is_whole(part))}
+        return [part for part in self.parts if part not in self._known]
+
+    def _is_whole(self, part: int) -> bool:
+        try:
+            self._read(part)
+        except UserError as error:
+            LOG.warning('%s; it is made again', error)
+            return False
+        return True
 
     def make(self, part: int) -> None:
         """Reads the images of one part and writes its file."""
@@ -140,19 +157,20 @@ class _Builder(Parts):
         np.savez(file, bad=np.asarray(len(bad)), shown=np.concatenate([none, *shown]), **arrays)
         with explain_unwritable(self.folder, file.tell()):
             write_bytes_atomic(self.folder / self._name(part), file.getvalue())
+        self._known.add(part)
 
     def finish(self) -> str:
         """Merges the parts into the file, in their order."""
         running, bad, shown = self._no_statistics(), 0, 0
         for part in self.parts:
-            with self._read(part) as arrays:
-                bad, shown = bad + int(arrays['bad']), shown + len(arrays['shown'])
-                for kind, statistics in running.items():
-                    if f'{kind}/count' in arrays:
-                        one = RunningStatistics()
-                        one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}'] for name in _SUMS)
-                        one.count = int(one.count)
-                        statistics.merge(one)
+            arrays = self._read(part)
+            bad, shown = bad + int(arrays['bad']), shown + len(arrays['shown'])
+            for kind, statistics in running.items():
+                if f'{kind}/count' in arrays:
+                    one = RunningStatistics()
+                    one.count, one.mean, one.scatter = (arrays[f'{kind}/{name}'] for name in _SUMS)
+                    one.count = int(one.count)
+                    statistics.merge(one)
         arrays = {name: array for kind, names in STORED.items() if kind in running
                   for name, array in zip(names, running[kind].result()[:2], strict=True)}
         count = len(self._examples) - bad
@@ -170,11 +188,21 @@ class _Builder(Parts):
 
     def _images(self) -> Iterator[bytes]:
         for part in self.parts:
-            with self._read(part) as arrays:
-                yield arrays['shown'].tobytes()
+            yield self._read(part)['shown'].tobytes()
 
-    def _read(self, part: int):
-        return np.load(io.BytesIO((self.folder / self._name(part)).read_bytes()))
+    def _read(self, part: int) -> dict[str, np.ndarray]:
+        """UserError if the file is damaged."""
+        path = self.folder / self._name(part)
+        with Npz(path) as file:
+            arrays = {name: file.array(name) for name in file.names}
+        found = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()
+                 if name.endswith('count') or name in ('bad', 'shown')}
+        shown = ((len(arrays.get('shown', ())), *self._source.spec.image_shape[:2], 3), 'u')
+        kinds = [f'{kind}/count' for kind in self._no_statistics()]
+        if found not in ({'bad': ((), 'i'), 'shown': shown, **dict.fromkeys(names, ((), 'i'))}
+                         for names in ((), kinds)):
+            raise UserError(f'{path} is damaged: it is no part of this reference')
+        return arrays
 
     def _image(self, number: int):
         """uint8 [H, W, 3] of a chosen example, or why it cannot be decoded."""
@@ -185,10 +213,13 @@ class _Builder(Parts):
         return np.broadcast_to(image, (*image.shape[:2], 3))
 
     def _check_finished(self) -> None:
-        with self.out.open('rb') as file, np.load(file) as arrays:
-            meta = json.loads(str(arrays['meta'])) if 'meta' in arrays else {}
+        with Npz(self.out) as file:
+            meta = read_meta(file) if 'meta' in file.names else {}
         check_alike({key: meta.get(key) for key in self.plan}, self.plan, 'there', 'now',
                     f'{self.out} exists and is another reference', 'Give another --out, or delete it.')
+        with Npz(self.out) as file:
+            for name in () if is_remote(self.out) else file.names:
+                file.check(name)
 
     def _name(self, part: int) -> str:
         return f'{part:05d}.npz'

@@ -8,21 +8,22 @@
 A file with statistics but no images is enough for FID and sFID. A set of images is enough for all scores: its
 statistics are computed from the images.
 """
-import json
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.evaluation.sets import IMAGES, FolderSet, NpzSet, open_set
 from lit_jax.evaluation.spaces import FeatureSpace
 from lit_jax.metrics.frechet import Statistics
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.json_file import parse_json
+from lit_jax.runtime.npz_reader import Npz, shown_names
 from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256
 
 STORED = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
 FORMAT = 1
+_META = {'count?': int, 'image_size?': int, 'features?': {}}
 
 
 @dataclass
@@ -78,9 +79,9 @@ def _read_npz(path) -> Reference:
         stored = {name: keys for name, keys in STORED.items() if set(keys) <= set(file.names)}
         if not stored and IMAGES not in file.names:
             raise UserError(f'{path} is no reference: expected mu and sigma, or images in {IMAGES}; it '
-                            f'contains {", ".join(file.names) or "no arrays"}')
+                            f'contains {shown_names(file.names)}')
         statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
-        meta = _read_meta(file) if 'meta' in file.names else {}
+        meta = read_meta(file) if 'meta' in file.names else {}
         images = NpzSet(path) if IMAGES in file.names else None
     if meta.get('count'):
         statistics = {name: stats._replace(count=meta['count']) for name, stats in statistics.items()}
@@ -100,15 +101,15 @@ def _read_statistics(file: Npz, mean: str, cov: str) -> Statistics:
     return Statistics(mu, sigma)
 
 
-def _read_meta(file: Npz) -> dict:
-    text = str(file.array('meta'))
+def read_meta(file: Npz) -> dict:
+    """The settings that made a reference. UserError if they are damaged, or of another format."""
     try:
-        meta = json.loads(text)
-    except ValueError:
-        meta = None
-    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
-        raise UserError(f'{file.path}: meta was not written by `evaluate.py reference` of this version: '
-                        f'{text[:80]!r}. Make the reference again')
+        meta = parse_json(file.text('meta'), f'{file.path}: meta', _META)
+    except UserError as error:
+        raise UserError(f'{error}. Make the reference again') from error
+    if meta.get('format') != FORMAT:
+        raise UserError(f'{file.path}: meta was not written by `evaluate.py reference` of this version '
+                        f'(format {shown(meta.get("format"))}, expected {FORMAT}). Make the reference again')
     return meta
 
 

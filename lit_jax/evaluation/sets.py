@@ -1,26 +1,34 @@
 """Sets of images to score: an .npz for ADM's evaluator, or a folder of PNG files, read a block at a time.
 
+Transparency and EXIF orientation are ignored, as everywhere (`lit_jax.data.crop`).
+
 A set has `count`, `shape` (H, W), `labels` (int [count] or None), `card` (the recipe card of sample.py, or
 None), `sha256` of its content, and `blocks(ranges)`: uint8 [n, H, W, 3] for each range of indices.
 """
+import collections
 import hashlib
 import io
-import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
 
-from lit_jax.data.images import decode
-from lit_jax.evaluation.npz_reader import Npz
+from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
+from lit_jax.data.images import DECODE_ERRORS, Ignored
 from lit_jax.metrics.features import check_images
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256, files_under
+from lit_jax.runtime.errors import UserError, shown_name
+from lit_jax.runtime.json_file import parse_json, read_json, read_lines
+from lit_jax.runtime.npz_reader import Npz, shown_names
+from lit_jax.runtime.paths import as_path, explain_unreachable, explain_unreadable, file_sha256
+from lit_jax.sampling.card import is_card
+from lit_jax.sampling.stores import CARD, LIST
 
+LOG = logging.getLogger('lit_jax')
 IMAGES = 'arr_0'
 _LOSSY = frozenset('.jpg .jpeg .jpe .jfif .webp .avif .gif'.split())
-_NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d+)\.png$')     # as sample.py names single images
+_NUMBER_AND_CLASS = re.compile(r'^\d+_class(\d{1,9})\.png$')     # as sample.py names single images
 
 
 def open_set(path) -> 'NpzSet | FolderSet':
@@ -46,7 +54,7 @@ class NpzSet:
         with Npz(self.path) as file:
             if IMAGES not in file.names:
                 raise UserError(f'{self.path} contains no images: expected {IMAGES}, uint8 [N, H, W, 3]; it '
-                                f'has {", ".join(file.names) or "no arrays"}')
+                                f'has {shown_names(file.names)}')
             header = file.header(IMAGES)
             check_images(header.shape, header.dtype, f'{self.path}: {IMAGES}')
             if not header.shape[0]:
@@ -74,24 +82,36 @@ class NpzSet:
 
 
 class FolderSet:
-    """The PNG files directly in a folder, in the order of their names; files of other kinds are ignored."""
+    """The PNG files below a folder, in the order of their names; images of other kinds are refused, other
+    files and hidden ones ignored."""
 
     def __init__(self, path):
         self.path = as_path(path)
-        names = [name for name in files_under(self.path) if '/' not in name and not name.startswith('.')]
-        if lossy := [name for name in names if _suffix(name) in _LOSSY]:
-            raise UserError(f'{self.path} contains {len(lossy)} images in lossy formats ({lossy[0]}, ...), '
-                            f'whose artefacts change the scores. Save samples as PNG or .npz (python '
-                            f'sample.py --out NAME.npz); make a reference of real images with: python '
-                            f'evaluate.py reference --data=folder --path={self.path} ...')
-        self.names = sorted(name for name in names if _suffix(name) == '.png')
+        names = list(visible_files(self.path))
+        kinds = collections.Counter(suffix_of(name) for name in names)
+        lossy = [name for name in names if suffix_of(name) in _LOSSY]
+        others = [name for name in names if suffix_of(name) in SUFFIXES - _LOSSY - {'.png'}]
+        if lossy:
+            raise UserError(f'{self.path} contains {len(lossy)} images in lossy formats '
+                            f'({shown_name(lossy[0])}, ...), whose artefacts change the scores. Save samples '
+                            f'as PNG or .npz (python sample.py --out NAME.npz); make a reference of real '
+                            f'images with: python evaluate.py reference --data=folder --path={self.path} ...')
+        if others:
+            raise UserError(f'{self.path} contains {kinds[".png"]} PNG files and {len(others)} images of '
+                            f'other kinds ({shown_name(others[0])}, ...), which would be left out. Save all '
+                            f'as PNG, or move the others away')
+        self.names = sorted(name for name in names if suffix_of(name) == '.png')
         if not self.names:
             raise UserError(f'there are no PNG files in {self.path}; expected at least one')
         self.count = len(self.names)
-        self.shape = _image(self.path / self.names[0]).shape[:2]
+        if deep := sum('/' in name for name in self.names):
+            LOG.info('%s: %d of the %d images are in its subfolders', self.path, deep, self.count)
+        self._ignored = Ignored(self.count)
+        self.shape = self._image(0).shape[:2]
         found = [_NUMBER_AND_CLASS.match(name) for name in self.names]
         self.labels = np.array([int(match[1]) for match in found]) if all(found) else None
-        self.card = _card_of(self.path / 'card.json', self.count, self.path)
+        self.card = _card_of(self.path / CARD, self.count, self.path)
+        self._check_list()
         self._sha256 = None
 
     @property
@@ -100,7 +120,8 @@ class FolderSet:
         if self._sha256 is None:
             digest = hashlib.sha256()
             for name in self.names:
-                data = (self.path / name).read_bytes()
+                with explain_unreadable(self.path / name):
+                    data = (self.path / name).read_bytes()
                 self._check_size(name, _size(data, self.path / name))
                 digest.update(name.encode() + b'\0' + hashlib.sha256(data).digest())
             self._sha256 = digest.hexdigest()
@@ -108,10 +129,30 @@ class FolderSet:
 
     def blocks(self, ranges: Iterable[range]) -> Iterator[np.ndarray]:
         for wanted in ranges:
-            images = [_image(self.path / self.names[i]) for i in wanted]
+            images = [self._image(i) for i in wanted]
             for i, image in zip(wanted, images, strict=True):
                 self._check_size(self.names[i], image.shape[:2])
             yield np.stack(images)
+
+    def _image(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        path = self.path / self.names[index]
+        with explain_unreadable(path):
+            data = path.read_bytes()
+        try:
+            return np.asarray(self._ignored.decode(data, index, str(path)))
+        except ValueError as error:
+            raise UserError(f'{path} cannot be read: {error}') from error
+
+    def _check_list(self) -> None:
+        """Raises UserError if an image is missing that sample.py drew from a prompt."""
+        if self.card is None or not (self.path / LIST).exists():
+            return
+        lines = [parse_json(line, f'line {number} of {self.path / LIST}', {'file': str})
+                 for number, line in enumerate(read_lines(self.path / LIST), 1) if line.strip()]
+        if missing := sorted({line['file'] for line in lines} - set(self.names)):
+            raise UserError(f'{self.path} lacks {len(missing)} images that its {LIST} lists '
+                            f'({shown_name(missing[0])}, ...). Draw them again, or delete {LIST} and {CARD}')
 
     def _check_size(self, name: str, shape: tuple[int, int]) -> None:
         if tuple(shape) != tuple(self.shape):
@@ -137,35 +178,19 @@ class FirstOf:
 
 def _card_of(path, count: int, where) -> dict | None:
     """The recipe card beside a set, if sample.py wrote one."""
-    try:
-        card = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    card = read_json(path, absent=None)
+    if not is_card(card, path):
         return None
-    if not isinstance(card, dict) or card.get('kind') != 'pictures':
-        return None
-    if (drawn := card['pictures'].get('count', count)) != count:      # cards of prompts do not count
+    drawn = (card.get('pictures') or {}).get('count', count)      # cards of prompts do not count
+    if drawn != count:
         raise UserError(f'{path} is the card of {drawn} images, but {where} contains {count}: images are '
                         f'missing, or the card is of another set. Draw the set again, or delete the card')
     return card
-
-
-def _suffix(name: str) -> str:
-    return '.' + name.rpartition('.')[2].lower()
-
-
-def _image(path) -> np.ndarray:
-    """uint8 [H, W, 3]."""
-    try:
-        return np.asarray(decode(path.read_bytes()))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def _size(data: bytes, path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=('PNG',)) as image:
             return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f'{path} is not a PNG file that can be read: {error}') from error
+    except DECODE_ERRORS as error:
+        raise UserError(f'{path} is not a PNG file that can be read: {shown_name(error)}') from error

@@ -8,27 +8,31 @@ from matplotlib.figure import Figure
 
 from lit_jax.report.html import CURVE_COLOURS
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import as_path, write_bytes_atomic, write_text_atomic
+from lit_jax.sampling.card import SHAPE as CARD_SHAPE
 
 ROWS, TABLE, PLOTS = 'scores.json', 'scores.md', 'scores.png'
 # Metric -> (heading, digits after the point).
 COLUMNS = {'fid': ('FID', 3), 'sfid': ('sFID', 3), 'is': ('IS', 2), 'kid': ('KID', 5), 'skid': ('sKID', 5),
            'precision': ('P', 4), 'recall': ('R', 4), 'density': ('density', 4), 'coverage': ('coverage', 4)}
 
+# What the table needs of a row.
+_ROW = {'id': str, 'scores': {str: (float, None)}, 'impossible?': {str: str}, 'notes?': [str], 'card': {
+    'samples': {'name': str, 'count': int, 'card?': CARD_SHAPE},
+    'reference': {'id': str, 'sha256': str, 'statistics': str},
+    'features': {'flavour': str, 'sha256': str, 'precision': str},
+    'settings': {'pr_mode': str, 'neighbours': int, 'inception_score': str}}}
+
 
 def read_rows(folder) -> list[dict]:
     """The rows of scores.json, [] without one. UserError if the file is something else."""
     path = as_path(folder) / ROWS
     try:
-        rows = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except ValueError:
-        rows = None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {'id', 'scores', 'card'} <= row.keys()
-                                             for row in rows):
-        raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move the file')
-    return rows
+        return read_json(path, [_ROW], absent=[])
+    except UserError as error:
+        raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move the file '
+                        f'({error})') from error
 
 
 def keep_row(folder, row: dict) -> list[dict]:
@@ -53,8 +57,9 @@ def markdown(rows: Sequence[dict]) -> str:
     lines.append('')
     lines += [f'{key}: {about[0][key]}' for key in about[0] if key not in shown and about[0][key] != '']
     said = dict.fromkeys(f'{one["samples"]}: {text}' for one, row in zip(about, rows, strict=True)
-                         for text in (*row['notes'], *(f'{name} is not possible: {why}'
-                                                       for name, why in row['impossible'].items())))
+                         for text in (*row.get('notes', ()), *(
+                             f'{name} is not possible: {why}'
+                             for name, why in (row.get('impossible') or {}).items())))
     return '\n'.join([*lines, *([''] if said else []), *said]) + '\n'
 
 
@@ -62,23 +67,26 @@ def describe(row: Mapping) -> dict[str, str]:
     """The settings of a row as short texts."""
     card, images = row['card'], row['card']['samples']
     recipe = images.get('card') or {}
-    sampler, model, vae = recipe.get('sampler', {}), recipe.get('model', {}), recipe.get('vae') or {}
-    low, high = sampler.get('cfg_interval', (0, 1))
-    provenance = model.get('provenance', {})
+    sampler, model, vae, drawn = (recipe.get(name) or {} for name in ('sampler', 'model', 'vae', 'pictures'))
+    interval = sampler.get('cfg_interval') or [0, 1]
+    # Cards of prompts name a checkpoint in 'weights', those of classes in 'provenance'.
+    provenance = model.get('provenance') or {}
+    step = provenance.get('step', (model.get('weights') or {}).get('step'))
     return {
-        'samples': images['name'], 'step': _text(provenance.get('step')), 'N': _text(images['count']),
-        'method': sampler.get('method', ''), 'steps': _text(sampler.get('steps')),
+        'samples': _text(images['name']), 'step': _text(step), 'N': _text(images['count']),
+        'method': _text(sampler.get('method')), 'steps': _text(sampler.get('steps')),
         'cfg': _text(sampler.get('cfg_scale')), 'cfg channels': _text(sampler.get('cfg_channels')),
-        'cfg interval': '' if (low, high) == (0, 1) else f'{low:g}..{high:g}',
-        'labels': recipe.get('pictures', {}).get('labels', ''),
-        'seed': _text(recipe.get('pictures', {}).get('seed')),
-        'weights': provenance.get('weights', ''), 'VAE': vae.get('id', ''),
-        'reference': card['reference']['id'], 'reference sha256': card['reference']['sha256'][:16],
-        'statistics': card['reference']['statistics'],
-        'features': f'{card["features"]["flavour"]}, weights sha256 {card["features"]["sha256"][:16]}, '
-                    f'precision {card["features"]["precision"]}',
-        'precision and recall': f'{card["settings"]["pr_mode"]}, {card["settings"]["neighbours"]} neighbours',
-        'inception score': card['settings']['inception_score'],
+        'cfg interval': '' if interval == [0, 1] else '..'.join(f'{end:g}' for end in interval),
+        'labels': _text(drawn.get('labels')), 'seed': _text(drawn.get('seed')),
+        'weights': _text(provenance.get('weights')), 'VAE': _text(vae.get('id')),
+        'reference': _text(card['reference']['id']),
+        'reference sha256': _text(card['reference']['sha256'][:16]),
+        'statistics': _text(card['reference']['statistics']),
+        'features': _text(f'{card["features"]["flavour"]}, weights sha256 {card["features"]["sha256"][:16]}, '
+                          f'precision {card["features"]["precision"]}'),
+        'precision and recall': _text(f'{card["settings"]["pr_mode"]}, {card["settings"]["neighbours"]} '
+                                      f'neighbours'),
+        'inception score': _text(card['settings']['inception_score']),
     }
 
 
@@ -97,7 +105,9 @@ def _number(row: Mapping, name: str) -> str:
 
 
 def _text(value) -> str:
-    return '' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
+    """On one line: values may come from cards that others wrote."""
+    text = '' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 _AXES = {'cfg': 'guidance scale', 'steps': 'sampling steps', 'step': 'training step'}

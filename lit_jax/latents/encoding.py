@@ -15,7 +15,7 @@ import numpy as np
 from lit_jax.checkpoint.vae_folder import Vae
 from lit_jax.data import caption_latents, latents
 from lit_jax.data.base import Source
-from lit_jax.data.images import BadImage, load_or_bad
+from lit_jax.data.images import BadImage, ImageSource, load_or_bad
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
 from lit_jax.data.text_features import count_tokens
 from lit_jax.runtime.device_groups import DeviceGroups
@@ -208,6 +208,8 @@ def make_shards(source: Source, records, plan: dict, out, numbers: list[int], *,
                 _, name, reason = note['bad'][0]
                 LOG.warning('left out: %d images of %d that cannot be decoded; the first: %s: %s',
                             len(note['bad']), len(ranges[number]), name, reason)
+    if isinstance(source, ImageSource):
+        source.say_ignored()
 
 
 def _blocks(shard: int, indices: np.ndarray, bucket_of: np.ndarray | None, size: int) -> Iterator[_Block]:

@@ -30,6 +30,7 @@ from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
+from lit_jax.runtime.json_file import plain, read_json
 from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
@@ -189,15 +190,14 @@ def _check_empty(out) -> None:
 
 def _check_claim(out, plan: dict) -> None:
     """Raises UserError, with all differences, if the folder was begun with another plan."""
-    try:
-        old = json.loads((out / PREPARATION).read_bytes())['plan']
-    except FileNotFoundError:
+    if not (out / PREPARATION).exists():
         raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not visible on this host: --out '
-                        f'must be a folder that all hosts share') from None
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f'{out / PREPARATION} is damaged ({error}). Delete the folder and start '
-                        'again') from error
-    check_alike(old, json.loads(json.dumps(plan)), 'there', 'now', f'{out} has other latents',
+                        f'must be a folder that all hosts share')
+    try:
+        old = read_json(out / PREPARATION, {'plan': {}})['plan']
+    except UserError as error:
+        raise UserError(f'{error}. Delete the folder and start again') from error
+    check_alike(old, plain(plan), 'there', 'now', f'{out} has other latents',
                 'Choose another folder, or give the settings it was begun with')
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_jax.runtime.device_groups import DeviceGroups
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown, shown_name
 
 GROUP = 16
 
@@ -141,5 +141,5 @@ def check_images(shape: tuple[int, ...], dtype, what: str = 'images') -> None:
                 '255).astype(np.uint8) for x in [-1, 1]')
     else:
         return
-    raise UserError(f'{what}: {np.dtype(dtype)} {list(shape)}; expected uint8 [N, H, W, 3], values 0 to 255. '
-                    f'{hint}')
+    raise UserError(f'{what}: {shown_name(np.dtype(dtype))} {shown(list(shape))}; expected uint8 '
+                    f'[N, H, W, 3], values 0 to 255. {hint}')

@@ -1,6 +1,6 @@
 """JSON and text from files that anybody may have written: limits, one wording of errors, checked shapes."""
 import json
-import math
+import sys
 from collections.abc import Mapping
 
 from lit_jax.runtime.errors import UserError, shown, shown_name
@@ -107,7 +107,7 @@ def _fits(value, shape) -> bool:
     if shape is None:
         return value is None
     if shape is float:
-        return _is_number(value) and math.isfinite(value)
+        return _is_number(value) and abs(value) <= sys.float_info.max     # not so: NaN, infinity, 10**400
     return _is_number(value) and isinstance(value, int) if shape is int else isinstance(value, shape)
 
 

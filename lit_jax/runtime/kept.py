@@ -3,11 +3,11 @@ import hashlib
 import logging
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from lit_jax.runtime.errors import reason_of
+from lit_jax.runtime.npz_reader import DAMAGE
 from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
@@ -31,14 +31,19 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
             return value
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        LOG.warning('%s cannot be read (%s); it is made again', path, error)
+    except DAMAGE as error:
+        LOG.warning('%s cannot be read (%s); it is made again', path, reason_of(error))
     value = make(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as new:
-            save(new, value)
-        os.replace(new.name, path)
+            try:
+                save(new, value)
+                new.flush()
+                os.replace(new.name, path)
+            except BaseException:
+                os.unlink(new.name)
+                raise
     except OSError as error:
-        LOG.warning('%s cannot be written (%s); it is made again next time', path, error)
+        LOG.warning('%s cannot be written (%s); it is made again next time', path, reason_of(error))
     return value

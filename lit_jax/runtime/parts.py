@@ -1,6 +1,8 @@
 """Long work in parts, each whole or absent, so that an interrupted job resumes with the missing ones."""
+import collections
 import logging
 import math
+import zlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -9,10 +11,19 @@ import numpy as np
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import npy_header
-from lit_jax.runtime.paths import as_path, explain_unwritable, files_under, write_bytes_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    explain_unreadable,
+    explain_unwritable,
+    files_under,
+    is_remote,
+    write_bytes_atomic,
+)
 from lit_jax.runtime.progress import Progress
 
 LOG = logging.getLogger('lit_jax')
+_SUM = 16           # bytes of a checksum, see `_sum`
+_BLOCK = 1 << 20
 
 
 class Parts:
@@ -31,18 +42,32 @@ class Parts:
 
 
 class PartFolder(Parts):
-    """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy."""
+    """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy.
+
+    After its rows a file has the CRC-32 of what stands before. Files of earlier versions have none, and are
+    taken for whole by their size."""
 
     def __init__(self, folder, count: int, size: int, row: tuple[int, ...], dtype):
         super().__init__(count, size)
         self.folder, self.row, self.dtype = as_path(folder), tuple(row), np.dtype(dtype)
+        self._known: set[int] = set()     # parts that this process wrote, or whose checksums it compared
+        self._said: set[str] = set()
 
     def missing(self) -> list[int]:
-        """Parts whose file is missing or has the wrong size."""
-        sizes = files_under(self.folder)
-        parts = [part for part in self.parts if sizes.get(self._name(part)) != self._file_size(part)]
-        if broken := [self._name(part) for part in parts if self._name(part) in sizes]:
-            LOG.warning('%s: %s incomplete, will be made again', self.folder, ', '.join(broken))
+        """Parts whose file is missing or damaged; in a bucket, which keeps checksums itself, by size only."""
+        sizes, remote = files_under(self.folder), is_remote(self.folder)
+        parts, broken = [], []
+        for part in self.parts:
+            size, rows = sizes.get(self._name(part)), self._file_size(part)
+            if size in (rows, rows + _SUM) and (remote or part in self._known or self._is_whole(part)):
+                self._known.add(part)
+                continue
+            parts.append(part)
+            if size is not None:
+                broken.append(self._name(part))
+        if set(broken) - self._said:
+            self._said |= set(broken)
+            LOG.warning('%s: %s incomplete or damaged, will be made again', self.folder, ', '.join(broken))
         return parts
 
     def write(self, part: int, rows: np.ndarray) -> None:
@@ -51,35 +76,56 @@ class PartFolder(Parts):
         if rows.shape != shape:
             raise ValueError(f'part {part} has shape {rows.shape}, expected {shape}')
         with explain_unwritable(self.folder, rows.nbytes):
-            write_bytes_atomic(self.folder / self._name(part),
-                               npy_header(rows.shape, self.dtype) + rows.tobytes())
+            data = npy_header(rows.shape, self.dtype) + rows.tobytes()
+            write_bytes_atomic(self.folder / self._name(part), data + _sum(zlib.crc32(data)))
+        self._known.add(part)
 
-    def open(self, part: int):
-        """The file of a part, positioned after its header."""
-        file = (self.folder / self._name(part)).open('rb')
-        file.read(self._header_size(part))
-        return file
+    def blocks(self, part: int) -> Iterator[bytes]:
+        """The rows of a part, a piece at a time. UserError at the end if they are damaged."""
+        path, left = self.folder / self._name(part), self.bytes(len(self.span(part)))
+        with explain_unreadable(path), path.open('rb') as file:
+            crc = zlib.crc32(file.read(self._header_size(part)))
+            while left and (block := file.read(min(left, _BLOCK))):
+                crc, left = zlib.crc32(block, crc), left - len(block)
+                yield block
+            written = file.read(_SUM + 1)
+        if left or written not in (b'', _sum(crc)):
+            self._known.discard(part)
+            raise UserError(f'{path} is damaged: its bytes are not those that were written. The same command '
+                            f'again makes it again')
 
     def read(self) -> np.ndarray:
+        """All rows. UserError if a part is damaged."""
         rows = np.empty((self.count, *self.row), self.dtype)
         for part in self.parts:
-            with self.open(part) as file:
-                rows[self.span(part).start:self.span(part).stop] = np.frombuffer(
-                    file.read(), self.dtype).reshape(-1, *self.row)
+            rows[self.span(part).start:self.span(part).stop] = np.frombuffer(
+                b''.join(self.blocks(part)), self.dtype).reshape(-1, *self.row)
         return rows
 
     def bytes(self, rows: int) -> int:
         return rows * math.prod(self.row) * self.dtype.itemsize
 
+    def _is_whole(self, part: int) -> bool:
+        try:
+            collections.deque(self.blocks(part), maxlen=0)
+        except UserError:
+            return False
+        return True
+
     def _header_size(self, part: int) -> int:
         return len(npy_header((len(self.span(part)), *self.row), self.dtype))
 
     def _file_size(self, part: int) -> int:
+        """Without the checksum."""
         return self._header_size(part) + self.bytes(len(self.span(part)))
 
     def _name(self, part: int) -> str:
         span = self.span(part)
         return f'{span.start:09d}-{span.stop:09d}.npy'
+
+
+def _sum(crc: int) -> bytes:
+    return b'\ncrc32 %08x\n' % crc
 
 
 def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, seconds: float = 10) -> int:

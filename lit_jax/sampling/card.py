@@ -12,12 +12,17 @@ import jax
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import check_shape, plain, read_json
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
 # Folders and files of lit_jax that decide an image's numbers.
 CODE = ('models', 'diffusion', 'sampling', 'text', 'runtime/compiler.py', 'runtime/device_groups.py',
         'runtime/dtypes.py')
+# What readers of a card need of it; `make_card` writes more.
+SHAPE = {'kind?': str, 'pictures?': {'count?': int}, 'vae?': {},
+         'model?': {'provenance?': {'step?': float}, 'weights?': {'step?': float}},
+         'sampler?': {'steps?': int, 'cfg_scale?': float, 'cfg_interval?': [float]}}
 UINT8 = 'clip(127.5 x + 128, 0, 255), fraction cut off (DiT)'
 
 
@@ -27,7 +32,7 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
     images: what they show. decoding: what, beside the VAE, decides how latents become images."""
     config, vae = pipeline.config, pipeline.vae
     text = {'text_encoder': pipeline.text_facts()} if pipeline.takes == 'text' else {}
-    return json.loads(json.dumps({
+    return plain({
         'format': FORMAT, 'kind': 'pictures',
         'model': {**pipeline.weights_facts(), 'architecture': config['model'],
                   'diffusion': config['diffusion'], 'latent': config['latent']},
@@ -38,7 +43,7 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
         'computed': {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
                      'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
                      **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
-    }))
+    })
 
 
 @functools.cache      # of the code that runs: files may change under a run
@@ -59,15 +64,19 @@ def check_same_card(there: dict, mine: dict, where) -> None:
 
 def read_card(path) -> dict | None:
     """The card in a file; None where there is no file. UserError where it is no card."""
-    try:
-        card = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if (content := read_json(path, absent=None)) is None and not path.exists():
         return None
-    except ValueError:
-        card = None
-    if not isinstance(card, dict) or card.get('kind') != 'pictures':
+    if not is_card(content, path):
         raise UserError(f'{path} is in the way: it is no recipe card of sample.py. Give another --out.')
-    return card
+    return content
+
+
+def is_card(content, path) -> bool:
+    """Whether the content of a JSON file is a recipe card. UserError for a damaged card."""
+    if not isinstance(content, dict) or content.get('kind') != 'pictures':
+        return False
+    check_shape(content, SHAPE, path)
+    return True
 
 
 def card_text(card: dict) -> str:

@@ -4,26 +4,41 @@
     OUT.json             the recipe card
     OUT.npz.parts/       while it is drawn: card.json and one .npy a part; gone when the set is whole
 
-A part is whole or absent. The bytes of the finished file depend on the images alone, so a run that was
-interrupted, however often, ends with the same bytes as one that was not."""
+A part is whole or absent, and made again where its checksum (of a PNG file: those in it) says that it was
+damaged later. The bytes of the finished file depend on the images alone, so a run that was interrupted,
+however often, ends with the same bytes as one that was not."""
 import json
+import logging
 import math
-import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lit_jax.report.grids import save_png
 from lit_jax.runtime import storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.json_file import parse_json, read_lines
 from lit_jax.runtime.npz_file import write_npz
+from lit_jax.runtime.npz_reader import Npz, shown_names
 from lit_jax.runtime.parts import PartFolder, Parts
-from lit_jax.runtime.paths import as_path, explain_unwritable, files_under, remove_tree, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    explain_unreadable,
+    explain_unwritable,
+    files_under,
+    is_remote,
+    remove_tree,
+    write_text_atomic,
+)
+from lit_jax.runtime.read_ahead import read_all
 from lit_jax.sampling.card import card_text, check_same_card, read_card
 
+LOG = logging.getLogger('lit_jax')
 CARD, LIST = 'card.json', 'prompts.jsonl'
 PART = 128               # images of a part, about: the most that an interruption costs each host
-_BLOCK = 1 << 20
+_THREADS = 16
+_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 
 def part_size(group: int) -> int:
@@ -76,9 +91,7 @@ class NpzStore(PartFolder):
 
     def _blocks(self) -> Iterator[bytes]:
         for part in self.parts:
-            with self.open(part) as file:
-                while block := file.read(_BLOCK):
-                    yield block
+            yield from self.blocks(part)
 
     def _check_finished(self) -> None:
         card = read_card(self.card_path)
@@ -86,9 +99,25 @@ class NpzStore(PartFolder):
             raise UserError(f'{self.out} exists, and no recipe card {self.card_path.name} says what it is. '
                             f'It is not overwritten: give another --out.')
         check_same_card(card, self.card, self.out)
-        with self.out.open('rb') as file:
-            if not zipfile.is_zipfile(file):
-                raise UserError(f'{self.out} is damaged (cut off). Delete it and run the same command again.')
+        try:
+            self._check_content()
+        except UserError as error:
+            raise UserError(f'{self.out} is damaged: {error}. Delete it and run the same command '
+                            f'again.') from error
+
+    def _check_content(self) -> None:
+        """Everything but the pixels of a set in a bucket, which keeps checksums itself."""
+        with Npz(self.out) as file:
+            if sorted(file.names) != ['arr_0', 'arr_1']:
+                raise UserError(f'it has {shown_names(file.names)}, not arr_0 and arr_1')
+            images, wanted = file.header('arr_0'), (self.count, *self.row)
+            if (images.shape, images.dtype) != (wanted, np.uint8):
+                raise UserError(f'arr_0 is {images.dtype} {shown(list(images.shape))}, expected uint8 '
+                                f'{list(wanted)}')
+            if not np.array_equal(file.array('arr_1'), self.labels):
+                raise UserError('arr_1 has other labels than its recipe')
+            if not is_remote(self.out):
+                file.check('arr_0')
 
 
 class FolderStore(Parts):
@@ -100,6 +129,8 @@ class FolderStore(Parts):
                  mixed: bool = False):
         super().__init__(len(names), size)
         self.out, self.card, self.names, self.lines, self._mixed = as_path(out), card, names, lines, mixed
+        self._whole: set[str] = set()     # files that this process wrote, or whose checksums it compared
+        self._said: set[str] = set()
 
     def begin(self) -> int | None:
         """As `NpzStore.begin`."""
@@ -111,31 +142,65 @@ class FolderStore(Parts):
         elif found := [name for name in there if not self._mixed or name.endswith('.png')]:
             raise UserError(f'{self.out} is not empty ({found[0]}), and no {CARD} says what it is. Give '
                             f'another --out, or empty it.')
+        listed = self._list()
         self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.out / CARD, card_text(self.card))
         if self.lines:
-            self._write_list()
-        return sum(name not in there for name in self.names) or None
+            write_text_atomic(self.out / LIST, listed)
+        return len(self._lacking()) or None
 
-    def _write_list(self) -> None:
-        """Adds to the lines of images that an earlier command drew."""
+    def _list(self) -> str:
+        """The lines of the list, with those of images that an earlier command drew."""
+        if not self.lines:
+            return ''
         path = self.out / LIST
-        old = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-        lines = {line['file']: line for line in [*map(json.loads, old), *self.lines]}
-        write_text_atomic(path, ''.join(json.dumps(lines[name], ensure_ascii=False) + '\n'
-                                        for name in sorted(lines)))
+        old = [parse_json(line, f'line {number} of {path}', {'file': str})
+               for number, line in enumerate(read_lines(path) if path.is_file() else (), 1) if line.strip()]
+        lines = {line['file']: line for line in [*old, *self.lines]}
+        return ''.join(json.dumps(lines[name], ensure_ascii=False) + '\n' for name in sorted(lines))
 
     def missing(self) -> list[int]:
-        there = files_under(self.out)
-        return sorted({i // self.size for i, name in enumerate(self.names) if name not in there})
+        return sorted({i // self.size for i in self._lacking()})
+
+    def _lacking(self) -> list[int]:
+        """Numbers of the images that are missing or damaged; in a bucket, which keeps checksums itself, only
+        empty files are."""
+        sizes, remote = files_under(self.out), is_remote(self.out)
+        unknown = [name for name in self.names if sizes.get(name) and name not in self._whole]
+        found = [True] * len(unknown) if remote else read_all(
+            lambda name: _is_whole_png(self.out / name), unknown, _THREADS)
+        self._whole |= {name for name, whole in zip(unknown, found, strict=True) if whole}
+        lacking = [i for i, name in enumerate(self.names) if not (sizes.get(name) and name in self._whole)]
+        broken = [self.names[i] for i in lacking if self.names[i] in sizes]
+        if set(broken) - self._said:
+            self._said |= set(broken)
+            LOG.warning('%s: %s damaged, will be drawn again', self.out,
+                        f'{", ".join(broken[:5])}{f" and {len(broken) - 5} more" * (len(broken) > 5)}')
+        return lacking
 
     def write(self, part: int, images: np.ndarray) -> None:
         for i, image in zip(self.span(part), images, strict=True):
-            if not (self.out / self.names[i]).exists():
-                save_png(self.out / self.names[i], image)
+            path = self.out / self.names[i]
+            if not (self.names[i] in self._whole or path.exists() and _is_whole_png(path)):
+                save_png(path, image)
+            self._whole.add(self.names[i])
 
     def finish(self) -> None:
         pass     # the files are the set
 
     def describe(self) -> str:
         return f'{self.out}/: {self.count} PNG files, recipe in {CARD}'
+
+
+def _is_whole_png(path) -> bool:
+    """Whether all chunks of a PNG file have the CRC-32 that was written with them, to the last one."""
+    with explain_unreadable(path):
+        data = path.read_bytes()
+    at, kind = len(_SIGNATURE), b''
+    while kind != b'IEND':
+        end = at + 12 + int.from_bytes(data[at:at + 4])
+        kind = data[at + 4:at + 8]
+        if end > len(data) or zlib.crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end]):
+            return False
+        at = end
+    return data.startswith(_SIGNATURE) and at == len(data)

@@ -225,7 +225,7 @@ def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('\n{"image": "a.png", "cap', r'line 2 of .*captions.jsonl is not valid JSON'),
+    ('\n{"image": "a.png", "cap', r'line 2 of .*captions.jsonl is damaged, it is not JSON'),
     ('{"caption": "a"}', 'line 1 of .* does not say which image'),
     ('["a.png"]', 'does not say which image'),
     ('{"image": "a.png", "caption": "1"}\n\n{"image": "a.png", "caption": "2"}',
@@ -233,15 +233,30 @@ def test_strict_takes_empty_captions_for_none(tmp_path, caplog):
     ('{"image": "a.png", "caption": 3}', r'line 1 of .*: "caption" is 3, expected text'),
     ('{"image": "b.png", "caption": "b"}', '1 images without a caption .a.png.; 1 captions without an image '
                                            '.b.png.'),
-    (b'\xff\xfe\x00', 'is not UTF-8 text')])
+    (b'\xff\xfe\x00', 'is not text in UTF-8')])
 def test_broken_lists_are_refused(text, message, tmp_path):
     folder = write_captions(tmp_path / 'x', **{'a.png': image(), 'captions.jsonl': text})
     with pytest.raises(UserError, match=message):
         opened(folder)
 
 
+def test_names_of_one_look_belong_together(tmp_path):
+    """As macOS and others write an accented letter: NFD and NFC."""
+    one, two = 'cafe\u0301', 'caf\u00e9'
+    listed = lines({'image': f'{two}.png', 'caption': 'a cafe'})
+    beside = write_captions(tmp_path / 'beside', **{f'{one}.png': image(), f'{two}.txt': 'a cafe'})
+    for folder in (beside, write_captions(tmp_path / 'listed', **{f'{one}.png': image(),
+                                                                  'captions.jsonl': listed})):
+        source = opened(folder, strict=True)
+        assert (source.files, source.texts) == ([f'{one}.png'], [('a cafe',)])
+    both = write_captions(tmp_path / 'both', **{f'{name}.{end}': image() if end == 'png' else name
+                                                for name in (one, two) for end in ('png', 'txt')})
+    assert {file[:-4]: texts[0] for file, texts in zip(opened(both).files, opened(both).texts, strict=True)
+            } == {one: one, two: two}
+
+
 @pytest.mark.parametrize('files, message', [
-    ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'a.jpg and .*a.png share one caption file, a.txt'),
+    ({'a.jpg': image(), 'a.png': image(), 'a.txt': 'a'}, 'x: a.jpg and a.png share one caption file'),
     ({'a.png': image(), 'captions.jsonl': '', 'metadata.jsonl': ''},
      'has both captions.jsonl and metadata.jsonl'),
     ({'a.png': image()}, '1 images without a caption'),

@@ -49,6 +49,23 @@ def test_pixels_are_in_minus_one_to_one():
     np.testing.assert_allclose(values, np.arange(256) / 127.5 - 1, atol=1.2e-7)
 
 
+def test_what_is_ignored_of_images_is_said_once_and_counted(caplog):
+    caplog.set_level('INFO', 'lit_jax')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures = [encoded(noise(20, 17), 'JPEG', exif=turned), encoded(noise(20, 17, 'RGBA')), GOOD[0],
+                encoded(noise(20, 17), 'JPEG', exif=b'Exif\0\0no such thing'),
+                encoded(noise(20, 17, seed=1), 'JPEG', exif=turned)]
+    source = Images(pictures)
+    for _ in range(2):
+        source.take(range(5))
+    assert [record.getMessage() for record in caplog.records] == [
+        'image 0: its EXIF orientation is ignored, as that of every image; more are counted, not shown',
+        'image 1: its transparency is ignored, as that of every image; more are counted, not shown',
+        'ignored, as everywhere: EXIF orientation of 2 images, transparency of 1 images']
+    np.testing.assert_array_equal(source[0]['image'], to_float(center_crop(decode(pictures[0]), 8)))
+
+
 def test_elements_keep_the_contract():
     source = Images(GOOD)
     element = source[5]

@@ -6,6 +6,7 @@ import pytest
 from buckets import bucket  # noqa: F401
 from latent_sets import moments_of, write_latents
 
+from lit_jax.data import latents
 from lit_jax.data.augment import random_flip
 from lit_jax.data.base import random_generator
 from lit_jax.data.latent_space import LatentSpace
@@ -13,6 +14,7 @@ from lit_jax.data.latents import check_latents, choose_mirror, first_of_both, op
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import open_source
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_a_half_written_set_is_refused_with_the_command_that_goes_on(folder):
 
 
 @pytest.mark.parametrize('content, message', [
-    ('{"kind": "lat', 'not valid JSON'), ('{"kind": "vae"}', 'does not describe latents'),
+    ('{"kind": "lat', 'it is not JSON'), ('{"kind": "vae"}', 'does not describe latents'),
     ('{"kind": "latents", "format": 2}', 'format 2, this version of lit_jax reads format 1')])
 def test_other_metadata_is_refused(folder, content, message):
     (folder / 'metadata.json').write_text(content)
@@ -140,13 +142,27 @@ def test_a_missing_or_shortened_shard_is_refused(folder):
         open_latents(folder)
 
 
+def test_a_shard_of_another_set_is_refused_and_right_ones_are_compared_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('LIT_JAX_CACHE', str(tmp_path / 'cache'))
+    open_latents(folder)
+    looked = []
+    monkeypatch.setattr(latents, 'file_sha256', lambda path: looked.append(path) or file_sha256(path))
+    open_latents(folder)
+    assert not looked
+    path = folder / 'shards' / '00001.array_record'
+    path.write_bytes((folder / 'shards' / '00000.array_record').read_bytes())
+    with pytest.raises(UserError, match='1 shards have not the sha256 .*00001.array_record'):
+        open_latents(folder)
+    assert looked
+
+
 def test_a_damaged_record_is_an_error_not_another_image(folder):
     path = folder / 'shards' / '00001.array_record'
     data = bytearray(path.read_bytes())
     place = data.index(moments_of(7).tobytes()) + 100
     data[place] ^= 1
-    path.write_bytes(data)
     source = open_latents(folder)
+    path.write_bytes(data)      # later than the checksums were compared
     with pytest.raises(UserError, match=r'latents 7 of .* cannot be read: .*--out='):
         source.take([1, 7])
 

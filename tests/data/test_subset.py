@@ -8,6 +8,7 @@ from latent_sets import moments_of, write_latents, write_tiny_vae
 from tiny import tiny_recipe
 from tiny_datasets import shapes
 
+from lit_jax.data import label_index
 from lit_jax.data.latents import open_latents
 from lit_jax.data.prepare_imagenet import synsets
 from lit_jax.data.sources import open_source
@@ -15,7 +16,6 @@ from lit_jax.data.subset import choose_classes, class_list
 from lit_jax.data.tfds_images import TfdsSource
 from lit_jax.latents.prepare import prepare_latents
 from lit_jax.latents.prepare_options import PrepareOptions
-from lit_jax.runtime import kept
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.setup import build_source
 
@@ -85,7 +85,7 @@ def test_cached_latents(tmp_path, with_labels, monkeypatch):
             path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items()
                                         if key != 'labels'}))
     else:
-        monkeypatch.setattr(kept, 'cache_folder', lambda: pytest.fail('the notes have the labels'))
+        monkeypatch.setattr(label_index, 'keep_facts', lambda *_, **__: pytest.fail('not needed'))
     chosen = write_list(tmp_path / 'list.txt', 'class 4', 'class 2')
     source = open_source('latents', path=tmp_path / 'latents', classes=chosen, num_classes=2)
     left = [4, 7, 12, 14, 17, 19]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.evaluation.sets import FirstOf, open_set
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.npz_reader import Npz
 
 
 def image_set(count=40, side=8, seed=0):

@@ -19,12 +19,12 @@ from inception_samples import pixels
 from torchvision_shim import import_oracle
 
 from lit_jax.convert import inception_weights
-from lit_jax.evaluation.npz_reader import Npz
 from lit_jax.metrics.features import FeatureExtractor, Features
 from lit_jax.metrics.frechet import Statistics, frechet_distance, statistics
 from lit_jax.metrics.inception_score import inception_score
 from lit_jax.metrics.manifold import precision_recall
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.npz_reader import Npz
 
 REFERENCE, SAMPLES = 'VIRTUAL_imagenet256_labeled.npz', 'admnet_guided_upsampled_imagenet256.npz'
 PART = 512

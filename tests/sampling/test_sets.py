@@ -138,7 +138,7 @@ def test_a_part_that_was_cut_off_is_drawn_again(request_of, tmp_path, monkeypatc
     part = tmp_path / 'set.npz.parts' / '000000000-000000128.npy'
     part.write_bytes(part.read_bytes()[:-1])
     draw(request_of)
-    assert '000000000-000000128.npy incomplete, will be made again' in caplog.text
+    assert '000000000-000000128.npy incomplete or damaged, will be made again' in caplog.text
     assert (tmp_path / 'set.npz').read_bytes() == (tmp_path / 'straight.npz').read_bytes()
 
 

@@ -9,9 +9,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown
+from lit_jax.runtime.json_file import parse_json, read_lines
 from lit_jax.runtime.paths import as_path
 
+_LINE = {'image': str, 'detections': [
+    {'class': str, 'box': [float], 'confidence?': float, 'color?': str}]}
 OUTSIDE = '#999'      # colour of everything that is not the object
 
 
@@ -64,7 +67,7 @@ class StoredDetections:
         if not self._path.is_file():
             raise UserError(f'{path} does not exist; give a file of detections, one JSON object per line')
         self._found = {}
-        for number, line in enumerate(self._path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_lines(self._path), 1):
             if line.strip():
                 name, detections = _read_line(line, f'{path}, line {number}')
                 self._found[name] = detections
@@ -94,10 +97,10 @@ def detection_line(name: str, detections: Sequence[Detection]) -> str:
 
 def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
     try:
-        entry = json.loads(line)
-        return str(entry['image']), [_read_detection(found) for found in entry['detections']]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{where} is not a line of detections ({type(error).__name__}: {error}); expected '
+        entry = parse_json(line, where, _LINE)
+        return entry['image'], [_read_detection(found) for found in entry['detections']]
+    except ValueError as error:
+        raise UserError(f'{where} is not a line of detections ({reason_of(error)}); expected '
                         '{"image": NAME, "detections": [{"class": NAME, "box": [left, top, right, bottom], '
                         '"confidence": 0.9}]}') from error
 
@@ -105,5 +108,6 @@ def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
 def _read_detection(found: Mapping) -> Detection:
     box = tuple(float(x) for x in found['box'])
     if len(box) != 4 or not np.isfinite(box).all():
-        raise ValueError(f'box {list(box)}')
-    return Detection(str(found['class']), box, float(found.get('confidence', 1.0)), None, found.get('color'))
+        raise ValueError(f'box {shown(list(box))}')
+    confidence = 1.0 if found.get('confidence') is None else float(found['confidence'])
+    return Detection(found['class'], box, confidence, None, found.get('color'))

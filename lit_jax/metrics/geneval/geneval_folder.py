@@ -10,11 +10,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lit_jax.metrics.geneval.detector import Detector, Pixels, detection_line
 from lit_jax.metrics.geneval.geneval_prompts import TASKS, make_prompts, write_prompts
 from lit_jax.metrics.geneval.rules import judge, keep_confident, summarise
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
 __all__ = ['score_folder', 'store_detections', 'write_prompts']
 
+_OBJECT = {'class': str, 'count': int}
+_PROMPT = {'tag': str, 'prompt': str, 'include': [{**_OBJECT, 'color?': str, 'position?': [object]}],
+           'exclude?': [_OBJECT]}
 IMAGES = 4          # per prompt in published numbers
 
 
@@ -90,16 +94,12 @@ def read_images(folder, number: str) -> Iterator[Pixels]:
 
 def _read_prompt(path) -> dict:
     try:
-        prompt = json.loads(path.read_text())
-        if not {'tag', 'include', 'prompt'} <= set(prompt):
-            raise ValueError('a key is missing')
-        for wanted in prompt['include'] + prompt.get('exclude', []):
-            wanted['class'], wanted['count']
+        prompt = read_json(path, _PROMPT)
         for position, wanted in enumerate(prompt['include']):
             if 'position' in wanted and not 0 <= wanted['position'][1] < position:
                 raise ValueError('a position that refers to no earlier object')
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f'{path} is not the description of a prompt ({type(error).__name__}: {error}); '
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f'{path} is not the description of a prompt ({reason_of(error)}); '
                         'expected a JSON object with tag, include and prompt; make it again') from error
     return prompt
 

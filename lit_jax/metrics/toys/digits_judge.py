@@ -6,7 +6,6 @@ linear layer gives the class. Trained on the real training split with shifts, no
 held-out digits get similar features; equal images and seed give the same judge on the same machine.
 
 Images are float32 [N, 8, 8, 1] in [-1, 1]."""
-import zipfile
 from pathlib import Path
 
 import jax
@@ -15,7 +14,8 @@ import numpy as np
 import optax
 
 from lit_jax.metrics.frechet import frechet_distance, statistics
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
+from lit_jax.runtime.npz_reader import Npz
 
 Array = jax.Array
 IMAGE = (8, 8, 1)
@@ -82,12 +82,12 @@ def train_judge(train_images, train_labels, seed: int = 0, steps: int = STEPS) -
 def load_judge(path: str | Path) -> Judge:
     """Reads a file of `Judge.save`. UserError if it is missing or something else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with Npz(path) as file:
+            arrays = {name: file.array(name) for name in file.names}
         params = {name: arrays[f'params/{name}'] for name in _shapes()}
         judge = Judge(params, float(arrays['feature_scale']), arrays['reference'])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is not a saved judge ({type(error).__name__}: {error}); '
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not a saved judge ({reason_of(error)}); '
                         'delete it, the next run trains it anew') from error
     wrong = {name: leaf.shape for name, leaf in params.items() if leaf.shape != _shapes()[name]}
     if wrong:
