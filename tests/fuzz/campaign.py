@@ -79,8 +79,10 @@ class _Worker:
         if self._hung or self.process.returncode:
             printed = (self.scratch / 'printed.txt').read_text(errors='replace')
             how = f'hung for {PATIENCE} s' if self._hung else f'died with {self.process.returncode}'
-            if open_case is None:
-                raise RuntimeError(f'the worker of {self.name} {how}:\n{printed[-3000:]}')
+            if open_case is None:       # not even the valid files were read
+                self.first = self.last
+                return [{'case': -1, 'ended': 'died', 'faults': [f'{how} at the valid files'], 'did': '',
+                         'message': printed[-800:]}]
             kept = self.scratch / 'faults' / str(open_case)
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(self.scratch / 'work', kept, symlinks=True)

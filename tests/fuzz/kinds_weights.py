@@ -131,6 +131,10 @@ def _converted(path, folder, into=convert, **options):
     return {**config, 'provenance': None, 'id': None, 'text': None}, params, rest
 
 
+def _read_dit(path, folder):
+    return _converted(path, folder, heads=2)
+
+
 def _torch_file(folder, state, name='weights.pt', **options):
     import torch
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, folder / name,
@@ -198,12 +202,11 @@ def _write_numpy_pickle(folder):
 
 
 def _arrays(path, _):
-    """Twice: a poisoned reader must not show in the next, valid file."""
-    found = flat_names(read_arrays(path))
-    return found
+    return flat_names(read_arrays(path))
 
 
 def _arrays_then_valid(path, folder):
+    """A poisoned reader must not show in the next, valid file."""
     try:
         return _arrays(path, folder)
     finally:
@@ -238,10 +241,10 @@ KINDS = (
          _read_encoder, 'whole', 2),
     Kind('workdir', _workdir, _read_workdir, 'whole', 3, also=_older),
     Kind('checkpoints to resume', _workdir, _resume, 'whole', 3, also=_older_states),
-    Kind('DiT safetensors', _dit_safetensors, _converted, weight=3),
-    Kind('DiT checkpoint', _dit_training, _converted, weight=3),
+    Kind('DiT safetensors', _dit_safetensors, _read_dit, weight=3),
+    Kind('DiT checkpoint', _dit_training, _read_dit, weight=3),
     Kind('our own safetensors', _own, _converted, weight=3),
-    Kind('PixArt checkpoint', _pixart, _converted, weight=3),
+    Kind('PixArt checkpoint', _pixart, _read_dit, weight=3),
     Kind('diffusers folder', _hub_dit, _read_hub_dit, weight=3),
     Kind('diffusers VAE', lambda folder: vae_samples.write_hub_folder(folder / 'hub'),
          lambda path, folder: _converted(path, folder, convert_vae), weight=3),
