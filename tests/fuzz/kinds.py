@@ -15,7 +15,7 @@ class Kind(NamedTuple):
     """make(folder) writes valid files and returns what is damaged, a file or folder below it. read(input,
     folder) reads a damaged copy, beside the untouched rest. also(input, folder): other right values, such as
     those of an older checkpoint. weight: cases beside those of other kinds. runs: the file is a program of the
-    user's own. mutate(input, rng) -> Done."""
+    user's own. named: a message names the damaged file (else the field). mutate(input, rng) -> Done."""
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path, Path], object]
@@ -23,6 +23,7 @@ class Kind(NamedTuple):
     weight: int = 4
     also: Callable[[Path, Path], list] = lambda path, folder: []
     runs: bool = False
+    named: bool = True
     mutate: Callable[..., Done] = damage
 
 

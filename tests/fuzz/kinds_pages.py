@@ -1,6 +1,8 @@
 """Kinds of input that a person writes: recipes, and what reaches the page through its API."""
 import json
 import math
+import sys
+from unittest import mock
 
 import text_models
 from absl import flags
@@ -12,7 +14,7 @@ from lit_jax import recipes
 from lit_jax.app.drawing import open_studio
 from lit_jax.app.layout import read_request
 from lit_jax.commands.recipe_flags import parse_recipe
-from lit_jax.runtime.options import Options
+from lit_jax.commands.train import TrainOptions
 
 _RECIPE = 'import lit_jax.recipes as recipes\n\n\ndef get_config():\n    config = recipes.digits(recipes.default())\n' \
           '    {line}\n    return config\n'
@@ -55,11 +57,9 @@ def _leaves(tree: dict, prefix: str = ''):
 
 def _read_recipe(path, _):
     """Fields whose value no run can mean: these must be refused."""
-    import sys
-    from unittest import mock
     flags.FLAGS.__dict__['__flags'].pop('config', None)
     with mock.patch.object(sys, 'argv', ['train.py', f'--config={path}']):
-        config, _ = parse_recipe(Options)
+        config, _ = parse_recipe(TrainOptions)
     config = recipes.finalize(config, 1)
     usual = dict(_leaves(recipes.digits(recipes.default()).to_dict()))
     return [name for name, value in _leaves(config.to_dict()) if name in usual and _odd(value, usual[name])]
@@ -115,10 +115,10 @@ def _other_values(path, rng):
 
 _CLASSES = _page(lambda folder: open_studio(_model(folder)), [1, 0, 2, 10, 'ddim', 1.5])
 _PROMPTS = _page(lambda folder: open_studio(**text_models.save_system(folder / 'system', space='pixels')),
-                 ['a red square', '', 0, 2, 10, 'dpm', 4.5, 8, 8])
+                 ['a red square', '', 0, 2, 10, 'dpm++', 4.5, 8, 8])
 
 KINDS = (
-    Kind('recipe', _recipe, _read_recipe, 'whole', runs=True, mutate=_other_recipe),
-    Kind('page of classes', *_CLASSES, mutate=_other_values),
-    Kind('page of prompts', *_PROMPTS, mutate=_other_values),
+    Kind('recipe', _recipe, _read_recipe, 'whole', runs=True, named=False, mutate=_other_recipe),
+    Kind('page of classes', *_CLASSES, named=False, mutate=_other_values),
+    Kind('page of prompts', *_PROMPTS, named=False, mutate=_other_values),
 )

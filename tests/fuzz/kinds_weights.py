@@ -244,7 +244,8 @@ KINDS = (
     Kind('DiT safetensors', _dit_safetensors, _read_dit, weight=3),
     Kind('DiT checkpoint', _dit_training, _read_dit, weight=3),
     Kind('our own safetensors', _own, _converted, weight=3),
-    Kind('PixArt checkpoint', _pixart, _read_dit, weight=3),
+    Kind('PixArt checkpoint', _pixart, lambda path, folder: _converted(
+        path, folder, cross_heads=2, expected={'image_size': 64}, heads=2), weight=3),
     Kind('diffusers folder', _hub_dit, _read_hub_dit, weight=3),
     Kind('diffusers VAE', lambda folder: vae_samples.write_hub_folder(folder / 'hub'),
          lambda path, folder: _converted(path, folder, convert_vae), weight=3),

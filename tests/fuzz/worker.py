@@ -136,7 +136,7 @@ class Cases:
             value = self.kind.read(path, self.folder)
         except UserError as error:
             said['ended'] = 'refused'
-            faults = message_faults(str(error), (stem, str(path), *({'value', 'config'} if self.kind.runs else ())))
+            faults = message_faults(str(error), (stem, str(path)) if self.kind.named else ('',))
             said['message'] = str(error)[:2000]
         except BaseException as error:      # a SystemExit or a panic of a library is a fault, too
             said['ended'] = 'raised'
@@ -156,9 +156,9 @@ class Cases:
             faults.append(f'{time.process_time() - began:.0f} s')
         if self.audit.seen:
             faults.append(f'executed {self.audit.seen[0]}')
-        if any(not line.replace('\n', '').isprintable() or len(line) > LONGEST for line in self.logged.lines):
-            faults.append('log not printable')
-            said['log'] = [line[:300] for line in self.logged.lines[:3]]
+        for line in self.logged.lines:
+            faults += [f'log: {fault}' for fault in message_faults(line, ('',))]
+            said['log'] = line[:300]
         return {**said, 'faults': faults}
 
 
