@@ -1,11 +1,11 @@
 """Damages thousands of files in worker processes and lists what went wrong.
 
-    PYTHONPATH=.:tests python -m fuzz.campaign --cases=10000 --seed=1 [--kinds='latents,npz set'] [--out=runs/fuzz]
+    PYTHONPATH=.:tests python -m fuzz.campaign --cases=10000 --seed=1 [--kinds='latents,npz set']
     PYTHONPATH=.:tests python -m fuzz.campaign --kinds='npz set' --seed=1 --case=17      one case again
 
 Good ends of a case: the values of the undamaged files, other values where nothing in the file could tell
-(`kinds.Kind.guard`), or one short, printable message that names the file. All else is a fault; its files stay in
-OUT/KIND/faults/CASE. A worker that dies or hangs is started again behind that case."""
+(`kinds.Kind.guard`), or one short, printable message that names the file. All else is a fault; its files stay
+in OUT/KIND/faults/CASE (OUT: runs/fuzz). A worker that dies or hangs is started again behind that case."""
 import argparse
 import collections
 import json
@@ -20,7 +20,8 @@ TESTS = Path(__file__).resolve().parents[1]
 PATIENCE = 120      # seconds for one case, and for making the valid files
 
 
-def run(cases: int, seed: int, out: Path, kinds: list[str] | None = None, jobs: int = 2) -> dict[str, list[dict]]:
+def run(cases: int, seed: int, out: Path, kinds: list[str] | None = None,
+        jobs: int = 2) -> dict[str, list[dict]]:
     """{kind: what its cases said}, `cases` in all, divided by weight."""
     weights = {name: weight for name, weight in _weights().items() if not kinds or name in kinds}
     share = cases / sum(weights.values())
@@ -54,7 +55,8 @@ class _Worker:
         with open(self.scratch / 'printed.txt', 'wb') as printed:
             self.process = subprocess.Popen(
                 [sys.executable, '-m', 'fuzz.worker', self.scratch, name, *map(str, (seed, first, last))],
-                cwd=TESTS.parent, env=_environment(), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+                cwd=TESTS.parent, env=_environment(), stdin=subprocess.DEVNULL, stdout=printed,
+                stderr=subprocess.STDOUT)
 
     def ended(self) -> bool:
         if self.process.poll() is not None:
@@ -86,7 +88,8 @@ class _Worker:
             kept = self.scratch / 'faults' / str(open_case)
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(self.scratch / 'work', kept, symlinks=True)
-            found.append({'case': open_case, 'ended': 'died', 'faults': [how], 'did': '', 'message': printed[-800:]})
+            found.append({'case': open_case, 'ended': 'died', 'faults': [how], 'did': '',
+                          'message': printed[-800:]})
         self.first = found[-1]['case'] + 1
         return found
 
@@ -109,7 +112,8 @@ def _weights() -> dict[str, int]:
 def table(said: dict[str, list[dict]]) -> str:
     """How many cases of each kind ended how, in Markdown."""
     ends = ('right', 'other values', 'refused')
-    rows = ['| kind | cases | right values | other values | refused | faults |', '|---|---:|---:|---:|---:|---:|']
+    rows = ['| kind | cases | right values | other values | refused | faults |',
+            '|---|---:|---:|---:|---:|---:|']
     total = collections.Counter()
     for name, cases in said.items():
         count = collections.Counter(case['ended'] for case in cases)
@@ -117,7 +121,8 @@ def table(said: dict[str, list[dict]]) -> str:
         total += count
         rows.append(f'| {name} | {count["cases"]} | {" | ".join(str(count[end]) for end in ends)} | '
                     f'{count["faults"]} |')
-    rows.append(f'| all | {total["cases"]} | {" | ".join(str(total[end]) for end in ends)} | {total["faults"]} |')
+    sums = ' | '.join(str(total[end]) for end in ends)
+    rows.append(f'| all | {total["cases"]} | {sums} | {total["faults"]} |')
     return '\n'.join(rows)
 
 
@@ -129,7 +134,8 @@ def report(said: dict[str, list[dict]], out: Path, seed: int) -> list[str]:
             for fault in case['faults']:
                 where = case.get('message', '').strip().splitlines()[-1:] if case['ended'] == 'raised' else []
                 faults[name, fault.split(' [')[0][:60], ''.join(where)[:60]].append(case)
-    return [f'{name}: {fault} ({len(cases)} times); first in case {cases[0]["case"]} ({cases[0]["did"][:90]})\n'
+    return [f'{name}: {fault} ({len(cases)} times); first in case {cases[0]["case"]} '
+            f'({cases[0]["did"][:90]})\n'
             f'    {" ".join(cases[0].get("message", "").split())[-420:]}\n'
             f'    files: {out / name.replace(" ", "_") / "faults" / str(cases[0]["case"])}\n'
             f'    again: PYTHONPATH=.:tests python -m fuzz.campaign --kinds="{name}" --seed={seed} '

@@ -1,4 +1,4 @@
-"""The kinds of files that are damaged: how valid ones are made, how they are read, and when other values count.
+"""The kinds of files that are damaged: how valid ones are made and read, and when other values are a fault.
 
 guard, for a case whose reader ends well but with other values than those of the valid files:
     whole   a fault: the files carry checksums over everything, or what is lost is made again
@@ -14,7 +14,7 @@ from fuzz.mutations import Done, damage
 class Kind(NamedTuple):
     """make(folder) writes valid files and returns what is damaged, a file or folder below it. read(input,
     folder) reads a damaged copy, beside the untouched rest. also(input, folder): other right values, such as
-    those of an older checkpoint. weight: cases beside those of other kinds. runs: the file is a program of the
+    of older checkpoints. weight: cases beside those of other kinds. runs: the file is a program of the
     user's own. named: a message names the damaged file (else the field). mutate(input, rng) -> Done."""
     name: str
     make: Callable[[Path], Path]

@@ -2,7 +2,6 @@
 import json
 import shutil
 
-import numpy as np
 from caption_latent_sets import write_caption_latents
 from caption_sets import Letters, lines, write_tar
 from caption_sets import image as png

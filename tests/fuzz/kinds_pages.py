@@ -16,8 +16,14 @@ from lit_jax.app.layout import read_request
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.commands.train import TrainOptions
 
-_RECIPE = 'import lit_jax.recipes as recipes\n\n\ndef get_config():\n    config = recipes.digits(recipes.default())\n' \
-          '    {line}\n    return config\n'
+_RECIPE = '''import lit_jax.recipes as recipes
+
+
+def get_config():
+    config = recipes.digits(recipes.default())
+    {line}
+    return config
+'''
 _BODIES = ('return None', 'return {}', 'return 7', 'raise ValueError("\\x1b[2J" + "x" * 100000)', '1 / 0',
            'raise SystemExit(3)', 'return get_config()', 'del config["train"]', 'config.model = {}',
            'config.train = {}', 'config.data = None', 'import nowhere', '(', 'config.nothing = 1',

@@ -37,7 +37,8 @@ def _extract(images: np.ndarray) -> Features:
     return Features(images.reshape(len(images), -1)[:, :4].astype(np.float32) / 255, None)
 
 
-SPACE = FeatureSpace({'flavour': 'four', 'sha256': 'cd', 'precision': 'highest', 'group': 2}, _extract, (4, 0), 2)
+SPACE = FeatureSpace({'flavour': 'four', 'sha256': 'cd', 'precision': 'highest', 'group': 2}, _extract,
+                     (4, 0), 2)
 
 
 # Sets of images, whole and begun.
@@ -47,11 +48,6 @@ def _npz_set(folder):
     write_npz(folder / 'set' / 'set.npz', {'arr_0': IMAGES, 'arr_1': LABELS.astype(np.int64)})
     (folder / 'set' / 'set.json').write_text(card_text(CARD))
     return folder / 'set'
-
-
-def _read_set(path, _):
-    found = open_set(path / 'set.npz' if (path / 'set.npz').exists() or not path.is_dir() else path)
-    return found.labels, found.card, [block for block in found.blocks([range(0, found.count)])]
 
 
 def _read_npz_set(path, _):
@@ -105,7 +101,8 @@ def _finished_npz(folder):
 
 def _folder_store(folder):
     names = [f'{i:05d}.png' for i in range(6)]
-    return FolderStore(folder, CARD, names, 2, [{'file': name, 'prompt': 'a square', 'seed': 0} for name in names])
+    lines = [{'file': name, 'prompt': 'a square', 'seed': 0} for name in names]
+    return FolderStore(folder, CARD, names, 2, lines)
 
 
 def _drawn(folder):
@@ -206,7 +203,8 @@ def _judge(folder):
     rng = np.random.default_rng(0)
     params = {name: rng.standard_normal(shape).astype(np.float32)
               for name, shape in digits_judge._shapes().items()}
-    digits_judge.Judge(params, 1.5, rng.standard_normal((10, digits_judge.FEATURES))).save(folder / 'judge.npz')
+    judge = digits_judge.Judge(params, 1.5, rng.standard_normal((10, digits_judge.FEATURES)))
+    judge.save(folder / 'judge.npz')
     return folder / 'judge.npz'
 
 
@@ -224,7 +222,8 @@ def _run(folder):
     (run / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     save_png(run / 'samples' / '000000003.png', IMAGES[0])
     row = {'path': 'a', 'shape': [2, 3], 'count': 6, 'status': 'inherited', 'source': 'b'}
-    (run / 'inheritance.json').write_text(json.dumps({'rows': [row, {**row, 'status': 'fresh', 'source': None}]}))
+    rows = [row, {**row, 'status': 'fresh', 'source': None}]
+    (run / 'inheritance.json').write_text(json.dumps({'rows': rows}))
     return run
 
 

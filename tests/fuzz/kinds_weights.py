@@ -187,7 +187,8 @@ def _hub_dit(folder):
     for name, half in zip(names, halves, strict=True):
         save_file(half, path / name, metadata={'format': 'pt'})
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-    (path / 'diffusion_pytorch_model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    index = path / 'diffusion_pytorch_model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': weight_map}))
     return folder / 'pipeline'
 
 

@@ -18,14 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 _RAW = '@raw@'      # in a JSON tree: texts that json.dumps would not write
-RAW = ('[' * 50_000, '{"a":' * 3_000 + '1' + '}' * 3_000, '9' * 5_000, '-' + '9' * 500 + '.5', '1e999', 'NaN',
-       '-Infinity', '"\\ud800"', '"\x1b[31m\\u0007"', '"\u2028\u0085"', '1' + '0' * 30, '{"a":1,"a":2}')
+RAW = ('[' * 50_000, '{"a":' * 3_000 + '1' + '}' * 3_000, '9' * 5_000, '-' + '9' * 500 + '.5', '1e999',
+       'NaN', '-Infinity', '"\\ud800"', '"\x1b[31m\\u0007"', '"\u2028\u0085"', '1' + '0' * 30,
+       '{"a":1,"a":2}')
 HOSTILE = (None, True, False, 0, -1, 1, 2 ** 31, 2 ** 63, -2 ** 70, 0.0, -0.5, 1e-300, 1e300, '', 'x', '0',
-           'x' * 1_000_000, '../../etc/passwd', '/dev/null', 'a\0b', '\x1b[2J\n\nerror', '\ud800', 'é', [], {},
+           'x' * 1_000_000, '../../etc/passwd',
+           '/dev/null', 'a\0b', '\x1b[2J\n\nerror', '\ud800', 'é', [], {},
            [[]], [0] * 9, [None], {'a': {}}, [{}], {'': 0}, 'NaN', '%s%n{0}')
 _DEEP_TUPLE, _WIDE_TUPLE = b')' + b'\x85' * 2_000_000, b')' + b'2\x86' * 60
 PICKLED = (b'cos\nsystem\n(S"true"\ntR', b'cfuzz_canary\nrun\n)R', b'c__builtin__\neval\n(S"1"\ntR',
-           b'Nr\xff\xff\xff\x7f', b'Nq\xff', b'p99999999999\n', b'}b', b'(lb', b'}}s', b'\x8b\xff\xff\xff\x7f',
+           b'Nr\xff\xff\xff\x7f', b'Nq\xff', b'p99999999999\n', b'}b', b'(lb', b'}}s',
+           b'\x8b\xff\xff\xff\x7f',
            b'\x8e' + b'\xff' * 7 + b'\x7f', b'X\xff\xff\xff\x7f', _DEEP_TUPLE, b'}' + _DEEP_TUPLE + b'Ns',
            _WIDE_TUPLE, b'}' + _WIDE_TUPLE + b'Ns', b')R', b')\x81', b'Q', b'(t', b'0', b'h\x00', b'h\x63',
            b'K\xff', b'G\x7f\xf8\0\0\0\0\0\0', b'\x82\x01', b'\x97', b'P\n', b'}S"a"\nNsb', b'2b')
@@ -69,8 +72,8 @@ def change(data: bytes, rng) -> tuple[bytes, str, bool]:
 
 
 def _misplace(path: Path, files: list[Path], rng) -> str:
-    what = ('missing', 'folder', 'dead link', 'circular link', 'other file', 'link to folder', 'not regular'
-            )[rng.integers(6)]
+    what = ('missing', 'folder', 'dead link', 'circular link',
+            'other file', 'link to folder')[rng.integers(6)]
     other = files[rng.integers(len(files))]
     content = other.read_bytes()
     path.unlink()
@@ -95,8 +98,8 @@ def _misplace(path: Path, files: list[Path], rng) -> str:
 def _hit(data: bytes, rng) -> tuple[bytes, str]:
     data, n = bytearray(data), len(data)
     at, size = (int(rng.integers(n)) if n else 0), int(2 ** rng.uniform(0, 12))
-    kind = ('bit', 'bits', 'truncated', 'cut', 'doubled', 'spliced', 'zeros', 'junk', 'digit', 'empty', 'long',
-            'encoding', 'head')[rng.integers(13)]
+    kind = ('bit', 'bits', 'truncated', 'cut', 'doubled', 'spliced', 'zeros', 'junk', 'digit', 'empty',
+            'long', 'encoding', 'head')[rng.integers(13)]
     if not n or kind == 'empty':
         return (b'' if n else b'\0'), kind
     if kind == 'bit':
@@ -122,7 +125,8 @@ def _hit(data: bytes, rng) -> tuple[bytes, str]:
     elif kind == 'long':
         data += bytes(100_000)
     elif kind == 'head':
-        data[:8] = (b'PK\x03\x04\0\0\0\0', b'\x80\x02}q\0.\0\0', b'\xff' * 8, b'\x93NUMPY\x09\0', b'<html>\n\n',
+        data[:8] = (b'PK\x03\x04\0\0\0\0', b'\x80\x02}q\0.\0\0', b'\xff' * 8, b'\x93NUMPY\x09\0',
+                    b'<html>\n\n',
                     bytes(8))[rng.integers(6)]
     elif kind == 'encoding':
         text = bytes(data).decode('latin-1')
@@ -321,11 +325,12 @@ def _edit_tar(data: bytes, rng) -> tuple[bytes, str]:
         content, what, _ = change(content, rng)
         info.size = len(content)
     elif kind == 2:
-        info.name = ('../up.png', 'a b.2.png', '\x1b[2J.png', '.png', 'x' * 300 + '.png', 'dir/', info.name * 2
-                     )[rng.integers(7)]
+        info.name = ('../up.png', 'a b.2.png', '\x1b[2J.png', '.png', 'x' * 300 + '.png', 'dir/',
+                     info.name * 2)[rng.integers(7)]
         what = 'name'
     else:
-        info.type = (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE)[rng.integers(4)]
+        info.type = (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE,
+                     tarfile.GNUTYPE_SPARSE)[rng.integers(4)]
         info.linkname, what = 'nowhere', 'type'
     members[number] = info, content
     new = io.BytesIO()

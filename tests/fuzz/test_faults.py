@@ -13,7 +13,8 @@ import pytest
 from fuzz.worker import message_faults
 
 ROOT = Path(__file__).parents[2]
-SMALL = ('--config=digits_dit', '--config.model.depth=2', '--config.model.width=32', '--config.sample.every=0',
+SMALL = ('--config=digits_dit', '--config.model.depth=2', '--config.model.width=32',
+         '--config.sample.every=0',
          '--config.data.name=synthetic', '--config.train.batch_size=32', '--config.checkpoint.every=50',
          '--config.log.every=5')
 TEACHER = ROOT / 'assets' / 'digits_dit.safetensors'
@@ -57,7 +58,8 @@ def run(tmp_path, compiled):
 def mounted(folder: Path, *how: str):
     """A small or read-only disk; skips where this machine does not let us mount one."""
     folder.mkdir(exist_ok=True)
-    if shutil.which('mount') is None or subprocess.run(['mount', *how, folder], capture_output=True).returncode:
+    command = ['mount', *how, folder]
+    if shutil.which('mount') is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip('nothing can be mounted here')
     try:
         yield folder
@@ -90,7 +92,8 @@ def test_two_runs_in_one_workdir(run, tmp_path):
     workdir = tmp_path / 'run'
     first = run.start('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
     until(first, workdir, 20)
-    assert_one_message(*run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000'), workdir)
+    again = run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
+    assert_one_message(*again, workdir)
     at = steps(workdir)[-1]
     until(first, workdir, at + 10)
     first.send_signal(signal.SIGTERM)
@@ -125,13 +128,15 @@ def test_a_signal_at_any_moment_ends_a_run(run, tmp_path, number):
         assert process.returncode != 0 and 'Traceback' not in said, (delay, process.returncode, said)
         if workdir.exists() and steps(workdir):
             assert process.returncode == 75, (delay, said)
-    status, said = run('train.py', *SMALL, f'--workdir={workdir}', f'--config.train.steps={steps(workdir)[-1] + 5}')
+    more = steps(workdir)[-1] + 5
+    status, said = run('train.py', *SMALL, f'--workdir={workdir}', f'--config.train.steps={more}')
     assert status == 0, said
 
 
 def test_a_full_disk_stops_a_run_with_one_message(run, tmp_path):
     with mounted(tmp_path / 'disk', '-t', 'tmpfs', '-o', 'size=1m', 'none') as disk:
-        assert_one_message(*run('train.py', *SMALL, f'--workdir={disk / "run"}', '--config.train.steps=60'), disk)
+        ended = run('train.py', *SMALL, f'--workdir={disk / "run"}', '--config.train.steps=60')
+        assert_one_message(*ended, disk)
 
 
 def test_a_full_disk_stops_images_with_one_message(run, tmp_path):
@@ -167,7 +172,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path, command):
 
 
 def test_a_workdir_of_any_name(run, tmp_path):
-    """What has a meaning in patterns has none in a path: such a run is resumed, or refused before it begins."""
+    """What has a meaning in patterns has none in a path: the run is resumed, or refused before it begins."""
     workdir = tmp_path / 'run [1] *?'
     for count in (10, 15):
         status, said = run('train.py', *SMALL, f'--workdir={workdir}', f'--config.train.steps={count}')
@@ -182,7 +187,8 @@ def test_two_commands_with_one_output(run, tmp_path):
     """One of them draws the set, the other is refused; the set is whole."""
     import numpy as np
     assert run('convert_torch_ckpt.py', TEACHER, '--out', tmp_path / 'model')[0] == 0
-    draw = ('sample.py', '--from', tmp_path / 'model', '--count', 512, '--steps', 4, '--out', tmp_path / 'set.npz')
+    draw = ('sample.py', '--from', tmp_path / 'model', '--count', 512, '--steps', 4, '--out',
+            tmp_path / 'set.npz')
     both = [run.start(*draw) for _ in range(2)]
     said = [process.communicate(timeout=240)[0] for process in both]
     statuses = sorted(process.returncode for process in both)

@@ -47,7 +47,7 @@ class Audit:
             if not isinstance(path, str | bytes) or not (mode or 0) & (os.O_WRONLY | os.O_RDWR):
                 return
             path = os.path.abspath(os.fsdecode(path))
-            if path.startswith(self._scratch) or path.startswith(('/dev/', '/proc/')) or '__pycache__' in path:
+            if path.startswith((self._scratch, '/dev/', '/proc/')) or '__pycache__' in path:
                 return
         self.seen.append(f'{event} {args!r:.200}')
 
@@ -84,8 +84,8 @@ def peak(reset: bool = False) -> int:
     """Bytes of this process: the most since the last reset."""
     if reset:
         Path('/proc/self/clear_refs').write_text('5')
-    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
-    return int(line.split()[1]) << 10
+    status = Path('/proc/self/status').read_text()
+    return int(status.partition('VmHWM:')[2].split()[0]) << 10
 
 
 def message_faults(text: str, names: tuple[str, ...]) -> list[str]:
