@@ -92,7 +92,7 @@ def test_two_runs_in_one_workdir(run, tmp_path):
     workdir = tmp_path / 'run'
     first = run.start('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
     until(first, workdir, 20)
-    again = run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
+    again = run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000', seconds=60)
     assert_one_message(*again, workdir)
     at = steps(workdir)[-1]
     until(first, workdir, at + 10)
