@@ -5,8 +5,10 @@ BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 SMOKE = runs/smoke
+N ?= 2000
+SEED ?= $(shell date +%s)
 
-.PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-peers test-slow smoke lint docs docs-serve clean
+.PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-peers test-slow fuzz smoke lint docs docs-serve clean
 
 help:        ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -63,6 +65,9 @@ test-peers: $(VENV)/installed-peers    ## against PyTorch, diffusers, transforme
 
 test-slow: $(VENV)/installed-slow      ## what takes longer than ten seconds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+fuzz: $(VENV)/installed-peers          ## damaged files for every reader: make fuzz N=10000 SEED=7
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.campaign --cases=$(N) --seed=$(SEED)
 
 # As a user has it: the package alone, built as a wheel, in a folder of its own.
 smoke: setup           ## the installed package in a minute: convert, draw, one step

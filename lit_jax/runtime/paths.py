@@ -82,7 +82,8 @@ def cache_folder() -> Path:
 
 
 def files_under(root) -> dict[str, int]:
-    """{relative path with '/': bytes} of all files below a folder, sorted, in one listing; {} without one."""
+    """{relative path with '/': bytes} of all files below a folder, sorted, in one listing; {} without one.
+    A link that leads to no file has -1 bytes: it is there, and never as long as what was written."""
     root = as_path(root)
     if is_remote(root):
         store, top = fsspec.url_to_fs(os.fspath(root))
@@ -90,8 +91,15 @@ def files_under(root) -> dict[str, int]:
                  for name, entry in store.find(top, detail=True).items()}
     else:
         files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
-        found = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+        found = {path.relative_to(root).as_posix(): _bytes_of(path) for path in files}
     return dict(sorted(found.items()))
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:     # a dead link, or one that leads to itself
+        return -1
 
 
 def file_sha256(path) -> str:

@@ -101,6 +101,8 @@ def find_damage(root, *, checksums: bool = True) -> list[str]:
         path = root / name
         if name not in sizes:
             problems.append(f'{path}: missing')
+        elif sizes[name] < 0:
+            problems.append(f'{path}: a link that leads to no file')
         elif sizes[name] != entry['bytes']:
             problems.append(f'{path}: {sizes[name]} bytes where {entry["bytes"]} were written')
         elif checksums and 'crc32' in entry and not is_remote(path):

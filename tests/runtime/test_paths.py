@@ -156,3 +156,10 @@ def test_a_trial_leaves_what_is_there(root):
     paths.write_text_atomic(root / 'a', 'old')
     assert paths.prepare_folder(root) == root and paths.prepare_file(root / 'a') == root / 'a'
     assert paths.files_under(root) == {'a': 3}
+
+
+def test_links_that_lead_nowhere_are_files_of_no_length(tmp_path):
+    (tmp_path / 'file').write_bytes(b'four')
+    (tmp_path / 'dead').symlink_to(tmp_path / 'nowhere')
+    (tmp_path / 'circular').symlink_to(tmp_path / 'circular')
+    assert paths.files_under(tmp_path) == {'circular': -1, 'dead': -1, 'file': 4}
