@@ -7,7 +7,7 @@ from pathlib import Path
 from lit_jax.app.drawing import Studio, open_studio
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
-from lit_jax.recipes.find import find_asset
+from lit_jax.runtime.shipped import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
 

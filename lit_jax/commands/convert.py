@@ -18,7 +18,7 @@ with --to_torch a model folder or workdir.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_jax.recipes.find import find_asset
+from lit_jax.runtime.shipped import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import given, option, parse_options
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lit_jax.recipes.find import find_recipe, shipped_folder
+from lit_jax.recipes.find import find_recipe
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Options, parse_beside
+from lit_jax.runtime.shipped import shipped_folder
 
 
 def parse_recipe(kind: type[Options], description: str | None = None) -> tuple[ConfigDict, Options]:

@@ -2,7 +2,7 @@
 import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer',
-           'load_recipe', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']
+           'load_recipe', 'mnist', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'text_to_image']
 
 
 def __getattr__(name):
