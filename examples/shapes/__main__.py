@@ -18,11 +18,11 @@ from pathlib import Path
 from examples.digits.stages import PACKAGES, print_command, print_stage, short
 from examples.students import Student
 from lit_jax import UserError
-from lit_jax.runtime.shipped import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
 from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.paths import file_sha256
+from lit_jax.runtime.shipped import find_asset
 
 TEACHER, ENCODER = find_asset('shapes_pixart.safetensors'), find_asset('shapes_t5')
 ARMS = ('distilled', 'scratch')       # of examples/students.py

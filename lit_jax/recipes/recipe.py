@@ -96,7 +96,7 @@ def default() -> ConfigDict:
         'train': {
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
-            'trainable': 'all',          # all, mixers, or patterns of parameters: 'blocks*/attn/*,final_layer/*'
+            'trainable': 'all',          # all, mixers, or patterns: 'blocks*/attn/*,final_layer/*'
             'accumulate': 1,             # micro-batches per step
             'optimizer': 'adamw',        # adamw, came, muon
             'learning_rate': 1e-4, 'warmup_steps': 0,
