@@ -44,6 +44,11 @@ def overlaid(tree: Mapping, part: Mapping) -> dict:
             part.get(name, value) for name, value in tree.items()}
 
 
+def merged(a: Mapping, b: Mapping) -> dict:
+    """A nested dict with the leaves of both, which have none in common."""
+    return unflatten({**named_leaves(a), **named_leaves(b)})
+
+
 def placed(abstract, shardings):
     """A tree of jax.ShapeDtypeStruct with the shardings of another tree."""
     def put(leaf, sharding):

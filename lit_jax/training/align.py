@@ -50,8 +50,8 @@ def make_align_step(network: Network, optimizer: optax.GradientTransformation, o
                     loss: str = 'mse', delta: float = 1.0) -> Callable:
     """align_step(state, frozen, batch, key) -> (state, metrics), as `make_train_step`'s.
 
-    metrics: 'loss/align', the mean over blocks of `relative_alignment_loss`; 'align/error', the squared error
-    over the variance of its target of each block [depth]; the losses of mixers; `gradient_metrics`."""
+    metrics: 'loss/align', the mean over blocks of `relative_alignment_loss`; 'align/error_00', ...: of each
+    block the squared error over the variance of its target; `gradient_metrics`."""
 
     def of_block(grid, params, build, entered, returned):
         def errors(params):
@@ -78,7 +78,8 @@ def make_align_step(network: Network, optimizer: optax.GradientTransformation, o
                          for name in ('loss', 'squared'))
         trained = pick(state['params'], named_leaves(state['ema']))
         grads = pick(grads, named_leaves(trained))
-        metrics = {'loss/align': mean.mean(), 'loss/total': mean.mean(), 'align/error': squared}
+        metrics = {'loss/align': mean.mean(), 'loss/total': mean.mean()}
+        metrics |= {f'align/error_{block:02d}': squared[block] for block in range(len(squared))}
         return updated(state, trained, grads, optimizer, objective), metrics | gradient_metrics(grads)
 
     return align_step
