@@ -11,10 +11,10 @@ from lit_jax.convert.torch_import import convert
 from lit_jax.evaluation.evaluate_options import ScoreOptions
 from lit_jax.evaluation.evaluation import score_rows
 from lit_jax.models.network import Model
-from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import finalize, load_recipe
 from lit_jax.report.grids import to_pil
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.shipped import find_asset
 from lit_jax.sampling.model_pipeline import Pipeline
 from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.training import setup

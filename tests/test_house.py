@@ -28,7 +28,6 @@ ROOMS = ('runtime', 'report', 'models', 'diffusion', 'data', 'text', 'metrics', 
 LONG = {
     'recipe.py default': 'every field of a recipe, with its default and meaning, is read in one place',
     'loop.py train': 'the numbered stages of a run, in their order',
-    'step.py make_train_step': 'the one jitted function of training, and what it closes over',
 }
 MOST_MODULES = 100      # of ours, behind `import lit_jax.training.loop`: the others come in when used
 

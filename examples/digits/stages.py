@@ -13,10 +13,10 @@ from examples.words import print_command, print_next, print_stage, short
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
-from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.paths import file_sha256
 from lit_jax.runtime.progress import format_seconds
+from lit_jax.runtime.shipped import find_asset
 from lit_jax.training import loop
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')      # in a teacher's card

@@ -19,11 +19,11 @@ from examples.digits.stages import PACKAGES
 from examples.students import Student
 from examples.words import print_command, print_next, print_stage, short
 from lit_jax import UserError
-from lit_jax.recipes.find import find_asset
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
 from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.paths import file_sha256
+from lit_jax.runtime.shipped import find_asset
 
 TEACHER, ENCODER = find_asset('shapes_pixart.safetensors'), find_asset('shapes_t5')
 ARMS = ('distilled', 'scratch')       # of examples/students.py

@@ -7,9 +7,9 @@ from pathlib import Path
 from lit_jax.app.drawing import Studio, open_studio
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
-from lit_jax.recipes.find import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
+from lit_jax.runtime.shipped import find_asset
 
 SHIPPED = find_asset('digits_dit.safetensors')
 OFFLINE = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',

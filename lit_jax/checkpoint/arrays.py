@@ -93,16 +93,25 @@ def load_arrays(path, abstract=None):
     return peers.together(load)
 
 
-def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None):
-    """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`) under that key."""
+def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None,
+                 beside: str | None = None):
+    """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`) under that key, in which
+    leaves that it lacks are those of the subtree `beside`."""
     handler = ocp.PyTreeCheckpointHandler()
     whole = handler.metadata(path).tree
     stored = without_null_caption(whole)       # as earlier versions stored it among the parameters
     if only is not None:
         if only not in stored:
             raise UserError(f'{source}: there is no entry "{only}", only {", ".join(sorted(stored))}.')
-        stored = {only: stored[only]}
-        abstract = None if abstract is None else {only: abstract}
+        names = leaves.named_leaves(stored[only])
+        lacking = [name for name in leaves.named_leaves(stored.get(beside, {})) if name not in names]
+        stored = {only: stored[only], **({beside: leaves.pick(stored[beside], lacking)} if lacking else {})}
+        if abstract is not None and not lacking:
+            abstract = {only: abstract}
+        elif abstract is not None:
+            wanted = leaves.named_leaves(abstract)
+            abstract = leaves.unflatten({f'{beside if name in lacking else only}/{name}': leaf
+                                         for name, leaf in wanted.items()})
     if abstract is None:
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     else:
@@ -117,7 +126,9 @@ def restore_tree(path: epath.Path, abstract, source: str, only: str | None = Non
         # Back into named tuples, tuples and empty nodes: Orbax knows dicts and lists only.
         found = leaves.named_leaves(restored)
         restored = leaves.map_named(lambda name, _: found[name], abstract)
-    return restored if only is None else restored[only]
+    if only is None:
+        return restored
+    return {**restored[only]} if beside not in restored else leaves.merged(restored[beside], restored[only])
 
 
 def read_leaf(path: epath.Path, name: str) -> np.ndarray | None:

@@ -43,7 +43,7 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
             _check_no_step(path, step)
             return load_model_folder(path, _abstract(read_config(path), shard))
         config = read_workdir(path)
-        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step)
+        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step, 'params')
     config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
     return config, params
 

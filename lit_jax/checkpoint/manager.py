@@ -123,8 +123,9 @@ class Checkpoints:
     def restore_latest(self, abstract_state):
         """(state, meta, step) of the newest undamaged checkpoint, or None if nothing was ever saved.
 
-        abstract_state: tree of jax.ShapeDtypeStruct; the result has its structure (named tuples too), shapes,
-        dtypes and shardings. Newer checkpoints with a missing or damaged file are logged and renamed to
+        abstract_state: tree of jax.ShapeDtypeStruct, or a function of the step that gives it; the result has
+        its structure (named tuples too), shapes, dtypes and shardings. Newer checkpoints with a missing or
+        damaged file are logged and renamed to
         `<step>.damaged`; unfinished ones are deleted. Raises UserError when all checkpoints are damaged (they
         stay in place) or when the newest undamaged one belongs to another recipe."""
         self.wait()
@@ -132,9 +133,10 @@ class Checkpoints:
         if step is None:
             return None
         path = self._path(step)
+        abstract = abstract_state(step) if callable(abstract_state) else abstract_state
 
         def read():
-            state = restore_tree(path / 'state', abstract_state, f'checkpoint {path}')
+            state = restore_tree(path / 'state', abstract, f'checkpoint {path}')
             return state, ocp.JsonCheckpointHandler().restore(path / 'meta')
 
         state, meta = peers.together(read)
@@ -154,8 +156,9 @@ class Checkpoints:
             self._move_aside(step)
         _LOG.warning('resuming from step %d, the newest undamaged checkpoint', newest_whole)
 
-    def restore_part(self, name: str, abstract=None, step: int | None = None):
-        """(subtree, step): the entry `name` ('ema') of the newest undamaged checkpoint, or of that of `step`.
+    def restore_part(self, name: str, abstract=None, step: int | None = None, beside: str | None = None):
+        """(subtree, step): the entry `name` ('ema') of the newest undamaged checkpoint, or of that of `step`;
+        leaves that it lacks are those of the entry `beside` ('params').
 
         Changes nothing on disk. abstract: as for `load_arrays`. Raises UserError if there is no checkpoint,
         all are damaged, or the entry does not fit."""
@@ -167,7 +170,7 @@ class Checkpoints:
             raise UserError(f'there is no checkpoint in {self.directory} yet; train until one is saved.')
         source = self._path(step) / 'state'
         shown = f'{name} of checkpoint {source.parent}'
-        return peers.together(lambda: restore_tree(source, abstract, shown, name)), step
+        return peers.together(lambda: restore_tree(source, abstract, shown, name, beside)), step
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'

@@ -20,9 +20,9 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_jax.recipes.find import find_asset
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import given, option, parse_options
+from lit_jax.runtime.shipped import find_asset
 
 EXPECTED = 'checks of a diffusion model (an error if the file has another)'
 UNSEEN = 'of a diffusion model, if the tensors do not show it'

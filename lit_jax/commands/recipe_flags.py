@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from lit_jax.commands.mixer_flags import set_mixer, split_mixer
-from lit_jax.recipes.find import find_recipe, shipped_folder
+from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.override import override
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import Options, parse_beside
+from lit_jax.runtime.shipped import shipped_folder
 
 # The section that only recipes of a command have.
 COMMANDS = {'model': 'train.py', 'vae': 'train_vae.py'}

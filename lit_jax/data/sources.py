@@ -1,6 +1,6 @@
 """The sources that a recipe can name, and `open_source`, which opens one or says what is missing.
 
-    digits, synthetic     no data needed
+    digits, mnist, synthetic    no data needed
     imagenet2012          the tfds data set, made by python -m lit_jax.data.prepare_imagenet
     tfds:NAME[/CONFIG]    any image data set prepared by tfds as ArrayRecord
     folder                your own images: lit_jax/data/folder.py
@@ -136,12 +136,22 @@ def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool,
 
 def _digits(request: _Asked) -> Source:
     from lit_jax.data.toys.digits import SPEC, open_digits
-    for key, value in request.asked.items():
-        own = getattr(SPEC, key)
-        if value not in (None, own):
-            raise UserError(f'digits has {key} {own}, the recipe asks for {value}; set it to {own}, or use '
-                            '--config.data.name=synthetic, which takes any')
+    _check_own('digits', SPEC, request)
     return open_digits(request.split, Path(request.data_dir))
+
+
+def _mnist(request: _Asked) -> Source:
+    from lit_jax.data.toys.mnist import SPEC, open_mnist
+    _check_own('mnist', SPEC, request)
+    return open_mnist(request.split)
+
+
+def _check_own(name: str, spec: Spec, request: _Asked) -> None:
+    for key, value in request.asked.items():
+        own = getattr(spec, key)
+        if value not in (None, own):
+            raise UserError(f'{name} has {key} {own}, the recipe asks for {value}; set it to {own}, or use '
+                            '--config.data.name=synthetic, which takes any')
 
 
 def _synthetic(request: _Asked) -> Source:
@@ -230,9 +240,9 @@ def _latents(request: _Asked) -> Source:
         raise UserError(f'{error}. To run the recipe without data: --config.data.name=synthetic') from error
 
 
-SOURCES = {'digits': _digits, 'synthetic': _synthetic, 'latents': _latents, 'imagenet2012': _tfds,
-           'tfds:NAME': _tfds, 'folder': _folder, 'shapes': _shapes, 'captions': _captions,
-           'caption_latents': _caption_latents}
+SOURCES = {'digits': _digits, 'mnist': _mnist, 'synthetic': _synthetic, 'latents': _latents,
+           'imagenet2012': _tfds, 'tfds:NAME': _tfds, 'folder': _folder, 'shapes': _shapes,
+           'captions': _captions, 'caption_latents': _caption_latents}
 CAPTIONED = ('shapes', 'captions')  # sources that need a tokenizer
 
 

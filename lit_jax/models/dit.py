@@ -19,6 +19,7 @@ from lit_jax.models.layers import (
     patchify,
     position_table,
     run_stack,
+    show_mixer,
     unpatchify,
     zeros_init,
 )
@@ -40,7 +41,7 @@ class Block(nnx.Module):
         x_BND = constrain(x_BND, 'batch', 'tokens', None)
         modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
-        x = x_BND + gate(self.attn(modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
+        x = x_BND + gate(show_mixer(self.attn, modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 
 

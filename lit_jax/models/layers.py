@@ -5,6 +5,7 @@ width, F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, 
 
 Parameters are float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in tests.
 Norms, timestep features and sums over tokens use `accumulator(dtype)`."""
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from lit_jax.models.partition import constrain, mesh_axis_size
-from lit_jax.models.probe import show_all, watched, watching
+from lit_jax.models.probe import show, show_all, watched, watching
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError
 
@@ -238,3 +239,31 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
         shown = {name: jnp.stack([one[name] for one in layers]) for name in layers[0]}
     show_all(shown)
     return x
+
+
+MIXER_INPUT, MIXER_OUTPUT = 'mixer/input', 'mixer/output'
+
+
+def show_mixer(mixer: nnx.Module, x_BND: Array, grid: tuple[int, int]) -> Array:
+    """mixer(x, grid), both sides shown to those who watch MIXER_INPUT and MIXER_OUTPUT."""
+    show(MIXER_INPUT, x_BND)
+    output = mixer(x_BND, grid)
+    show(MIXER_OUTPUT, output)
+    return output
+
+
+def map_stack(function: Callable, stack: nnx.Module, *layered: Array, scan: bool = True):
+    """function(parameters, build, *arrays) of each layer of a stack on its own; results with a layer axis.
+    parameters: a plain dict; build(parameters) -> the layer's module. layered: arrays [layers, ...]."""
+    graphdef, state = nnx.split(stack)
+    params = nnx.to_pure_dict(state)
+
+    def one(args):
+        own, *rest = args
+        return function(own, functools.partial(nnx.merge, graphdef), *rest)
+
+    if scan:
+        return jax.lax.map(one, (params, *layered))
+    layers = jax.tree.leaves(params)[0].shape[0]
+    results = [one(jax.tree.map(operator.itemgetter(layer), (params, *layered))) for layer in range(layers)]
+    return jax.tree.map(lambda *values: jnp.stack(values), *results)

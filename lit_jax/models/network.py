@@ -1,6 +1,6 @@
 """A network without its weights (`Network`), and a model with them (`Model`). Code outside this package works
 with nested dicts of arrays and `Network.apply`."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, mixers_of, shown_by
 from lit_jax.models.functional import Functional
-from lit_jax.models.layers import REMAT_POLICIES, Array
+from lit_jax.models.layers import REMAT_POLICIES, Array, map_stack
 from lit_jax.models.probe import watching
 from lit_jax.runtime.compiler import without_ynnpack
 from lit_jax.runtime.errors import UserError, check_known
@@ -95,6 +95,18 @@ class Network(Functional):
         with watching(*names) as seen:
             output = self.apply(params, x_BHWC, t_B, cond)
         return output, seen
+
+    def map_mixers(self, params: dict, function: Callable, *layered: Array) -> dict[str, dict]:
+        """{'blocks': {'attn': function(parameters, build, *arrays)}} of each block's mixer on its own, see
+        `lit_jax.models.layers.map_stack`. layered: arrays [depth, ...]."""
+        model, results, first = self._merge(params), {}, 0
+        for name in model.stacks:
+            mixers = getattr(model, name).attn
+            last = first + jax.tree.leaves(params[name])[0].shape[0]
+            results[name] = {'attn': map_stack(function, mixers, *(x[first:last] for x in layered),
+                                               scan=model.scan_layers)}
+            first = last
+        return results
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from lit_jax.models.layers import (
     normal_init,
     patchify,
     run_stack,
+    show_mixer,
     sincos_table,
     unpatchify,
     zeros_init,
@@ -100,7 +101,7 @@ class Block(nnx.Module):
         x_BND = constrain(x_BND, 'batch', 'tokens', None)
         modulation = constrain(self.scale_shift_table[...].astype(t_B6D.dtype) + t_B6D, 'batch', None, None)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
-        x = x_BND + gate(self.attn(modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
+        x = x_BND + gate(show_mixer(self.attn, modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
         x = x + self.cross_attn(x, y_BLD, mask_BL)
         return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
 

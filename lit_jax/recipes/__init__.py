@@ -2,7 +2,7 @@
 import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'finalize', 'is_text', 'linear_mixer',
-           'load_recipe', 'mixer', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'student',
+           'load_recipe', 'mixer', 'mnist', 'models_folder', 'shapes', 'size', 'softmax_mixer', 'student',
            'text_to_image']
 
 

@@ -1,28 +1,14 @@
-"""Finds recipes and shipped models by name, from any folder, without importing jax: a typing error is
-reported at once.
-
-They are in configs/ and assets/ of a checkout, and in _configs/ and _assets/ of an installed package."""
+"""Finds recipes by name, from any folder, without importing jax: a typing error is reported at once."""
 import difflib
 import os
 import re
 from pathlib import Path
 
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.shipped import shipped_folder
 
-PACKAGE = Path(__file__).parents[1]
 # Names of files that have become rows of baselines.py.
 _MOVED = re.compile(r'(?P<row>(u?dig|moh_dit)_(s|b|l|xl)|(dydi_lit|sana|edit|dit_kv)_(s|b|l)|dig_xl_512)')
-
-
-def shipped_folder(kind: str) -> Path:
-    """The folder of shipped files: kind is 'configs' or 'assets'."""
-    inside = PACKAGE / f'_{kind}'
-    return inside if inside.is_dir() else PACKAGE.parent / kind
-
-
-def find_asset(name: str) -> Path:
-    """The path of a shipped file or folder: 'digits_dit.safetensors', 'assets/shapes_t5'."""
-    return shipped_folder('assets') / name.removeprefix('assets/')
 
 
 def find_recipe(name: str) -> str:

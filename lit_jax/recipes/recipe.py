@@ -73,7 +73,7 @@ def default() -> ConfigDict:
             'vae_path': os.environ.get('LIT_JAX_VAE', ''),      # to train from images and decode samples
         },
         'data': {
-            'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, synthetic
+            'name': 'latents',           # latents, imagenet2012, folder, tfds:NAME, digits, mnist, synthetic
             'path': '',                  # its folder; '': below $LIT_JAX_DATA (lit_jax/data/sources.py)
             'flip': True,                # mirror half of the examples
             'strict': False,             # stop at a damaged image instead of skipping it
@@ -89,6 +89,12 @@ def default() -> ConfigDict:
             'long_ratio': 0.6,           # how often the longer of two captions is used
         },
         'diffusion': {'steps': 1000, 'kind': 'linear'},
+        'align': {                       # before training: each mixer learns its block of the teacher's
+            'steps': 0,                  # attention (lit_jax/training/align.py); 0: off
+            'loss': 'mse', 'delta': 1.0,     # mse, l1, huber with its delta
+            'learning_rate': 1e-3,       # falls to 0 by a cosine
+            'clip_norm': 10.0,
+        },
         'teacher': {                     # '' trains without a teacher
             'path': '',                  # model folder or workdir
             'lambda_noise': 0.5, 'lambda_variance': 0.05,      # λ1, λ2 of LiT §3.4
@@ -100,6 +106,7 @@ def default() -> ConfigDict:
         'train': {
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
+            'trainable': 'all',          # all, mixers, or patterns: 'blocks*/attn/*,final_layer/*'
             'accumulate': 1,             # micro-batches per step
             'optimizer': 'adamw',        # adamw, came, muon
             'learning_rate': 1e-4, 'warmup_steps': 0,
@@ -236,6 +243,19 @@ def digits(config: ConfigDict) -> ConfigDict:
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 40, 'cfg_scale': 2.0})
     config.log.every = 50
+    return config
+
+
+def mnist(config: ConfigDict) -> ConfigDict:
+    """Settings shared by the MNIST recipes: data, pixel space, a small run. Mixers are set apart."""
+    config.data.name, config.data.image_size, config.data.num_classes = 'mnist', 28, 10
+    config.data.flip = False                 # a mirrored 2 is no 2
+    config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
+    config.model.update({'depth': 4, 'width': 96, 'patch': 4})
+    config.train.update({'batch_size': 64, 'learning_rate': 1e-3, 'ema_decay': 0.999, 'ema_warmup': True,
+                         'dtype': 'float32'})
+    config.train.scan_layers = False         # unrolled blocks run faster on CPU
+    config.sample.update({'count': 40, 'cfg_scale': 1.5, 'every': 0})
     return config
 
 

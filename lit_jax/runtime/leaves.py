@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -30,6 +30,23 @@ def unflatten(flat: Mapping) -> dict:
             node = node.setdefault(parent, {})
         node[name] = value
     return tree
+
+
+def pick(tree: Mapping, names: Iterable[str]) -> dict:
+    """The part of a nested dict with the leaves of these names."""
+    flat = named_leaves(tree)
+    return unflatten({name: flat[name] for name in names})
+
+
+def overlaid(tree: Mapping, part: Mapping) -> dict:
+    """A nested dict with the leaves that `part` has taken from there."""
+    return {name: overlaid(value, part[name]) if isinstance(value, Mapping) and name in part else
+            part.get(name, value) for name, value in tree.items()}
+
+
+def merged(a: Mapping, b: Mapping) -> dict:
+    """A nested dict with the leaves of both, which have none in common."""
+    return unflatten({**named_leaves(a), **named_leaves(b)})
 
 
 def placed(abstract, shardings):

@@ -22,11 +22,13 @@ from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import setup
-from lit_jax.training.flops import train_macs
+from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
+from lit_jax.training.stages import plan_stages, stage_at
+from lit_jax.training.state import ema_params
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, read_lines
 from lit_jax.training.text_conditioning import caption_examples, load_frozen_text_encoder, null_features
 
@@ -35,6 +37,7 @@ WATCH_SECONDS = 30   # without a step, before the watchdog says so
 _LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (shards weights and optimizer), train.remat=dots or full, '
                 'train.accumulate=2, a smaller train.batch_size, or more devices. train.py --plan=v5e:16x16 '
                 'estimates what a slice needs (docs/run/plans.md).')
+STAGE_NAMES = {'align': "alignment of the mixers with the teacher's attention", 'train': 'training'}
 PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
@@ -66,7 +69,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
 
     # 3. Model, teacher, step
     check_workdir(workdir, config.to_dict())
-    network, optimizer = setup.build_network(config), setup.build_optimizer(config)
+    network = setup.build_network(config)
     teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
     null_text = null_features(config, source, text_encoder)
@@ -75,10 +78,11 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     if config.eval.every or config.eval.full_every:
         from lit_jax.training.loop_evaluation import LoopEvaluation
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
-    abstract = setup.abstract_sharded_state(network, optimizer, mesh)
-    step_fn = setup.jit_step(config, network, optimizer, mesh, abstract, teacher and teacher.network,
-                             vae.network if vae and setup.reads_images(config) else None,
-                             text_encoder and text_encoder.network)
+    stages = plan_stages(config, network, teacher and teacher.arch)
+    encoders = (vae.network if vae and setup.reads_images(config) else None,
+                text_encoder and text_encoder.network)
+    step_fns = {stage.name: setup.jit_stage(config, network, stage, mesh, teacher and teacher.network,
+                                            *encoders) for stage in stages}
     parts = {'teacher': teacher, 'vae': vae, 'text_encoder': text_encoder}
     frozen = {name: part.params for name, part in parts.items() if part is not None}
     if null_text is not None:
@@ -87,15 +91,14 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
-        state, pending, start = _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints,
-                                                 workdir)
+        state, pending, start = _restore_or_init(config, network, stages, mesh, checkpoints, workdir)
         began = claim_workdir(workdir, config.to_dict(), about, null_text)
-        macs = train_macs(network, teacher and teacher.network, config.train.batch_size)
-        run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began, macs=macs,
-                   profile=profile, leaf_names=list(named_leaves(abstract['params'])), evaluation=evaluation,
+        run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began,
+                   stages=stages, teacher_network=teacher and teacher.network, profile=profile,
+                   evaluation=evaluation,
                    captions=caption_examples(config, source, text_encoder, null_text))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
-                 f'{start:,}', f'{config.train.steps:,}', config.train.batch_size, jax.device_count())
+                 f'{start:,}', f'{stages[-1].last:,}', config.train.batch_size, jax.device_count())
 
         # 5. Steps
         layout = BatchLayout(mesh, config.train.batch_size)
@@ -104,28 +107,28 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
                                  threads=setup.reading_threads(config))
         try:
             with explain_out_of_memory('training', _LESS_MEMORY), cluster.peers_watched(run.where):
-                return run.steps(state, step_fn, frozen, pipeline, layout)
+                return run.steps(state, step_fns, frozen, pipeline, layout)
         finally:
             run.close()
             pipeline.close()
             _report_bad_images(source)
 
 
-def _restore_or_init(config, network, optimizer, mesh, abstract, checkpoints, workdir):
+def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
     """(state, metrics of the unfinished log interval, steps done)."""
-    restored = checkpoints.restore_latest(abstract)
+    restored = checkpoints.restore_latest(lambda step: stage_at(stages, step).abstract(network, mesh))
     if restored is not None:
         state, meta, step = restored
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
-    state, report = setup.init_state(config, network, optimizer, mesh)
+    params, report = setup.init_params(config, network, mesh)
     if report is not None:
         from lit_jax.training.inherit import format_report
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():
             workdir.mkdir(parents=True, exist_ok=True)
             write_text_atomic(workdir / 'inheritance.json', json.dumps(report, indent=1))
-    return state, [], 0
+    return stages[0].begin(params, network, mesh), [], 0
 
 
 def _report_bad_images(source) -> None:
@@ -138,16 +141,16 @@ def _report_bad_images(source) -> None:
 class _Run:
     """One call of `train`: when to log, save, sample, evaluate and stop."""
 
-    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, macs,
-                 profile, leaf_names, evaluation, captions):
+    def __init__(self, config, workdir, mesh, network, vae, checkpoints, start, pending, *, began, stages,
+                 teacher_network, profile, evaluation, captions):
         self.config, self.workdir, self.mesh, self.network, self.vae = config, workdir, mesh, network, vae
-        self.checkpoints, self.start, self.total = checkpoints, start, config.train.steps
+        self.checkpoints, self.start, self.total = checkpoints, start, stages[-1].last
+        self.stages, self.teacher_network = stages, teacher_network
         self.evaluation, self.captions = evaluation, captions
-        self.metrics = StepMetrics(leaf_names, pending)
+        self.metrics = StepMetrics([], pending)
         sinks = [name for name in ('tensorboard', 'wandb') if config.log[name]]
         self.reporter = Reporter(workdir, step=start, total_steps=self.total, sinks=sinks, began=began,
-                                 recipe=config.to_dict(),
-                                 batch_size=config.train.batch_size, flops_per_step=2 * macs,
+                                 recipe=config.to_dict(), batch_size=config.train.batch_size,
                                  device_count=jax.device_count(),
                                  peak_flops=peak_flops(jax.devices(), config.log.peak_tflops))
         self.profile = ProfileWindow(workdir / 'profile', profile, paused=self.reporter.paused)
@@ -164,33 +167,36 @@ class _Run:
         kept = self.checkpoints.steps()
         return f'it resumes from step {kept[-1]:,}' if kept else 'no checkpoint yet, so it starts from step 0'
 
-    def steps(self, state, step_fn, frozen, pipeline, layout) -> str:
+    def steps(self, state, step_fns, frozen, pipeline, layout) -> str:
         key, config = setup.run_key(self.config, self.mesh), self.config
         batches, began = iter(pipeline), time.perf_counter()
         if self.start and peers.from_lead(lambda: self.reporter.owes_scores(self.start)):
-            self._evaluate(self.start, state['ema'])
+            self._evaluate(self.start, ema_params(state))
         for step in range(self.start + 1, self.total + 1):
+            stage = stage_at(self.stages, step)
+            if step in (self.start + 1, stage.first):
+                state = self._enter(stage, step, state)
             waiting = time.perf_counter()
             batch = next(batches)
             self.reporter.waited(time.perf_counter() - waiting)
             batch = layout.place(batch)
             self.profile.before(step)
             with jax.transfer_guard('disallow'):     # a transfer in the middle of a step would wait for it
-                state, metrics = step_fn(state, frozen, batch, key)
+                state, metrics = step_fns[stage.name](state, frozen, batch, key)
             self.metrics.add(step, metrics)
             self.reporter.tick()
             self.profile.after(step, metrics)
             self.watchdog.beat()
             stopping = self.stop_asked.is_set() or cluster.asked_to_stop(step)
-            if step % config.log.every == 0 or step == self.total:
+            if step % config.log.every == 0 or step == stage.last:
                 self._fetch()
                 self.reporter.interval(step, self.metrics.summarise())
-            if step % config.checkpoint.every == 0 or step == self.total or stopping:
+            if step % config.checkpoint.every == 0 or step == stage.last or stopping:
                 self._save(step, state)
             if config.sample.every and (step % config.sample.every == 0 or step == self.total):
-                self._sample(step, state['ema'])
+                self._sample(step, ema_params(state))
             if not stopping:     # otherwise the next call does it
-                self._evaluate(step, state['ema'])
+                self._evaluate(step, ema_params(state))
             if stopping and step < self.total:
                 self.checkpoints.wait()
                 LOG.warning('asked to stop: saved step %s; run the same command again to resume', f'{step:,}')
@@ -203,6 +209,17 @@ class _Run:
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
                  format_seconds(time.perf_counter() - began))
         return 'done'
+
+    def _enter(self, stage, step: int, state: dict) -> dict:
+        """The state before `step` of a stage, which begins with it or goes on."""
+        if len(self.stages) > 1:
+            LOG.info('%s: steps %s to %s', STAGE_NAMES[stage.name], f'{stage.first:,}', f'{stage.last:,}')
+        if step == stage.first > 1:
+            state = stage.begin(state['params'], self.network, self.mesh)
+        self.metrics.leaf_names = list(named_leaves(state['ema']))
+        macs = stage_macs(stage.name, self.network, self.teacher_network, self.config.train.batch_size)
+        self.reporter.flops_per_step = 2 * macs
+        return state
 
     def _fetch(self) -> None:
         try:

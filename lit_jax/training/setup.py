@@ -21,10 +21,10 @@ from lit_jax.recipes.recipe import architecture, is_text
 from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import placed
 from lit_jax.runtime.paths import as_path, check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
-from lit_jax.training.state import abstract_state, make_optimizer, new_state
+from lit_jax.training.stages import Stage
+from lit_jax.training.state import make_optimizer
 from lit_jax.training.step import Objective, make_train_step
 from lit_jax.training.text_conditioning import find_text_problems, reads_captions, text_encoder_path
 
@@ -203,11 +203,11 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
                 f'Give another {role}, or a recipe of the same task: the same inputs and noise levels.')
 
 
-def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
-    """(the state before step 1, the inheritance report or None)."""
+def init_params(config: ConfigDict, network: Network, mesh) -> tuple[dict, dict | None]:
+    """(the parameters before step 1, the inheritance report or None)."""
     key = jax.random.key(config.seed)
-    shardings = state_shardings(abstract_state(network, optimizer), mesh, network.arch)
-    params = jax.jit(network.init, out_shardings=shardings['params'])(key)
+    shardings = state_shardings(network.abstract(), mesh, network.arch)
+    params = jax.jit(network.init, out_shardings=shardings)(key)
     report = None
     if config.inherit.path:
         from lit_jax.training.inherit import inherit_params
@@ -215,23 +215,44 @@ def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[d
                                                     lambda tree, arch: state_shardings(tree, mesh, arch))
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=config.inherit.copy)
-        params = jax.device_put(params, shardings['params'])
-    return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params), report
+        params = jax.device_put(params, shardings)
+    return params, report
+
+
+def init_state(config: ConfigDict, network: Network, optimizer, mesh) -> tuple[dict, dict | None]:
+    """(the state before step 1 of training, the inheritance report or None)."""
+    params, report = init_params(config, network, mesh)
+    return Stage('train', 1, config.train.steps, optimizer).begin(params, network, mesh), report
+
+
+def jit_stage(config: ConfigDict, network: Network, stage: Stage, mesh, teacher: Network | None = None,
+              vae: VaeNetwork | None = None, text_encoder: T5Network | None = None):
+    """The jitted step of a stage, as `jit_step`."""
+    abstract = stage.abstract(network, mesh)
+    if stage.name == 'train':
+        return jit_step(config, network, stage.optimizer, mesh, abstract, teacher, vae, text_encoder)
+    from lit_jax.training.align import make_align_step
+    step = make_align_step(network, stage.optimizer, build_objective(config), teacher, vae, text_encoder,
+                           loss=config.align.loss, delta=config.align.delta)
+    return _jit(step, abstract, mesh)
 
 
 def jit_step(config: ConfigDict, network: Network, optimizer, mesh, abstract: dict,
              teacher: Network | None = None, vae: VaeNetwork | None = None,
              text_encoder: T5Network | None = None):
     """The jitted train step: the state is donated and sharded as `abstract`, metrics are replicated."""
-    step = make_train_step(network, optimizer, build_objective(config), teacher, vae, text_encoder)
+    return _jit(make_train_step(network, optimizer, build_objective(config), teacher, vae, text_encoder),
+                abstract, mesh)
+
+
+def _jit(step, abstract: dict, mesh):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def abstract_sharded_state(network: Network, optimizer, mesh) -> dict:
     """The state as ShapeDtypeStructs with shardings, to restore a checkpoint into."""
-    abstract = abstract_state(network, optimizer)
-    return placed(abstract, state_shardings(abstract, mesh, network.arch))
+    return Stage('train', 1, 1, optimizer).abstract(network, mesh)
 
 
 def run_key(config: ConfigDict, mesh) -> jax.Array:

@@ -1,12 +1,16 @@
-"""The train state, one nested dict {params, ema, opt, step}; optimizers and learning rate schedules."""
-from collections.abc import Mapping
+"""The train state, one nested dict {params, ema, opt, step}; optimizers and learning rate schedules.
+
+What is not trained has no entry in `ema` and `opt`: the leaves of `ema` say what is."""
+import fnmatch
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lit_jax.models.network import Network
-from lit_jax.runtime.errors import check_known
+from lit_jax.runtime.errors import UserError, check_known, listed
+from lit_jax.runtime.leaves import named_leaves, overlaid, pick
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.muon import scale_by_muon_and_adam
 
@@ -16,6 +20,7 @@ def scale_by_adamw() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
+SHORT_FORMS = {'all': '*', 'mixers': 'blocks*/attn/*'}     # of train.trainable
 OPTIMIZERS = {'adamw': lambda arch: scale_by_adamw(), 'came': lambda arch: scale_by_came(arch=arch),
               'muon': lambda arch: scale_by_muon_and_adam(scale_by_adamw(), arch)}
 
@@ -49,15 +54,40 @@ def learning_rate_schedule(learning_rate: float, warmup_steps: int = 0, cooldown
     return optax.schedules.join_schedules([up, down], [steps - cooldown_steps])
 
 
-def new_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
-    """The state before the first step; the EMA starts as a copy of the parameters."""
-    return {'params': params, 'ema': jax.tree.map(jnp.copy, params), 'opt': optimizer.init(params),
+def trainable_leaves(trainable: str, params: Mapping) -> tuple[str, ...]:
+    """Names of the leaves that are trained.
+
+    trainable: 'all', 'mixers' (the attention of every block), or patterns with commas between them
+        ('blocks*/attn/*,final_layer/*'). Raises UserError for a pattern that no leaf has."""
+    names = tuple(named_leaves(params))
+    chosen: set[str] = set()
+    for pattern in (one.strip() for one in SHORT_FORMS.get(trainable, trainable).split(',')):
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise UserError(f'train.trainable {trainable!r}: no parameter is named {pattern!r}; there are: '
+                            f'{listed(list(names), 20)}')
+        chosen.update(found)
+    return tuple(name for name in names if name in chosen)
+
+
+def new_state(params: dict, optimizer: optax.GradientTransformation,
+              trained: Sequence[str] | None = None) -> dict:
+    """The state before the first step: all parameters, and of the trained ones (None: all) the EMA, which
+    starts as a copy, and the optimizer's memory."""
+    own = params if trained is None else pick(params, trained)
+    return {'params': params, 'ema': jax.tree.map(jnp.copy, own), 'opt': optimizer.init(own),
             'step': jnp.zeros((), jnp.int32)}
 
 
-def abstract_state(network: Network, optimizer: optax.GradientTransformation) -> dict:
+def abstract_state(network: Network, optimizer: optax.GradientTransformation,
+                   trained: Sequence[str] | None = None) -> dict:
     """The state as ShapeDtypeStructs."""
-    return jax.eval_shape(lambda params: new_state(params, optimizer), network.abstract())
+    return jax.eval_shape(lambda params: new_state(params, optimizer, trained), network.abstract())
+
+
+def ema_params(state: Mapping) -> dict:
+    """The EMA weights of a state, with the parameters that are not trained."""
+    return overlaid(state['params'], state['ema'])
 
 
 def update_ema(ema: dict, params: dict, step: jax.Array, *, decay: float, warmup: bool) -> dict:

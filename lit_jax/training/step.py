@@ -16,6 +16,7 @@ from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork, sample_posterior
+from lit_jax.runtime.leaves import named_leaves, overlaid, pick
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
@@ -100,11 +101,12 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     batch: {'moments' or 'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; `vae`
         encodes images and `text_encoder` tokens in the step.
     metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
-        range; of mixers, losses as 'loss/<name>' and statistics under their own names; 'grad/norm';
-        'grad/bad_leaf' = index of the first leaf with a non-finite gradient, -1 if none."""
+        range; of mixers, losses as 'loss/<name>' and statistics under their own names; and those of
+        `gradient_metrics`."""
     num_steps, parts = objective.schedule.num_steps, objective.accumulate
 
-    def loss(params, teacher_params, inputs):
+    def loss(trained, params, teacher_params, inputs):
+        params = overlaid(params, trained)
         terms, shown = loss_terms(params, teacher_params, inputs, network, teacher, objective)
         means = {name: value.mean() for name, value in terms.items()}
         total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
@@ -119,18 +121,19 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
 
     gradient = jax.grad(loss, has_aux=True)
 
-    def accumulated_gradient(params, teacher_params, inputs):
+    def accumulated_gradient(*weights_and_inputs):
         if parts == 1:
-            return gradient(params, teacher_params, inputs)
+            return gradient(*weights_and_inputs)
+        *weights, inputs = weights_and_inputs
         # Example i goes to micro-batch i mod parts: each device keeps its own examples.
         split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
                              inputs)
         first = jax.tree.map(lambda x: x[0], split)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                            jax.eval_shape(gradient, params, teacher_params, first))
+                            jax.eval_shape(gradient, *weights, first))
 
         def add(sums, part):
-            return jax.tree.map(jnp.add, sums, gradient(params, teacher_params, part)), None
+            return jax.tree.map(jnp.add, sums, gradient(*weights, part)), None
 
         grads, metrics = jax.lax.scan(add, sums, split)[0]
         mean = {name: value if name.startswith('quarter/') else value / parts
@@ -138,20 +141,37 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         return jax.tree.map(lambda g: g / parts, grads), mean
 
     def train_step(state, frozen, batch, key):
-        encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
-        encode_text = None if text_encoder is None else functools.partial(text_encoder.apply,
-                                                                          frozen['text_encoder'])
-        inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode,
-                             encode_text, frozen.get('null_text'))
-        grads, metrics = accumulated_gradient(state['params'], frozen.get('teacher'), inputs)
-        updates, opt = optimizer.update(grads, state['opt'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
-        ema = update_ema(state['ema'], params, state['step'], decay=objective.ema_decay,
-                         warmup=objective.ema_warmup)
-        squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
-        bad = ~jnp.isfinite(squares)
-        metrics |= {'grad/norm': jnp.sqrt(squares.sum()),
-                    'grad/bad_leaf': jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)}
-        return {'params': params, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, metrics
+        inputs = step_inputs(state, frozen, batch, key, objective, network, vae, text_encoder)
+        trained = pick(state['params'], named_leaves(state['ema']))
+        grads, metrics = accumulated_gradient(trained, state['params'], frozen.get('teacher'), inputs)
+        return updated(state, trained, grads, optimizer, objective), metrics | gradient_metrics(grads)
 
     return train_step
+
+
+def step_inputs(state: Mapping, frozen: Mapping, batch: Mapping, key: Array, objective: Objective,
+                network: Network, vae: VaeNetwork | None, text_encoder: T5Network | None) -> dict:
+    """`draw_inputs` of a step, with the frozen encoders that there are."""
+    encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
+    encode_text = None if text_encoder is None else functools.partial(text_encoder.apply,
+                                                                      frozen['text_encoder'])
+    return draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode, encode_text,
+                       frozen.get('null_text'))
+
+
+def updated(state: dict, trained: dict, grads: dict, optimizer: optax.GradientTransformation,
+            objective: Objective) -> dict:
+    """The state after a step that found these gradients of its trained parameters."""
+    updates, opt = optimizer.update(grads, state['opt'], trained)
+    trained = optax.apply_updates(trained, updates)
+    ema = update_ema(state['ema'], trained, state['step'], decay=objective.ema_decay,
+                     warmup=objective.ema_warmup)
+    return {'params': overlaid(state['params'], trained), 'ema': ema, 'opt': opt, 'step': state['step'] + 1}
+
+
+def gradient_metrics(grads: dict) -> dict[str, Array]:
+    """'grad/norm', and 'grad/bad_leaf': index of the first leaf with a non-finite gradient, -1 if none."""
+    squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
+    bad = ~jnp.isfinite(squares)
+    return {'grad/norm': jnp.sqrt(squares.sum()),
+            'grad/bad_leaf': jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)}

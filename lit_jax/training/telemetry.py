@@ -34,7 +34,7 @@ class StepMetrics:
     JSON-able and part of every checkpoint: a run resumed in the middle of an interval logs the same means."""
 
     def __init__(self, leaf_names: list[str], pending: list[dict] | None = None):
-        self._leaf_names = leaf_names
+        self.leaf_names = leaf_names         # of the gradient
         self._on_device: list[tuple[int, dict]] = []
         self.pending: list[dict] = list(pending or [])
 
@@ -58,7 +58,7 @@ class StepMetrics:
         if bad_terms or leaf >= 0:
             terms = ', '.join(f'{name} = {float(metrics[name])}' for name in bad_terms)
             where = 'the gradients are finite' if leaf < 0 else \
-                f'first non-finite gradient: {self._leaf_names[leaf]}'
+                f'first non-finite gradient: {self.leaf_names[leaf]}'
             raise Diverged(f'step {step}: {terms or "the losses are finite"}; {where}')
 
     def summarise(self) -> dict[str, float]:
@@ -81,7 +81,7 @@ class Reporter:
     """Writes logs and metrics on process 0; other processes stay silent.
 
     step: steps done at the start of this call. sinks: names of `lit_jax.training.sinks.SINKS`.
-    flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s.
+    flops_per_step: FLOPs of a global step, by the model's own count; 0 omits FLOP/s. The next stage sets it.
     peak_flops: of all devices (`lit_jax.training.speed.peak_flops`); None omits MFU.
     device_count: of all processes. began: unix time of the first start of the run; None: this call.
     recipe: for dashboards that show it."""
@@ -92,7 +92,7 @@ class Reporter:
         self._active = jax.process_index() == 0
         workdir = as_path(workdir)
         self._total, self._batch, self._devices = total_steps, batch_size, device_count
-        self._flops, self._peak = flops_per_step, peak_flops
+        self.flops_per_step, self._peak = flops_per_step, peak_flops
         self._log = MetricsLog(workdir / 'metrics.jsonl', step) if self._active else None
         before = (self._log and self._log.last) or {}
         self._clock = RunClock(step, total_steps, began=began,
@@ -168,8 +168,8 @@ class Reporter:
                   'time/images_per_s_per_device': rate / self._devices,
                   'data/wait_percent': 100 * done.waited / done.seconds, 'time/eta_s': done.eta,
                   'time/productive_s': done.productive, 'perf/goodput_percent': 100 * done.goodput}
-        if self._flops:
-            timing['perf/model_flops_per_s'] = self._flops * done.steps / done.seconds
+        if self.flops_per_step:
+            timing['perf/model_flops_per_s'] = self.flops_per_step * done.steps / done.seconds
             if self._peak:
                 timing['perf/mfu_percent'] = 100 * timing['perf/model_flops_per_s'] / self._peak
         peak, limit = hbm_peak(jax.local_devices())
@@ -205,7 +205,7 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
     `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
     8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
     HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
-    names = 'mse', 'vb', 'distill_noise', 'distill_variance'
+    names = 'mse', 'vb', 'distill_noise', 'distill_variance', 'align'
     terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names if f'loss/{name}' in means)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
     parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',

@@ -67,7 +67,7 @@ def test_a_bucket_that_is_wrong_or_closed_is_a_clear_error(run):
     Store.broken = OSError('Forbidden')
     for act in (lambda: check_workdir(run, {}), lambda: claim_workdir(run, {}, {}),
                 lambda: load.load_weights(run)):
-        with pytest.raises(UserError, match='gs://bucket/runs/a.* cannot be reached: OSError: Forbidden'):
+        with pytest.raises(UserError, match='gs://bucket/runs/a.* cannot be reached: Forbidden'):
             act()
 
 

@@ -30,6 +30,7 @@ from lit_jax.training import loop, setup
 from lit_jax.training.inherit import inherit_params
 from lit_jax.training.matrices import matrix_axes
 from lit_jax.training.mesh import BatchLayout, format_shardings, make_mesh
+from lit_jax.training.state import abstract_state
 
 NAME = 'toy_mixer:ToyMixer'
 ONE, MIXED, COPIES = ((1, 1, 1, 1), (2, 2, 2, 1), (8, 1, 1, 1))
@@ -144,7 +145,7 @@ def test_optimizers_see_its_matrices_as_it_says():
     assert not matrix_axes('blocks/attn/skip', 3, arch).is_matrix
     config = recipe(heads=2)
     config.train.optimizer = 'came'
-    second = setup.abstract_state(setup.build_network(config), setup.build_optimizer(config))['opt'][0].nu
+    second = abstract_state(setup.build_network(config), setup.build_optimizer(config))['opt'][0].nu
     assert second['blocks']['attn']['proj']['kernel']['came_row'].shape == (2, 2, WIDTH // 2)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_jax.recipes import find
+from lit_jax.runtime import shipped
 from lit_jax.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -53,17 +54,17 @@ def test_an_unknown_name_is_answered_with_those_near_it(name, message):
 
 
 def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
-    monkeypatch.setattr(find, 'PACKAGE', tmp_path)
+    monkeypatch.setattr(shipped, 'PACKAGE', tmp_path)
     (tmp_path / '_configs').mkdir()
     (tmp_path / '_configs' / 'lit_xl.py').touch()
     (tmp_path / '_assets').mkdir()
     assert find.find_recipe('lit_xl') == f'{tmp_path}/_configs/lit_xl.py'
-    assert find.find_asset('assets/shapes_t5') == tmp_path / '_assets' / 'shapes_t5'
+    assert shipped.find_asset('assets/shapes_t5') == tmp_path / '_assets' / 'shapes_t5'
 
 
 def test_what_ships_is_there():
-    for name in ('digits_dit.safetensors', 'shapes_pixart.safetensors', 'assets/shapes_t5'):
-        assert find.find_asset(name).exists()
+    for name in ('digits_dit.safetensors', 'mnist_10k.npz', 'shapes_pixart.safetensors', 'assets/shapes_t5'):
+        assert shipped.find_asset(name).exists()
 
 
 def test_finding_imports_nothing_heavy():

@@ -14,6 +14,7 @@ from lit_jax.models.network import Network
 from lit_jax.recipes.recipe import finalize
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
+from lit_jax.training.state import abstract_state
 
 STEPS = 20
 LAYOUTS = {'data': (8, 1, 1, 1), 'fsdp': (1, 8, 1, 1), 'tensor': (4, 1, 2, 1), 'seq': (1, 1, 1, 8),
@@ -99,7 +100,7 @@ def test_fsdp_leaves_an_eighth_of_the_bytes_on_each_device():
     config = recipes.finalize(recipes.load_recipe('configs/lit_xl.py'), 8)
     assert (config.mesh.data, config.mesh.fsdp) == (1, 8)
     mesh = make_mesh(config.mesh.to_dict())
-    state = setup.abstract_state(setup.build_network(config), setup.build_optimizer(config))
+    state = abstract_state(setup.build_network(config), setup.build_optimizer(config))
     network = Network(setup.architecture(recipes.load_recipe('configs/dit_xl.py')))
     teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), network.abstract())
     student = setup.architecture(config)
