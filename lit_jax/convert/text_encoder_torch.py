@@ -16,11 +16,12 @@ import numpy as np
 from lit_jax.checkpoint import text_encoder_folder as folders
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS
-from lit_jax.convert.torch_files import Source, open_weights, parse_json
+from lit_jax.convert.torch_files import Source, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.runtime.paths import explain_unwritable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
@@ -81,7 +82,7 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     path = src / 'config.json'
     if not path.is_file():
         raise UserError(f'{path} does not exist; give the whole folder of the text encoder')
-    hub = parse_json(path.read_bytes(), str(path))
+    hub = read_json(path, {str: object})
     arch = arch_of(hub, str(path))
     tokenizer = find_tokenizer(src)
     folders.check_vocabulary(tokenizer, arch)

@@ -1,36 +1,44 @@
 """Readers of PyTorch's weight files: names, shapes and dtypes at once, values one tensor at a time.
 
-Formats: `.pt`/`.pth`/`.bin` zip files of torch.save (a bare state dict, or a training checkpoint with `model`
-and `ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards; told by content, not by
-name. No code from a file is ever run: torch reads with `weights_only=True`, whose unpickler builds plain data
-only. Files are memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not stay in memory
-beside its copy."""
-import argparse
-import json
+Formats: `.pt`/`.pth`/`.bin` files of torch.save (a bare state dict, or a training checkpoint with `model` and
+`ema`), `.safetensors`, and folders of Hugging Face diffusers, also in shards; told by content, not by name.
+PyTorch is not needed, and no code from a file is ever run (`lit_jax.convert.array_pickles`). Files are
+memory-mapped, and `release` drops the mapping, so that a 2.7 GB file does not stay in memory beside its
+copy."""
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError  # the exception only: torch.load raises it for what it refuses
 from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lit_jax.convert.array_pickles import NAMESPACE, PickledFile, is_old_torch, kind_of
+from lit_jax.convert.pickle_machine import Call
 from lit_jax.convert.torch_hub import check_hub_config
-from lit_jax.models.mixers import find_mixer
-from lit_jax.runtime.errors import UserError
+from lit_jax.models.arch import check_arch
+from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.json_file import parse_json, read_json
 from lit_jax.runtime.paths import explain_unreadable
 
 FLOATS = ('float32', 'float16', 'bfloat16')
 _LONGEST_HEADER = 100_000_000      # bytes of JSON that the safetensors format allows
 METADATA_KEY = 'lit_jax'           # of a .safetensors file that we wrote: the model folder's config as JSON
 _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
-# What torch.load raises for damaged files: wrong opcodes fail in every way that Python code can.
-_DAMAGE = (RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError,
-           AssertionError, ArithmeticError)
-_WRAPPERS = ('module.', '_orig_mod.')   # DistributedDataParallel, torch.compile
-_HF_STEMS = ('diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'pytorch_model', 'model')
+# What DistributedDataParallel, FSDP, torch.compile, checkpointing and trainers put before and into names.
+_PREFIXES = ('module.', '_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', 'model.',
+             'diffusion_model.', 'net.')
+_INNER = re.compile(r'(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.')
+_HF_STEMS = ('diffusion_pytorch_model', 'pytorch_model', 'model')
+# diffusers and transformers: STEM[.VARIANT][-00001-of-00002][.VARIANT].SUFFIX and
+# STEM.SUFFIX.index[.VARIANT].json
+_VARIANT = r'(?:\.(?P<variant>fp16|bf16|fp32|ema|non_ema))?'
+_OTHER = _VARIANT.replace('variant', 'other')
+_WEIGHTS_NAME = re.compile(rf'^(?P<stem>.+?){_VARIANT}(?:-(?P<number>\d{{5}})-of-(?P<count>\d{{5}}))?{_OTHER}'
+                           r'\.(?P<suffix>safetensors|bin)$')
+_INDEX_NAME = re.compile(rf'^(?P<stem>.+?){_VARIANT}\.(?P<suffix>safetensors|bin)\.index{_OTHER}\.json$')
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,14 @@ class Source:
         tensors: key -> TensorInfo, without wrapper prefixes (`module.`).
         files: the files read. weights: 'ema', 'model', or 'state_dict' (a bare one).
         problems: tensors given twice, entries that are no tensors.
+        told: the command line in a training checkpoint, {name: number or text}.
         config: stored in our own export. hub_config: config.json of a diffusers folder. classes: class names
             of a diffusers pipeline. None if there are none."""
     tensors: dict[str, TensorInfo]
     files: tuple[Path, ...] = ()
     weights: str = 'state_dict'
     problems: list[str] = field(default_factory=list)
+    told: dict = field(default_factory=dict)
     config: dict | None = None
     hub_config: dict | None = None
     classes: list[str] | None = None
@@ -81,11 +91,12 @@ class Source:
         """Why a tensor cannot be used with this shape, as far as shows without its values; None if it can."""
         info = self.tensors.get(key)
         if info is None:
-            return f'missing tensor: {key} {list(shape)}'
+            return f'missing tensor: {shown_name(key)} {list(shape)}'
         if tuple(info.shape) != tuple(shape):
-            return f'misshaped tensor: {key} has {list(info.shape)}, expected {list(shape)}'
+            return f'misshaped tensor: {shown_name(key)} has {list(info.shape)}, expected {list(shape)}'
         if info.dtype not in FLOATS:
-            return f'wrong dtype in tensor: {key} is {info.dtype}, expected one of {", ".join(FLOATS)}'
+            return (f'wrong dtype in tensor: {shown_name(key)} is {info.dtype}, expected one of '
+                    f'{", ".join(FLOATS)}')
         return None
 
     def add(self, reader: Reader, file_name: str = '') -> None:
@@ -94,43 +105,52 @@ class Source:
             key = _unwrapped(name)
             if key in self.tensors:
                 where = f' (again in {file_name})' if file_name else ''
-                also = f', also as {name}' if name != key else ''
-                self.problems.append(f'duplicate tensor: {key}{where}{also}')
+                also = f', also as {shown_name(name)}' if name != key else ''
+                self.problems.append(f'duplicate tensor: {shown_name(key)}{where}{also}')
             else:
                 self.tensors[key], self._owner[key] = info, (reader, name)
 
 
 def open_source(path, weights: str = 'ema') -> Source:
-    """Opens a checkpoint file or a diffusers folder. UserError if it is missing, unreadable, or no plain
-    data.
+    """Opens a checkpoint file, an index of shards (.index.json), or a folder. UserError if it is missing,
+    unreadable, or no plain data.
 
     weights: which of a training checkpoint's weights, 'ema' or 'model'."""
     if weights not in ('ema', 'model'):
-        raise UserError(f'unknown weights {weights!r}; a training checkpoint holds "ema" and "model"')
+        raise UserError(f'unknown weights {shown(weights)}; a training checkpoint holds "ema" and "model"')
     path = Path(path)
     if path.is_dir():
         return _open_folder(path, weights)
     if not path.exists():
-        raise UserError(f'{path} does not exist')
+        where = f' (it is a link to {os.readlink(path)}, which does not)' if path.is_symlink() else ''
+        raise UserError(f'{path} does not exist{where}')
+    if _INDEX_NAME.match(path.name):
+        source = _open_files(*_indexed(path), weights)
+        _add_hub_config(source, path.parent)
+        return source
     source = Source({}, (path,))
     _open_file(path, weights, source)
     return source
 
 
-def open_weights(folder: Path, weights: str = 'ema') -> Source:
-    """All tensors of a Hugging Face folder, of any model. UserError if there are none."""
-    files, index = _hub_files(folder)
+def open_weights(path: Path, weights: str = 'ema') -> Source:
+    """All tensors of a Hugging Face folder, of any model, or of one file of it. UserError if it has none."""
+    if not path.is_dir():
+        return open_source(path, weights)
+    files, index = _hub_files(path)
     if not files:
-        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
-        raise UserError(f'{folder} holds no weights: expected model.safetensors, '
+        inside = ', '.join(sorted(shown_name(entry.name) for entry in path.iterdir())[:8]) or 'nothing'
+        raise UserError(f'{path} holds no weights: expected model.safetensors, '
                         f'diffusion_pytorch_model.safetensors or .bin (or their .index.json with its files); '
                         f'it holds {inside}. Give a single checkpoint by its own path')
-    if missing := [str(file) for file in files if not file.is_file()]:
-        raise UserError(f'{folder} lacks files that its index names: {", ".join(missing)}; get them again')
+    return _open_files(files, index, weights)
+
+
+def _open_files(files: list[Path], index: list[str], weights: str) -> Source:
     source = Source({}, tuple(files))
     for file in files:
         _open_file(file, weights, source)
-    source.problems += [f'missing tensor: {key} (in the index, not in the files)' for key in index
+    source.problems += [f'missing tensor: {shown_name(key)} (in the index, not in the files)' for key in index
                         if _unwrapped(key) not in source.tensors]
     return source
 
@@ -172,9 +192,11 @@ class _SafetensorsReader:
     def _open(self):
         if self._handle is None:
             try:
-                self._handle = safe_open(self._path, framework='numpy')
+                with explain_unreadable(self._path):
+                    self._handle = safe_open(self._path, framework='numpy')
             except SafetensorError as error:
-                raise UserError(f'{self._path} is truncated or damaged ({error}); get it again') from error
+                raise UserError(f'{self._path} is truncated or damaged ({shown_name(error)}); get it '
+                                f'again') from error
         return self._handle
 
     def infos(self) -> dict[str, TensorInfo]:
@@ -189,114 +211,102 @@ class _SafetensorsReader:
 
 class _TorchReader:
     def __init__(self, path: Path, weights: str):
-        self._path, self._weights, self._tensors = path, weights, None
-        self.problems: list[str] = []
-        self.chosen = 'state_dict'
-        self._infos = {key: TensorInfo(tuple(x.shape), _torch_dtype(x)) for key, x in self._open().items()}
+        self._file, self.problems = PickledFile(path), []
+        content, self.chosen = _choose(self._file, weights, path)
+        self._tensors = {}
+        for key, value in content.items():
+            if tensor := self._file.tensor(value, key):
+                self._tensors[str(key)] = tensor
+            else:
+                self.problems.append(f'not a tensor: {shown_name(key)} ({kind_of(value)})')
+        self.told = _told(self._file.content)
         self.release()
 
-    def _open(self) -> dict:
-        if self._tensors is None:
-            content, self.chosen = _choose(_load_torch(self._path), self._weights, self._path)
-            self._tensors = {key: value for key, value in content.items() if _is_tensor(value)}
-            self.problems = [f'not a tensor: {key} ({type(value).__name__})' for key, value in content.items()
-                             if key not in self._tensors]
-        return self._tensors
-
     def infos(self) -> dict[str, TensorInfo]:
-        return self._infos
+        return {key: TensorInfo(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
 
     def read(self, key: str) -> np.ndarray:
-        return self._open()[key].detach().float().numpy()
+        return self._file.values(self._tensors[key], key).astype(np.float32, copy=False)
 
     def release(self) -> None:
-        self._tensors = None
+        self._file.release()
 
 
-def _is_tensor(value) -> bool:
-    import torch
-    return isinstance(value, torch.Tensor)
+# Where trainers keep the weights: DiT's and SiT's, PixArt's, Lightning's and timm's.
+_NAMES = {'ema': ('ema', 'state_dict_ema', 'ema_state_dict', 'model_ema', 'ema_model'),
+          'model': ('model', 'model_state_dict')}
 
 
-def _torch_dtype(tensor) -> str:
-    name = str(tensor.dtype).removeprefix('torch.')
-    return name if str(tensor.layout) == 'torch.strided' else f'{name} ({tensor.layout})'
+def _choose(file: PickledFile, weights: str, path: Path) -> tuple[dict, str]:
+    """(the state dict, 'ema', 'model' or 'state_dict') of a file: bare, or one of a training checkpoint."""
+    content = file.content
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {kind_of(content)}, expected a state dict (name -> tensor) or a '
+                        f'training checkpoint {{model, ema, opt, args}}')
 
+    def find(names) -> dict | None:
+        return next((content[name] for name in names if isinstance(content.get(name), dict)), None)
 
-def _load_torch(path: Path):
-    """The content of a torch.save file as plain data, its tensors mapped from the file."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f'reading {path} needs PyTorch, which is not installed: pip install '
-                        f'"lit_jax[torch]", or give the weights as .safetensors') from error
-    try:
-        # DiT's training checkpoints contain their command line as an argparse.Namespace: attributes only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        raise UserError(_refusal(path, str(error))) from error
-    except _DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split('. This is an internal')[0]
-        raise UserError(f'{path} is truncated or damaged ({reason}); get it again') from error
-
-
-def _refusal(path: Path, text: str) -> str:
-    found = re.search(r'GLOBAL[: ]+`?([\w.]+\.[\w.]+)', text)
-    what = f'it asks for {found[1]}' if found else 'it holds more than tensors and plain containers'
-    return (f'{path} is refused: {what}, and opening that could run code from the file. Nothing of it was '
-            f'run. If it is yours, save its weights alone: torch.save(model.state_dict(), "weights.pt")')
-
-
-def _choose(content, weights: str, path: Path) -> tuple[Mapping, str]:
-    """The state dict in the result of torch.load: bare, or one of a training checkpoint."""
-    if not isinstance(content, Mapping):
-        raise UserError(f'{path} holds a {type(content).__name__}, expected a state dict (name -> tensor) or '
-                        f'a training checkpoint {{model, ema, opt, args}}')
-    for name in (weights, f'state_dict_{weights}', 'state_dict'):     # the last two of PixArt's trainer
-        if isinstance(content.get(name), Mapping):
-            return {str(key): value for key, value in content[name].items()}, name.removeprefix('state_dict_')
-    available = [name for name in ('ema', 'model') if isinstance(content.get(name), Mapping)]
-    if available:
+    if (found := find(_NAMES[weights])) is not None:
+        return found, weights
+    if (found := find(['state_dict'])) is not None:
+        return found, 'state_dict'
+    if available := [name for name, keys in _NAMES.items() if find(keys) is not None]:
         raise UserError(f'{path} is a training checkpoint without {weights!r} weights; it has '
                         f'{", ".join(available)}: use --weights={available[0]}')
-    if not any(_is_tensor(value) for value in content.values()):
-        keys = ', '.join(map(str, list(content)[:8])) or 'nothing'
+    if not any(file.tensor(value, key) for key, value in content.items()):
+        keys = ', '.join(map(shown_name, list(content)[:8])) or 'nothing'
         raise UserError(f'{path} holds no weights (found: {keys}); expected a state dict or a training '
                         f'checkpoint {{model, ema, opt, args}}')
-    return {str(key): value for key, value in content.items()}, 'state_dict'
+    return content, 'state_dict'
+
+
+def _told(content) -> dict:
+    """What the command line says that a training checkpoint keeps in `args`: its numbers and texts."""
+    args = content.get('args') if isinstance(content, dict) else None
+    if isinstance(args, Call) and args.name == NAMESPACE:
+        args = args.state
+    if not isinstance(args, dict):
+        return {}
+    return {name: value for name, value in args.items() if isinstance(value, str | int | float | bool)}
 
 
 def _unwrapped(key: str) -> str:
-    while key.startswith(_WRAPPERS):
+    """The key without what wraps a model, or one of its blocks."""
+    while key.startswith(_PREFIXES):
         key = key.split('.', 1)[1]
-    return key
+    return _INNER.sub('', key)
 
 
 def _open_file(path: Path, weights: str, source: Source) -> None:
     """Adds the tensors of one file to `source`."""
-    kind = _sniff(path)
-    reader = _SafetensorsReader(path) if kind == 'safetensors' else _TorchReader(path, weights)
-    source.add(reader, path.name)
-    if kind == 'safetensors':
+    if _sniff(path) == 'safetensors':
+        reader = _SafetensorsReader(path)
         source.config = _own_config(path, reader.metadata) or source.config
     else:
-        source.weights = reader.chosen
+        reader = _TorchReader(path, weights)
+        source.weights, source.told = reader.chosen, reader.told
         source.problems += reader.problems
+    source.add(reader, path.name)
+
+
+# What the metadata of our exports must hold; `check_arch` looks at the model more closely.
+_OWN = {'model': {'family': str, 'mixer': {'name': str}}, 'diffusion?': {'steps': int, 'kind': str},
+        'latent?': {'space': str, 'vae?': str, 'scale': float}, 'classes?': [str], 'text?': {str: object},
+        'provenance?': {str: object}}
 
 
 def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
     if METADATA_KEY not in metadata:
         return None
     where = f'the metadata of {path}'
-    config = parse_json(metadata[METADATA_KEY], where)
-    mixer = config['model'].get('mixer') if isinstance(config.get('model'), dict) else None
+    config = parse_json(metadata[METADATA_KEY], where, _OWN)
     try:
-        find_mixer(mixer['name'] if isinstance(mixer, dict) and 'name' in mixer else None)
+        check_arch(config['model'])
     except UserError as error:
         raise UserError(f'{where} describe no model that this version knows: {error}; export it again, or '
                         f'strip its metadata') from error
-    return config
+    return {name: value for name, value in config.items() if value is not None}
 
 
 def _sniff(path: Path) -> str:
@@ -306,69 +316,110 @@ def _sniff(path: Path) -> str:
     text = head.lstrip().lower()
     if not head:
         raise UserError(f'{path} is empty; get it again')
-    if head[:4] == b'PK\x03\x04':
+    # First: the length at the start of a .safetensors file can begin like a zip or a pickle.
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER:
+        return 'safetensors'
+    if head[:4] == b'PK\x03\x04' or is_old_torch(head):
         return 'torch'
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
         raise UserError(f'{path} is a web page, not a checkpoint, often a login or error page. Get the file '
                         f'itself, for instance with curl -L')
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
-    # Before the check for pickles: the length at the start of a .safetensors file can begin with their bytes.
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER:
-        return 'safetensors'
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
-        raise UserError(f'{path} is a plain pickle or a torch file of before version 1.6. Opening those can '
-                        'run code from the file, so they are not read. If you trust it, load it in PyTorch '
-                        'and save its weights again with torch.save')
+        raise UserError(f'{path} is a plain pickle, not a file of torch.save. Opening those can run code '
+                        f'from the file, so they are not read. If you trust it, load it where it comes from and '
+                        f'save its weights with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
     raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
 
 
 def _open_folder(path: Path, weights: str) -> Source:
-    """A diffusers pipeline folder (with transformer/) or the transformer's own folder."""
+    """A diffusers pipeline folder (with transformer/), the transformer's own folder, or one of shards."""
     folder = path / 'transformer' if (path / 'transformer').is_dir() else path
-    source, config_path = open_weights(folder, weights), folder / 'config.json'
-    if not config_path.is_file():
-        raise UserError(f'{folder} has weights but no config.json; give the weight file itself '
-                        f'({source.files[0]}) or add the config.json of the diffusers model')
-    source.files = (*source.files, config_path)
-    source.hub_config = parse_json(config_path.read_text(), str(config_path))
-    check_hub_config(source.hub_config, str(config_path))
+    source = open_weights(folder, weights)
+    _add_hub_config(source, folder)
     source.classes = _class_names(path / 'model_index.json')
     return source
 
 
+def _add_hub_config(source: Source, folder: Path) -> None:
+    """config.json of a diffusers folder; a folder of other shards has none."""
+    path = folder / 'config.json'
+    if path.exists():
+        source.files = (*source.files, path)
+        source.hub_config = read_json(path, {str: object})
+        check_hub_config(source.hub_config, str(path))
+
+
+@dataclass
+class _Set:
+    """The files of one model in a folder: a single one, an index, or numbered shards."""
+    single: Path | None = None
+    index: Path | None = None
+    shards: dict[int, Path] = field(default_factory=dict)
+    count: int = 0
+
+
 def _hub_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The weight files of a diffusers folder, and the tensor names in its index."""
-    for stem in _HF_STEMS:
-        for suffix in ('.safetensors', '.bin'):
-            if (folder / f'{stem}{suffix}').is_file():
-                return [folder / f'{stem}{suffix}'], []
-            if (index := folder / f'{stem}{suffix}.index.json').is_file():
-                names = parse_json(index.read_text(), str(index)).get('weight_map', {})
-                # Only the names: an index must not lead out of its folder.
-                return [folder / Path(file).name for file in sorted(set(names.values()))], list(names)
-            if shards := sorted(folder.glob(f'{stem}-?????-of-?????{suffix}')):
-                return shards, []
-    return [], []
+    """The weight files of a folder, and the tensor names in their index."""
+    sets: dict[tuple, _Set] = {}
+    with explain_unreadable(folder):
+        entries = sorted(folder.iterdir())
+    for entry in entries:
+        if match := _INDEX_NAME.match(entry.name):
+            key = _rank(match['stem'], match['variant'] or match['other'], match['suffix'])
+            sets.setdefault(key, _Set()).index = entry
+        elif match := _WEIGHTS_NAME.match(entry.name):
+            found = sets.setdefault(_rank(match['stem'], match['variant'] or match['other'],
+                                          match['suffix']), _Set())
+            if match['number']:
+                found.shards[int(match['number'])], found.count = entry, int(match['count'])
+            else:
+                found.single = entry
+    if not sets:
+        return [], []
+    best = min(sets)
+    others = [key for key in sets if key[0] == best[0] == len(_HF_STEMS) and key != best]
+    if others:
+        names = ', '.join(shown_name(key[3] + key[2]) for key in sorted([best, *others]))
+        raise UserError(f'{folder} holds several sets of weights ({names}); give one by its own path')
+    return _files_of(sets[best], folder)
+
+
+def _rank(stem: str, variant: str | None, suffix: str) -> tuple:
+    """Sorts sets of files: known names first, then whole precision, then safetensors."""
+    known = _HF_STEMS.index(stem) if stem in _HF_STEMS else len(_HF_STEMS)
+    return known, variant or '', {'safetensors': '', 'bin': 'bin'}[suffix], stem
+
+
+def _files_of(found: _Set, folder: Path) -> tuple[list[Path], list[str]]:
+    if found.single:
+        return [found.single], []
+    if found.index:
+        return _indexed(found.index)
+    numbers = range(1, min(found.count, 100_000) + 1)
+    if missing := [number for number in numbers if number not in found.shards]:
+        raise UserError(f'{folder} has {len(found.shards)} of the {found.count} shards of its weights, the '
+                        f'first that lacks is number {missing[0]}; get them again')
+    return [found.shards[number] for number in sorted(found.shards)], []
+
+
+def _indexed(index: Path) -> tuple[list[Path], list[str]]:
+    names = read_json(index, {'weight_map': {str: str}})['weight_map']
+    if not names:
+        raise UserError(f'{index} names no files')
+    # Only the names: an index must not lead out of its folder.
+    files = [index.parent / Path(file).name for file in sorted(set(names.values()))]
+    if missing := [shown_name(file.name) for file in files if not file.is_file()]:
+        raise UserError(f'{index.parent} lacks files that its index names: {", ".join(missing[:8])}; get '
+                        f'them again')
+    return files, list(names)
 
 
 def _class_names(path: Path) -> list[str] | None:
     """The label names of a diffusers DiT pipeline, if complete."""
-    if not path.is_file():
-        return None
-    labels = parse_json(path.read_text(), str(path)).get('id2label') or {}
+    labels = read_json(path, {'id2label?': {str: object}}, absent={}).get('id2label') or {}
     names = [labels.get(str(i)) for i in range(len(labels))]
     return names if names and all(isinstance(name, str) for name in names) else None
-
-
-def parse_json(text: str | bytes, where: str) -> dict:
-    """A JSON object, or a UserError that names `where`."""
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f'{where} is not readable JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{where} holds a {type(content).__name__}, expected a JSON object')
-    return content

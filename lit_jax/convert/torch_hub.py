@@ -1,12 +1,12 @@
 """Folders of the Hugging Face hub: their config.json (read, and for PixArt written), names and checksums."""
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lit_jax.models.arch import mixers_of
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import file_sha256
 
 PIXART_CLASS = 'PixArtTransformer2DModel'
@@ -38,10 +38,9 @@ def refuse_flags(src, what: str, asked: Iterable[str]) -> None:
 def read_hub_config(folder) -> dict:
     """config.json of a folder that may be from the hub; empty if there is none."""
     try:
-        content = json.loads((Path(folder) / 'config.json').read_bytes())
-    except (OSError, ValueError):
+        return read_json(Path(folder) / 'config.json', {str: object})
+    except UserError:      # the reader of its weights says what is wrong with it
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def cached_id(folder: Path) -> str | None:

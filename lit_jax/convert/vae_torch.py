@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
-from lit_jax.convert.torch_files import Source, open_weights, parse_json
+from lit_jax.convert.torch_files import Source, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
 from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
 CLASS = 'AutoencoderKL'
@@ -96,7 +97,7 @@ def _read_config(folder: Path) -> dict:
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
         raise UserError(f'{folder} has no config.json with the architecture and scale of a VAE; it holds '
                         f'{inside}.{hint} Get the whole diffusers folder')
-    config = parse_json(path.read_bytes(), str(path))
+    config = read_json(path, {str: object})
     name = config.get('_class_name')
     if name != CLASS:
         raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the '

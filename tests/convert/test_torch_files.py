@@ -106,7 +106,7 @@ def test_pickle_that_runs_code_is_refused_and_not_run(torch, tmp_path, wrap):
 def test_plain_pickle_is_refused_and_not_run(tmp_path, protocol):
     """Old torch files and plain pickles, in the text and the binary form; PyTorch is not even asked."""
     (tmp_path / 'evil.pt').write_bytes(pickle.dumps({'w': RunsCode(tmp_path / 'marker')}, protocol))
-    with pytest.raises(UserError, match='plain pickle or a torch file of before version 1.6'):
+    with pytest.raises(UserError, match='is a plain pickle, not a file of torch.save'):
         open_source(tmp_path / 'evil.pt')
     assert not (tmp_path / 'marker').exists()
 
@@ -115,7 +115,7 @@ def test_plain_pickle_is_refused_and_not_run(tmp_path, protocol):
 def test_legacy_torch_file_is_refused_and_not_run(torch, tmp_path):
     torch.save({'w': RunsCode(tmp_path / 'marker')}, tmp_path / 'old.pt',
                _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match='before version 1.6'):
+    with pytest.raises(UserError, match='is refused: it asks for posix.mkdir.*Nothing of it was run'):
         open_source(tmp_path / 'old.pt')
     assert not (tmp_path / 'marker').exists()
 
@@ -155,16 +155,20 @@ def test_entries_that_are_no_tensors_are_problems(torch, tmp_path):
 def test_zip_that_is_no_torch_file(torch, tmp_path):
     with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
         file.writestr('readme.txt', 'hello')
-    with pytest.raises(UserError, match='truncated or damaged'):
+    with pytest.raises(UserError, match='a zip file, but none of torch.save'):
         open_source(tmp_path / 'model.pt')
 
 
-def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.peers
+@pytest.mark.parametrize('as_zip', [True, False])
+def test_files_of_torch_are_read_without_it(torch, tmp_path, monkeypatch, as_zip):
+    state = random_state(tiny_arch(depth=1))
+    torch.save(as_tensors(torch, state), tmp_path / 'model.pt', _use_new_zipfile_serialization=as_zip)
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)        # as if it were not installed
-    with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
-        file.writestr('model/data.pkl', b'')
-    with pytest.raises(UserError, match=r'needs PyTorch.*pip install "lit_jax\[torch\]".*safetensors'):
-        open_source(tmp_path / 'model.pt')
+    source = open_source(tmp_path / 'model.pt')
+    assert {*source.tensors} == {*state}
+    for name, array in state.items():
+        np.testing.assert_array_equal(source.read(name), array)
 
 
 @pytest.mark.peers
@@ -242,8 +246,9 @@ def test_safetensors_that_names_a_tensor_twice(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('{', 'is not readable JSON'), ('3', 'expected a JSON object'), ('{}', 'describe no model'),
-    ('{"model": 3}', 'describe no model'), ('{"model": {"mixer": {"name": "magic"}}}', 'describe no model'),
+    ('{', 'is not JSON'), ('3', 'expected an object'), ('{}', 'model is None, expected an object'),
+    ('{"model": 3}', 'model is 3, expected an object'),
+    ('{"model": {"mixer": {"name": "magic"}}}', 'model.family is None, expected a text'),
 ])
 def test_metadata_that_make_no_sense(tmp_path, text, message):
     save_file({'w': np.ones(2, np.float32)}, tmp_path / 'x.safetensors',
@@ -325,8 +330,7 @@ def test_folders_that_are_no_checkpoints(tmp_path):
     with pytest.raises(UserError, match='holds no weights.*it holds notes.txt'):
         open_source(tmp_path)
     save_file({'w': np.ones(2, np.float32)}, tmp_path / 'diffusion_pytorch_model.safetensors')
-    with pytest.raises(UserError, match='has weights but no config.json'):
-        open_source(tmp_path)
+    assert [*open_source(tmp_path).tensors] == ['w']      # without a config the tensors alone must tell
     (tmp_path / 'config.json').write_text('{"_class_name": "SanaTransformer2DModel"}')
     with pytest.raises(UserError, match='the config of a SanaTransformer2DModel'):
         open_source(tmp_path)
@@ -334,7 +338,7 @@ def test_folders_that_are_no_checkpoints(tmp_path):
     with pytest.raises(UserError, match='num_layers must be whole numbers'):
         open_source(tmp_path)
     (tmp_path / 'config.json').write_text('[1]')
-    with pytest.raises(UserError, match='expected a JSON object'):
+    with pytest.raises(UserError, match='expected an object'):
         open_source(tmp_path)
 
 

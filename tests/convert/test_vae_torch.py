@@ -69,7 +69,7 @@ def test_shards_give_the_same_parameters(tmp_path):
                      file='diffusion_pytorch_model-00002-of-00002.safetensors')
     assert_same_vae(tmp_path, 'shards', state)
     (tmp_path / 'shards' / 'diffusion_pytorch_model-00001-of-00002.safetensors').unlink()
-    with pytest.raises(UserError, match=f'missing tensor: {first}'):
+    with pytest.raises(UserError, match='has 1 of the 2 shards of its weights'):
         convert_vae(tmp_path / 'shards', tmp_path / 'other')
 
 
@@ -221,7 +221,7 @@ def test_nothing_pickled_is_run(tmp_path):
     hub = write_hub_folder(tmp_path / 'hub')
     (hub / WEIGHTS).unlink()
     torch.save({'encoder.conv_in.weight': Bomb(tmp_path / 'went off')}, hub / 'diffusion_pytorch_model.bin')
-    with pytest.raises(UserError, match='could run code from the file'):
+    with pytest.raises(UserError, match='is refused: it asks for'):
         convert_vae(hub, tmp_path / 'vae')
     assert not (tmp_path / 'went off').exists()
 
