@@ -328,8 +328,8 @@ def _sniff(path: Path) -> str:
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
         raise UserError(f'{path} is a plain pickle, not a file of torch.save. Opening those can run code '
-                        f'from the file, so they are not read. If you trust it, load it where it comes from and '
-                        f'save its weights with torch.save')
+                        f'from the file, so they are not read. If you trust it, load it where it comes from '
+                        f'and save its weights with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
     raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
