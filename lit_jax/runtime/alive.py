@@ -62,16 +62,16 @@ class Alive:
         said += [text] if (text := progress.current()) else []
         return '; '.join(said) or f'still working, {progress.format_seconds(now - self._began)} so far'
 
-    def on_event(self, event: str, seconds: float, *, fun_name: str = '', **more) -> None:
+    def on_event(self, event: str, duration_secs: float, **more: str | int) -> None:
         """Listens to jax: a program is compiled from when it is lowered to the end of the compilation."""
         thread = threading.get_ident()
         if event.endswith(_LOWERED):
-            name = fun_name.removeprefix('jit(').removesuffix(')')
+            name = str(more.get('fun_name', '')).removeprefix('jit(').removesuffix(')')
             self._compiling[thread] = name if name.isidentifier() else 'a program', time.monotonic()
             self._announced.discard(thread)
         elif event.endswith(_COMPILED) and (found := self._compiling.pop(thread, None)):
-            if seconds >= self._limit:
-                LOG.info('compiled %s in %s', found[0], progress.format_seconds(seconds))
+            if duration_secs >= self._limit:
+                LOG.info('compiled %s in %s', found[0], progress.format_seconds(duration_secs))
 
 
 def stop_with_parent(parent: int | None = None) -> None:

@@ -296,9 +296,9 @@ def _error_code(error: BaseException) -> int | None:
 
 def _concerns(error: BaseException, path) -> bool:
     """Whether an error is about a path, something beside or below it, or a folder above it."""
-    if not isinstance(getattr(error, 'filename', None), str | os.PathLike):
+    if not isinstance(name := getattr(error, 'filename', None), str | os.PathLike):
         return True
-    met, path = Path(os.path.abspath(error.filename)), Path(os.path.abspath(path))
+    met, path = Path(os.path.abspath(name)), Path(os.path.abspath(path))
     return met.is_relative_to(path.parent) or path.is_relative_to(met)
 
 

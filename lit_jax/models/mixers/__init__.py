@@ -49,13 +49,14 @@ def find_mixer(name: str | None) -> Any:
     'package.module:Class' of a module that is imported. Names also come from model folders and checkpoints,
     which are data and must not import modules. Modules in the environment variable LIT_JAX_MIXERS, separated
     by commas, are imported. UserError if none."""
-    if isinstance(name, str) and name in MIXERS:
-        return MIXERS[name]
-    module, colon, attribute = str(name).partition(':')
-    if colon and module and attribute:
-        return _check_class(name, _imported(name, module, attribute))
-    if isinstance(name, str) and name in _installed():
-        return _check_class(name, _load_installed(name))
+    if isinstance(name, str):
+        if name in MIXERS:
+            return MIXERS[name]
+        module, colon, attribute = name.partition(':')
+        if colon and module and attribute:
+            return _check_class(name, _imported(name, module, attribute))
+        if name in _installed():
+            return _check_class(name, _load_installed(name))
     known = [*MIXERS, *_installed()]
     raise UserError(f'unknown mixer {shown(name)}{did_you_mean(name, known)} (model.mixer.name); known: '
                     f'{", ".join(known)}, or one of your own as package.module:Class')
