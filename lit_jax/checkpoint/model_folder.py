@@ -23,6 +23,7 @@ from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, pack
 from lit_jax.runtime import leaves, peers, storage
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.paths import (
     absolute,
     as_path,
@@ -45,8 +46,8 @@ def is_model_folder(path) -> bool:
     if not (path / CONFIG).is_file() or not (path / ARRAYS).is_dir():
         return False
     try:
-        config = json.loads((path / CONFIG).read_bytes())
-    except ValueError:
+        config = read_json(path / CONFIG)
+    except UserError:
         return True
     return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
 
@@ -65,7 +66,7 @@ def save_model_folder(path, config: dict, params, *, null_caption=None, overwrit
         files = {} if null_caption is None else {FILE: pack(null_caption)}
         digest = hashlib.sha256(files[FILE]).hexdigest() if files else 'absent'
         config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': digest}}
-    text = json.dumps(config, indent=2, allow_nan=False) + '\n'
+    text = json.dumps(sealed(config), indent=2, allow_nan=False) + '\n'
     peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
     write_folder(path, text, params, files)
     return path
@@ -173,14 +174,12 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}{conversion_hint(path)}')
+    if not (path / CONFIG).exists():
+        raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}{conversion_hint(path)}')
     try:
-        return json.loads((path / CONFIG).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}'
-                        f'{conversion_hint(path)}') from None
-    except ValueError as e:
-        raise UserError(f'{path / CONFIG} is damaged: it is not valid JSON ({e}). Copy it again, or convert '
-                        f'the {source} again.') from e
+        return unsealed(read_json(path / CONFIG), path / CONFIG)
+    except UserError as error:
+        raise UserError(f'{error}. Copy it again, or convert the {source} again.') from error
 
 
 def check_config(config, source: str) -> None:

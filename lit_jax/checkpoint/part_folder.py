@@ -9,6 +9,7 @@ from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_target, parse_config, write_folder
 from lit_jax.runtime import leaves, peers
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json, sealed
 from lit_jax.runtime.paths import absolute, as_path
 
 FORMAT = 1
@@ -27,8 +28,8 @@ class Part:
         """Whether `path` looks like one (its content may still be damaged; loading checks that)."""
         path = as_path(path)
         try:
-            config = json.loads((path / CONFIG).read_bytes())
-        except (OSError, ValueError):
+            config = read_json(path / CONFIG)
+        except UserError:
             return False
         return isinstance(config, dict) and config.get('kind') == self.kind and (path / ARRAYS).is_dir()
 
@@ -77,5 +78,5 @@ class Part:
         leaves.check_leaves(leaves.named_leaves(params), leaves.named_leaves(abstract(config)),
                             'the parameters to be saved')
         peers.only_lead(lambda: self.check_target(path, overwrite))
-        write_folder(path, json.dumps(config, indent=2, allow_nan=False) + '\n', params, **written)
+        write_folder(path, json.dumps(sealed(config), indent=2, allow_nan=False) + '\n', params, **written)
         return path

@@ -14,6 +14,7 @@ from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json, sealed, unsealed
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -60,7 +61,7 @@ def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
     content = {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe}
     with paths.explain_unreachable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        paths.write_text_atomic(workdir / CONFIG, json.dumps(content, indent=1) + '\n')
+        paths.write_text_atomic(workdir / CONFIG, json.dumps(sealed(content), indent=1) + '\n')
     return began
 
 
@@ -79,11 +80,7 @@ def is_workdir(path) -> bool:
 def read_workdir(workdir) -> dict:
     """The contents of a workdir's config.json."""
     path = paths.as_path(workdir) / CONFIG
-    try:
-        with paths.explain_unreachable(workdir):
-            return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{path} is not readable JSON: {error}') from error
+    return unsealed(read_json(path, {}), path)
 
 
 def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:

@@ -1,11 +1,13 @@
 """JSON and text from files that anybody may have written: limits, one wording of errors, checked shapes."""
 import json
 import sys
+import zlib
 from collections.abc import Mapping
 
 from lit_jax.runtime.errors import UserError, shown, shown_name
 from lit_jax.runtime.paths import as_path, explain_unreadable
 
+SEAL = 'checksum'
 _LEVELS, _DIGITS = 64, 400
 _REQUIRED = object()
 _WORDS = {str: 'a text', bool: 'true or false', int: 'an integer', float: 'a finite number', None: 'null'}
@@ -41,6 +43,28 @@ def parse_json(data: bytes | str, where, shape=object):
 def plain(value):
     """A value as it comes back from a JSON file: tuples as lists, keys as text."""
     return json.loads(json.dumps(value))
+
+
+def sealed(content: Mapping) -> dict:
+    """The content of a JSON file with a checksum of itself, its last field."""
+    content = {name: value for name, value in content.items() if name != SEAL}
+    return content | {SEAL: _checksum(content)}
+
+
+def unsealed(content, where):
+    """The content without its checksum. UserError where it is not the one that it was written with; files of
+    earlier versions have none."""
+    if not isinstance(content, dict) or SEAL not in content:
+        return content
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if content[SEAL] != _checksum(rest):
+        raise UserError(f'{where} is damaged: its content does not match its own checksum (if you changed it '
+                        f'yourself, delete its field "{SEAL}")')
+    return rest
+
+
+def _checksum(content: Mapping) -> str:
+    return f'{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}'
 
 
 def read_lines(path) -> list[str]:

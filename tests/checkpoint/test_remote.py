@@ -51,7 +51,7 @@ def test_a_workdir_is_checked_claimed_and_read(run):
                                         'in this'):
         check_workdir(run, {'seed': 2, 'sizes': (1, 2)})
     (run / 'config.json').write_text('{')
-    with pytest.raises(UserError, match='gs://bucket/runs/a/config.json is not readable JSON'):
+    with pytest.raises(UserError, match='gs://bucket/runs/a/config.json is damaged, it is not JSON'):
         read_workdir(run)
     (run / 'config.json').unlink()
     (run / 'checkpoints' / 'x').write_text('x')

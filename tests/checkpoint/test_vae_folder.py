@@ -99,7 +99,7 @@ def test_what_is_no_vae_folder_says_so(folder, tmp_path):
     with pytest.raises(UserError, match='unknown dtype'):
         load_vae(folder, dtype='float8')
     (folder / 'config.json').write_text('{')
-    with pytest.raises(UserError, match='not valid JSON'):
+    with pytest.raises(UserError, match='is not JSON'):
         read_vae_config(folder)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_jax.runtime.errors import UserError, shown, shown_name
-from lit_jax.runtime.json_file import parse_json, plain, read_json, read_lines
+from lit_jax.runtime.json_file import parse_json, plain, read_json, read_lines, sealed, unsealed
 
 SHAPE = {'latent': ({'scale': float}, None), 'names': [str], 'size?': int, 'files?': {str: {'bytes': int}}}
 GOOD = {'latent': {'scale': 0.5}, 'names': ['a'], 'size': 3, 'files': {'x': {'bytes': 1}}}
@@ -67,3 +67,12 @@ def test_a_number_too_long_to_print():
 
 def test_plain_values_are_those_of_a_file():
     assert plain({'a': (1, 2), 3: None}) == {'a': [1, 2], '3': None}
+
+
+def test_a_sealed_file_tells_damage_from_an_edit():
+    content = sealed({'latent': {'scale': 0.18215}, 'names': ['é']})
+    assert unsealed(json.loads(json.dumps(content)), 'FILE') == {'latent': {'scale': 0.18215}, 'names': ['é']}
+    damaged = content | {'latent': {'scale': 0.18216}}
+    with pytest.raises(UserError, match='FILE is damaged: .*own checksum .*delete its field "checksum"'):
+        unsealed(damaged, 'FILE')
+    assert unsealed({'latent': 1}, 'FILE') == {'latent': 1}      # of an earlier version, or edited
