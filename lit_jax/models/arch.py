@@ -11,7 +11,7 @@ from lit_jax.models.mixers import MIXERS, check_mixer, find_mixer
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
 from lit_jax.runtime.errors import UserError, check_known, shown
-from lit_jax.runtime.ranges import FINITE, Range, check_ranges, flattened
+from lit_jax.runtime.ranges import FINITE, Range, check_ranges
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family; what each family requires beside them; defaults.
@@ -78,11 +78,13 @@ def _check_values(arch: Mapping) -> None:
         raise UserError(f'model.mixer must be a mixer with its options, got {shown(arch["mixer"])}')
     if not isinstance(arch['input_size'], tuple) or len(arch['input_size']) != 2:
         raise UserError(f'input_size must be the two sides of a latent, got {shown(arch["input_size"])}')
+    if not arch.get('stages', ()) and arch.get('stages', ()) != ():      # others: `stage_mixers`
+        raise UserError(f'model.stages must be a list of runs of blocks, got {shown(arch["stages"])}')
     if not isinstance(arch.get('learn_sigma', True), bool):
         raise UserError(f'model.learn_sigma must be true or false, got {shown(arch["learn_sigma"])}')
     ours = all(mixer.get('name') in tuple(MIXERS) for mixer in mixers_of(arch))
-    check_ranges(((f'model.{name}', value) for name, value in flattened(arch)),
-                 {f'model.{name}': own for name, own in RANGES.items() if ours or 'mixer.' not in name})
+    check_ranges(arch, {f'model.{name}': own for name, own in RANGES.items() if ours or 'mixer.' not in name},
+                 'model')
 
 
 def _check_kinds(mixer: Mapping, kind) -> None:

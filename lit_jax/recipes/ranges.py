@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.models.arch import RANGES as ARCH_RANGES
 from lit_jax.runtime.errors import UserError, listed, shown
-from lit_jax.runtime.ranges import Range, check_ranges, flattened, share, weight
+from lit_jax.runtime.ranges import Range, check_ranges, share, weight
 
 _SIDE = Range(1, 65_536)
 _CHANNELS = Range(1, 65_536)
@@ -21,6 +21,8 @@ RANGES: dict[str, Range] = {
     'data.threads': Range(0, 65_536), 'data.image_size': _SIDE, 'data.num_classes': Range(1, 2 ** 24),
     'text.channels': _CHANNELS, 'text.tokens': _SIDE, 'text.long_ratio': share(),
     'diffusion.steps': Range(1, 1_000_000),
+    'align.steps': _OFTEN, 'align.delta': Range(0, 1e6, whole=False, above=True),
+    'align.learning_rate': Range(0, 1000, whole=False, above=True), 'align.clip_norm': weight(1e9),
     'teacher.lambda_noise': weight(), 'teacher.lambda_variance': weight(),
     'train.steps': _COUNT, 'train.batch_size': Range(1, 2 ** 24), 'train.accumulate': Range(1, 2 ** 24),
     'train.learning_rate': Range(0, 1000, whole=False, above=True),
@@ -54,7 +56,7 @@ def check_fields(config: ConfigDict, usual: ConfigDict) -> None:
         raise UserError(f'a recipe starts from recipes.default(), got {shown(config)}')
     if wrong := list(_wrong_fields(config, usual)):
         raise UserError('the recipe cannot be used:' + listed(wrong))
-    check_ranges(flattened(config.to_dict()), RANGES)
+    check_ranges(config.to_dict(), RANGES)
 
 
 def _wrong_fields(config: ConfigDict, usual: Mapping, section: str = '') -> Iterator[str]:

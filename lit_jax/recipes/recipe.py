@@ -285,9 +285,7 @@ def shapes(config: ConfigDict) -> ConfigDict:
 
 def architecture(config: ConfigDict) -> dict:
     """The architecture of a recipe (see `lit_jax.models.network.Network`), checked."""
-    if config.model.depth is None:
-        raise UserError('this recipe takes its sizes from a teacher: give --config.teacher.path=FOLDER '
-                        '(lit_jax.training.from_teacher.complete reads it)')
+    _check_sizes(config)
     image_size, down, patch = config.data.image_size, config.latent.downscale, config.model.patch
     unit = down * patch
     if image_size % unit:
@@ -308,6 +306,12 @@ def architecture(config: ConfigDict) -> dict:
     return check_arch(arch)
 
 
+def _check_sizes(config: ConfigDict) -> None:
+    if isinstance(config.get('model'), ConfigDict) and config.model.get('depth', 0) is None:
+        raise UserError('this recipe takes its sizes from a teacher: give --config.teacher.path=FOLDER '
+                        '(lit_jax.training.from_teacher.complete reads it)')
+
+
 def _dit_mixer(arch: Mapping) -> dict:
     """Softmax attention with the heads of DiT at this width: what a hybrid without a teacher keeps."""
     known = {row['width']: row['softmax_heads'] for row in SIZES.values()}
@@ -317,6 +321,8 @@ def _dit_mixer(arch: Mapping) -> dict:
 
 def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     """Checks a recipe against itself and the devices (UserError), resolves mesh sizes of -1, and locks it."""
+    if isinstance(config, ConfigDict):
+        _check_sizes(config)
     check_fields(config, default())
     config = config.copy_and_resolve_references()
     arch = architecture(config)

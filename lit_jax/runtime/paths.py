@@ -175,30 +175,37 @@ def prepare_folder(path) -> epath.Path:
     path = as_path(path)
     with explain_unwritable(path):
         path.mkdir(parents=True, exist_ok=True)
-        if not is_remote(path):
-            trial = Path(path, f'.trial.{socket.gethostname()}.{os.getpid()}')
-            try:
-                trial.write_bytes(b'0')
-            finally:
-                trial.unlink(missing_ok=True)
+        _try_writing(path, '')
     check_reachable(path)
     return path
 
 
-def prepare_file(path) -> epath.Path:
-    """`prepare_folder` for the folder of a file that will be written; the file itself is left as it is."""
+def prepare_place(path) -> epath.Path:
+    """`prepare_folder` for the folder of something that will be written whole, under a longer temporary name
+    first. What is there already stays as it is."""
     path = as_path(path)
     prepare_folder(path.parent)
-    if not is_remote(path):
-        with explain_unwritable(path), contextlib.suppress(_Tried), open_whole(path):
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-            raise _Tried
+    with explain_unwritable(path):
+        _try_writing(path.parent, f'.{path.name}')
     return path
 
 
-class _Tried(Exception):
-    """Ends the trial of `prepare_file`, after which no file appears."""
+def prepare_file(path) -> epath.Path:
+    """`prepare_place` of a file; UserError also where a folder is in its place."""
+    path = prepare_place(path)
+    with explain_unwritable(path):
+        if not is_remote(path) and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    return path
+
+
+def _try_writing(folder: epath.Path, name: str) -> None:
+    if not is_remote(folder):
+        trial = Path(folder, f'{name}.trial.{socket.gethostname()}.{os.getpid()}')
+        try:
+            trial.write_bytes(b'0')
+        finally:
+            trial.unlink(missing_ok=True)
 
 
 def remove_tree(path) -> None:

@@ -1,7 +1,7 @@
 """The range of a number: which values a field may have, and the words for it in a message."""
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from lit_jax.runtime.errors import UserError, listed, shown
@@ -53,34 +53,31 @@ def weight(high: float = 1e6, **more) -> Range:
     return Range(0, high, whole=False, **more)
 
 
-def check_ranges(fields: Iterable[tuple[str, object]], ranges: Mapping[str, Range], what: str = '') -> None:
-    """Raises UserError with every field (name, value) outside its range. Items of a sequence are fields
-    NAME[]. Names that `ranges` lacks: numbers must be finite, the rest is free. what: begins the message."""
-    wrong = []
-    for name, value in fields:
-        known = ranges.get(name)
-        if known is None and not _is_number(value):
-            continue
-        known = known or FINITE
-        if not known.holds(value):
-            wrong.append(f'{name} must be {known}, got {shown(value)}')
+def check_ranges(values: Mapping, ranges: Mapping[str, Range], section: str = '') -> None:
+    """Raises UserError with every field of nested mappings that is outside its range in `ranges`, which knows
+    it by its full name, 'train.steps'; the items of a list are 'eval.cfg_scales[]'. Numbers without a range
+    must be finite; anything else is free. section: put before all names."""
+    wrong = [f'{name} must be {ranges.get(name, FINITE)}, got {shown(value)}'
+             for name, value in flattened(values, section, ranges)
+             if (name in ranges or _is_number(value)) and not ranges.get(name, FINITE).holds(value)]
     if wrong:
-        raise UserError(what + (wrong[0] if len(wrong) == 1 else f'{len(wrong)} numbers cannot be:'
-                                + listed(wrong)))
+        raise UserError(wrong[0] if len(wrong) == 1 else f'{len(wrong)} fields are out of range:'
+                        + listed(wrong))
 
 
-def flattened(values: Mapping, section: str = '') -> Iterator[tuple[str, object]]:
-    """(name, value) of everything in nested mappings: 'train.steps'. Items of a sequence are 'scales[]'."""
+def flattened(values: Mapping, section: str = '',
+              whole: Collection[str] = ()) -> Iterator[tuple[str, object]]:
+    """(full name, value) of everything in nested mappings and lists; values named in `whole` stay whole."""
     for name, value in values.items():
-        yield from _flattened(f'{section}.{name}' if section else str(name), value)
+        yield from _flattened(f'{section}.{name}' if section else str(name), value, whole)
 
 
-def _flattened(name: str, value) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        yield from flattened(value, name)
-    elif isinstance(value, tuple | list):
+def _flattened(name: str, value, whole: Collection[str]) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping) and name not in whole:
+        yield from flattened(value, name, whole)
+    elif isinstance(value, tuple | list) and name not in whole:
         for item in value:
-            yield from _flattened(f'{name}[]', item)
+            yield from _flattened(f'{name}[]', item, whole)
     else:
         yield name, value
 
