@@ -29,6 +29,7 @@ from lit_jax.runtime.paths import (
     as_path,
     explain_unwritable,
     is_remote,
+    prepare_place,
     remove_tree,
     write_text_atomic,
 )
@@ -257,8 +258,8 @@ def _is_int(value) -> bool:
 
 
 def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
-    """Refuses an output that is in the way of a folder of any `kind`."""
-    path = as_path(path)
+    """Refuses an output that is in the way of a folder of any `kind`, and a place that cannot be written."""
+    path = prepare_place(path)
     if path.exists() and not path.is_dir():
         raise UserError(f'cannot write a {kind} folder to {path}: a file of that name exists.')
     if not path.is_dir() or not any(path.iterdir()):

@@ -7,10 +7,11 @@ from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
 from lit_jax.models.facts import Leaf
 from lit_jax.models.ffn import FFNS
-from lit_jax.models.mixers import check_mixer, find_mixer
+from lit_jax.models.mixers import MIXERS, check_mixer, find_mixer
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
+from lit_jax.runtime.ranges import FINITE, Range, check_ranges
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family; what each family requires beside them; defaults.
@@ -21,6 +22,21 @@ FAMILY_DEFAULTS: dict[str, dict] = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
                    'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'},
                    'pixart': {'ffn': 'mlp', 'stages': (), 'base_size': 32, 'pe_interpolation': 1.0}}
+_SIZE, _FACTOR = Range(1, 65_536), Range(0, 1024, whole=False, above=True)
+_MIXER_RANGES = {
+    'heads': _SIZE, 'head_dim': Range(1, 65_536, also=(None,)), 'dwc_kernel': Range(0, 127),
+    'focus_power': Range(0, 64), 'compress': _SIZE, 'shared': Range(0, 65_536), 'routed': Range(0, 65_536),
+    'expand_k': _FACTOR, 'chunk': Range(0, 65_536), 'projectors': Range(0, 65_536),
+    'powers': Range(0, 65_536), 'factors': Range(0, 65_536), 'factor_init': FINITE,
+    'eps': Range(0, 1, whole=False, above=True), 'ratio': _FACTOR, 'groups': _SIZE}
+# Of every number of an architecture; of the mixers only our own are known.
+RANGES = {
+    'depth': Range(1, 4096), 'width': _SIZE, 'patch': Range(1, 1024), 'channels': _SIZE,
+    'input_size[]': _SIZE, 'num_classes': Range(1, 2 ** 24), 'mlp_ratio': _FACTOR, 'cross_heads': _SIZE,
+    'caption_channels': _SIZE, 'caption_tokens': _SIZE, 'base_size': _SIZE, 'pe_interpolation': _FACTOR,
+    'stages[].depth': Range(1, 4096),
+    **{f'{place}.{name}': own for name, own in _MIXER_RANGES.items()
+       for place in ('mixer', 'stages[].mixer')}}
 FAMILY_CHECKS = {'dig': check_dig, 'udig': check_udig, 'pixart': check_pixart}
 
 
@@ -32,6 +48,8 @@ def conditioning(arch: Mapping) -> str:
 def check_arch(arch: Mapping) -> dict:
     """A plain, complete copy of `arch`, or a UserError that names the first wrong field."""
     arch = _plain(arch)
+    if not isinstance(arch, dict):
+        raise UserError(f'an architecture is a table of fields, got {shown(arch)}')
     check_known('model family', arch.get('family'), FAMILIES)
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
     required = REQUIRED | CONDITION_FIELDS[conditioning(arch)]
@@ -41,9 +59,7 @@ def check_arch(arch: Mapping) -> dict:
     if unknown := set(arch) - known:
         raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of '
                         f'family {arch["family"]!r} knows: {", ".join(sorted(known))}')
-    for name in ('depth', 'width', 'patch', 'channels', 'num_classes'):
-        if name in arch and (not isinstance(arch[name], int) or arch[name] < 1):
-            raise UserError(f'model.{name} must be a positive integer, got {arch[name]!r}')
+    _check_values(arch)
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
     if arch['width'] % 4:
@@ -51,10 +67,31 @@ def check_arch(arch: Mapping) -> dict:
     arch = {**defaults, **arch}
     check_known('model.ffn', arch['ffn'], FFNS)
     for mixer in mixers_of(arch):
-        check_mixer(mixer, arch['width'])
+        _check_kinds(mixer, check_mixer(mixer, arch['width']))
     if check := FAMILY_CHECKS.get(arch['family']):
         check(arch)
     return arch
+
+
+def _check_values(arch: Mapping) -> None:
+    if not isinstance(arch['mixer'], Mapping):
+        raise UserError(f'model.mixer must be a mixer with its options, got {shown(arch["mixer"])}')
+    if not isinstance(arch['input_size'], tuple) or len(arch['input_size']) != 2:
+        raise UserError(f'input_size must be the two sides of a latent, got {shown(arch["input_size"])}')
+    if not arch.get('stages', ()) and arch.get('stages', ()) != ():      # others: `stage_mixers`
+        raise UserError(f'model.stages must be a list of runs of blocks, got {shown(arch["stages"])}')
+    if not isinstance(arch.get('learn_sigma', True), bool):
+        raise UserError(f'model.learn_sigma must be true or false, got {shown(arch["learn_sigma"])}')
+    ours = all(mixer.get('name') in tuple(MIXERS) for mixer in mixers_of(arch))
+    check_ranges(arch, {f'model.{name}': own for name, own in RANGES.items() if ours or 'mixer.' not in name},
+                 'model')
+
+
+def _check_kinds(mixer: Mapping, kind) -> None:
+    """Options that are switches or words; `RANGES` has the numbers."""
+    for name, default in kind.defaults().items():
+        if isinstance(default, bool | str) and not isinstance(mixer.get(name, default), type(default)):
+            raise UserError(f'model.mixer.{name} must be like {default!r}, got {shown(mixer[name])}')
 
 
 def mixers_of(arch: Mapping) -> list[dict]:

@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 def check_known(what: str, value, known: Iterable[str]) -> None:
     """Raises UserError unless `value` is in `known`; `what`: its kind, for the message."""
-    if value not in known:
+    if value not in list(known):      # a value from a file may be unhashable
         raise UserError(f'unknown {what} {shown(value)}{did_you_mean(value, known)}; known: '
                         f'{", ".join(known)}')
 
@@ -24,7 +24,7 @@ def check_known(what: str, value, known: Iterable[str]) -> None:
 def did_you_mean(value, known: Iterable[str], before: str = '') -> str:
     """' (did you mean NAME?)' for the known name nearest to `value`, else ''. before: put before the name."""
     names = {str(name).lower(): name for name in known}
-    asked = str(value).lower().replace('-', '_')
+    asked = str(value)[:SHOWN].lower().replace('-', '_')
     near = difflib.get_close_matches(asked, names, n=1) or [
         name for name in names if len(asked) > 3 and name.startswith(asked)][:1]
     return f' (did you mean {before}{names[near[0]]}?)' if near else ''

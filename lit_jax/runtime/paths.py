@@ -2,14 +2,18 @@
 
 Every folder given by a user becomes a path here, once, with `as_path`. On a disk a file is written under a
 temporary name, fsynced and renamed; in an object store it is one object: both ways it is whole or absent."""
+import atexit
 import contextlib
 import errno
+import functools
 import hashlib
+import logging
 import os
 import re
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -20,6 +24,7 @@ from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown_name
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
 _SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
             'hf': ('hf', 'huggingface_hub')}
+LOG = logging.getLogger('lit_jax')
 _BLOCK = 1 << 24
 # A full disk, a full quota, and a file over the process's limit (`ulimit -f`).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -79,6 +84,28 @@ def local_path(path) -> Path:
 def cache_folder() -> Path:
     """Folder for what can be made again: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
     return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
+
+
+def cache_place(name: str, *, exists: bool = False) -> Path:
+    """`name` in the cache folder, to be written; in a temporary folder, with a warning, where that cannot
+    be written. exists: what is there already will do."""
+    path = cache_folder() / name
+    if exists and os.path.exists(path):
+        return path
+    try:
+        prepare_place(path)
+        return path
+    except UserError as error:
+        return _temporary_cache(path.parent, str(error)) / name
+
+
+@functools.cache
+def _temporary_cache(cache: Path, why: str) -> Path:
+    LOG.warning('the cache cannot be used, and its content is made again next time ($LIT_JAX_CACHE names '
+                'another one): %s', why)
+    folder = tempfile.mkdtemp(prefix='lit_jax_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def files_under(root) -> dict[str, int]:
@@ -175,30 +202,37 @@ def prepare_folder(path) -> epath.Path:
     path = as_path(path)
     with explain_unwritable(path):
         path.mkdir(parents=True, exist_ok=True)
-        if not is_remote(path):
-            trial = Path(path, f'.trial.{socket.gethostname()}.{os.getpid()}')
-            try:
-                trial.write_bytes(b'0')
-            finally:
-                trial.unlink(missing_ok=True)
+        _try_writing(path, '')
     check_reachable(path)
     return path
 
 
-def prepare_file(path) -> epath.Path:
-    """`prepare_folder` for the folder of a file that will be written; the file itself is left as it is."""
+def prepare_place(path) -> epath.Path:
+    """`prepare_folder` for the folder of something that will be written whole, under a longer temporary name
+    first. What is there already stays as it is."""
     path = as_path(path)
     prepare_folder(path.parent)
-    if not is_remote(path):
-        with explain_unwritable(path), contextlib.suppress(_Tried), open_whole(path):
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-            raise _Tried
+    with explain_unwritable(path):
+        _try_writing(path.parent, f'.{path.name}')
     return path
 
 
-class _Tried(Exception):
-    """Ends the trial of `prepare_file`, after which no file appears."""
+def prepare_file(path) -> epath.Path:
+    """`prepare_place` of a file; UserError also where a folder is in its place."""
+    path = prepare_place(path)
+    with explain_unwritable(path):
+        if not is_remote(path) and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    return path
+
+
+def _try_writing(folder: epath.Path, name: str) -> None:
+    if not is_remote(folder):
+        trial = Path(folder, f'{name}.trial.{socket.gethostname()}.{os.getpid()}')
+        try:
+            trial.write_bytes(b'0')
+        finally:
+            trial.unlink(missing_ok=True)
 
 
 def remove_tree(path) -> None:

@@ -25,7 +25,7 @@ from lit_jax.runtime import cluster, memory, peers
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, explain_unreachable
+from lit_jax.runtime.paths import as_path, explain_unreachable, prepare_file
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import check_comparable
@@ -103,6 +103,7 @@ def draw(request: SampleRequest) -> str:
         _say_memory(plans[0])
     began = time.perf_counter()
     if suffix == '.png':
+        peers.only_lead(lambda: prepare_file(out))
         done = _draw_sheet(plans, out, request.sources)
     else:
         done, whole = _draw_set(plans[0], out, request)

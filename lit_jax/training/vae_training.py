@@ -21,6 +21,7 @@ from lit_jax.data.augment import random_flip
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
+from lit_jax.recipes.ranges import check_fields
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.progress import format_seconds, working
 from lit_jax.training.telemetry import Diverged
@@ -64,6 +65,7 @@ class Quality:
 def train_vae(config: ConfigDict, out) -> Quality:
     """Trains and measures the recipe's VAE, and writes a VAE folder with latents of scale 1.
     Raises UserError for anything known before the first step, and Diverged if the loss is not finite."""
+    check_fields(config, default())
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
     train, held_out = open_images(config, 'train'), open_images(config, 'held_out')

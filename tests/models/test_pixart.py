@@ -218,7 +218,7 @@ def test_guidance_takes_the_null_caption_or_the_negative_prompt():
 
 @pytest.mark.parametrize('change, words', [
     ({'cross_heads': 5}, 'cross_heads 5 does not divide'),
-    ({'caption_channels': 0}, 'caption_channels must be a positive'),
+    ({'caption_channels': 0}, 'caption_channels must be a whole number'),
     ({'pe_interpolation': -1}, 'pe_interpolation must be'),
     ({'num_classes': 3}, 'unknown fields num_classes')])
 def test_an_architecture_that_cannot_be_is_refused(change, words):

@@ -49,7 +49,7 @@ def test_the_lit_recipes_follow_the_paper():
     ('model.mixer.heads', 5, '5 heads do not divide the width 32'),
     ('model.mixer.name', 'fourier', r"unknown mixer 'fourier' \(model.mixer.name\); known: "),
     ('train.dtype', 'float16', "unknown train.dtype 'float16'"),
-    ('train.steps', 0, 'train.steps must be at least 1'),
+    ('train.steps', 0, 'train.steps must be a whole number from 1 on, got 0'),
     ('train.label_dropout', 1.0, 'label_dropout'),
     ('train.cooldown_steps', -1, 'cooldown_steps'),
     ('train.cooldown_steps', 10**9, 'cooldown_steps'),
