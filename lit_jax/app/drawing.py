@@ -189,7 +189,8 @@ class Studio:
             return left.is_set() or self._closed.is_set() or gone()
 
         told: queue.SimpleQueue = queue.SimpleQueue()
-        thread = threading.Thread(target=self._work, args=(request, told.put, stopped), name='drawing', daemon=True)
+        thread = threading.Thread(target=self._work, args=(request, told.put, stopped), name='drawing',
+                                  daemon=True)
         state = State('waiting for the images of another page' if self._turn.locked() else 'beginning')
         thread.start()
         try:

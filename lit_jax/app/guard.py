@@ -1,7 +1,7 @@
 """What the server of the page lets in: requests of its own page, small ones, and no uploads.
 
-A page of another site that its owner points at this machine by name (DNS rebinding) carries that name in Host;
-one that simply sends requests carries itself in Origin. Neither may draw, nor read what was drawn."""
+A page of another site whose owner points its name at this machine (DNS rebinding) carries that name in Host;
+one that simply sends requests carries its own in Origin. Neither may draw, nor read what was drawn."""
 import ipaddress
 import re
 import socket
