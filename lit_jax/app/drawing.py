@@ -10,7 +10,7 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +19,11 @@ from lit_jax.checkpoint.load import read_weights_config
 from lit_jax.diffusion.settings import CLASSES, SamplerSettings
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import viewable
-from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.decoder import check_comparable
+from lit_jax.runtime.errors import UserError, shown
+from lit_jax.sampling.decoder import check_comparable, shared_names
+from lit_jax.sampling.draw import lay_out
 from lit_jax.sampling.groups import GROUP
-from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
+from lit_jax.sampling.model_pipeline import Pipeline, Stopped, what_is_drawn
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.pipelines import open_pipeline
 
@@ -30,6 +31,7 @@ HEARTBEAT, PAUSE = 0.5, 0.08       # seconds between two states, at most and at 
 SHOWN = 256                        # pixels: about the side that small images are enlarged to
 EACH = -1                          # as a label: one class after the other
 MOST = GROUP                       # images at once: one group
+LETTERS = 10_000                   # of a prompt; models read a few hundred
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,23 @@ class Studio:
         check_comparable(pipelines)
         self.pipelines, self.pipeline = pipelines, pipelines[-1]
         self.takes, self.options, self._turn = self.pipeline.takes, options, threading.Lock()
+        self._closed = threading.Event()
         self.facts = [pipeline.network.describe() for pipeline in pipelines]
         names = [pipeline.name for pipeline in pipelines]
         self.titles = names if len(names) == 1 else [f'teacher: {names[0]}', f'student: {names[1]}']
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, from whichever model knows them."""
+        return shared_names(self.pipelines, range(self.pipeline.network.null_label))
+
+    @property
+    def drawing(self) -> bool:
+        return self._turn.locked()
+
+    def close(self) -> None:
+        """Stops what is drawn, at its next step, and refuses what comes."""
+        self._closed.set()
 
     @property
     def default(self) -> DrawRequest:
@@ -149,6 +165,8 @@ class Studio:
         check_seed(request.seed)
         if not 1 <= request.count <= MOST:
             raise UserError(f'the number of images must lie between 1 and {MOST}, got {request.count}')
+        for name, text in (('prompt', request.prompt), ('negative prompt', request.negative)):
+            _check_text(name, text)
         for pipeline in self.pipelines:
             pipeline.check(request.settings, request.size)
             if self.takes == 'label':
@@ -161,18 +179,37 @@ class Studio:
         known = self.pipeline.network.null_label
         return [i % known if request.label == EACH else request.label for i in range(request.count)]
 
-    def draw(self, request: DrawRequest) -> Iterator[State]:
-        """States, the last `finished`. A thread draws, whether or not anyone iterates. Raises UserError."""
+    def draw(self, request: DrawRequest, gone: Callable[[], bool] = lambda: False) -> Iterator[State]:
+        """States, the last `finished`. A thread draws; it stops at its next step when `gone()` is true, or
+        the iterator or the studio is closed. Raises UserError."""
         self.check(request)
+        left = threading.Event()
+
+        def stopped() -> bool:
+            return left.is_set() or self._closed.is_set() or gone()
+
         told: queue.SimpleQueue = queue.SimpleQueue()
-        thread = threading.Thread(target=self._work, args=(request, told.put), name='drawing', daemon=True)
+        thread = threading.Thread(target=self._work, args=(request, told.put, stopped), name='drawing',
+                                  daemon=True)
         state = State('waiting for the images of another page' if self._turn.locked() else 'beginning')
         thread.start()
-        while not state.finished:
+        try:
+            while not state.finished:
+                yield state
+                time.sleep(PAUSE)
+                state = _newest(told, state)
             yield state
-            time.sleep(PAUSE)
-            state = _newest(told, state)
-        yield state
+        finally:
+            left.set()
+
+    def sheet(self, request: DrawRequest, panels: tuple[Panel, ...]) -> np.ndarray:
+        """One uint8 image of all that was drawn, as sample.py lays it out."""
+        text, shown = self.takes == 'text', self.shown(request)
+        each = not text and request.label == EACH
+        rows = shared_names(self.pipelines, shown if each else shown[:1]) if not text else \
+            [request.prompt or '(no text)']
+        return lay_out([panel.images for panel in panels], self.titles, 1 if each else request.count, rows,
+                       text=text)
 
     def command(self, request: DrawRequest) -> str:
         """The command line that draws the last model's images."""
@@ -191,13 +228,26 @@ class Studio:
                            f'--method={settings.method}', f'--steps={settings.steps}',
                            f'--cfg_scale={settings.cfg_scale:g}', '--out=grid.png'])
 
-    def _work(self, request: DrawRequest, tell) -> None:
+    def _work(self, request: DrawRequest, told: Callable, stopped: Callable[[], bool]) -> None:
         """Tells states, last the finished one or the error."""
+        def tell(state: State) -> None:
+            if stopped():
+                raise Stopped
+            told(state)
+
         try:
-            with self._turn, _Notices() as notices:
-                tell(self._draw_all(request, tell, notices.texts))
+            while not self._turn.acquire(timeout=0.1):
+                if stopped():
+                    raise Stopped
+            try:
+                with _Notices() as notices:
+                    tell(self._draw_all(request, tell, notices.texts))
+            finally:
+                self._turn.release()
+        except Stopped:
+            told(UserError('the drawing was stopped'))
         except Exception as error:      # `draw` raises it again, in the thread that waits for it
-            tell(error)
+            told(error)
 
     def _draw_all(self, request: DrawRequest, tell, notices: list[str]) -> State:
         state = State('reading the prompt' if self.takes == 'text' else 'beginning')
@@ -239,9 +289,23 @@ class Studio:
         ended = time.perf_counter()
         started = first[0] if first and not compiled else began
         tell(f'{title}: decoding', 1.0)
-        drawn, decoding = _timed(lambda: viewable(self.pipeline.decode(latents)))
+        drawn, decoding = _timed(lambda: viewable(self.pipeline.decode(
+            latents, on_image=lambda: tell(f'{title}: decoding', 1.0))))
         timing = Timing(None if compiled else started - began, ended - started, decoding, settings.steps)
-        return Panel(title, drawn, tuple(pipeline.captions(self.shown(request), request.seeds)), timing)
+        shown = self.shown(request)
+        captions = shared_names(self.pipelines, shown) if self.takes == 'label' \
+            else pipeline.captions(shown, request.seeds)
+        return Panel(title, drawn, tuple(captions), timing)
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > LETTERS:
+        raise UserError(f'the {name} has {len(text):,} characters; give at most {LETTERS:,}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f'the {name} holds half a character at place {error.start + 1} '
+                        f'({shown(text[error.start])}): type it again') from None
 
 
 def _timed(work):

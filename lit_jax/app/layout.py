@@ -3,16 +3,20 @@ import html
 import logging
 import math
 import random
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 
 from lit_jax.app.drawing import EACH, MOST, DrawRequest, State, Studio, enlarge
+from lit_jax.app.guard import Visitors
 from lit_jax.diffusion.samplers import SAMPLERS
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
-from lit_jax.runtime.errors import UserError
+from lit_jax.report.grids import save_png
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.sampling.model_pipeline import what_is_drawn
 
 LOG = logging.getLogger('lit_jax')
@@ -28,8 +32,9 @@ def make_theme() -> gr.themes.Base:
         button_primary_background_fill='*primary_600', button_primary_background_fill_hover='*primary_700')
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """The page of a studio, not yet served."""
+def build_page(studio: Studio, visitors: Visitors | None = None) -> gr.Blocks:
+    """The page of a studio, not yet served. visitors: a drawing stops when its visitor has left."""
+    visitors = visitors or Visitors()
     options = {'analytics_enabled': False, 'fill_width': True, 'delete_cache': (600, 3600)}      # seconds
     with gr.Blocks(title=f'lit_jax: {studio.pipeline.name}', **options) as page:
         _bare(_head(studio))
@@ -38,18 +43,20 @@ def build_page(studio: Studio) -> gr.Blocks:
                 asked, button = _controls(studio)
             with gr.Column(scale=7, min_width=340):
                 status = _bare(status_html(State(READY)), elem_id='status')
-                shown = _panels(studio)
+                galleries = _panels(studio)
+                save = gr.DownloadButton('Save a sheet', size='sm', interactive=False, elem_id='save')
                 with gr.Accordion('The same images from the command line', open=False):
                     command = gr.Textbox(show_label=False, interactive=False, lines=2, buttons=['copy'],
                                          elem_id='command')
-        outputs = [button, status, command, *shown]
+        outputs = [button, status, command, save, *galleries]
 
-        def draw(*values):
-            yield from show(studio, values)
+        def draw(request: gr.Request, *values):
+            session, since = request.session_hash, time.monotonic()
+            yield from show(studio, values, lambda: visitors.gone(session, since))
 
         wake = [button.click, *(box.submit for box in asked if isinstance(box, gr.Textbox))]
         gr.on(wake, draw, asked, outputs, show_progress='hidden', concurrency_limit=None, trigger_mode='once',
-              api_name='draw')
+              api_name='draw', preprocess=False)       # `read_request` checks what came
     return page
 
 
@@ -62,7 +69,7 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
                 gr.Textbox(label='Negative prompt', elem_id='negative', placeholder='what to avoid')]
     else:
         classes = [('each class in turn', EACH),
-                   *((_class_name(i, name), i) for i, name in enumerate(studio.pipeline.classes))]
+                   *((_class_name(i, name), i) for i, name in enumerate(studio.classes))]
         what = [gr.Dropdown(classes, value=EACH, label='Class', elem_id='class',
                             filterable=len(classes) > 20)]
     button = gr.Button('Draw', variant='primary', size='lg', elem_id='draw')
@@ -91,16 +98,21 @@ def _class_name(number: int, name: str) -> str:
 
 
 def read_request(takes: str, values) -> DrawRequest:
-    """The request in the controls. Raises UserError for values that are not numbers."""
+    """The request in the controls, as it came. Raises UserError for values of other types."""
+    names = ('prompt, negative prompt, seed, images, steps, sampler, guidance scale, width, height'
+             if takes == 'text' else 'class, seed, images, steps, sampler, guidance scale')
+    if len(values) != len(names.split(', ')):
+        raise UserError(f'a drawing takes {len(names.split(", "))} values ({names}), got {len(values)}')
     if takes == 'text':
         prompt, negative, seed, count, steps, method, scale, width, height = values
-        what = {'prompt': prompt or '', 'negative': negative or '',
+        what = {'prompt': _text('prompt', prompt), 'negative': _text('negative prompt', negative),
                 'size': (_whole('height', height), _whole('width', width))}
     else:
         label, seed, count, steps, method, scale = values
         what = {'label': _whole('class', label)}
-    if not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise UserError(f'the guidance scale must be a number, got {scale}')
+    if not _is_number(scale):
+        raise UserError(f'the guidance scale must be a number, got {shown(scale)}')
+    method = _text('sampler', method)
     settings = replace(PROMPTS if takes == 'text' else CLASSES, method=method,
                        steps=_whole('number of steps', steps), cfg_scale=float(scale))
     return DrawRequest(**what, seed=_whole('seed', seed), count=_whole('number of images', count),
@@ -110,19 +122,31 @@ def read_request(takes: str, values) -> DrawRequest:
 def _whole(name: str, value) -> int:
     if value is None:
         raise UserError(f'the {name} is missing: give a whole number')
-    if not math.isfinite(value) or value != int(value):
-        raise UserError(f'the {name} must be a whole number, got {value}')
+    if not _is_number(value) or value != int(value):
+        raise UserError(f'the {name} must be a whole number, got {shown(value)}')
     return int(value)
 
 
-def show(studio: Studio, values) -> Iterator[list]:
-    """[button, status, command, (gallery, timing) of each model] again and again, while `values` is drawn."""
+def _is_number(value) -> bool:
+    """Finite, and of a size that any setting could have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _text(name: str, value) -> str:
+    if not isinstance(value, str | None):
+        raise UserError(f'the {name} must be a text, got {shown(value)}')
+    return value or ''
+
+
+def show(studio: Studio, values, gone: Callable[[], bool] = lambda: False) -> Iterator[list]:
+    """[button, status, command, button that saves, (gallery, timing) of each model] again and again, while
+    `values` is drawn. gone: see `Studio.draw`."""
     keep = [gr.skip()] * (2 * len(studio.pipelines))
     ready, busy = gr.Button('Draw', interactive=True), gr.Button('Drawing …', interactive=False)
     try:
         request = read_request(studio.takes, values)
         seen = 0
-        for state in studio.draw(request):
+        for state in studio.draw(request, gone):
             new = list(keep)
             for number, panel in enumerate(state.panels[seen:], seen):
                 images = [(enlarge(image), caption)
@@ -132,14 +156,20 @@ def show(studio: Studio, values) -> Iterator[list]:
                 new[2 * number:2 * number + 2] = (gr.Gallery(images, columns=columns),
                                                   timing_html(panel.timing.describe()))
             seen = len(state.panels)
-            command = studio.command(request) if state.finished else gr.skip()
-            yield [ready if state.finished else busy, status_html(state), command, *new]
+            if not state.finished:
+                yield [busy, status_html(state), gr.skip(), gr.DownloadButton(interactive=False), *new]
+                continue
+            with tempfile.TemporaryDirectory(prefix='lit_jax_page_') as folder:
+                sheet = Path(folder) / 'grid.png'
+                save_png(sheet, studio.sheet(request, state.panels))
+                yield [ready, status_html(state), studio.command(request),      # the server keeps a copy
+                       gr.DownloadButton(value=str(sheet), interactive=True), *new]
     except UserError as error:
-        yield [ready, error_html(str(error)), gr.skip(), *keep]
+        yield [ready, error_html(str(error)), gr.skip(), gr.skip(), *keep]
     except Exception as error:
-        LOG.exception('the page could not draw %s', values)
+        LOG.exception('the page could not draw %s', shown(values))
         yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal shows where.'),
-               gr.skip(), *keep]
+               gr.skip(), gr.skip(), *keep]
 
 
 def _head(studio: Studio) -> str:
@@ -151,7 +181,7 @@ def _head(studio: Studio) -> str:
 
 def _panels(studio: Studio) -> list:
     """A gallery and a line of timing for each model, side by side."""
-    shown = []
+    parts = []
     with gr.Row(equal_height=False):
         for number, (title, facts) in enumerate(zip(studio.titles, studio.facts, strict=True)):
             with gr.Column(min_width=260):
@@ -160,8 +190,8 @@ def _panels(studio: Studio) -> list:
                 gallery = gr.Gallery(format='png', show_label=False, interactive=False, height='auto',
                                      object_fit='contain', buttons=['download', 'fullscreen'],
                                      elem_id=f'gallery{number}', elem_classes='lit-gallery')
-                shown += [gallery, _bare(timing_html(''), elem_id=f'timing{number}')]
-    return shown
+                parts += [gallery, _bare(timing_html(''), elem_id=f'timing{number}')]
+    return parts
 
 
 def _bare(value: str, **options) -> gr.HTML:

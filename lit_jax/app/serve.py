@@ -1,10 +1,16 @@
 """Opens the models, builds the page, and serves it to this machine until stopped (`app.py`)."""
+import contextlib
 import importlib.util
 import os
 import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lit_jax.app.drawing import Studio, open_studio
+from lit_jax.app.guard import LIMIT, Guard, Visitors
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
 from lit_jax.runtime.errors import UserError
@@ -15,6 +21,7 @@ SHIPPED = find_asset('digits_dit.safetensors')
 OFFLINE = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
            'HF_HUB_DISABLE_TELEMETRY': '1'}
 TRIED = 100        # ports searched for a free one
+PATIENCE = 1.0     # seconds that the end waits for the server
 
 
 def serve(*, host: str, port: int, source: str | None = None, **options) -> None:
@@ -24,18 +31,52 @@ def serve(*, host: str, port: int, source: str | None = None, **options) -> None
     studio = open_studio(source or shipped_teacher(), **options)
     page = launch(studio, host, port)
     print(f'{", ".join(studio.titles)}: open http://{host}:{port} in a browser. Ctrl-C stops it.', flush=True)
-    page.block_thread()
+    with contextlib.suppress(KeyboardInterrupt):
+        while page.is_running:
+            time.sleep(0.1)
+    end(studio, page)
+
+
+def end(studio: Studio, page) -> None:
+    """Stops drawing and serving. A step or a compilation that cannot be interrupted ends with the process:
+    nothing of the page is worth waiting for."""
+    studio.close()
+    closing = threading.Thread(target=page.close, kwargs={'verbose': False}, daemon=True)
+    closing.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        closing.join(PATIENCE)
+    if studio.drawing or closing.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def launch(studio: Studio, host: str, port: int):
     """The page of a studio, served by threads of this process until its `close` is called."""
     stay_offline(host)
-    from lit_jax.app.layout import STYLE, build_page, make_theme
-    page = build_page(studio)
-    page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                ssr_mode=False, pwa=False, footer_links=[], theme=make_theme(), css_paths=STYLE,
-                show_error=False)
+    visitors = Visitors()
+    with without_proxies():
+        from starlette.middleware import Middleware
+
+        from lit_jax.app.layout import STYLE, build_page, make_theme
+        page = build_page(studio, visitors)
+        page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+                    ssr_mode=False, pwa=False, footer_links=[], theme=make_theme(), css_paths=STYLE,
+                    show_error=False, max_file_size=LIMIT,
+                    app_kwargs={'middleware': [Middleware(Guard, host=host, visitors=visitors)]})
     return page
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Gradio asks its own page once whether it is there. Its HTTP client prepares every proxy of the
+    environment, needed or not, and fails for SOCKS without a package of its own."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ)
+            if name.lower() in ('all_proxy', 'http_proxy', 'https_proxy')}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def check_gradio() -> None:

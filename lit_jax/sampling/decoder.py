@@ -28,6 +28,13 @@ def check_comparable(pipelines: Sequence) -> None:
                 'Give two models of one latent space, size and condition.', none_fits=True)
 
 
+def shared_names(pipelines: Sequence, labels) -> list[str]:
+    """The name of each class from the first of these models that knows one."""
+    known = [class_names(one.config, labels) for one in pipelines]
+    return [next((name for name in names if name != f'class {label}'), names[0])
+            for label, *names in zip(labels, *known, strict=True)]
+
+
 def class_names(config: dict, labels) -> list[str]:
     """The model's names of these classes; 'class 207' where it knows none."""
     names = config.get('classes')

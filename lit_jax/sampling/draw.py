@@ -28,7 +28,7 @@ from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, explain_unreachable, prepare_file
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
-from lit_jax.sampling.decoder import check_comparable
+from lit_jax.sampling.decoder import check_comparable, shared_names
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
 from lit_jax.sampling.pipelines import open_pipeline
@@ -101,6 +101,8 @@ def draw(request: SampleRequest) -> str:
              for pipeline in pipelines]
     if kind == 'text':
         _say_memory(plans[0])
+    elif len(plans) > 1:
+        plans[0] = replace(plans[0], rows=shared_names(pipelines, plans[0].shown[::plans[0].columns]))
     began = time.perf_counter()
     if suffix == '.png':
         peers.only_lead(lambda: prepare_file(out))
@@ -223,16 +225,20 @@ def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
         plan.pipeline.end_turn('vae')
 
     def save() -> None:
-        text, side = first.pipeline.takes == 'text', panels[0].shape[1]
-        scale = max(1, (64 if text else 32) // side)
-        if text and len(first) == 1:
-            save_png(out, panels[0][0].repeat(scale, 0).repeat(scale, 1))
-        else:
-            named = list(zip([''] if len(plans) == 1 else titles, panels, strict=True))
-            save_png(out, make_sheet(named, first.columns, first.rows, scale=scale))
+        save_png(out, lay_out(panels, titles, first.columns, first.rows, text=first.pipeline.takes == 'text'))
 
     peers.only_lead(save)
     return f'wrote {out}: {len(plans) * len(first)} images of'
+
+
+def lay_out(panels: Sequence[np.ndarray], titles: Sequence[str], columns: int, rows: Sequence[str], *,
+            text: bool) -> np.ndarray:
+    """The sheet of what each model drew (uint8); of one image from a prompt the image itself."""
+    scale = max(1, (64 if text else 32) // panels[0].shape[1])
+    if text and len(panels) == len(panels[0]) == 1:
+        return panels[0][0].repeat(scale, 0).repeat(scale, 1)
+    named = list(zip([''] if len(panels) == 1 else titles, panels, strict=True))
+    return make_sheet(named, columns, rows, scale=scale)
 
 
 def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:

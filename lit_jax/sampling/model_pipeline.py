@@ -1,6 +1,7 @@
 """Base of the class and prompt pipelines: a model, its VAE, and programs that are compiled once."""
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,15 @@ from lit_jax.sampling.groups import GroupSampler, Images
 
 OnStep = Callable[[int, int], None]
 PROGRAMS = 8                 # compiled programs that are kept
+
+
+class Stopped(Exception):
+    """Raised by `on_step` or `on_image` to end a drawing where it is; `draw` and `decode` pass it on."""
+
+
+# JAX logs what a callback raises, with a traceback.
+logging.getLogger(jax.debug.callback.__module__).addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], Stopped)))
 
 
 class Pipeline:
@@ -190,7 +200,7 @@ class Pipeline:
              group: int | None = None, on_step: OnStep | None = None) -> np.ndarray:
         """What the model draws: float32 [N, h, w, C], latents (divided by their scale) or pixels.
         images: of `encode`. size: (height, width) of the images in pixels. on_step: called with (number,
-            total) when an evaluation of the backbone begins."""
+            total) when an evaluation of the backbone begins; may raise `Stopped`."""
         with self._turn('model', 'drawing'):
             return np.concatenate(list(self._draw(images, None, settings, size, group, on_step)))
 
@@ -201,13 +211,25 @@ class Pipeline:
         sampler = self._sampler(key, images)
         groups = range(sampler.count) if groups is None else groups
         total = -(-len(groups) // sampler.devices) * sampler.devices * settings.steps
-        done = itertools.count(1)
-        self._tick = on_step and (lambda: on_step(min(next(done), total), total))
+        done, stopped = itertools.count(1), []
+
+        def tick() -> None:
+            try:
+                on_step(min(next(done), total), total)
+            except Stopped as stop:
+                stopped.append(stop)
+                raise
+
+        self._tick = on_step and tick
         try:
             for number, drawn in sampler.draw(groups, 1):
                 yield drawn[:len(images) - number * sampler.group]
             jax.effects_barrier()
         except BaseException:
+            if stopped:      # the program is whole, and other devices run until their next step
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    jax.effects_barrier()
+                raise stopped[0] from None
             self._samplers.pop(key, None)          # it may not be compiled
             raise
         finally:
@@ -249,18 +271,26 @@ class Pipeline:
         if self._tick is not None:
             self._tick()
 
-    def decode(self, latents: np.ndarray, tile: int | None = 0) -> np.ndarray:
+    def decode(self, latents: np.ndarray, tile: int | None = 0,
+               on_image: Callable[[], None] | None = None) -> np.ndarray:
         """Images float32 [N, H, W, channels], not clipped, decoded one by one; pixels are returned unchanged.
-        tile: side in latent pixels of the squares decoded one by one; None: whole; 0: `default_tile`."""
+        tile: side in latent pixels of the squares decoded one by one; None: whole; 0: `default_tile`.
+        on_image: called before each image; may raise `Stopped`."""
         if self.vae is None:
             return latents
         with self._turn('vae', 'decoding'):
-            return self._decoded(latents, tile)
+            return self._decoded(latents, tile, on_image)
 
-    def _decoded(self, latents: np.ndarray, tile: int | None) -> np.ndarray:
+    def _decoded(self, latents: np.ndarray, tile: int | None,
+                 on_image: Callable[[], None] | None = None) -> np.ndarray:
         tile = self.default_tile(latents.shape[1:3]) if tile == 0 else tile
-        return np.concatenate([np.asarray(self._decode(self.vae.params, latents[i:i + 1] + self.vae.shift,
-                                                       tile=tile), np.float32) for i in range(len(latents))])
+
+        def one(latent: np.ndarray) -> np.ndarray:
+            if on_image is not None:
+                on_image()
+            return np.asarray(self._decode(self.vae.params, latent + self.vae.shift, tile=tile), np.float32)
+
+        return np.concatenate([one(latents[i:i + 1]) for i in range(len(latents))])
 
 
 def what_is_drawn(kind: str) -> str:

@@ -154,7 +154,7 @@ def test_models_that_do_not_belong_together(folder, tmp_path):
 
 
 def test_what_goes_wrong_in_the_thread_reaches_who_waits(studio, monkeypatch):
-    def fail(self, latents):
+    def fail(self, latents, **_):
         raise UserError('the model has diverged')
 
     monkeypatch.setattr(ClassPipeline, 'decode', fail)
@@ -187,7 +187,7 @@ def test_one_request_after_the_other(studio):
 
 
 def test_warnings_of_the_drawing_become_notices(studio, monkeypatch):
-    def warn(self, latents):
+    def warn(self, latents, **_):
         logging.getLogger('lit_jax').warning('%d tokens are cut', 5)
         return latents
 

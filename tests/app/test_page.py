@@ -47,9 +47,9 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_a_press_of_the_button(studio):
-    button, status, command, gallery, timing = list(page.show(studio, values()))[-1]
+    button, status, command, save, gallery, timing = list(page.show(studio, values()))[-1]
     assert button.interactive and 'done in' in status and '--classes=3' in command and 'a step' in timing
-    assert len(gallery.value) == 2
+    assert len(gallery.value) == 2 and save.interactive
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -59,11 +59,11 @@ def test_a_press_of_the_button(studio):
 def test_bad_input_is_a_message_and_the_button_comes_back(studio, changes, message):
     (button, status, *rest), = page.show(studio, values(**changes))
     assert button.interactive and message in status and 'role="alert"' in status and 'Traceback' not in status
-    assert len(rest) == 3
+    assert len(rest) == 4
 
 
 def test_what_nobody_thought_of_is_a_message_too(studio, monkeypatch, caplog):
-    monkeypatch.setattr(type(studio), 'draw', lambda self, request: iter([1 / 0]))
+    monkeypatch.setattr(type(studio), 'draw', lambda self, request, gone: iter([1 / 0]))
     (button, status, *_), = page.show(studio, values())
     assert button.interactive and 'ZeroDivisionError' in status and 'could not draw' in caplog.text
 
