@@ -3,6 +3,7 @@ import math
 import numbers
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lit_jax.runtime.errors import UserError, listed, shown
 
@@ -28,8 +29,9 @@ class Range:
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind) or not self.whole and not _finite(value):
             return False
-        return (self.low < value if self.above else self.low <= value) and (
-            value < self.high if self.below else value <= self.high)
+        number: Any = value
+        return (self.low < number if self.above else self.low <= number) and (
+            number < self.high if self.below else number <= self.high)
 
     def __str__(self) -> str:
         what = 'a whole number' if self.whole else 'a number'

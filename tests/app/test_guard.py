@@ -27,8 +27,8 @@ def ask(method='GET', path='/', headers=(), body=(b'',), served='127.0.0.1', vis
     async def send(message):
         sent.append(message)
 
-    heads = [(name.lower().encode(), value.encode()) for name, value in ({'Host': HOME} | dict(headers)).items()
-             if value is not None]
+    given = {'Host': HOME} | dict(headers)
+    heads = [(name.lower().encode(), value.encode()) for name, value in given.items() if value is not None]
     path, _, query = path.partition('?')
     scope = {'type': 'http', 'method': method, 'path': path, 'query_string': query.encode(), 'headers': heads}
     asyncio.run(Guard(page, served, visitors or Visitors())(scope, receive, send))
@@ -36,7 +36,8 @@ def ask(method='GET', path='/', headers=(), body=(b'',), served='127.0.0.1', vis
 
 
 @pytest.mark.parametrize('host, known', [
-    (HOME, True), ('localhost:7860', True), ('[::1]:7860', True), ('LOCALHOST:9000', True), ('127.0.0.1', True),
+    (HOME, True), ('localhost:7860', True), ('[::1]:7860', True), ('LOCALHOST:9000', True),
+    ('127.0.0.1', True),
     ('evil.example', False), ('evil.example:7860', False), ('127.0.0.1.evil.example', False), ('', False),
     ('127.0.0.1@evil.example', False), ('192.168.0.7:7860', False), ('[::1', False), ('\x00', False)])
 def test_hosts(host, known):
@@ -52,7 +53,8 @@ def test_a_page_for_the_network_is_known_by_addresses_and_no_other_name():
 
 
 @pytest.mark.parametrize('origin, status', [
-    ('http://' + HOME, 200), ('https://' + HOME, 200), (None, 200), ('null', 403), ('http://evil.example', 403),
+    ('http://' + HOME, 200), ('https://' + HOME, 200), (None, 200), ('null', 403),
+    ('http://evil.example', 403),
     ('http://localhost:7860', 403), ('http://127.0.0.1:1', 403), ('file://', 403), ('http://[', 403)])
 def test_origins(origin, status):
     assert ask('POST', '/gradio_api/queue/join', {'Origin': origin})[0] == status
