@@ -21,7 +21,7 @@ from lit_jax.convert.torch_pixart import has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.layers import position_table
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
@@ -207,6 +207,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
+    check_objective(source.told, str(src))
     given = dict(source.config or {})
     told = {name: value for name, value in (latent or {}).items() if value is not None}
     latent_of = _latent(source, given, told := pipeline_vae(src) | told, str(src))
@@ -238,6 +239,18 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes), latent_of, config['diffusion'],
                      _assumed(given, told))
+
+
+# What the training scripts of SiT and REPA keep of themselves; DiT's keeps none of it. The tensors are alike.
+_FLOW = ('path_type', 'prediction')
+
+
+def check_objective(told: Mapping, name: str) -> None:
+    """UserError for a checkpoint that says of itself that it does not predict noise. told: its own command
+    line, see `Source`."""
+    if said := [f'{field} {shown(told[field])}' for field in _FLOW if field in told]:
+        raise UserError(f'{name} was trained for flow matching, by its own args ({", ".join(said)}); lit_jax '
+                        'reads models that predict noise (DiT, PixArt). Give a checkpoint of one of those')
 
 
 def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:

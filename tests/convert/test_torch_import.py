@@ -9,7 +9,7 @@ from torch_samples import LINEAR, SOFTMAX, random_state, tiny_arch, to_diffusers
 from lit_jax.convert.torch_arch import check_expected, infer_arch, parse_arch_name
 from lit_jax.convert.torch_export import to_torch_state, torch_layout
 from lit_jax.convert.torch_files import Source, TensorInfo
-from lit_jax.convert.torch_import import from_torch_state
+from lit_jax.convert.torch_import import convert, from_torch_state
 from lit_jax.convert.torch_survey import Hints
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
@@ -250,3 +250,20 @@ def test_arch_names(name, expected):
 def test_unknown_arch_names(name):
     with pytest.raises(UserError, match='unknown architecture'):
         parse_arch_name(name)
+
+
+@pytest.mark.peers
+def test_a_checkpoint_that_says_it_predicts_velocity_is_not_taken_for_a_dit(tmp_path):
+    import argparse
+
+    import torch
+    state = {name: torch.from_numpy(value) for name, value in random_state(tiny_arch()).items()}
+    for args, refused in (({'path_type': 'Linear', 'prediction': 'velocity'}, True), ({'lr': 1e-4}, False)):
+        path = tmp_path / f'{refused}.pt'
+        torch.save({'ema': state, 'model': state, 'opt': {}, 'args': argparse.Namespace(**args)}, path)
+        if refused:
+            with pytest.raises(UserError, match=r"flow matching, by its own args \(path_type 'Linear', pred"):
+                convert(path, tmp_path / 'out')
+            assert not (tmp_path / 'out').exists()
+        else:
+            convert(path, tmp_path / 'out', heads=2)
