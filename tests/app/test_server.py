@@ -85,8 +85,6 @@ def test_wrong_requests_get_one_message_and_the_terminal_no_traceback(served, ca
             status, said = client.draw(data)
             assert 'role="alert"' in status and 'Error' not in status, (place, wrong, said)
             assert len(status) < 400
-    for data in ([], RIGHT[:-1], [*RIGHT, 1]):
-        client.draw(data)
     half = '\ud800'.encode('utf-8', 'surrogatepass')
     for body in ('', '[', '[' * 100_000, 'null', '{"data": 1}', '{}', half):
         assert 400 <= client.ask('POST', '/gradio_api/call/draw', body).status < 500, body[:20]
@@ -130,7 +128,9 @@ def test_ctrl_c_ends_within_two_seconds_while_it_draws(tmp_path, proxy):
     process = subprocess.Popen([sys.executable, 'app.py', f'--port={port}',
                                 f'--from={save_model(tmp_path / "model")}'], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env={**os.environ, 'XLA_FLAGS': '', **proxies})
+                               env={**os.environ, 'XLA_FLAGS': '', **proxies},
+                               # A test started in the background would hand down that it is ignored.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         said = process.stdout.readline()
         assert f'http://127.0.0.1:{port}' in said, said + process.stdout.read()
