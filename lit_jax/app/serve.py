@@ -14,7 +14,7 @@ from lit_jax.app.guard import LIMIT, Guard, Visitors
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import cache_place, file_sha256
+from lit_jax.runtime.paths import cache_folder, file_sha256
 from lit_jax.runtime.shipped import find_asset
 
 SHIPPED = find_asset('digits_dit.safetensors')
@@ -122,8 +122,8 @@ def shipped_teacher(root: Path | None = None) -> Path:
     """The model folder of the digits teacher in assets/, converted into the cache at first use."""
     if not SHIPPED.is_file():
         raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
-    name = f'models/{file_sha256(SHIPPED)[:12]}/{SHIPPED.stem}'
-    folder = root / name if root else cache_place(name, exists=True)
+    folder = (root or cache_folder()) / 'models' / file_sha256(SHIPPED)[:12] / SHIPPED.stem
     if not is_model_folder(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         convert(SHIPPED, folder, overwrite=folder.exists())
     return folder

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import cache_folder, prepare_file
+from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
 PUBLISHED_NAME = 'pt_inception-2015-12-05-6726825d.pth'
@@ -28,9 +28,9 @@ def download(flags: str) -> Path:
     target = cache_folder() / PUBLISHED_NAME
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
     ways = f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name it with {flags}'
-    prepare_file(target)
     LOG.info('fetching the weights of Inception: %s', URL)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         digest = _fetch(partial)
         if not digest.startswith(DIGEST):
             raise UserError(f'{URL} gave a file with the sha256 {digest}, expected one that begins with '

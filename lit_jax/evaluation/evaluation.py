@@ -28,12 +28,7 @@ from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import (
-    as_path,
-    cache_place,
-    prepare_folder,
-    remove_tree,
-)
+from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
@@ -56,7 +51,7 @@ def score_rows(request: ScoreOptions) -> list[dict]:
     Raises UserError for a request that cannot be met, before anything is drawn."""
     settings = Settings(request.metrics, request.pr_mode, request.is_mode).check()
     _check_request(request)
-    peers.only_lead(lambda: prepare_folder(request.out))
+    check_reachable(request.out)
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     reference = peers.together(lambda: open_reference(request.reference, space))
     evaluation = Evaluation(request.out, space, reference, settings)
@@ -149,6 +144,7 @@ class Evaluation:
             if text not in self._said:
                 LOG.warning('%s', text)
         self._said |= set(remarks)
+        self.out.mkdir(parents=True, exist_ok=True)
         keep_row(self.out, row)
         return row
 
@@ -163,7 +159,7 @@ class Evaluation:
         if images is None or self.reference.statistics and not set(OF_IMAGES) & set(self.settings.metrics):
             return None
         identity = {'sha256': self.about['reference']['sha256']}
-        kept = FeatureStore(cache_place('features'), self.space, identity, images.count)
+        kept = FeatureStore(cache_folder() / 'features', self.space, identity, images.count)
         if peers.from_lead(lambda: not kept.missing()):
             return kept.read() if peers.is_lead() else None
         # The cache is each host's own; with several processes the parts go where all can see them.

@@ -16,7 +16,7 @@ from lit_jax.models.inception import SPATIAL_WIDTH, WIDTH
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError, did_you_mean
 from lit_jax.runtime.leaves import params_sha256
-from lit_jax.runtime.paths import as_path, cache_place, prepare_file
+from lit_jax.runtime.paths import as_path, cache_folder
 
 LOG = logging.getLogger('lit_jax')
 INCEPTION, DIGITS = 'FID-Inception 2015-12-05 (ADM)', 'digits judge'
@@ -57,7 +57,7 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
         raise UserError(f'unknown --features={name}{did_you_mean(name, KNOWN)}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
         raise UserError(f'--inception and --precision go with --features=inception, not {name}')
-    path = as_path(path or cache_place('digits_judge.npz', exists=True))
+    path = as_path(path or cache_folder() / 'digits_judge.npz')
     peers.only_lead(lambda: _make_judge(path))
     return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
 
@@ -102,7 +102,7 @@ def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_wi
 def _make_judge(path) -> None:
     if path.exists():
         return
-    prepare_file(path)
     LOG.info('training the digits classifier, once: %s', path)
     train = open_digits('train', as_path(default_data_dir()))
+    path.parent.mkdir(parents=True, exist_ok=True)
     digits_judge.train_judge(train.images, train.labels).save(path)

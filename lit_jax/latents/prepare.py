@@ -31,13 +31,7 @@ from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.json_file import plain, read_json
-from lit_jax.runtime.paths import (
-    absolute,
-    check_reachable,
-    explain_unreachable,
-    prepare_folder,
-    write_text_atomic,
-)
+from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
 
@@ -177,9 +171,12 @@ def _claim(out, plan: dict, command: str) -> None:
         raise UserError(f'--out={out} is a file; give a folder')
     else:
         _check_empty(out)
-        prepare_folder(out / SHARDS)
-        claim = json.dumps({'plan': plan, 'command': command}, indent=1)
-        write_text_atomic(out / PREPARATION, claim + '\n')
+        try:
+            (out / SHARDS).mkdir(parents=True, exist_ok=True)
+            claim = json.dumps({'plan': plan, 'command': command}, indent=1)
+            write_text_atomic(out / PREPARATION, claim + '\n')
+        except PermissionError as error:
+            raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
     latent_shards.remove_partial(out)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, explain_unwritable, write_bytes_atomic
+from lit_jax.runtime.paths import as_path, write_bytes_atomic
 
 
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -117,8 +117,7 @@ def save_png(path, image: np.ndarray) -> None:
     """Writes an image as `to_pil` takes it. Makes the folder; never leaves half a file."""
     path, encoded = as_path(path), io.BytesIO()
     to_pil(image).save(encoded, format='PNG')
-    with explain_unwritable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, encoded.getvalue())
 
 

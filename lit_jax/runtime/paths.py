@@ -2,18 +2,14 @@
 
 Every folder given by a user becomes a path here, once, with `as_path`. On a disk a file is written under a
 temporary name, fsynced and renamed; in an object store it is one object: both ways it is whole or absent."""
-import atexit
 import contextlib
 import errno
-import functools
 import hashlib
-import logging
 import os
 import re
 import shutil
 import socket
 import sys
-import tempfile
 from pathlib import Path
 
 import fsspec
@@ -24,7 +20,6 @@ from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown_name
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
 _SCHEMES = {'gs': ('gcs', 'gcsfs'), 's3': ('s3', 's3fs'), 'az': ('az', 'adlfs'),
             'hf': ('hf', 'huggingface_hub')}
-LOG = logging.getLogger('lit_jax')
 _BLOCK = 1 << 24
 # A full disk, a full quota, and a file over the process's limit (`ulimit -f`).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -84,28 +79,6 @@ def local_path(path) -> Path:
 def cache_folder() -> Path:
     """Folder for what can be made again: $LIT_JAX_CACHE, else ~/.cache/lit_jax."""
     return Path(os.environ.get('LIT_JAX_CACHE') or '~/.cache/lit_jax').expanduser()
-
-
-def cache_place(name: str, *, exists: bool = False) -> Path:
-    """`name` in the cache folder, to be written; in a temporary folder, with a warning, where that cannot
-    be written. exists: what is there already will do."""
-    path = cache_folder() / name
-    if exists and os.path.exists(path):
-        return path
-    try:
-        prepare_place(path)
-        return path
-    except UserError as error:
-        return _temporary_cache(path.parent, str(error)) / name
-
-
-@functools.cache
-def _temporary_cache(cache: Path, why: str) -> Path:
-    LOG.warning('the cache cannot be used, and its content is made again next time ($LIT_JAX_CACHE names '
-                'another one): %s', why)
-    folder = tempfile.mkdtemp(prefix='lit_jax_')
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def files_under(root) -> dict[str, int]:

@@ -25,7 +25,7 @@ from lit_jax.runtime import cluster, memory, peers
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, explain_unreachable, prepare_file
+from lit_jax.runtime.paths import as_path, explain_unreachable
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import check_comparable, shared_names
@@ -105,7 +105,6 @@ def draw(request: SampleRequest) -> str:
         plans[0] = replace(plans[0], rows=shared_names(pipelines, plans[0].shown[::plans[0].columns]))
     began = time.perf_counter()
     if suffix == '.png':
-        peers.only_lead(lambda: prepare_file(out))
         done = _draw_sheet(plans, out, request.sources)
     else:
         done, whole = _draw_set(plans[0], out, request)

@@ -28,8 +28,6 @@ from lit_jax.runtime.paths import (
     explain_unwritable,
     files_under,
     is_remote,
-    prepare_file,
-    prepare_folder,
     remove_tree,
     write_text_atomic,
 )
@@ -71,8 +69,7 @@ class NpzStore(PartFolder):
                             f'--out, or move it.')
         done = sum(files_under(self.folder).values())
         storage.check_free_space(self.out, 2 * self.bytes(self.count) - done)
-        prepare_file(self.out)
-        prepare_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / CARD, card_text(self.card))
         return sum(len(self.span(part)) for part in self.missing())
 
@@ -146,7 +143,7 @@ class FolderStore(Parts):
             raise UserError(f'{self.out} is not empty ({found[0]}), and no {CARD} says what it is. Give '
                             f'another --out, or empty it.')
         listed = self._list()
-        prepare_folder(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.out / CARD, card_text(self.card))
         if self.lines:
             write_text_atomic(self.out / LIST, listed)

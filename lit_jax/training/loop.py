@@ -19,7 +19,7 @@ from lit_jax.recipes.recipe import finalize
 from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
-from lit_jax.runtime.paths import as_path, prepare_folder, write_text_atomic
+from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.training import setup
 from lit_jax.training.flops import stage_macs
@@ -69,7 +69,6 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
 
     # 3. Model, teacher, step
     check_workdir(workdir, config.to_dict())
-    peers.only_lead(lambda: prepare_folder(workdir))
     network = setup.build_network(config)
     teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
@@ -127,6 +126,7 @@ def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
         from lit_jax.training.inherit import format_report
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))
         if peers.is_lead():
+            workdir.mkdir(parents=True, exist_ok=True)
             write_text_atomic(workdir / 'inheritance.json', json.dumps(report, indent=1))
     return stages[0].begin(params, network, mesh), [], 0
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from lit_jax.data.base import ArraySource, Spec
 from lit_jax.data.toys.digits_builder import CLASSES, COUNT, HELD_OUT_COUNT, SIZE, Digits
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, prepare_folder
+from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
 SPLITS = {'train': COUNT - HELD_OUT_COUNT, 'held_out': HELD_OUT_COUNT}
@@ -40,7 +40,7 @@ def open_digits(split: str, data_dir: Path) -> ArraySource:
 def _prepare(data_dir: Path) -> Digits:
     """The builder of the data set, which is written if needed."""
     try:
-        prepare_folder(data_dir)
+        data_dir.mkdir(parents=True, exist_ok=True)
         builder = Digits(data_dir=data_dir, file_format='array_record')
         if builder.data_path.exists():
             return builder
