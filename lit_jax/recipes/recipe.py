@@ -21,7 +21,6 @@ from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
 from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.hybrids import expand_stages, is_short
-from lit_jax.recipes.ranges import check_fields
 from lit_jax.runtime.errors import UserError, check_known, reason_of
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
@@ -323,6 +322,7 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     """Checks a recipe against itself and the devices (UserError), resolves mesh sizes of -1, and locks it."""
     if isinstance(config, ConfigDict):
         _check_sizes(config)
+    from lit_jax.recipes.fields import check_fields  # only runs need it, not readers of recipes
     check_fields(config, default())
     config = config.copy_and_resolve_references()
     arch = architecture(config)

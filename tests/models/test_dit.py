@@ -156,5 +156,5 @@ def test_a_stage_of_another_kind_starts_from_its_own_defaults():
 
 
 def test_an_unknown_ffn_is_refused():
-    with pytest.raises(UserError, match="unknown model.ffn 'mpl' .did you mean mlp.; known: mlp"):
+    with pytest.raises(UserError, match=r"unknown model.ffn 'mpl' \(did you mean mlp\?\); known: mlp"):
         staged({'name': 'linear', 'heads': 2}, ffn='mpl')
