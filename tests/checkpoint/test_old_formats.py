@@ -13,6 +13,7 @@ from lit_jax.checkpoint.load import load, load_weights, read_null_caption
 from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
 from lit_jax.checkpoint.null_caption import FILE
 from lit_jax.convert.torch_export import export
+from lit_jax.recipes.recipe import default
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training import loop
 
@@ -67,7 +68,9 @@ def test_a_run_goes_on_where_an_earlier_version_stopped(old, null, tmp_path, mon
     monkeypatch.setattr(jax, 'devices', lambda *args: devices)
     monkeypatch.setattr(jax, 'device_count', lambda: 1)
     write_caption_latents(tmp_path / 'latents', 12, shapes=((8, 8), (4, 16)))
-    config = ConfigDict(json.loads((old / 'workdir' / 'config.json').read_text())['recipe'])
+    was, usual = json.loads((old / 'workdir' / 'config.json').read_text())['recipe'], default().to_dict()
+    config = ConfigDict({name: {**value, **was.get(name, {})} if isinstance(value, dict) else was[name]
+                         for name, value in usual.items()})      # recipes have gained fields since
     config.data.path, config.train.steps = str(tmp_path / 'latents'), 4
     assert loop.train(config, old / 'workdir') == 'done'
     assert np.array_equal(read_null_caption(old / 'workdir'), null) and (old / 'workdir' / FILE).exists()
