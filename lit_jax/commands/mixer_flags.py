@@ -1,6 +1,5 @@
 """`--config.model.mixer.name=NAME`: the mixer starts from its own defaults, not from the recipe's options."""
 import ast
-import inspect
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -24,12 +23,11 @@ def set_mixer(config: ConfigDict, flags: dict[str, str]) -> None:
     from lit_jax.models.mixers import import_mixer
     if 'mixer' not in config.get('model', {}):
         raise UserError('this recipe has no model.mixer: leave --config.model.mixer.name out')
-    old, options = config.model.mixer.to_dict(), import_mixer(flags['name']).options()
+    old, kind = config.model.mixer.to_dict(), import_mixer(flags['name'])
+    defaults = kind.defaults()
     same = old.get('name') == flags['name']
     new = {name: value for name, value in old.items()
-           if same or name in options and options[name].default is inspect.Parameter.empty}
-    defaults = {name: option.default for name, option in options.items()
-                if option.default is not inspect.Parameter.empty}
+           if same or name in kind.options() and name not in defaults}
     read = {name: text if name == 'name' else _value(text) for name, text in flags.items()}
     with config.unlocked():
         config.model.mixer = ConfigDict(({} if same else defaults) | new | read)

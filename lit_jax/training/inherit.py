@@ -24,7 +24,7 @@ import numpy as np
 from lit_jax.convert.torch_arch import size_name
 from lit_jax.convert.torch_keys import number_blocks, split_run
 from lit_jax.models.arch import conditioning, mixers_of
-from lit_jax.models.mixers import find_mixer
+from lit_jax.models.mixers import find_mixer, whole_mixer
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
@@ -219,15 +219,12 @@ def _library(*arrays):
 
 def _alike(teacher: _Blocks, student: _Blocks) -> set[int]:
     """The student's runs of blocks that have the mixer of the teacher's blocks of the same numbers."""
-    def whole(mixer: Mapping) -> dict:
-        return {**find_mixer(mixer['name']).defaults(), **mixer}
-
     def theirs(blocks: range) -> list[dict]:
-        return [whole(teacher.mixers[run]) for run, own in teacher.blocks.items()
+        return [whole_mixer(teacher.mixers[run]) for run, own in teacher.blocks.items()
                 if max(own.start, blocks.start) < min(own.stop, blocks.stop)]
 
     return {run for run, mixer in student.mixers.items()
-            if all(whole(mixer) == other for other in theirs(student.blocks[run]))}
+            if all(whole_mixer(mixer) == other for other in theirs(student.blocks[run]))}
 
 
 def _copy_attention(flat: dict, rows: list[dict], teacher: _Blocks, student: _Blocks,

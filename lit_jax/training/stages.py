@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lit_jax.models.dit import stage_mixers
-from lit_jax.models.mixers import find_mixer
+from lit_jax.models.mixers import whole_mixer
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, placed
@@ -95,7 +95,7 @@ def new_mixers(network: Network, teacher_arch: Mapping) -> tuple[str, ...]:
 
 def _runs(arch: Mapping) -> list[tuple[int, dict]]:
     """[(blocks, mixer with all its options)] of each run of equal blocks."""
-    return [(depth, {**find_mixer(mixer['name']).defaults(), **mixer})
+    return [(depth, whole_mixer(mixer))
             for depth, mixer in stage_mixers(arch['depth'], arch['mixer'], arch.get('stages', ()))]
 
 

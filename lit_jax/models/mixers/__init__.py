@@ -62,6 +62,11 @@ def find_mixer(name: str | None) -> Any:
                     f'{", ".join(known)}, or one of your own as package.module:Class')
 
 
+def whole_mixer(mixer: Mapping) -> dict:
+    """A mixer of an architecture with all its options: those that it leaves out have their defaults."""
+    return {**find_mixer(mixer['name']).defaults(), **mixer}
+
+
 def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
         importlib.import_module(module)
