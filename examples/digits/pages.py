@@ -15,8 +15,8 @@ from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'DiT, the teacher', 'distilled': 'LiT, inherited and distilled',
           'inherited': 'LiT, inherited, not distilled', 'scratch': 'LiT from scratch'}
-HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher', 'class accuracy, unguided',
-          '× teacher')
+HEADER = ('model', 'steps', 'parameters', 'MMACs', 'Fréchet distance', '× teacher',
+          'class accuracy', '× teacher')
 SHOWN = 40    # images in a grid: four rows of the ten classes
 
 
@@ -37,9 +37,9 @@ def notes(result: Mapping) -> str:
     s = result['samples']
     return (f'Fréchet distance of {s["unguided"]:,} unguided samples to the 1,437 real training digits, in '
             f'the features of a classifier of real digits; floor (360 real held-out digits): '
-            f'{result["floor"]:.2f}. Class accuracy of that classifier on {s["guided"]:,} samples with '
-            f'guidance {s["cfg_scale"]:g} (on real held-out digits: {result["judge_accuracy"]:.3f}). '
-            f'{s["method"]}, {s["steps"]} steps, the same noise for all.')
+            f'{result["floor"]:.2f}. Class accuracy of that classifier on the same samples (on real held-out '
+            f'digits: {result["judge_accuracy"]:.3f}); with guidance {s["cfg_scale"]:g} all models come close '
+            f'to 1. {s["method"]}, {s["steps"]} steps, the same noise for all.')
 
 
 def figures_as_text(result: Mapping) -> str:

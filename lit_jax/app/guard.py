@@ -105,7 +105,7 @@ class Guard:
         if not path.endswith(BEGIN):
             return None
         try:
-            asked = parse_json(body, 'the request', dict)
+            asked = parse_json(body, 'the request', {})
         except UserError as error:
             return str(error)
         action = asked.get('fn_index') if path.endswith('/queue/join') else 'draw'

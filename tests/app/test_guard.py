@@ -39,7 +39,8 @@ def ask(method='GET', path='/', headers=(), body=(RIGHT,), served='127.0.0.1', v
 
 @pytest.mark.parametrize('host, known', [
     (HOME, True), ('localhost:7860', True), ('[::1]:7860', True), ('LOCALHOST:9000', True),
-    ('127.0.0.1', True), ('evil.example', False), ('evil.example:7860', False), ('127.0.0.1.evil.example', False), ('', False),
+    ('127.0.0.1', True), ('evil.example', False), ('evil.example:7860', False),
+    ('127.0.0.1.evil.example', False), ('', False),
     ('127.0.0.1@evil.example', False), ('192.168.0.7:7860', False), ('[::1', False), ('\x00', False)])
 def test_hosts(host, known):
     assert knows_host(host, '127.0.0.1') == known
@@ -55,7 +56,8 @@ def test_a_page_for_the_network_is_known_by_addresses_and_no_other_name():
 
 @pytest.mark.parametrize('origin, status', [
     ('http://' + HOME, 200), ('https://' + HOME, 200), (None, 200), ('null', 403),
-    ('http://evil.example', 403), ('http://localhost:7860', 403), ('http://127.0.0.1:1', 403), ('file://', 403), ('http://[', 403)])
+    ('http://evil.example', 403), ('http://localhost:7860', 403), ('http://127.0.0.1:1', 403),
+    ('file://', 403), ('http://[', 403)])
 def test_origins(origin, status):
     assert ask('POST', '/gradio_api/queue/join', {'Origin': origin})[0] == status
 

@@ -78,13 +78,14 @@ def test_other_pages_neither_draw_nor_read(served):
 def test_wrong_requests_get_one_message_and_the_terminal_no_traceback(served, capfd):
     _, client = served
     for place in range(len(RIGHT)):
-        for wrong in (None, [], {}, 'x', [1], True, 1e300, 10 ** 400, '\ud800', {'path': '/etc/passwd'}):
+        for wrong in (None, [], {}, 'x', [1], True, 1e300, 10 ** 30, {'path': '/etc/passwd'}):
             data = [*RIGHT]
             data[place] = wrong
             status, said = client.draw(data)
             assert 'role="alert"' in status and 'Error' not in status, (place, wrong, said)
             assert len(status) < 400
-    for body in ('', '[' * 100_000, 'null', *(json.dumps({'data': data}) for data in ([], RIGHT[:-1], 1))):
+    wrong = [], RIGHT[:-1], 1, [10 ** 400, *RIGHT[1:]], [*RIGHT[:4], '\ud800', 1]
+    for body in ('', '[' * 100_000, 'null', *(json.dumps({'data': data}) for data in wrong)):
         answer = client.ask('POST', '/gradio_api/call/draw', body)
         assert answer.status == 400 and answer.read().count(b'\n') == 1, body[:20]
     assert 'done in' in client.draw(RIGHT)[0]

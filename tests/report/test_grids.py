@@ -134,7 +134,7 @@ def test_a_sheet_has_the_grids_side_by_side_under_titles_with_names_at_the_left(
     sheet = make_sheet([('first', panel(50)), ('second', panel(90))], 2, ['cat', 'a dog'])
     grid = make_grid(panel(50), 2)
     height, width = grid.shape[:2]
-    left = sheet.shape[1] - 2 * width - 12
+    left = sheet.shape[1] - 2 * width - 24
     assert sheet.dtype == np.uint8 and sheet.shape[0] == height + 22 and left > 10
     np.testing.assert_array_equal(sheet[22:, left:left + width], np.broadcast_to(grid, (height, width, 3)))
     assert (sheet[22:, left + width + 24:]
