@@ -105,7 +105,10 @@ def add_inheritance(report: Report, inheritance: Mapping) -> None:
             for row in inheritance['rows']]
     totals = {status: sum(row['count'] for row in inheritance['rows'] if row['status'] == status)
               for status in ('inherited', 'fresh')}
-    report.paragraph(f'{totals["inherited"]:,} parameters inherited, {totals["fresh"]:,} fresh.')
+    fixed = inheritance.get('fixed', 0)
+    table = f', {fixed:,} of the fixed position table' if fixed else ''
+    report.paragraph(f'{totals["inherited"]:,} parameters inherited, {totals["fresh"]:,} fresh{table}: '
+                     f'{sum(totals.values()) + fixed:,} in all.')
     report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
 
 

@@ -1,5 +1,6 @@
 """What the page draws from prompts, without a browser."""
 import shlex
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_sizes(studio):
     assert draw(studio, size=(8, 12))[-1].panels[0].images.shape == (2, 8, 12, 3)
     with pytest.raises(UserError, match='multiples of 2.*nearest size is 12x8'):
         draw(studio, size=(8, 11))
+
+
+@pytest.mark.slow
+def test_a_drawing_on_several_devices_stops_too(studio):
+    many = {'count': 16, 'settings': replace(PROMPTS, steps=500, method='ddim')}
+    whole = draw(studio, **many)[-1].panels[0]
+    states = studio.draw(DrawRequest(**{**QUICK, **many}))
+    while 'step' not in next(states).text:
+        pass
+    states.close()
+    time.sleep(0.5)
+    assert not studio.drawing
+    again = draw(studio, **many)[-1].panels[0]
+    assert again.timing.compiling is None and (again.images == whole.images).all()
 
 
 @pytest.mark.slow
