@@ -44,8 +44,8 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
             ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
     Returns (params, report); the report (`format_report`) is JSON-able: 'rows' (path, shape, count, status
-    'inherited' or 'fresh', source), 'totals', 'fixed' (numbers of the position table), 'notes', 'copy'. Raises UserError for a teacher of other size,
-    leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
+    'inherited' or 'fresh', source), 'totals', 'fixed' (numbers of the position table), 'notes', 'copy'.
+    Raises UserError for a teacher of other size, leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
@@ -107,7 +107,8 @@ def format_report(report: Mapping) -> str:
     lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters '
                   f'({share:.1f} %), fresh {totals["fresh"]:,}']
     if fixed := report.get('fixed'):
-        lines.append(f'{fixed:,} more are the fixed position table: {totals["parameters"] + fixed:,} in all')
+        lines.append(f'{fixed:,} more are the fixed position table: '
+                     f'{totals["parameters"] + fixed:,} in all')
     return '\n'.join(lines + [f'note: {note}' for note in report['notes']])
 
 
