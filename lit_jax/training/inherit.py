@@ -45,7 +45,8 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
 
     Returns (params, report); the report (`format_report`) is JSON-able: 'rows' (path, shape, count, status
     'inherited' or 'fresh', source), 'totals', 'fixed' (numbers of the position table), 'notes', 'copy'.
-    Raises UserError for a teacher of other size, leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
+    Raises UserError for a teacher of other size, leaves of other shapes in a model of the same kind, an
+    unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
