@@ -38,7 +38,8 @@ def notes(result: Mapping) -> str:
     return (f'Fréchet distance of {s["unguided"]:,} unguided samples to the 1,437 real training digits, in '
             f'the features of a classifier of real digits; floor (360 real held-out digits): '
             f'{result["floor"]:.2f}. Class accuracy of that classifier on the same samples (on real held-out '
-            f'digits: {result["judge_accuracy"]:.3f}). {s["method"]}, {s["steps"]} steps, the same noise for all.')
+            f'digits: {result["judge_accuracy"]:.3f}). {s["method"]}, {s["steps"]} steps, the same noise for '
+            'all.')
 
 
 def figures_as_text(result: Mapping) -> str:

@@ -70,8 +70,8 @@ class Guard:
             await _refuse(send, *problem)
         elif (body := await _read(receive)) is None:
             await _refuse(send, 413, f'a request may have {LIMIT:,} bytes')
-        elif (problem := self.problem_of(scope['path'], body)) is not None:
-            await _refuse(send, 400, problem)
+        elif (wrong := self.problem_of(scope['path'], body)) is not None:
+            await _refuse(send, 400, wrong)
         elif (session := listening(scope)) is None:
             await self.app(scope, _replay(body, receive), send)
         else:
