@@ -72,7 +72,7 @@ def summarise(teacher: Model, student: Model, runs: Mapping[str, list[dict]]) ->
     """The table of the report, JSON-able: one row per kind of model, with means over its seeds."""
     rows = [row(name, student if name != 'teacher' else teacher, measured) for name, measured in runs.items()]
     for one in rows:
-        for name in ('distance', 'accuracy', 'steps'):
+        for name in ('distance', 'accuracy', 'accuracy_unguided', 'steps'):
             one[f'{name}_ratio'] = one[name] / rows[0][name]
     return {'rows': rows, 'samples': {'unguided': UNGUIDED, 'guided': GUIDED, 'method': 'ddpm',
                                       'steps': STEPS, 'cfg_scale': CFG_SCALE}}

@@ -59,7 +59,7 @@ def draw_sheet(workdir: Path, models: Mapping[str, Path]) -> np.ndarray:
     for name, path in models.items():
         pipeline = shapes_figures.open_pipeline(path, workdir / 'text_encoder')
         panels.append((TITLES[name], shapes_figures.draw(pipeline, prompts, [*range(COLUMNS)] * len(SHOWN))))
-    return make_sheet(panels, COLUMNS, list(SHOWN), scale=3)
+    return make_sheet(panels, COLUMNS, list(SHOWN), scale=5)
 
 
 def write_report(workdir: Path, models: Mapping[str, Path], result: Mapping) -> None:

@@ -7,10 +7,15 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
+from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.json_file import parse_json
+
 LIMIT = 1 << 18                        # bytes of a request's body
-POSTS = ('/queue/join', '/call/draw', '/call/v2/draw', '/reset', '/cancel')      # ends of their paths
+BEGIN = ('/queue/join', '/call/draw')  # ends of the paths that begin an action
+POSTS = (*BEGIN, '/reset', '/cancel')
 EVERYWHERE = ('', '0.0.0.0', '::')
 LEFT, LATE = 0.3, 5.0                  # seconds: without a stream that was open, or that never came
 REMEMBERED = 1000                      # visitors who left
@@ -48,10 +53,13 @@ class Visitors:
 
 
 class Guard:
-    """ASGI middleware around the page. host: the address that is served, see `knows_host`."""
+    """ASGI middleware around the page.
 
-    def __init__(self, app, host: str, visitors: Visitors):
-        self.app, self.host, self.visitors = app, host, visitors
+    host: the address that is served, see `knows_host`.
+    takes: how many values an action of the page takes, by its number or name; None for unknown ones."""
+
+    def __init__(self, app, host: str, visitors: Visitors, takes: Callable[[object], int | None]):
+        self.app, self.host, self.visitors, self.takes = app, host, visitors, takes
 
     async def __call__(self, scope, receive, send) -> None:
         if scope['type'] == 'lifespan':
@@ -62,6 +70,8 @@ class Guard:
             await _refuse(send, *problem)
         elif (body := await _read(receive)) is None:
             await _refuse(send, 413, f'a request may have {LIMIT:,} bytes')
+        elif (wrong := self.problem_of(scope['path'], body)) is not None:
+            await _refuse(send, 400, wrong)
         elif (session := listening(scope)) is None:
             await self.app(scope, _replay(body, receive), send)
         else:
@@ -88,6 +98,24 @@ class Guard:
         length = headers.get('content-length', '0')
         if not re.fullmatch(r'[0-9]{1,18}', length) or int(length) > LIMIT:
             return 413, f'a request may have {LIMIT:,} bytes'
+        return None
+
+    def problem_of(self, path: str, body: bytes) -> str | None:
+        """Why a request that should begin an action is refused for its body."""
+        if not path.endswith(BEGIN):
+            return None
+        try:
+            asked = parse_json(body, 'the request', {})
+        except UserError as error:
+            return str(error)
+        action = asked.get('fn_index') if path.endswith('/queue/join') else 'draw'
+        data = asked.get('data')
+        takes = self.takes(action) if isinstance(action, int | str) else None
+        if takes is None:
+            return f'the request names no action of this page: fn_index is {shown(action)}'
+        if not isinstance(data, list) or len(data) != takes:
+            given = f'{len(data)} values' if isinstance(data, list) else shown(data)
+            return f'the request must have "data", a list of {takes} values; got {given}'
         return None
 
 
@@ -123,7 +151,7 @@ def listening(scope) -> str | None:
         return None
     if scope['path'].endswith('/queue/data'):
         return parse_qs(scope['query_string'].decode('latin-1')).get('session_hash', [None])[0]
-    found = re.search(r'/call/(?:v2/)?draw/([^/]+)$', scope['path'])
+    found = re.search(r'/call/draw/([^/]+)$', scope['path'])
     return found and found[1]
 
 

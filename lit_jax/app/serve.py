@@ -60,10 +60,15 @@ def launch(studio: Studio, host: str, port: int):
 
         from lit_jax.app.layout import STYLE, build_page, make_theme
         page = build_page(studio, visitors)
+
+        def takes(action) -> int | None:
+            return next((len(one.inputs) for number, one in page.fns.items()
+                         if action in (number, one.api_name)), None)
+
         page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
                     ssr_mode=False, pwa=False, footer_links=[], theme=make_theme(), css_paths=STYLE,
                     show_error=False, max_file_size=LIMIT,
-                    app_kwargs={'middleware': [Middleware(Guard, host=host, visitors=visitors)]})
+                    app_kwargs={'middleware': [Middleware(Guard, host=host, visitors=visitors, takes=takes)]})
     return page
 
 

@@ -15,7 +15,7 @@ from lit_jax.models.arch import mixing_layers
 from lit_jax.models.macs import PRODUCTS, macs_by_parameter
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.mixers.mixer import head_channels
-from lit_jax.models.network import Network, count_parameters
+from lit_jax.models.network import Network, count_fixed, count_parameters
 
 
 def network_macs(network: Network) -> int:
@@ -91,9 +91,9 @@ def format_parameters(network: Network) -> str:
                     f'{leaf.size * leaf.dtype.itemsize / 1e6:9.2f}')
     leaves = jax.tree.leaves(network.abstract())
     megabytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e6
-    rows.append(f'{"total":70} {sum(leaf.size for leaf in leaves):13,} {megabytes:9.2f}')
-    table = 'with the fixed position table, ' if network.conditioning == 'label' else ''
-    rows.append(f'{table}as the papers count: {count_parameters(network):,} parameters')
+    if fixed := count_fixed(network.arch):
+        rows.append(f'{"position table, fixed: counted, not stored":70} {fixed:13,} {0:9.2f}')
+    rows.append(f'{"total, as the papers count":70} {count_parameters(network):13,} {megabytes:9.2f}')
     state = state_bytes(network.arch)
     text = '' if state is None else f', {state / 2 ** 20:.4g} MiB of state between its tokens'
     rows.append(f'one forward pass of one image: {network_macs(network) / 1e9:.4g} GMACs{text}')

@@ -183,7 +183,9 @@ class Model:
 
 def count_parameters(network: Network) -> int:
     """Parameters as the papers count them: DiT's with the fixed position table (N·D), PixArt's without."""
-    total = sum(leaf.size for leaf in jax.tree.leaves(network.abstract()))
-    if network.conditioning == 'text':
-        return total
-    return total + count_tokens(network.arch) * network.arch['width']
+    return sum(leaf.size for leaf in jax.tree.leaves(network.abstract())) + count_fixed(network.arch)
+
+
+def count_fixed(arch: Mapping) -> int:
+    """Numbers of the fixed position table, which the papers of models of classes count."""
+    return 0 if conditioning(arch) == 'text' else count_tokens(arch) * arch['width']

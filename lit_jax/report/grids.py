@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, write_bytes_atomic
 
+LETTER, GAP = 14, 24      # pixels: height of the letters of a sheet, and between its grids
+
 
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     """Images in [low, high] as uint8 of the same shape; values outside are clamped.
@@ -40,7 +42,7 @@ def viewable(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     return to_uint8(images_BHWC, low, high) if grey_or_rgb else false_colour(images_BHWC)
 
 
-def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
+def make_grid(images_BHWC, columns: int, pad: int = 4, scale: int = 1, background: int = 255) -> np.ndarray:
     """Arranges images uint8 [B, H, W, C] row by row in one uint8 image [height, width, C].
 
     columns: images per row. pad: pixels of `background` between and around them. scale: whole-number zoom."""
@@ -63,7 +65,7 @@ def make_grid(images_BHWC, columns: int, pad: int = 2, scale: int = 1, backgroun
     return grid
 
 
-def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 2,
+def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names: Sequence[str], pad: int = 4,
                scale: int = 1) -> np.ndarray:
     """Grids side by side, each with a title above and row names at the left: uint8 [height, width, 3].
 
@@ -78,11 +80,11 @@ def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names
     rows = math.ceil(len(panels[0][1]) / columns)
     if len(row_names) != rows:
         raise UserError(f'{rows} rows need {rows} names, got {len(row_names)}')
-    font = ImageFont.load_default()
+    font = ImageFont.load_default(LETTER)
     names, titles = ([_printable(text) for text in texts]
                      for texts in (row_names, [title for title, _ in panels]))
     left = max((math.ceil(font.getlength(name)) for name in names), default=0)
-    left, top, gap = left + 6 * (left > 0), 16 * any(titles), 12
+    left, top, gap = left + 8 * (left > 0), (LETTER + 8) * any(titles), GAP
     height, width = grids[0].shape[:2]
     width = max(width, *(math.ceil(font.getlength(title)) for title in titles))     # titles may be wider
     sheet = Image.new('RGB', (left + len(grids) * width + (len(grids) - 1) * gap, top + height), 'white')
@@ -97,7 +99,8 @@ def make_sheet(panels: Sequence[tuple[str, np.ndarray]], columns: int, row_names
 
 
 def _printable(text: str, most: int = 32) -> str:
-    """Pillow's default font has Latin letters only."""
+    """One line in Pillow's default font, which has Latin letters only."""
+    text = ''.join(letter if letter.isprintable() else ' ' for letter in text)
     text = text.encode('latin-1', 'replace').decode('latin-1')
     return text if len(text) <= most else text[:most - 3] + '...'
 

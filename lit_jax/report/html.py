@@ -13,14 +13,17 @@ from PIL import Image
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto;
+       padding: 0 1.5rem;
        color: #1c1c1c; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
 th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+p { max-width: 46rem; }
 th { background: #f5f5f5; font-weight: 600; }
-figure { display: inline-block; margin: 0.4rem 1.2rem 0.4rem 0; vertical-align: top; }
+figure { display: inline-block; margin: 0.6rem 2rem 0.6rem 0; vertical-align: top; max-width: 100%; }
+img { max-width: 100%; height: auto; }
 figcaption { font-size: 0.9rem; color: #555; }
 img.pixels { image-rendering: pixelated; }
 .scroll { overflow: auto; max-height: 24rem; border: 1px solid #e4e4e4; }
@@ -102,7 +105,10 @@ def add_inheritance(report: Report, inheritance: Mapping) -> None:
             for row in inheritance['rows']]
     totals = {status: sum(row['count'] for row in inheritance['rows'] if row['status'] == status)
               for status in ('inherited', 'fresh')}
-    report.paragraph(f'{totals["inherited"]:,} parameters inherited, {totals["fresh"]:,} fresh.')
+    fixed = inheritance.get('fixed', 0)
+    table = f', {fixed:,} of the fixed position table' if fixed else ''
+    report.paragraph(f'{totals["inherited"]:,} parameters inherited, {totals["fresh"]:,} fresh{table}: '
+                     f'{sum(totals.values()) + fixed:,} in all.')
     report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
 
 

@@ -25,6 +25,7 @@ from lit_jax.convert.torch_arch import size_name
 from lit_jax.convert.torch_keys import number_blocks, split_run
 from lit_jax.models.arch import conditioning, mixers_of
 from lit_jax.models.mixers import find_mixer, whole_mixer
+from lit_jax.models.network import count_fixed
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
@@ -43,8 +44,9 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
             ['kv', 'o']); or 'all', everything of a teacher with the same attention.
 
     Returns (params, report); the report (`format_report`) is JSON-able: 'rows' (path, shape, count, status
-    'inherited' or 'fresh', source), 'totals', 'notes', 'copy'. Raises UserError for a teacher of other size,
-    leaves of other shapes in a model of the same kind, an unknown `copy`, or 'all' with another attention."""
+    'inherited' or 'fresh', source), 'totals', 'fixed' (numbers of the position table), 'notes', 'copy'.
+    Raises UserError for a teacher of other size, leaves of other shapes in a model of the same kind, an
+    unknown `copy`, or 'all' with another attention."""
     parts = parse_copy(copy)
     _check_size(teacher_arch, student_arch)
     teacher, student = _Blocks(teacher_params, teacher_arch), _Blocks(student_params, student_arch)
@@ -77,7 +79,7 @@ def inherit_params(teacher_params: Mapping, teacher_arch: Mapping, student_param
     else:
         notes += _copy_attention(flat, rows, teacher, student, () if parts == ALL else parts, alike)
     notes += _size_notes(teacher_arch, student_arch)
-    return unflatten(flat), _report(rows, notes, parts)
+    return unflatten(flat), _report(rows, notes, parts, count_fixed(student_arch))
 
 
 def parse_copy(copy: str | Iterable[str]) -> tuple[str, ...]:
@@ -105,6 +107,9 @@ def format_report(report: Mapping) -> str:
     share = 100 * totals['inherited'] / max(1, totals['parameters'])
     lines += ['', f'inherited {totals["inherited"]:,} of {totals["parameters"]:,} parameters '
                   f'({share:.1f} %), fresh {totals["fresh"]:,}']
+    if fixed := report.get('fixed'):
+        lines.append(f'{fixed:,} more are the fixed position table: '
+                     f'{totals["parameters"] + fixed:,} in all')
     return '\n'.join(lines + [f'note: {note}' for note in report['notes']])
 
 
@@ -113,10 +118,10 @@ def _row(path: str, shape, source: str | None) -> dict:
             'status': 'fresh' if source is None else 'inherited', 'source': source}
 
 
-def _report(rows: list[dict], notes: list[str], parts: tuple[str, ...]) -> dict:
+def _report(rows: list[dict], notes: list[str], parts: tuple[str, ...], fixed: int) -> dict:
     inherited = sum(row['count'] for row in rows if row['status'] == 'inherited')
     parameters = sum(row['count'] for row in rows)
-    return {'rows': rows, 'notes': notes, 'copy': ','.join(parts),
+    return {'rows': rows, 'notes': notes, 'copy': ','.join(parts), 'fixed': fixed,
             'totals': {'parameters': parameters, 'inherited': inherited, 'fresh': parameters - inherited}}
 
 

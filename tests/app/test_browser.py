@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sampling_models import save_model
 from text_models import save_system, save_text_model
 
@@ -127,6 +128,11 @@ def test_classes_of_a_teacher_and_its_student(chromium, page_of, tmp_path):
         assert 'a step' in visit.tab.inner_text(f'#timing{gallery}') and 'compiled' in visit.tab.inner_text(
             f'#timing{gallery}')
     assert visit.tab.locator('#gallery0 .caption-label').all_inner_texts() == 4 * ['name 3']
+
+    with visit.tab.expect_download() as saved:
+        visit.tab.click('#save')
+    with Image.open(saved.value.path()) as sheet:
+        assert saved.value.suggested_filename == 'grid.png' and sheet.width > 4 * 32 * 2
 
     visit.fill(seed=1)
     assert 'times as long as' in visit.draw()[-1]

@@ -3,6 +3,7 @@ import json
 import logging
 import shlex
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +172,54 @@ def test_a_program_that_failed_counts_as_not_compiled(folder, monkeypatch):
     with pytest.raises(UserError, match='out of memory while drawing'):
         draw(studio)
     assert not studio.pipeline.is_compiled(2, QUICK['settings'])
+
+
+def test_a_drawing_that_nobody_waits_for_stops_at_its_next_step_and_the_program_stays(studio, caplog):
+    def began(states):
+        while 'step' not in next(states).text:
+            pass
+
+    whole = draw(studio, steps=900)[1].panels[0]
+    for stop in (True, False):
+        gone = threading.Event()
+        states = studio.draw(wanted(steps=900), gone.is_set)
+        began(states)
+        if stop:
+            gone.set()
+            with pytest.raises(UserError, match='stopped'):
+                list(states)
+        else:
+            states.close()
+        for _ in range(100):
+            if not studio.drawing:
+                break
+            time.sleep(0.01)
+        assert not studio.drawing
+    again = draw(studio, steps=900)[1].panels[0]
+    assert again.timing.compiling is None
+    np.testing.assert_array_equal(again.images, whole.images)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_closed_studio_draws_nothing(folder):
+    studio = open_studio(folder)
+    studio.close()
+    with pytest.raises(UserError, match='stopped'):
+        draw(studio)
+
+
+def test_names_and_sheet_come_from_whichever_model_knows(pair):
+    classes = [f'name {i}' for i in range(10)]
+    pair.pipelines[1].config['classes'], known = None, pair.pipelines[1].config['classes']
+    try:
+        assert pair.classes == classes
+        last = draw(pair, label=EACH, count=3)[1]
+        assert [panel.captions for panel in last.panels] == [('name 0', 'name 1', 'name 2')] * 2
+        sheet = pair.sheet(wanted(label=EACH, count=3), last.panels)
+        wide = pair.sheet(wanted(label=3, count=3), last.panels)
+        assert sheet.shape[0] > sheet.shape[1] / 4 and wide.shape[0] < sheet.shape[0]
+    finally:
+        pair.pipelines[1].config['classes'] = known
 
 
 def test_one_request_after_the_other(studio):

@@ -7,9 +7,11 @@ import pytest
 from lit_jax.app.guard import LATE, LEFT, LIMIT, Guard, Visitors, knows_host
 
 HOME = '127.0.0.1:7860'
+RIGHT = b'{"fn_index": 1, "data": [1, 2]}'
+TAKES = {1: 2, 'draw': 2}.get
 
 
-def ask(method='GET', path='/', headers=(), body=(b'',), served='127.0.0.1', visitors=None, within=None):
+def ask(method='GET', path='/', headers=(), body=(RIGHT,), served='127.0.0.1', visitors=None, within=None):
     """(status, what the page behind the guard received) of a request; within: called by the page."""
     received, sent = [], []
     parts = [{'type': 'http.request', 'body': part, 'more_body': i < len(body) - 1}
@@ -27,18 +29,18 @@ def ask(method='GET', path='/', headers=(), body=(b'',), served='127.0.0.1', vis
     async def send(message):
         sent.append(message)
 
-    given = {'Host': HOME} | dict(headers)
-    heads = [(name.lower().encode(), value.encode()) for name, value in given.items() if value is not None]
+    heads = [(name.lower().encode(), value.encode())
+             for name, value in ({'Host': HOME} | dict(headers)).items() if value is not None]
     path, _, query = path.partition('?')
     scope = {'type': 'http', 'method': method, 'path': path, 'query_string': query.encode(), 'headers': heads}
-    asyncio.run(Guard(page, served, visitors or Visitors())(scope, receive, send))
+    asyncio.run(Guard(page, served, visitors or Visitors(), TAKES)(scope, receive, send))
     return sent[0]['status'], received
 
 
 @pytest.mark.parametrize('host, known', [
     (HOME, True), ('localhost:7860', True), ('[::1]:7860', True), ('LOCALHOST:9000', True),
-    ('127.0.0.1', True),
-    ('evil.example', False), ('evil.example:7860', False), ('127.0.0.1.evil.example', False), ('', False),
+    ('127.0.0.1', True), ('evil.example', False), ('evil.example:7860', False),
+    ('127.0.0.1.evil.example', False), ('', False),
     ('127.0.0.1@evil.example', False), ('192.168.0.7:7860', False), ('[::1', False), ('\x00', False)])
 def test_hosts(host, known):
     assert knows_host(host, '127.0.0.1') == known
@@ -54,8 +56,8 @@ def test_a_page_for_the_network_is_known_by_addresses_and_no_other_name():
 
 @pytest.mark.parametrize('origin, status', [
     ('http://' + HOME, 200), ('https://' + HOME, 200), (None, 200), ('null', 403),
-    ('http://evil.example', 403),
-    ('http://localhost:7860', 403), ('http://127.0.0.1:1', 403), ('file://', 403), ('http://[', 403)])
+    ('http://evil.example', 403), ('http://localhost:7860', 403), ('http://127.0.0.1:1', 403),
+    ('file://', 403), ('http://[', 403)])
 def test_origins(origin, status):
     assert ask('POST', '/gradio_api/queue/join', {'Origin': origin})[0] == status
 
@@ -71,11 +73,18 @@ def test_what_may_be_sent(method, path, status):
 
 def test_bodies_are_limited_whatever_they_say_of_themselves():
     join = 'POST', '/gradio_api/queue/join'
-    whole = [b'a' * (LIMIT // 2)] * 2
+    whole = [RIGHT, b' ' * (LIMIT - len(RIGHT))]
     assert ask(*join, body=whole) == (200, [b''.join(whole)])
     assert ask(*join, body=[*whole, b'a']) == (413, [])
     for length in (LIMIT + 1, -1, 'many', '9' * 5000):
         assert ask(*join, {'Content-Length': str(length)}) == (413, [])
+
+
+@pytest.mark.parametrize('body', [
+    b'', b'[', b'[' * 100_000, b'null', b'{}', b'{"data": 1, "fn_index": 1}', b'\xff', b'1' * 6000,
+    b'{"data": [1], "fn_index": 1}', b'{"data": [1, 2], "fn_index": 9}', b'{"data": [1, 2], "fn_index": []}'])
+def test_bodies_of_other_shapes(body):
+    assert ask('POST', '/gradio_api/queue/join', body=[body]) == (400, [])
 
 
 @pytest.mark.parametrize('path', ['/gradio_api/queue/data?session_hash=me', '/gradio_api/call/draw/me'])

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -79,15 +78,16 @@ def test_other_pages_neither_draw_nor_read(served):
 def test_wrong_requests_get_one_message_and_the_terminal_no_traceback(served, capfd):
     _, client = served
     for place in range(len(RIGHT)):
-        for wrong in (None, [], {}, 'x', [1], True, 1e300, 10 ** 400, '\ud800', {'path': '/etc/passwd'}):
+        for wrong in (None, [], {}, 'x', [1], True, 1e300, 10 ** 30, {'path': '/etc/passwd'}):
             data = [*RIGHT]
             data[place] = wrong
             status, said = client.draw(data)
             assert 'role="alert"' in status and 'Error' not in status, (place, wrong, said)
             assert len(status) < 400
-    half = '\ud800'.encode('utf-8', 'surrogatepass')
-    for body in ('', '[', '[' * 100_000, 'null', '{"data": 1}', '{}', half):
-        assert 400 <= client.ask('POST', '/gradio_api/call/draw', body).status < 500, body[:20]
+    wrong = [], RIGHT[:-1], 1, [10 ** 400, *RIGHT[1:]], [*RIGHT[:4], '\ud800', 1]
+    for body in ('', '[' * 100_000, 'null', *(json.dumps({'data': data}) for data in wrong)):
+        answer = client.ask('POST', '/gradio_api/call/draw', body)
+        assert answer.status == 400 and answer.read().count(b'\n') == 1, body[:20]
     assert 'done in' in client.draw(RIGHT)[0]
     out, err = capfd.readouterr()
     assert 'Traceback' not in out + err
@@ -98,24 +98,19 @@ def wait_until(what, seconds):
     while not what():
         assert time.monotonic() - began < seconds
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_who_leaves_stops_the_drawing_and_the_next_one_is_whole(served):
     studio, client = served
     first = client.draw(RIGHT)[0]
-    client.draw([*LONG[:3], 999, *LONG[4:]])                  # compiled
-    began = time.monotonic()
-    client.draw([*LONG[:3], 999, *LONG[4:]])
-    whole = time.monotonic() - began
-    streams = [client.begin([*LONG[:3], 999, *LONG[4:]]) for _ in range(3)]
+    client.draw(LONG)                  # compiled
+    streams = [client.begin(LONG) for _ in range(3)]
     wait_until(lambda: studio.drawing, 5)
     for stream in streams:
         stream.readline()
         stream.close()
-    waited = wait_until(lambda: not studio.drawing, 2)
-    print('stopped after', waited, 'of', whole)
-    time.sleep(0.3)
+    wait_until(lambda: not studio.drawing, 1)
+    time.sleep(0.3)                    # and the others do not begin
     assert not studio.drawing
     assert 'done in' in first and 'done in' in client.draw(RIGHT)[0]
 
@@ -144,4 +139,3 @@ def test_ctrl_c_ends_within_two_seconds_while_it_draws(tmp_path, proxy):
         assert 'Traceback' not in process.stdout.read()
     finally:
         process.kill()
-        threading.Event().wait(0)

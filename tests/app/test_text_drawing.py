@@ -1,5 +1,6 @@
 """What the page draws from prompts, without a browser."""
 import shlex
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -55,10 +56,34 @@ def test_prompts_that_need_a_word(studio, prompt, notice):
     assert any(notice in said for said in draw(studio, prompt=prompt)[-1].notices)
 
 
+def test_prompts_of_any_characters(studio):
+    odd = 'a\x00 red\ncircle \u202e雪 \U0001f98a <b>&amp;</b>'
+    last = draw(studio, prompt=odd)[-1]
+    assert studio.sheet(DrawRequest(prompt=odd, count=2), last.panels).ndim == 3
+    for wrong, message in (('\ud800', 'half a character at place 1'), ('a' * 10_001, '10,001 characters')):
+        for name in ('prompt', 'negative'):
+            with pytest.raises(UserError, match=message):
+                draw(studio, **{name: wrong})
+
+
 def test_sizes(studio):
     assert draw(studio, size=(8, 12))[-1].panels[0].images.shape == (2, 8, 12, 3)
     with pytest.raises(UserError, match='multiples of 2.*nearest size is 12x8'):
         draw(studio, size=(8, 11))
+
+
+@pytest.mark.slow
+def test_a_drawing_on_several_devices_stops_too(studio):
+    many = {'count': 16, 'settings': replace(PROMPTS, steps=500, method='ddim')}
+    whole = draw(studio, **many)[-1].panels[0]
+    states = studio.draw(DrawRequest(**{**QUICK, **many}))
+    while 'step' not in next(states).text:
+        pass
+    states.close()
+    time.sleep(0.5)
+    assert not studio.drawing
+    again = draw(studio, **many)[-1].panels[0]
+    assert again.timing.compiling is None and (again.images == whole.images).all()
 
 
 @pytest.mark.slow

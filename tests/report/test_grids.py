@@ -134,12 +134,12 @@ def test_a_sheet_has_the_grids_side_by_side_under_titles_with_names_at_the_left(
     sheet = make_sheet([('first', panel(50)), ('second', panel(90))], 2, ['cat', 'a dog'])
     grid = make_grid(panel(50), 2)
     height, width = grid.shape[:2]
-    left = sheet.shape[1] - 2 * width - 12
-    assert sheet.dtype == np.uint8 and sheet.shape[0] == height + 16 and left > 10
-    np.testing.assert_array_equal(sheet[16:, left:left + width], np.broadcast_to(grid, (height, width, 3)))
-    assert (sheet[16:, left + width + 12:]
+    left = sheet.shape[1] - 2 * width - 24
+    assert sheet.dtype == np.uint8 and sheet.shape[0] == height + 22 and left > 10
+    np.testing.assert_array_equal(sheet[22:, left:left + width], np.broadcast_to(grid, (height, width, 3)))
+    assert (sheet[22:, left + width + 24:]
             == np.broadcast_to(make_grid(panel(90), 2), (height, width, 3))).all()
-    for area in (sheet[:16, left:left + width], sheet[:16, left + width + 12:], sheet[16:38, :left],
+    for area in (sheet[:22, left:left + width], sheet[:22, left + width + 24:], sheet[22:44, :left],
                  sheet[38:, :left]):
         assert (area < 100).any()      # writing
 
@@ -159,3 +159,8 @@ def test_a_sheet_needs_a_name_for_each_row_and_panels_of_one_shape():
         make_sheet([('', panel(0))], 2, ['only'])
     with pytest.raises(UserError, match='panels of one shape'):
         make_sheet([('', panel(0)), ('', panel(0, 3))], 2, ['a', 'b'])
+
+
+@pytest.mark.parametrize('name', ['two\nlines\tand \x1b[31m', '\u202e雪 \U0001f98a', '', ' ' * 9])
+def test_any_text_can_stand_beside_a_row(name):
+    assert make_sheet([('', panel(0))], 4, [name]).dtype == np.uint8

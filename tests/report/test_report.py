@@ -28,9 +28,10 @@ def test_inheritance_is_counted(tmp_path):
     rows = [{'path': 'mlp', 'shape': [2, 3], 'count': 6, 'status': 'inherited', 'source': 'mlp'},
             {'path': 'attn', 'shape': [4], 'count': 4, 'status': 'fresh', 'source': None}]
     report = Report('r')
-    add_inheritance(report, {'rows': rows})
+    add_inheritance(report, {'rows': rows, 'fixed': 2})
     report.write(tmp_path / 'r.html')
-    assert '6 parameters inherited, 4 fresh' in (tmp_path / 'r.html').read_text()
+    said = '6 parameters inherited, 4 fresh, 2 of the fixed position table: 12 in all'
+    assert said in (tmp_path / 'r.html').read_text()
 
 
 def test_a_run_without_teacher_or_samples_has_a_report_too(tmp_path):

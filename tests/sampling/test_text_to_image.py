@@ -193,8 +193,8 @@ def test_one_image_and_a_sheet(system, tmp_path):
     command(system, prompt=['a red circle', 'two blue squares'], seeds='3,4,5',
             out=str(tmp_path / 'sheet.png'))
     sheet = read(tmp_path / 'sheet.png')
-    assert sheet.shape[0] == 2 * 66 + 2 and sheet.shape[1] > 3 * 66 + 2
-    assert np.array_equal(sheet[2:66, -3 * 66:-2 * 66 - 2], read(tmp_path / 'one.png'))
+    assert sheet.shape[0] == 2 * (64 + 4) + 4 and sheet.shape[1] > 3 * (64 + 4) + 4
+    assert np.array_equal(sheet[4:68, -3 * 68:-2 * 68 - 4], read(tmp_path / 'one.png'))
 
 
 @pytest.mark.slow
