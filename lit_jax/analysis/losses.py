@@ -49,7 +49,7 @@ def _make_evaluate(models: Mapping[str, Model], schedule):
         terms = {name: training_losses(schedule, output, x0, x_t, t_B, noise)
                  for name, output in outputs.items()}
         if len(outputs) == 2:
-            terms['difference'] = distillation_losses(*outputs.values())
+            terms['difference'] = distillation_losses(*outputs.values(), x0.shape[-1])
         return terms
 
     return evaluate

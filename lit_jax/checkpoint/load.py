@@ -7,10 +7,19 @@ from lit_jax.checkpoint import null_caption
 from lit_jax.checkpoint.arrays import read_leaf
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.checkpoint.model_folder import ARRAYS, is_model_folder, load_model_folder, read_config
+from lit_jax.checkpoint.model_folder import (
+    ARRAYS,
+    CONFIG,
+    check_config,
+    check_model,
+    is_model_folder,
+    load_model_folder,
+    read_config,
+)
 from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
+from lit_jax.models.arch import conditioning
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError, check_known
@@ -41,8 +50,8 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
         kind = peers.together(lambda: _kind(path))
         if kind == 'model folder':
             _check_no_step(path, step)
-            return load_model_folder(path, _abstract(read_config(path), shard))
-        config = read_workdir(path)
+            return load_model_folder(path, _abstract(read_weights_config(path), shard))
+        config = read_weights_config(path)
         params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step, 'params')
     config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
     return config, params
@@ -54,7 +63,8 @@ def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
     with explain_unreachable(path):
         features = null_caption.read_file(path)
         if features is not None:
-            return features
+            told = (read_weights_config(path).get('text') or {}).get('null_caption')
+            return null_caption.checked(features, told, path)
         if _kind(path) == 'workdir':       # of an earlier version
             steps = Checkpoints(path).steps()
             if not steps:
@@ -67,7 +77,20 @@ def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
 
 def read_weights_config(path) -> dict:
     """The config that `load_weights` would give, without reading weights. Called by each process alone."""
-    return read_config(path) if _kind(as_path(path)) == 'model folder' else read_workdir(path)
+    config = read_config(path) if _kind(as_path(path)) == 'model folder' else _read_run(path)
+    check_model(config, as_path(path) / CONFIG)
+    return config
+
+
+def _read_run(workdir) -> dict:
+    """config.json of a workdir; the model of a run that drops no classes says that it has no null class."""
+    config = read_workdir(workdir)
+    check_config({'provenance': {}, **config}, str(as_path(workdir) / CONFIG))
+    train = (config.get('recipe') or {}).get('train')
+    drops = not isinstance(train, dict) or train.get('label_dropout') != 0
+    if not drops and conditioning(config['model']) == 'label':
+        config['model'] = {**config['model'], 'null_class': False}
+    return config
 
 
 def find_steps(path) -> list[int]:

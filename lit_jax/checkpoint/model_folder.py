@@ -1,28 +1,30 @@
 """Model folders: written by the converter and by training, read by sampling.
 
-    config.json     architecture, diffusion, latent space, class names, provenance (fields: `check_config`)
+    config.json     architecture, diffusion, latent space, class names, provenance (fields: `check_config`),
+                    and its own checksum, to be deleted by who edits it
     arrays/         the parameters (Orbax)
     null_caption.npy  of a text model, the features of the empty caption [L, C]
-    manifest.json   sizes and checksums of these files
+    manifest.json   sizes and checksums of the other files
 
 A folder is written beside its final name and renamed when complete, so a folder that exists is complete. In
 an object store (gs://...) nothing can be renamed: there config.json is written last and marks a complete
 folder. Several processes save and load together; process 0 writes what is written once, and alone reads all
 bytes to check them, the others compare sizes."""
 
-import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 
 from etils import epath
 
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.foreign import conversion_hint
-from lit_jax.checkpoint.null_caption import FILE, pack
+from lit_jax.checkpoint.null_caption import FILE, digest, pack
+from lit_jax.models.arch import check_arch
 from lit_jax.runtime import leaves, peers, storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.paths import (
     absolute,
@@ -39,6 +41,7 @@ CONFIG = 'config.json'
 ARRAYS = 'arrays'
 _GIVE = 'Give a folder written by convert_torch_ckpt.py or by training.'
 _SPACES = ('pixels', 'vae')
+MOST_STEPS = 1_000_000      # of a schedule, whose tables have so many entries
 
 
 def is_model_folder(path) -> bool:
@@ -47,10 +50,9 @@ def is_model_folder(path) -> bool:
     if not (path / CONFIG).is_file() or not (path / ARRAYS).is_dir():
         return False
     try:
-        config = read_json(path / CONFIG)
+        return read_json(path / CONFIG, {str: object}).get('kind') not in ('vae', 'text_encoder')
     except UserError:
         return True
-    return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
 
 
 def save_model_folder(path, config: dict, params, *, null_caption=None, overwrite=False) -> epath.Path:
@@ -65,19 +67,19 @@ def save_model_folder(path, config: dict, params, *, null_caption=None, overwrit
     check_config(config, 'the config to be saved')
     if text := config.get('text'):
         files = {} if null_caption is None else {FILE: pack(null_caption)}
-        digest = hashlib.sha256(files[FILE]).hexdigest() if files else 'absent'
-        config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': digest}}
-    text = json.dumps(sealed(config), indent=2, allow_nan=False) + '\n'
+        told = digest(null_caption) if files else 'absent'
+        config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': told}}
     peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
-    write_folder(path, text, params, files)
+    write_folder(path, config, params, files)
     return path
 
 
-def write_folder(path: epath.Path, config_text: str, params, files: Mapping[str, bytes] | None = None, *,
+def write_folder(path: epath.Path, config: Mapping, params, files: Mapping[str, bytes] | None = None, *,
                  by_layer: bool = False) -> None:
     """A folder of any kind with its manifest, all of it or nothing; an existing one is replaced. files: name
     -> content of further files, covered by the manifest. by_layer: as for `write_arrays`."""
-    (_write_remote if is_remote(path) else _write_local)(path, config_text, params, files or {}, by_layer)
+    text = json.dumps(sealed(config), indent=2, allow_nan=False) + '\n'
+    (_write_remote if is_remote(path) else _write_local)(path, text, params, files or {}, by_layer)
 
 
 def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes], by_layer: bool) -> None:
@@ -165,22 +167,21 @@ def read_config(path) -> dict:
         kept = [p for p in kept if p.name.startswith(f'.{path.name}.old.')]
         if kept:
             hint = f' An overwrite was interrupted; the previous folder is whole in {kept[-1]}: rename it.'
-    config = parse_config(path, 'model', 'checkpoint', _GIVE, hint)
+    config = parse_config(path, 'model', _GIVE, hint)
     check_config(config, str(path / CONFIG))
     return config
 
 
-def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str = ''):
-    """The content of config.json of a folder, not checked. kind, source, give, hint: for messages."""
+def parse_config(path: epath.Path, kind: str, give: str, hint: str = '') -> dict:
+    """The content of config.json of a folder, as it was written, its fields not checked. kind, give, hint:
+    for messages."""
     if not path.is_dir():
         found = 'it is a file' if path.exists() else 'there is no such folder'
         raise UserError(f'{path} is not a {kind} folder: {found}. {give}{hint}{conversion_hint(path)}')
-    if not (path / CONFIG).exists():
+    config = read_json(path / CONFIG, {str: object}, absent=None)
+    if config is None:
         raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}{conversion_hint(path)}')
-    try:
-        return unsealed(read_json(path / CONFIG), path / CONFIG)
-    except UserError as error:
-        raise UserError(f'{error}. Copy it again, or convert the {source} again.') from error
+    return unsealed(config, path / CONFIG)
 
 
 def check_config(config, source: str) -> None:
@@ -191,9 +192,9 @@ def check_config(config, source: str) -> None:
     channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; sampling {method, steps,
     cfg_scale}, defaults of its recipe, if known; provenance {...}. Unknown fields are allowed."""
     if not isinstance(config, dict):
-        raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
+        raise UserError(f'{source} must hold a JSON object, got {shown(config)}.')
     if config.get('format') not in FORMATS:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
+        raise UserError(f'{source} has format {shown(config.get("format"))}; this version of lit_jax reads '
                         f'formats 1 and 2. Use the version that wrote it, or convert the checkpoint again.')
     sections = ('model', 'diffusion', 'latent', 'provenance')
     missing = [key for key in sections if not isinstance(config.get(key), dict)]
@@ -202,27 +203,36 @@ def check_config(config, source: str) -> None:
         problems = [text for holds, text in _rules(config) if not holds]
     try:
         json.dumps(config, allow_nan=False)
-    except (TypeError, ValueError) as e:
-        problems.append(f'it does not fit into JSON ({e})')
+    except (TypeError, ValueError) as error:
+        problems.append(f'it does not fit into JSON ({reason_of(error)})')
     if problems:
         raise UserError(f'{source} is not a valid model config: {"; ".join(problems)}.')
+
+
+def check_model(config: Mapping, source) -> None:
+    """Raises UserError, with the name of the file, for an architecture that cannot be built."""
+    try:
+        check_arch(config['model'])
+    except UserError as error:
+        raise UserError(f'{source} describes no model that can be built: {error}') from error
 
 
 def _rules(config: dict) -> list[tuple[bool, str]]:
     model, diffusion, latent, classes = map(config.get, ('model', 'diffusion', 'latent', 'classes'))
     return [
         (isinstance(model.get('family'), str), '"model.family" must be a name'),
-        (_is_int(diffusion.get('steps')) and diffusion['steps'] > 0,
-         '"diffusion.steps" must be a whole number over 0'),
+        (_is_int(diffusion.get('steps')) and 0 < diffusion['steps'] <= MOST_STEPS,
+         f'"diffusion.steps" must be a whole number over 0, at most {MOST_STEPS}'),
         (isinstance(diffusion.get('kind'), str), '"diffusion.kind" must be a name'),
         (latent.get('space') in _SPACES, f'"latent.space" must be one of {", ".join(_SPACES)}'),
         (isinstance(latent.get('vae'), str | None), '"latent.vae" must be a name or null'),
-        (_is_int(latent.get('scale')) or isinstance(latent.get('scale'), float),
-         '"latent.scale" must be a number'),
+        (is_positive(latent.get('scale')), '"latent.scale" must be a number above 0'),
+        (latent.get('downscale') is None or _is_int(latent['downscale']) and latent['downscale'] > 0,
+         '"latent.downscale" must be a whole number over 0'),
         (classes is None or isinstance(classes, list) and all(isinstance(c, str) for c in classes),
          '"classes" must be a list of names or null'),
         (not isinstance(classes, list) or len(classes) == model.get('num_classes', len(classes)),
-         f'"classes" has {len(classes or [])} names for {model.get("num_classes")} classes'),
+         f'"classes" has {len(classes or [])} names for {shown(model.get("num_classes"))} classes'),
         *_text_rules(config.get('text'), model),
         *_sampling_rules(config.get('sampling')),
     ]
@@ -237,8 +247,8 @@ def _text_rules(text, model: dict) -> list[tuple[bool, str]]:
     return [(isinstance(text.get('encoder'), str | None), '"text.encoder" must be a name or null'),
             (isinstance(text.get('null_caption', 'absent'), str),
              '"text.null_caption" must be a sha256, "absent", or left out'),
-            *((text.get(ours) == model.get(theirs), f'"text.{ours}" is {text.get(ours)}, the caption '
-               f'projection of the model has {model.get(theirs)}') for ours, theirs in pairs)]
+            *((text.get(ours) == model.get(theirs), f'"text.{ours}" is {shown(text.get(ours))}, the '
+               f'caption projection of the model has {shown(model.get(theirs))}') for ours, theirs in pairs)]
 
 
 def _sampling_rules(sampling) -> list[tuple[bool, str]]:
@@ -251,6 +261,11 @@ def _sampling_rules(sampling) -> list[tuple[bool, str]]:
             (steps is None or _is_int(steps) and steps > 0, '"sampling.steps" must be a whole number over 0'),
             (scale is None or _is_int(scale) or isinstance(scale, float),
              '"sampling.cfg_scale" must be a number')]
+
+
+def is_positive(value) -> bool:
+    """Whether a value from a file is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _is_int(value) -> bool:

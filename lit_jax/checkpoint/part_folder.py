@@ -1,5 +1,4 @@
 """Folders of the frozen networks around a model (VAE, text encoder), like model folders with a `kind`."""
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +7,8 @@ from etils import epath
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_target, parse_config, write_folder
 from lit_jax.runtime import leaves, peers
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json, sealed
+from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import absolute, as_path
 
 FORMAT = 1
@@ -28,19 +27,20 @@ class Part:
         """Whether `path` looks like one (its content may still be damaged; loading checks that)."""
         path = as_path(path)
         try:
-            config = read_json(path / CONFIG)
+            config = read_json(path / CONFIG, {str: object}, absent={})
         except UserError:
             return False
-        return isinstance(config, dict) and config.get('kind') == self.kind and (path / ARRAYS).is_dir()
+        return config.get('kind') == self.kind and (path / ARRAYS).is_dir()
 
     def read_config(self, path, check: Callable[[dict, str], dict]) -> dict:
         """config.json of a folder, without its arrays; check(config, name of the file) checks the fields."""
         path = absolute(path)
-        config = parse_config(path, self.name, self.name, self.give)
-        if isinstance(config, dict) and 'kind' not in config and self.hub_field in config:
-            raise UserError(f'{path} is a folder of the Hugging Face hub ({config[self.hub_field]}), not yet '
-                            f'a {self.name} folder: python convert_torch_ckpt.py {path} --out DIR makes one.')
-        if isinstance(config, dict) and 'kind' not in config and (hint := conversion_hint(path)):
+        config = parse_config(path, self.name, self.give)
+        if 'kind' not in config and self.hub_field in config:
+            hub = shown_name(config[self.hub_field])
+            raise UserError(f'{path} is a folder of the Hugging Face hub ({hub}), not yet a {self.name} '
+                            f'folder: python convert_torch_ckpt.py {path} --out DIR makes one.')
+        if 'kind' not in config and (hint := conversion_hint(path)):
             raise UserError(f'{path} is not a {self.name} folder.{hint}')
         return check(config, str(path / CONFIG))
 
@@ -48,9 +48,9 @@ class Part:
         """Raises one UserError that lists what is wrong: kind, format, or rules (holds, text)."""
         if not isinstance(config, dict) or config.get('kind') != self.kind:
             kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
-            raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
+            raise UserError(f'{source} describes {shown_name(kind)}, not a {self.name}. {self.give}')
         if config.get('format') != FORMAT:
-            raise UserError(f'{source} has format {config.get("format")!r}; this lit_jax reads format '
+            raise UserError(f'{source} has format {shown(config.get("format"))}; this lit_jax reads format '
                             f'{FORMAT}. Use the version that wrote it, or convert the {self.name} again.')
         provenance = config.get('provenance')
         common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),
@@ -78,5 +78,13 @@ class Part:
         leaves.check_leaves(leaves.named_leaves(params), leaves.named_leaves(abstract(config)),
                             'the parameters to be saved')
         peers.only_lead(lambda: self.check_target(path, overwrite))
-        write_folder(path, json.dumps(sealed(config), indent=2, allow_nan=False) + '\n', params, **written)
+        write_folder(path, config, params, **written)
         return path
+
+
+def checked_arch(check: Callable[[dict], dict], arch: dict, source: str) -> dict:
+    """check(arch), with the name of the file in its UserError."""
+    try:
+        return check(arch)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from error

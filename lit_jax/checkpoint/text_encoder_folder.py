@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from lit_jax.checkpoint.arrays import Rows, each_rows, load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS, check_whole
-from lit_jax.checkpoint.part_folder import Part
+from lit_jax.checkpoint.part_folder import Part, checked_arch
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
@@ -184,7 +184,7 @@ def check_text_encoder_config(config, source: str) -> dict:
         (isinstance(config.get('text_encoder'), dict), '"text_encoder" must hold the architecture'),
         (config.get('weights') in WEIGHTS, f'"weights" must be one of {", ".join(WEIGHTS)}'),
         (config.get('tokenizer') in FILES, f'"tokenizer" must be one of {", ".join(FILES)}')])
-    return {**config, 'text_encoder': check_t5_arch(config['text_encoder'])}
+    return {**config, 'text_encoder': checked_arch(check_t5_arch, config['text_encoder'], source)}
 
 
 def check_vocabulary(tokenizer: Tokenizer, arch: Mapping) -> None:

@@ -11,8 +11,8 @@ import jax
 from etils import epath
 
 from lit_jax.checkpoint.arrays import load_arrays
-from lit_jax.checkpoint.model_folder import ARRAYS, check_whole
-from lit_jax.checkpoint.part_folder import Part
+from lit_jax.checkpoint.model_folder import ARRAYS, check_whole, is_positive
+from lit_jax.checkpoint.part_folder import Part, checked_arch
 from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
@@ -88,9 +88,9 @@ def check_vae_config(config, source: str) -> dict:
     """The config with its architecture complete, or one UserError that lists what is wrong in `source`."""
     PART.check_fields(config, source, lambda config: [
         (isinstance(config.get('vae'), dict), '"vae" must hold the architecture'),
-        (_is_number(config.get('scale')) and config['scale'] > 0, '"scale" must be a positive number'),
-        (_is_number(config.get('shift', 0.0)), '"shift" must be a number')])
-    return {'shift': 0.0, **config, 'vae': check_vae_arch(config['vae'])}
+        (is_positive(config.get('scale')), '"scale" must be a positive number'),
+        (_is_number(config.get('shift', 0.0)), '"shift" must be a finite number')])
+    return {'shift': 0.0, **config, 'vae': checked_arch(check_vae_arch, config['vae'], source)}
 
 
 def _read_checked(path: epath.Path) -> dict:
@@ -100,4 +100,4 @@ def _read_checked(path: epath.Path) -> dict:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return value == 0 or is_positive(value) or isinstance(value, int | float) and is_positive(-value)

@@ -14,9 +14,10 @@ from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json, sealed, unsealed
+from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 
 FORMAT = 1
+_SHAPE = {'kind?': str, 'began?': float, 'recipe?': {str: object}}
 CONFIG = 'config.json'
 # What may differ when a run resumes: it changes neither the weights nor the data of the steps already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
@@ -33,8 +34,8 @@ def _check(workdir, recipe: Mapping) -> None:
     with paths.explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
-        now = _plain(recipe)
-        was = _with_defaults(read_workdir(workdir).get('recipe', {}), now, _plain(default().to_dict()))
+        now = plain(recipe)
+        was = _with_defaults(read_workdir(workdir).get('recipe', {}), now, plain(default().to_dict()))
         check_alike(_decisive(was), _decisive(now), 'there', 'in this recipe', f'{workdir} belongs to '
                     'another recipe', 'Give another --workdir, or the recipe that it was made with.')
     elif used:
@@ -58,16 +59,13 @@ def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
         with paths.explain_unreachable(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             paths.write_bytes_atomic(workdir / null_caption.FILE, null_caption.pack(null_text))
-    content = {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': _plain(recipe), **describe}
+        told = null_caption.digest(null_text)
+        describe = {**describe, 'text': {**(describe.get('text') or {}), 'null_caption': told}}
+    content = {'format': FORMAT, 'kind': 'workdir', 'began': began, 'recipe': plain(recipe), **describe}
     with paths.explain_unreachable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         paths.write_text_atomic(workdir / CONFIG, json.dumps(sealed(content), indent=1) + '\n')
     return began
-
-
-def _plain(recipe: Mapping) -> dict:
-    """As JSON reads it back: tuples become lists."""
-    return json.loads(json.dumps(recipe))
 
 
 def is_workdir(path) -> bool:
@@ -80,7 +78,7 @@ def is_workdir(path) -> bool:
 def read_workdir(workdir) -> dict:
     """The contents of a workdir's config.json."""
     path = paths.as_path(workdir) / CONFIG
-    return unsealed(read_json(path, {}), path)
+    return unsealed(read_json(path, _SHAPE), path)
 
 
 def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:

@@ -12,9 +12,10 @@
     python convert_torch_ckpt.py models/lit_xl --to_torch --out lit_xl.safetensors
     python convert_torch_ckpt.py models/pixart_512 --to_torch --layout diffusers --out pixart_512/transformer
 
-SRC is a .pt or .safetensors file, a Hugging Face folder of a diffusion model, VAE or T5 (recognized by its
-config.json), a file of Inception weights ("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or
-with --to_torch a model folder or workdir.
+SRC is a .pt or .safetensors file, an index of shards (.index.json), a Hugging Face folder of a diffusion
+model, VAE or T5 (recognized by its config.json), a file of weights in it, a file of Inception weights
+("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or with --to_torch a model folder or
+workdir.
 """
 import shlex
 from dataclasses import dataclass, replace
@@ -111,13 +112,14 @@ def _import(options: ConvertOptions) -> str:
     from lit_jax.convert import text_encoder_torch as t5
     from lit_jax.convert.inception_weights import convert_inception, describe_inception, is_inception_file
     from lit_jax.convert.torch_arch import parse_arch_name
+    from lit_jax.convert.torch_files import hub_parts
     from lit_jax.convert.torch_import import convert, describe
     from lit_jax.convert.vae_torch import convert_vae, describe_vae, is_hub_vae
-    files = options.src, options.out
+    files, folder = (options.src, options.out), hub_parts(options.src)[0]
     other = {'overwrite': options.overwrite, 'asked': given(options, EXPECTED, UNSEEN)}
-    if is_hub_vae(options.src):
+    if is_hub_vae(folder):
         return describe_vae(convert_vae(*files, vae_id=options.vae_id, **other))
-    if t5.is_hub_text_encoder(options.src):
+    if t5.is_hub_text_encoder(folder, any_model=folder == Path(options.src)):
         return t5.describe_text_encoder(t5.convert_text_encoder(*files, text_dtype=options.text_dtype,
                                                                 text_id=options.text_id, **other))
     if is_inception_file(options.src):

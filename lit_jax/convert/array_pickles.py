@@ -1,8 +1,8 @@
 """Reads arrays from pickled files as data: no name in a file is looked up, imported or called.
 
-Formats: what torch.save writes, as a zip (PyTorch 1.6 and later) or as the older stream, and pickled nested
-dicts of numpy arrays. PyTorch need not be installed. Files are memory-mapped; the values of a tensor are a
-view of the map, checked against the checksum of the zip."""
+Formats: what torch.save writes, as a zip (PyTorch 1.6 and later) or as the older stream, and pickled
+nested dicts of numpy arrays. PyTorch need not be installed. Files are memory-mapped; the values of a tensor
+are a view of the map, checked against the checksum of the zip."""
 import contextlib
 import math
 import mmap
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.convert.pickle_machine import Call, Damage, Name, Storage, read_pickle
-from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 from lit_jax.runtime.paths import explain_unreadable
 
 _MAGIC, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001       # what a torch file of before 1.6 begins with
@@ -39,6 +39,9 @@ _CORES = 'numpy.core', 'numpy._core'
 _DTYPES = ('float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128 uint16 '
            'uint32 uint64 float8_e4m3fn float8_e5m2 quint8 qint8 qint32').split()
 NAMESPACE = 'argparse.Namespace'      # the command line, in checkpoints of DiT's and other training scripts
+# What zipfile raises for damaged lists of members.
+_ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, struct.error, ValueError, EOFError, OSError,
+               LookupError, OverflowError)
 _KNOWN = frozenset({
     'collections.OrderedDict', 'collections.defaultdict', 'collections.Counter', 'builtins.dict',
     '__builtin__.dict', NAMESPACE, '_codecs.encode', *_VIEWS, *_PARAMETERS, *_OTHER_TENSORS,
@@ -111,8 +114,8 @@ class PickledFile:
                 return np.zeros(tensor.shape, dtype)
             whole = np.frombuffer(data, dtype, place.length // dtype.itemsize, place.start)
             steps = [step * dtype.itemsize for step in tensor.stride]
-            return np.lib.stride_tricks.as_strided(whole[tensor.offset:], tensor.shape, steps,
-                                                   writeable=False)
+            view = np.lib.stride_tricks.as_strided
+            return view(whole[tensor.offset:], tensor.shape, steps, writeable=False)
 
     def release(self) -> None:
         """Drops the map until values are asked for again; arrays that were given stay."""
@@ -181,9 +184,8 @@ def _read_zip(path: Path, data) -> tuple[object, dict[str, _Place]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, RuntimeError, struct.error, ValueError, EOFError,
-            LookupError) as error:
-        raise Damage(f'as a zip file: {error}') from None
+    except _ZIP_DAMAGE as error:
+        raise Damage(f'as a zip file: {reason_of(error)}') from None
     by_name = {member.filename: member for member in members}
     if len(by_name) != len(members):
         raise Damage('the zip file holds two members of one name')
@@ -203,8 +205,9 @@ def _read_zip(path: Path, data) -> tuple[object, dict[str, _Place]]:
     part = bytes(data[table.start:table.start + table.length])
     if table.crc is not None and zlib.crc32(part) != table.crc:
         raise Damage('data.pkl is not that of the checksum in the file')
-    values = {name.removeprefix('data/'): place for name, place in places.items() if name.startswith('data/')}
-    return read_pickle(part, 0, _KNOWN)[0], values
+    storages = {name.removeprefix('data/'): place for name, place in places.items()
+                if name.startswith('data/')}
+    return read_pickle(part, 0, _KNOWN)[0], storages
 
 
 def _place(member: zipfile.ZipInfo, data) -> _Place:
@@ -314,8 +317,6 @@ def _view(storage: Storage, offset: int, shape: tuple, stride: tuple, places) ->
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
     if elements and last >= count:
         raise Damage('a tensor reaches outside of its values')
-    if not elements:
-        offset, stride = 0, (0,) * len(shape)
     return Tensor(shape, dtype.name, key, offset, stride)
 
 

@@ -25,7 +25,8 @@ from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
 from lit_jax.runtime import paths
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, listed, reason_of, shown, shown_name
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
 
 VARIABLE = 'LIT_JAX_INCEPTION'
@@ -155,7 +156,8 @@ def read_inception_params(arrays: Mapping, where: str, network: InceptionNetwork
             flat[path] = found.linear(part, leaf.shape)
         elif part == 'kernel':
             flat[path], flat[path.removesuffix('kernel') + 'bias'] = found.unit(unit, leaf.shape)
-    problems = found.problems + [f'unexpected: {name}' for name in found.arrays if name not in found.used]
+    problems = found.problems + [f'unexpected: {shown_name(name)}' for name in found.arrays
+                                 if name not in found.used]
     if problems:
         raise UserError(f'{where} does not hold the weights of FID-Inception (1008 classes, no auxiliary '
                         f'head):{listed(problems, 20)}\nThe file to get is {PUBLISHED_NAME}')
@@ -191,7 +193,7 @@ class _Published:
         self.used.add(name)
         value = self.arrays.get(name)
         if value is None:
-            self.problems.append(f'missing: {name} {list(shape)}')
+            self.problems.append(f'missing: {shown_name(name)} {list(shape)}')
         elif value.shape != shape:
             self.problems.append(f'misshaped: {name} has {list(value.shape)}, expected {list(shape)}')
         elif not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
@@ -205,7 +207,8 @@ def _checked_digest(file: Path, sha256: str) -> str:
     digest = paths.file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
-        raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got {sha256!r}')
+        raise UserError('give 8 to 64 hexadecimal digits of the sha256, from the first on; got '
+                        f'{shown(sha256)}')
     expected = (sha256.lower(),) if sha256 else (in_name[1],) if in_name else PUBLISHED
     if not digest.startswith(expected):
         said = 'was asked for' if sha256 else 'its name says' if in_name else 'the published files have'
@@ -219,11 +222,14 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     with paths.explain_unreachable(file):
         data = file.read_bytes()
     try:
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
-        told = json.loads(header.get('__metadata__', {}).get(_METADATA, '{}'))
         flat = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(f'{file} is truncated or damaged ({error}); copy or convert it again') from error
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f'{file} is truncated or damaged ({reason_of(error)}); copy or convert it '
+                        f'again') from error
+    header = parse_json(data[8:8 + int.from_bytes(data[:8], 'little')], file,
+                        {'__metadata__?': {f'{_METADATA}?': str}})
+    told = parse_json((header.get('__metadata__') or {}).get(_METADATA) or '{}', file, {
+        'format?': int, 'params_sha256?': str, 'sha256?': str, 'source?': str})
     if told.get('format') != FORMAT:
         raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
                         f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
@@ -232,4 +238,4 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     params = unflatten(flat)
     if found != expected or params_sha256(params) != told.get('params_sha256'):
         raise UserError(f'{file} is damaged: its values have changed; copy or convert it again')
-    return params, told['sha256'], told['source']
+    return params, told.get('sha256') or '', told.get('source') or file.name

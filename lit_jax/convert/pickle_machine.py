@@ -41,9 +41,10 @@ class Storage:
 
 
 def read_pickle(data, start: int, known: Collection[str]) -> tuple[object, int]:
-    """(content, end) of the pickle that starts at a byte of `data`: None, bool, int, float, str, bytes,
-    tuple, list, dict, `Name`, `Call`, `Storage`. Raises Damage, and UserError for a name that is not in
-    `known`."""
+    """(content, end) of the pickle that starts at a byte of `data`.
+
+    The content is made of None, bool, int, float, str, bytes, tuple, list, dict, `Name`, `Call` and
+    `Storage`. Raises Damage, and UserError for a name that is not in `known`."""
     machine = _Machine(data, start, known)
     return machine.run(), machine.at
 

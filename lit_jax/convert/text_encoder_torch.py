@@ -16,11 +16,11 @@ import numpy as np
 from lit_jax.checkpoint import text_encoder_folder as folders
 from lit_jax.checkpoint.arrays import load_arrays
 from lit_jax.checkpoint.model_folder import ARRAYS
-from lit_jax.convert.torch_files import Source, open_weights
+from lit_jax.convert.torch_files import Source, hub_parts, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
-from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed
+from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed, shown, shown_name
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.runtime.paths import explain_unwritable
@@ -61,21 +61,22 @@ class ConvertedTextEncoder:
     out: Path
 
 
-def is_hub_text_encoder(path) -> bool:
-    """Whether `path` is a transformers folder of a language model, T5 or another."""
+def is_hub_text_encoder(path, *, any_model: bool = True) -> bool:
+    """Whether `path` is a transformers folder of a T5, or with any_model of any language model."""
     content = read_hub_config(path)
-    return 'model_type' in content and not {'kind', '_class_name'} & content.keys()
+    known = 'model_type' in content and (any_model or content['model_type'] in MODEL_TYPES)
+    return known and not {'kind', '_class_name'} & content.keys()
 
 
 def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
                          overwrite: bool = False, asked: Iterable[str] = ()) -> ConvertedTextEncoder:
-    """Reads the transformers folder `src` and writes the text encoder folder `out`, or raises UserError and
-    writes nothing.
+    """Reads the transformers folder `src`, or a file of weights in it, and writes the text encoder folder
+    `out`, or raises UserError and writes nothing.
 
     text_dtype: stored dtype of the weights, 'bfloat16', 'float32' or 'int8'. text_id: its name for models and
     cached features; default: that in a folder that we exported, else the folder's (of the pipeline, or in the
     Hugging Face cache). asked: flags for diffusion models, refused."""
-    src, out = Path(src), Path(out)
+    (src, weights), out = hub_parts(src), Path(out)
     refuse_flags(src, 'a text encoder', asked)
     check_known('text_dtype', text_dtype, WEIGHTS)
     folders.check_text_encoder_target(out, overwrite)
@@ -86,9 +87,10 @@ def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str
     arch = arch_of(hub, str(path))
     tokenizer = find_tokenizer(src)
     folders.check_vocabulary(tokenizer, arch)
-    source = open_weights(src)
+    source = open_weights(weights)
     params = read_text_encoder_params(source, arch, str(src), text_dtype)
-    name = text_id or hub.get(OWN_ID) or folder_id(src, r'text_encoder(_\d)?')
+    own = hub.get(OWN_ID) if isinstance(hub.get(OWN_ID), str) else None
+    name = text_id or own or folder_id(src, r'text_encoder(_\d)?')
     config = {'text_encoder': arch, 'id': name, 'weights': text_dtype,
               'provenance': {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}}
     folders.save_text_encoder_folder(out, config, params, tokenizer, overwrite=overwrite)
@@ -112,16 +114,18 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
 def arch_of(hub: Mapping, where: str) -> dict:
     """The architecture in a transformers config.json. UserError for what lit_jax does not have."""
     if hub.get('model_type') not in MODEL_TYPES:
-        raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the '
-                        f'text encoders T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
+        raise UserError(f'{where} describes a model of the type {shown(hub.get("model_type"))}; lit_jax '
+                        f'reads the text encoders T5 v1.1, Flan-T5 and mT5 (model_type '
+                        f'{" or ".join(MODEL_TYPES)})')
     proj = hub.get('feed_forward_proj', 'relu' if hub['model_type'] == 't5' else 'gated-gelu')
     problems = []
     if proj != 'gated-gelu' or hub.get('dense_act_fn', 'gelu_new') != 'gelu_new':
-        problems.append(f'feed_forward_proj is {proj!r}, dense_act_fn '
-                        f'{hub.get("dense_act_fn", "not given")!r}; only "gated-gelu" with "gelu_new" is '
-                        f'known: T5 v1.1 and Flan-T5 have it, the first T5 has "relu"')
+        problems.append(f'feed_forward_proj is {shown(proj)}, dense_act_fn '
+                        f'{shown(hub.get("dense_act_fn", "not given"))}; only "gated-gelu" with "gelu_new" '
+                        f'is known: T5 v1.1 and Flan-T5 have it, the first T5 has "relu"')
     if hub.get('layer_norm_epsilon', NORM_EPS) != NORM_EPS:
-        problems.append(f'layer_norm_epsilon is {hub["layer_norm_epsilon"]!r}; only {NORM_EPS} is known')
+        problems.append(f'layer_norm_epsilon is {shown(hub["layer_norm_epsilon"])}; only {NORM_EPS} is '
+                        'known')
     if problems:
         raise UserError(f'{where} describes a T5 that lit_jax does not have:\n  ' + '\n  '.join(problems))
     try:
@@ -144,6 +148,9 @@ def find_tokenizer(src: Path) -> Tokenizer:
 
 def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: str = 'float32') -> dict:
     """The parameters of `arch` in the dtype `weights`, or one UserError with all that is wrong in `name`."""
+    if arch['layers'] > len(source.tensors):      # before tables of so many layers are made
+        raise UserError(f'{name} describes {arch["layers"]} layers, but has only {len(source.tensors)} '
+                        f'tensors')
     shapes = {path: leaf.shape for path, leaf in named_leaves(T5Network(arch).abstract()).items()}
     _check_tensors(source, shapes, name)
     flat, problems = {}, []
@@ -151,7 +158,7 @@ def read_text_encoder_params(source: Source, arch: Mapping, name: str, weights: 
     def read(key: str) -> np.ndarray:
         values = source.read(key)
         if not np.isfinite(values).all():
-            problems.append(f'non-finite values in tensor: {key}')
+            problems.append(f'non-finite values in tensor: {shown_name(key)}')
         return values
 
     for path, shape in shapes.items():
@@ -203,7 +210,7 @@ def _check_tensors(source: Source, shapes: Mapping, name: str) -> None:
             keys = _keys(path, layer, source)
             used.update(keys)
             problems += [problem for key in keys if (problem := source.problem(key, want))]
-    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used
+    problems += [f'unexpected tensor: {shown_name(key)}' for key in source.tensors if key not in used
                  and not key.startswith(_OTHER_HALF)]
     _raise(problems, name)
 

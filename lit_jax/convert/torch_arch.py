@@ -1,5 +1,4 @@
 """Infers the architecture of a checkpoint from its tensors, and compares it with the one asked for."""
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,9 +16,11 @@ from lit_jax.models.arch import FAMILY_DEFAULTS, check_arch
 from lit_jax.models.layers import position_table
 from lit_jax.recipes.recipe import SIZES
 from lit_jax.recipes.systems import SYSTEMS
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.json_file import plain
 
 # Largest error of a stored position table: other libraries' sines, and the rounding of values up to 1.
+_IMAGENET = 1000
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
 
 
@@ -66,7 +67,8 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
         problems += captions.problems
     else:
         size, size_problems = _input_size(source, found, hints, hub)
-        family = blocks.family | {'num_classes': sizes['R'] - 1, 'input_size': size or (sizes['p'],) * 2}
+        family = blocks.family | _classes(sizes['R'], source, hints, problems, notes) | {
+            'input_size': size or (sizes['p'],) * 2}
         unknown |= {'input_size'} if size_problems else set()
         problems += size_problems
     if mixer['heads'] is None or blocks.problems:
@@ -85,7 +87,26 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
 
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` as it is stored: lists, not tuples."""
-    return json.loads(json.dumps(arch))
+    return plain(arch)
+
+
+def _classes(rows: int, source: Source, hints: Hints, problems: list[str], notes: list[str]) -> dict:
+    """num_classes, and null_class False where all rows of the label table are classes.
+
+    A table has a row more only if its trainer dropped classes (`class_dropout_prob` above 0). That no tensor
+    shows; the caller, the file's own command line or config.json know the number of classes."""
+    told, hub = source.told.get('num_classes'), (source.hub_config or {}).get('num_embeds_ada_norm')
+    said = next((count for count in (hints.num_classes, told, hub) if isinstance(count, int)), None)
+    if rows == 1 or said == rows:
+        notes.append('its label table has no row for the null class: it is drawn without guidance, and '
+                     'teaches with train.label_dropout 0')
+        return {'num_classes': rows, 'null_class': False}
+    if said is None and rows != _IMAGENET + 1:
+        notes.append(f'the {rows} rows of its label table are taken for {rows - 1} classes and the null '
+                     f'class; if all are classes, give --num_classes {rows}')
+    if said is not None and said == told != rows - 1:
+        problems.append(f'it was trained with --num-classes {told}, but its label table has {rows} rows')
+    return {'num_classes': rows - 1}
 
 
 def _input_size(source: Source, found: Found, hints: Hints,
@@ -129,7 +150,7 @@ def hub_problems(arch: Mapping, hub: Mapping, unknown: Iterable[str] = ()) -> li
     if 'heads' not in unknown:
         values['attention_head_dim'] = arch['width'] // arch['mixer']['heads']
     captions = caption_hub_problems(arch, hub) if arch['family'] == 'pixart' else []
-    return captions + [f'config.json says {name} {hub[name]}, the tensors say {value}'
+    return captions + [f'config.json says {name} {shown(hub[name])}, the tensors say {value}'
                        for name, value in values.items() if hub.get(name) not in (None, value)]
 
 
@@ -150,8 +171,9 @@ def parse_arch_name(name: str) -> dict:
     known = {f'{key}_{size}': model for key, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
-        raise UserError(f'unknown architecture {name!r}; expected a system and a size (s, b, l, xl), such as '
-                        f'dit_xl. Systems: {", ".join(SYSTEMS)}. Text models: {", ".join(TEXT_MODELS)}')
+        raise UserError(f'unknown architecture {shown(name)}; expected a system and a size (s, b, l, xl), '
+                        f'such as dit_xl. Systems: {", ".join(SYSTEMS)}. Text models: '
+                        f'{", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
     if start in TEXT_MODELS:
         expected = dict(TEXT_MODELS[start])
@@ -196,7 +218,7 @@ def check_expected(arch: Mapping, expected: Mapping, name: str, downscale: int =
         elif key == 'stages':
             lines.append('its layers have other mixers than those asked for (heads, or compressed keys)')
         elif key not in ('depth', 'width'):
-            lines.append(f'{key}: {have.get(key)} there, {expected[key]} asked for')
+            lines.append(f'{key}: {shown_name(have.get(key))} there, {shown_name(expected[key])} asked for')
     raise UserError(f'{name} holds another model than the one asked for:\n  ' + '\n  '.join(lines) +
                     '\nGive the checkpoint that fits, or ask for what this one holds.')
 

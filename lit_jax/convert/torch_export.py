@@ -11,12 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_jax.checkpoint.load import load_weights, read_null_caption
+from lit_jax.checkpoint.load import load_weights, read_null_caption, read_weights_config
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
 from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_hub import pixart_hub_config
 from lit_jax.convert.torch_import import Converted, count_weights
-from lit_jax.convert.torch_keys import NULL_CAPTION, TRANSFORMS, ModelLeaf, file_leaves, model_leaves
+from lit_jax.convert.torch_keys import (
+    LABEL_TABLE,
+    NULL_CAPTION,
+    TRANSFORMS,
+    ModelLeaf,
+    file_leaves,
+    model_leaves,
+)
+from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError, check_known
@@ -87,7 +95,10 @@ def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, not
 
 def _load(src) -> tuple[dict, dict]:
     """(config, params); those of a model folder stay numpy arrays, half the memory of jax arrays."""
-    return load_model_folder(src) if is_model_folder(src) else load_weights(src)
+    if not is_model_folder(src):
+        return load_weights(src)
+    read_weights_config(src)      # before the weights: whether its model can be built
+    return load_model_folder(src)
 
 
 def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
@@ -194,6 +205,8 @@ def _tensors(params: Mapping, arch: Mapping, layout: str,
     if arch['family'] != 'pixart':
         yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
     flat[NULL_CAPTION] = null_caption
+    if not has_null_class(arch):
+        flat[LABEL_TABLE] = flat[LABEL_TABLE][:-1]
     for keys, leaf, layer in _order(arch, layout, null_caption is not None):
         values = flat[leaf.path] if layer is None else flat[leaf.path][layer]
         whole = TRANSFORMS[leaf.rule.transform].to_torch(np.asarray(values, dtype=np.float32))

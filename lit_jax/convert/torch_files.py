@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from lit_jax.convert.array_pickles import NAMESPACE, PickledFile, is_old_torch, kind_of
 from lit_jax.convert.pickle_machine import Call
-from lit_jax.convert.torch_hub import check_hub_config
+from lit_jax.convert.torch_hub import check_hub_config, knows_class, read_hub_config
 from lit_jax.models.arch import check_arch
 from lit_jax.runtime.errors import UserError, shown, shown_name
 from lit_jax.runtime.json_file import parse_json, read_json
@@ -31,9 +31,9 @@ _SAFETENSORS_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', '
 _PREFIXES = ('module.', '_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', 'model.',
              'diffusion_model.', 'net.')
 _INNER = re.compile(r'(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.')
+CONFIG = 'config.json'
 _HF_STEMS = ('diffusion_pytorch_model', 'pytorch_model', 'model')
-# diffusers and transformers: STEM[.VARIANT][-00001-of-00002][.VARIANT].SUFFIX and
-# STEM.SUFFIX.index[.VARIANT].json
+# STEM[.VARIANT][-00001-of-00002][.VARIANT].SUFFIX and STEM.SUFFIX.index[.VARIANT].json, of Hugging Face.
 _VARIANT = r'(?:\.(?P<variant>fp16|bf16|fp32|ema|non_ema))?'
 _OTHER = _VARIANT.replace('variant', 'other')
 _WEIGHTS_NAME = re.compile(rf'^(?P<stem>.+?){_VARIANT}(?:-(?P<number>\d{{5}})-of-(?P<count>\d{{5}}))?{_OTHER}'
@@ -119,6 +119,8 @@ def open_source(path, weights: str = 'ema') -> Source:
     if weights not in ('ema', 'model'):
         raise UserError(f'unknown weights {shown(weights)}; a training checkpoint holds "ema" and "model"')
     path = Path(path)
+    if path.name == CONFIG and path.is_file():
+        path = path.parent
     if path.is_dir():
         return _open_folder(path, weights)
     if not path.exists():
@@ -130,13 +132,29 @@ def open_source(path, weights: str = 'ema') -> Source:
         return source
     source = Source({}, (path,))
     _open_file(path, weights, source)
+    if _has_hub_name(path) and source.config is None and knows_class(read_hub_config(path.parent)):
+        _add_hub_config(source, path.parent)      # another config.json may lie beside a file of its own
     return source
+
+
+def hub_parts(path) -> tuple[Path, Path]:
+    """(the folder, what its weights are read from) of a Hugging Face folder, its config.json, or one of its
+    files of weights. Twice `path` for anything else."""
+    path = Path(path)
+    if path.name == CONFIG and path.is_file():
+        return path.parent, path.parent
+    return (path.parent if path.is_file() and _has_hub_name(path) else path), path
+
+
+def _has_hub_name(path: Path) -> bool:
+    match = _WEIGHTS_NAME.match(path.name) or _INDEX_NAME.match(path.name)
+    return match is not None and match['stem'] in _HF_STEMS
 
 
 def open_weights(path: Path, weights: str = 'ema') -> Source:
     """All tensors of a Hugging Face folder, of any model, or of one file of it. UserError if it has none."""
     if not path.is_dir():
-        return open_source(path, weights)
+        return _open_files(*(_indexed(path) if _INDEX_NAME.match(path.name) else ([path], [])), weights)
     files, index = _hub_files(path)
     if not files:
         inside = ', '.join(sorted(shown_name(entry.name) for entry in path.iterdir())[:8]) or 'nothing'
@@ -327,9 +345,9 @@ def _sniff(path: Path) -> str:
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path} is a Git LFS pointer, not the weights; run git lfs pull')
     if head[:1] == b'\x80' or b'\n' in head[:64] and head[:1] in b'(cl':
-        raise UserError(f'{path} is a plain pickle, not a file of torch.save. Opening those can run code '
-                        f'from the file, so they are not read. If you trust it, load it where it comes from '
-                        f'and save its weights with torch.save')
+        raise UserError(f'{path} is a plain pickle, not a file of torch.save. Opening it can run code '
+                        f'from the file, so it is not read. If you trust it, load it where it comes from and '
+                        f'save its weights with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
     raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
@@ -346,7 +364,7 @@ def _open_folder(path: Path, weights: str) -> Source:
 
 def _add_hub_config(source: Source, folder: Path) -> None:
     """config.json of a diffusers folder; a folder of other shards has none."""
-    path = folder / 'config.json'
+    path = folder / CONFIG
     if path.exists():
         source.files = (*source.files, path)
         source.hub_config = read_json(path, {str: object})
@@ -399,10 +417,9 @@ def _files_of(found: _Set, folder: Path) -> tuple[list[Path], list[str]]:
         return [found.single], []
     if found.index:
         return _indexed(found.index)
-    numbers = range(1, min(found.count, 100_000) + 1)
-    if missing := [number for number in numbers if number not in found.shards]:
+    if missing := [number for number in range(1, found.count + 1) if number not in found.shards]:
         raise UserError(f'{folder} has {len(found.shards)} of the {found.count} shards of its weights, the '
-                        f'first that lacks is number {missing[0]}; get them again')
+                        f'first that is missing is number {missing[0]}; get them again')
     return [found.shards[number] for number in sorted(found.shards)], []
 
 
@@ -414,7 +431,7 @@ def _indexed(index: Path) -> tuple[list[Path], list[str]]:
     files = [index.parent / Path(file).name for file in sorted(set(names.values()))]
     if missing := [shown_name(file.name) for file in files if not file.is_file()]:
         raise UserError(f'{index.parent} lacks files that its index names: {", ".join(missing[:8])}; get '
-                        f'them again')
+                        'them again')
     return files, list(names)
 
 

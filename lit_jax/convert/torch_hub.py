@@ -5,28 +5,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lit_jax.models.arch import mixers_of
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json
+from lit_jax.runtime.errors import UserError, shown, shown_name
+from lit_jax.runtime.json_file import check_shape, read_json
 from lit_jax.runtime.paths import file_sha256
 
 PIXART_CLASS = 'PixArtTransformer2DModel'
 # Transformer2DModel in older folders of both; '' in folders without the field.
 _CLASSES = ('DiTTransformer2DModel', PIXART_CLASS, 'Transformer2DModel', '')
+MOST = 10 ** 7       # of any number in a config.json
 _WHOLE = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'num_layers',
           'patch_size', 'sample_size', 'num_embeds_ada_norm', 'caption_channels', 'cross_attention_dim')
 
 
 def check_hub_config(config: Mapping, where: str) -> None:
     """Raises UserError for a model that the converter does not read, or a field it cannot use."""
-    if wrong := [name for name in _WHOLE if not isinstance(config.get(name), int | None)]:
-        raise UserError(f'{where}: {", ".join(wrong)} must be whole numbers')
-    scale = config.get('interpolation_scale')
-    if scale is not None and (not isinstance(scale, int | float) or scale <= 0):
-        raise UserError(f'{where}: interpolation_scale must be a number above 0 or null, got {scale!r}')
-    name = config.get('_class_name', '')
+    check_shape(config, {**{f'{name}?': int for name in _WHOLE}, 'interpolation_scale?': float,
+                         '_class_name?': str, 'use_additional_conditions?': bool}, where)
+    for name in (*_WHOLE, 'interpolation_scale'):
+        if config.get(name) is not None and not 0 < config[name] <= MOST:
+            raise UserError(f'{where}: {name} must be a number above 0, at most {MOST}, got '
+                            f'{shown(config[name])}')
+    name = config.get('_class_name') or ''
     if name not in _CLASSES:
-        raise UserError(f'{where} is the config of a {name}; this converter reads DiT '
+        raise UserError(f'{where} is the config of a {shown_name(name)}; this converter reads DiT '
                         f'(DiTTransformer2DModel) and PixArt-Σ ({PIXART_CLASS})')
+
+
+def knows_class(config: Mapping) -> bool:
+    """Whether a config.json says that it is of a diffusion model that the converter reads."""
+    return config.get('_class_name') in _CLASSES[:3]
 
 
 def refuse_flags(src, what: str, asked: Iterable[str]) -> None:

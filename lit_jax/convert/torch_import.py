@@ -16,12 +16,20 @@ from lit_jax.convert import torch_arch
 from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
 from lit_jax.convert.torch_hub import pipeline_vae
-from lit_jax.convert.torch_keys import NULL_CAPTION, POSITION_KEYS, TRANSFORMS, ModelLeaf, file_leaves
+from lit_jax.convert.torch_keys import (
+    LABEL_TABLE,
+    NULL_CAPTION,
+    POSITION_KEYS,
+    TRANSFORMS,
+    ModelLeaf,
+    file_leaves,
+)
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
-from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
+from lit_jax.convert.torch_survey import Hints, check_objective, find_layout, split_key, survey
 from lit_jax.models.arch import check_arch, conditioning
+from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.errors import UserError, listed, shown_name
 from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
@@ -56,7 +64,8 @@ class _Problems:
         self.blocks.setdefault((kind, pattern, detail), []).extend([] if layer is None else [layer])
 
     def lines(self) -> list[str]:
-        return [f'{kind} tensor: {pattern.replace("{i}", _ranges(layers))}' + (f' {detail}' if detail else '')
+        return [f'{kind} tensor: {shown_name(pattern).replace("{i}", _ranges(layers))}' +
+                (f' {detail}' if detail else '')
                 for (kind, pattern, detail), layers in self.blocks.items()]
 
 
@@ -78,11 +87,14 @@ def _known(arch: Mapping) -> Inferred:
 def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np.ndarray | None]:
     """(parameter tree of `source`, PixArt's null caption or None), or one UserError with everything wrong."""
     arch, layout, problems = inferred.arch, find_layout(source.tensors, name), _Problems()
+    if arch['depth'] > len(source.tensors):     # before tables of so many blocks are made
+        raise UserError(f'{name} describes {arch["depth"]} blocks, but has only {len(source.tensors)} '
+                        f'tensors; the file is damaged')
     try:
         leaves = file_leaves(arch)
     except UserError as error:
-        lines = '\n  '.join([*inferred.problems, str(error)])
-        raise UserError(f'{name} does not hold a whole model:\n  {lines}') from error
+        raise UserError(f'{name} does not hold a whole model:'
+                        f'{listed([*inferred.problems, str(error)])}') from error
     reading = _Reading(source, layout, arch, problems)
     if not has_null_caption(source):
         leaves = [leaf for leaf in leaves if leaf.path != NULL_CAPTION]
@@ -95,8 +107,10 @@ def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np
             problems.add('unexpected', key)
     if lines := [*inferred.problems, *source.problems, *problems.lines()]:
         raise UserError(f'{name} does not hold a whole model (depth {arch["depth"]}, width {arch["width"]}, '
-                        f'{arch["mixer"]["name"]} attention):\n  ' + '\n  '.join(lines))
+                        f'{arch["mixer"]["name"]} attention):' + listed(lines))
     null_caption = flat.pop(NULL_CAPTION, None)
+    if not has_null_class(arch):        # the file has no row for it, ours is never used
+        flat[LABEL_TABLE] = np.pad(flat[LABEL_TABLE], ((0, 1), (0, 0)))
     return unflatten(flat), null_caption
 
 
@@ -113,23 +127,33 @@ class _Reading:
         if not patterns:
             self.problems.add('missing', leaf.rule.original, '(this layout has no such tensor)')
             return np.empty(0, np.float32)
+        layers = [[pattern.replace('{i}', str(block)) for pattern in patterns]
+                  for block in leaf.blocks or (0,)]
+        shape = leaf.shape if leaf.blocks is None else (len(layers), *leaf.shape)
+        # Only what the file holds is allocated: its numbers may be damaged.
+        fits = all(self._shape(key) == self._part(leaf, keys) for keys in layers for key in keys)
+        values = np.empty(shape if fits else 0, np.float32)
+        for layer, keys in enumerate(layers):
+            self._fill((values if leaf.blocks is None else values[layer]) if fits else None, leaf, keys)
         if leaf.blocks is None:
-            values = np.empty(leaf.shape, np.float32)
-            self._fill(values, leaf, [pattern.replace('{i}', '0') for pattern in patterns])
             self._check_copies(patterns)
-        else:
-            values = np.empty((len(leaf.blocks), *leaf.shape), np.float32)
-            for layer, block in enumerate(leaf.blocks):
-                self._fill(values[layer], leaf, [pattern.replace('{i}', str(block)) for pattern in patterns])
         self.source.release()
         return values
 
-    def _fill(self, out: np.ndarray, leaf: ModelLeaf, keys: list[str]) -> None:
-        """Writes one layer of a leaf into `out` from the tensors of `keys`, joined along their first axis."""
+    def _shape(self, key: str) -> tuple[int, ...] | None:
+        info = self.source.tensors.get(key)
+        return info and info.shape
+
+    @staticmethod
+    def _part(leaf: ModelLeaf, keys: list[str]) -> tuple[int, ...]:
+        """The shape of each of the tensors that are joined along their first axis."""
         whole = leaf.torch_shape
-        part = (whole[0] // len(keys), *whole[1:]) if whole else ()
-        tensors = [self._take(key, part) for key in keys]
-        if all(tensor is not None for tensor in tensors):
+        return (whole[0] // len(keys), *whole[1:]) if whole else ()
+
+    def _fill(self, out: np.ndarray | None, leaf: ModelLeaf, keys: list[str]) -> None:
+        """Writes one layer of a leaf into `out` from the tensors of `keys`, joined along their first axis."""
+        tensors = [self._take(key, self._part(leaf, keys)) for key in keys]
+        if out is not None and all(tensor is not None for tensor in tensors):
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             out[...] = TRANSFORMS[leaf.rule.transform].to_leaf(joined, out.shape)
 
@@ -168,11 +192,13 @@ class _Reading:
         key, size, patch = POSITION_KEYS[self.layout], self.arch['input_size'], self.arch['patch']
         if key not in self.source.tensors or self.arch['family'] == 'pixart':
             return
-        table = position_table((size[0] // patch, size[1] // patch), self.arch['width'])
-        values, dtype = self._take(key, (1, *table.shape)), self.source.tensors[key].dtype
-        if values is not None and not np.abs(values[0] - table).max() <= torch_arch.POSITION_TOLERANCE[dtype]:
-            grid = f'{size[0] // patch}x{size[1] // patch}'
-            self.problems.add('wrong', key, f'is not the sin-cos table of a {grid} grid')
+        grid, dtype = (size[0] // patch, size[1] // patch), self.source.tensors[key].dtype
+        values = self._take(key, (1, grid[0] * grid[1], self.arch['width']))
+        if values is None:
+            return
+        table = position_table(grid, self.arch['width'])
+        if not np.abs(values[0] - table).max() <= torch_arch.POSITION_TOLERANCE[dtype]:
+            self.problems.add('wrong', key, f'is not the sin-cos table of a {grid[0]}x{grid[1]} grid')
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -207,12 +233,13 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
-    check_objective(source.told, str(src))
+    check_objective(source, src)
     given = dict(source.config or {})
     told = {name: value for name, value in (latent or {}).items() if value is not None}
     latent_of = _latent(source, given, told := pipeline_vae(src) | told, str(src))
     hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
-                  focus_power=focus_power, routed=routed, cross_heads=cross_heads)
+                  focus_power=focus_power, routed=routed, cross_heads=cross_heads,
+                  num_classes=expected.get('num_classes'))
     if 'model' in given:
         inferred = _known(given['model'])
         inferred.problems.extend(torch_arch.hub_problems(inferred.arch, source.hub_config or {}))
@@ -239,18 +266,6 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes), latent_of, config['diffusion'],
                      _assumed(given, told))
-
-
-# What the training scripts of SiT and REPA keep of themselves; DiT's keeps none of it. The tensors are alike.
-_FLOW = ('path_type', 'prediction')
-
-
-def check_objective(told: Mapping, name: str) -> None:
-    """UserError for a checkpoint that says of itself that it does not predict noise. told: its own command
-    line, see `Source`."""
-    if said := [f'{field} {shown(told[field])}' for field in _FLOW if field in told]:
-        raise UserError(f'{name} was trained for flow matching, by its own args ({", ".join(said)}); lit_jax '
-                        'reads models that predict noise (DiT, PixArt). Give a checkpoint of one of those')
 
 
 def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:
@@ -302,7 +317,7 @@ def _describe_space(done: Converted) -> list[str]:
 
 def _condition(arch: Mapping) -> str:
     if conditioning(arch) == 'label':
-        return f'{arch["num_classes"]} classes'
+        return f'{arch["num_classes"]} classes' + ('' if has_null_class(arch) else ', without a null class')
     extent = f'0..{arch["base_size"] / arch["pe_interpolation"]:g}'
     return (f'captions of {arch["caption_tokens"]} tokens x {arch["caption_channels"]}, '
             f'{arch["cross_heads"]} cross-attention heads; positions {extent}')

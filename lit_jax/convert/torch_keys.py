@@ -22,10 +22,11 @@ import numpy as np
 
 from lit_jax.checkpoint.null_caption import LEAF as NULL_CAPTION
 from lit_jax.models.arch import mixers_of
-from lit_jax.models.facts import Leaf, product
+from lit_jax.models.facts import Leaf, has_null_class, product
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.network import Network
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.leaves import named_leaves
 
 
@@ -61,6 +62,7 @@ TRANSFORMS = {
 }
 
 
+LABEL_TABLE = 'y_embedder/table'      # of classes, the null class last
 # diffusers' names for what stands in every block.
 _NORM = 'transformer_blocks.{i}.norm1.'
 _TIME = _NORM + 'emb.timestep_embedder.'
@@ -68,7 +70,7 @@ EMBEDDERS = (
     *product('x_embedder', ('p', 'p', 'C', 'D'), 'conv', 'x_embedder.proj', ('pos_embed.proj',)),
     *product('t_embedder/fc1', (256, 'D'), 'linear', 't_embedder.mlp.0', (_TIME + 'linear_1',)),
     *product('t_embedder/fc2', ('D', 'D'), 'linear', 't_embedder.mlp.2', (_TIME + 'linear_2',)),
-    Leaf('y_embedder/table', ('R', 'D'), 'copy', 'y_embedder.embedding_table.weight',
+    Leaf(LABEL_TABLE, ('R', 'D'), 'copy', 'y_embedder.embedding_table.weight',
          (_NORM + 'emb.class_embedder.embedding_table.weight',)),
 )
 _CROSS = 'transformer_blocks.{i}.attn2.'
@@ -179,12 +181,14 @@ def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
-    network = Network(json.loads(arch_json))
+    network = Network(parse_json(arch_json, 'the architecture'))
     arch = network.arch
     tables = [{rule.path: rule for rule in rules_for(arch['family'], mixer['name'], arch['ffn'])}
               for mixer in mixers_of(arch)]
     order = {path: number for table in tables for number, path in enumerate(table)}
     shapes = {path: leaf.shape for path, leaf in named_leaves(network.abstract()).items()}
+    if not has_null_class(arch):
+        shapes[LABEL_TABLE] = arch['num_classes'], arch['width']
     if arch['family'] == 'pixart':
         shapes[NULL_CAPTION] = arch['caption_tokens'], arch['caption_channels']
     blocks, leaves = number_blocks(shapes), []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lit_jax.convert.torch_files import Source
 from lit_jax.convert.torch_survey import Found, Hints
 from lit_jax.recipes.recipe import SIZES
+from lit_jax.runtime.errors import shown
 
 NULL_CAPTION_KEY = 'y_embedder.y_embedding'     # a buffer of the original; diffusers does not keep it
 TOKENS = 300                                    # of PixArt-Σ; diffusers' files do not show them
@@ -82,7 +83,7 @@ def _set_resolution(result: Captioned, source: Source, found: Found, hints: Hint
 
 def caption_hub_problems(arch: Mapping, hub: Mapping) -> list[str]:
     """What a diffusers config.json asks for, beside sizes, that this model does not have."""
-    problems = [f'config.json says {name} {hub[name]}, this converter reads models with {value}'
+    problems = [f'config.json says {name} {shown(hub[name])}, this converter reads models with {value}'
                 for name, value in _FIXED.items() if hub.get(name) not in (None, value)]
     conditions = hub.get('use_additional_conditions')
     if conditions or conditions is None and hub.get('sample_size') == 128:

@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lit_jax.convert import torch_keys
 from lit_jax.convert.torch_files import Source
@@ -12,7 +13,7 @@ from lit_jax.convert.torch_keys import published_leaves
 from lit_jax.models.facts import Leaf
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown_name
 
 READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
 _LABELS = *torch_keys.EMBEDDERS, *torch_keys.REST
@@ -25,13 +26,15 @@ _BLOCK = re.compile(r'^((?:transformer_)?blocks\.)(0|[1-9]\d*)\.')
 @dataclass(frozen=True)
 class Hints:
     """What the caller knows and shapes do not show; None if unknown. routed: of MoH, a number for all layers
-    that route, or one per layer. cross_heads: of those for captions."""
+    that route, or one per layer. cross_heads: of those for captions. num_classes: of the label table, which
+    may have a row more."""
     heads: int | None = None
     cross_heads: int | None = None
     input_size: tuple[int, int] | None = None
     activation: str | None = None
     focus_power: int | None = None
     routed: tuple[int, ...] | None = None
+    num_classes: int | None = None
 
 
 @dataclass
@@ -93,13 +96,41 @@ def find_layout(keys: Iterable[str], name: str) -> str:
     keys = list(keys)
     for marker, what in torch_keys.FOREIGN.items():
         if found := next((key for key in keys if marker in key), None):
-            raise UserError(f'{name} looks like {what} (it has {found}); this converter reads {READABLE}')
+            hint = _HINTS.get(marker, '')
+            raise UserError(f'{name} looks like {what} (it has {shown_name(found)}); this converter reads '
+                            f'{READABLE}{hint}')
     if any(key.startswith(torch_keys.BLOCK_PREFIX['diffusers']) for key in keys):
         return 'diffusers'
     if any(key.startswith((torch_keys.BLOCK_PREFIX['original'], 'x_embedder.')) for key in keys):
         return 'original'
     raise UserError(f'{name} is no checkpoint of {READABLE}: expected tensors such as '
-                    f'blocks.0.attn.qkv.weight, found {", ".join(keys[:5]) or "none"}')
+                    f'blocks.0.attn.qkv.weight, found {", ".join(map(shown_name, keys[:5])) or "none"}')
+
+
+# What to give in the place of single files of other networks.
+_HINTS = {
+    'encoder.block.': '; a T5 is read from its folder, with config.json and tokenizer: give that',
+    'encoder.down': '; a VAE is read from its folder in the form of diffusers, with config.json: give that'}
+_HINTS['down_blocks.'] = _HINTS['encoder.down']
+_NOISE = 'noise', 'epsilon', 'eps'
+
+
+def check_objective(source: Source, path: Path) -> None:
+    """Raises UserError for a model of flows or velocities: its own command line, or its name, says so.
+
+    SiT has the tensors of DiT, so nothing else in a file tells them apart."""
+    told, reason = source.told, ''
+    if str(told.get('prediction', _NOISE[0])).lower() not in _NOISE:
+        reason = f'it was trained with --prediction {shown_name(told["prediction"])}'
+    elif told.get('path_type'):
+        reason = f'it was trained with --path-type {shown_name(told["path_type"])}'
+    elif str(told.get('model', '')).lower().startswith('sit-'):
+        reason = f'its trainer calls it {shown_name(told["model"])}'
+    elif not source.config and path.name.lower().startswith('sit-'):
+        reason = 'its name says so; rename it if it predicts noise'
+    if reason:
+        raise UserError(f'{path} is a SiT or another model of flows ({reason}). This converter reads models '
+                        f'that predict noise, as DiT does; the images of this one would be wrong')
 
 
 def survey(source: Source, name: str) -> Found:

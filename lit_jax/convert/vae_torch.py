@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_jax.checkpoint.model_folder import is_positive
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
-from lit_jax.convert.torch_files import Source, open_weights
+from lit_jax.convert.torch_files import Source, hub_parts, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, listed, shown, shown_name
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
@@ -51,17 +52,17 @@ def is_hub_vae(path) -> bool:
 
 def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
                 asked: Iterable[str] = ()) -> ConvertedVae:
-    """Reads the diffusers folder `src` and writes the VAE folder `out`. UserError if it cannot; nothing is
-    written then.
+    """Reads the diffusers folder `src`, or a file of weights in it, and writes the VAE folder `out`.
+    UserError if it cannot; nothing is written then.
 
     vae_id: its name for data sets and models; default: the published one if the folder's name or its place in
     the Hugging Face cache shows it, else the folder's name. asked: flags for diffusion models, refused."""
-    src, out = Path(src), Path(out)
+    (src, weights), out = hub_parts(src), Path(out)
     refuse_flags(src, 'a VAE', asked)
     check_vae_target(out, overwrite)
     hub = _read_config(src)
     arch, scale, shift = arch_of(hub, str(src / 'config.json'))
-    source = open_weights(src)
+    source = open_weights(weights)
     params = read_vae_params(source, arch, str(src))
     name = folder_id(src, 'vae')
     provenance = {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}
@@ -93,15 +94,16 @@ def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the diffusers folder of the VAE')
     if not path.is_file():
-        inside = ', '.join(sorted(entry.name for entry in folder.iterdir())[:8]) or 'nothing'
+        inside = ', '.join(sorted(shown_name(entry.name) for entry in folder.iterdir())[:8]) or 'nothing'
         hint = f' {folder / "vae"} has one: give that.' if (folder / 'vae' / 'config.json').is_file() else ''
         raise UserError(f'{folder} has no config.json with the architecture and scale of a VAE; it holds '
                         f'{inside}.{hint} Get the whole diffusers folder')
     config = read_json(path, {str: object})
     name = config.get('_class_name')
     if name != CLASS:
-        raise UserError(f'{folder} holds a {name or "model of unknown class"}; lit_jax reads VAEs of the '
-                        f'class {CLASS} (sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and their like)')
+        raise UserError(f'{folder} holds a {shown_name(name or "model of unknown class")}; lit_jax '
+                        f'reads VAEs of the class {CLASS} (sd-vae-ft-ema, sd-vae-ft-mse, sdxl-vae and the '
+                        f'like)')
     return config
 
 
@@ -117,18 +119,19 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
     depth, problems = len(arch['widths']), []
     for name, known in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D')):
         types = hub.get(name, [known])
-        if not isinstance(types, list) or set(types) != {known}:
-            problems.append(f'{name} is {types}; only {known} is known')
+        if not isinstance(types, list) or not types or any(kind != known for kind in types):
+            problems.append(f'{name} is {shown(types)}; only {known} is known')
         elif len(types) != depth:
             problems.append(f'{name} has {len(types)} entries, block_out_channels {depth}')
     for name, known in {'act_fn': 'silu', 'out_channels': arch['image_channels'], 'latents_mean': None,
                         'latents_std': None}.items():
         if hub.get(name, known) != known:
-            problems.append(f'{name} is {hub[name]!r}; only {known!r} is known')
+            problems.append(f'{name} is {shown(hub[name])}; only {known!r} is known')
     scale, shift = hub.get('scaling_factor', _SCALE), hub.get('shift_factor') or 0.0
-    for name, number in (('scaling_factor', scale), ('shift_factor', shift)):
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            problems.append(f'{name} must be a number, got {number!r}')
+    if not is_positive(scale):
+        problems.append(f'scaling_factor must be a number above 0, got {shown(scale)}')
+    if shift != 0 and not is_positive(shift) and not (isinstance(shift, int | float) and is_positive(-shift)):
+        problems.append(f'shift_factor must be a finite number, got {shown(shift)}')
     if problems:
         raise UserError(f'{where} describes a VAE that lit_jax does not have:\n  ' + '\n  '.join(problems))
     return arch, float(scale), float(shift)
@@ -178,7 +181,7 @@ def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
         for key in keys:
             problem = source.problem(key, (whole[0] // len(keys), *whole[1:]))
             if not problem and not np.isfinite(values := source.read(key)).all():
-                problem = f'non-finite values in tensor: {key}'
+                problem = f'non-finite values in tensor: {shown_name(key)}'
             if problem:
                 problems.append(problem)
             else:
@@ -187,7 +190,7 @@ def read_vae_params(source: Source, arch: Mapping, name: str) -> dict:
             joined = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
             # A copy, as it may be a view of the mapped file.
             flat[path] = np.array(transform.to_leaf(joined, leaf.shape), np.float32, order='C')
-    problems += [f'unexpected tensor: {key}' for key in source.tensors if key not in used]
+    problems += [f'unexpected tensor: {shown_name(key)}' for key in source.tensors if key not in used]
     if problems:
         raise UserError(f'{name} does not hold the whole VAE of its config.json:' + listed(problems))
     return unflatten(flat)

@@ -18,20 +18,22 @@ from lit_jax.runtime.errors import UserError
 Array = jax.Array
 
 
-def distillation_losses(student_output: Array, teacher_output: Array) -> dict[str, Array]:
+def distillation_losses(student_output: Array, teacher_output: Array,
+                        channels: int | None = None) -> dict[str, Array]:
     """{'distill_noise', 'distill_variance'}: mean squared differences [B], float32 or wider.
 
-    Both outputs [B, H, W, 2C] must come from the same x_t, t and (dropped) labels. The teacher's gets no
-    gradient."""
+    channels: C, if the outputs may be [B, H, W, C]: then there is no 'distill_variance'. Both must come from
+    the same x_t, t and (dropped) labels. The teacher's gets no gradient."""
     if student_output.shape != teacher_output.shape:
         raise UserError(f'the teacher outputs {teacher_output.shape}, the student {student_output.shape}; '
                         f'give a teacher with the same image size and channels')
     dtype = accumulator(student_output, teacher_output)
     teacher_output = jax.lax.stop_gradient(teacher_output)
     difference = jnp.square(student_output.astype(dtype) - teacher_output.astype(dtype))
-    noise, variance = split_output(difference, student_output.shape[-1] // 2)
+    noise, variance = split_output(difference, channels or student_output.shape[-1] // 2)
     axes = tuple(range(1, difference.ndim))
-    return {'distill_noise': noise.mean(axis=axes), 'distill_variance': variance.mean(axis=axes)}
+    losses = {'distill_noise': noise} | ({} if variance is None else {'distill_variance': variance})
+    return {name: values.mean(axis=axes) for name, values in losses.items()}
 
 
 def total_loss(parts: Mapping[str, Array], lambda_noise: float, lambda_variance: float) -> Array:

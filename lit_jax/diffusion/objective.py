@@ -1,14 +1,17 @@
 """Interprets model outputs, and computes DiT's training loss: noise error plus a variational bound.
 
 The model predicts the noise ε in the first C channels. The other C, v, place the log-variance of a step
-between those of the posterior and of β (improved DDPM, §3.1). `t_B` is an index into the schedule's tables:
-the original timestep, unless the schedule is respaced. The dtype is float32, or float64 if an input is.
+between those of the posterior and of β (improved DDPM, §3.1). A model without them (learn_sigma=False) is
+trained by the noise error alone, and has the variance β in every step, as in DiT's code. `t_B` is an index
+into the schedule's tables: the original timestep, unless the schedule is respaced. The dtype is float32, or
+float64 if an input is.
 """
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lit_jax.diffusion.schedule import Schedule, look_up
 from lit_jax.runtime.dtypes import accumulator
@@ -25,12 +28,12 @@ class Prediction(NamedTuple):
     x0: Array
 
 
-def split_output(output: Array, channels: int) -> tuple[Array, Array]:
-    """[B, H, W, 2C] -> (noise, raw variance), each [B, H, W, C]."""
-    if output.shape[-1] != 2 * channels:
+def split_output(output: Array, channels: int) -> tuple[Array, Array | None]:
+    """[B, H, W, 2C] -> (noise, raw variance), each [B, H, W, C]; [B, H, W, C] -> (noise, None)."""
+    if output.shape[-1] not in (channels, 2 * channels):
         raise UserError(f'the model outputs {output.shape[-1]} channels for inputs of {channels}; expected '
-                        f'{2 * channels} (noise and variance): use a model with learn_sigma')
-    return output[..., :channels], output[..., channels:]
+                        f'{channels} (noise) or {2 * channels} (noise and variance)')
+    return output[..., :channels], output[..., channels:] if output.shape[-1] > channels else None
 
 
 def q_sample(schedule: Schedule, x0: Array, t_B: Array, noise: Array) -> Array:
@@ -64,9 +67,15 @@ def learned_log_variance(schedule: Schedule, variance_raw: Array, t_B: Array) ->
             + (1 - fraction) * look_up(schedule.posterior_log_variance, t_B, variance_raw))
 
 
+def fixed_log_variance(schedule: Schedule, t_B: Array, like: Array) -> Array:
+    """That of β, and of the posterior in the last step, where β would add noise to the image."""
+    table = np.append(schedule.posterior_log_variance[:1], schedule.log_betas[1:])
+    return jnp.broadcast_to(look_up(table, t_B, like), like.shape)
+
+
 def p_mean_variance(schedule: Schedule, output: Array, x_t: Array, t_B: Array,
                     clip_denoised: bool = False) -> Prediction:
-    """The model's step from x_t [B, H, W, C], given its output [B, H, W, 2C].
+    """The model's step from x_t [B, H, W, C], given its output [B, H, W, 2C], or C channels without variance.
 
     clip_denoised: clip x0 to [-1, 1], for pixels; latents are not bounded."""
     dtype = accumulator(output, x_t)
@@ -75,25 +84,30 @@ def p_mean_variance(schedule: Schedule, output: Array, x_t: Array, t_B: Array,
     x0 = predict_x0(schedule, x_t, t_B, noise)
     if clip_denoised:
         x0 = x0.clip(-1, 1)
-    log_variance = learned_log_variance(schedule, variance_raw, t_B)
+    log_variance = fixed_log_variance(schedule, t_B, x_t) if variance_raw is None else \
+        learned_log_variance(schedule, variance_raw, t_B)
     return Prediction(posterior_mean(schedule, x0, x_t, t_B), jnp.exp(log_variance), log_variance, x0)
 
 
 def training_losses(schedule: Schedule, output: Array, x0: Array, x_t: Array, t_B: Array,
                     noise: Array) -> dict[str, Array]:
-    """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their sum.
+    """{'mse', 'vb'}, each [B], averaged over pixels and channels; DiT minimises their sum. Without a variance
+    in the output {'mse'}.
 
     mse = (noise - ε)². vb is one term of the variational bound, in bits per dimension: the KL divergence from
     the posterior, or at t = 0 the negative log-likelihood of x0. It trains only v: ε gets no gradient."""
     dtype = accumulator(output, x0, x_t, noise)
     output, x0, x_t, noise = (array.astype(dtype) for array in (output, x0, x_t, noise))
     predicted, variance_raw = split_output(output, x0.shape[-1])
+    mse = _mean_BHWC(jnp.square(noise - predicted))
+    if variance_raw is None:
+        return {'mse': mse}
     frozen = jnp.concatenate([jax.lax.stop_gradient(predicted), variance_raw], axis=-1)
     model = p_mean_variance(schedule, frozen, x_t, t_B)
     kl = normal_kl(posterior_mean(schedule, x0, x_t, t_B), look_up(schedule.posterior_log_variance, t_B, x_t),
                    model.mean, model.log_variance)
     nll = -discretized_log_likelihood(x0, model.mean, 0.5 * model.log_variance)
-    return {'mse': _mean_BHWC(jnp.square(noise - predicted)),
+    return {'mse': mse,
             'vb': jnp.where(t_B == 0, _mean_BHWC(nll), _mean_BHWC(kl)) / math.log(2)}
 
 

@@ -3,14 +3,15 @@
     sample(model_fn, x_T, cond, *, schedule, key=None, noise=None, eta=0.0, clip_denoised=False,
            trajectory=False)
 
-    ddpm             ancestral, with the learned variance
+    ddpm             ancestral, with the learned variance, or the fixed one of a model without
     ddim             deterministic, or with noise (eta)
     dpm++            DPM-Solver++(2M) as in diffusers (`dpm_solver`)
     dpm++original    DPM-Solver++(2M) as in the authors' code, with PixArt's settings
 
 Args:
-    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C]; t_B are original timesteps, int32, or fractional ones in
-        floating point if the schedule has them (dpm++original). See `guidance.guide`.
+    model_fn: (x_BHWC, t_B, cond) -> [B, H, W, 2C], or [B, H, W, C] without a variance; t_B are original
+        timesteps, int32, or fractional ones in floating point if the schedule has them (dpm++original). See
+        `guidance.guide`.
     x_T: [B, H, W, C] standard normal noise. The state has its dtype, at least float32.
     cond: dict of arrays with a leading axis B, e.g. {'label': y_B}.
     schedule: respaced to the number of steps (`sampling_schedule`).
@@ -41,7 +42,7 @@ Step = Callable[[Schedule, Prediction, Array, Array, Array], Array]
 
 
 def ddpm_step(schedule: Schedule, prediction: Prediction, x_t: Array, t_B: Array, noise: Array) -> Array:
-    """One ancestral step: mean + σ·noise with the learned variance; no noise at t = 0."""
+    """One ancestral step: mean + σ·noise with the model's variance; no noise at t = 0."""
     std = look_up(np.arange(schedule.num_steps) > 0, t_B, x_t) * jnp.exp(0.5 * prediction.log_variance)
     return prediction.mean + std * noise
 

@@ -6,6 +6,7 @@ PixArt-Σ: guidance on all channels of the noise), where a model does not record
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+from lit_jax.models.facts import NO_NULL_CLASS, has_null_class
 from lit_jax.runtime.errors import UserError
 
 
@@ -39,7 +40,14 @@ class SamplerSettings:
     def of_model(self, config: Mapping) -> 'SamplerSettings':
         """These with what the config of a model says in 'sampling' (`RECORDED`); older models say nothing."""
         told = config['sampling'] if isinstance(config.get('sampling'), Mapping) else {}
-        return replace(self, **{name: told[name] for name in RECORDED if told.get(name) is not None})
+        known = replace(self, **{name: told[name] for name in RECORDED if told.get(name) is not None})
+        return known if has_null_class(config.get('model') or {}) else replace(known, cfg_scale=1.0)
+
+    def check_model(self, config: Mapping) -> 'SamplerSettings':
+        """`check`, and guidance only of a model whose null class was trained. config: of the model."""
+        if self.cfg_scale != 1 and not has_null_class(config.get('model') or {}):
+            raise UserError(NO_NULL_CLASS)
+        return self.check(config['diffusion'])
 
     def check(self, diffusion: Mapping) -> 'SamplerSettings':
         """These settings. Raises UserError where a model of this diffusion ({'steps', 'kind'}) cannot be

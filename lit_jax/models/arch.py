@@ -10,13 +10,15 @@ from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS, check_mixer, find_mixer
 from lit_jax.models.pixart import PixArt, check_pixart
 from lit_jax.models.udig import UDiG, check_udig
-from lit_jax.runtime.errors import UserError, check_known, shown
+from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
 from lit_jax.runtime.ranges import FINITE, Range, check_ranges
 
 FAMILIES = {'dit': DiT, 'dig': DiG, 'udig': UDiG, 'pixart': PixArt}
 # Fields of every family; what each family requires beside them; defaults.
 REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'mixer'}
 CONDITION_FIELDS = {'label': {'num_classes'}, 'text': {'cross_heads', 'caption_channels', 'caption_tokens'}}
+# May be given: null_class False says that the null class was never trained, so that nothing is guided by it.
+OPTIONAL = {'label': {'null_class'}, 'text': set()}
 DEFAULTS: dict[str, Any] = {'mlp_ratio': 4.0, 'learn_sigma': True}
 FAMILY_DEFAULTS: dict[str, dict] = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
@@ -53,12 +55,12 @@ def check_arch(arch: Mapping) -> dict:
     check_known('model family', arch.get('family'), FAMILIES)
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
     required = REQUIRED | CONDITION_FIELDS[conditioning(arch)]
-    known = required | set(defaults)
+    known = required | set(defaults) | OPTIONAL[conditioning(arch)]
     if missing := required - set(arch):
         raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
     if unknown := set(arch) - known:
-        raise UserError(f'the architecture has unknown fields {", ".join(sorted(unknown))}; a model of '
-                        f'family {arch["family"]!r} knows: {", ".join(sorted(known))}')
+        raise UserError(f'the architecture has unknown fields {", ".join(sorted(map(shown_name, unknown)))}; '
+                        f'a model of family {arch["family"]!r} knows: {", ".join(sorted(known))}')
     _check_values(arch)
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
@@ -80,8 +82,9 @@ def _check_values(arch: Mapping) -> None:
         raise UserError(f'input_size must be the two sides of a latent, got {shown(arch["input_size"])}')
     if not arch.get('stages', ()) and arch.get('stages', ()) != ():      # others: `stage_mixers`
         raise UserError(f'model.stages must be a list of runs of blocks, got {shown(arch["stages"])}')
-    if not isinstance(arch.get('learn_sigma', True), bool):
-        raise UserError(f'model.learn_sigma must be true or false, got {shown(arch["learn_sigma"])}')
+    for name in ('learn_sigma', 'null_class'):
+        if not isinstance(arch.get(name, True), bool):
+            raise UserError(f'model.{name} must be true or false, got {shown(arch[name])}')
     ours = all(mixer.get('name') in tuple(MIXERS) for mixer in mixers_of(arch))
     check_ranges(arch, {f'model.{name}': own for name, own in RANGES.items() if ours or 'mixer.' not in name},
                  'model')

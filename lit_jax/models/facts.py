@@ -1,6 +1,15 @@
 """Facts that a mixer or ffn states about itself: how its parameters are sharded (`lit_jax.training.mesh`),
 seen as matrices (`training.matrices`) and named in PyTorch files (`lit_jax.convert`)."""
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+NO_NULL_CLASS = ('this model was trained without dropping classes, so it has no null class that guidance '
+                 'could lead away from: draw with --cfg_scale 1')
+
+
+def has_null_class(arch: Mapping) -> bool:
+    """Whether the null class of an architecture was trained; models of captions always have an empty one."""
+    return arch.get('null_class', True)
 
 
 @dataclass(frozen=True)

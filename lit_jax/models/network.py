@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, mixers_of, shown_by
+from lit_jax.models.facts import NO_NULL_CLASS, has_null_class
 from lit_jax.models.functional import Functional
 from lit_jax.models.layers import REMAT_POLICIES, Array, map_stack
 from lit_jax.models.probe import watching
@@ -28,7 +29,7 @@ class Network(Functional):
     def __init__(self, arch: Mapping, *, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none'):
         self.arch = check_arch(arch)
         check_known('remat policy', remat, REMAT_POLICIES)
-        options = {k: v for k, v in self.arch.items() if k != 'family'}
+        options = {k: v for k, v in self.arch.items() if k not in ('family', 'null_class')}
         family = FAMILIES[self.arch['family']]
         self.dtype = dtype
         super().__init__(lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat,
@@ -49,7 +50,10 @@ class Network(Functional):
     def guidance_pair(self, cond: Mapping[str, Array]) -> tuple[dict, dict]:
         """(cond, unconditional cond) for classifier-free guidance, with the same keys. The second has the
         null class; or the features of the empty caption (or a negative prompt) in cond's 'null_text', [B, L,
-        C] or [L, C], with the mask 'null_text_mask' (diffusers) or the caption's (PixArt)."""
+        C] or [L, C], with the mask 'null_text_mask' (diffusers) or the caption's (PixArt). UserError for a
+        model whose null class was never trained."""
+        if not has_null_class(self.arch):
+            raise UserError(NO_NULL_CLASS)
         if self.conditioning == 'label':
             return dict(cond), {**cond, 'label': jnp.full_like(cond['label'], self.null_label)}
         given = {name: value for name, value in cond.items() if not name.startswith('null_')}
@@ -86,7 +90,8 @@ class Network(Functional):
         return inference_options(self.arch['mixer']['name'], count_tokens(self.arch), self.arch['width'])
 
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
-        """The model function: [B, H, W, 2C], C channels of noise, then the raw variance channels."""
+        """The model function: [B, H, W, 2C], C channels of noise, then the raw variance channels, unless
+        learn_sigma is False."""
         return self._merge(params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],

@@ -19,10 +19,11 @@ from lit_jax.models.layers import Array, build_stack, normal_init, run_stack
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.compiler import least_memory
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown, shown_name
 
 WEIGHTS = ('float32', 'bfloat16', 'int8')
 NORM_EPS = 1e-6
+MOST = 10 ** 7       # of any number of an architecture from a file
 T5_ARCH = {'vocab': 32128, 'width': 4096, 'layers': 24, 'heads': 64, 'head_dim': 64, 'ffn': 10240,
            'buckets': 32, 'max_distance': 128}
 T5_XXL = T5_ARCH          # of t5-v1_1-xxl and flan-t5-xxl: 4,762,310,656 parameters
@@ -218,12 +219,15 @@ class T5Network(Functional):
 def check_t5_arch(arch: Mapping) -> dict:
     """A complete copy of `arch` with the fields of T5_ARCH. UserError for a field that cannot be."""
     if unknown := set(arch) - set(T5_ARCH):
-        raise UserError(f'the text encoder has unknown fields {", ".join(sorted(unknown))}; known: '
+        raise UserError(f'the text encoder has unknown fields {", ".join(sorted(map(shown_name, unknown)))}; '
+                        f'known: '
                         f'{", ".join(T5_ARCH)}')
     arch = {'buckets': T5_ARCH['buckets'], 'max_distance': T5_ARCH['max_distance'], **arch}
     for name in T5_ARCH:
-        if not isinstance(arch.get(name), int) or isinstance(arch[name], bool) or arch[name] < 1:
-            raise UserError(f'text_encoder.{name} must be a positive integer, got {arch.get(name)!r}')
+        value = arch.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+            raise UserError(f'text_encoder.{name} must be a positive integer, at most {MOST}, got '
+                            f'{shown(value)}')
     if arch['buckets'] % 4:
         raise UserError(f'text_encoder.buckets must be a multiple of 4, got {arch["buckets"]}')
     if arch['max_distance'] <= arch['buckets'] // 4:

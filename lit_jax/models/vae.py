@@ -22,9 +22,10 @@ from lit_jax.models.layers import Array
 from lit_jax.models.mixers.softmax import SoftmaxAttention
 from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown, shown_name
 
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
+MOST = 10 ** 5       # of any number of an architecture from a file
 SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,
            'quant_conv': True, 'post_quant_conv': True, 'mid_attention': True}
 LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL's clamp
@@ -321,7 +322,7 @@ def cover(side: int, tile: int, overlap: int, downscale: int) -> tuple[np.ndarra
 def check_vae_arch(arch: Mapping) -> dict:
     """A complete copy of `arch` with the fields of SD_ARCH. UserError for a wrong field."""
     if unknown := set(arch) - set(SD_ARCH):
-        raise UserError(f'the VAE has unknown fields {", ".join(sorted(unknown))}; known: '
+        raise UserError(f'the VAE has unknown fields {", ".join(sorted(map(shown_name, unknown)))}; known: '
                         f'{", ".join(SD_ARCH)}')
     arch = {**SD_ARCH, **arch}
     arch['widths'] = tuple(arch['widths']) if isinstance(arch['widths'], list | tuple) else (arch['widths'],)
@@ -329,11 +330,14 @@ def check_vae_arch(arch: Mapping) -> dict:
                'image_channels': arch['image_channels'],
                **{f'widths[{i}]': w for i, w in enumerate(arch['widths'])}}
     for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f'vae.{name} must be a positive integer, got {value!r}')
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+            raise UserError(f'vae.{name} must be a positive integer, at most {MOST}, got {shown(value)}')
     for name in ('quant_conv', 'post_quant_conv', 'mid_attention'):
         if not isinstance(arch[name], bool):
-            raise UserError(f'vae.{name} must be true or false, got {arch[name]!r}')
+            raise UserError(f'vae.{name} must be true or false, got {shown(arch[name])}')
+    if arch['layers'] > 100 or len(arch['widths']) > 16:      # far beyond any; each is built
+        raise UserError(f'vae.layers {arch["layers"]} and {len(arch["widths"])} vae.widths: at most 100 and '
+                        '16 are possible')
     if not arch['widths']:
         raise UserError('vae.widths is empty; it lists the channels of each level, e.g. (128, 256, 512, 512)')
     if wrong := [width for width in arch['widths'] if width % arch['groups']]:

@@ -359,6 +359,7 @@ def _check_text(config: ConfigDict) -> None:
 def _check_sampling(config: ConfigDict) -> None:
     """Grids are first drawn long after the start, so their settings are checked now."""
     CLASSES.updated(config.sample).check(config.diffusion)
+    _check_guided(config, 'sample.cfg_scale', [config.sample.cfg_scale] * (config.sample.every > 0))
     evaluation = config.eval
     if not evaluation.every and not evaluation.full_every:
         return
@@ -369,6 +370,14 @@ def _check_sampling(config: ConfigDict) -> None:
         raise UserError(f'eval.best {evaluation.best!r} is not among eval.metrics {evaluation.metrics!r}')
     for scale in evaluation.cfg_scales:
         CLASSES.updated(evaluation, cfg_scale=scale).check(config.diffusion)
+    _check_guided(config, 'eval.cfg_scales', evaluation.cfg_scales)
+
+
+def _check_guided(config: ConfigDict, field: str, scales) -> None:
+    """Nothing is guided by a class that the run never trains."""
+    if config.train.label_dropout == 0 and not is_text(config) and any(scale != 1 for scale in scales):
+        raise UserError(f'train.label_dropout is 0, so the null class is never trained, and {field} guides '
+                        f'by it: set {field} to 1, or train.label_dropout to 0.1')
 
 
 def _resolve_mesh(mesh: dict[str, int], device_count: int, width: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ import socket
 import zlib
 from pathlib import Path
 
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.paths import (
     as_path,
     files_under,
@@ -69,9 +70,9 @@ def read_manifest(root) -> dict[str, dict] | None:
     """The manifest's file table, or None where it is missing or damaged."""
     try:
         text = (as_path(root) / MANIFEST).read_bytes().decode()
-        files = json.loads(text)['files']
+        files = parse_json(text, root, {'files': {str: {'bytes': int}}})['files']
         return files if text == _render(files) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):      # also of what it says, and of its text
         return None
 
 

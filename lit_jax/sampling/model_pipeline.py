@@ -109,7 +109,7 @@ class Pipeline:
     def check(self, settings: SamplerSettings, size: tuple[int, int] | None = None) -> None:
         """Raises UserError for settings or a size (height, width) that cannot be drawn."""
         self.latent_size(size)
-        settings.check(self.config['diffusion'])
+        settings.check_model(self.config)
 
     def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | None = None, *,
                seed: int | Sequence[int] = 0, negative_prompt: str = '', size: tuple[int, int] | None = None,

@@ -14,6 +14,7 @@ from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.diffusion.settings import RECORDED
 from lit_jax.models.arch import check_partition
+from lit_jax.models.facts import has_null_class
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
@@ -180,6 +181,9 @@ def read_teacher_config(config: ConfigDict) -> dict:
     """The config of the recipe's teacher, checked against recipe and mesh; its weights are not read."""
     path = config.teacher.path
     teacher_config = read_weights_config(path)
+    if config.train.label_dropout and not has_null_class(teacher_config['model']):
+        raise UserError(f'the teacher {path} was trained without dropping classes, so it has nothing to '
+                        f'teach about the null class: set train.label_dropout to 0')
     check_same_task('teacher', path, teacher_config, config)
     check_partition(teacher_config['model'], config.mesh.to_dict(), f'the teacher {path}')
     return teacher_config

@@ -86,7 +86,7 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
     if teacher is not None:
-        terms |= distillation_losses(output, teacher.apply(teacher_params, x_t, t, cond))
+        terms |= distillation_losses(output, teacher.apply(teacher_params, x_t, t, cond), x_t.shape[-1])
     return terms, {name: jnp.concatenate(values).mean() for name, values in seen.items() if values}
 
 

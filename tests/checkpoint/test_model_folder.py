@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lit_jax.checkpoint import arrays, model_folder
+from lit_jax.checkpoint import arrays, model_folder, null_caption
+from lit_jax.checkpoint.model_folder import load_model_folder, read_config
 from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError
 
@@ -295,3 +296,50 @@ def test_numpy_leaves_are_not_copied_to_save_them(tmp_path):
                          timeout=120, cwd=root, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
     grown_kib = int(out.stdout.split()[-1])
     assert grown_kib < 60_000  # the tree is 400 MB; Orbax's default would add all of it
+
+
+def test_a_changed_config_is_refused_and_accepted_without_its_checksum(folder):
+    """One digit of the scale of latents would draw other images without a word."""
+    path = folder / 'config.json'
+    text = path.read_text()
+    assert 'checksum' not in read_config(folder)
+    changed = text.replace('"scale": 1.0', '"scale": 1.5')
+    assert changed != text
+    path.write_text(changed)
+    for read in (read_config, load_model_folder):
+        with pytest.raises(UserError, match=r'config\.json is damaged: .*delete its field "checksum"'):
+            read(folder)
+    edited = json.loads(changed)
+    del edited['checksum']                                  # as folders of earlier versions have none
+    path.write_text(json.dumps(edited))
+    assert read_config(folder)['latent']['scale'] == 1.5
+    path.write_text(json.dumps(json.loads(text)))        # other spaces are no other content
+    assert load_model_folder(folder)[0]['latent']['scale'] == 1.0
+
+
+def test_every_damaged_letter_of_a_config_is_refused_or_means_the_same(folder):
+    path = folder / 'config.json'
+    text, want = path.read_text(), read_config(folder)
+    for at, letter in enumerate(text):
+        path.write_text(text[:at] + chr(ord(letter) ^ 1) + text[at + 1:])
+        try:
+            got = read_config(folder)
+        except UserError as error:
+            assert str(path) in str(error) or str(folder) in str(error)
+        else:
+            # Where the name of the checksum itself is hit.
+            assert {name: got[name] for name in want} == want
+
+
+@pytest.mark.parametrize('content', [b'', b'\x93NUMPY', b'PK\x03\x04', None])
+def test_a_null_caption_that_is_none(tmp_path, content):
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    whole = null_caption.pack(features)
+    (tmp_path / null_caption.FILE).write_bytes(whole)
+    assert np.array_equal(null_caption.read_file(tmp_path), features)
+    huge = whole.replace(b'(2, 3)', b'(2, 300000000)')
+    (tmp_path / null_caption.FILE).write_bytes(huge if content is None else content)
+    with pytest.raises(UserError, match=r'null_caption\.npy is damaged'):
+        null_caption.read_file(tmp_path)
+    with pytest.raises(UserError, match='another sha256'):
+        null_caption.checked(features + 1, null_caption.digest(features), tmp_path)

@@ -136,7 +136,7 @@ def test_other_folders_are_named(folder, tmp_path):
     ({'provenance': {}}, 'sha256')])
 def test_wrong_configs_are_named(folder, tmp_path, change, words):
     config = json.loads((folder / 'config.json').read_text()) | change
-    del config['checksum']
+    del config['checksum']      # as an edit by hand does
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):
         read_text_encoder_config(tmp_path)

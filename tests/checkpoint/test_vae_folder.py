@@ -128,3 +128,10 @@ def test_a_vae_folder_is_not_taken_for_a_model_folder(folder):
               'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
     with pytest.raises(UserError, match='is not a model folder, so it will not be overwritten'):
         save_model_folder(folder, config, random_dit(arch), overwrite=True)
+
+
+def test_a_changed_config_is_refused(folder):
+    path = folder / 'config.json'
+    path.write_text(path.read_text().replace('"scale": 0.', '"scale": 1.'))
+    with pytest.raises(UserError, match=r'config\.json is damaged: .* own checksum'):
+        load_vae(folder)

@@ -88,3 +88,55 @@ def test_other_files(tmp_path, content, words):
         read_arrays(tmp_path / 'x.pickle')
     with pytest.raises(UserError, match='cannot be read'):
         read_arrays(tmp_path / 'nowhere')
+
+
+def deep(levels: int) -> bytes:
+    """Tuples in tuples."""
+    return b'N' + b'\x85' * levels
+
+
+def shared(levels: int, kind: bytes) -> bytes:
+    """A dict or tuple of two references to one of the level below: 2^levels ways from the top."""
+    content = b'}q\x00'
+    for level in range(levels):
+        if kind == b'}':
+            content += b'}q' + bytes([level + 1]) + b'(' + b''.join(
+                b'X\x01\x00\x00\x00' + name + b'h' + bytes([level]) for name in (b'a', b'b')) + b'u'
+        else:
+            content += b'h' + bytes([level]) + b'h' + bytes([level]) + b'\x86q' + bytes([level + 1])
+    return content
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'}' + deep(99_999) + b'Ns', 'a key of a dict is a tuple'), (b'}NNs', 'a key of a dict is a none'),
+    (deep(99_999), 'holds a tuple'), (b'}X\x01\x00\x00\x00a' + deep(99_999) + b's', None),
+    (b'Nr\xff\xff\xff\xff', 'holds a NoneType'), (b'j\xff\xff\xff\xff', 'entry 4294967295, which'),
+    (b'\x8e' + b'\xff' * 8, 'too early'), (b'\x95' + b'\xff' * 8, 'too early'),
+    (b'\x8a\xff', 'too early'),
+    (shared(60, b'}'), 'in two places'), (shared(60, b'('), 'holds a tuple'),
+    (b'}X\x01\x00\x00\x00a(' + shared(60, b'(') + b'ts', None),
+    (b't', 'lacks its operands'),
+    (b'(NR', 'lacks its operands'), (b'NN\x86q\x00', 'holds a tuple'),
+    (b'NNb', 'attributes of what has none'),
+    (b'cnumpy\nndarray\n}b', 'attributes of what has none'), (b'NNa', 'appends to what is no list'),
+    (b'cnumpy\nndarray\n', 'holds a numpy.ndarray'), (b'Ncnumpy\nndarray\n', 'numpy.ndarray')])
+def test_pickles_that_no_writer_makes(tmp_path, content, words):
+    """None of these takes memory or time beyond its size, or ends the process."""
+    (tmp_path / 'x.pickle').write_bytes(b'\x80\x02' + content + b'.')
+    if words is None:
+        assert read_arrays(tmp_path / 'x.pickle') == {}
+    else:
+        with pytest.raises(UserError, match=rf'x\.pickle .*{words}'):
+            read_arrays(tmp_path / 'x.pickle')
+
+
+def test_a_file_does_not_change_how_the_next_is_read(tmp_path):
+    """Attributes set on a name of numpy or torch stay in their file."""
+    good = pickle.dumps({'a': np.arange(3.0)}, 2)
+    for name in ('cnumpy\ndtype\n', 'cnumpy.core.multiarray\n_reconstruct\n', 'ctorch\nFloatStorage\n'):
+        for state in (b'}X\x04\x00\x00\x00codeX\x02\x00\x00\x00i4sb', b'NX\x01\x00\x00\x00<\x86b'):
+            (tmp_path / 'bad.pickle').write_bytes(b'\x80\x02' + name.encode() + state + b'.')
+            with pytest.raises(UserError, match='bad.pickle'):
+                read_arrays(tmp_path / 'bad.pickle')
+            (tmp_path / 'good.pickle').write_bytes(good)
+            assert read_arrays(tmp_path / 'good.pickle')['a'].tolist() == [0, 1, 2]

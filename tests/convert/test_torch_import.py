@@ -1,16 +1,22 @@
 """PyTorch names and layouts -> our tree: values by hand, goldens, diffusers, and everything a file can get
 wrong."""
+import json
+import tracemalloc
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 from goldens import weights
+from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, random_state, tiny_arch, to_diffusers
 
 from lit_jax.convert.torch_arch import check_expected, infer_arch, parse_arch_name
 from lit_jax.convert.torch_export import to_torch_state, torch_layout
-from lit_jax.convert.torch_files import Source, TensorInfo
-from lit_jax.convert.torch_import import convert, from_torch_state
-from lit_jax.convert.torch_survey import Hints
+from lit_jax.convert.torch_files import METADATA_KEY, Source, TensorInfo, source_from_arrays
+from lit_jax.convert.torch_import import convert, from_torch_state, read_params
+from lit_jax.convert.torch_survey import Hints, check_objective
+from lit_jax.models.facts import has_null_class
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
@@ -252,18 +258,92 @@ def test_unknown_arch_names(name):
         parse_arch_name(name)
 
 
-@pytest.mark.peers
-def test_a_checkpoint_that_says_it_predicts_velocity_is_not_taken_for_a_dit(tmp_path):
-    import argparse
+# ------------------------------------------------------------------------------------------------------
+# What no tensor shows, and numbers that no file can hold
 
-    import torch
-    state = {name: torch.from_numpy(value) for name, value in random_state(tiny_arch()).items()}
-    for args, refused in (({'path_type': 'Linear', 'prediction': 'velocity'}, True), ({'lr': 1e-4}, False)):
-        path = tmp_path / f'{refused}.pt'
-        torch.save({'ema': state, 'model': state, 'opt': {}, 'args': argparse.Namespace(**args)}, path)
-        if refused:
-            with pytest.raises(UserError, match=r"flow matching, by its own args \(path_type 'Linear', pred"):
-                convert(path, tmp_path / 'out')
-            assert not (tmp_path / 'out').exists()
-        else:
-            convert(path, tmp_path / 'out', heads=2)
+
+def named_source(state, **told) -> Source:
+    source = source_from_arrays(state)
+    source.told = told
+    return source
+
+
+@pytest.mark.parametrize('rows, told, hints, classes, null', [
+    (4, {}, {}, 3, True), (4, {'num_classes': 3}, {}, 3, True), (4, {'num_classes': 4}, {}, 4, False),
+    (4, {}, {'num_classes': 4}, 4, False), (4, {'num_classes': 4}, {'num_classes': 3}, 3, True),
+    (1, {}, {}, 1, False)])
+def test_label_tables_with_and_without_a_null_row(rows, told, hints, classes, null):
+    state = random_state(tiny_arch())
+    state['y_embedder.embedding_table.weight'] = np.arange(16.0 * rows, dtype=np.float32).reshape(rows, 16)
+    inferred = infer_arch(named_source(state, **told), 'x', Hints(heads=2, **hints))
+    assert inferred.arch['num_classes'] == classes and has_null_class(inferred.arch) == null
+    assert bool(inferred.notes) == (not null or not told and not hints) and not inferred.problems
+    params, _ = read_params(source_from_arrays(state), inferred, 'x')
+    table = params['y_embedder']['table']
+    assert len(table) == classes + 1 and (null or not table[-1].any())
+    back = to_torch_state(params, inferred.arch)
+    assert back.keys() == state.keys() and all(np.array_equal(back[key], state[key]) for key in state)
+    assert torch_layout(inferred.arch)['y_embedder.embedding_table.weight'] == (rows, 16)
+    pair = Network(inferred.arch).guidance_pair
+    if null:
+        assert pair({'label': np.zeros(2, np.int32)})[1]['label'].tolist() == [classes] * 2
+    else:
+        with pytest.raises(UserError, match='trained without dropping classes.*--cfg_scale 1'):
+            pair({'label': np.zeros(2, np.int32)})
+
+
+def test_a_label_table_that_the_file_itself_contradicts():
+    inferred = infer_arch(named_source(random_state(tiny_arch()), num_classes=9), 'x', Hints(heads=2))
+    assert inferred.problems == ['it was trained with --num-classes 9, but its label table has 4 rows']
+
+
+def test_a_model_that_predicts_noise_alone():
+    state = random_state(tiny_arch(learn_sigma=False))
+    arch, params = from_torch_state(state, heads=2)
+    assert arch['learn_sigma'] is False and params['final_layer']['linear']['kernel'].shape == (16, 16)
+
+
+@pytest.mark.parametrize('told, name, words', [
+    ({'prediction': 'velocity'}, 'x.pt', 'trained with --prediction velocity'),
+    ({'path_type': 'Linear', 'prediction': 'noise'}, 'x.pt', 'trained with --path-type Linear'),
+    ({'model': 'SiT-XL/2'}, 'x.pt', 'its trainer calls it SiT-XL/2'),
+    ({}, 'SiT-XL-2-256x256.pt', 'its name says so; rename it')])
+def test_flows_are_not_taken_for_noise(told, name, words):
+    with pytest.raises(UserError, match=f'{name} is a SiT or another model of flows .*{words}'):
+        check_objective(named_source({}, **told), Path(name))
+
+
+def test_models_of_noise_pass():
+    for told in ({}, {'model': 'DiT-XL/2', 'num_classes': 1000}, {'prediction': 'epsilon'}):
+        check_objective(named_source({}, **told), Path('DiT-XL-2-256x256.pt'))
+
+
+@pytest.mark.parametrize('name, value', [
+    ('depth', 2 ** 31), ('depth', 5000), ('width', 2 ** 40), ('width', 2 ** 16), ('num_classes', 2 ** 50),
+    ('num_classes', 10 ** 6), ('input_size', [2 ** 40, 4]), ('input_size', [2 ** 15, 2 ** 15]),
+    ('input_size', 4), ('mlp_ratio', 'x'), ('mlp_ratio', 1000.0), ('patch', 0), ('channels', [4]),
+    ('mixer', 'softmax'), ('mixer', {'name': 'softmax', 'heads': [2]}), ('stages', [{'depth': 2 ** 40}]),
+    ('learn_sigma', 1), ('null_class', 'no'), ('width', float('inf')), ('depth', True)])
+def test_numbers_of_metadata_are_bounded_by_the_file(tmp_path, name, value):
+    """In bytes: none of these may size an array (2^31 blocks would take 2 TiB)."""
+    metadata = {METADATA_KEY: json.dumps({'model': {**tiny_arch(), name: value}})}
+    save_file(random_state(tiny_arch()), tmp_path / 'x.safetensors', metadata=metadata)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r'x\.safetensors'):
+            convert(tmp_path / 'x.safetensors', tmp_path / 'out')
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+    finally:
+        tracemalloc.stop()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_names_from_files_are_shown_escaped_and_short():
+    state = random_state(tiny_arch())
+    state['a\x1b[31m' + 'x' * 500] = np.ones(1, np.float32)
+    for number in range(100):
+        state[f'more{number}'] = np.ones(1, np.float32)
+    with pytest.raises(UserError) as error:
+        from_torch_state(state, heads=2)
+    assert '\x1b' not in str(error.value) and len(str(error.value)) < 4000
+    assert 'a\\x1b[31mxxx' in str(error.value) and '... and 61 more' in str(error.value)

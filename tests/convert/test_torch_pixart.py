@@ -368,8 +368,8 @@ def hub_folder(path, arch, **changes):
     ({'caption_channels': 4096}, 'config.json says caption_channels 4096, the tensors say 12'),
     ({'out_channels': 4}, 'config.json says out_channels 4, the tensors say 8'),
     ({'cross_attention_dim': 768}, 'config.json says cross_attention_dim 768, the tensors say 16'),
-    ({'interpolation_scale': 0}, 'interpolation_scale must be a number above 0 or null, got 0'),
-    ({'caption_channels': 'many'}, 'caption_channels must be whole numbers'),
+    ({'interpolation_scale': 0}, 'interpolation_scale must be a number above 0, at most 10000000, got 0'),
+    ({'caption_channels': 'many'}, "caption_channels is 'many', expected an integer"),
     ({'_class_name': 'SanaTransformer2DModel'}, 'is the config of a SanaTransformer2DModel; this converter '
                                                 'reads DiT'),
 ])

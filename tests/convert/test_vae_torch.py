@@ -9,6 +9,8 @@ from torchvision_shim import import_oracle
 from vae_samples import HUB, random_state, same_trees, write_hub_folder
 
 from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.convert.torch_files import hub_parts
+from lit_jax.convert.torch_import import convert
 from lit_jax.convert.vae_torch import arch_of, convert_vae, is_hub_vae, torch_names
 from lit_jax.models.vae import SD_ARCH, VaeNetwork
 from lit_jax.runtime.errors import UserError
@@ -69,7 +71,7 @@ def test_shards_give_the_same_parameters(tmp_path):
                      file='diffusion_pytorch_model-00002-of-00002.safetensors')
     assert_same_vae(tmp_path, 'shards', state)
     (tmp_path / 'shards' / 'diffusion_pytorch_model-00001-of-00002.safetensors').unlink()
-    with pytest.raises(UserError, match='has 1 of the 2 shards of its weights'):
+    with pytest.raises(UserError, match='shards has 1 of the 2 shards of its weights'):
         convert_vae(tmp_path / 'shards', tmp_path / 'other')
 
 
@@ -287,3 +289,15 @@ def test_small_configurations_equal_diffusers(tmp_path, config, sides):
 def test_the_full_configuration_equals_diffusers(tmp_path, scale, sides):
     config = {'block_out_channels': (128, 256, 512, 512), 'layers_per_block': 2, 'scaling_factor': scale}
     assert compare_with_diffusers(tmp_path, config, sides) <= 2e-5
+
+
+def test_single_files_of_a_folder_are_its_network(tmp_path):
+    folder = write_hub_folder(tmp_path / 'vae')
+    file = next(folder.glob('*.safetensors'))
+    for path in (file, folder / 'config.json'):
+        assert hub_parts(path)[0] == folder
+    assert convert_vae(file, tmp_path / 'out').config['vae']['widths'] == (8, 16)
+    (folder / 'config.json').unlink()
+    with pytest.raises(UserError, match='give that') as error:
+        convert(file, tmp_path / 'other')
+    assert str(file) in str(error.value) and 'with config.json' in str(error.value)

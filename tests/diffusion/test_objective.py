@@ -186,9 +186,23 @@ def test_bfloat16_outputs_are_judged_in_float32():
         np.testing.assert_array_equal(got[name], want[name])
 
 
-def test_a_model_without_variance_channels_is_refused():
-    with pytest.raises(UserError, match='learn_sigma'):
-        split_output(jnp.zeros((1, 2, 2, 4)), channels=4)
+def test_a_model_without_variance_channels():
+    """The noise error alone; the steps have the variance β, and the posterior's in the last, as in DiT."""
+    schedule = make_schedule(1000, '20')
+    rng = np.random.default_rng(0)
+    output, x0, x, noise = (jnp.asarray(rng.normal(size=(20, 2, 2, 4)), jnp.float32) for _ in range(4))
+    t = jnp.arange(20)
+    whole = jnp.concatenate([output, output], axis=-1)
+    losses = training_losses(schedule, output, x0, x, t, noise)
+    assert set(losses) == {'mse'}
+    with_variance = training_losses(schedule, whole, x0, x, t, noise)
+    np.testing.assert_array_equal(losses['mse'], with_variance['mse'])
+    got, want = p_mean_variance(schedule, output, x, t), p_mean_variance(schedule, whole, x, t)
+    np.testing.assert_array_equal(got.mean, want.mean)
+    first = schedule.betas[1] * (1 - schedule.alphas_cumprod[0]) / (1 - schedule.alphas_cumprod[1])
+    np.testing.assert_allclose(got.variance[:, 0, 0, 0], [first, *schedule.betas[1:]], rtol=1e-5)
+    with pytest.raises(UserError, match='outputs 6 channels for inputs of 4; expected 4'):
+        split_output(jnp.zeros((1, 2, 2, 6)), channels=4)
 
 
 @shared

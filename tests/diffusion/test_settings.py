@@ -54,3 +54,14 @@ def test_a_model_that_records_its_defaults_is_asked_first():
     assert recorded == replace(PROMPTS, method='ddim', steps=9, cfg_scale=1.5)
     for older in ({}, {'sampling': None}, {'sampling': 3}):
         assert PROMPTS.of_model(older) == PROMPTS
+
+
+def test_a_model_without_a_null_class_is_not_guided():
+    config = {'model': {'null_class': False}, 'diffusion': DIFFUSION,
+              'sampling': {'cfg_scale': 3.0, 'steps': 7}}
+    settings = CLASSES.of_model(config)
+    assert (settings.steps, settings.cfg_scale) == (7, 1.0)
+    settings.check_model(config)
+    with pytest.raises(UserError, match='without dropping classes.*--cfg_scale 1'):
+        replace(settings, cfg_scale=1.5).check_model(config)
+    replace(settings, cfg_scale=1.5).check_model({**config, 'model': {}})

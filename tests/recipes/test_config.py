@@ -69,6 +69,19 @@ def test_what_cannot_work_is_refused(field, value, message):
         recipes.finalize(config, device_count=8)
 
 
+def test_nothing_is_guided_by_a_class_that_is_never_trained():
+    config = tiny_recipe(label_dropout=0.0)
+    recipes.finalize(config, device_count=8)                     # draws no grids
+    config.sample.every = 3
+    with pytest.raises(UserError, match=r'null class is never trained, and sample\.cfg_scale guides by it'):
+        recipes.finalize(config, device_count=8)
+    config.sample.cfg_scale = 1.0
+    recipes.finalize(config, device_count=8)
+    config.eval.update({'every': 3, 'cfg_scales': (1.0, 1.5)})
+    with pytest.raises(UserError, match=r'eval\.cfg_scales guides by it'):
+        recipes.finalize(config, device_count=8)
+
+
 def test_only_data_and_fsdp_may_both_be_free():
     config = tiny_recipe()
     config.mesh.tensor = -1
