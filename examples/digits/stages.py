@@ -13,6 +13,7 @@ from examples.words import print_command, print_next, print_stage, short
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
+from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.paths import file_sha256
 from lit_jax.runtime.progress import format_seconds
@@ -91,7 +92,8 @@ def write_card(checkpoint: Path, result: dict) -> None:
         'export': 'python convert_torch_ckpt.py runs/digits_dit --to_torch --out '
                   'assets/digits_dit.safetensors',
         'seed': config.seed, 'steps': teacher['steps'], 'batch_size': config.train.batch_size,
-        'weights': 'ema', 'sha256': file_sha256(checkpoint), 'bytes': checkpoint.stat().st_size,
+        'weights': 'ema', 'sampling': recorded(config.sample), 'sha256': file_sha256(checkpoint),
+        'bytes': checkpoint.stat().st_size,
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
         'figures': {**{name: teacher[name]
                        for name in ('distance', 'accuracy', 'accuracy_unguided', 'parameters')},

@@ -19,6 +19,7 @@ from examples.digits.stages import PACKAGES
 from examples.students import Student
 from examples.words import print_command, print_next, print_stage, short
 from lit_jax import UserError
+from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime import cli
 from lit_jax.runtime.options import option, parse_options
@@ -125,7 +126,7 @@ def write_card(teacher: Path, encoder: Path, result: dict) -> None:
     card = {
         'command': 'python -m examples.shapes --train_teacher --workdir=demo/shapes_full',
         'seed': config.seed, 'steps': row['steps'], 'batch_size': config.train.batch_size, 'weights': 'ema',
-        'sha256': file_sha256(teacher),
+        'sampling': recorded(config.sample), 'sha256': file_sha256(teacher),
         'text_encoder': {file.name: file_sha256(file) for file in sorted(encoder.iterdir())},
         'bytes': teacher.stat().st_size + sum(file.stat().st_size for file in encoder.iterdir()),
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -77,3 +77,8 @@ class SamplerSettings:
 RECORDED = ('method', 'steps', 'cfg_scale')      # what a model records of its recipe's section `sample`
 CLASSES = SamplerSettings()
 PROMPTS = SamplerSettings(method='dpm++', steps=20, cfg_scale=4.5, cfg_channels='all')
+
+
+def recorded(section) -> dict:
+    """What a model keeps of its recipe's section `sample`."""
+    return {name: getattr(section, name) for name in RECORDED}

@@ -12,7 +12,7 @@ from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.schedule import make_schedule
-from lit_jax.diffusion.settings import RECORDED
+from lit_jax.diffusion.settings import recorded
 from lit_jax.models.arch import check_partition
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.network import DTYPES, Model, Network
@@ -161,7 +161,7 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
     return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
             **(captions | {'classes': None} if is_text(config) else {'classes': class_names}),
             'latent': LatentSpace.of_recipe(config.latent).published(),
-            'sampling': {name: config.sample[name] for name in RECORDED}}
+            'sampling': recorded(config.sample)}
 
 
 def load_teacher(config: ConfigDict, mesh) -> Model | None:

@@ -1,13 +1,18 @@
 """Recipes and shipped models are found by name from any folder, before anything heavy is imported."""
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lit_jax import recipes
+from lit_jax.convert.torch_files import open_source
+from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes import find
 from lit_jax.runtime import shipped
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import file_sha256
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -65,6 +70,16 @@ def test_an_installed_package_has_them_inside(tmp_path, monkeypatch):
 def test_what_ships_is_there():
     for name in ('digits_dit.safetensors', 'mnist_10k.npz', 'shapes_pixart.safetensors', 'assets/shapes_t5'):
         assert shipped.find_asset(name).exists()
+
+
+@pytest.mark.parametrize('name', ['digits_dit', 'shapes_pixart'])
+def test_shipped_models_are_drawn_as_their_recipes_draw_and_their_cards_are_theirs(name):
+    file = shipped.find_asset(f'{name}.safetensors')
+    card, told = json.loads(file.with_suffix('.json').read_text()), open_source(file).config['sampling']
+    stage = ':refine' if name == 'shapes_pixart' else ''
+    assert told == card['sampling'] == recorded(recipes.load_recipe(name + stage).sample)
+    drawn = {field: card.get('samples', card['figures'].get('samples'))[field] for field in told}
+    assert drawn == told and card['sha256'] == file_sha256(file)
 
 
 def test_finding_imports_nothing_heavy():
