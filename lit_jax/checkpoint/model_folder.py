@@ -22,7 +22,7 @@ from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, pack
 from lit_jax.runtime import leaves, peers, storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.paths import (
     absolute,
@@ -47,10 +47,10 @@ def is_model_folder(path) -> bool:
     if not (path / CONFIG).is_file() or not (path / ARRAYS).is_dir():
         return False
     try:
-        config = read_json(path / CONFIG)
+        config = read_json(path / CONFIG, {})
     except UserError:
         return True
-    return not isinstance(config, dict) or config.get('kind') not in ('vae', 'text_encoder')
+    return config.get('kind') not in ('vae', 'text_encoder')
 
 
 def save_model_folder(path, config: dict, params, *, null_caption=None, overwrite=False) -> epath.Path:
@@ -178,7 +178,7 @@ def parse_config(path: epath.Path, kind: str, source: str, give: str, hint: str 
     if not (path / CONFIG).exists():
         raise UserError(f'{path} is not a {kind} folder: it has no {CONFIG}. {give}{conversion_hint(path)}')
     try:
-        return unsealed(read_json(path / CONFIG), path / CONFIG)
+        return unsealed(read_json(path / CONFIG, {}), path / CONFIG)
     except UserError as error:
         raise UserError(f'{error}. Copy it again, or convert the {source} again.') from error
 
@@ -191,9 +191,9 @@ def check_config(config, source: str) -> None:
     channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; sampling {method, steps,
     cfg_scale}, defaults of its recipe, if known; provenance {...}. Unknown fields are allowed."""
     if not isinstance(config, dict):
-        raise UserError(f'{source} must hold a JSON object, got {type(config).__name__}.')
+        raise UserError(f'{source} must hold a JSON object, got {shown(config)}.')
     if config.get('format') not in FORMATS:
-        raise UserError(f'{source} has format {config.get("format")!r}; this version of lit_jax reads '
+        raise UserError(f'{source} has format {shown(config.get("format"))}; this version of lit_jax reads '
                         f'formats 1 and 2. Use the version that wrote it, or convert the checkpoint again.')
     sections = ('model', 'diffusion', 'latent', 'provenance')
     missing = [key for key in sections if not isinstance(config.get(key), dict)]

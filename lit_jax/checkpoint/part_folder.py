@@ -8,7 +8,7 @@ from etils import epath
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.model_folder import ARRAYS, CONFIG, check_target, parse_config, write_folder
 from lit_jax.runtime import leaves, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.json_file import read_json, sealed
 from lit_jax.runtime.paths import absolute, as_path
 
@@ -28,10 +28,10 @@ class Part:
         """Whether `path` looks like one (its content may still be damaged; loading checks that)."""
         path = as_path(path)
         try:
-            config = read_json(path / CONFIG)
+            config = read_json(path / CONFIG, {}, absent={})
         except UserError:
             return False
-        return isinstance(config, dict) and config.get('kind') == self.kind and (path / ARRAYS).is_dir()
+        return config.get('kind') == self.kind and (path / ARRAYS).is_dir()
 
     def read_config(self, path, check: Callable[[dict, str], dict]) -> dict:
         """config.json of a folder, without its arrays; check(config, name of the file) checks the fields."""
@@ -47,10 +47,10 @@ class Part:
     def check_fields(self, config, source: str, rules: Callable[[dict], Sequence[tuple[bool, str]]]) -> None:
         """Raises one UserError that lists what is wrong: kind, format, or rules (holds, text)."""
         if not isinstance(config, dict) or config.get('kind') != self.kind:
-            kind = config.get('kind', 'a model') if isinstance(config, dict) else type(config).__name__
+            kind = config.get('kind', 'a model') if isinstance(config, dict) else shown(config)
             raise UserError(f'{source} describes {kind}, not a {self.name}. {self.give}')
         if config.get('format') != FORMAT:
-            raise UserError(f'{source} has format {config.get("format")!r}; this lit_jax reads format '
+            raise UserError(f'{source} has format {shown(config.get("format"))}; this lit_jax reads format '
                             f'{FORMAT}. Use the version that wrote it, or convert the {self.name} again.')
         provenance = config.get('provenance')
         common = [(isinstance(config.get('id'), str) and bool(config['id']), '"id" must be a name'),

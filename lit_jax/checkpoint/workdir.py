@@ -14,7 +14,7 @@ from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json, sealed, unsealed
+from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 
 FORMAT = 1
 CONFIG = 'config.json'
@@ -67,7 +67,7 @@ def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
 
 def _plain(recipe: Mapping) -> dict:
     """As JSON reads it back: tuples become lists."""
-    return json.loads(json.dumps(recipe))
+    return plain(recipe)
 
 
 def is_workdir(path) -> bool:

@@ -181,7 +181,7 @@ def _read_zip(path: Path, data) -> tuple[object, dict[str, _Place]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError,
+    except (zipfile.BadZipFile, RuntimeError, struct.error, ValueError, EOFError,
             LookupError) as error:
         raise Damage(f'as a zip file: {error}') from None
     by_name = {member.filename: member for member in members}

@@ -25,7 +25,8 @@ from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
 from lit_jax.runtime import paths
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, listed, reason_of, shown
+from lit_jax.runtime.json_file import check_shape, parse_json
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
 
 VARIABLE = 'LIT_JAX_INCEPTION'
@@ -205,7 +206,8 @@ def _checked_digest(file: Path, sha256: str) -> str:
     digest = paths.file_sha256(file)
     in_name = _NAME_DIGEST.search(file.name)
     if sha256 and not re.fullmatch(r'[0-9a-f]{8,64}', sha256.lower()):
-        raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got {sha256!r}')
+        raise UserError(f'give 8 to 64 hexadecimal digits of the sha256, from the first on; got '
+                        f'{shown(sha256)}')
     expected = (sha256.lower(),) if sha256 else (in_name[1],) if in_name else PUBLISHED
     if not digest.startswith(expected):
         said = 'was asked for' if sha256 else 'its name says' if in_name else 'the published files have'
@@ -219,14 +221,16 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     with paths.explain_unreachable(file):
         data = file.read_bytes()
     try:
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
-        told = json.loads(header.get('__metadata__', {}).get(_METADATA, '{}'))
-        flat = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(f'{file} is truncated or damaged ({error}); copy or convert it again') from error
+        flat = safetensors.numpy.load(data)      # which checks the length of the header
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f'{file} is truncated or damaged ({reason_of(error)}); copy or convert it '
+                        'again') from error
+    header = parse_json(data[8:8 + int.from_bytes(data[:8], 'little')], file, {'__metadata__?': {str: str}})
+    told = parse_json((header.get('__metadata__') or {}).get(_METADATA, '{}'), file, {'format?': object})
     if told.get('format') != FORMAT:
         raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
                         f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
+    check_shape(told, {'sha256': str, 'source': str}, file)
     expected, found = ({name: leaf.shape for name, leaf in leaves.items()}
                        for leaves in (named_leaves(network.abstract()), flat))
     params = unflatten(flat)

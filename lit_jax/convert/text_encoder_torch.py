@@ -20,7 +20,7 @@ from lit_jax.convert.torch_files import Source, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
-from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed
+from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed, shown
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
 from lit_jax.runtime.paths import explain_unwritable
@@ -112,7 +112,8 @@ def describe_text_encoder(done: ConvertedTextEncoder) -> str:
 def arch_of(hub: Mapping, where: str) -> dict:
     """The architecture in a transformers config.json. UserError for what lit_jax does not have."""
     if hub.get('model_type') not in MODEL_TYPES:
-        raise UserError(f'{where} describes a model of the type {hub.get("model_type")!r}; lit_jax reads the '
+        raise UserError(f'{where} describes a model of the type {shown(hub.get("model_type"))}; lit_jax '
+                        f'reads the '
                         f'text encoders T5 v1.1, Flan-T5 and mT5 (model_type {" or ".join(MODEL_TYPES)})')
     proj = hub.get('feed_forward_proj', 'relu' if hub['model_type'] == 't5' else 'gated-gelu')
     problems = []

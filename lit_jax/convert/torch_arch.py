@@ -1,5 +1,4 @@
 """Infers the architecture of a checkpoint from its tensors, and compares it with the one asked for."""
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,8 @@ from lit_jax.models.arch import FAMILY_DEFAULTS, check_arch
 from lit_jax.models.layers import position_table
 from lit_jax.recipes.recipe import SIZES
 from lit_jax.recipes.systems import SYSTEMS
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.json_file import plain
 
 # Largest error of a stored position table: other libraries' sines, and the rounding of values up to 1.
 POSITION_TOLERANCE = {'float32': 1e-4, 'float16': 4e-4, 'bfloat16': 4e-3}
@@ -85,7 +85,7 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
 
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` as it is stored: lists, not tuples."""
-    return json.loads(json.dumps(arch))
+    return plain(arch)
 
 
 def _input_size(source: Source, found: Found, hints: Hints,
@@ -150,7 +150,8 @@ def parse_arch_name(name: str) -> dict:
     known = {f'{key}_{size}': model for key, entry in SYSTEMS.items() for size, model in entry.sizes.items()}
     fitting = [start for start in (*known, *TEXT_MODELS) if re.fullmatch(rf'{start}(_\d+)*', plain)]
     if not fitting:
-        raise UserError(f'unknown architecture {name!r}; expected a system and a size (s, b, l, xl), such as '
+        raise UserError(f'unknown architecture {shown(name)}; expected a system and a size (s, b, l, xl), '
+                        f'such as '
                         f'dit_xl. Systems: {", ".join(SYSTEMS)}. Text models: {", ".join(TEXT_MODELS)}')
     start = max(fitting, key=len)
     if start in TEXT_MODELS:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lit_jax.models.arch import mixers_of
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import file_sha256
 
@@ -22,7 +22,7 @@ def check_hub_config(config: Mapping, where: str) -> None:
         raise UserError(f'{where}: {", ".join(wrong)} must be whole numbers')
     scale = config.get('interpolation_scale')
     if scale is not None and (not isinstance(scale, int | float) or scale <= 0):
-        raise UserError(f'{where}: interpolation_scale must be a number above 0 or null, got {scale!r}')
+        raise UserError(f'{where}: interpolation_scale must be a number above 0 or null, got {shown(scale)}')
     name = config.get('_class_name', '')
     if name not in _CLASSES:
         raise UserError(f'{where} is the config of a {name}; this converter reads DiT '

@@ -26,6 +26,7 @@ from lit_jax.models.facts import Leaf, product
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.network import Network
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.leaves import named_leaves
 
 
@@ -179,7 +180,7 @@ def file_leaves(arch: Mapping) -> tuple[ModelLeaf, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
-    network = Network(json.loads(arch_json))
+    network = Network(parse_json(arch_json, 'an architecture'))
     arch = network.arch
     tables = [{rule.path: rule for rule in rules_for(arch['family'], mixer['name'], arch['ffn'])}
               for mixer in mixers_of(arch)]

@@ -19,7 +19,7 @@ from lit_jax.models.layers import Array, build_stack, normal_init, run_stack
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.compiler import least_memory
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 WEIGHTS = ('float32', 'bfloat16', 'int8')
 NORM_EPS = 1e-6
@@ -191,7 +191,7 @@ class T5Network(Functional):
                  scan_layers: bool = True):
         self.arch = check_t5_arch(arch)
         if weights not in WEIGHTS:
-            raise UserError(f"unknown form {weights!r} of a text encoder's weights; known: "
+            raise UserError(f"unknown form {shown(weights)} of a text encoder's weights; known: "
                             f'{", ".join(WEIGHTS)}')
         self.dtype, self.weights = dtype, weights
         super().__init__(lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,
@@ -223,7 +223,7 @@ def check_t5_arch(arch: Mapping) -> dict:
     arch = {'buckets': T5_ARCH['buckets'], 'max_distance': T5_ARCH['max_distance'], **arch}
     for name in T5_ARCH:
         if not isinstance(arch.get(name), int) or isinstance(arch[name], bool) or arch[name] < 1:
-            raise UserError(f'text_encoder.{name} must be a positive integer, got {arch.get(name)!r}')
+            raise UserError(f'text_encoder.{name} must be a positive integer, got {shown(arch.get(name))}')
     if arch['buckets'] % 4:
         raise UserError(f'text_encoder.buckets must be a multiple of 4, got {arch["buckets"]}')
     if arch['max_distance'] <= arch['buckets'] // 4:

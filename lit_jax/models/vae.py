@@ -22,7 +22,7 @@ from lit_jax.models.layers import Array
 from lit_jax.models.mixers.softmax import SoftmaxAttention
 from lit_jax.models.partition import PLACES, constrain, mesh_axis_size
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
 SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,
@@ -330,10 +330,10 @@ def check_vae_arch(arch: Mapping) -> dict:
                **{f'widths[{i}]': w for i, w in enumerate(arch['widths'])}}
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f'vae.{name} must be a positive integer, got {value!r}')
+            raise UserError(f'vae.{name} must be a positive integer, got {shown(value)}')
     for name in ('quant_conv', 'post_quant_conv', 'mid_attention'):
         if not isinstance(arch[name], bool):
-            raise UserError(f'vae.{name} must be true or false, got {arch[name]!r}')
+            raise UserError(f'vae.{name} must be true or false, got {shown(arch[name])}')
     if not arch['widths']:
         raise UserError('vae.widths is empty; it lists the channels of each level, e.g. (128, 256, 512, 512)')
     if wrong := [width for width in arch['widths'] if width % arch['groups']]:

@@ -19,10 +19,10 @@ from lit_jax.models.arch import check_arch, check_partition, conditioning, mixer
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
+from lit_jax.recipes.fields import check_fields
 from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.hybrids import expand_stages, is_short
-from lit_jax.recipes.ranges import check_fields
-from lit_jax.runtime.errors import UserError, check_known, reason_of
+from lit_jax.runtime.errors import UserError, check_known, reason_of, shown
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -366,7 +366,8 @@ def _check_sampling(config: ConfigDict) -> None:
         raise UserError('eval.cfg_scales is empty; give one or more guidance scales, such as (1.0, 1.5)')
     metrics = [name.strip() for name in evaluation.metrics.split(',')]
     if evaluation.best and evaluation.best not in metrics:
-        raise UserError(f'eval.best {evaluation.best!r} is not among eval.metrics {evaluation.metrics!r}')
+        raise UserError(f'eval.best {shown(evaluation.best)} is not among eval.metrics '
+                        f'{shown(evaluation.metrics)}')
     for scale in evaluation.cfg_scales:
         CLASSES.updated(evaluation, cfg_scale=scale).check(config.diffusion)
 

@@ -10,6 +10,7 @@ import socket
 import zlib
 from pathlib import Path
 
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.paths import (
     as_path,
     files_under,
@@ -22,6 +23,7 @@ from lit_jax.runtime.paths import (
 
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 23
+_TABLE = {'files': {str: {'bytes': int, 'crc32?': str}}}
 
 
 def file_crc32(path) -> str:
@@ -69,9 +71,9 @@ def read_manifest(root) -> dict[str, dict] | None:
     """The manifest's file table, or None where it is missing or damaged."""
     try:
         text = (as_path(root) / MANIFEST).read_bytes().decode()
-        files = json.loads(text)['files']
+        files = parse_json(text, as_path(root) / MANIFEST, _TABLE)['files']
         return files if text == _render(files) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):       # UserError and UnicodeDecodeError are ValueErrors
         return None
 
 

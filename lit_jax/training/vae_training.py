@@ -21,7 +21,7 @@ from lit_jax.data.augment import random_flip
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
-from lit_jax.recipes.ranges import check_fields
+from lit_jax.recipes.fields import check_fields
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.progress import format_seconds, working
 from lit_jax.training.telemetry import Diverged

@@ -8,7 +8,7 @@ from tiny import tiny_recipe
 
 from lit_jax import recipes
 from lit_jax.models.arch import check_arch
-from lit_jax.recipes.ranges import RANGES, check_fields
+from lit_jax.recipes.fields import RANGES, check_fields
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.ranges import Range, flattened
 from lit_jax.training import vae_training
