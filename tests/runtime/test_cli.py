@@ -36,6 +36,6 @@ def test_a_message_cannot_steer_the_terminal(capsys):
 @pytest.mark.parametrize('error, said', [
     (KeyError('pool'), "there is no 'pool'"), (OSError(13, 'Permission denied', '/a/b'), 'Permission denied'),
     (ValueError(), 'no reason is given'), (RuntimeError('first\nsecond'), 'first'),
-    (ValueError('\x1b[2J' + 'x' * 999), r'\x1b[2J' + 'x' * 286 + '...')])
+    (ValueError('\x1b[2J' + 'x' * 999), r'\x1b[2J' + 'x' * 290 + '...')])
 def test_what_an_error_of_another_library_says(error, said):
     assert reason_of(error) == said
