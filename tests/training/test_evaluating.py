@@ -124,7 +124,7 @@ def test_an_evaluation_that_was_killed_is_made_up_for(reference, run, tmp_path, 
     ({'metrics': 'fidd', 'best': ''}, "unknown metric 'fidd'"),
     ({'best': 'kid'}, "eval.best 'kid' is not among"),
     ({'cfg_scales': ()}, 'eval.cfg_scales is empty'),
-    ({'num_samples': 1}, 'eval.num_samples must be at least 2'),
+    ({'num_samples': 1}, 'eval.num_samples must be a whole number from 2 on'),
     ({'labels': 'balanced'}, 'not a multiple of the 10 classes')])
 def test_what_cannot_be_scored_is_said_before_the_first_step(reference, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
