@@ -189,7 +189,7 @@ def _explain_file(path: str):
     except UserError:
         raise
     except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError, ValueError,
-            ArithmeticError, OSError) as error:
+            ArithmeticError, OSError, RuntimeError, AssertionError, EOFError) as error:
         lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
                  if entry.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
