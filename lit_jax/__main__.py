@@ -9,7 +9,7 @@ import sys
 
 import lit_jax
 from lit_jax.runtime import cli
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 # verb: (file of lit_jax/commands/, description)
 VERBS = {
@@ -41,7 +41,7 @@ def run_verb() -> int | None:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(VERBS)}'
-        raise UserError(f'unknown verb {verb!r}; {hint}')
+        raise UserError(f'unknown verb {shown(verb)}; {hint}')
     sys.argv[:2] = [f'lit-jax {verb}']
     return importlib.import_module(f'lit_jax.commands.{VERBS[verb][0]}').main()
 

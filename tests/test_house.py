@@ -29,13 +29,34 @@ LONG = {
     'recipe.py default': 'every field of a recipe, with its default and meaning, is read in one place',
     'loop.py train': 'the numbered stages of a run, in their order',
 }
-MOST_MODULES = 100      # of ours, behind `import lit_jax.training.loop`: the others come in when used
+MOST_MODULES = 103      # of ours, behind `import lit_jax.training.loop`: the others come in when used
 
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_refused_forms_are_absent(name):
     hits = [f'{path.relative_to(ROOT)}:{number}' for path in SOURCES
             for number, line in enumerate(path.read_text().splitlines(), 1) if re.search(REFUSED[name], line)]
+    assert hits == []
+
+
+def test_only_one_module_reads_json_and_lines():
+    """`str.splitlines` splits inside of lines too (U+2028), and json.loads has no limits."""
+    others = [path for path in (*SOURCES, *(ROOT / 'examples').rglob('*.py')) if path.name != 'json_file.py']
+    assert [f'{path.relative_to(ROOT)}:{number}' for path in others
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+            if re.search(r'json\.loads?\(|\.splitlines\(', line)] == []
+
+
+def test_messages_show_values_escaped_and_no_class_names():
+    """`shown` and `reason_of` (lit_jax/runtime/errors.py) escape and shorten what comes from elsewhere."""
+    hits = []
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'UserError':
+                parts = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
+                hits += [f'{path.relative_to(ROOT)}:{part.lineno}' for part in parts
+                         if part.conversion == ord('r')
+                         or re.search(r'(?<!\w)type\(', ast.unparse(part.value))]
     assert hits == []
 
 

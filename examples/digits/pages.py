@@ -1,5 +1,4 @@
 """Writes the results of the demo as text and as report.html."""
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import open_source
 from lit_jax.models.network import Model
 from lit_jax.report.grids import make_grid, to_uint8
-from lit_jax.report.html import Report, add_inheritance, loss_series
+from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_series
+from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'DiT, the teacher', 'distilled': 'LiT, inherited and distilled',
@@ -86,5 +86,5 @@ def write_demo_report(workdir: Path, teacher: Model, students: Mapping[str, Path
                   y_label='loss')
 
     report.heading('Inheritance')
-    add_inheritance(report, json.loads((students['distilled'] / 'inheritance.json').read_text()))
+    add_inheritance(report, read_json(students['distilled'] / 'inheritance.json', INHERITANCE))
     report.write(workdir / 'report.html')

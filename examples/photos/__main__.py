@@ -17,8 +17,10 @@ from pathlib import Path
 from examples.words import print_next
 from lit_jax.runtime import alive, cli
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.progress import working
+from lit_jax.training.metrics_log import read_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +56,7 @@ def run(workdir: Path, steps: float = 1.0) -> dict:
     """Runs all unfinished stages; returns and writes {name: {'seconds', 'command', its results}}."""
     workdir.mkdir(parents=True, exist_ok=True)
     notes = workdir / 'figures.json'
-    figures = json.loads(notes.read_text()) if notes.exists() else {}
+    figures = read_json(notes, {}, absent={})
     for name, (command, output) in stages(workdir, steps).items():
         if name in figures and output.exists():
             continue
@@ -97,7 +99,7 @@ def _figures(name: str, printed: str, workdir: Path) -> dict:
     if name == 'vae':
         return {'psnr_db': float(re.search(r'PSNR ([\d.]+) dB', printed)[1])}
     if name in ('dit', 'lit'):
-        last = json.loads((workdir / name / 'metrics.jsonl').read_text().splitlines()[-1])
+        last = read_lines(workdir / name / 'metrics.jsonl')[-1]
         return {'steps': last['step'], 'mse': round(last['loss/mse'], 4)}
     return {}
 

@@ -1,5 +1,4 @@
 """Writes the results of the shapes demo as text and as report.html."""
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from examples.digits.pages import format_columns
 from examples.shapes import figures as shapes_figures
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
 from lit_jax.report.grids import make_sheet, save_png
-from lit_jax.report.html import Report, add_inheritance, loss_series
+from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_series
+from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'PixArt, the teacher', 'distilled': 'LiT, inherited and distilled',
@@ -81,5 +81,5 @@ def write_report(workdir: Path, models: Mapping[str, Path], result: Mapping) -> 
     curves = {TITLES[name]: loss_series(lines, ['loss/mse'])['loss/mse'] for name, lines in records.items()}
     report.curves(curves, caption='mean squared error of the noise', x_label='step', y_label='mse')
     report.heading('Inheritance')
-    add_inheritance(report, json.loads((models['distilled'] / 'inheritance.json').read_text()))
+    add_inheritance(report, read_json(models['distilled'] / 'inheritance.json', INHERITANCE))
     report.write(workdir / 'report.html')

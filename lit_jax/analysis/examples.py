@@ -13,7 +13,7 @@ from lit_jax.diffusion.schedule import Schedule, make_schedule
 from lit_jax.models.network import Model
 from lit_jax.recipes.recipe import default
 from lit_jax.report.grids import viewable
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.sampling.noise import initial_noise
 from lit_jax.training import setup
 from lit_jax.training.mesh import AXES, make_mesh
@@ -66,7 +66,7 @@ def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: st
         recipe.latent.vae_path = vae
     if setup.reads_images(recipe) and not recipe.latent.vae_path:
         raise UserError(f'{path} is a latent model, but {recipe.data.name} has images; give the VAE: '
-                        f'--vae=FOLDER (id {recipe.latent.vae!r}), or cached latents: --data=latents')
+                        f'--vae=FOLDER (id {shown(recipe.latent.vae)}), or cached latents: --data=latents')
     return recipe
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_jax.models.mixers.linear import EPS
 from lit_jax.models.network import Model
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 Array = jax.Array
 KINDS = ('softmax', 'linear', 'sum')
@@ -49,7 +49,8 @@ class Attention:
         one = jax.eval_shape(self._observe, network.abstract(), jnp.zeros(shape, jnp.float32), int_1, int_1)
         kinds = [kind for kind in KINDS if one[f'{kind}/query']]
         if not kinds:
-            raise UserError(f'{name} has the mixer {network.arch["mixer"]["name"]!r}, which has no attention '
+            raise UserError(f'{name} has the mixer {shown(network.arch["mixer"]["name"])}, which has no '
+                            f'attention '
                             f'maps. Analyze its loss instead: --parts=loss')
         if len(kinds) > 1 or len(one[CONVOLUTION]) not in (0, len(one[f'{kinds[0]}/query'])):
             raise UserError(f'the blocks of {name} have mixers too different to be compared in one figure. '

@@ -16,7 +16,7 @@ from lit_jax.app.guard import Visitors
 from lit_jax.diffusion.samplers import SAMPLERS
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.report.grids import save_png
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.sampling.model_pipeline import what_is_drawn
 
 LOG = logging.getLogger('lit_jax')
@@ -164,7 +164,7 @@ def show(studio: Studio, values, gone: Callable[[], bool] = lambda: False) -> It
         yield [ready, error_html(str(error)), gr.skip(), gr.skip(), *keep]
     except Exception as error:
         LOG.exception('the page could not draw %s', shown(values))
-        yield [ready, error_html(f'{type(error).__name__}: {error}\nThe terminal shows where.'),
+        yield [ready, error_html(f'{reason_of(error)}\nThe terminal shows where.'),
                gr.skip(), gr.skip(), *keep]
 
 

@@ -22,7 +22,7 @@ from lit_jax.models.layers import Array
 from lit_jax.models.network import DTYPES
 from lit_jax.models.t5 import WEIGHTS, T5Network, check_t5_arch, quantise
 from lit_jax.runtime import leaves, peers
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
 from lit_jax.runtime.leaves import unflatten
 from lit_jax.runtime.paths import absolute, explain_unreachable
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
@@ -93,7 +93,7 @@ def load_text_encoder(path, dtype: str = 'bfloat16', shard: Callable | None = No
     shard: abstract tree -> tree of shardings of the parameters; None: the first device. compute: another
     compute dtype than `dtype`; default for 'int8': bfloat16, on CPU float32."""
     if dtype not in WEIGHTS:
-        raise UserError(f'unknown dtype {dtype!r} of a text encoder; known: {", ".join(WEIGHTS)}')
+        raise UserError(f'unknown dtype {shown(dtype)} of a text encoder; known: {", ".join(WEIGHTS)}')
     if not compute:
         compute = dtype if dtype != 'int8' else 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     check_known('compute dtype', compute, DTYPES)

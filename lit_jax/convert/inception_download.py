@@ -8,7 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
 from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
@@ -38,7 +38,7 @@ def download(flags: str) -> Path:
         os.replace(partial, target)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f'FID, IS and the like need the weights of Inception, which are not here and cannot '
-                        f'be fetched from {URL} ({error}). {ways}') from error
+                        f'be fetched from {URL} ({reason_of(error)}). {ways}') from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

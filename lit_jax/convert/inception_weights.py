@@ -26,7 +26,7 @@ from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
 from lit_jax.runtime import paths
 from lit_jax.runtime.errors import UserError, listed, reason_of, shown, shown_name
-from lit_jax.runtime.json_file import parse_json
+from lit_jax.runtime.json_file import check_shape, parse_json
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
 
 VARIABLE = 'LIT_JAX_INCEPTION'
@@ -233,6 +233,7 @@ def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     if told.get('format') != FORMAT:
         raise UserError(f'{file} is no file of Inception weights that this lit_jax wrote. Convert the '
                         f'original: python convert_torch_ckpt.py {PUBLISHED_NAME} --out models/inception')
+    check_shape(told, {'sha256': str, 'source': str}, file)
     expected, found = ({name: leaf.shape for name, leaf in leaves.items()}
                        for leaves in (named_leaves(network.abstract()), flat))
     params = unflatten(flat)

@@ -23,7 +23,7 @@ from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
 from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed, shown, shown_name
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
-from lit_jax.runtime.paths import explain_unwritable
+from lit_jax.runtime.paths import explain_unwritable, prepare_folder
 from lit_jax.text.tokenizer import FILES, Tokenizer, missing_tokenizer
 
 OWN_ID = 'lit_jax_id'             # in config.json of our exports: the id, for the way back
@@ -247,7 +247,7 @@ def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     hub |= {'model_type': 't5', 'architectures': ['T5EncoderModel'], 'feed_forward_proj': 'gated-gelu',
             'pad_token_id': 0, 'layer_norm_epsilon': NORM_EPS, 'eos_token_id': 1,
             'tie_word_embeddings': False, 'torch_dtype': config['weights'], OWN_ID: config['id']}
-    out.mkdir(parents=True, exist_ok=True)
+    prepare_folder(out)
     with explain_unwritable(out, tree_bytes(params) + (1 << 20)):
         save_file(dict(to_torch_state(params)), out / 'model.safetensors', metadata={'format': 'pt'})
         (out / tokenizer.file).write_bytes(tokenizer.content)

@@ -29,7 +29,7 @@ from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.leaves import named_leaves
-from lit_jax.runtime.paths import as_path, explain_unwritable, local_path
+from lit_jax.runtime.paths import as_path, explain_unwritable, local_path, prepare_place
 
 LAYOUTS = ('original', 'diffusers')
 HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -122,8 +122,8 @@ def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> N
     """Lets `write` make a file or folder beside `out`, which it replaces when complete."""
     out = Path(out).absolute()
     temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
+    prepare_place(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with explain_unwritable(out, needed):
             storage.check_free_space(out, needed)
             write(temporary)

@@ -270,7 +270,7 @@ def _choose(file: PickledFile, weights: str, path: Path) -> tuple[dict, str]:
     if (found := find(['state_dict'])) is not None:
         return found, 'state_dict'
     if available := [name for name, keys in _NAMES.items() if find(keys) is not None]:
-        raise UserError(f'{path} is a training checkpoint without {weights!r} weights; it has '
+        raise UserError(f'{path} is a training checkpoint without {shown(weights)} weights; it has '
                         f'{", ".join(available)}: use --weights={available[0]}')
     if not any(file.tensor(value, key) for key, value in content.items()):
         keys = ', '.join(map(shown_name, list(content)[:8])) or 'nothing'
@@ -350,7 +350,8 @@ def _sniff(path: Path) -> str:
                         f'save its weights with torch.save')
     if path.suffix == '.safetensors':
         return 'safetensors'
-    raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with {head[:16]!r}')
+    raise UserError(f'{path} is no checkpoint (.safetensors or of torch.save): it starts with '
+                    f'{shown(head[:16])}')
 
 
 def _open_folder(path: Path, weights: str) -> Source:

@@ -19,7 +19,7 @@ from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
 from lit_jax.data.same_names import match_names
 from lit_jax.runtime import paths
-from lit_jax.runtime.errors import UserError, reason_of, shown_name
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 
 LOG = logging.getLogger('lit_jax')
 SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif'.split())
@@ -63,7 +63,7 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     Raises UserError if the folder or split is missing, a class is empty, classes are mixed with
     loose images, or the recipe's numbers differ."""
     if split not in SPLITS:
-        raise UserError(f'folder has no split {split!r}; known: {", ".join(SPLITS)}')
+        raise UserError(f'folder has no split {shown(split)}; known: {", ".join(SPLITS)}')
     if not os.fspath(path):
         raise UserError('data.name=folder needs the folder of the images: --config.data.path=FOLDER')
     root = paths.absolute(path)

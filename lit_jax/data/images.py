@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
 from lit_jax.data.label_index import read_labels
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
 from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
@@ -59,7 +59,7 @@ def decode(data: bytes, ignored: Callable[[str], object] = lambda kind: None) ->
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'it is no image of a known format ({", ".join(FORMATS)})') from error
     except DECODE_ERRORS as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(reason_of(error)) from error
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -25,7 +25,7 @@ from lit_jax.data.label_index import read_labels
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.runtime import cluster
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError, human_bytes, shown, shown_name
+from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown, shown_name
 from lit_jax.runtime.json_file import check_shape, read_json
 from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.paths import absolute, file_sha256, files_under, is_remote
@@ -93,7 +93,7 @@ class CachedLatents(Source):
         try:
             record = self._records[index]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise self._damaged(index, f'{type(error).__name__}: {error}') from error
+            raise self._damaged(index, reason_of(error)) from error
         if not self._fits(record):
             raise self._damaged(index, f'its {len(record)} bytes are not what was written')
         return record
@@ -188,8 +188,9 @@ def open_cached(folder, split: str, kind: str) -> tuple[epath.Path, dict]:
     _check_files(folder, metadata)
     _check_sums(folder, metadata)
     if metadata['source']['split'] != split:
-        raise UserError(f'{folder} holds latents of the split {metadata["source"]["split"]!r}, asked for is '
-                        f'{split!r}. Make those into another folder: python prepare_latents.py '
+        raise UserError(f'{folder} holds latents of the split {shown(metadata["source"]["split"])}, asked '
+                        f'for is '
+                        f'{shown(split)}. Make those into another folder: python prepare_latents.py '
                         f'--split={split} ...')
     return folder, metadata
 

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from lit_jax.data.sources import default_data_dir
 from lit_jax.runtime import cli
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
 from lit_jax.runtime.options import option, parse_options
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
@@ -45,7 +45,8 @@ def prepare_imagenet(archives: Path, data_dir: Path, counts: dict[str, int] = CO
     try:
         found = _write(archives, unfinished, counts)
     except (tarfile.TarError, LookupError) as error:
-        raise UserError(f'an archive in {archives} is incomplete: {error}. Download it again') from error
+        raise UserError(f'an archive in {archives} is incomplete: {reason_of(error)}. Download it '
+                        'again') from error
     if found != counts:
         raise UserError(f'the archives in {archives} have {found} images, expected {counts}. Download them '
                         'again')

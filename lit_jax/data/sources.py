@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
-from lit_jax.runtime.errors import UserError, did_you_mean
+from lit_jax.runtime.errors import UserError, did_you_mean, shown
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
 __all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source',
@@ -119,7 +119,7 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
 def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
     """Captions need a tokenizer, labels none."""
     if _key(name) not in SOURCES:
-        raise UserError(f'unknown data.name {name!r}{did_you_mean(name, SOURCES)}; known: '
+        raise UserError(f'unknown data.name {shown(name)}{did_you_mean(name, SOURCES)}; known: '
                         f'{", ".join(SOURCES)}')
     texts = name in CAPTIONED or name == 'caption_latents'
     if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
@@ -157,7 +157,7 @@ def _check_own(name: str, spec: Spec, request: _Asked) -> None:
 def _synthetic(request: _Asked) -> Source:
     from lit_jax.data.synthetic import SPLITS, SyntheticSource
     if request.split not in SPLITS:
-        raise UserError(f'synthetic has no split {request.split!r}; known: {", ".join(SPLITS)}')
+        raise UserError(f'synthetic has no split {shown(request.split)}; known: {", ".join(SPLITS)}')
     defaults = {'image_size': 32, 'channels': 4, 'num_classes': 10}
     chosen = {key: default if request.asked[key] is None else request.asked[key]
               for key, default in defaults.items()}
@@ -180,7 +180,7 @@ def _shapes(request: _Asked) -> Source:
     from lit_jax.data.buckets import check_sides
     from lit_jax.data.toys.shapes import LENGTHS, NOMINAL, SMALLEST_IMAGE, ShapesSource
     if request.split not in LENGTHS:
-        raise UserError(f'shapes have no split {request.split!r}; known: {", ".join(LENGTHS)}')
+        raise UserError(f'shapes have no split {shown(request.split)}; known: {", ".join(LENGTHS)}')
     size = request.asked['image_size'] or NOMINAL
     if size < SMALLEST_IMAGE:
         raise UserError(f'shapes need images of {SMALLEST_IMAGE} pixels or more, the recipe asks for {size}')
@@ -198,7 +198,7 @@ def _captions(request: _Asked) -> Source:
     from lit_jax.data.images import check_asked
     from lit_jax.data.tar_shards import open_tar_shards, tar_files
     if request.split not in SPLITS:
-        raise UserError(f'captions has no split {request.split!r}; known: {", ".join(SPLITS)}')
+        raise UserError(f'captions has no split {shown(request.split)}; known: {", ".join(SPLITS)}')
     if not os.fspath(request.path):
         raise UserError('data.name=captions needs the folder of the images and captions: '
                         '--config.data.path=FOLDER')

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from lit_jax.data.base import Spec
 from lit_jax.data.images import ImageSource, check_asked
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.runtime.paths import absolute, is_remote
 
 # The first existing one is used.
@@ -48,7 +48,7 @@ class TfdsSource(ImageSource):
                 raise ValueError('no record')
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
         except _READ_ERRORS as error:
-            raise UserError(f'{name} cannot be read: {type(error).__name__}: {error}. A file in '
+            raise UserError(f'{name} cannot be read: {reason_of(error)}. A file in '
                             f'{self._builder.data_path} is damaged; prepare the data set again') from error
         if self._keys['name'] is not None:
             name += f' ({example[self._keys["name"]].decode(errors="replace")})'
@@ -70,12 +70,12 @@ def open_tfds(name: str, *, split: str = 'train', data_dir, asked: dict, strict:
     num_classes of a recipe, None for any. Raises UserError if it is missing, incomplete, no ArrayRecord, or
     has no images."""
     if split not in SPLITS:
-        raise UserError(f'tfds data sets have no split {split!r} here; known: {", ".join(SPLITS)}')
+        raise UserError(f'tfds data sets have no split {shown(split)} here; known: {", ".join(SPLITS)}')
     folder = _find(name, data_dir)
     try:
         builder = tfds.builder_from_directory(os.fspath(folder))
     except _READ_ERRORS as error:
-        raise UserError(f'{folder} is no complete tfds data set: {type(error).__name__}: {error}. Delete it '
+        raise UserError(f'{folder} is no complete tfds data set: {reason_of(error)}. Delete it '
                         'and prepare it again') from error
     info = builder.info
     if info.file_format is None or info.file_format.value != 'array_record':
@@ -102,7 +102,7 @@ def _find(name: str, data_dir):
     """The folder of the version to read."""
     match = _NAME.match(name)
     if not match:
-        raise UserError(f'{name!r} names no tfds data set; write tfds:NAME, tfds:NAME/CONFIG or '
+        raise UserError(f'{shown(name)} names no tfds data set; write tfds:NAME, tfds:NAME/CONFIG or '
                         'tfds:NAME/CONFIG:1.0.0')
     if is_remote(data_dir):
         raise UserError(f'{data_dir}: ArrayRecord files are read from a disk. Copy the data set to every '
@@ -155,7 +155,8 @@ def _choose_split(info, split: str) -> str:
     chosen = next((name for name in SPLITS[split] if name in info.splits and info.splits[name].num_examples),
                   None)
     if chosen is None:
-        raise UserError(f'{info.full_name} has no {" or ".join(SPLITS[split])} split for {split!r}; it has: '
+        raise UserError(f'{info.full_name} has no {" or ".join(SPLITS[split])} split for {shown(split)}; '
+                        f'it has: '
                         f'{", ".join(info.splits) or "none"}')
     missing = [path for path in info.splits[chosen].filepaths if not os.path.exists(path)]
     if missing:

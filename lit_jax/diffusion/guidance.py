@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 Array = jax.Array
 
@@ -65,7 +65,7 @@ def check_guidance(cfg_scale: float, channels: int | str) -> None:
     if not math.isfinite(cfg_scale):
         raise UserError(f'the guidance scale must be a finite number (1: no guidance), got {cfg_scale}')
     if channels != 'all' and not (isinstance(channels, int) and channels > 0):
-        raise UserError(f"guided channels must be a number above 0 or 'all', got {channels!r}")
+        raise UserError(f"guided channels must be a number above 0 or 'all', got {shown(channels)}")
 
 
 def guided_timesteps(interval: tuple[float, float], train_steps: int) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,8 @@ def respace(steps: int, respacing: str) -> np.ndarray:
         length = size + (section < larger)
         if count > length:
             where = 'the schedule' if len(counts) == 1 else f'section {section + 1} of {len(counts)}'
-            raise UserError(f'cannot take {count} steps: {where} has {length} (respacing {respacing!r} of '
+            raise UserError(f'cannot take {count} steps: {where} has {length} (respacing '
+                            f'{shown(respacing)} of '
                             f'{steps} timesteps); ask for at most {length}')
         # A sum, because a product rounds exact halves differently from the sum behind published samples.
         stride, position = (length - 1) / max(count - 1, 1), 0.0
@@ -105,17 +106,18 @@ def respace(steps: int, respacing: str) -> np.ndarray:
             position += stride
         start += length
     if len(kept) < 2:
-        raise UserError(f'respacing {respacing!r} leaves one step of {steps}; sampling needs at least 2')
+        raise UserError(f'respacing {shown(respacing)} leaves one step of {steps}; sampling needs at least 2')
     return np.array(kept, np.int32)
 
 
 def _even_stride(steps: int, counts: list[int], respacing: str) -> np.ndarray:
     if len(counts) != 1:
-        raise UserError(f"respacing {respacing!r}: 'ddim' takes one number, such as 'ddim50'")
+        raise UserError(f"respacing {shown(respacing)}: 'ddim' takes one number, such as 'ddim50'")
     strides = {-(-steps // k): k for k in range(steps - 1, 0, -1)}       # by the number of timesteps kept
     if counts[0] not in strides:
         near = sorted(sorted(strides, key=lambda n: abs(n - counts[0]))[:2])
-        raise UserError(f'respacing {respacing!r}: no whole stride keeps {counts[0]} of {steps} timesteps; '
+        raise UserError(f'respacing {shown(respacing)}: no whole stride keeps {counts[0]} of {steps} '
+                        f'timesteps; '
                         f'use {" or ".join(f"ddim{n}" for n in near)}, or a plain number')
     return np.arange(0, steps, strides[counts[0]], dtype=np.int32)
 
@@ -123,7 +125,7 @@ def _even_stride(steps: int, counts: list[int], respacing: str) -> np.ndarray:
 def _parse_counts(text: str, respacing: str) -> list[int]:
     parts = text.split(',')
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"cannot read the respacing {respacing!r}; expected '' (all steps), a number of "
+        raise UserError(f"cannot read the respacing {shown(respacing)}; expected '' (all steps), a number of "
                         f"steps such as '250', numbers for sections such as '10,20,30', or 'ddim50'")
     return [int(part) for part in parts]
 

@@ -25,7 +25,7 @@ from lit_jax.metrics.frechet import RunningStatistics
 from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.json_file import plain, read_json
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.npz_reader import Npz
@@ -237,7 +237,8 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
         elif name.isdigit() and int(name) < len(known):
             numbers.append(int(name))
         else:
-            raise UserError(f'--classes: {name!r} is no class of this data set; it has {len(known)}, such as '
+            raise UserError(f'--classes: {shown(name)} is no class of this data set; it has {len(known)}, '
+                            f'such as '
                             f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with '
                             f'one per line, or {", ".join(LISTS)}')
     labels = source.all_labels()

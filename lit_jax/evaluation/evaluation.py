@@ -25,7 +25,7 @@ from lit_jax.evaluation.table import ROWS, keep_row, markdown, read_rows
 from lit_jax.metrics.features import Features
 from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
@@ -270,7 +270,8 @@ def _image_shape(config: dict, request: ScoreOptions, source: str) -> tuple[int,
         return tuple(sides)
     if not request.vae:
         raise UserError(f'{source} draws latents; scores need the VAE that decodes them: --vae=DIR (id '
-                        f'{config["latent"]["vae"]!r}; python convert_torch_ckpt.py DIFFUSERS_VAE --out DIR)')
+                        f'{shown(config["latent"]["vae"])}; python convert_torch_ckpt.py DIFFUSERS_VAE '
+                        f'--out DIR)')
     downscale = 2 ** (len(read_vae_config(request.vae)['vae']['widths']) - 1)
     return tuple(side * downscale for side in sides)
 

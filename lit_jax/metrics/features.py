@@ -81,7 +81,7 @@ class FeatureExtractor:
         parts = [images] if hasattr(images, 'shape') else images
         if not isinstance(parts, Iterable):
             raise UserError('images must be an array [N, H, W, 3] or an iterable of such, got '
-                            f'{type(images).__name__}')
+                            f'{shown(images)}')
         first = None
         for part in parts:
             part = part if isinstance(part, np.ndarray) else np.asarray(part)

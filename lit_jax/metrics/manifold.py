@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from lit_jax.metrics.checks import check_pair
 from lit_jax.metrics.distances import COLS, ROWS, Geometry
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 MODES = ('float32', 'adm_float16')
 
@@ -38,7 +38,7 @@ def precision_recall(samples, reference, *, neighbours: int = 3, mode: str = 'fl
         does, for comparison with published numbers: both scores move by up to half a percent, in either
         direction. As the order in which TensorFlow adds float16 is unknown, a sample or two may differ."""
     if mode not in MODES:
-        raise UserError(f'mode is {mode!r}, expected one of {", ".join(MODES)}')
+        raise UserError(f'mode is {shown(mode)}, expected one of {", ".join(MODES)}')
     samples, reference = check_pair(samples, reference, _least(neighbours))
     geometry = Geometry(reference, samples, half=mode == 'adm_float16', block=block, devices=devices)
     real, fake = geometry.sets

@@ -60,7 +60,7 @@ def check_arch(arch: Mapping) -> dict:
         raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
     if unknown := set(arch) - known:
         raise UserError(f'the architecture has unknown fields {", ".join(sorted(map(shown_name, unknown)))}; '
-                        f'a model of family {arch["family"]!r} knows: {", ".join(sorted(known))}')
+                        f'a model of family {shown(arch["family"])} knows: {", ".join(sorted(known))}')
     _check_values(arch)
     if any(side % arch['patch'] for side in arch['input_size']):
         raise UserError(f'input size {tuple(arch["input_size"])} is not divisible by patch {arch["patch"]}')
@@ -94,7 +94,7 @@ def _check_kinds(mixer: Mapping, kind) -> None:
     """Options that are switches or words; `RANGES` has the numbers."""
     for name, default in kind.defaults().items():
         if isinstance(default, bool | str) and not isinstance(mixer.get(name, default), type(default)):
-            raise UserError(f'model.mixer.{name} must be like {default!r}, got {shown(mixer[name])}')
+            raise UserError(f'model.mixer.{name} must be like {shown(default)}, got {shown(mixer[name])}')
 
 
 def mixers_of(arch: Mapping) -> list[dict]:

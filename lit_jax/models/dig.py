@@ -24,7 +24,7 @@ from lit_jax.models.layers import REMAT_POLICIES, Array, Linear, build_stack, xa
 from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.mixers.gla import transpose_tokens
 from lit_jax.models.partition import constrain
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 PERIOD = 4      # blocks after which every order is back at its start
 # order -> parities of the blocks after which (tokens are reversed, the grid is transposed)
@@ -38,10 +38,10 @@ def check_dig(arch: Mapping) -> None:
     """Raises UserError for fields that no DiG can have."""
     for name, known in (('order', ORDERS), ('local', LOCALS), ('skip', SKIPS)):
         if name in arch and arch[name] not in known:
-            raise UserError(f'unknown model.{name} {arch[name]!r}; known: {", ".join(known)}')
+            raise UserError(f'unknown model.{name} {shown(arch[name])}; known: {", ".join(known)}')
     if arch['mixer'].get('name') != 'gla':
-        raise UserError(f'a model of family {arch["family"]!r} has the mixer gla, not '
-                        f"{arch['mixer'].get('name')!r}; any mixer fits into family 'dit'")
+        raise UserError(f'a model of family {shown(arch["family"])} has the mixer gla, not '
+                        f"{shown(arch['mixer'].get('name'))}; any mixer fits into family 'dit'")
 
 
 class LocalConv(nnx.Module):

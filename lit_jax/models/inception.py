@@ -21,7 +21,7 @@ from lit_jax.models.layers import Array
 from lit_jax.models.resize import resize_tf1
 from lit_jax.runtime.compiler import without_ynnpack
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 EPSILON = 1e-3            # of every batch norm
 SIZE = 299                # pixels of a side inside the network
@@ -196,9 +196,10 @@ class InceptionNetwork(Functional):
     def __init__(self, precision: str = 'highest', *, last_pool: str = 'max', count_padding: bool = False,
                  resize: Callable = resize_tf1):
         if precision not in PRECISIONS:
-            raise UserError(f'unknown precision {precision!r} of Inception; known: {", ".join(PRECISIONS)}')
+            raise UserError(f'unknown precision {shown(precision)} of Inception; known: '
+                            f'{", ".join(PRECISIONS)}')
         if last_pool not in ('max', 'average'):
-            raise UserError(f'last_pool must be max or average, got {last_pool!r}')
+            raise UserError(f'last_pool must be max or average, got {shown(last_pool)}')
         self.precision, self._resize = precision, resize
         super().__init__(lambda rngs: Inception(last_pool=last_pool, count_padding=count_padding, rngs=rngs))
 

@@ -12,7 +12,7 @@ from lit_jax.models.functional import Functional
 from lit_jax.models.layers import REMAT_POLICIES, Array, map_stack
 from lit_jax.models.probe import watching
 from lit_jax.runtime.compiler import without_ynnpack
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float64': jnp.float64}
 
@@ -178,7 +178,7 @@ class Model:
         tokens, channels = arch['caption_tokens'], arch['caption_channels']
         wanted = f"{{'text': [{batch}, {tokens}, {channels}], 'text_mask': [{batch}, {tokens}]}}"
         if not isinstance(y, Mapping) or 'text' not in y:
-            raise UserError(f'y must hold the features of captions, {wanted}; got {type(y).__name__}')
+            raise UserError(f'y must hold the features of captions, {wanted}; got {shown(y)}')
         shape = np.shape(y['text'])
         if len(shape) != 3 or shape[0] != batch or shape[2] != channels:
             raise UserError(f'y has text of shape {shape}, this model takes {wanted}: an encoder of width '

@@ -192,7 +192,7 @@ class T5Network(Functional):
                  scan_layers: bool = True):
         self.arch = check_t5_arch(arch)
         if weights not in WEIGHTS:
-            raise UserError(f"unknown form {weights!r} of a text encoder's weights; known: "
+            raise UserError(f"unknown form {shown(weights)} of a text encoder's weights; known: "
                             f'{", ".join(WEIGHTS)}')
         self.dtype, self.weights = dtype, weights
         super().__init__(lambda rngs: T5Encoder(**self.arch, weights=weights, dtype=dtype,

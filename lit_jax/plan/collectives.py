@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jax.sharding import Mesh
 
+from lit_jax.runtime.json_file import split_lines
+
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
          'collective-broadcast', 'ragged-all-to-all')
 
@@ -109,7 +111,7 @@ _INTERESTING = re.compile(
 
 def _parse(text: str) -> _Module:
     module, current = _Module(), None
-    for line in text.splitlines():
+    for line in split_lines(text):
         if header := _HEADER.match(line):
             current = header[2]
             module.computations[current] = {}

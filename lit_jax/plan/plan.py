@@ -23,6 +23,7 @@ from lit_jax.plan.collectives import Collective, find_collectives, format_collec
 from lit_jax.plan.topology import Topology, find_topology, next_larger
 from lit_jax.recipes.recipe import SIZES, finalize, softmax_mixer
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.json_file import split_lines
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
@@ -306,7 +307,7 @@ def format_plan(plan: Plan) -> str:
     sections += [_format_memory(plan), _format_compute(plan)]
     table = 'unknown: the compiler stopped before it had placed them' if plan.collectives is None else \
         format_collectives(plan.collectives)
-    sections.append('\n'.join(['collectives of a step', *(f'  {line}' for line in table.splitlines())]))
+    sections.append('\n'.join(['collectives of a step', *(f'  {line}' for line in split_lines(table))]))
     compiler = [f'jax {jax.__version__}'] + ([f'libtpu {_version("libtpu")}'] if plan.topology.chip else [])
     sections.append(f'traced in {plan.trace_seconds:.1f} s, compiled in {plan.compile_seconds:.1f} s by '
                     f'{", ".join(compiler)}')
@@ -317,7 +318,7 @@ def verdict(plan: Plan) -> str:
     """One line: 'fits: 9.8 GiB of 15.8 GiB per device (62%)'."""
     limit = plan.topology.usable_memory
     if plan.refusal and not parse_refusal(plan.refusal):
-        return f'does not fit; the compiler: {plan.refusal.splitlines()[0]}'
+        return f'does not fit; the compiler: {split_lines(plan.refusal)[0]}'
     peak = plan.memory.peak
     return (f'{"fits" if plan.fits else "does not fit"}: {_size(peak)} of {_size(limit)} per device '
             f'({peak / limit:.0%})')

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from lit_jax.runtime.chips import CHIPS, Chip
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown
 
 # Stops libtpu from asking the cloud's metadata server about this machine, and from locking it. The slice type
 # and the host are placeholders: the topology is passed separately.
@@ -53,7 +53,7 @@ def find_topology(name: str) -> Topology:
                         f'takes TPU slices and cpu:N. On a GPU machine, --dry_run shows the sharding, and '
                         f'the first log line the memory')
     if kind not in chips:
-        raise UserError(f'unknown topology {name!r}; known:\n{_known()}')
+        raise UserError(f'unknown topology {shown(name)}; known:\n{_known()}')
     return _tpu(name, chips[kind], shape)
 
 
@@ -82,7 +82,7 @@ def _tpu(name: str, chip: Chip, shape: str) -> Topology:
     others = ', and others of three axes' if chip.any_shape else ''
     known = f'shapes of {chip.name}: {", ".join(chip.shapes)}{others}'
     if not re.fullmatch(r'\d+(x\d+)*', shape) or shape.count('x') != chip.shapes[0].count('x'):
-        raise UserError(f'{name}: {shape!r} is no shape of a {chip.name} slice; {known}')
+        raise UserError(f'{name}: {shown(shape)} is no shape of a {chip.name} slice; {known}')
     if shape not in chip.shapes and not chip.any_shape:
         raise UserError(f'{name}: there is no {chip.name} slice of that shape; {known}')
     if importlib.util.find_spec('libtpu') is None and 'TPU_LIBRARY_PATH' not in os.environ:
@@ -96,8 +96,7 @@ def _tpu(name: str, chip: Chip, shape: str) -> Topology:
         try:
             devices = topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
         except (RuntimeError, ValueError) as error:        # jax.errors.JaxRuntimeError is a RuntimeError
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f'{name}: the TPU compiler refuses it: {reason}\n{known}') from error
+            raise UserError(f'{name}: the TPU compiler refuses it: {reason_of(error)}\n{known}') from error
     hosts = len({device.process_index for device in devices})
     return Topology(name, tuple(devices), hosts, chip, chip.hbm_bytes, chip.usable_bytes or chip.hbm_bytes)
 
@@ -116,7 +115,7 @@ def _environment():
 
 def _cpu(name: str, count: str) -> Topology:
     if not count.isdecimal() or int(count) < 1:
-        raise UserError(f'{name!r} does not give a number of virtual CPU devices; an example: cpu:8')
+        raise UserError(f'{shown(name)} does not give a number of virtual CPU devices; an example: cpu:8')
     wanted = int(count)
     jax.config.update('jax_platforms', 'cpu')
     with contextlib.suppress(RuntimeError):                # if jax has started, its devices stay

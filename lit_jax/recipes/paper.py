@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lit_jax import recipes
 from lit_jax.recipes.systems import sub_imagenet, system
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 ABLATION_STEPS = 400_000
 # The paper of a table, by the prefix of its file name.
@@ -60,7 +60,7 @@ def printed(columns: str, line: str, **more: float) -> dict:
 def row_recipe(table: str, rows: Mapping[str, Row], name: str) -> ConfigDict:
     """The common settings of the papers (400K steps of 256, or Sub-ImageNet's), then those of the row."""
     if name not in rows:
-        raise UserError(f'{table} has no row {name!r}; give one after the file, as in '
+        raise UserError(f'{table} has no row {shown(name)}; give one after the file, as in '
                         f'configs/paper/{table}.py:{next(iter(rows))}; its rows: {", ".join(rows)}')
     row = rows[name]
     config = recipes.default()

@@ -19,9 +19,10 @@ from lit_jax.models.arch import check_arch, check_partition, conditioning, mixer
 from lit_jax.models.layers import REMAT_POLICIES
 from lit_jax.models.mixers import import_mixer
 from lit_jax.models.network import DTYPES
+from lit_jax.recipes.fields import check_fields
 from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.hybrids import expand_stages, is_short
-from lit_jax.runtime.errors import UserError, check_known, reason_of
+from lit_jax.runtime.errors import UserError, check_known, reason_of, shown
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
@@ -188,7 +189,7 @@ def _explain_file(path: str):
     except UserError:
         raise
     except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError, ValueError,
-            ArithmeticError, OSError) as error:
+            ArithmeticError, OSError, RuntimeError, AssertionError, EOFError) as error:
         lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
                  if entry.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
@@ -322,7 +323,6 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     """Checks a recipe against itself and the devices (UserError), resolves mesh sizes of -1, and locks it."""
     if isinstance(config, ConfigDict):
         _check_sizes(config)
-    from lit_jax.recipes.fields import check_fields  # only runs need it, not readers of recipes
     check_fields(config, default())
     config = config.copy_and_resolve_references()
     arch = architecture(config)
@@ -367,7 +367,8 @@ def _check_sampling(config: ConfigDict) -> None:
         raise UserError('eval.cfg_scales is empty; give one or more guidance scales, such as (1.0, 1.5)')
     metrics = [name.strip() for name in evaluation.metrics.split(',')]
     if evaluation.best and evaluation.best not in metrics:
-        raise UserError(f'eval.best {evaluation.best!r} is not among eval.metrics {evaluation.metrics!r}')
+        raise UserError(f'eval.best {shown(evaluation.best)} is not among eval.metrics '
+                        f'{shown(evaluation.metrics)}')
     for scale in evaluation.cfg_scales:
         CLASSES.updated(evaluation, cfg_scale=scale).check(config.diffusion)
     _check_guided(config, 'eval.cfg_scales', evaluation.cfg_scales)

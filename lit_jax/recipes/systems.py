@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lit_jax.models.cost import Convention
 from lit_jax.models.mixers import find_mixer
 from lit_jax.recipes.recipe import SIZES, linear_mixer, softmax_mixer
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
 
 DYDI_WIDTHS = {'s': 384, 'b': 512, 'l': 768}
 WIDE = 1024      # from this width on, recipes shard the weights over `fsdp`
@@ -40,7 +40,7 @@ def system(config: ConfigDict, name: str, size: str) -> ConfigDict:
     check_known('system', name, SYSTEMS)
     sizes = SYSTEMS[name].sizes
     if size not in sizes:
-        raise UserError(f'{name} has no size {size!r}; its sizes: {", ".join(sizes)}')
+        raise UserError(f'{name} has no size {shown(size)}; its sizes: {", ".join(sizes)}')
     config.model = ConfigDict(sizes[size])
     if config.model.width >= WIDE:
         config.mesh.fsdp = -1

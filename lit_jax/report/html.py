@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
 STYLE = """
@@ -99,6 +100,9 @@ def loss_series(records: Sequence[Mapping], names: Sequence[str]) -> dict[str, t
     return series
 
 
+INHERITANCE = {'rows': [{'path': str, 'shape': [int], 'count': int, 'status': str, 'source?': str}]}
+
+
 def add_inheritance(report: Report, inheritance: Mapping) -> None:
     """The table of all parameters, inherited or fresh, and their totals."""
     rows = [(row['path'], tuple(row['shape']), f'{row["count"]:,}', row['status'], row['source'] or '')
@@ -153,7 +157,7 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
         report.image(newest, f'EMA weights at step {int(grids[-1].stem):,}')
     if (workdir / 'inheritance.json').exists():
         report.heading('Inheritance')
-        add_inheritance(report, json.loads((workdir / 'inheritance.json').read_text()))
+        add_inheritance(report, read_json(workdir / 'inheritance.json', INHERITANCE))
     report.heading('Recipe')
     report.preformatted(json.dumps(config['recipe'], indent=1))
     report.write(workdir / 'report.html')

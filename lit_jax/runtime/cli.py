@@ -2,6 +2,7 @@
 
 Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again to
 resume), 76 another process of the run is gone (start all of them again)."""
+import io
 import logging
 import os
 import sys
@@ -9,12 +10,15 @@ from collections.abc import Callable
 from typing import TextIO
 
 from lit_jax.runtime import alive, chips, progress, virtual_devices
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, printable
 from lit_jax.runtime.options import Processes
 
 
 class _Handler(logging.StreamHandler):
-    """Notes that something was said, for `alive`."""
+    """Notes that something was said, for `alive`; lines may hold names and values from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         progress.heard()
@@ -52,6 +56,9 @@ def join(options: Processes) -> bool:
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; a UserError prints its message and gives status 1."""
     setup_logging()
+    for stream in (sys.stdout, sys.stderr):      # names of files may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     virtual_devices.give_threads()
     chips.choose_cpu()
     alive.stop_with_parent()
@@ -59,7 +66,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        sys.exit(f'error: {error}')
+        sys.exit(printable(f'error: {error}'))
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except BrokenPipeError:      # `... --dry_run | head`: the reader has enough

@@ -24,7 +24,8 @@ from jax.experimental import multihost_utils
 
 from lit_jax.runtime import peers
 from lit_jax.runtime.differences import LINES, find_differences
-from lit_jax.runtime.errors import UserError, listed
+from lit_jax.runtime.errors import UserError, listed, reason_of
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.options import Processes
 
@@ -89,7 +90,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
                 LOG.info('this machine names no other hosts (%s): running alone', error)
                 return
             raise UserError(f'{cluster} started this process beside others, but jax cannot tell which: '
-                            f'{error}. Give --coordinator=HOST0:PORT --num_processes=N --process_id=I on '
+                            f'{reason_of(error)}. Give --coordinator=HOST0:PORT --num_processes=N '
+                            f'--process_id=I on '
                             f'every host.') from error
     if jax.process_count() > 1:      # gloo wants the first collective within 30 s of all
         multihost_utils.sync_global_devices('lit_jax joined')
@@ -124,8 +126,8 @@ def check_same(facts: Mapping) -> None:
         return
     (first, mine), *others = _gather(json.dumps(facts, sort_keys=True))
     if lines := [line for name, theirs in others
-                 for line in find_differences(json.loads(mine), json.loads(theirs), f'on {first}',
-                                              f'on {name}')]:
+                 for line in find_differences(parse_json(mine, first), parse_json(theirs, name),
+                                              f'on {first}', f'on {name}')]:
         raise UserError(f'the processes of this run are not set up alike:{listed(lines, LINES)}\nStart every '
                         'host with the same command, the same code and the same packages.')
 
@@ -143,7 +145,8 @@ def code_facts() -> dict:
 
 def _gather(text: str) -> list[tuple[str, str]]:
     """('process 0 (host name)', its text) for each process."""
-    pairs = [json.loads(said) for said in peers.gather(json.dumps([socket.gethostname(), text]))]
+    pairs = [parse_json(said, 'the message of a process')
+             for said in peers.gather(json.dumps([socket.gethostname(), text]))]
     return [(f'process {index} ({host})', text) for index, (host, text) in enumerate(pairs)]
 
 
@@ -164,7 +167,7 @@ def peers_watched(where: Callable[[], str]):
         if jax.process_count() == 1 or is_out_of_memory(error):
             raise
         LOG.error('error: another process of this run is gone (%s). Its own log has the reason. Start the '
-                  'same command on every host again; %s.', str(error).splitlines()[0][:200], where())
+                  'same command on every host again; %s.', reason_of(error), where())
         _leave()
 
 

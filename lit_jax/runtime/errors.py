@@ -50,10 +50,18 @@ def shown_name(name) -> str:
     return _cut(repr(str(name)[:SHOWN + 1])[1:-1])
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: characters that would steer it are escaped, line breaks and tabs stay."""
+    return text if text.isprintable() else ''.join(
+        one if one in '\n\t' or one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def reason_of(error: BaseException) -> str:
     """What an error of another library says, for a message of ours: its first line, escaped, at most 300
     characters, without the name of its class."""
     said = getattr(error, 'strerror', None) or str(error).strip() or 'no reason is given'
+    if isinstance(error, KeyError):
+        said = f'there is no {said}'
     return _cut(repr(said.split('\n')[0][:_REASON + 1])[1:-1], _REASON)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from lit_jax.runtime.errors import UserError, human_bytes
+from lit_jax.runtime.errors import UserError, human_bytes, reason_of
+from lit_jax.runtime.json_file import split_lines
 from lit_jax.runtime.progress import format_seconds
 
 LOG = logging.getLogger('lit_jax')
@@ -108,7 +109,7 @@ class _Watch:
 
 def _status(name: str) -> int:
     try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ':'))
+        line = next(line for line in split_lines(_STATUS.read_text()) if line.startswith(name + ':'))
     except (OSError, StopIteration):
         return 0
     return int(line.split()[1]) * 1024
@@ -153,5 +154,5 @@ def explain_out_of_memory(doing: str, advice: str = DRAW_LESS):
     except (MemoryError, jax.errors.JaxRuntimeError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        said = ''.join(f' ({line[:200]})' for line in str(error).strip().splitlines()[:1])
+        said = f' ({reason_of(error)})' if str(error).strip() else ''
         raise UserError(f'out of memory while {doing}{said}. {advice}') from error

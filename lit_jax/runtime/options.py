@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_jax.runtime.errors import UserError, shown_name
+from lit_jax.runtime.errors import UserError, printable, shown_name
 
 Options = TypeVar('Options')
 
@@ -100,7 +100,7 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
         return kind(**{name: tuple(value) if isinstance(value, list) else value
                        for name, value in vars(values).items()}), rest
     except UserError as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))
 
 
 def _meant(word: str, known: Collection[str]) -> str:

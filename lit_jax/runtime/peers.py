@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of
+from lit_jax.runtime.json_file import parse_json
 
 # Errors of checks and writes, sent to the other processes; anything else is a bug and ends the process.
 _SHARED = (UserError, OSError, ValueError, RuntimeError)
@@ -35,7 +36,7 @@ def from_lead(decide: Callable):
     received = _broadcast(json.dumps(message).encode())
     if error is not None:
         raise error
-    message = json.loads(received)
+    message = parse_json(received, 'the message of process 0')
     if 'error' in message:
         raise UserError(f'process 0 of this run: {message["error"]}')
     return message['value']
@@ -82,7 +83,7 @@ def only_lead(act: Callable) -> None:
 
 
 def _text(error: BaseException) -> str:
-    return str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+    return str(error) if isinstance(error, UserError) else reason_of(error)
 
 
 def _broadcast(data: bytes) -> bytes:

@@ -23,6 +23,7 @@ from lit_jax.runtime.paths import (
 
 MANIFEST = 'manifest.json'
 _BLOCK = 1 << 23
+_TABLE = {'files': {str: {'bytes': int, 'crc32?': str}}}
 
 
 def file_crc32(path) -> str:
@@ -70,9 +71,9 @@ def read_manifest(root) -> dict[str, dict] | None:
     """The manifest's file table, or None where it is missing or damaged."""
     try:
         text = (as_path(root) / MANIFEST).read_bytes().decode()
-        files = parse_json(text, root, {'files': {str: {'bytes': int}}})['files']
+        files = parse_json(text, as_path(root) / MANIFEST, _TABLE)['files']
         return files if text == _render(files) else None
-    except (OSError, ValueError):      # also of what it says, and of its text
+    except (OSError, ValueError):       # UserError and UnicodeDecodeError are ValueErrors
         return None
 
 

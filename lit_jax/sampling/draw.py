@@ -32,7 +32,7 @@ from lit_jax.sampling.decoder import check_comparable, shared_names
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
 from lit_jax.sampling.pipelines import open_pipeline
-from lit_jax.sampling.prompts import collect_prompts, parse_seeds, parse_size
+from lit_jax.sampling.prompts import check_text, collect_prompts, parse_seeds, parse_size
 from lit_jax.sampling.request import OF_CLASSES, OF_PROMPTS, SampleRequest
 from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
 
@@ -177,6 +177,7 @@ def _plan_prompts(request: SampleRequest, pipeline, settings: SamplerSettings, s
         raise UserError(f'--out {request.out}: .npz sets are of classes; images from prompts go to NAME.png '
                         f'or a folder')
     folders = peers.together(lambda: read_prompts(request.geneval)) if request.geneval else {}
+    check_text('--negative_prompt', request.negative_prompt)
     texts = [one['prompt'] for one in folders.values()] or collect_prompts(request.prompt, request.prompts)
     seeds = parse_seeds(request.seed, request.seeds, range(IMAGES) if folders else (0,))
     size = None if request.size is None else parse_size(request.size)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, shown
 from lit_jax.sampling.noise import MAX_IMAGES, random_labels
 
 POLICIES = ('random', 'balanced')
@@ -16,7 +16,7 @@ def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[in
     try:
         classes = [int(part) for part in text.split(',')]
     except ValueError:
-        raise UserError(f'--classes {text!r} is not a list of class indices such as 3,7') from None
+        raise UserError(f'--classes {shown(text)} is not a list of class indices such as 3,7') from None
     if wrong := [c for c in classes if not 0 <= c < num_classes]:
         raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows '
                         f'0..{num_classes - 1}')

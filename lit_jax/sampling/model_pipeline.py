@@ -14,7 +14,7 @@ from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.report.grids import viewable
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.leaves import params_sha256, tree_bytes
 from lit_jax.runtime.memory import explain_out_of_memory, give_back
 from lit_jax.runtime.paths import as_path
@@ -49,7 +49,7 @@ class Pipeline:
 
     def __init__(self, source, vae=None, *, dtype: str = 'float32', step: int | None = None):
         if dtype not in DTYPES:
-            raise UserError(f'unknown dtype {dtype!r}; known: {", ".join(DTYPES)}')
+            raise UserError(f'unknown dtype {shown(dtype)}; known: {", ".join(DTYPES)}')
         self.dtype, self.step, self.low_memory = dtype, step, False
         self._given = isinstance(source, Model)
         if self._given:
@@ -103,7 +103,7 @@ class Pipeline:
         channels = self.vae.network.arch['image_channels'] if self.vae else self.network.arch['channels']
         if self.false_colours or channels not in (1, 3):
             raise UserError(f'{self.source} draws latents; images need the VAE that decodes them: --vae DIR '
-                            f'(id {self.config["latent"]["vae"]!r}; python convert_torch_ckpt.py '
+                            f'(id {shown(self.config["latent"]["vae"])}; python convert_torch_ckpt.py '
                             f'DIFFUSERS_VAE --out DIR)')
 
     def check(self, settings: SamplerSettings, size: tuple[int, int] | None = None) -> None:

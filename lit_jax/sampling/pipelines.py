@@ -23,7 +23,7 @@ from lit_jax.models.arch import conditioning
 from lit_jax.models.network import Model
 from lit_jax.models.t5 import WEIGHTS, T5Network
 from lit_jax.runtime import memory, peers
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.leaves import map_named, placed, tree_bytes
 from lit_jax.runtime.memory import explain_out_of_memory, give_back, temporary_bytes
 from lit_jax.runtime.paths import as_path, file_sha256
@@ -128,7 +128,8 @@ class TextPipeline(Pipeline):
         super().__init__(source, vae, **options)
         self.text_dtype = text_dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
         if self.text_dtype not in WEIGHTS:
-            raise UserError(f'unknown dtype {text_dtype!r} of the text encoder; known: {", ".join(WEIGHTS)}')
+            raise UserError(f'unknown dtype {shown(text_dtype)} of the text encoder; known: '
+                            f'{", ".join(WEIGHTS)}')
         self.low_memory, self.meter = low_memory, memory.Meter()
         given = isinstance(text_encoder, TextEncoder)
         self._encoder_path, self._encoder = (None, text_encoder) if given else (text_encoder, None)
@@ -140,7 +141,8 @@ class TextPipeline(Pipeline):
         if self._encoder is None and self._encoder_path is None:
             known = (self.config.get('text') or {}).get('encoder')
             raise UserError(f'{self.source} draws what a prompt says and needs the text encoder that it was '
-                            f'trained with: --text_encoder DIR ({f"id {known!r}, " if known else ""}width '
+                            f'trained with: --text_encoder DIR '
+                            f'({f"id {shown(known)}, " if known else ""}width '
                             f'{self.config["model"]["caption_channels"]}; python convert_torch_ckpt.py '
                             f'PIPELINE/text_encoder --out DIR)')
         config = self._encoder.config if self._encoder else read_text_encoder_config(self._encoder_path)

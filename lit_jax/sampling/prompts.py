@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.noise import check_seed
 from lit_jax.text.tokenizer import UNKNOWN, Tokens
@@ -22,9 +22,18 @@ def collect_prompts(given: Sequence[str], file: str | None) -> list[str]:
     if not prompts:
         raise UserError('no prompt is given: say what to draw with --prompt="..." (several times for '
                         'several), or --prompts=FILE, one a line')
+    for prompt in prompts:
+        check_text('--prompt', prompt)
     if empty := [number for number, prompt in enumerate(prompts) if not prompt.strip()]:
         LOG.warning('prompt %s is empty: it draws without text', ', '.join(map(str, empty[:8])))
     return prompts
+
+
+def check_text(flag: str, text: str) -> None:
+    """Raises UserError for bytes of the command line that are not UTF-8: no list of images could
+    hold them."""
+    if any('\ud800' <= character <= '\udfff' for character in text):
+        raise UserError(f'{flag} {shown(text)} is not UTF-8: give the text in UTF-8')
 
 
 def read_prompts(path) -> list[str]:
@@ -34,7 +43,7 @@ def read_prompts(path) -> list[str]:
     except FileNotFoundError:
         raise UserError(f'--prompts {path}: there is no such file') from None
     except OSError as error:
-        raise UserError(f'--prompts {path} cannot be read: {error}') from error
+        raise UserError(f'--prompts {path} cannot be read: {reason_of(error)}') from error
     except UnicodeDecodeError as error:
         raise UserError(f'--prompts {path} is not UTF-8 (byte {error.start}): save it as UTF-8 text, one '
                         f'prompt a line') from error
@@ -58,7 +67,8 @@ def parse_seeds(seed: int | None, seeds: str | None, default: Sequence[int] = (0
         try:
             found = [int(part) for part in seeds.split(',')]
         except ValueError:
-            raise UserError(f'--seeds {seeds!r}: whole numbers with commas between them are expected, as '
+            raise UserError(f'--seeds {shown(seeds)}: whole numbers with commas between them are expected, '
+                            f'as '
                             f'0,1,2') from None
     for one in found:
         check_seed(one)
@@ -71,7 +81,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """'1024x768' (width x height) or '1024' as (height, width) in pixels."""
     match = re.fullmatch(r'\s*(\d+)\s*(?:[xX×*]\s*(\d+)\s*)?', text)
     if not match:
-        raise UserError(f'--size {text!r}: expected WIDTHxHEIGHT in pixels, as 1024x768, or one number for a '
+        raise UserError(f'--size {shown(text)}: expected WIDTHxHEIGHT in pixels, as 1024x768, or one '
+                        f'number for a '
                         f'square')
     width = int(match[1])
     return int(match[2] or width), width
@@ -102,7 +113,7 @@ def say_unknown(prompts: Sequence[str], tokens: Tokens) -> None:
     unknown_P = ((tokens.ids == UNKNOWN) & (tokens.mask > 0)).sum(-1)
     for row in np.flatnonzero(unknown_P)[:8]:
         LOG.warning('%d of %d tokens of "%s" are not in the tokenizer\'s vocabulary and are ignored',
-                    unknown_P[row], tokens.mask[row].sum() - 1, prompts[row][:60])
+                    unknown_P[row], tokens.mask[row].sum() - 1, shown_name(prompts[row][:60]))
     if (unknown_P > 0).sum() > 8:
         LOG.warning('and so in %d more prompts', (unknown_P > 0).sum() - 8)
 

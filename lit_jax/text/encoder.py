@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def encode_captions(encoder, captions: Sequence[str], length: int, batch_size: i
 
 def truncation_notice(captions: Sequence[str], truncated: Sequence[int], length: int) -> str:
     """One line about captions that were cut, with the beginning of the first ones."""
-    shown = ', '.join(f'"{captions[i].strip()[:40]}..."' for i in truncated[:3])
+    shown = ', '.join(f'"{shown_name(captions[i].strip()[:40])}..."' for i in truncated[:3])
     more = f' and {len(truncated) - 3} more' if len(truncated) > 3 else ''
     return (f'{len(truncated)} of {len(captions)} captions are longer than {length - 1} tokens; the rest of '
             f'them is not read: {shown}{more}')

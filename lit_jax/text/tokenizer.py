@@ -3,13 +3,15 @@
 Reads `tokenizer.json` (the tokenizers library) and `spiece.model` (sentencepiece). They give the same ids,
 except that only the first knows special tokens in a caption (`<extra_id_0>`). The libraries are imported
 where they are used: models with class labels need neither."""
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path
+from lit_jax.runtime.errors import UserError, reason_of, shown
+from lit_jax.runtime.json_file import parse_json
+from lit_jax.runtime.paths import as_path, explain_unreadable
 
 PAD, END, UNKNOWN = 0, 1, 2               # ids in every T5 and mT5
 FILES = ('tokenizer.json', 'spiece.model')
@@ -52,13 +54,13 @@ class Tokenizer:
         folder = as_path(folder)
         for name in FILES:
             if (folder / name).is_file():
-                return cls(name, (folder / name).read_bytes(), str(folder / name))
+                return cls(name, _read(folder / name), str(folder / name))
         raise UserError(missing_tokenizer(folder))
 
     def encode(self, captions: Sequence[str], length: int) -> Tokens:
         """Each caption, cleaned, as `length` ids: its tokens (cut if too many), the end token, padding."""
         if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            raise UserError(f'captions must be a list of texts, got {captions!r:.80}')
+            raise UserError(f'captions must be a list of texts, got {shown(captions)}')
         if length < 1:
             raise UserError(f'length must be at least 1, for the end token, got {length}')
         ids_BL, mask_BL = (np.zeros((len(captions), length), np.int32) for _ in range(2))
@@ -70,6 +72,11 @@ class Tokenizer:
             ids = [*ids[:length - 1], END]
             ids_BL[row, :len(ids)], mask_BL[row, :len(ids)] = ids, 1
         return Tokens(ids_BL, mask_BL, truncated)
+
+
+def _read(path) -> bytes:
+    with explain_unreadable(path):
+        return path.read_bytes()
 
 
 def missing_tokenizer(*folders) -> str:
@@ -85,20 +92,31 @@ def _open_json(content: bytes, source: str):
         import tokenizers
     except ImportError as error:
         raise UserError(f'{source} needs the package tokenizers: pip install tokenizers') from error
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:      # the library raises nothing narrower
-        raise UserError(f'{source} is damaged, or no file of the tokenizers library ({error}); download it '
-                        'again') from error
-    # The file may set a length of its own.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    special = {name: tokenizer.token_to_id(name) for name in ('<pad>', '</s>', '<unk>')}
+    parse_json(content, source, {'model': {}})
+    with _explain_tokenizers(source):
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode('utf-8-sig'))
+        # The file may set a length of its own.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        special = {name: tokenizer.token_to_id(name) for name in ('<pad>', '</s>', '<unk>')}
+        size = tokenizer.get_vocab_size()
 
     def read(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        with _explain_tokenizers(source):
+            return tokenizer.encode(text, add_special_tokens=False).ids
 
-    return read, tokenizer.get_vocab_size(), special
+    return read, size, special
+
+
+@contextlib.contextmanager
+def _explain_tokenizers(source: str):
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:      # bare Exceptions, and panics of its Rust code, which are none
+        raise UserError(f'{source} is damaged, or no file of the tokenizers library ({reason_of(error)}); '
+                        'download it again') from error
 
 
 def _open_sentencepiece(content: bytes, source: str):

@@ -9,6 +9,7 @@ from lit_jax.models.arch import mixing_layers
 from lit_jax.models.cost import network_macs
 from lit_jax.models.macs import count_macs
 from lit_jax.models.network import Network
+from lit_jax.runtime.json_file import parse_json
 
 
 def train_macs(network: Network, teacher_network: Network | None, batch_size: int) -> int:
@@ -46,4 +47,4 @@ def forward_macs(network: Network) -> int:
 
 @functools.cache
 def _forward_macs(arch: str) -> int:
-    return network_macs(Network(json.loads(arch)))
+    return network_macs(Network(parse_json(arch, 'an architecture')))

@@ -205,7 +205,7 @@ def _fill_mixer(config: ConfigDict, arch: Mapping) -> None:
         if value is None and name in options and options[name].default is not inspect.Parameter.empty:
             value = options[name].default
         if value is None and (name not in options or options[name].default is inspect.Parameter.empty):
-            raise UserError(f'the mixer {mixer.name!r} needs {name}: --config.model.mixer.{name}=VALUE')
+            raise UserError(f'the mixer {shown(mixer.name)} needs {name}: --config.model.mixer.{name}=VALUE')
         _set(mixer, name, value)
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from lit_jax.models.arch import find_leaf, find_owner
 from lit_jax.models.mixers import MIXERS
 from lit_jax.models.partition import PLACES
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.leaves import map_named, named_leaves
 
 AXES = ('data', 'fsdp', 'tensor', 'seq')
@@ -99,7 +99,8 @@ def find_rule(path: str, shape: tuple[int, ...], arch: Mapping | None = None, sh
     others = [other for other, mixer in MIXERS.items()
               if any(re.fullmatch(leaf.path, rest) for leaf in mixer.leaves)]
     hint = f' ({", ".join(others)} declare one of this name, which is not taken)' if others else ''
-    raise UserError(f'no sharding rule fits {path} {shape}: {name!r} declares no {rest}{hint}; add it to '
+    raise UserError(f'no sharding rule fits {path} {shape}: {shown(name)} declares no {rest}{hint}; add it '
+                    f'to '
                     f'`leaves` of {kind.__module__}.{kind.__name__} (lit_jax.models.facts.Leaf), or train '
                     f'with mesh.fsdp and mesh.tensor 1')
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from lit_jax.runtime import json_file
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote, write_text_atomic
 
@@ -65,9 +66,9 @@ def read_lines(path) -> list[dict]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(json_file.read_lines(path), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            LOG.warning('%s: dropped an unfinished line', path)
+            records.append(json_file.parse_json(line, f'{path}, line {number}', {'step': int}))
+        except UserError as error:
+            LOG.warning('%s; the line is left out', error)
     return records

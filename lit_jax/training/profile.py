@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
@@ -21,10 +21,11 @@ def parse_window(text: str) -> tuple[int, int]:
     """(first, last) step, both traced, of '20-25', 'steps 20-25' or '20'; the first step of a run is 1."""
     match = _WINDOW.fullmatch(text.strip())
     if match is None:
-        raise UserError(f'--profile={text!r} is not a range of steps; write --profile=20-25')
+        raise UserError(f'--profile={shown(text)} is not a range of steps; write --profile=20-25')
     first, last = int(match[1]), int(match[2] or match[1])
     if not 1 <= first <= last:
-        raise UserError(f'--profile={text!r}: steps count from 1 and the last may not come before the first')
+        raise UserError(f'--profile={shown(text)}: steps count from 1 and the last may not come before the '
+                        f'first')
     return first, last
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.models.network import Network
-from lit_jax.runtime.errors import UserError, check_known, listed
+from lit_jax.runtime.errors import UserError, check_known, listed, shown
 from lit_jax.runtime.leaves import named_leaves, overlaid, pick
 from lit_jax.training.came import scale_by_came
 from lit_jax.training.muon import scale_by_muon_and_adam
@@ -64,7 +64,8 @@ def trainable_leaves(trainable: str, params: Mapping) -> tuple[str, ...]:
     for pattern in (one.strip() for one in SHORT_FORMS.get(trainable, trainable).split(',')):
         found = fnmatch.filter(names, pattern)
         if not found:
-            raise UserError(f'train.trainable {trainable!r}: no parameter is named {pattern!r}; there are: '
+            raise UserError(f'train.trainable {shown(trainable)}: no parameter is named {shown(pattern)}; '
+                            f'there are: '
                             f'{listed(list(names), 20)}')
         chosen.update(found)
     return tuple(name for name in names if name in chosen)

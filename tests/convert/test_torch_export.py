@@ -130,7 +130,7 @@ def test_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match='y_embedder/table'):
         export_params(tmp_path / 'model.safetensors', {'model': tiny_arch()}, params)
     (tmp_path / 'file').write_text('no folder')
-    with pytest.raises(UserError, match='could not be written'):
+    with pytest.raises(UserError, match='cannot be written: something else stands there'):
         export_params(tmp_path / 'file' / 'model.safetensors', {'model': tiny_arch()},
                       random_params(tiny_arch()))
     assert [path.name for path in tmp_path.iterdir()] == ['file']

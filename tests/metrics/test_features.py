@@ -135,7 +135,7 @@ U8 = np.zeros((2, 32, 32, 3), np.uint8)
     (U8[0], 'One image'), (U8[..., :1], 'Shades of grey'), (U8[..., 0], 'Shades of grey'),
     (U8[..., [0, 1, 2, 0]], 'fourth channel'), (U8[..., :2], r'uint8 \[2, 32, 32, 2\]'),
     (U8[:, :0], r'\[2, 0, 32, 3\]'), (U8[:0], 'no images'), ([], 'no images'),
-    ([U8, U8[:, :16]], r'the first have \[32, 32, 3\] uint8, later ones \[16, 32, 3\]'), (5, 'got int')])
+    ([U8, U8[:, :16]], r'the first have \[32, 32, 3\] uint8, later ones \[16, 32, 3\]'), (5, 'got 5')])
 def test_wrong_images_are_refused(inception, images, words):
     with pytest.raises(UserError, match=words):
         FeatureExtractor(inception, group=1).extract(images if not isinstance(images, list) else iter(images))

@@ -28,6 +28,8 @@ def test_the_end_of_the_last_line_is_no_blank_line(tmp_path, caplog):
 
 def test_an_empty_prompt_is_drawn_with_a_notice(caplog):
     assert prompts.collect_prompts(['', 'a circle'], None) == ['', 'a circle']
+    with pytest.raises(UserError, match=r"--prompt 'a .udcff' is not UTF-8"):
+        prompts.collect_prompts(['a \udcff'], None)
     assert 'prompt 0 is empty: it draws without text' in caplog.text
 
 

@@ -119,8 +119,24 @@ def test_missing_files_are_named(tmp_path):
 def test_damaged_files_are_named(tmp_path, file):
     for content in (b'', b'\xff\xfe nothing', tokenizer(file).content[:200]):
         (tmp_path / file).write_bytes(content)
-        with pytest.raises(UserError, match=f'{file} is damaged'):
+        with pytest.raises(UserError, match=f'{file} is (damaged|not text in UTF-8)'):
             Tokenizer.load(tmp_path)
+
+
+def test_a_panic_of_the_library_names_the_file(monkeypatch):
+    """It is no Exception: `except Exception` lets it pass."""
+    tokenizers = pytest.importorskip('tokenizers')
+
+    class Panic(BaseException):
+        pass
+
+    def panic(*_):
+        raise Panic('index out of bounds')
+
+    content = tokenizer_json()
+    monkeypatch.setattr(tokenizers, 'Tokenizer', type('Panicking', (), {'from_str': staticmethod(panic)}))
+    with pytest.raises(UserError, match='models/t5/tokenizer.json is damaged.*index out of bounds'):
+        Tokenizer('tokenizer.json', content, 'models/t5/tokenizer.json')
 
 
 def test_tokenizers_of_other_models_are_refused():

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from lit_jax.data.base import ArraySource, Spec
 from lit_jax.data.toys.digits_builder import CLASSES, COUNT, HELD_OUT_COUNT, SIZE, Digits
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.runtime.paths import as_path
 
 LOG = logging.getLogger('lit_jax')
@@ -31,7 +31,7 @@ def open_digits(split: str, data_dir: Path) -> ArraySource:
     Several processes may start together: the first to finish renames its files, and the others read these.
     Raises UserError if the folder cannot be written, or has other or damaged files."""
     if split not in SPLITS:
-        raise UserError(f'digits has no split {split!r}; known: {", ".join(SPLITS)}')
+        raise UserError(f'digits has no split {shown(split)}; known: {", ".join(SPLITS)}')
     builder = _prepare(as_path(data_dir))
     pixels, labels = _read(builder, split)
     return ArraySource(SPEC, pixels.astype(np.float32) / 8 - 1, labels)
@@ -47,7 +47,8 @@ def _prepare(data_dir: Path) -> Digits:
         LOG.info('writing the digits data set to %s', builder.data_path)
         _write(builder)
     except OSError as error:
-        raise UserError(f'cannot write the digits data set into {data_dir}: {error}. It needs a writable '
+        raise UserError(f'cannot write the digits data set into {data_dir}: {reason_of(error)}. It needs a '
+                        f'writable '
                         'folder with 1 MB free: name one with --config.data.path=FOLDER or in the '
                         'environment variable LIT_JAX_DATA') from error
     return Digits(data_dir=data_dir, file_format='array_record')  # reads what is on disk, whoever wrote it
@@ -75,7 +76,7 @@ def _read(builder: Digits, split: str) -> tuple[np.ndarray, np.ndarray]:
         labels = np.array([example['label'] for example in examples], np.int32)
         digest = digest_of(pixels, labels)
     except (OSError, ValueError, LookupError, RuntimeError, AssertionError) as error:
-        raise _damaged(builder, split, f'{type(error).__name__}: {error}') from error
+        raise _damaged(builder, split, reason_of(error)) from error
     if digest != DIGESTS[split]:
         raise _damaged(builder, split, f'{len(labels)} images with sha256 {digest[:12]}, expected '
                                        f'{SPLITS[split]} with {DIGESTS[split][:12]}')
@@ -88,5 +89,6 @@ def digest_of(pixels: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _damaged(builder: Digits, split: str, found: str) -> UserError:
-    return UserError(f'the digits data set in {builder.data_path} is damaged (split {split!r}: {found}). '
+    return UserError(f'the digits data set in {builder.data_path} is damaged (split {shown(split)}: '
+                     f'{found}). '
                      f'Delete it and start again, it is written anew: rm -r {builder.data_path}')

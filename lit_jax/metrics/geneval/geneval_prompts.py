@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from lit_jax.runtime.paths import as_path, write_text_atomic
+from lit_jax.runtime.paths import explain_unwritable, prepare_folder, write_text_atomic
 
 SEED = 43
 DRAWS = 100           # per task, before duplicates are dropped
@@ -55,13 +55,13 @@ def write_prompts(out) -> int:
 
     OUT/generation_prompts.txt, OUT/evaluation_metadata.jsonl, and for each prompt OUT/00000/metadata.jsonl;
     its images belong in OUT/00000/samples/0000.png and so on, four per prompt for published numbers."""
-    out = as_path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = prepare_folder(out)
     write_text_atomic(out / PROMPTS_FILE, prompts_text())
     write_text_atomic(out / METADATA_FILE, metadata_text())
     for number, prompt in enumerate(make_prompts()):
         folder = out / f'{number:05d}'
-        (folder / 'samples').mkdir(parents=True, exist_ok=True)
+        with explain_unwritable(folder):
+            (folder / 'samples').mkdir(parents=True, exist_ok=True)
         write_text_atomic(folder / 'metadata.jsonl', json.dumps(prompt) + '\n')
     return len(make_prompts())
 

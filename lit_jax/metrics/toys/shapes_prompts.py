@@ -13,7 +13,7 @@ from lit_jax.data.toys.shapes_words import CLASSES, COLOURS, NUMBERS, RELATIONS,
 from lit_jax.metrics.geneval.detector import Detector, Pixels
 from lit_jax.metrics.geneval.rules import judge, summarise
 from lit_jax.metrics.toys.shapes_detector import ShapesDetector
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 COLOUR_PAIRS = 24         # prompts of color_attr, of 180 possible ones: as many as of position
 
@@ -51,8 +51,8 @@ def score_images(images_by_prompt: Mapping[str, np.ndarray | Sequence[np.ndarray
     detector, results = detector or ShapesDetector(), []
     for text, images in images_by_prompt.items():
         if text not in prompts:
-            raise UserError(f'{text!r} is no prompt of shapes; make_shape_prompts() lists them, such as '
-                            f'{next(iter(prompts))!r}')
+            raise UserError(f'{shown(text)} is no prompt of shapes; make_shape_prompts() lists them, such as '
+                            f'{shown(next(iter(prompts)))}')
         for number, image in enumerate(images):
             name = f'{text} {number}'
             verdict = judge(Pixels(name, _checked(image, text)), prompts[text], detector)
@@ -90,6 +90,7 @@ def _prompt(task: str, include: list[dict], text: str, **exclude) -> dict:
 def _checked(image: np.ndarray, text: str) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise UserError(f'an image of {text!r} is {image.dtype} {list(image.shape)}, expected uint8 [H, W, '
+        raise UserError(f'an image of {shown(text)} is {image.dtype} {list(image.shape)}, expected uint8 '
+                        f'[H, W, '
                         '3]; make it with to_uint8')
     return image

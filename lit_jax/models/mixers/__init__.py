@@ -22,7 +22,7 @@ from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
-from lit_jax.runtime.errors import UserError, did_you_mean, shown
+from lit_jax.runtime.errors import UserError, did_you_mean, reason_of, shown
 
 MIXERS: dict[str, Any] = {
     'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
@@ -39,7 +39,8 @@ def import_mixer(name: str | None) -> Any:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f'the mixer {name!r} cannot be imported: {error}; give package.module:Class, '
+            raise UserError(f'the mixer {shown(name)} cannot be imported: {reason_of(error)}; give '
+                            f'package.module:Class, '
                             f'with the package installed or its folder in PYTHONPATH') from error
     return find_mixer(name)
 
@@ -71,7 +72,7 @@ def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
         importlib.import_module(module)
     if module not in sys.modules:
-        raise UserError(f'the mixer {name!r} is of a module that is not imported, and a model folder or '
+        raise UserError(f'the mixer {shown(name)} is of a module that is not imported, and a model folder or '
                         f'checkpoint does not get to import one: `import {module}` first, or set '
                         f'LIT_JAX_MIXERS={module}')
     return getattr(sys.modules[module], attribute, None)
@@ -89,13 +90,13 @@ def _load_installed(name: str) -> Any:
     try:
         return point.load()
     except (ImportError, AttributeError) as error:
-        raise UserError(f'the mixer {name!r} is installed as {point.value}, which cannot be imported: '
-                        f'{error}; install that package again') from error
+        raise UserError(f'the mixer {shown(name)} is installed as {point.value}, which cannot be imported: '
+                        f'{reason_of(error)}; install that package again') from error
 
 
 def _check_class(name: str, found: Any) -> Any:
     if not (isinstance(found, type) and issubclass(found, Mixer)):
-        raise UserError(f'{name!r} is no mixer: it must be a class derived from '
+        raise UserError(f'{shown(name)} is no mixer: it must be a class derived from '
                         f'lit_jax.models.mixers.mixer.Mixer')
     return found
 
@@ -106,17 +107,18 @@ def check_mixer(mixer: Mapping, width: int) -> Any:
     name, kind = mixer.get('name'), find_mixer(mixer.get('name'))
     known, given = kind.options(), [option for option in mixer if option != 'name']
     if unknown := [option for option in given if option not in known]:
-        raise UserError(f'mixer {name!r} has no option {", ".join(map(repr, unknown))}; its options: '
+        raise UserError(f'mixer {shown(name)} has no option {", ".join(map(repr, unknown))}; its options: '
                         f'{", ".join(known)}')
     if missing := [option for option, argument in known.items()
                    if option not in given and argument.default is inspect.Parameter.empty]:
-        raise UserError(f'mixer {name!r} needs {", ".join(missing)}; add it to model.mixer, or to the mixer '
+        raise UserError(f'mixer {shown(name)} needs {", ".join(missing)}; add it to model.mixer, or to the '
+                        f'mixer '
                         f'of its stage')
     heads = mixer.get('heads', 1)
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or (
             width % heads and not mixer.get('head_dim')):
         divisors = ', '.join(str(n) for n in range(1, width + 1) if width % n == 0)
-        raise UserError(f'{heads!r} heads do not divide the width {width}; possible: {divisors}')
+        raise UserError(f'{shown(heads)} heads do not divide the width {width}; possible: {divisors}')
     return kind
 
 

@@ -27,7 +27,7 @@ from lit_jax.models.mixers.softmax import QKV_PARTS
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 POWER = 3.0         # exponents at the start
 DIFFERENCES = ('tokens', 'maps', 'none')
@@ -212,11 +212,11 @@ def _show_routes(kind: str, routes: dict[str, Route]) -> None:
 def _check_options(projectors, powers, factors, difference, normaliser, dwc) -> None:
     for name, value, least in (('projectors', projectors, 0), ('powers', powers, 0), ('factors', factors, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f'mixer.{name} must be an integer from {least} on, got {value!r}')
+            raise UserError(f'mixer.{name} must be an integer from {least} on, got {shown(value)}')
     for name, value, known in (('difference', difference, DIFFERENCES),
                                ('normaliser', normaliser, NORMALISERS), ('dwc', dwc, reparam.FORMS)):
         if value not in known:
-            raise UserError(f'unknown mixer.{name} {value!r}; known: {", ".join(known)}')
+            raise UserError(f'unknown mixer.{name} {shown(value)}; known: {", ".join(known)}')
     if difference != 'none' and not projectors:
-        raise UserError(f"mixer.difference {difference!r} needs the second queries and keys of the "
+        raise UserError(f"mixer.difference {shown(difference)} needs the second queries and keys of the "
                         f"projectors; with mixer.projectors 0 set it to 'none'")

@@ -22,7 +22,7 @@ from lit_jax.models.mixers.gla_chunked import chunked_gla, recurrent_gla
 from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 TEMPERATURE = 16    # τ: the gates are σ(.)^(1/16), which start near 0.96
 RANK = 16           # inner channels of the gates' projection
@@ -165,10 +165,11 @@ def transpose_tokens(x: Array, grid: tuple[int, int]) -> Array:
 
 def _check_options(v_dim: int, expand_k: float, directions: str, norm: str, chunk: int) -> None:
     if not expand_k > 0 or v_dim * expand_k % 1:
-        raise UserError(f'mixer.expand_k {expand_k!r} times {v_dim} is no whole number of key channels')
+        raise UserError(f'mixer.expand_k {shown(expand_k)} times {v_dim} is no whole number of key channels')
     if directions not in DIRECTIONS:
-        raise UserError(f'unknown mixer.directions {directions!r}; known: {", ".join(DIRECTIONS)}')
+        raise UserError(f'unknown mixer.directions {shown(directions)}; known: {", ".join(DIRECTIONS)}')
     if norm not in NORMS:
-        raise UserError(f'unknown mixer.norm {norm!r}; known: {", ".join(NORMS)}')
+        raise UserError(f'unknown mixer.norm {shown(norm)}; known: {", ".join(NORMS)}')
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 0 or chunk & (chunk - 1):
-        raise UserError(f"mixer.chunk must be a power of two, or 0 for the platform's best, got {chunk!r}")
+        raise UserError(f"mixer.chunk must be a power of two, or 0 for the platform's best, got "
+                        f"{shown(chunk)}")

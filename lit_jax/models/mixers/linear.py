@@ -14,7 +14,7 @@ from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 EPS = 1e-6     # added to φ(q) and φ(k), and again to the normaliser q·mean(k)
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False)}
@@ -162,10 +162,12 @@ def focus(x_BNKE: Array, power: int) -> Array:
 def _check_options(dwc_kernel: int, activation: str, focus_power: int, focus_scale: bool) -> None:
     if isinstance(dwc_kernel, bool) or not isinstance(dwc_kernel, int) or dwc_kernel and (
             dwc_kernel < 0 or dwc_kernel % 2 == 0):
-        raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got {dwc_kernel!r}')
+        raise UserError(f'dwc_kernel must be odd (3, 5, ...) or 0 for no convolution, got '
+                        f'{shown(dwc_kernel)}')
     if activation not in ACTIVATIONS:
-        raise UserError(f'unknown activation {activation!r}; known: {", ".join(ACTIVATIONS)}')
+        raise UserError(f'unknown activation {shown(activation)}; known: {", ".join(ACTIVATIONS)}')
     if isinstance(focus_power, bool) or not isinstance(focus_power, int) or focus_power < 0:
-        raise UserError(f'focus_power must be a positive integer, or 0 for no focusing, got {focus_power!r}')
+        raise UserError(f'focus_power must be a positive integer, or 0 for no focusing, got '
+                        f'{shown(focus_power)}')
     if focus_scale and not focus_power:
         raise UserError('focus_scale belongs to the focused function; set focus_power (3 in the paper) too')

@@ -18,7 +18,7 @@ from lit_jax.models.mixers.softmax import QKV, QKV_PARTS, SoftmaxAttention, dot_
 from lit_jax.models.partition import constrain
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 
 class MohAttention(Mixer):
@@ -119,7 +119,8 @@ class MohAttention(Mixer):
 
 def _check_counts(heads: int, shared: int, routed: int) -> None:
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (shared, routed)):
-        raise UserError(f'mixer.shared and mixer.routed are numbers of heads, got {shared!r} and {routed!r}')
+        raise UserError(f'mixer.shared and mixer.routed are numbers of heads, got {shown(shared)} and '
+                        f'{shown(routed)}')
     if shared > heads:
         raise UserError(f'mixer.shared {shared} is more than the {heads} heads')
     if not min(1, heads - shared) <= routed <= heads - shared:

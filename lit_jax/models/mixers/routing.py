@@ -18,7 +18,7 @@ from lit_jax.models.layers import Array, Init, xavier_uniform
 from lit_jax.models.mixers.grouped import grouped_product
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 GRADIENTS = ('straight_through', 'frozen')
 
@@ -53,7 +53,7 @@ class Router(nnx.Module):
     def __init__(self, width: int, choices: int, *, parts: int = 1, gradient: str = 'straight_through', dtype,
                  rngs: nnx.Rngs):
         if gradient not in GRADIENTS:
-            raise UserError(f'unknown router {gradient!r}; known: {", ".join(GRADIENTS)}')
+            raise UserError(f'unknown router {shown(gradient)}; known: {", ".join(GRADIENTS)}')
         self.gradient, self.dtype = gradient, dtype
         self.kernel = nnx.Param(xavier_uniform(rngs.params(), (parts * width,), (choices,)))
 

@@ -12,7 +12,7 @@ from lit_jax.models.mixers.mixer import Mixer
 from lit_jax.models.mixers.softmax import QKV, QKV_PARTS, read_qkv
 from lit_jax.models.partition import constrain
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 
 class SanaAttention(Mixer):
@@ -29,7 +29,7 @@ class SanaAttention(Mixer):
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, eps: float = 1e-8,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         if not eps > 0:
-            raise UserError(f'mixer.eps must be positive, got {eps!r}: it prevents a division by zero')
+            raise UserError(f'mixer.eps must be positive, got {shown(eps)}: it prevents a division by zero')
         head = (heads, width // heads)
         self.dtype, self.eps = dtype, eps
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)

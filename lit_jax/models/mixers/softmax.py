@@ -15,7 +15,7 @@ from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.models.probe import show
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 
 class KeyCompressor(nnx.Module):
@@ -97,7 +97,8 @@ class SoftmaxAttention(Mixer):
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         if isinstance(compress, bool) or not isinstance(compress, int) or compress < 1:
-            raise UserError(f'mixer.compress must be a positive integer (1: not at all), got {compress!r}')
+            raise UserError(f'mixer.compress must be a positive integer (1: not at all), got '
+                            f'{shown(compress)}')
         head = (heads, width // heads)
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)

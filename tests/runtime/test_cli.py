@@ -1,0 +1,41 @@
+"""The frame of the commands: what a terminal gets to see."""
+import logging
+
+import pytest
+
+from lit_jax.runtime import alive, cli
+from lit_jax.runtime.errors import UserError, printable, reason_of
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """No threads, and the handlers of the tests as they were."""
+    monkeypatch.setattr(alive.Alive, 'start', lambda self: None)
+    monkeypatch.setattr(alive, 'stop_with_parent', lambda: None)
+    root, own = logging.getLogger(), logging.getLogger('lit_jax')
+    before = root.handlers[:], root.level, own.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    own.setLevel(before[2])
+
+
+def test_a_message_cannot_steer_the_terminal(capsys):
+    def main():
+        logging.getLogger('lit_jax').warning('a line with %s', '\x1b[2J\x07')
+        raise UserError('models/\x1b]0;title\x07 is damaged:\n  two lines of \udcff and é')
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    said = stopped.value.code + capsys.readouterr().err
+    assert said.startswith(r'error: models/\x1b]0;title\x07 is damaged:' + '\n  two lines of ')
+    assert r'\udcff and é' in said and r'a line with \x1b[2J\x07' in said
+    assert printable(said) == said
+
+
+@pytest.mark.parametrize('error, said', [
+    (KeyError('pool'), "there is no 'pool'"), (OSError(13, 'Permission denied', '/a/b'), 'Permission denied'),
+    (ValueError(), 'no reason is given'), (RuntimeError('first\nsecond'), 'first'),
+    (ValueError('\x1b[2J' + 'x' * 999), r'\x1b[2J' + 'x' * 290 + '...')])
+def test_what_an_error_of_another_library_says(error, said):
+    assert reason_of(error) == said
