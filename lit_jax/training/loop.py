@@ -17,6 +17,7 @@ from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdi
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
 from lit_jax.runtime import cluster, peers
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
@@ -119,6 +120,11 @@ def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
     restored = checkpoints.restore_latest(lambda step: stage_at(stages, step).abstract(network, mesh))
     if restored is not None:
         state, meta, step = restored
+        last = stages[-1].last
+        if step > last:
+            raise UserError(f'{workdir} has reached step {step:,}, this recipe ends with step {last:,}. To '
+                            f'train on, give --config.train.steps over {step:,}; to train for less, give '
+                            'another --workdir')
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
     params, report = setup.init_params(config, network, mesh)
