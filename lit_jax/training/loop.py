@@ -117,14 +117,17 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
 
 def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
     """(state, metrics of the unfinished log interval, steps done)."""
-    restored = checkpoints.restore_latest(lambda step: stage_at(stages, step).abstract(network, mesh))
+    def abstract(step: int) -> dict:
+        if step > stages[-1].last:
+            fewest = step - stages[-1].first + 1
+            raise UserError(f'{workdir} has reached step {step:,}, but this recipe ends with step '
+                            f'{stages[-1].last:,}. Give --config.train.steps={fewest} or more to train '
+                            'on, or another --workdir')
+        return stage_at(stages, step).abstract(network, mesh)
+
+    restored = checkpoints.restore_latest(abstract)
     if restored is not None:
         state, meta, step = restored
-        last = stages[-1].last
-        if step > last:
-            raise UserError(f'{workdir} has reached step {step:,}, this recipe ends with step {last:,}. To '
-                            f'train on, give --config.train.steps over {step:,}; to train for less, give '
-                            'another --workdir')
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
     params, report = setup.init_params(config, network, mesh)
