@@ -8,7 +8,7 @@ import importlib
 import sys
 
 import lit_jax
-from lit_jax.runtime import cli
+from lit_jax.runtime import cli, signals
 from lit_jax.runtime.errors import UserError, shown
 
 # verb: (file of lit_jax/commands/, description)
@@ -43,6 +43,8 @@ def run_verb() -> int | None:
         hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(VERBS)}'
         raise UserError(f'unknown verb {shown(verb)}; {hint}')
     sys.argv[:2] = [f'lit-jax {verb}']
+    if verb in ('train', 'train-vae'):
+        signals.catch()      # before the slower imports
     return importlib.import_module(f'lit_jax.commands.{VERBS[verb][0]}').main()
 
 

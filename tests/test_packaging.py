@@ -37,7 +37,7 @@ def test_every_command_has_a_verb_and_a_script():
     commands = {path.stem for path in (ROOT / 'lit_jax' / 'commands').glob('*.py')
                 if '\ndef main(' in path.read_text()}
     scripts = {imported for path in ROOT.glob('*.py')
-               for imported in re.findall(r'^from lit_jax\.commands import (\w+)', path.read_text(), re.M)}
+               for imported in re.findall(r'^ *from lit_jax\.commands import (\w+)', path.read_text(), re.M)}
     assert {module for module, _ in command.VERBS.values()} == commands == scripts
 
 

@@ -10,7 +10,7 @@ command on each of them (docs/run/clusters.md).
 from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
-from lit_jax.runtime import cli
+from lit_jax.runtime import cli, signals
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Processes, option
 from lit_jax.runtime.paths import as_path, is_remote
@@ -39,6 +39,7 @@ def check_workdir(workdir: str) -> None:
 
 
 def main() -> int:
+    signals.catch()
     config, options = parse_recipe(TrainOptions, __doc__)
     workdir = options.workdir or f'runs/{config.name}'
     if options.plan is None and not options.dry_run:

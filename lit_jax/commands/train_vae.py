@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
+from lit_jax.runtime import signals
 from lit_jax.runtime.options import option
 
 
@@ -14,6 +15,7 @@ class VaeOptions:
 
 
 def main() -> None:
+    signals.catch()
     config, options = parse_recipe(VaeOptions, __doc__, section='vae')
     from lit_jax.training.vae_training import train_vae
     train_vae(config, options.out)

@@ -2,9 +2,9 @@
 
 Starting again in the same workdir resumes exactly: batch k and the noise of step k are functions of (seed,
 k), everything else is in the checkpoint. All processes of a run execute this; process 0 writes the log."""
+import contextlib
 import json
 import logging
-import signal
 import threading
 import time
 
@@ -17,10 +17,12 @@ from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdi
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
 from lit_jax.runtime import cluster, peers
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
 from lit_jax.runtime.paths import as_path, write_text_atomic
 from lit_jax.runtime.progress import format_seconds
+from lit_jax.runtime.signals import PREEMPTED, save_first
 from lit_jax.training import setup
 from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
@@ -38,7 +40,6 @@ _LESS_MEMORY = ('Less memory: mesh.fsdp=-1 (shards weights and optimizer), train
                 'train.accumulate=2, a smaller train.batch_size, or more devices. train.py --plan=v5e:16x16 '
                 'estimates what a slice needs (docs/run/plans.md).')
 STAGE_NAMES = {'align': "alignment of the mixers with the teacher's attention", 'train': 'training'}
-PREEMPTED = 75  # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
 def run(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None) -> int:
@@ -116,7 +117,15 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
 
 def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
     """(state, metrics of the unfinished log interval, steps done)."""
-    restored = checkpoints.restore_latest(lambda step: stage_at(stages, step).abstract(network, mesh))
+    def abstract(step: int) -> dict:
+        if step > stages[-1].last:
+            fewest = step - stages[-1].first + 1
+            raise UserError(f'{workdir} has reached step {step:,}, but this recipe ends with step '
+                            f'{stages[-1].last:,}. Give --config.train.steps={fewest} or more to train '
+                            'on, or another --workdir')
+        return stage_at(stages, step).abstract(network, mesh)
+
+    restored = checkpoints.restore_latest(abstract)
     if restored is not None:
         state, meta, step = restored
         LOG.info('resumed from step %s', f'{step:,}')
@@ -157,10 +166,7 @@ class _Run:
         self.stop_asked = threading.Event()
         self.watchdog = cluster.Watchdog(WATCH_SECONDS, self.where)
         self._draw = None
-        # With several processes jax handles SIGTERM: it makes all of them agree on the step to stop at.
-        self._old_handler = None
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(signal.SIGTERM, lambda number, frame: self.stop_asked.set())
+        self._signals = contextlib.ExitStack()
 
     def where(self) -> str:
         """Where a restart resumes, for messages."""
@@ -187,6 +193,8 @@ class _Run:
             self.reporter.tick()
             self.profile.after(step, metrics)
             self.watchdog.beat()
+            if step == self.start + 1:      # compiled and taken: now there is something to save
+                self._signals.enter_context(save_first(self.stop_asked.set, jax.process_count() == 1))
             stopping = self.stop_asked.is_set() or cluster.asked_to_stop(step)
             if step % config.log.every == 0 or step == stage.last:
                 self._fetch()
@@ -286,5 +294,4 @@ class _Run:
         self.watchdog.close()
         self.profile.close()
         self.reporter.close()
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
+        self._signals.close()

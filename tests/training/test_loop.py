@@ -89,6 +89,14 @@ def test_resuming_is_exact(tmp_path, straight, stop_after, monkeypatch):
     assert_same_run(config, straight, tmp_path / 'stopped')
 
 
+def test_fewer_steps_than_were_taken_are_not_called_done(straight):
+    log = (straight / 'metrics.jsonl').read_bytes()
+    with pytest.raises(UserError, match='has reached step 6.*ends with step 4.*steps=6 or more'):
+        loop.train(tiny_recipe(steps=4), straight)
+    assert (straight / 'metrics.jsonl').read_bytes() == log
+    assert loop.train(tiny_recipe(steps=6), straight) == 'done'
+
+
 @pytest.fixture
 def distillation(straight):
     """A student recipe whose teacher and inheritance are a workdir trained here."""
