@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from lit_jax.data.images import DECODE_ERRORS, FORMATS, BadImage
+from lit_jax.data.images import FORMATS, BadImage
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.image_errors import DECODE_ERRORS
 from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.paths import explain_unreachable, explain_unreadable, is_remote
 from lit_jax.runtime.read_ahead import read_all

@@ -7,9 +7,7 @@ at all (missing, no permission, network) always stops it, as this may differ bet
 import io
 import itertools
 import logging
-import struct
 import threading
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,14 +18,12 @@ from lit_jax.data.base import Source, Spec, check_index
 from lit_jax.data.crop import center_crop
 from lit_jax.data.label_index import read_labels
 from lit_jax.runtime.errors import UserError, reason_of
+from lit_jax.runtime.image_errors import DECODE_ERRORS
 from lit_jax.runtime.read_ahead import read_ahead
 
 LOG = logging.getLogger('lit_jax')
 TRANSPARENCY, ORIENTATION = 'transparency', 'EXIF orientation'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
-# What Pillow raises for damaged files; found by fuzzing.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError,
-                 EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _MAX_BAD_IN_A_ROW = 100
 _MAX_WARNINGS = 20
 

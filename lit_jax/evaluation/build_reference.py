@@ -175,7 +175,8 @@ class _Builder(Parts):
                   for name, array in zip(names, running[kind].result()[:2], strict=True)}
         count = len(self._examples) - bad
         arrays[IMAGES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._images())
-        arrays['meta'] = np.asarray(json.dumps({**self.plan, 'count': count, 'left_out': bad}))
+        arrays['meta'] = np.asarray(json.dumps({**self.plan, 'count': count, 'left_out': bad,
+                                                'arrays': list(arrays)}))
         write_npz(self.out, arrays)
         remove_tree(self.folder)
         left_out = f'; {bad} that cannot be decoded are left out' if bad else ''
@@ -195,12 +196,12 @@ class _Builder(Parts):
         path = self.folder / self._name(part)
         with Npz(path) as file:
             arrays = {name: file.array(name) for name in file.names}
-        found = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()
-                 if name.endswith('count') or name in ('bad', 'shown')}
-        shown = ((len(arrays.get('shown', ())), *self._source.spec.image_shape[:2], 3), 'u')
-        kinds = [f'{kind}/count' for kind in self._no_statistics()]
-        if found not in ({'bad': ((), 'i'), 'shown': shown, **dict.fromkeys(names, ((), 'i'))}
-                         for names in ((), kinds)):
+        kinds = [kind for kind in self._no_statistics() if f'{kind}/count' in arrays]
+        images = (len(arrays.get('shown', ())), *self._source.spec.image_shape[:2], 3)
+        shapes = {'shown': (images, 'u'), 'bad': ((), 'i'), **{f'{kind}/count': ((), 'i') for kind in kinds}}
+        sums = {f'{kind}/{name}' for kind in kinds for name in _SUMS[1:]}
+        found = {name: (array.shape, array.dtype.kind) for name, array in arrays.items() if name not in sums}
+        if found != shapes or not sums <= set(arrays) or len(kinds) not in (0, len(self._no_statistics())):
             raise UserError(f'{path} is damaged: it is no part of this reference')
         return arrays
 

@@ -23,7 +23,7 @@ from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256
 
 STORED = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
 FORMAT = 1
-_META = {'count?': int, 'image_size?': int, 'features?': {}}
+_META = {'count?': int, 'image_size?': int, 'features?': {}, 'arrays?': [str]}
 
 
 @dataclass
@@ -80,8 +80,10 @@ def _read_npz(path) -> Reference:
         if not stored and IMAGES not in file.names:
             raise UserError(f'{path} is no reference: expected mu and sigma, or images in {IMAGES}; it '
                             f'contains {shown_names(file.names)}')
-        statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
         meta = read_meta(file) if 'meta' in file.names else {}
+        if missing := set(meta.get('arrays', ())) - set(file.names):
+            raise UserError(f'{path} is damaged: it lacks {shown_names(missing)}. Make the reference again')
+        statistics = {name: _read_statistics(file, *keys) for name, keys in stored.items()}
         images = NpzSet(path) if IMAGES in file.names else None
     if meta.get('count'):
         statistics = {name: stats._replace(count=meta['count']) for name, stats in statistics.items()}

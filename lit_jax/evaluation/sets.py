@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
-from lit_jax.data.images import DECODE_ERRORS, Ignored
+from lit_jax.data.images import Ignored
 from lit_jax.metrics.features import check_images
 from lit_jax.runtime.errors import UserError, shown_name
+from lit_jax.runtime.image_errors import DECODE_ERRORS
 from lit_jax.runtime.json_file import parse_json, read_json, read_lines
 from lit_jax.runtime.npz_reader import Npz, shown_names
 from lit_jax.runtime.paths import as_path, explain_unreachable, explain_unreadable, file_sha256

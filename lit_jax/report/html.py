@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lit_jax.runtime.image_errors import DECODE_ERRORS
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
@@ -153,11 +154,19 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
     grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []
     if grids:
         report.heading('Samples')
-        newest = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())))
-        report.image(newest, f'EMA weights at step {int(grids[-1].stem):,}')
+        _add_samples(report, grids[-1])
     if (workdir / 'inheritance.json').exists():
         report.heading('Inheritance')
         add_inheritance(report, read_json(workdir / 'inheritance.json', INHERITANCE))
     report.heading('Recipe')
     report.preformatted(json.dumps(config['recipe'], indent=1))
     report.write(workdir / 'report.html')
+
+
+def _add_samples(report: Report, path) -> None:
+    """The newest grid; one that cannot be read is named in its place."""
+    try:
+        report.image(np.asarray(Image.open(io.BytesIO(path.read_bytes()))),
+                     f'EMA weights at step {int(path.stem):,}')
+    except DECODE_ERRORS:
+        report.paragraph(f'{path.name} is damaged and cannot be shown')

@@ -1,5 +1,6 @@
 """A cache of facts about data sets that take long to compute."""
 import hashlib
+import io
 import logging
 import os
 import tempfile
@@ -11,13 +12,15 @@ from lit_jax.runtime.npz_reader import DAMAGE
 from lit_jax.runtime.paths import cache_folder
 
 LOG = logging.getLogger('lit_jax')
+_SEAL = 32      # bytes
 
 
 def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], object], load: Callable,
                save: Callable, fits: Callable[[object], bool] = lambda value: True):
     """The cached value of `identity`, else `make(path of the cache file)`, which is then saved.
 
-    A damaged file is made again; where the cache cannot be written, the value is made each time.
+    A damaged file, or that of another identity, is made again; where the cache cannot be written, the value
+    is made each time. A file ends with the sha256 of its identity and of what stands before.
 
     Args:
         kind: subfolder of the cache. identity: equal texts stand for equal values.
@@ -25,9 +28,11 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
     digest = hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()
     path = cache_folder() / kind / f'{digest[:32]}{suffix}'
     try:
-        with open(path, 'rb') as file:
-            value = load(file)
-        if fits(value):
+        stored = path.read_bytes()
+        content = stored[:-_SEAL]
+        if stored[-_SEAL:] != _seal(identity, content):
+            raise ValueError('its content is not what was written')
+        if fits(value := load(io.BytesIO(content))):
             return value
     except FileNotFoundError:
         pass
@@ -38,7 +43,9 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as new:
             try:
-                save(new, value)
+                content = io.BytesIO()
+                save(content, value)
+                new.write(content.getvalue() + _seal(identity, content.getvalue()))
                 new.flush()
                 os.replace(new.name, path)
             except BaseException:
@@ -47,3 +54,7 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
     except OSError as error:
         LOG.warning('%s cannot be written (%s); it is made again next time', path, reason_of(error))
     return value
+
+
+def _seal(identity: str, content: bytes) -> bytes:
+    return hashlib.sha256(identity.encode(errors='surrogateescape') + b'\0' + content).digest()

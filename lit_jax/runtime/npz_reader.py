@@ -8,6 +8,7 @@ import contextlib
 import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,8 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _KINDS = 'biufcSU'      # of numbers and text
 # What zipfile, zlib and numpy raise for damaged or foreign files; found by fuzzing.
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
-          LookupError, TypeError, ArithmeticError, SyntaxError, AttributeError, MemoryError)
+          LookupError, TypeError, ArithmeticError, SyntaxError, tokenize.TokenError,
+          AttributeError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _read_features(path, _):
 
 
 def _reference(folder):
-    meta = {'format': 1, 'count': 6, 'image_size': 8, 'features': dict(SPACE.facts)}
+    meta = {'format': 1, 'count': 6, 'image_size': 8, 'features': dict(SPACE.facts),
+            'arrays': ['mu', 'sigma', 'arr_0']}
     write_npz(folder / 'ref.npz', {'mu': np.ones(4), 'sigma': np.eye(4), 'arr_0': IMAGES,
                                    'meta': np.asarray(json.dumps(meta))})
     return folder / 'ref.npz'

@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lit_jax.metrics.geneval.detector import Detector, Pixels, detection_line
 from lit_jax.metrics.geneval.geneval_prompts import TASKS, make_prompts, write_prompts
 from lit_jax.metrics.geneval.rules import judge, keep_confident, summarise
 from lit_jax.runtime.errors import UserError, reason_of
+from lit_jax.runtime.image_errors import DECODE_ERRORS
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.paths import as_path, write_text_atomic
 
@@ -88,8 +89,9 @@ def read_images(folder, number: str) -> Iterator[Pixels]:
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO((samples / name).read_bytes())))
             yield Pixels(f'{number}/samples/{name}', np.asarray(image.convert('RGB')))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f'{samples / name} is not a readable image ({error}); draw it again') from error
+        except DECODE_ERRORS as error:
+            raise UserError(f'{samples / name} is not a readable image ({reason_of(error)}); draw it '
+                            f'again') from error
 
 
 def _read_prompt(path) -> dict:
