@@ -1,0 +1,90 @@
+"""Writes a student as a folder that needs nothing but PyTorch: weights, config and one modelling file.
+
+The file is joined from the pieces in `lit_jax/convert/torch_code/` that the model's family and mixers need."""
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from lit_jax.models.arch import mixers_of
+from lit_jax.runtime.errors import UserError, shown_name
+
+MODELING = 'modeling_lit.py'
+WEIGHTS = 'model.safetensors'
+PIECES = Path(__file__).parent / 'torch_code'
+_PACKAGE = 'lit_jax.convert.torch_code.'
+_IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+) import .*\n', re.MULTILINE)
+# Name in an architecture -> (piece, class).
+MIXERS = {'softmax': ('softmax', 'SoftmaxAttention'), 'linear': ('linear', 'LinearAttention'),
+          'sana': ('sana', 'SanaAttention'), 'edit': ('edit', 'EditAttention'), 'moh': ('moh', 'MohAttention'),
+          'dydila': ('dydila', 'DyDiLA'), 'gla': ('gla', 'GatedLinearAttention')}
+FAMILIES = {'dit': ('dit', 'DiT'), 'dig': ('dig', 'DiG'), 'udig': ('udig', 'UDiG'), 'pixart': ('pixart', 'PixArt')}
+_HEAD = '''"""{title}, in plain PyTorch: the model, its samplers, and a command line.
+
+    python {file} --classes 3,7 --out samples.png
+
+Written by lit_jax {version}. The code of this file is licensed under the Apache License 2.0; the weights
+beside it have the licence of those they were made from."""
+'''
+
+
+def check_student(arch: Mapping) -> None:
+    """UserError for an architecture that has no PyTorch code here: a mixer from outside the library."""
+    unknown = sorted({str(mixer['name']) for mixer in mixers_of(arch)} - set(MIXERS))
+    if unknown or arch['family'] not in FAMILIES:
+        what = ', '.join(map(shown_name, unknown)) or shown_name(arch['family'])
+        raise UserError(f'there is no PyTorch code of {what}, which --layout lit would need; known are the mixers '
+                        f'{", ".join(MIXERS)}. Give --layout original to write the weights alone')
+
+
+def modeling_source(arch: Mapping) -> str:
+    """The text of the modelling file of an architecture."""
+    from lit_jax import __version__
+    check_student(arch)
+    mixers = dict.fromkeys(str(mixer['name']) for mixer in mixers_of(arch))
+    piece, model = FAMILIES[arch['family']]
+    imports, bodies, names = set(), [], ['parts', *(MIXERS[name][0] for name in mixers), piece, 'draw']
+    for name in _with_needed(names):
+        found, body = _split((PIECES / f'{name}.py').read_text())
+        imports |= found
+        bodies.append(body)
+    tables = {'MIXERS = {}': {name: MIXERS[name][1] for name in mixers}, 'MODELS = {}': {arch['family']: model}}
+    text = '\n\n\n'.join(bodies) + '\n'
+    for line, table in tables.items():
+        text = text.replace(line, f'{line[:-2]}{{{", ".join(f"{key!r}: {value}" for key, value in table.items())}}}')
+    head = _HEAD.format(title=model, file=MODELING, version=__version__)
+    return f'{head}{_render(imports)}\n\n{text}'
+
+
+def _with_needed(names: list[str]) -> list[str]:
+    """Pieces, each behind those that it imports."""
+    order: list[str] = []
+
+    def add(name):
+        if name not in order:
+            for needed in _IMPORT.findall((PIECES / f'{name}.py').read_text()):
+                add(needed)
+            order.append(name)
+
+    for name in names:
+        add(name)
+    return order
+
+
+def _split(source: str) -> tuple[set[str], str]:
+    """(imports of other packages, the code behind them), without the docstring, which becomes a comment."""
+    title, rest = re.match(r'"""(.*?)"""\n(.*)', source, re.DOTALL).groups()
+    rest = _IMPORT.sub('', rest)
+    imports = set(re.findall(r'^(?:import|from) .*$', rest, re.MULTILINE))
+    body = re.sub(r'^(?:import|from) .*\n', '', rest, flags=re.MULTILINE).strip()
+    comment = '\n'.join(f'# {line}'.rstrip() for line in title.splitlines())
+    return imports, f'{comment}\n\n\n{body}' if body.startswith(('def', 'class', '@')) else f'{comment}\n\n{body}'
+
+
+def _render(imports: set[str]) -> str:
+    """Sorted as usual: the standard library, then packages."""
+    ours = [line for line in imports if re.match(r'(import|from) (torch|numpy)', line)]
+
+    def key(line):
+        return line.startswith('from'), line
+
+    return '\n'.join([*sorted(imports - set(ours), key=key), '', *sorted(ours, key=key)])
