@@ -34,10 +34,11 @@ OTHERS = 'other networks'
 class ConvertOptions:
     """Input, output, and facts that are not in the file itself."""
     src: str = option('checkpoint file or folder', flag='SRC')
-    out: str = option('output folder; with --to_torch a .safetensors file')
+    out: str = option('output folder; with --to_torch a .safetensors file, or a folder by its --layout')
     to_torch: bool = option('write a .safetensors file with the original names', default=False)
-    layout: str | None = option('with --to_torch: diffusers writes a folder for diffusers (PixArt-Σ only); '
-                                'default: original', choices=('original', 'diffusers'), default=None)
+    layout: str | None = option('with --to_torch: lit writes a folder with weights and their PyTorch code, '
+                                'diffusers one for diffusers (PixArt-Σ only); default: original',
+                                choices=('original', 'diffusers', 'lit'), default=None)
     overwrite: bool = option('replace an existing output', default=False)
     weights: str = option('which weights of a training checkpoint', choices=('ema', 'model'), default='ema')
 

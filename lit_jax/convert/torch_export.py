@@ -1,5 +1,5 @@
 """Writes model folders as `.safetensors` under the original PyTorch names, DiT's position table included;
-PixArt-Σ also for diffusers.
+PixArt-Σ also for diffusers, and any model with its PyTorch code (`lit_jax.convert.torch_student`).
 
 The model folder's config is in the file's metadata, so that converting the file back restores everything:
 heads, latent space, class names, diffusion."""
@@ -24,6 +24,7 @@ from lit_jax.convert.torch_keys import (
     file_leaves,
     model_leaves,
 )
+from lit_jax.convert.torch_student import MODELING, WEIGHTS, modeling_source
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
@@ -31,7 +32,7 @@ from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, explain_unwritable, local_path, prepare_place
 
-LAYOUTS = ('original', 'diffusers')
+LAYOUTS = ('original', 'diffusers', 'lit')
 HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
@@ -58,8 +59,8 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     """Writes a model folder or workdir as a .safetensors file or a diffusers folder, atomically."""
     src, out = as_path(src), local_path(out)
     check_known('layout', layout, LAYOUTS)
-    if layout == 'diffusers':
-        return _export_hub(src, out, overwrite)
+    if layout != 'original':
+        return _export_folder(src, out, layout, overwrite)
     if out.suffix != '.safetensors':
         raise UserError(f'--out {out} must end in .safetensors')
     if out.is_dir():
@@ -67,25 +68,37 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     if out.exists() and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
     config, params = _load(src)
-    null_caption, notes = None, ()
-    if config['model'].get('family') == 'pixart':
-        null_caption = read_null_caption(src, config['provenance'].get('step'))
-        if null_caption is None:
-            notes = ('no null caption is known: y_embedder.y_embedding is left out',)
+    null_caption, notes = _null_caption(src, config)
     export_params(out, config, params, null_caption)
     return _exported(src, 'original', config, params, out, notes)
 
 
-def _export_hub(src, out: Path, overwrite: bool) -> Converted:
+# The files of a folder of each layout.
+FOLDERS = {'diffusers': (CONFIG, HUB_WEIGHTS), 'lit': (CONFIG, WEIGHTS, MODELING)}
+
+
+def _export_folder(src, out: Path, layout: str, overwrite: bool) -> Converted:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not overwrite:
             raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
-        if not out.is_dir() or {path.name for path in out.iterdir()} != {CONFIG, HUB_WEIGHTS}:
-            raise UserError(f'{out} was not written by --layout diffusers, so it is not overwritten')
+        if not out.is_dir() or {path.name for path in out.iterdir()} != set(FOLDERS[layout]):
+            raise UserError(f'{out} was not written by --layout {layout}, so it is not overwritten')
     config, params = _load(src)
+    if layout == 'lit':
+        export_student(out, config, params, _null_caption(src, config)[0])
+        return _exported(src, layout, config, params, out)
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
-    return _exported(src, 'diffusers', config, params, out, lost)
+    return _exported(src, layout, config, params, out, lost)
+
+
+def _null_caption(src, config: Mapping) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(features of the empty caption of a text model, a note if they are not known)."""
+    if config['model'].get('family') != 'pixart':
+        return None, ()
+    null_caption = read_null_caption(src, config['provenance'].get('step'))
+    note = 'no null caption is known: y_embedder.y_embedding is left out'
+    return null_caption, (note,) if null_caption is None else ()
 
 
 def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes=()) -> Converted:
@@ -114,6 +127,19 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
         folder.mkdir()
         (folder / CONFIG).write_text(json.dumps(hub, indent=2) + '\n')
         _write_weights(folder / HUB_WEIGHTS, config, params, 'diffusers')
+
+    _write_whole(out, params, write)
+
+
+def export_student(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
+    """Writes a model as a folder with its PyTorch code, atomically. UserError if there is no such code."""
+    source = modeling_source(config['model'])
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / CONFIG).write_text(json.dumps(_published(config), indent=2) + '\n')
+        (folder / MODELING).write_text(source)
+        _write_weights(folder / WEIGHTS, config, params, 'original', null_caption)
 
     _write_whole(out, params, write)
 
@@ -170,8 +196,10 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
     file.write(len(text).to_bytes(8, 'little') + text)
-    for shape, value in zip(layout.values(), values, strict=True):
+    for (name, shape), value in zip(layout.items(), values, strict=True):
         value = np.ascontiguousarray(value, dtype='<f4')
+        if not np.isfinite(value).all():
+            raise UserError(f'{name} holds NaN or infinity: nothing is written. Take an earlier checkpoint')
         if value.shape != tuple(shape):
             raise ValueError(f'a tensor of shape {value.shape} where the header says {shape}')
         file.write(value.data)

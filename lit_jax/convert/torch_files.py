@@ -358,7 +358,8 @@ def _open_folder(path: Path, weights: str) -> Source:
     """A diffusers pipeline folder (with transformer/), the transformer's own folder, or one of shards."""
     folder = path / 'transformer' if (path / 'transformer').is_dir() else path
     source = open_weights(folder, weights)
-    _add_hub_config(source, folder)
+    if source.config is None:      # else it is our own folder, whose weights say everything
+        _add_hub_config(source, folder)
     source.classes = _class_names(path / 'model_index.json')
     return source
 

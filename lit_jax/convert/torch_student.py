@@ -1,6 +1,6 @@
 """Writes a student as a folder that needs nothing but PyTorch: weights, config and one modelling file.
 
-The file is joined from the pieces in `lit_jax/convert/torch_code/` that the model's family and mixers need."""
+The file is joined from the pieces in `lit_jax/convert/torch_code/` that the family and the mixers need."""
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +15,11 @@ _PACKAGE = 'lit_jax.convert.torch_code.'
 _IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+) import .*\n', re.MULTILINE)
 # Name in an architecture -> (piece, class).
 MIXERS = {'softmax': ('softmax', 'SoftmaxAttention'), 'linear': ('linear', 'LinearAttention'),
-          'sana': ('sana', 'SanaAttention'), 'edit': ('edit', 'EditAttention'), 'moh': ('moh', 'MohAttention'),
-          'dydila': ('dydila', 'DyDiLA'), 'gla': ('gla', 'GatedLinearAttention')}
-FAMILIES = {'dit': ('dit', 'DiT'), 'dig': ('dig', 'DiG'), 'udig': ('udig', 'UDiG'), 'pixart': ('pixart', 'PixArt')}
+          'sana': ('sana', 'SanaAttention'), 'edit': ('edit', 'EditAttention'),
+          'moh': ('moh', 'MohAttention'), 'dydila': ('dydila', 'DyDiLA'),
+          'gla': ('gla', 'GatedLinearAttention')}
+FAMILIES = {'dit': ('dit', 'DiT'), 'dig': ('dig', 'DiG'), 'udig': ('udig', 'UDiG'),
+            'pixart': ('pixart', 'PixArt')}
 _HEAD = '''"""{title}, in plain PyTorch: the model, its samplers, and a command line.
 
     python {file} --classes 3,7 --out samples.png
@@ -32,8 +34,8 @@ def check_student(arch: Mapping) -> None:
     unknown = sorted({str(mixer['name']) for mixer in mixers_of(arch)} - set(MIXERS))
     if unknown or arch['family'] not in FAMILIES:
         what = ', '.join(map(shown_name, unknown)) or shown_name(arch['family'])
-        raise UserError(f'there is no PyTorch code of {what}, which --layout lit would need; known are the mixers '
-                        f'{", ".join(MIXERS)}. Give --layout original to write the weights alone')
+        raise UserError(f'there is no PyTorch code of {what}, which --layout lit would need; known are the '
+                        f'mixers {", ".join(MIXERS)}. Give --layout original to write the weights alone')
 
 
 def modeling_source(arch: Mapping) -> str:
@@ -42,15 +44,16 @@ def modeling_source(arch: Mapping) -> str:
     check_student(arch)
     mixers = dict.fromkeys(str(mixer['name']) for mixer in mixers_of(arch))
     piece, model = FAMILIES[arch['family']]
-    imports, bodies, names = set(), [], ['parts', *(MIXERS[name][0] for name in mixers), piece, 'draw']
-    for name in _with_needed(names):
+    imports, bodies = set(), []
+    for name in _with_needed(['parts', *(MIXERS[name][0] for name in mixers), piece, 'draw']):
         found, body = _split((PIECES / f'{name}.py').read_text())
         imports |= found
         bodies.append(body)
-    tables = {'MIXERS = {}': {name: MIXERS[name][1] for name in mixers}, 'MODELS = {}': {arch['family']: model}}
     text = '\n\n\n'.join(bodies) + '\n'
-    for line, table in tables.items():
-        text = text.replace(line, f'{line[:-2]}{{{", ".join(f"{key!r}: {value}" for key, value in table.items())}}}')
+    for table, found in (('MIXERS', {name: MIXERS[name][1] for name in mixers}),
+                         ('MODELS', {arch['family']: model})):
+        entries = ', '.join(f'{key!r}: {value}' for key, value in found.items())
+        text = text.replace(f'{table} = {{}}', f'{table} = {{{entries}}}')
     head = _HEAD.format(title=model, file=MODELING, version=__version__)
     return f'{head}{_render(imports)}\n\n{text}'
 
@@ -77,7 +80,7 @@ def _split(source: str) -> tuple[set[str], str]:
     imports = set(re.findall(r'^(?:import|from) .*$', rest, re.MULTILINE))
     body = re.sub(r'^(?:import|from) .*\n', '', rest, flags=re.MULTILINE).strip()
     comment = '\n'.join(f'# {line}'.rstrip() for line in title.splitlines())
-    return imports, f'{comment}\n\n\n{body}' if body.startswith(('def', 'class', '@')) else f'{comment}\n\n{body}'
+    return imports, f'{comment}\n\n{body}'
 
 
 def _render(imports: set[str]) -> str:

@@ -1,24 +1,35 @@
 """The PyTorch code that exports carry: the same outputs as lit_jax, for every mixer and family."""
+import functools
 import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from lit_jax.convert.torch_export import to_torch_state
-from lit_jax.convert.torch_student import MIXERS, modeling_source
+from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
+from lit_jax.convert.torch_export import export, export_student, to_torch_state
+from lit_jax.convert.torch_import import convert
+from lit_jax.convert.torch_student import MIXERS, check_student, modeling_source
+from lit_jax.diffusion.guidance import guide
+from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
+from lit_jax.models.arch import mixers_of
 from lit_jax.models.mixers import find_mixer
 from lit_jax.models.network import Network
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
 SIZES = {'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'learn_sigma': True,
          'mlp_ratio': 4.0, 'stages': ()}
 CLASSES = {**SIZES, 'family': 'dit', 'num_classes': 5, 'ffn': 'mlp'}
-DIG = {**{name: value for name, value in CLASSES.items() if name != 'stages'}, 'family': 'dig', 'ffn': 'swiglu',
-       'order': 'official', 'local': 'identity', 'skip': 'none'}
-PIXART = {**SIZES, 'family': 'pixart', 'ffn': 'mlp', 'cross_heads': 4, 'caption_channels': 20, 'caption_tokens': 7,
-          'base_size': 4, 'pe_interpolation': 1.0}
+UDIG = {**{name: value for name, value in CLASSES.items() if name != 'stages'}, 'family': 'udig', 'depth': 10,
+        'patch': 1, 'ffn': 'swiglu', 'order': 'official', 'local': 'identity'}
+DIG = {**UDIG, 'family': 'dig', 'depth': 5, 'patch': 2, 'skip': 'none'}
+PIXART = {**SIZES, 'family': 'pixart', 'ffn': 'mlp', 'cross_heads': 4, 'caption_channels': 20,
+          'caption_tokens': 7, 'base_size': 4, 'pe_interpolation': 1.0}
 
 
 def mixer(name, **options):
@@ -28,23 +39,25 @@ def mixer(name, **options):
 GLA = mixer('gla')
 ARCHS = {
     'dit': {**CLASSES, 'mixer': mixer('softmax')},
-    'compressed': {**CLASSES, 'mixer': mixer('softmax'), 'stages': ({'depth': 1}, {'depth': 1, 'mixer': {
-        'compress': 2}})},
+    'compressed': {**CLASSES, 'mixer': mixer('softmax'),
+                   'stages': ({'depth': 1}, {'depth': 1, 'mixer': {'compress': 2}})},
     'lit': {**CLASSES, 'mixer': mixer('linear')},
     'focused': {**CLASSES, 'mixer': mixer('linear', focus_power=3, focus_scale=True, key_grid=(4, 4))},
-    'gelu, no convolution': {**CLASSES, 'learn_sigma': False, 'mixer': mixer('linear', activation='gelu',
-                                                                             dwc_kernel=0, qkv_bias=True)},
-    'hybrid': {**CLASSES, 'mixer': mixer('linear'), 'stages': ({'depth': 1}, {'depth': 1, 'mixer': mixer('softmax')})},
+    'gelu': {**CLASSES, 'learn_sigma': False,
+             'mixer': mixer('linear', activation='gelu', dwc_kernel=0, qkv_bias=True)},
+    'hybrid': {**CLASSES, 'mixer': mixer('linear'),
+               'stages': ({'depth': 1}, {'depth': 1, 'mixer': mixer('softmax')})},
     'sana': {**CLASSES, 'mixer': mixer('sana'), 'ffn': 'mix'},
     'edit': {**CLASSES, 'mixer': mixer('edit'), 'input_size': (10, 8)},
     'moh': {**CLASSES, 'mixer': mixer('moh', heads=4, shared=2, routed=1)},
     'dydila': {**CLASSES, 'mixer': mixer('dydila'), 'ffn': 'mix'},
-    'dydila maps': {**CLASSES, 'mixer': mixer('dydila', difference='maps', normaliser='weights', dwc='single',
-                                              separate_banks=True)},
-    'dig': {**DIG, 'depth': 5, 'mixer': GLA},
+    'dydila maps': {**CLASSES, 'mixer': mixer('dydila', difference='maps', normaliser='weights',
+                                              dwc='single', separate_banks=True)},
+    'dig': {**DIG, 'mixer': GLA},
     'dig skip': {**DIG, 'depth': 6, 'skip': 'skip', 'order': 'algorithm1', 'mixer': GLA},
-    'gla four': {**CLASSES, 'mixer': mixer('gla', directions='four', value_gate=True, norm='layer', gate_bias=True)},
-    'udig': {**{k: v for k, v in DIG.items() if k != 'skip'}, 'family': 'udig', 'depth': 10, 'patch': 1, 'mixer': GLA},
+    'gla four': {**CLASSES, 'mixer': mixer('gla', directions='four', value_gate=True, norm='layer',
+                                           gate_bias=True)},
+    'udig': {**UDIG, 'mixer': GLA},
     'pixart': {**PIXART, 'mixer': mixer('softmax')},
     'pixart lit': {**PIXART, 'mixer': mixer('linear')},
 }
@@ -106,5 +119,88 @@ def test_outputs_are_those_of_lit_jax(name, tmp_path):
     assert narrow.dtype == torch.bfloat16 and torch.isfinite(narrow).all()
 
 
-def test_every_mixer_has_its_code():
-    assert set(MIXERS) >= {mixer['name'] for arch in ARCHS.values() for mixer in [arch['mixer']]}
+@pytest.mark.peers
+@pytest.mark.parametrize('method', ['ddpm', 'ddim', 'dpm++'])
+def test_trajectories_are_those_of_lit_jax(method, tmp_path):
+    torch = pytest.importorskip('torch')
+    network, steps = Network(ARCHS['lit'], dtype='float64'), 6
+    arch, params = network.arch, weights(ARCHS['lit'])
+    module = load_source(modeling_source(arch), tmp_path)
+    model = module.MODELS['dit'](arch)
+    state = to_torch_state(params, arch)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+    rng = np.random.default_rng(1)
+    x, noise = rng.standard_normal((2, 8, 8, 4)), rng.standard_normal((steps, 2, 8, 8, 4))
+    label = torch.tensor([1, 3])
+    predict, states = module.guided(model.double(), (label,), (torch.full_like(label, 5),), 1.5), []
+    module.sample(predict, to_torch(torch, x), method, steps, noise=to_torch(torch, noise),
+                  callback=lambda x: states.append(x.movedim(1, -1).numpy()))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        apply = guide(functools.partial(network.apply, wide), 1.5, network.guidance_pair)
+        drawn = SAMPLERS[method](apply, jnp.asarray(x), {'label': jnp.array([1, 3])}, trajectory=True,
+                                 schedule=sampling_schedule(method, steps),
+                                 noise=jnp.asarray(noise) if method == 'ddpm' else None)
+    drawn = np.asarray(drawn)
+    np.testing.assert_allclose(np.stack(states), drawn, rtol=1e-4, atol=1e-4 * np.abs(drawn).max())
+
+
+def to_torch(torch, array):
+    return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
+
+
+def saved(tmp_path, arch):
+    """A model folder of images of 8 x 8 pixels."""
+    arch = {**arch, 'channels': 3}
+    config = {'model': {**Network(arch).arch, 'input_size': list(arch['input_size'])}, 'classes': None,
+              'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
+              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
+    save_model_folder(tmp_path / 'model', config, weights(arch))
+    return tmp_path / 'model'
+
+
+def test_folder_comes_back_bit_for_bit(tmp_path):
+    model = saved(tmp_path, ARCHS['hybrid'])
+    export(model, tmp_path / 'student', layout='lit')
+    assert {path.name for path in (tmp_path / 'student').iterdir()} == {
+        'config.json', 'model.safetensors', 'modeling_lit.py'}
+    compile((tmp_path / 'student' / 'modeling_lit.py').read_text(), 'modeling_lit.py', 'exec')
+    convert(tmp_path / 'student', tmp_path / 'back')
+    (config, params), (again, back) = (load_model_folder(tmp_path / name) for name in ('model', 'back'))
+    assert config['model'] == again['model']
+    before, after = named_leaves(params), named_leaves(back)
+    assert set(before) == set(after)
+    assert all(np.array_equal(np.asarray(before[path]), np.asarray(after[path])) for path in before)
+
+
+def test_what_cannot_be_exported_is_told_and_nothing_written(tmp_path):
+    model = saved(tmp_path, ARCHS['dit'])
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'file').touch()
+    with pytest.raises(UserError, match='exists already'):
+        export(model, tmp_path / 'other', layout='lit')
+    with pytest.raises(UserError, match='not written by --layout lit'):
+        export(model, tmp_path / 'other', layout='lit', overwrite=True)
+    with pytest.raises(UserError, match='no PyTorch code of mine'):
+        check_student({**ARCHS['dit'], 'mixer': {'name': 'mine'}})
+    config, params = load_model_folder(model)
+    params['final_layer']['linear']['bias'] = np.full_like(params['final_layer']['linear']['bias'], np.nan)
+    with pytest.raises(UserError, match='final_layer.linear.bias holds NaN'):
+        export_student(tmp_path / 'student', config, params)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'other']
+
+
+@pytest.mark.peers
+def test_the_folder_draws_by_itself(tmp_path):
+    pytest.importorskip('torch')
+    export(saved(tmp_path, ARCHS['lit']), tmp_path / 'student', layout='lit')
+    command = [sys.executable, 'student/modeling_lit.py', '--steps=3', '--out=drawn.png', '--device=cpu']
+    done = subprocess.run([*command, '--classes', '3,1'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / 'drawn.png').size == (16, 8)
+    done = subprocess.run([*command, '--classes', '9'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'this model has 0 to 4' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_every_mixer_is_tested():
+    assert set(MIXERS) == {mixer['name'] for arch in ARCHS.values() for mixer in mixers_of(arch)}

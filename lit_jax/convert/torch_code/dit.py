@@ -48,7 +48,8 @@ class OfClasses(nn.Module):
 
     def embed(self, x, t, y):
         tokens = self.x_embedder.proj(x).flatten(2).transpose(1, 2)
-        return tokens + self.pos_embed.to(tokens.dtype), self.t_embedder(t) + self.y_embedder.embedding_table(y)
+        condition = self.t_embedder(t) + self.y_embedder.embedding_table(y)
+        return tokens + self.pos_embed.to(tokens.dtype), condition
 
     def finish(self, x, c):
         return unpatchify(self.final_layer(x, c), self.grid, self.patch)

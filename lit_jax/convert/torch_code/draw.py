@@ -25,7 +25,7 @@ def guided(model, condition, null, scale, channels=3):
         t = torch.full((len(x),), t, device=x.device)
         if scale == 1:
             return model(x, t, *condition)
-        both = [torch.cat(pair) for pair in zip(condition, null)]
+        both = [torch.cat(pair) for pair in zip(condition, null, strict=True)]
         given, without = model(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
         count = x.shape[1] if channels == 'all' else min(channels, x.shape[1])
         noise = without[:, :count] + scale * (given[:, :count] - without[:, :count])
@@ -65,7 +65,7 @@ def ancestral(x, x0, output, levels, i, steps, z, before):
     after = levels[i + 1] if i < steps - 1 else 1.0
     beta = 1 - levels[i] / after
     posterior = beta * (1 - after) / (1 - levels[i])
-    mean = beta * np.sqrt(after) / (1 - levels[i]) * x0 + (1 - after) * np.sqrt(1 - beta) / (1 - levels[i]) * x
+    mean = (beta * np.sqrt(after) * x0 + (1 - after) * np.sqrt(1 - beta) * x) / (1 - levels[i])
     if i == steps - 1:
         return mean
     low, high = np.log(posterior), np.log(beta)
@@ -115,7 +115,9 @@ def to_pixels(x0, config, vae):
             raise SystemExit(f'this model draws latents of the VAE {latent.get("vae")}: give its folder of '
                              'diffusers, --vae FOLDER')
         from diffusers import AutoencoderKL
-        x0 = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(x0.device).eval().decode(x0.float()).sample
+        decoder = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(x0.device).eval()
+        with torch.no_grad():
+            x0 = decoder.decode(x0.float()).sample
     pixels = (x0.float().clip(-1, 1) + 1) * 127.5
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -143,7 +145,7 @@ def conditions(arch, options, model, device):
         return (y,), (model.y_embedder.y_embedding.expand(len(y), -1, -1),)
     labels = [int(part) for part in (options.classes or '0').split(',')]
     if not all(0 <= label < arch['num_classes'] for label in labels):
-        raise SystemExit(f'--classes {options.classes}: this model has classes 0 to {arch["num_classes"] - 1}')
+        raise SystemExit(f'--classes {options.classes}: this model has 0 to {arch["num_classes"] - 1}')
     y = torch.tensor(labels, device=device)
     return (y,), (torch.full_like(y, arch['num_classes']),)
 
@@ -157,7 +159,8 @@ def main():
     scale = options.cfg_scale if arch.get('null_class', True) else 1
     predict = guided(model, given, null, scale, 'all' if arch['family'] == 'pixart' else 3)
     generator = torch.Generator(options.device).manual_seed(options.seed)
-    x = torch.randn(len(given[0]), arch['channels'], *arch['input_size'], generator=generator, device=options.device)
+    shape = len(given[0]), arch['channels'], *arch['input_size']
+    x = torch.randn(shape, generator=generator, device=options.device)
     x0 = sample(predict, x, options.method, options.steps, config['diffusion']['steps'], generator)
     images = to_pixels(x0, config, options.vae)
     from PIL import Image

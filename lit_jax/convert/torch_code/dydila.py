@@ -50,12 +50,13 @@ class BranchedConv(nn.Module):
         if self.folded:
             kernel = self.kernel
         else:
-            kernel = self.square + F.pad(self.column, (0, 0, 0, 0, 1, 1)) + F.pad(self.row, (0, 0, 0, 0, 0, 0, 1, 1))
+            kernel = self.square + F.pad(self.column, (0, 0, 0, 0, 1, 1))
+            kernel = kernel + F.pad(self.row, (0, 0, 0, 0, 0, 0, 1, 1))
         return depthwise(x, kernel.permute(3, 2, 0, 1), self.bias, grid)
 
 
 def sharpen(z, power):
-    """relu(z)^power with the length of relu(z), over all heads; from logarithms, so that nothing overflows."""
+    """relu(z)^power with the length of relu(z), over all heads; from logarithms: nothing overflows."""
     x = F.relu(accumulate(z)) + EPS_DYDI
     logarithm = x.log()
     powered = torch.exp(power * (logarithm - logarithm.amax((-2, -1), keepdim=True)))
@@ -74,7 +75,8 @@ class DyDiLA(nn.Module):
                  dwc='branches', qkv_bias=False):
         super().__init__()
         head = heads, width // heads
-        self.difference, self.normaliser, self.projectors, self.powers = difference, normaliser, projectors, powers
+        self.difference, self.normaliser = difference, normaliser
+        self.projectors, self.powers = projectors, powers
         self.shared = difference != 'none' or not projectors
         if self.shared:
             self.qkv = Product((width,), (3, *head), qkv_bias)

@@ -72,7 +72,8 @@ class GatedLinearAttention(nn.Module):
             inputs.append(torch.exp(F.logsigmoid(logits) / 16))
         o = sum(turn_back(self.norm(self.attend(*(turn(a, grid, *way) for a in inputs))), grid, *way)
                 for way in self.directions)
-        gate = split(self.g_proj(x)) if self.gate is None else split(self.g_proj(x)) + self.gate.bias.to(x.dtype)
+        gate = split(self.g_proj(x))
+        gate = gate if self.gate is None else gate + self.gate.bias.to(x.dtype)
         return self.o_proj((o * F.silu(accumulate(gate))).flatten(2).to(x.dtype))
 
     @staticmethod

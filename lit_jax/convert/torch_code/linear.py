@@ -26,9 +26,11 @@ class LinearAttention(nn.Module):
         size = width // heads
         self.q, self.kv = nn.Linear(width, width, bias=qkv_bias), nn.Linear(width, 2 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
-        self.dwc = nn.Conv2d(size, size, dwc_kernel, padding=dwc_kernel // 2, groups=size) if dwc_kernel else None
+        self.dwc = nn.Conv2d(size, size, dwc_kernel, groups=size) if dwc_kernel else None
         self.focus_scale = nn.Parameter(torch.zeros(heads, size)) if focus_scale else None
-        self.key_table = nn.Parameter(torch.zeros(key_grid[0] * key_grid[1], heads, size)) if key_grid else None
+        self.key_table = None
+        if key_grid:
+            self.key_table = nn.Parameter(torch.zeros(key_grid[0] * key_grid[1], heads, size))
 
     def forward(self, x, grid):
         b, n, d = x.shape

@@ -46,7 +46,8 @@ def modulate(x, shift, scale):
 
 def timestep_features(t, dim=256, dtype=torch.float32):
     """[cos(t·f), sin(t·f)] with f from 1 down to 1/10000."""
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, dtype=dtype, device=t.device) / (dim // 2))
+    steps = torch.arange(dim // 2, dtype=dtype, device=t.device)
+    frequencies = torch.exp(-math.log(10000.0) * steps / (dim // 2))
     angles = t.to(dtype)[:, None] * frequencies
     return torch.cat([torch.cos(angles), torch.sin(angles)], -1)
 
@@ -94,8 +95,8 @@ def to_tokens(image):
 def depthwise(x, kernel, bias, grid, stride=1):
     """Tokens [B, N, C] convolved with one kernel a channel, [C, 1, k, k], zeros around, sums in float32."""
     kernel, bias = kernel.to(accumulate(x).dtype), bias.to(accumulate(x).dtype)
-    padding = kernel.shape[-1] // 2
-    return to_tokens(F.conv2d(to_image(accumulate(x), grid), kernel, bias, stride, padding, groups=x.shape[-1]))
+    image, padding = to_image(accumulate(x), grid), kernel.shape[-1] // 2
+    return to_tokens(F.conv2d(image, kernel, bias, stride, padding, groups=x.shape[-1]))
 
 
 def attend(q, k, v):

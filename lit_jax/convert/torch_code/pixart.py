@@ -69,10 +69,12 @@ class PixArt(nn.Module):
         self.arch, self.patch, self.channels = arch, patch, arch['channels']
         grid = tuple(side // patch for side in arch['input_size'])
         self.x_embedder = Named(proj=nn.Conv2d(self.channels, width, patch, patch))
-        self.t_embedder, self.t_block = TimestepEmbedder(width), nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_embedder = TimestepEmbedder(width)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.y_embedder = CaptionEmbedder(arch['caption_channels'], width, arch['caption_tokens'])
-        self.blocks = nn.ModuleList(TextBlock(width, grid, mixer, arch['ffn'], arch['mlp_ratio'], arch['cross_heads'])
-                                    for mixer in block_mixers(arch))
+        self.blocks = nn.ModuleList(
+            TextBlock(width, grid, mixer, arch['ffn'], arch['mlp_ratio'], arch['cross_heads'])
+            for mixer in block_mixers(arch))
         self.final_layer = TextFinalLayer(width, patch ** 2 * self.channels * (1 + arch['learn_sigma']))
 
     def forward(self, x, t, y, mask=None):
@@ -87,6 +89,6 @@ class PixArt(nn.Module):
 
     def positions(self, grid, device):
         base, interpolation = self.arch['base_size'], self.arch['pe_interpolation']
-        rows, columns = (torch.arange(side, dtype=torch.float32, device=device) / (side / base) / interpolation
-                         for side in grid)
+        rows, columns = (torch.arange(side, dtype=torch.float32, device=device) / (side / base)
+                         / interpolation for side in grid)
         return position_table(rows, columns, self.arch['width'], device)

@@ -31,8 +31,9 @@ class UDiG(OfClasses):
         self.order, self.group = arch.get('order', 'official'), arch['depth'] // 5
         self.grids = [tuple(side // 2 ** stage for side in self.grid) for stage in range(3)]
         self.blocks = nn.ModuleList(
-            TailedBlock(width << stage, self.grids[stage], {**arch['mixer'], 'heads': arch['mixer']['heads'] << stage},
-                        arch['ffn'], arch['mlp_ratio'], arch.get('local', 'identity'))
+            TailedBlock(width << stage, self.grids[stage],
+                        {**arch['mixer'], 'heads': arch['mixer']['heads'] << stage}, arch['ffn'],
+                        arch['mlp_ratio'], arch.get('local', 'identity'))
             for stage in STAGES for _ in range(self.group))
         for stage in (1, 2):
             wide, narrow = width << stage, width << stage - 1
@@ -54,7 +55,8 @@ class UDiG(OfClasses):
         x, _ = self.run(2, 2, x, conditions[2])
         for stage in (1, 0):
             x = self.join_up(getattr(self, f'up{stage + 1}')(x), self.grids[stage + 1])
-            x, _ = self.run(4 - stage, stage, x, conditions[stage], skips[stage], getattr(self, f'joins{5 - stage}'))
+            joins = getattr(self, f'joins{5 - stage}')
+            x, _ = self.run(4 - stage, stage, x, conditions[stage], skips[stage], joins)
         return self.finish(x, c)
 
     def run(self, group, stage, x, c, skips=None, joins=None):
