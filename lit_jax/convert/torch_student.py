@@ -1,6 +1,6 @@
 """Writes a student as a folder that needs nothing but PyTorch: weights, config and one modelling file.
 
-The file is joined from the pieces in `lit_jax/convert/torch_code/` that the family and the mixers need."""
+The file is joined from the pieces in `lit_jax/convert/twins/` that the family and the mixers need."""
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from lit_jax.runtime.errors import UserError, shown_name
 
 MODELING = 'modeling_lit.py'
 WEIGHTS = 'model.safetensors'
-PIECES = Path(__file__).parent / 'torch_code'
-_PACKAGE = 'lit_jax.convert.torch_code.'
-_IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+) import .*\n', re.MULTILINE)
+PIECES = Path(__file__).parent / 'twins'
+_PACKAGE = 'lit_jax.convert.twins.'
+_IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+)_twin import .*\n', re.MULTILINE)
 # Name in an architecture -> (piece, class).
 MIXERS = {'softmax': ('softmax', 'SoftmaxAttention'), 'linear': ('linear', 'LinearAttention'),
           'sana': ('sana', 'SanaAttention'), 'edit': ('edit', 'EditAttention'),
@@ -46,7 +46,7 @@ def modeling_source(arch: Mapping) -> str:
     piece, model = FAMILIES[arch['family']]
     imports, bodies = set(), []
     for name in _with_needed(['parts', *(MIXERS[name][0] for name in mixers), piece, 'draw']):
-        found, body = _split((PIECES / f'{name}.py').read_text())
+        found, body = _split((PIECES / f'{name}_twin.py').read_text())
         imports |= found
         bodies.append(body)
     text = '\n\n\n'.join(bodies) + '\n'
@@ -64,7 +64,7 @@ def _with_needed(names: list[str]) -> list[str]:
 
     def add(name):
         if name not in order:
-            for needed in _IMPORT.findall((PIECES / f'{name}.py').read_text()):
+            for needed in _IMPORT.findall((PIECES / f'{name}_twin.py').read_text()):
                 add(needed)
             order.append(name)
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.parts import Named, Product, accumulate
+from lit_jax.convert.twins.parts_twin import Named, Product, accumulate
 
 DIRECTIONS = {'causal': ((False, False),), 'bidirectional': ((False, False), (False, True)),
               'four': ((False, False), (False, True), (True, False), (True, True))}

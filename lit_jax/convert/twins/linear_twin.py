@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.parts import accumulate, depthwise
+from lit_jax.convert.twins.parts_twin import accumulate, depthwise
 
 EPS = 1e-6
 

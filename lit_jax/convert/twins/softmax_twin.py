@@ -1,7 +1,7 @@
 """Softmax attention (DiT), with compressed keys (PixArt-Σ) where the file says so."""
 from torch import nn
 
-from lit_jax.convert.torch_code.parts import attend
+from lit_jax.convert.twins.parts_twin import attend
 
 
 class SoftmaxAttention(nn.Module):

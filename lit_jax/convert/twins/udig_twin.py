@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.dig import Walk
-from lit_jax.convert.torch_code.dit import Block, FinalLayer, OfClasses
-from lit_jax.convert.torch_code.parts import Product, depthwise
+from lit_jax.convert.twins.dig_twin import Walk
+from lit_jax.convert.twins.dit_twin import Block, FinalLayer, OfClasses
+from lit_jax.convert.twins.parts_twin import Product, depthwise
 
 STAGES = 0, 1, 2, 1, 0      # of the five groups; each stage is twice as wide and half as high
 

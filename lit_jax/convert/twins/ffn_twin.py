@@ -4,7 +4,7 @@ import math
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.parts import Named, to_image, to_tokens
+from lit_jax.convert.twins.parts_twin import Named, to_image, to_tokens
 
 
 class Mlp(nn.Module):

@@ -2,8 +2,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.linear import linear_attention
-from lit_jax.convert.torch_code.parts import accumulate
+from lit_jax.convert.twins.linear_twin import linear_attention
+from lit_jax.convert.twins.parts_twin import accumulate
 
 
 class SanaAttention(nn.Module):

@@ -2,9 +2,9 @@
 import torch
 from torch import nn
 
-from lit_jax.convert.torch_code.dit import Block, FinalLayer, OfClasses
-from lit_jax.convert.torch_code.gla import transpose_tokens
-from lit_jax.convert.torch_code.parts import depthwise
+from lit_jax.convert.twins.dit_twin import Block, FinalLayer, OfClasses
+from lit_jax.convert.twins.gla_twin import transpose_tokens
+from lit_jax.convert.twins.parts_twin import depthwise
 
 # order: parities of the blocks after which (tokens are reversed, the grid is transposed)
 ORDERS = {'official': ({0, 1}, {1}), 'algorithm1': (set(), {0}), 'algorithm4': ({0}, {1}),

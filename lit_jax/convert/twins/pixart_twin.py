@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.blocks import block_mixers, make_mixer
-from lit_jax.convert.torch_code.ffn import FFNS
-from lit_jax.convert.torch_code.parts import Named, TimestepEmbedder, modulate, position_table, unpatchify
+from lit_jax.convert.twins.blocks_twin import block_mixers, make_mixer
+from lit_jax.convert.twins.ffn_twin import FFNS
+from lit_jax.convert.twins.parts_twin import Named, TimestepEmbedder, modulate, position_table, unpatchify
 
 
 class CrossAttention(nn.Module):

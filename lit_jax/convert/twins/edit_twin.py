@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_jax.convert.torch_code.linear import linear_attention
-from lit_jax.convert.torch_code.parts import Product, accumulate, depthwise, to_image, to_tokens
+from lit_jax.convert.twins.linear_twin import linear_attention
+from lit_jax.convert.twins.parts_twin import Product, accumulate, depthwise, to_image, to_tokens
 
 
 class HwioConv(nn.Module):

@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from lit_jax.convert.torch_code.parts import accumulate, attend
+from lit_jax.convert.twins.parts_twin import accumulate, attend
 
 
 class MohAttention(nn.Module):
