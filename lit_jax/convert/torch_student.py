@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lit_jax.models.arch import mixers_of
 from lit_jax.runtime.errors import UserError, shown_name
+from lit_jax.runtime.json_file import split_lines
 
 MODELING = 'modeling_lit.py'
 WEIGHTS = 'model.safetensors'
@@ -79,7 +80,7 @@ def _split(source: str) -> tuple[set[str], str]:
     rest = _IMPORT.sub('', rest)
     imports = set(re.findall(r'^(?:import|from) .*$', rest, re.MULTILINE))
     body = re.sub(r'^(?:import|from) .*\n', '', rest, flags=re.MULTILINE).strip()
-    comment = '\n'.join(f'# {line}'.rstrip() for line in title.splitlines())
+    comment = '\n'.join(f'# {line}'.rstrip() for line in split_lines(title))
     return imports, f'{comment}\n\n{body}'
 
 
