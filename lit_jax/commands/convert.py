@@ -37,7 +37,8 @@ class ConvertOptions:
     out: str = option('output folder; with --to_torch a .safetensors file, or a folder by its --layout')
     to_torch: bool = option('write a .safetensors file with the original names', default=False)
     layout: str | None = option('with --to_torch: lit writes a folder with weights and their PyTorch code, '
-                                'diffusers one for diffusers (PixArt-Σ only); default: original',
+                                'diffusers a pipeline of diffusers (of PixArt-Σ its transformer alone); '
+                                'default: original',
                                 choices=('original', 'diffusers', 'lit'), default=None)
     overwrite: bool = option('replace an existing output', default=False)
     weights: str = option('which weights of a training checkpoint', choices=('ema', 'model'), default='ema')
@@ -64,7 +65,8 @@ class ConvertOptions:
     space: str | None = option('latent space (default: vae for 4 channels, else pixels)',
                                choices=('vae', 'pixels'), default=None, group=UNSEEN)
     vae: str | None = option('id of the VAE that the model was trained with (default: '
-                             'stabilityai/sd-vae-ft-ema, for text models sdxl-vae)', default=None,
+                             'stabilityai/sd-vae-ft-ema, for text models sdxl-vae); with --layout '
+                             'diffusers the folder of its AutoencoderKL', default=None,
                              group=UNSEEN)
     latent_scale: float | None = option('scale of the latents (default: 0.18215 for vae, 0.13025 in text '
                                         'models, 1 for pixels)', default=None, group=UNSEEN)
@@ -105,7 +107,8 @@ def _export(options: ConvertOptions) -> str:
     from lit_jax.convert.torch_import import describe
     if is_text_encoder_folder(options.src):
         return f'written  {export_text_encoder(options.src, options.out, overwrite=options.overwrite)}'
-    done = export(options.src, options.out, layout=options.layout or 'original', overwrite=options.overwrite)
+    done = export(options.src, options.out, layout=options.layout or 'original', overwrite=options.overwrite,
+                  vae=options.vae)
     return f'{describe(done)}\nnext     python convert_torch_ckpt.py {options.out} --out DIR  (the way back)'
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lit_jax.checkpoint.load import load_weights, read_null_caption, read_weights_config
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
 from lit_jax.convert.torch_files import METADATA_KEY
-from lit_jax.convert.torch_hub import pixart_hub_config
+from lit_jax.convert.torch_hub import is_hub_pixart, pixart_hub_config
 from lit_jax.convert.torch_import import Converted, count_weights
 from lit_jax.convert.torch_keys import (
     LABEL_TABLE,
@@ -24,7 +24,8 @@ from lit_jax.convert.torch_keys import (
     file_leaves,
     model_leaves,
 )
-from lit_jax.convert.torch_student import MODELING, WEIGHTS, modeling_source
+from lit_jax.convert.torch_pipeline import INDEX, PIPELINE, PREFIX, check_pipeline, write_pipeline
+from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
@@ -55,12 +56,14 @@ def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> 
     return shapes
 
 
-def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Converted:
-    """Writes a model folder or workdir as a .safetensors file or a diffusers folder, atomically."""
+def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=None) -> Converted:
+    """Writes a model folder or workdir as a .safetensors file or the folder of another layout, atomically.
+
+    vae: of a pipeline of diffusers whose model draws latents, the folder of its AutoencoderKL."""
     src, out = as_path(src), local_path(out)
     check_known('layout', layout, LAYOUTS)
     if layout != 'original':
-        return _export_folder(src, out, layout, overwrite)
+        return _export_folder(src, out, layout, overwrite, vae)
     if out.suffix != '.safetensors':
         raise UserError(f'--out {out} must end in .safetensors')
     if out.is_dir():
@@ -73,19 +76,24 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False) -> Co
     return _exported(src, 'original', config, params, out, notes)
 
 
-# The files of a folder of each layout.
-FOLDERS = {'diffusers': (CONFIG, HUB_WEIGHTS), 'lit': (CONFIG, WEIGHTS, MODELING)}
+# What folders of each layout hold: files, or those of a pipeline.
+FOLDERS = {'diffusers': ({CONFIG, HUB_WEIGHTS}, {INDEX, 'transformer', 'scheduler'}),
+           'lit': ({CONFIG, WEIGHTS, MODELING},)}
 
 
-def _export_folder(src, out: Path, layout: str, overwrite: bool) -> Converted:
+def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not overwrite:
             raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
-        if not out.is_dir() or {path.name for path in out.iterdir()} != set(FOLDERS[layout]):
+        inside = {path.name for path in out.iterdir()} - {'vae', PIPELINE} if out.is_dir() else None
+        if inside not in FOLDERS[layout]:
             raise UserError(f'{out} was not written by --layout {layout}, so it is not overwritten')
     config, params = _load(src)
     if layout == 'lit':
         export_student(out, config, params, _null_caption(src, config)[0])
+        return _exported(src, layout, config, params, out)
+    if not is_hub_pixart(config['model']):
+        export_pipeline(out, config, params, _null_caption(src, config)[0], vae)
         return _exported(src, layout, config, params, out)
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
@@ -144,6 +152,19 @@ def export_student(out: Path, config: Mapping, params: Mapping, null_caption=Non
     _write_whole(out, params, write)
 
 
+def export_pipeline(out: Path, config: Mapping, params: Mapping, null_caption=None, vae=None) -> None:
+    """Writes a model as a pipeline folder of diffusers, atomically. UserError without its VAE or its code."""
+    check_student(config['model'])
+    check_pipeline(config, vae)
+    if config['model']['family'] == 'pixart' and null_caption is None:      # diffusers misses no tensor
+        null_caption = np.zeros([config['model'][f'caption_{name}'] for name in ('tokens', 'channels')])
+
+    def write_weights(path: Path) -> None:
+        _write_weights(path, config, params, 'original', null_caption, PREFIX)
+
+    _write_whole(out, params, lambda folder: write_pipeline(folder, config, vae, write_weights))
+
+
 def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `out`, which it replaces when complete."""
     out = Path(out).absolute()
@@ -166,10 +187,12 @@ def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> N
             temporary.unlink()
 
 
-def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None) -> None:
+def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None,
+                   prefix: str = '') -> None:
     arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
     with open(path, 'wb') as file:
-        write_safetensors(file, torch_layout(arch, layout, null_caption is not None),
+        shapes = torch_layout(arch, layout, null_caption is not None)
+        write_safetensors(file, {prefix + name: shape for name, shape in shapes.items()},
                           (value for _, value in _tensors(params, arch, layout, null_caption)), metadata)
         file.flush()
         os.fsync(file.fileno())

@@ -95,20 +95,28 @@ def hub_sizes(arch: Mapping) -> dict:
                     'out_channels': arch['channels'] * (2 if arch['learn_sigma'] else 1)}
 
 
-def pixart_hub_config(arch: Mapping, name: str) -> dict:
-    """config.json with which diffusers builds this model, or a UserError if it cannot.
+def is_hub_pixart(arch: Mapping) -> bool:
+    """Whether diffusers has a class of its own for this model."""
+    return not _oddities(arch)
 
-    diffusers takes base_size from sample_size; the network takes images of any other size on both sides."""
+
+def _oddities(arch: Mapping) -> list[str]:
     mixers = mixers_of(arch)
-    odd = [text for holds, text in (
+    return [text for holds, text in (
         (arch['family'] == 'pixart', f'its family is {arch["family"]}'),
         (all(mixer['name'] == 'softmax' for mixer in mixers), f'it has {mixers[-1]["name"]} attention'),
         (all(mixer.get('compress', 1) == 1 for mixer in mixers), 'its keys are compressed'),
         (all(mixer.get('qkv_bias', True) for mixer in mixers), 'its attention has no biases'),
         (arch.get('ffn', 'mlp') == 'mlp' and arch['mlp_ratio'] == 4, 'its ffn is not an mlp of ratio 4'),
         (arch.get('cross_heads') == mixers[0]['heads'], 'its cross-attention has heads of its own'))
-           if not holds]
-    if odd:
+            if not holds]
+
+
+def pixart_hub_config(arch: Mapping, name: str) -> dict:
+    """config.json with which diffusers builds this model, or a UserError if it cannot.
+
+    diffusers takes base_size from sample_size; the network takes images of any other size on both sides."""
+    if odd := _oddities(arch):
         raise UserError(f'{name} cannot be written for diffusers: its {PIXART_CLASS} has softmax attention '
                         f'only; here {odd[0]}. Leave --layout out: the original names fit every model')
     heads = arch['cross_heads']

@@ -21,9 +21,10 @@ MIXERS = {'softmax': ('softmax', 'SoftmaxAttention'), 'linear': ('linear', 'Line
           'gla': ('gla', 'GatedLinearAttention')}
 FAMILIES = {'dit': ('dit', 'DiT'), 'dig': ('dig', 'DiG'), 'udig': ('udig', 'UDiG'),
             'pixart': ('pixart', 'PixArt')}
-_HEAD = '''"""{title}, in plain PyTorch: the model, its samplers, and a command line.
+_ALSO = """: the model, its samplers, and a command line.
 
-    python {file} --classes 3,7 --out samples.png
+    python {file} --classes 3,7 --out samples.png"""
+_HEAD = '''"""{title} in PyTorch{also}
 
 Written by lit_jax {version}. The code of this file is licensed under the Apache License 2.0; the weights
 beside it have the licence of those they were made from."""
@@ -39,14 +40,14 @@ def check_student(arch: Mapping) -> None:
                         f'mixers {", ".join(MIXERS)}. Give --layout original to write the weights alone')
 
 
-def modeling_source(arch: Mapping) -> str:
-    """The text of the modelling file of an architecture."""
+def modeling_source(arch: Mapping, wrapped: bool = False) -> str:
+    """The text of the modelling file of an architecture. wrapped: as a component of diffusers' pipelines."""
     from lit_jax import __version__
     check_student(arch)
     mixers = dict.fromkeys(str(mixer['name']) for mixer in mixers_of(arch))
     piece, model = FAMILIES[arch['family']]
-    imports, bodies = set(), []
-    for name in _with_needed(['parts', *(MIXERS[name][0] for name in mixers), piece, 'draw']):
+    imports, bodies, last = set(), [], 'transformer' if wrapped else 'draw'
+    for name in _with_needed(['parts', *(MIXERS[name][0] for name in mixers), piece, last]):
         found, body = _split((PIECES / f'{name}_twin.py').read_text())
         imports |= found
         bodies.append(body)
@@ -55,7 +56,8 @@ def modeling_source(arch: Mapping) -> str:
                          ('MODELS', {arch['family']: model})):
         entries = ', '.join(f'{key!r}: {value}' for key, value in found.items())
         text = text.replace(f'{table} = {{}}', f'{table} = {{{entries}}}')
-    head = _HEAD.format(title=model, file=MODELING, version=__version__)
+    also = ', as a component of a diffusers pipeline.' if wrapped else _ALSO.format(file=MODELING)
+    head = _HEAD.format(title=model, also=also, version=__version__)
     return f'{head}{_render(imports)}\n\n{text}'
 
 
@@ -86,7 +88,7 @@ def _split(source: str) -> tuple[set[str], str]:
 
 def _render(imports: set[str]) -> str:
     """Sorted as usual: the standard library, then packages."""
-    ours = [line for line in imports if re.match(r'(import|from) (torch|numpy)', line)]
+    ours = [line for line in imports if re.match(r'(import|from) (torch|numpy|diffusers)', line)]
 
     def key(line):
         return line.startswith('from'), line

@@ -3,12 +3,14 @@ import functools
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision_shim import import_oracle
 
 from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
 from lit_jax.convert.torch_export import export, export_student, to_torch_state
@@ -22,6 +24,7 @@ from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, unflatten
 
+TESTS = Path(__file__).parents[1]
 SIZES = {'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'learn_sigma': True,
          'mlp_ratio': 4.0, 'stages': ()}
 CLASSES = {**SIZES, 'family': 'dit', 'num_classes': 5, 'ffn': 'mlp'}
@@ -149,12 +152,12 @@ def to_torch(torch, array):
     return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
 
 
-def saved(tmp_path, arch):
+def saved(tmp_path, arch, channels=3, **changes):
     """A model folder of images of 8 x 8 pixels."""
-    arch = {**arch, 'channels': 3}
+    arch = {**arch, 'channels': channels}
     config = {'model': {**Network(arch).arch, 'input_size': list(arch['input_size'])}, 'classes': None,
               'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
-              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}
+              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}, **changes}
     save_model_folder(tmp_path / 'model', config, weights(arch))
     return tmp_path / 'model'
 
@@ -200,6 +203,60 @@ def test_the_folder_draws_by_itself(tmp_path):
     assert Image.open(tmp_path / 'drawn.png').size == (16, 8)
     done = subprocess.run([*command, '--classes', '9'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and 'this model has 0 to 4' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.peers
+def test_diffusers_opens_the_pipeline_and_draws_as_lit_jax(tmp_path):
+    """Same noise, same classes, DPM-Solver++: the latents of both."""
+    torch, diffusers = pytest.importorskip('torch'), import_oracle('diffusers')
+    model = saved(tmp_path, ARCHS['hybrid'], sampling={'method': 'dpm++', 'steps': 6, 'cfg_scale': 1.5})
+    export(model, tmp_path / 'pipeline', layout='diffusers')
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / 'pipeline', trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    x = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    options = {'class_labels': [1, 3], 'guidance_scale': 1.5, 'num_inference_steps': 6}
+    drawn = pipe(latents=to_torch(torch, x), output_type='latent', **options).images.movedim(1, -1).numpy()
+    network = Network({**ARCHS['hybrid'], 'channels': 3})
+    model = functools.partial(jax.jit(network.apply), weights(network.arch))
+    apply = guide(model, 1.5, network.guidance_pair)
+    expected = np.asarray(SAMPLERS['dpm++'](apply, jnp.asarray(x), {'label': jnp.array([1, 3])},
+                                            schedule=sampling_schedule('dpm++', 6)))
+    np.testing.assert_allclose(drawn, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    images = pipe.to(torch.bfloat16)(generator=torch.Generator().manual_seed(0), **options).images
+    assert [image.size for image in images] == [(8, 8)] * 2
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_a_fresh_process_draws_from_prompts(tmp_path):
+    """PixArtSigmaPipeline with our transformer and a VAE of its own, by features of prompts."""
+    diffusers = import_oracle('diffusers')
+    vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+                                  down_block_types=('DownEncoderBlock2D',) * 2,
+                                  up_block_types=('UpDecoderBlock2D',) * 2)
+    vae.save_pretrained(tmp_path / 'vae')
+    latent = {'space': 'vae', 'vae': 'tiny', 'scale': 0.18215, 'downscale': 2}
+    model = saved(tmp_path, ARCHS['pixart lit'], channels=4, latent=latent, text={
+        'encoder': 'tiny', 'channels': 20, 'tokens': 7})
+    with pytest.raises(UserError, match='needs the VAE of the model .tiny., and none is given'):
+        export(model, tmp_path / 'pipeline', layout='diffusers')
+    with pytest.raises(UserError, match='is no folder of an AutoencoderKL'):
+        export(model, tmp_path / 'pipeline', layout='diffusers', vae=tmp_path / 'nowhere')
+    export(model, tmp_path / 'pipeline', layout='diffusers', vae=tmp_path / 'vae')
+    code = """
+import sys, torch
+from torchvision_shim import import_oracle
+DiffusionPipeline = import_oracle('diffusers').DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+text, mask = torch.randn(1, 7, 20), torch.ones(1, 7)
+images = pipe(prompt_embeds=text, prompt_attention_mask=mask, negative_prompt=None,
+              negative_prompt_embeds=text * 0, negative_prompt_attention_mask=mask, num_inference_steps=3,
+              use_resolution_binning=False, height=16, width=16).images
+print(images[0].size)
+"""
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'pipeline')], capture_output=True,
+                          cwd=TESTS, text=True)
+    assert done.returncode == 0 and '(16, 16)' in done.stdout, done.stderr[-3000:]
 
 
 def test_every_mixer_is_tested():

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import torch
 
-MODELS = {}
+from lit_jax.convert.twins.models_twin import MODELS
 
 
 def make_levels(steps, train_steps):

@@ -1,0 +1,3 @@
+"""The model of the config."""
+
+MODELS = {}
