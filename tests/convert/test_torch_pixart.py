@@ -390,8 +390,9 @@ def test_old_hub_folders_and_their_size(tmp_path):
         convert_file(folder, tmp_path / 'other', expected={'image_size': 128})
 
 
-@pytest.mark.parametrize('arch', [pixart_arch(LINEAR), ARCHS['compressed'], ARCHS['unlike heads'], tiny_arch(),
-                                  pixart_arch({**SOFTMAX, 'qkv_bias': False})])
+@pytest.mark.parametrize('arch', [
+    pixart_arch(LINEAR), tiny_arch(), ARCHS['compressed'], ARCHS['unlike heads'],
+    pixart_arch({**SOFTMAX, 'qkv_bias': False})])
 def test_what_diffusers_has_no_class_for_becomes_a_pipeline(tmp_path, arch):
     config = {'model': arch, 'diffusion': {'steps': 1000, 'kind': 'linear'}, 'latent': SDXL_VAE,
               'classes': None, 'provenance': {}}
