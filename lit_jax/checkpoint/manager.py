@@ -71,6 +71,13 @@ class Checkpoints:
             found = [path for path in found if (path / _COMMITTED).exists()]
         return sorted(int(path.name) for path in found)
 
+    def newest_whole(self) -> int:
+        """The newest step whose checkpoint is undamaged; UserError if there is none. For one process."""
+        step, _ = self._newest_whole()
+        if step is None:
+            raise self._lacking()
+        return step
+
     def save(self, step: int, state, meta: dict) -> bool:
         """Starts saving; returns once the state may be changed. False if `step` is saved already.
 
@@ -167,10 +174,13 @@ class Checkpoints:
         else:
             peers.only_lead(lambda: self._check_whole(step))
         if step is None:
-            raise UserError(f'there is no checkpoint in {self.directory} yet; train until one is saved.')
+            raise self._lacking()
         source = self._path(step) / 'state'
         shown = f'{name} of checkpoint {source.parent}'
         return peers.together(lambda: restore_tree(source, abstract, shown, name, beside)), step
+
+    def _lacking(self) -> UserError:
+        return UserError(f'there is no checkpoint in {self.directory} yet; train until one is saved.')
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / f'{step:09d}'

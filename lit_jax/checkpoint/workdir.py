@@ -1,5 +1,5 @@
-"""The workdir: which recipe it belongs to, and the refusal to mix two. A local folder, or one in a bucket
-(gs://...).
+"""The workdir: which recipe, data and weights it belongs to, and the refusal to mix two. A local folder, or
+one in a bucket (gs://...).
 
     config.json  checkpoints/000400000/  metrics.jsonl  samples/  inheritance.json  report.html
     null_caption.npy  (of a text model)
@@ -12,43 +12,74 @@ from collections.abc import Mapping
 from lit_jax.checkpoint import null_caption
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
-from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.differences import LINES, find_differences
+from lit_jax.runtime.errors import UserError, listed, shown
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 
 FORMAT = 1
-_SHAPE = {'kind?': str, 'began?': float, 'recipe?': {str: object}}
+_SHAPE = {'kind?': str, 'began?': float, 'recipe?': {str: object}, 'inputs?': {str: {}}}
 CONFIG = 'config.json'
 # What may differ when a run resumes: it changes neither the weights nor the data of the steps already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
+# Paths of what else may lie elsewhere; workdirs of earlier versions do not say what it was.
+KNOWN_FIELDS = ('data.classes', 'latent.vae_path', 'text.encoder_path')
 
 
-def check_workdir(workdir, recipe: Mapping) -> None:
-    """Raises UserError on all processes if the workdir is none, or belongs to another finalized recipe."""
-    peers.only_lead(lambda: _check(paths.as_path(workdir), recipe))
+def check_workdir(workdir, recipe: Mapping, inputs: Mapping | None = None, classes=None) -> None:
+    """Raises UserError on all processes if the workdir is none, or belongs to another finalized recipe, or
+    to other data or weights.
+
+    inputs: {'data': identity, 'teacher': ...}, plain JSON. classes: names of the data's classes, if any.
+    Both are compared if there are checkpoints of a version that stored them."""
+    peers.only_lead(lambda: _check(paths.as_path(workdir), recipe, inputs, classes))
 
 
-def _check(workdir, recipe: Mapping) -> None:
+def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
     paths.check_reachable(workdir)
     with paths.explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
-        now = plain(recipe)
-        was = _with_defaults(read_workdir(workdir).get('recipe', {}), now, plain(default().to_dict()))
-        check_alike(_decisive(was), _decisive(now), 'there', 'in this recipe', f'{workdir} belongs to '
-                    'another recipe', 'Give another --workdir, or the recipe that it was made with.')
+        stored, now = read_workdir(workdir), plain(recipe)
+        known = stored.get('inputs')
+        was = _with_defaults(stored.get('recipe', {}), now, plain(default().to_dict()))
+        free = (*FREE_SECTIONS, *FREE_FIELDS, *(KNOWN_FIELDS if known else ()))
+        fields = find_differences(_decisive(was, free), _decisive(now, free), 'there', 'in this recipe')
+        others = []
+        if known and inputs and used:
+            others = find_differences(known, inputs, 'there', 'now') + _other_classes(stored, classes)
+        if fields:
+            raise UserError(f'{workdir} belongs to another recipe:{listed(fields + others, LINES)}\n'
+                            'Give another --workdir, or the recipe that it was made with.')
+        if others:
+            raise UserError(f'{workdir} was trained with other data or weights:{listed(others, LINES)}\n'
+                            'Give those again, wherever they lie now, or another --workdir. To train its '
+                            f'weights on with these: --workdir=NEW --config.inherit.path={workdir} '
+                            '--config.inherit.copy=all')
     elif used:
         raise UserError(f'{workdir} has checkpoints but no {CONFIG}; restore it or give another --workdir')
 
 
-def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None) -> float:
+def _other_classes(stored: Mapping, classes) -> list[str]:
+    was = stored.get('classes')
+    if not (isinstance(was, list) and classes) or was == classes:
+        return []
+    number = next((i for i, (a, b) in enumerate(zip(was, classes, strict=False)) if a != b), None)
+    if number is None:
+        return []       # so many more or fewer, as the recipe or the data say
+    return [f'class {number}: {shown(was[number])} there, {shown(classes[number])} now']
+
+
+def claim_workdir(workdir, recipe: Mapping, describe: Mapping, null_text=None,
+                  inputs: Mapping | None = None) -> float:
     """Writes the workdir's config.json, once all checks have passed. Returns the unix time of the first
     claim.
 
     Process 0 writes; the others return when the file is there. describe: 'model', 'diffusion', 'latent',
-    'classes', for readers of the weights. null_text: of a text model, the empty caption's features [L, C]."""
-    return peers.from_lead(lambda: _claim(paths.as_path(workdir), recipe, describe, null_text))
+    'classes', for readers of the weights. null_text: of a text model, the empty caption's features [L, C].
+    inputs: as for `check_workdir`, which has compared them."""
+    about = describe if inputs is None else {**describe, 'inputs': inputs}
+    return peers.from_lead(lambda: _claim(paths.as_path(workdir), recipe, about, null_text))
 
 
 def _claim(workdir, recipe: Mapping, describe: Mapping, null_text) -> float:
@@ -81,6 +112,15 @@ def read_workdir(workdir) -> dict:
     return unsealed(read_json(path, _SHAPE), path)
 
 
+def read_inputs(workdir) -> dict:
+    """What the run in a workdir is trained with, as its config.json has it; {} if it does not say, or there
+    is none."""
+    path = paths.as_path(workdir) / CONFIG
+    with paths.explain_unreachable(path):
+        stored = read_workdir(workdir) if path.exists() else {}
+    return stored.get('inputs') or {}
+
+
 def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:
     """A field added to recipes since then takes its default in the older one."""
     known = defaults if isinstance(defaults, Mapping) else {}
@@ -90,7 +130,7 @@ def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:
             for name, value in filled.items()}
 
 
-def _decisive(recipe: Mapping, prefix: str = '') -> dict:
+def _decisive(recipe: Mapping, free: tuple[str, ...], prefix: str = '') -> dict:
     """The fields that must stay as they are."""
-    return {name: _decisive(value, f'{prefix}{name}.') if isinstance(value, Mapping) else value
-            for name, value in recipe.items() if prefix + name not in (*FREE_SECTIONS, *FREE_FIELDS)}
+    return {name: _decisive(value, free, f'{prefix}{name}.') if isinstance(value, Mapping) else value
+            for name, value in recipe.items() if prefix + name not in free}

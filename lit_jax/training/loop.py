@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.manager import Checkpoints
-from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_workdir
+from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_inputs, read_workdir
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
 from lit_jax.runtime import cluster, peers
@@ -26,6 +26,7 @@ from lit_jax.runtime.signals import PREEMPTED, save_first
 from lit_jax.training import setup
 from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
+from lit_jax.training.inputs import identify_inputs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
@@ -69,12 +70,14 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     cluster.check_same({'data': getattr(source, 'identity', {})})
 
     # 3. Model, teacher, step
-    check_workdir(workdir, config.to_dict())
+    about = setup.describe(config, source.class_names)
+    inputs = peers.from_lead(lambda: identify_inputs(config, source, read_inputs(workdir)))
+    check_workdir(workdir, config.to_dict(), inputs, about['classes'])
     network = setup.build_network(config)
-    teacher, vae = setup.load_teacher(config, mesh), setup.load_frozen_vae(config, mesh)
+    teacher = setup.load_teacher(config, mesh, inputs.get('teacher', {}).get('step'))
+    vae = setup.load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
     null_text = null_features(config, source, text_encoder)
-    about = setup.describe(config, source.class_names)
     evaluation = None
     if config.eval.every or config.eval.full_every:
         from lit_jax.training.loop_evaluation import LoopEvaluation
@@ -92,8 +95,8 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
-        state, pending, start = _restore_or_init(config, network, stages, mesh, checkpoints, workdir)
-        began = claim_workdir(workdir, config.to_dict(), about, null_text)
+        state, pending, start = _restore_or_init(config, network, stages, mesh, checkpoints, workdir, inputs)
+        began = claim_workdir(workdir, config.to_dict(), about, null_text, inputs)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began,
                    stages=stages, teacher_network=teacher and teacher.network, profile=profile,
                    evaluation=evaluation,
@@ -115,7 +118,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
             _report_bad_images(source)
 
 
-def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
+def _restore_or_init(config, network, stages, mesh, checkpoints, workdir, inputs):
     """(state, metrics of the unfinished log interval, steps done)."""
     def abstract(step: int) -> dict:
         if step > stages[-1].last:
@@ -130,7 +133,7 @@ def _restore_or_init(config, network, stages, mesh, checkpoints, workdir):
         state, meta, step = restored
         LOG.info('resumed from step %s', f'{step:,}')
         return state, meta['pending_metrics'], step
-    params, report = setup.init_params(config, network, mesh)
+    params, report = setup.init_params(config, network, mesh, inputs.get('inherit', {}).get('step'))
     if report is not None:
         from lit_jax.training.inherit import format_report
         LOG.info('inheritance from %s\n%s', config.inherit.path, format_report(report))

@@ -164,13 +164,15 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
             'sampling': recorded(config.sample)}
 
 
-def load_teacher(config: ConfigDict, mesh) -> Model | None:
-    """The recipe's teacher, checked against the student, its weights stored in the compute dtype."""
+def load_teacher(config: ConfigDict, mesh, step: int | None = None) -> Model | None:
+    """The recipe's teacher, checked against the student, its weights stored in the compute dtype. step: of a
+    teacher that is a workdir, the checkpoint to take instead of the newest."""
     if not config.teacher.path:
         return None
     dtype = DTYPES[config.train.dtype]
     teacher_config = peers.together(lambda: read_teacher_config(config))
-    _, params = load_weights(config.teacher.path, lambda tree, arch: state_shardings(tree, mesh, arch))
+    _, params = load_weights(config.teacher.path, lambda tree, arch: state_shardings(tree, mesh, arch),
+                             step=step)
     network = Network(teacher_config['model'], dtype=dtype, scan_layers=config.train.scan_layers)
     shardings = state_shardings(network.abstract(), mesh, network.arch)
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=shardings)
@@ -207,8 +209,10 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
                 f'Give another {role}, or a recipe of the same task: the same inputs and noise levels.')
 
 
-def init_params(config: ConfigDict, network: Network, mesh) -> tuple[dict, dict | None]:
-    """(the parameters before step 1, the inheritance report or None)."""
+def init_params(config: ConfigDict, network: Network, mesh, inherited_step: int | None = None
+                ) -> tuple[dict, dict | None]:
+    """(the parameters before step 1, the inheritance report or None). inherited_step: of a workdir to inherit
+    from, the checkpoint to take instead of the newest."""
     key = jax.random.key(config.seed)
     shardings = state_shardings(network.abstract(), mesh, network.arch)
     params = jax.jit(network.init, out_shardings=shardings)(key)
@@ -216,7 +220,8 @@ def init_params(config: ConfigDict, network: Network, mesh) -> tuple[dict, dict 
     if config.inherit.path:
         from lit_jax.training.inherit import inherit_params
         source_config, source_params = load_weights(config.inherit.path,
-                                                    lambda tree, arch: state_shardings(tree, mesh, arch))
+                                                    lambda tree, arch: state_shardings(tree, mesh, arch),
+                                                    step=inherited_step)
         params, report = inherit_params(source_params, source_config['model'], params, network.arch,
                                         copy=config.inherit.copy)
         params = jax.device_put(params, shardings)
