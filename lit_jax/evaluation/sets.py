@@ -15,8 +15,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
+from lit_jax.checkpoint.model_folder import is_model_folder
+from lit_jax.checkpoint.workdir import is_workdir
 from lit_jax.data.folder import SUFFIXES, suffix_of, visible_files
 from lit_jax.data.images import Ignored
+from lit_jax.data.latents import METADATA, PREPARATION
+from lit_jax.evaluation.table import ROWS
 from lit_jax.metrics.features import check_images
 from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.image_errors import DECODE_ERRORS
@@ -37,6 +41,7 @@ def open_set(path) -> 'NpzSet | FolderSet':
     path = as_path(path)
     with explain_unreachable(path):
         if path.is_dir():
+            _check_kind(path)
             return FolderSet(path)
         if not path.exists():
             raise UserError(f'{path} does not exist; expected an .npz of images or a folder of PNG files '
@@ -45,6 +50,22 @@ def open_set(path) -> 'NpzSet | FolderSet':
             raise UserError(f'{path} is not known; expected an .npz of images (arr_0 uint8 [N, H, W, 3]) or '
                             f'a folder of PNG files')
         return NpzSet(path)
+
+
+def _check_kind(path) -> None:
+    """Raises UserError for a folder of lit_jax that holds something else, maybe with PNG files in it."""
+    use = 'expected an .npz of images or a folder of PNG files'
+    if is_model_folder(path) or is_workdir(path):
+        kind = 'a workdir of train.py' if is_workdir(path) else 'a model folder'
+        raise UserError(f'{path} is {kind}, not a set of images; {use}. To score what it draws: evaluate.py '
+                        f'--from {path}')
+    if (path / METADATA).exists() or (path / PREPARATION).exists():
+        raise UserError(f'{path} holds cached latents, not images; {use}')
+    if (path / ROWS).exists():
+        raise UserError(f'{path} holds the scores and features of evaluate.py, not images; {use}')
+    card = read_json(path / CARD, absent=None)
+    if isinstance(card, dict) and 'features' in card and card.get('kind') != 'pictures':
+        raise UserError(f'{path} holds features of evaluate.py, not images; {use}')
 
 
 class NpzSet:
