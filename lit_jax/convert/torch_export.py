@@ -30,6 +30,7 @@ from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, explain_unwritable, local_path, prepare_place
 
@@ -189,7 +190,7 @@ def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> N
 
 def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None,
                    prefix: str = '') -> None:
-    arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(_published(config))}
+    arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(sealed(_published(config)))}
     with open(path, 'wb') as file:
         shapes = torch_layout(arch, layout, null_caption is not None)
         write_safetensors(file, {prefix + name: shape for name, shape in shapes.items()},

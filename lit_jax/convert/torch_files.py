@@ -20,7 +20,7 @@ from lit_jax.convert.pickle_machine import Call
 from lit_jax.convert.torch_hub import check_hub_config, knows_class, read_hub_config
 from lit_jax.models.arch import check_arch
 from lit_jax.runtime.errors import UserError, shown, shown_name
-from lit_jax.runtime.json_file import parse_json, read_json
+from lit_jax.runtime.json_file import parse_json, read_json, unsealed
 from lit_jax.runtime.paths import explain_unreadable
 
 FLOATS = ('float32', 'float16', 'bfloat16')
@@ -318,7 +318,7 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> dict | None:
     if METADATA_KEY not in metadata:
         return None
     where = f'the metadata of {path}'
-    config = parse_json(metadata[METADATA_KEY], where, _OWN)
+    config = unsealed(parse_json(metadata[METADATA_KEY], where, _OWN), where)
     try:
         check_arch(config['model'])
     except UserError as error:

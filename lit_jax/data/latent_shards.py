@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from lit_jax.data.latents import SHARDS, pack
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json
+from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.parts import Parts
 from lit_jax.runtime.paths import as_path, file_sha256, files_under, fsync_path, is_remote, write_text_atomic
 
@@ -106,12 +106,13 @@ class ShardWriter:
             fsync_path(self._partial)
             os.replace(self._partial, self._target)
             fsync_path(self._target.parent)
-        write_text_atomic(self._folder / note_name(self._number), json.dumps(note, indent=1) + '\n')
+        write_text_atomic(self._folder / note_name(self._number), json.dumps(sealed(note), indent=1) + '\n')
         return note
 
 
 def read_note(folder, number: int) -> dict:
-    return read_json(as_path(folder) / note_name(number), {'count': int, 'bytes': int, 'sha256': str})
+    path = as_path(folder) / note_name(number)
+    return unsealed(read_json(path, {'count': int, 'bytes': int, 'sha256': str}), path)
 
 
 def missing_shards(folder, plan: dict) -> list[int]:

@@ -26,7 +26,7 @@ from lit_jax.data.latent_space import LatentSpace
 from lit_jax.runtime import cluster
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown, shown_name
-from lit_jax.runtime.json_file import check_shape, read_json
+from lit_jax.runtime.json_file import check_shape, read_json, unsealed
 from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.paths import absolute, file_sha256, files_under, is_remote
 from lit_jax.runtime.read_ahead import read_all
@@ -82,8 +82,8 @@ class CachedLatents(Source):
 
     def notes(self) -> list[dict]:
         """The .json of each shard."""
-        return [read_json((self.folder / shard['name']).with_suffix('.json'), {})
-                for shard in self.metadata['shards']]
+        paths = [(self.folder / shard['name']).with_suffix('.json') for shard in self.metadata['shards']]
+        return [unsealed(read_json(path, {}), path) for path in paths]
 
     @abstractmethod
     def _fits(self, record: bytes) -> bool:
@@ -206,7 +206,7 @@ def read_metadata(folder, kind: str = KIND) -> dict:
     """metadata.json of a folder. UserError if there is none, with the command that makes or resumes it."""
     folder = absolute(folder)
     try:
-        metadata = read_json(folder / METADATA, absent=_ABSENT)
+        metadata = unsealed(read_json(folder / METADATA, absent=_ABSENT), folder / METADATA)
     except UserError as error:
         raise UserError(f'{error}. Delete it; the command that made it checks all shards and writes it '
                         f'again: {continue_command(folder)}') from error
@@ -232,7 +232,8 @@ def read_metadata(folder, kind: str = KIND) -> dict:
 def continue_command(folder) -> str:
     """The command that makes the latents in a folder, or those that are missing or damaged."""
     try:
-        command = read_json(absolute(folder) / PREPARATION, {'command': str})['command']
+        path = absolute(folder) / PREPARATION
+        command = unsealed(read_json(path, {'command': str}), path)['command']
     except UserError:
         command = 'python prepare_latents.py ...'
     return f'{command} --out={shlex.quote(os.fspath(folder))}'

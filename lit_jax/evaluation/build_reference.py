@@ -26,7 +26,7 @@ from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, shown
-from lit_jax.runtime.json_file import plain, read_json
+from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.npz_reader import Npz
 from lit_jax.runtime.parts import Parts, make_missing
@@ -106,14 +106,16 @@ class _Builder(Parts):
             remove_tree(self.folder)
             return False
         plan = plain(self.plan)
-        if (begun := read_json(self.folder / 'plan.json', {}, absent=None)) is not None:
-            check_alike(begun, plan, 'there', 'now', f'{self.folder} belongs to another reference',
+        path = self.folder / 'plan.json'
+        if (begun := read_json(path, {}, absent=None)) is not None:
+            check_alike(unsealed(begun, path), plan, 'there', 'now',
+                        f'{self.folder} belongs to another reference',
                         'Give another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
         covariances = 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths)
         storage.check_free_space(self.out, 2 * images + covariances)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.folder / 'plan.json', json.dumps(plan, indent=1) + '\n')
+        write_text_atomic(path, json.dumps(sealed(plan), indent=1) + '\n')
         return True
 
     def missing(self) -> list[int]:

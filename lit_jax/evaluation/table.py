@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lit_jax.report.html import CURVE_COLOURS
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json
+from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.paths import as_path, write_bytes_atomic, write_text_atomic
 from lit_jax.sampling.card import SHAPE as CARD_SHAPE
 
@@ -26,20 +26,22 @@ _ROW = {'id': str, 'scores': {str: (float, None)}, 'impossible?': {str: str}, 'n
 
 
 def read_rows(folder) -> list[dict]:
-    """The rows of scores.json, [] without one. UserError if the file is something else."""
+    """The rows of scores.json, [] without one. UserError if the file is something else, or damaged."""
     path = as_path(folder) / ROWS
     try:
-        return read_json(path, [_ROW], absent=[])
+        rows = read_json(path, [_ROW], absent=[])
     except UserError as error:
         raise UserError(f'{path} is no list of scores of evaluate.py; give another --out, or move the file '
                         f'({error})') from error
+    return [unsealed(row, f'{path}: row {number}') for number, row in enumerate(rows, 1)]
 
 
 def keep_row(folder, row: dict) -> list[dict]:
     """Adds a row, or replaces the one with its id; writes all three files; returns all rows."""
     folder = as_path(folder)
     rows = [*({old['id']: old for old in read_rows(folder)} | {row['id']: row}).values()]
-    write_text_atomic(folder / ROWS, json.dumps(rows, indent=1, allow_nan=False) + '\n')
+    written = [sealed(row) for row in rows]
+    write_text_atomic(folder / ROWS, json.dumps(written, indent=1, allow_nan=False) + '\n')
     write_text_atomic(folder / TABLE, markdown(rows))
     if figure := plots(rows):
         write_bytes_atomic(folder / PLOTS, figure)

@@ -9,7 +9,7 @@ from lit_jax.data.latents import FORMAT, METADATA
 from lit_jax.data.sources import CAPTIONED, Source, has_captions
 from lit_jax.latents.encoding import CaptionEncoder
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import read_json
+from lit_jax.runtime.json_file import read_json, unsealed
 from lit_jax.text.tokenizer import Tokenizer
 
 _SAMPLED = 256  # examples from whose captions the size of a record is estimated
@@ -74,8 +74,8 @@ def needs_null(out, plan: dict) -> bool:
     if 'text' not in plan:
         return False
     try:
-        text = read_json(out / METADATA, {'text': {
-            'tokens': int, 'width': int, 'null?': {'sha256': str}}})['text']
+        shape = {'text': {'tokens': int, 'width': int, 'null?': {'sha256': str}}}
+        text = unsealed(read_json(out / METADATA, shape), out / METADATA)['text']
     except UserError:
         text = plan['text']
     try:

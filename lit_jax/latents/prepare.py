@@ -30,7 +30,7 @@ from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
-from lit_jax.runtime.json_file import plain, read_json
+from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ def _claim(out, plan: dict, command: str) -> None:
         _check_empty(out)
         try:
             (out / SHARDS).mkdir(parents=True, exist_ok=True)
-            claim = json.dumps({'plan': plan, 'command': command}, indent=1)
+            claim = json.dumps(sealed({'plan': plan, 'command': command}), indent=1)
             write_text_atomic(out / PREPARATION, claim + '\n')
         except PermissionError as error:
             raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
@@ -194,7 +194,7 @@ def _check_claim(out, plan: dict) -> None:
         raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not visible on this host: --out '
                         f'must be a folder that all hosts share')
     try:
-        old = read_json(out / PREPARATION, {'plan': {}})['plan']
+        old = unsealed(read_json(out / PREPARATION, {'plan': {}}), out / PREPARATION)['plan']
     except UserError as error:
         raise UserError(f'{error}. Delete the folder and start again') from error
     check_alike(old, plain(plan), 'there', 'now', f'{out} has other latents',
@@ -257,7 +257,7 @@ def _finish(out, plan: dict) -> str:
     bad = [f'{name}\t{reason}' for note in notes for _, name, reason in note['bad']]
     if bad:
         write_text_atomic(out / BAD, '\n'.join(bad) + '\n')
-    write_text_atomic(out / METADATA, json.dumps(metadata, indent=1) + '\n')
+    write_text_atomic(out / METADATA, json.dumps(sealed(metadata), indent=1) + '\n')
     stats = metadata['stats']
     if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
         LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion '

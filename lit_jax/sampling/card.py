@@ -12,7 +12,7 @@ import jax
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.json_file import check_shape, plain, read_json
+from lit_jax.runtime.json_file import check_shape, plain, read_json, sealed, unsealed
 
 FORMAT = 1
 PACKAGES = ('jax', 'jaxlib', 'flax')
@@ -68,7 +68,7 @@ def read_card(path) -> dict | None:
         return None
     if not is_card(content, path):
         raise UserError(f'{path} is in the way: it is no recipe card of sample.py. Give another --out.')
-    return content
+    return unsealed(content, path)
 
 
 def is_card(content, path) -> bool:
@@ -80,4 +80,5 @@ def is_card(content, path) -> bool:
 
 
 def card_text(card: dict) -> str:
-    return json.dumps(card, indent=1) + '\n'
+    """The content of its file, with a checksum."""
+    return json.dumps(sealed(card), indent=1) + '\n'

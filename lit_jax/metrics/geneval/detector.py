@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lit_jax.runtime.errors import UserError, reason_of, shown
-from lit_jax.runtime.json_file import parse_json, read_lines
+from lit_jax.runtime.json_file import parse_json, read_lines, sealed, unsealed
 from lit_jax.runtime.paths import as_path
 
 _LINE = {'image': str, 'detections': [
@@ -92,12 +92,12 @@ def detection_line(name: str, detections: Sequence[Detection]) -> str:
         entry = {'class': found.class_name, 'box': [float(x) for x in found.box],
                  'confidence': float(found.confidence)}
         entries.append(entry if found.colour is None else entry | {'color': found.colour})
-    return json.dumps({'image': name, 'detections': entries}) + '\n'
+    return json.dumps(sealed({'image': name, 'detections': entries})) + '\n'
 
 
 def _read_line(line: str, where: str) -> tuple[str, list[Detection]]:
     try:
-        entry = parse_json(line, where, _LINE)
+        entry = unsealed(parse_json(line, where, _LINE), where)
         return entry['image'], [_read_detection(found) for found in entry['detections']]
     except ValueError as error:
         raise UserError(f'{where} is not a line of detections ({reason_of(error)}); expected '
