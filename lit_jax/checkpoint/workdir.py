@@ -6,6 +6,7 @@ one in a bucket (gs://...).
 
 `check_workdir` and `claim_workdir` are called by all processes together; the other functions by any."""
 import json
+import os
 import time
 from collections.abc import Mapping
 
@@ -19,6 +20,8 @@ from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 FORMAT = 1
 _SHAPE = {'kind?': str, 'began?': float, 'recipe?': {str: object}, 'inputs?': {str: {}}}
 CONFIG = 'config.json'
+_FOLDERS = ('checkpoints', 'samples')
+_FILES = (CONFIG, 'metrics.jsonl', 'inheritance.json', 'report.html', null_caption.FILE)
 # What may differ when a run resumes: it changes neither the weights nor the data of the steps already done.
 FREE_SECTIONS = ('mesh', 'log', 'checkpoint', 'sample', 'eval', 'published')
 FREE_FIELDS = ('train.steps', 'train.scan_layers', 'train.remat', 'data.path', 'teacher.path', 'inherit.path')
@@ -37,6 +40,7 @@ def check_workdir(workdir, recipe: Mapping, inputs: Mapping | None = None, class
 
 def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
     paths.check_reachable(workdir)
+    _check_places(workdir)
     with paths.explain_unreachable(workdir):
         claimed, used = (workdir / CONFIG).exists(), (workdir / 'checkpoints').exists()
     if claimed:
@@ -58,6 +62,18 @@ def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
                             '--config.inherit.copy=all')
     elif used:
         raise UserError(f'{workdir} has checkpoints but no {CONFIG}; restore it or give another --workdir')
+
+
+def _check_places(workdir) -> None:
+    """Raises UserError if something else is where a run writes; later it would cost what was trained."""
+    if paths.is_remote(workdir):
+        return
+    for name in (*_FOLDERS, *_FILES):
+        place, wanted = workdir / name, 'a folder' if name in _FOLDERS else 'a file'
+        if os.path.lexists(place) and not (place.is_dir() if name in _FOLDERS else place.is_file()):
+            found = 'a folder' if place.is_dir() else 'a file' if place.exists() else 'a link to nothing'
+            raise UserError(f'{place} is {found}, and a run writes {wanted} there: move it, or give another '
+                            f'--workdir')
 
 
 def _other_classes(stored: Mapping, classes) -> list[str]:

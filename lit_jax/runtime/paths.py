@@ -209,9 +209,12 @@ def _try_writing(folder: epath.Path, name: str) -> None:
 
 
 def remove_tree(path) -> None:
-    """Deletes a folder with its content, or a file, as far as possible; never raises."""
+    """Deletes a folder with its content, a file or a link, as far as possible; never raises."""
     path = as_path(path)
     if not is_remote(path):
+        if Path(path).is_symlink() or Path(path).is_file():
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError, *_loaded_store_errors()):

@@ -215,8 +215,17 @@ def test_restore_part_of_a_step_that_is_named(checkpoints):
         checkpoints.restore_part('ema', step=1)
 
 
+def _misplace(path: Path) -> None:
+    """Something else in the place of a file, another thing for each."""
+    path.unlink()
+    if (kind := len(str(path)) % 4) == 0:
+        path.mkdir()
+    else:
+        path.symlink_to((path.with_name('nowhere'), path, path.parent)[kind - 1])
+
+
 HARM = {'flip': _flip, 'truncate': lambda path: os.truncate(path, path.stat().st_size - 1),
-        'delete': Path.unlink}
+        'delete': Path.unlink, 'misplace': _misplace}
 
 
 @pytest.mark.parametrize('harm', HARM)
@@ -238,6 +247,29 @@ def test_damage_to_any_file_is_found_named_and_survived(checkpoints, caplog, har
         shutil.rmtree(checkpoints.directory / '000000002.damaged')
         shutil.copytree(whole, newest)
     assert_restores(checkpoints, 2)
+
+
+@pytest.mark.parametrize('what', ['dead link', 'circular link', 'file', 'link to a file'])
+def test_something_else_in_the_place_of_a_checkpoint_is_moved_aside(tmp_path, what):
+    """Also of an older one, which nobody looks at until it is to be deleted."""
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        save(checkpoints, 2)
+    for step in (1, 3):
+        place = Path(checkpoints.directory, f'{step:09d}')
+        if what == 'file':
+            place.write_bytes(b'')
+        else:
+            place.symlink_to({'dead link': 'nowhere', 'circular link': place.name,
+                              'link to a file': __file__}[what])
+    unfinished = Path(checkpoints.directory, '000000004.orbax-checkpoint-tmp')
+    unfinished.symlink_to('nowhere')
+    assert checkpoints.restore_part('ema')[1] == 2
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        assert_restores(checkpoints, 2)
+        assert not os.path.lexists(unfinished)
+        save(checkpoints, 3, 4)
+        assert_restores(checkpoints, 4)
+    assert {'000000003', '000000003.damaged', '000000004'} <= {*names(checkpoints)}
 
 
 def test_a_damaged_step_can_be_saved_again(tmp_path, caplog):

@@ -56,6 +56,18 @@ def test_a_workdir_of_an_older_version_is_not_compared_until_it_says_what_it_has
         check_workdir(run, RECIPE, {'data': {'name': 'digits'}}, ['one'])
 
 
+@pytest.mark.parametrize('name', ['checkpoints', 'samples', 'metrics.jsonl', 'config.json'])
+@pytest.mark.parametrize('what', ['dead link', 'circular link', 'the other'])
+def test_something_else_where_a_run_writes_is_told_before_it_begins(tmp_path, name, what):
+    place = tmp_path / name
+    if what == 'the other':
+        place.mkdir() if '.' in name else place.write_bytes(b'')
+    else:
+        place.symlink_to(place if what == 'circular link' else tmp_path / 'nowhere')
+    with pytest.raises(UserError, match=re.escape(str(place))):
+        check_workdir(tmp_path, RECIPE)
+
+
 def test_inputs_of_a_wrong_shape_are_one_message(run):
     content = json.loads((run / 'config.json').read_text())
     del content['checksum']
