@@ -73,7 +73,7 @@ def load_inception(path='', precision: str = 'highest', *, sha256: str = '') -> 
     is damaged, unknown, or not the one that its name says."""
     network = InceptionNetwork(precision)
     file = find_inception(path)
-    with paths.explain_unreachable(file), file.open('rb') as opened:
+    with paths.explain_unreadable(file), file.open('rb') as opened:
         ours = opened.read(9)[8:] == b'{' or file.suffix == '.safetensors'
     if ours:
         if sha256:
@@ -219,7 +219,7 @@ def _checked_digest(file: Path, sha256: str) -> str:
 
 def _read_ours(file, network: InceptionNetwork) -> tuple[dict, str, str]:
     """(parameters, sha256, source) of our own file."""
-    with paths.explain_unreachable(file):
+    with paths.explain_unreadable(file):
         data = file.read_bytes()
     try:
         flat = safetensors.numpy.load(data)

@@ -220,7 +220,7 @@ class _Groups:
 def _index(path: Path, groups: _Groups, ignored: collections.Counter) -> TarIndex:
     keys, rows, empty, alone, orphans = [], [], [], [], []
     images, texts, records = groups.images, groups.texts, groups.records
-    with open(path, 'rb') as file:
+    with explain_unreadable(path), open(path, 'rb') as file:
         def read(place: tuple[int, int]) -> bytes:
             return os.pread(file.fileno(), place[1], place[0]) if place[1] >= 0 else b''
 
@@ -268,7 +268,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of all members of a tar file, size -1 for those that are no files; what follows an
     end mark is read, too. UserError if it is damaged."""
     try:
-        with open(path, 'rb') as file:
+        with explain_unreadable(path), open(path, 'rb') as file:
             total, start = os.path.getsize(path), 0
             while start is not None:
                 file.seek(start)
@@ -286,6 +286,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
                 if file.read(_BLOCK) != bytes(_BLOCK):      # tarfile takes any bad header for the end
                     raise tarfile.ReadError(f'there is no end mark at byte {end}')
                 start = _after_zeros(file, end + _BLOCK)
+    except UserError:
+        raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise UserError(f'{path} is damaged, cut off, or no plain tar file ({reason_of(error)}). Copy it '
                         'again; unpack a compressed one (gunzip), as members are read in any '

@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import write_bytes_atomic
+from lit_jax.runtime.paths import explain_unreadable, write_bytes_atomic
 
 DTYPE = 'bfloat16'
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -52,11 +52,9 @@ def read_null(folder, text: dict) -> tuple[np.ndarray, np.ndarray]:
     """(bfloat16 [L, C], int32 [L]) of the empty caption; UserError if the file is missing or damaged.
     text: that section of a plan or metadata."""
     length, width = text['tokens'], text['width']
-    try:
+    with explain_unreadable(folder / NULL, ': the features of the empty caption. Copy the folder again, or '
+                                           'make the file with the command that made the folder'):
         data = (folder / NULL).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f'{folder / NULL} is missing: the features of the empty caption. Copy the folder '
-                        f'again, or make the file with the command that made the folder') from None
     size = feature_bytes(length, width) + length * _MASK.itemsize
     if len(data) != size or 'null' in text and null_digest(data) != text['null']['sha256']:
         raise UserError(f'{folder / NULL} is not as it was written. Delete it; the command that made the '

@@ -15,6 +15,7 @@ from lit_jax.data.latents import open_latents
 from lit_jax.data.sources import open_source
 from lit_jax.data.subset import choose_classes, class_list
 from lit_jax.data.synthetic import SyntheticSource
+from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.paths import cache_folder
 from lit_jax.sampling.prompts import collect_prompts
 
@@ -81,8 +82,13 @@ def _read_through(path, folder):
 
 
 def _latents(folder):
-    write_latents(folder / 'latents', 8, shard_size=4, bad=(5,))
+    _seal(folder / 'latents', write_latents(folder / 'latents', 8, shard_size=4, bad=(5,)))
     return folder / 'latents'
+
+
+def _seal(folder, metadata):
+    """metadata.json as prepare_latents.py writes it."""
+    (folder / 'metadata.json').write_text(json.dumps(sealed(metadata)))
 
 
 def _read_latents(path, _):
@@ -91,7 +97,7 @@ def _read_latents(path, _):
 
 
 def _caption_latents(folder):
-    write_caption_latents(folder / 'latents', 8, shard_size=4)
+    _seal(folder / 'latents', write_caption_latents(folder / 'latents', 8, shard_size=4))
     return folder / 'latents'
 
 

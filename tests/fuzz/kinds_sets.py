@@ -277,9 +277,9 @@ KINDS = (
     Kind('reference', _reference, _read_reference, 'bytes'),
     Kind('begun reference', _begun_reference, _finish_reference, 'bytes', 3),
     Kind('finished reference', _finished_reference, _finish_reference, 'bytes', 3),
-    Kind('scores', _scores, _read_scores, weight=1),
+    Kind('scores', _scores, _read_scores, 'bytes', weight=1),
     Kind('judge', _judge, _read_judge, 'bytes'),
     Kind('run report', _run, _read_run, weight=1),
     Kind('GenEval folder', _geneval, _read_geneval),
-    Kind('detections', _detections, _read_detections),
+    Kind('detections', _detections, _read_detections, 'bytes'),
 )

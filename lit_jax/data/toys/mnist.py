@@ -1,11 +1,11 @@
 """10,000 real handwritten digits of MNIST, 28x28 grey, ten classes: the data of the demo, in assets/."""
 import hashlib
-import zipfile
 
 import numpy as np
 
 from lit_jax.data.base import ArraySource, Spec
 from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.npz_reader import DAMAGE
 from lit_jax.runtime.shipped import find_asset
 
 FILE = 'mnist_10k.npz'
@@ -34,7 +34,7 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             pixels, labels = file['image'], file['label'].astype('<i4')
         intact = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() == SHA256
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+    except DAMAGE:
         intact = False
     if not intact:
         raise UserError(f'{path} is missing or damaged. It comes with lit_jax: install it again, or restore '
