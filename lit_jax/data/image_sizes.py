@@ -47,11 +47,12 @@ def read_sizes(root, files: list[str]) -> np.ndarray:
 
 
 def file_version(path) -> str:
-    """Size and modification time of a file, as far as its file system knows them."""
+    """Size and modification time of a file, as far as its file system knows them. UserError without one."""
     if is_remote(path):
         found = path.stat()
         return f'{found.length} {found.mtime}'
-    found = os.stat(path)
+    with explain_unreadable(path):
+        found = os.stat(path)
     return f'{found.st_size} {found.st_mtime_ns}'
 
 

@@ -48,6 +48,7 @@ _SHAPE = {'count': int, 'latent_size': int, 'image_size': int, 'dtype': str, 'cl
           'vae': {'channels': int, 'downscale': int, 'scale': float, 'shift?': float},
           'shards': [{'name': str, 'count': int, 'bytes': int, 'sha256': str}],
           'text?': {'tokens': int, 'width': int}, 'buckets?': [[int]]}
+_NOTE = {'count': int, 'sha256': str, 'labels?': [int], 'buckets?': [int]}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,15 @@ class CachedLatents(Source):
 
     def notes(self) -> list[dict]:
         """The .json of each shard."""
-        paths = [(self.folder / shard['name']).with_suffix('.json') for shard in self.metadata['shards']]
-        return [unsealed(read_json(path, {}), path) for path in paths]
+        return [self._note(shard) for shard in self.metadata['shards']]
+
+    def _note(self, shard: dict) -> dict:
+        path = (self.folder / shard['name']).with_suffix('.json')
+        note = unsealed(read_json(path, _NOTE), path)
+        if (note['count'], note['sha256']) != (shard['count'], shard['sha256']):
+            raise UserError(f'{path} is the note of another shard. Copy it again, or make the shard again: '
+                            f'{continue_command(self.folder)}')
+        return note
 
     @abstractmethod
     def _fits(self, record: bytes) -> bool:

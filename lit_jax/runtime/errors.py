@@ -30,7 +30,7 @@ def did_you_mean(value, known: Iterable[str], before: str = '') -> str:
     return f' (did you mean {before}{names[near[0]]}?)' if near else ''
 
 
-def listed(problems: list[str], most: int = 40) -> str:
+def listed(problems: list[str], most: int = 30) -> str:
     """An indented line for each problem, at most `most`, to follow a line that ends with a colon."""
     more = [f'... and {len(problems) - most} more'] if len(problems) > most else []
     return '\n  ' + '\n  '.join(problems[:most] + more)

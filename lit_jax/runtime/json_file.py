@@ -1,5 +1,6 @@
 """JSON and text from files that anybody may have written: limits, one wording of errors, checked shapes."""
 import json
+import os
 import sys
 import zlib
 from collections.abc import Mapping
@@ -14,12 +15,12 @@ _WORDS = {str: 'a text', bool: 'true or false', int: 'an integer', float: 'a fin
 
 
 def read_json(path, shape=object, *, absent=_REQUIRED):
-    """The content of a JSON file in UTF-8; `absent`, if given, where there is no file.
+    """The content of a JSON file in UTF-8; `absent`, if given, where there is no file and no link.
 
     Raises UserError, with the file's name, for one that cannot be read, is no JSON, is nested more than 64
     levels deep, has numbers of more than 400 digits, or has not the `shape` (`check_shape`)."""
     path = as_path(path)
-    if absent is not _REQUIRED and not path.exists():
+    if absent is not _REQUIRED and not path.exists() and not os.path.islink(path):
         return absent
     with explain_unreadable(path):
         data = path.read_bytes()

@@ -44,8 +44,8 @@ class Parts:
 class PartFolder(Parts):
     """`count` rows of one shape and dtype in `folder`, `size` rows a file: 000000128-000000256.npy.
 
-    After its rows a file has the CRC-32 of what stands before. Files of earlier versions have none, and are
-    taken for whole by their size."""
+    After its rows a file has the CRC-32 of its name and of what stands before. Files of earlier versions have
+    none, and are taken for whole by their size."""
 
     def __init__(self, folder, count: int, size: int, row: tuple[int, ...], dtype):
         super().__init__(count, size)
@@ -77,14 +77,15 @@ class PartFolder(Parts):
             raise ValueError(f'part {part} has shape {rows.shape}, expected {shape}')
         with explain_unwritable(self.folder, rows.nbytes):
             data = npy_header(rows.shape, self.dtype) + rows.tobytes()
-            write_bytes_atomic(self.folder / self._name(part), data + _sum(zlib.crc32(data)))
+            crc = zlib.crc32(data, self._begin(part))
+            write_bytes_atomic(self.folder / self._name(part), data + _sum(crc))
         self._known.add(part)
 
     def blocks(self, part: int) -> Iterator[bytes]:
         """The rows of a part, a piece at a time. UserError at the end if they are damaged."""
         path, left = self.folder / self._name(part), self.bytes(len(self.span(part)))
         with explain_unreadable(path), path.open('rb') as file:
-            crc = zlib.crc32(file.read(self._header_size(part)))
+            crc = zlib.crc32(file.read(self._header_size(part)), self._begin(part))
             while left and (block := file.read(min(left, _BLOCK))):
                 crc, left = zlib.crc32(block, crc), left - len(block)
                 yield block
@@ -111,6 +112,9 @@ class PartFolder(Parts):
         except UserError:
             return False
         return True
+
+    def _begin(self, part: int) -> int:
+        return zlib.crc32(self._name(part).encode())
 
     def _header_size(self, part: int) -> int:
         return len(npy_header((len(self.span(part)), *self.row), self.dtype))

@@ -346,4 +346,4 @@ def test_names_from_files_are_shown_escaped_and_short():
     with pytest.raises(UserError) as error:
         from_torch_state(state, heads=2)
     assert '\x1b' not in str(error.value) and len(str(error.value)) < 4000
-    assert 'a\\x1b[31mxxx' in str(error.value) and '... and 61 more' in str(error.value)
+    assert 'a\\x1b[31mxxx' in str(error.value) and '... and 71 more' in str(error.value)

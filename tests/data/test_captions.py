@@ -177,6 +177,13 @@ def test_a_damaged_image_is_replaced_with_its_caption_by_one_of_its_bucket(many)
         opened(many, strict=True, buckets=True)
 
 
+def test_a_link_to_nothing_is_named(many):
+    (many / 'tall.png').unlink()
+    (many / 'tall.png').symlink_to('nowhere')
+    with pytest.raises(UserError, match='tall.png cannot be read'):
+        opened(many, buckets=True, multiple=4)
+
+
 def test_nothing_but_damaged_images(tmp_path):
     folder = write_captions(tmp_path / 'bad', **{'a.png': b'', 'a.txt': 'a'})
     with pytest.raises(UserError, match='none of the images of .* can be decoded, e.g. a.png'):

@@ -156,6 +156,13 @@ def test_a_shard_of_another_set_is_refused_and_right_ones_are_compared_once(fold
     assert looked
 
 
+def test_the_note_of_another_shard_is_told(folder):
+    notes = folder / 'shards'
+    (notes / '00000.json').write_bytes((notes / '00001.json').read_bytes())
+    with pytest.raises(UserError, match='00000.json is the note of another shard'):
+        open_latents(folder).all_labels()
+
+
 def test_a_damaged_record_is_an_error_not_another_image(folder):
     path = folder / 'shards' / '00001.array_record'
     data = bytearray(path.read_bytes())

@@ -44,6 +44,10 @@ def test_damaged(data, problem):
 
 def test_missing_file(tmp_path):
     assert read_json(tmp_path / 'none.json', absent={}) == {}
+    for name, target in (('dead.json', 'nowhere'), ('circular.json', 'circular.json')):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(UserError, match=f'{name} cannot be read'):
+            read_json(tmp_path / name, absent={})
     with pytest.raises(UserError, match=r'none\.json cannot be read'):
         read_json(tmp_path / 'none.json')
 

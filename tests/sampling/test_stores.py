@@ -112,6 +112,13 @@ def test_any_damaged_byte_of_a_part_is_found_and_the_part_made_again(tmp_path):
     assert whole(again, 4) == files
 
 
+def test_a_part_in_the_place_of_another_is_made_again(tmp_path):
+    files = whole(begun_again(tmp_path), 4)
+    one, other = '000000000-000000008.npy', '000000008-000000016.npy'
+    (tmp_path / 'set.npz.parts' / other).write_bytes(files[one])
+    assert begun_again(tmp_path).missing() == [1]
+
+
 def test_damage_while_the_parts_are_joined_is_an_error_and_mended_by_the_next_command(tmp_path):
     store = begun_again(tmp_path)
     files = whole(store, 4)
