@@ -73,14 +73,14 @@ def test_another_digit_is_told_and_files_without_a_checksum_are_read(tmp_path, m
     right, text = read(), path.read_text()
     assert SEAL in text and SEAL not in repr(right)
     digits = [match.start() for match in re.finditer(r'\d', text)]
-    refused = 0
-    for at in {digits[i] for i in np.linspace(0, len(digits) - 1, 40).astype(int)}:
+    places, refused = {digits[i] for i in np.linspace(0, len(digits) - 1, 40).astype(int)}, 0
+    for at in places:
         path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1:])
         try:
             assert read() == right      # a 17th digit that makes no other number
         except UserError as error:
             assert str(path) in str(error)
             refused += 1
-    assert refused > 30
+    assert refused > 0.8 * len(places)
     path.write_text(re.sub(rf',\s*"{SEAL}": "\w+"', '', text))      # as earlier versions wrote it
     assert SEAL not in path.read_text() and read() == right
