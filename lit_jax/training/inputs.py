@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from lit_jax.checkpoint.identity import weights_identity
 from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import read_vae_config
-from lit_jax.data.images import ImageSource
 from lit_jax.data.sources import Source
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.storage import read_manifest
@@ -45,7 +44,7 @@ def _identify_data(name: str, source: Source) -> dict:
     own = getattr(source, 'identity', {'classes': source.spec.num_classes})
     found = {'name': name, 'count': len(source), **own}
     images = getattr(source, 'images', source)
-    if isinstance(images, ImageSource):
+    if hasattr(images, 'read'):      # an ImageSource, whose module others need not import
         sums = hashlib.sha256()
         for index in np.unique(np.linspace(0, len(images) - 1, _READ).astype(int)):
             sums.update(_bytes(images, int(index)))
@@ -53,7 +52,7 @@ def _identify_data(name: str, source: Source) -> dict:
     return found
 
 
-def _bytes(images: ImageSource, index: int) -> bytes:
+def _bytes(images, index: int) -> bytes:
     try:
         return images.read(index)[0]
     except UserError:       # said when its turn comes
