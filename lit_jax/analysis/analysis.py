@@ -20,7 +20,7 @@ from lit_jax.analysis.tokens import parse_layers, parse_token, token_maps
 from lit_jax.checkpoint.load import load
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, write_text_atomic
+from lit_jax.runtime.paths import as_path, check_folder, write_text_atomic
 from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
@@ -140,8 +140,7 @@ def _timestep(request: AnalyzeOptions, steps: int) -> int:
 def _check_out(out: str):
     """The output folder. UserError for a file, or a model folder or workdir, whose report would be lost."""
     path = as_path(out)
-    if path.is_file():
-        raise UserError(f'--out={out} is a file; give a folder')
+    check_folder(path, f'--out={out}')
     if (path / 'config.json').exists():
         raise UserError(f'--out={out} is the folder of a model or a run; give another one, such as '
                         f'{path / "analysis"}')

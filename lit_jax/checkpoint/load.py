@@ -22,9 +22,10 @@ from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.models.arch import conditioning
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
-from lit_jax.runtime.errors import UserError, check_known
+from lit_jax.runtime.errors import UserError, check_known, did_you_mean
 from lit_jax.runtime.leaves import placed
-from lit_jax.runtime.paths import as_path, explain_unreachable
+from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote
+from lit_jax.runtime.shipped import find_asset
 
 
 def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = True) -> Model:
@@ -114,8 +115,9 @@ def _kind(path) -> str:
             return 'workdir'
         exists = path.exists()
     if not exists:
-        raise UserError(f'{path} does not exist; expected a model folder (python convert_torch_ckpt.py SRC '
-                        f'--out {path}) or a workdir of train.py')
+        source, near = _shipped(path.name) or 'SRC', _near(path)
+        raise UserError(f'{path} does not exist{near}; expected a model folder (python '
+                        f'convert_torch_ckpt.py {source} --out {path}) or a workdir of train.py')
     if path.suffix == '.npz':
         raise UserError(f'{path} is a set of images or a reference, not a model; give a model folder '
                         '(convert_torch_ckpt.py writes one) or a workdir of train.py')
@@ -125,6 +127,22 @@ def _kind(path) -> str:
         raise UserError(f'{path} is a text encoder folder, not a diffusion model; give it as --text_encoder')
     raise UserError(f'{path} is neither a model folder (with arrays/) nor a workdir (with checkpoints/).'
                     f'{conversion_hint(path)}')
+
+
+def _shipped(name: str) -> str:
+    """'assets/digits_dit.safetensors' for the name of a model that ships, else ''."""
+    file = find_asset(f'{name}.safetensors')
+    return f'assets/{file.name}' if file.is_file() else ''
+
+
+def _near(path) -> str:
+    """' (did you mean models/mine?)' for a model or run beside a local path, of a name near to its."""
+    if is_remote(path) or not path.parent.is_dir():
+        return ''
+    known = [entry.name for entry in sorted(path.parent.iterdir())
+             if entry.is_dir() and (is_model_folder(entry) or is_workdir(entry))]
+    parent = '' if path.parent == as_path('.') else f'{path.parent}/'
+    return did_you_mean(path.name, known, parent)
 
 
 def _abstract(config: dict, shard: Callable | None) -> dict:

@@ -109,7 +109,11 @@ def _export(options: ConvertOptions) -> str:
         return f'written  {export_text_encoder(options.src, options.out, overwrite=options.overwrite)}'
     done = export(options.src, options.out, layout=options.layout or 'original', overwrite=options.overwrite,
                   vae=options.vae)
-    return f'{describe(done)}\nnext     python convert_torch_ckpt.py {options.out} --out DIR  (the way back)'
+    if options.layout == 'diffusers':
+        return describe(done)
+    back = shlex.quote(f'{Path(options.out).with_suffix("")}_back')
+    return (f'{describe(done)}\nnext     python convert_torch_ckpt.py {shlex.quote(options.out)} --out {back}'
+            f'      # the way back')
 
 
 def _import(options: ConvertOptions) -> str:
@@ -137,20 +141,34 @@ def _import(options: ConvertOptions) -> str:
               'downscale': options.downscale}
     done = convert(*files, weights=options.weights, expected=expected, latent=latent,
                    overwrite=options.overwrite, **hints)
-    return f'{describe(done)}\n{_next(options, done.arch)}'
+    return f'{describe(done)}\n{_next(options)}'
 
 
-def _next(options: ConvertOptions, arch) -> str:
-    """A command that runs as it is printed."""
-    out = shlex.quote(options.out)
-    if 'num_classes' in arch:
-        classes = ','.join(str(label) for label in range(min(2, arch['num_classes'])))
-        return f'next     python sample.py --from {out} --classes {classes} --out grid.png'
-    encoder = Path(options.src).resolve().parent / 'text_encoder'
-    if Path(options.src).is_dir() and encoder.is_dir():
-        ours = shlex.quote(str(Path(options.out).parent / f'{Path(options.out).name}_text_encoder'))
-        return (f'next     python convert_torch_ckpt.py {shlex.quote(str(encoder))} --out {ours}\n'
-                f'         python sample.py --from {out} --text_encoder {ours} --prompt "a red cube" '
-                f'--out grid.png')
-    return (f'next     python train.py --config=student:linear --config.teacher.path={out} --dry_run\n'
-            f'draw     with the text encoder that it was trained with, a folder: python sample.py --help')
+def _next(options: ConvertOptions) -> str:
+    """Commands that run as they are printed; first those that convert what belongs to the model."""
+    from lit_jax.checkpoint.model_folder import read_config
+    from lit_jax.convert.text_encoder_torch import is_hub_text_encoder
+    from lit_jax.convert.torch_hub import pipeline_part
+    config, out = read_config(options.out), shlex.quote(options.out)
+    parts = {part: pipeline_part(options.src, part) for part in ('vae', 'text_encoder')}
+    text = config.get('text')
+    if text and not parts['text_encoder']:      # of its name, beside the file
+        beside = Path(options.src).resolve().parent / (text.get('encoder') or '').rpartition('/')[2]
+        parts['text_encoder'] = beside if is_hub_text_encoder(beside) else None
+    commands, flags = [], ''
+    for part, folder in parts.items():
+        if folder:
+            ours = shlex.quote(f'{options.out.rstrip("/")}_{part}')
+            commands.append(f'python convert_torch_ckpt.py {shlex.quote(str(folder))} --out {ours}')
+            flags += f' --{part} {ours}'
+    if not text:
+        classes = ','.join(str(label) for label in range(min(2, config['model']['num_classes'])))
+        commands.append(f'python sample.py --from {out}{flags} --classes {classes} --out grid.png')
+    elif parts['text_encoder']:
+        commands.append(f'python sample.py --from {out}{flags} --prompt "a red circle" --out grid.png')
+    else:
+        data = ' --config.data.name=captions' if config['latent']['space'] == 'pixels' else ''
+        commands.append(f'python train.py --config=student:linear --config.teacher.path={out}{data} '
+                        f'--dry_run')
+        commands.append('python sample.py --help      # it draws with the text encoder of its training')
+    return 'next     ' + '\n         '.join(commands)

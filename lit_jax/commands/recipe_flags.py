@@ -47,10 +47,10 @@ def _other_command(config: ConfigDict, name: str) -> str:
     return 'a recipe starts from lit_jax.recipes.default()'
 
 
-def split_arguments(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+def split_arguments(words: Sequence[str]) -> tuple[str, list[tuple[str, str | bool]]]:
     """(recipe, [(field, text)]) of `--config=NAME --config.a.b=TEXT`; the text may be a word of its own.
 
-    A field without a text is switched on, one written --noconfig.a.b off."""
+    A field without a text is switched on (True), one written --noconfig.a.b off (False)."""
     name, changes, stray, words = '', [], [], list(words)
     while words:
         word = words.pop(0)
@@ -62,7 +62,7 @@ def split_arguments(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         if text is None and not off and words and not words[0].startswith('--'):
             text = words.pop(0)
         if field:
-            changes.append((field, str(not off) if text is None else text))
+            changes.append((field, not off if text is None else text))
         else:
             name = text or ''
     if not name and len(stray) == 1 and _is_recipe(stray[0]):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import cli, signals
-from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import Processes, option
-from lit_jax.runtime.paths import as_path, is_remote
+from lit_jax.runtime.paths import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +29,12 @@ class TrainOptions(Processes):
                                  default=None, metavar='FROM-TO')
 
 
-def check_workdir(workdir: str) -> None:
-    """Raises UserError where a file stands in the place of the workdir or of a folder above it."""
-    path = as_path(workdir)
-    for one in () if is_remote(path) else (path, *path.parents):
-        if one.is_file():
-            raise UserError(f'--workdir={workdir}: {one} is a file; give a folder, new or of this run')
-
-
 def main() -> int:
     signals.catch()
     config, options = parse_recipe(TrainOptions, __doc__)
     workdir = options.workdir or f'runs/{config.name}'
     if options.plan is None and not options.dry_run:
-        check_workdir(workdir)
+        check_folder(workdir, f'--workdir={workdir}')
     # jax is imported after the flags are read, so that wrong ones are reported at once.
     from lit_jax.plan import dry_run, plan
     from lit_jax.training import loop, profile

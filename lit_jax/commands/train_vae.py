@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import signals
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import option
 
 
 @dataclass(frozen=True)
 class VaeOptions:
-    out: str = option('VAE folder to write')
+    out: str = option('VAE folder to write; required', default='')
 
 
 def main() -> None:
     signals.catch()
     config, options = parse_recipe(VaeOptions, __doc__, section='vae')
+    if not options.out:
+        raise UserError('give the VAE folder to write: --out=FOLDER, such as --out=models/vae_mine')
     from lit_jax.training.vae_training import train_vae
     train_vae(config, options.out)

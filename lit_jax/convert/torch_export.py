@@ -32,7 +32,7 @@ from lit_jax.runtime import leaves, storage
 from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.leaves import named_leaves
-from lit_jax.runtime.paths import as_path, explain_unwritable, local_path, prepare_place
+from lit_jax.runtime.paths import as_path, check_folder, explain_unwritable, local_path, prepare_place
 
 LAYOUTS = ('original', 'diffusers', 'lit')
 HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -62,6 +62,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
 
     vae: of a pipeline of diffusers whose model draws latents, the folder of its AutoencoderKL."""
     src, out = as_path(src), local_path(out)
+    check_folder(out.parent, f'--out {out}')
     check_known('layout', layout, LAYOUTS)
     if layout != 'original':
         return _export_folder(src, out, layout, overwrite, vae)

@@ -65,15 +65,25 @@ def folder_id(folder: Path, part: str) -> str:
     return parts[-2] if re.fullmatch(part, parts[-1]) and len(parts) > 2 else parts[-1]
 
 
-def pipeline_vae(folder: Path) -> dict:
-    """{'vae', 'scale', 'downscale'} of the VAE beside a pipeline's backbone (PIPELINE/transformer), or {}."""
-    place = folder.resolve().parent / 'vae'
-    hub = read_hub_config(place) if folder.resolve().name == 'transformer' else {}
+def pipeline_part(src, part: str) -> Path | None:
+    """The folder of a pipeline's 'vae' or 'text_encoder'. src: the pipeline, PIPELINE/transformer, or a file
+    in one of them. None where there is none."""
+    folder = Path(src).resolve()
+    folder = folder if folder.is_dir() else folder.parent
+    pipeline = folder.parent if folder.name == 'transformer' else folder
+    found = pipeline / part
+    return found if (pipeline / 'transformer').is_dir() and read_hub_config(found) else None
+
+
+def pipeline_vae(src) -> dict:
+    """{'vae', 'scale', 'downscale'} of the VAE of a pipeline (see `pipeline_part`), or {}."""
+    place = pipeline_part(src, 'vae')
+    hub = read_hub_config(place) if place else {}
     scale, widths = hub.get('scaling_factor'), hub.get('block_out_channels')
-    typed = isinstance(scale, float) and isinstance(widths, list)
-    if hub.get('_class_name') != 'AutoencoderKL' or not typed:
+    typed = isinstance(scale, float | int) and isinstance(widths, list)
+    if place is None or hub.get('_class_name') != 'AutoencoderKL' or not typed:
         return {}
-    return {'vae': folder_id(place, 'vae'), 'scale': scale, 'downscale': 2 ** (len(widths) - 1)}
+    return {'vae': folder_id(place, 'vae'), 'scale': float(scale), 'downscale': 2 ** (len(widths) - 1)}
 
 
 def hub_digests(files: Iterable[Path]) -> dict:

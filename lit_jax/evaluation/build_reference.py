@@ -32,7 +32,7 @@ from lit_jax.runtime.npz_reader import Npz
 from lit_jax.runtime.parts import Parts, make_missing
 from lit_jax.runtime.paths import (
     as_path,
-    check_reachable,
+    check_folder,
     explain_unwritable,
     files_under,
     is_remote,
@@ -51,7 +51,7 @@ _SUMS = ('count', 'mean', 'scatter')
 def build_reference(request: ReferenceOptions) -> str:
     """Writes a reference; returns a line for people. All processes call it together."""
     _check_request(request)
-    check_reachable(request.out)
+    check_folder(as_path(request.out).parent, f'--out={request.out}')
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     source = peers.together(lambda: open_source(
         request.data, split=request.split, image_size=request.image_size, data_dir=request.data_dir,

@@ -28,7 +28,7 @@ from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, cache_folder, check_reachable, remove_tree
+from lit_jax.runtime.paths import as_path, cache_folder, check_folder, remove_tree
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
@@ -51,7 +51,7 @@ def score_rows(request: ScoreOptions) -> list[dict]:
     Raises UserError for a request that cannot be met, before anything is drawn."""
     settings = Settings(request.metrics, request.pr_mode, request.is_mode).check()
     _check_request(request)
-    check_reachable(request.out)
+    check_folder(request.out, f'--out={request.out}')
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     reference = peers.together(lambda: open_reference(request.reference, space))
     evaluation = Evaluation(request.out, space, reference, settings)

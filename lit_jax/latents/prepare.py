@@ -31,7 +31,7 @@ from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
-from lit_jax.runtime.paths import absolute, check_reachable, explain_unreachable, write_text_atomic
+from lit_jax.runtime.paths import absolute, check_folder, explain_unreachable, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def prepare_latents(request: PrepareOptions) -> str:
     work = peers.together(lambda: _open(request))
     source, plan = work.source, work.plan
     out = absolute(request.out)
-    check_reachable(out)
+    check_folder(out, f'--out={request.out}')
     with explain_unreachable(out):
         peers.only_lead(lambda: _claim(out, plan, request.command()))
         peers.together(lambda: _check_claim(out, plan))
@@ -167,8 +167,6 @@ def _claim(out, plan: dict, command: str) -> None:
     """Claims an empty folder, or one in which this data set was begun."""
     if (out / PREPARATION).exists():
         _check_claim(out, plan)
-    elif out.exists() and not out.is_dir():
-        raise UserError(f'--out={out} is a file; give a folder')
     else:
         _check_empty(out)
         try:

@@ -21,6 +21,15 @@ def is_short(stages) -> bool:
     return any(isinstance(entry, str | int) for entry in entries)
 
 
+def check_stages_text(text: str) -> None:
+    """UserError for a lone number on a command line: a block, so many blocks, or so many stages?"""
+    if text.strip().isdigit():
+        number = text.strip()
+        raise UserError(f'model.stages={number}: say what it counts: last:{number}, first:{number} or '
+                        f'every:{number} (every so many blocks) for blocks that keep the attention of the '
+                        f'teacher; with a comma, "{number},", block {number} alone, counted from 0')
+
+
 def kept_blocks(stages, depth: int) -> list[int]:
     """The blocks that short forms name, in order. UserError for others, and for blocks that are not there."""
     entries = stages if isinstance(stages, Sequence) and not isinstance(stages, str) else [stages]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from lit_jax.recipes.hybrids import check_stages_text
 from lit_jax.runtime.errors import UserError, shown
 
 _SWITCH = {'true': True, '1': True, 'yes': True, 'on': True, 'false': False, '0': False, 'no': False,
@@ -13,8 +14,9 @@ _SWITCH = {'true': True, '1': True, 'yes': True, 'on': True, 'false': False, '0'
 _WORDS = re.compile(r'[a-z]+:\d+(,[a-z]+:\d+)*')      # short forms, as of model.stages
 
 
-def override(config: ConfigDict, field: str, text: str) -> None:
-    """Sets `field` ('train.steps') to what `text` says in the type of its present value.
+def override(config: ConfigDict, field: str, text: str | bool) -> None:
+    """Sets `field` ('train.steps') to what `text` says in the type of its present value; True and False are
+    switches, without a text.
 
     UserError for an unknown field, with those near it, for a section, and for a text of another type."""
     section, _, name = field.rpartition('.')
@@ -22,6 +24,13 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     if not isinstance(inside, ConfigDict) or name not in inside:
         raise UserError(f'the recipe has no field {shown(field)}{_near(config, field)}')
     old = inside[name]
+    if isinstance(text, bool):
+        if not isinstance(old, bool):
+            raise UserError(f'--config.{field} needs a value: the recipe has {shown(old)}')
+        inside[name] = text
+        return
+    if name == 'stages':
+        check_stages_text(text)
     inside[name] = _section(old, field, text) if isinstance(old, ConfigDict) else _parse(old, field, text)
 
 

@@ -25,6 +25,9 @@ from typing import Any, TypeVar
 from lit_jax.runtime.errors import UserError, printable, shown_name
 
 Options = TypeVar('Options')
+# What other programs, and other commands of this one, call a flag.
+_NAMESAKES = {'workdir': ('out',), 'out': ('workdir',), 'output': ('out', 'workdir'), 'model': ('from',),
+              'ckpt': ('from',), 'checkpoint': ('from',), 'guidance_scale': ('cfg_scale',)}
 
 
 def option(help: str, *, default: Any = dataclasses.MISSING, flag: str = '', choices: Collection = (),
@@ -206,6 +209,7 @@ def _underscored(parser: argparse.ArgumentParser, known: set[str], other: str,
         name = '--' + asked[2:].replace('-', '_')
         if name not in known:
             near = difflib.get_close_matches(name[2:], [flag[2:] for flag in known | others], n=1)
+            near = near or [flag for flag in _NAMESAKES.get(name[2:], ()) if f'--{flag}' in known][:1]
             if other and '.' in name:
                 near = [f'{other}.{asked[2:]}{equals}{value}']
             hint = f'; did you mean --{near[0]}?' if near else ''

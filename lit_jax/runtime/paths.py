@@ -234,6 +234,16 @@ def check_reachable(path) -> None:
                             'buckets create), or correct its name.') from error
 
 
+def check_folder(path, said: str) -> None:
+    """`check_reachable`, and a UserError where a file stands in the place of a folder or of one above it.
+    Makes nothing. said: how the command was told, for the message: '--out=runs/a'."""
+    path = as_path(path)
+    for one in () if is_remote(path) else (path, *path.parents):
+        if one.is_file():
+            raise UserError(f'{said}: {one} is a file, where a folder is needed; give another place')
+    check_reachable(path)
+
+
 @contextlib.contextmanager
 def explain_unreachable(path):
     """Turns errors of object stores, except for missing files, into a UserError that names the path."""

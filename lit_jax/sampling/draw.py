@@ -25,7 +25,7 @@ from lit_jax.runtime import cluster, memory, peers
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, explain_unreachable
+from lit_jax.runtime.paths import as_path, check_folder, explain_unreachable
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import check_comparable, shared_names
@@ -91,6 +91,7 @@ def draw(request: SampleRequest) -> str:
                         f'of classes, for evaluation) or a folder (single images)')
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
+    check_folder(out.parent if suffix else out, f'--out={out}')
     kind = _check_kind(request)
     options = {name: getattr(request, name) for name in ('dtype', 'text_dtype', 'low_memory')}
     pipelines = [open_pipeline(source, request.vae, request.text_encoder, **options)

@@ -22,7 +22,7 @@ from lit_jax.recipes.recipe import architecture, is_text
 from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, check_reachable
+from lit_jax.runtime.paths import check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.stages import Stage
 from lit_jax.training.state import make_optimizer
@@ -116,15 +116,14 @@ def check_inputs(config: ConfigDict) -> None:
         hint = conversion_hint(config.latent.vae_path) or (
             f' One is made by: python convert_torch_ckpt.py VAE_FOLDER --out {config.latent.vae_path}')
         problems.append(f'latent.vae_path: {config.latent.vae_path} is not a VAE folder.{hint}')
-    for section, use in (('teacher', 'the frozen teacher'), ('inherit', 'the weights to inherit')):
-        if path := config[section].path:
-            check_reachable(path)
-        if path and not as_path(path).exists():
-            problems.append(f'{section}.path: {path} ({use}) does not exist. A converted checkpoint: python '
-                            f'convert_torch_ckpt.py CHECKPOINT.pt --out {path}; or a workdir of train.py: '
-                            f'--config.{section}.path=WORKDIR')
-        elif path and (hint := conversion_hint(path)):
-            problems.append(f'{section}.path: {path} ({use}) is no model folder.{hint}')
+    paths = {f'{section}.path': config[section].path for section in ('teacher', 'inherit')}
+    for path in dict.fromkeys(filter(None, paths.values())):
+        check_reachable(path)
+        try:
+            read_weights_config(path)
+        except UserError as error:
+            fields = ' and '.join(name for name, given in paths.items() if given == path)
+            problems.append(f'{fields}: {error}')
     problems += find_text_problems(config)
     try:
         check_data(config, build_source(config))

@@ -47,7 +47,8 @@ def test_it_is_told_apart_in_a_recipe(foreign):
     config.latent.update({'space': 'vae', 'vae_path': path})
     with pytest.raises(UserError) as said:
         setup.check_inputs(config)
-    assert str(said.value).count('convert it first: python convert_torch_ckpt.py') == 3
+    assert str(said.value).count('convert it first: python convert_torch_ckpt.py') == 2
+    assert f'teacher.path and inherit.path: {path} is neither' in str(said.value)
     student = recipes.load_recipe('student')
     student.teacher.path = path
     with pytest.raises(UserError, match=r'convert it first: python \S* \S*DiT.pt --out models/DiT'):

@@ -14,7 +14,7 @@ def recipe() -> ConfigDict:
 
 @pytest.mark.parametrize('field, text, value', [
     ('train.steps', '1e5', 100_000), ('train.rate', '3', 3.0), ('train.ema', 'true', True),
-    ('name', '1e5', '1e5'), ('model.stages', '1,2', (1, 2)), ('model.mixer.name', 'linear', 'linear')])
+    ('train.ema', True, True), ('name', '1e5', '1e5'), ('model.stages', '2,', (2,)), ('model.stages', '1,2', (1, 2)), ('model.mixer.name', 'linear', 'linear')])
 def test_a_text_becomes_a_value_of_the_fields_type(field, text, value):
     config = recipe()
     override(config, field, text)
@@ -28,6 +28,8 @@ def test_a_text_becomes_a_value_of_the_fields_type(field, text, value):
     ('steps', '5', r'did you mean --config\.train\.steps or --config\.eval\.steps\?'),
     ('train.steps', '1.5', 'expected a whole number'), ('train.steps', 'inf', 'expected a whole number'),
     ('train.ema', 'maybe', 'expected True or False'),
+    ('train.steps', True, r'train\.steps needs a value: the recipe has 10'), ('name', False, 'needs a value'),
+    ('model.stages', '2', 'say what it counts: last:2, first:2 or every:2 .* "2,", block 2 alone'),
     ('model.mixer', 'linear', r'is a section, .* as in --config\.model\.mixer\.name=linear')])
 def test_what_cannot_be_set_is_answered_with_what_was_meant(field, text, message):
     with pytest.raises(UserError, match=message):
@@ -36,7 +38,7 @@ def test_what_cannot_be_set_is_answered_with_what_was_meant(field, text, message
 
 def test_words_of_a_command_line_become_a_recipe_and_its_changes():
     words = ['--config', 'a', '--config.b.c=1=2', '--config.d', '-1', '--noconfig.e', '--config.f']
-    assert split_arguments(words) == ('a', [('b.c', '1=2'), ('d', '-1'), ('e', 'False'), ('f', 'True')])
+    assert split_arguments(words) == ('a', [('b.c', '1=2'), ('d', '-1'), ('e', False), ('f', True)])
     for words, message in ((['lit_b'], 'did you mean --config=lit_b'), ([], 'no recipe given'),
                            (['--config=a', 'train.steps=5'], r'did you mean --config\.train\.steps=5')):
         with pytest.raises(UserError, match=message):

@@ -55,6 +55,8 @@ def test_names_that_are_not_known():
         system(recipes.default(), 'sana', 'xl')
     with pytest.raises(UserError, match='configs/sub_imagenet.py:sana_xl is not known; give one of dit_s, '):
         recipes.load_recipe('configs/sub_imagenet.py:sana_xl')
+    with pytest.raises(UserError, match='configs/baselines.py has rows; give one after the file, .*: dig_s'):
+        recipes.load_recipe('baselines')
     with pytest.raises(UserError, match="configs/baselines.py has no row 'moh_dit_s_50'; .*its rows: dig_s"):
         recipes.load_recipe('configs/baselines.py:moh_dit_s_50')
 

@@ -75,6 +75,7 @@ def test_every_option_comes_back(values, dashes, equals):
 @pytest.mark.parametrize('words, message', [
     (['--form', 'x'], 'unknown flag --form; did you mean --from?'),
     (['--from=x', '--image-sise', '4'], 'unknown flag --image-sise; did you mean --image_size?'),
+    (['--checkpoint=x'], 'unknown flag --checkpoint; did you mean --from?'),
     (['--from=x', '--zzz'], 'unknown flag --zzz'), (['--from=x', '--ste=4'], 'unknown flag --ste'),
     ([], 'the following arguments are required: --from'),
     (['--from=x', '--steps=many'], "argument --steps: invalid int value: 'many'"),

@@ -1,0 +1,78 @@
+"""Wrong command lines get one sentence that says what was meant, before anything is made."""
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_jax.runtime import signals
+from lit_jax.runtime.errors import UserError
+
+
+@pytest.fixture
+def say(tmp_path, monkeypatch, capsys):
+    """say('train', FLAG, ...): what the command answers in an empty folder with a file, an image and a set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signals, 'catch', lambda: None)
+    (tmp_path / 'file').write_text('x')
+    Image.new('RGB', (8, 8)).save(tmp_path / 'one.png')
+    np.savez(tmp_path / 'set.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    before = sorted(tmp_path.rglob('*'))
+
+    def run(command, *words):
+        monkeypatch.setattr(sys, 'argv', [command, *words])
+        try:
+            status = importlib.import_module(f'lit_jax.commands.{command}').main()
+        except UserError as error:
+            text = str(error)
+        except SystemExit as end:
+            assert end.code == 2
+            text = capsys.readouterr().err
+        else:
+            assert status == 1
+            text = capsys.readouterr().out
+        assert sorted(tmp_path.rglob('*')) == before
+        return text
+    return run
+
+
+DIGITS = '--config=digits_dit'
+
+
+@pytest.mark.parametrize('words, answer', [
+    (['train', 'lit_b'], 'did you mean --config=lit_b?'),
+    (['train', '--config=lit_bb'], 'such as lit_b'),
+    (['train', '--config=baselines'], 'has rows; give one after the file'),
+    (['train', '--config=digits_dit:wide'], 'this recipe has no rows'),
+    (['train', '--config=vae_tiny'], 'run python train_vae.py --config=vae_tiny'),
+    (['train_vae', DIGITS], 'run python train.py --config=digits_dit'),
+    (['train_vae', '--config=vae_tiny'], 'give the VAE folder to write: --out=FOLDER'),
+    (['train_vae', '--config=vae_tiny', '--workdir=x'], 'did you mean --out?'),
+    (['train', DIGITS, '--out=x'], 'did you mean --workdir?'),
+    (['train', DIGITS, '--train.steps=5'], 'did you mean --config.train.steps=5?'),
+    (['train', DIGITS, 'train.steps=5'], 'did you mean --config.train.steps=5?'),
+    (['train', DIGITS, '--config.train.step=5'], 'did you mean --config.train.steps?'),
+    (['train', DIGITS, '--config.train.steps', '--dry_run'], 'train.steps needs a value'),
+    (['train', DIGITS, '--config.model.mixer=linear'], '--config.model.mixer.name=linear'),
+    (['train', DIGITS, '--config.model.mixer.name'], 'needs a value: a mixer'),
+    (['train', DIGITS, '--config.model.stages=2'], 'say what it counts: last:2'),
+    (['train', DIGITS, '--config.data.name=imagenet', '--dry_run'], 'did you mean imagenet2012?'),
+    (['train', DIGITS, '--workdir=file'], '--workdir=file: file is a file, where a folder is needed'),
+    (['train', DIGITS, '--workdir=file/run'], '--workdir=file/run: file is a file'),
+    (['sample', 'models/mine'], 'did you mean --from=models/mine?'),
+    (['sample', '--from=models/digits_dit'], 'convert_torch_ckpt.py assets/digits_dit.safetensors --out models/'),
+    (['sample', '--from=m', '--out=a.jpg'], 'did you mean a.png?'),
+    (['sample', '--from=m', '--out=file/a.png'], '--out=file/a.png: file is a file'),
+    (['sample', '--from=m', '--out=file'], '--out=file: file is a file'),
+    (['analyze', '--from=m', '--out=file/a'], 'file is a file'),
+    (['evaluate', 'reference', '--data=digits', '--features=digits', '--out=file/a.npz'], 'file is a file'),
+    (['convert', 'm', '--to_torch', '--out=file/a.safetensors'], 'file is a file'),
+    *((words, 'set.npz is a set of images or a reference') for words in (
+        ['sample', '--from=set.npz'], ['analyze', '--from=set.npz'], ['serve_page', '--from=set.npz'],
+        ['convert', 'set.npz', '--out=m'], ['sample', '--grid_compare', 'set.npz', 'set.npz'],
+        ['train', '--config=digits_lit', '--config.teacher.path=set.npz', '--dry_run'],
+        ['train', '--config=digits_lit', '--config.inherit.path=set.npz', '--dry_run'],
+        ['train', '--config=student', '--config.teacher.path=set.npz', '--dry_run']))])
+def test_the_answer_says_what_was_meant(say, words, answer):
+    assert answer in say(*words)
