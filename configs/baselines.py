@@ -17,8 +17,9 @@ ROWS = {f'{name}_{size}': (name, size) for name in SYSTEMS if name not in ('dit'
 
 def get_config(row: str = ''):
     if row not in ROWS:
-        raise UserError(f'configs/baselines.py has {f"no row {row!r}" if row else "rows"}; give one after the '
-                        f'file, as in configs/baselines.py:dig_xl; its rows: {", ".join(ROWS)}')
+        what = f'no row {row!r}' if row else 'rows'
+        raise UserError(f'configs/baselines.py has {what}; give one after the file, as in '
+                        f'configs/baselines.py:dig_xl; its rows: {", ".join(ROWS)}')
     config = system(recipes.default(), *ROWS[row])
     config.name = row
     if row == 'dig_xl_512':

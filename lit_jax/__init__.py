@@ -7,6 +7,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from lit_jax.runtime.chips import choose_cpu
 from lit_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = ['TrainedModel', 'UserError', '__version__', 'convert_checkpoint', 'ev
 def __getattr__(name):
     # Imported when they are asked for: they pull in jax, flax and orbax (seconds).
     if name in __all__:
+        choose_cpu()
         return getattr(importlib.import_module('lit_jax.api'), name)
     raise AttributeError(f'module lit_jax has no attribute {name!r}')
 

@@ -12,7 +12,7 @@ from lit_jax.analysis.analysis_report import write_page
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.examples import Images, data_recipe, open_images
 from lit_jax.analysis.losses import loss_by_timestep
-from lit_jax.analysis.maps import Attention
+from lit_jax.analysis.maps import Attention, NoMaps
 from lit_jax.analysis.measures import spread
 from lit_jax.analysis.routing_shares import route_names, routing
 from lit_jax.analysis.survey import survey
@@ -27,6 +27,7 @@ from lit_jax.training.setup import check_same_task
 
 LOG = logging.getLogger('lit_jax')
 MOST_LAYERS = 4      # of the token maps, without --layers
+_OF_MAPS = {'similarity', 'tokens', 'rank'}
 
 
 def analyze(request: AnalyzeOptions) -> str:
@@ -44,10 +45,9 @@ def analyze(request: AnalyzeOptions) -> str:
         models = {'student': model, 'teacher': load(teacher_path, dtype=request.dtype)}
         sources = {'student': request.source, 'teacher': teacher_path}
         check_same_task('teacher', teacher_path, models['teacher'].config, recipe)
-    attentions = {}
-    if set(parts) & {'similarity', 'tokens', 'rank'}:
-        attentions = {name: Attention(one, f'the {name} {sources[name]}', int(request.memory * 2 ** 30))
-                      for name, one in models.items()}
+    attentions = _attentions(request, models, sources) if {*parts} & _OF_MAPS else {}
+    if not attentions:
+        parts = [part for part in parts if part not in _OF_MAPS]
     token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS)
                     for name, one in attentions.items()}
     tokens = {name: parse_token(request.token, one.grid) for name, one in attentions.items()}
@@ -81,6 +81,21 @@ def analyze(request: AnalyzeOptions) -> str:
     write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
     return '\n'.join([*summary(found), f'wrote {out}: report.html, analysis.json, {", ".join(names)}; '
                                        f'{format_seconds(time.perf_counter() - began)}'])
+
+
+def _attentions(request: AnalyzeOptions, models: Mapping[str, Model],
+                sources: Mapping[str, str]) -> dict[str, Attention]:
+    """The models that have attention maps. NoMaps for one that has none, if its maps were asked for by
+    name."""
+    found = {}
+    for name, one in models.items():
+        try:
+            found[name] = Attention(one, f'the {name} {sources[name]}', int(request.memory * 2 ** 30))
+        except NoMaps as error:
+            if request.parts != 'all':
+                raise
+            LOG.warning('%s. Its maps are left out here', str(error).partition('. Analyze')[0])
+    return found
 
 
 def _survey_models(request: AnalyzeOptions, wanted: list[str], attentions: Mapping[str, Attention],

@@ -22,6 +22,10 @@ CONVOLUTION = 'linear/convolution'
 NAMES = (*(f'{kind}/{what}' for kind in KINDS for what in ('query', 'key')), CONVOLUTION)
 
 
+class NoMaps(UserError):
+    """A model whose attention maps cannot be shown; the rest of it can be analyzed."""
+
+
 class Layer(NamedTuple):
     """One layer for some images: query [B, N, K, E], key [B, M, K, E], convolution [k, k, 1, E] or None."""
     kind: str
@@ -37,7 +41,8 @@ class Attention:
         name: of the model, for messages.
         memory: bytes for the queries and keys of all layers, and again for one layer's maps of one image.
     Raises:
-        UserError: the mixer has no maps, or one image needs more than `memory`.
+        NoMaps: the mixer has none, or those of the blocks are too different.
+        UserError: one image needs more than `memory`.
     """
 
     def __init__(self, model: Model, name: str, memory: int = 2 ** 30):
@@ -49,12 +54,11 @@ class Attention:
         one = jax.eval_shape(self._observe, network.abstract(), jnp.zeros(shape, jnp.float32), int_1, int_1)
         kinds = [kind for kind in KINDS if one[f'{kind}/query']]
         if not kinds:
-            raise UserError(f'{name} has the mixer {shown(network.arch["mixer"]["name"])}, which has no '
-                            f'attention '
-                            f'maps. Analyze its loss instead: --parts=loss')
+            raise NoMaps(f'{name} has the mixer {shown(network.arch["mixer"]["name"])}, which has no '
+                         f'attention maps. Analyze its loss instead: --parts=loss')
         if len(kinds) > 1 or len(one[CONVOLUTION]) not in (0, len(one[f'{kinds[0]}/query'])):
-            raise UserError(f'the blocks of {name} have mixers too different to be compared in one figure. '
-                            f'Analyze its loss instead: --parts=loss')
+            raise NoMaps(f'the blocks of {name} have mixers too different to be compared in one figure. '
+                         f'Analyze its loss instead: --parts=loss')
         self.kind = kinds[0]
         self.shapes = [tuple(leaf.shape[1:]) for leaf in one[f'{self.kind}/key']
                        for _ in range(leaf.shape[0])]

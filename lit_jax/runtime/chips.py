@@ -5,6 +5,7 @@ topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quot
 `usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program."""
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,20 @@ def find_chip(device_kind: str) -> Chip | None:
 
 def choose_cpu() -> None:
     """Keeps jax from looking for a TPU where libtpu is installed and no TPU is, which prints errors of libtpu
-    in every command: sets JAX_PLATFORMS, unless it is set. Call before jax starts."""
-    if 'JAX_PLATFORMS' in os.environ or importlib.util.find_spec('libtpu') is None or has_tpu():
+    each time: sets JAX_PLATFORMS, unless it is set. Call before jax starts; it may be imported already."""
+    if 'JAX_PLATFORMS' in os.environ or importlib.util.find_spec('libtpu') is None or has_tpu() or has_gpu():
         return
-    if not any(Path(device).exists() for device in ('/dev/nvidiactl', '/dev/dxg')):      # dxg: GPUs in WSL
-        os.environ['JAX_PLATFORMS'] = 'cpu'
+    jax = sys.modules.get('jax')
+    if jax is not None and jax.config.jax_platforms:      # set by the program
+        return
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    if jax is not None:      # it has read the environment
+        jax.config.update('jax_platforms', 'cpu')
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver is there, or that of WSL."""
+    return any(Path(device).exists() for device in ('/dev/nvidiactl', '/dev/dxg'))
 
 
 def has_tpu(root: Path = Path('/')) -> bool:

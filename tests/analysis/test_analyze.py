@@ -125,14 +125,21 @@ class Routed(SoftmaxAttention):
         return super().__call__(x_BND, grid)
 
 
-def test_a_mixer_without_maps_can_only_be_measured(monkeypatch, tmp_path):
+def test_of_a_mixer_without_maps_the_rest_is_shown(monkeypatch, tmp_path, caplog):
     monkeypatch.setitem(MIXERS, 'mapless', Mapless)
     save_folder(tmp_path / 'model', {'name': 'mapless', 'heads': 2})
+    options = {'source': str(tmp_path / 'model'), 'out': str(tmp_path / 'out'), **SHORT}
     with pytest.raises(UserError, match="'mapless', which has no attention maps. Analyze its loss instead: "
                                         "--parts=loss"):
-        analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), **SHORT))
-    analyze(AnalyzeOptions(source=str(tmp_path / 'model'), out=str(tmp_path / 'out'), parts='loss', **SHORT))
+        analyze(AnalyzeOptions(parts='loss,rank', **options))
+    analyze(AnalyzeOptions(**options))
     assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['loss.png']
+    assert "'mapless', which has no attention maps. Its maps are left out here" in caplog.text
+    save_folder(tmp_path / 'teacher', {'name': 'softmax', 'heads': 2})
+    analyze(AnalyzeOptions(teacher=str(tmp_path / 'teacher'), **options))
+    found = json.loads((tmp_path / 'out' / 'analysis.json').read_text())
+    assert [*found['loss']][1:3] == ['student', 'teacher'] and 'student' not in found['similarity']
+    assert {'teacher'} == {*found['rank']} and 'teacher' in found['tokens']
 
 
 def test_any_mixer_that_shows_choices_has_its_routing_drawn(monkeypatch, tmp_path):

@@ -61,6 +61,17 @@ def test_a_pipeline_is_converted_network_by_network(foreign):
         assert f'{foreign["pipeline"] / part} --out models/pipeline_{part}' in hint
 
 
+def test_a_name_near_to_that_of_a_model_is_told(tmp_path):
+    (tmp_path / 'lit_digits' / 'arrays').mkdir(parents=True)
+    (tmp_path / 'lit_digits' / 'config.json').write_text('{}')
+    (tmp_path / 'lit_digit').mkdir()      # no model
+    with pytest.raises(UserError, match=rf'did you mean {tmp_path}/lit_digits\?'):
+        read_weights_config(tmp_path / 'lit_digist')
+    with pytest.raises(UserError, match='convert_torch_ckpt.py SRC --out') as said:
+        read_weights_config(tmp_path / 'other')
+    assert 'did you mean' not in str(said.value)
+
+
 def test_other_things_get_no_hint(tmp_path):
     (tmp_path / 'notes.txt').write_text('x')
     (tmp_path / 'damaged').mkdir()

@@ -1,18 +1,22 @@
 """convert_torch_ckpt.py as a user runs it: both ways, what was asked for, and every bad file leaving nothing
 behind."""
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import vae_samples
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, hub_config, random_state, tiny_arch, to_diffusers
 from torchvision_shim import import_oracle
 
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
+from lit_jax.checkpoint.vae_folder import read_vae_config
 from lit_jax.convert.torch_export import to_torch_state
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import file_sha256
@@ -109,6 +113,67 @@ def test_a_folder_that_diffusers_wrote(convert, tmp_path):
         assert np.array_equal(state['blocks.2.mlp.fc2.weight'], block.ff.net[2].weight.detach().numpy())
         assert np.array_equal(state['final_layer.linear.bias'], model.proj_out_2.bias.detach().numpy())
     assert len(list((tmp_path / 'shards').glob('*.safetensors'))) > 1
+
+
+def write_pipeline(folder):
+    """A class-conditional pipeline of diffusers: folder/transformer and folder/vae."""
+    parts = {'transformer': (hub_config(tiny_arch(channels=2)),
+                             to_diffusers(random_state(tiny_arch(channels=2)), 2)),
+             'vae': ({**vae_samples.HUB, 'scaling_factor': 0.5}, vae_samples.random_state())}
+    for name, (config, state) in parts.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / 'config.json').write_text(json.dumps(config))
+        save_file(state, folder / name / 'diffusion_pytorch_model.safetensors')
+    (folder / 'model_index.json').write_text('{}')
+
+
+@pytest.mark.parametrize('src', ['', 'transformer', 'transformer/diffusion_pytorch_model.safetensors'])
+def test_the_latent_space_is_that_of_the_vae_in_the_pipeline(convert, tmp_path, monkeypatch, capsys, src):
+    """Under the name that the converted VAE has, wherever in the pipeline the converter is pointed."""
+    write_pipeline(tmp_path / 'my_pipe')
+    monkeypatch.chdir(tmp_path)
+    convert(f'my_pipe/{src}', '--out', 'models/dit')
+    said = capsys.readouterr().out
+    latent = load_model_folder('models/dit')[0]['latent']
+    assert latent == {'space': 'vae', 'vae': 'my_pipe', 'scale': 0.5, 'downscale': 2}
+    assert 'of the VAE my_pipe, scale 0.5, downscale 2\n' in said and '(assumed; otherwise' not in said
+    first, second = said.partition('next     ')[2].splitlines()
+    convert(*shlex.split(first)[2:])
+    assert read_vae_config('models/dit_vae')['id'] == 'my_pipe'
+    assert second.split() == ['python', 'sample.py', '--from', 'models/dit', '--vae', 'models/dit_vae',
+                              '--classes', '0,1', '--out', 'grid.png']
+
+
+def test_what_is_assumed_is_said_with_the_flag_for_it(convert, checkpoint, tmp_path, capsys):
+    convert(checkpoint[0], '--out', tmp_path / 'a')
+    said = capsys.readouterr().out
+    assert ('latent   of the VAE stabilityai/sd-vae-ft-ema, scale 0.18215, downscale 8 (assumed; otherwise '
+            '--space vae or pixels, --vae ID, --latent_scale S, --downscale N)') in said
+    assert 'predicts noise and its variance; linear schedule of 1000 steps (assumed' in said
+    convert(checkpoint[0], '--out', tmp_path / 'b', '--vae', 'mine', '--latent_scale', 0.5)
+    said = capsys.readouterr().out
+    assert 'of the VAE mine, scale 0.5, downscale 8 (assumed; otherwise --downscale N)' in said
+    convert(tmp_path / 'b', '--to_torch', '--out', tmp_path / 'c d.safetensors')
+    back = shlex.split(capsys.readouterr().out.partition('next     ')[2], comments=True)
+    convert(*back[2:])
+    assert 'assumed' not in capsys.readouterr().out      # a file of ours says everything
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['digits_dit', 'shapes_pixart'])
+def test_the_commands_that_it_prints_run(tmp_path, name):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+    def run(words):
+        done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=tmp_path, env=env,
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    said = run(['convert_torch_ckpt.py', f'assets/{name}.safetensors', '--out', 'models/mine'])
+    commands = said.partition('next     ')[2].splitlines()
+    for line in commands:
+        run(shlex.split(line, comments=True)[1:])
+    assert 'sample.py' in commands[-1] and (tmp_path / 'grid.png').exists()
 
 
 def test_latent_can_be_told(convert, checkpoint, tmp_path):

@@ -191,7 +191,12 @@ def test_a_name_in_a_file_imports_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='`import unseen_mixer` first, or set LIT_JAX_MIXERS=unseen_mixer'):
         find_mixer('unseen_mixer:ToyMixer')
     assert 'unseen_mixer' not in sys.modules
-    monkeypatch.setenv('LIT_JAX_MIXERS', 'another,unseen_mixer')
+    monkeypatch.setenv('LIT_JAX_MIXERS', 'no_such_mixer,broken_mixer,another,unseen_mixer')
+    (tmp_path / 'broken_mixer.py').write_text('class ToyMixer(Unknown): pass\n')
+    for module, says in (('no_such_mixer', 'No module named'), ('broken_mixer', "'Unknown' is not defined")):
+        for find in (find_mixer, import_mixer):
+            with pytest.raises(UserError, match=f'{module}:ToyMixer. cannot be imported: .*{says}'):
+                find(f'{module}:ToyMixer')
     assert find_mixer('unseen_mixer:ToyMixer').__name__ == 'ToyMixer'
 
 

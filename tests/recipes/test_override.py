@@ -14,7 +14,8 @@ def recipe() -> ConfigDict:
 
 @pytest.mark.parametrize('field, text, value', [
     ('train.steps', '1e5', 100_000), ('train.rate', '3', 3.0), ('train.ema', 'true', True),
-    ('train.ema', True, True), ('name', '1e5', '1e5'), ('model.stages', '2,', (2,)), ('model.stages', '1,2', (1, 2)), ('model.mixer.name', 'linear', 'linear')])
+    ('train.ema', True, True), ('name', '1e5', '1e5'), ('model.stages', '2,', (2,)),
+    ('model.stages', '1,2', (1, 2)), ('model.mixer.name', 'linear', 'linear')])
 def test_a_text_becomes_a_value_of_the_fields_type(field, text, value):
     config = recipe()
     override(config, field, text)

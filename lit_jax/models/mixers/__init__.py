@@ -36,13 +36,17 @@ def import_mixer(name: str | None) -> Any:
     """`find_mixer` for a name in a recipe, which may import the module of 'package.module:Class'."""
     module, colon, _ = str(name).partition(':')
     if name not in MIXERS and module and colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f'the mixer {shown(name)} cannot be imported: {reason_of(error)}; give '
-                            f'package.module:Class, '
-                            f'with the package installed or its folder in PYTHONPATH') from error
+        _import_module(str(name), module)
     return find_mixer(name)
+
+
+def _import_module(name: str, module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f'the mixer {shown(name)} cannot be imported: {reason_of(error)}; give '
+                        f'package.module:Class, with the package installed or its folder in '
+                        f'PYTHONPATH') from error
 
 
 def find_mixer(name: str | None) -> Any:
@@ -70,7 +74,7 @@ def whole_mixer(mixer: Mapping) -> dict:
 
 def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
-        importlib.import_module(module)
+        _import_module(name, module)
     if module not in sys.modules:
         raise UserError(f'the mixer {shown(name)} is of a module that is not imported, and a model folder or '
                         f'checkpoint does not get to import one: `import {module}` first, or set '
