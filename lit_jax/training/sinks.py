@@ -1,5 +1,6 @@
 """Optional dashboards beside `metrics.jsonl`: TensorBoard and W&B. A missing, full or unreachable one is
 switched off with a warning; other errors of its package end the run."""
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from lit_jax.runtime.errors import reason_of
 from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
+LOGIN_SECONDS = 30      # W&B asks on a terminal; nobody may be there
 SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full disk, unreachable service
 
 
@@ -36,26 +38,36 @@ class WandbSink:
 
     def __init__(self, workdir, recipe: Mapping):
         import wandb
-        import wandb.errors
         identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
         folder = None if is_remote(workdir) else str(workdir)   # None: ./wandb of the machine
         log = recipe.get('log', {})
-        try:
+        with _explain_wandb():
             self._run = wandb.init(project=log.get('wandb_project') or 'lit_jax', id=identity, dir=folder,
                                    name=log.get('wandb_name') or workdir.name, resume='allow',
-                                   config=dict(recipe))
-        except wandb.errors.Error as error:      # not logged in, or not reachable
-            raise RuntimeError(f'{reason_of(error)} (`wandb login`, or WANDB_MODE=offline)') from error
+                                   config=dict(recipe), settings=wandb.Settings(login_timeout=LOGIN_SECONDS))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._run.log(dict(scalars), step=step)
+        with _explain_wandb():
+            self._run.log(dict(scalars), step=step)
 
     def show(self, step: int, image_HWC) -> None:
         import wandb
-        self._run.log({'samples': wandb.Image(image_HWC)}, step=step)
+        with _explain_wandb():
+            self._run.log({'samples': wandb.Image(image_HWC)}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with _explain_wandb():
+            self._run.finish()
+
+
+@contextlib.contextmanager
+def _explain_wandb():
+    """Not logged in, or not reachable."""
+    import wandb.errors
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise RuntimeError(f'{reason_of(error)} (`wandb login`, or WANDB_MODE=offline)') from error
 
 
 SINKS = {'tensorboard': TensorBoardSink, 'wandb': WandbSink}

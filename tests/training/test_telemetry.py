@@ -1,6 +1,8 @@
 """Metrics of an interval, the log file, and the line that a person reads."""
 import json
 import logging
+import sys
+import types
 from types import SimpleNamespace
 
 import jax
@@ -86,6 +88,51 @@ def test_an_absent_dashboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sinks.SINKS, 'wandb', broken)
     assert sinks.open_sink('wandb', tmp_path) is None
     assert 'wandb is off' in caplog.text
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for W&B's package; `wandb.fails` names the call that fails as if nobody were logged in."""
+    module, errors = types.ModuleType('wandb'), types.ModuleType('wandb.errors')
+    errors.Error = type('Error', (Exception,), {})
+    module.errors, module.calls, module.fails = errors, [], ''
+
+    def call(name):
+        def record(*values, **options):
+            module.calls.append((name, values, options))
+            if module.fails == name:
+                raise errors.Error('api_key not configured (no-tty)')
+            return module
+        return record
+    module.Settings = dict
+    module.init, module.log, module.finish, module.Image = map(call, ('init', 'log', 'finish', 'Image'))
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    monkeypatch.setitem(sys.modules, 'wandb.errors', errors)
+    return module
+
+
+@pytest.mark.parametrize('fails, calls', [
+    ('', ['init', 'log', 'log', 'Image', 'log', 'finish']), ('init', ['init']), ('log', ['init', 'log']),
+    ('Image', ['init', 'log', 'log', 'Image']), ('finish', ['init', 'log', 'log', 'Image', 'log', 'finish'])])
+def test_wandb_gets_recipe_numbers_and_samples_and_its_failures_are_warnings(wandb, tmp_path, caplog, fails,
+                                                                             calls):
+    wandb.fails = fails
+    recipe = {'log': {'wandb_project': 'mine', 'wandb_name': 'first'}, 'seed': 3}
+    reporter = Reporter(tmp_path / 'run', step=0, total_steps=2, batch_size=4, sinks=['wandb'], recipe=recipe)
+    for step in (1, 2):
+        reporter.tick()
+        reporter.interval(step, {'loss/total': 0.5})
+    reporter.drawn(2, np.zeros((4, 4, 3), np.uint8))
+    reporter.close()
+    assert [name for name, _, _ in wandb.calls] == calls
+    started = wandb.calls[0][2]
+    assert (started['project'], started['name'], started['config']) == ('mine', 'first', recipe)
+    assert started['settings']['login_timeout'] <= 30      # on a terminal it asks
+    assert ('no-tty) (`wandb login`, or WANDB_MODE=offline)' in caplog.text) == bool(fails)
+    assert [record['step'] for record in read_lines(tmp_path / 'run' / 'metrics.jsonl')] == [1, 2]
+    wandb.fails = ''
+    sinks.open_sink('wandb', tmp_path / 'other')
+    assert (wandb.calls[-1][2]['project'], wandb.calls[-1][2]['name']) == ('lit_jax', 'other')
 
 
 def test_tensorboard_can_read_what_its_sink_wrote(tmp_path):
