@@ -3,13 +3,13 @@ switched off with a warning; other errors of its package end the run."""
 import contextlib
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 
 from lit_jax.runtime.errors import reason_of
 from lit_jax.runtime.paths import absolute, is_remote
 
 LOG = logging.getLogger('lit_jax')
-LOGIN_SECONDS = 30      # W&B asks on a terminal; nobody may be there
 SINK_ERRORS = (ImportError, OSError, RuntimeError)     # missing package, full disk, unreachable service
 
 
@@ -37,6 +37,7 @@ class WandbSink:
     """Weights & Biases; the run is named after the workdir and resumes with it."""
 
     def __init__(self, workdir, recipe: Mapping):
+        os.environ.setdefault('WANDB_LOGIN_TIMEOUT', '30')      # it asks on a terminal; nobody may be there
         import wandb
         identity = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16]
         folder = None if is_remote(workdir) else str(workdir)   # None: ./wandb of the machine
@@ -44,7 +45,7 @@ class WandbSink:
         with _explain_wandb():
             self._run = wandb.init(project=log.get('wandb_project') or 'lit_jax', id=identity, dir=folder,
                                    name=log.get('wandb_name') or workdir.name, resume='allow',
-                                   config=dict(recipe), settings=wandb.Settings(login_timeout=LOGIN_SECONDS))
+                                   config=dict(recipe))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         with _explain_wandb():

@@ -1,6 +1,7 @@
 """Metrics of an interval, the log file, and the line that a person reads."""
 import json
 import logging
+import os
 import sys
 import types
 from types import SimpleNamespace
@@ -104,8 +105,9 @@ def wandb(monkeypatch):
                 raise errors.Error('api_key not configured (no-tty)')
             return module
         return record
-    module.Settings = dict
     module.init, module.log, module.finish, module.Image = map(call, ('init', 'log', 'finish', 'Image'))
+    monkeypatch.setenv('WANDB_LOGIN_TIMEOUT', 'x')      # to be put back after the test
+    monkeypatch.delenv('WANDB_LOGIN_TIMEOUT')
     monkeypatch.setitem(sys.modules, 'wandb', module)
     monkeypatch.setitem(sys.modules, 'wandb.errors', errors)
     return module
@@ -127,7 +129,7 @@ def test_wandb_gets_recipe_numbers_and_samples_and_its_failures_are_warnings(wan
     assert [name for name, _, _ in wandb.calls] == calls
     started = wandb.calls[0][2]
     assert (started['project'], started['name'], started['config']) == ('mine', 'first', recipe)
-    assert started['settings']['login_timeout'] <= 30      # on a terminal it asks
+    assert os.environ['WANDB_LOGIN_TIMEOUT'] == '30'      # on a terminal it asks
     assert ('no-tty) (`wandb login`, or WANDB_MODE=offline)' in caplog.text) == bool(fails)
     assert [record['step'] for record in read_lines(tmp_path / 'run' / 'metrics.jsonl')] == [1, 2]
     wandb.fails = ''
