@@ -58,7 +58,8 @@ def measure_folder(workdir: Path, steps: int, path: Path) -> dict[str, float]:
 
 def tell(measured: Mapping[str, float]) -> str:
     """The figures of one model as a line."""
-    return f'Fréchet distance {measured["distance"]:.2f}, class accuracy {measured["accuracy"]:.3f}'
+    return (f'Fréchet distance {measured["distance"]:.2f}, class accuracy '
+            f'{measured["accuracy_unguided"]:.3f} ({measured["accuracy"]:.3f} with guidance)')
 
 
 def real_figures(judge: Judge) -> dict[str, float]:

@@ -1,4 +1,5 @@
 """Loads a model from a model folder or a training workdir."""
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -116,7 +117,8 @@ def _kind(path) -> str:
         exists = path.exists()
     if not exists:
         source, near = _shipped(path.name) or 'SRC', _near(path)
-        raise UserError(f'{path} does not exist{near}; expected a model folder (python '
+        where = '' if is_remote(path) or path.is_absolute() else f' in {os.getcwd()}'
+        raise UserError(f'{path} does not exist{where}{near}; expected a model folder (python '
                         f'convert_torch_ckpt.py {source} --out {path}) or a workdir of train.py')
     if path.suffix == '.npz':
         raise UserError(f'{path} is a set of images or a reference, not a model; give a model folder '

@@ -19,8 +19,9 @@ def find_recipe(name: str) -> str:
     path, colon, row = name.partition(':')
     if path.startswith('~'):
         path = os.path.expanduser(path)
-    if Path(path).is_file():
-        return path + colon + row
+    for file in (path, f'{path}.py'):
+        if path and Path(file).is_file():
+            return file + colon + row
     configs = shipped_folder('configs')
     short = path.removeprefix('configs/').removesuffix('.py')
     if moved := _MOVED.fullmatch(short):

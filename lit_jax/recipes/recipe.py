@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,10 +163,14 @@ def models_folder(name: str) -> str:
 
 
 def load_recipe(name: str | Path) -> ConfigDict:
-    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own.
+    """The recipe that `--config=NAME` gives: 'lit_xl', 'baselines:dig_xl', a file of one's own, which may
+    import modules that lie beside it, and name mixers of them.
 
     UserError for an unknown name or row, and for a file that does not run."""
     path, colon, row = find_recipe(str(name)).partition(':')
+    beside = Path(path).resolve().parent
+    if str(beside) not in sys.path and shipped_folder('configs') not in (beside, *beside.parents):
+        sys.path.append(str(beside))
     with _explain_file(path):
         get_config = runpy.run_path(path).get('get_config')
         if get_config is None:

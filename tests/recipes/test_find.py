@@ -31,6 +31,28 @@ def test_a_name_stands_for_a_file_that_ships(name, file, row):
     assert find.find_recipe(name) == f'{CONFIGS / file}{row}'
 
 
+def test_a_recipe_of_ones_own_knows_what_lies_beside_it_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    folder = tmp_path / 'project' / 'recipes'
+    folder.mkdir(parents=True)
+    (folder / 'mixer_beside.py').write_text('from toy_mixer import ToyMixer\n')
+    (folder / 'mine.py').write_text(
+        'from pathlib import Path\n'
+        'from lit_jax import recipes\n'
+        'def get_config():\n'
+        '    config = recipes.digits(recipes.default())\n'
+        '    config.model.mixer = recipes.mixer("mixer_beside:ToyMixer", heads=2)\n'
+        '    config.teacher.path = str(Path(__file__).parent / "teacher")\n'
+        '    return config\n')
+    monkeypatch.chdir(folder.parent)
+    for name in ('recipes/mine.py', 'recipes/mine', str(folder / 'mine.py')):
+        config = recipes.load_recipe(name)
+        assert Path(config.teacher.path).resolve() == folder / 'teacher'
+        assert recipes.architecture(config)['mixer']['name'] == 'mixer_beside:ToyMixer'
+    monkeypatch.chdir('/')
+    assert recipes.load_recipe(folder / 'mine.py').model.mixer.heads == 2
+
+
 def test_a_file_of_ones_own_goes_before(tmp_path):
     (tmp_path / 'configs').mkdir()
     for own in ('mine.py', 'configs/lit_xl.py', 'configs/dig_s.py'):
