@@ -24,6 +24,7 @@ from lit_jax.recipes.fields import check_fields
 from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.hybrids import expand_stages, is_short
 from lit_jax.runtime.errors import UserError, check_known, reason_of, shown
+from lit_jax.runtime.shipped import shipped_folder
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
 SIZES = MappingProxyType({
