@@ -57,7 +57,8 @@ def analyze(request: AnalyzeOptions) -> str:
         raise UserError(f'--image={request.image}: there are {len(images)} images (--images); give 0 to '
                         f'{len(images) - 1}')
 
-    found = {'classes': model.config.get('classes'),
+    known = (one.config.get('classes') for one in models.values())
+    found = {'classes': next(filter(None, known), None),
              'models': {name: {'source': sources[name], 'step': one.config['provenance'].get('step'),
                                'model': one.arch} for name, one in models.items()},
              'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split,

@@ -31,7 +31,7 @@ SHORT = {'images': 6, 'map_images': 2, 'timesteps': 2, 'loss_timesteps': 3, 'bat
 def folders(tmp_path_factory):
     """A student, its teacher, and a teacher of another task."""
     folder = tmp_path_factory.mktemp('models')
-    save_model(folder / 'student', mixer='linear')
+    save_model(folder / 'student', mixer='linear', classes=False)
     save_model(folder / 'teacher', seed=1)
     save_model(folder / 'other', num_classes=3, classes=False)
     return folder
@@ -55,6 +55,7 @@ def test_a_student_beside_its_teacher(folders, tmp_path):
                  f'wrote {tmp_path / "out"}'):
         assert part in line
     found = json.loads((tmp_path / 'out' / 'analysis.json').read_text(), parse_constant=pytest.fail)
+    assert found['classes'] == [f'name {label}' for label in range(10)]      # the teacher knows them
     assert found['loss']['timesteps'] == [0, 500, 999] and found['similarity']['timesteps'] == [0, 999]
     assert set(found['rank']['student']) > {'map',
                                             'with_convolution'} and 'with_convolution' not in found['rank'][

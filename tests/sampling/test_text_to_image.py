@@ -3,6 +3,7 @@ refused."""
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from processes import assert_all_good, run_processes
 from sampling_models import save_model, save_vae
 from text_models import save_system, save_text_model, save_words_encoder
 
+import lit_jax
 from lit_jax.checkpoint.load import load
 from lit_jax.diffusion.settings import PROMPTS as DEFAULTS
 from lit_jax.evaluation.sets import open_set
@@ -427,6 +429,16 @@ def test_images_from_python_are_those_of_the_command(pixels, tmp_path):
     np.testing.assert_array_equal(images, [read(tmp_path / 'out' / name) for name in files])
     with pytest.raises(UserError, match='draws what a prompt says: give prompts'):
         pipeline.sample(classes=[1])
+
+
+def test_a_loaded_model_draws_prompts_and_says_what_it_is(pixels):
+    model = lit_jax.load(pixels['source'])
+    images = model.sample(prompts=TWICE[:2], text_encoder=pixels['text_encoder'], seed=[0, 4], **FAST)
+    pipeline = open_pipeline(pixels['source'], text_encoder=pixels['text_encoder'])
+    np.testing.assert_array_equal(images, pipeline.sample(prompts=TWICE[:2], seed=[0, 4], **FAST))
+    assert images.dtype == np.uint8 and len(images) == 2
+    said = r'<pixart, softmax attention, \S+( M)? parameters: \d+x\d+x3 pixels, prompts>'
+    assert re.fullmatch(said, repr(model))
 
 
 def test_a_folder_drawn_from_prompts_is_a_set_with_its_card(pixels, tmp_path):
