@@ -1,4 +1,5 @@
 """What the demos print: stages, the command that does the same, what to try next."""
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,11 @@ def print_stage(number: int, title: str, stages: int = 4) -> None:
 
 def print_command(text: str) -> None:
     print(f'$ {text}', flush=True)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def print_next(commands: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from examples import pool
 from examples.digits import figures
-from examples.words import print_next
+from examples.words import print_next, quoted
 from lit_jax import recipes
 from lit_jax.checkpoint.load import load
 from lit_jax.recipes.recipe import finalize
@@ -117,7 +117,7 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
     write_report(workdir, result, sheet)
     print(f'\n{table(result)}\n{notes(result)}\n\n{format_seconds(time.perf_counter() - began)}. Open '
           f'{workdir / "report.html"}')
-    first, last = (Entry(workdir, systems[i], 0).path for i in (0, -1))
+    first, last = (quoted(Entry(workdir, systems[i], 0).path) for i in (0, -1))
     print_next([f'python sample.py --from {first} --cfg_scale 2 --out digits.png',
                 f'python analyze.py --from {last} --data digits',
                 'python -m examples.digits      # the teacher becomes linear'])

@@ -9,7 +9,7 @@ from pathlib import Path
 from examples import pool
 from examples.digits import figures, pages
 from examples.students import ARMS, Student
-from examples.words import print_command, print_next, print_stage, short
+from examples.words import print_command, print_next, print_stage, quoted, short
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
@@ -63,9 +63,9 @@ def run(workdir: Path, *, seeds: int, baseline_seeds: int, train_teacher: bool) 
 
 
 def next_commands(workdir: Path) -> list[str]:
-    one, teacher = student(workdir, 'distilled', 0).path, workdir / 'teacher'
+    one, teacher = quoted(student(workdir, 'distilled', 0).path), quoted(workdir / 'teacher')
     return [f'python sample.py --grid_compare {teacher} {one} --classes 3,7 --cfg_scale 2 --out digits.png',
-            f'python analyze.py --from {one} --teacher {teacher} --out {workdir / "analysis"}',
+            f'python analyze.py --from {one} --teacher {teacher} --out {quoted(workdir / "analysis")}',
             f'python app.py --from={one} --teacher={teacher}      # needs pip install -e ".[demo]"']
 
 

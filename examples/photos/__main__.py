@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.words import print_next
+from examples.words import print_next, quoted
 from lit_jax.runtime import alive, cli
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.json_file import read_json
@@ -114,11 +114,11 @@ def main() -> None:
     workdir = options.workdir.absolute()
     seconds = sum(stage['seconds'] for stage in run(workdir).values())
     print(f'{seconds:.0f} s in total. Open {workdir / "compare.png"}')
-    vae, lit, here = f'--vae={workdir / "vae"}', workdir / 'lit', Path.cwd()
-    print_next([line.replace(f'{here}/', '') for line in (
-        f'python sample.py --from={lit} {vae} --classes=0,1,2 --cfg_scale=2 --out=photos.png',
-        f'python analyze.py --from={lit} --out={workdir / "analysis"}',
-        f'python app.py --from={lit} --teacher={workdir / "dit"} {vae}      # pip install -e ".[demo]"')])
+    vae, lit, dit, analysis = (quoted(workdir / name) for name in ('vae', 'lit', 'dit', 'analysis'))
+    print_next([line.replace(f'{Path.cwd()}/', '') for line in (
+        f'python sample.py --from={lit} --vae={vae} --classes=0,1,2 --cfg_scale=2 --out=photos.png',
+        f'python analyze.py --from={lit} --out={analysis}',
+        f'python app.py --from={lit} --teacher={dit} --vae={vae}      # pip install -e ".[demo]"')])
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from examples.digits.stages import PACKAGES
 from examples.students import Student
-from examples.words import print_command, print_next, print_stage, short
+from examples.words import print_command, print_next, print_stage, quoted, short
 from lit_jax import UserError
 from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes.recipe import load_recipe
@@ -81,8 +81,8 @@ def run(workdir: Path, *, seeds: int, train_teacher: bool) -> int:
 
 
 def next_commands(workdir: Path) -> list[str]:
-    one, teacher = student(workdir, 'distilled', 0).path, workdir / 'teacher'
-    encoder = workdir / 'text_encoder'
+    one, teacher, encoder = map(quoted, (student(workdir, 'distilled', 0).path, workdir / 'teacher',
+                                         workdir / 'text_encoder'))
     return [f'python sample.py --from={one} --text_encoder={encoder} --cfg_scale=1.5 '
             '--prompt="two red circles" --seeds=0,1,2,3 --out=circles.png',
             f'python train.py --config=configs/shapes_lit.py --config.text.encoder_path={encoder} '

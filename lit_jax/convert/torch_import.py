@@ -271,6 +271,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
 def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:
     """What neither a file of ours nor the caller says of latents and diffusion."""
     said = {*(given.get('latent') or ()), *(name for name, value in told.items() if value is not None)}
+    said |= {'space'} if 'vae' in said else set()
     return tuple([name for name in PIXELS if name not in said] + ['diffusion'] * ('diffusion' not in given))
 
 

@@ -1,7 +1,6 @@
 """convert_torch_ckpt.py as a user runs it: both ways, what was asked for, and every bad file leaving nothing
 behind."""
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vae_samples
+from printed_commands import run_printed
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch_samples import LINEAR, SOFTMAX, hub_config, random_state, tiny_arch, to_diffusers
@@ -148,7 +148,7 @@ def test_what_is_assumed_is_said_with_the_flag_for_it(convert, checkpoint, tmp_p
     convert(checkpoint[0], '--out', tmp_path / 'a')
     said = capsys.readouterr().out
     assert ('latent   of the VAE stabilityai/sd-vae-ft-ema, scale 0.18215, downscale 8 (assumed; otherwise '
-            '--space vae or pixels, --vae ID, --latent_scale S, --downscale N)') in said
+            '--vae ID, --latent_scale S, --downscale N, --space vae or pixels)') in said
     assert 'predicts noise and its variance; linear schedule of 1000 steps (assumed' in said
     convert(checkpoint[0], '--out', tmp_path / 'b', '--vae', 'mine', '--latent_scale', 0.5)
     said = capsys.readouterr().out
@@ -162,17 +162,10 @@ def test_what_is_assumed_is_said_with_the_flag_for_it(convert, checkpoint, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['digits_dit', 'shapes_pixart'])
 def test_the_commands_that_it_prints_run(tmp_path, name):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-
-    def run(words):
-        done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=tmp_path, env=env,
-                              capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-    said = run(['convert_torch_ckpt.py', f'assets/{name}.safetensors', '--out', 'models/mine'])
+    said = run_printed(f'python convert_torch_ckpt.py assets/{name}.safetensors --out models/mine', tmp_path)
     commands = said.partition('next     ')[2].splitlines()
     for line in commands:
-        run(shlex.split(line, comments=True)[1:])
+        run_printed(line.strip(), tmp_path)
     assert 'sample.py' in commands[-1] and (tmp_path / 'grid.png').exists()
 
 

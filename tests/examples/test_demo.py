@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from printed_commands import printed_next, run_printed
 
 from examples.digits import pages, stages
 from examples.digits.stages import student
@@ -55,6 +56,10 @@ def test_the_demo_reaches_its_figures(tmp_path):
                           env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout[-2500:])
+    commands = printed_next(done.stdout)
+    assert len(commands) == 3
+    for line in commands:
+        run_printed(line, tmp_path)
     rows = {row['name']: row for row in json.loads((tmp_path / 'figures.json').read_text())['rows']}
     assert rows['distilled']['distance_ratio'] <= 1.15
     assert rows['distilled']['accuracy_ratio'] >= 0.95

@@ -1,6 +1,10 @@
 """Workers of the demos."""
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +29,39 @@ def test_each_worker_keeps_to_a_core_of_its_own(monkeypatch):
     assert len(set(cores.values())) == min(2, len(mine))
     assert {pages for *_, pages in found} == {'glibc.malloc.hugetlb=1'}
     assert os.sched_getaffinity(0) == mine
+
+
+def _sleep(_) -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+
+
+def _two_asleep() -> None:
+    with pool.workers(2) as both:
+        list(both.map(_sleep, range(2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_stopped_takes_its_workers_with_it(number):
+    here = Path(__file__).parent
+    demo = subprocess.Popen([sys.executable, '-c', 'from test_pool import _two_asleep as go; go()'],
+                            env={**os.environ, 'PYTHONPATH': f'{here}:{here.parents[1]}'}, text=True,
+                            stdout=subprocess.PIPE)
+    try:
+        workers = [int(demo.stdout.readline()) for _ in range(2)]
+        demo.send_signal(number)
+        demo.wait(timeout=20)
+        end = time.monotonic() + 30
+        while any(map(_is_running, workers)):
+            assert time.monotonic() < end, 'workers run on'
+            time.sleep(0.2)
+    finally:
+        demo.kill()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
