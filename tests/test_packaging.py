@@ -75,7 +75,8 @@ def test_versions_are_pinned_in_one_place_and_the_tests_need_no_pytorch():
     assert [path.name for path in ROOT.glob('requirements*.txt')] == ['requirements.txt']
     assert re.findall(r'^[^#\n].*', (ROOT / 'requirements.txt').read_text(), re.M) == ['-e .']
     extras = PROJECT['project']['optional-dependencies']
-    assert {'torch', 'tpu', 'gcs', 'cuda12', 'cuda13', 'demo', 'test', 'peers', 'docs'} <= set(extras)
+    assert {'torch', 'tpu', 'gcs', 'cuda12', 'cuda13', 'demo', 'test', 'peers', 'docs', 'wandb',
+            'tensorboard'} <= set(extras)
     heavy = re.compile(r'torch|diffusers|transformers|lit_jax\[(torch|peers)')
     assert [name for name in extras['test'] if heavy.match(name)] == []
     pinned = re.compile(r'^(lit_jax\[[\w,]+\]|hatchling\b.*|.+[=<>]=?\d.*)$')

@@ -110,8 +110,8 @@ def _meant(word: str, known: Collection[str]) -> str:
     """What a word without a flag may have been meant for."""
     if word.partition('=')[0] in {flag.lstrip('-') for flag in known}:
         return f'; did you mean --{word}?'
-    for flag in ('--from', '--path', '--out') if '/' in word or os.path.exists(word) else ():
-        if flag in known:
+    for flag in ('--samples', '--from', '--path', '--out') if '/' in word or os.path.exists(word) else ():
+        if flag in known and (flag != '--samples' or word.endswith('.npz')):
             return f'; did you mean {flag}={word}?'
     return ''
 

@@ -11,10 +11,11 @@ from lit_jax.runtime.errors import UserError
 
 @pytest.fixture
 def say(tmp_path, monkeypatch, capsys):
-    """say('train', FLAG, ...): what the command answers, in a folder with a file and a set."""
+    """say('train', FLAG, ...): what the command answers, in a folder with a checkpoint, a set, a file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signals, 'catch', lambda: None)
     (tmp_path / 'file').write_text('x')
+    (tmp_path / 'DiT.pt').write_bytes(b'PK')
     np.savez(tmp_path / 'set.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8))
     before = sorted(tmp_path.rglob('*'))
 
@@ -58,7 +59,10 @@ DIGITS = '--config=digits_dit'
     (['train', DIGITS, '--config.data.name=imagenet', '--dry_run'], 'did you mean imagenet2012?'),
     (['train', DIGITS, '--workdir=file'], '--workdir=file: file is a file, where a folder is needed'),
     (['train', DIGITS, '--workdir=file/run'], '--workdir=file/run: file is a file'),
-    (['sample', 'models/mine'], 'did you mean --from=models/mine?'),
+    *(([command, 'models/mine'], 'did you mean --from=models/mine?')
+      for command in ('sample', 'analyze', 'evaluate', 'serve_page')),
+    (['evaluate', 'set.npz'], 'did you mean --samples=set.npz?'),
+    (['prepare_latents', 'photos/'], 'did you mean --path=photos/?'),
     (['sample', '--from=models/digits_dit'], 'convert_torch_ckpt.py assets/digits_dit.safetensors --out'),
     (['sample', '--from=m', '--out=a.jpg'], 'did you mean a.png?'),
     (['sample', '--from=m', '--out=file/a.png'], '--out=file/a.png: file is a file'),
@@ -66,6 +70,15 @@ DIGITS = '--config=digits_dit'
     (['analyze', '--from=m', '--out=file/a'], 'file is a file'),
     (['evaluate', 'reference', '--data=digits', '--features=digits', '--out=file/a.npz'], 'file is a file'),
     (['convert', 'm', '--to_torch', '--out=file/a.safetensors'], 'file is a file'),
+    *((words, 'python convert_torch_ckpt.py DiT.pt --out models/DiT') for words in (
+        ['sample', '--from=DiT.pt'], ['sample', '--grid_compare', 'DiT.pt', 'DiT.pt'],
+        ['analyze', '--from=DiT.pt'], ['serve_page', '--from=DiT.pt'],
+        ['convert', 'DiT.pt', '--to_torch', '--out=a.safetensors'],
+        ['prepare_latents', '--data=folder', '--path=.', '--vae=DiT.pt', '--image_size=8', '--out=o'],
+        ['train', '--config=digits_lit', '--config.teacher.path=DiT.pt', '--dry_run'],
+        ['train', '--config=digits_lit', '--config.inherit.path=DiT.pt', '--dry_run'],
+        ['train', '--config=lit_b', '--config.latent.vae_path=DiT.pt', '--dry_run'],
+        ['train', '--config=student', '--config.teacher.path=DiT.pt', '--dry_run'])),
     *((words, 'set.npz is a set of images or a reference') for words in (
         ['sample', '--from=set.npz'], ['analyze', '--from=set.npz'], ['serve_page', '--from=set.npz'],
         ['convert', 'set.npz', '--out=m'], ['sample', '--grid_compare', 'set.npz', 'set.npz'],
