@@ -12,7 +12,7 @@ import pytest
 
 import lit_jax
 from lit_jax import __main__ as command
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, as_typed
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -62,6 +62,16 @@ def test_a_verb_sees_its_own_arguments(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['lit-jax', 'samples'])
     with pytest.raises(UserError, match='did you mean sample'):
         command.run_verb()
+
+
+@pytest.mark.parametrize('started', ['/usr/bin/lit-jax', 'lit-jax train'])
+def test_commands_in_messages_are_those_that_were_installed(monkeypatch, started):
+    text = 'run python train_vae.py --config=x, or `python convert_torch_ckpt.py SRC`; python mine.py'
+    assert as_typed(text) == text
+    monkeypatch.setattr(sys, 'argv', [started])
+    assert as_typed(text) == 'run lit-jax train-vae --config=x, or `lit-jax convert SRC`; python mine.py'
+    scripts = {path.stem for path in ROOT.glob('*.py')} - {'demo'}
+    assert {as_typed(f'python {name}.py').removeprefix('lit-jax ') for name in scripts} == {*command.VERBS}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, as_typed
 from lit_jax.runtime.options import given, option, parse_options
 from lit_jax.runtime.shipped import find_asset
 
@@ -95,7 +95,7 @@ def main() -> int:
                         '.safetensors file, or a Hugging Face folder')
     if options.src.startswith('assets/') and not Path(options.src).exists():
         options = replace(options, src=str(find_asset(options.src)))      # ships inside the package
-    print(_export(options) if options.to_torch else _import(options))
+    print(as_typed(_export(options) if options.to_torch else _import(options)))
     return 0
 
 

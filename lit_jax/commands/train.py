@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import cli, signals
+from lit_jax.runtime.errors import as_typed
 from lit_jax.runtime.options import Processes, option
 from lit_jax.runtime.paths import check_folder
 
@@ -40,7 +41,7 @@ def main() -> int:
     from lit_jax.training import loop, profile
     if options.dry_run:
         text, ready = dry_run.describe_recipe(config, verbose=options.verbose)
-        print(text)
+        print(as_typed(text))
         return 0 if ready else 1
     if options.plan is not None:
         print(plan.describe_plan(config, options.plan))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from lit_jax.runtime import alive, chips, progress, virtual_devices
-from lit_jax.runtime.errors import UserError, printable
+from lit_jax.runtime.errors import UserError, as_typed, printable
 from lit_jax.runtime.options import Processes
 
 
@@ -18,7 +18,7 @@ class _Handler(logging.StreamHandler):
     """Notes that something was said, for `alive`; lines may hold names and values from files."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return as_typed(printable(super().format(record)))
 
     def emit(self, record: logging.LogRecord) -> None:
         progress.heard()
@@ -66,7 +66,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        sys.exit(printable(f'error: {error}'))
+        sys.exit(as_typed(printable(f'error: {error}')))
     except KeyboardInterrupt:
         sys.exit('interrupted')
     except BrokenPipeError:      # `... --dry_run | head`: the reader has enough

@@ -1,10 +1,15 @@
 """UserError, for mistakes that a user can correct; commands print it without a traceback and exit with 1."""
 import difflib
+import os
+import re
 import reprlib
+import sys
 from collections.abc import Iterable
 
 SHOWN = 80
 _REASON = 300
+_SCRIPT = re.compile(r'\bpython (convert|prepare_latents|train|train_vae|sample|evaluate|analyze|app)'
+                     r'(?:_torch_ckpt)?\.py\b')
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
@@ -54,6 +59,14 @@ def printable(text: str) -> str:
     """A text for a terminal: characters that would steer it are escaped, line breaks and tabs stay."""
     return text if text.isprintable() else ''.join(
         one if one in '\n\t' or one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def as_typed(text: str) -> str:
+    """A text with the commands in it as they are typed here: `lit-jax sample` for `python sample.py`, if this
+    program was started as lit-jax, where the scripts of a checkout may not be."""
+    if not os.path.basename(sys.argv[0]).startswith('lit-jax'):
+        return text
+    return _SCRIPT.sub(lambda found: f'lit-jax {found[1].replace("_", "-")}', text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_jax.runtime.errors import UserError, printable, shown_name
+from lit_jax.runtime.errors import UserError, as_typed, printable, shown_name
 
 Options = TypeVar('Options')
 # What other programs, and other commands of this one, call a flag.
@@ -79,6 +79,7 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
                  prog: str | None = None, description: str | None = None,
                  epilog: str | None = None) -> tuple[Options, list[str]]:
     """(options, remaining words): `parse_options` beside another parser of `--other` and `--other.NAME`."""
+    description, epilog = (text and as_typed(text) for text in (description, epilog))
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS)   # the dataclass has the defaults
@@ -103,7 +104,7 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
         return kind(**{name: tuple(value) if isinstance(value, list) else value
                        for name, value in vars(values).items()}), rest
     except UserError as error:
-        parser.error(printable(str(error)))
+        parser.error(as_typed(printable(str(error))))
 
 
 def _meant(word: str, known: Collection[str]) -> str:
