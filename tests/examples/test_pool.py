@@ -5,10 +5,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from examples import pool
+
+
+def test_the_status_says_which_runs_are_how_far_and_where_their_logs_are(tmp_path):
+    steps = SimpleNamespace(train=SimpleNamespace(steps=1000))
+    jobs = [SimpleNamespace(arm=arm, seed=0, path=tmp_path / arm, recipe=lambda: steps)
+            for arm in ('distilled', 'inherited', 'begun', 'scratch', 'over')]
+    for arm, record in (('distilled', '{"step": 250, "time/eta_s": 75}'), ('inherited', '{"step": 1000}'),
+                        ('begun', ''), ('over', '{"step": 1000}')):
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / 'metrics.jsonl').write_text(record + '\n' * bool(record))
+        (tmp_path / arm / 'log.txt').touch()
+    left = [(job.arm, 0) for job in jobs[:-1]] + [('teacher', 0)]
+    assert pool._status(jobs, left, time.monotonic() - 61) == (
+        '1m 01s: distilled seed 0 step 250/1,000, 1m 15s left; inherited seed 0 is sampled and scored; '
+        f'begun seed 0 step 0/1,000; teacher is sampled and scored; 1 waiting; logs: {tmp_path}/*/log.txt')
 
 
 def _where(_) -> tuple[int, frozenset, str]:
