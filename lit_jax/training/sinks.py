@@ -79,7 +79,8 @@ def open_sink(name: str, workdir, recipe: Mapping | None = None):
     try:
         return SINKS[name](workdir, recipe or {})
     except SINK_ERRORS as error:
-        LOG.warning('%s is off: %s. The run continues; metrics.jsonl has everything.', name, error)
+        install = f' (pip install "lit_jax[{name}]")' if isinstance(error, ImportError) else ''
+        LOG.warning('%s is off: %s%s. The run continues; metrics.jsonl has everything.', name, error, install)
         return None
 
 

@@ -88,7 +88,7 @@ def test_an_absent_dashboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setitem(sinks.SINKS, 'wandb', broken)
     assert sinks.open_sink('wandb', tmp_path) is None
-    assert 'wandb is off' in caplog.text
+    assert 'wandb is off: No module named wandb (pip install "lit_jax[wandb]")' in caplog.text
 
 
 @pytest.fixture
