@@ -90,9 +90,6 @@ class ConvertOptions:
 
 def main() -> int:
     options = parse_options(ConvertOptions, description=__doc__)
-    if options.src.endswith('.npz'):
-        raise UserError(f'{options.src} is a set of images or a reference, not a checkpoint; give a .pt or '
-                        '.safetensors file, or a Hugging Face folder')
     if options.src.startswith('assets/') and not Path(options.src).exists():
         options = replace(options, src=str(find_asset(options.src)))      # ships inside the package
     print(as_typed(_export(options) if options.to_torch else _import(options)))

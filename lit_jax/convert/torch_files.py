@@ -126,6 +126,9 @@ def open_source(path, weights: str = 'ema') -> Source:
     if not path.exists():
         where = f' (it is a link to {os.readlink(path)}, which does not)' if path.is_symlink() else ''
         raise UserError(f'{path} does not exist{where}')
+    if path.suffix == '.npz':
+        raise UserError(f'{path} is a set of images or a reference, not a checkpoint; give a .pt or '
+                        f'.safetensors file, or a Hugging Face folder')
     if _INDEX_NAME.match(path.name):
         source = _open_files(*_indexed(path), weights)
         _add_hub_config(source, path.parent)

@@ -2,8 +2,8 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -14,12 +14,13 @@ from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.report.grids import viewable
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.errors import UserError, check_known, shown
 from lit_jax.runtime.leaves import params_sha256, tree_bytes
 from lit_jax.runtime.memory import explain_out_of_memory, give_back
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.decoder import check_decoder
 from lit_jax.sampling.groups import GroupSampler, Images
+from lit_jax.sampling.noise import check_seed
 
 OnStep = Callable[[int, int], None]
 PROGRAMS = 8                 # compiled programs that are kept
@@ -123,6 +124,7 @@ class Pipeline:
             settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ..."""
         if isinstance(prompts, str):
             prompts = [prompts]
+        _check_asked(classes, prompts, seed, settings)
         shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
         if not len(shown if shown is not None else ()) or other is not None:
             raise UserError(f'{self.source} draws {what_is_drawn(self.takes)}: give '
@@ -296,3 +298,25 @@ class Pipeline:
 def what_is_drawn(kind: str) -> str:
     """For messages; kind: 'label' or 'text'."""
     return 'what a prompt says' if kind == 'text' else 'classes'
+
+
+def _check_asked(classes, prompts, seed, settings: Mapping) -> None:
+    """UserError for values of another kind than `Pipeline.sample` takes, for unknown settings, and seeds."""
+    for name in settings:
+        check_known('setting', name, [field.name for field in fields(SamplerSettings)])
+    for name in {'steps', 'eta', 'cfg_scale'} & settings.keys():
+        if not isinstance(settings[name], int | float | np.number) or isinstance(settings[name], bool):
+            raise UserError(f'{name} must be a number, got {shown(settings[name])}')
+    if classes is not None and (np.ndim(classes) != 1 or np.size(classes) and not _whole(classes)):
+        raise UserError(f'classes must be a list of their numbers, such as [3, 7], got {shown(classes)}')
+    if prompts is not None and not all(isinstance(one, str) for one in np.atleast_1d(prompts)):
+        raise UserError(f'prompts must be a list of texts, got {shown(prompts)}')
+    if np.ndim(seed) > (classes is None) or not _whole(seed):
+        raise UserError(f'seed must be a whole number{"" if classes else ", or one for each prompt"}, got '
+                        f'{shown(seed)}')
+    for one in np.unique(seed):
+        check_seed(int(one))
+
+
+def _whole(values) -> bool:
+    return np.issubdtype(np.asarray(values).dtype, np.integer)

@@ -70,7 +70,7 @@ DIGITS = '--config=digits_dit'
     (['analyze', '--from=m', '--out=file/a'], 'file is a file'),
     (['evaluate', 'reference', '--data=digits', '--features=digits', '--out=file/a.npz'], 'file is a file'),
     (['convert', 'm', '--to_torch', '--out=file/a.safetensors'], 'file is a file'),
-    *((words, 'python convert_torch_ckpt.py DiT.pt --out models/DiT') for words in (
+    *((words, 'DiT.pt --out models/DiT') for words in (
         ['sample', '--from=DiT.pt'], ['sample', '--grid_compare', 'DiT.pt', 'DiT.pt'],
         ['analyze', '--from=DiT.pt'], ['serve_page', '--from=DiT.pt'],
         ['convert', 'DiT.pt', '--to_torch', '--out=a.safetensors'],

@@ -154,7 +154,7 @@ def test_a_mixer_that_says_nothing_trains_where_weights_are_whole():
     assert np.isfinite(losses(recipe(name, COPIES), steps=2)).all()
     network = setup.build_network(recipe(name))
     assert state_bytes(network.arch) is None and 'of state' not in format_parameters(network)
-    with pytest.raises(UserError, match=r'no sharding rule fits ema/blocks/attn/key/kernel .*declares no '
+    with pytest.raises(UserError, match=r'no sharding rule fits blocks/attn/key/kernel .*declares no '
                                         r'key/.*gla declare.*`leaves` of .*MeanMixer.*mesh\.fsdp'):
         losses(recipe(name, MIXED))
     params = network.init(jax.random.key(0))

@@ -427,8 +427,14 @@ def test_images_from_python_are_those_of_the_command(pixels, tmp_path):
     command(pixels, prompt=PROMPTS[:2], seeds='0,4', out=str(tmp_path / 'out'))
     files = [f'{number:05d}_seed{seed}.png' for number in (0, 1) for seed in (0, 4)]
     np.testing.assert_array_equal(images, [read(tmp_path / 'out' / name) for name in files])
-    with pytest.raises(UserError, match='draws what a prompt says: give prompts'):
-        pipeline.sample(classes=[1])
+    for wrong, said in (({'classes': [1]}, 'draws what a prompt says: give prompts'),
+                        ({'prompts': [3]}, 'must be a list of texts'),
+                        ({'prompts': 'a', 'seed': 'b'}, 'a whole number, or one for each prompt'),
+                        ({'prompts': 'a', 'seed': [0, -1]}, 'whole number from 0 to'),
+                        ({'prompts': 'a', 'step': 3}, r"unknown setting 'step' \(did you mean steps\?\)"),
+                        ({'prompts': 'a', 'steps': '3'}, 'steps must be a number')):
+        with pytest.raises(UserError, match=said):
+            pipeline.sample(**wrong)
 
 
 def test_a_loaded_model_draws_prompts_and_says_what_it_is(pixels):

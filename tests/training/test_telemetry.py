@@ -119,6 +119,7 @@ def wandb(monkeypatch):
 def test_wandb_gets_recipe_numbers_and_samples_and_its_failures_are_warnings(wandb, tmp_path, caplog, fails,
                                                                              calls):
     wandb.fails = fails
+    (tmp_path / 'run').mkdir()
     recipe = {'log': {'wandb_project': 'mine', 'wandb_name': 'first'}, 'seed': 3}
     reporter = Reporter(tmp_path / 'run', step=0, total_steps=2, batch_size=4, sinks=['wandb'], recipe=recipe)
     for step in (1, 2):
