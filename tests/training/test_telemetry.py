@@ -124,7 +124,7 @@ def test_wandb_gets_recipe_numbers_and_samples_and_its_failures_are_warnings(wan
     reporter = Reporter(tmp_path / 'run', step=0, total_steps=2, batch_size=4, sinks=['wandb'], recipe=recipe)
     for step in (1, 2):
         reporter.tick()
-        reporter.interval(step, {'loss/total': 0.5})
+        reporter.interval(step, {'loss/total': 0.5, 'grad/norm': 1.0})
     reporter.drawn(2, np.zeros((4, 4, 3), np.uint8))
     reporter.close()
     assert [name for name, _, _ in wandb.calls] == calls
