@@ -174,7 +174,7 @@ def summary(found: Mapping) -> list[str]:
     if 'similarity' in found:
         add('cosine similarity of heads', {
             name: np.nanmean(np.array(found['similarity'][name]['cosine']))
-            for name in names if found['similarity'][name]['heads'] > 1}, '.3f')
+            for name in names if found['similarity'].get(name, {}).get('heads', 1) > 1}, '.3f')
     if 'rank' in found:
         ranks = {name: found['rank'][name] for name in names if name in found['rank']}
         add(f'effective rank of {max(one["tokens"] for one in ranks.values())}', {

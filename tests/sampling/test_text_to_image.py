@@ -443,7 +443,7 @@ def test_a_loaded_model_draws_prompts_and_says_what_it_is(pixels):
     pipeline = open_pipeline(pixels['source'], text_encoder=pixels['text_encoder'])
     np.testing.assert_array_equal(images, pipeline.sample(prompts=TWICE[:2], seed=[0, 4], **FAST))
     assert images.dtype == np.uint8 and len(images) == 2
-    said = r'<pixart, softmax attention, \S+( M)? parameters: \d+x\d+x3 pixels, prompts>'
+    said = r'<pixart, linear attention, \S+( M)? parameters: \d+x\d+x3 pixels, prompts>'
     assert re.fullmatch(said, repr(model))
 
 
