@@ -106,8 +106,6 @@ def _export(options: ConvertOptions) -> str:
         return f'written  {export_text_encoder(options.src, options.out, overwrite=options.overwrite)}'
     done = export(options.src, options.out, layout=options.layout or 'original', overwrite=options.overwrite,
                   vae=options.vae)
-    if options.layout == 'diffusers':
-        return describe(done)
     back = shlex.quote(f'{Path(options.out).with_suffix("")}_back')
     return (f'{describe(done)}\nnext     python convert_torch_ckpt.py {shlex.quote(options.out)} --out {back}'
             f'      # the way back')
