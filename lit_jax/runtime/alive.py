@@ -40,9 +40,11 @@ class Alive:
 
     def look(self) -> None:
         """One look: says what is due."""
-        if not self._listening and 'jax' in sys.modules:
-            import jax.monitoring
-            jax.monitoring.register_event_duration_secs_listener(self.on_event)
+        # Never imported here: the main thread may be on its way through jax, and the two would wait for each
+        # other.
+        register = getattr(sys.modules.get('jax.monitoring'), 'register_event_duration_secs_listener', None)
+        if not self._listening and register is not None:
+            register(self.on_event)
             self._listening = True
         now = time.monotonic()
         for thread, (name, since) in list(self._compiling.items()):

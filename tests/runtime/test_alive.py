@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -25,6 +26,17 @@ def test_work_and_long_compilations_are_said(caplog):
         alive.look()
     assert caplog.messages == ['image 3 of 5', 'compiling train_step, 0s so far',
                                'compiling train_step, 0s so far; image 3 of 5', 'compiled train_step in 12s']
+
+
+def test_jax_is_listened_to_once_it_is_imported_and_never_imported_by_the_watching_thread(monkeypatch):
+    alive, heard = Alive(), []
+    for module in (None, types.ModuleType('jax.monitoring')):      # not yet, and half imported
+        monkeypatch.setitem(sys.modules, 'jax.monitoring', module)
+        alive.look()
+    sys.modules['jax.monitoring'].register_event_duration_secs_listener = heard.append
+    alive.look()
+    alive.look()
+    assert heard == [alive.on_event]
 
 
 @pytest.mark.slow
