@@ -35,7 +35,8 @@ def test_a_recipe_of_ones_own_knows_what_lies_beside_it_from_any_folder(tmp_path
     monkeypatch.setattr(sys, 'path', [*sys.path])
     folder = tmp_path / 'project' / 'recipes'
     folder.mkdir(parents=True)
-    (folder / 'mixer_beside.py').write_text('from toy_mixer import ToyMixer\n')
+    (folder / 'mixer_beside.py').write_text(
+        'from lit_jax.models.mixers import SoftmaxAttention as ToyMixer\n')
     (folder / 'mine.py').write_text(
         'from pathlib import Path\n'
         'from lit_jax import recipes\n'
