@@ -20,7 +20,7 @@ from lit_jax.analysis.tokens import parse_layers, parse_token, token_maps
 from lit_jax.checkpoint.load import load
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, check_folder, write_text_atomic
+from lit_jax.runtime.paths import as_path, check_folder, make_folder, write_text_atomic
 from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
@@ -77,7 +77,7 @@ def analyze(request: AnalyzeOptions) -> str:
                              **loss_by_timestep(models, images, timesteps, request.batch_size, progress)}
     if 'routing' in parts:
         found |= _route_models(request, models, images, at)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     names = write_page(out, found, images)
     write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
     return '\n'.join([*summary(found), f'wrote {out}: report.html, analysis.json, {", ".join(names)}; '

@@ -65,6 +65,9 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps whose checkpoints are committed, in rising order."""
         if not self.directory.is_dir():
+            if not is_remote(self.directory) and os.path.lexists(self.directory):
+                raise UserError(f'{self.directory} is no folder, and no link to one. Restore it, or give '
+                                'another workdir.')
             return []
         found = [path for path in self.directory.iterdir() if re.fullmatch(r'\d{9,}', path.name)]
         if is_remote(self.directory):

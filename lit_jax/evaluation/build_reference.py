@@ -36,6 +36,7 @@ from lit_jax.runtime.paths import (
     explain_unwritable,
     files_under,
     is_remote,
+    make_folder,
     remove_tree,
     write_bytes_atomic,
     write_text_atomic,
@@ -114,7 +115,7 @@ class _Builder(Parts):
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
         covariances = 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths)
         storage.check_free_space(self.out, 2 * images + covariances)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_text_atomic(path, json.dumps(sealed(plan), indent=1) + '\n')
         return True
 

@@ -28,7 +28,7 @@ from lit_jax.runtime import cluster, peers
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, cache_folder, check_folder, remove_tree
+from lit_jax.runtime.paths import as_path, cache_folder, check_folder, make_folder, remove_tree
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, parse_classes
 from lit_jax.sampling.noise import check_seed
@@ -144,7 +144,7 @@ class Evaluation:
             if text not in self._said:
                 LOG.warning('%s', text)
         self._said |= set(remarks)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         keep_row(self.out, row)
         return row
 

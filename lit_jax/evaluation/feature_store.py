@@ -16,7 +16,7 @@ from lit_jax.report.grids import make_grid, save_png
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.parts import PartFolder
-from lit_jax.runtime.paths import as_path, files_under, write_text_atomic
+from lit_jax.runtime.paths import as_path, files_under, make_folder, write_text_atomic
 from lit_jax.sampling.stores import part_size
 
 _PREVIEW, _COLUMNS = 64, 8
@@ -41,7 +41,7 @@ class FeatureStore(PartFolder):
         """Makes the folder; returns False if all features are there already."""
         done = sum(files_under(self.out).values())
         storage.check_free_space(self.out, self.bytes(self.count) - done)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if not (self.out / 'card.json').exists():
             write_text_atomic(self.out / 'card.json', json.dumps(self._about, indent=1) + '\n')
         return bool(self.missing())

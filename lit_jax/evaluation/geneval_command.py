@@ -6,7 +6,7 @@ from lit_jax.evaluation.table import format_table
 from lit_jax.metrics.geneval.detector import Detector, StoredDetections
 from lit_jax.metrics.geneval.geneval_folder import score_folder, store_detections, write_prompts
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, write_text_atomic
+from lit_jax.runtime.paths import as_path, make_folder, write_text_atomic
 
 RESULT = 'geneval.json'
 
@@ -31,7 +31,7 @@ def run_geneval(request: GenevalOptions) -> str:
     found = score_folder(request.images, detector)
     seen = {'detections': request.detections, 'detector': request.detector}
     out = as_path(request.out or as_path(request.images) / RESULT)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_text_atomic(out, json.dumps({**found, 'seen by': seen}, indent=1) + '\n')
     return f'{_table(found)}\nin {out}'
 

@@ -31,7 +31,7 @@ from lit_jax.runtime import peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
-from lit_jax.runtime.paths import absolute, check_folder, explain_unreachable, write_text_atomic
+from lit_jax.runtime.paths import absolute, check_folder, explain_unreachable, make_folder, write_text_atomic
 from lit_jax.runtime.progress import Progress
 from lit_jax.text.tokenizer import Tokenizer
 
@@ -169,12 +169,9 @@ def _claim(out, plan: dict, command: str) -> None:
         _check_claim(out, plan)
     else:
         _check_empty(out)
-        try:
-            (out / SHARDS).mkdir(parents=True, exist_ok=True)
-            claim = json.dumps(sealed({'plan': plan, 'command': command}), indent=1)
-            write_text_atomic(out / PREPARATION, claim + '\n')
-        except PermissionError as error:
-            raise UserError(f'{out} cannot be written: {error.strerror}. Choose another folder') from error
+        make_folder(out / SHARDS)
+        claim = json.dumps(sealed({'plan': plan, 'command': command}), indent=1)
+        write_text_atomic(out / PREPARATION, claim + '\n')
     latent_shards.remove_partial(out)
 
 

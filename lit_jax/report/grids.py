@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, write_bytes_atomic
+from lit_jax.runtime.paths import as_path, make_folder, write_bytes_atomic
 
 LETTER, GAP = 14, 24      # pixels: height of the letters of a sheet, and between its grids
 
@@ -120,7 +120,7 @@ def save_png(path, image: np.ndarray) -> None:
     """Writes an image as `to_pil` takes it. Makes the folder; never leaves half a file."""
     path, encoded = as_path(path), io.BytesIO()
     to_pil(image).save(encoded, format='PNG')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes_atomic(path, encoded.getvalue())
 
 

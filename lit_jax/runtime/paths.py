@@ -169,12 +169,23 @@ def fsync_path(path) -> None:
         os.close(fd)
 
 
+def make_folder(path) -> epath.Path:
+    """Creates a folder with its parents, where there is none. UserError where something is in the way."""
+    path = as_path(path)
+    with explain_unwritable(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            raise UserError(f'{_brief(path)} cannot be made: a link above it leads to nothing. Choose '
+                            'another place, or remove this link.') from error
+    return path
+
+
 def prepare_folder(path) -> epath.Path:
     """Creates a folder with its parents and tries writing in it; to be called before work is done for it.
     Returns its path; UserError where it cannot be written."""
     path = as_path(path)
-    with explain_unwritable(path):
-        path.mkdir(parents=True, exist_ok=True)
+    with explain_unwritable(make_folder(path)):
         _try_writing(path, '')
     check_reachable(path)
     return path

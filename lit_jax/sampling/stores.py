@@ -28,6 +28,7 @@ from lit_jax.runtime.paths import (
     explain_unwritable,
     files_under,
     is_remote,
+    make_folder,
     remove_tree,
     write_text_atomic,
 )
@@ -69,7 +70,7 @@ class NpzStore(PartFolder):
                             f'--out, or move it.')
         done = sum(files_under(self.folder).values())
         storage.check_free_space(self.out, 2 * self.bytes(self.count) - done)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_text_atomic(self.folder / CARD, card_text(self.card))
         return sum(len(self.span(part)) for part in self.missing())
 
@@ -143,7 +144,7 @@ class FolderStore(Parts):
             raise UserError(f'{self.out} is not empty ({found[0]}), and no {CARD} says what it is. Give '
                             f'another --out, or empty it.')
         listed = self._list()
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         write_text_atomic(self.out / CARD, card_text(self.card))
         if self.lines:
             write_text_atomic(self.out / LIST, listed)

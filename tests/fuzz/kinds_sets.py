@@ -200,6 +200,12 @@ def _read_scores(path, _):
     return read_rows(path), (path / 'scores.md').read_text()
 
 
+def _first_scores(path, folder):
+    """Of a folder that had none."""
+    (folder / 'none').mkdir(exist_ok=True)
+    return [_read_scores(folder / 'none', folder)]
+
+
 def _judge(folder):
     rng = np.random.default_rng(0)
     params = {name: rng.standard_normal(shape).astype(np.float32)
@@ -277,7 +283,7 @@ KINDS = (
     Kind('reference', _reference, _read_reference, 'bytes'),
     Kind('begun reference', _begun_reference, _finish_reference, 'bytes', 3),
     Kind('finished reference', _finished_reference, _finish_reference, 'bytes', 3),
-    Kind('scores', _scores, _read_scores, 'bytes', weight=1),
+    Kind('scores', _scores, _read_scores, 'bytes', weight=1, also=_first_scores),
     Kind('judge', _judge, _read_judge, 'bytes'),
     Kind('run report', _run, _read_run, weight=1),
     Kind('GenEval folder', _geneval, _read_geneval),

@@ -72,6 +72,16 @@ def test_files_are_written_whole_and_listed_with_their_sizes(root):
     assert paths.files_under(root) == {'b.txt': 6} and not (root / 'deep').exists()
 
 
+@pytest.mark.parametrize('target', ['nowhere', 'here', 'file'])
+def test_what_is_in_the_way_of_a_folder_is_told(tmp_path, target):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'here').symlink_to(tmp_path / target)
+    for path in (tmp_path / 'here', tmp_path / 'here' / 'below', tmp_path / 'here' / 'far' / 'below'):
+        with pytest.raises(UserError, match=f'{path} cannot be '):
+            paths.make_folder(path)
+    assert paths.make_folder(tmp_path / 'new' / 'deep').is_dir()
+
+
 def test_a_failed_local_write_leaves_the_old_file(tmp_path, monkeypatch):
     paths.write_text_atomic(tmp_path / 'a', 'old')
 
