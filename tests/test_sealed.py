@@ -18,7 +18,7 @@ from lit_jax.sampling.card import card_text, read_card
 
 CARD = {'format': 1, 'kind': 'pictures', 'model': {'sha256': '12'}, 'sampler': {'method': 'ddim', 'steps': 9},
         'vae': {'scale': 0.18215}, 'pictures': {'count': 2, 'seed': 0}}
-PLAN = {'format': 1, 'vae': {'scale': 0.18215}, 'shard_size': 12}
+PLAN = {'format': 1, 'vae': {'scale': 0.18215}, 'shard_size': 12, 'source': {'count': 7}}
 
 
 def metadata(folder):

@@ -4,12 +4,13 @@ Damage is found only when an image is read, and reading all of ImageNet first wo
 readable example takes the place of a damaged one, the same in every process and every run. Replaced images
 are logged and listed in `ImageSource.bad`; with `strict` the first stops the run. A file that cannot be read
 at all (missing, no permission, network) always stops it, as this may differ between hosts and days."""
+import hashlib
 import io
 import itertools
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -25,6 +26,7 @@ LOG = logging.getLogger('lit_jax')
 TRANSPARENCY, ORIENTATION = 'transparency', 'EXIF orientation'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'AVIF')
 _MAX_BAD_IN_A_ROW = 100
+_SOME = 16
 _MAX_WARNINGS = 20
 
 
@@ -131,6 +133,17 @@ class ImageSource(Source):
     def identity(self) -> dict:
         """Description of the data, JSON-able: equal for equal examples in equal order, wherever they are."""
 
+    def content(self) -> dict:
+        """`identity`, which most know from names and numbers only, with the sha256 of the encoded bytes of up
+        to 16 evenly spaced examples as 'some_bytes'."""
+        sums = hashlib.sha256()
+        for index in np.unique(np.linspace(0, len(self) - 1, _SOME).astype(int)):
+            try:
+                sums.update(self.read(int(index))[0])
+            except UserError:       # said when its turn comes
+                continue
+        return {**self.identity, 'some_bytes': sums.hexdigest()}
+
     def all_labels(self) -> np.ndarray:
         """Reads every record once, without decoding, and caches the labels (`lit_jax.data.label_index`)."""
         return read_labels(self.identity, len(self), lambda index: self.read(index)[1])
@@ -201,6 +214,12 @@ class ImageSource(Source):
         if count <= _MAX_WARNINGS:
             LOG.warning('%s; the next readable image takes its place%s', error,
                         '. More of these are counted, not shown' if count == _MAX_WARNINGS else '')
+
+
+def as_told(content: dict, before: Mapping | None) -> dict:
+    """`ImageSource.content` to compare with one from before: earlier versions did not tell any bytes."""
+    told = 'some_bytes' in (before or {})
+    return {name: value for name, value in content.items() if told or name != 'some_bytes'}
 
 
 def load_or_bad(source: Source, index: int, strict: bool) -> 'dict | BadImage':

@@ -9,12 +9,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from lit_jax.data import crop
-from lit_jax.data.images import BadImage, ImageSource, load_or_bad
+from lit_jax.data.images import BadImage, ImageSource, as_told, load_or_bad
 from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
 from lit_jax.evaluation.evaluate_options import ReferenceOptions
@@ -88,8 +88,8 @@ class _Builder(Parts):
         self._known: set[int] = set()     # parts that this process wrote, or read without finding damage
         super().__init__(count, self._block * math.ceil(max(_MIN_PART, count / _MAX_PARTS) / self._block))
         images = isinstance(source, ImageSource)
-        data = source.identity if images else {'name': request.data, 'count': len(source),
-                                               'classes': source.spec.num_classes}
+        data = source.content() if images else {'name': request.data, 'count': len(source),
+                                                'classes': source.spec.num_classes}
         self.plan = {
             'format': FORMAT, 'kind': 'reference', 'features': space.facts,
             'image_size': source.spec.image_size, 'crop': crop.RULE if images else 'none',
@@ -106,17 +106,16 @@ class _Builder(Parts):
             self._check_finished()
             remove_tree(self.folder)
             return False
-        plan = plain(self.plan)
         path = self.folder / 'plan.json'
-        if (begun := read_json(path, {}, absent=None)) is not None:
-            check_alike(unsealed(begun, path), plan, 'there', 'now',
+        if (begun := read_json(path, {'data?': {}}, absent=None)) is not None:
+            check_alike(unsealed(begun, path), self._plan_as_told(begun), 'there', 'now',
                         f'{self.folder} belongs to another reference',
                         'Give another --out, or delete what is there.')
         images = 3 * int(self._shown.sum()) * math.prod(self._source.spec.image_shape[:2])
         covariances = 8 * (len(self.parts) + 1) * sum(width ** 2 for width in self._space.widths)
         storage.check_free_space(self.out, 2 * images + covariances)
         make_folder(self.folder)
-        write_text_atomic(path, json.dumps(sealed(plan), indent=1) + '\n')
+        write_text_atomic(path, json.dumps(sealed(plain(self.plan)), indent=1) + '\n')
         return True
 
     def missing(self) -> list[int]:
@@ -219,11 +218,14 @@ class _Builder(Parts):
     def _check_finished(self) -> None:
         with Npz(self.out) as file:
             meta = read_meta(file) if 'meta' in file.names else {}
-        check_alike({key: meta.get(key) for key in self.plan}, self.plan, 'there', 'now',
+        check_alike({key: meta.get(key) for key in self.plan}, self._plan_as_told(meta), 'there', 'now',
                     f'{self.out} exists and is another reference', 'Give another --out, or delete it.')
         with Npz(self.out) as file:
             for name in () if is_remote(self.out) else file.names:
                 file.check(name)
+
+    def _plan_as_told(self, there: Mapping) -> dict:
+        return plain({**self.plan, 'data': as_told(self.plan['data'], there.get('data'))})
 
     def _name(self, part: int) -> str:
         return f'{part:05d}.npz'

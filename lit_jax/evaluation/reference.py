@@ -23,7 +23,7 @@ from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256
 
 STORED = {'pool': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}
 FORMAT = 1
-_META = {'count?': int, 'image_size?': int, 'features?': {}, 'arrays?': [str]}
+_META = {'count?': int, 'image_size?': int, 'features?': {}, 'arrays?': [str], 'data?': {}}
 
 
 @dataclass

@@ -42,7 +42,7 @@ def make_caption_plan(request, images_plan: dict, text_config: dict, source: Sou
     shapes, counts = source.buckets or ((size, size),), [len(source)]
     if source.bucket_of is not None:
         counts = np.bincount(source.bucket_of, minlength=len(shapes)).tolist()
-    identity = source.identity if images else {'name': request.data, 'count': len(source)}
+    identity = source.content() if images else {'name': request.data, 'count': len(source)}
     text = {'encoder': text_config['id'], 'sha256': text_config['provenance']['sha256'],
             'tokens': request.caption_tokens, 'width': text_config['text_encoder']['width'],
             'dtype': text_features.DTYPE, 'weights': text_config['weights'],

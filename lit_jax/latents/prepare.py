@@ -19,7 +19,7 @@ import lit_jax
 from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import load_vae, read_vae_config
 from lit_jax.data import caption_latents, crop, latent_shards, text_features
-from lit_jax.data.images import ImageSource
+from lit_jax.data.images import ImageSource, as_told
 from lit_jax.data.latents import BAD, DTYPES, FORMAT, KIND, METADATA, PREPARATION, SHARDS, record_bytes
 from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
 from lit_jax.latents import caption_preparation
@@ -102,7 +102,7 @@ def make_plan(request: PrepareOptions, config: dict, source: Source) -> dict:
 
     config: of the VAE folder."""
     images = isinstance(source, ImageSource)
-    identity = source.identity if images else {'name': request.data, 'count': len(source),
+    identity = source.content() if images else {'name': request.data, 'count': len(source),
                                                  'classes': source.spec.num_classes}
     return {'format': FORMAT, 'kind': KIND, **_plan_of_images(request, config, source),
             'crop': crop.RULE if images else 'none', 'classes': source.class_names,
@@ -189,10 +189,12 @@ def _check_claim(out, plan: dict) -> None:
         raise UserError(f'{out / PREPARATION}, which process 0 wrote, is not visible on this host: --out '
                         f'must be a folder that all hosts share')
     try:
-        old = unsealed(read_json(out / PREPARATION, {'plan': {}}), out / PREPARATION)['plan']
+        old = unsealed(read_json(out / PREPARATION, {'plan': {'source?': {}}}), out / PREPARATION)['plan']
     except UserError as error:
         raise UserError(f'{error}. Delete the folder and start again') from error
-    check_alike(old, plain(plan), 'there', 'now', f'{out} has other latents',
+    now = plain(plan)
+    now['source'] = as_told(now['source'], old.get('source'))
+    check_alike(old, now, 'there', 'now', f'{out} has other latents',
                 'Choose another folder, or give the settings it was begun with')
 
 

@@ -114,6 +114,10 @@ def test_a_folder_is_cropped_and_what_is_damaged_left_out(request_of, tmp_path, 
     order = np.argsort(labels, kind='stable')
     np.testing.assert_array_equal(arrays['arr_0'], np.delete(images[order], 4, axis=0))
     assert json.loads(str(arrays['meta']))['crop'] == 'adm-center-crop' and broken.name in caplog.text
+    assert 'there already' in build_reference(wanted)
+    Image.fromarray(np.full((8, 12, 3), 7, np.uint8)).save(sorted((tmp_path / 'pictures').rglob('*.png'))[0])
+    with pytest.raises(UserError, match=r'is another reference:\n  data.some_bytes: '):
+        build_reference(wanted)
     with pytest.raises(UserError, match='cannot be decoded'):
         build_reference(replace(wanted, strict=True, out=str(tmp_path / 'strict.npz')))
 

@@ -91,7 +91,7 @@ def test_the_metadata_say_what_it_is(whole, vae, images):
                                'downscale': 2, 'channels': 3, 'dtype': 'float32'}
     assert (metadata['image_size'], metadata['latent_size'], metadata['crop']) == (8, 4, 'adm-center-crop')
     assert (metadata['classes'], metadata['count'], metadata['bad']) == (['a', 'b'], 20, 2)
-    identity = open_source('folder', path=images, image_size=8).identity
+    identity = open_source('folder', path=images, image_size=8).content()
     assert metadata['source'] == {**identity, 'split': 'train'} and identity['count'] == 22
     assert [shard['count'] for shard in metadata['shards']] == [5, 4, 4, 5, 2]
     mean = source.take(range(20))['moments'][..., :3].astype(np.float64)
@@ -221,6 +221,17 @@ def test_a_folder_of_other_latents_is_refused(whole, request_for, tmp_path):
                  'shard_size: 5 there, 3 now', 'vae.sha256: '):
         assert line in str(caught.value), line
     assert contents(whole) == before
+
+
+def test_other_images_of_the_same_names_are_another_data_set(whole, request_for, images, tmp_path):
+    latents, others = (shutil.copytree(path, tmp_path / path.name) for path in (whole, images))
+    (others / 'a' / '0.png').write_bytes(encoded(noise(12, 10, seed=99)))
+    with pytest.raises(UserError, match='has other latents:\n  source.some_bytes: '):
+        prepare_latents(request_for(latents, path=str(others)))
+    claim = json.loads((latents / 'preparation.json').read_text())
+    del claim['checksum'], claim['plan']['source']['some_bytes']         # as an earlier version began it
+    (latents / 'preparation.json').write_text(json.dumps(claim))
+    assert 'all shards checked' in prepare_latents(request_for(latents))
 
 
 def test_a_folder_of_something_else_is_refused(request_for, tmp_path):

@@ -32,7 +32,7 @@ def test_images_are_known_by_their_names_and_bytes_wherever_they_lie(tmp_path):
     known = data_of(one)
     assert data_of(shutil.move(one, tmp_path / 'two')) == known
     others = write_folder(tmp_path / 'three', **{name: encoded(noise(12, 10, seed=9)) for name in IMAGES})
-    assert data_of(others) != known and data_of(others) | {'some_files': ''} == known | {'some_files': ''}
+    assert data_of(others) != known and data_of(others) | {'some_bytes': ''} == known | {'some_bytes': ''}
     (tmp_path / 'list.txt').write_text('dog')
     assert data_of(tmp_path / 'two', classes=str(tmp_path / 'list.txt')) != known
     (tmp_path / 'two' / 'dog').rename(tmp_path / 'two' / 'fox')
