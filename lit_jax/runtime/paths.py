@@ -246,12 +246,13 @@ def check_reachable(path) -> None:
 
 
 def check_folder(path, said: str) -> None:
-    """`check_reachable`, and a UserError where a file stands in the place of a folder or of one above it.
-    Makes nothing. said: how the command was told, for the message: '--out=runs/a'."""
+    """`check_reachable`, and a UserError where a file or a link to nothing stands in the place of a folder or
+    of one above it. Makes nothing. said: how the command was told, for the message: '--out=runs/a'."""
     path = as_path(path)
     for one in () if is_remote(path) else (path, *path.parents):
-        if one.is_file():
-            raise UserError(f'{said}: {one} is a file, where a folder is needed; give another place')
+        if one.is_file() or os.path.islink(one) and not one.is_dir():
+            found = 'a file' if one.is_file() else 'a link to nothing'
+            raise UserError(f'{said}: {one} is {found}, where a folder is needed; give another place')
     check_reachable(path)
 
 

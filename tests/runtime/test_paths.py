@@ -79,6 +79,8 @@ def test_what_is_in_the_way_of_a_folder_is_told(tmp_path, target):
     for path in (tmp_path / 'here', tmp_path / 'here' / 'below', tmp_path / 'here' / 'far' / 'below'):
         with pytest.raises(UserError, match=f'{path} cannot be '):
             paths.make_folder(path)
+        with pytest.raises(UserError, match='--out=it: .*here is a (file|link to nothing), where'):
+            paths.check_folder(path, '--out=it')
     assert paths.make_folder(tmp_path / 'new' / 'deep').is_dir()
 
 
