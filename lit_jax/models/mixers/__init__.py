@@ -78,7 +78,7 @@ def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules:
         raise UserError(f'the mixer {shown(name)} is of a module that is not imported, and a model folder or '
                         f'checkpoint does not get to import one: `import {module}` first, or set '
-                        f'LIT_JAX_MIXERS={module}')
+                        f'LIT_JAX_MIXERS={module}, with its folder in PYTHONPATH')
     return getattr(sys.modules[module], attribute, None)
 
 
