@@ -188,7 +188,8 @@ def test_a_name_in_a_file_imports_nothing(tmp_path, monkeypatch):
     """A model folder is data: its mixer must be imported already, or be listed by the person."""
     (tmp_path / 'unseen_mixer.py').write_text('from toy_mixer import ToyMixer\n')
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match='`import unseen_mixer` first, or set LIT_JAX_MIXERS=unseen_mixer, with its folder in PYTHONPATH'):
+    with pytest.raises(UserError, match='`import unseen_mixer` first, or set '
+                                        'LIT_JAX_MIXERS=unseen_mixer, with its folder in PYTHONPATH'):
         find_mixer('unseen_mixer:ToyMixer')
     assert 'unseen_mixer' not in sys.modules
     monkeypatch.setenv('LIT_JAX_MIXERS', 'no_such_mixer,broken_mixer,another,unseen_mixer')
