@@ -51,7 +51,8 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
     began, waiting = time.monotonic(), {}
 
     def describe() -> str:
-        return _status(jobs, [entry for future, entry in waiting.items() if not future.done()], began)
+        left = {entry: future.running() for future, entry in waiting.items() if not future.done()}
+        return _status(jobs, left, began)
 
     with working(describe), workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
         waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
@@ -66,8 +67,9 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
     return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
 
 
-def _status(jobs: Sequence[Job], left: Sequence[tuple[str, int]], began: float) -> str:
-    """Which runs are on their way, how far each is, and where the logs are."""
+def _status(jobs: Sequence[Job], left: Mapping[tuple[str, int], bool], began: float) -> str:
+    """Which runs are on their way, how far each is, and where the logs are. left: (arm, seed) of what is not
+    done -> whether a worker has it."""
     parts, waiting = [], 0
     for job in jobs:
         if (job.arm, job.seed) not in left:
@@ -81,8 +83,10 @@ def _status(jobs: Sequence[Job], left: Sequence[tuple[str, int]], began: float) 
         else:
             eta = f', {format_seconds(record["time/eta_s"])} left' if 'time/eta_s' in record else ''
             parts.append(f'{job.arm} seed {job.seed} step {step:,}/{total:,}{eta}')
-    parts += [f'{arm} is sampled and scored' for arm, seed in left
-              if (arm, seed) not in {(job.arm, job.seed) for job in jobs}]
+    for (arm, seed), running in left.items():
+        if (arm, seed) not in {(job.arm, job.seed) for job in jobs}:      # it is there, to be measured
+            parts += [f'{arm} is sampled and scored'] if running else []
+            waiting += not running
     parts += [f'{waiting} waiting'] if waiting else []
     where = f'; logs: {jobs[0].path.parent}/*/log.txt' if jobs else ''
     return f'{format_seconds(time.monotonic() - began)}: {"; ".join(parts)}{where}'

@@ -21,10 +21,10 @@ def test_the_status_says_which_runs_are_how_far_and_where_their_logs_are(tmp_pat
         (tmp_path / arm).mkdir()
         (tmp_path / arm / 'metrics.jsonl').write_text(record + '\n' * bool(record))
         (tmp_path / arm / 'log.txt').touch()
-    left = [(job.arm, 0) for job in jobs[:-1]] + [('teacher', 0)]
+    left = {(job.arm, 0): True for job in jobs[:-1]} | {('teacher', 0): True, ('other', 0): False}
     assert pool._status(jobs, left, time.monotonic() - 61) == (
         '1m 01s: distilled seed 0 step 250/1,000, 1m 15s left; inherited seed 0 is sampled and scored; '
-        f'begun seed 0 step 0/1,000; teacher is sampled and scored; 1 waiting; logs: {tmp_path}/*/log.txt')
+        f'begun seed 0 step 0/1,000; teacher is sampled and scored; 2 waiting; logs: {tmp_path}/*/log.txt')
 
 
 def _where(_) -> tuple[int, frozenset, str]:
