@@ -82,8 +82,9 @@ def open_folder(path, *, split: str = 'train', asked: dict, strict: bool = False
     return FolderSource(base, files, labels, Spec(size, 3, len(names), tuple(names)), strict=strict)
 
 
-def split_folder(root, split: str):
-    """The folder of a split. A folder has splits if all of its subfolders have names of splits."""
+def split_folder(root, split: str, *, needed: bool = True):
+    """The folder of a split. A folder has splits if all of its subfolders have names of splits.
+    needed: whether a missing one is an error; else None is returned."""
     known = {name for names in SPLITS.values() for name in names}
     names = _subfolders(root)
     if 'train' not in names or not known & (names - {'train'}) and names != {'train'}:
@@ -95,6 +96,8 @@ def split_folder(root, split: str):
     if not names and split == 'train':
         return root
     found = next((name for name in SPLITS[split] if name in names), None)
+    if found is None and not needed:
+        return None
     if found is None:
         raise UserError(f'{root} has no held-out images. Put the training images into {root / "train"} and '
                         f'the others, with the same classes if any, into {root / "held_out"}')

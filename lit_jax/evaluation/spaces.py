@@ -1,4 +1,4 @@
-"""Feature spaces of the scores: Inception as in ADM's evaluator, a classifier of digits, or any function."""
+"""Feature spaces of the scores: Inception as in ADM's evaluator, a judge of digits, a VAE, or any function."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.checkpoint.vae_folder import load_vae
 from lit_jax.convert.inception_weights import load_inception
 from lit_jax.data.sources import default_data_dir
 from lit_jax.data.toys.digits import open_digits
@@ -20,7 +21,8 @@ from lit_jax.runtime.paths import as_path, cache_folder
 
 LOG = logging.getLogger('lit_jax')
 INCEPTION, DIGITS = 'FID-Inception 2015-12-05 (ADM)', 'digits judge'
-KNOWN = ('inception', 'digits[:JUDGE.npz]')
+KNOWN = ('inception', 'digits[:JUDGE.npz]', 'vae:FOLDER')
+CELLS = 4      # of a VAE's latents, each way
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
     kind, _, path = name.partition(':')
     if kind == 'inception' and not path:
         return peers.together(lambda: inception_space(inception, precision))
-    if kind != 'digits':
+    if kind not in ('digits', 'vae') or kind == 'vae' and not path:
         raise UserError(f'unknown --features={name}{did_you_mean(name, KNOWN)}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
         raise UserError(f'--inception and --precision go with --features=inception, not {name}')
+    if kind == 'vae':
+        return vae_space(path)
     path = as_path(path or cache_folder() / 'digits_judge.npz')
     peers.only_lead(lambda: _make_judge(path))
     return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
@@ -84,6 +88,30 @@ def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
     params = {'network': judge.params, 'scale': np.float32(judge.feature_scale)}
     return function_space(DIGITS, look, params, digits_judge.FEATURES, image_shape=digits_judge.IMAGE[:2],
                           head=judge.params['head'] / judge.feature_scale)
+
+
+def vae_space(path: str) -> FeatureSpace:
+    """What a VAE of one's own sees: the means of its latents in 4 x 4 parts of the image, and the standard
+    deviation of each channel, so that blurred images are told from sharp ones. Needs no download; distances
+    compare with others in the same VAE's features only. UserError if the folder cannot be read."""
+    vae = load_vae(path)
+    channels = vae.network.channels
+
+    def look(params, images_BHWC):
+        with jax.default_matmul_precision('highest'):
+            x_BHWC = images_BHWC[..., :vae.network.arch['image_channels']].astype(jnp.float32) / 127.5 - 1
+            mean_BHWC, _ = vae.network.encode(params, x_BHWC)
+            rows, columns = (_cells(side) for side in mean_BHWC.shape[1:3])
+            parts = jnp.einsum('bhwc,hi,wj->bijc', mean_BHWC, rows, columns)
+        return {'pool': jnp.concatenate([parts.reshape(len(parts), -1), mean_BHWC.std(axis=(1, 2))], axis=-1)}
+
+    return function_space(f'VAE {vae.id}', look, vae.params, (CELLS**2 + 1) * channels)
+
+
+def _cells(side: int) -> np.ndarray:
+    """[side, CELLS]: weights that take means over parts of an axis."""
+    belongs = np.arange(side)[:, None] * CELLS // side == np.arange(CELLS)
+    return (belongs / np.maximum(belongs.sum(axis=0), 1)).astype(np.float32)
 
 
 def function_space(flavour: str, fn: Callable, params, width: int, *, spatial_width: int = 0,

@@ -18,11 +18,13 @@ from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.vae_folder import check_vae_target, save_vae_folder
 from lit_jax.data.augment import random_flip
+from lit_jax.data.folder import split_folder
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.recipes.fields import check_fields
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.paths import absolute
 from lit_jax.runtime.progress import format_seconds, working
 from lit_jax.training.telemetry import Diverged
 
@@ -68,15 +70,18 @@ def train_vae(config: ConfigDict, out) -> Quality:
     check_fields(config, default())
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
-    train, held_out = open_images(config, 'train'), open_images(config, 'held_out')
+    train = open_images(config, 'train')
+    aside = config.data.name != 'folder' or split_folder(absolute(config.data.path), 'held_out', needed=False)
+    held_out = open_images(config, 'held_out') if aside else train
     params = fit(network, config.train, train, config.seed)
     params = unit_latents(params, 1 / measure(network, params, train, limit=2_048).latent_std)
     quality = measure(network, params, held_out)
     save_vae_folder(out, {'vae': network.arch, 'id': config.name, 'scale': 1.0, 'provenance': {
         'source': f'{config.data.name} {config.data.path}', 'steps': config.train.steps, 'seed': config.seed,
         'psnr': quality.psnr}}, params)
-    LOG.info('%s: PSNR %.2f dB on %s held-out images, whose latents have a standard deviation of %.3f, in %s',
-             config.name, quality.psnr, f'{quality.images:,}', quality.latent_std, out)
+    LOG.info('%s: PSNR %.2f dB on %s %s images, whose latents have a standard deviation of %.3f, in %s',
+             config.name, quality.psnr, f'{quality.images:,}', 'held-out' if aside else 'training',
+             quality.latent_std, out)
     return quality
 
 
