@@ -1,23 +1,20 @@
-"""README and the pages of docs/ name only what is there: links, files, recipes, targets, extras, flags."""
+"""README and the pages of docs/ name only what is there: links, files, recipes, targets, extras.
+
+test_pages.py runs their commands."""
 import ast
-import functools
 import itertools
-import os
 import re
 import runpy
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import yaml
+from pages import PAGES, README, ROOT, blocks
 
 from lit_jax.runtime.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / 'README.md'
-PAGES = [README, *sorted((ROOT / 'docs').rglob('*.md'))]
-EXAMPLES = {'configs/mean_s.py'}      # files that a page tells its reader to write
+# Files that pages tell their readers to write.
+EXAMPLES = {block.title for page in PAGES for block in blocks(page) if block.title}
 FOLDERS = 'lit_jax|configs|docs|tests|examples|benchmarks|launch|docker|assets'
 ENDINGS = 'py|md|png|sh|sbatch|txt|safetensors|Dockerfile'
 NAMED = re.compile(rf'(?<![\w/.-])((?:{FOLDERS})/[\w/.{{}},-]*\w\.(?:{ENDINGS}))\b')
@@ -39,12 +36,6 @@ def code(page: Path) -> str:
     fenced = re.findall(r'^```.*?^```', text, re.M | re.S)
     indented = re.findall(r'^    .*$', text, re.M)
     return '\n'.join([*fenced, *indented, *re.findall(r'`([^`\n]+)`', text)])
-
-
-def commands() -> list[tuple[str, str]]:
-    """(script without .py, the rest of the line) of every command of the pages."""
-    return sorted({(found[1], found[2]) for page in PAGES
-                   for found in re.finditer(r'python (\w+)\.py((?: [^#&|`\n]*)?)', code(page))})
 
 
 def recipe(file: str, row: str = ''):
@@ -129,7 +120,7 @@ def test_extras():
 def test_modules_and_scripts():
     modules = [name for name in names(r'python -m ((?:lit_jax|examples)[\w.]*)')
                if not ((path := ROOT / name.replace('.', '/')).is_dir() or path.with_suffix('.py').exists())]
-    scripts = [script for script, _ in commands() if not (ROOT / f'{script}.py').exists()]
+    scripts = [name for name in names(r'python (\w+)\.py') if not (ROOT / f'{name}.py').exists()]
     assert modules == scripts == []
 
 
@@ -150,24 +141,6 @@ def test_names_of_the_package():
                for module, imported in re.findall(r'from (lit_jax[\w.]*) import ([\w, ]+)', code(page))
                for name in re.split(r',\s*', imported.strip())}
     assert sorted(name for name in dotted if not is_there(name)) == []
-
-
-@functools.cache
-def help_of(script: str, verb: str) -> str:
-    command = [sys.executable, f'{script}.py', *([verb] if verb else []), '--help']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
-    return done.stdout + done.stderr
-
-
-def test_flags():
-    unknown = []
-    for script, rest in commands():
-        verb = next((verb for verb in ('reference', 'geneval') if rest.strip().startswith(verb)), '')
-        if script not in ('train', 'train_vae'):
-            unknown += [f'{script} {verb} {flag}' for flag in re.findall(r'(?<=\s)(--\w+)', rest)
-                        if not re.search(rf'{flag}\b', help_of(script, verb))]
-    assert unknown == []
 
 
 def fields(config) -> set[str]:

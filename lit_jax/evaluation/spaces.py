@@ -1,4 +1,4 @@
-"""Feature spaces of the scores: Inception as in ADM's evaluator, a judge of digits, a VAE, or any function."""
+"""Feature spaces of the scores: ADM's Inception, a judge of digits, a VAE, or any function."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

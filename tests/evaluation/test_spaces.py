@@ -10,8 +10,9 @@ from lit_jax.runtime.errors import UserError
 
 @pytest.mark.slow
 def test_the_latents_of_a_vae_are_a_feature_space(tmp_path):
-    config = {'vae': ARCH, 'id': 'mine', 'scale': 1.0, 'provenance': {'source': 'made up', 'sha256': 'ab' * 32}}
-    save_vae_folder(tmp_path / 'vae', config, random_params())
+    provenance = {'source': 'made up', 'sha256': 'ab' * 32}
+    save_vae_folder(tmp_path / 'vae', {'vae': ARCH, 'id': 'mine', 'scale': 1.0, 'provenance': provenance},
+                    random_params())
     images = np.random.default_rng(0).integers(0, 256, (3, 24, 16, 3), np.uint8)
     space = open_space(f'vae:{tmp_path / "vae"}')
     pool = space.extract(images).pool

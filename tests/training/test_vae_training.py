@@ -45,6 +45,15 @@ def test_it_learns_and_writes_a_whole_vae_folder(recipe, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_folder_without_held_out_images_will_do(recipe, tmp_path, caplog):
+    recipe.data.path += '/train'
+    recipe.train.steps = 1
+    with caplog.at_level('INFO', logger='lit_jax'):
+        assert vae_training.train_vae(recipe, tmp_path / 'vae').images == 12
+    assert 'on 12 training images' in caplog.text
+
+
+@pytest.mark.slow
 def test_unit_latents_draw_the_same_images(recipe):
     network = VaeNetwork(recipe.vae.to_dict())
     params = jax.jit(network.init)(jax.random.key(1))
