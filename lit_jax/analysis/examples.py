@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.analysis.measures import spread
 from lit_jax.data.latents import first_of_both
-from lit_jax.data.sources import SOURCES
+from lit_jax.data.sources import SOURCES, is_own
 from lit_jax.diffusion.objective import q_sample
 from lit_jax.diffusion.schedule import Schedule, make_schedule
 from lit_jax.models.network import Model
@@ -51,7 +51,7 @@ class Images:
 
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
     """The recipe of a workdir, or one made from a model folder, with the data named here."""
-    if data and not data.startswith('tfds:') and data not in SOURCES:
+    if data and not data.startswith('tfds:') and data not in SOURCES and not is_own(data):
         raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
     config = model.config
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
@@ -59,6 +59,9 @@ def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: st
     if not (data or own):
         raise UserError(f'{path} is a model folder, which does not record its data set; give it: '
                         f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
+    if not data and is_own(own):
+        raise UserError(f'{path} was trained on {own}, and a workdir does not get to import a module: name '
+                        f'the data set, --data={own}')
     if data_path or data not in ('', recipe.data.name):
         recipe.data.path = data_path
     recipe.data.name = data or own

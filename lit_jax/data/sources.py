@@ -12,6 +12,8 @@ With captions instead of labels (lit_jax/data/captions.py):
     captions              a folder of images with captions, or of tar shards: caption_folder.py, tar_shards.py
     caption_latents       both, encoded by a VAE and a text encoder
 
+One's own: 'package.module:function', a function of `Asked` that returns a `Source`.
+
 A source is imported when it is opened: a training run needs one of them.
 """
 import os
@@ -20,10 +22,11 @@ from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
 from lit_jax.runtime.errors import UserError, did_you_mean, shown
+from lit_jax.runtime.own_modules import import_function
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
-__all__ = ['CAPTIONED', 'SOURCES', 'Source', 'Spec', 'default_data_dir', 'has_captions', 'is_image_source',
-           'open_captioned', 'open_source']
+__all__ = ['CAPTIONED', 'SOURCES', 'Asked', 'Source', 'Spec', 'default_data_dir', 'has_captions',
+           'is_image_source', 'is_own', 'open_captioned', 'open_source']
 
 
 def default_data_dir() -> Path:
@@ -33,11 +36,11 @@ def default_data_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Checked arguments of `open_source`."""
+class Asked:
+    """Checked arguments of `open_source`: what a recipe wants of its data."""
     name: str
-    split: str
-    asked: dict[str, int | None]  # image_size, channels, num_classes
+    split: str                    # 'train' or 'held_out'
+    asked: dict[str, int | None]  # image_size, channels, num_classes; None: as in the data
     data_dir: str | Path
     path: str | Path
     seed: int
@@ -52,7 +55,7 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
                 data_dir: str | Path = '', path: str | Path = '', seed: int = 0, strict: bool = False,
                 tokenizer=None, caption_tokens: int | None = None, buckets: bool = False,
                 multiple: int = 1) -> Source:
-    """Opens a source by its name in SOURCES.
+    """Opens a source by its name in SOURCES, or one's own, whose module is imported.
 
     Args:
         split: 'train', or 'held_out' (never used in training).
@@ -78,7 +81,7 @@ def open_source(name: str, *, split: str = 'train', image_size: int | None = Non
     request = _request(name, classes=classes, split=split, asked=asked, data_dir=data_dir, path=path,
                        seed=seed, strict=strict, buckets=buckets, multiple=multiple,
                        caption_tokens=caption_tokens)
-    source = SOURCES[_key(name)](request)
+    source = _own(request) if is_own(name) else SOURCES[_key(name)](request)
     if name in CAPTIONED:
         from lit_jax.data.captions import Captioned
         return Captioned(source, tokenizer, caption_tokens)
@@ -103,7 +106,7 @@ def _key(name: str) -> str:
 
 
 def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, seed: int, classes: str = '',
-             **options) -> _Asked:
+             **options) -> Asked:
     for field, value in asked.items():
         if value is not None and value < 1:
             raise UserError(f'{field} of the data must be at least 1, got {value}')
@@ -112,15 +115,15 @@ def _request(name: str, *, asked: dict, data_dir: str | Path, path: str | Path, 
     folder = os.path.expanduser(data_dir) if data_dir else default_data_dir()
     if classes and name != 'synthetic':
         asked = asked | {'num_classes': None}
-    return _Asked(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed,
+    return Asked(name=name, asked=asked, data_dir=folder, path=os.path.expanduser(path), seed=seed,
                    **options)
 
 
 def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool, classes: str) -> None:
     """Captions need a tokenizer, labels none."""
-    if _key(name) not in SOURCES:
+    if _key(name) not in SOURCES and not is_own(name):
         raise UserError(f'unknown data.name {shown(name)}{did_you_mean(name, SOURCES)}; known: '
-                        f'{", ".join(SOURCES)}')
+                        f"{', '.join(SOURCES)}, or one's own as package.module:function")
     texts = name in CAPTIONED or name == 'caption_latents'
     if not texts and (tokenizer is not None or caption_tokens is not None or buckets):
         raise UserError(f'{name} has labels, and neither captions nor buckets; for a text-to-image model '
@@ -134,19 +137,33 @@ def _check_text(name: str, tokenizer, caption_tokens: int | None, buckets: bool,
         raise UserError('shapes are squares and have no buckets')
 
 
-def _digits(request: _Asked) -> Source:
+def is_own(name: str) -> bool:
+    """Whether a name is that of a data set of one's own, package.module:function."""
+    module, colon, function = name.partition(':')
+    return bool(module and colon and function) and module != 'tfds'
+
+
+def _own(request: Asked) -> Source:
+    source = import_function('the data set', request.name)(request)
+    if not isinstance(source, Source):
+        raise UserError(f'{request.name} returns {shown(source)}; it must return a lit_jax.data.base.Source')
+    _check_own(request.name, source.spec, request)
+    return source
+
+
+def _digits(request: Asked) -> Source:
     from lit_jax.data.toys.digits import SPEC, open_digits
     _check_own('digits', SPEC, request)
     return open_digits(request.split, Path(request.data_dir))
 
 
-def _mnist(request: _Asked) -> Source:
+def _mnist(request: Asked) -> Source:
     from lit_jax.data.toys.mnist import SPEC, open_mnist
     _check_own('mnist', SPEC, request)
     return open_mnist(request.split)
 
 
-def _check_own(name: str, spec: Spec, request: _Asked) -> None:
+def _check_own(name: str, spec: Spec, request: Asked) -> None:
     for key, value in request.asked.items():
         own = getattr(spec, key)
         if value not in (None, own):
@@ -154,7 +171,7 @@ def _check_own(name: str, spec: Spec, request: _Asked) -> None:
                             '--config.data.name=synthetic, which takes any')
 
 
-def _synthetic(request: _Asked) -> Source:
+def _synthetic(request: Asked) -> Source:
     from lit_jax.data.synthetic import SPLITS, SyntheticSource
     if request.split not in SPLITS:
         raise UserError(f'synthetic has no split {shown(request.split)}; known: {", ".join(SPLITS)}')
@@ -165,18 +182,18 @@ def _synthetic(request: _Asked) -> Source:
     return SyntheticSource(Spec(**chosen, class_names=names), split=request.split, seed=request.seed)
 
 
-def _tfds(request: _Asked) -> Source:
+def _tfds(request: Asked) -> Source:
     from lit_jax.data.tfds_images import open_tfds
     return open_tfds(request.name.removeprefix('tfds:'), split=request.split, data_dir=request.data_dir,
                      asked=request.asked, strict=request.strict)
 
 
-def _folder(request: _Asked) -> Source:
+def _folder(request: Asked) -> Source:
     from lit_jax.data.folder import open_folder
     return open_folder(request.path, split=request.split, asked=request.asked, strict=request.strict)
 
 
-def _shapes(request: _Asked) -> Source:
+def _shapes(request: Asked) -> Source:
     from lit_jax.data.buckets import check_sides
     from lit_jax.data.toys.shapes import LENGTHS, NOMINAL, SMALLEST_IMAGE, ShapesSource
     if request.split not in LENGTHS:
@@ -190,7 +207,7 @@ def _shapes(request: _Asked) -> Source:
     return ShapesSource(split=request.split, seed=request.seed, image_size=size)
 
 
-def _captions(request: _Asked) -> Source:
+def _captions(request: Asked) -> Source:
     """A folder of images or of tar shards, by its content."""
     from lit_jax.data.buckets import bucket_table, check_sides
     from lit_jax.data.caption_folder import open_caption_folder
@@ -222,13 +239,13 @@ def _local(paths: list) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _caption_latents(request: _Asked) -> Source:
+def _caption_latents(request: Asked) -> Source:
     from lit_jax.data.caption_latents import open_caption_latents
     return open_caption_latents(request.path, split=request.split, asked=request.asked,
                                 tokens=request.caption_tokens, buckets=request.buckets)
 
 
-def _latents(request: _Asked) -> Source:
+def _latents(request: Asked) -> Source:
     from lit_jax.data.latents import open_latents
     size, channels = request.asked['image_size'] or 32, request.asked['channels'] or 4
     folder = request.path or Path(request.data_dir) / f'imagenet_latents_{size}x{size}x{channels}'

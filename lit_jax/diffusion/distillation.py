@@ -36,8 +36,7 @@ def distillation_losses(student_output: Array, teacher_output: Array,
     return {name: values.mean(axis=axes) for name, values in losses.items()}
 
 
-def total_loss(parts: Mapping[str, Array], lambda_noise: float, lambda_variance: float) -> Array:
-    """mse + vb + λ1·distill_noise + λ2·distill_variance of those that are in `parts`, each [B] or a mean."""
-    weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': lambda_noise, 'distill_variance': lambda_variance}
+def total_loss(parts: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
+    """The weighted sum of the terms in `parts`, each [B] or a mean."""
     total: Any = sum(weights[name] * value for name, value in parts.items())
     return total

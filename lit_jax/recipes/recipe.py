@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from lit_jax.diffusion.losses import import_losses
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, check_partition, conditioning, mixers_of
 from lit_jax.models.layers import REMAT_POLICIES
@@ -117,6 +118,7 @@ def default() -> ConfigDict:
             'weight_decay': 0.0,
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
+            'losses': (),                # terms of one's own: ('package.module:function', weight), ...
             'balance_weight': 0.01,      # of MoH's load-balancing loss
             'ema_decay': 0.9999,
             'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
@@ -336,6 +338,7 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     check_known('train.dtype', train.dtype, DTYPES)
     check_known('train.remat', train.remat, REMAT_POLICIES)
     check_known('train.optimizer', train.optimizer, OPTIMIZERS)
+    import_losses(train.losses)
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
         raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')

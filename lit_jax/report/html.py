@@ -134,6 +134,8 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
                                            for name, value in last.items() if '_q' not in name])
         report.heading('Loss')
         terms = ['loss/total', 'loss/mse', 'loss/vb', 'loss/distill_noise', 'loss/distill_variance']
+        terms += [name for name in last
+                  if name.startswith('loss/') and '_q' not in name and name not in terms]
         report.curves(loss_series(records, terms), caption='each term, mean over an interval', x_label='step',
                       y_label='loss')
         term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'

@@ -11,6 +11,7 @@ from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
+from lit_jax.diffusion.losses import import_losses
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.diffusion.settings import recorded
 from lit_jax.models.arch import check_partition
@@ -39,6 +40,7 @@ def build_objective(config: ConfigDict) -> Objective:
     names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
     return Objective(make_schedule(config.diffusion.steps, kind=config.diffusion.kind), config.latent.scale,
                      lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
+                     losses=import_losses(config.train.losses),
                      **{name: config.train[name] for name in names})
 
 

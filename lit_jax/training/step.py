@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.diffusion.distillation import distillation_losses, total_loss
+from lit_jax.diffusion.losses import Seen, Term
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
@@ -31,10 +32,17 @@ class Objective:
     label_dropout: float = 0.1
     lambda_noise: float = 0.5         # λ1, of the teacher's noise
     lambda_variance: float = 0.05     # λ2, of the teacher's variance
+    losses: tuple[Term, ...] = ()     # of the recipe's own
     balance_weight: float = 0.01      # of the losses of mixers, averaged over the layers (MoH)
     ema_decay: float = 0.9999         # see `update_ema`
     ema_warmup: bool = False
     accumulate: int = 1               # micro-batches per step
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each term in the total."""
+        return {'mse': 1.0, 'vb': 1.0, 'distill_noise': self.lambda_noise,
+                'distill_variance': self.lambda_variance, **{term.name: term.weight for term in self.losses}}
 
 
 def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
@@ -85,8 +93,13 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
     terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
+    taught = None
     if teacher is not None:
-        terms |= distillation_losses(output, teacher.apply(teacher_params, x_t, t, cond), x_t.shape[-1])
+        taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
+        terms |= distillation_losses(output, taught, x_t.shape[-1])
+    if objective.losses:
+        what = Seen(objective.schedule, inputs['x0'], x_t, t, inputs['noise'], cond, output, taught)
+        terms |= {term.name: term(what) for term in objective.losses}
     return terms, {name: jnp.concatenate(values).mean() for name, values in seen.items() if values}
 
 
@@ -109,7 +122,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
         params = overlaid(params, trained)
         terms, shown = loss_terms(params, teacher_params, inputs, network, teacher, objective)
         means = {name: value.mean() for name, value in terms.items()}
-        total = total_loss(means, objective.lambda_noise, objective.lambda_variance)
+        total = total_loss(means, objective.weights)
         for name in network.losses:
             if name in shown:      # some models have no routing layer
                 means[name] = shown.pop(name)

@@ -5,6 +5,7 @@
 import contextlib
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -205,8 +206,9 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
     `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
     8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
     HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
-    names = 'mse', 'vb', 'distill_noise', 'distill_variance', 'align'
-    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names if f'loss/{name}' in means)
+    usual = 'mse', 'vb', 'distill_noise', 'distill_variance', 'align'
+    names = dict.fromkeys([*(name for name in usual if f'loss/{name}' in means), *_terms(means)])
+    terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']
     parts = [f'step {step:,}/{total:,}', f'{images:,} images', f'loss {means["loss/total"]:.4f} ({terms})',
              f'grad {means["grad/norm"]:.3f}',
@@ -221,6 +223,12 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
         parts.append(f'HBM {timing["perf/hbm_peak_gib"]:.1f}' + (f' of {limit:.1f} GiB' if limit else ' GiB'))
     return '  '.join([*parts, f'goodput {timing["perf/goodput_percent"]:.1f} %',
                       f'ETA {format_seconds(timing["time/eta_s"])}'])
+
+
+def _terms(means: Mapping[str, float]) -> list[str]:
+    """Names of all terms of the loss, without their quarters."""
+    names = [name.removeprefix('loss/') for name in means if name.startswith('loss/')]
+    return [name for name in names if name != 'total' and not re.search(r'_q[1-4]$', name)]
 
 
 def _short(rate: float) -> str:

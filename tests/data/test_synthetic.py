@@ -71,7 +71,7 @@ def test_the_defaults_need_nothing():
 
 
 @pytest.mark.parametrize('name, options, message', [
-    ('imagenet', {}, "unknown data.name 'imagenet'; known: digits, synthetic, latents"),
+    ('imagenet', {}, "unknown data.name 'imagenet' .did you mean imagenet2012.*; known: digits, mnist, "),
     ('synthetic', {'image_size': 0}, 'image_size of the data must be at least 1, got 0'),
     ('synthetic', {'num_classes': -1}, 'num_classes of the data must be at least 1'),
     ('synthetic', {'seed': -1}, r'seed must be in \[0, 2\^63\), got -1'),
@@ -107,5 +107,5 @@ def test_no_folder_is_not_the_current_one(tmp_path, monkeypatch):
 
 
 def test_every_known_name_answers():
-    assert set(SOURCES) == {'digits', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder', 'shapes',
-                            'captions', 'caption_latents'}
+    assert set(SOURCES) == {'digits', 'mnist', 'synthetic', 'latents', 'imagenet2012', 'tfds:NAME', 'folder',
+                            'shapes', 'captions', 'caption_latents'}

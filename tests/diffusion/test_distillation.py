@@ -53,8 +53,9 @@ def test_an_equal_teacher_costs_nothing():
 
 def test_total_weighs_the_teachers_terms():
     parts = {'mse': 1.0, 'vb': 10.0, 'distill_noise': 100.0, 'distill_variance': 1000.0}
-    assert total_loss(parts, lambda_noise=0.5, lambda_variance=0.05) == 1 + 10 + 50 + 50
-    assert total_loss({'mse': 1.0, 'vb': 10.0}, lambda_noise=0.5, lambda_variance=0.05) == 11
+    weights = {'mse': 1.0, 'vb': 1.0, 'distill_noise': 0.5, 'distill_variance': 0.05}
+    assert total_loss(parts, weights) == 1 + 10 + 50 + 50
+    assert total_loss({'mse': 1.0, 'vb': 10.0}, weights) == 11
 
 
 def test_outputs_of_another_size_are_refused():

@@ -4,7 +4,6 @@ To add one: a file with a subclass of `Mixer`, a recipe that names it, a test. T
 recipe also accepts the name 'package.module:Class', and the short name under which an installed package
 declares its class as an entry point of the group `lit_jax_mixers`."""
 import functools
-import importlib
 import importlib.metadata
 import inspect
 import os
@@ -23,6 +22,7 @@ from lit_jax.models.mixers.moh import MohAttention
 from lit_jax.models.mixers.sana import SanaAttention
 from lit_jax.models.mixers.softmax import SoftmaxAttention
 from lit_jax.runtime.errors import UserError, did_you_mean, reason_of, shown
+from lit_jax.runtime.own_modules import import_module_of
 
 MIXERS: dict[str, Any] = {
     'softmax': SoftmaxAttention, 'linear': LinearAttention, 'edit': EditAttention, 'moh': MohAttention,
@@ -30,23 +30,15 @@ MIXERS: dict[str, Any] = {
 
 
 ENTRY_POINTS = 'lit_jax_mixers'
+FORM = 'package.module:Class'
 
 
 def import_mixer(name: str | None) -> Any:
     """`find_mixer` for a name in a recipe, which may import the module of 'package.module:Class'."""
     module, colon, _ = str(name).partition(':')
     if name not in MIXERS and module and colon:
-        _import_module(str(name), module)
+        import_module_of('the mixer', str(name), FORM)
     return find_mixer(name)
-
-
-def _import_module(name: str, module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f'the mixer {shown(name)} cannot be imported: {reason_of(error)}; give '
-                        f'package.module:Class, with the package installed or its folder in '
-                        f'PYTHONPATH') from error
 
 
 def find_mixer(name: str | None) -> Any:
@@ -74,7 +66,7 @@ def whole_mixer(mixer: Mapping) -> dict:
 
 def _imported(name: str, module: str, attribute: str) -> Any:
     if module not in sys.modules and module in os.environ.get('LIT_JAX_MIXERS', '').split(','):
-        _import_module(name, module)
+        import_module_of('the mixer', name, FORM)
     if module not in sys.modules:
         raise UserError(f'the mixer {shown(name)} is of a module that is not imported, and a model folder or '
                         f'checkpoint does not get to import one: `import {module}` first, or set '
