@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
-from lit_jax.diffusion.losses import import_losses
+from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, check_partition, conditioning, mixers_of
 from lit_jax.models.layers import REMAT_POLICIES

@@ -11,7 +11,7 @@ from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
-from lit_jax.diffusion.losses import import_losses
+from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.diffusion.settings import recorded
 from lit_jax.models.arch import check_partition

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.diffusion.distillation import distillation_losses, total_loss
-from lit_jax.diffusion.losses import Seen, Term
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
+from lit_jax.diffusion.own_terms import Seen, Term
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network

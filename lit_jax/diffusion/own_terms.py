@@ -24,7 +24,8 @@ class Seen:
     Attributes:
         schedule: of the noise. t: [B], int32 timesteps.
         x0, x_t, noise: [B, H, W, C], clean, noised, and the noise in it.
-        output: of the student, [B, H, W, 2C]: noise, then raw variance (`objective.split_output`).
+        output: of the student, [B, H, W, 2C]: noise, then raw variance if it is learned
+            (`objective.split_output`).
         teacher_output: the same of the teacher, which gets no gradient; None without one.
         cond: the condition, such as {'label': [B]}."""
     schedule: Schedule
@@ -47,10 +48,11 @@ class Term:
     def __call__(self, seen: Seen) -> Array:
         """[B], float32 or wider. UserError for another shape, while the step is traced."""
         value = self.function(seen)
-        if getattr(value, 'shape', None) != seen.t.shape:
-            raise UserError(f'the loss {self.name} returns {getattr(value, "shape", type(value).__name__)}; '
-                            f'it must return one number an image, {seen.t.shape}: take the mean over the '
-                            f'other axes')
+        shape = getattr(value, 'shape', None)
+        if shape != seen.t.shape:
+            found = 'no array' if shape is None else f'the shape {shape}'
+            raise UserError(f'the loss {self.name} returns {found}; it must return one number an image, '
+                            f'{seen.t.shape}: take the mean over the other axes')
         return value.astype(accumulator(value))
 
 

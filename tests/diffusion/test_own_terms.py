@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_recipe
 
 from lit_jax import recipes
-from lit_jax.diffusion.losses import import_losses
+from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import loop, setup
 
@@ -56,5 +56,5 @@ def test_a_term_counts_in_the_total_and_is_logged(tmp_path):
         np.testing.assert_allclose(record['loss/total'], record['loss/mse'] + record['loss/vb']
                                    + 0.25 * record['loss/size'], rtol=1e-5)
         assert record['loss/size'] > 0 and 'loss/size_q1' in record
-    with pytest.raises(UserError, match=r'the loss flat returns \(\); it must return one number an image'):
+    with pytest.raises(UserError, match=r'the loss flat returns the shape \(\); it must return one number'):
         loop.train(recipe((f'{HERE}:flat', 1.0), steps=1), tmp_path / 'flat')
