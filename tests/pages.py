@@ -20,7 +20,7 @@ PROGRAMS = (r'(?:[A-Z_]+=\S* )*(?:python[\d.]*|\.venv/bin/\w+|pip|lit-jax|make|g
 # What is not run, by the first pattern that is found in a command, and why: what no machine of the tests has,
 # and what has a test of its own.
 NOT_RUN = {
-    r'pip install|git clone|venv|nvidia-smi': 'the environment of the tests is installed already',
+    r'pip install|git clone|-m venv|nvidia-smi': 'the environment of the tests is installed already',
     r'^make demo$': 'tests/examples/test_demo.py',
     r'^make demo-t2i': 'tests/examples/test_shapes_demo.py',
     r'-m examples\.shapes': 'tests/examples/test_shapes_demo.py',
@@ -121,6 +121,8 @@ def run(lines: list[str], where: Path, timeout: float = 1_500) -> str:
 
 def as_run(command: str) -> str:
     """What a test runs for a command: '' for nothing."""
+    if command.startswith('export '):
+        return command
     if command in INSTEAD:
         return INSTEAD[command]
     if any(re.search(pattern, command) for pattern in NOT_RUN):
