@@ -24,14 +24,16 @@ def override(config: ConfigDict, field: str, text: str | bool) -> None:
     if not isinstance(inside, ConfigDict) or name not in inside:
         raise UserError(f'the recipe has no field {shown(field)}{_near(config, field)}')
     old = inside[name]
+    kind = inside.get_type(name) if old is None else type(old)      # an open field has a type, and no value
     if isinstance(text, bool):
-        if not isinstance(old, bool):
+        if kind is not bool:
             raise UserError(f'--config.{field} needs a value: the recipe has {shown(old)}')
         inside[name] = text
         return
     if name == 'stages':
         check_stages_text(text)
-    inside[name] = _section(old, field, text) if isinstance(old, ConfigDict) else _parse(old, field, text)
+    inside[name] = (_section(old, field, text) if isinstance(old, ConfigDict) else
+                    _parse(kind, old, field, text))
 
 
 def _find(config: ConfigDict, path: str):
@@ -80,8 +82,7 @@ def _section(old: ConfigDict, field: str, text: str) -> ConfigDict:
     return ConfigDict(value).lock()
 
 
-def _parse(old, field: str, text: str):
-    kind = bool if isinstance(old, bool) else int if isinstance(old, int) else type(old)
+def _parse(kind: type, old, field: str, text: str):
     try:
         if kind is bool:
             return _SWITCH[text.strip().lower()]

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.commands.recipe_flags import split_arguments
 from lit_jax.recipes.override import override
+from lit_jax.recipes.recipe import load_recipe
 from lit_jax.runtime.errors import UserError
 
 
@@ -50,3 +51,16 @@ def test_short_forms_of_stages_are_words():
     config = recipe()
     override(config, 'model.stages', 'first:1,last:2')
     assert config.model.stages == ('first:1', 'last:2')
+
+
+def test_open_fields_of_a_student_take_texts_of_their_type():
+    """They have no value until the teacher is read."""
+    config = load_recipe('student:linear')
+    for field, text, value in (('data.name', 'folder', 'folder'), ('data.image_size', '64', 64),
+                               ('latent.scale', '1', 1.0), ('data.flip', 'no', False),
+                               ('model.depth', '1e1', 10), ('inherit.path', '', '')):
+        override(config, field, text)
+        section, name = field.split('.')
+        assert config[section][name] == value and type(config[section][name]) is type(value)
+    with pytest.raises(UserError, match=r'model\.depth=.two.: expected a whole number'):
+        override(config, 'model.depth', 'two')
