@@ -32,10 +32,8 @@ def expand(text: str) -> list[str]:
 
 def code(page: Path) -> str:
     """What a page writes as code: blocks and spans, a command on one line."""
-    text = page.read_text().replace('\\\n', ' ')
-    fenced = re.findall(r'^```.*?^```', text, re.M | re.S)
-    indented = re.findall(r'^    .*$', text, re.M)
-    return '\n'.join([*fenced, *indented, *re.findall(r'`([^`\n]+)`', text)])
+    spans = re.findall(r'`([^`\n]+)`', page.read_text())
+    return '\n'.join([*(block.text.replace('\\\n', ' ') for block in blocks(page)), *spans])
 
 
 def recipe(file: str, row: str = ''):
