@@ -65,7 +65,7 @@ class ScoreOptions(FeatureOptions):
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions(FeatureOptions):
     """Statistics of a data set in ADM's layout, with some of its images."""
-    data: str = option('folder, imagenet2012, tfds:NAME or digits')
+    data: str = option("folder, imagenet2012, tfds:NAME, digits, or one's own as package.module:function")
     out: str = option('NAME.npz')
     path: str = option('image folder, for --data=folder', default='')
     data_dir: str = option('folder of all data sets (default: $LIT_JAX_DATA)', default='')

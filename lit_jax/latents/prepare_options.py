@@ -9,7 +9,8 @@ from lit_jax.runtime.options import Processes, option
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(Processes):
     """A data set of images, and the networks that encode it."""
-    data: str = option('imagenet2012, tfds:NAME or folder; with captions: captions or shapes')
+    data: str = option("imagenet2012, tfds:NAME, folder, or one's own as package.module:function; with "
+                       "captions: captions or shapes")
     vae: str = option('VAE folder, written by convert_torch_ckpt.py')
     image_size: int = option('images are cropped to this side, in pixels')
     out: str = option('output folder; an unfinished one is resumed')
