@@ -139,7 +139,7 @@ def test_a_teacher_that_one_host_cannot_see_stops_all(straight, tmp_path):
                  f'--workdir={tmp_path / "run"}', *SMALL, '--config.train.steps=4',
                  '--config.teacher.path=teacher', '--config.inherit.path=teacher', *JOIN]
     for status, output in run_processes(one_blind, 2, timeout=120):
-        assert status == 1 and 'teacher.path: teacher does not exist' in output, output
+        assert status == 1 and 'inherit.path: teacher does not exist' in output, output
     assert not (tmp_path / 'run').exists()
 
 
