@@ -7,6 +7,7 @@ import numpy as np
 
 from lit_jax.checkpoint.vae_folder import save_vae_folder
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
+from lit_jax.data.latents import exact_moments, pack
 from lit_jax.latents.prepare import make_metadata
 from lit_jax.models.vae import VaeNetwork
 
@@ -22,9 +23,9 @@ def moments_of(index: int, size: int = 4, channels: int = 3) -> np.ndarray:
 def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, classes: int = 5,
                   downscale: int = 2,
                   dtype: str = 'float32', shard_size: int = 6, split: str = 'train',
-                  bad: tuple[int, ...] = (), scale: float = 0.5) -> dict:
+                  bad: tuple[int, ...] = (), scale: float = 0.5, **more) -> dict:
     """A whole data set; example i has moments_of(i) and the label i mod classes. Examples in `bad` are left
-    out.
+    out. more: fields of the plan; with exact=True example i is the mean of moments_of(i)[0].
 
     Returns its metadata."""
     plan = {'format': 1, 'kind': 'latents',
@@ -33,7 +34,7 @@ def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, 
             'image_size': size * downscale, 'latent_size': size, 'crop': 'adm-center-crop',
             'classes': [f'class {i}' for i in range(classes)], 'dtype': dtype, 'shard_size': shard_size,
             'source': {'name': 'folder', 'count': count, 'classes': classes, 'sha256': 'cd' * 32,
-                       'split': split}}
+                       'split': split}, **more}
     (folder / 'shards').mkdir(parents=True)
     (folder / 'preparation.json').write_text(
         json.dumps({'plan': plan, 'command': 'python prepare_latents.py --data=folder'}))
@@ -43,6 +44,9 @@ def write_latents(folder, count: int = 20, *, size: int = 4, channels: int = 3, 
             for i in indices:
                 if i in bad:
                     writer.skip(i, f'image {i}', 'it is empty (0 bytes)')
+                elif more.get('exact'):
+                    values = moments_of(i, size, channels)[:1, ..., :channels]
+                    writer.write(pack(values, i % classes, dtype), exact_moments(values), labels=i % classes)
                 else:
                     writer.add(moments_of(i, size, channels), i % classes)
             notes.append(writer.commit())

@@ -4,7 +4,8 @@ The folder is that of lit_jax/data/latents.py plus null_text.bin (lit_jax/data/t
 per image, little-endian:
 
     int32 x 4       bucket, number of captions (1 or 2), tokens of the long and of the short caption (0: none)
-    moments         of the image, [h, w, 2C], mean before log-variance, not scaled; float32 or float16
+    moments         of the image, [h, w, 2C], mean before log-variance, not scaled; float32 or float16 (of an
+                    exact set, drawn by a teacher: latents or pixels [h, w, C])
     features        of the long (or only) caption, then of the short one, bfloat16 [tokens, width] each
 
 Images are not mirrored: captions that say "left" would become false. Records are in the order of their
@@ -15,7 +16,14 @@ import numpy as np
 
 from lit_jax.data import text_features
 from lit_jax.data.base import Source, Spec, check_index
-from lit_jax.data.latents import DTYPES, CachedLatents, check_asked, continue_command, open_cached
+from lit_jax.data.latents import (
+    DTYPES,
+    CachedLatents,
+    check_asked,
+    continue_command,
+    exact_moments,
+    open_cached,
+)
 from lit_jax.runtime.errors import UserError
 
 KIND = 'caption_latents'
@@ -45,7 +53,8 @@ class CaptionLatentSource(CachedLatents):
     def __getitem__(self, index: int) -> dict:
         record = self._read(check_index(int(index), len(self)))
         bucket, count, *lengths = _head(record)
-        shape = (*self._shapes[bucket], 2 * self.spec.channels)
+        exact = self.metadata.get('exact', False)
+        shape = (*self._shapes[bucket], (1 if exact else 2) * self.spec.channels)
         moments = np.frombuffer(record, self._dtype, int(np.prod(shape)), 4 * _HEAD.itemsize).reshape(shape)
         offset = 4 * _HEAD.itemsize + moments.nbytes
         text = np.zeros((count, self._length, self._width), text_features.BFLOAT16)
@@ -54,6 +63,7 @@ class CaptionLatentSource(CachedLatents):
             text[row, :tokens] = text_features.unpack_features(record, offset, tokens, self._width)
             mask[row, :tokens] = 1
             offset += text_features.feature_bytes(tokens, self._width)
+        moments = exact_moments(moments) if exact else moments
         return {'moments': moments.astype(np.float32), 'text': np.broadcast_to(text, (2, *text.shape[1:])),
                 'text_mask': np.broadcast_to(mask, (2, self._length))}
 
@@ -75,7 +85,8 @@ class CaptionLatentSource(CachedLatents):
 
 
 def pack(moments: np.ndarray, bucket: int, texts: Sequence[np.ndarray], dtype: str) -> bytes:
-    """A record of float32 [h, w, 2C] and the features [tokens, width] of one or two captions, long first."""
+    """A record of float32 [h, w, 2C] (of an exact set [h, w, C]) and the features [tokens, width] of one or
+    two captions, long first."""
     lengths = [len(text) for text in texts] + [0] * (2 - len(texts))
     head = np.array([bucket, len(texts), *lengths], _HEAD)
     return b''.join((head.tobytes(), moments.astype(DTYPES[dtype]).tobytes(),
@@ -85,7 +96,8 @@ def pack(moments: np.ndarray, bucket: int, texts: Sequence[np.ndarray], dtype: s
 def record_bytes(plan: dict, bucket: int, tokens: float) -> int:
     """Bytes of a record of a bucket; tokens: of all its captions."""
     height, width = plan['buckets'][bucket]
-    values = height * width // plan['vae']['downscale'] ** 2 * 2 * plan['vae']['channels']
+    values = height * width // plan['vae']['downscale'] ** 2 * plan['vae']['channels']
+    values *= 1 if plan.get('exact') else 2
     return (4 * _HEAD.itemsize + values * DTYPES[plan['dtype']].itemsize
             + text_features.feature_bytes(round(tokens), plan['text']['width']))
 

@@ -41,8 +41,8 @@ class LatentSpace:
     def of_latents(cls, metadata: Mapping) -> 'LatentSpace':
         """Of cached latents."""
         vae = metadata['vae']
-        return cls(vae=vae['id'], **{name: vae[name]
-                                     for name in ('sha256', 'scale', 'shift', 'downscale', 'channels')})
+        return cls(metadata.get('space', 'vae'), vae['id'], **{
+            name: vae[name] for name in ('sha256', 'scale', 'shift', 'downscale', 'channels')})
 
     def published(self) -> dict:
         """The latent section of a model's config."""

@@ -7,8 +7,9 @@
     latents/bad_pictures.txt             images that could not be decoded and are left out, if any
 
 A record of latents with labels: the moments of an image and of its mirror image, [2, h, w, 2C], mean before
-log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Latents with text
-features: lit_jax/data/caption_latents.py."""
+log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Of an exact set
+(format 2, drawn by a teacher: lit_jax/latents/teacher_draws.py): latents or pixels [1, h, w, C], without
+mirror image and variance. Latents with text features: lit_jax/data/caption_latents.py."""
 import hashlib
 import logging
 import os
@@ -31,7 +32,8 @@ from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.paths import absolute, file_sha256, files_under, is_remote
 from lit_jax.runtime.read_ahead import read_all
 
-FORMAT, KIND = 1, 'latents'
+FORMAT, EXACT_FORMAT, KIND = 1, 2, 'latents'
+EXACT = -60.0      # log-variance of what is exact: the noise of its posterior is lost in rounding
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
 DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
 _COMMAND = 'are made by: python prepare_latents.py --vae=VAE_FOLDER --image_size=PIXELS'
@@ -47,7 +49,8 @@ _SHAPE = {'count': int, 'latent_size': int, 'image_size': int, 'dtype': str, 'cl
           'source': {'split': str},
           'vae': {'channels': int, 'downscale': int, 'scale': float, 'shift?': float},
           'shards': [{'name': str, 'count': int, 'bytes': int, 'sha256': str}],
-          'text?': {'tokens': int, 'width': int}, 'buckets?': [[int]]}
+          'text?': {'tokens': int, 'width': int}, 'buckets?': [[int]], 'space?': str, 'exact?': bool,
+          'teacher?': {'name': str, 'sha256': str}}
 _NOTE = {'count': int, 'sha256': str, 'labels?': [int], 'buckets?': [int]}
 
 
@@ -112,13 +115,15 @@ class CachedLatents(Source):
 
 
 class LatentSource(CachedLatents):
-    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}; `spec` has image_size h and channels C."""
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}, of an exact set [1, h, w, 2C]; `spec` has
+    image_size h and channels C."""
 
     def __init__(self, folder, metadata: dict):
         size, channels = metadata['latent_size'], metadata['vae']['channels']
         names = tuple(metadata['classes'])
         super().__init__(folder, metadata, Spec(size, channels, len(names), names))
-        self._shape, self._dtype = (2, size, size, 2 * channels), DTYPES[metadata['dtype']]
+        self._exact, self._dtype = metadata.get('exact', False), DTYPES[metadata['dtype']]
+        self._shape = (1, size, size, channels) if self._exact else (2, size, size, 2 * channels)
         self._values, self._bytes = int(np.prod(self._shape)), record_bytes(metadata)
 
     def __getitem__(self, index: int) -> dict:
@@ -126,7 +131,8 @@ class LatentSource(CachedLatents):
         return {'moments': self._moments(record).astype(np.float32), 'label': self._label(record)}
 
     def take(self, indices) -> dict[str, np.ndarray]:
-        moments = np.empty((len(indices), *self._shape), np.float32)
+        shape = (*self._shape[:3], 2 * self.spec.channels)
+        moments = np.empty((len(indices), *shape), np.float32)
         labels = np.empty(len(indices), np.int32)
         for row, index in enumerate(indices):
             # One by one: a list of records is no faster, and its memory is new each time.
@@ -145,16 +151,18 @@ class LatentSource(CachedLatents):
         return len(record) == self._bytes
 
     def _moments(self, record: bytes) -> np.ndarray:
-        return np.frombuffer(record, self._dtype, self._values).reshape(self._shape)
+        values = np.frombuffer(record, self._dtype, self._values).reshape(self._shape)
+        return exact_moments(values) if self._exact else values
 
     def _label(self, record: bytes) -> np.int32:
         return np.frombuffer(record, _LABEL, 1, len(record) - _LABEL.itemsize)[0]
 
 
 def choose_mirror(element: dict, rng: np.random.Generator) -> dict:
-    """Augmentation: the image or, half of the time, its mirror image; 'moments' becomes [h, w, 2C].
-    Uses the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
-    return {**element, 'moments': element['moments'][int(rng.bit_generator.random_raw() >> 63)]}
+    """Augmentation: the image or, half of the time, its mirror image if there is one; 'moments' becomes
+    [h, w, 2C]. Uses the same raw bit of the generator as `lit_jax.data.augment.random_flip`."""
+    views = element['moments']
+    return {**element, 'moments': views[int(rng.bit_generator.random_raw() >> 63) % len(views)]}
 
 
 def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict:
@@ -162,14 +170,19 @@ def first_of_both(element: dict, rng: np.random.Generator | None = None) -> dict
     return {**element, 'moments': element['moments'][0]}
 
 
+def exact_moments(values: np.ndarray) -> np.ndarray:
+    """Moments [..., 2C] of latents or pixels [..., C] that are known exactly."""
+    return np.concatenate([values, np.full_like(values, EXACT)], axis=-1)
+
+
 def pack(moments: np.ndarray, label: int, dtype: str) -> bytes:
-    """One record from float32 [2, h, w, 2C] and a label."""
+    """One record from float32 [2, h, w, 2C] (of an exact set [1, h, w, C]) and a label."""
     return moments.astype(DTYPES[dtype]).tobytes() + np.asarray(label, _LABEL).tobytes()
 
 
 def record_bytes(plan: dict) -> int:
     """Bytes of a record. plan: or metadata."""
-    values = 2 * plan['latent_size'] ** 2 * 2 * plan['vae']['channels']
+    values = (1 if plan.get('exact') else 4) * plan['latent_size'] ** 2 * plan['vae']['channels']
     return values * DTYPES[plan['dtype']].itemsize + _LABEL.itemsize
 
 
@@ -230,9 +243,10 @@ def read_metadata(folder, kind: str = KIND) -> dict:
                         f'folder')
     if found != kind:
         raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
-    if metadata.get('format') != FORMAT:
+    if metadata.get('format') not in (FORMAT, EXACT_FORMAT):
         raise UserError(f'{folder} has format {shown(metadata.get("format"))}, this version of lit_jax reads '
-                        f'format {FORMAT}. Use the version that wrote it, or make the latents again')
+                        f'formats {FORMAT} and {EXACT_FORMAT}. Use the version that wrote it, or make the '
+                        f'latents again')
     check_shape(metadata, _SHAPE, folder / METADATA)
     return metadata
 

@@ -1,1 +1,1 @@
-"""Encodes images and captions to cached latents and features."""
+"""Encodes images and captions, or what a teacher draws, to cached latents and features."""

@@ -1,4 +1,4 @@
-"""Encodes images to cached latents (`prepare_latents.py`).
+"""Encodes images, or what a teacher draws, to cached latents (`prepare_latents.py`).
 
 The data set is divided into shards of consecutive examples, and the missing shards among the processes. A
 shard is written whole or not at all, so an interrupted run resumes with the missing shards, and ends with the
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import lit_jax
+from lit_jax.checkpoint.load import IN_FILES
 from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import load_vae, read_vae_config
 from lit_jax.data import caption_latents, crop, latent_shards, text_features
@@ -25,6 +26,7 @@ from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
 from lit_jax.latents import caption_preparation
 from lit_jax.latents.encoding import CaptionRecords, LabelRecords, make_shards
 from lit_jax.latents.prepare_options import PrepareOptions
+from lit_jax.latents.teacher_draws import Draws, check_no_teacher, open_draws
 from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime import peers, storage
@@ -43,8 +45,8 @@ def prepare_latents(request: PrepareOptions) -> str:
     """Makes the missing latents, checks all, and returns a text for people. All processes call it together.
 
     Raises UserError for wrong flags, a folder in use, too little space, damaged images (strict)."""
-    work = peers.together(lambda: _open(request))
-    source, plan = work.source, work.plan
+    work = open_draws(request) if request.teacher else peers.together(lambda: _open(request))
+    plan = work.plan
     out = absolute(request.out)
     check_folder(out, f'--out={request.out}')
     with explain_unreachable(out):
@@ -52,20 +54,31 @@ def prepare_latents(request: PrepareOptions) -> str:
         peers.together(lambda: _check_claim(out, plan))
         missing, null = peers.from_lead(lambda: (_missing(out, work),
                                                  caption_preparation.needs_null(out, plan)))
-        captions = None
-        if 'text' in plan and (missing or null):
-            captions = caption_preparation.caption_encoder(request)
-        if null:
-            peers.only_lead(lambda: caption_preparation.make_null(out, captions))
-        if missing:
-            vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
-            records = (LabelRecords(vae, plan, size) if captions is None
-                       else CaptionRecords(vae, captions, plan, size))
-            _together(lambda: make_shards(source, records, plan, out, _mine(missing), strict=request.strict,
-                                          threads=request.threads or os.cpu_count() or 1,
-                                          record_size=work.record_size))
+        if request.teacher:
+            if null:
+                work.make_null(out)
+            if missing:
+                work.make(out)
+        else:
+            _encode(request, work, out, missing, null)
         _together(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan))))))
         return peers.from_lead(lambda: _finish(out, plan))
+
+
+def _encode(request: PrepareOptions, work: '_Work', out, missing: list[int], null: bool) -> None:
+    """Makes the missing shards, and the features of the empty caption if `null`."""
+    captions, plan = None, work.plan
+    if 'text' in plan and (missing or null):
+        captions = caption_preparation.caption_encoder(request)
+    if null:
+        peers.only_lead(lambda: caption_preparation.make_null(out, captions))
+    if missing:
+        vae, size = load_vae(request.vae, request.vae_dtype), request.batch_size
+        records = (LabelRecords(vae, plan, size) if captions is None
+                   else CaptionRecords(vae, captions, plan, size))
+        _together(lambda: make_shards(work.source, records, plan, out, _mine(missing), strict=request.strict,
+                                      threads=request.threads or os.cpu_count() or 1,
+                                      record_size=work.record_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +161,7 @@ def _statistics(notes: list[dict], scale: float) -> dict:
 
 
 def _check_request(request: PrepareOptions) -> None:
+    check_no_teacher(request)
     if request.dtype not in DTYPES:
         raise UserError(f'unknown --dtype={request.dtype}; known: {", ".join(DTYPES)}')
     if request.vae_dtype not in COMPUTE_DTYPES:
@@ -194,11 +208,17 @@ def _check_claim(out, plan: dict) -> None:
         raise UserError(f'{error}. Delete the folder and start again') from error
     now = plain(plan)
     now['source'] = as_told(now['source'], old.get('source'))
-    check_alike(old, now, 'there', 'now', f'{out} has other latents',
+    check_alike(_decisive(old), _decisive(now), 'there', 'now', f'{out} has other latents',
                 'Choose another folder, or give the settings it was begun with')
 
 
-def _missing(out, work: _Work) -> list[int]:
+def _decisive(plan: dict) -> dict:
+    """The plan without what may change: where the teacher is kept, and in which files."""
+    teacher = {name: value for name, value in plan.get('teacher', {}).items() if name not in IN_FILES}
+    return plan | ({'teacher': teacher} if teacher else {})
+
+
+def _missing(out, work: '_Work | Draws') -> list[int]:
     """The shards to make, after a check of the free space. If there are any, metadata.json is deleted."""
     plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
@@ -207,7 +227,8 @@ def _missing(out, work: _Work) -> list[int]:
     if missing:
         storage.check_free_space(out, size)
         (out / METADATA).unlink(missing_ok=True)
-        LOG.info('%d images to encode%s: %s in %d shards of %s', images,
+        LOG.info('%d images to %s%s: %s in %d shards of %s', images,
+                 'draw' if 'teacher' in plan else 'encode',
                  f' (of {all_images}, the others are done)' if images < all_images else '',
                  human_bytes(size), len(missing), out)
         LOG.info('if interrupted, the same command resumes')
@@ -256,10 +277,10 @@ def _finish(out, plan: dict) -> str:
         write_text_atomic(out / BAD, '\n'.join(bad) + '\n')
     write_text_atomic(out / METADATA, json.dumps(sealed(metadata), indent=1) + '\n')
     stats = metadata['stats']
-    if not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
+    if plan.get('space') != 'pixels' and not _USUAL_STD[0] <= stats['scaled_std'] <= _USUAL_STD[1]:
         LOG.warning('the latents times the scale %g of this VAE have a standard deviation of %.3g; diffusion '
-                    'models expect about 1. Check the VAE and its scale', plan['vae']['scale'],
-                    stats['scaled_std'])
+                    'models expect about 1. Check the %s and its scale', plan['vae']['scale'],
+                    stats['scaled_std'], 'teacher' if 'teacher' in plan else 'VAE')
     lines = [f'{out}: {metadata["count"]} images, {_beside(metadata)}, '
              f'{human_bytes(sum(note["bytes"] for note in notes))}, all shards checked',
              f'mean  {_numbers(stats["mean"])}', f'std   {_numbers(stats["std"])}; times the scale '
@@ -270,15 +291,16 @@ def _finish(out, plan: dict) -> str:
 
 
 def _beside(metadata: dict) -> str:
+    drawn = ', drawn by ' + metadata['teacher']['name'] if 'teacher' in metadata else ''
     if 'text' not in metadata:
-        return 'each with its mirror image'
+        return drawn.removeprefix(', ') or 'each with its mirror image'
     text = metadata['text']
     if text['truncated']:
-        LOG.warning('%d of %d captions have more than %d tokens and were cut there (--caption_tokens)',
-                    text['truncated'], text['captions'], text['tokens'])
+        LOG.warning('%d of %d captions have more than %d tokens and were cut there (%s)', text['truncated'],
+                    text['captions'], text['tokens'], 'as the teacher does' if drawn else '--caption_tokens')
     used = sum(count > 0 for count in metadata['bucket_counts'])
     return (f'{text["captions"]} captions of {text["mean_tokens"]:.1f} tokens (mean), {used} shapes used of '
-            f'{len(metadata["buckets"])}')
+            f'{len(metadata["buckets"])}{drawn}')
 
 
 def _numbers(values: list[float]) -> str:

@@ -40,10 +40,15 @@ def make_card(pipeline, settings: SamplerSettings, images: Mapping, *, group: in
         'vae': vae and {'id': vae.id, 'sha256': vae.sha256, 'scale': vae.scale, 'shift': vae.shift,
                         **decoding},
         'pictures': {**images, 'uint8': UINT8},
-        'computed': {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
-                     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
-                     **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()},
+        'computed': computed_facts(pipeline, group),
     })
+
+
+def computed_facts(pipeline, group: int) -> dict:
+    """Everything beside weights and settings that decides how numbers are rounded."""
+    return {'dtype': pipeline.dtype, 'group': group, 'device': jax.local_devices()[0].device_kind,
+            'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+            **{name: importlib.metadata.version(name) for name in PACKAGES}, 'lit_jax': _code_sum()}
 
 
 @functools.cache      # of the code that runs: files may change under a run

@@ -19,7 +19,21 @@ def setting(help: str, name: str, **more):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRequest(Processes):
+class SamplerFlags:
+    """`SamplerSettings` as options; None: the model's own, or the default."""
+    method: str | None = setting(METHODS, 'method')
+    steps: int | None = setting('model evaluations', 'steps')
+    eta: float | None = setting('noise of ddim: 0 is deterministic, 1 as much as ddpm', 'eta')
+    cfg_scale: float | None = setting('classifier-free guidance scale, 1: none', 'cfg_scale')
+    cfg_channels: int | str | None = setting('noise channels that are guided', 'cfg_channels',
+                                             choices=(3, 'all'))
+    cfg_interval: tuple[float, float] | None = setting('guided part of the schedule, from 0 (image) to 1 '
+                                                       '(noise)', 'cfg_interval', nargs=2,
+                                                       metavar=('LOW', 'HIGH'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest(SamplerFlags, Processes):
     """What to draw, and where it goes. One of `source` and `compare`."""
     source: str | None = option('model folder or workdir', flag='--from', default=None)
     vae: str | None = option('VAE folder, for latent models', default=None)
@@ -61,15 +75,6 @@ class SampleRequest(Processes):
 
     seed: int | None = option('random seed; image i depends on the seed and i (of a prompt: on the seed), '
                               'not on batches or devices; default: 0', default=None, group=HOW)
-    method: str | None = setting(METHODS, 'method')
-    steps: int | None = setting('model evaluations', 'steps')
-    eta: float | None = setting('noise of ddim: 0 is deterministic, 1 as much as ddpm', 'eta')
-    cfg_scale: float | None = setting('classifier-free guidance scale, 1: none', 'cfg_scale')
-    cfg_channels: int | str | None = setting('noise channels that are guided', 'cfg_channels',
-                                             choices=(3, 'all'))
-    cfg_interval: tuple[float, float] | None = setting('guided part of the schedule, from 0 (image) to 1 '
-                                                       '(noise)', 'cfg_interval', nargs=2,
-                                                       metavar=('LOW', 'HIGH'))
     dtype: str = option('compute dtype: float32 or bfloat16', default='float32', group=HOW)
 
     group: int | None = option('images that a device computes together; fewer take less memory, another '

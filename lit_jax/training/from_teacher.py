@@ -74,11 +74,14 @@ def _open_fields(config: ConfigDict) -> list[str]:
 def _fill(config: ConfigDict, teacher: Mapping, arch: Mapping, path: str) -> None:
     """Fills open fields. UserError with everything that disagrees."""
     facts = _facts_of_teacher(config, teacher, arch, path)
-    data = _read_data(config, arch) if facts.must['latent.space'] == 'vae' else None
+    pixels = facts.must['latent.space'] == 'pixels'
+    unnamed = pixels and config.data.name is None and not _is_prepared(config.data.path)
+    data = None if unnamed else _read_data(config, arch)
     problems = _family_problems(config, arch, path)
-    if facts.must['latent.space'] == 'pixels' and config.data.name is None:
+    if unnamed:
         problems.append(f'data.name: the teacher {path} draws pixels, so there are no latents to read: '
-                        f'--config.data.name=folder --config.data.path=FOLDER')
+                        f'--config.data.name=folder --config.data.path=FOLDER, or a set that it draws: '
+                        f'{_draw_command(path)}')
     for name, value in (facts.must | facts.usual).items():
         section, _, last = name.rpartition('.')
         own = _get(config, section).get(last)
@@ -155,10 +158,22 @@ def _read_data(config: ConfigDict, arch: Mapping) -> Mapping | None:
     return read_metadata(config.data.path, kind)
 
 
+def _is_prepared(path: str) -> bool:
+    """Whether cached latents (or pixels that a teacher drew) lie there, finished or not."""
+    if not path:
+        return False
+    from lit_jax.data.latents import METADATA, PREPARATION
+    return any((as_path(path) / name).is_file() for name in (METADATA, PREPARATION))
+
+
 def _data_problems(config: ConfigDict, teacher: Mapping, arch: Mapping, path: str,
                    data: Mapping) -> list[str]:
     """Lines on what cached latents have and the teacher has not, each with what mends it."""
     where, ours, theirs = config.data.path, LatentSpace.of_latents(data), LatentSpace.of_model(teacher)
+    if ours.space != theirs.space:
+        return [f'latent.space: {ours.space} in {where}, {theirs.space} in the teacher {path}: give '
+                f'--config.data.path a set of its space, such as one that it draws: {_draw_command(path)}']
+    redraw = _draw_command(path) if 'teacher' in data else ''
     problems, told = [], []
     for name, flag in (('vae', 'vae'), ('scale', 'latent_scale'), ('downscale', 'downscale')):
         mine, other = getattr(ours, name), getattr(theirs, name)
@@ -168,18 +183,20 @@ def _data_problems(config: ConfigDict, teacher: Mapping, arch: Mapping, path: st
             told.append(f'--{flag} {shlex.quote(_flag(mine))}')
     if problems:
         source = (teacher.get('provenance') or {}).get('source') or 'CHECKPOINT'
-        problems[-1] += (f'. If the teacher was trained on these latents, say so when it is converted: '
-                         f'python convert_torch_ckpt.py {shlex.quote(str(source))} '
-                         f'--out {shlex.quote(str(path))} --overwrite {" ".join(told)}; if not, make latents '
-                         f'with its VAE: python prepare_latents.py --vae=FOLDER')
+        problems[-1] += f': {redraw}' if redraw else (
+            f'. If the teacher was trained on these latents, say so when it is converted: '
+            f'python convert_torch_ckpt.py {shlex.quote(str(source))} '
+            f'--out {shlex.quote(str(path))} --overwrite {" ".join(told)}; if not, make latents '
+            f'with its VAE: python prepare_latents.py --vae=FOLDER')
     size = arch['input_size'][0] * (theirs.downscale or ours.downscale)
     same_sides = theirs.downscale in (None, ours.downscale)
     if data['latent_size'] != arch['input_size'][0] and same_sides:
         problems.append(f'data.image_size: {data["image_size"]} in the latents {where}, {size} in the '
-                        f'teacher {path}: python prepare_latents.py --image_size={size}')
+                        f'teacher {path}: {redraw or f"python prepare_latents.py --image_size={size}"}')
     if ours.channels != arch['channels']:
         problems.append(f'latent.channels: {ours.channels} in the latents {where}, {arch["channels"]} in the '
-                        f'teacher {path}: make latents with its VAE: python prepare_latents.py --vae=FOLDER')
+                        f'teacher {path}: '
+                        f'{redraw or "make latents with its VAE: python prepare_latents.py --vae=FOLDER"}')
     counted = conditioning(arch) == 'label' and not config.data.classes
     if counted and len(data['classes']) != arch['num_classes']:
         problems.append(f'data.num_classes: {len(data["classes"])} in the latents {where}, '
@@ -191,8 +208,12 @@ def _data_problems(config: ConfigDict, teacher: Mapping, arch: Mapping, path: st
         if None not in (have, want) and have != want:
             option = f'--caption_tokens={want}' if name == 'tokens' else '--text_encoder=FOLDER'
             problems.append(f'{own}: {shown(have)} in the latents {where}, {shown(want)} in the teacher '
-                            f'{path}: python prepare_latents.py {option}')
+                            f'{path}: {redraw or f"python prepare_latents.py {option}"}')
     return problems
+
+
+def _draw_command(path: str) -> str:
+    return f'python prepare_latents.py --teacher={shlex.quote(path)} --count=NUMBER --out=FOLDER'
 
 
 def _fill_mixer(config: ConfigDict, arch: Mapping) -> None:

@@ -1,13 +1,14 @@
 """Builds the parts of a run from a finalized recipe and checks everything before the first compile."""
 import functools
 import os
+import shlex
 from collections.abc import Mapping
 
 import jax
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.foreign import conversion_hint
-from lit_jax.checkpoint.load import load_weights, read_weights_config
+from lit_jax.checkpoint.load import are_weights, load_weights, read_weights_config
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
@@ -22,7 +23,7 @@ from lit_jax.models.vae import VaeNetwork
 from lit_jax.recipes.recipe import architecture, is_text
 from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.paths import check_reachable
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.stages import Stage
@@ -127,12 +128,27 @@ def check_inputs(config: ConfigDict) -> None:
             fields = ' and '.join(name for name, given in paths.items() if given == path)
             problems.append(f'{fields}: {error}')
     problems += find_text_problems(config)
+    source = None
     try:
-        check_data(config, build_source(config))
+        source = build_source(config)
+        check_data(config, source)
     except UserError as error:
         problems.append(f'data: {error}')
     if problems:
         raise UserError('this recipe cannot run here yet:\n  ' + '\n  '.join(problems))
+    _check_drawn_by(config, getattr(source, 'metadata', {}).get('teacher'))
+
+
+def _check_drawn_by(config: ConfigDict, drawer: Mapping | None) -> None:
+    """Raises UserError if cached latents were drawn by another teacher than the recipe's. drawer: identity of
+    the weights that drew them."""
+    path = config.teacher.path
+    if drawer and path and not are_weights(path, drawer):
+        step = f' at step {drawer["step"]}' if drawer.get('step') else ''
+        raise UserError(f'the latents in {config.data.path} were drawn by another teacher than {path}: by '
+                        f'{shown_name(drawer["name"])}{step} (sha256 of its parameters: '
+                        f'{drawer["sha256"][:12]}). Give that teacher, or draw a set with this one: python '
+                        f'prepare_latents.py --teacher={shlex.quote(path)} --count=NUMBER --out=FOLDER')
 
 
 def check_data(config: ConfigDict, source: Source) -> None:
@@ -142,7 +158,7 @@ def check_data(config: ConfigDict, source: Source) -> None:
     from lit_jax.data import buckets, crop
     from lit_jax.data.latents import check_latents
     rule = buckets.RULE if config.data.buckets else crop.RULE
-    if source.metadata['source']['name'] == 'shapes':      # drawn at their size
+    if source.metadata['source']['name'] in ('shapes', 'teacher'):      # drawn at their size
         rule = 'none'
     check_latents(source, LatentSpace.of_recipe(config.latent), image_size=config.data.image_size, crop=rule)
     if config.data.name == 'caption_latents':

@@ -123,7 +123,7 @@ def test_a_half_written_set_is_refused_with_the_command_that_goes_on(folder):
 
 @pytest.mark.parametrize('content, message', [
     ('{"kind": "lat', 'it is not JSON'), ('{"kind": "vae"}', 'does not describe latents'),
-    ('{"kind": "latents", "format": 2}', 'format 2, this version of lit_jax reads format 1')])
+    ('{"kind": "latents", "format": 3}', 'format 3, this version of lit_jax reads formats 1 and 2')])
 def test_other_metadata_is_refused(folder, content, message):
     (folder / 'metadata.json').write_text(content)
     with pytest.raises(UserError, match=message):
@@ -206,3 +206,20 @@ def test_every_difference_to_a_recipe_is_named(folder):
     for name in asked:
         with pytest.raises(UserError, match=f'(?s)^[^\n]*\n  {name}: [^\n]*\nMake'):
             check_latents(source, LatentSpace(**fits), **{**asked, name: wrong[name]})
+
+
+def test_an_exact_set_is_a_quarter_as_large_and_has_no_noise(tmp_path):
+    """As a teacher draws it: one view without variance, in the elements of other latents."""
+    metadata = write_latents(tmp_path / 'latents', exact=True, format=2, space='pixels')
+    assert record_bytes(metadata) == 4 * 4 * 3 * 4 + 4
+    source = open_latents(tmp_path / 'latents')
+    for element in (source[7], {'moments': source.take([7])['moments'][0]}):
+        assert element['moments'].shape == (1, 4, 4, 6)
+        for view in (choose_mirror(element, random_generator(0, 'augment', k)) for k in range(4)):
+            np.testing.assert_array_equal(view['moments'][..., :3], moments_of(7)[0, ..., :3])
+            assert (np.exp(view['moments'][..., 3:] / 2) < 1e-12).all()
+    np.testing.assert_allclose(metadata['stats']['mean'],
+                               source.take(range(20))['moments'][..., :3].mean((0, 1, 2, 3)), rtol=1e-5)
+    assert LatentSpace.of_latents(metadata).space == 'pixels'
+    with pytest.raises(UserError, match="space: 'pixels' in the latents, 'vae' in the recipe"):
+        check_latents(source, LatentSpace())

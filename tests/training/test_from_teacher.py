@@ -167,3 +167,30 @@ def test_what_is_missing_is_told(folders, tmp_path):
         make(folders, teacher=tmp_path / 'pixels', data='')
     config = make(folders, teacher=tmp_path / 'pixels', data__name='digits')
     assert (config.data.image_size, config.latent.space, config.latent.vae) == (8, 'pixels', '')
+
+
+DRAWN = {'exact': True, 'format': 2, 'crop': 'none', 'teacher': {'name': 'mine', 'sha256': 'ab' * 32}}
+
+
+def test_a_set_that_the_teacher_drew_needs_no_name_also_of_pixels(folders, tmp_path):
+    write_teacher(tmp_path / 'pixels', {**DIT, 'channels': 1}, {'space': 'pixels', 'vae': None, 'scale': 2.0})
+    space = {'space': 'pixels', 'size': 8, 'channels': 1, 'downscale': 1, 'scale': 2.0}
+    write_latents(tmp_path / 'drawn', **DRAWN, **space)
+    config = make(folders, teacher=tmp_path / 'pixels', data=tmp_path / 'drawn')
+    assert (config.data.name, config.data.image_size, config.latent.space) == ('latents', 8, 'pixels')
+    recipes.finalize(config, 1)
+    with pytest.raises(UserError, match=r'latent.space: pixels in .*drawn, vae in the teacher .*--teacher='):
+        make(folders, data=tmp_path / 'drawn')
+    with pytest.raises(UserError, match=r'latent.space: vae in .*latents, pixels in the teacher .*pixels'):
+        make(folders, teacher=tmp_path / 'pixels')
+
+
+def test_a_drawn_set_of_other_latents_is_mended_by_drawing(folders, tmp_path):
+    write_latents(tmp_path / 'drawn', **DRAWN, scale=0.25, classes=3)
+    with pytest.raises(UserError) as said:
+        make(folders, data=tmp_path / 'drawn')
+    text = str(said.value)
+    for line in ('latent.scale: 0.25 in the latents', 'data.image_size: 8 in', 'data.num_classes: 3 in'):
+        assert line in text
+    assert 'convert_torch_ckpt' not in text and '--image_size' not in text
+    assert f"--teacher={folders / 'teacher'} --count=NUMBER --out=FOLDER" in text
