@@ -1,10 +1,11 @@
-"""Encodes an image data set once, so that training reads latents instead of images.
+"""Encodes an image data set once, so that training reads latents instead of images; or a teacher draws it.
 
     python prepare_latents.py --data=imagenet2012 --vae=models/sd_vae --image_size=256 --out=data/latents_256
     python prepare_latents.py --data=folder --path=images --vae=models/sd_vae --image_size=256 \\
         --out=data/latents
     python prepare_latents.py --data=captions --path=images --vae=models/sdxl_vae --text_encoder=models/t5 \\
         --image_size=512 --buckets --out=data/captions_512
+    python prepare_latents.py --teacher=models/dit_xl --count=50000 --cfg_scale=1.5 --out=data/drawn
 
 The same command resumes an interrupted run. Sizes on disk for ImageNet at 256 pixels and an SD VAE (32 x 32
 x 4, mean and log-variance, image and mirror image): 84 GB in float32, 42 GB in float16; at 512 pixels four
