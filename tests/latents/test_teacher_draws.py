@@ -100,7 +100,7 @@ def test_a_set_holds_what_the_pipeline_draws(whole, teacher):
     batch, pipeline = source.take(range(75)), open_pipeline(teacher)
     assert batch['label'].tolist() == [i % 10 for i in range(75)] == source.all_labels().tolist()
     settings = dataclasses.replace(pipeline.defaults, **SETTINGS)
-    drawn = pipeline.draw(pipeline.encode(batch['label'], 0), settings)
+    drawn = np.concatenate(list(pipeline.draw_groups(pipeline.encode(batch['label'], 0), range(5), settings)))
     np.testing.assert_array_equal(batch['moments'][:, 0, ..., :4], drawn)
     assert len({view.tobytes() for view in drawn}) == 75
     assert metadata['teacher'] == weights_identity(teacher) and metadata['teacher']['name'] == 'mine'
