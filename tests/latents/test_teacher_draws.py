@@ -81,7 +81,8 @@ def test_the_command_that_resumes_has_all_flags():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options, message', [
-    ({'count': 7}, 'cannot show all 10 classes: give more, or some of them'), ({'steps': 0}, 'at least 1 step'),
+    ({'count': 7}, 'cannot show all 10 classes: give more, or some of them'),
+    ({'steps': 0}, 'at least 1 step'),
     ({'classes': '3,11'}, 'class 11 is out of range'), ({'prompts': 'a.txt'}, '--prompts: .*draws classes'),
     ({'text_encoder': 'T'}, 'text_encoder.*draws classes'), ({'method': 'euler'}, 'euler')])
 def test_what_the_teacher_cannot_draw_is_refused(options, message, request_for, tmp_path):
