@@ -1,15 +1,15 @@
-"""Plans a recipe for devices that this machine need not have: memory, collectives and cost of a train step.
+"""Plans a recipe for devices that this machine need not have: memory, collectives and cost of a step.
 
     python train.py --config=configs/lit_xl.py --plan=v5e:4x4
 
-The compiler of the slice compiles the real train step. Memory and collectives are read from the compiled
-program; MACs are counted by the model. Nothing is run.
+The compiler of the slice compiles the real step of each stage (alignment, training). Memory and collectives
+are read from the compiled program; MACs are counted by the model. Nothing is run.
 """
 import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lit_jax.models.arch import check_partition
+from lit_jax.models.arch import check_partition, mixers_of
 from lit_jax.models.network import DTYPES, Network
 from lit_jax.plan.collectives import Collective, find_collectives, format_collectives
 from lit_jax.plan.topology import Topology, find_topology, next_larger
@@ -27,9 +27,10 @@ from lit_jax.runtime.json_file import split_lines
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
-from lit_jax.training.flops import train_macs
+from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
+from lit_jax.training.stages import Stage, plan_stages
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Plan:
 
     Attributes:
         config: the recipe, finalized for the topology: its mesh has sizes.
+        stage: 'align' or 'train'; steps: its first and last.
         teacher: where the teacher's architecture comes from, or ''.
         macs: multiply-accumulates of a step on all devices, counted by the model.
         collectives: None if the compiler refused the program.
@@ -65,6 +67,8 @@ class Plan:
         advice: (flags of train.py, their effect), which make it fit; empty if it fits.
     """
     config: ConfigDict
+    stage: str
+    steps: tuple[int, int]
     topology: Topology
     teacher: str
     memory: Memory
@@ -100,12 +104,25 @@ class Plan:
 
 
 def describe_plan(config: ConfigDict, topology: str) -> str:
-    """`make_plan` as text."""
-    return format_plan(make_plan(config, topology))
+    """The plans of all stages as text."""
+    plans = list(make_plans(config, topology))
+    if len(plans) == 1:
+        return format_plan(plans[0])
+    sections = ['\n'.join(f'{plan.stage}: {verdict(plan)}' for plan in plans)]
+    for plan in plans:
+        first, last = plan.steps
+        sections.append(f'== {plan.stage}: steps {first:,} to {last:,}\n{format_plan(plan)}')
+    return '\n\n'.join(sections)
 
 
-def make_plan(config: ConfigDict, topology: str) -> Plan:
-    """Compiles the train step of a recipe for 'v5e:4x4', 'cpu:8', ...; restricts jax to the CPU.
+def make_plan(config: ConfigDict, topology: str, stage: str = 'train') -> Plan:
+    """The plan of one stage, see `make_plans`."""
+    return next(make_plans(config, topology, stage))
+
+
+def make_plans(config: ConfigDict, topology: str, only: str = '') -> Iterator[Plan]:
+    """Compiles the step of each stage of a recipe, or of one, for 'v5e:4x4', 'cpu:8', ...; restricts jax to
+    the CPU.
 
     Raises:
         UserError: an unknown topology, no TPU compiler, or a recipe that cannot be sharded over so many
@@ -118,20 +135,26 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     teacher_network, teacher = find_teacher(config)
     if teacher_network is not None:
         check_partition(teacher_network.arch, config.mesh.to_dict(), f'the teacher {config.teacher.path}')
-    arguments = _abstract_arguments(config, network, teacher_network, mesh)
+    for stage in plan_stages(config, network, teacher_network and teacher_network.arch):
+        if only in ('', stage.name):
+            yield _plan_stage(config, topology, stage, network, teacher_network, teacher, mesh)
+
+
+def _plan_stage(config: ConfigDict, topology: Topology, stage: Stage, network: Network,
+                teacher_network: Network | None, teacher: str, mesh) -> Plan:
+    arguments = abstract_arguments(config, stage, network, teacher_network, mesh)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        step = setup.jit_step(config, network, setup.build_optimizer(config), mesh, arguments[0],
-                              teacher_network)
-        lowered = step.lower(*arguments)
+        lowered = setup.jit_stage(config, network, stage, mesh, teacher_network).lower(*arguments)
         traced = time.perf_counter()
         compiled, refusal = _compile(lowered)
     ended = time.perf_counter()
     parts = {name: _local_bytes(tree) for name, tree in _named_parts(arguments).items()}
     memory = (_refused_memory(refusal, parts) if compiled is None
               else _compiled_memory(compiled, parts, counts_peak=topology.chip is not None))
-    plan = Plan(config=config, topology=topology, teacher=teacher, memory=memory, refusal=refusal,
-                macs=train_macs(network, teacher_network, config.train.batch_size),
+    plan = Plan(config=config, stage=stage.name, steps=(stage.first, stage.last), topology=topology,
+                teacher=teacher, memory=memory, refusal=refusal,
+                macs=stage_macs(stage.name, network, teacher_network, config.train.batch_size),
                 collectives=find_collectives(compiled.as_text(), mesh) if compiled else None,
                 trace_seconds=traced - began, compile_seconds=ended - traced)
     return plan if plan.fits else replace(plan, advice=advise(plan))
@@ -148,11 +171,12 @@ def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
     if _is_here(path):
         arch, origin = setup.read_teacher_config(config)['model'], path
     else:
-        arch, origin = _assumed_teacher(config), f'{path} not found, guessed from its name and the student'
+        arch, origin = assumed_teacher(config), f'{path} not found, guessed from its name and the student'
     network = Network(arch, dtype=dtype, scan_layers=config.train.scan_layers)
-    mixer = network.arch['mixer']
+    kinds = dict.fromkeys(f'{mixer["heads"]} heads of {mixer["name"]} attention'
+                          for mixer in mixers_of(network.arch))
     return network, (f'{origin}: {network.arch["depth"]} blocks of width {network.arch["width"]}, '
-                     f'{mixer["heads"]} heads of {mixer["name"]} attention')
+                     f'{" and ".join(kinds)}')
 
 
 def _is_here(path: str) -> bool:
@@ -162,7 +186,8 @@ def _is_here(path: str) -> bool:
         return False
 
 
-def _assumed_teacher(config: ConfigDict) -> dict:
+def assumed_teacher(config: ConfigDict) -> dict:
+    """The architecture that a teacher that is not here has by its name, or by the student's sizes."""
     arch = dict(setup.build_network(config).arch)
     if arch['family'] == 'pixart':       # PixArt-Σ has as many heads in self- as in cross-attention
         return arch | {'mixer': softmax_mixer(arch['cross_heads']).to_dict(), 'stages': ()}
@@ -176,10 +201,9 @@ def _assumed_teacher(config: ConfigDict) -> dict:
     return arch | {'mixer': softmax_mixer(heads).to_dict()} | ({'stages': ()} if 'stages' in arch else {})
 
 
-def _abstract_arguments(config, network, teacher_network, mesh) -> tuple:
+def abstract_arguments(config, stage, network, teacher_network, mesh) -> tuple:
     """(state, frozen, batch, key) as ShapeDtypeStructs, sharded as in training."""
-    state = setup.abstract_sharded_state(network, setup.build_optimizer(config), mesh)
-    frozen = {}
+    state, frozen = stage.abstract(network, mesh), {}
     if teacher_network is not None:
         abstract = teacher_network.abstract()
         frozen['teacher'] = jax.tree.map(
@@ -280,7 +304,7 @@ def _reduce_arguments(plan: Plan) -> list[tuple[str, str]]:
 def _reduce_temporaries(plan: Plan) -> list[tuple[str, str]]:
     train, memory, lines = plan.config.train, plan.memory, []
     ways, room = plan.mesh['data'] * plan.mesh['fsdp'], plan.topology.usable_memory - plan.memory.arguments
-    if train.remat != 'full':
+    if train.remat != 'full' and plan.stage == 'train':
         milder = ' (dots: saves less, costs less)' if train.remat == 'none' else ''
         lines.append(('--config.train.remat=full', 'stores only the input of each block, for one more '
                                                    f'forward pass of the student{milder}'))
@@ -354,8 +378,9 @@ def _format_memory(plan: Plan) -> str:
 
 
 def _format_compute(plan: Plan) -> str:
-    lines = ['compute of a step (counted by the model: student forward x 3, teacher forward x 1)']
-    lines += [f'  {name:8}{_count(count):>10}{_count(count / plan.devices):>10} per device'
+    students = 'student' if plan.stage == 'train' else "the student's mixers"
+    lines = [f'compute of a step (counted by the model: {students} forward x 3, teacher forward x 1)']
+    lines += [f'  {name:8}{short_count(count):>10}{short_count(count / plan.devices):>10} per device'
               for name, count in (('MACs', plan.macs), ('FLOPs', plan.flops))]
     if plan.peak_seconds is not None:
         lines.append(f'  lower bound at peak throughput ({plan.topology.chip.peak_flops / 1e12:g} TFLOP/s a '
@@ -368,7 +393,8 @@ def _size(size: float) -> str:
     return f'{size / 2**30:,.1f} GiB' if size >= 0.1 * 2**30 else f'{size / 2**20:.1f} MiB'
 
 
-def _count(number: float) -> str:
+def short_count(number: float) -> str:
+    """'244 T' of 2.44e14."""
     power = min(max(int(math.log10(max(number, 1)) // 3), 0), 6)
     return f'{number / 1000**power:.3g} {" kMGTPE"[power]}'.rstrip()
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from lit_jax.diffusion.alignment import LOSSES
 from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, check_partition, conditioning, mixers_of
@@ -339,6 +340,7 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     check_known('train.remat', train.remat, REMAT_POLICIES)
     check_known('train.optimizer', train.optimizer, OPTIMIZERS)
     import_losses(train.losses)
+    check_known('align.loss', config.align.loss, LOSSES)
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
         raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')

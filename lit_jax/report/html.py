@@ -117,6 +117,28 @@ def add_inheritance(report: Report, inheritance: Mapping) -> None:
     report.table(('leaf', 'shape', 'count', 'status', 'from'), rows, scroll=True)
 
 
+def add_alignment(report: Report, records: Sequence[Mapping]) -> None:
+    """The table "relative error by layer" of a run that aligned its mixers, if it did: at its first and its
+    last record of that."""
+    aligned = [record for record in records if any(name.startswith(_ALIGNED) for name in record)]
+    if not aligned:
+        return
+    first, last = aligned[0], aligned[-1]
+    report.heading('Relative error by layer')
+    report.paragraph('Alignment: squared error of each mixer over the variance of what its block of the '
+                     "teacher's attention returns for the same tokens (1: no better than the best constant); "
+                     f'means of the intervals up to step {first["step"]:,} and up to step {last["step"]:,}.')
+    names = [name for name in last if name.startswith(_ALIGNED)]
+    report.table(('layer', f'step {first["step"]:,}', f'step {last["step"]:,}'),
+                 [*((int(name.removeprefix(_ALIGNED)), _number(first.get(name)), _number(last[name]))
+                    for name in names),
+                  ('mean', *(_number(sum(one[name] for name in names) / len(names))
+                             for one in (first, last)))])
+
+
+_ALIGNED = 'align/error_'      # metrics of the stage, with the number of the block
+
+
 def _number(value) -> str:
     return '' if value is None else f'{value:,.5g}'
 
@@ -133,15 +155,18 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
         report.table(('metric', 'value'), [(name, f'{value:,.6g}' if isinstance(value, float) else value)
                                            for name, value in last.items() if '_q' not in name])
         report.heading('Loss')
-        terms = ['loss/total', 'loss/mse', 'loss/vb', 'loss/distill_noise', 'loss/distill_variance']
+        terms = ['loss/total', 'loss/align', 'loss/mse', 'loss/vb', 'loss/distill_noise',
+                 'loss/distill_variance']
         terms += [name for name in last
                   if name.startswith('loss/') and '_q' not in name and name not in terms]
         report.curves(loss_series(records, terms), caption='each term, mean over an interval', x_label='step',
                       y_label='loss')
         term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
-        report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)',
-                      x_label='step', y_label='loss')
+        if quarters:      # alignment has none
+            report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)',
+                          x_label='step', y_label='loss')
+        add_alignment(report, records)
     if scored:
         report.heading('Scores')
         names = [name for name in scored[-1] if name.startswith('eval/')]

@@ -16,22 +16,23 @@ from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, pick
-from lit_jax.training.step import Objective, gradient_metrics, step_inputs, updated
+from lit_jax.training.step import Objective, accumulated, gradient_metrics, step_inputs, updated
 
 FAMILIES = ('dit', 'pixart')     # of equal blocks with one mixer each
+ERROR = 'align/error_'           # metrics: with the number of the block (lit_jax/report/html.py)
 
 
-def check_alignable(teacher: Mapping, student: Mapping, where: str) -> None:
+def check_alignable(teacher: Mapping, student: Mapping, where: str = '') -> None:
     """UserError unless each block of the student has its block of the same width in the teacher.
-    teacher, student: architectures."""
+    teacher, student: architectures. where: the teacher's folder."""
     for name in ('family', 'depth', 'width', 'patch'):
         if teacher[name] != student[name]:
-            raise UserError(f'align.steps: the student (model.{name} {student[name]}) cannot be aligned with '
-                            f'the teacher {where} ({name} {teacher[name]}): each block learns from its own. '
-                            f'Give a teacher of the same {name}, or align.steps=0')
+            raise UserError(f'the student (model.{name} {student[name]}) cannot be aligned with the teacher '
+                            f'{f"{where} " if where else ""}({name} {teacher[name]}): each block learns from '
+                            f'its own. Give a teacher of the same {name}, or align.steps=0')
     if student['family'] not in FAMILIES:
-        raise UserError(f'align.steps: the family {student["family"]} cannot be aligned (only '
-                        f'{", ".join(FAMILIES)}); set align.steps=0')
+        raise UserError(f'the family {student["family"]} cannot be aligned (only {", ".join(FAMILIES)}); set '
+                        f'align.steps=0')
 
 
 def attention_pairs(teacher: Network, teacher_params: dict, inputs: Mapping[str, Array]
@@ -65,21 +66,42 @@ def make_align_step(network: Network, optimizer: optax.GradientTransformation, o
         grads, (own, squared) = jax.grad(errors, has_aux=True)(params)
         return {'grads': grads, 'loss': own, 'squared': squared}
 
-    def align_step(state, frozen, batch, key):
-        inputs = step_inputs(state, frozen, batch, key, objective, network, vae, text_encoder)
-        entered, returned, grid = attention_pairs(teacher, frozen['teacher'], inputs)
+    def gradient(params, teacher_params, inputs):
+        entered, returned, grid = attention_pairs(teacher, teacher_params, inputs)
 
         def function(*args):
             return of_block(grid, *args)
 
-        results = network.map_mixers(state['params'], function, entered, returned)
+        results = network.map_mixers(params, function, entered, returned)
         grads = {run: {'attn': result['attn']['grads']} for run, result in results.items()}
-        mean, squared = (jnp.concatenate([result['attn'][name] for result in results.values()])
-                         for name in ('loss', 'squared'))
+        mean, squared = (_of_blocks(results, name) for name in ('loss', 'squared'))
+        metrics = {'loss/align': mean.mean(), 'loss/total': mean.mean()}
+        metrics |= {f'{ERROR}{block:02d}': squared[block] for block in range(len(squared))}
+        return grads, metrics
+
+    gradient = accumulated(gradient, objective.accumulate)
+
+    def align_step(state, frozen, batch, key):
+        inputs = step_inputs(state, frozen, batch, key, objective, network, vae, text_encoder)
+        grads, metrics = gradient(state['params'], frozen['teacher'], inputs)
         trained = pick(state['params'], named_leaves(state['ema']))
         grads = pick(grads, named_leaves(trained))
-        metrics = {'loss/align': mean.mean(), 'loss/total': mean.mean()}
-        metrics |= {f'align/error_{block:02d}': squared[block] for block in range(len(squared))}
         return updated(state, trained, grads, optimizer, objective), metrics | gradient_metrics(grads)
 
     return align_step
+
+
+def block_errors(network: Network, params: dict, teacher: Network, teacher_params: dict,
+                 inputs: Mapping[str, Array]) -> Array:
+    """[depth]: of each block the squared error over the variance of its target. inputs: x_t, t and cond."""
+    entered, returned, grid = attention_pairs(teacher, teacher_params, inputs)
+
+    def error(params, build, entered, returned):
+        output = build(params)(entered.astype(network.dtype), grid)
+        return {'error': relative_alignment_loss(output, returned)}
+
+    return _of_blocks(network.map_mixers(params, error, entered, returned), 'error')
+
+
+def _of_blocks(results: Mapping, name: str) -> Array:
+    return jnp.concatenate([result['attn'][name] for result in results.values()])

@@ -33,7 +33,7 @@ from lit_jax.training.speed import peak_flops
 from lit_jax.training.stages import plan_stages, stage_at
 from lit_jax.training.state import ema_params
 from lit_jax.training.telemetry import Diverged, Reporter, StepMetrics, read_lines
-from lit_jax.training.text_conditioning import caption_examples, load_frozen_text_encoder, null_features
+from lit_jax.training.text_conditioning import caption_examples
 
 LOG = logging.getLogger('lit_jax')
 WATCH_SECONDS = 30   # without a step, before the watchdog says so
@@ -74,33 +74,25 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     inputs = peers.from_lead(lambda: identify_inputs(config, source, read_inputs(workdir)))
     check_workdir(workdir, config.to_dict(), inputs, about['classes'])
     network = setup.build_network(config)
-    teacher = setup.load_teacher(config, mesh, inputs.get('teacher', {}).get('step'))
-    vae = setup.load_frozen_vae(config, mesh)
-    text_encoder = load_frozen_text_encoder(config, mesh)
-    null_text = null_features(config, source, text_encoder)
+    stages = plan_stages(config, network, peers.together(lambda: setup.read_teacher_arch(config)))
+    frozen = setup.load_frozen(config, mesh, source, inputs.get('teacher', {}).get('step'))
+    vae, teacher = frozen.vae, frozen.teacher
     evaluation = None
     if config.eval.every or config.eval.full_every:
         from lit_jax.training.loop_evaluation import LoopEvaluation
         evaluation = LoopEvaluation(config, network, mesh, vae, workdir, about)
-    stages = plan_stages(config, network, teacher and teacher.arch)
-    encoders = (vae.network if vae and setup.reads_images(config) else None,
-                text_encoder and text_encoder.network)
-    step_fns = {stage.name: setup.jit_stage(config, network, stage, mesh, teacher and teacher.network,
-                                            *encoders) for stage in stages}
-    parts = {'teacher': teacher, 'vae': vae, 'text_encoder': text_encoder}
-    frozen = {name: part.params for name, part in parts.items() if part is not None}
-    if null_text is not None:
-        frozen['null_text'] = jax.device_put(null_text, replicated(mesh))
+    step_fns = {stage.name: setup.jit_stage(config, network, stage, mesh, *frozen.networks)
+                for stage in stages}
 
     # 4. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, stages, mesh, checkpoints, workdir, inputs)
-        began = claim_workdir(workdir, config.to_dict(), about, null_text, inputs)
+        began = claim_workdir(workdir, config.to_dict(), about, frozen.null_text, inputs)
         run = _Run(config, workdir, mesh, network, vae, checkpoints, start, pending, began=began,
                    stages=stages, teacher_network=teacher and teacher.network, profile=profile,
                    evaluation=evaluation,
-                   captions=caption_examples(config, source, text_encoder, null_text))
+                   captions=caption_examples(config, source, frozen.text_encoder, frozen.null_text))
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
                  f'{start:,}', f'{stages[-1].last:,}', config.train.batch_size, jax.device_count())
 
@@ -111,7 +103,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
                                  threads=setup.reading_threads(config))
         try:
             with explain_out_of_memory('training', _LESS_MEMORY), cluster.peers_watched(run.where):
-                return run.steps(state, step_fns, frozen, pipeline, layout)
+                return run.steps(state, step_fns, frozen.params, pipeline, layout)
         finally:
             run.close()
             pipeline.close()

@@ -3,19 +3,23 @@ import functools
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.load import are_weights, load_weights, read_weights_config
+from lit_jax.checkpoint.text_encoder_folder import TextEncoder
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
 from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.diffusion.settings import recorded
-from lit_jax.models.arch import check_partition
+from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.models.t5 import T5Network
@@ -29,7 +33,13 @@ from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.stages import Stage
 from lit_jax.training.state import make_optimizer
 from lit_jax.training.step import Objective, make_train_step
-from lit_jax.training.text_conditioning import find_text_problems, reads_captions, text_encoder_path
+from lit_jax.training.text_conditioning import (
+    find_text_problems,
+    load_frozen_text_encoder,
+    null_features,
+    reads_captions,
+    text_encoder_path,
+)
 
 
 def build_network(config: ConfigDict) -> Network:
@@ -181,6 +191,45 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
             'sampling': recorded(config.sample)}
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What a step uses and does not train; None where the recipe has none.
+
+    Attributes:
+        vae: also to draw samples. encodes: whether the step encodes images with it. null_text: features
+            float32 [L, C] of the empty caption."""
+    teacher: Model | None
+    vae: Vae | None
+    text_encoder: TextEncoder | None
+    null_text: np.ndarray | None
+    encodes: bool
+    mesh: Mesh
+
+    @property
+    def networks(self) -> tuple[Network | None, VaeNetwork | None, T5Network | None]:
+        """Of teacher, VAE and text encoder, for `jit_stage`."""
+        return (self.teacher and self.teacher.network,
+                self.vae.network if self.vae and self.encodes else None,
+                self.text_encoder and self.text_encoder.network)
+
+    @functools.cached_property
+    def params(self) -> dict:
+        """The second argument of a step."""
+        parts = {'teacher': self.teacher, 'vae': self.vae, 'text_encoder': self.text_encoder}
+        params = {name: part.params for name, part in parts.items() if part is not None}
+        if self.null_text is not None:
+            params['null_text'] = jax.device_put(self.null_text, replicated(self.mesh))
+        return params
+
+
+def load_frozen(config: ConfigDict, mesh: Mesh, source: Source, step: int | None = None) -> Frozen:
+    """Loads the frozen parts of a run, checked against its recipe. step: of the teacher, see `load_teacher`."""
+    teacher, vae = load_teacher(config, mesh, step), load_frozen_vae(config, mesh)
+    text_encoder = load_frozen_text_encoder(config, mesh)
+    return Frozen(teacher, vae, text_encoder, null_features(config, source, text_encoder),
+                  reads_images(config), mesh)
+
+
 def load_teacher(config: ConfigDict, mesh, step: int | None = None) -> Model | None:
     """The recipe's teacher, checked against the student, its weights stored in the compute dtype. step: of a
     teacher that is a workdir, the checkpoint to take instead of the newest."""
@@ -206,6 +255,11 @@ def read_teacher_config(config: ConfigDict) -> dict:
     check_same_task('teacher', path, teacher_config, config)
     check_partition(teacher_config['model'], config.mesh.to_dict(), f'the teacher {path}')
     return teacher_config
+
+
+def read_teacher_arch(config: ConfigDict) -> dict | None:
+    """The architecture of the recipe's teacher, as `read_teacher_config`; None without a teacher."""
+    return check_arch(read_teacher_config(config)['model']) if config.teacher.path else None
 
 
 def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> None:

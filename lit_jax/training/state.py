@@ -60,6 +60,9 @@ def trainable_leaves(trainable: str, params: Mapping) -> tuple[str, ...]:
     trainable: 'all', 'mixers' (the attention of every block), or patterns with commas between them
         ('blocks*/attn/*,final_layer/*'). Raises UserError for a pattern that no leaf has."""
     names = tuple(named_leaves(params))
+    if not trainable.strip(' ,'):
+        raise UserError('train.trainable is empty, which freezes everything: give all, mixers, or patterns '
+                        'such as blocks*/attn/*,final_layer/*')
     chosen: set[str] = set()
     for pattern in (one.strip() for one in SHORT_FORMS.get(trainable, trainable).split(',')):
         found = fnmatch.filter(names, pattern)

@@ -116,7 +116,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
         range; of mixers, losses as 'loss/<name>' and statistics under their own names; and those of
         `gradient_metrics`."""
-    num_steps, parts = objective.schedule.num_steps, objective.accumulate
+    num_steps = objective.schedule.num_steps
 
     def loss(trained, params, teacher_params, inputs):
         params = overlaid(params, trained)
@@ -132,11 +132,24 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                     for name, value in terms.items()}
         return total, metrics | shown
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = accumulated(jax.grad(loss, has_aux=True), objective.accumulate)
 
-    def accumulated_gradient(*weights_and_inputs):
-        if parts == 1:
-            return gradient(*weights_and_inputs)
+    def train_step(state, frozen, batch, key):
+        inputs = step_inputs(state, frozen, batch, key, objective, network, vae, text_encoder)
+        trained = pick(state['params'], named_leaves(state['ema']))
+        grads, metrics = gradient(trained, state['params'], frozen.get('teacher'), inputs)
+        return updated(state, trained, grads, optimizer, objective), metrics | gradient_metrics(grads)
+
+    return train_step
+
+
+def accumulated(gradient: Callable, parts: int) -> Callable:
+    """gradient(*weights, inputs) -> (grads, metrics) as means over `parts` micro-batches of the inputs, one
+    after the other; metrics 'quarter/...' as sums."""
+    if parts == 1:
+        return gradient
+
+    def over_parts(*weights_and_inputs):
         *weights, inputs = weights_and_inputs
         # Example i goes to micro-batch i mod parts: each device keeps its own examples.
         split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
@@ -153,13 +166,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                 for name, value in metrics.items()}
         return jax.tree.map(lambda g: g / parts, grads), mean
 
-    def train_step(state, frozen, batch, key):
-        inputs = step_inputs(state, frozen, batch, key, objective, network, vae, text_encoder)
-        trained = pick(state['params'], named_leaves(state['ema']))
-        grads, metrics = accumulated_gradient(trained, state['params'], frozen.get('teacher'), inputs)
-        return updated(state, trained, grads, optimizer, objective), metrics | gradient_metrics(grads)
-
-    return train_step
+    return over_parts
 
 
 def step_inputs(state: Mapping, frozen: Mapping, batch: Mapping, key: Array, objective: Objective,

@@ -20,7 +20,7 @@ from lit_jax.plan.topology import Topology, find_topology, next_larger
 from lit_jax.runtime.chips import CHIPS
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import setup
-from lit_jax.training.flops import train_macs
+from lit_jax.training.flops import stage_macs, train_macs
 
 ROOT = Path(__file__).parents[2]
 REFUSAL = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
@@ -93,6 +93,25 @@ def test_the_verdict_comes_first(plan):
         assert f'\n{heading}' in text
     assert 'mesh     data 2  fsdp 4  tensor 1  seq 1   (2 of the batch per device)' in text
     assert 'what to change' not in text and max(map(len, text.splitlines())) < 140
+
+
+@pytest.mark.slow
+def test_each_stage_is_planned_and_what_is_frozen_takes_no_memory(plan):
+    config = recipe('nowhere/teacher', trainable='final_layer/*')
+    config.align.steps = 5
+    align, train = planning.make_plans(config, 'cpu:8')
+    assert (align.stage, align.steps, train.stage, train.steps) == ('align', (1, 5), 'train', (6, 11))
+    teacher, _ = planning.find_teacher(config)
+    assert align.macs == stage_macs('align', setup.build_network(recipe()), teacher, 16) < train.macs
+    assert {c.kind for c in align.collectives} >= {'all-gather', 'all-reduce'}
+    whole = plan.memory.parts
+    for one in (align, train):
+        parts = one.memory.parts
+        assert parts['weights'] == whole['weights'] and parts['teacher'] == whole['teacher']
+        assert 0 < parts['EMA'] < 0.5 * whole['EMA'] and parts['optimizer'] < 0.5 * whole['optimizer']
+    text = planning.describe_plan(config, 'cpu:8')
+    assert re.match(r'align: fits: .*\ntrain: fits: .*\n\n== align: steps 1 to 5\nfits', text)
+    assert "the student's mixers forward x 3" in text and '\n== train: steps 6 to 11\n' in text
 
 
 # ------------------------------------------------------------------------------------------------------

@@ -39,3 +39,12 @@ def test_a_run_without_teacher_or_samples_has_a_report_too(tmp_path):
     write_run_report(tmp_path, records, {'recipe': {'name': 'tiny', 'seed': 3}})
     page = (tmp_path / 'report.html').read_text()
     assert 'tiny' in page and json.dumps({'seed': 3})[1:-1].replace('"', '&quot;') in page
+
+
+def test_a_run_that_aligned_its_mixers_has_the_error_of_each_layer(tmp_path):
+    aligned = [{'step': s, 'loss/align': 1 / s, 'align/error_00': 0.8 / s, 'align/error_01': 0.4 / s}
+               for s in (1, 2)]
+    write_run_report(tmp_path, [*aligned, {'step': 3, 'loss/mse': 0.1}], {'recipe': {'name': 'tiny'}})
+    page = (tmp_path / 'report.html').read_text()
+    assert 'Relative error by layer' in page and '<th>step 1</th><th>step 2</th>' in page
+    assert '<td>1</td><td>0.4</td><td>0.2</td>' in page and '<td>mean</td><td>0.6</td><td>0.3</td>' in page

@@ -14,6 +14,7 @@ from lit_jax.models.network import Network
 from lit_jax.recipes.recipe import finalize
 from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh, state_shardings
+from lit_jax.training.stages import plan_stages
 from lit_jax.training.state import abstract_state
 
 STEPS = 20
@@ -51,20 +52,30 @@ class Small:
         return setup.jit_step(self.config, self.network, self.optimizer, self.mesh, self.abstract,
                               teacher_network)
 
-    def losses(self, steps=STEPS):
+    def begin(self, stage):
+        """(state, step, frozen) of training, or of alignment."""
+        state, _ = setup.init_state(self.config, self.network, self.optimizer, self.mesh)
+        teacher_network, teacher_params = self.teacher()
+        if stage == 'train':
+            return state, self.step(teacher_network), {'teacher': teacher_params}
+        self.config.unlock().align.update({'steps': 2 * STEPS, 'learning_rate': 1e-2})
+        align = plan_stages(self.config, self.network, teacher_network.arch)[0]
+        return (align.begin(state['params'], self.network, self.mesh),
+                setup.jit_stage(self.config, self.network, align, self.mesh, teacher_network),
+                {'teacher': teacher_params})
+
+    def losses(self, steps=STEPS, stage='train', names=('loss/total',)):
         with jax.set_mesh(self.mesh):
-            state, _ = setup.init_state(self.config, self.network, self.optimizer, self.mesh)
-            teacher_network, teacher_params = self.teacher()
-            step, key = self.step(teacher_network), setup.run_key(self.config, self.mesh)
+            state, step, frozen = self.begin(stage)
+            key = setup.run_key(self.config, self.mesh)
             layout = BatchLayout(self.mesh, self.config.train.batch_size)
             pipeline = make_pipeline(setup.build_source(self.config), global_batch=layout.batch_size, seed=0,
                                      rows=layout.rows)
             losses = []
             for k in range(steps):
-                state, metrics = step(state, {'teacher': teacher_params}, layout.place(pipeline.batch(k)),
-                                      key)
-                losses.append(metrics['loss/total'])
-            return np.asarray(jax.device_get(losses)), state
+                state, metrics = step(state, frozen, layout.place(pipeline.batch(k)), key)
+                losses.append([metrics[name] for name in names])
+            return np.asarray(jax.device_get(losses)).squeeze(-1 if len(names) == 1 else ()), state
 
 
 @functools.cache
@@ -87,6 +98,27 @@ def test_every_layout_gives_the_losses_of_one_device(mixer, layout):
     want = state_shardings(state, make_mesh(sizes_of(layout)), run.network.arch)
     assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state,
                                      want))
+
+
+ALIGNED = ('loss/align', 'align/error_00', 'align/error_01')
+
+
+@functools.cache
+def alignment_on_one_device():
+    return Small('linear', 'one', devices=1).losses(stage='align', names=ALIGNED)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_layout_aligns_as_one_device(layout):
+    run = Small('linear', layout)
+    errors, state = run.losses(stage='align', names=ALIGNED)
+    assert (errors[-1] < 0.8 * errors[0]).all()
+    np.testing.assert_allclose(errors, alignment_on_one_device(), rtol=1e-4)
+    want = state_shardings(state, make_mesh(sizes_of(layout)), run.network.arch)
+    assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state,
+                                     want))
+    assert len(jax.tree.leaves(state['ema'])) < len(jax.tree.leaves(state['params'])) / 2
 
 
 def share(tree, shardings):

@@ -112,5 +112,8 @@ def test_trainable_leaves():
     params = network()[1].abstract()
     assert trainable_leaves('all', params) == tuple(named_leaves(params))
     assert trainable_leaves('mixers', params) == tuple(n for n in named_leaves(params) if '/attn/' in n)
+    for nothing in ('', ' , '):
+        with pytest.raises(UserError, match='which freezes everything'):
+            trainable_leaves(nothing, params)
     with pytest.raises(UserError, match="no parameter is named 'block/.*there are"):
         trainable_leaves('final_layer/*, block/x', params)
