@@ -17,13 +17,15 @@ MIXERS = {'softmax': {'name': 'softmax', 'heads': 2, 'qkv_bias': True},
                      'focus_power': 0}}
 
 
-def save_text_model(path, *, space='vae', mixer='linear', encoder='tiny words', width=16, scale=SCALE):
-    """Latents [8, 8, 4] of the tiny VAE (images of 16 x 16), or RGB pixels of 8 x 8."""
+def save_text_model(path, *, space='vae', mixer='linear', encoder='tiny words', width=16, scale=SCALE,
+                    **arch):
+    """Latents [8, 8, 4] of the tiny VAE (images of 16 x 16), or RGB pixels of 8 x 8, or what `arch`
+    changes."""
     import jax
     network = Network({'family': 'pixart', 'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8),
                        'base_size': 4,
                        'channels': 4 if space == 'vae' else 3, 'mixer': MIXERS[mixer], 'cross_heads': 2,
-                       'caption_channels': width, 'caption_tokens': TOKENS})
+                       'caption_channels': width, 'caption_tokens': TOKENS, **arch})
     latent = {'space': 'vae', 'vae': 'tiny vae', 'scale': scale, 'downscale': 2} if space == 'vae' else {
         'space': 'pixels', 'vae': None, 'scale': scale}
     config = {'model': network.arch, 'classes': None, 'diffusion': {'steps': 1000, 'kind': 'linear'},

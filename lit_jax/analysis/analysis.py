@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from lit_jax.analysis.analysis_report import write_page
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.examples import Images, data_recipe, open_images
+from lit_jax.analysis.layer_errors import layer_errors, why_not_comparable
 from lit_jax.analysis.losses import loss_by_timestep
 from lit_jax.analysis.maps import Attention, NoMaps
 from lit_jax.analysis.measures import spread
@@ -35,6 +36,9 @@ def analyze(request: AnalyzeOptions) -> str:
     began = time.perf_counter()
     parts, out = request.chosen(), _check_out(request.out)
     _check_numbers(request)
+    if request.linearize:
+        from lit_jax.analysis.linearize import linearize
+        return linearize(request, out)
     model = load(request.source, dtype=request.dtype)
     if model.network.conditioning != 'label':
         raise UserError(f'{request.source} is a text-to-image model; analyze.py takes models with class '
@@ -75,6 +79,8 @@ def analyze(request: AnalyzeOptions) -> str:
         with Progress(len(timesteps) * len(images), 'losses') as progress:
             found['loss'] = {'timesteps': timesteps,
                              **loss_by_timestep(models, images, timesteps, request.batch_size, progress)}
+    if 'alignment' in parts:
+        found |= _compare_layers(request, models, images)
     if 'routing' in parts:
         found |= _route_models(request, models, images, at)
     make_folder(out)
@@ -109,6 +115,16 @@ def _survey_models(request: AnalyzeOptions, wanted: list[str], attentions: Mappi
     if 'similarity' in found:
         found['similarity'] |= {'timesteps': timesteps, 'pictures': len(some)}
     return {part: of_models for part, of_models in found.items() if of_models}
+
+
+def _compare_layers(request: AnalyzeOptions, models: Mapping[str, Model], images: Images) -> dict:
+    if reason := why_not_comparable(models):
+        if request.parts != 'all':
+            raise UserError(f'--parts={request.parts}: {reason}')
+        return {}
+    timesteps = spread(images.schedule.num_steps, request.timesteps)
+    with Progress(len(timesteps) * len(images), 'images of layers') as progress:
+        return {'alignment': layer_errors(models, images, timesteps, request.batch_size, progress)}
 
 
 def _route_models(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
@@ -184,6 +200,8 @@ def summary(found: Mapping) -> list[str]:
         add('loss, mean over timesteps', {
             f'{name} {term}': np.mean(values['mean']) for name in names
             for term, values in found['loss'][name].items()}, '.4f')
+    if 'alignment' in found:
+        lines.append(f'relative error by layer, mean: {np.mean(found["alignment"]["error"]):.4f}')
     return lines
 
 

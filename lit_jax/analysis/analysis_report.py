@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from lit_jax.analysis import figures
 from lit_jax.analysis.examples import Images
+from lit_jax.models.arch import mixers_of
 from lit_jax.report.html import Report
 from lit_jax.sampling.decoder import class_names
 
@@ -31,8 +32,8 @@ def write_page(out, found: Mapping, images: Images) -> list[str]:
     page.report.paragraph(f'{data["pictures"]} evenly spaced images of {data["name"]}, split '
                           f'{data["split"]}. Each has its own label, and the same noise (seed '
                           f'{data["seed"]}) for all timesteps and models.')
-    sections = {'loss': _loss, 'similarity': _similarity, 'rank': _rank, 'tokens': _tokens,
-                'routing': _routing}
+    sections = {'loss': _loss, 'alignment': _alignment, 'similarity': _similarity, 'rank': _rank,
+                'tokens': _tokens, 'routing': _routing}
     for part, section in sections.items():
         if part in found:
             section(page, found, images)
@@ -41,8 +42,10 @@ def write_page(out, found: Mapping, images: Images) -> list[str]:
 
 
 def _mixer(arch: Mapping) -> str:
-    return ', '.join(f'{name} {value}' if name != 'name' else str(value)
-                     for name, value in sorted(arch['mixer'].items(), key=lambda item: item[0] != 'name'))
+    return '; '.join(dict.fromkeys(
+        ', '.join(f'{name} {value}' if name != 'name' else str(value)
+                  for name, value in sorted(mixer.items(), key=lambda item: item[0] != 'name'))
+        for mixer in mixers_of(arch)))
 
 
 def _of_models(found: Mapping, part: str) -> dict:
@@ -63,6 +66,17 @@ def _loss(page: Page, found: Mapping, _) -> None:
     page.report.table(('timestep', *columns), [
         *((t, *(f'{means[i]:.4g}' for means in columns.values())) for i, t in enumerate(timesteps)),
         ('mean', *(f'{np.mean(means):.4g}' for means in columns.values()))], scroll=True)
+
+
+def _alignment(page: Page, found: Mapping, _) -> None:
+    timesteps, errors = found['alignment']['timesteps'], np.array(found['alignment']['error'])
+    page.report.heading('Relative error by layer')
+    page.report.paragraph("What each mixer of the student returns for the tokens that enter the teacher's "
+                          'attention: squared error over the variance of what that attention returns (1: no '
+                          'better than the best constant), by timestep.')
+    rows = [*enumerate(errors.T), ('mean', errors.mean(1))]
+    page.report.table(('layer', *timesteps, 'mean'), [
+        (layer, *(f'{value:.4f}' for value in values), f'{values.mean():.4f}') for layer, values in rows])
 
 
 def _similarity(page: Page, found: Mapping, _) -> None:

@@ -2,10 +2,11 @@
 from dataclasses import dataclass
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.options import option
+from lit_jax.runtime.options import given, option
 
-PARTS = ('similarity', 'tokens', 'rank', 'loss', 'routing')
+PARTS = ('similarity', 'tokens', 'rank', 'loss', 'alignment', 'routing')
 DATA, WHAT, HOW = 'images', 'what is analyzed', 'computation'
+LINEARIZE = 'which blocks keep their attention'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,12 @@ class AnalyzeOptions:
     data_path: str = option('folder of the data set, if it is not in $LIT_JAX_DATA', default='', group=DATA)
     vae: str = option('VAE folder, for a latent model and a data set of images', default='', group=DATA)
     split: str = option('part of the data set', choices=('train', 'held_out'), default='train', group=DATA)
-    images: int = option('number of images, for loss and routing', default=128, group=DATA)
+    images: int = option('number of images, for loss, alignment and routing', default=128, group=DATA)
     map_images: int = option('number of these used for similarity and rank', default=4, group=DATA)
     seed: int = option('random seed of the noise', default=0, group=DATA)
 
-    timesteps: int = option('number of evenly spaced timesteps, for similarity and rank', default=8,
-                            group=WHAT)
+    timesteps: int = option('number of evenly spaced timesteps, for similarity, rank and alignment',
+                            default=8, group=WHAT)
     loss_timesteps: int = option('the same for the loss', default=32, group=WHAT)
     image: int = option('index of the image for the token maps', default=0, group=WHAT)
     token: str = option('ROW,COLUMN of the token on its grid, from 0 (default: the middle)', default='',
@@ -38,9 +39,23 @@ class AnalyzeOptions:
                          default='', group=WHAT)
 
     dtype: str = option('compute dtype: float32 or bfloat16', default='float32', group=HOW)
-    batch_size: int = option('images per batch, for loss and routing', default=32, group=HOW)
+    batch_size: int = option('images per batch, for loss, alignment, routing and --linearize', default=32,
+                             group=HOW)
     memory: float = option('GiB for attention maps; larger maps are computed in blocks of queries',
                            default=1.0, group=HOW)
+
+    linearize: bool = option('instead of the parts: put a new mixer into every block of this teacher, align '
+                             'them for a short time, and say which blocks keep their attention for a budget',
+                             default=False, group=LINEARIZE)
+    mixer: str = option('the new mixer, a row of configs/student.py', default='linear', group=LINEARIZE)
+    budget: str = option('softmax=SHARE of the blocks, gmacs=NUMBER of an image, or state=BYTES (12MiB)',
+                         default='softmax=0.25', group=LINEARIZE)
+    align_steps: int = option('steps of alignment', default=200, group=LINEARIZE)
+    align_rate: float = option('its learning rate, which falls to 0', default=1e-3, group=LINEARIZE)
+
+    def __post_init__(self):
+        if not self.linearize and (words := given(self, LINEARIZE)):
+            raise UserError(f'{", ".join(words)}: only with --linearize')
 
     def chosen(self) -> list[str]:
         """The chosen parts, in the order of PARTS."""

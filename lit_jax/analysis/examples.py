@@ -51,26 +51,34 @@ class Images:
 
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
     """The recipe of a workdir, or one made from a model folder, with the data named here."""
-    if data and not data.startswith('tfds:') and data not in SOURCES and not is_own(data):
-        raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
     config = model.config
+    name, own = find_data(config, path, data, data_path)
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
-    own = recipe.data.name if 'recipe' in config else _digits_or_none(config)
-    if not (data or own):
-        raise UserError(f'{path} is a model folder, which does not record its data set; give it: '
-                        f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
-    if not data and is_own(own):
-        raise UserError(f'{path} was trained on {own}, and a workdir does not get to import a module: name '
-                        f'the data set, --data={own}')
-    if data_path or data not in ('', recipe.data.name):
-        recipe.data.path = data_path
-    recipe.data.name = data or own
+    recipe.data.name, recipe.data.path = name, own.get('path', '')
     if vae:
         recipe.latent.vae_path = vae
     if setup.reads_images(recipe) and not recipe.latent.vae_path:
         raise UserError(f'{path} is a latent model, but {recipe.data.name} has images; give the VAE: '
                         f'--vae=FOLDER (id {shown(recipe.latent.vae)}), or cached latents: --data=latents')
     return recipe
+
+
+def find_data(config, path, data: str = '', data_path: str = '') -> tuple[str, dict]:
+    """(name, fields of the recipe's section `data`) of the data set named here, else of a workdir's own.
+    config: of the model or workdir `path`."""
+    if data and not data.startswith('tfds:') and data not in SOURCES and not is_own(data):
+        raise UserError(f'unknown --data={data}; known: {", ".join(SOURCES)}')
+    own = dict(config['recipe']['data']) if 'recipe' in config else {'name': _digits_or_none(config)}
+    if not (data or own['name']):
+        raise UserError(f'{path} is a model folder, which does not record its data set; give it: '
+                        f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
+    if not data and is_own(own['name']):
+        raise UserError(f'{path} was trained on {own["name"]}, and a workdir does not get to import a module: '
+                        f'name the data set, --data={own["name"]}')
+    name = data or own['name']
+    if name != own['name']:
+        own = {}
+    return name, own | {'path': data_path} if data_path else own
 
 
 def _recipe_of_workdir(config) -> ConfigDict:
@@ -99,7 +107,7 @@ def _recipe_of_folder(config) -> ConfigDict:
 def _digits_or_none(config) -> str:
     """A model folder does not record its data set; only digits models are recognized, by their shape."""
     arch = config['model']
-    shape = (tuple(arch['input_size']), arch['channels'], arch['num_classes'], config['latent']['space'])
+    shape = (tuple(arch['input_size']), arch['channels'], arch.get('num_classes'), config['latent']['space'])
     return 'digits' if shape == ((8, 8), 1, 10, 'pixels') else ''
 
 

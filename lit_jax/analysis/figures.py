@@ -227,3 +227,38 @@ def routing(found: Mapping[str, Mapping], class_names: Sequence[str]) -> Figure:
         _label(ax, range(choice.shape[1]), len(choice), 'layer', '')
         ax.set_yticks(range(len(choice)), class_names, fontsize=7)
     return figure
+
+
+def linearize(found: Mapping) -> Figure:
+    """Left: the error of each block, by whether it keeps its attention. Right: mean error that is left, and
+    the cost, by the number of blocks that keep theirs; the choice is marked."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    name = found['mixer']['name']
+    for keeps, colour, label in ((False, ORANGE, f'becomes {name}'), (True, BLUE, 'keeps its attention')):
+        blocks = [one for one in found['blocks'] if one['keeps'] == keeps]
+        left.bar([one['block'] for one in blocks], [one['error'] for one in blocks], color=colour,
+                 label=label)
+    left.set(xlabel='block', ylabel='error over variance, after alignment')
+    left.set_title(f'error of a {name} mixer in each block', fontsize=9)
+    kept = [one['kept'] for one in found['hybrids']]
+    choice = len(found['kept'])
+    right.plot(kept, [one['error'] for one in found['hybrids']], color=ORANGE, linewidth=1.6, marker='o',
+               markersize=3, label='error, mean over all blocks')
+    right.axvline(choice, color='black', linewidth=0.8, linestyle=':')
+    right.text(choice, 0.98, f' {found["budget"]}', transform=right.get_xaxis_transform(), fontsize=7.5,
+               va='top')
+    right.set_title('error that is left, and cost', fontsize=9)
+    right.set(xlabel='blocks that keep their attention', ylabel='error, mean over all blocks')
+    right.set_ylim(bottom=0)
+    cost = right.twinx()
+    cost.plot(kept, [one['gmacs'] for one in found['hybrids']], color=GREEN, linewidth=1.6, linestyle='--',
+              label='GMACs of an image')
+    cost.set_ylabel('GMACs of an image')
+    right.legend(handles=[*right.get_lines()[:1], *cost.get_lines()], frameon=False, fontsize=7.5,
+                 loc='lower left')
+    left.legend(frameon=False, fontsize=7.5)
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        ax.grid(alpha=0.25)
+    return figure

@@ -55,6 +55,22 @@ def student(row: str = 'linear') -> ConfigDict:
     return config.lock()
 
 
+def fast(config: ConfigDict, row: str, *, align_steps: int, steps: int) -> ConfigDict:
+    """A recipe of a student with a teacher in few steps: `align_steps` of alignment, then `steps` of training
+    with a rate that falls to 0 over their last three quarters.
+
+    row: '', or the blocks that keep the teacher's mixer: every_4, first_2, last_2."""
+    config.align.steps, config.train.steps, config.train.cooldown_steps = align_steps, steps, 3 * steps // 4
+    if row:
+        form = _HYBRID.fullmatch(row)
+        if not form or form[1]:
+            raise UserError(f'{config.name}:{row} is no row; a row says which blocks keep the attention of '
+                            f'the teacher: every_4, first_2, last_2')
+        config.model.stages = (f'{form[2]}:{int(form[3])}',)
+        config.name += f'_{row}'
+    return config
+
+
 def _put(section: ConfigDict, name: str, value) -> None:
     """Sets a field whose type may change."""
     if name in section:

@@ -223,7 +223,7 @@ class Frozen:
 
 
 def load_frozen(config: ConfigDict, mesh: Mesh, source: Source, step: int | None = None) -> Frozen:
-    """Loads the frozen parts of a run, checked against its recipe. step: of the teacher, see `load_teacher`."""
+    """Loads the frozen parts of a run, checked against its recipe. step: of the teacher (`load_teacher`)."""
     teacher, vae = load_teacher(config, mesh, step), load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
     return Frozen(teacher, vae, text_encoder, null_features(config, source, text_encoder),
