@@ -73,8 +73,8 @@ def find_data(config, path, data: str = '', data_path: str = '') -> tuple[str, d
         raise UserError(f'{path} is a model folder, which does not record its data set; give it: '
                         f'--data=latents --data_path=FOLDER, or one of {", ".join(SOURCES)}')
     if not data and is_own(own['name']):
-        raise UserError(f'{path} was trained on {own["name"]}, and a workdir does not get to import a module: '
-                        f'name the data set, --data={own["name"]}')
+        raise UserError(f'{path} was trained on {own["name"]}, and a workdir does not get to import a '
+                        f'module: name the data set, --data={own["name"]}')
     name = data or own['name']
     if name != own['name']:
         own = {}
