@@ -3,7 +3,6 @@ import contextlib
 import importlib.util
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from lit_jax.app.drawing import Studio, open_studio
 from lit_jax.app.guard import LIMIT, Guard, Visitors
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.convert.torch_import import convert
+from lit_jax.runtime import signals
+from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
 from lit_jax.runtime.shipped import find_asset
@@ -46,9 +47,7 @@ def end(studio: Studio, page) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         closing.join(PATIENCE)
     if studio.drawing or closing.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        signals.leave(0)
 
 
 def launch(studio: Studio, host: str, port: int):
@@ -129,6 +128,7 @@ def shipped_teacher(root: Path | None = None) -> Path:
         raise UserError(f'{SHIPPED} is not there; name a model with --from=DIR')
     folder = (root or cache_folder()) / 'models' / file_sha256(SHIPPED)[:12] / SHIPPED.stem
     if not is_model_folder(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        convert(SHIPPED, folder, overwrite=folder.exists())
+        with claimed(folder, wait=True):      # of several pages that start, one converts
+            if not is_model_folder(folder):
+                convert(SHIPPED, folder, overwrite=folder.exists())
     return folder

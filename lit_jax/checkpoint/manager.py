@@ -25,10 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from lit_jax.checkpoint.arrays import restore_tree
+from lit_jax.checkpoint.arrays import read_leaf, restore_tree
 from lit_jax.checkpoint.save_together import SaveTogether
-from lit_jax.runtime import leaves, peers, storage
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime import claim, leaves, peers, storage
+from lit_jax.runtime.errors import UserError, reason_of
 from lit_jax.runtime.paths import absolute, explain_unwritable, is_remote, remove_tree, write_text_atomic
 
 _LOG = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class Checkpoints:
         return True
 
     def _may_save(self, step: int, needed: int) -> bool:
+        claim.check()
         if step in self.steps():
             return False
         storage.check_free_space(self._path(step), needed)
@@ -213,7 +214,11 @@ class Checkpoints:
     def _write_manifest(self) -> None:
         """Called by Orbax in a thread of process 0, when all parts are written and the directory is not yet
         committed. (If a later Orbax commits first, a kill in between costs that checkpoint, no more.)"""
-        storage.write_manifest(self._directory_being_written(), skip=_COMMIT_FILES)
+        path = self._directory_being_written()
+        if problem := _problem_of_state(path, self._saving[0]):
+            raise UserError(f'{problem}. This checkpoint is not kept')
+        claim.check()
+        storage.write_manifest(path, skip=_COMMIT_FILES)
 
     def _directory_being_written(self) -> epath.Path:
         path = self._path(self._saving[0])
@@ -245,7 +250,8 @@ class Checkpoints:
                 self._release()
             finally:
                 self._saving = None
-                self._remove_unfinished()
+                if not claim.is_lost():      # what is unfinished may be of the run that has it now
+                    self._remove_unfinished()
             raise
 
     def _release(self) -> None:
@@ -269,7 +275,7 @@ class Checkpoints:
         """(newest step whose files match its manifest, or None; damaged steps above it)."""
         damaged, problems = [], []
         for step in reversed(self.steps()):
-            problems = storage.find_damage(self._path(step))
+            problems = self._problems(step)
             if not problems:
                 return step, damaged
             for problem in problems:
@@ -286,13 +292,20 @@ class Checkpoints:
         if step not in steps:
             raise UserError(f'there is no checkpoint of step {step} in {self.directory}; there are: '
                             f'{", ".join(map(str, steps)) or "none"}.')
-        if problems := storage.find_damage(self._path(step)):
+        if problems := self._problems(step):
             raise UserError(f'checkpoint of step {step} in {self.directory} cannot be used: {problems[0]}')
+
+    def _problems(self, step: int) -> list[str]:
+        """What keeps a committed checkpoint from being used."""
+        path = self._path(step)
+        if problems := storage.find_damage(path):
+            return problems
+        return [problem] if (problem := _problem_of_state(path, step)) else []
 
     def _move_aside(self, step: int) -> None:
         path = self._path(step)
         if is_remote(path):      # cannot be renamed; without its commit the directory no longer counts
-            write_text_atomic(path / _DAMAGED, '\n'.join(storage.find_damage(path)) + '\n')
+            write_text_atomic(path / _DAMAGED, '\n'.join(self._problems(step)) + '\n')
             (path / _COMMITTED).unlink()
             _LOG.warning('the damaged checkpoint of step %d is ignored: %s; it can be deleted', step, path)
             return
@@ -302,3 +315,15 @@ class Checkpoints:
             target = self.directory / f'{step:09d}.damaged{count}'
         os.rename(path, target)
         _LOG.warning('moved the damaged checkpoint of step %d to %s; it can be deleted', step, target)
+
+
+def _problem_of_state(path: epath.Path, step: int) -> str | None:
+    """What is wrong with the arrays, seen by reading the smallest of them as a run does that resumes: Orbax
+    only warns where it fails to join what its processes wrote."""
+    try:
+        said = read_leaf(path / 'state', 'step')
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return f'{path / "state"} cannot be read: {reason_of(error)}'
+    if said is not None and said.ndim == 0 and said != step:
+        return f'{path} holds the state of step {int(said):,}, not of {step:,}: it was renamed'
+    return None

@@ -23,12 +23,13 @@ from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, digest, pack
 from lit_jax.models.arch import check_arch
-from lit_jax.runtime import leaves, peers, storage
+from lit_jax.runtime import claim, leaves, peers, storage, writers
 from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.paths import (
     absolute,
     as_path,
+    check_no_pattern,
     explain_unwritable,
     is_remote,
     prepare_place,
@@ -79,7 +80,8 @@ def write_folder(path: epath.Path, config: Mapping, params, files: Mapping[str, 
     """A folder of any kind with its manifest, all of it or nothing; an existing one is replaced. files: name
     -> content of further files, covered by the manifest. by_layer: as for `write_arrays`."""
     text = json.dumps(sealed(config), indent=2, allow_nan=False) + '\n'
-    (_write_remote if is_remote(path) else _write_local)(path, text, params, files or {}, by_layer)
+    with claim.claimed(path):
+        (_write_remote if is_remote(path) else _write_local)(path, text, params, files or {}, by_layer)
 
 
 def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes], by_layer: bool) -> None:
@@ -87,8 +89,8 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
 
     def prepare() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.remove_stale_siblings(path, 'partial')
-        partial = storage.sibling(path, 'partial')
+        writers.remove_siblings(path, 'partial')
+        partial = writers.sibling(path, 'partial')
         with explain_unwritable(path, needed):
             storage.check_free_space(path, needed)
             partial.mkdir()
@@ -101,9 +103,10 @@ def _write_local(path: epath.Path, text: str, params, files: Mapping[str, bytes]
                 (partial / name).write_bytes(content)
             storage.write_manifest(partial, skip=(CONFIG,))
             storage.fsync_tree(partial)
+        claim.check()
         _move_into_place(partial, path)
 
-    partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0's host and number
+    partial = epath.Path(peers.from_lead(prepare))  # the name holds process 0
     try:
         with explain_unwritable(path, needed):
             write_arrays(partial / ARRAYS, params, by_layer=by_layer)
@@ -122,6 +125,7 @@ def _write_remote(path: epath.Path, text: str, params, files: Mapping[str, bytes
     def complete() -> None:
         for name, content in files.items():
             (path / name).write_bytes(content)
+        claim.check()
         storage.write_manifest(path, skip=(CONFIG,))
         write_text_atomic(path / CONFIG, text)
 
@@ -274,6 +278,7 @@ def _is_int(value) -> bool:
 
 def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
     """Refuses an output that is in the way of a folder of any `kind`, and a place that cannot be written."""
+    check_no_pattern(path)
     path = prepare_place(path)
     if path.exists() and not path.is_dir():
         raise UserError(f'cannot write a {kind} folder to {path}: a file of that name exists.')
@@ -287,10 +292,10 @@ def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
 
 def _move_into_place(partial: epath.Path, path: epath.Path) -> None:
     """Renames a finished folder to its final name. If that fails, the folder it replaces is put back."""
-    old = storage.sibling(path, 'old')
+    old = writers.sibling(path, 'old')
     replaces = path.is_dir() and any(path.iterdir())
     if replaces:
-        storage.remove_stale_siblings(path, 'old')
+        writers.remove_siblings(path, 'old')
         os.rename(path, old)
     try:
         os.rename(partial, path)

@@ -39,6 +39,7 @@ def check_workdir(workdir, recipe: Mapping, inputs: Mapping | None = None, class
 
 
 def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
+    paths.check_no_pattern(workdir)
     paths.check_reachable(workdir)
     _check_places(workdir)
     with paths.explain_unreachable(workdir):

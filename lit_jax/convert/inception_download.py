@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from lit_jax.runtime import writers
 from lit_jax.runtime.errors import UserError, reason_of
 from lit_jax.runtime.paths import cache_folder
 
@@ -26,7 +27,7 @@ def download(flags: str) -> Path:
 
     flags: how a person names the file, for the UserError if it cannot be downloaded."""
     target = cache_folder() / PUBLISHED_NAME
-    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    partial = writers.sibling(target, 'partial')
     ways = f'Fetch {PUBLISHED_NAME} on a machine that can, and put it at {target}, or name it with {flags}'
     LOG.info('fetching the weights of Inception: %s', URL)
     try:

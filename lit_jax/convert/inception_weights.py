@@ -25,6 +25,7 @@ from lit_jax.convert.inception_download import PUBLISHED_NAME, download
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.inception import InceptionNetwork, fold_batch_norm
 from lit_jax.runtime import paths
+from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, reason_of, shown, shown_name
 from lit_jax.runtime.json_file import check_shape, parse_json
 from lit_jax.runtime.leaves import named_leaves, params_sha256, unflatten
@@ -109,6 +110,7 @@ def is_inception_file(path) -> bool:
     return 'inception' in Path(path).name.lower() and Path(path).is_file()
 
 
+@claims_out
 def convert_inception(src, out, *, sha256: str = '', overwrite: bool = False,
                       asked: Iterable[str] = ()) -> tuple[Inception, Path]:
     """Writes published weights as our own file, `out` or FILE in it. asked: flags given by mistake."""

@@ -20,6 +20,7 @@ from lit_jax.convert.torch_files import Source, hub_parts, open_weights
 from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, refuse_flags
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.models.t5 import NORM_EPS, WEIGHTS, T5Network, check_t5_arch
+from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, check_known, human_bytes, listed, shown, shown_name
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, tree_bytes, unflatten
@@ -68,6 +69,7 @@ def is_hub_text_encoder(path, *, any_model: bool = True) -> bool:
     return known and not {'kind', '_class_name'} & content.keys()
 
 
+@claims_out
 def convert_text_encoder(src, out, *, text_dtype: str = 'bfloat16', text_id: str | None = None,
                          overwrite: bool = False, asked: Iterable[str] = ()) -> ConvertedTextEncoder:
     """Reads the transformers folder `src`, or a file of weights in it, and writes the text encoder folder
@@ -234,6 +236,7 @@ def to_torch_state(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
                 yield keys[0], values
 
 
+@claims_out
 def export_text_encoder(src, out, *, overwrite: bool = False) -> Path:
     """Writes `src` as a transformers folder `out` (T5EncoderModel), tokenizer included."""
     from safetensors.numpy import save_file

@@ -28,7 +28,8 @@ from lit_jax.convert.torch_pipeline import INDEX, PIPELINE, PREFIX, check_pipeli
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
-from lit_jax.runtime import leaves, storage
+from lit_jax.runtime import leaves, storage, writers
+from lit_jax.runtime.claim import check, claims_out
 from lit_jax.runtime.errors import UserError, check_known
 from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.leaves import named_leaves
@@ -57,6 +58,7 @@ def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> 
     return shapes
 
 
+@claims_out
 def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=None) -> Converted:
     """Writes a model folder or workdir as a .safetensors file or the folder of another layout, atomically.
 
@@ -170,12 +172,13 @@ def export_pipeline(out: Path, config: Mapping, params: Mapping, null_caption=No
 def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `out`, which it replaces when complete."""
     out = Path(out).absolute()
-    temporary, needed = storage.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
+    temporary, needed = writers.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)
     prepare_place(out)
     try:
         with explain_unwritable(out, needed):
             storage.check_free_space(out, needed)
             write(temporary)
+        check()
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(temporary, out)

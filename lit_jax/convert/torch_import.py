@@ -29,6 +29,7 @@ from lit_jax.convert.torch_survey import Hints, check_objective, find_layout, sp
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
+from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, shown_name
 from lit_jax.runtime.leaves import named_leaves, unflatten
 from lit_jax.runtime.paths import as_path, file_sha256, local_path
@@ -213,6 +214,7 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(spans) == 1 and spans[0][0] == spans[0][1] else '{' + text + '}'
 
 
+@claims_out
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
             routed: tuple[int, ...] | None = None, cross_heads: int | None = None,

@@ -17,6 +17,7 @@ from lit_jax.convert.torch_hub import folder_id, hub_digests, read_hub_config, r
 from lit_jax.convert.torch_import import tool_name
 from lit_jax.convert.torch_keys import TRANSFORMS
 from lit_jax.models.vae import VaeNetwork, check_vae_arch
+from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, shown, shown_name
 from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.leaves import named_leaves, unflatten
@@ -50,6 +51,7 @@ def is_hub_vae(path) -> bool:
     return _OTHER_VAES.search(str(read_hub_config(path).get('_class_name', ''))) is not None
 
 
+@claims_out
 def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
                 asked: Iterable[str] = ()) -> ConvertedVae:
     """Reads the diffusers folder `src`, or a file of weights in it, and writes the VAE folder `out`.

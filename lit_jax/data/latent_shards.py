@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from lit_jax.data.latents import SHARDS, pack
+from lit_jax.runtime import claim, writers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.json_file import read_json, sealed, unsealed
 from lit_jax.runtime.parts import Parts
@@ -55,7 +56,7 @@ class ShardWriter:
         self._target = self._folder / shard_name(number)
         # There is no renaming in a bucket: the shard is made locally and uploaded at once.
         place = tempfile.gettempdir() if is_remote(self._target) else self._target.parent
-        self._partial = Path(place, f'.{self._target.name}.{os.getpid()}{PARTIAL}')
+        self._partial = writers.sibling(Path(place, self._target.name), 'partial')
         self._writer = ArrayRecordWriter(os.fspath(self._partial), _WRITER)
         self._count, self._values, self._bad = 0, 0, []
         self._facts = {name: [] for name in FACTS[plan['kind']]}
@@ -90,6 +91,7 @@ class ShardWriter:
 
     def commit(self) -> dict:
         """Puts the shard, then its note, in place; returns the note."""
+        claim.check()
         self._writer.close()
         size = self._partial.stat().st_size
         if (written := count_records(self._partial)) != self._count:
@@ -153,7 +155,7 @@ def remove_partial(folder) -> None:
     """Deletes parts of shards left by interrupted runs."""
     folder = as_path(folder) / SHARDS
     for name in files_under(folder):
-        if name.endswith(PARTIAL):
+        if PARTIAL in name:
             (folder / name).unlink(missing_ok=True)
 
 

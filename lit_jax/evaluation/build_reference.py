@@ -24,6 +24,7 @@ from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.metrics.frechet import RunningStatistics
 from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
+from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
@@ -59,12 +60,13 @@ def build_reference(request: ReferenceOptions) -> str:
         channels=None if request.data == 'digits' else 3, path=request.path, strict=request.strict))
     builder = peers.together(lambda: _Builder(request, source, space))
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
-    if not peers.from_lead(builder.begin):
-        return f'{builder.out} is there already, made from the same images'
-    make_missing(builder, lambda mine: map(builder.make, mine), 'images', seconds=30)
-    if isinstance(source, ImageSource):
-        source.say_ignored()
-    return peers.from_lead(builder.finish)
+    with claimed(builder.out):
+        if not peers.from_lead(builder.begin):
+            return f'{builder.out} is there already, made from the same images'
+        make_missing(builder, lambda mine: map(builder.make, mine), 'images', seconds=30)
+        if isinstance(source, ImageSource):
+            source.say_ignored()
+        return peers.from_lead(builder.finish)
 
 
 class _Builder(Parts):

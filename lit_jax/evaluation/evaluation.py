@@ -25,6 +25,7 @@ from lit_jax.evaluation.table import ROWS, keep_row, markdown, read_rows
 from lit_jax.metrics.features import Features
 from lit_jax.models.network import Network
 from lit_jax.runtime import cluster, peers
+from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
@@ -121,13 +122,15 @@ class Evaluation:
         # first: what is wrong with the reference shows before hours of drawing
         scorer = self._get_scorer() if wanted else None
         store = FeatureStore(self.out / 'features', self.space, images, count, group)
-        if wanted and peers.from_lead(store.begin):
-            fill(store)
         if keep_features:
             row['card']['features_in'] = f'{store.out.parent.name}/{store.out.name}'
-        row = peers.from_lead(lambda: self._finish(row, store, scorer, wanted, labels))
-        if not keep_features:
-            peers.only_lead(lambda: remove_tree(store.out))
+        with claimed(store.out):
+            if wanted and peers.from_lead(store.begin):
+                fill(store)
+            with claimed(self.out / ROWS, wait=True):      # of all sets
+                row = peers.from_lead(lambda: self._finish(row, store, scorer, wanted, labels))
+            if not keep_features:
+                peers.only_lead(lambda: remove_tree(store.out))
         return row
 
     def _finish(self, row: dict, store: FeatureStore, scorer: Scorer | None, wanted: list[str],
@@ -166,8 +169,9 @@ class Evaluation:
         store = kept if cluster.process()[1] == 1 else FeatureStore(self.out / 'features', self.space,
                                                                     identity, images.count)
         LOG.info('features of the %d images of the reference, once', images.count)
-        if peers.from_lead(store.begin):
-            fill_from(images, store)
+        with claimed(store.out, wait=True):
+            if peers.from_lead(store.begin):
+                fill_from(images, store)
         return store.read() if peers.is_lead() else None
 
 

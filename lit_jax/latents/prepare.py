@@ -29,7 +29,7 @@ from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.latents.teacher_draws import Draws, check_no_teacher, open_draws
 from lit_jax.models.network import DTYPES as COMPUTE_DTYPES
 from lit_jax.models.vae import VaeNetwork
-from lit_jax.runtime import peers, storage
+from lit_jax.runtime import claim, peers, storage
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
@@ -49,7 +49,7 @@ def prepare_latents(request: PrepareOptions) -> str:
     plan = work.plan
     out = absolute(request.out)
     check_folder(out, f'--out={request.out}')
-    with explain_unreachable(out):
+    with claim.claimed(out, inside=True), explain_unreachable(out):
         peers.only_lead(lambda: _claim(out, plan, request.command()))
         peers.together(lambda: _check_claim(out, plan))
         missing, null = peers.from_lead(lambda: (_missing(out, work),
@@ -184,14 +184,15 @@ def _claim(out, plan: dict, command: str) -> None:
     else:
         _check_empty(out)
         make_folder(out / SHARDS)
-        claim = json.dumps(sealed({'plan': plan, 'command': command}), indent=1)
-        write_text_atomic(out / PREPARATION, claim + '\n')
+        begun = json.dumps(sealed({'plan': plan, 'command': command}), indent=1)
+        write_text_atomic(out / PREPARATION, begun + '\n')
     latent_shards.remove_partial(out)
 
 
 def _check_empty(out) -> None:
-    ours = {SHARDS, f'.{PREPARATION}{latent_shards.PARTIAL}'}     # left by a run killed before its first file
-    names = sorted(entry.name for entry in out.iterdir() if entry.name not in ours) if out.is_dir() else []
+    ours = SHARDS, claim.FILE, f'.{PREPARATION}.'      # left by a run that was killed before its first file
+    there = [entry.name for entry in out.iterdir()] if out.is_dir() else []
+    names = sorted(name for name in there if not name.startswith(ours))
     if names:
         raise UserError(f'{out} is not empty ({", ".join(names[:5])}) and was not begun by '
                         f'prepare_latents.py. Choose another folder')
@@ -272,6 +273,7 @@ def _finish(out, plan: dict) -> str:
     if not any(note['count'] for note in notes):
         raise UserError('none of the images can be decoded: there is nothing to train on')
     metadata = make_metadata(plan, notes, (out / text_features.NULL).read_bytes() if 'text' in plan else b'')
+    claim.check()
     bad = [f'{name}\t{reason}' for note in notes for _, name, reason in note['bad']]
     if bad:
         write_text_atomic(out / BAD, '\n'.join(bad) + '\n')

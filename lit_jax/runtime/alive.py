@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from lit_jax.runtime import progress
+from lit_jax.runtime import progress, signals
 
 LOG = logging.getLogger('lit_jax')
 QUIET_SECONDS = 20.0       # without a line, before one is said
@@ -90,4 +90,4 @@ def _watch_parent(parent: int) -> None:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os._exit(1)
+    signals.leave(1)

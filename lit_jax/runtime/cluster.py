@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from lit_jax.runtime import peers
+from lit_jax.runtime import peers, signals
 from lit_jax.runtime.differences import LINES, find_differences
 from lit_jax.runtime.errors import UserError, listed, reason_of
 from lit_jax.runtime.json_file import parse_json
@@ -168,7 +167,7 @@ def peers_watched(where: Callable[[], str]):
             raise
         LOG.error('error: another process of this run is gone (%s). Its own log has the reason. Start the '
                   'same command on every host again; %s.', reason_of(error), where())
-        _leave()
+        signals.leave(LOST)
 
 
 class Watchdog:
@@ -210,10 +209,4 @@ class Watchdog:
             if quiet > max(self._hang, 20 * self._longest):
                 LOG.error('error: no step for %.0f s, giving up; start the same command on every host again',
                           quiet)
-                _leave()
-
-
-def _leave() -> None:
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(LOST)
+                signals.leave(LOST)

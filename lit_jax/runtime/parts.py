@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from lit_jax.runtime import cluster, peers
+from lit_jax.runtime import claim, cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.npz_file import npy_header
 from lit_jax.runtime.paths import (
@@ -148,7 +148,7 @@ def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, second
     with (cluster.peers_watched(lambda: 'finished parts are kept'),
           Progress(store.count, unit, done=store.count - rows, seconds=seconds) as progress):
         for start in range(0, len(missing), processes):
-            peers.together(lambda: next(made, None))
+            peers.together(lambda: (claim.check(), next(made, None)))
             progress.add(sum(len(store.span(part)) for part in missing[start:start + processes]))
         peers.together(lambda: next(made, None))     # the code after the last part
         peers.only_lead(lambda: _check_complete(store))

@@ -8,13 +8,13 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import fsspec
 from etils import epath
 
+from lit_jax.runtime import writers
 from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown_name
 
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
@@ -55,6 +55,15 @@ def as_path(path) -> epath.Path:
     if is_remote(text):
         _check_scheme(text)
     return epath.Path(text)
+
+
+def check_no_pattern(path) -> None:
+    """UserError for a local or remote path that holds `[`, `?` or `*`: Orbax takes the place where it writes
+    arrays for a pattern, and could never read what it wrote."""
+    text = os.fspath(absolute(path))
+    if found := [sign for sign in '[?*' if sign in text]:
+        raise UserError(f'arrays cannot be written to {text}: its name, or that of a folder above it, holds '
+                        f'{" and ".join(found)}. Choose another place')
 
 
 def is_remote(path) -> bool:
@@ -143,7 +152,7 @@ def _open_whole(path):
             path.unlink(missing_ok=True)     # closing the file stored the part that was written
             raise
         return
-    temporary = path.with_name(f'.{path.name}.partial')
+    temporary = writers.sibling(path, 'partial')
     try:
         with open(temporary, 'wb') as file:
             yield file
@@ -212,7 +221,7 @@ def prepare_file(path) -> epath.Path:
 
 def _try_writing(folder: epath.Path, name: str) -> None:
     if not is_remote(folder):
-        trial = Path(folder, f'{name}.trial.{socket.gethostname()}.{os.getpid()}')
+        trial = Path(writers.sibling(folder / (name or 'claim'), 'trial'))
         try:
             trial.write_bytes(b'0')
         finally:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 
 LOG = logging.getLogger('lit_jax')
 PREEMPTED = 75      # exit status "saved, start me again" (EX_TEMPFAIL of sysexits.h)
+_HOOK_SECONDS = 5.0  # for what is done before an end at once
 _NAMES = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}
+_acts: list[Callable[[], object]] = []
 
 
 class _State:
@@ -57,8 +59,24 @@ def _receive(number: int) -> None:
 
 
 def _end(status: int, text: str) -> None:
-    """Ends the process, whatever the main thread does."""
     LOG.warning('%s', text)
+    leave(status)
+
+
+def before_leaving(act: Callable[[], object]) -> None:
+    """Has `leave` call `act` first."""
+    _acts.append(act)
+
+
+def leave(status: int) -> None:
+    """Ends the process at once, whatever the main thread does: no block is left in order."""
+    def act():
+        for one in _acts:
+            one()
+
+    acting = threading.Thread(target=act, daemon=True)      # a network that does not answer keeps nobody
+    acting.start()
+    acting.join(_HOOK_SECONDS)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

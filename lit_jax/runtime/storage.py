@@ -1,12 +1,10 @@
-"""Manifests, checks of free space, and temporary siblings: files that are either whole or absent.
+"""Manifests and checks of free space: folders that are either whole or known to be damaged.
 
 A manifest (`manifest.json`) lists the files of a folder with their sizes and CRC-32 sums, so that a missing,
 truncated or altered file is found before it is used; for an object store (gs://...) sizes only."""
 
 import json
 import os
-import shutil
-import socket
 import zlib
 from pathlib import Path
 
@@ -45,8 +43,8 @@ def fsync_tree(root) -> None:
 
 def _files(root, skip: tuple[str, ...] = ()) -> dict[str, int]:
     """{relative path: bytes} of all files except manifests and the names in `skip`."""
-    left_out = (MANIFEST, f'.{MANIFEST}.partial', *skip)
-    return {name: size for name, size in files_under(root).items() if name not in left_out}
+    return {name: size for name, size in files_under(root).items()
+            if name not in (MANIFEST, *skip) and not name.startswith(f'.{MANIFEST}.')}
 
 
 def _entry(path, size: int) -> dict:
@@ -126,32 +124,3 @@ def check_free_space(path, needed: int) -> None:
     """Raises UserError when the disk that holds (or will hold) `path` has fewer than `needed` bytes free."""
     if not is_remote(path) and free_bytes(path) < needed:
         raise full_disk_error(path, needed, 'checked before writing')
-
-
-# Temporary siblings of a target: ".<target>.partial.<host>.<pid>" while it is written, and
-# ".<target>.old.<host>.<pid>" while it is replaced. The names tell a later run what a dead run left behind.
-
-
-def sibling(target: Path, kind: str) -> Path:
-    """The temporary name beside `target` for this process; kind is 'partial' or 'old'."""
-    return target.with_name(f'.{target.name}.{kind}.{socket.gethostname()}.{os.getpid()}')
-
-
-def remove_stale_siblings(target: Path, kind: str) -> None:
-    """Deletes temporary siblings of `target` of this process, or of ended ones on this machine."""
-    prefix = f'.{target.name}.{kind}.{socket.gethostname()}.'
-    for path in target.parent.iterdir():
-        pid = path.name.removeprefix(prefix)
-        ours = path.name.startswith(prefix) and pid.isdigit()
-        if ours and (int(pid) == os.getpid() or not _runs(int(pid))):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -21,7 +21,7 @@ from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.metrics.geneval.geneval_folder import IMAGES, read_prompts
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import make_sheet, save_png, to_uint8, viewable
-from lit_jax.runtime import cluster, memory, peers
+from lit_jax.runtime import claim, cluster, memory, peers
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
@@ -249,7 +249,7 @@ def _draw_set(plan: Plan, out, request: SampleRequest) -> tuple[str, bool]:
     else:
         size = plan.group if plan.lines else part_size(plan.group)
         store = FolderStore(out, plan.card, plan.names, size, plan.lines, mixed=request.geneval is not None)
-    with explain_unreachable(out):
+    with claim.claimed(out), explain_unreachable(out):
         lacking = peers.from_lead(store.begin)
         if lacking is None:
             return f'{store.describe()}; it was whole already, by the same recipe', True
@@ -285,4 +285,4 @@ def draw_parts(plan: Plan, store) -> None:
 
     make_missing(store, draw_mine, 'images')
     with cluster.peers_watched(lambda: 'finished parts are kept'):
-        peers.only_lead(store.finish)
+        peers.only_lead(lambda: (claim.check(), store.finish()))

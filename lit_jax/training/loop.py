@@ -16,7 +16,7 @@ from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_inputs, read_workdir
 from lit_jax.data.pipeline import make_pipeline
 from lit_jax.recipes.recipe import finalize
-from lit_jax.runtime import cluster, peers
+from lit_jax.runtime import claim, cluster, peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.memory import explain_out_of_memory
@@ -69,10 +69,17 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     source = peers.together(lambda: setup.build_source(config))
     cluster.check_same({'data': getattr(source, 'identity', {})})
 
-    # 3. Model, teacher, step
-    about = setup.describe(config, source.class_names)
-    inputs = peers.from_lead(lambda: identify_inputs(config, source, read_inputs(workdir)))
-    check_workdir(workdir, config.to_dict(), inputs, about['classes'])
+    # 3. The workdir
+    with claim.claimed(workdir, inside=True):
+        about = setup.describe(config, source.class_names)
+        inputs = peers.from_lead(lambda: identify_inputs(config, source, read_inputs(workdir)))
+        check_workdir(workdir, config.to_dict(), inputs, about['classes'])
+        return _train(config, workdir, mesh, source, about, inputs, profile)
+
+
+def _train(config, workdir, mesh, source, about, inputs, profile) -> str:
+    """`train` in a workdir that this run has claimed."""
+    # 4. Model, teacher, step
     network = setup.build_network(config)
     stages = plan_stages(config, network, peers.together(lambda: setup.read_teacher_arch(config)))
     frozen = setup.load_frozen(config, mesh, source, inputs.get('teacher', {}).get('step'))
@@ -84,7 +91,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
     step_fns = {stage.name: setup.jit_stage(config, network, stage, mesh, *frozen.networks)
                 for stage in stages}
 
-    # 4. State: the newest whole checkpoint, else fresh or inherited weights
+    # 5. State: the newest whole checkpoint, else fresh or inherited weights
     with jax.set_mesh(mesh), Checkpoints(workdir, keep_latest=config.checkpoint.keep_latest,
                                          keep_every=config.checkpoint.keep_every) as checkpoints:
         state, pending, start = _restore_or_init(config, network, stages, mesh, checkpoints, workdir, inputs)
@@ -96,7 +103,7 @@ def train(config: ConfigDict, workdir, *, profile: tuple[int, int] | None = None
         LOG.info('%s: step %s of %s, %s images a step on %d device(s)', config.name or workdir.name,
                  f'{start:,}', f'{stages[-1].last:,}', config.train.batch_size, jax.device_count())
 
-        # 5. Steps
+        # 6. Steps
         layout = BatchLayout(mesh, config.train.batch_size)
         pipeline = make_pipeline(source, global_batch=config.train.batch_size, seed=config.seed,
                                  start_step=start, rows=layout.rows, augment=setup.build_augment(config),
@@ -225,6 +232,7 @@ class _Run:
         return state
 
     def _fetch(self) -> None:
+        claim.check()     # process 0 has it: before it writes into a log that belongs to another run now
         try:
             self.metrics.fetch()
         except Diverged as error:

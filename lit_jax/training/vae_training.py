@@ -23,6 +23,7 @@ from lit_jax.data.pipeline import make_pipeline
 from lit_jax.data.sources import Source, open_source
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.recipes.fields import check_fields
+from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import absolute
 from lit_jax.runtime.progress import format_seconds, working
@@ -70,6 +71,11 @@ def train_vae(config: ConfigDict, out) -> Quality:
     check_fields(config, default())
     network = VaeNetwork(config.vae.to_dict())
     check_vae_target(out, overwrite=False)
+    with claimed(out):
+        return _train_vae(config, network, out)
+
+
+def _train_vae(config: ConfigDict, network: VaeNetwork, out) -> Quality:
     train = open_images(config, 'train')
     aside = config.data.name != 'folder' or split_folder(absolute(config.data.path), 'held_out', needed=False)
     held_out = open_images(config, 'held_out') if aside else train

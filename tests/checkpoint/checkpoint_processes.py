@@ -124,8 +124,8 @@ def read_everything(folder) -> None:
         assert (newest / 'damaged.txt').exists() and not (folder / 'checkpoints' / '000000003').exists()
         (folder / 'checkpoints' / '000000003' / 'state' / 'x').write_text('part')
         print('UNFINISHED', checkpoints.restore_latest(abstract(host_state(1)))[2])
-        assert checkpoints.save(2, spread(host_state(7)), {})
-    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['000000002']
+        assert checkpoints.save(7, spread(host_state(7)), {})
+    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['000000007']
     state, _, step = checkpoints.restore_latest(abstract(host_state(7)))
     assert_same_parts(state, host_state(7))
     print('AGAIN', step)
@@ -141,6 +141,7 @@ def read_damaged(folder) -> None:
         assert (meta, step) == ({'seen': 1}, 1)
         assert_same_parts(state, host_state(1))
         assert checkpoints.steps() == [1]
+        state |= spread({'step': np.int32(2)})
         assert checkpoints.save(2, state, {'seen': 22}) and not checkpoints.save(1, state, {})
     print('RESTORED', step)
     lost = Checkpoints(folder / 'lost')
@@ -163,15 +164,15 @@ def only(number):
 def fill_the_disk(folder) -> None:
     """The disk is full for one process, in the middle of a save; then for process 0 while it commits."""
     checkpoints = Checkpoints(folder, keep_latest=3)
-    state = spread({'w': np.ones((1024, 1024), np.float32), 'step': np.int32(1)})
-    checkpoints.save(1, state, {})
+    w = spread({'w': np.ones((1024, 1024), np.float32)})
+    checkpoints.save(1, w, {})
     checkpoints.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if jax.process_index() == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     began = time.monotonic()
-    checkpoints.save(2, state, {})
+    checkpoints.save(2, w, {})
     print('FULL', refused(checkpoints.wait), f'after {time.monotonic() - began:.1f} s')
     assert time.monotonic() - began < 20 and checkpoints.steps() == [1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -182,11 +183,11 @@ def fill_the_disk(folder) -> None:
         raise OSError(28, os.strerror(28))
 
     manager.storage.write_manifest = no_room
-    checkpoints.save(3, state, {})
+    checkpoints.save(3, w, {})
     print('COMMIT', refused(checkpoints.wait))
     manager.storage.write_manifest = write_manifest
     assert time.monotonic() - began < 40 and checkpoints.steps() == [1]
-    checkpoints.save(4, state, {})  # the same object goes on
+    checkpoints.save(4, w, {})  # the same object goes on
     checkpoints.close()
     assert checkpoints.steps() == [1, 4]
 

@@ -19,8 +19,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lit_jax.checkpoint import arrays, manager
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.runtime import storage
+from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -104,12 +106,12 @@ def test_numpy_leaves_and_scalars(checkpoints):
 def test_donating_the_state_during_a_save_does_not_change_what_is_saved(checkpoints):
     advance = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
     state = {'w': jnp.zeros((500, 1000)), 'step': jnp.int32(0)}
-    for step in range(3):
+    for step in (0, 5, 10):
         checkpoints.save(step, state, {})
         for _ in range(5):
             state = advance(state)
     restored, _, step = checkpoints.restore_latest(jax.eval_shape(lambda: state))
-    assert step == 2 and int(restored['step']) == 10
+    assert step == int(restored['step']) == 10
     np.testing.assert_array_equal(restored['w'], 10.0)
 
 
@@ -270,6 +272,50 @@ def test_something_else_in_the_place_of_a_checkpoint_is_moved_aside(tmp_path, wh
         save(checkpoints, 3, 4)
         assert_restores(checkpoints, 4)
     assert {'000000003', '000000003.damaged', '000000004'} <= {*names(checkpoints)}
+def rename(newest):
+    newest.rename(newest.with_name('000000009'))
+
+
+def leave_apart(newest):
+    """As where Orbax only warns that it could not join the parts."""
+    (newest / 'state' / 'manifest.ocdbt').unlink()
+    storage.write_manifest(newest)
+
+
+@pytest.mark.parametrize('change, said', [(rename, '000000009 holds the state of step 2, not of 9'),
+                                          (leave_apart, '000000002/state cannot be read')])
+def test_a_checkpoint_that_is_not_what_its_name_says_is_passed_over(checkpoints, caplog, change, said):
+    save(checkpoints, 1, 2)
+    checkpoints.wait()
+    change(Path(checkpoints.directory, '000000002'))
+    assert checkpoints.restore_part('ema')[1] == 1
+    assert_restores(checkpoints, 1)
+    assert said in caplog.text and 'resuming from step 1' in caplog.text
+    assert len([path for path in checkpoints.directory.iterdir() if '.damaged' in path.name]) == 1
+
+
+def test_a_save_whose_parts_cannot_be_read_is_not_kept(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    checkpoints.wait()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match='state cannot be read'):
+        patch.setattr(manager, 'read_leaf', lambda path, name: (path / 'manifest.ocdbt').unlink()
+                      or arrays.read_leaf(path, name))
+        save(checkpoints, 2)
+        checkpoints.wait()
+    assert names(checkpoints) == ['000000001']
+    save(checkpoints, 3)
+    assert_restores(checkpoints, 3)
+
+
+def test_a_run_that_lost_its_claim_saves_nothing_more(checkpoints):
+    workdir = checkpoints.directory.parent
+    with pytest.raises(UserError, match='belongs to process 7 on .elsewhere'), claimed(workdir, inside=True):
+        save(checkpoints, 1)
+        checkpoints.wait()
+        said = json.loads((workdir / '.claim').read_text()) | {'token': 'x', 'pid': 7, 'host': 'elsewhere'}
+        (workdir / '.claim').write_text(json.dumps(said))
+        save(checkpoints, 2)
+    assert checkpoints.steps() == [1]
 
 
 def test_a_damaged_step_can_be_saved_again(tmp_path, caplog):
@@ -365,7 +411,7 @@ def test_full_disk_while_the_manifest_is_written(checkpoints, monkeypatch):
 
 def test_disk_too_small_is_seen_before_writing(checkpoints, monkeypatch):
     save(checkpoints, 1)
-    monkeypatch.setattr(storage.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=10))
     with pytest.raises(UserError, match='10 bytes are free'):
         checkpoints.save(2, make_state(2), {})
     assert names(checkpoints) == ['000000001']

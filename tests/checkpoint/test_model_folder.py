@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ import pytest
 
 from lit_jax.checkpoint import arrays, model_folder, null_caption
 from lit_jax.checkpoint.model_folder import load_model_folder, read_config
-from lit_jax.runtime import leaves, storage
+from lit_jax.runtime import leaves, writers
 from lit_jax.runtime.errors import UserError
 
 CONFIG = {
@@ -213,10 +214,12 @@ def test_leftovers_of_dead_runs_are_removed_and_others_kept(tmp_path):
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
     target = tmp_path / 'model'
-    mine = storage.sibling(target, 'partial')
-    dead = mine.with_name(mine.name.rpartition('.')[0] + f'.{ended.pid}')
-    alive = mine.with_name(mine.name.rpartition('.')[0] + f'.{os.getppid()}')
-    elsewhere = target.with_name(f'.model.partial.another-host.{ended.pid}')
+    mine = writers.sibling(target, 'partial')
+    start, _, began = mine.name.rpartition('.')
+    dead = mine.with_name(f'{start.rpartition(".")[0]}.{ended.pid}.{began}')
+    other = writers._started(os.getppid())
+    alive = mine.with_name(f'{start.rpartition(".")[0]}.{os.getppid()}.{other}')
+    elsewhere = target.with_name(f'.model.partial.0123456789ab.{ended.pid}.{began}')
     for path in (mine, dead, alive, elsewhere):
         path.mkdir()
     model_folder.save_model_folder(target, CONFIG, _params())
@@ -244,7 +247,7 @@ def test_disk_that_fills_up_while_writing(folder, file_limit):
 
 
 def test_disk_too_small_is_seen_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r'needs about 1\.0 MB, and 1\.0 kB are free'):
         model_folder.save_model_folder(tmp_path / 'model', CONFIG, _params())
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,8 @@ def run(tmp_path, compiled):
     def start(script, *flags):
         process = subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], cwd=tmp_path, env=env,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, start_new_session=True)
+                                   text=True, start_new_session=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         started.append(process)
         return process
 

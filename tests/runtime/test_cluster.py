@@ -137,7 +137,7 @@ def test_other_failures_pass(monkeypatch, processes, text):
 def test_the_watchdog_speaks_once_when_steps_stop_and_gives_up_in_the_end(monkeypatch, caplog):
     left = []
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(cluster, '_leave', lambda: left.append(1))
+    monkeypatch.setattr(cluster.signals, 'leave', lambda status: left.append(1))
     with caplog.at_level(logging.ERROR, 'lit_jax'):
         dog = cluster.Watchdog(0.2, lambda: 'it goes on from step 7', hang_seconds=0.8)
         time.sleep(0.5)

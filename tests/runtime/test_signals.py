@@ -26,7 +26,8 @@ time.sleep(60)
 @pytest.mark.parametrize('moment', ['early', 'late'])
 def test_a_signal_is_heard_and_a_second_one_ends_at_once(number, moment):
     process = subprocess.Popen([sys.executable, '-c', PROGRAM, moment], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+                               stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline() == 'ready\n'
     began = time.monotonic()
     process.send_signal(number)
