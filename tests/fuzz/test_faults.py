@@ -73,7 +73,7 @@ def steps(workdir: Path) -> list[int]:
     return [json.loads(line)['step'] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def until(process, workdir: Path, step: int, seconds: float = 120) -> None:
+def until(process, workdir: Path, step: int, seconds: float = 300) -> None:
     """Waits until a run has logged `step`."""
     deadline = time.monotonic() + seconds
     while not (there := steps(workdir)) or there[-1] < step:
@@ -93,12 +93,12 @@ def test_two_runs_in_one_workdir(run, tmp_path):
     workdir = tmp_path / 'run'
     first = run.start('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
     until(first, workdir, 20)
-    again = run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000', seconds=60)
+    again = run('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000', seconds=180)
     assert_one_message(*again, workdir)
     at = steps(workdir)[-1]
     until(first, workdir, at + 10)
     first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=60)
+    said, _ = first.communicate(timeout=180)
     assert first.returncode == 75, said
     there = steps(workdir)
     assert there == list(range(5, there[-1] + 1, 5))
@@ -125,7 +125,7 @@ def test_a_signal_at_any_moment_ends_a_run(run, tmp_path, number):
         process = run.start('train.py', *SMALL, f'--workdir={workdir}', '--config.train.steps=100000')
         time.sleep(delay) if delay else until(process, workdir, 10)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=180)
         assert process.returncode != 0 and 'Traceback' not in said, (delay, process.returncode, said)
         assert process.returncode == 75 or delay == 0.3, (delay, process.returncode, said)
     more = steps(workdir)[-1] + 5
