@@ -106,7 +106,7 @@ def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path
     line = draw(SampleRequest(out=str(tmp_path / 'pair.png'), compare=(str(workdir),) * 2, **options))
     draw(SampleRequest(out=str(tmp_path / 'one.png'), source=str(workdir), **options))
     pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
-    assert '12 images' in line and pair.shape[0] == one.shape[0] + 16
+    assert '12 images' in line and pair.shape[0] == one.shape[0] + 22
     left = pair[16:, :one.shape[1]]
     np.testing.assert_array_equal(left, one)
     grid, names = 3 * (32 + 2) + 2, one.shape[1] - 3 * (32 + 2) - 2

@@ -285,7 +285,8 @@ def check_target(path, overwrite: bool, kind: str, is_kind: Callable) -> None:
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
-        raise UserError(f'{path} exists and is not empty. Choose another folder, or overwrite it.')
+        raise UserError(f'{path} exists and is not empty. Choose another folder, delete it, or give '
+                        '--overwrite (from Python overwrite=True) where there is one.')
     if not is_kind(path):
         raise UserError(f'{path} is not a {kind} folder, so it will not be overwritten.')
 

@@ -69,7 +69,7 @@ DIGITS = '--config=digits_dit'
     (['sample', '--from=m', '--out=file'], '--out=file: file is a file'),
     (['analyze', '--from=m', '--out=file/a'], 'file is a file'),
     (['evaluate', 'reference', '--data=digits', '--features=digits', '--out=file/a.npz'], 'file is a file'),
-    (['convert', 'm', '--to_torch', '--out=file/a.safetensors'], 'file is a file'),
+    (['convert', 'm', '--to_torch', '--out=file/a.safetensors'], 'something else stands there'),
     *((words, 'DiT.pt --out models/DiT') for words in (
         ['sample', '--from=DiT.pt'], ['sample', '--grid_compare', 'DiT.pt', 'DiT.pt'],
         ['analyze', '--from=DiT.pt'], ['serve_page', '--from=DiT.pt'],

@@ -79,6 +79,7 @@ def losses_of_one_device():
     return losses(recipe(heads=2))
 
 
+@pytest.mark.slow
 def test_it_is_sharded_as_it_says_and_learns_as_on_one_device():
     sharded = losses(recipe(sizes=MIXED, heads=2))
     np.testing.assert_allclose(sharded, losses_of_one_device(), rtol=1e-5)
@@ -93,6 +94,7 @@ def test_it_is_sharded_as_it_says_and_learns_as_on_one_device():
         assert re.sub('PartitionSpec', 'P', line).count(spec) == 1, line
 
 
+@pytest.mark.slow
 def test_it_is_trained_exported_and_read_again_bit_for_bit(tmp_path):
     """The whole road: a recipe, a workdir, a PyTorch file under the names that the mixer gives, a model
     folder."""

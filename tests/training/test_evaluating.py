@@ -60,6 +60,7 @@ def run(reference, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_every_evaluation_is_a_record_with_a_score_for_each_guidance_scale(run):
     records = scores_of(run)
     assert [record['step'] for record in records] == [3, 6]
@@ -70,6 +71,7 @@ def test_every_evaluation_is_a_record_with_a_score_for_each_guidance_scale(run):
                                  if 'loss/total' in record for name in record)
 
 
+@pytest.mark.slow
 def test_the_rows_carry_their_recipe_cards(run):
     rows = json.loads((run / 'eval' / 'scores.json').read_text())
     rows = rows['rows'] if isinstance(rows, dict) else rows
@@ -81,6 +83,7 @@ def test_the_rows_carry_their_recipe_cards(run):
     assert not any((run / 'eval' / 'features').glob('*/*'))       # scored, so not kept
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_as_a_model_folder(run):
     records = scores_of(run)
     best = min(records, key=lambda record: min(record['eval/fid_cfg1'], record['eval/fid_cfg2']))
@@ -93,10 +96,12 @@ def test_the_best_weights_are_kept_as_a_model_folder(run):
             np.testing.assert_array_equal(kept, newest)
 
 
+@pytest.mark.slow
 def test_no_copy_of_the_weights_stays_behind_an_evaluation(run):
     assert HELD == [[None, None], [None, None]]
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_scores(run):
     page = (run / 'report.html').read_text()
     assert '<h2>Scores</h2>' in page and 'fid_cfg2' in page

@@ -73,6 +73,7 @@ def test_a_run_on_images_with_the_vae_in_the_step_draws_images(folders):
     assert grid.ndim == 3 and grid.shape[2] == 3
 
 
+@pytest.mark.slow
 def test_a_run_on_cached_latents(tmp_path):
     write_latents(tmp_path / 'latents', classes=4, scale=4.0)
     config = recipe('latents', tmp_path / 'latents')
