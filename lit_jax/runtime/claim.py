@@ -85,7 +85,7 @@ def _acquire(path, inside: bool, wait: bool) -> list['_Claim']:
         check_reachable(path)
         if not _BUCKET.match(os.fspath(path)):
             return []
-        place = _Bucket(path / FILE if inside else path.with_name(f'.{path.name}{FILE}'))
+        place: _Bucket | _Disk = _Bucket(path / FILE if inside else path.with_name(f'.{path.name}{FILE}'))
     else:
         path = Path(os.path.realpath(path))
         place = _Disk(path / FILE if inside else path.with_name(f'.{path.name}{FILE}'))

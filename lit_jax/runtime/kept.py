@@ -43,9 +43,9 @@ def keep_facts(kind: str, identity: str, suffix: str, *, make: Callable[[Path], 
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as new:
             try:
-                content = io.BytesIO()
-                save(content, value)
-                new.write(content.getvalue() + _seal(identity, content.getvalue()))
+                made = io.BytesIO()
+                save(made, value)
+                new.write(made.getvalue() + _seal(identity, made.getvalue()))
                 new.flush()
                 os.replace(new.name, path)
             except BaseException:

@@ -145,10 +145,15 @@ def make_missing(store, make: Callable[[list[int]], Iterator], unit: str, second
     missing, processes = peers.from_lead(store.missing), jax.process_count()
     rows = sum(len(store.span(part)) for part in missing)
     made = make(missing[jax.process_index()::processes])
+
+    def advance():
+        claim.check()
+        return next(made, None)
+
     with (cluster.peers_watched(lambda: 'finished parts are kept'),
           Progress(store.count, unit, done=store.count - rows, seconds=seconds) as progress):
         for start in range(0, len(missing), processes):
-            peers.together(lambda: (claim.check(), next(made, None)))
+            peers.together(advance)
             progress.add(sum(len(store.span(part)) for part in missing[start:start + processes]))
         peers.together(lambda: next(made, None))     # the code after the last part
         peers.only_lead(lambda: _check_complete(store))

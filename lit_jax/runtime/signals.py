@@ -51,7 +51,8 @@ def _receive(number: int) -> None:
     ask, again, _State.asked = _State.ask, _State.asked, True
     name = _NAMES[signal.Signals(number)]
     if ask is None:
-        _end(PREEMPTED, f'{name}: stopped before there was anything new to save; run the same command again')
+        return _end(PREEMPTED, f'{name}: stopped before there was anything new to save; run the same command '
+                               'again')
     if again:
         _end(128 + number, f'{name} again: stopped at once, without saving')
     LOG.warning('%s: saving after the step in hand; once more stops at once, without saving', name)

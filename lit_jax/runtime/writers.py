@@ -91,8 +91,9 @@ def remove_leftovers(folder: Path) -> None:
 def _left_over(name: str) -> tuple[str, str] | None:
     """(target, kind) of a temporary name whose process has ended."""
     found = _TEMPORARY.fullmatch(name)
-    ended = found and Writer('', found['place'], int(found['pid']), found['started']).runs() is False
-    return (found['target'], found['kind']) if ended else None
+    if found is None or Writer('', found['place'], int(found['pid']), found['started']).runs() is not False:
+        return None
+    return found['target'], found['kind']
 
 
 def _remove(path: Path) -> None:
