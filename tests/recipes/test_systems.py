@@ -108,7 +108,7 @@ def test_two_steps_of_the_smallest_in_bfloat16(name, tmp_path):
     assert lines[1]['loss/mse'] != lines[0]['loss/mse']
 
 
-@pytest.mark.parametrize('name', [name if name in ('dit', 'lit') else pytest.param(name, marks=pytest.mark.slow)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=() if name in ('dit', 'lit') else pytest.mark.slow)
                                   for name in SYSTEMS])
 def test_dry_run_takes_the_smallest(name):
     size = next(iter(SYSTEMS[name].sizes))
