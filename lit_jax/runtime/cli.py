@@ -26,8 +26,10 @@ class _Handler(logging.StreamHandler):
 
 
 def setup_logging(stream: TextIO | None = None) -> None:
-    """Logs lit_jax from INFO with the time of day, other packages from WARNING; default stream: stderr."""
+    """Logs lit_jax from INFO with the time of day, other packages from WARNING; default stream: stderr.
+    Tracebacks that Orbax logs (through absl) are left out: the same error is raised and becomes a message."""
     handler = _Handler(stream)
+    handler.addFilter(lambda record: not (record.name == 'absl' and record.exc_info))
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)

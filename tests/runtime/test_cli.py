@@ -39,3 +39,14 @@ def test_a_message_cannot_steer_the_terminal(capsys):
     (ValueError('\x1b[2J' + 'x' * 999), r'\x1b[2J' + 'x' * 290 + '...')])
 def test_what_an_error_of_another_library_says(error, said):
     assert reason_of(error) == said
+
+
+def test_errors_that_orbax_logs_and_raises_are_told_once(capsys):
+    cli.setup_logging()
+    try:
+        raise OSError('no space')
+    except OSError:
+        logging.getLogger('absl').exception('a save failed')
+        logging.getLogger('lit_jax').exception('ours')
+    said = capsys.readouterr().err
+    assert 'a save failed' not in said and 'ours' in said
