@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_jax.report.grids import GAP, LETTER
 from lit_jax.runtime.errors import UserError
 from lit_jax.sampling.draw import draw
 from lit_jax.sampling.request import SampleRequest
@@ -106,13 +107,14 @@ def test_two_models_are_drawn_side_by_side_from_the_same_noise(workdir, tmp_path
     line = draw(SampleRequest(out=str(tmp_path / 'pair.png'), compare=(str(workdir),) * 2, **options))
     draw(SampleRequest(out=str(tmp_path / 'one.png'), source=str(workdir), **options))
     pair, one = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('pair', 'one'))
-    assert '12 images' in line and pair.shape[0] == one.shape[0] + 22
-    left = pair[16:, :one.shape[1]]
+    title, pad = LETTER + 8, 4
+    assert '12 images' in line and pair.shape[0] == one.shape[0] + title
+    left = pair[title:, :one.shape[1]]
     np.testing.assert_array_equal(left, one)
-    grid, names = 3 * (32 + 2) + 2, one.shape[1] - 3 * (32 + 2) - 2
-    second = names + (pair.shape[1] - names + 12) // 2      # the titles, paths, are wider than the grids
-    np.testing.assert_array_equal(pair[16:, second:second + grid], one[:, names:])
-    assert (pair[:16, names:second] < 128).any() and (pair[:16, second:] < 128).any()
+    grid, names = 3 * (32 + pad) + pad, one.shape[1] - 3 * (32 + pad) - pad
+    second = names + (pair.shape[1] - names + GAP) // 2     # the titles, paths, are wider than the grids
+    np.testing.assert_array_equal(pair[title:, second:second + grid], one[:, names:])
+    assert (pair[:title, names:second] < 128).any() and (pair[:title, second:] < 128).any()
 
 
 @pytest.mark.parametrize('change, message', [
