@@ -194,7 +194,7 @@ def test_pth_files(convert, tmp_path, capsys, kind):
     convert(path, '--heads', 2, '--out', tmp_path / 'named')
     assert 'note     1024x1024 pixels, by the name of the file' in (printed := capsys.readouterr().out)
     assert 'captions of 5 tokens x 12, 2 cross-attention heads; positions 0..32' in printed \
-        and 'with the text encoder that it was trained with' in printed
+        and 'it draws with the text encoder of its training' in printed
     config, params = load_model_folder(tmp_path / 'named')
     assert config['model'] == pixart_arch(input_size=[128, 128], base_size=64, pe_interpolation=2.0)
     assert {**config['text'], 'null_caption': ''} == {'encoder': None, 'channels': 12, 'tokens': 5,
