@@ -22,6 +22,7 @@ from lit_jax.metrics.toys import digits_judge
 from lit_jax.report.grids import save_png
 from lit_jax.report.html import write_run_report
 from lit_jax.runtime.npz_file import write_npz
+from lit_jax.runtime.npz_reader import Npz
 from lit_jax.sampling.card import card_text
 from lit_jax.sampling.stores import FolderStore, NpzStore
 from lit_jax.training.metrics_log import read_lines
@@ -170,8 +171,8 @@ def _begun_reference(folder):
 
 def _finish_reference(path, folder):
     _build_reference(_reference_request(folder, path))
-    with np.load(path / 'ref.npz') as arrays:
-        return {name: value for name, value in arrays.items() if name != 'meta'}
+    with Npz(path / 'ref.npz') as file:      # as evaluations read it
+        return {name: file.array(name) for name in file.names if name != 'meta'}
 
 
 def _finished_reference(folder):
