@@ -1,9 +1,11 @@
 """Makes sets of cached latents without a VAE, and a VAE of some thousand parameters to make real ones
 with."""
+import contextlib
 import json
 
 import jax
 import numpy as np
+import pytest
 
 from lit_jax.checkpoint.vae_folder import save_vae_folder
 from lit_jax.data.latent_shards import ShardWriter, shard_ranges
@@ -61,3 +63,23 @@ def write_tiny_vae(folder, *, seed: int = 0, scale: float = 4.0, **arch):
     params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), network.abstract())
     return save_vae_folder(folder, {'vae': network.arch, 'id': f'tiny-{seed}', 'scale': scale,
                                     'provenance': {'source': 'random weights'}}, params)
+
+
+class Killed(BaseException):
+    """As a kill: nothing that catches errors stops it."""
+
+
+@contextlib.contextmanager
+def killed_in(monkeypatch, module, name: str, after: int):
+    """The block ends where `module.name` is called more than `after` times; pytest fails if it is not."""
+    original, calls = getattr(module, name), []
+
+    def kill(*arguments):
+        calls.append(0)
+        if len(calls) > after:
+            raise Killed
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, name, kill)
+        yield

@@ -3,13 +3,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from lit_jax.checkpoint.load import read_weights_config
+import jax
+
+from lit_jax.checkpoint.load import find_steps, load_weights, read_weights_config
 from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import ARRAYS
 from lit_jax.checkpoint.workdir import is_workdir
+from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import absolute, explain_unreachable
+from lit_jax.runtime.leaves import params_sha256
+from lit_jax.runtime.paths import absolute, as_path, explain_unreachable, file_sha256, is_remote
 from lit_jax.runtime.storage import MANIFEST, read_manifest
+
+IN_FILES = ('name', 'manifest')      # of `params_identity`: where and as what weights are stored
 
 
 def weights_identity(path, known: Mapping | None = None, *, needed: bool = True) -> dict:
@@ -41,3 +47,36 @@ def _digest(folder, under: str, config: Mapping | None = None) -> str:
     if not all('crc32' in entry for entry in files.values()):
         files |= {'source': ((config or {}).get('provenance') or {}).get('sha256')}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def params_identity(path, step: int | None = None) -> dict:
+    """{'name', 'step' (None: of a model folder), 'manifest': sha256 of the list of its files, 'sha256': of
+    the parameters}, whatever they are stored as. Reads all; called by all processes together."""
+    path = as_path(path)
+    config, params = load_weights(path, step=step)
+    digest = params_sha256(params)
+    for leaf in jax.tree.leaves(params):
+        leaf.delete()
+    step = config['provenance'].get('step') if peers.together(lambda: is_workdir(path)) else None
+    return {'name': path.name, 'step': step, 'manifest': _manifest_sha256(path, step), 'sha256': digest}
+
+
+def are_weights(path, identity: Mapping) -> bool:
+    """Whether the weights that `load_weights` gives have this identity; reads them only if the files differ.
+    Called by all processes together."""
+    path = as_path(path)
+    step = None
+    if peers.together(lambda: is_workdir(path)):
+        step = max(peers.from_lead(lambda: find_steps(path)), default=None)
+    if identity.get('manifest') is not None and peers.from_lead(
+            lambda: _manifest_sha256(path, step)) == identity['manifest']:
+        return True
+    return params_identity(path, step)['sha256'] == identity['sha256']
+
+
+def _manifest_sha256(path, step: int | None) -> str | None:
+    """None where there is no manifest, or none with checksums."""
+    folder = path if step is None else path / 'checkpoints' / f'{step:09d}'
+    if is_remote(folder) or not (folder / MANIFEST).is_file():
+        return None
+    return file_sha256(folder / MANIFEST)

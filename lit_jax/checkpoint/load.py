@@ -1,8 +1,7 @@
 """Loads a model from a model folder or a training workdir."""
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from lit_jax.checkpoint import null_caption
@@ -25,12 +24,9 @@ from lit_jax.models.arch import conditioning
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError, check_known, did_you_mean
-from lit_jax.runtime.leaves import params_sha256, placed
-from lit_jax.runtime.paths import as_path, explain_unreachable, file_sha256, is_remote
+from lit_jax.runtime.leaves import placed
+from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote
 from lit_jax.runtime.shipped import find_asset
-from lit_jax.runtime.storage import MANIFEST
-
-IN_FILES = ('name', 'manifest')      # of `weights_identity`: where and as what weights are stored
 
 
 def load(path, *, step: int | None = None, dtype='float32', scan_layers: bool = True) -> Model:
@@ -97,38 +93,6 @@ def _read_run(workdir) -> dict:
     if not drops and conditioning(config['model']) == 'label':
         config['model'] = {**config['model'], 'null_class': False}
     return config
-
-
-def weights_identity(path, step: int | None = None) -> dict:
-    """{'name', 'step' (None: of a model folder), 'manifest': sha256 of the list of its files, 'sha256': of
-    the parameters}, whatever they are stored as. Reads all; called by all processes together."""
-    path = as_path(path)
-    config, params = load_weights(path, step=step)
-    digest = params_sha256(params)
-    for leaf in jax.tree.leaves(params):
-        leaf.delete()
-    step = config['provenance'].get('step') if peers.together(lambda: _kind(path)) == 'workdir' else None
-    return {'name': path.name, 'step': step, 'manifest': _manifest_sha256(path, step), 'sha256': digest}
-
-
-def are_weights(path, identity: Mapping) -> bool:
-    """Whether the weights that `load_weights` gives have this identity; reads them only if the files differ.
-    Called by all processes together."""
-    path = as_path(path)
-    kind = peers.together(lambda: _kind(path))
-    step = None if kind == 'model folder' else max(peers.from_lead(lambda: find_steps(path)), default=None)
-    if identity.get('manifest') is not None and peers.from_lead(
-            lambda: _manifest_sha256(path, step)) == identity['manifest']:
-        return True
-    return weights_identity(path, step)['sha256'] == identity['sha256']
-
-
-def _manifest_sha256(path, step: int | None) -> str | None:
-    """None where there is no manifest, or none with checksums."""
-    folder = path if step is None else path / 'checkpoints' / f'{step:09d}'
-    if is_remote(folder) or not (folder / MANIFEST).is_file():
-        return None
-    return file_sha256(folder / MANIFEST)
 
 
 def find_steps(path) -> list[int]:

@@ -24,7 +24,14 @@ from lit_jax.convert.torch_keys import (
     file_leaves,
     model_leaves,
 )
-from lit_jax.convert.torch_pipeline import INDEX, PIPELINE, PREFIX, check_pipeline, write_pipeline
+from lit_jax.convert.torch_pipeline import (
+    HUB_WEIGHTS,
+    INDEX,
+    PIPELINE,
+    PREFIX,
+    check_pipeline,
+    write_pipeline,
+)
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
@@ -36,7 +43,6 @@ from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, check_folder, explain_unwritable, local_path, prepare_place
 
 LAYOUTS = ('original', 'diffusers', 'lit')
-HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 
 def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lit_jax.checkpoint.model_folder import CONFIG
 from lit_jax.convert.torch_student import MODELING, PIECES, modeling_source
 from lit_jax.convert.vae_torch import is_hub_vae
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
@@ -17,7 +18,7 @@ from lit_jax.models.facts import has_null_class
 from lit_jax.runtime.errors import UserError
 
 INDEX, PIPELINE = 'model_index.json', 'pipeline_lit.py'
-WEIGHTS = 'diffusion_pytorch_model.safetensors'
+HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 PREFIX = 'model.'      # of the weights' names: the transformer wraps the model
 _MODEL = [MODELING.removesuffix('.py'), 'LiTTransformer2DModel']
 _SOLVER = {'algorithm_type': 'dpmsolver++', 'solver_order': 2, 'solver_type': 'midpoint',
@@ -41,9 +42,9 @@ def write_pipeline(folder: Path, config: Mapping, vae, write_weights: Callable[[
     text = conditioning(arch) == 'text'
     transformer = folder / 'transformer'
     (folder / 'scheduler').mkdir(parents=True), transformer.mkdir()
-    _write(transformer / 'config.json', _transformer(arch))
+    _write(transformer / CONFIG, _transformer(arch))
     (transformer / MODELING).write_text(modeling_source(arch, wrapped=True))
-    write_weights(transformer / WEIGHTS)
+    write_weights(transformer / HUB_WEIGHTS)
     name, scheduler = _scheduler(config)
     _write(folder / 'scheduler' / 'scheduler_config.json', {'_class_name': name, **scheduler})
     if vae:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import lit_jax
-from lit_jax.checkpoint.load import IN_FILES
+from lit_jax.checkpoint.identity import IN_FILES
 from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.checkpoint.vae_folder import load_vae, read_vae_config
 from lit_jax.data import caption_latents, crop, latent_shards, text_features

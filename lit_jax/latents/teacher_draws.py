@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from lit_jax.checkpoint.load import find_steps, weights_identity
+from lit_jax.checkpoint.identity import params_identity
+from lit_jax.checkpoint.load import find_steps
 from lit_jax.checkpoint.model_folder import is_model_folder
 from lit_jax.data import caption_latents, latent_shards, latents, text_features
 from lit_jax.data.latent_space import LatentSpace
@@ -132,7 +133,7 @@ def open_draws(request: PrepareOptions) -> Draws:
     settings = pipeline.defaults.updated(request)
     shown, count = peers.together(lambda: _check_images(request, pipeline, settings))
     group = pipeline.group(count, group=request.group)
-    plan = {**_make_plan(request, pipeline, count, group), 'teacher': weights_identity(path, step),
+    plan = {**_make_plan(request, pipeline, count, group), 'teacher': params_identity(path, step),
             'drawn': {'seed': seed, **_shown_facts(pipeline, shown), 'sampler': settings.to_json(),
                       'computed': computed_facts(pipeline, group)}}
     if pipeline.takes == 'label':

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.foreign import conversion_hint
-from lit_jax.checkpoint.load import are_weights, load_weights, read_weights_config
+from lit_jax.checkpoint.identity import are_weights
+from lit_jax.checkpoint.load import load_weights, read_weights_config
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace

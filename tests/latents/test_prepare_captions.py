@@ -16,7 +16,7 @@ import pytest
 from buckets import Store, bucket  # noqa: F401
 from caption_sets import image, lines, write_captions, write_tar
 from image_files import write_folder
-from latent_sets import write_tiny_vae
+from latent_sets import killed_in, write_tiny_vae
 from processes import assert_all_good, on_cpu, run_processes
 from text_encoder_samples import TEXT, write_text_encoder
 
@@ -181,10 +181,6 @@ def test_shapes_are_prepared_too(request_for, tmp_path, monkeypatch):
 # Interruptions
 
 
-class Killed(BaseException):
-    pass
-
-
 STEPS = {'null': (caption_preparation, 'make_null', 0), 'first shard': (latent_shards, 'count_records', 0),
          'a shard without its note': (latent_shards, 'write_text_atomic', 1),
          'metadata': (preparation, 'write_text_atomic', 2)}
@@ -194,16 +190,7 @@ STEPS = {'null': (caption_preparation, 'make_null', 0), 'first shard': (latent_s
                                   for step in STEPS])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(step, whole, request_for, tmp_path, monkeypatch):
     out, (module, name, after) = tmp_path / 'latents', STEPS[step]
-    calls, original = [], getattr(module, name)
-
-    def kill(*arguments):
-        calls.append(0)
-        if len(calls) > after:
-            raise Killed
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(module, name, kill)
+    with killed_in(monkeypatch, module, name, after):
         prepare_latents(request_for(out))
     assert not (out / 'metadata.json').exists()
     prepare_latents(request_for(out))

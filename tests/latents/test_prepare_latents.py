@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from buckets import Store, bucket  # noqa: F401
 from image_files import encoded, noise, write_folder
-from latent_sets import write_tiny_vae
+from latent_sets import killed_in, write_tiny_vae
 from processes import assert_all_good, on_cpu, run_processes
 
 from lit_jax.checkpoint.vae_folder import load_vae
@@ -122,10 +122,6 @@ def test_other_sources_than_images(vae, tmp_path):
 # Interruptions
 
 
-class Killed(BaseException):
-    pass
-
-
 STEPS = {'begin': (preparation, 'write_text_atomic', 0), 'first shard': (latent_shards, 'count_records', 0),
          'a shard without its note': (latent_shards, 'write_text_atomic', 2),
          'later shard': (os, 'replace', 5), 'checking': (latent_shards, 'find_shard_damage', 3),
@@ -135,16 +131,7 @@ STEPS = {'begin': (preparation, 'write_text_atomic', 0), 'first shard': (latent_
 @pytest.mark.parametrize('step', STEPS)
 def test_stopped_at_any_step_it_goes_on_to_the_same_bytes(step, whole, request_for, tmp_path, monkeypatch):
     out, (module, name, count) = tmp_path / 'latents', STEPS[step]
-    original, calls = getattr(module, name), []
-
-    def kill(*arguments):
-        calls.append(arguments)
-        if len(calls) > count:
-            raise Killed
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(module, name, kill)
+    with killed_in(monkeypatch, module, name, count):
         prepare_latents(request_for(out))
     assert not (out / 'metadata.json').exists()
     if (out / 'shards').exists():

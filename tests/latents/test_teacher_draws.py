@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latent_sets import killed_in
 from processes import assert_all_good, on_cpu, run_processes
 from sampling_models import save_latent_model, save_model
 from text_models import save_system
 
 from lit_jax import recipes
-from lit_jax.checkpoint.load import are_weights, load_weights, weights_identity
+from lit_jax.checkpoint.identity import are_weights, params_identity
+from lit_jax.checkpoint.load import load_weights
 from lit_jax.checkpoint.model_folder import save_model_folder
 from lit_jax.data import latent_shards
 from lit_jax.data.latents import open_latents
@@ -104,7 +106,7 @@ def test_a_set_holds_what_the_pipeline_draws(whole, teacher):
     drawn = np.concatenate(list(pipeline.draw_groups(pipeline.encode(batch['label'], 0), range(5), settings)))
     np.testing.assert_array_equal(batch['moments'][:, 0, ..., :4], drawn)
     assert len({view.tobytes() for view in drawn}) == 75
-    assert metadata['teacher'] == weights_identity(teacher) and metadata['teacher']['name'] == 'mine'
+    assert metadata['teacher'] == params_identity(teacher) and metadata['teacher']['name'] == 'mine'
     assert metadata['vae'] == {'id': 'tiny vae', 'sha256': None, 'scale': 1.5, 'shift': 0.0, 'downscale': 2,
                                'channels': 4}
     assert metadata['drawn']['seed'] == 0 and metadata['drawn']['sampler'] == settings.to_json()
@@ -127,25 +129,13 @@ def test_bits_depend_neither_on_shards_nor_on_devices(whole, request_for, tmp_pa
     assert contents(tmp_path / 'two') == contents(whole)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('module, name, after', [(latent_shards, 'write_text_atomic', 1), (os, 'replace', 2),
                                                  (preparation, 'write_text_atomic', 1)])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(module, name, after, whole, request_for, tmp_path,
                                                        monkeypatch):
-    out, original, calls = tmp_path / 'latents', getattr(module, name), []
-
-    def kill(*arguments):
-        calls.append(0)
-        if len(calls) > after:
-            raise Killed
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(module, name, kill)
+    out = tmp_path / 'latents'
+    with killed_in(monkeypatch, module, name, after):
         prepare_latents(request_for(out))
     with pytest.raises(UserError, match='not finished. This command resumes: .*--teacher=.*--count=75'):
         open_latents(out)
@@ -171,8 +161,8 @@ def test_the_teacher_may_be_renamed_and_stored_anew(whole, teacher, request_for,
     config, params = load_weights(teacher)
     save_model_folder(tmp_path / 'anew', {**config, 'provenance': {'source': 'other'}}, params)
     # By its list of files, and where that differs by the parameters themselves.
-    for manifest in (weights_identity(teacher)['manifest'], 'ab' * 32, None):
-        assert are_weights(tmp_path / 'anew', {**weights_identity(teacher), 'manifest': manifest})
+    for manifest in (params_identity(teacher)['manifest'], 'ab' * 32, None):
+        assert are_weights(tmp_path / 'anew', {**params_identity(teacher), 'manifest': manifest})
     out = shutil.copytree(whole, tmp_path / 'latents')
     for name in ('renamed', 'anew'):
         prepare_latents(request_for(out, teacher=str(tmp_path / name)))
@@ -235,21 +225,8 @@ def test_a_teacher_of_prompts_draws_captioned_latents(tmp_path, monkeypatch):
         np.testing.assert_array_equal(element['text'][0].astype(np.float32)[mask > 0],
                                       cond['text'][i][mask > 0].astype(element['text'].dtype).astype(
                                           np.float32))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(preparation, 'write_text_atomic', stop_at_second())
+    with killed_in(monkeypatch, preparation, 'write_text_atomic', 1):
         prepare_latents(dataclasses.replace(request, out=str(tmp_path / 'again')))
     prepare_latents(dataclasses.replace(request, out=str(tmp_path / 'again')))
     assert contents(tmp_path / 'again') == contents(tmp_path / 'whole')
     assert loop.train(student(system['source'], tmp_path / 'whole'), tmp_path / 'run') == 'done'
-
-
-def stop_at_second():
-    original, calls = preparation.write_text_atomic, []
-
-    def write(*arguments):
-        calls.append(0)
-        if len(calls) > 1:
-            raise Killed
-        return original(*arguments)
-
-    return write
