@@ -124,10 +124,12 @@ def read_everything(folder) -> None:
         assert (newest / 'damaged.txt').exists() and not (folder / 'checkpoints' / '000000003').exists()
         (folder / 'checkpoints' / '000000003' / 'state' / 'x').write_text('part')
         print('UNFINISHED', checkpoints.restore_latest(abstract(host_state(1)))[2])
-        assert checkpoints.save(7, spread(host_state(7)), {})
-    assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['000000007']
-    state, _, step = checkpoints.restore_latest(abstract(host_state(7)))
-    assert_same_parts(state, host_state(7))
+        again = host_state(7) | {'step': np.int32(2)}
+        assert checkpoints.save(2, spread(again), {})     # where the damaged one lies
+    left = sorted(path.name for path in (folder / 'checkpoints').iterdir())
+    assert left == ['000000002'], left
+    state, _, step = checkpoints.restore_latest(abstract(again))
+    assert_same_parts(state, again)
     print('AGAIN', step)
 
 
