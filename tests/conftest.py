@@ -47,6 +47,7 @@ _BEGAN = time.monotonic()
 def pytest_addoption(parser):
     parser.addoption('--minutes', type=float, help='tests that would begin later than so many minutes are '
                                                    'skipped')
+    parser.addoption('--kills', type=int, default=20, help='of the run in test_exact_resume.py')
 
 
 def pytest_configure(config):

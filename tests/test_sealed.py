@@ -68,14 +68,16 @@ def detections(folder):
 
 @pytest.mark.parametrize('make', [metadata, note, preparation, card_of_a_set, card_of_a_begun_set, scores,
                                   detections])
-def test_another_digit_is_told_and_files_without_a_checksum_are_read(tmp_path, make):
+def test_another_digit_or_letter_is_told_and_files_without_a_checksum_are_read(tmp_path, make):
     path, read = make(tmp_path)
     right, text = read(), path.read_text()
     assert SEAL in text and SEAL not in repr(right)
-    digits = [match.start() for match in re.finditer(r'\d', text)]
-    places, refused = {digits[i] for i in np.linspace(0, len(digits) - 1, 40).astype(int)}, 0
-    for at in places:
-        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1:])
+    found = [match.start() for match in re.finditer(r'\d', text)]
+    places, refused = {found[i] for i in np.linspace(0, len(found) - 1, 40).astype(int)}, 0
+    names = re.finditer(rf'"(?!{SEAL})(\w)\w*":', text)
+    for at in places | {match.start(1) for match in names}:
+        other = {'9': '0', 'z': 'a'}.get(text[at], chr(ord(text[at]) + 1))
+        path.write_text(text[:at] + other + text[at + 1:])
         try:
             assert read() == right      # a 17th digit that makes no other number
         except UserError as error:

@@ -197,8 +197,7 @@ def _explain_file(path: str):
         yield
     except UserError:
         raise
-    except (SyntaxError, ImportError, NameError, AttributeError, LookupError, TypeError, ValueError,
-            ArithmeticError, OSError, RuntimeError, AssertionError, EOFError) as error:
+    except Exception as error:      # a recipe is a program: it may raise anything
         lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
                  if entry.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

@@ -86,8 +86,8 @@ class Npz:
         array = self.array(name)
         if array.shape != () or array.dtype.kind != 'U':
             raise self._damaged(name, f'it is {array.dtype} {list(array.shape)}, expected one text')
-        with self._explained(name):
-            return str(array)
+        with self._explained(name):     # str(array) would let impossible characters in
+            return array.astype(array.dtype.newbyteorder('<')).tobytes().decode('utf-32-le').rstrip('\0')
 
     def rows(self, name: str, ranges: Iterable[range]) -> Iterator[np.ndarray]:
         """The rows of one array in these ascending ranges; one range at a time is in memory. Read to the

@@ -13,7 +13,7 @@ def import_module_of(what: str, name: str, form: str) -> types.ModuleType:
     module = name.partition(':')[0]
     try:
         return importlib.import_module(module)
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:      # a module is a program: it may raise anything
         raise UserError(f'{what} {shown(name)} cannot be imported: {reason_of(error)}; give {form}, with the '
                         f'package installed or its folder in PYTHONPATH') from error
 

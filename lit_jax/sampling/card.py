@@ -78,6 +78,7 @@ def read_card(path) -> dict | None:
 
 def is_card(content, path) -> bool:
     """Whether the content of a JSON file is a recipe card. UserError for a damaged card."""
+    content = unsealed(content, path)       # first: what is damaged may be its kind
     if not isinstance(content, dict) or content.get('kind') != 'pictures':
         return False
     check_shape(content, SHAPE, path)

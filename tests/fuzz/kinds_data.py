@@ -19,6 +19,9 @@ from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.paths import cache_folder
 from lit_jax.sampling.prompts import collect_prompts
 
+# Of the note of a shard, what is used; a name that is misspelt, be it that of the checksum, is none of these.
+NOTED = ('count', 'bytes', 'sha256', 'values', 'sums', 'squares', 'bad', 'labels', 'buckets')
+
 
 def _all(source):
     return [source[i] for i in range(len(source))]
@@ -93,7 +96,11 @@ def _seal(folder, metadata):
 
 def _read_latents(path, _):
     source = open_latents(path)
-    return source.metadata, source.notes(), source.take(range(len(source))), source.all_labels()
+    return source.metadata, _notes(source), source.take(range(len(source))), source.all_labels()
+
+
+def _notes(source):
+    return [{name: note.get(name) for name in NOTED} for note in source.notes()]
 
 
 def _caption_latents(folder):
@@ -103,7 +110,7 @@ def _caption_latents(folder):
 
 def _read_caption_latents(path, _):
     source = open_caption_latents(path)
-    return source.metadata, source.notes(), _all(source), source.null_features
+    return source.metadata, _notes(source), _all(source), source.null_features
 
 
 def _file(name: str, text: str):

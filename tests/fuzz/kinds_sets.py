@@ -56,6 +56,12 @@ def _read_npz_set(path, _):
     return found.labels, found.card, [block for block in found.blocks([range(0, 2), range(4, 6)])]
 
 
+def _without_card(path, _):
+    """As other people's sets are; a damaged card is not taken for none."""
+    labels, _, blocks = _read_npz_set(path, _)
+    return [(labels, None, blocks)]
+
+
 def _png_set(folder):
     for i, image in enumerate(IMAGES):
         save_png(folder / 'set' / f'{i:06d}_class{i % 3:04d}.png', image)
@@ -145,7 +151,8 @@ def _reference(folder):
 
 def _read_reference(path, _):
     found = open_reference(path, SPACE)
-    return found.statistics, found.image_shape, found.meta, [*found.images.blocks([range(0, 6)])]
+    images = found.images and [*found.images.blocks([range(0, 6)])]
+    return found.statistics, found.image_shape, found.meta, images
 
 
 def _reference_request(folder, out):
@@ -275,7 +282,7 @@ def _read_detections(path, folder):
 
 
 KINDS = (
-    Kind('npz set', _npz_set, _read_npz_set, 'bytes'),
+    Kind('npz set', _npz_set, _read_npz_set, 'bytes', also=_without_card),
     Kind('PNG set', _png_set, _read_png_set),
     Kind('begun npz set', _begun_npz, _finish_npz, 'whole'),
     Kind('finished npz set', _finished_npz, _finish_npz, 'bytes'),

@@ -49,11 +49,11 @@ def damage(root: Path, rng) -> Done:
     if rng.random() < (0.06 if path == root else 0.16):
         return Done(name, _misplace(path, files, rng), True)
     data, times = path.read_bytes(), 1 + int(rng.random() < 0.25)
-    said, damaged = [], False
+    said, damaged = [], True
     for _ in range(times):
         data, what, hit = change(data, rng)
         said.append(what)
-        damaged |= hit
+        damaged &= hit
     path.unlink()           # the file may be a hard link to the valid one
     path.write_bytes(data)
     return Done(name, ', '.join(said), damaged)

@@ -12,6 +12,7 @@ from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes import find
 from lit_jax.runtime import shipped
 from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.own_modules import import_function
 from lit_jax.runtime.paths import file_sha256
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -52,6 +53,20 @@ def test_a_recipe_of_ones_own_knows_what_lies_beside_it_from_any_folder(tmp_path
         assert recipes.architecture(config)['mixer']['name'] == 'mixer_beside:ToyMixer'
     monkeypatch.chdir('/')
     assert recipes.load_recipe(folder / 'mine.py').model.mixer.heads == 2
+
+
+def test_what_a_program_of_ones_own_raises_is_told_with_its_line(tmp_path):
+    class_of_its_own = 'class Strange(Exception): pass\nraise Strange("of its own")\n'
+    (tmp_path / 'raises.py').write_text(class_of_its_own)
+    with pytest.raises(UserError, match=r'raises\.py, line 2 does not run: of its own$'):
+        recipes.load_recipe(tmp_path / 'raises.py')
+    (tmp_path / 'mixer_that_raises.py').write_text(class_of_its_own)
+    sys.path.append(str(tmp_path))
+    try:
+        with pytest.raises(UserError, match=r'mixer_that_raises:Mine. cannot be imported: of its own'):
+            import_function('the mixer', 'mixer_that_raises:Mine')
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 def test_a_file_of_ones_own_goes_before(tmp_path):
