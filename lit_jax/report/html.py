@@ -106,7 +106,7 @@ INHERITANCE = {'rows': [{'path': str, 'shape': [int], 'count': int, 'status': st
 
 def add_inheritance(report: Report, inheritance: Mapping) -> None:
     """The table of all parameters, inherited or fresh, and their totals."""
-    rows = [(row['path'], tuple(row['shape']), f'{row["count"]:,}', row['status'], row['source'] or '')
+    rows = [(row['path'], tuple(row['shape']), f'{row["count"]:,}', row['status'], row.get('source') or '')
             for row in inheritance['rows']]
     totals = {status: sum(row['count'] for row in inheritance['rows'] if row['status'] == status)
               for status in ('inherited', 'fresh')}
@@ -121,22 +121,27 @@ def add_alignment(report: Report, records: Sequence[Mapping]) -> None:
     """The table "relative error by layer" of a run that aligned its mixers, if it did: at its first and its
     last record of that."""
     aligned = [record for record in records if any(name.startswith(_ALIGNED) for name in record)]
-    if not aligned:
+    first, last = (aligned[0], aligned[-1]) if aligned else ({}, {})
+    names = [name for name in last if name.startswith(_ALIGNED) and name in first]
+    if not names:
         return
-    first, last = aligned[0], aligned[-1]
     report.heading('Relative error by layer')
     report.paragraph('Alignment: squared error of each mixer over the variance of what its block of the '
                      "teacher's attention returns for the same tokens (1: no better than the best constant); "
                      f'means of the intervals up to step {first["step"]:,} and up to step {last["step"]:,}.')
-    names = [name for name in last if name.startswith(_ALIGNED)]
     report.table(('layer', f'step {first["step"]:,}', f'step {last["step"]:,}'),
-                 [*((int(name.removeprefix(_ALIGNED)), _number(first.get(name)), _number(last[name]))
-                    for name in names),
-                  ('mean', *(_number(sum(one[name] for name in names) / len(names))
-                             for one in (first, last)))])
+                 [*((name.removeprefix(_ALIGNED).lstrip('0') or '0', _number(first[name]),
+                     _number(last[name])) for name in names),
+                  ('mean', *(_number(np.mean([one[name] for name in names])) for one in (first, last)))])
 
 
 _ALIGNED = 'align/error_'      # metrics of the stage, with the number of the block
+
+
+def _figures(record: Mapping) -> dict[str, float]:
+    """What can be drawn of a line of metrics.jsonl, which anybody may edit."""
+    return {name: value for name, value in record.items()
+            if isinstance(value, int | float) and abs(value) < 1e300}
 
 
 def _number(value) -> str:
@@ -146,7 +151,8 @@ def _number(value) -> str:
 def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
     """The report of a training run: curves, newest sample grid, inherited parameters, and the recipe."""
     workdir = as_path(workdir)
-    report = Report(config['recipe']['name'] or workdir.name)
+    report, records = Report(config['recipe']['name'] or workdir.name), [_figures(line) for line in records]
+    records = [record for record in records if 'step' in record]
     scored = [record for record in records if any(name.startswith('eval/') for name in record)]
     records = [record for record in records if record not in scored]
     if records:

@@ -41,6 +41,20 @@ def test_a_run_without_teacher_or_samples_has_a_report_too(tmp_path):
     assert 'tiny' in page and json.dumps({'seed': 3})[1:-1].replace('"', '&quot;') in page
 
 
+def test_what_is_no_figure_in_the_log_is_left_out(tmp_path):
+    """Anybody may edit metrics.jsonl."""
+    good = {'step': 1, 'loss/total': 0.5, 'loss/mse_q1': 0.5, 'align/error_00': 0.8, 'eval/fid': 3.0}
+    bad = ['x' * 1000, [0.5], [[1], 2], {'a': 1}, None, 2 ** 4000, -1e308]
+    records = [good, {'align/error_x': 1.0, 'step': 3},
+               *({**good, name: value, 'step': 2} for name in good for value in bad),
+               *({**good, 'step': value} for value in bad), good]
+    for kept in (records, [{name: value for name, value in record.items() if name != 'eval/fid'}
+                           for record in records]):
+        write_run_report(tmp_path, kept, {'recipe': {'name': 'tiny'}})
+    page = (tmp_path / 'report.html').read_text()
+    assert 'Relative error by layer' in page and 'x' * 99 not in page
+
+
 def test_a_run_that_aligned_its_mixers_has_the_error_of_each_layer(tmp_path):
     aligned = [{'step': s, 'loss/align': 1 / s, 'align/error_00': 0.8 / s, 'align/error_01': 0.4 / s}
                for s in (1, 2)]
