@@ -95,8 +95,8 @@ def load_arrays(path, abstract=None):
 
 def restore_tree(path: epath.Path, abstract, source: str, only: str | None = None,
                  beside: str | None = None):
-    """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`) under that key, in which
-    leaves that it lacks are those of the subtree `beside`."""
+    """Reads a tree from an Orbax directory; with `only`, the subtree (as `abstract`, also a function of its
+    named leaves) under that key, in which leaves that it lacks are those of the subtree `beside`."""
     handler = ocp.PyTreeCheckpointHandler()
     whole = handler.metadata(path).tree
     stored = without_null_caption(whole)       # as earlier versions stored it among the parameters
@@ -104,6 +104,7 @@ def restore_tree(path: epath.Path, abstract, source: str, only: str | None = Non
         if only not in stored:
             raise UserError(f'{source}: there is no entry "{only}", only {", ".join(sorted(stored))}.')
         names = leaves.named_leaves(stored[only])
+        abstract = abstract(names) if callable(abstract) else abstract
         lacking = [name for name in leaves.named_leaves(stored.get(beside, {})) if name not in names]
         stored = {only: stored[only], **({beside: leaves.pick(stored[beside], lacking)} if lacking else {})}
         if abstract is not None and not lacking:

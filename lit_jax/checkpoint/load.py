@@ -1,7 +1,8 @@
 """Loads a model from a model folder or a training workdir."""
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from lit_jax.checkpoint import null_caption
@@ -21,10 +22,11 @@ from lit_jax.checkpoint.text_encoder_folder import is_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import is_vae_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
 from lit_jax.models.arch import conditioning
+from lit_jax.models.low_rank import is_update, merge_stored
 from lit_jax.models.network import DTYPES, Model, Network
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError, check_known, did_you_mean
-from lit_jax.runtime.leaves import placed
+from lit_jax.runtime.leaves import merged, named_leaves, placed, unflatten
 from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote
 from lit_jax.runtime.shipped import find_asset
 
@@ -54,9 +56,21 @@ def load_weights(path, shard: Callable | None = None, *, step: int | None = None
             _check_no_step(path, step)
             return load_model_folder(path, _abstract(read_weights_config(path), shard))
         config = read_weights_config(path)
-        params, step = Checkpoints(path).restore_part('ema', _abstract(config, shard), step, 'params')
+        params, step = Checkpoints(path).restore_part(
+            'ema', lambda stored: _abstract(config, shard, stored), step, 'params')
+        params = merge_stored(params)
     config['provenance'] = {'source': str(path), 'weights': 'ema', 'step': step}
     return config, params
+
+
+def load_updates(path) -> tuple[dict, dict[str, np.ndarray]]:
+    """(config, {name: EMA of what was trained}) of the newest whole checkpoint of a workdir, where low-rank
+    updates are not merged. UserError for a model folder, whose updates are."""
+    path = as_path(path)
+    if peers.together(lambda: _kind(path)) == 'model folder':
+        raise UserError(f'{path} is a model folder: low-rank updates are merged in it; give the workdir of '
+                        f'the run')
+    return read_workdir(path), named_leaves(Checkpoints(path).restore_part('ema')[0])
 
 
 def read_null_caption(path, step: int | None = None) -> np.ndarray | None:
@@ -147,7 +161,10 @@ def _near(path) -> str:
     return did_you_mean(path.name, known, parent)
 
 
-def _abstract(config: dict, shard: Callable | None) -> dict:
+def _abstract(config: dict, shard: Callable | None, stored: Mapping | None = None) -> dict:
+    """The parameters, with the factors of low-rank updates among the leaves that are stored."""
     network = Network(config['model'])
-    abstract = network.abstract()
+    factors = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in (stored or {}).items()
+               if is_update(name)}
+    abstract = merged(network.abstract(), unflatten(factors)) if factors else network.abstract()
     return abstract if shard is None else placed(abstract, shard(abstract, network.arch))

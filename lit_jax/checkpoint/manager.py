@@ -171,7 +171,7 @@ class Checkpoints:
         """(subtree, step): the entry `name` ('ema') of the newest undamaged checkpoint, or of that of `step`;
         leaves that it lacks are those of the entry `beside` ('params').
 
-        Changes nothing on disk. abstract: as for `load_arrays`. Raises UserError if there is no checkpoint,
+        Changes nothing on disk. abstract: as for `restore_tree`. Raises UserError if there is no checkpoint,
         all are damaged, or the entry does not fit."""
         if step is None:
             step, _ = peers.from_lead(self._newest_whole)

@@ -37,9 +37,9 @@ class ConvertOptions:
     out: str = option('output folder; with --to_torch a .safetensors file, or a folder by its --layout')
     to_torch: bool = option('write a .safetensors file with the original names', default=False)
     layout: str | None = option('with --to_torch: lit writes a folder with weights and their PyTorch code, '
-                                'diffusers a pipeline of diffusers (of PixArt-Σ its transformer alone); '
-                                'default: original',
-                                choices=('original', 'diffusers', 'lit'), default=None)
+                                'diffusers a pipeline of diffusers (of PixArt-Σ its transformer alone), '
+                                'peft the low-rank updates of a run as an adapter; default: original',
+                                choices=('original', 'diffusers', 'lit', 'peft'), default=None)
     overwrite: bool = option('replace an existing output', default=False)
     weights: str = option('which weights of a training checkpoint', choices=('ema', 'model'), default='ema')
 
@@ -106,6 +106,8 @@ def _export(options: ConvertOptions) -> str:
         return f'written  {export_text_encoder(options.src, options.out, overwrite=options.overwrite)}'
     done = export(options.src, options.out, layout=options.layout or 'original', overwrite=options.overwrite,
                   vae=options.vae)
+    if options.layout == 'peft':
+        return f'{describe(done)}\nnext     peft.PeftModel.from_pretrained(TRANSFORMER, {options.out!r})'
     back = shlex.quote(f'{Path(options.out).with_suffix("")}_back')
     return (f'{describe(done)}\nnext     python convert_torch_ckpt.py {shlex.quote(options.out)} --out {back}'
             f'      # the way back')

@@ -42,7 +42,7 @@ from lit_jax.runtime.json_file import sealed
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.runtime.paths import as_path, check_folder, explain_unwritable, local_path, prepare_place
 
-LAYOUTS = ('original', 'diffusers', 'lit')
+LAYOUTS = ('original', 'diffusers', 'lit', 'peft')
 
 
 def to_torch_state(params: Mapping, arch: Mapping, layout: str = 'original',
@@ -72,6 +72,9 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
     src, out = as_path(src), local_path(out)
     check_folder(out.parent, f'--out {out}')
     check_known('layout', layout, LAYOUTS)
+    if layout == 'peft':
+        from lit_jax.convert.peft_adapter import export_adapter
+        return export_adapter(src, out, overwrite=overwrite)
     if layout != 'original':
         return _export_folder(src, out, layout, overwrite, vae)
     if out.suffix != '.safetensors':
@@ -88,16 +91,22 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
 
 # What folders of each layout hold: files, or those of a pipeline.
 FOLDERS = {'diffusers': ({CONFIG, HUB_WEIGHTS}, {INDEX, 'transformer', 'scheduler'}),
-           'lit': ({CONFIG, WEIGHTS, MODELING},)}
+           'lit': ({CONFIG, WEIGHTS, MODELING},),
+           'peft': ({'adapter_config.json', 'adapter_model.safetensors'},)}
 
 
-def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
+def check_free(out: Path, layout: str, overwrite: bool) -> None:
+    """Refuses an output that exists, before anything is read."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not overwrite:
             raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
         inside = {path.name for path in out.iterdir()} - {'vae', PIPELINE} if out.is_dir() else None
         if inside not in FOLDERS[layout]:
             raise UserError(f'{out} was not written by --layout {layout}, so it is not overwritten')
+
+
+def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
+    check_free(out, layout, overwrite)
     config, params = _load(src)
     if layout == 'lit':
         export_student(out, config, params, _null_caption(src, config)[0])
@@ -134,7 +143,7 @@ def _load(src) -> tuple[dict, dict]:
 
 def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
     """Writes parameters and config as one .safetensors file, atomically, one tensor at a time."""
-    _write_whole(out, params, lambda path: _write_weights(path, config, params, 'original', null_caption))
+    write_whole(out, params, lambda path: _write_weights(path, config, params, 'original', null_caption))
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
@@ -146,7 +155,7 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
         (folder / CONFIG).write_text(json.dumps(hub, indent=2) + '\n')
         _write_weights(folder / HUB_WEIGHTS, config, params, 'diffusers')
 
-    _write_whole(out, params, write)
+    write_whole(out, params, write)
 
 
 def export_student(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
@@ -159,7 +168,7 @@ def export_student(out: Path, config: Mapping, params: Mapping, null_caption=Non
         (folder / MODELING).write_text(source)
         _write_weights(folder / WEIGHTS, config, params, 'original', null_caption)
 
-    _write_whole(out, params, write)
+    write_whole(out, params, write)
 
 
 def export_pipeline(out: Path, config: Mapping, params: Mapping, null_caption=None, vae=None) -> None:
@@ -172,10 +181,10 @@ def export_pipeline(out: Path, config: Mapping, params: Mapping, null_caption=No
     def write_weights(path: Path) -> None:
         _write_weights(path, config, params, 'original', null_caption, PREFIX)
 
-    _write_whole(out, params, lambda folder: write_pipeline(folder, config, vae, write_weights))
+    write_whole(out, params, lambda folder: write_pipeline(folder, config, vae, write_weights))
 
 
-def _write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
+def write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> None:
     """Lets `write` make a file or folder beside `out`, which it replaces when complete."""
     out = Path(out).absolute()
     temporary, needed = writers.sibling(out, 'partial'), leaves.tree_bytes(params) + (1 << 20)

@@ -26,7 +26,7 @@ RANGES: dict[str, Range] = {
     'teacher.lambda_noise': weight(), 'teacher.lambda_variance': weight(),
     'train.steps': _COUNT, 'train.batch_size': Range(1, 2 ** 24), 'train.accumulate': Range(1, 2 ** 24),
     'train.learning_rate': Range(0, 1000, whole=False, above=True),
-    'train.warmup_steps': _OFTEN, 'train.cooldown_steps': _OFTEN,
+    'train.warmup_steps': _OFTEN, 'train.cooldown_steps': _OFTEN, 'train.lora_rank': Range(0, 65_536),
     'train.weight_decay': weight(1000), 'train.clip_norm': weight(1e9),
     'train.label_dropout': share(below=True), 'train.ema_decay': share(below=True),
     'train.balance_weight': weight(),

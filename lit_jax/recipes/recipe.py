@@ -112,6 +112,7 @@ def default() -> ConfigDict:
             'steps': 400_000,
             'batch_size': 256,           # global, over all devices and hosts
             'trainable': 'all',          # all, mixers, or patterns: 'blocks*/attn/*,final_layer/*'
+            'lora_rank': 0,              # of low-rank updates on frozen projections of the blocks; 0: none
             'accumulate': 1,             # micro-batches per step
             'optimizer': 'adamw',        # adamw, came, muon
             'learning_rate': 1e-4, 'warmup_steps': 0,
@@ -340,6 +341,10 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     check_known('train.optimizer', train.optimizer, OPTIMIZERS)
     import_losses(train.losses)
     check_known('align.loss', config.align.loss, LOSSES)
+    if train.lora_rank and train.trainable == 'all':
+        raise UserError(f'train.lora_rank {train.lora_rank} is for projections that are frozen, and '
+                        f'train.trainable=all freezes none: --config.train.trainable=mixers, or '
+                        f'train.lora_rank=0')
     if train.cooldown_steps and not 0 < train.cooldown_steps <= train.steps - train.warmup_steps:
         raise UserError(f'train.cooldown_steps {train.cooldown_steps} must be 0, or fit into the '
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')

@@ -179,7 +179,7 @@ class _Run:
         key, config = setup.run_key(self.config, self.mesh), self.config
         batches, began = iter(pipeline), time.perf_counter()
         if self.start and peers.from_lead(lambda: self.reporter.owes_scores(self.start)):
-            self._evaluate(self.start, ema_params(state))
+            self._evaluate(self.start, state)
         for step in range(self.start + 1, self.total + 1):
             stage = stage_at(self.stages, step)
             if step in (self.start + 1, stage.first):
@@ -206,7 +206,7 @@ class _Run:
             if config.sample.every and (step % config.sample.every == 0 or step == self.total):
                 self._sample(step, ema_params(state))
             if not stopping:     # otherwise the next call does it
-                self._evaluate(step, ema_params(state))
+                self._evaluate(step, state)
             if stopping and step < self.total:
                 self.checkpoints.wait()
                 LOG.warning('asked to stop: saved step %s; run the same command again to resume', f'{step:,}')
@@ -266,13 +266,13 @@ class _Run:
             self.reporter.drawn(step, grid)
         self.reporter.paused(time.perf_counter() - began)
 
-    def _evaluate(self, step: int, ema: dict) -> None:
+    def _evaluate(self, step: int, state: dict) -> None:
         """Scores samples of the EMA weights where they are due after `step`, and keeps the best weights."""
         count = self.evaluation.samples_due(step) if self.evaluation else 0
         if not count:
             return
         self.watchdog.rest()
-        began = time.perf_counter()
+        began, ema = time.perf_counter(), ema_params(state)
         scores = self.evaluation.scores(step, ema, count)
         seconds = time.perf_counter() - began
         self.evaluation.keep_best(step, ema, scores)

@@ -25,7 +25,7 @@ BATCH = P(PLACES['batch'])
 # leading layer axis is never sharded, nor is the D of a vector.
 LETTERS = {'D': 'fsdp', 'K': 'tensor', 'F': 'tensor'}
 VECTORS = ('copy', 'flat')
-COPIED = r'(^|/)(came_\w+|ns_coeffs)$'      # means of CAME and the polynomial of Muon: small, replicated
+COPIED = r'(^|/)(came_\w+|ns_coeffs|lora_[ab])$'      # means of CAME, Muon's polynomial, low ranks: small
 # Everything else: (pattern of the parameter path, spec), first match wins. Optimizer moments and EMA end with
 # the path of their parameter and follow its rule. Runs of unlike blocks are numbered.
 RULES = (

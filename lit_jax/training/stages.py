@@ -2,8 +2,9 @@
 
 Steps are numbered through all stages; a checkpoint holds the state of the stage that its step belongs to, and
 the next stage begins with the parameters alone. So a run resumes exactly on both sides of the border."""
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lit_jax.models.dit import stage_mixers
+from lit_jax.models.low_rank import factor_names, with_updates
 from lit_jax.models.mixers import whole_mixer
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
@@ -22,6 +24,7 @@ from lit_jax.training.state import (
     new_state,
     scale_by_adamw,
     trainable_leaves,
+    updated_kernels,
 )
 
 
@@ -30,16 +33,18 @@ class Stage:
     """Steps `first` to `last` with one loss, one optimizer and one set of trained parameters.
 
     Attributes:
-        name: 'align' or 'train'. trained: names of the leaves that are trained; None: all."""
+        name: 'align' or 'train'. trained: names of the leaves that are trained; None: all.
+        extend: adds to the network's parameters what is trained beside them (low-rank updates)."""
     name: str
     first: int
     last: int
     optimizer: optax.GradientTransformation
     trained: tuple[str, ...] | None = None
+    extend: Callable[[dict], dict] = dict
 
     def abstract(self, network: Network, mesh) -> dict:
         """Its state as ShapeDtypeStructs with shardings, to restore a checkpoint into."""
-        state = abstract_state(network, self.optimizer, self.trained)
+        state = abstract_state(network, self.optimizer, self.trained, self.extend)
         return placed(state, state_shardings(state, mesh, network.arch))
 
     def begin(self, params: dict, network: Network, mesh) -> dict:
@@ -47,7 +52,8 @@ class Stage:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(network, mesh))
 
         def make(params):
-            return new_state(params, self.optimizer, self.trained) | {'step': jnp.int32(self.first - 1)}
+            return new_state(self.extend(params), self.optimizer, self.trained) | {
+                'step': jnp.int32(self.first - 1)}
 
         return jax.jit(make, out_shardings=shardings)(params)
 
@@ -61,6 +67,8 @@ def plan_stages(config: ConfigDict, network: Network,
                                arch=network.arch)
     trained = None if train.trainable == 'all' else trainable_leaves(train.trainable, network.abstract())
     training = Stage('train', border + 1, border + train.steps, optimizer, trained)
+    if train.lora_rank:
+        training = _with_low_rank(training, config, network)
     if not border:
         return (training,)
     if teacher_arch is None:
@@ -69,6 +77,15 @@ def plan_stages(config: ConfigDict, network: Network,
     from lit_jax.training.align import check_alignable
     check_alignable(teacher_arch, network.arch, config.teacher.path)
     return (Stage('align', 1, border, align_optimizer(config), new_mixers(network, teacher_arch)), training)
+
+
+def _with_low_rank(stage: Stage, config: ConfigDict, network: Network) -> Stage:
+    """The stage with low-rank updates of the projections that it leaves frozen."""
+    train = config.train
+    kernels = updated_kernels(train.trainable, stage.trained, network.abstract(), network.arch,
+                              train.lora_rank)
+    extend = functools.partial(with_updates, kernels=kernels, rank=train.lora_rank, seed=config.seed)
+    return replace(stage, trained=(*stage.trained, *factor_names(kernels)), extend=extend)
 
 
 def align_optimizer(config: ConfigDict) -> optax.GradientTransformation:

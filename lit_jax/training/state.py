@@ -2,17 +2,19 @@
 
 What is not trained has no entry in `ema` and `opt`: the leaves of `ema` say what is."""
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lit_jax.models.low_rank import merge_stored
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError, check_known, listed, shown
 from lit_jax.runtime.leaves import named_leaves, overlaid, pick
 from lit_jax.training.came import scale_by_came
-from lit_jax.training.muon import scale_by_muon_and_adam
+from lit_jax.training.matrices import matrix_axes
+from lit_jax.training.muon import is_for_muon, scale_by_muon_and_adam
 
 
 def scale_by_adamw() -> optax.GradientTransformation:
@@ -74,6 +76,20 @@ def trainable_leaves(trainable: str, params: Mapping) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
+def updated_kernels(trainable: str, trained: Sequence[str], params: Mapping, arch: Mapping,
+                    rank: int) -> dict[str, tuple[int, int]]:
+    """{name: (axes that count matrices, axes of inputs)} of the kernels with low-rank updates: the frozen
+    projections of the blocks. UserError where there is none."""
+    frozen = {name: leaf for name, leaf in named_leaves(params).items() if name not in set(trained)}
+    axes = {name: matrix_axes(name, len(leaf.shape), arch) for name, leaf in frozen.items()
+            if is_for_muon(name, len(leaf.shape), arch)}
+    if not axes:
+        raise UserError(f'train.lora_rank {rank}: train.trainable {trainable!r} leaves no projection of the '
+                        f'blocks frozen, so there is nothing to update; set train.lora_rank=0, or train '
+                        f'less: --config.train.trainable=mixers')
+    return {name: (len(own.layers), len(own.rows)) for name, own in axes.items()}
+
+
 def new_state(params: dict, optimizer: optax.GradientTransformation,
               trained: Sequence[str] | None = None) -> dict:
     """The state before the first step: all parameters, and of the trained ones (None: all) the EMA, which
@@ -84,14 +100,14 @@ def new_state(params: dict, optimizer: optax.GradientTransformation,
 
 
 def abstract_state(network: Network, optimizer: optax.GradientTransformation,
-                   trained: Sequence[str] | None = None) -> dict:
-    """The state as ShapeDtypeStructs."""
-    return jax.eval_shape(lambda params: new_state(params, optimizer, trained), network.abstract())
+                   trained: Sequence[str] | None = None, extend: Callable[[dict], dict] = dict) -> dict:
+    """The state as ShapeDtypeStructs. extend: adds parameters to those of the network."""
+    return jax.eval_shape(lambda params: new_state(extend(params), optimizer, trained), network.abstract())
 
 
 def ema_params(state: Mapping) -> dict:
-    """The EMA weights of a state, with the parameters that are not trained."""
-    return overlaid(state['params'], state['ema'])
+    """The EMA weights of a state, with the parameters that are not trained; low-rank updates are merged."""
+    return merge_stored(overlaid(state['params'], state['ema']))
 
 
 def update_ema(ema: dict, params: dict, step: jax.Array, *, decay: float, warmup: bool) -> dict:

@@ -14,6 +14,7 @@ from lit_jax.diffusion.distillation import distillation_losses, total_loss
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
 from lit_jax.diffusion.own_terms import Seen, Term
 from lit_jax.diffusion.schedule import Schedule
+from lit_jax.models.low_rank import merge_updates
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork, sample_posterior
@@ -119,7 +120,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     num_steps = objective.schedule.num_steps
 
     def loss(trained, params, teacher_params, inputs):
-        params = overlaid(params, trained)
+        params = merge_updates(overlaid(params, trained))
         terms, shown = loss_terms(params, teacher_params, inputs, network, teacher, objective)
         means = {name: value.mean() for name, value in terms.items()}
         total = total_loss(means, objective.weights)
