@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from torch_samples import LINEAR, SOFTMAX, random_params, tiny_arch
+from torchvision_shim import import_oracle
 
 from lit_jax.convert import peft_adapter
 from lit_jax.convert.peft_adapter import CONFIG, WEIGHTS, export_adapter, to_peft_state
@@ -80,12 +81,12 @@ def test_the_folder_is_what_peft_reads(tmp_path, monkeypatch):
 
 @pytest.mark.peers
 def test_the_modules_are_those_of_diffusers():
-    from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+    diffusers = import_oracle('diffusers')
     sizes = {'num_attention_heads': 2, 'attention_head_dim': 8, 'in_channels': 4, 'num_layers': 2,
              'sample_size': 4, 'patch_size': 2}
-    for kind, changes, more in ((DiTTransformer2DModel, {}, {'num_embeds_ada_norm': 3}),
-                                (PixArtTransformer2DModel, PIXART, {'cross_attention_dim': 16,
-                                                                    'caption_channels': 12})):
+    for kind, changes, more in ((diffusers.DiTTransformer2DModel, {}, {'num_embeds_ada_norm': 3}),
+                                (diffusers.PixArtTransformer2DModel, PIXART,
+                                 {'cross_attention_dim': 16, 'caption_channels': 12})):
         modules = dict(kind(**sizes, **more).named_modules())
         arch, _, updated = system(**changes)
         for key, value in to_peft_state(factors_of(updated), arch, 'run').items():
