@@ -90,15 +90,25 @@ def state_of(workdir, step):
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def student(tmp_path_factory):
+    """The recipe of a student of a teacher that was trained: in a new model only the last layer learns."""
+    teacher = tmp_path_factory.mktemp('teacher')
+    loop.train(tiny_recipe(steps=2), teacher)
+    config = recipe()
+    config.inherit.path = str(teacher)
+    return config
+
+
+@pytest.fixture(scope='module')
+def run(student, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
-    assert loop.train(recipe(), workdir) == 'done'
+    assert loop.train(student, workdir) == 'done'
     return workdir
 
 
 @pytest.mark.slow
-def test_only_mixers_and_factors_change(run):
-    state, config = state_of(run, 4), recipes.finalize(recipe(), 8)
+def test_only_mixers_and_factors_change(student, run):
+    state, config = state_of(run, 4), recipes.finalize(student, 8)
     began = named_leaves(setup.init_params(config, setup.build_network(config), make_mesh(
         {**ALONE, 'data': 8}))[0])
     for name, leaf in state['params'].items():
@@ -109,11 +119,11 @@ def test_only_mixers_and_factors_change(run):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_exactly(run, tmp_path, monkeypatch):
+def test_a_run_resumes_exactly(student, run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.cluster, 'asked_to_stop', lambda now: now >= 3)
-        assert loop.train(recipe(), tmp_path) == 'preempted'
-    assert loop.train(recipe(), tmp_path) == 'done'
+        assert loop.train(student, tmp_path) == 'preempted'
+    assert loop.train(student, tmp_path) == 'done'
     for part, leaves in state_of(tmp_path, 4).items():
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, state_of(run, 4)[part][name])
