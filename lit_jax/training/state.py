@@ -84,8 +84,8 @@ def updated_kernels(trainable: str, trained: Sequence[str], params: Mapping, arc
     axes = {name: matrix_axes(name, len(leaf.shape), arch) for name, leaf in frozen.items()
             if is_for_muon(name, len(leaf.shape), arch)}
     if not axes:
-        raise UserError(f'train.lora_rank {rank}: train.trainable {trainable!r} leaves no projection of the '
-                        f'blocks frozen, so there is nothing to update; set train.lora_rank=0, or train '
+        raise UserError(f'train.lora_rank {rank}: train.trainable {shown(trainable)} leaves no projection of '
+                        f'the blocks frozen, so there is nothing to update; set train.lora_rank=0, or train '
                         f'less: --config.train.trainable=mixers')
     return {name: (len(own.layers), len(own.rows)) for name, own in axes.items()}
 
