@@ -19,7 +19,7 @@ def randomised(params, size: float, seed: int = 0):
 
 
 def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, classes: bool = True,
-               seed: int = 0, **arch):
+               seed: int = 0, diffusion: dict | None = None, **arch):
     """A model folder: 10 classes of grey 8 x 8 pixels, or what `arch` and `latent` change."""
     mixers = {'softmax': {'name': 'softmax', 'heads': 2, 'qkv_bias': True},
               'linear': {'name': 'linear', 'heads': 2, 'qkv_bias': False, 'dwc_kernel': 3,
@@ -28,7 +28,8 @@ def save_model(path, *, mixer: str = 'softmax', latent: dict | None = None, clas
                        'channels': 1, 'num_classes': 10, 'mixer': mixers[mixer], **arch})
     names = [f'name {i}' for i in range(network.null_label)] if classes else None
     config = {'model': {**network.arch, 'input_size': list(network.arch['input_size'])}, 'classes': names,
-              'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
+              'diffusion': diffusion or {'steps': 1000, 'kind': 'linear'},
+              'provenance': {'source': 'random'},
               'latent': latent or {'space': 'pixels', 'vae': None, 'scale': SCALE}}
     save_model_folder(path, config, randomised(jax.jit(network.init)(jax.random.key(0)), 0.05, seed))
     return path

@@ -1,6 +1,6 @@
-"""LiT table 6: ImageNet 256px, LiT-XL/2 after 1.4M steps and DiT-XL/2 after 7M. Rows differ in guidance.
+"""LiT table 6: ImageNet 256px, LiT-XL/2 (1.4M steps), DiT-XL/2 and SiT-XL/2 (7M), by guidance.
 
-The other systems of the table (GANs, ADM, LDM, MaskGIT, SiT, DiM, DiffuSSM ...) are not part of this project.
+The other systems of the table (GANs, ADM, LDM, MaskGIT, DiM, DiffuSSM ...) are not part of this project.
 """
 from lit_jax.recipes.paper import Row, inherits, reader, scores
 
@@ -13,4 +13,6 @@ ROWS = {f'lit_xl_cfg_{scale:g}': Row('xl', set=LIT_FIELDS, published=published, 
         for scale, published in LIT.items()}
 ROWS |= {f'dit_xl_cfg_{scale:g}': Row('xl', 'softmax', {'train.steps': 7_000_000}, published, scale)
          for scale, published in DIT.items()}
+ROWS['sit_xl_cfg_1.5'] = Row('xl', 'softmax', {'train.steps': 7_000_000}, scores(2.06, 277.50, .83, .59), 1.5,
+                             flow=True)
 get_config = reader(__file__, ROWS)

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from lit_jax.analysis.measures import spread
 from lit_jax.data.latents import first_of_both
 from lit_jax.data.sources import SOURCES, is_own
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.diffusion.objective import q_sample
-from lit_jax.diffusion.schedule import Schedule, make_schedule
+from lit_jax.diffusion.schedule import Schedule
 from lit_jax.models.network import Model
 from lit_jax.recipes.recipe import default
 from lit_jax.report.grids import viewable
@@ -52,6 +53,9 @@ class Images:
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
     """The recipe of a workdir, or one made from a model folder, with the data named here."""
     config = model.config
+    if read_diffusion(config['diffusion']).kind != 'ddpm':
+        raise UserError(f'{path} is a flow, whose times are not the timesteps that an analysis goes through; '
+                        f'analyze.py reads models that predict noise at timesteps (DiT)')
     name, own = find_data(config, path, data, data_path)
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
     recipe.data.name, recipe.data.path = name, own.get('path', '')
@@ -120,8 +124,8 @@ def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 't
     vae = None
     if setup.reads_images(recipe):
         vae = setup.load_frozen_vae(recipe, make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1]))
-    schedule = make_schedule(recipe.diffusion.steps, kind=recipe.diffusion.kind)
-    objective, key = Objective(schedule=schedule, scale=recipe.latent.scale), jax.random.key(seed)
+    diffusion = read_diffusion(recipe.diffusion)
+    objective, key = Objective(diffusion, recipe.latent.scale), jax.random.key(seed)
     x0, labels = [], []
     for start in range(0, len(numbers), CHUNK):
         elements = [source[int(i)] for i in numbers[start:start + CHUNK]]
@@ -132,5 +136,5 @@ def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 't
         x0.append(np.asarray(clean_inputs(batch, jax.random.fold_in(key, start), objective,
                                           vae and vae.encode)))
     noise = np.asarray(initial_noise(model.network, seed, numbers))
-    return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers, schedule,
-                  recipe.latent.scale)
+    return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers,
+                  diffusion.table, recipe.latent.scale)

@@ -13,7 +13,7 @@ import gradio as gr
 
 from lit_jax.app.drawing import EACH, MOST, DrawRequest, State, Studio, enlarge
 from lit_jax.app.guard import Visitors
-from lit_jax.diffusion.samplers import SAMPLERS
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.report.grids import save_png
 from lit_jax.runtime.errors import UserError, reason_of, shown
@@ -80,7 +80,8 @@ def _controls(studio: Studio) -> tuple[list, gr.Button]:
     count = gr.Slider(1, MOST, default.count, step=1, label='Images', elem_id='count')
     with gr.Row():
         steps = gr.Number(default.settings.steps, label='Steps', min_width=90, elem_id='steps')
-        method = gr.Dropdown(list(SAMPLERS), value=default.settings.method, label='Sampler', filterable=False,
+        methods = read_diffusion(studio.pipelines[0].config['diffusion']).methods
+        method = gr.Dropdown(list(methods), value=default.settings.method, label='Sampler', filterable=False,
                              min_width=130, elem_id='method')
     scale = gr.Slider(0, 12, default.settings.cfg_scale, step=0.1, label='Guidance scale', info='1: none',
                       elem_id='cfg_scale')

@@ -4,6 +4,7 @@
                     and its own checksum, to be deleted by who edits it
     arrays/         the parameters (Orbax)
     null_caption.npy  of a text model, the features of the empty caption [L, C]
+    projectors.npz  of a REPA, its projectors, which feed no sample
     manifest.json   sizes and checksums of the other files
 
 A folder is written beside its final name and renamed when complete, so a folder that exists is complete. In
@@ -22,6 +23,9 @@ from etils import epath
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, digest, pack
+from lit_jax.checkpoint.projectors import FILE as PROJECTORS
+from lit_jax.checkpoint.projectors import pack as pack_projectors
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.arch import check_arch
 from lit_jax.runtime import claim, leaves, peers, storage, writers
 from lit_jax.runtime.errors import UserError, reason_of, shown
@@ -42,7 +46,6 @@ CONFIG = 'config.json'
 ARRAYS = 'arrays'
 _GIVE = 'Give a folder written by convert_torch_ckpt.py or by training.'
 _SPACES = ('pixels', 'vae')
-MOST_STEPS = 1_000_000      # of a schedule, whose tables have so many entries
 
 
 def is_model_folder(path) -> bool:
@@ -56,13 +59,15 @@ def is_model_folder(path) -> bool:
         return True
 
 
-def save_model_folder(path, config: dict, params, *, null_caption=None, overwrite=False) -> epath.Path:
+def save_model_folder(path, config: dict, params, *, null_caption=None, projectors: Mapping | None = None,
+                      overwrite=False) -> epath.Path:
     """Writes a model folder, all of it or nothing, and returns its path.
 
     config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax
     arrays. null_caption: of a text model, the features of the empty caption, if known; the config has their
-    sha256 then, else 'absent'. Raises UserError for a wrong config, a full disk, or a target in use (a file;
-    a folder that is not empty, unless overwrite=True and it is a model folder)."""
+    sha256 then, else 'absent'. projectors: see `lit_jax.checkpoint.projectors`. Raises UserError for
+    a wrong config, a full disk, or a target in use (a file; a folder that is not empty, unless overwrite=True
+    and it is a model folder)."""
     path = absolute(path)
     config, files = {'format': FORMATS[0], **config}, {}
     check_config(config, 'the config to be saved')
@@ -70,6 +75,8 @@ def save_model_folder(path, config: dict, params, *, null_caption=None, overwrit
         files = {} if null_caption is None else {FILE: pack(null_caption)}
         told = digest(null_caption) if files else 'absent'
         config |= {'format': FORMATS[1], 'text': {**text, 'null_caption': told}}
+    if projectors:
+        files |= {PROJECTORS: pack_projectors(projectors)}
     peers.only_lead(lambda: check_target(path, overwrite, 'model', is_model_folder))
     write_folder(path, config, params, files)
     return path
@@ -191,10 +198,11 @@ def parse_config(path: epath.Path, kind: str, give: str, hint: str = '') -> dict
 def check_config(config, source: str) -> None:
     """Raises one UserError with everything wrong in a model folder's config; `source`: where it stands.
 
-    Fields: format; model {family, ...}; diffusion {steps, kind}; latent {space: 'pixels' or 'vae', vae: id or
-    null, scale}; classes: list of names, or null; text, of models that take captions: {encoder: id or null,
-    channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; sampling {method, steps,
-    cfg_scale}, defaults of its recipe, if known; provenance {...}. Unknown fields are allowed."""
+    Fields: format; model {family, ...}; diffusion (`lit_jax.diffusion.kinds`); latent {space: 'pixels'
+    or 'vae', vae: id or null, scale}; classes: list of names, or null; text, of models that take captions:
+    {encoder: id or null, channels, tokens, null_caption: sha256 of null_caption.npy, or 'absent'}; sampling
+    {method, steps, cfg_scale}, defaults of its recipe, if known; provenance {...}. Unknown fields are
+    allowed."""
     if not isinstance(config, dict):
         raise UserError(f'{source} must hold a JSON object, got {shown(config)}.')
     if config.get('format') not in FORMATS:
@@ -225,9 +233,7 @@ def _rules(config: dict) -> list[tuple[bool, str]]:
     model, diffusion, latent, classes = map(config.get, ('model', 'diffusion', 'latent', 'classes'))
     return [
         (isinstance(model.get('family'), str), '"model.family" must be a name'),
-        (_is_int(diffusion.get('steps')) and 0 < diffusion['steps'] <= MOST_STEPS,
-         f'"diffusion.steps" must be a whole number over 0, at most {MOST_STEPS}'),
-        (isinstance(diffusion.get('kind'), str), '"diffusion.kind" must be a name'),
+        *_diffusion_rules(diffusion),
         (latent.get('space') in _SPACES, f'"latent.space" must be one of {", ".join(_SPACES)}'),
         (isinstance(latent.get('vae'), str | None), '"latent.vae" must be a name or null'),
         (is_positive(latent.get('scale')), '"latent.scale" must be a number above 0'),
@@ -240,6 +246,17 @@ def _rules(config: dict) -> list[tuple[bool, str]]:
         *_text_rules(config.get('text'), model),
         *_sampling_rules(config.get('sampling')),
     ]
+
+
+def _diffusion_rules(section: Mapping) -> list[tuple[bool, str]]:
+    """Everything that decides a sample is written down, and known."""
+    needed = ('path', 'prediction', 'noise_at') if section.get('kind') == 'flow' else ('kind', 'steps')
+    lacking = [(False, f'"diffusion.{name}" is missing') for name in needed if name not in section]
+    try:
+        read_diffusion(section)
+    except UserError as error:
+        return [*lacking, (False, str(error))]
+    return lacking
 
 
 def _text_rules(text, model: dict) -> list[tuple[bool, str]]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 from lit_jax.checkpoint import null_caption
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import LINES, find_differences
@@ -48,6 +49,8 @@ def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
         stored, now = read_workdir(workdir), plain(recipe)
         known = stored.get('inputs')
         was = _with_defaults(stored.get('recipe', {}), now, plain(default().to_dict()))
+        for one in (was, now):
+            one['diffusion'] = read_diffusion(one.get('diffusion') or {}).to_json()
         free = (*FREE_SECTIONS, *FREE_FIELDS, *(KNOWN_FIELDS if known else ()))
         fields = find_differences(_decisive(was, free), _decisive(now, free), 'there', 'in this recipe')
         others = []

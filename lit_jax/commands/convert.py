@@ -4,6 +4,7 @@
     python convert_torch_ckpt.py runs/0123456.pt --weights model --out models/mine     # DiT's own training
     python convert_torch_ckpt.py mine.pt --vae ID --latent_scale 0.9 --downscale 4 --out models/mine
     python convert_torch_ckpt.py facebook_DiT-XL-2-256/ --out models/dit_xl    # a diffusers folder
+    python convert_torch_ckpt.py SiT-XL-2-256x256.pt --out models/sit_xl   # SiT and REPA
     python convert_torch_ckpt.py DiG-S-2.pt --out models/dig_s                 # DiG and MoH-DiT
     python convert_torch_ckpt.py sd-vae-ft-ema/ --out models/sd_vae       # an AutoencoderKL of diffusers
     python convert_torch_ckpt.py PixArt-Sigma/text_encoder --out models/t5        # a T5 and its tokenizer
@@ -62,6 +63,9 @@ class ConvertOptions:
                                      group=UNSEEN)
     routed: tuple[int, ...] | None = option('routed heads per token in MoH-DiT, of all layers or of each; '
                                             'known for the published sizes', default=None, group=UNSEEN)
+    system: str | None = option('what it predicts: dit (noise), sit or repa (velocity), where neither the '
+                                'file nor its name tells', choices=('dit', 'sit', 'repa'), default=None,
+                                group=UNSEEN)
     space: str | None = option('latent space (default: vae for 4 channels, else pixels)',
                                choices=('vae', 'pixels'), default=None, group=UNSEEN)
     vae: str | None = option('id of the VAE that the model was trained with (default: '
@@ -137,7 +141,7 @@ def _import(options: ConvertOptions) -> str:
     latent = {'space': options.space, 'vae': options.vae, 'scale': options.latent_scale,
               'downscale': options.downscale}
     done = convert(*files, weights=options.weights, expected=expected, latent=latent,
-                   overwrite=options.overwrite, **hints)
+                   system=options.system, overwrite=options.overwrite, **hints)
     return f'{describe(done)}\n{_next(options)}'
 
 

@@ -3,16 +3,19 @@ PixArt-Σ also for diffusers, and any model with its PyTorch code (`lit_jax.conv
 
 The model folder's config is in the file's metadata, so that converting the file back restores everything:
 heads, latent space, class names, diffusion."""
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from lit_jax.checkpoint.load import load_weights, read_null_caption, read_weights_config
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
+from lit_jax.checkpoint.projectors import read_file as read_projectors
 from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_hub import is_hub_pixart, pixart_hub_config
 from lit_jax.convert.torch_import import Converted, count_weights
@@ -33,6 +36,7 @@ from lit_jax.convert.torch_pipeline import (
     write_pipeline,
 )
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.runtime import leaves, storage, writers
@@ -85,7 +89,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
         raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
     config, params = _load(src)
     null_caption, notes = _null_caption(src, config)
-    export_params(out, config, params, null_caption)
+    export_params(out, config, params, null_caption, _projectors(src, config))
     return _exported(src, 'original', config, params, out, notes)
 
 
@@ -108,6 +112,9 @@ def check_free(out: Path, layout: str, overwrite: bool) -> None:
 def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
     check_free(out, layout, overwrite)
     config, params = _load(src)
+    if read_diffusion(config['diffusion']).kind != 'ddpm':
+        raise UserError(f'{src} is a flow, which the samplers of --layout {layout} cannot draw; export it '
+                        f'with --layout original')
     if layout == 'lit':
         export_student(out, config, params, _null_caption(src, config)[0])
         return _exported(src, layout, config, params, out)
@@ -141,9 +148,17 @@ def _load(src) -> tuple[dict, dict]:
     return load_model_folder(src)
 
 
-def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
-    """Writes parameters and config as one .safetensors file, atomically, one tensor at a time."""
-    write_whole(out, params, lambda path: _write_weights(path, config, params, 'original', null_caption))
+def _projectors(src, config: Mapping) -> dict[str, np.ndarray]:
+    """REPA's, of a model folder."""
+    return read_projectors(src) if config.get('projectors') and is_model_folder(src) else {}
+
+
+def export_params(out: Path, config: Mapping, params: Mapping, null_caption=None,
+                  more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes parameters and config as one .safetensors file, atomically, one tensor at a time. more: further
+    tensors."""
+    write_whole(out, params, lambda path: _write_weights(path, config, params, 'original', null_caption,
+                                                         more=more or {}))
 
 
 def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) -> None:
@@ -208,19 +223,22 @@ def write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> No
 
 
 def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None,
-                   prefix: str = '') -> None:
+                   prefix: str = '', more: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
     arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(sealed(_published(config)))}
     with open(path, 'wb') as file:
         shapes = torch_layout(arch, layout, null_caption is not None)
-        write_safetensors(file, {prefix + name: shape for name, shape in shapes.items()},
-                          (value for _, value in _tensors(params, arch, layout, null_caption)), metadata)
+        shapes = {prefix + name: shape for name, shape in shapes.items()}
+        values = (value for _, value in _tensors(params, arch, layout, null_caption))
+        write_safetensors(file, shapes | {key: value.shape for key, value in more.items()},
+                          itertools.chain(values, more.values()), metadata)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _published(config: Mapping) -> dict:
     """A config without the recipe of a workdir and paths of this machine, for the file's metadata."""
-    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'sampling', 'provenance')
+    fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'sampling', 'projectors',
+              'provenance')
     published = {name: config[name] for name in fields if name in config}
     if source := (config.get('provenance') or {}).get('source'):
         published['provenance'] = {**config['provenance'], 'source': Path(source).name}

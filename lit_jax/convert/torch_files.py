@@ -312,7 +312,7 @@ def _open_file(path: Path, weights: str, source: Source) -> None:
 
 
 # What the metadata of our exports must hold; `check_arch` looks at the model more closely.
-_OWN = {'model': {'family': str, 'mixer': {'name': str}}, 'diffusion?': {'steps': int, 'kind': str},
+_OWN = {'model': {'family': str, 'mixer': {'name': str}}, 'diffusion?': {'steps?': int, 'kind': str},
         'latent?': {'space': str, 'vae?': str, 'scale': float}, 'classes?': [str], 'text?': {str: object},
         'provenance?': {str: object}}
 

@@ -15,6 +15,7 @@ from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_
 from lit_jax.convert import torch_arch
 from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
+from lit_jax.convert.torch_flow import find_diffusion, take_projectors
 from lit_jax.convert.torch_hub import pipeline_vae
 from lit_jax.convert.torch_keys import (
     LABEL_TABLE,
@@ -25,7 +26,8 @@ from lit_jax.convert.torch_keys import (
     file_leaves,
 )
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
-from lit_jax.convert.torch_survey import Hints, check_objective, find_layout, split_key, survey
+from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
@@ -37,7 +39,6 @@ from lit_jax.runtime.paths import as_path, file_sha256, local_path
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}     # DiT
 SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}    # PixArt-Σ
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
-DIFFUSION = {'steps': 1000, 'kind': 'linear'}      # DiT's schedule
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Converted:
     notes: tuple[str, ...] = ()
     latent: Mapping | None = None
     diffusion: Mapping | None = None
-    assumed: tuple[str, ...] = ()      # fields of latent, and 'diffusion', that neither file nor caller said
+    assumed: tuple[str, ...] = ()      # fields of latent that neither file nor caller said
+    why: str = ''                      # this diffusion, where the file does not say it
 
 
 @dataclass
@@ -77,6 +79,7 @@ def from_torch_state(state: Mapping, arch: Mapping | None = None, **hints) -> tu
     arch: the architecture; None infers it (hints: fields of `Hints`). Raises UserError
     that names every tensor that is wrong."""
     source = source_from_arrays(state)
+    take_projectors(source, 'the state dict')
     inferred = _known(arch) if arch else torch_arch.infer_arch(source, 'the state dict', Hints(**hints))
     return inferred.arch, read_params(source, inferred, 'the state dict')[0]
 
@@ -218,7 +221,7 @@ def _ranges(numbers: list[int]) -> str:
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
             routed: tuple[int, ...] | None = None, cross_heads: int | None = None,
-            overwrite: bool = False) -> Converted:
+            system: str | None = None, overwrite: bool = False) -> Converted:
     """Reads the checkpoint `src` (file or diffusers folder) and writes the model folder `out`.
 
     Args:
@@ -228,6 +231,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
             models of SDXL's; else pixels). overwrite: replace an existing model folder.
+        system: 'dit', 'sit' or 'repa', what the model predicts, where neither the file nor its name tells.
 
     Raises UserError, before anything is written."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
@@ -235,7 +239,8 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
-    check_objective(source, src)
+    diffusion, why = find_diffusion(source, src, system)
+    projectors = take_projectors(source, src)
     given = dict(source.config or {})
     told = {name: value for name, value in (latent or {}).items() if value is not None}
     latent_of = _latent(source, given, told := pipeline_vae(src) | told, str(src))
@@ -252,7 +257,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
                  'focus_power': focus_power}
     torch_arch.check_expected(arch, expected, str(src), latent_of['downscale'], inferred.unknown)
     params, null_caption = read_params(source, inferred, str(src))
-    config = {'model': arch, 'diffusion': given.get('diffusion', DIFFUSION), 'latent': latent_of,
+    config = {'model': arch, 'diffusion': diffusion, 'latent': latent_of,
               'classes': given.get('classes', source.classes),
               'provenance': _provenance(src, source, given.get('provenance', {}))}
     if given.get('sampling'):
@@ -264,17 +269,22 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
             notes.append('the file has no null caption; the text encoder computes it from the empty prompt')
     elif config['classes'] and len(config['classes']) != arch['num_classes']:
         raise UserError(f'{src} names {len(config["classes"])} of its {arch["num_classes"]} classes')
-    save_model_folder(out, config, params, null_caption=null_caption, overwrite=overwrite)
+    if projectors:
+        depth = source.told.get('encoder_depth', (given.get('projectors') or {}).get('encoder_depth'))
+        config['projectors'] = {'encoder_depth': depth}
+        notes.append(f'{len(projectors) // 6} projectors of REPA are kept apart: they feed no sample')
+    save_model_folder(out, config, params, null_caption=null_caption, projectors=projectors,
+                      overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
                      count_weights(params), out, tuple(notes), latent_of, config['diffusion'],
-                     _assumed(given, told))
+                     _assumed(given, told), why)
 
 
 def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:
-    """What neither a file of ours nor the caller says of latents and diffusion."""
+    """What neither a file of ours nor the caller says of the latents."""
     said = {*(given.get('latent') or ()), *(name for name, value in told.items() if value is not None)}
     said |= {'space'} if 'vae' in said else set()
-    return tuple([name for name in PIXELS if name not in said] + ['diffusion'] * ('diffusion' not in given))
+    return tuple(name for name in PIXELS if name not in said)
 
 
 def count_weights(params: Mapping) -> int:
@@ -311,11 +321,11 @@ def _describe_space(done: Converted) -> list[str]:
     flags = [flag for name, flag in _SAY.items() if name in done.assumed and (
         latent['space'] == 'vae' or name in ('scale', 'space'))]
     lines = [f'latent   {text}' + (f' (assumed; otherwise {", ".join(flags)})' if flags else '')]
-    schedule = f'{diffusion["kind"]} schedule of {diffusion["steps"]} steps'
-    if 'diffusion' in done.assumed:
-        schedule += ' (assumed, as of DiT and PixArt; a model with another cannot be read)'
-    variance = 'noise and its variance' if done.arch['learn_sigma'] else 'noise'
-    return [*lines, f'predicts {variance}; {schedule}']
+    kind = read_diffusion(diffusion)
+    what = kind.describe() + (f' (assumed, {done.why}; otherwise --system)' if done.why else '')
+    if kind.kind == 'ddpm':
+        what = ('noise and its variance' if done.arch['learn_sigma'] else 'noise') + f'; {what}'
+    return [*lines, f'predicts {what}']
 
 
 def _condition(arch: Mapping) -> str:

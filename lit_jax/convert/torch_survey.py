@@ -5,7 +5,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lit_jax.convert import torch_keys
 from lit_jax.convert.torch_files import Source
@@ -15,7 +14,7 @@ from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.runtime.errors import UserError, shown_name
 
-READABLE = 'DiT, LiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
+READABLE = 'DiT, LiT, SiT, REPA, PixArt-Σ, DiG, MoH-DiT and our own exports'
 _LABELS = *torch_keys.EMBEDDERS, *torch_keys.REST
 _CAPTIONS = *torch_keys.PIXART_EMBEDDERS, *torch_keys.PIXART_REST
 MIXER_LEAVES = {name: published_leaves('attn', kind) for name, kind in MIXERS.items()}
@@ -112,25 +111,6 @@ _HINTS = {
     'encoder.block.': '; a T5 is read from its folder, with config.json and tokenizer: give that',
     'encoder.down': '; a VAE is read from its folder in the form of diffusers, with config.json: give that'}
 _HINTS['down_blocks.'] = _HINTS['encoder.down']
-_NOISE = 'noise', 'epsilon', 'eps'
-
-
-def check_objective(source: Source, path: Path) -> None:
-    """Raises UserError for a model of flows or velocities: its own command line, or its name, says so.
-
-    SiT has the tensors of DiT, so nothing else in a file tells them apart."""
-    told, reason = source.told, ''
-    if str(told.get('prediction', _NOISE[0])).lower() not in _NOISE:
-        reason = f'it was trained with --prediction {shown_name(told["prediction"])}'
-    elif told.get('path_type'):
-        reason = f'it was trained with --path-type {shown_name(told["path_type"])}'
-    elif str(told.get('model', '')).lower().startswith('sit-'):
-        reason = f'its trainer calls it {shown_name(told["model"])}'
-    elif not source.config and path.name.lower().startswith('sit-'):
-        reason = 'its name says so; rename it if it predicts noise'
-    if reason:
-        raise UserError(f'{path} is a SiT or another model of flows ({reason}). This converter reads models '
-                        f'that predict noise, as DiT does; the images of this one would be wrong')
 
 
 def survey(source: Source, name: str) -> Found:

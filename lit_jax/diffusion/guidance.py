@@ -1,4 +1,5 @@
 """Classifier-free guidance (Ho & Salimans 2022) as a wrapper of a model function."""
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ Array = jax.Array
 
 
 def guide(model_fn: Callable, cfg_scale: float, pair: Callable, channels: int | str = 3,
-          interval: tuple[float, float] | None = None) -> Callable:
+          interval: tuple[float, float] | None = None, one_time: bool = True) -> Callable:
     """ε = ε_null + s·(ε_cond - ε_null), with both predictions from one call on a doubled batch.
 
     Args:
@@ -25,34 +26,56 @@ def guide(model_fn: Callable, cfg_scale: float, pair: Callable, channels: int | 
             come from the conditional output.
         interval: (low, high): only timesteps low <= t <= high are guided (Kynkäänniemi et al. 2024, there in
             σ). If no image of a batch is guided, the work is half.
+        one_time: whether all images of a batch have one time. If not, the work is never half, so that the
+            rounding of an image does not depend on its neighbours.
 
-    The guided output is float32, or wider if the model's is.
+    The guided output is float32, or wider if the model's is. With an interval the function has an attribute
+    `guided_at`: (t_B) -> the function whose guidance is decided at other times than the model's (REPA's Heun
+    decides at the start of a step).
     """
     check_guidance(cfg_scale, channels)
     if cfg_scale == 1:
         return model_fn
 
-    def everywhere(x_BHWC, t_B, cond):
+    def everywhere(x_BHWC, t_B, cond, decided_B=None):
         guided = x_BHWC.shape[-1] if channels == 'all' else min(channels, x_BHWC.shape[-1])
         given, null = pair(cond)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_BHWC, t_B, given), (x_BHWC, t_B, null))
         output = model_fn(*both)
         # In bfloat16, the difference of two near-equal numbers would be mostly rounding error.
         conditional, without = jnp.split(output.astype(accumulator(output)), 2)
-        scale = cfg_scale
+        given, null = conditional[..., :guided], without[..., :guided]
+        noise = null + cfg_scale * (given - null)
         if interval is not None:
-            scale = jnp.where(_inside(t_B, interval), cfg_scale, 1)[:, None, None, None]
-        noise = without[..., :guided] + scale * (conditional[..., :guided] - without[..., :guided])
+            inside_B = _inside(t_B if decided_B is None else decided_B, interval)
+            noise = jnp.where(inside_B[:, None, None, None], noise, given)
         return jnp.concatenate([noise, conditional[..., guided:]], axis=-1)
 
-    def somewhere(x_BHWC, t_B, cond):
-        def plain(*args):
-            output = model_fn(*args)
+    def somewhere(x_BHWC, t_B, cond, decided_B=None):
+        def plain(x_BHWC, t_B, cond, _):
+            output = model_fn(x_BHWC, t_B, cond)
             return output.astype(accumulator(output))
 
-        return jax.lax.cond(_inside(t_B, interval).any(), everywhere, plain, x_BHWC, t_B, cond)
+        decided_B = t_B if decided_B is None else decided_B
+        inputs = x_BHWC, t_B, cond, decided_B
+        return jax.lax.cond(_inside(decided_B, interval).any(), everywhere, plain, *inputs)
 
-    return everywhere if interval is None else somewhere
+    if interval is None or not one_time:
+        return everywhere
+    return _Guided(somewhere)
+
+
+class _Guided:
+    """A guided model function; `guided_at`: see `guide`."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def __call__(self, x_BHWC: Array, t_B: Array, cond) -> Array:
+        return self._function(x_BHWC, t_B, cond)
+
+    def guided_at(self, decided_B: Array) -> Callable:
+        return functools.partial(self._function, decided_B=decided_B)
 
 
 def _inside(t_B: Array, interval: tuple[float, float]) -> Array:
@@ -68,10 +91,16 @@ def check_guidance(cfg_scale: float, channels: int | str) -> None:
         raise UserError(f"guided channels must be a number above 0 or 'all', got {shown(channels)}")
 
 
-def guided_timesteps(interval: tuple[float, float], train_steps: int) -> tuple[float, float] | None:
-    """The timesteps of (low, high), fractions of the schedule from 0, image, to 1, noise; None for (0, 1)."""
+def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """(low, high). Raises UserError for an interval that is none."""
     low, high = interval
     if not 0 <= low < high <= 1:
         raise UserError(f'the guidance interval must be two fractions of the schedule with 0 <= low < high '
                         f'<= 1 (0: image, 1: noise), got {low:g} and {high:g}')
+    return low, high
+
+
+def guided_timesteps(interval: tuple[float, float], train_steps: int) -> tuple[float, float] | None:
+    """The timesteps of (low, high), fractions of the schedule from 0, image, to 1, noise; None for (0, 1)."""
+    low, high = check_interval(interval)
     return None if (low, high) == (0, 1) else (low * (train_steps - 1), high * (train_steps - 1))

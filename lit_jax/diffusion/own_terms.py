@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 import jax
 
+from lit_jax.diffusion.kinds import Ddpm, Diffusion
+from lit_jax.diffusion.paths import PREDICTIONS
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.own_modules import import_function
 
 Array = jax.Array
-TAKEN = ('mse', 'vb', 'distill_noise', 'distill_variance', 'balance', 'align', 'total')
+TAKEN = ('mse', 'vb', 'cosine', *(f'distill_{name}' for name in (*PREDICTIONS, 'variance')), 'balance',
+         'align', 'total')
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,14 @@ class Seen:
     """What a term may look at, all of one batch.
 
     Attributes:
-        schedule: of the noise. t: [B], int32 timesteps.
+        diffusion: `kinds.Ddpm` or `kinds.Flow`.
+        t: [B], the model's times: int32 timesteps, of a flow float32.
         x0, x_t, noise: [B, H, W, C], clean, noised, and the noise in it.
         output: of the student, [B, H, W, 2C]: noise, then raw variance if it is learned
-            (`objective.split_output`).
+            (`objective.split_output`); of a flow, its prediction (`Flow.split`).
         teacher_output: the same of the teacher, which gets no gradient; None without one.
         cond: the condition, such as {'label': [B]}."""
-    schedule: Schedule
+    diffusion: Diffusion
     x0: Array
     x_t: Array
     t: Array
@@ -36,6 +40,14 @@ class Seen:
     cond: Mapping[str, Array]
     output: Array
     teacher_output: Array | None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The tables of a noise schedule. UserError for a flow, which has none."""
+        if not isinstance(self.diffusion, Ddpm):
+            raise UserError(f'a loss of train.losses reads seen.schedule, but this recipe is a '
+                            f'{self.diffusion.kind}, which has none: use seen.diffusion there')
+        return self.diffusion.table
 
 
 @dataclass(frozen=True)

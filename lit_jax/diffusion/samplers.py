@@ -70,7 +70,7 @@ def sample_ddpm(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
                 key: Array | None = None, noise: Array | None = None, eta: float = 0.0,
                 clip_denoised: bool = False, trajectory: bool = False) -> Array:
     """Ancestral sampling (DDPM, algorithm 2) with the learned variance. Arguments: see the module."""
-    draw, xs = _noise_source(schedule, x_T, key, noise, needed=True)
+    draw, xs = noise_source(schedule, x_T, key, noise, needed=True)
     return _scan(ddpm_step, model_fn, x_T, cond, schedule, draw, xs, clip_denoised, trajectory)
 
 
@@ -80,7 +80,7 @@ def sample_ddim(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
     """DDIM (Song et al. 2021); the learned variance is not used. Arguments: see the module."""
     if not 0 <= eta <= 1:
         raise UserError(f'eta must be between 0 (no noise) and 1 (as much as ddpm), got {eta}')
-    draw, xs = _noise_source(schedule, x_T, key, noise, needed=eta > 0)
+    draw, xs = noise_source(schedule, x_T, key, noise, needed=eta > 0)
 
     def step(*args):
         return ddim_step(*args, eta=eta)
@@ -104,9 +104,9 @@ def sampling_schedule(method: str, steps: int, train_steps: int = 1000, kind: st
     return make_schedule(train_steps, respacing=str(steps + (method == 'dpm++')), kind=kind)
 
 
-def _noise_source(schedule: Schedule, x_T: Array, key: Array | None, noise: Array | None,
+def noise_source(schedule, x_T: Array, key: Array | None, noise: Array | None,
                   needed: bool) -> tuple[Callable, Array]:
-    """(draw, xs): draw(xs[i]) is the noise of step i, or 0 if none is needed."""
+    """(draw, xs): draw(xs[i]) is the noise of step i, or 0 if none is needed. schedule: has `num_steps`."""
     if not needed:
         return lambda _: 0.0, jnp.arange(schedule.num_steps)
     if (key is None) == (noise is None):

@@ -15,12 +15,18 @@ class SamplerSettings:
     """What decides how noise becomes a sample.
 
     Attributes:
-        method: name in `lit_jax.diffusion.samplers.SAMPLERS`.
-        steps: evaluations of the model, spread over the schedule as DiT spreads them.
+        method: name in `lit_jax.diffusion.samplers.SAMPLERS`, of flows in `flow_samplers.FLOW_SAMPLERS`.
+        steps: evaluations of the model, spread over the schedule as DiT spreads them; heun, heun2 and
+            sde_heun evaluate it twice a step, dopri5 takes at most so many steps of six.
         eta: noise of ddim, 0 to 1; the others have no such choice.
         cfg_scale: classifier-free guidance, 1: none.
         cfg_channels: noise channels it acts on, 3 as in DiT's published numbers, or 'all'.
         cfg_interval: the part of the schedule in which it acts, from 0 (the image) to 1 (pure noise).
+        shift: of the times of a flow, above 1 to the noise: σ' = s·σ/(1 + (s - 1)·σ). LightningDiT's 0.3 is
+            1/0.3 here.
+        sde_form, sde_norm: w(t) of sde and sde_heun, a name of `flow_samplers.FORMS` and its factor.
+        last_step, last_size: what these end with, and the time that it takes (`flow_samplers.LAST_STEPS`).
+        tolerance: relative, of dopri5.
     """
     method: str = 'ddpm'
     steps: int = 50
@@ -28,6 +34,12 @@ class SamplerSettings:
     cfg_scale: float = 4.0
     cfg_channels: int | str = 3
     cfg_interval: tuple[float, float] = (0.0, 1.0)
+    shift: float = 1.0
+    sde_form: str = 'sigma'
+    sde_norm: float = 1.0
+    last_step: str = 'mean'
+    last_size: float = 0.04
+    tolerance: float = 1e-3
 
     def __post_init__(self):
         object.__setattr__(self, 'cfg_interval', tuple(self.cfg_interval))
@@ -37,10 +49,16 @@ class SamplerSettings:
         found = {field.name: getattr(source, field.name, None) for field in fields(self)}
         return replace(self, **{name: value for name, value in found.items() if value is not None} | changes)
 
+    def of_kind(self, config: Mapping) -> 'SamplerSettings':
+        """These, with the sampler of flows where the model is one and the method is not."""
+        flow = (config.get('diffusion') or {}).get('kind') == 'flow'
+        return replace(self, method=FLOW_METHOD) if flow and self.method not in FLOW_METHODS else self
+
     def of_model(self, config: Mapping) -> 'SamplerSettings':
         """These with what the config of a model says in 'sampling' (`RECORDED`); older models say nothing."""
         told = config['sampling'] if isinstance(config.get('sampling'), Mapping) else {}
-        known = replace(self, **{name: told[name] for name in RECORDED if told.get(name) is not None})
+        found = {name: told[name] for name in RECORDED if told.get(name) is not None}
+        known = replace(self.of_kind(config), **found)
         return known if has_null_class(config.get('model') or {}) else replace(known, cfg_scale=1.0)
 
     def check_model(self, config: Mapping) -> 'SamplerSettings':
@@ -50,32 +68,55 @@ class SamplerSettings:
         return self.check(config['diffusion'])
 
     def check(self, diffusion: Mapping) -> 'SamplerSettings':
-        """These settings. Raises UserError where a model of this diffusion ({'steps', 'kind'}) cannot be
-        sampled with them."""
-        from lit_jax.diffusion.guidance import check_guidance, guided_timesteps
-        from lit_jax.diffusion.samplers import sampling_schedule
-        sampling_schedule(self.method, self.steps, diffusion['steps'], diffusion['kind'])
-        if self.eta and self.method != 'ddim':
-            raise UserError(f'eta {self.eta:g} belongs to ddim; {self.method} has no such choice')
+        """These settings. Raises UserError where a model with this section `diffusion` cannot be sampled with
+        them."""
+        from lit_jax.diffusion.guidance import check_guidance
+        from lit_jax.diffusion.kinds import check_method, read_diffusion
+        kind = read_diffusion(diffusion)
+        check_method(kind, self)
+        for name, methods in BELONGS.items():
+            if self.method not in methods and getattr(self, name) != getattr(CLASSES, name):
+                raise UserError(f'{name} {getattr(self, name)} belongs to {", ".join(methods)}; '
+                                f'{self.method} has no such choice')
         if not 0 <= self.eta <= 1:
             raise UserError(f'eta must lie between 0 (no noise) and 1 (as much as ddpm), got {self.eta:g}')
+        kind.check(self)
         check_guidance(self.cfg_scale, self.cfg_channels)
-        guided_timesteps(self.cfg_interval, diffusion['steps'])
+        kind.guided_times(self.cfg_interval)
         return self
 
     def to_json(self) -> dict:
-        """As cards hold them; `SamplerSettings(**card['sampler'])` reads them."""
-        return {**asdict(self), 'cfg_interval': list(self.cfg_interval)}
+        """As cards hold them; `SamplerSettings(**card['sampler'])` reads them. Options that the method does
+        not have are left out."""
+        found = {**asdict(self), 'cfg_interval': list(self.cfg_interval)}
+        return {name: value for name, value in found.items()
+                if name == 'eta' or self.method in BELONGS.get(name, (self.method,))}
+
+    @property
+    def evaluations(self) -> int:
+        """How often the model is evaluated, at most."""
+        times = {'heun2': 2 * self.steps, 'heun': 2 * self.steps - 1, 'dopri5': 6 * (self.steps + 1),
+                 'sde_heun': 2 * self.steps - (self.last_step != 'none')}
+        return times.get(self.method, self.steps)
 
     def describe(self) -> str:
         """'ddpm, 50 steps, cfg 4'."""
         low, high = self.cfg_interval
         where = '' if (low, high) == (0, 1) else f' in {low:g}..{high:g}'
-        return f'{self.method}, {self.steps} steps, cfg {self.cfg_scale:g}{where}'
+        more = ''.join(f', {name} {getattr(self, name)}' for name in BELONGS if name != 'eta'
+                       and getattr(self, name) != getattr(CLASSES, name))
+        return f'{self.method}, {self.steps} steps, cfg {self.cfg_scale:g}{where}{more}'
 
 
+SDES = 'sde', 'sde_heun'
+SHIFTED = 'euler', 'heun', 'heun2', 'dpm++'
+FLOW_METHODS = *SHIFTED, *SDES, 'dopri5'
+# Options of some samplers. dpm++ is of both kinds of diffusion; only that of flows has a shift.
+BELONGS = {'eta': ('ddim',), 'shift': SHIFTED, 'sde_form': SDES, 'sde_norm': SDES, 'last_step': SDES,
+           'last_size': SDES, 'tolerance': ('dopri5',)}
 RECORDED = ('method', 'steps', 'cfg_scale')      # what a model records of its recipe's section `sample`
 CLASSES = SamplerSettings()
+FLOW_METHOD = 'euler'      # in the place of those of ddpm
 PROMPTS = SamplerSettings(method='dpm++', steps=20, cfg_scale=4.5, cfg_channels='all')
 
 

@@ -1,6 +1,7 @@
 """Options of `evaluate.py` and of its verbs `reference` and `geneval`. Imports no jax."""
 from dataclasses import dataclass
 
+from lit_jax.diffusion.settings import FLOW_METHOD, FLOW_METHODS
 from lit_jax.runtime.options import Processes, option
 
 METRICS = ('fid', 'sfid', 'is', 'kid', 'skid', 'precision', 'recall', 'density', 'coverage')
@@ -47,8 +48,17 @@ class ScoreOptions(FeatureOptions):
     cfg_interval: tuple[float, float] = option('guided part of the schedule, from 0 (image) to 1 (noise)',
                                                nargs=2, metavar=('LOW', 'HIGH'), default=(0.0, 1.0),
                                                group=DRAWING)
-    method: str = option('sampler: ddpm, ddim, dpm++ or dpm++original', default='ddpm', group=DRAWING)
+    method: str | None = option(f'sampler: ddpm, ddim, dpm++ or dpm++original (default: ddpm); of flows '
+                                f'{", ".join(FLOW_METHODS)} (default: {FLOW_METHOD})', default=None,
+                                group=DRAWING)
     eta: float = option('noise of ddim: 0 is deterministic, 1 as much as ddpm', default=0.0, group=DRAWING)
+    shift: float = option('of the times of a flow, above 1 to the noise', default=1.0, group=DRAWING)
+    sde_form: str = option('diffusion of sde: sigma (SiT), linear (REPA), ...', default='sigma',
+                           group=DRAWING)
+    sde_norm: float = option('factor of that diffusion', default=1.0, group=DRAWING)
+    last_step: str = option('of sde: mean, euler, tweedie or none', default='mean', group=DRAWING)
+    last_size: float = option('time that it takes', default=0.04, group=DRAWING)
+    tolerance: float = option('relative error of a step of dopri5', default=1e-3, group=DRAWING)
     vae: str | None = option('VAE folder, for latent models', default=None, group=DRAWING)
     labels: str = option('class labels: drawn at random (as DiT and LiT), or balanced',
                          choices=('random', 'balanced'), default='random', group=DRAWING)

@@ -238,7 +238,8 @@ def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
         for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps,
                                                               request.cfg_scale):
-            settings = CLASSES.updated(request, steps=steps, cfg_scale=cfg_scale).check_model(config)
+            settings = CLASSES.of_kind(config).updated(request, steps=steps, cfg_scale=cfg_scale)
+            settings.check_model(config)
             wanted = SampleRequest(
                 source=source, out=f'{request.out}/samples', count=request.num_samples, **asdict(settings),
                 **{name: getattr(request, name)

@@ -146,11 +146,12 @@ class Model:
         return self.network.arch
 
     def __call__(self, x, t, y) -> Array:
-        """x float [B, H, W, C]; t timesteps 0..999, scalar or [B].
+        """x float [B, H, W, C]; t timesteps 0..999, or times 0..1 of a flow, scalar or [B].
 
         y: class indices, scalar or [B], null class included; of a text model a dict with 'text' [B, L, C] and
         'text_mask' [B, L], features of captions (`lit_jax.text.encoder.encode_captions`), and any H and W."""
         x = jnp.asarray(x)
+        self._check_times(np.asarray(t))
         if self.network.conditioning == 'label':
             self._check_shape(x, tuple(self.arch['input_size']))
             cond = {'label': jnp.broadcast_to(self._check_labels(y), x.shape[:1])}
@@ -158,6 +159,11 @@ class Model:
             self._check_shape(x, x.shape[1:3])
             cond = self._check_captions(y, len(x))
         return self._apply(self.params, x, jnp.broadcast_to(jnp.asarray(t), x.shape[:1]), cond)
+
+    def _check_times(self, t: np.ndarray) -> None:
+        if (self.config.get('diffusion') or {}).get('kind') == 'flow' and not ((t >= 0) & (t <= 1)).all():
+            raise UserError(f'a flow has times t from 0 to 1, got t from {t.min():g} to {t.max():g}; '
+                            f'timesteps 0 to 999 are those of models that predict noise, as DiT does')
 
     def _check_shape(self, x: Array, sides: tuple[int, ...]) -> None:
         expected = (*sides, self.arch['channels'])

@@ -1,7 +1,7 @@
 """Recipes: the default one and its check, the table of sizes, the systems, the rows of the papers' tables."""
 import importlib
 
-__all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'fast', 'finalize', 'is_text',
+__all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'fast', 'finalize', 'flow', 'is_text',
            'linear_mixer', 'load_recipe', 'mixer', 'mnist', 'models_folder', 'shapes', 'size',
            'softmax_mixer', 'student', 'text_to_image']
 

@@ -30,7 +30,8 @@ class Row:
         cfg_scale: classifier-free guidance of the figures, 1 = none.
         system: a key of `lit_jax.recipes.systems.SYSTEMS`; then `size` is one of its sizes and `mixer` is
             ignored.
-        sub_imagenet: trained on 100 classes, at the image size that `set` may give."""
+        sub_imagenet: trained on 100 classes, at the image size that `set` may give. flow: trained as SiT, and
+            scored with 250 steps of its SDE."""
     size: str
     mixer: str = 'linear'
     set: Mapping | None = None
@@ -38,6 +39,7 @@ class Row:
     cfg_scale: float = 1.0
     system: str = ''
     sub_imagenet: bool = False
+    flow: bool = False
 
 
 def scores(fid: float, inception: float | None = None, precision: float | None = None,
@@ -66,6 +68,8 @@ def row_recipe(table: str, rows: Mapping[str, Row], name: str) -> ConfigDict:
     config = recipes.default()
     config.train.steps, config.eval.steps = ABLATION_STEPS, 250      # all papers sample ImageNet in 250 steps
     config = system(config, row.system, row.size) if row.system else recipes.size(config, row.size, row.mixer)
+    if row.flow:
+        recipes.flow(config)
     if row.sub_imagenet:
         sub_imagenet(config)
     config.name = f'{table}_{name}'

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from ml_collections import ConfigDict
 
 from lit_jax.diffusion.alignment import LOSSES
+from lit_jax.diffusion.kinds import default_section
 from lit_jax.diffusion.own_terms import import_losses
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, check_partition, conditioning, mixers_of
@@ -93,7 +94,7 @@ def default() -> ConfigDict:
             'channels': 4096, 'tokens': 300,     # of its features
             'long_ratio': 0.6,           # how often the longer of two captions is used
         },
-        'diffusion': {'steps': 1000, 'kind': 'linear'},
+        'diffusion': default_section(),  # kind: ddpm or flow, with its fields (docs/train/flows.md)
         'align': {                       # before training: each mixer learns its block of the teacher's
             'steps': 0,                  # attention (lit_jax/training/align.py); 0: off
             'loss': 'mse', 'delta': 1.0,     # mse, l1, huber with its delta
@@ -214,6 +215,15 @@ def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:
     config.model.mixer = make(row[f'{mixer}_heads'])
     if row['width'] >= 1024:      # weights, EMA and moments would fill a 16 GB chip
         config.mesh.fsdp = -1
+    return config
+
+
+def flow(config: ConfigDict, **fields) -> ConfigDict:
+    """SiT's objective and samplers (arXiv 2401.08740), with further fields of `diffusion`: flow(config,
+    noise_at=1) is REPA's. 250 steps of the SDE for scores, as for published ones."""
+    config.diffusion.update({'kind': 'flow', **fields})
+    config.sample.update({'method': 'heun', 'steps': 25})
+    config.eval.update({'method': 'sde', 'steps': 250})
     return config
 
 

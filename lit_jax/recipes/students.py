@@ -5,6 +5,7 @@ import re
 
 from ml_collections import ConfigDict, config_dict
 
+from lit_jax.diffusion.kinds import default_section
 from lit_jax.models.mixers import MIXERS, import_mixer
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime.errors import UserError, shown
@@ -23,7 +24,7 @@ OPEN: dict[str, dict[str, type]] = {
     'latent': {'space': str, 'vae': str, 'downscale': int, 'channels': int, 'scale': float},
     'data': {'name': str, 'image_size': int, 'num_classes': int, 'flip': bool},
     'text': {'encoder': str, 'channels': int, 'tokens': int},
-    'diffusion': {'steps': int, 'kind': str},
+    'diffusion': {name: type(value) for name, value in default_section().items()},
     'teacher': {'lambda_noise': float, 'lambda_variance': float},
     'inherit': {'path': str},
     'train': {'optimizer': str, 'learning_rate': float, 'warmup_steps': int, 'clip_norm': float,

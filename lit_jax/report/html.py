@@ -161,13 +161,13 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
         report.table(('metric', 'value'), [(name, f'{value:,.6g}' if isinstance(value, float) else value)
                                            for name, value in last.items() if '_q' not in name])
         report.heading('Loss')
-        terms = ['loss/total', 'loss/align', 'loss/mse', 'loss/vb', 'loss/distill_noise',
-                 'loss/distill_variance']
+        distilled = sorted(name for name in last if name.startswith('loss/distill_') and '_q' not in name)
+        terms = ['loss/total', 'loss/align', 'loss/mse', 'loss/vb', 'loss/cosine', *distilled]
         terms += [name for name in last
                   if name.startswith('loss/') and '_q' not in name and name not in terms]
         report.curves(loss_series(records, terms), caption='each term, mean over an interval', x_label='step',
                       y_label='loss')
-        term = 'distill_noise' if 'loss/distill_noise' in last else 'mse'
+        term = distilled[0].removeprefix('loss/') if distilled else 'mse'
         quarters = loss_series(records, [f'loss/{term}_q{i}' for i in range(1, 5)])
         if quarters:      # alignment has none
             report.curves(quarters, caption=f'{term} by quarter of the timestep range (q1 = least noise)',

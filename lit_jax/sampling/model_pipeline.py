@@ -212,7 +212,7 @@ class Pipeline:
         key = self._key(len(images), settings, size, group)
         sampler = self._sampler(key, images)
         groups = range(sampler.count) if groups is None else groups
-        total = -(-len(groups) // sampler.devices) * sampler.devices * settings.steps
+        total = -(-len(groups) // sampler.devices) * sampler.devices * settings.evaluations
         done, stopped = itertools.count(1), []
 
         def tick() -> None:

@@ -226,7 +226,7 @@ class TextPipeline(Pipeline):
                     batch_size: int = 0) -> Iterator[np.ndarray]:
         """Images float32 of each group in turn, all drawn before the first is decoded; called by all
         processes together. The VAE is kept until `end_turn('vae')`."""
-        steps, seen = len(groups) * settings.steps, [0]
+        steps, seen = len(groups) * settings.evaluations, [0]
 
         def on_step(done: int, total: int) -> None:
             now = done * steps // total     # devices without a group repeat another's and do not count

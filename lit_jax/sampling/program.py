@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from lit_jax.diffusion.guidance import guide, guided_timesteps
-from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
+from lit_jax.diffusion.guidance import guide
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import Network
 from lit_jax.sampling.noise import initial_noise, step_keys
@@ -18,12 +18,11 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
     """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by their scale.
 
     cond: {'label': int [B]}, or captions with the unconditional ones (`Network.guidance_pair`).
-    config: of the model or its recipe: `diffusion` (steps, kind) and the scale of `latent`.
+    config: of the model or its recipe: `diffusion` (`lit_jax.diffusion.kinds`) and the scale of `latent`.
     on_step: called on the host with the timestep of each evaluation while the program runs."""
-    diffusion = config['diffusion']
-    settings.check(diffusion)
-    schedule = sampling_schedule(settings.method, settings.steps, diffusion['steps'], diffusion['kind'])
-    interval = guided_timesteps(settings.cfg_interval, diffusion['steps'])
+    settings.check(config['diffusion'])
+    diffusion = read_diffusion(config['diffusion'])
+    run, interval = diffusion.sampler(settings), diffusion.guided_times(settings.cfg_interval)
 
     def sample(params, noise, cond, key):
         def model_fn(x, t, cond):
@@ -31,9 +30,9 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
                 jax.debug.callback(on_step, t[0])
             return network.apply(params, x, t, cond)
 
-        model_fn = guide(model_fn, settings.cfg_scale, network.guidance_pair, settings.cfg_channels, interval)
-        x0 = SAMPLERS[settings.method](model_fn, noise, cond, schedule=schedule, key=key, eta=settings.eta)
-        return x0.astype(jnp.float32) / config['latent']['scale']
+        model_fn = guide(model_fn, settings.cfg_scale, network.guidance_pair, settings.cfg_channels, interval,
+                         one_time=settings.method != 'dopri5')
+        return run(model_fn, noise, cond, key=key).astype(jnp.float32) / config['latent']['scale']
 
     return sample
 

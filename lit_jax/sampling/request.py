@@ -1,12 +1,13 @@
 """The options of `sample.py`, for models of classes and of prompts. Imports no jax."""
 from dataclasses import dataclass
 
-from lit_jax.diffusion.settings import CLASSES, PROMPTS, RECORDED
+from lit_jax.diffusion.settings import CLASSES, FLOW_METHODS, PROMPTS, RECORDED
 from lit_jax.runtime.options import Processes, option
 
 OF_CLASSES, OF_PROMPTS = 'images, for class-conditional models', 'images, for text-to-image models'
 HOW, DEVICES = 'sampler', 'devices'
-METHODS = 'ddpm, ddim, or DPM-Solver++(2M): dpm++ as in diffusers, dpm++original as in PixArt'
+METHODS = ('ddpm, ddim, or DPM-Solver++(2M): dpm++ as in diffusers, dpm++original as in PixArt; of flows '
+           f'{", ".join(FLOW_METHODS)}')
 
 
 def setting(help: str, name: str, **more):
@@ -30,6 +31,13 @@ class SamplerFlags:
     cfg_interval: tuple[float, float] | None = setting('guided part of the schedule, from 0 (image) to 1 '
                                                        '(noise)', 'cfg_interval', nargs=2,
                                                        metavar=('LOW', 'HIGH'))
+    shift: float | None = setting('of the times of a flow, above 1 to the noise', 'shift')
+    sde_form: str | None = setting('diffusion of sde: sigma (SiT), linear (REPA), constant, sbdm, '
+                                   'decreasing, increasing_decreasing', 'sde_form')
+    sde_norm: float | None = setting('factor of that diffusion', 'sde_norm')
+    last_step: str | None = setting('of sde: mean, euler, tweedie or none', 'last_step')
+    last_size: float | None = setting('time that it takes', 'last_size')
+    tolerance: float | None = setting('relative error of a step of dopri5', 'tolerance')
 
 
 @dataclass(frozen=True, kw_only=True)

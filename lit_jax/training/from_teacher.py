@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.checkpoint.load import read_weights_config
 from lit_jax.data.latent_space import LatentSpace
+from lit_jax.diffusion.kinds import deciding, read_diffusion
 from lit_jax.diffusion.settings import CLASSES, PROMPTS
 from lit_jax.models.arch import check_arch, conditioning, mixers_of
 from lit_jax.models.mixers import import_mixer
@@ -118,10 +119,12 @@ def _facts_of_teacher(config: ConfigDict, teacher: Mapping, arch: Mapping, path:
     must |= {'latent.space': space.space, 'latent.vae': space.vae or '', 'latent.scale': space.scale,
              'latent.downscale': downscale, 'latent.channels': arch['channels'],
              'data.image_size': rows * downscale,
-             **{f'diffusion.{name}': value for name, value in teacher['diffusion'].items()}}
-    sampler, told = PROMPTS if text else CLASSES, teacher.get('sampling') or {}
+             **{f'diffusion.{name}': value for name, value in deciding(teacher['diffusion']).items()}}
+    sampler, told = (PROMPTS if text else CLASSES).of_kind(teacher), teacher.get('sampling') or {}
     usual = {'model.family': arch['family'], 'model.ffn': arch['ffn'],
              'mesh.fsdp': -1 if arch['width'] >= WIDE else 1,
+             **{f'diffusion.{name}': value
+                for name, value in read_diffusion(teacher['diffusion']).to_json().items()},
              **{f'sample.{name}': told.get(name, getattr(sampler, name))
                 for name in ('method', 'steps', 'cfg_scale')}}
     if text:

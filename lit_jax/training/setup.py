@@ -17,8 +17,8 @@ from lit_jax.checkpoint.text_encoder_folder import TextEncoder
 from lit_jax.checkpoint.vae_folder import Vae, is_vae_folder, load_vae, read_vae_config
 from lit_jax.data.latent_space import LatentSpace
 from lit_jax.data.sources import Source, is_image_source, open_source
+from lit_jax.diffusion.kinds import deciding, read_diffusion
 from lit_jax.diffusion.own_terms import import_losses
-from lit_jax.diffusion.schedule import make_schedule
 from lit_jax.diffusion.settings import recorded
 from lit_jax.models.arch import check_arch, check_partition
 from lit_jax.models.facts import has_null_class
@@ -50,7 +50,7 @@ def build_network(config: ConfigDict) -> Network:
 
 def build_objective(config: ConfigDict) -> Objective:
     names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
-    return Objective(make_schedule(config.diffusion.steps, kind=config.diffusion.kind), config.latent.scale,
+    return Objective(read_diffusion(config.diffusion), config.latent.scale,
                      lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
                      losses=import_losses(config.train.losses),
                      **{name: config.train[name] for name in names})
@@ -186,7 +186,7 @@ def describe(config: ConfigDict, class_names: list[str] | None) -> dict:
     """What a reader of the weights needs to know, as in a model folder's config.json."""
     text = config.text
     captions = {'text': {'encoder': text.encoder or None, 'channels': text.channels, 'tokens': text.tokens}}
-    return {'model': architecture(config), 'diffusion': config.diffusion.to_dict(),
+    return {'model': architecture(config), 'diffusion': read_diffusion(config.diffusion).to_json(),
             **(captions | {'classes': None} if is_text(config) else {'classes': class_names}),
             'latent': LatentSpace.of_recipe(config.latent).published(),
             'sampling': recorded(config.sample)}
@@ -270,10 +270,10 @@ def check_same_task(role: str, path: str, given: dict, config: ConfigDict) -> No
 
     def facts(arch: Mapping, diffusion: Mapping, latent: LatentSpace) -> dict:
         own = {name: arch.get(name) for name in names if name in mine} | {'channels': arch['channels']}
-        return own | {'diffusion': diffusion, 'latent': latent.published()}
+        return own | {'diffusion': deciding(diffusion), 'latent': latent.published()}
 
     theirs = facts({'learn_sigma': True, **given['model']}, given['diffusion'], LatentSpace.of_model(given))
-    ours = facts(mine, config.diffusion.to_dict(), LatentSpace.of_recipe(config.latent))
+    ours = facts(mine, config.diffusion, LatentSpace.of_recipe(config.latent))
     if theirs['latent']['downscale'] is None:      # folders of early versions do not say
         theirs['latent']['downscale'] = config.latent.downscale
     check_alike(theirs, ours, f'in the {role}', 'in the recipe',

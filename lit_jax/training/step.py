@@ -1,6 +1,7 @@
 """One training step: noise, teacher and student on the same inputs, losses, update, EMA. One jitted function.
 
 LiT §3.4: L = L_simple + λ1·mse(noise) + λ2·mse(variance), where L_simple is DiT's own objective (mse + vb).
+Of a flow: its own loss + λ1·mse(velocity), or whatever it predicts (`lit_jax.diffusion.kinds`).
 """
 import functools
 from collections.abc import Callable, Mapping
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.diffusion.distillation import distillation_losses, total_loss
-from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
+from lit_jax.diffusion.distillation import total_loss
+from lit_jax.diffusion.kinds import Diffusion
 from lit_jax.diffusion.own_terms import Seen, Term
-from lit_jax.diffusion.schedule import Schedule
+from lit_jax.diffusion.paths import PREDICTIONS
 from lit_jax.models.low_rank import merge_updates
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network
@@ -28,10 +29,10 @@ POSTERIOR = 3      # folded into a step's key for the posterior's noise; splits 
 @dataclass(frozen=True)
 class Objective:
     """What a step minimises, and its hyperparameters."""
-    schedule: Schedule
+    diffusion: Diffusion
     scale: float = 1.0                # x0 = scale · batch['image']
     label_dropout: float = 0.1
-    lambda_noise: float = 0.5         # λ1, of the teacher's noise
+    lambda_noise: float = 0.5         # λ1, of the teacher's noise, or velocity
     lambda_variance: float = 0.05     # λ2, of the teacher's variance
     losses: tuple[Term, ...] = ()     # of the recipe's own
     balance_weight: float = 0.01      # of the losses of mixers, averaged over the layers (MoH)
@@ -42,7 +43,8 @@ class Objective:
     @property
     def weights(self) -> dict[str, float]:
         """Of each term in the total."""
-        return {'mse': 1.0, 'vb': 1.0, 'distill_noise': self.lambda_noise,
+        return {'mse': 1.0, 'vb': 1.0, 'cosine': 1.0,
+                **{f'distill_{name}': self.lambda_noise for name in PREDICTIONS},
                 'distill_variance': self.lambda_variance, **{term.name: term.weight for term in self.losses}}
 
 
@@ -69,10 +71,10 @@ def draw_inputs(batch: Mapping[str, Array], key: Array, objective: Objective, ne
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     x0 = clean_inputs(batch, key, objective, encode)
     size = x0.shape[:1]
-    t = jax.random.randint(t_key, size, 0, objective.schedule.num_steps)
+    t = objective.diffusion.draw_times(t_key, size)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     dropped = jax.random.bernoulli(drop_key, objective.label_dropout, size)
-    return {'x0': x0, 'x_t': q_sample(objective.schedule, x0, t, noise), 't': t, 'noise': noise,
+    return {'x0': x0, 'x_t': objective.diffusion.add_noise(x0, t, noise), 't': t, 'noise': noise,
             'cond': _condition(batch, dropped, network, encode_text, null_text)}
 
 
@@ -93,13 +95,14 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
     output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
-    terms = training_losses(objective.schedule, output, inputs['x0'], x_t, t, inputs['noise'])
+    diffusion, clean, noise = objective.diffusion, inputs['x0'], inputs['noise']
+    terms = diffusion.losses(output, clean, x_t, t, noise)
     taught = None
     if teacher is not None:
         taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
-        terms |= distillation_losses(output, taught, x_t.shape[-1])
+        terms |= diffusion.distillation(output, taught, x_t.shape[-1])
     if objective.losses:
-        what = Seen(objective.schedule, inputs['x0'], x_t, t, inputs['noise'], cond, output, taught)
+        what = Seen(diffusion, clean, x_t, t, noise, cond, output, taught)
         terms |= {term.name: term(what) for term in objective.losses}
     return terms, {name: jnp.concatenate(values).mean() for name, values in seen.items() if values}
 
@@ -117,7 +120,6 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
         range; of mixers, losses as 'loss/<name>' and statistics under their own names; and those of
         `gradient_metrics`."""
-    num_steps = objective.schedule.num_steps
 
     def loss(trained, params, teacher_params, inputs):
         params = merge_updates(overlaid(params, trained))
@@ -129,7 +131,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
                 means[name] = shown.pop(name)
                 total += objective.balance_weight * means[name]
         metrics = {f'loss/{name}': mean for name, mean in means.items()} | {'loss/total': total}
-        metrics |= {f'quarter/{name}': per_quarter(value, inputs['t'], num_steps)
+        metrics |= {f'quarter/{name}': objective.diffusion.quarters(value, inputs['t'])
                     for name, value in terms.items()}
         return total, metrics | shown
 

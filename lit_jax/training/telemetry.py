@@ -206,7 +206,8 @@ def format_line(step: int, total: int, images: int, means: Mapping[str, float],
     `step 1,500/15,000  384,000 images  loss 0.0213 (mse 0.0202  vb 0.0011)  grad 0.120
     8,100 img/s (506 a device)  15.8 ms  data-wait 0.4 %  1.23 PFLOP/s  MFU 41.2 %
     HBM 11.2 of 15.7 GiB  goodput 93.4 %  ETA 3m 12s`"""
-    usual = 'mse', 'vb', 'distill_noise', 'distill_variance', 'align'
+    distilled = sorted(name for name in _terms(means) if name.startswith('distill_'))
+    usual = 'mse', 'vb', 'cosine', *distilled, 'align'
     names = dict.fromkeys([*(name for name in usual if f'loss/{name}' in means), *_terms(means)])
     terms = '  '.join(f'{name} {means[f"loss/{name}"]:.4f}' for name in names)
     rate, each = timing['time/images_per_s'], timing['time/images_per_s_per_device']

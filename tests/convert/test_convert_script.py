@@ -43,7 +43,8 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
     assert config['model'] == tiny_arch(LINEAR)
     assert config['latent'] == {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215,
                                 'downscale': 8}
-    assert config['diffusion'] == {'steps': 1000, 'kind': 'linear'} and config['classes'] is None
+    assert config['diffusion'] == {'kind': 'ddpm', 'steps': 1000, 'schedule': 'linear'}
+    assert config['classes'] is None
     assert config['provenance']['source'] == 'lit.safetensors'
     assert config['provenance']['sha256'] == file_sha256(path)
     back = to_torch_state(params, config['model'])

@@ -2,7 +2,6 @@
 wrong."""
 import json
 import tracemalloc
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,7 @@ from lit_jax.convert.torch_arch import check_expected, infer_arch, parse_arch_na
 from lit_jax.convert.torch_export import to_torch_state, torch_layout
 from lit_jax.convert.torch_files import METADATA_KEY, Source, TensorInfo, source_from_arrays
 from lit_jax.convert.torch_import import convert, from_torch_state, read_params
-from lit_jax.convert.torch_survey import Hints, check_objective
+from lit_jax.convert.torch_survey import Hints
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
@@ -301,21 +300,6 @@ def test_a_model_that_predicts_noise_alone():
     state = random_state(tiny_arch(learn_sigma=False))
     arch, params = from_torch_state(state, heads=2)
     assert arch['learn_sigma'] is False and params['final_layer']['linear']['kernel'].shape == (16, 16)
-
-
-@pytest.mark.parametrize('told, name, words', [
-    ({'prediction': 'velocity'}, 'x.pt', 'trained with --prediction velocity'),
-    ({'path_type': 'Linear', 'prediction': 'noise'}, 'x.pt', 'trained with --path-type Linear'),
-    ({'model': 'SiT-XL/2'}, 'x.pt', 'its trainer calls it SiT-XL/2'),
-    ({}, 'SiT-XL-2-256x256.pt', 'its name says so; rename it')])
-def test_flows_are_not_taken_for_noise(told, name, words):
-    with pytest.raises(UserError, match=f'{name} is a SiT or another model of flows .*{words}'):
-        check_objective(named_source({}, **told), Path(name))
-
-
-def test_models_of_noise_pass():
-    for told in ({}, {'model': 'DiT-XL/2', 'num_classes': 1000}, {'prediction': 'epsilon'}):
-        check_objective(named_source({}, **told), Path('DiT-XL-2-256x256.pt'))
 
 
 @pytest.mark.parametrize('name, value', [

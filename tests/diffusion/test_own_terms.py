@@ -7,7 +7,8 @@ import pytest
 from tiny import tiny_recipe
 
 from lit_jax import recipes
-from lit_jax.diffusion.own_terms import import_losses
+from lit_jax.diffusion.kinds import Ddpm, Flow
+from lit_jax.diffusion.own_terms import Seen, import_losses
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import loop, setup
 
@@ -43,8 +44,16 @@ def test_terms_have_the_names_of_their_functions_and_their_weights():
     terms = import_losses([[f'{HERE}:size', 2], (f'{HERE}:flat', 0.5)])
     assert [(term.name, term.weight) for term in terms] == [('size', 2.0), ('flat', 0.5)]
     objective = setup.build_objective(recipe((f'{HERE}:size', 0.25)))
-    assert objective.weights == {'mse': 1.0, 'vb': 1.0, 'distill_noise': 0.5, 'distill_variance': 0.05,
-                                 'size': 0.25}
+    told = {'mse': 1.0, 'vb': 1.0, 'distill_noise': 0.5, 'distill_velocity': 0.5, 'distill_variance': 0.05,
+            'size': 0.25}
+    assert told.items() <= objective.weights.items()
+
+
+def test_tables_of_a_schedule_are_no_part_of_a_flow():
+    seen = {name: None for name in ('x0', 'x_t', 't', 'noise', 'cond', 'output', 'teacher_output')}
+    assert Seen(Ddpm(steps=10), **seen).schedule.num_steps == 10
+    with pytest.raises(UserError, match=r'reads seen\.schedule, but this recipe is a flow.*seen\.diffusion'):
+        _ = Seen(Flow(), **seen).schedule
 
 
 @pytest.mark.slow

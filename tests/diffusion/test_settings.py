@@ -34,7 +34,7 @@ def test_it_is_said_in_a_line():
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'method': 'euler'}, 'unknown sampler'), ({'steps': 0}, 'at least 1 step'), ({'steps': 1001}, '1001'),
+    ({'method': 'eular'}, 'unknown sampler'), ({'steps': 0}, 'at least 1 step'), ({'steps': 1001}, '1001'),
     ({'eta': 0.5}, 'belongs to ddim'), ({'method': 'ddim', 'eta': 2}, 'between 0'),
     ({'cfg_scale': float('nan')}, 'guidance scale'), ({'cfg_channels': 0}, 'guided channels'),
     ({'cfg_interval': (0.5, 0.1)}, 'guidance interval')])

@@ -7,6 +7,7 @@ from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
 from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.diffusion.flow import Flow
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.sampling.groups import GroupSampler, Images
 from lit_jax.sampling.noise import initial_noise, random_labels, step_keys
@@ -20,9 +21,9 @@ def model(request, tmp_path_factory):
     return lit_jax.load(save_model(tmp_path_factory.mktemp('models') / request.param, mixer=request.param))
 
 
-def sampler(model, count=50, devices=1, group=8, seed=3, **options):
+def sampler(model, count=50, devices=1, group=8, seed=3, settings=SETTINGS, **options):
     labels = random_labels(seed, count, range(10))
-    return GroupSampler(model, SETTINGS, Images.of_classes(labels, seed), group=group,
+    return GroupSampler(model, settings, Images.of_classes(labels, seed), group=group,
                         devices=jax.devices()[:devices], **options)
 
 
@@ -100,3 +101,16 @@ def test_options_that_contradict_each_other_are_refused(model):
                              ({'cfg_scale': 2.0, 'cfg_interval': (0.8, 0.2)}, 'guidance interval')):
         with pytest.raises(lit_jax.UserError, match=message):
             build_sampler(model.network, SamplerSettings(**options), model.config)
+
+
+@pytest.mark.parametrize('method', [pytest.param('sde', marks=pytest.mark.slow), 'dopri5'])
+def test_flows_are_drawn_bit_for_bit_alike_too(method, tmp_path):
+    """Even where each image has steps of its own: neighbours and devices change nothing."""
+    flow = lit_jax.load(save_model(tmp_path / 'flow', diffusion=Flow().to_json()))
+    settings = SamplerSettings(method, 6, cfg_scale=2.0, cfg_interval=(0.0, 0.7))
+    alone = draw_all(sampler(flow, count=12, settings=settings))
+    assert np.isfinite(alone).all() and alone.std() > 0
+    got = dict(sampler(flow, count=12, settings=settings, devices=2).draw(range(2), 7))
+    np.testing.assert_array_equal(np.concatenate([got[0], got[1]]), alone)
+    with pytest.raises(lit_jax.UserError, match='a flow has times t from 0 to 1, got t from 500'):
+        flow(np.zeros((1, 8, 8, 1)), 500, 3)

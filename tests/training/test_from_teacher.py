@@ -7,6 +7,7 @@ from latent_sets import write_latents
 from tiny import PIXART
 
 from lit_jax import recipes
+from lit_jax.diffusion.kinds import default_section
 from lit_jax.models.arch import mixers_of
 from lit_jax.recipes.recipe import architecture
 from lit_jax.recipes.students import PRESETS
@@ -58,7 +59,7 @@ def test_a_class_student_takes_all_from_teacher_and_latents(folders):
         **recipes.linear_mixer(2).to_dict(), 'dwc_kernel': 3, 'focus_scale': False, 'key_grid': None}
     assert (config.data.name, config.data.image_size, config.data.num_classes) == ('latents', 16, 5)
     assert config.latent.to_dict() == {**SPACE, 'channels': 3, 'vae_path': config.latent.vae_path}
-    assert config.diffusion.to_dict() == {'steps': 800, 'kind': 'linear'}
+    assert config.diffusion.to_dict() == {**default_section(), 'steps': 800}
     assert {name: config.sample[name] for name in SAMPLING} == SAMPLING
     assert config.inherit.path == config.teacher.path == str(folders / 'teacher')
     assert config.train.to_dict() == recipes.default().train.to_dict()

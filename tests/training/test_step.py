@@ -148,6 +148,25 @@ def test_teacher_and_student_see_the_same_inputs():
     assert (terms['distill_noise'] == 0).all() and (terms['distill_variance'] == 0).all()
 
 
+def test_a_flow_distils_its_velocity():
+    """loss = mse + λ1·(velocity of teacher and student)², at times of a flow; the unused half stays."""
+    config, teacher = (recipes.flow(tiny_recipe(mixer)) for mixer in ('linear', 'softmax'))
+    config.teacher.lambda_noise = 0.3
+    step, state, teacher_params, batch = parts(config, teacher)
+    inputs = drawn(batch, setup.build_objective(config), NETWORK)
+    assert inputs['t'].dtype == jnp.float32 and 0 <= inputs['t'].min() and inputs['t'].max() <= 1
+    before = np.asarray(state['params']['final_layer']['linear']['kernel'])
+    after, metrics = step(state, {'teacher': teacher_params}, batch, KEY)
+    assert set(metrics) == {'loss/mse', 'loss/distill_velocity', 'loss/total', 'quarter/mse',
+                            'quarter/distill_velocity', 'grad/norm', 'grad/bad_leaf'}
+    want = metrics['loss/mse'] + 0.3 * metrics['loss/distill_velocity']
+    np.testing.assert_allclose(metrics['loss/total'], want, rtol=1e-6)
+    assert metrics['grad/norm'] > 0 and metrics['quarter/mse'][1].sum() == 16
+    changed = np.asarray(after['params']['final_layer']['linear']['kernel']) != before
+    unused = np.arange(changed.shape[-1]) % 2 >= 1      # of one channel
+    assert changed[:, ~unused].any() and not changed[:, unused].any()
+
+
 def test_a_teacher_of_another_size_works():
     teacher_config = tiny_recipe('softmax')
     teacher_config.model.update({'width': 48, 'depth': 3})

@@ -1,0 +1,9 @@
+"""SiT-XL/2 on ImageNet 256px latents (arXiv 2401.08740): 7M steps of 256, lr 1e-4, EMA 0.9999."""
+from lit_jax import recipes
+
+
+def get_config():
+    config = recipes.flow(recipes.default())
+    config.name = 'sit_xl'
+    config.train.steps = 7_000_000
+    return recipes.size(config, 'xl', 'softmax')

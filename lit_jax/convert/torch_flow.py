@@ -1,0 +1,127 @@
+"""What a PyTorch model predicts: noise (DiT), or the velocity of a flow (SiT, REPA).
+
+The files of DiT and SiT have the same tensors. They differ in what their trainers wrote beside them, in their
+names, and in one fact: the second half of SiT's outputs has no loss, so it is still the zero that it started
+from, where DiT's is a trained variance. Where nothing of this differs, the caller is asked."""
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lit_jax.convert.torch_files import FLOATS, Source
+from lit_jax.diffusion.kinds import Ddpm, Flow
+from lit_jax.diffusion.paths import PATHS
+from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
+
+PROJECTORS = 'projectors.'       # REPA's, from tokens to the features of another network
+OUTPUT = 'final_layer.linear.weight'
+OUTPUT_BIAS = 'final_layer.linear.bias'
+DEAD = 'the second half of its outputs was never trained'
+# How the systems train; REPA's time runs from the data to the noise.
+SYSTEMS: Mapping[str, Ddpm | Flow] = {'dit': Ddpm(), 'sit': Flow(), 'repa': Flow(noise_at=1)}
+_PREDICTIONS = {'v': 'velocity', 'velocity': 'velocity', 'noise': 'noise', 'score': 'score'}
+_NOISE = 'noise', 'epsilon', 'eps'      # what a trainer of DiTs may say
+_TIMES = {'uniform': 'uniform', 'lognormal': 'log_normal'}
+
+
+def find_diffusion(source: Source, path: Path, asked: str | None = None) -> tuple[dict, str]:
+    """(the section `diffusion` of a file, why: '' where the file's own words leave nothing open).
+
+    asked: a name of SYSTEMS, or None. UserError where the file contradicts it, and where nothing tells."""
+    if asked is not None:
+        check_known('system', asked, SYSTEMS)
+    if source.config and 'diffusion' in source.config and asked is None:
+        return dict(source.config['diffusion']), ''
+    found = next(_evidence(source, path), None)
+    if asked and found and found[0] != asked:
+        raise UserError(f'{path} is a {_name(found[0])} ({found[1]}), and was asked for as {_name(asked)}; '
+                        f'leave --system out, or give the file that it belongs to')
+    system, reason = found or (asked or _by_output(source, path), 'as asked' if asked else DEAD)
+    if system == 'dit':
+        return SYSTEMS['dit'].to_json(), '' if asked else 'as of DiT and PixArt'
+    said = 'path_type' in source.told
+    return _told_flow(source, path, system).to_json(), '' if said else f'as of {_name(system)}: {reason}'
+
+
+def _name(system: str) -> str:
+    return {'dit': 'DiT', 'sit': 'SiT', 'repa': 'REPA'}[system]
+
+
+def _evidence(source: Source, path: Path) -> Iterator[tuple[str, str]]:
+    """(system, words for it), the surest first."""
+    told = source.told
+    if any(key.startswith(PROJECTORS) for key in source.tensors):
+        yield 'repa', f'it has {PROJECTORS}*'
+    for name in ('encoder_depth', 'enc_type'):
+        if name in told:
+            yield 'repa', f'it was trained with --{name.replace("_", "-")} {shown_name(told[name])}'
+    for name in ('path_type', 'prediction'):
+        if name in told and str(told[name]).lower() not in _NOISE:
+            yield 'sit', f'it was trained with --{name.replace("_", "-")} {shown_name(told[name])}'
+    for start, system in (('sit-', 'sit'), ('dit-', 'dit')):
+        if str(told.get('model', '')).lower().startswith(start):
+            yield system, f'its trainer calls it {shown_name(told["model"])}'
+    if not source.config:
+        for start, system in (('sit-', 'sit'), ('dit-', 'dit')):
+            if path.name.lower().startswith(start):
+                yield system, 'its name says so; rename it if it is not'
+
+
+def _by_output(source: Source, path: Path) -> str:
+    """'dit' or 'sit' by the second half of the outputs, and by what else has no twin among the flows."""
+    weight, table = source.tensors.get(OUTPUT), source.tensors.get('x_embedder.proj.weight')
+    if source.config or weight is None or table is None or len(table.shape) != 4 or len(weight.shape) != 2:
+        return 'dit'      # our own, PixArt's or diffusers', of which no flow is read; or damaged, told later
+    channels, outputs = table.shape[1], weight.shape[0]
+    patch = table.shape[2] * table.shape[3]
+    if outputs != 2 * channels * patch:
+        if any(key.startswith('y_embedder.embedding_table') for key in source.tensors):
+            raise UserError(f'{path} gives as many channels as it takes, so nothing tells a DiT without '
+                            f'variance, which predicts noise, from a SiT, which predicts a velocity: say '
+                            f'--system dit, sit or repa')
+        return 'dit'
+    unused = np.arange(outputs) % (2 * channels) >= channels
+    dead = all(key in source.tensors and not source.read(key)[unused].any() for key in (OUTPUT, OUTPUT_BIAS))
+    live = source.read(OUTPUT).any()
+    source.release()
+    return 'sit' if dead and live else 'dit'
+
+
+def _told_flow(source: Source, path: Path, system: str) -> Flow:
+    """The flow that a trainer's command line describes; what it does not say is the system's."""
+    told, usual = source.told, SYSTEMS[system]
+    chosen = {'noise_at': usual.noise_at}
+    for field, name, known in (('path', 'path_type', {name: name for name in PATHS}),
+                               ('prediction', 'prediction', _PREDICTIONS), ('times', 'weighting', _TIMES)):
+        if name in told:
+            value = str(told[name]).lower()
+            if value not in known:
+                raise UserError(f'{path} was trained with --{name.replace("_", "-")} {shown(told[name])}, '
+                                f'which this version does not know; known: {", ".join(known)}')
+            chosen[field] = known[value]
+    weight = str(told.get('loss_weight', 'None')).lower()
+    if weight != 'none' and chosen.get('prediction') in ('noise', 'score'):      # ignored with velocity (SiT)
+        chosen['weighting'] = weight
+    return Flow(**chosen)
+
+
+def take_projectors(source: Source, path: Path | str) -> dict[str, np.ndarray]:
+    """REPA's projectors, {key: float32 array}, which no longer count among the tensors of `source`: they do
+    not feed the velocity. UserError for one that cannot be read."""
+    found, problems = {}, []
+    for key in [key for key in source.tensors if key.startswith(PROJECTORS)]:
+        info = source.tensors.pop(key)
+        if info.dtype not in FLOATS:
+            problems.append(f'wrong dtype in tensor: {shown_name(key)} is {info.dtype}')
+            continue
+        found[key] = source.read(key)
+        if not np.isfinite(found[key]).all():
+            problems.append(f'non-finite values in tensor: {shown_name(key)}')
+    numbers = sorted({key.split('.')[1] for key in found})
+    wanted = {f'{PROJECTORS}{number}.{layer}.{kind}' for number in numbers for layer in (0, 2, 4)
+              for kind in ('weight', 'bias')}
+    problems += [f'missing tensor: {shown_name(key)}' for key in sorted(wanted - set(found))]
+    problems += [f'unexpected tensor: {shown_name(key)}' for key in sorted(set(found) - wanted)]
+    if problems:
+        raise UserError(f'{path} does not hold whole projectors:\n  ' + '\n  '.join(problems[:40]))
+    return found
