@@ -30,6 +30,7 @@ OPEN: dict[str, dict[str, type]] = {
     'train': {'optimizer': str, 'learning_rate': float, 'warmup_steps': int, 'clip_norm': float,
               'batch_size': int, 'remat': str},
     'mesh': {'fsdp': int},
+    'eval': {'method': str},
     'sample': {'method': str, 'steps': int, 'cfg_scale': float, 'count': int},
 }
 

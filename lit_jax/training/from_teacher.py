@@ -123,6 +123,7 @@ def _facts_of_teacher(config: ConfigDict, teacher: Mapping, arch: Mapping, path:
     sampler, told = (PROMPTS if text else CLASSES).of_kind(teacher), teacher.get('sampling') or {}
     usual = {'model.family': arch['family'], 'model.ffn': arch['ffn'],
              'mesh.fsdp': -1 if arch['width'] >= WIDE else 1,
+             'eval.method': CLASSES.of_kind(teacher).method,
              **{f'diffusion.{name}': value
                 for name, value in read_diffusion(teacher['diffusion']).to_json().items()},
              **{f'sample.{name}': told.get(name, getattr(sampler, name))

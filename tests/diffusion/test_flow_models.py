@@ -48,7 +48,7 @@ def test_outputs_equal_the_official_models(name, flow, dtype, bound, goldens):
 
 def test_loops_of_sit_step_by_step(goldens, x64):
     network, params, meta, arrays = load(goldens, 'sit_p4', jnp.float64)
-    case, half = meta['config'], len(arrays['in_loop_z']) // 2
+    case, half = meta['case'], len(arrays['in_loop_z']) // 2
     model = guide(lambda x, t, cond: network.apply(params, x, t, cond), case['cfg'], network.guidance_pair)
     z, cond = jnp.asarray(arrays['in_loop_z'][:half], jnp.float64), {'label': arrays['in_loop_y'][:half]}
     noise = jnp.asarray(arrays['in_loop_noise'][:, :half], jnp.float64)
@@ -63,7 +63,7 @@ def test_loops_of_sit_step_by_step(goldens, x64):
 
 def test_the_loop_of_repa(goldens, x64):
     network, params, meta, arrays = load(goldens, 'repa_a', jnp.float64)
-    case, flow = meta['config'], Flow(noise_at=1)
+    case, flow = meta['case'], Flow(noise_at=1)
     model = guide(lambda x, t, cond: network.apply(params, x, t, cond), case['cfg'], network.guidance_pair,
                   'all', flow.guided_times((case['low'], case['high'])))
     run = flow.sampler(SamplerSettings('euler', case['loop']))

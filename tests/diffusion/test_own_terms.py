@@ -51,7 +51,7 @@ def test_terms_have_the_names_of_their_functions_and_their_weights():
 
 def test_tables_of_a_schedule_are_no_part_of_a_flow():
     seen = {name: None for name in ('x0', 'x_t', 't', 'noise', 'cond', 'output', 'teacher_output')}
-    assert Seen(Ddpm(steps=10), **seen).schedule.num_steps == 10
+    assert Seen(Ddpm(steps=30), **seen).schedule.num_steps == 30
     with pytest.raises(UserError, match=r'reads seen\.schedule, but this recipe is a flow.*seen\.diffusion'):
         _ = Seen(Flow(), **seen).schedule
 

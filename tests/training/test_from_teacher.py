@@ -34,6 +34,7 @@ def write_teacher(path, model=None, latent=SPACE, **more):
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp('mine')
     write_teacher(root / 'teacher', sampling=SAMPLING)
+    write_teacher(root / 'sit', diffusion=SIT)
     captions = {'encoder': 'made-up t5', 'channels': 6, 'tokens': 10}
     pixart = {**PIXART, 'input_size': [4, 4], 'channels': 3, 'caption_channels': 6, 'caption_tokens': 10,
               'base_size': 2, 'pe_interpolation': 0.125, 'mixer': SOFTMAX}
@@ -41,6 +42,9 @@ def folders(tmp_path_factory):
     write_latents(root / 'latents', size=8)
     write_caption_latents(root / 'captions', shapes=((8, 8),))
     return root
+
+
+SIT = {'kind': 'flow', 'path': 'gvp', 'prediction': 'velocity', 'noise_at': 1, 'times': 'log_normal'}
 
 
 def make(folders, row='linear', teacher='teacher', data='latents', **fields):
@@ -64,6 +68,19 @@ def test_a_class_student_takes_all_from_teacher_and_latents(folders):
     assert config.inherit.path == config.teacher.path == str(folders / 'teacher')
     assert config.train.to_dict() == recipes.default().train.to_dict()
     assert recipes.finalize(config, 1).is_locked and complete(config) is config
+
+
+def test_a_student_of_a_flow_is_one(folders):
+    """Training of the flow and its samplers come from the teacher; what decides a sample must agree."""
+    config = make(folders, teacher='sit')
+    assert config.diffusion.to_dict() == {**default_section(), **SIT}
+    assert (config.sample.method, config.eval.method) == ('euler', 'euler')
+    recipes.finalize(config, 1)
+    assert make(folders, teacher='sit', diffusion__times='uniform').diffusion.times == 'uniform'
+    with pytest.raises(UserError, match=r"diffusion\.noise_at is 0, the teacher .*sit has 1.*noise_at=1"):
+        make(folders, teacher='sit', diffusion__noise_at=0)
+    with pytest.raises(UserError, match="diffusion.kind is 'flow', the teacher .* has 'ddpm'"):
+        make(folders, diffusion__kind='flow')
 
 
 def test_a_text_student_takes_all_from_teacher_and_latents(folders):
