@@ -23,8 +23,8 @@ from etils import epath
 from lit_jax.checkpoint.arrays import load_arrays, write_arrays
 from lit_jax.checkpoint.foreign import conversion_hint
 from lit_jax.checkpoint.null_caption import FILE, digest, pack
-from lit_jax.checkpoint.projectors import FILE as PROJECTORS
-from lit_jax.checkpoint.projectors import pack as pack_projectors
+from lit_jax.checkpoint.projector_file import FILE as PROJECTORS
+from lit_jax.checkpoint.projector_file import pack as pack_projectors
 from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.arch import check_arch
 from lit_jax.runtime import claim, leaves, peers, storage, writers
@@ -65,7 +65,7 @@ def save_model_folder(path, config: dict, params, *, null_caption=None, projecto
 
     config: the fields of `check_config`; 'format' may be left out. params: nested dict of numpy or jax
     arrays. null_caption: of a text model, the features of the empty caption, if known; the config has their
-    sha256 then, else 'absent'. projectors: see `lit_jax.checkpoint.projectors`. Raises UserError for
+    sha256 then, else 'absent'. projectors: see `lit_jax.checkpoint.projector_file`. Raises UserError for
     a wrong config, a full disk, or a target in use (a file; a folder that is not empty, unless overwrite=True
     and it is a model folder)."""
     path = absolute(path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_jax.checkpoint.load import load_weights, read_null_caption, read_weights_config
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_folder
-from lit_jax.checkpoint.projectors import read_file as read_projectors
+from lit_jax.checkpoint.projector_file import read_file as read_projectors
 from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_hub import is_hub_pixart, pixart_hub_config
 from lit_jax.convert.torch_import import Converted, count_weights

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lit_jax.convert.torch_files import FLOATS, Source
+from lit_jax.diffusion.flow_paths import PATHS
 from lit_jax.diffusion.kinds import Ddpm, Flow
-from lit_jax.diffusion.paths import PATHS
 from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
 
 PROJECTORS = 'projectors.'       # REPA's, from tokens to the features of another network

@@ -1,7 +1,8 @@
 """Flow matching as the diffusion of a model (`lit_jax.diffusion.kinds`): SiT, REPA, LightningDiT.
 
-Inside, time runs from noise at 0 to data at 1 (`paths`). The model has a time of its own: the same for SiT
-and LightningDiT (`noise_at` 0), turned round for REPA and diffusers (1), whose velocity points to the noise.
+Inside, time runs from noise at 0 to data at 1 (`flow_paths`). The model has a time of its own: the same for
+SiT and LightningDiT (`noise_at` 0), turned round for REPA and diffusers (1), whose velocity points to the
+noise.
 """
 import functools
 from collections.abc import Callable
@@ -11,10 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lit_jax.diffusion.flow_samplers import FLOW_SAMPLERS, FORMS, LAST_STEPS, flow_schedule
-from lit_jax.diffusion.guidance import check_interval
-from lit_jax.diffusion.objective import per_quarter
-from lit_jax.diffusion.paths import (
+from lit_jax.diffusion.flow_paths import (
     PATHS,
     PREDICTIONS,
     Coefficients,
@@ -22,7 +20,8 @@ from lit_jax.diffusion.paths import (
     convert_prediction,
     shifted,
 )
-from lit_jax.diffusion.settings import SDES, SamplerSettings
+from lit_jax.diffusion.objective import per_quarter
+from lit_jax.diffusion.settings import FLOW_METHODS, SDES, SamplerSettings
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError, check_known, shown
 
@@ -57,7 +56,7 @@ class Flow:
     cosine: float = 0.0
 
     kind = 'flow'
-    methods = tuple(FLOW_SAMPLERS)
+    methods = FLOW_METHODS
     decides = 'kind', 'path', 'prediction', 'noise_at'       # a sample; the rest decides the training
 
     def __post_init__(self):
@@ -69,7 +68,7 @@ class Flow:
             raise UserError(f'diffusion.noise_at is the time of pure noise, 0 (SiT, LightningDiT) or 1 '
                             f'(REPA), got {shown(self.noise_at)}')
         if self.weighting != 'none' and self.prediction not in _WEIGHTED:
-            raise UserError(f'diffusion.weighting {self.weighting!r} weighs the errors of '
+            raise UserError(f'diffusion.weighting {shown(self.weighting)} weighs the errors of '
                             f'{" and ".join(_WEIGHTED)}; a prediction of {self.prediction} has none')
         for name, low in (('time_shift', True), ('time_std', True), ('cosine', False)):
             check_factor(f'diffusion.{name}', getattr(self, name), above=low)
@@ -131,8 +130,8 @@ class Flow:
         return c.alpha * x0 + c.sigma * noise
 
     def split(self, output: Array, channels: int) -> Array:
-        """The prediction, the first C channels of an output, along the path (as `paths` has it). SiT's second
-        half (learn_sigma) is dropped, as its code does."""
+        """The prediction, the first C channels of an output, along the path (as `flow_paths` has it). SiT's
+        second half (learn_sigma) is dropped, as its code does."""
         if output.shape[-1] not in (channels, 2 * channels):
             raise UserError(f'the model outputs {output.shape[-1]} channels for inputs of {channels}; '
                             f'expected {channels}, or {2 * channels}, of which a flow drops the second half')
@@ -176,6 +175,7 @@ class Flow:
 
     def check(self, settings: SamplerSettings) -> None:
         """Raises UserError where a model of this flow cannot be sampled so."""
+        from lit_jax.diffusion.flow_samplers import FORMS, LAST_STEPS, flow_schedule
         if settings.steps < 1:
             raise UserError(f'sampling takes at least 1 step, got {settings.steps}')
         check_factor('shift', settings.shift)
@@ -193,10 +193,12 @@ class Flow:
 
     def sampler(self, settings: SamplerSettings) -> Callable:
         """(model_fn, x_T, cond, *, key) -> x_0."""
+        from lit_jax.diffusion.flow_samplers import FLOW_SAMPLERS, flow_schedule
         return functools.partial(FLOW_SAMPLERS[settings.method], schedule=flow_schedule(self, settings))
 
     def guided_times(self, interval: tuple[float, float]) -> tuple[float, float] | None:
         """The model's times of (low, high), from 0, image, to 1, noise; None for all."""
+        from lit_jax.diffusion.guidance import check_interval
         low, high = check_interval(interval)
         if (low, high) == (0, 1):
             return None

@@ -21,11 +21,11 @@ import numpy as np
 
 from lit_jax.diffusion.dpm_solver import solver_coefficients
 from lit_jax.diffusion.flow_adaptive import AdaptiveSchedule, sample_dopri5
-from lit_jax.diffusion.paths import Coefficients, coefficients, prediction_weights, shifted
+from lit_jax.diffusion.flow_paths import Coefficients, coefficients, prediction_weights, shifted
 from lit_jax.diffusion.samplers import noise_source
 from lit_jax.diffusion.settings import FLOW_METHODS, SDES, SamplerSettings
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError
+from lit_jax.runtime.errors import UserError, shown
 
 if TYPE_CHECKING:
     from lit_jax.diffusion.flow import Flow
@@ -168,8 +168,8 @@ def _sde(flow: 'Flow', settings: SamplerSettings) -> FlowSchedule:
 
 def _check_finite(rows: FlowSchedule, settings: SamplerSettings) -> None:
     if not all(np.isfinite(part).all() for part in (rows.of_x, rows.of_output, rows.after, rows.before)):
-        raise UserError(f'the form {settings.sde_form!r} of {settings.method} is not finite for a model of '
-                        f'{rows.flow.prediction} on the path {rows.flow.path}'
+        raise UserError(f'the form {shown(settings.sde_form)} of {settings.method} is not finite for a model '
+                        f'of {rows.flow.prediction} on the path {rows.flow.path}'
                         f'{"" if settings.last_step != "none" else " without a last step"}: '
                         f'take the form sigma, and a last step')
 

@@ -20,12 +20,10 @@ import jax
 
 from lit_jax.diffusion.distillation import distillation_losses
 from lit_jax.diffusion.flow import Flow
-from lit_jax.diffusion.guidance import guided_timesteps
 from lit_jax.diffusion.objective import per_quarter, q_sample, training_losses
-from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
 from lit_jax.diffusion.schedule import KINDS as SCHEDULES
 from lit_jax.diffusion.schedule import Schedule, make_schedule
-from lit_jax.diffusion.settings import SamplerSettings
+from lit_jax.diffusion.settings import DDPM_METHODS, SamplerSettings
 from lit_jax.runtime.errors import UserError, check_known, shown
 
 Array = jax.Array
@@ -39,7 +37,7 @@ class Ddpm:
     schedule: str = 'linear'
 
     kind = 'ddpm'
-    methods = tuple(SAMPLERS)
+    methods = DDPM_METHODS
     decides = 'kind', 'steps', 'schedule'
 
     def __post_init__(self):
@@ -82,13 +80,16 @@ class Ddpm:
                             f'of a schedule: leave it out')
 
     def _schedule_of(self, settings: SamplerSettings) -> Schedule:
+        from lit_jax.diffusion.samplers import sampling_schedule
         return sampling_schedule(settings.method, settings.steps, self.steps, self.schedule)
 
     def sampler(self, settings: SamplerSettings) -> Callable:
+        from lit_jax.diffusion.samplers import SAMPLERS
         return functools.partial(SAMPLERS[settings.method], schedule=self._schedule_of(settings),
                                  eta=settings.eta)
 
     def guided_times(self, interval: tuple[float, float]) -> tuple[float, float] | None:
+        from lit_jax.diffusion.guidance import guided_timesteps
         return guided_timesteps(interval, self.steps)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import jax
 
+from lit_jax.diffusion.flow_paths import PREDICTIONS
 from lit_jax.diffusion.kinds import Ddpm, Diffusion
-from lit_jax.diffusion.paths import PREDICTIONS
 from lit_jax.diffusion.schedule import Schedule
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError, shown

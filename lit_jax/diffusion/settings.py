@@ -111,6 +111,7 @@ class SamplerSettings:
 SDES = 'sde', 'sde_heun'
 SHIFTED = 'euler', 'heun', 'heun2', 'dpm++'
 FLOW_METHODS = *SHIFTED, *SDES, 'dopri5'
+DDPM_METHODS = 'ddpm', 'ddim', 'dpm++', 'dpm++original'
 # Options of some samplers. dpm++ is of both kinds of diffusion; only that of flows has a shift.
 BELONGS = {'eta': ('ddim',), 'shift': SHIFTED, 'sde_form': SDES, 'sde_norm': SDES, 'last_step': SDES,
            'last_size': SDES, 'tolerance': ('dopri5',)}

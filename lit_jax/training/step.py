@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from lit_jax.diffusion.distillation import total_loss
+from lit_jax.diffusion.flow_paths import PREDICTIONS
 from lit_jax.diffusion.kinds import Diffusion
 from lit_jax.diffusion.own_terms import Seen, Term
-from lit_jax.diffusion.paths import PREDICTIONS
 from lit_jax.models.low_rank import merge_updates
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network

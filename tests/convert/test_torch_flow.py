@@ -6,7 +6,7 @@ import pytest
 from torch_samples import random_state, tiny_arch
 
 from lit_jax.checkpoint.model_folder import load_model_folder
-from lit_jax.checkpoint.projectors import read_file
+from lit_jax.checkpoint.projector_file import read_file
 from lit_jax.convert.torch_export import export, write_safetensors
 from lit_jax.convert.torch_files import open_source, source_from_arrays
 from lit_jax.convert.torch_flow import find_diffusion, take_projectors

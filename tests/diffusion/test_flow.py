@@ -9,9 +9,9 @@ from diffusion_goldens import relative_error
 from flow_goldens import DTYPES, load_flow, toy
 
 from lit_jax.diffusion.flow import Flow
+from lit_jax.diffusion.flow_paths import PATHS, PREDICTIONS, coefficients, convert_prediction
 from lit_jax.diffusion.flow_samplers import FORMS
 from lit_jax.diffusion.kinds import Ddpm, deciding, default_section, read_diffusion
-from lit_jax.diffusion.paths import PATHS, PREDICTIONS, coefficients, convert_prediction
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.runtime.errors import UserError
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_jax.diffusion.settings import CLASSES, PROMPTS, SamplerSettings
+from lit_jax.diffusion.flow_samplers import FLOW_SAMPLERS
+from lit_jax.diffusion.samplers import SAMPLERS
+from lit_jax.diffusion.settings import CLASSES, DDPM_METHODS, FLOW_METHODS, PROMPTS, SamplerSettings
 from lit_jax.runtime.errors import UserError
 
 DIFFUSION = {'steps': 1000, 'kind': 'linear'}
@@ -16,6 +18,7 @@ def test_defaults_are_those_of_dit_and_of_pixart():
     assert CLASSES.to_json() == {'method': 'ddpm', 'steps': 50, 'eta': 0.0, 'cfg_scale': 4.0,
                                  'cfg_channels': 3, 'cfg_interval': [0.0, 1.0]}
     assert PROMPTS == SamplerSettings('dpm++', 20, cfg_scale=4.5, cfg_channels='all')
+    assert tuple(SAMPLERS) == DDPM_METHODS and set(FLOW_SAMPLERS) == set(FLOW_METHODS)
 
 
 def test_a_card_gives_the_settings_back():

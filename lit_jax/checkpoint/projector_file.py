@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lit_jax.runtime.npz_reader import Npz
-
 FILE = 'projectors.npz'
 
 
@@ -24,5 +22,6 @@ def read_file(folder) -> dict[str, np.ndarray]:
     path = folder / FILE
     if not path.exists():
         return {}
+    from lit_jax.runtime.npz_reader import Npz
     with Npz(path) as file:
         return {name: file.array(name) for name in sorted(file.names)}
