@@ -16,6 +16,7 @@ from lit_jax.runtime import signals
 from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import cache_folder, file_sha256
+from lit_jax.runtime.progress import unwatched
 from lit_jax.runtime.shipped import find_asset
 
 SHIPPED = find_asset('digits_dit.safetensors')
@@ -32,7 +33,7 @@ def serve(*, host: str, port: int, source: str | None = None, **options) -> None
     studio = open_studio(source or shipped_teacher(), **options)
     page = launch(studio, host, port)
     print(f'{", ".join(studio.titles)}: open http://{host}:{port} in a browser. Ctrl-C stops it.', flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), unwatched():      # it waits for its visitors
         while page.is_running:
             time.sleep(0.1)
     end(studio, page)

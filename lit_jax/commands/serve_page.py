@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass
 
 from lit_jax.runtime.options import option, parse_options
-from lit_jax.runtime.progress import unwatched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +35,4 @@ def main() -> None:
     options = parse_options(PageOptions, description=__doc__)
     # jax is imported after the flags are read, so that wrong ones are reported at once.
     from lit_jax.app.serve import serve
-    with unwatched():      # it waits for its visitors
-        serve(**dataclasses.asdict(options))
+    serve(**dataclasses.asdict(options))

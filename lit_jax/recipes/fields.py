@@ -42,7 +42,8 @@ RANGES: dict[str, Range] = {
     'sample.cfg_scale': _GUIDANCE,
     # Of train_vae.py:
     'vae.widths[]': _CHANNELS, 'vae.layers': Range(1, 64), 'vae.groups': _CHANNELS, 'vae.channels': _CHANNELS,
-    'train.kl_weight': weight(), 'train.log_every': _COUNT, 'train.window': Range(0, 65_536),
+    'train.kl_weight': weight(), 'train.log_every': _COUNT, 'train.save_every': _COUNT,
+    'train.window': Range(0, 65_536),
 }
 # Sections whose further fields depend on the family of the model, or on the paper.
 _FREE = {'model': ('family', 'depth', 'width', 'patch', 'mixer'), 'model.mixer': ('name',),

@@ -13,6 +13,7 @@ from lit_jax.runtime import progress, signals
 
 LOG = logging.getLogger('lit_jax')
 QUIET_SECONDS = 20.0       # without a line, before one is said
+GREETING_SECONDS = 1.0     # from the start of a command, before it says that it starts
 COMPILE_SECONDS = 10.0     # of one compilation, before it is announced
 PARENT = 'LIT_JAX_PARENT'  # environment: the process id with which this command ends
 _GRACE = 15.0              # seconds to save a checkpoint in
@@ -29,11 +30,15 @@ class Alive:
         self._announced: set[int] = set()
         self._listening = False
 
-    def start(self) -> 'Alive':
-        threading.Thread(target=self._watch, daemon=True, name='alive').start()
+    def start(self, greeting: str = '') -> 'Alive':
+        """greeting: said after a second in which nothing else was."""
+        threading.Thread(target=self._watch, args=(greeting,), daemon=True, name='alive').start()
         return self
 
-    def _watch(self) -> None:
+    def _watch(self, greeting: str) -> None:
+        time.sleep(GREETING_SECONDS if greeting else 0)
+        if greeting and progress.seconds_quiet() >= GREETING_SECONDS:
+            LOG.info('%s', greeting)
         while True:
             time.sleep(min(1.0, self._limit / 4, self._quiet / 4))
             self.look()

@@ -64,7 +64,7 @@ def run(main: Callable[[], int | None]) -> None:
     virtual_devices.give_threads()
     chips.choose_cpu()
     alive.stop_with_parent()
-    alive.Alive().start()
+    alive.Alive().start('starting: importing jax and what belongs to it takes some seconds')
     try:
         status = main()
     except UserError as error:

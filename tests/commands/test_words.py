@@ -1,12 +1,18 @@
-"""Wrong command lines get one sentence that says what was meant, before anything is made."""
+"""What a command says first. Wrong command lines get one sentence that says what was meant, before anything
+is made."""
 import importlib
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lit_jax.runtime import signals
 from lit_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -87,3 +93,22 @@ DIGITS = '--config=digits_dit'
         ['train', '--config=student', '--config.teacher.path=set.npz', '--dry_run']))])
 def test_the_answer_says_what_was_meant(say, words, answer):
     assert answer in say(*words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words', [
+    ['train', DIGITS], ['train_vae', '--config=vae_tiny', '--out=vae'], ['sample', '--from=m'], ['app'],
+    ['convert_torch_ckpt', 'm', '--out=m2'], ['evaluate', '--samples=s.npz', '--reference=r.npz'],
+    ['prepare_latents', '--data=digits', '--vae=v', '--image_size=8', '--out=l'], ['analyze', '--from=m']],
+    ids=lambda words: words[0])
+def test_something_is_said_before_the_slow_imports(words, tmp_path):
+    """jax stands for what is slow: here it never comes."""
+    (tmp_path / 'jax').mkdir()
+    (tmp_path / 'jax' / '__init__.py').write_text('import time; time.sleep(100)')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    with subprocess.Popen([sys.executable, str(ROOT / f'{words[0]}.py'), *words[1:]], cwd=tmp_path, env=env,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert 'starting' in process.stderr.readline()
+        finally:
+            process.kill()

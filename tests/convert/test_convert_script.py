@@ -253,6 +253,6 @@ def test_error_is_one_message_without_traceback(tmp_path):
     done = subprocess.run([sys.executable, 'convert_torch_ckpt.py', str(tmp_path / 'model.pt'), '--out',
                            str(tmp_path / 'out')], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith('error: ') and 'is a web page' in done.stderr \
+    assert done.stderr.splitlines()[-1].startswith('error: ') and 'is a web page' in done.stderr \
         and 'Traceback' not in done.stderr
     assert not (tmp_path / 'out').exists() and not is_model_folder(tmp_path / 'out')

@@ -28,6 +28,18 @@ def test_work_and_long_compilations_are_said(caplog):
                                'compiling train_step, 0s so far; image 3 of 5', 'compiled train_step in 12s']
 
 
+def test_a_start_is_said_unless_something_else_was(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, 'lit_jax')
+    monkeypatch.setattr('lit_jax.runtime.alive.GREETING_SECONDS', 0.2)
+    for quiet in (True, False):
+        progress.heard()
+        Alive().start(f'starting {quiet}')
+        for _ in range(5):
+            time.sleep(0.08)
+            quiet or progress.heard()
+    assert caplog.messages == ['starting True']
+
+
 def test_jax_is_listened_to_once_it_is_imported_and_never_imported_by_the_watching_thread(monkeypatch):
     alive, heard = Alive(), []
     for module in (None, types.ModuleType('jax.monitoring')):      # not yet, and half imported

@@ -10,7 +10,7 @@ from lit_jax.runtime.errors import UserError, printable, reason_of
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """No threads, and the handlers of the tests as they were."""
-    monkeypatch.setattr(alive.Alive, 'start', lambda self: None)
+    monkeypatch.setattr(alive.Alive, 'start', lambda self, greeting: None)
     monkeypatch.setattr(alive, 'stop_with_parent', lambda: None)
     root, own = logging.getLogger(), logging.getLogger('lit_jax')
     before = root.handlers[:], root.level, own.level

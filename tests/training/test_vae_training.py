@@ -1,4 +1,8 @@
 """A small VAE trained on a folder: it learns, its latents have unit size, and its folder can be loaded."""
+import os
+import re
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -73,3 +77,41 @@ def test_sizes_that_do_not_fit_are_refused(recipe, tmp_path, field, value, messa
     recipe.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         vae_training.train_vae(recipe, tmp_path / 'vae')
+
+
+def stop_at(step, monkeypatch):
+    """Sends SIGTERM to this process while step `step` is logged; one more step may be taken."""
+    original = vae_training._log
+
+    def log(number, *args):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(number, *args)
+
+    monkeypatch.setattr(vae_training, '_log', log)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_saves_and_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch, caplog):
+    recipe.train.update({'steps': 8, 'save_every': 3, 'log_every': 1})
+    quality = vae_training.train_vae(recipe, tmp_path / 'straight')
+    with monkeypatch.context() as patch, caplog.at_level('WARNING', logger='lit_jax'):
+        stop_at(5, patch)
+        assert vae_training.train_vae(recipe, tmp_path / 'vae') is None
+    step, = re.findall(r'saved step (\d) of 8 in \S+vae\.unfinished; run the same command again', caplog.text)
+    assert int(step) < 8 and not (tmp_path / 'vae').exists()
+    recipe.seed = 1
+    with pytest.raises(UserError, match=r'(?s)vae\.unfinished.*seed: 0 there, 1 in this recipe.*delete'):
+        vae_training.train_vae(recipe, tmp_path / 'vae')
+    recipe.seed, recipe.train.save_every = 0, 100
+    with caplog.at_level('INFO', logger='lit_jax'):
+        assert vae_training.train_vae(recipe, tmp_path / 'vae') == quality
+    assert f'resumed from step {step}' in caplog.text
+    one, other = load_vae(tmp_path / 'straight').params, load_vae(tmp_path / 'vae').params
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['pictures', 'straight', 'vae']
+
+
+def test_a_loss_that_is_not_finite_is_a_message():
+    with pytest.raises(UserError, match='step 3: the loss is nan. Lower train.learning_rate'):
+        vae_training._checked(3, {'total': np.nan})
