@@ -30,13 +30,14 @@ class TrainedModel(Model):
     Attributes: network, params (a nested dict of arrays), config (of its model folder), arch."""
     _opened: tuple[tuple, Pipeline] | None = None
 
-    def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | str | None = None, *,
-               seed: int | Sequence[int] = 0, vae: str | None = None, text_encoder: str | None = None,
-               **options) -> np.ndarray:
+    def sample(self, classes: Sequence[int | str] | None = None,
+               prompts: Sequence[str] | str | None = None, *,
+               seed: int | Sequence[int] = 0, vae: str | None = None,
+               text_encoder: str | None = None, **options) -> np.ndarray:
         """Images uint8 [N, H, W, 1 or 3], the same as `sample.py` draws for this seed and these settings.
 
         Args:
-            classes, prompts: one entry per image; whichever this model takes.
+            classes, prompts: one entry per image; whichever this model takes. Classes by number or name.
             seed: one for all images; with prompts also one per image.
             vae: VAE folder, for models of latents; without it latents are shown in false colours.
             text_encoder: text encoder folder, for models of prompts.

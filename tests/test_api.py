@@ -47,8 +47,8 @@ def test_the_examples_of_the_page_run_in_order(folder, monkeypatch):
     assert Path('three.png').is_file()
     assert repr(scope['model']) == '<dit, softmax attention, 0.33 M parameters: 8x8x1 pixels, 10 classes>'
     for wrong, said in (({'prompts': ['a three']}, 'draws classes: give classes'), ({}, 'give classes'),
-                        ({'classes': 3}, r'a list of their numbers, such as \[3, 7\], got 3'),
-                        ({'classes': ['three']}, 'a list of their'), ({'classes': [10]}, 'out of range'),
+                        ({'classes': 3}, r'a list of their numbers, such as \[3, 7\], or names, got 3'),
+                        ({'classes': ['three']}, 'unknown class'), ({'classes': [10]}, 'out of range'),
                         ({'classes': [3], 'seed': [1]}, 'seed must be a whole number, got')):
         with pytest.raises(lit_jax.UserError, match=said):
             scope['model'].sample(**wrong)

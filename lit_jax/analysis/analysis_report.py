@@ -8,7 +8,7 @@ from lit_jax.analysis import figures
 from lit_jax.analysis.examples import Images
 from lit_jax.models.arch import mixers_of
 from lit_jax.report.html import Report
-from lit_jax.sampling.decoder import class_names
+from lit_jax.sampling.labels import class_names
 
 
 class Page:

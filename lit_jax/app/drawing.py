@@ -20,9 +20,10 @@ from lit_jax.diffusion.settings import CLASSES, SamplerSettings
 from lit_jax.models.arch import conditioning
 from lit_jax.report.grids import viewable
 from lit_jax.runtime.errors import UserError, shown
-from lit_jax.sampling.decoder import check_comparable, shared_names
+from lit_jax.sampling.decoder import check_comparable
 from lit_jax.sampling.draw import lay_out
 from lit_jax.sampling.groups import GROUP
+from lit_jax.sampling.labels import shared_names
 from lit_jax.sampling.model_pipeline import Pipeline, Stopped, what_is_drawn
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.pipelines import open_pipeline

@@ -26,7 +26,7 @@ from lit_jax.report.grids import to_uint8
 from lit_jax.runtime import cluster, peers, storage
 from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.differences import check_alike
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.json_file import plain, read_json, sealed, unsealed
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.npz_reader import Npz
@@ -43,6 +43,7 @@ from lit_jax.runtime.paths import (
     write_text_atomic,
 )
 from lit_jax.runtime.read_ahead import read_ahead
+from lit_jax.sampling.labels import class_names, find_classes, parse_classes
 
 LOG = logging.getLogger('lit_jax')
 _BLOCK = 512                 # about how many images are in the feature extractor at a time
@@ -237,20 +238,11 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
     """(indices of the examples of the named classes, names of these classes); without names all and []."""
     if not text:
         return np.arange(len(source)), []
-    names = class_list(text) if text in LISTS or as_path(text).is_file() else text.split(',')
-    known, numbers = source.class_names, []
-    for name in filter(None, map(str.strip, names)):
-        if name in known:
-            numbers.append(known.index(name))
-        elif name.isdigit() and int(name) < len(known):
-            numbers.append(int(name))
-        else:
-            raise UserError(f'--classes: {shown(name)} is no class of this data set; it has {len(known)}, '
-                            f'such as '
-                            f'{", ".join(known[:3])}. Give names or numbers, comma separated, a file with '
-                            f'one per line, or {", ".join(LISTS)}')
-    labels = source.all_labels()
-    return np.flatnonzero(np.isin(labels, numbers)), [known[number] for number in sorted(set(numbers))]
+    known = class_names({'classes': source.class_names}, range(source.spec.num_classes))
+    where = 'this data set'
+    numbers = find_classes(class_list(text), known, where) if text in LISTS or as_path(text).is_file() \
+        else parse_classes(text, known, where=where)
+    return np.flatnonzero(np.isin(source.all_labels(), numbers)), [known[one] for one in sorted(set(numbers))]
 
 
 def _check_request(request: ReferenceOptions) -> None:

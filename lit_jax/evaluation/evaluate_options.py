@@ -62,7 +62,8 @@ class ScoreOptions(FeatureOptions):
     vae: str | None = option('VAE folder, for latent models', default=None, group=DRAWING)
     labels: str = option('class labels: drawn at random (as DiT and LiT), or balanced',
                          choices=('random', 'balanced'), default='random', group=DRAWING)
-    classes: str = option('class indices, comma separated (default: all)', default='', group=DRAWING)
+    classes: str = option('names or numbers of classes, comma separated (default: all)', default='',
+                          group=DRAWING)
     seed: int = option('random seed', default=0, group=DRAWING)
     dtype: str = option('compute dtype: float32 or bfloat16', default='float32', group=DRAWING)
     keep_samples: bool = option('also keep the images, as OUT/samples_....npz', default=False, group=DRAWING)

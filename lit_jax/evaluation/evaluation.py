@@ -31,7 +31,7 @@ from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, cache_folder, check_folder, make_folder, remove_tree
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
-from lit_jax.sampling.labels import choose_labels, parse_classes
+from lit_jax.sampling.labels import choose_labels, class_names, parse_classes
 from lit_jax.sampling.noise import check_seed
 from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.sampling.request import SampleRequest
@@ -234,7 +234,7 @@ def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
         config = read_weights_config(source)
         network = Network(config['model'])
         evaluation.check(request.num_samples, _image_shape(config, request, source))
-        classes = parse_classes(request.classes, network.null_label, most=None)
+        classes = parse_classes(request.classes, class_names(config, range(network.null_label)), most=None)
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
         for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps,
                                                               request.cfg_scale):

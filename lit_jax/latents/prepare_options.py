@@ -16,7 +16,7 @@ class PrepareOptions(SamplerFlags, Processes):
     out: str = option('output folder; an unfinished one is resumed')
     split: str = option('part of the data set', choices=('train', 'held_out'), default='train')
     classes: str = option('use only these classes: sub_imagenet, or a text file with one per line; of a '
-                          'teacher: their indices, comma separated', default='')
+                          'teacher: their names or numbers, comma separated', default='')
     dtype: str = option('dtype of the stored latents', choices=('float32', 'float16'), default='float32')
     text_encoder: str = option('text encoder folder, for captions; written by convert_torch_ckpt.py',
                                default='')

@@ -182,7 +182,7 @@ def _check_images(request: PrepareOptions, pipeline: Pipeline,
         if request.prompts:
             raise UserError(f'--prompts: {request.teacher} draws classes: give --classes=3,7, or nothing for '
                             f'all of them')
-        shown: Sequence = parse_classes(request.classes, pipeline.network.null_label, most=None)
+        shown: Sequence = parse_classes(request.classes, pipeline.classes, most=None)
     else:
         if request.classes or not request.prompts:
             raise UserError(f'{request.teacher} draws what prompts say: give --prompts=FILE, one a line'

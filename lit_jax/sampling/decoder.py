@@ -1,4 +1,4 @@
-"""Checks that a VAE fits a model and that two models can be compared; names of classes."""
+"""Checks that a VAE fits a model and that two models can be compared."""
 from collections.abc import Mapping, Sequence
 
 from lit_jax.checkpoint.vae_folder import Vae
@@ -26,16 +26,3 @@ def check_comparable(pipelines: Sequence) -> None:
     check_alike(*facts, f'in {first.source}', f'in {last.source}',
                 'these two models cannot be compared on the same noise',
                 'Give two models of one latent space, size and condition.', none_fits=True)
-
-
-def shared_names(pipelines: Sequence, labels) -> list[str]:
-    """The name of each class from the first of these models that knows one."""
-    known = [class_names(one.config, labels) for one in pipelines]
-    return [next((name for name in names if name != f'class {label}'), names[0])
-            for label, *names in zip(labels, *known, strict=True)]
-
-
-def class_names(config: dict, labels) -> list[str]:
-    """The model's names of these classes; 'class 207' where it knows none."""
-    names = config.get('classes')
-    return [names[label] if names and names[label] else f'class {label}' for label in labels]

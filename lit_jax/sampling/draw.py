@@ -28,8 +28,8 @@ from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, check_folder, explain_unreachable
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
-from lit_jax.sampling.decoder import check_comparable, shared_names
-from lit_jax.sampling.labels import choose_labels, parse_classes
+from lit_jax.sampling.decoder import check_comparable
+from lit_jax.sampling.labels import choose_labels, parse_classes, shared_names
 from lit_jax.sampling.model_pipeline import Pipeline, what_is_drawn
 from lit_jax.sampling.pipelines import open_pipeline
 from lit_jax.sampling.prompts import check_text, collect_prompts, parse_seeds, parse_size
@@ -97,6 +97,9 @@ def draw(request: SampleRequest) -> str:
     pipelines = [open_pipeline(source, request.vae, request.text_encoder, **options)
                  for source in request.sources]
     check_comparable(pipelines)
+    if request.classes and kind == 'label':      # by the names of whichever model knows them
+        names = shared_names(pipelines, range(pipelines[0].network.null_label))
+        request = replace(request, classes=','.join(map(str, parse_classes(request.classes, names))))
     settings = pipelines[-1].defaults.updated(request)      # one for both: they are compared
     plans = [plan_images(request, pipeline, sheet=suffix == '.png', settings=settings)
              for pipeline in pipelines]
@@ -155,12 +158,12 @@ def _plan_classes(request: SampleRequest, pipeline, settings: SamplerSettings, s
         columns = PER_CLASS if request.per_class is None else request.per_class
         if columns < 1:
             raise UserError(f'--per_class must be at least 1, got {columns}')
-        classes = parse_classes(request.classes, known)
+        classes = parse_classes(request.classes, pipeline.classes)
         labels = np.repeat(classes, columns)
         more = {'rows': pipeline.captions(classes), 'columns': columns}
     else:
         policy = request.labels or ('balanced' if request.count is None else 'random')
-        classes = parse_classes(request.classes, known, most=None)
+        classes = parse_classes(request.classes, pipeline.classes, most=None)
         labels = choose_labels(policy, classes, seed=seed, count=request.count, per_class=request.per_class)
         more = {'names': [f'{i:06d}_class{label:04d}.png' for i, label in enumerate(labels)]}
     group = pipeline.group(len(labels), group=request.group)

@@ -1,26 +1,82 @@
-"""Which class each image shows."""
+"""Which class each image shows, and the names of classes."""
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
-from lit_jax.runtime.errors import UserError, check_known, shown
+from lit_jax.runtime.errors import UserError, check_known, did_you_mean, shown, shown_name
 from lit_jax.sampling.noise import MAX_IMAGES, random_labels
 
+LOG = logging.getLogger('lit_jax')
 POLICIES = ('random', 'balanced')
+_SOME = 5      # names in a message
 
 
-def parse_classes(text: str, num_classes: int, most: int | None = 10) -> list[int]:
-    """'3,7' -> [3, 7], checked against the model; '' -> the first `most` classes (None: all)."""
+def class_names(config: dict, labels) -> list[str]:
+    """The model's names of these classes; 'class 207' where it knows none."""
+    names = config.get('classes')
+    return [names[label] if names and names[label] else f'class {label}' for label in labels]
+
+
+def shared_names(pipelines: Sequence, labels) -> list[str]:
+    """The name of each class from the first of these models that knows one."""
+    known = [class_names(one.config, labels) for one in pipelines]
+    return [next((name for name in names if name != f'class {label}'), names[0])
+            for label, *names in zip(labels, *known, strict=True)]
+
+
+def parse_classes(text: str, names: Sequence[str], most: int | None = 10,
+                  where: str = 'this model') -> list[int]:
+    """Numbers of the classes in a text, names or numbers with commas between: '3,7' or 'cats,dogs' -> [3, 7];
+    '' -> the first `most` classes (None: all). names: of all classes. A name may have commas of its own."""
     if not text:
-        return list(range(num_classes if most is None else min(most, num_classes)))
-    try:
-        classes = [int(part) for part in text.split(',')]
-    except ValueError:
-        raise UserError(f'--classes {shown(text)} is not a list of class indices such as 3,7') from None
-    if wrong := [c for c in classes if not 0 <= c < num_classes]:
-        raise UserError(f'class {", ".join(map(str, wrong))} is out of range; this model knows '
-                        f'0..{num_classes - 1}')
-    return classes
+        return list(range(len(names) if most is None else min(most, len(names))))
+    parts, asked = [part.strip() for part in text.split(',')], []
+    longest, known = 1 + max((name.count(',') for name in names), default=0), _numbers(names)
+    while parts:      # the longest of the names that begin here
+        words = next((words for words in range(min(longest, len(parts)), 1, -1)
+                      if _key(','.join(parts[:words])) in known), 1)
+        asked.append(','.join(parts[:words]))
+        del parts[:words]
+    return find_classes(asked, names, where)
+
+
+def find_classes(asked: Sequence[str | int], names: Sequence[str], where: str = 'this model') -> list[int]:
+    """Numbers of classes, given by names or numbers. Case does not matter; a number is one, counted from 0,
+    also where classes are named by numbers. UserError for a class that is none of these."""
+    known, found = _numbers(names), []
+    for one in asked:
+        try:
+            number = int(one)
+        except ValueError:
+            if (number := known.get(_key(one), -1)) < 0:
+                raise UserError(_unknown(str(one), names, where)) from None
+        else:
+            if not 0 <= number < len(names):
+                raise UserError(f'class {number} is out of range; {where} knows 0..{len(names) - 1}')
+            if known.get(str(number), number) != number and number not in found:
+                LOG.warning('class %d, counted from 0, is %s; that of the name %d has the number %d', number,
+                            shown(names[number]), number, known[str(number)])
+        found.append(number)
+    return found
+
+
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    """{name, in one spelling: its number}, of several equal names the first."""
+    return {_key(name): number for number, name in reversed(list(enumerate(names)))}
+
+
+def _key(name) -> str:
+    return ','.join(part.strip() for part in str(name).lower().replace('_', ' ').split(','))
+
+
+def _unknown(name: str, names: Sequence[str], where: str) -> str:
+    last = len(names) - 1
+    if all(one == f'class {number}' for number, one in enumerate(names)):
+        return f'unknown class {shown(name)}; {where} knows its classes by numbers only: 0..{last}'
+    more = ', ...' if last >= _SOME else ''
+    return (f'unknown class {shown(name)}{did_you_mean(name, names)}; {where} knows 0..{last}: '
+            f'{", ".join(map(shown_name, names[:_SOME]))}{more}')
 
 
 def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,

@@ -20,6 +20,7 @@ from lit_jax.runtime.memory import explain_out_of_memory, give_back
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.decoder import check_decoder
 from lit_jax.sampling.groups import GroupSampler, Images
+from lit_jax.sampling.labels import find_classes, parse_classes
 from lit_jax.sampling.noise import check_seed
 
 OnStep = Callable[[int, int], None]
@@ -112,19 +113,22 @@ class Pipeline:
         self.latent_size(size)
         settings.check_model(self.config)
 
-    def sample(self, classes: Sequence[int] | None = None, prompts: Sequence[str] | None = None, *,
+    def sample(self, classes: Sequence[int | str] | None = None, prompts: Sequence[str] | None = None, *,
                seed: int | Sequence[int] = 0, negative_prompt: str = '', size: tuple[int, int] | None = None,
                group: int | None = None, **settings) -> np.ndarray:
         """Images uint8 [N, H, W, channels] as `sample.py` draws them; latents without a VAE in false colours.
 
         Args:
-            classes, prompts: what each image shows; the one that the model takes.
+            classes, prompts: what each image shows; the one that the model takes. Classes by number or name.
             seed: one for all images; for prompts also one per image.
             size: (height, width) in pixels, for prompts. group: images computed together; affects rounding.
             settings: fields of `SamplerSettings` that replace `defaults`: steps, cfg_scale, ..."""
         if isinstance(prompts, str):
             prompts = [prompts]
         _check_asked(classes, prompts, seed, settings)
+        if classes is not None and self.takes == 'label':
+            classes = parse_classes(classes, self.classes) if isinstance(classes, str) \
+                else find_classes(classes, self.classes)
         shown, other = (prompts, classes) if self.takes == 'text' else (classes, prompts)
         if not len(shown if shown is not None else ()) or other is not None:
             raise UserError(f'{self.source} draws {what_is_drawn(self.takes)}: give '
@@ -307,8 +311,10 @@ def _check_asked(classes, prompts, seed, settings: Mapping) -> None:
     for name in {'steps', 'eta', 'cfg_scale'} & settings.keys():
         if not isinstance(settings[name], int | float | np.number) or isinstance(settings[name], bool):
             raise UserError(f'{name} must be a number, got {shown(settings[name])}')
-    if classes is not None and (np.ndim(classes) != 1 or np.size(classes) and not _whole(classes)):
-        raise UserError(f'classes must be a list of their numbers, such as [3, 7], got {shown(classes)}')
+    if not (classes is None or isinstance(classes, str) or np.ndim(classes) == 1 and all(
+            isinstance(one, str) or _whole(one) for one in classes)):
+        raise UserError('classes must be a list of their numbers, such as [3, 7], or names, got '
+                        f'{shown(classes)}')
     if prompts is not None and not all(isinstance(one, str) for one in np.atleast_1d(prompts)):
         raise UserError(f'prompts must be a list of texts, got {shown(prompts)}')
     if np.ndim(seed) > (classes is None) or not _whole(seed):

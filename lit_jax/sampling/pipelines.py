@@ -29,8 +29,8 @@ from lit_jax.runtime.memory import explain_out_of_memory, give_back, temporary_b
 from lit_jax.runtime.paths import as_path, file_sha256
 from lit_jax.runtime.progress import Progress
 from lit_jax.runtime.storage import MANIFEST
-from lit_jax.sampling.decoder import class_names
 from lit_jax.sampling.groups import GROUP, Images
+from lit_jax.sampling.labels import class_names
 from lit_jax.sampling.model_pipeline import Pipeline
 from lit_jax.sampling.prompts import check_text_encoder, default_group, latent_size, say_unknown
 from lit_jax.text.encoder import encode_captions

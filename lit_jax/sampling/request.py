@@ -50,8 +50,8 @@ class SampleRequest(SamplerFlags, Processes):
     compare: tuple[str, str] | None = option(
         'two models instead of --from, side by side on the same noise', flag='--grid_compare', nargs=2,
         metavar=('A', 'B'), default=None, group=OF_CLASSES)
-    classes: str = option('class indices, comma separated; default: of a grid the first 10, of a set all',
-                          default='', group=OF_CLASSES)
+    classes: str = option('names or numbers of classes, comma separated; default: of a grid the first 10, '
+                          'of a set all', default='', metavar='NAME,...', group=OF_CLASSES)
     per_class: int | None = option('images per class; default of a grid: 8', default=None, group=OF_CLASSES)
     count: int | None = option('images in a set, all classes together', default=None, group=OF_CLASSES)
     labels: str | None = option('class labels of a set; default: random with --count, balanced with '

@@ -96,7 +96,7 @@ def test_a_subset_of_the_classes(request_of, tmp_path, as_file):
     np.testing.assert_array_equal(arrays['arr_0'], images[np.isin(labels, [3, 7])])
     meta = json.loads(str(arrays['meta']))
     assert meta['classes'] == ['3', '7'] and meta['count'] == np.isin(labels, [3, 7]).sum()
-    with pytest.raises(UserError, match="'cat' is no class of this data set; it has 10, such as 0, 1, 2"):
+    with pytest.raises(UserError, match="unknown class 'cat'; this data set knows 0..9: 0, 1, 2"):
         build_reference(replace(request_of, classes='3,cat', out=str(tmp_path / 'other.npz')))
 
 

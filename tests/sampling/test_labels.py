@@ -3,23 +3,45 @@ import numpy as np
 import pytest
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.labels import choose_labels, parse_classes
+from lit_jax.sampling.labels import choose_labels, class_names, find_classes, parse_classes
 from lit_jax.sampling.noise import random_labels
 
 
+def numbered(count):
+    return class_names({}, range(count))
+
+
 def test_classes_default_to_the_first_ten_of_a_grid_and_all_of_a_set():
-    assert parse_classes('', 1000) == list(range(10))
-    assert parse_classes('', 3) == [0, 1, 2]
-    assert parse_classes('', 1000, most=None) == list(range(1000))
-    assert parse_classes('7, 3', 10) == [7, 3]
+    assert parse_classes('', numbered(1000)) == list(range(10))
+    assert parse_classes('', numbered(3)) == [0, 1, 2]
+    assert parse_classes('', numbered(1000), most=None) == list(range(1000))
+    assert parse_classes('7, 3', numbered(10)) == [7, 3]
 
 
 @pytest.mark.parametrize('text, message', [('10', r'class 10 is out of range; this model knows 0\.\.9'),
-                                           ('-1,3', 'class -1'), ('cat', 'not a list of class'),
-                                           ('1,,2', 'not a list')])
+                                           ('-1,3', 'class -1'), ('cat', "'cat'; .* by numbers only: 0..9"),
+                                           ('1,,2', "unknown class ''")])
 def test_wrong_classes_are_refused(text, message):
     with pytest.raises(UserError, match=message):
-        parse_classes(text, 10)
+        parse_classes(text, numbered(10))
+
+
+NAMES = ['circle', 'Black Square', 'tench, Tinca tinca', 'tench', '2', '']
+
+
+@pytest.mark.parametrize('text, numbers', [
+    ('circle', [0]), ('CIRCLE, black_square,0', [0, 1, 0]), ('tench,Tinca tinca,tench', [2, 3]),
+    ('tench,tench, tinca tinca', [3, 2]), ('5', [5]), ('class 5', [5])])
+def test_classes_by_name_also_with_commas_in_it(text, numbers):
+    assert parse_classes(text, class_names({'classes': NAMES}, range(6))) == numbers
+
+
+def test_near_names_and_names_that_are_numbers(caplog):
+    with pytest.raises(UserError, match=r"'circel' \(did you mean circle\?\); .* 0\.\.5: circle,"):
+        parse_classes('circle,circel', NAMES)
+    assert find_classes([np.int64(2), 'circle'], NAMES) == [2, 0]
+    assert caplog.messages == ["class 2, counted from 0, is 'tench, Tinca tinca'; that of the name 2 has the "
+                               'number 4']
 
 
 def test_random_labels_depend_on_seed_and_number_only():

@@ -124,7 +124,7 @@ def to_pixels(x0, config, vae):
 
 def parse_arguments(config):
     told, parser = config.get('sampling') or {}, argparse.ArgumentParser(description='Draws images.')
-    parser.add_argument('--classes', help='numbers of classes, such as 3,7')
+    parser.add_argument('--classes', help='names or numbers of classes, such as 3,7')
     parser.add_argument('--features', help='.npy with the text encoder\'s features of the prompts [B, L, C]')
     parser.add_argument('--steps', type=int, default=told.get('steps', 50))
     parser.add_argument('--method', default=told.get('method', 'ddpm'), choices=('ddpm', 'ddim', 'dpm++'))
@@ -136,14 +136,16 @@ def parse_arguments(config):
     return parser.parse_args()
 
 
-def conditions(arch, options, model, device):
+def conditions(arch, classes, options, model, device):
     """(condition, null condition): the arguments of the model after x and t."""
     if arch['family'] == 'pixart':
         if not options.features:
             raise SystemExit('give --features, the text encoder\'s features of the prompts [B, L, C]')
         y = torch.from_numpy(np.load(options.features, allow_pickle=False)).float().to(device)
         return (y,), (model.y_embedder.y_embedding.expand(len(y), -1, -1),)
-    labels = [int(part) for part in (options.classes or '0').split(',')]
+    numbers = {name: number for number, name in enumerate(classes or ())}
+    labels = [int(part) if part.isdigit() else numbers.get(part, -1)
+              for part in map(str.strip, (options.classes or '0').split(','))]
     if not all(0 <= label < arch['num_classes'] for label in labels):
         raise SystemExit(f'--classes {options.classes}: this model has 0 to {arch["num_classes"] - 1}')
     y = torch.tensor(labels, device=device)
@@ -155,7 +157,7 @@ def main():
     options = parse_arguments(json.loads((folder / 'config.json').read_text()))
     model, config = load(folder)
     arch, model = config['model'], model.to(options.device)
-    given, null = conditions(arch, options, model, options.device)
+    given, null = conditions(arch, config.get('classes'), options, model, options.device)
     scale = options.cfg_scale if arch.get('null_class', True) else 1
     predict = guided(model, given, null, scale, 'all' if arch['family'] == 'pixart' else 3)
     generator = torch.Generator(options.device).manual_seed(options.seed)
