@@ -2,6 +2,7 @@
 `pages` says why not; all are read by the parsers of their commands. test_walk.py walks one page by itself."""
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -65,6 +66,21 @@ def test_the_table_names_what_is_there_and_nothing_in_vain():
     assert [pattern for pattern in NOT_RUN if not any(re.search(pattern, one) for one in commands)] == []
     named = {found[0] for why in NOT_RUN.values() if (found := re.match(r'tests/\S+\.py', why))}
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.skipif(not (ROOT / '.git').exists(), reason='needs a git repository')
+def test_git_ignores_what_the_commands_make_and_nothing_of_the_project():
+    def git(*words, text=None):
+        return subprocess.run(['git', *words], cwd=ROOT, input=text, capture_output=True, text=True).stdout
+
+    assert git('ls-files', '--cached', '--ignored', '--exclude-standard') == ''
+    made = {name.rstrip('/') for page, _, words in scripts() for name in
+            re.findall(r'--(?:out|workdir|prompts_out)(?:=| )([\w./-]+)', ' '.join(words))}
+    made |= {f'{name}/x' for name in made if '.' not in name} - {'FOLDER/x', 'models/NAME/x'}
+    made -= {name for name in made if f'{name}/x' in made} | {'FOLDER', 'models/NAME', 'gs/x'}
+    ignored = git('check-ignore', '--no-index', '--stdin', text='\n'.join(made)).split()
+    assert len(made) > 30
+    assert made - set(ignored) == set()
 
 
 @pytest.fixture

@@ -18,12 +18,14 @@ model, VAE or T5 (recognized by its config.json), a file of weights in it, a fil
 ("inception" in its name: pytorch-fid's .pth, jax-fid's .pickle), or with --to_torch a model folder or
 workdir.
 """
+import contextlib
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_jax.runtime.errors import UserError, as_typed
 from lit_jax.runtime.options import given, option, parse_options
+from lit_jax.runtime.paths import is_remote
 from lit_jax.runtime.shipped import find_asset
 
 EXPECTED = 'checks of a diffusion model (an error if the file has another)'
@@ -156,7 +158,9 @@ def _next(options: ConvertOptions) -> str:
     if text and not parts['text_encoder']:      # of its name, beside the file
         beside = Path(options.src).resolve().parent / (text.get('encoder') or '').rpartition('/')[2]
         parts['text_encoder'] = beside if is_hub_text_encoder(beside) else None
-    commands, flags = [], ''
+    commands, flags, blind = [], '', ''
+    if config['latent']['space'] == 'vae' and not parts['vae']:
+        flags, blind = _vae_flag(options.out, config['latent']['vae'])
     for part, folder in parts.items():
         if folder:
             ours = shlex.quote(f'{options.out.rstrip("/")}_{part}')
@@ -164,12 +168,23 @@ def _next(options: ConvertOptions) -> str:
             flags += f' --{part} {ours}'
     if not text:
         classes = ','.join(str(label) for label in range(min(2, config['model']['num_classes'])))
-        commands.append(f'python sample.py --from {out}{flags} --classes {classes} --out grid.png')
+        commands.append(f'python sample.py --from {out}{flags} --classes {classes} --out grid.png{blind}')
     elif parts['text_encoder']:
-        commands.append(f'python sample.py --from {out}{flags} --prompt "a red circle" --out grid.png')
+        commands.append(f'python sample.py --from {out}{flags} --prompt "a red circle" --out grid.png'
+                        f'{blind}')
     else:
         data = ' --config.data.name=captions' if config['latent']['space'] == 'pixels' else ''
         commands.append(f'python train.py --config=student:linear --config.teacher.path={out}{data} '
                         f'--dry_run')
         commands.append('python sample.py --help      # it draws with the text encoder of its training')
     return 'next     ' + '\n         '.join(commands)
+
+
+def _vae_flag(out: str, vae_id: str) -> tuple[str, str]:
+    """(the flag that names the model's VAE if it lies beside `out`, else what a command says without it)."""
+    from lit_jax.checkpoint.vae_folder import is_vae_folder, read_vae_config
+    for folder in [] if is_remote(out) else sorted(Path(out).absolute().parent.iterdir()):
+        with contextlib.suppress(UserError):
+            if is_vae_folder(folder) and read_vae_config(folder)['id'] == vae_id:
+                return f' --vae {shlex.quote(str(Path(out).parent / folder.name))}', ''
+    return '', f'      # latents in false colours; images need --vae FOLDER, {vae_id} converted'

@@ -19,6 +19,7 @@ from lit_jax.data.sources import Source, open_source
 from lit_jax.data.subset import LISTS, class_list
 from lit_jax.evaluation.evaluate_options import ReferenceOptions
 from lit_jax.evaluation.reference import FORMAT, STORED, read_meta
+from lit_jax.evaluation.scores import few_images
 from lit_jax.evaluation.sets import IMAGES
 from lit_jax.evaluation.spaces import FeatureSpace, open_space
 from lit_jax.metrics.frechet import RunningStatistics
@@ -179,6 +180,8 @@ class _Builder(Parts):
         arrays = {name: array for kind, names in STORED.items() if kind in running
                   for name, array in zip(names, running[kind].result()[:2], strict=True)}
         count = len(self._examples) - bad
+        for text in few_images(f'a reference of {count} images', running['pool'].result()):
+            LOG.warning('%s', text)
         arrays[IMAGES] = ((shown, *self._source.spec.image_shape[:2], 3), np.dtype(np.uint8), self._images())
         arrays['meta'] = np.asarray(json.dumps({**self.plan, 'count': count, 'left_out': bad,
                                                 'arrays': list(arrays)}))

@@ -57,6 +57,16 @@ class Settings:
                 'kid': {'subsets': kernel.SUBSETS, 'size': kernel.SUBSET_SIZE, 'seed': kernel.SEED}}
 
 
+def few_images(who: str, known: Statistics) -> list[str]:
+    """[a warning] about a covariance of so few images that it is singular, else []. who: begins it."""
+    width = len(known.mean)
+    if known.count is None or known.count > width:
+        return []
+    return [f'{who} for features of {width:,} dimensions: their covariance is singular, and a distance of it '
+            f'says more of the number than of the images. Take more than {width:,}, at best 50,000, or read '
+            f'kid']
+
+
 class Scorer:
     """Scores features against one reference, whose statistics are computed once.
 
@@ -84,11 +94,10 @@ class Scorer:
     def _one(self, name: str, samples: Features, metrics: Sequence[str], notes: list[str]) -> dict:
         if name in ('fid', 'sfid'):
             kind = 'pool' if name == 'fid' else 'spatial'
-            width = getattr(samples, kind).shape[1]
-            if len(samples.pool) <= width:
-                notes.append(f'{name}: only {len(samples.pool)} samples for {width} dimensions, so the score '
-                             f'is far higher than with many samples')
-            return {name: frechet_distance(self._statistics_of(samples, kind), self._real[kind])}
+            drawn, real = self._statistics_of(samples, kind), self._real[kind]
+            for who, known in (('samples', drawn), ('images in the reference', real)):
+                notes += few_images(f'{name}: only {known.count} {who}', known)
+            return {name: frechet_distance(drawn, real)}
         if name == 'is':
             return self._inception_score(samples, self._settings.is_mode)
         if name in ('kid', 'skid'):

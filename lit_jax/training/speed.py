@@ -31,7 +31,7 @@ def peak_flops(devices: Sequence[jax.Device], override_tflops: float = 0.0) -> f
     chips = {device.device_kind: find_chip(device.device_kind) for device in devices}
     unknown = sorted(kind for kind, chip in chips.items() if chip is None)
     if unknown:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and unknown != ['cpu']:      # nobody asks a CPU for its MFU
             LOG.info('peak FLOP/s of %s unknown, so no MFU is shown; set --config.log.peak_tflops=N (of one '
                      'device) to see it', ', '.join(repr(kind) for kind in unknown))
         return None

@@ -145,6 +145,20 @@ def test_the_latent_space_is_that_of_the_vae_in_the_pipeline(convert, tmp_path, 
                               '--classes', '0,1', '--out', 'grid.png']
 
 
+def test_the_next_command_names_the_vae_or_says_that_it_is_missing(convert, checkpoint, tmp_path,
+                                                                   monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = (checkpoint[0], '--vae', 'mine', '--out', 'models/a', '--overwrite')
+    convert(*asked)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(
+        '--out grid.png      # latents in false colours; images need --vae FOLDER, mine converted')
+    write_pipeline(tmp_path / 'pipe')
+    convert('pipe/vae', '--vae_id', 'mine', '--out', 'models/b')
+    convert(*asked)
+    assert capsys.readouterr().out.splitlines()[-1].endswith('--from models/a --vae models/b --classes 0,1 '
+                                                             '--out grid.png')
+
+
 def test_what_is_assumed_is_said_with_the_flag_for_it(convert, checkpoint, tmp_path, capsys):
     convert(checkpoint[0], '--out', tmp_path / 'a')
     said = capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_a_set_against_itself_and_another(tmp_path, monkeypatch, caplog):
     assert same['scores']['precision'] == same['scores']['recall'] == 1
     assert same['scores']['kid'] < other['scores']['kid'] and same['scores']['skid'] < other['scores']['skid']
     assert same['impossible'] == {} and same['scores']['is'] >= 1
-    assert any('fid: only 18 samples for 2048 dimensions' in note for note in same['notes'])
+    assert any('fid: only 18 samples for features of 2,048 dimensions' in note for note in same['notes'])
     features = same['card']['features']
     assert features['sha256'] == 'ab' * 32 and features['precision'] == 'highest' and features[
         'weights'] == 'random.pth'
