@@ -30,6 +30,7 @@ figcaption { font-size: 0.9rem; color: #555; }
 img.pixels { image-rendering: pixelated; }
 .scroll { overflow: auto; max-height: 24rem; border: 1px solid #e4e4e4; }
 pre { background: #f5f5f5; padding: 0.6rem; overflow: auto; font-size: 0.85rem; }"""
+_PAGE, _NAMED = 1_200, 32      # pixels of the page's width; classes named below a grid
 CURVE_COLOURS = ('#0b5fa5', '#c4500c', '#2b7a3d', '#7a3b9d', '#555555')
 
 
@@ -148,8 +149,10 @@ def _number(value) -> str:
     return '' if value is None else f'{value:,.5g}'
 
 
-def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> None:
-    """The report of a training run: curves, newest sample grid, inherited parameters, and the recipe."""
+def write_run_report(workdir, records: Sequence[Mapping], config: Mapping, *, shown: Sequence[str] = (),
+                     following: Sequence[str] = ()) -> None:
+    """The report of a training run: curves, newest sample grid, inherited parameters, and the recipe.
+    shown: name of the class of each sample. following: commands to try next."""
     workdir = as_path(workdir)
     report, records = Report(config['recipe']['name'] or workdir.name), [_figures(line) for line in records]
     records = [record for record in records if 'step' in record]
@@ -187,7 +190,10 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
     grids = sorted(path for path in samples.iterdir() if path.suffix == '.png') if samples.is_dir() else []
     if grids:
         report.heading('Samples')
-        _add_samples(report, grids[-1])
+        _add_samples(report, grids[-1], shown)
+    if following:
+        report.heading('Next')
+        report.preformatted('\n'.join(following))
     if (workdir / 'inheritance.json').exists():
         report.heading('Inheritance')
         add_inheritance(report, read_json(workdir / 'inheritance.json', INHERITANCE))
@@ -196,10 +202,14 @@ def write_run_report(workdir, records: Sequence[Mapping], config: Mapping) -> No
     report.write(workdir / 'report.html')
 
 
-def _add_samples(report: Report, path) -> None:
-    """The newest grid; one that cannot be read is named in its place."""
+def _add_samples(report: Report, path, shown: Sequence[str]) -> None:
+    """The newest grid, over the width of the page; one that cannot be read is named in its place."""
+    runs = [(name, len(list(equal))) for name, equal in itertools.groupby(shown)]
+    names = ', '.join(name if count == 1 else f'{name} ({count})' for name, count in runs[:_NAMED])
+    names = f': {names}{", ..." if len(runs) > _NAMED else ""}' if names else ''
     try:
-        report.image(np.asarray(Image.open(io.BytesIO(path.read_bytes()))),
-                     f'EMA weights at step {int(path.stem):,}')
+        grid = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+        report.image(grid, f'EMA weights at step {int(path.stem):,}, row by row{names}',
+                     zoom=max(1, _PAGE // grid.shape[1]))
     except DECODE_ERRORS:
         report.paragraph(f'{path.name} is damaged and cannot be shown')

@@ -28,6 +28,7 @@ from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.inputs import identify_inputs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
+from lit_jax.training.next_steps import next_commands, spread_labels
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
 from lit_jax.training.stages import plan_stages, stage_at
@@ -213,12 +214,22 @@ class _Run:
                 return 'preempted'
         self.checkpoints.wait()
         if jax.process_index() == 0:
-            from lit_jax.report.html import write_run_report
-            write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'),
-                             read_workdir(self.workdir))
+            following = next_commands(self.workdir, config.to_dict())
+            self._report(following)
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
                  format_seconds(time.perf_counter() - began))
+        if jax.process_index() == 0 and following:
+            LOG.info('next:\n  %s', '\n  '.join(following))
         return 'done'
+
+    def _report(self, following: list[str]) -> None:
+        from lit_jax.report.html import write_run_report
+        from lit_jax.sampling.labels import class_names
+        about, labels = read_workdir(self.workdir), []
+        if self.captions is None:
+            labels = spread_labels(self.config.sample.count, self.config.data.num_classes)
+        write_run_report(self.workdir, read_lines(self.workdir / 'metrics.jsonl'), about,
+                         shown=class_names(about, labels), following=following)
 
     def _enter(self, stage, step: int, state: dict) -> dict:
         """The state before `step` of a stage, which begins with it or goes on."""
@@ -285,7 +296,7 @@ class _Run:
         from lit_jax.sampling.program import build_draw
         config, network = self.config, self.network
         if self.captions is None:
-            cond = {'label': np.arange(count) * config.data.num_classes // count}
+            cond = {'label': np.array(spread_labels(count, config.data.num_classes))}
         else:
             cond = {name: np.resize(one, (count, *one.shape[1:])) for name, one in self.captions.items()}
         rows = {'seed': np.full(count, config.seed, np.uint32), 'number': np.arange(count), 'cond': cond}

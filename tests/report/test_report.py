@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 
+from lit_jax.report.grids import save_png
 from lit_jax.report.html import Report, add_inheritance, loss_series, write_run_report
 
 
@@ -53,6 +54,15 @@ def test_what_is_no_figure_in_the_log_is_left_out(tmp_path):
         write_run_report(tmp_path, kept, {'recipe': {'name': 'tiny'}})
     page = (tmp_path / 'report.html').read_text()
     assert 'Relative error by layer' in page and 'x' * 99 not in page
+
+
+def test_samples_are_shown_large_with_the_names_of_their_classes_and_what_to_do_next(tmp_path):
+    save_png(tmp_path / 'samples' / '000000200.png', np.zeros((20, 300, 3), np.uint8))
+    write_run_report(tmp_path, [], {'recipe': {'name': 'tiny'}}, shown=['cats', 'cats', 'dogs'],
+                     following=['python sample.py --from=a'])
+    page = (tmp_path / 'report.html').read_text()
+    assert 'EMA weights at step 200, row by row: cats (2), dogs' in page and 'width="1200"' in page
+    assert '<h2>Next</h2>\n<pre>python sample.py --from=a</pre>' in page
 
 
 def test_a_run_that_aligned_its_mixers_has_the_error_of_each_layer(tmp_path):

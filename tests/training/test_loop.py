@@ -37,7 +37,8 @@ def assert_same_run(config, one, other):
     jax.tree.map(np.testing.assert_array_equal, state, state2)
 
 
-def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path):
+def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path, caplog):
+    caplog.set_level('INFO', logger='lit_jax')
     config = tiny_recipe(steps=30, ema_warmup=True)
     config.log.every, config.checkpoint.every, config.sample.every = 10, 30, 30
     config.sample.steps, config.sample.count = 4, 8
@@ -47,8 +48,9 @@ def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path):
     assert lines[-1]['loss/mse'] < lines[0]['loss/mse']
     assert lines[-1]['images_seen'] == 30 * 16
     assert (tmp_path / 'samples' / '000000030.png').stat().st_size > 100
-    assert 'svg' in (tmp_path / 'report.html').read_text() or 'base64' in (
-        tmp_path / 'report.html').read_text()
+    page, draw = (tmp_path / 'report.html').read_text(), f'python sample.py --from={tmp_path} --out=grid.png'
+    assert 'base64' in page and draw in page and draw in caplog.text
+    assert 'at step 30, row by row: 0, 1, 2, 3, 5, 6, 7, 8' in page
     model = lit_jax.load(tmp_path)
     assert model(np.zeros((2, 8, 8, 1)), 10, 3).shape == (2, 8, 8, 2)
     assert model.config['provenance'] == {'source': str(tmp_path), 'weights': 'ema', 'step': 30}
