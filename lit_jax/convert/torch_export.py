@@ -18,7 +18,7 @@ from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder, load_model_
 from lit_jax.checkpoint.projector_file import read_file as read_projectors
 from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_hub import is_hub_pixart, pixart_hub_config
-from lit_jax.convert.torch_import import Converted, count_weights
+from lit_jax.convert.torch_import import Converted
 from lit_jax.convert.torch_keys import (
     LABEL_TABLE,
     NULL_CAPTION,
@@ -39,6 +39,7 @@ from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, mode
 from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
+from lit_jax.models.network import Network, count_parameters
 from lit_jax.runtime import leaves, storage, writers
 from lit_jax.runtime.claim import check, claims_out
 from lit_jax.runtime.errors import UserError, check_known
@@ -90,7 +91,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
     config, params = _load(src)
     null_caption, notes = _null_caption(src, config)
     export_params(out, config, params, null_caption, _projectors(src, config))
-    return _exported(src, 'original', config, params, out, notes)
+    return _exported(src, 'original', config, out, notes)
 
 
 # What folders of each layout hold: files, or those of a pipeline.
@@ -117,13 +118,13 @@ def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Convert
                         f'with --layout original')
     if layout == 'lit':
         export_student(out, config, params, _null_caption(src, config)[0])
-        return _exported(src, layout, config, params, out)
+        return _exported(src, layout, config, out)
     if not is_hub_pixart(config['model']):
         export_pipeline(out, config, params, _null_caption(src, config)[0], vae)
-        return _exported(src, layout, config, params, out)
+        return _exported(src, layout, config, out)
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
-    return _exported(src, layout, config, params, out, lost)
+    return _exported(src, layout, config, out, lost)
 
 
 def _null_caption(src, config: Mapping) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -135,9 +136,9 @@ def _null_caption(src, config: Mapping) -> tuple[np.ndarray | None, tuple[str, .
     return null_caption, (note,) if null_caption is None else ()
 
 
-def _exported(src, layout: str, config: Mapping, params: Mapping, out: Path, notes=()) -> Converted:
-    weights = (config.get('provenance') or {}).get('weights', 'state_dict')
-    return Converted(str(src), weights, layout, config['model'], count_weights(params), out, notes)
+def _exported(src, layout: str, config: Mapping, out: Path, notes=()) -> Converted:
+    weights, arch = (config.get('provenance') or {}).get('weights', 'state_dict'), config['model']
+    return Converted(str(src), weights, layout, arch, count_parameters(Network(arch)), out, notes)
 
 
 def _load(src) -> tuple[dict, dict]:

@@ -31,9 +31,10 @@ from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.arch import check_arch, conditioning
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
+from lit_jax.models.network import Network, count_parameters
 from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, shown_name
-from lit_jax.runtime.leaves import named_leaves, unflatten
+from lit_jax.runtime.leaves import unflatten
 from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}     # DiT
@@ -276,7 +277,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     save_model_folder(out, config, params, null_caption=null_caption, projectors=projectors,
                       overwrite=overwrite)
     return Converted(str(src), source.weights, find_layout(source.tensors, str(src)), arch,
-                     count_weights(params), out, tuple(notes), latent_of, config['diffusion'],
+                     count_parameters(Network(arch)), out, tuple(notes), latent_of, config['diffusion'],
                      _assumed(given, told), why)
 
 
@@ -285,11 +286,6 @@ def _assumed(given: Mapping, told: Mapping) -> tuple[str, ...]:
     said = {*(given.get('latent') or ()), *(name for name, value in told.items() if value is not None)}
     said |= {'space'} if 'vae' in said else set()
     return tuple(name for name in PIXELS if name not in said)
-
-
-def count_weights(params: Mapping) -> int:
-    """Number of parameters in a tree."""
-    return sum(int(np.prod(leaf.shape)) for leaf in named_leaves(params).values())
 
 
 def describe(done: Converted) -> str:

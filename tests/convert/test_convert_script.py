@@ -18,6 +18,7 @@ from torchvision_shim import import_oracle
 from lit_jax.checkpoint.model_folder import is_model_folder, load_model_folder
 from lit_jax.checkpoint.vae_folder import read_vae_config
 from lit_jax.convert.torch_export import to_torch_state
+from lit_jax.models.network import Network, count_parameters
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import file_sha256
 
@@ -41,6 +42,7 @@ def test_there_and_back(convert, checkpoint, tmp_path, capsys):
         assert words in printed
     config, params = load_model_folder(tmp_path / 'lit')
     assert config['model'] == tiny_arch(LINEAR)
+    assert f'numbers  {count_parameters(Network(config["model"])):,} parameters' in printed     # as a dry run
     assert config['latent'] == {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215,
                                 'downscale': 8}
     assert config['diffusion'] == {'kind': 'ddpm', 'steps': 1000, 'schedule': 'linear'}
