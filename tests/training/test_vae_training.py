@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import start_processes
 
 from lit_jax.checkpoint.vae_folder import load_vae
 from lit_jax.models.vae import VaeNetwork
@@ -110,6 +111,21 @@ def test_a_run_that_is_stopped_saves_and_goes_on_bit_for_bit(recipe, tmp_path, m
     one, other = load_vae(tmp_path / 'straight').params, load_vae(tmp_path / 'vae').params
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['pictures', 'straight', 'vae']
+
+
+@pytest.mark.slow
+def test_the_command_saves_when_it_is_stopped(recipe, tmp_path):
+    fields = {f'config.{section}.{name}': value for section in ('data', 'vae', 'train')
+              for name, value in recipe[section].items()} | {'config.train.steps': 10 ** 6}
+    command = ['train_vae.py', '--config=vae_tiny', f'--out={tmp_path / "vae"}', *(
+        f'--{name}={",".join(map(str, value)) if isinstance(value, tuple) else value}'
+        for name, value in fields.items())]
+    with start_processes(command, 1) as run:
+        run.wait_for_output(0, 'step 30/', timeout=300)
+        run.signal(0, signal.SIGTERM)
+        (status, said), = run.wait(timeout=100)
+    assert status == 75 and 'run the same command again to go on' in said, said
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith('vae')] == ['vae.unfinished']
 
 
 def test_a_loss_that_is_not_finite_is_a_message():
