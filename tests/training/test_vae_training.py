@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from processes import start_processes
 
 from lit_jax.checkpoint.vae_folder import load_vae
+from lit_jax.commands import train_vae
 from lit_jax.models.vae import VaeNetwork
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import vae_training
@@ -113,19 +113,12 @@ def test_a_run_that_is_stopped_saves_and_goes_on_bit_for_bit(recipe, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ['pictures', 'straight', 'vae']
 
 
-@pytest.mark.slow
-def test_the_command_saves_when_it_is_stopped(recipe, tmp_path):
-    fields = {f'config.{section}.{name}': value for section in ('data', 'vae', 'train')
-              for name, value in recipe[section].items()} | {'config.train.steps': 10 ** 6}
-    command = ['train_vae.py', '--config=vae_tiny', f'--out={tmp_path / "vae"}', *(
-        f'--{name}={",".join(map(str, value)) if isinstance(value, tuple) else value}'
-        for name, value in fields.items())]
-    with start_processes(command, 1) as run:
-        run.wait_for_output(0, 'step 30/', timeout=300)
-        run.signal(0, signal.SIGTERM)
-        (status, said), = run.wait(timeout=100)
-    assert status == 75 and 'run the same command again to go on' in said, said
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith('vae')] == ['vae.unfinished']
+@pytest.mark.parametrize('quality, status', [(None, 75), (vae_training.Quality(20.0, 1.0, 5), 0)])
+def test_the_command_says_by_its_status_whether_it_is_to_be_started_again(quality, status, monkeypatch):
+    monkeypatch.setattr(vae_training, 'train_vae', lambda config, out: quality)
+    monkeypatch.setattr(train_vae.signals, 'catch', lambda: None)
+    monkeypatch.setattr('sys.argv', ['train_vae.py', '--config=vae_tiny', '--out=vae'])
+    assert train_vae.main() == status
 
 
 def test_a_loss_that_is_not_finite_is_a_message():
