@@ -50,7 +50,7 @@ def test_a_run_learns_writes_its_log_and_can_be_loaded(tmp_path, caplog):
     assert (tmp_path / 'samples' / '000000030.png').stat().st_size > 100
     page, draw = (tmp_path / 'report.html').read_text(), f'python sample.py --from={tmp_path} --out=grid.png'
     assert 'base64' in page and draw in page and draw in caplog.text
-    assert 'at step 30, row by row: 0, 1, 2, 3, 5, 6, 7, 8' in page
+    assert 'at step 30, row by row: synthetic 0, synthetic 1, synthetic 2, synthetic 3, synthetic 5' in page
     model = lit_jax.load(tmp_path)
     assert model(np.zeros((2, 8, 8, 1)), 10, 3).shape == (2, 8, 8, 2)
     assert model.config['provenance'] == {'source': str(tmp_path), 'weights': 'ema', 'step': 30}
