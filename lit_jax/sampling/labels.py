@@ -79,6 +79,11 @@ def _unknown(name: str, names: Sequence[str], where: str) -> str:
             f'{", ".join(map(shown_name, names[:_SOME]))}{more}')
 
 
+def spread_labels(count: int, num_classes: int) -> list[int]:
+    """The class of each of `count` samples that a run draws: evenly spread."""
+    return [i * num_classes // count for i in range(count)]
+
+
 def choose_labels(policy: str, classes: Sequence[int], *, seed: int, count: int | None = None,
                   per_class: int | None = None) -> np.ndarray:
     """int32 [N], the label of every image, for a set of `count` images or of `per_class` images a class.

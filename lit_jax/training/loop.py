@@ -28,7 +28,6 @@ from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.inputs import identify_inputs
 from lit_jax.training.mesh import BatchLayout, make_mesh, replicated
-from lit_jax.training.next_steps import next_commands, spread_labels
 from lit_jax.training.profile import ProfileWindow
 from lit_jax.training.speed import peak_flops
 from lit_jax.training.stages import plan_stages, stage_at
@@ -214,6 +213,7 @@ class _Run:
                 return 'preempted'
         self.checkpoints.wait()
         if jax.process_index() == 0:
+            from lit_jax.training.next_steps import next_commands
             following = next_commands(self.workdir, config.to_dict())
             self._report(following)
         LOG.info('done: %s steps, this call took %s', f'{self.total:,}',
@@ -224,7 +224,7 @@ class _Run:
 
     def _report(self, following: list[str]) -> None:
         from lit_jax.report.html import write_run_report
-        from lit_jax.sampling.labels import class_names
+        from lit_jax.sampling.labels import class_names, spread_labels
         about, labels = read_workdir(self.workdir), []
         if self.captions is None:
             labels = spread_labels(self.config.sample.count, self.config.data.num_classes)
@@ -293,6 +293,7 @@ class _Run:
     def _make_draw(self, count: int):
         """draw(ema, vae_params) -> images (without a VAE latents) [count, H, W, C] on every process."""
         from lit_jax.diffusion.settings import CLASSES
+        from lit_jax.sampling.labels import spread_labels
         from lit_jax.sampling.program import build_draw
         config, network = self.config, self.network
         if self.captions is None:

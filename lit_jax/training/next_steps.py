@@ -1,4 +1,4 @@
-"""What follows a training: the commands to try, and which classes its samples show."""
+"""What follows a training: the commands to try."""
 import shlex
 from collections.abc import Mapping
 
@@ -20,8 +20,3 @@ def next_commands(workdir, recipe: Mapping) -> list[str]:
         commands = [['sample.py', *with_text, '--prompt=a red circle', '--out=grid.png'],
                     ['app.py', *with_text]] if encoder else []
     return [as_typed(f'python {shlex.join(words)}') for words in commands]
-
-
-def spread_labels(count: int, num_classes: int) -> list[int]:
-    """The class of each of `count` samples that a run draws: evenly spread."""
-    return [i * num_classes // count for i in range(count)]

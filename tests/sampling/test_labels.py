@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from lit_jax.runtime.errors import UserError
-from lit_jax.sampling.labels import choose_labels, class_names, find_classes, parse_classes
+from lit_jax.sampling.labels import choose_labels, class_names, find_classes, parse_classes, spread_labels
 from lit_jax.sampling.noise import random_labels
 
 
@@ -42,6 +42,10 @@ def test_near_names_and_names_that_are_numbers(caplog):
     assert find_classes([np.int64(2), 'circle'], NAMES) == [2, 0]
     assert caplog.messages == ["class 2, counted from 0, is 'tench, Tinca tinca'; that of the name 2 has the "
                                'number 4']
+
+
+def test_samples_of_a_run_spread_over_the_classes():
+    assert spread_labels(4, 2) == [0, 0, 1, 1] and spread_labels(3, 1000) == [0, 333, 666]
 
 
 def test_random_labels_depend_on_seed_and_number_only():

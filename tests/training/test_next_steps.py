@@ -1,6 +1,6 @@
 """What a training says at its end."""
 from lit_jax import recipes
-from lit_jax.training.next_steps import next_commands, spread_labels
+from lit_jax.training.next_steps import next_commands
 
 
 def test_commands_carry_the_folders_of_the_recipe(monkeypatch):
@@ -19,7 +19,3 @@ def test_commands_carry_the_folders_of_the_recipe(monkeypatch):
     config.text.encoder_path = 'models/t5'
     assert next_commands('runs/a', config.to_dict())[0].endswith(
         "--text_encoder=models/t5 '--prompt=a red circle' --out=grid.png")
-
-
-def test_samples_spread_over_the_classes():
-    assert spread_labels(4, 2) == [0, 0, 1, 1] and spread_labels(3, 1000) == [0, 333, 666]
