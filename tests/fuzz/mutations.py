@@ -66,7 +66,8 @@ def change(data: bytes, rng) -> tuple[bytes, str, bool]:
         try:
             return *editor(data, rng), False
         except (ValueError, LookupError, struct.error, zipfile.BadZipFile, tarfile.TarError, SyntaxError,
-                OverflowError, EOFError, NotImplementedError, RuntimeError, TypeError, OSError, zlib.error):
+                OverflowError, EOFError, NotImplementedError, RuntimeError, TypeError, OSError,
+                AttributeError, zlib.error):
             pass            # the first of two mutations has left nothing to edit
     return *_hit(data, rng), True
 
