@@ -26,11 +26,17 @@ from pathlib import Path
 from lit_jax.runtime.errors import UserError, as_typed
 from lit_jax.runtime.options import given, option, parse_options
 from lit_jax.runtime.paths import is_remote
+from lit_jax.runtime.ranges import Range, check_ranges
 from lit_jax.runtime.shipped import find_asset
 
 EXPECTED = 'checks of a diffusion model (an error if the file has another)'
 UNSEEN = 'of a diffusion model, if the tensors do not show it'
 OTHERS = 'other networks'
+
+
+_RANGES = {'image_size': Range(1, 65_536), 'num_classes': Range(1, 2 ** 24), 'heads': Range(1, 65_536),
+           'cross_heads': Range(1, 65_536), 'focus_power': Range(0, 64), 'downscale': Range(1, 1024),
+           'latent_scale': Range(0, whole=False, above=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,9 @@ class ConvertOptions:
     def __post_init__(self):
         if self.layout and not self.to_torch:
             raise UserError('--layout requires --to_torch; the layout of an input file is detected')
+        given = {f'--{name}': getattr(self, name) for name in _RANGES}
+        check_ranges({name: value for name, value in given.items() if value is not None},
+                     {f'--{name}': range for name, range in _RANGES.items()})
 
 
 def main() -> int:

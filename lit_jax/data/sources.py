@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lit_jax.data.base import Source, Spec
 from lit_jax.runtime.errors import UserError, did_you_mean, shown
-from lit_jax.runtime.own_modules import import_function
+from lit_jax.runtime.own_modules import call_function
 from lit_jax.runtime.paths import absolute, cache_folder, is_remote
 
 __all__ = ['CAPTIONED', 'SOURCES', 'Asked', 'Source', 'Spec', 'default_data_dir', 'has_captions',
@@ -144,7 +144,7 @@ def is_own(name: str) -> bool:
 
 
 def _own(request: Asked) -> Source:
-    source = import_function('the data set', request.name)(request)
+    source = call_function('the data set', request.name, request)
     if not isinstance(source, Source):
         raise UserError(f'{request.name} returns {shown(source)}; it must return a lit_jax.data.base.Source')
     _check_own(request.name, source.spec, request)

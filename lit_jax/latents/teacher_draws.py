@@ -201,6 +201,9 @@ def _make_plan(request: PrepareOptions, pipeline: Pipeline, count: int, group: i
     space, arch = LatentSpace.of_model(pipeline.config), pipeline.config['model']
     side, downscale, text = arch['input_size'][0], pipeline.downscale or 8, pipeline.takes == 'text'
     size = request.shard_size or latent_shards.default_shard_size(count)
+    if request.shard_size and size % group:
+        raise UserError(f'--shard_size={size}: images are drawn in groups of {group}; give a multiple of it, '
+                        f'such as {group * -(-size // group)}')
     plan = {'format': latents.EXACT_FORMAT, 'kind': caption_latents.KIND if text else latents.KIND,
             'space': space.space, 'exact': True,
             'vae': {'id': space.vae, 'sha256': None, 'scale': space.scale, 'shift': 0.0,

@@ -25,6 +25,7 @@ FAMILY_DEFAULTS: dict[str, dict] = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'udig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity'},
                    'pixart': {'ffn': 'mlp', 'stages': (), 'base_size': 32, 'pe_interpolation': 1.0}}
 _SIZE, _FACTOR = Range(1, 65_536), Range(0, 1024, whole=False, above=True)
+_RATIO = Range(0.01, 1024, whole=False)      # of a width that leaves a channel
 _MIXER_RANGES = {
     'heads': _SIZE, 'head_dim': Range(1, 65_536, also=(None,)), 'dwc_kernel': Range(0, 127),
     'focus_power': Range(0, 64), 'compress': _SIZE, 'shared': Range(0, 65_536), 'routed': Range(0, 65_536),
@@ -34,7 +35,7 @@ _MIXER_RANGES = {
 # Of every number of an architecture; of the mixers only our own are known.
 RANGES = {
     'depth': Range(1, 4096), 'width': _SIZE, 'patch': Range(1, 1024), 'channels': _SIZE,
-    'input_size[]': _SIZE, 'num_classes': Range(1, 2 ** 24), 'mlp_ratio': _FACTOR, 'cross_heads': _SIZE,
+    'input_size[]': _SIZE, 'num_classes': Range(1, 2 ** 24), 'mlp_ratio': _RATIO, 'cross_heads': _SIZE,
     'caption_channels': _SIZE, 'caption_tokens': _SIZE, 'base_size': _SIZE, 'pe_interpolation': _FACTOR,
     'stages[].depth': Range(1, 4096),
     **{f'{place}.{name}': own for name, own in _MIXER_RANGES.items()

@@ -197,9 +197,9 @@ def _explain_file(path: str):
     """Tells of an error in a recipe's file by its line."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:      # a recipe is a program: it may raise anything
+    except BaseException as error:      # a recipe is a program: it may raise anything, and call sys.exit
         lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
                  if entry.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

@@ -1,15 +1,19 @@
 """Turns sampled arrays into images: bytes, grids, labelled sheets, PNG files. numpy and Pillow only."""
 import io
 import math
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, make_folder, write_bytes_atomic
 
 LETTER, GAP = 14, 24      # pixels: height of the letters of a sheet, and between its grids
+
+_SIGNATURE, _KEYWORD = b'\x89PNG\r\n\x1a\n', 'lit_jax'
 
 
 def to_uint8(images_BHWC, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -116,12 +120,30 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
-def save_png(path, image: np.ndarray) -> None:
-    """Writes an image as `to_pil` takes it. Makes the folder; never leaves half a file."""
-    path, encoded = as_path(path), io.BytesIO()
-    to_pil(image).save(encoded, format='PNG')
+def save_png(path, image: np.ndarray, mark: str = '') -> None:
+    """Writes an image as `to_pil` takes it. Makes the folder; never leaves half a file. mark: a text beside
+    the pixels, which `png_mark` finds."""
+    path, encoded, beside = as_path(path), io.BytesIO(), PngInfo()
+    if mark:
+        beside.add_itxt(_KEYWORD, mark)
+    to_pil(image).save(encoded, format='PNG', pnginfo=beside)
     make_folder(path.parent)
     write_bytes_atomic(path, encoded.getvalue())
+
+
+def png_mark(data: bytes) -> str | None:
+    """The mark of a PNG file, '' without one; None for a file that is not whole: not all of its chunks have
+    the CRC-32 that was written with them."""
+    at, kind, mark = len(_SIGNATURE), b'', ''
+    while kind != b'IEND':
+        end = at + 12 + int.from_bytes(data[at:at + 4])
+        kind, content = data[at + 4:at + 8], data[at + 8:end - 4]
+        if end > len(data) or zlib.crc32(kind + content) != int.from_bytes(data[end - 4:end]):
+            return None
+        if kind == b'iTXt' and content.startswith(_KEYWORD.encode() + b'\0'):
+            mark = content.rpartition(b'\0')[2].decode(errors='replace')
+        at = end
+    return mark if data.startswith(_SIGNATURE) and at == len(data) else None
 
 
 def _finite(images) -> np.ndarray:

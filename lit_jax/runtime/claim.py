@@ -23,7 +23,14 @@ from pathlib import Path
 from lit_jax.runtime import peers, signals, writers
 from lit_jax.runtime.errors import UserError, reason_of, shown
 from lit_jax.runtime.json_file import parse_json
-from lit_jax.runtime.paths import absolute, check_reachable, explain_unwritable, is_remote
+from lit_jax.runtime.paths import (
+    absolute,
+    check_has_name,
+    check_reachable,
+    explain_unwritable,
+    is_remote,
+    make_folder,
+)
 from lit_jax.runtime.progress import working
 
 FILE = '.claim'
@@ -81,6 +88,8 @@ def is_lost() -> bool:
 
 def _acquire(path, inside: bool, wait: bool) -> list['_Claim']:
     """[our new claim], or [] where this process has it already or the store knows no claims."""
+    if not inside:
+        check_has_name(path)
     if is_remote(path):
         check_reachable(path)
         if not _BUCKET.match(os.fspath(path)):
@@ -209,7 +218,7 @@ class _Disk:
     def create(self, mine: dict) -> bool:
         """False where there is a claim."""
         folders = [one for one in self._file.parents if not one.exists()]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._file.parent)
         self._made += folders
         own, text = writers.sibling(self._file, 'partial'), json.dumps(mine)
         try:
@@ -244,6 +253,8 @@ class _Disk:
                 touched, data = os.fstat(opened.fileno()), opened.read()
         except FileNotFoundError:
             return None
+        except IsADirectoryError:
+            raise UserError(f'{file} is a folder; a claim is written there. Move it away') from None
         return _parse(data, file), touched.st_mtime_ns, self._now - touched.st_mtime
 
     def take(self, other: dict, mine: dict) -> bool:

@@ -61,6 +61,10 @@ def run(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):      # names of files may be no UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit('error: the folder that this was started in has been deleted; change into another one')
     virtual_devices.give_threads()
     chips.choose_cpu()
     alive.stop_with_parent()

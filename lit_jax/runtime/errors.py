@@ -75,6 +75,10 @@ def reason_of(error: BaseException) -> str:
     said = getattr(error, 'strerror', None) or str(error).strip() or 'no reason is given'
     if isinstance(error, KeyError):
         said = f'there is no {said}'
+    elif isinstance(error, SystemExit):
+        said = 'it ends the program'
+    elif isinstance(error, AttributeError) and said[:1] + said[-1:] in ('""', "''"):
+        said = said[1:-1].replace("\\'", "'")        # ml_collections quotes its own message
     return _cut(repr(said.split('\n')[0][:_REASON + 1])[1:-1], _REASON)
 
 

@@ -35,7 +35,8 @@ def parse_json(data: bytes | str, where, shape=object):
     except RecursionError:
         raise UserError(f'{where} is damaged: nested more than {_LEVELS} levels deep') from None
     except ValueError as error:
-        raise UserError(f'{where} is damaged, it is not JSON: {error}') from None
+        raise UserError(f'{where} is damaged, it is not JSON: {error}. Get or make it again, or restore it '
+                        'from a copy') from None
     _check_levels(value, where, surrogates='\\ud' in text.lower())
     check_shape(value, shape, where)
     return value
@@ -158,7 +159,7 @@ def _decoded(data: bytes, where) -> str:
     try:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise UserError(f'{where} is not text in UTF-8 (byte {error.start})') from None
+        raise UserError(f'{where} is not text in UTF-8 (byte {error.start}); save it as UTF-8') from None
 
 
 def _parse_int(text: str) -> int:

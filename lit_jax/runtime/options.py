@@ -177,7 +177,13 @@ def _reader(hint: Any, several: bool) -> tuple[Callable[[str], Any], str | None]
         return _reader(kinds[0], False) if several else _list_reader(kinds)
     if hint not in words:
         raise TypeError(f'an option of type {hint} needs choices or parse')
-    return hint, words[hint]
+    return (hint if hint in (int, float) else lambda text: hint(_given(text))), words[hint]
+
+
+def _given(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError('it is empty (a variable of the shell that is not set?)')
+    return text
 
 
 def _list_reader(kinds: tuple) -> tuple[Callable[[str], tuple], str]:

@@ -1,8 +1,9 @@
 """Imports what a person adds from outside the package, named as package.module:NAME."""
 import importlib
+import traceback
 import types
 
-from lit_jax.runtime.errors import UserError, reason_of, shown
+from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 
 
 def import_module_of(what: str, name: str, form: str) -> types.ModuleType:
@@ -13,7 +14,9 @@ def import_module_of(what: str, name: str, form: str) -> types.ModuleType:
     module = name.partition(':')[0]
     try:
         return importlib.import_module(module)
-    except Exception as error:      # a module is a program: it may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:      # a module is a program: it may raise anything, and call sys.exit
         raise UserError(f'{what} {shown(name)} cannot be imported: {reason_of(error)}; give {form}, with the '
                         f'package installed or its folder in PYTHONPATH') from error
 
@@ -25,3 +28,16 @@ def import_function(what: str, name: str):
     if not callable(function):
         raise UserError(f'{what} {shown(name)} is no function of that module; give {form}')
     return function
+
+
+def call_function(what: str, name: str, *args):
+    """The result of 'package.module:function'; UserError, with the line, where it raises anything."""
+    function = import_function(what, name)
+    try:
+        return function(*args)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f'{what} {shown(name)} does not open ({shown_name(last.filename)}, line '
+                        f'{last.lineno}): {reason_of(error)}') from error

@@ -66,6 +66,12 @@ def check_no_pattern(path) -> None:
                         f'{" and ".join(found)}. Choose another place')
 
 
+def check_has_name(path) -> None:
+    """UserError for the root of a disk or bucket, beside which nothing can be written."""
+    if not as_path(path).name:
+        raise UserError(f'{path} is the root of a disk or bucket; give a folder or file below it')
+
+
 def is_remote(path) -> bool:
     """Whether a path is in an object store: no free space, no fsync, no renaming of folders."""
     return _URL.match(os.fspath(path)) is not None
@@ -185,8 +191,8 @@ def make_folder(path) -> epath.Path:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:
-            raise UserError(f'{_brief(path)} cannot be made: a link above it leads to nothing. Choose '
-                            'another place, or remove this link.') from error
+            raise UserError(f'{_brief(path)} cannot be made: a link above it leads to nothing, or its disk '
+                            'takes no folders. Choose another place, or remove this link.') from error
     return path
 
 
@@ -204,6 +210,7 @@ def prepare_place(path) -> epath.Path:
     """`prepare_folder` for the folder of something that will be written whole, under a longer temporary name
     first. What is there already stays as it is."""
     path = as_path(path)
+    check_has_name(path)
     prepare_folder(path.parent)
     with explain_unwritable(path):
         _try_writing(path.parent, f'.{path.name}')

@@ -89,6 +89,8 @@ def draw(request: SampleRequest) -> str:
         meant = f' (did you mean {out.with_suffix(".png")}?)' if suffix.lower() in _IMAGES else ''
         raise UserError(f'--out {out}: {suffix} is not known{meant}; give NAME.png (a grid), NAME.npz (a set '
                         f'of classes, for evaluation) or a folder (single images)')
+    if not request.geneval and out.name.lower() in ('.png', '.npz'):
+        raise UserError(f'--out {out}: the file has no name; give NAME{out.name}')
     if request.compare and suffix != '.png':
         raise UserError(f'--grid_compare draws one image: --out {out} must end with .png')
     check_folder(out.parent if suffix else out, f'--out={out}')

@@ -10,15 +10,14 @@ however often, ends with the same bytes as one that was not."""
 import json
 import logging
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lit_jax.report.grids import save_png
+from lit_jax.report.grids import png_mark, save_png
 from lit_jax.runtime import storage
 from lit_jax.runtime.errors import UserError, shown
-from lit_jax.runtime.json_file import parse_json, read_lines
+from lit_jax.runtime.json_file import SEAL, parse_json, read_lines, sealed
 from lit_jax.runtime.npz_file import write_npz
 from lit_jax.runtime.npz_reader import Npz, shown_names
 from lit_jax.runtime.parts import PartFolder, Parts
@@ -39,7 +38,6 @@ LOG = logging.getLogger('lit_jax')
 CARD, LIST = 'card.json', 'prompts.jsonl'
 PART = 128               # images of a part, about: the most that an interruption costs each host
 _THREADS = 16
-_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 
 def part_size(group: int) -> int:
@@ -130,6 +128,7 @@ class FolderStore(Parts):
                  mixed: bool = False):
         super().__init__(len(names), size)
         self.out, self.card, self.names, self.lines, self._mixed = as_path(out), card, names, lines, mixed
+        self._recipe = sealed(card)[SEAL]
         self._whole: set[str] = set()     # files that this process wrote, or whose checksums it compared
         self._said: set[str] = set()
 
@@ -169,7 +168,7 @@ class FolderStore(Parts):
         sizes, remote = files_under(self.out), is_remote(self.out)
         unknown = [name for name in self.names if sizes.get(name) and name not in self._whole]
         found = [True] * len(unknown) if remote else read_all(
-            lambda name: _is_whole_png(self.out / name), unknown, _THREADS)
+            self._is_whole, unknown, _THREADS)
         self._whole |= {name for name, whole in zip(unknown, found, strict=True) if whole}
         lacking = [i for i, name in enumerate(self.names) if not (sizes.get(name) and name in self._whole)]
         broken = [self.names[i] for i in lacking if self.names[i] in sizes]
@@ -181,10 +180,10 @@ class FolderStore(Parts):
 
     def write(self, part: int, images: np.ndarray) -> None:
         for i, image in zip(self.span(part), images, strict=True):
-            path = self.out / self.names[i]
-            if not (self.names[i] in self._whole or path.exists() and _is_whole_png(path)):
-                save_png(path, image)
-            self._whole.add(self.names[i])
+            name = self.names[i]
+            if not (name in self._whole or self._is_whole(name)):
+                save_png(self.out / name, image, self._mark(name))
+            self._whole.add(name)
 
     def finish(self) -> None:
         pass     # the files are the set
@@ -192,16 +191,15 @@ class FolderStore(Parts):
     def describe(self) -> str:
         return f'{self.out}/: {self.count} PNG files, recipe in {CARD}'
 
+    def _mark(self, name: str) -> str:
+        """What the file says of itself, so that another image in its place is told."""
+        return f'{name} of {self._recipe}'
 
-def _is_whole_png(path) -> bool:
-    """Whether all chunks of a PNG file have the CRC-32 that was written with them, to the last one."""
-    with explain_unreadable(path):
-        data = path.read_bytes()
-    at, kind = len(_SIGNATURE), b''
-    while kind != b'IEND':
-        end = at + 12 + int.from_bytes(data[at:at + 4])
-        kind = data[at + 4:at + 8]
-        if end > len(data) or zlib.crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end]):
+    def _is_whole(self, name: str) -> bool:
+        """Whether a file is there, undamaged, and of this name and set; those of earlier versions do not say
+        of which they are."""
+        path = self.out / name
+        if not path.exists():       # nor does a link to nothing
             return False
-        at = end
-    return data.startswith(_SIGNATURE) and at == len(data)
+        with explain_unreadable(path):
+            return png_mark(path.read_bytes()) in ('', self._mark(name))

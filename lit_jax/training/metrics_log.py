@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 from lit_jax.runtime import json_file
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, explain_unreachable, is_remote, write_text_atomic
+from lit_jax.runtime.paths import (
+    as_path,
+    explain_unreachable,
+    explain_unreadable,
+    is_remote,
+    write_text_atomic,
+)
 
 LOG = logging.getLogger('lit_jax')
 REWRITE_SECONDS = 60.0    # a bucket gets the whole file again at most this often
@@ -61,14 +67,20 @@ class MetricsLog:
 
 
 def read_lines(path) -> list[dict]:
-    """The records of a metrics.jsonl, without a last line that an interrupted run left unfinished."""
+    """The records of a metrics.jsonl, without lines that are damaged, such as a last one that an interrupted
+    run left unfinished."""
     path = as_path(path)
     if not path.exists():
         return []
-    records = []
-    for number, line in enumerate(json_file.read_lines(path), 1):
+    records, damaged = [], []
+    with explain_unreadable(path):
+        lines = path.read_bytes().removesuffix(b'\n').split(b'\n')
+    for number, line in enumerate(lines if lines != [b''] else [], 1):
         try:
             records.append(json_file.parse_json(line, f'{path}, line {number}', {'step': int}))
         except UserError as error:
-            LOG.warning('%s; the line is left out', error)
+            damaged.append(error)
+    if damaged:
+        LOG.warning('%s; %s left out', damaged[0],
+                    'the line is' if len(damaged) == 1 else f'{len(damaged)} such lines are')
     return records

@@ -21,6 +21,10 @@ def open_nothing(request):
     return None
 
 
+def open_raising(request):
+    raise OSError('no such disk')
+
+
 def test_a_function_opens_it(tmp_path):
     train, held_out = (open_source(f'{__name__}:open_own', split=split, num_classes=2)
                        for split in ('train', 'held_out'))
@@ -33,6 +37,7 @@ def test_a_function_opens_it(tmp_path):
 @pytest.mark.parametrize('name, says', [
     ('nowhere:open_own', 'the data set .nowhere:open_own. cannot be imported: No module named'),
     (f'{__name__}:open_n', 'is no function of that module'),
+    (f'{__name__}:open_raising', r'does not open \(.*test_own.py, line \d+\): no such disk'),
     (f'{__name__}:open_nothing', 'must return a lit_jax'),
     ('mine', r'unknown data.name .mine.*package.module:function'), ('mine:', 'unknown data.name')])
 def test_what_is_none_is_told(name, says):
@@ -48,7 +53,7 @@ def test_numbers_of_the_recipe_must_be_its_own():
 def test_a_workdir_does_not_get_to_import_one():
     recipe = default()
     recipe.data.name = 'nowhere:open_own'
-    model = SimpleNamespace(config={'recipe': recipe.to_dict()})
+    model = SimpleNamespace(config={'recipe': recipe.to_dict(), 'diffusion': recipe.diffusion.to_dict()})
     with pytest.raises(UserError, match='a workdir does not get to import a module.*--data=nowhere:open_own'):
         data_recipe(model, 'runs/own')
     recipe = data_recipe(model, 'runs/own', data=f'{__name__}:open_own', vae='models/vae')

@@ -60,6 +60,9 @@ def test_what_a_program_of_ones_own_raises_is_told_with_its_line(tmp_path):
     (tmp_path / 'raises.py').write_text(class_of_its_own)
     with pytest.raises(UserError, match=r'raises\.py, line 2 does not run: of its own$'):
         recipes.load_recipe(tmp_path / 'raises.py')
+    (tmp_path / 'exits.py').write_text('import sys\nsys.exit(0)\n')
+    with pytest.raises(UserError, match=r'exits\.py, line 2 does not run: it ends the program$'):
+        recipes.load_recipe(tmp_path / 'exits.py')
     (tmp_path / 'mixer_that_raises.py').write_text(class_of_its_own)
     sys.path.append(str(tmp_path))
     try:

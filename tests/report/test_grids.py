@@ -112,7 +112,7 @@ def test_a_failed_write_leaves_the_old_image_alone(tmp_path, monkeypatch):
     save_png(path, np.zeros((2, 2), np.uint8))
     before = path.read_bytes()
 
-    def full(self, file, format):
+    def full(self, file, format, pnginfo):
         file.write(b'half')
         raise OSError(28, 'No space left on device')
 

@@ -166,6 +166,14 @@ def test_a_damaged_claim_is_one_of_an_unknown_process(tmp_path, soon, damage):
         assert json.loads((tmp_path / '.claim').read_text())['pid'] == os.getpid()
 
 
+def test_where_no_claim_can_be_it_is_told(tmp_path):
+    (tmp_path / '.claim').mkdir()
+    for place, inside, said in ((tmp_path, True, r'\.claim is a folder'), ('/', False, 'root of a disk'),
+                                ('/proc/nothing/here', True, 'its disk takes no folders')):
+        with pytest.raises(UserError, match=said), claimed(place, inside=inside):
+            pass
+
+
 def test_what_ended_processes_were_writing_is_cleaned_up(tmp_path):
     (out := tmp_path / 'out').mkdir()
     _, place, pid, began = writers.this_process()

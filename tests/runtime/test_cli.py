@@ -1,10 +1,15 @@
 """The frame of the commands: what a terminal gets to see."""
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from lit_jax.runtime import alive, cli
 from lit_jax.runtime.errors import UserError, printable, reason_of
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +44,12 @@ def test_a_message_cannot_steer_the_terminal(capsys):
     (ValueError('\x1b[2J' + 'x' * 999), r'\x1b[2J' + 'x' * 290 + '...')])
 def test_what_an_error_of_another_library_says(error, said):
     assert reason_of(error) == said
+
+
+def test_a_folder_that_is_gone_under_the_command_is_told(tmp_path):
+    command = f'unset PYTHONPATH; mkdir gone; cd gone; rmdir ../gone; {sys.executable} {ROOT}/train.py --help'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and 'error: the folder that this was started in' in done.stderr, done
 
 
 def test_errors_that_orbax_logs_and_raises_are_told_once(capsys):

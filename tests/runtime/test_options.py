@@ -85,6 +85,7 @@ def test_every_option_comes_back(values, dashes, equals):
     (['--from=x', '--interval', '0'], 'argument --interval: expected 2 arguments'),
     (['--from=x', '--seconds=soon'], 'argument --seconds: invalid'),
     (['--from=x', '--heartbeat_seconds=2'], 'at least 5 seconds, got 2'),
+    (['--from='], 'argument --from: it is empty'),
     (['--from=x', '--image_size=7'], 'an image of 7 pixels'),
     (['--from=x', 'stray'], 'unknown arguments: stray')])
 def test_a_mistake_is_named_in_one_line_with_status_2(words, message, capsys):

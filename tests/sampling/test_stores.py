@@ -8,6 +8,7 @@ import pytest
 from buckets import bucket  # noqa: F401
 
 from lit_jax.evaluation.sets import open_set
+from lit_jax.report.grids import save_png
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path
 from lit_jax.sampling.stores import FolderStore, NpzStore, part_size
@@ -189,6 +190,24 @@ def test_a_damaged_png_file_is_drawn_again(tmp_path, at):
     assert again.begin() == 1 and again.missing() == [1]
     again.write(1, pixels(1, 2, 8))
     assert again.missing() == [] and folder_store(tmp_path).begin() is None
+
+
+def test_another_image_in_the_place_of_one_is_told_and_so_is_a_link_to_nothing(tmp_path):
+    store = folder_store(tmp_path)
+    store.begin()
+    for part in store.parts:
+        store.write(part, pixels(part, 2, 8))
+    first, last = (tmp_path / 'out' / LINES[i]['file'] for i in (0, 3))
+    right = first.read_bytes()
+    for damage in (lambda: first.write_bytes(last.read_bytes()), lambda: first.symlink_to('nowhere')):
+        first.unlink()
+        damage()
+        again = folder_store(tmp_path)
+        assert again.begin() == 1 and again.missing() == [0]
+        again.write(0, pixels(0, 2, 8))
+        assert first.read_bytes() == right and not first.is_symlink()
+    save_png(first, pixels(0, 2, 8)[0])        # an earlier version did not write what it is
+    assert folder_store(tmp_path).begin() is None
 
 
 def test_a_damaged_list_of_prompts_is_named_before_anything_is_written(tmp_path):

@@ -82,6 +82,15 @@ def test_the_log_drops_what_lies_after_the_resumed_step(tmp_path):
     assert [record['step'] for record in read_lines(path)] == [10, 20, 21]
 
 
+def test_a_damaged_log_does_not_stop_a_run_and_says_so_once(tmp_path, caplog):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n\0\n[]\n{"step": 2}\n')
+    assert [record['step'] for record in read_lines(path)] == [1, 2]
+    assert len(caplog.records) == 1 and '3 such lines are left out' in caplog.text
+    path.write_bytes(b'')
+    assert read_lines(path) == []
+
+
 def test_an_absent_dashboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
     def broken(workdir, recipe):
         raise ImportError('No module named wandb')
