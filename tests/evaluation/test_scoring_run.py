@@ -204,7 +204,7 @@ def test_a_wrong_request_is_refused_before_anything_is_written(request_of, chang
     ({'num_samples': None}, 'needs --num_samples'), ({'steps': (2, 2)}, '--steps names a value twice'),
     ({'checkpoints': 'all'}, 'is a model folder'),
     ({'sources': ('nowhere',)}, 'nowhere does not exist'),
-    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'known: ddpm'),
+    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'take ddpm'),
     ({'classes': '10'}, 'class 10 is out of range'),
     ({'labels': 'balanced', 'num_samples': 301}, 'take --count 300'),
     ({'cfg_scale': (1.0, float('nan'))}, 'guidance scale')])
