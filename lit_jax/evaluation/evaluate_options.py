@@ -11,7 +11,7 @@ DRAWING = 'sampling, with --from (several values make several rows)'
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(Processes):
     """Options in which scores and references must agree."""
-    features: str = option("inception, digits[:JUDGE.npz] for 8x8 images of digits, or vae:FOLDER, the "
+    features: str = option("inception, digits[:JUDGE.npz] for 8x8 digits, mnist for 28x28, or vae:FOLDER, the "
                            "latents of a VAE of one's own", default='inception', group='features')
     inception: str = option('file of the Inception weights (default: $LIT_JAX_INCEPTION, the cache folder, '
                             'or a download)', default='', group='features')
@@ -76,7 +76,8 @@ class ScoreOptions(FeatureOptions):
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions(FeatureOptions):
     """Statistics of a data set in ADM's layout, with some of its images."""
-    data: str = option("folder, imagenet2012, tfds:NAME, digits, or one's own as package.module:function")
+    data: str = option("folder, imagenet2012, tfds:NAME, digits, mnist, or one's own as "
+                       "package.module:function")
     out: str = option('NAME.npz')
     path: str = option('image folder, for --data=folder', default='')
     data_dir: str = option('folder of all data sets (default: $LIT_JAX_DATA)', default='')
