@@ -13,5 +13,5 @@ def get_config():
     config.train.steps = 10_000
     config.train.warmup_steps = 100
     config.train.cooldown_steps = 3_000
-    config.checkpoint.update({'every': 1_000, 'keep_every': 1_000})     # students of younger teachers: make lab
+    config.checkpoint.update({'every': 1_000, 'keep_every': 1_000})     # for make lab
     return config

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.digits.stages import PACKAGES
 from examples.students import Student
-from examples.words import print_command, print_next, print_stage, quoted, short
+from examples.words import PACKAGES, print_command, print_next, print_stage, quoted, short
 from lit_jax import UserError
 from lit_jax.diffusion.settings import recorded
 from lit_jax.recipes.recipe import load_recipe

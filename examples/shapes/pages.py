@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.digits.pages import format_columns
 from examples.shapes import figures as shapes_figures
+from examples.words import format_columns
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
 from lit_jax.report.grids import make_sheet, save_png
 from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_series

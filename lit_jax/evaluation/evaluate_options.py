@@ -11,8 +11,8 @@ DRAWING = 'sampling, with --from (several values make several rows)'
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(Processes):
     """Options in which scores and references must agree."""
-    features: str = option("inception, digits[:JUDGE.npz] for 8x8 digits, mnist for 28x28, or vae:FOLDER, the "
-                           "latents of a VAE of one's own", default='inception', group='features')
+    features: str = option("inception, digits[:JUDGE.npz] for 8x8 digits, mnist for 28x28, or vae:FOLDER, "
+                           "the latents of a VAE of one's own", default='inception', group='features')
     inception: str = option('file of the Inception weights (default: $LIT_JAX_INCEPTION, the cache folder, '
                             'or a download)', default='', group='features')
     precision: str = option('highest, or bfloat16: faster, but not comparable with published scores',
