@@ -35,7 +35,7 @@ def notes(result: Mapping) -> str:
             f'features of a classifier of real digits. The floor is that of as many real held-out digits: '
             f'{result["floor"]:.3f}. KID, beside it, is unbiased: 0 for real digits, on average. Class '
             f'accuracy of that classifier on the same samples (on real held-out digits: '
-            f'{result["judge_accuracy"]:.3f}). {s.method}, {s.steps} steps, the same noise and classes for all. '
+            f'{result["judge_accuracy"]:.3f}). {s.method}, {s.steps} steps, the same noise and classes. '
             f'Cost: multiply-accumulates of all stages, the teacher\'s forward passes too, over those of '
             f'the teacher\'s training.')
 
@@ -67,7 +67,7 @@ def grid_of(images: np.ndarray) -> np.ndarray:
 def write_demo_report(workdir: Path, runs: Sequence[Run], result: Mapping, recorded: Mapping) -> None:
     """report.html: figures, images side by side, score against cost, blocks, curves, what was inherited."""
     report = Report('From DiT to LiT on handwritten digits, for a twentieth of the cost')
-    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint. Linear students inherit '
+    report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint. Its students inherit '
                      'all its weights except the attention. First their mixers learn what its attention '
                      'returns (alignment), then the whole is distilled from its noise and variance.')
     report.heading('Figures')
