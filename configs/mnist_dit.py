@@ -10,8 +10,7 @@ def get_config():
     config.name = 'mnist_dit'
     recipes.mnist(config)
     config.model.mixer = recipes.softmax_mixer(heads=6)
-    config.train.steps = 10_000
-    config.train.warmup_steps = 100
-    config.train.cooldown_steps = 3_000
-    config.checkpoint.update({'every': 1_000, 'keep_every': 1_000})     # for make lab
+    config.train.update({'steps': 5_000, 'optimizer': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 100,
+                         'cooldown_steps': 3_000})
+    config.checkpoint.update({'every': 500, 'keep_every': 500})     # for make lab
     return config

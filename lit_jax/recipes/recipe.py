@@ -271,6 +271,7 @@ def mnist(config: ConfigDict) -> ConfigDict:
     config.data.name, config.data.image_size, config.data.num_classes = 'mnist', 28, 10
     config.data.flip = False                 # a mirrored 2 is no 2
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
+    config.latent.scale = 2.0     # as of the smaller digits
     config.model.update({'depth': 4, 'width': 96, 'patch': 4})
     config.train.update({'batch_size': 64, 'learning_rate': 1e-3, 'ema_decay': 0.999, 'ema_warmup': True,
                          'dtype': 'float32'})
