@@ -10,7 +10,6 @@ def get_config():
     config.name = 'mnist_dit'
     recipes.mnist(config)
     config.model.mixer = recipes.softmax_mixer(heads=6)
-    config.train.update({'steps': 5_000, 'optimizer': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 100,
-                         'cooldown_steps': 3_000})
+    config.train.update({'steps': 5_000, 'warmup_steps': 100, 'cooldown_steps': 3_000})
     config.checkpoint.update({'every': 500, 'keep_every': 500})     # for make lab
     return config

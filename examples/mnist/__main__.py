@@ -1,7 +1,7 @@
 """DiT checkpoint -> convert -> inherit -> align -> distil -> sample -> judge, on MNIST, on a CPU.
 
     python -m examples.mnist                      starts from the teacher in assets/
-    python -m examples.mnist --train_teacher      trains that teacher first (40 minutes on one core)
+    python -m examples.mnist --train_teacher      trains that teacher first (half an hour on one core)
 
 Four students for 5 % of what the teacher's training cost: aligned and distilled, LiT's recipe, a hybrid, and
 one from scratch. The same command resumes an interrupted run. The result is report.html in the workdir.

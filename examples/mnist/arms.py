@@ -1,7 +1,7 @@
 """The students of the demo and of the lab: variants of configs/mnist_lit.py, each at a share of the cost.
 
 Cost is multiply-accumulates of all stages, the teacher's forward passes included, over those of the teacher's
-training (10,000 steps)."""
+training."""
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from lit_jax.recipes.recipe import architecture, load_recipe
 from lit_jax.training.flops import stage_macs
 
 ALIGNING = 0.45        # of an aligned student's cost, spent on the first stage
-LIT_STEPS = 2_000      # of LiT's recipe: a fifth of the teacher's
+LIT_STEPS = 1_000      # of LiT's recipe: a fifth of the teacher's
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ ARMS: dict[str, Arm] = {
     'heads_1': _change('heads', '1 head', model__mixer__heads=1),
     'heads_4': _change('heads', '4 heads', model__mixer__heads=4),
     'heads_12': _change('heads', '12 heads', model__mixer__heads=12),
-    'teacher_20': Arm('teacher after 20 % of its training', 'teacher', row='lit', teacher='teacher_2000'),
-    'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_5000'),
+    'teacher_20': Arm('teacher after 20 % of its training', 'teacher', row='lit', teacher='teacher_1000'),
+    'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_2500'),
     'copy_o': _change('copy', 'o copied', inherit__copy='o'),
     'copy_vo': _change('copy', 'v, o copied', inherit__copy='v,o'),
     'copy_qkv': _change('copy', 'q, k, v copied', inherit__copy='q,k,v'),

@@ -60,7 +60,7 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
 
 
 def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None) -> None:
-    """Model folders `teacher` and, of the checkpoints of its run, `teacher_2000` and `teacher_5000`."""
+    """Model folders `teacher` and, of the checkpoints of its run, `teacher_1000` and `teacher_2500`."""
     from lit_jax.checkpoint.load import find_steps, load_weights
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.convert.torch_import import convert

@@ -273,8 +273,8 @@ def mnist(config: ConfigDict) -> ConfigDict:
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
     config.latent.scale = 2.0     # as of the smaller digits
     config.model.update({'depth': 4, 'width': 96, 'patch': 4})
-    config.train.update({'batch_size': 64, 'learning_rate': 1e-3, 'ema_decay': 0.999, 'ema_warmup': True,
-                         'dtype': 'float32'})
+    config.train.update({'batch_size': 64, 'optimizer': 'muon', 'learning_rate': 2e-3, 'ema_decay': 0.999,
+                         'ema_warmup': True, 'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 40, 'cfg_scale': 1.5, 'every': 0})
     return config
