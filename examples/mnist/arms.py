@@ -3,6 +3,7 @@
 Cost is multiply-accumulates of all stages, the teacher's forward passes included, over those of the teacher's
 training."""
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,11 +141,7 @@ class Run:
 
 def step_costs(config: ConfigDict) -> tuple[float, float]:
     """Cost of a step of alignment and of training, as shares of the teacher's whole training."""
-    teacher, steps = _teacher()
-    whole = steps * stage_macs('train', teacher, None, 1)
-    network = Network(architecture(config))
-    return (stage_macs('align', network, teacher, 1) / whole,
-            stage_macs('train', network, teacher if config.teacher.path else None, 1) / whole)
+    return _step_costs(json.dumps(architecture(config)), bool(config.teacher.path))
 
 
 def cost(config: ConfigDict) -> float:
@@ -154,6 +151,9 @@ def cost(config: ConfigDict) -> float:
 
 
 @functools.cache
-def _teacher() -> tuple[Network, int]:
+def _step_costs(arch: str, distilled: bool) -> tuple[float, float]:
     config = load_recipe('mnist_dit')
-    return Network(architecture(config)), config.train.steps
+    teacher, network = Network(architecture(config)), Network(json.loads(arch))
+    whole = config.train.steps * stage_macs('train', teacher, None, 1)
+    return (stage_macs('align', network, teacher, 1) / whole,
+            stage_macs('train', network, teacher if distilled else None, 1) / whole)
