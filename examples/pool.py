@@ -43,10 +43,10 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
         return _status(jobs, left, began)
 
     with working(describe), workers(min(most or _cores(), len(jobs) + len(there))) as pool:
-        waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
-                   for job in jobs}
         waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0)
                     for arm, path in there.items()}
+        waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
+                   for job in jobs}
         for done in as_completed(waiting):
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured

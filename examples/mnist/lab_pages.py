@@ -82,7 +82,7 @@ def verdict(results: Mapping, group: str) -> str:
 
 def cost_series(results: Mapping) -> dict[str, tuple[list, list]]:
     """{line: (costs in per cent, distances over the teacher's)}, means over seeds."""
-    arms, teacher = by_arm(results), results['teacher']['distance']
+    arms, teacher = by_arm(results), results['teacher'].get('distance')
     series = {}
     for line, names in LINES.items():
         points = [(100 * arms[name][0]['cost'], mean(arms[name]) / teacher) for name in names if name in arms]
@@ -155,7 +155,9 @@ def table(group: str, results: Mapping) -> str:
 
 def how(results: Mapping) -> str:
     """Command, seeds, versions and dates of the results."""
-    runs = results['runs'] or [results['teacher']]
+    runs = results['runs']
+    if not runs:
+        return 'nothing yet; `make lab` measures.'
     seeds = sorted({run['seed'] for run in results['runs']})
     dates = sorted({run['date'] for run in runs})
     versions = ', '.join(f'{name} {number}' for name, number in runs[-1]['versions'].items())
