@@ -22,7 +22,7 @@ STEPS = {'aligned': (150, 103), 'hybrid': (150, 103), 'lit': (0, 1_000), 'scratc
 def get_config(row: str = 'aligned'):
     check_known('row of configs/mnist_lit.py', row, STEPS)
     config = recipes.default()
-    config.name = f'mnist_{row}'
+    config.name = 'mnist_lit' if row == 'aligned' else f'mnist_lit_{row}'
     recipes.mnist(config)
     config.model.mixer = recipes.linear_mixer(heads=2)
     config.align.steps, config.train.steps = STEPS[row]

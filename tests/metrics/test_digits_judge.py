@@ -117,7 +117,7 @@ def test_a_judge_may_be_saved_without_its_reference(judge, split, tmp_path):
 
 
 def test_a_judge_takes_the_size_of_its_training_images():
-    images = np.zeros((4, 12, 12, 1), np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 1))
     judge = train_judge(images, np.arange(4), steps=1)
     assert judge.image == (12, 12, 1)
     with pytest.raises(UserError, match='\\[N, 12, 12, 1\\]'):
