@@ -95,8 +95,9 @@ def draw(model: Model, labels: np.ndarray, settings: SamplerSettings, seed: int 
 
 def tell(measured: Mapping[str, float]) -> str:
     """The figures of one model as a line."""
-    accuracy = measured.get('accuracy', measured['accuracy_unguided'])
-    return f'Fréchet distance {measured["distance"]:.2f}, class accuracy {accuracy:.3f}'
+    guided = f' ({measured["accuracy"]:.3f} with guidance)' if 'accuracy' in measured else ''
+    return (f'Fréchet distance {measured["distance"]:.2f}, class accuracy '
+            f'{measured["accuracy_unguided"]:.3f}{guided}')
 
 
 def row(name: str, model: Model, runs: list[dict]) -> dict:

@@ -8,7 +8,7 @@ from examples import pool, ruler
 from examples.mnist import lab, pages
 from examples.mnist.arms import DEMO, Run
 from examples.mnist.blocks import measure_blocks
-from examples.words import print_command, print_next, print_stage, short
+from examples.words import print_command, print_next, print_stage, quoted, short
 from lit_jax.checkpoint.load import load
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert, describe
@@ -66,11 +66,10 @@ def recorded() -> dict:
     return read_json(lab.RECORDED, absent={'teacher': {}, 'runs': []})
 
 
-def next_commands(workdir: Path, one: Path) -> list[str]:
-    teacher = workdir / 'teacher'
+def next_commands(workdir: Path, student: Path) -> list[str]:
+    one, teacher = quoted(student), quoted(workdir / 'teacher')
     return [f'python sample.py --grid_compare {teacher} {one} --classes 3,7 --cfg_scale 1.5 --out digits.png',
-            f'python analyze.py --from {one} --teacher {teacher} --out {workdir / "analysis"}',
-            'make lab      # the recorded rows: more students, three seeds each',
+            f'python analyze.py --from {one} --teacher {teacher} --out {quoted(workdir / "analysis")}',
             f'python app.py --from={one} --teacher={teacher}      # needs pip install -e ".[demo]"']
 
 

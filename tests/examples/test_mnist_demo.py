@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from printed_commands import printed_next, run_printed
 
 from examples.mnist import lab, lab_pages, pages, stages
 from examples.mnist.arms import ARMS, BASES, DEMO, Run, cost
@@ -108,3 +109,7 @@ def test_the_demo_reaches_its_figures(tmp_path):
     report = (tmp_path / 'report.html').read_text()
     assert len(re.findall(r'data:image/png;base64,', report)) == 6 + 5      # grids, plots
     assert 'blocks/attn/dwc/kernel' in report and not re.search(r'src="http', report)
+    commands = printed_next(done.stdout)
+    assert len(commands) == 3
+    for line in commands:
+        run_printed(line, tmp_path)
