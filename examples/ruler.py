@@ -15,6 +15,7 @@ from lit_jax.diffusion.settings import CLASSES, SamplerSettings
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge, open_mnist_judge, train_judge
 from lit_jax.models.cost import network_macs
 from lit_jax.models.network import Model, count_parameters
+from lit_jax.report.grids import to_uint8
 from lit_jax.sampling.noise import initial_noise, step_keys
 from lit_jax.sampling.program import build_sampler
 
@@ -50,10 +51,13 @@ class Ruler:
             return np.random.default_rng(SEED).permutation(held_out)
         return np.arange(COUNT, dtype=np.int32) % 10
 
-    def measure(self, path: Path) -> dict[str, float]:
-        """{'distance', 'kid', 'accuracy_unguided', with `guided` also 'accuracy'} of the model in `path`."""
+    def measure(self, path: Path, shown: Path | None = None) -> dict[str, float]:
+        """{'distance', 'kid', 'accuracy_unguided', with `guided` also 'accuracy'} of the model in `path`.
+        shown: where to keep some of the samples, see `first_of_each`."""
         model, judge, labels = load(path, scan_layers=False), self.judge(), self.labels()
         images = draw(model, labels, self.settings)
+        if shown is not None:
+            np.save(shown, to_uint8(images[first_of_each(labels)]))
         measured = {'distance': judge.distance(images), 'kid': judge.kernel_distance(images),
                     'accuracy_unguided': judge.accuracy(images, labels)}
         if self.guided:
@@ -78,6 +82,11 @@ def everything(data: str, split: str) -> dict[str, np.ndarray]:
     """All examples of a small data set."""
     source = open_source(data, split=split)
     return source.take(range(len(source)))
+
+
+def first_of_each(labels: np.ndarray, rows: int = 3) -> np.ndarray:
+    """Which of these examples make a grid with a class in each of ten columns."""
+    return np.stack([np.flatnonzero(labels == c)[:rows] for c in range(10)], axis=1).ravel()
 
 
 def draw(model: Model, labels: np.ndarray, settings: SamplerSettings, seed: int = SEED) -> np.ndarray:

@@ -15,7 +15,7 @@ from lit_jax.recipes.recipe import architecture, load_recipe
 from lit_jax.training.flops import stage_macs
 
 ALIGNING = 0.45        # of an aligned student's cost, spent on the first stage
-LIT_STEPS = 1_000      # of LiT's recipe: a fifth of the teacher's
+LIT_SHARE = 5          # LiT's recipe: a fifth of the teacher's steps
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Arm:
 
     Attributes:
         title: for tables. group: of the results it belongs to. row: of configs/mnist_lit.py.
-        share: of the teacher's cost; 0: the steps of the recipe. aligning: share of that for the first stage.
+        share: of the teacher's cost; 0: LiT's share of its steps. aligning: share for the first stage.
         falling: whether the rate falls to 0 over the last three quarters of the training.
         fields: further changes of the recipe. teacher: model folder in the workdir."""
     title: str
@@ -76,8 +76,8 @@ ARMS: dict[str, Arm] = {
     'heads_1': _change('heads', '1 head', model__mixer__heads=1),
     'heads_4': _change('heads', '4 heads', model__mixer__heads=4),
     'heads_12': _change('heads', '12 heads', model__mixer__heads=12),
-    'teacher_20': Arm('teacher after 20 % of its training', 'teacher', row='lit', teacher='teacher_1000'),
-    'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_2500'),
+    'teacher_20': Arm('teacher after 20 % of its training', 'teacher', row='lit', teacher='teacher_20'),
+    'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_50'),
     'copy_o': _change('copy', 'o copied', inherit__copy='o'),
     'copy_vo': _change('copy', 'v, o copied', inherit__copy='v,o'),
     'copy_qkv': _change('copy', 'q, k, v copied', inherit__copy='q,k,v'),
@@ -123,7 +123,9 @@ class Run:
             align, train = step_costs(recipe)
             changes['align.steps'] = int(arm.share * arm.aligning / align)
             changes['train.steps'] = int(arm.share * (1 - arm.aligning) / train)
-        steps = changes.get('train.steps', LIT_STEPS)
+        else:
+            changes['train.steps'] = load_recipe('mnist_dit').train.steps // LIT_SHARE
+        steps = changes['train.steps']
         return changes | {'train.cooldown_steps': steps * 3 // 4 if arm.falling else 0}
 
     def recipe(self) -> ConfigDict:

@@ -27,7 +27,8 @@ from lit_jax.runtime.paths import write_text_atomic
 from lit_jax.runtime.shipped import find_asset
 
 TEACHER = find_asset('mnist_dit.safetensors')
-RESULT, RECORDED = 'result.json', Path(__file__).with_name('recorded.json')
+RESULT, SHOWN = 'result.json', 'samples.npy'
+RECORDED = Path(__file__).with_name('recorded.json')
 
 
 def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, teacher: Path = TEACHER,
@@ -60,17 +61,18 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
 
 
 def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None) -> None:
-    """Model folders `teacher` and, of the checkpoints of its run, `teacher_1000` and `teacher_2500`."""
+    """Model folders `teacher` and, of the checkpoints of its run, `teacher_20`, `teacher_50` (per cent)."""
     from lit_jax.checkpoint.load import find_steps, load_weights
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.convert.torch_import import convert
+    from lit_jax.recipes.recipe import load_recipe
     if not (workdir / 'teacher').exists():
         convert(teacher, workdir / 'teacher')
     if teacher_run is None:
         return
     known = find_steps(teacher_run)
     for name in {arm.teacher for arm in ARMS.values()} - {'teacher'}:
-        step = int(name.removeprefix('teacher_'))
+        step = int(name.removeprefix('teacher_')) * load_recipe('mnist_dit').train.steps // 100
         if step in known and not (workdir / name).exists():
             save_model_folder(workdir / name, *load_weights(teacher_run, step=step))
 
@@ -80,7 +82,7 @@ def measure(workdir: Path, path: Path) -> dict:
     from examples.mnist.arms import cost
     from examples.ruler import MNIST, Ruler
     from lit_jax.training.metrics_log import read_lines
-    measured = Ruler('mnist', workdir, MNIST).measure(path)
+    measured = Ruler('mnist', workdir, MNIST).measure(path, path / SHOWN)
     facts = {'arm': path.name}
     if path.name != 'teacher':
         arm, _, seed = path.name.rpartition('_')

@@ -1,22 +1,19 @@
 """Writes the results of the demo as text and as report.html."""
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from examples import ruler
-from examples.mnist import lab_pages
+from examples.mnist import lab, lab_pages
 from examples.mnist.arms import ARMS, DEMO, Run
 from examples.words import format_columns
-from lit_jax.checkpoint.load import load
 from lit_jax.report.grids import make_grid, to_uint8
 from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_series
 from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
 TEACHER = 'DiT, the teacher'
-GRID, CFG_SCALE = 30, 1.5     # images in a grid: three rows of the ten classes
 
 
 def table_rows(result: Mapping, recorded: Mapping) -> list[tuple[str, ...]]:
@@ -61,7 +58,7 @@ def block_table(result: Mapping) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 
 def grid_of(images: np.ndarray) -> np.ndarray:
     """A grid with one class per column, enlarged three times."""
-    return make_grid(to_uint8(images), columns=10, scale=3)
+    return make_grid(images, columns=10, scale=3)
 
 
 def write_demo_report(workdir: Path, runs: Sequence[Run], result: Mapping, recorded: Mapping) -> None:
@@ -104,13 +101,10 @@ def write_demo_report(workdir: Path, runs: Sequence[Run], result: Mapping, recor
 def _add_images(report: Report, workdir: Path, runs: Sequence[Run]) -> None:
     report.heading('Images')
     real = ruler.everything('mnist', 'held_out')
-    columns = [np.flatnonzero(real['label'] == c)[:GRID // 10] for c in range(10)]
-    report.image(grid_of(real['image'][np.stack(columns, axis=1).ravel()]), 'real digits')
-    settings, labels = replace(ruler.MNIST, cfg_scale=CFG_SCALE), np.arange(GRID, dtype=np.int32) % 10
+    report.image(grid_of(to_uint8(real['image'][ruler.first_of_each(real['label'])])), 'real digits')
     models = {TEACHER: workdir / 'teacher'} | {ARMS[run.arm].title: run.path for run in runs}
     for title, path in models.items():
-        images = ruler.draw(load(path, scan_layers=False), labels, settings)
-        report.image(grid_of(images), f'{title} (same noise, guidance {CFG_SCALE:g})')
+        report.image(grid_of(np.load(path / lab.SHOWN)), f'{title} (same noise, without guidance)')
 
 
 def _add_training(report: Report, runs: Sequence[Run]) -> None:
