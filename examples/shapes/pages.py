@@ -13,6 +13,7 @@ from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'PixArt, the teacher', 'distilled': 'LiT, inherited and distilled',
+          'aligned': 'LiT, aligned and distilled, 5 %',
           'scratch': 'LiT from scratch'}
 # Two prompts of each task, not chosen by their images.
 SHOWN = ('a circle', 'a triangle', 'a square and a triangle', 'a circle and a square', 'two circles',
