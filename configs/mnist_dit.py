@@ -10,6 +10,6 @@ def get_config():
     config.name = 'mnist_dit'
     recipes.mnist(config)
     config.model.mixer = recipes.softmax_mixer(heads=6)
-    config.train.update({'steps': 10_000, 'warmup_steps': 100, 'cooldown_steps': 4_000})
+    config.train.update({'steps': 9_000, 'warmup_steps': 100, 'cooldown_steps': 3_000})
     config.checkpoint.update({'every': 500, 'keep_every': 500})     # for make lab
     return config
