@@ -89,6 +89,8 @@ ARMS: dict[str, Arm] = {
     'noise_only': _change('loss', 'λ1 0.5, λ2 0 (noise only)', teacher__lambda_variance=0.0),
     'variance_only': _change('loss', 'λ1 0, λ2 0.05 (variance only)', teacher__lambda_noise=0.0),
     'noise_1': _change('loss', 'λ1 1, λ2 0.05', teacher__lambda_noise=1.0),
+    'noise_10': _change('loss', 'λ1 10, λ2 1, as of the aligned', teacher__lambda_noise=10.0,
+                        teacher__lambda_variance=1.0),
     'variance_0.5': _change('loss', 'λ1 0.5, λ2 0.5', teacher__lambda_variance=0.5),
 }
 # The arm that the changes of a group are compared with, and what it is there.
