@@ -76,7 +76,7 @@ ARMS: dict[str, Arm] = {
     'heads_1': _change('heads', '1 head', model__mixer__heads=1),
     'heads_4': _change('heads', '4 heads', model__mixer__heads=4),
     'heads_12': _change('heads', '12 heads', model__mixer__heads=12),
-    'teacher_20': Arm('teacher after 20 % of its training', 'teacher', row='lit', teacher='teacher_20'),
+    'teacher_20': Arm('teacher after about 20 % of its training', 'teacher', row='lit', teacher='teacher_20'),
     'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_50'),
     'copy_o': _change('copy', 'o copied', inherit__copy='o'),
     'copy_vo': _change('copy', 'v, o copied', inherit__copy='v,o'),

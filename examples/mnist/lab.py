@@ -61,7 +61,7 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
 
 
 def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None) -> None:
-    """Model folders `teacher` and, of the checkpoints of its run, `teacher_20`, `teacher_50` (per cent)."""
+    """Model folders `teacher` and, of its run, `teacher_20` and `teacher_50`: about so many per cent."""
     from lit_jax.checkpoint.load import find_steps, load_weights
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.convert.torch_import import convert
@@ -72,8 +72,9 @@ def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None) -> 
         return
     known = find_steps(teacher_run)
     for name in {arm.teacher for arm in ARMS.values()} - {'teacher'}:
-        step = int(name.removeprefix('teacher_')) * load_recipe('mnist_dit').train.steps // 100
-        if step in known and not (workdir / name).exists():
+        wanted = int(name.removeprefix('teacher_')) * load_recipe('mnist_dit').train.steps // 100
+        step = min(known, key=lambda step: abs(step - wanted))
+        if not (workdir / name).exists():
             save_model_folder(workdir / name, *load_weights(teacher_run, step=step))
 
 
