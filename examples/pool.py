@@ -68,7 +68,8 @@ def _status(jobs: Sequence[Job], left: Mapping[tuple[str, int], bool], began: fl
         if (job.arm, job.seed) not in left:
             continue
         record = (read_lines(job.path / 'metrics.jsonl') or [{}])[-1]
-        step, total = record.get('step', 0), job.recipe().train.steps
+        recipe = job.recipe()
+        step, total = record.get('step', 0), recipe.align.steps + recipe.train.steps
         if not (job.path / 'log.txt').exists():
             waiting += 1
         elif step >= total:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lit_jax.models.network import Network
 from lit_jax.recipes.recipe import architecture, load_recipe
+from lit_jax.runtime.json_file import parse_json
 from lit_jax.training.flops import stage_macs
 
 ALIGNING = 0.45        # of an aligned student's cost, spent on the first stage
@@ -157,7 +158,7 @@ def cost(config: ConfigDict) -> float:
 @functools.cache
 def _step_costs(arch: str, distilled: bool) -> tuple[float, float]:
     config = load_recipe('mnist_dit')
-    teacher, network = Network(architecture(config)), Network(json.loads(arch))
+    teacher, network = Network(architecture(config)), Network(parse_json(arch, 'the student'))
     whole = config.train.steps * stage_macs('train', teacher, None, 1)
     return (stage_macs('align', network, teacher, 1) / whole,
             stage_macs('train', network, teacher if distilled else None, 1) / whole)

@@ -22,6 +22,7 @@ from examples.mnist.arms import ARMS, Run
 from examples.words import PACKAGES
 from lit_jax import UserError
 from lit_jax.runtime import cli
+from lit_jax.runtime.json_file import read_json
 from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.paths import write_text_atomic
 from lit_jax.runtime.shipped import find_asset
@@ -103,7 +104,7 @@ def versions() -> dict[str, str]:
 
 def collect(workdir: Path) -> dict:
     """Writes and returns results.json: {'teacher': figures, 'runs': [those of each finished run]}."""
-    read = {path.parent.name: json.loads(path.read_text()) for path in sorted(workdir.glob(f'*/{RESULT}'))}
+    read = {path.parent.name: read_json(path) for path in sorted(workdir.glob(f'*/{RESULT}'))}
     order = list(ARMS)
     runs = sorted((one for one in read.values() if one['arm'] in ARMS),
                   key=lambda one: (order.index(one['arm']), one['seed']))
