@@ -83,9 +83,10 @@ def measure(workdir: Path, path: Path) -> dict:
     """The figures of the model in `path`, which are kept there too, with how it was made."""
     from examples.mnist.arms import cost
     from examples.ruler import MNIST, Ruler
+    from lit_jax.recipes.recipe import load_recipe
     from lit_jax.training.metrics_log import read_lines
     measured = Ruler('mnist', workdir, MNIST).measure(path, path / SHOWN)
-    facts = {'arm': path.name}
+    facts = {'arm': path.name, 'steps': load_recipe('mnist_dit').train.steps}
     if path.name != 'teacher':
         arm, _, seed = path.name.rpartition('_')
         one = Run(workdir, arm, int(seed))

@@ -161,7 +161,7 @@ def how(results: Mapping) -> str:
     seeds = sorted({run['seed'] for run in results['runs']})
     dates = sorted({run['date'] for run in runs})
     versions = ', '.join(f'{name} {number}' for name, number in runs[-1]['versions'].items())
-    return (f'`{results["command"]}`, {len(results["runs"])} runs, seeds {", ".join(map(str, seeds))}; '
+    return (f'`{results["command"]}`, {len(results["runs"])} students, seeds {", ".join(map(str, seeds))}; '
             f'{dates[0]}{f" to {dates[-1]}" if len(dates) > 1 else ""}; {versions}. The command of each run '
             f'is in `examples/mnist/recorded.json`.')
 
