@@ -84,8 +84,8 @@ def write_demo_report(workdir: Path, runs: Sequence[Run], result: Mapping, recor
     report.heading('The reason: a block by the number of tokens')
     header, rows = block_table(result)
     report.table(header, rows)
-    report.paragraph('One image, float32, measured on this machine. These digits have 49 tokens, where nothing '
-                     'is gained; an image of 1024 pixels has 4,096 in the latent space of a DiT. '
+    report.paragraph('One image, float32, measured on this machine. These digits have 49 tokens, where '
+                     'nothing is gained; an image of 1024 pixels has 4,096 in the latent space of a DiT. '
                      'Memory is what the program needs beside inputs and result: attention is computed in '
                      'pieces, so no map of all pairs is kept.')
     for key, unit in (('milliseconds', 'ms'), ('megabytes', 'MiB')):
