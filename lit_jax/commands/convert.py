@@ -65,9 +65,9 @@ class ConvertOptions:
                                      group=UNSEEN)
     routed: tuple[int, ...] | None = option('routed heads per token in MoH-DiT, of all layers or of each; '
                                             'known for the published sizes', default=None, group=UNSEEN)
-    system: str | None = option('what it predicts: dit (noise), sit or repa (velocity), where neither the '
-                                'file nor its name tells', choices=('dit', 'sit', 'repa'), default=None,
-                                group=UNSEEN)
+    system: str | None = option('what it predicts: dit (noise), sit, repa or lightningdit (velocity), where '
+                                'neither the file nor its name tells', default=None, group=UNSEEN,
+                                choices=('dit', 'sit', 'repa', 'lightningdit'))
     space: str | None = option('latent space (default: vae for 4 channels, else pixels)',
                                choices=('vae', 'pixels'), default=None, group=UNSEEN)
     vae: str | None = option('id of the VAE that the model was trained with (default: '

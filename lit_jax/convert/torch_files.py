@@ -283,8 +283,11 @@ def _choose(file: PickledFile, weights: str, path: Path) -> tuple[dict, str]:
 
 
 def _told(content) -> dict:
-    """What the command line says that a training checkpoint keeps in `args`: its numbers and texts."""
+    """What the command line says that a training checkpoint keeps in `args`, or LightningDiT's in the section
+    `transport` of `config`: its numbers and texts."""
     args = content.get('args') if isinstance(content, dict) else None
+    if args is None and isinstance(content, dict) and isinstance(content.get('config'), dict):
+        args = content['config'].get('transport')
     if isinstance(args, Call) and args.name == NAMESPACE:
         args = args.state
     if not isinstance(args, dict):

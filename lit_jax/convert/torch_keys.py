@@ -86,6 +86,9 @@ PIXART_EMBEDDERS = (
     Leaf(NULL_CAPTION, ('L', 'Y'), 'copy', 'y_embedder.y_embedding'),
 )
 PIXART_REST = (
+    Leaf('blocks/norm1/gain', ('D',), 'flat', 'blocks.{i}.norm1.weight'),
+    Leaf('blocks/norm2/gain', ('D',), 'flat', 'blocks.{i}.norm2.weight'),
+    Leaf('final_layer/norm/gain', ('D',), 'flat', 'final_layer.norm_final.weight'),
     Leaf('blocks/scale_shift_table', (6, 'D'), 'copy', 'blocks.{i}.scale_shift_table',
          ('transformer_blocks.{i}.scale_shift_table',)),
     *product('blocks/cross_attn/q', ('D', 'X', None), 'linear', 'blocks.{i}.cross_attn.q_linear',

@@ -36,6 +36,7 @@ RULES = (
     (r't_block/kernel', P('fsdp', None, 'tensor')),
     (r't_block/bias', P(None, 'tensor')),
     (r'(blocks\d*|final_layer)/scale_shift_table', P()),
+    (r'(blocks\d*/norm[12]|final_layer/norm)/gain', P()),
     (r'blocks\d*/cross_attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
     (r'blocks\d*/cross_attn/q/bias', P(None, 'tensor', None)),
     (r'blocks\d*/cross_attn/kv/kernel', P(None, 'fsdp', None, 'tensor', None)),

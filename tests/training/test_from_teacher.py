@@ -60,7 +60,8 @@ def test_a_class_student_takes_all_from_teacher_and_latents(folders):
     assert {name: arch[name] for name in DIT if name not in ('mixer', 'input_size', 'stages')} == {
         name: DIT[name] for name in DIT if name not in ('mixer', 'input_size', 'stages')}
     assert arch['input_size'] == (8, 8) and arch['mixer'] == {
-        **recipes.linear_mixer(2).to_dict(), 'dwc_kernel': 3, 'focus_scale': False, 'key_grid': None}
+        **recipes.linear_mixer(2).to_dict(), 'dwc_kernel': 3, 'focus_scale': False, 'key_grid': None,
+        'rope': False}
     assert (config.data.name, config.data.image_size, config.data.num_classes) == ('latents', 16, 5)
     assert config.latent.to_dict() == {**SPACE, 'channels': 3, 'vae_path': config.latent.vae_path}
     assert config.diffusion.to_dict() == {**default_section(), 'steps': 800}
