@@ -33,6 +33,7 @@ from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.models.network import Network, count_parameters
 from lit_jax.models.rotary import ROTARY, rotary_of
+from lit_jax.recipes.recipe import VA_VAE as RECIPE_VA_VAE
 from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, shown_name
 from lit_jax.runtime.leaves import unflatten
@@ -40,8 +41,7 @@ from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}     # DiT
 SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}    # PixArt-Σ
-VA_VAE = {'space': 'vae', 'vae': 'hustvl/vavae-imagenet256-f16d32-dinov2', 'scale': 1.0,
-          'downscale': 16}      # LightningDiT
+VA_VAE = {'space': 'vae', **{name: RECIPE_VA_VAE[name] for name in ('vae', 'scale', 'downscale')}}
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
 
 
