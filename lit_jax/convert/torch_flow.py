@@ -120,6 +120,8 @@ def take_projectors(source: Source, path: Path | str) -> dict[str, np.ndarray]:
     """REPA's projectors, {key: float32 array}, which no longer count among the tensors of `source`: they do
     not feed the velocity. UserError for one that cannot be read."""
     found, problems = {}, []
+    if source.config and source.config['model'].get('projectors'):
+        return {}      # a model of ours, which trains them
     for key in [key for key in source.tensors if key.startswith(PROJECTORS)]:
         info = source.tensors.pop(key)
         if info.dtype not in FLOATS:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
+    BLOCK_OUTPUT,
     Array,
     LabelEmbedder,
     Linear,
@@ -26,6 +27,8 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
+from lit_jax.models.probe import show
+from lit_jax.models.projectors import Projectors
 from lit_jax.runtime.errors import UserError, shown
 
 
@@ -51,7 +54,9 @@ class Block(nnx.Module):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
         mixed = show_mixer(self.attn, modulate_normed(self.norm1, x_BND, shift_msa, scale_msa), grid)
         x = x_BND + gate(mixed, gate_msa)
-        return x + gate(self.mlp(modulate_normed(self.norm2, x, shift_mlp, scale_mlp), grid), gate_mlp)
+        x = x + gate(self.mlp(modulate_normed(self.norm2, x, shift_mlp, scale_mlp), grid), gate_mlp)
+        show(BLOCK_OUTPUT, x)
+        return x
 
 
 class FinalLayer(nnx.Module):
@@ -142,13 +147,14 @@ class DiT(OfClasses):
         ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
         norm: 'layer', or 'rms' with a learned gain (LightningDiT). shift: whether the condition shifts the
             tokens in the blocks, beside scaling them.
+        projectors: REPA's (`lit_jax.models.projectors`), or None.
         dtype: compute dtype. scan_layers, remat: see `run_stack`."""
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'mlp',
                  stages: Sequence[Mapping] = (), learn_sigma: bool = True, norm: str = 'layer',
-                 shift: bool = True, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none',
-                 rngs: nnx.Rngs):
+                 shift: bool = True, projectors: Mapping | None = None, dtype=jnp.float32,
+                 scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.scan_layers, self.remat = scan_layers, remat
 
@@ -158,6 +164,7 @@ class DiT(OfClasses):
         self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
         self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), norm, dtype=dtype,
                                       rngs=rngs)
+        self.projectors = Projectors(width, **projectors, dtype=dtype, rngs=rngs) if projectors else None
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""

@@ -285,6 +285,7 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
 
 
 MIXER_INPUT, MIXER_OUTPUT = 'mixer/input', 'mixer/output'
+BLOCK_OUTPUT = 'block/output'
 
 
 def show_mixer(mixer: nnx.Module, x_BND: Array, grid: tuple[int, int]) -> Array:

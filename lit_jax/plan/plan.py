@@ -27,6 +27,7 @@ from lit_jax.runtime.json_file import split_lines
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
+from lit_jax.training.features import read_features
 from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
@@ -215,6 +216,10 @@ def abstract_arguments(config, stage, network, teacher_network, mesh) -> tuple:
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, BATCH))
              for name, leaf in _abstract_batch(config, network).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
+    if features := read_features(config):
+        frozen['features'] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+            features.params)
     return state, frozen, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 

@@ -37,6 +37,8 @@ RULES = (
     (r't_block/bias', P(None, 'tensor')),
     (r'(blocks\d*|final_layer)/scale_shift_table', P()),
     (r'(blocks\d*/norm[12]|final_layer/norm)/gain', P()),
+    (r'projectors/p\d+/fc\d/kernel', P('fsdp', None)),
+    (r'projectors/p\d+/fc\d/bias', P()),
     (r'blocks\d*/cross_attn/q/kernel', P(None, 'fsdp', 'tensor', None)),
     (r'blocks\d*/cross_attn/q/bias', P(None, 'tensor', None)),
     (r'blocks\d*/cross_attn/kv/kernel', P(None, 'fsdp', None, 'tensor', None)),
