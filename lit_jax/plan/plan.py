@@ -192,14 +192,17 @@ def assumed_teacher(config: ConfigDict) -> dict:
     arch = dict(setup.build_network(config).arch)
     if arch['family'] == 'pixart':       # PixArt-Σ has as many heads in self- as in cross-attention
         return arch | {'mixer': softmax_mixer(arch['cross_heads']).to_dict(), 'stages': ()}
-    named = re.search(rf'(?:^|[/_\-])dit[_\-]({"|".join(SIZES)})(?:[_\-]|$)',
+    arch.pop('projectors', None)
+    named = re.search(rf'(?:^|[/_\-])(?:dit|sit|lightningdit)[_\-]({"|".join(SIZES)})(?:[_\-]|$)',
                       config.teacher.path.lower().rstrip('/'))
     same_width = [size for size in SIZES.values() if size['width'] == arch['width']]
     size = SIZES[named[1]] if named else same_width[0] if same_width else None
     heads = size['softmax_heads'] if size else arch['mixer']['heads']
     if named:
         arch |= {'depth': size['depth'], 'width': size['width']}
-    return arch | {'mixer': softmax_mixer(heads).to_dict()} | ({'stages': ()} if 'stages' in arch else {})
+    turned = {'rope': True} if arch['mixer'].get('rope') else {}
+    mixer = softmax_mixer(heads).to_dict() | turned
+    return arch | {'mixer': mixer} | ({'stages': ()} if 'stages' in arch else {})
 
 
 def abstract_arguments(config, stage, network, teacher_network, mesh) -> tuple:
