@@ -21,7 +21,7 @@ def projection_loss(projected: Sequence[Array], features: Sequence[Array]) -> Ar
                         f'must have the tokens of the model')
     cosines = [_normalised(z) * _normalised(jax.lax.stop_gradient(f))
                for z, f in zip(projected, features, strict=True)]
-    return -sum(cosine.sum(-1).mean(-1) for cosine in cosines) / len(cosines)
+    return -jnp.stack([cosine.sum(-1).mean(-1) for cosine in cosines]).mean(0)
 
 
 def _normalised(x: Array) -> Array:
