@@ -110,6 +110,11 @@ class Source:
             else:
                 self.tensors[key], self._owner[key] = info, (reader, name)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other keys, which are free."""
+        for old, new in names.items():
+            self.tensors[new], self._owner[new] = self.tensors.pop(old), self._owner.pop(old)
+
 
 def open_source(path, weights: str = 'ema') -> Source:
     """Opens a checkpoint file, an index of shards (.index.json), or a folder. UserError if it is missing,

@@ -3,6 +3,7 @@
 The files of DiT and SiT have the same tensors. They differ in what their trainers wrote beside them, in their
 names, and in one fact: the second half of SiT's outputs has no loss, so it is still the zero that it started
 from, where DiT's is a trained variance. Where nothing of this differs, the caller is asked."""
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SYSTEMS: Mapping[str, Ddpm | Flow] = {'dit': Ddpm(), 'sit': Flow(), 'repa': Flow
 _LIGHTNING = *ROTARY, 'final_layer.norm_final.weight', 'blocks.0.mlp.w12.weight'
 _PREDICTIONS = {'v': 'velocity', 'velocity': 'velocity', 'noise': 'noise', 'score': 'score'}
 _NOISE = 'noise', 'epsilon', 'eps'      # what a trainer of DiTs may say
+_BLOCK, _LATE = re.compile(r'blocks\.(\d{1,4})\.'), re.compile(r'decoder_blocks\.(\d{1,4})\.(.+)')
 _TIMES = {'uniform': 'uniform', 'lognormal': 'log_normal'}
 
 
@@ -114,6 +116,14 @@ def _told_flow(source: Source, path: Path, system: str) -> Flow:
     if chosen.get('prediction', 'velocity') != 'velocity':
         chosen['cosine'] = 0.0
     return Flow(**chosen)
+
+
+def join_blocks(source: Source) -> None:
+    """REPA's early files count the blocks behind the projectors anew: decoder_blocks.0 follows the last of
+    blocks."""
+    first = 1 + max((int(found[1]) for key in source.tensors if (found := _BLOCK.match(key))), default=-1)
+    late = {key: _LATE.match(key) for key in source.tensors if key.startswith('decoder_blocks.')}
+    source.rename({key: f'blocks.{first + int(found[1])}.{found[2]}' for key, found in late.items() if found})
 
 
 def take_projectors(source: Source, path: Path | str) -> dict[str, np.ndarray]:
