@@ -36,6 +36,7 @@ def find_diffusion(source: Source, path: Path, asked: str | None = None) -> tupl
     asked: a name of SYSTEMS, or None. UserError where the file contradicts it, and where nothing tells."""
     if asked is not None:
         check_known('system', asked, SYSTEMS)
+    join_blocks(source)
     if source.config and 'diffusion' in source.config and asked is None:
         return dict(source.config['diffusion']), ''
     found = next(_evidence(source, path), None)

@@ -15,7 +15,7 @@ from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_
 from lit_jax.convert import torch_arch
 from lit_jax.convert.torch_arch import Inferred
 from lit_jax.convert.torch_files import FLOATS, Source, open_source, source_from_arrays
-from lit_jax.convert.torch_flow import find_diffusion, join_blocks, take_projectors
+from lit_jax.convert.torch_flow import find_diffusion, take_projectors
 from lit_jax.convert.torch_hub import pipeline_vae
 from lit_jax.convert.torch_keys import (
     LABEL_TABLE,
@@ -246,8 +246,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
             models of SDXL's; else pixels). overwrite: replace an existing model folder.
-        system: 'dit', 'sit', 'repa' or 'lightningdit', what the model predicts, where neither the file nor
-            its name tells.
+        system: 'dit', 'sit', 'repa' or 'lightningdit', where neither the file nor its name tells.
 
     Raises UserError, before anything is written."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
@@ -255,7 +254,6 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     if src.is_dir() and is_model_folder(src):
         raise UserError(f'{src} is a model folder already; --to_torch turns it into a PyTorch file')
     source = open_source(src, weights)
-    join_blocks(source)
     diffusion, why = find_diffusion(source, src, system)
     projectors = take_projectors(source, src)
     given = dict(source.config or {})

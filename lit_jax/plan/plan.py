@@ -27,9 +27,9 @@ from lit_jax.runtime.json_file import split_lines
 from lit_jax.runtime.memory import is_out_of_memory
 from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
-from lit_jax.training.features import read_features
 from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
+from lit_jax.training.frozen_features import read_features
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
 from lit_jax.training.stages import Stage, plan_stages
 

@@ -126,7 +126,7 @@ def default() -> ConfigDict:
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
             'losses': (),                # terms of one's own: ('package.module:function', weight), ...
-            'features': '',              # of a frozen network (lit_jax/training/features.py)
+            'features': '',              # of a frozen network (lit_jax/training/frozen_features.py)
             'features_weight': 0.5,      # of REPA's loss, with model.projectors
             'balance_weight': 0.01,      # of MoH's load-balancing loss
             'ema_decay': 0.9999,

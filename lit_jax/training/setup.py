@@ -30,7 +30,7 @@ from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.paths import check_reachable
-from lit_jax.training.features import Features, read_features
+from lit_jax.training.frozen_features import Features, read_features
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.stages import Stage
 from lit_jax.training.state import make_optimizer

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lit_jax.diffusion.alignment import projection_loss
 from lit_jax.diffusion.distillation import total_loss
 from lit_jax.diffusion.flow_paths import PREDICTIONS
 from lit_jax.diffusion.kinds import Diffusion
 from lit_jax.diffusion.own_terms import Seen, Term
-from lit_jax.diffusion.projection import projection_loss
 from lit_jax.models.layers import BLOCK_OUTPUT
 from lit_jax.models.low_rank import merge_updates
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.runtime.leaves import named_leaves, overlaid, pick
-from lit_jax.training.features import Features
+from lit_jax.training.frozen_features import Features
 from lit_jax.training.state import update_ema
 
 Array = jax.Array

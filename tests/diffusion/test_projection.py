@@ -8,13 +8,13 @@ from tiny import tiny_recipe
 
 from lit_jax import recipes
 from lit_jax.convert.torch_import import from_torch_state
+from lit_jax.diffusion.alignment import projection_loss
 from lit_jax.diffusion.flow import Flow
-from lit_jax.diffusion.projection import projection_loss
 from lit_jax.models.layers import BLOCK_OUTPUT
 from lit_jax.models.network import Network, count_parameters
 from lit_jax.runtime.errors import UserError
 from lit_jax.training import setup
-from lit_jax.training.features import read_features
+from lit_jax.training.frozen_features import read_features
 from lit_jax.training.state import new_state
 
 HERE = __name__
