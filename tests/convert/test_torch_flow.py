@@ -61,7 +61,7 @@ def test_where_nothing_says_so_the_unused_half_of_the_outputs_does():
 
 def test_where_nothing_differs_it_is_asked():
     state = random_state(tiny_arch(learn_sigma=False))
-    with pytest.raises(UserError, match='nothing tells .*: say --system dit, sit or repa'):
+    with pytest.raises(UserError, match='nothing tells .*: say --system dit, sit, repa or lightningdit'):
         find_diffusion(source(state), PLAIN)
     assert find_diffusion(source(state), PLAIN, 'dit')[0] == DDPM
     assert find_diffusion(source(state), PLAIN, 'repa')[0]['noise_at'] == 1
