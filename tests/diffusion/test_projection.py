@@ -43,6 +43,7 @@ def test_loss_and_gradients_equal_the_official_code(goldens, x64):
     block, flow = network.arch['projectors']['block'], Flow(noise_at=1)
     clean, noise, t = (jnp.asarray(arrays[f'in_train_{name}'], jnp.float64)
                        for name in ('images', 'noise', 't'))
+    t = t.reshape(-1)
     features = [jnp.asarray(arrays[f'in_train_z{i}'], jnp.float64) for i in range(2)]
 
     def loss(params):
