@@ -8,7 +8,7 @@ SMOKE = runs/smoke
 N ?= 2000
 SEED ?= $(shell date +%s)
 
-.PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full compare photos test test-peers test-slow fuzz smoke lint docs docs-serve clean
+.PHONY: help setup setup-test demo demo-full demo-t2i demo-t2i-full lab compare photos test test-peers test-slow fuzz smoke lint docs docs-serve clean
 
 help:        ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -39,17 +39,20 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(INSTALL) -e ".[docs]"
 	touch $@
 
-demo: setup            ## the whole method on digits: convert, inherit, distil, compare (CPU, minutes)
-	$(BIN)/python -m examples.digits
+demo: setup            ## the whole method on MNIST: convert, inherit, align, distil, compare (CPU, minutes)
+	$(BIN)/python -m examples.mnist
 
 demo-full: setup       ## the same, training the teacher first
-	$(BIN)/python -m examples.digits --train_teacher --workdir demo/full
+	$(BIN)/python -m examples.mnist --train_teacher --workdir demo/full
 
 demo-t2i: setup        ## from captions: rendered shapes
 	$(BIN)/python -m examples.shapes
 
 demo-t2i-full: setup   ## the same, training text encoder and teacher first
 	$(BIN)/python -m examples.shapes --train_teacher --workdir=demo/shapes_full
+
+lab: setup             ## every student of the MNIST demo and LiT's guidelines, three seeds each (hours, resumes)
+	$(BIN)/python -m examples.mnist.lab
 
 compare: setup         ## every system of the papers on digits, three seeds each
 	$(BIN)/python -m examples.digits.compare

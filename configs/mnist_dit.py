@@ -10,8 +10,6 @@ def get_config():
     config.name = 'mnist_dit'
     recipes.mnist(config)
     config.model.mixer = recipes.softmax_mixer(heads=6)
-    config.train.steps = 10_000
-    config.train.warmup_steps = 100
-    config.train.cooldown_steps = 3_000
-    config.checkpoint.every = 1_000
+    config.train.update({'steps': 9_000, 'warmup_steps': 100, 'cooldown_steps': 3_000})
+    config.checkpoint.update({'every': 500, 'keep_every': 500})     # for make lab
     return config

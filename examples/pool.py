@@ -12,9 +12,6 @@ from typing import Protocol, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from examples.digits import figures
-from lit_jax.data.sources import open_source
-from lit_jax.metrics.toys.digits_judge import Judge, load_judge, train_judge
 from lit_jax.runtime import alive, cli
 from lit_jax.runtime.compiler import wide_vectors
 from lit_jax.runtime.progress import format_seconds, heard, unwatched, working
@@ -31,21 +28,12 @@ class Job(Protocol):
     def recipe(self) -> ConfigDict: ...
 
 
-def get_judge(workdir: Path) -> Judge:
-    """The judge of this workdir, a classifier trained on the real training split."""
-    path = workdir / 'judge.npz'
-    if not path.exists():
-        data = figures.all_of(open_source('digits', split='train'))
-        train_judge(data['image'], data['label']).save(path)
-    return load_judge(path)
-
-
 def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict], tell: Callable[[dict], str],
-            there: Mapping[str, Path] | None = None) -> dict[str, list[dict]]:
+            there: Mapping[str, Path] | None = None, most: int = 0) -> dict[str, list[dict]]:
     """{arm: the figures of each seed}, first of the models that are `there` already.
 
     measure: (model folder or workdir) -> figures, picklable, because it runs in another process. tell:
-    figures -> a line."""
+    figures -> a line. most: processes; 0: one for each core."""
     there = dict(there or {})
     runs: dict[str, dict[int, dict]] = {arm: {} for arm in [*there, *(job.arm for job in jobs)]}
     began, waiting = time.monotonic(), {}
@@ -54,17 +42,22 @@ def run_all(workdir: Path, jobs: Sequence[Job], measure: Callable[[Path], dict],
         left = {entry: future.running() for future, entry in waiting.items() if not future.done()}
         return _status(jobs, left, began)
 
-    with working(describe), workers(min(os.cpu_count() or 1, len(jobs) + len(there))) as pool:
-        waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
-                   for job in jobs}
+    with working(describe), workers(min(most or _cores(), len(jobs) + len(there))) as pool:
         waiting |= {pool.submit(_train_and_measure, workdir, None, path, measure): (arm, 0)
                     for arm, path in there.items()}
+        waiting |= {pool.submit(_train_and_measure, workdir, job, job.path, measure): (job.arm, job.seed)
+                   for job in jobs}
         for done in as_completed(waiting):
             (arm, seed), (measured, seconds) = waiting[done], done.result()
             runs[arm][seed] = measured
             print(f'{arm:10} seed {seed}: {tell(measured)}  ({format_seconds(seconds)})', flush=True)
             heard()
     return {arm: [seeds[seed] for seed in sorted(seeds)] for arm, seeds in runs.items()}
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _status(jobs: Sequence[Job], left: Mapping[tuple[str, int], bool], began: float) -> str:
@@ -75,7 +68,8 @@ def _status(jobs: Sequence[Job], left: Mapping[tuple[str, int], bool], began: fl
         if (job.arm, job.seed) not in left:
             continue
         record = (read_lines(job.path / 'metrics.jsonl') or [{}])[-1]
-        step, total = record.get('step', 0), job.recipe().train.steps
+        recipe = job.recipe()
+        step, total = record.get('step', 0), recipe.align.steps + recipe.train.steps
         if not (job.path / 'log.txt').exists():
             waiting += 1
         elif step >= total:

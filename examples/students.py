@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from lit_jax.recipes.recipe import load_recipe
 
-# The whole method, then without distillation, then also without inheritance; same recipe and steps.
-ARMS = {'distilled': {}, 'inherited': {'teacher': ''}, 'scratch': {'teacher': '', 'inherit': ''}}
+# The whole method, aligned before (its steps are `fields`), then without distillation, then also without
+# inheritance.
+ARMS = {'distilled': {}, 'aligned': {}, 'inherited': {'teacher': ''},
+        'scratch': {'teacher': '', 'inherit': ''}}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain', 'scikit-learn')      # in a teacher's card
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,3 +28,10 @@ def print_next(commands: Sequence[str]) -> None:
 def short(path: Path) -> Path:
     """A path in the checkout as it is typed there."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def format_columns(rows: list[tuple]) -> list[str]:
+    """Lines of aligned columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ['  '.join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]

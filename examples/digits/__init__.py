@@ -1,1 +1,1 @@
-"""The whole method on real digits, from one command: `python -m examples.digits` (or `make demo`)."""
+"""The comparison of all systems on 8x8 digits: `python -m examples.digits.compare` (or `make compare`)."""

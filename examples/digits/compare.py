@@ -7,12 +7,11 @@ Each is trained from scratch with the same steps, batch and optimizer; only the 
 show that each one learns, and the cost of a step on this machine; they say nothing about ImageNet. The same
 command resumes an interrupted run.
 """
-import functools
 import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,8 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from examples import pool
-from examples.digits import figures
+from examples import pool, ruler
 from examples.words import print_next, quoted
 from lit_jax import recipes
 from lit_jax.checkpoint.load import load
@@ -36,7 +34,7 @@ from lit_jax.training import setup
 from lit_jax.training.mesh import BatchLayout, make_mesh
 
 STEPS, SAMPLING_STEPS = 1_500, 25
-SHOWN = 10
+SHOWN, GUIDED, CFG_SCALE = 10, 500, 2.0
 TIMED = 30       # timed steps, after five untimed ones
 # config.model of each system, with the sizes of the digits DiT. With 4x4 tokens, kernels are 3x3.
 DIT = {'family': 'dit', 'depth': 4, 'width': 64, 'patch': 2}
@@ -97,12 +95,12 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
         raise UserError(f'--seeds and --steps must be at least 1, got {seeds} and {steps}')
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
-    real = figures.real_figures(pool.get_judge(workdir))
+    one = measure_with(workdir)
+    real = one.real()
     entries = [Entry(workdir, name, seed, steps) for seed in range(seeds) for name in systems]
     print(f'{len(entries)} runs of {steps:,} steps', flush=True)
-    runs = pool.run_all(workdir, entries, functools.partial(figures.measure_folder, workdir, SAMPLING_STEPS),
-                        figures.tell)
-    rows = [figures.row(name, load(Entry(workdir, name, 0).path), runs[name]) for name in systems]
+    runs = pool.run_all(workdir, entries, one.measure, ruler.tell)
+    rows = [ruler.row(name, load(Entry(workdir, name, 0).path), runs[name]) for name in systems]
     with pool.workers(1) as alone:
         for row in rows:
             print(f'timing a step of {row["name"]}', flush=True)
@@ -120,8 +118,12 @@ def compare(workdir: Path, systems: Sequence[str], seeds: int, steps: int = STEP
     first, last = (quoted(Entry(workdir, systems[i], 0).path) for i in (0, -1))
     print_next([f'python sample.py --from {first} --cfg_scale 2 --out digits.png',
                 f'python analyze.py --from {last} --data digits',
-                'python -m examples.digits      # the teacher becomes linear'])
+                'python -m examples.mnist      # a teacher becomes linear'])
     return 0
+
+
+def measure_with(workdir: Path) -> ruler.Ruler:
+    return ruler.Ruler('digits', workdir, replace(ruler.DIGITS, steps=SAMPLING_STEPS), GUIDED)
 
 
 def step_milliseconds(entry: Entry) -> float:
@@ -162,15 +164,16 @@ def table(result: Mapping) -> str:
 def notes(result: Mapping) -> str:
     """How the figures were measured."""
     return (f'{result["steps"]:,} steps of batch 64 from scratch, AdamW 2e-3, EMA weights, float32. Fréchet '
-            f'distance of {figures.UNGUIDED:,} unguided samples in the features of a digits classifier '
-            f'(floor, 360 real held-out digits: {result["floor"]:.2f}); class accuracy of {figures.GUIDED} '
-            f'samples with guidance {figures.CFG_SCALE:g}; {SAMPLING_STEPS} sampling steps. ms a step: '
+            f'distance of {ruler.COUNT:,} unguided samples in the features of a digits classifier '
+            f'(floor, 360 real held-out digits: {result["floor"]:.2f}); class accuracy of {GUIDED} '
+            f'samples with guidance {CFG_SCALE:g}; {SAMPLING_STEPS} sampling steps. ms a step: '
             f'median of {TIMED} on one core, without other load.')
 
 
 def draw_sheet(workdir: Path, systems: Sequence[str]) -> np.ndarray:
     """Ten guided samples of each system, one row each, all from the same noise."""
-    images = [figures.draw(load(Entry(workdir, name, 0).path, scan_layers=False), SHOWN, figures.CFG_SCALE)[0]
+    settings = replace(ruler.DIGITS, cfg_scale=CFG_SCALE)
+    images = [ruler.draw(load(Entry(workdir, name, 0).path, scan_layers=False), np.arange(SHOWN), settings)
               for name in systems]
     return make_sheet([('', to_uint8(np.concatenate(images)))], SHOWN, list(systems), pad=1, scale=4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.digits.figures import row
+from examples.ruler import row
 from lit_jax.checkpoint.load import load
 from lit_jax.diffusion.settings import PROMPTS
 from lit_jax.metrics.toys.shapes_prompts import make_shape_prompts, score_images

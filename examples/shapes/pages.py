@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.digits.pages import format_columns
 from examples.shapes import figures as shapes_figures
+from examples.words import format_columns
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
 from lit_jax.report.grids import make_sheet, save_png
 from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_series
@@ -13,6 +13,7 @@ from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
 TITLES = {'teacher': 'PixArt, the teacher', 'distilled': 'LiT, inherited and distilled',
+          'aligned': 'LiT, aligned and distilled, 5 %',
           'scratch': 'LiT from scratch'}
 # Two prompts of each task, not chosen by their images.
 SHOWN = ('a circle', 'a triangle', 'a square and a triangle', 'a circle and a square', 'two circles',

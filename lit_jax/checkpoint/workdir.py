@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from lit_jax.checkpoint import null_caption
 from lit_jax.diffusion.kinds import read_diffusion
+from lit_jax.models.mixers import MIXERS
 from lit_jax.recipes.recipe import default
 from lit_jax.runtime import paths, peers
 from lit_jax.runtime.differences import LINES, find_differences
@@ -51,6 +52,7 @@ def _check(workdir, recipe: Mapping, inputs: Mapping | None, classes) -> None:
         was = _with_defaults(stored.get('recipe', {}), now, plain(default().to_dict()))
         for one in (was, now):
             one['diffusion'] = read_diffusion(one.get('diffusion') or {}).to_json()
+            _complete_mixer(one)
         free = (*FREE_SECTIONS, *FREE_FIELDS, *(KNOWN_FIELDS if known else ()))
         fields = find_differences(_decisive(was, free), _decisive(now, free), 'there', 'in this recipe')
         others = []
@@ -148,6 +150,13 @@ def _with_defaults(was: Mapping, now: Mapping, defaults) -> dict:
     return {name: _with_defaults(value, now[name], known.get(name))
             if isinstance(value, Mapping) and isinstance(now.get(name), Mapping) else value
             for name, value in filled.items()}
+
+
+def _complete_mixer(recipe: dict) -> None:
+    """An option that a mixer got since then takes its default in the older recipe."""
+    mixer = (recipe.get('model') or {}).get('mixer') or {}
+    if (name := mixer.get('name')) in tuple(MIXERS):
+        recipe['model']['mixer'] = plain(MIXERS[name].defaults()) | mixer
 
 
 def _decisive(recipe: Mapping, free: tuple[str, ...], prefix: str = '') -> dict:

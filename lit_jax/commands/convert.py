@@ -7,6 +7,7 @@
     python convert_torch_ckpt.py SiT-XL-2-256x256.pt --out models/sit_xl   # SiT and REPA
     python convert_torch_ckpt.py DiG-S-2.pt --out models/dig_s                 # DiG and MoH-DiT
     python convert_torch_ckpt.py sd-vae-ft-ema/ --out models/sd_vae       # an AutoencoderKL of diffusers
+    python convert_torch_ckpt.py vavae.pt --latents_stats latents_stats.pt --out models/va_vae    # VA-VAE
     python convert_torch_ckpt.py PixArt-Sigma/text_encoder --out models/t5        # a T5 and its tokenizer
     python convert_torch_ckpt.py pt_inception-2015-12-05-6726825d.pth --out models/inception     # for FID
     python convert_torch_ckpt.py PixArt-Sigma-XL-2-512-MS.pth --image_size 512 --out models/pixart_512
@@ -71,9 +72,9 @@ class ConvertOptions:
                                      group=UNSEEN)
     routed: tuple[int, ...] | None = option('routed heads per token in MoH-DiT, of all layers or of each; '
                                             'known for the published sizes', default=None, group=UNSEEN)
-    system: str | None = option('what it predicts: dit (noise), sit or repa (velocity), where neither the '
-                                'file nor its name tells', choices=('dit', 'sit', 'repa'), default=None,
-                                group=UNSEEN)
+    system: str | None = option('what it predicts: dit (noise), sit, repa or lightningdit (velocity), where '
+                                'neither the file nor its name tells', default=None, group=UNSEEN,
+                                choices=('dit', 'sit', 'repa', 'lightningdit'))
     space: str | None = option('latent space (default: vae for 4 channels, else pixels)',
                                choices=('vae', 'pixels'), default=None, group=UNSEEN)
     vae: str | None = option('id of the VAE that the model was trained with (default: '
@@ -88,6 +89,8 @@ class ConvertOptions:
 
     vae_id: str | None = option("id for a converted VAE (default: from its folder's name)", default=None,
                                 group=OTHERS)
+    latents_stats: str | None = option('of VA-VAE: the file of mean and deviation of its latents',
+                                       default=None, metavar='FILE', group=OTHERS)
     text_id: str | None = option("id for a converted text encoder (default: from its folder's name)",
                                  default=None, group=OTHERS)
     text_dtype: str = option('dtype in which the weights of a text encoder are stored',
@@ -134,6 +137,7 @@ def _import(options: ConvertOptions) -> str:
     from lit_jax.convert.torch_arch import parse_arch_name
     from lit_jax.convert.torch_files import hub_parts
     from lit_jax.convert.torch_import import convert, describe
+    from lit_jax.convert.vae_ldm import convert_ldm_vae, is_ldm_vae
     from lit_jax.convert.vae_torch import convert_vae, describe_vae, is_hub_vae
     files, folder = (options.src, options.out), hub_parts(options.src)[0]
     other = {'overwrite': options.overwrite, 'asked': given(options, EXPECTED, UNSEEN)}
@@ -144,6 +148,12 @@ def _import(options: ConvertOptions) -> str:
                                                                 text_id=options.text_id, **other))
     if is_inception_file(options.src):
         return describe_inception(convert_inception(*files, sha256=options.sha256, **other))
+    if is_ldm_vae(options.src):
+        return describe_vae(convert_ldm_vae(*files, vae_id=options.vae_id,
+                                            latents_stats=options.latents_stats, **other))
+    if options.latents_stats:
+        raise UserError(f'--latents_stats {options.latents_stats} belongs to a VAE in the form of VA-VAE\'s '
+                        f'file; {options.src} is none')
     expected = parse_arch_name(options.arch) if options.arch else {}
     told = {name: getattr(options, name) for name in ('image_size', 'input_size', 'num_classes')}
     expected |= {name: value for name, value in told.items() if value is not None}

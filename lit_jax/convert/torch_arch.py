@@ -78,7 +78,7 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
     ffn, ratio, ffn_problems = infer_ffn(found)
     arch = {**family, 'depth': found.depth or 1, 'width': sizes['D'], 'patch': sizes['p'],
             'channels': sizes['C'], 'mlp_ratio': ratio, 'learn_sigma': sizes['O'] != token, 'mixer': mixer,
-            'ffn': ffn}
+            'ffn': ffn, **(_lightning(found) if family['family'] == 'dit' else {})}
     if 'stages' in FAMILY_DEFAULTS[arch['family']]:
         arch['stages'] = blocks.stages
     problems += blocks.problems + ffn_problems + hub_problems(arch, hub, unknown)
@@ -88,6 +88,15 @@ def infer_arch(source: Source, name: str, hints: Hints) -> Inferred:
 def plain_arch(arch: Mapping) -> dict:
     """A copy of `arch` as it is stored: lists, not tuples."""
     return plain(arch)
+
+
+def _lightning(found: Found) -> dict:
+    """LightningDiT's norm with a gain, and blocks without a shift, where the file has them."""
+    fields: dict = {'norm': 'rms'} if found.has('blocks.{i}.norm1.weight') else {}
+    modulation = found.source.tensors.get('blocks.0.adaLN_modulation.1.bias')
+    if modulation is not None and modulation.shape == (4 * found.sizes['D'],):
+        fields['shift'] = False
+    return fields
 
 
 def _classes(rows: int, source: Source, hints: Hints, problems: list[str], notes: list[str]) -> dict:

@@ -37,9 +37,11 @@ from lit_jax.convert.torch_pipeline import (
 )
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
 from lit_jax.diffusion.kinds import read_diffusion
+from lit_jax.models.arch import mixers_of
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.models.network import Network, count_parameters
+from lit_jax.models.rotary import ROTARY, rotary_of
 from lit_jax.runtime import leaves, storage, writers
 from lit_jax.runtime.claim import check, claims_out
 from lit_jax.runtime.errors import UserError, check_known
@@ -63,6 +65,7 @@ def torch_layout(arch: Mapping, layout: str = 'original', null: bool = True) -> 
     shapes = {}
     if arch['family'] != 'pixart':
         shapes['pos_embed'] = 1, np.prod(_grid(arch)).item(), arch['width']
+    shapes |= {key: table.shape for key, table in _rotary(arch)}
     for keys, leaf, _ in _order(arch, layout, null):
         whole = leaf.torch_shape
         shapes |= dict.fromkeys(keys, (whole[0] // len(keys), *whole[1:]) if len(keys) > 1 else whole)
@@ -294,6 +297,7 @@ def _tensors(params: Mapping, arch: Mapping, layout: str,
                         f'unexpected {sorted(set(flat) - paths)}')
     if arch['family'] != 'pixart':
         yield 'pos_embed', position_table(_grid(arch), arch['width'])[None]
+    yield from _rotary(arch)
     flat[NULL_CAPTION] = null_caption
     if not has_null_class(arch):
         flat[LABEL_TABLE] = flat[LABEL_TABLE][:-1]
@@ -301,6 +305,11 @@ def _tensors(params: Mapping, arch: Mapping, layout: str,
         values = flat[leaf.path] if layer is None else flat[leaf.path][layer]
         whole = TRANSFORMS[leaf.rule.transform].to_torch(np.asarray(values, dtype=np.float32))
         yield from zip(keys, [whole] if len(keys) == 1 else np.split(whole, len(keys)), strict=True)
+
+
+def _rotary(arch: Mapping) -> list[tuple[str, np.ndarray]]:
+    """LightningDiT's buffers, where the mixer turns queries and keys."""
+    return list(zip(ROTARY, rotary_of(arch, mixers_of(arch)) or (), strict=False))
 
 
 def _grid(arch: Mapping) -> tuple[int, int]:

@@ -110,6 +110,11 @@ class Source:
             else:
                 self.tensors[key], self._owner[key] = info, (reader, name)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives tensors other keys, which are free."""
+        for old, new in names.items():
+            self.tensors[new], self._owner[new] = self.tensors.pop(old), self._owner.pop(old)
+
 
 def open_source(path, weights: str = 'ema') -> Source:
     """Opens a checkpoint file, an index of shards (.index.json), or a folder. UserError if it is missing,
@@ -283,8 +288,11 @@ def _choose(file: PickledFile, weights: str, path: Path) -> tuple[dict, str]:
 
 
 def _told(content) -> dict:
-    """What the command line says that a training checkpoint keeps in `args`: its numbers and texts."""
+    """What the command line says that a training checkpoint keeps in `args`, or LightningDiT's in the section
+    `transport` of `config`: its numbers and texts."""
     args = content.get('args') if isinstance(content, dict) else None
+    if args is None and isinstance(content, dict) and isinstance(content.get('config'), dict):
+        args = content['config'].get('transport')
     if isinstance(args, Call) and args.name == NAMESPACE:
         args = args.state
     if not isinstance(args, dict):

@@ -1,8 +1,9 @@
-"""What a PyTorch model predicts: noise (DiT), or the velocity of a flow (SiT, REPA).
+"""What a PyTorch model predicts: noise (DiT), or the velocity of a flow (SiT, REPA, LightningDiT).
 
 The files of DiT and SiT have the same tensors. They differ in what their trainers wrote beside them, in their
 names, and in one fact: the second half of SiT's outputs has no loss, so it is still the zero that it started
 from, where DiT's is a trained variance. Where nothing of this differs, the caller is asked."""
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from lit_jax.convert.torch_files import FLOATS, Source
 from lit_jax.diffusion.flow_paths import PATHS
 from lit_jax.diffusion.kinds import Ddpm, Flow
+from lit_jax.models.rotary import ROTARY
 from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
 
 PROJECTORS = 'projectors.'       # REPA's, from tokens to the features of another network
@@ -18,9 +20,13 @@ OUTPUT = 'final_layer.linear.weight'
 OUTPUT_BIAS = 'final_layer.linear.bias'
 DEAD = 'the second half of its outputs was never trained'
 # How the systems train; REPA's time runs from the data to the noise.
-SYSTEMS: Mapping[str, Ddpm | Flow] = {'dit': Ddpm(), 'sit': Flow(), 'repa': Flow(noise_at=1)}
+SYSTEMS: Mapping[str, Ddpm | Flow] = {'dit': Ddpm(), 'sit': Flow(), 'repa': Flow(noise_at=1),
+                                      'lightningdit': Flow(times='logit_normal', cosine=1.0)}
+# What only LightningDiT has: rotary tables, and a norm with a gain.
+_LIGHTNING = *ROTARY, 'final_layer.norm_final.weight', 'blocks.0.mlp.w12.weight'
 _PREDICTIONS = {'v': 'velocity', 'velocity': 'velocity', 'noise': 'noise', 'score': 'score'}
 _NOISE = 'noise', 'epsilon', 'eps'      # what a trainer of DiTs may say
+_BLOCK, _LATE = re.compile(r'blocks\.(\d{1,4})\.'), re.compile(r'decoder_blocks\.(\d{1,4})\.(.+)')
 _TIMES = {'uniform': 'uniform', 'lognormal': 'log_normal'}
 
 
@@ -30,6 +36,7 @@ def find_diffusion(source: Source, path: Path, asked: str | None = None) -> tupl
     asked: a name of SYSTEMS, or None. UserError where the file contradicts it, and where nothing tells."""
     if asked is not None:
         check_known('system', asked, SYSTEMS)
+    join_blocks(source)
     if source.config and 'diffusion' in source.config and asked is None:
         return dict(source.config['diffusion']), ''
     found = next(_evidence(source, path), None)
@@ -44,12 +51,14 @@ def find_diffusion(source: Source, path: Path, asked: str | None = None) -> tupl
 
 
 def _name(system: str) -> str:
-    return {'dit': 'DiT', 'sit': 'SiT', 'repa': 'REPA'}[system]
+    return {'dit': 'DiT', 'sit': 'SiT', 'repa': 'REPA', 'lightningdit': 'LightningDiT'}[system]
 
 
 def _evidence(source: Source, path: Path) -> Iterator[tuple[str, str]]:
     """(system, words for it), the surest first."""
     told = source.told
+    if key := next((key for key in _LIGHTNING if key in source.tensors), None):
+        yield 'lightningdit', f'it has {key}'
     if any(key.startswith(PROJECTORS) for key in source.tensors):
         yield 'repa', f'it has {PROJECTORS}*'
     for name in ('encoder_depth', 'enc_type'):
@@ -78,7 +87,7 @@ def _by_output(source: Source, path: Path) -> str:
         if any(key.startswith('y_embedder.embedding_table') for key in source.tensors):
             raise UserError(f'{path} gives as many channels as it takes, so nothing tells a DiT without '
                             f'variance, which predicts noise, from a SiT, which predicts a velocity: say '
-                            f'--system dit, sit or repa')
+                            f'--system dit, sit, repa or lightningdit')
         return 'dit'
     unused = np.arange(outputs) % (2 * channels) >= channels
     dead = all(key in source.tensors and not source.read(key)[unused].any() for key in (OUTPUT, OUTPUT_BIAS))
@@ -90,7 +99,7 @@ def _by_output(source: Source, path: Path) -> str:
 def _told_flow(source: Source, path: Path, system: str) -> Flow:
     """The flow that a trainer's command line describes; what it does not say is the system's."""
     told, usual = source.told, SYSTEMS[system]
-    chosen = {'noise_at': usual.noise_at}
+    chosen = {'times': usual.times, 'cosine': usual.cosine, 'noise_at': usual.noise_at}
     for field, name, known in (('path', 'path_type', {name: name for name in PATHS}),
                                ('prediction', 'prediction', _PREDICTIONS), ('times', 'weighting', _TIMES)):
         if name in told:
@@ -99,16 +108,31 @@ def _told_flow(source: Source, path: Path, system: str) -> Flow:
                 raise UserError(f'{path} was trained with --{name.replace("_", "-")} {shown(told[name])}, '
                                 f'which this version does not know; known: {", ".join(known)}')
             chosen[field] = known[value]
+    if 'use_lognorm' in told:      # LightningDiT
+        chosen['times'] = 'logit_normal' if told['use_lognorm'] else 'uniform'
+        chosen['cosine'] = 1.0 if told.get('use_cosine_loss') else 0.0
     weight = str(told.get('loss_weight', 'None')).lower()
     if weight != 'none' and chosen.get('prediction') in ('noise', 'score'):      # ignored with velocity (SiT)
         chosen['weighting'] = weight
+    if chosen.get('prediction', 'velocity') != 'velocity':
+        chosen['cosine'] = 0.0
     return Flow(**chosen)
+
+
+def join_blocks(source: Source) -> None:
+    """REPA's early files count the blocks behind the projectors anew: decoder_blocks.0 follows the last of
+    blocks."""
+    first = 1 + max((int(found[1]) for key in source.tensors if (found := _BLOCK.match(key))), default=-1)
+    late = {key: _LATE.match(key) for key in source.tensors if key.startswith('decoder_blocks.')}
+    source.rename({key: f'blocks.{first + int(found[1])}.{found[2]}' for key, found in late.items() if found})
 
 
 def take_projectors(source: Source, path: Path | str) -> dict[str, np.ndarray]:
     """REPA's projectors, {key: float32 array}, which no longer count among the tensors of `source`: they do
     not feed the velocity. UserError for one that cannot be read."""
     found, problems = {}, []
+    if source.config and source.config['model'].get('projectors'):
+        return {}      # a model of ours, which trains them
     for key in [key for key in source.tensors if key.startswith(PROJECTORS)]:
         info = source.tensors.pop(key)
         if info.dtype not in FLOATS:

@@ -28,10 +28,12 @@ from lit_jax.convert.torch_keys import (
 from lit_jax.convert.torch_pixart import has_null_caption, text_section
 from lit_jax.convert.torch_survey import Hints, find_layout, split_key, survey
 from lit_jax.diffusion.kinds import read_diffusion
-from lit_jax.models.arch import check_arch, conditioning
+from lit_jax.models.arch import check_arch, conditioning, mixers_of
 from lit_jax.models.facts import has_null_class
 from lit_jax.models.layers import position_table
 from lit_jax.models.network import Network, count_parameters
+from lit_jax.models.rotary import ROTARY, rotary_of
+from lit_jax.recipes.recipe import VA_VAE as RECIPE_VA_VAE
 from lit_jax.runtime.claim import claims_out
 from lit_jax.runtime.errors import UserError, listed, shown_name
 from lit_jax.runtime.leaves import unflatten
@@ -39,6 +41,7 @@ from lit_jax.runtime.paths import as_path, file_sha256, local_path
 
 SD_VAE = {'space': 'vae', 'vae': 'stabilityai/sd-vae-ft-ema', 'scale': 0.18215, 'downscale': 8}     # DiT
 SDXL_VAE = {'space': 'vae', 'vae': 'stabilityai/sdxl-vae', 'scale': 0.13025, 'downscale': 8}    # PixArt-Σ
+VA_VAE = {'space': 'vae', **{name: RECIPE_VA_VAE[name] for name in ('vae', 'scale', 'downscale')}}
 PIXELS = {'space': 'pixels', 'vae': None, 'scale': 1.0, 'downscale': 1}
 
 
@@ -106,7 +109,8 @@ def read_params(source: Source, inferred: Inferred, name: str) -> tuple[dict, np
     flat = {leaf.path: reading.read_leaf(leaf) for leaf in leaves}
     if 'input_size' not in inferred.unknown:
         reading.check_positions()
-    reading.used.add(POSITION_KEYS[layout])
+        reading.check_rotary()
+    reading.used.update((POSITION_KEYS[layout], *ROTARY))
     for key in source.tensors:
         if key not in reading.used:
             problems.add('unexpected', key)
@@ -206,6 +210,16 @@ class _Reading:
             self.problems.add('wrong', key, f'is not the sin-cos table of a {grid[0]}x{grid[1]} grid')
 
 
+    def check_rotary(self) -> None:
+        """Stored rotary tables must equal the computed ones."""
+        tables = rotary_of(self.arch, mixers_of(self.arch))
+        for key, table in zip(ROTARY, tables or (), strict=bool(tables)):
+            if key in self.source.tensors and (values := self._take(key, table.shape)) is not None:
+                tolerance = torch_arch.POSITION_TOLERANCE[self.source.tensors[key].dtype]
+                if not np.abs(values - table).max() <= tolerance:
+                    self.problems.add('wrong', key, 'is not the rotary table of this grid and these heads')
+
+
 def _ranges(numbers: list[int]) -> str:
     """[0] -> '0'; [0, 1, 2, 5] -> '{0-2,5}'."""
     spans: list[list[int]] = []
@@ -232,7 +246,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
             models of SDXL's; else pixels). overwrite: replace an existing model folder.
-        system: 'dit', 'sit' or 'repa', what the model predicts, where neither the file nor its name tells.
+        system: 'dit', 'sit', 'repa' or 'lightningdit', where neither the file nor its name tells.
 
     Raises UserError, before anything is written."""
     src, out, expected = local_path(src), as_path(out), dict(expected or {})
@@ -340,8 +354,8 @@ def tool_name() -> str:
 def _latent(source: Source, given: Mapping, told: Mapping, name: str) -> dict:
     channels = given['model']['channels'] if 'model' in given else _channels(source)
     captions = given['model'].get('family') == 'pixart' if 'model' in given else survey(source, name).captions
-    vae = SDXL_VAE if captions else SD_VAE
-    guess = given.get('latent') or (vae if channels == 4 else PIXELS)
+    vae = VA_VAE if channels == 32 else SDXL_VAE if captions else SD_VAE
+    guess = given.get('latent') or (vae if channels in (4, 32) else PIXELS)
     told = {key: value for key, value in told.items() if value is not None}
     if told.get('vae'):
         told.setdefault('space', 'vae')

@@ -99,6 +99,10 @@ PIXART_REST = (
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out',)),
 )
 REST = (
+    # LightningDiT's norms with a gain.
+    Leaf('blocks/norm1/gain', ('D',), 'flat', 'blocks.{i}.norm1.weight'),
+    Leaf('blocks/norm2/gain', ('D',), 'flat', 'blocks.{i}.norm2.weight'),
+    Leaf('final_layer/norm/gain', ('D',), 'flat', 'final_layer.norm_final.weight'),
     *product('blocks/adaLN', ('D', 6, 'D'), 'linear', 'blocks.{i}.adaLN_modulation.1', (_NORM + 'linear',)),
     *product('final_layer/adaLN', ('D', 2, 'D'), 'linear', 'final_layer.adaLN_modulation.1', ('proj_out_1',)),
     *product('final_layer/linear', ('D', 'O'), 'linear', 'final_layer.linear', ('proj_out_2',)),
@@ -194,12 +198,22 @@ def _model_leaves(arch_json: str) -> tuple[ModelLeaf, ...]:
     blocks, leaves = number_blocks(shapes), []
     for path, shape in shapes.items():
         pattern, run = split_run(path)
-        rule = tables[(run or 0) % len(tables)].get(pattern) or _own_rule(pattern)
+        rule = tables[(run or 0) % len(tables)].get(pattern) or _projector_rule(pattern) or _own_rule(pattern)
         own = blocks.get(run)
         if run is None and '{i}' in rule.original:
             own = range(arch['depth'] - shape[0], arch['depth'])
         leaves.append(ModelLeaf(path, rule, shape if own is None else shape[1:], own))
     return tuple(sorted(leaves, key=lambda leaf: (order.get(leaf.rule.path, len(order)), leaf.path)))
+
+
+def _projector_rule(pattern: str) -> Leaf | None:
+    """Of a leaf of REPA's projectors."""
+    found = re.match(r'projectors/p(\d+)/fc(\d)/(kernel|bias)$', pattern)
+    if not found:
+        return None
+    kernel = found[3] == 'kernel'
+    return Leaf(pattern, ('D', None) if kernel else ('D',), 'linear' if kernel else 'flat',
+                f'projectors.{found[1]}.{found[2]}.{"weight" if kernel else "bias"}')
 
 
 def _own_rule(pattern: str) -> Leaf:

@@ -4,7 +4,7 @@ What shapes do not show (heads of softmax attention, activation, routed heads pe
 published sizes (`lit_jax.recipes.systems`), the metadata of a folder, or the caller."""
 from lit_jax.convert.torch_survey import FFN_LEAVES, MIXER_LEAVES, Found, Hints
 from lit_jax.models.facts import Blocks
-from lit_jax.models.ffn import SwiGlu
+from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.recipes.systems import SYSTEMS
 
@@ -17,11 +17,12 @@ def infer_ffn(found: Found) -> tuple[str, float, list[str]]:
     """(name, ratio of its inner width, problems)."""
     name = max(FFN_LEAVES, key=lambda name: found.count(FFN_LEAVES[name]))
     width, hidden = found.sizes['D'], found.sizes['F']
-    if name != 'swiglu':
+    if name not in ('swiglu', 'swiglu_bias'):
         return name, hidden / width, []
-    # Two thirds of ratio · D, rounded up: several ratios give the same width. DiG's is 4.
-    for ratio in (4.0, 1.5 * hidden / width):
-        if SwiGlu.hidden_width(width, ratio) == hidden:
+    kind = FFNS[name]
+    # Two thirds of ratio · D, rounded: several ratios give the same width. DiG's and LightningDiT's is 4.
+    for ratio in (4.0, 1.5 * hidden / width, 1.5 * (hidden + 0.5) / width):
+        if kind.hidden_width(width, ratio) == hidden:
             return name, ratio, []
     return name, 4.0, [f'the SwiGLU has {hidden} inner channels; multiples of 256 are expected']
 

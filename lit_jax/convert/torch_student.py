@@ -33,11 +33,24 @@ beside it have the licence of those they were made from."""
 
 def check_student(arch: Mapping) -> None:
     """UserError for an architecture that has no PyTorch code here: a mixer from outside the library."""
+    if more := _lightning(arch):
+        raise UserError(f'there is no PyTorch code of {more}, which --layout lit would need. Give --layout '
+                        f'original to write the weights alone')
     unknown = sorted({str(mixer['name']) for mixer in mixers_of(arch)} - set(MIXERS))
     if unknown or arch['family'] not in FAMILIES:
         what = ', '.join(map(shown_name, unknown)) or shown_name(arch['family'])
         raise UserError(f'there is no PyTorch code of {what}, which --layout lit would need; known are the '
                         f'mixers {", ".join(MIXERS)}. Give --layout original to write the weights alone')
+
+
+def _lightning(arch: Mapping) -> str:
+    """What an architecture has of LightningDiT, of which there is no PyTorch code here."""
+    mixers = mixers_of(arch)
+    found = {'model.norm': arch.get('norm', 'layer') != 'layer', 'model.shift': not arch.get('shift', True),
+             'the ffn swiglu_bias': arch['ffn'] == 'swiglu_bias',
+             'mixer.rope': any(mixer.get('rope') for mixer in mixers),
+             'mixer.qk_norm': any(mixer.get('qk_norm', 'none') != 'none' for mixer in mixers)}
+    return ', '.join(name for name, has in found.items() if has)
 
 
 def modeling_source(arch: Mapping, wrapped: bool = False) -> str:

@@ -14,7 +14,7 @@ from lit_jax.models.ffn import FFNS
 from lit_jax.models.mixers import MIXERS
 from lit_jax.runtime.errors import UserError, shown_name
 
-READABLE = 'DiT, LiT, SiT, REPA, PixArt-Σ, DiG, MoH-DiT and our own exports'
+READABLE = 'DiT, LiT, SiT, REPA, LightningDiT, PixArt-Σ, DiG, MoH-DiT and our own exports'
 _LABELS = *torch_keys.EMBEDDERS, *torch_keys.REST
 _CAPTIONS = *torch_keys.PIXART_EMBEDDERS, *torch_keys.PIXART_REST
 MIXER_LEAVES = {name: published_leaves('attn', kind) for name, kind in MIXERS.items()}

@@ -70,9 +70,15 @@ def convert_vae(src, out, *, vae_id: str | None = None, overwrite: bool = False,
     provenance = {'source': src.resolve().name, 'tool': tool_name(), **hub_digests(source.files)}
     config = {'vae': arch, 'id': vae_id or _PUBLISHED.get(name, name), 'scale': scale,
               'shift': shift, 'provenance': provenance}
+    return save_converted(src, out, config, params, told=vae_id is not None, overwrite=overwrite)
+
+
+def save_converted(src: Path, out: Path, config: dict, params: dict, *, told: bool,
+                   overwrite: bool) -> ConvertedVae:
+    """Writes the VAE folder and returns what the summary says."""
     save_vae_folder(out, config, params, overwrite=overwrite)
     count = sum(leaf.size for leaf in named_leaves(params).values())
-    return ConvertedVae(str(src), config, vae_id is not None, count, out)
+    return ConvertedVae(str(src), config, told, count, out)
 
 
 def describe_vae(done: ConvertedVae) -> str:
@@ -80,6 +86,7 @@ def describe_vae(done: ConvertedVae) -> str:
     arch, config = done.config['vae'], done.config
     told = '' if done.id_told else ' (from the folder\'s name; --vae_id NAME changes it)'
     shift = f', shift {config["shift"]:g}' if config['shift'] else ''
+    shift += ', normalised by mean and deviation of each channel' if 'normalised' in config else ''
     return '\n'.join([
         f'read     {done.source} ({CLASS})',
         f'id       {config["id"]}{told}',
@@ -118,13 +125,21 @@ def arch_of(hub: Mapping, where: str) -> tuple[dict, float, float]:
         names = ', '.join(f'vae.{ours} is {theirs}' for ours, (theirs, _) in _FIELDS.items()
                           if f'vae.{ours}' in str(error))
         raise UserError(f'{where}: {error} ({names})') from error
-    depth, problems = len(arch['widths']), []
+    depth, problems, attending = len(arch['widths']), [], []
     for name, known in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D')):
         types = hub.get(name, [known])
-        if not isinstance(types, list) or not types or any(kind != known for kind in types):
-            problems.append(f'{name} is {shown(types)}; only {known} is known')
+        if not isinstance(types, list) or not types or any(kind not in (known, f'Attn{known}')
+                                                           for kind in types):
+            problems.append(f'{name} is {shown(types)}; only {known} and Attn{known} are known')
         elif len(types) != depth:
             problems.append(f'{name} has {len(types)} entries, block_out_channels {depth}')
+        else:
+            ordered = types if name == 'down_block_types' else types[::-1]
+            attending.append(tuple(i for i, kind in enumerate(ordered) if kind != known))
+    if len(set(attending)) == 2:
+        problems.append('down_block_types and up_block_types have attention at different levels')
+    elif attending:
+        arch['attention_levels'] = attending[0]
     for name, known in {'act_fn': 'silu', 'out_channels': arch['image_channels'], 'latents_mean': None,
                         'latents_std': None}.items():
         if hub.get(name, known) != known:
@@ -147,9 +162,10 @@ _NAMES = [
     (r'^decoder/level', r'decoder/up_blocks/'),
     (r'/resnet(\d+)/', r'/resnets/\1/'),
     (r'/mid/', '/mid_block/'),
-    (r'/attention/norm/', '/attentions/0/group_norm/'),
-    (r'/attention/attn/proj/', '/attentions/0/to_out/0/'),
-    (r'/attention/attn/qkv/', '/attentions/0/to_{}/'),
+    (r'/attention/', '/attention0/'),
+    (r'/attention(\d+)/norm/', r'/attentions/\1/group_norm/'),
+    (r'/attention(\d+)/attn/proj/', r'/attentions/\1/to_out/0/'),
+    (r'/attention(\d+)/attn/qkv/', r'/attentions/\1/to_{}/'),
     (r'/norm_out/', '/conv_norm_out/'),
     (r'/shortcut/', '/conv_shortcut/'),
     (r'/(kernel|gain)$', '/weight'),

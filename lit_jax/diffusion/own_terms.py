@@ -17,7 +17,7 @@ from lit_jax.runtime.own_modules import import_function
 
 Array = jax.Array
 TAKEN = ('mse', 'vb', 'cosine', *(f'distill_{name}' for name in (*PREDICTIONS, 'variance')), 'balance',
-         'align', 'total')
+         'align', 'features', 'total')
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from lit_jax.sampling.labels import class_names, find_classes, parse_classes
 LOG = logging.getLogger('lit_jax')
 _BLOCK = 512                 # about how many images are in the feature extractor at a time
 _MIN_PART, _MAX_PARTS = 1024, 64
+GREY = ('digits', 'mnist')
 _SUMS = ('count', 'mean', 'scatter')
 
 
@@ -59,7 +60,7 @@ def build_reference(request: ReferenceOptions) -> str:
     space = open_space(request.features, inception=request.inception, precision=request.precision)
     source = peers.together(lambda: open_source(
         request.data, split=request.split, image_size=request.image_size, data_dir=request.data_dir,
-        channels=None if request.data == 'digits' else 3, path=request.path, strict=request.strict))
+        channels=None if request.data in GREY else 3, path=request.path, strict=request.strict))
     builder = peers.together(lambda: _Builder(request, source, space))
     cluster.check_same({'plan': builder.plan, 'out': str(request.out), **cluster.code_facts()})
     with claimed(builder.out):
@@ -250,8 +251,8 @@ def _choose_classes(source: Source, text: str) -> tuple[np.ndarray, list[str]]:
 
 def _check_request(request: ReferenceOptions) -> None:
     if request.data == 'latents':
-        raise UserError('--data=latents: a reference needs images; give imagenet2012, tfds:NAME, folder or '
-                        'digits')
+        raise UserError('--data=latents: a reference needs images; give imagenet2012, tfds:NAME, folder, '
+                        'digits or mnist')
     for name in ('images', 'image_size', 'threads'):
         value = getattr(request, name)
         if value is not None and value < 1:

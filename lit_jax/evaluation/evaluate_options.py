@@ -1,7 +1,7 @@
 """Options of `evaluate.py` and of its verbs `reference` and `geneval`. Imports no jax."""
 from dataclasses import dataclass
 
-from lit_jax.diffusion.settings import FLOW_METHOD, FLOW_METHODS
+from lit_jax.diffusion.settings import FLOW_METHOD, FLOW_METHODS, PRESETS, SCORES
 from lit_jax.runtime.options import Processes, option
 
 METRICS = ('fid', 'sfid', 'is', 'kid', 'skid', 'precision', 'recall', 'density', 'coverage')
@@ -11,8 +11,8 @@ DRAWING = 'sampling, with --from (several values make several rows)'
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(Processes):
     """Options in which scores and references must agree."""
-    features: str = option("inception, digits[:JUDGE.npz] for 8x8 images of digits, or vae:FOLDER, the "
-                           "latents of a VAE of one's own", default='inception', group='features')
+    features: str = option("inception, digits[:JUDGE.npz] for 8x8 digits, mnist for 28x28, or vae:FOLDER, "
+                           "the latents of a VAE of one's own", default='inception', group='features')
     inception: str = option('file of the Inception weights (default: $LIT_JAX_INCEPTION, the cache folder, '
                             'or a download)', default='', group='features')
     precision: str = option('highest, or bfloat16: faster, but not comparable with published scores',
@@ -40,25 +40,32 @@ class ScoreOptions(FeatureOptions):
 
     checkpoints: str = option("steps of a workdir's checkpoints such as 100000,200000, or all (default: the "
                               'newest)', default='', group=DRAWING)
-    steps: tuple[int, ...] = option('sampling steps', nargs='+', default=(250,), group=DRAWING)
-    cfg_scale: tuple[float, ...] = option('classifier-free guidance scale, 1: none', nargs='+',
-                                          default=(1.0,), group=DRAWING)
-    cfg_channels: int | str = option('noise channels that are guided', choices=(3, 'all'), default=3,
-                                     group=DRAWING)
-    cfg_interval: tuple[float, float] = option('guided part of the schedule, from 0 (image) to 1 (noise)',
-                                               nargs=2, metavar=('LOW', 'HIGH'), default=(0.0, 1.0),
-                                               group=DRAWING)
+    preset: str | None = option('how published figures of flows were drawn; other flags of the sampler win',
+                                choices=tuple(PRESETS), default=None, group=DRAWING)
+    steps: tuple[int, ...] = option(f'sampling steps; default: of the preset, else {SCORES.steps}', nargs='+',
+                                    default=(), group=DRAWING)
+    cfg_scale: tuple[float, ...] = option('classifier-free guidance scale; default: of the preset, else 1: '
+                                          'none', nargs='+', default=(), group=DRAWING)
+    cfg_channels: int | str | None = option('noise channels that are guided; default: of the preset, else 3',
+                                            choices=(3, 'all'), default=None, group=DRAWING)
+    cfg_interval: tuple[float, float] | None = option(
+        'guided part of the schedule, from 0 (image) to 1 (noise); default: of the preset, else all',
+        nargs=2, metavar=('LOW', 'HIGH'), default=None, group=DRAWING)
     method: str | None = option(f'sampler: ddpm, ddim, dpm++ or dpm++original (default: ddpm); of flows '
                                 f'{", ".join(FLOW_METHODS)} (default: {FLOW_METHOD})', default=None,
                                 group=DRAWING)
-    eta: float = option('noise of ddim: 0 is deterministic, 1 as much as ddpm', default=0.0, group=DRAWING)
-    shift: float = option('of the times of a flow, above 1 to the noise', default=1.0, group=DRAWING)
-    sde_form: str = option('diffusion of sde: sigma (SiT), linear (REPA), ...', default='sigma',
-                           group=DRAWING)
-    sde_norm: float = option('factor of that diffusion', default=1.0, group=DRAWING)
-    last_step: str = option('of sde: mean, euler, tweedie or none', default='mean', group=DRAWING)
-    last_size: float = option('time that it takes', default=0.04, group=DRAWING)
-    tolerance: float = option('relative error of a step of dopri5', default=1e-3, group=DRAWING)
+    eta: float | None = option('noise of ddim: 0 (default) is deterministic, 1 as much as ddpm', default=None,
+                               group=DRAWING)
+    shift: float | None = option('of the times of a flow, above 1 to the noise (default: 1)', default=None,
+                                 group=DRAWING)
+    sde_form: str | None = option('diffusion of sde: sigma (SiT, default), linear (REPA), ...', default=None,
+                                  group=DRAWING)
+    sde_norm: float | None = option('factor of that diffusion (default: 1)', default=None, group=DRAWING)
+    last_step: str | None = option('of sde: mean (default), euler, tweedie or none', default=None,
+                                   group=DRAWING)
+    last_size: float | None = option('time that it takes (default: 0.04)', default=None, group=DRAWING)
+    tolerance: float | None = option('relative error of a step of dopri5 (default: 0.001)', default=None,
+                                     group=DRAWING)
     vae: str | None = option('VAE folder, for latent models', default=None, group=DRAWING)
     labels: str = option('class labels: drawn at random (as DiT and LiT), or balanced',
                          choices=('random', 'balanced'), default='random', group=DRAWING)
@@ -76,7 +83,8 @@ class ScoreOptions(FeatureOptions):
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions(FeatureOptions):
     """Statistics of a data set in ADM's layout, with some of its images."""
-    data: str = option("folder, imagenet2012, tfds:NAME, digits, or one's own as package.module:function")
+    data: str = option("folder, imagenet2012, tfds:NAME, digits, mnist, or one's own as "
+                       "package.module:function")
     out: str = option('NAME.npz')
     path: str = option('image folder, for --data=folder', default='')
     data_dir: str = option('folder of all data sets (default: $LIT_JAX_DATA)', default='')

@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 import lit_jax
 from lit_jax.checkpoint.load import find_steps, read_weights_config
 from lit_jax.checkpoint.vae_folder import read_vae_config
-from lit_jax.diffusion.settings import CLASSES
+from lit_jax.diffusion.settings import SCORES
 from lit_jax.evaluation.evaluate_options import DRAWING, ScoreOptions
 from lit_jax.evaluation.feature_store import FeatureStore, fingerprint
 from lit_jax.evaluation.reference import Reference, open_reference
@@ -236,10 +236,11 @@ def _plan_jobs(request: ScoreOptions, evaluation: Evaluation) -> list[_Job]:
         evaluation.check(request.num_samples, _image_shape(config, request, source))
         classes = parse_classes(request.classes, class_names(config, range(network.null_label)), most=None)
         choose_labels(request.labels, classes, seed=request.seed, count=request.num_samples)
-        for checkpoint, steps, cfg_scale in itertools.product(_checkpoints(request, source), request.steps,
-                                                              request.cfg_scale):
-            settings = CLASSES.of_kind(config).updated(request, steps=steps, cfg_scale=cfg_scale)
-            settings.check_model(config)
+        base = SCORES.of_kind(config).updated(replace(request, steps=None, cfg_scale=None))
+        for checkpoint, steps, cfg_scale in itertools.product(
+                _checkpoints(request, source), request.steps or (base.steps,),
+                request.cfg_scale or (base.cfg_scale,)):
+            settings = replace(base, steps=steps, cfg_scale=cfg_scale).check_model(config)
             wanted = SampleRequest(
                 source=source, out=f'{request.out}/samples', count=request.num_samples, **asdict(settings),
                 **{name: getattr(request, name)

@@ -20,8 +20,8 @@ from lit_jax.runtime.leaves import params_sha256
 from lit_jax.runtime.paths import as_path, cache_folder
 
 LOG = logging.getLogger('lit_jax')
-INCEPTION, DIGITS = 'FID-Inception 2015-12-05 (ADM)', 'digits judge'
-KNOWN = ('inception', 'digits[:JUDGE.npz]', 'vae:FOLDER')
+INCEPTION, DIGITS, MNIST = 'FID-Inception 2015-12-05 (ADM)', 'digits judge', 'MNIST judge'
+KNOWN = ('inception', 'digits[:JUDGE.npz]', 'mnist', 'vae:FOLDER')
 CELLS = 4      # of a VAE's latents, each way
 
 
@@ -55,12 +55,14 @@ def open_space(name: str = 'inception', *, inception: str = '', precision: str =
     kind, _, path = name.partition(':')
     if kind == 'inception' and not path:
         return peers.together(lambda: inception_space(inception, precision))
-    if kind not in ('digits', 'vae') or kind == 'vae' and not path:
+    if kind not in ('digits', 'vae') and name != 'mnist' or kind == 'vae' and not path:
         raise UserError(f'unknown --features={name}{did_you_mean(name, KNOWN)}; known: {", ".join(KNOWN)}')
     if inception or precision != 'highest':
         raise UserError(f'--inception and --precision go with --features=inception, not {name}')
     if kind == 'vae':
         return vae_space(path)
+    if name == 'mnist':
+        return peers.together(lambda: digits_space(digits_judge.open_mnist_judge(), MNIST))
     path = as_path(path or cache_folder() / 'digits_judge.npz')
     peers.only_lead(lambda: _make_judge(path))
     return peers.together(lambda: digits_space(digits_judge.load_judge(path)))
@@ -78,15 +80,15 @@ def inception_space(path: str = '', precision: str = 'highest') -> FeatureSpace:
                         head=np.asarray(found.params['fc']['kernel']), adm=True)
 
 
-def digits_space(judge: digits_judge.Judge) -> FeatureSpace:
-    """The 48 features of a digits classifier for 8x8 images; it uses the first channel."""
+def digits_space(judge: digits_judge.Judge, flavour: str = DIGITS) -> FeatureSpace:
+    """The 48 features of a digits classifier, for images of its size; it uses the first channel."""
     def look(params, images_BHWC):
         grey = images_BHWC[..., :1].astype(jnp.float32) / 127.5 - 1
         with jax.default_matmul_precision('highest'):
             return {'pool': params['scale'] * digits_judge.network(params['network'], grey)[0]}
 
     params = {'network': judge.params, 'scale': np.float32(judge.feature_scale)}
-    return function_space(DIGITS, look, params, digits_judge.FEATURES, image_shape=digits_judge.IMAGE[:2],
+    return function_space(flavour, look, params, digits_judge.FEATURES, image_shape=judge.image[:2],
                           head=judge.params['head'] / judge.feature_scale)
 
 

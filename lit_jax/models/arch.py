@@ -7,8 +7,10 @@ from lit_jax.models.dig import DiG, check_dig
 from lit_jax.models.dit import DiT, stage_mixers
 from lit_jax.models.facts import Leaf
 from lit_jax.models.ffn import FFNS
+from lit_jax.models.layers import NORMS
 from lit_jax.models.mixers import MIXERS, check_mixer, find_mixer
 from lit_jax.models.pixart import PixArt, check_pixart
+from lit_jax.models.projectors import check_projectors
 from lit_jax.models.udig import UDiG, check_udig
 from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
 from lit_jax.runtime.ranges import FINITE, Range, check_ranges
@@ -19,6 +21,8 @@ REQUIRED = {'family', 'depth', 'width', 'patch', 'input_size', 'channels', 'mixe
 CONDITION_FIELDS = {'label': {'num_classes'}, 'text': {'cross_heads', 'caption_channels', 'caption_tokens'}}
 # May be given: null_class False says that the null class was never trained, so that nothing is guided by it.
 OPTIONAL = {'label': {'null_class'}, 'text': set()}
+# LightningDiT's norm with a gain, and blocks that are scaled, not shifted; REPA's projectors.
+OF_DIT = {'norm', 'shift', 'projectors'}
 DEFAULTS: dict[str, Any] = {'mlp_ratio': 4.0, 'learn_sigma': True}
 FAMILY_DEFAULTS: dict[str, dict] = {'dit': {'ffn': 'mlp', 'stages': ()},
                    'dig': {'ffn': 'swiglu', 'order': 'official', 'local': 'identity', 'skip': 'none'},
@@ -57,6 +61,7 @@ def check_arch(arch: Mapping) -> dict:
     defaults = DEFAULTS | FAMILY_DEFAULTS[arch['family']]
     required = REQUIRED | CONDITION_FIELDS[conditioning(arch)]
     known = required | set(defaults) | OPTIONAL[conditioning(arch)]
+    known |= OF_DIT if arch['family'] == 'dit' else set()
     if missing := required - set(arch):
         raise UserError(f'the architecture lacks {", ".join(sorted(missing))}')
     if unknown := set(arch) - known:
@@ -83,7 +88,9 @@ def _check_values(arch: Mapping) -> None:
         raise UserError(f'input_size must be the two sides of a latent, got {shown(arch["input_size"])}')
     if not arch.get('stages', ()) and arch.get('stages', ()) != ():      # others: `stage_mixers`
         raise UserError(f'model.stages must be a list of runs of blocks, got {shown(arch["stages"])}')
-    for name in ('learn_sigma', 'null_class'):
+    check_known('model.norm', arch.get('norm', 'layer'), NORMS)
+    check_projectors(arch.get('projectors'), arch['depth'])
+    for name in ('learn_sigma', 'null_class', 'shift'):
         if not isinstance(arch.get(name, True), bool):
             raise UserError(f'model.{name} must be true or false, got {shown(arch[name])}')
     ours = all(mixer.get('name') in tuple(MIXERS) for mixer in mixers_of(arch))

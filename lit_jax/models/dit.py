@@ -9,13 +9,15 @@ from flax import nnx
 
 from lit_jax.models.ffn import FFNS
 from lit_jax.models.layers import (
+    BLOCK_OUTPUT,
     Array,
     LabelEmbedder,
     Linear,
+    RmsNorm,
     TimestepEmbedder,
     build_stack,
     gate,
-    modulate,
+    modulate_normed,
     patchify,
     position_table,
     run_stack,
@@ -25,36 +27,50 @@ from lit_jax.models.layers import (
 )
 from lit_jax.models.mixers import build_mixer
 from lit_jax.models.partition import constrain
+from lit_jax.models.probe import show
+from lit_jax.models.projectors import Projectors
 from lit_jax.runtime.errors import UserError, shown
 
 
 class Block(nnx.Module):
-    """adaLN-Zero block: x += gate·mixer(modulate(LN(x))), then x += gate·mlp(modulate(LN(x)))."""
+    """adaLN-Zero block: x += gate·mixer(modulate(LN(x))), then x += gate·mlp(modulate(LN(x))). norm 'rms': an
+    RMSNorm with a gain in the place of LN; shift False: the modulation has scale and gate only."""
 
-    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, mlp_ratio: float, mixer: Mapping, ffn: str, norm: str = 'layer',
+                 shift: bool = True, *, dtype, rngs: nnx.Rngs):
         self.attn = build_mixer(mixer, width, dtype=dtype, rngs=rngs)
         self.mlp = FFNS[ffn](width, mlp_ratio, dtype=dtype, rngs=rngs)
-        self.adaLN = Linear(width, (6, width), init=zeros_init, dtype=dtype, rngs=rngs)
+        self.adaLN = Linear(width, (6 if shift else 4, width), init=zeros_init, dtype=dtype, rngs=rngs)
+        self.norm1, self.norm2 = (RmsNorm(width) if norm == 'rms' else None for _ in range(2))
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
         """x [B, N, D] and the condition [B, D] (before its SiLU) -> [B, N, D]."""
         x_BND = constrain(x_BND, 'batch', 'tokens', None)
         modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (modulation[:, i] for i in range(6))
-        x = x_BND + gate(show_mixer(self.attn, modulate(x_BND, shift_msa, scale_msa), grid), gate_msa)
-        return x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp), grid), gate_mlp)
+        parts = [modulation[:, i] for i in range(modulation.shape[1])]
+        if len(parts) == 4:
+            none = jnp.zeros_like(parts[0])
+            parts = [none, *parts[:2], none, *parts[2:]]
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
+        mixed = show_mixer(self.attn, modulate_normed(self.norm1, x_BND, shift_msa, scale_msa), grid)
+        x = x_BND + gate(mixed, gate_msa)
+        x = x + gate(self.mlp(modulate_normed(self.norm2, x, shift_mlp, scale_mlp), grid), gate_mlp)
+        show(BLOCK_OUTPUT, x)
+        return x
 
 
 class FinalLayer(nnx.Module):
     """Modulated norm, then a linear map from each token to its patch of outputs (zero at the start)."""
 
-    def __init__(self, width: int, patch: int, out_channels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, patch: int, out_channels: int, norm: str = 'layer', *, dtype,
+                 rngs: nnx.Rngs):
+        self.norm = RmsNorm(width) if norm == 'rms' else None
         self.adaLN = Linear(width, (2, width), init=zeros_init, dtype=dtype, rngs=rngs)
         self.linear = Linear(width, patch * patch * out_channels, init=zeros_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array) -> Array:
         modulation = self.adaLN(jax.nn.silu(c_BD))
-        return self.linear(modulate(x_BND, modulation[:, 0], modulation[:, 1]))
+        return self.linear(modulate_normed(self.norm, x_BND, modulation[:, 0], modulation[:, 1]))
 
 
 def stage_mixers(depth: int, mixer: Mapping, stages: Sequence[Mapping]) -> list[tuple[int, dict]]:
@@ -129,20 +145,26 @@ class DiT(OfClasses):
         mixer: {'name': ..., options} of `lit_jax.models.mixers`. stages: runs of blocks whose mixers differ
             in kind or options, see `stage_mixers`; the parameters of run i are then `blocks{i}`.
         ffn: a name of `lit_jax.models.ffn.FFNS`; mlp_ratio: its inner width over `width`.
+        norm: 'layer', or 'rms' with a learned gain (LightningDiT). shift: whether the condition shifts the
+            tokens in the blocks, beside scaling them.
+        projectors: REPA's (`lit_jax.models.projectors`), or None.
         dtype: compute dtype. scan_layers, remat: see `run_stack`."""
 
     def __init__(self, *, depth: int, width: int, patch: int, input_size: tuple[int, int], channels: int,
                  num_classes: int, mixer: Mapping, mlp_ratio: float = 4.0, ffn: str = 'mlp',
-                 stages: Sequence[Mapping] = (), learn_sigma: bool = True, dtype=jnp.float32,
+                 stages: Sequence[Mapping] = (), learn_sigma: bool = True, norm: str = 'layer',
+                 shift: bool = True, projectors: Mapping | None = None, dtype=jnp.float32,
                  scan_layers: bool = True, remat: str = 'none', rngs: nnx.Rngs):
         super().__init__(width, patch, input_size, channels, num_classes, dtype, rngs)
         self.scan_layers, self.remat = scan_layers, remat
 
         def make(own, rngs):
-            return Block(width, mlp_ratio, own, ffn, dtype=dtype, rngs=rngs)
+            return Block(width, mlp_ratio, own, ffn, norm, shift, dtype=dtype, rngs=rngs)
 
         self.stacks = add_stacks(self, make, depth, mixer, stages, rngs)
-        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), dtype=dtype, rngs=rngs)
+        self.final_layer = FinalLayer(width, patch, channels * (1 + learn_sigma), norm, dtype=dtype,
+                                      rngs=rngs)
+        self.projectors = Projectors(width, **projectors, dtype=dtype, rngs=rngs) if projectors else None
 
     def __call__(self, x_BHWC: Array, t_B: Array, y_B: Array) -> Array:
         """t_B: original timestep indices (0..999), integer or float. Returns the compute dtype."""

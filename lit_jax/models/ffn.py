@@ -55,6 +55,24 @@ class SwiGlu(nnx.Module):
         return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
 
 
+class BiasedSwiGlu(nnx.Module):
+    """`SwiGlu` with biases and two thirds of ratio·D inside, rounded down (LightningDiT)."""
+    leaves = (*product('gate', ('D', 2, 'F'), 'linear', 'w12'), *product('down', ('F', 'D'), 'linear', 'w3'))
+
+    def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
+        hidden = self.hidden_width(width, ratio)
+        self.gate = Linear(width, (2, hidden), dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    @staticmethod
+    def hidden_width(width: int, ratio: float) -> int:
+        return int(2 / 3 * int(width * ratio))
+
+    def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
+        hidden = constrain(self.gate(x_BND), 'batch', 'tokens', None, 'hidden')
+        return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
+
+
 class PairConv(nnx.Module):
     """Depth-wise 3 x 3 on two parts of F channels each; kernel [3, 3, 2, F], bias [2, F]."""
 
@@ -101,4 +119,4 @@ class MixFfn(nnx.Module):
         return self.depth(constrain(image_BHWF, 'batch', 'rows', None, 'hidden'), part)
 
 
-FFNS: dict[str, Any] = {'mlp': Mlp, 'swiglu': SwiGlu, 'mix': MixFfn}
+FFNS: dict[str, Any] = {'mlp': Mlp, 'swiglu': SwiGlu, 'swiglu_bias': BiasedSwiGlu, 'mix': MixFfn}

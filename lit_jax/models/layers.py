@@ -130,6 +130,49 @@ def _gate_backward(residuals, g_BND):
 gate.defvjp(lambda h_BND, gate_BD: (gate(h_BND, gate_BD), (h_BND, gate_BD)), _gate_backward)
 
 
+def rms_norm(x: Array, gain: Array, eps: float = 1e-6) -> Array:
+    """RMSNorm over the last axis with a gain; computed in the accumulator, returned in x's dtype."""
+    y = x.astype(accumulator(x.dtype))
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return (y * gain.astype(y.dtype)).astype(x.dtype)
+
+
+class RmsNorm(nnx.Module):
+    """`rms_norm` with a learned gain [channels]."""
+
+    def __init__(self, channels: int):
+        self.gain = nnx.Param(jnp.ones(channels, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return rms_norm(x, self.gain[...])
+
+
+class HeadNorm(nnx.Module):
+    """LayerNorm over the channels of a head, with gain and bias and epsilon 1e-5 (PyTorch's default)."""
+
+    def __init__(self, channels: int):
+        self.gain = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        acc = accumulator(x.dtype)
+        normed, _ = layer_norm(x.astype(acc), 1e-5)
+        return (normed * self.gain[...].astype(acc) + self.bias[...].astype(acc)).astype(x.dtype)
+
+
+NORMS = 'layer', 'rms'
+
+
+def modulate_normed(norm: RmsNorm | None, x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
+    """`modulate`, or with a norm of its own in the place of LayerNorm: norm(x)·(1 + scale) + shift."""
+    if norm is None:
+        return modulate(x_BND, shift_BD, scale_BD)
+    acc = accumulator(x_BND.dtype)
+    normed = norm(x_BND.astype(acc))
+    shift, scale = shift_BD.astype(acc)[:, None], scale_BD.astype(acc)[:, None]
+    return (normed * (1 + scale) + shift).astype(x_BND.dtype)
+
+
 def timestep_features(t_B: Array, dim: int = 256, dtype=jnp.float32) -> Array:
     """[cos(t·f), sin(t·f)], f_k = 10000^(-k/(dim/2)): DiT puts cos first, divides by dim/2, not dim/2 - 1."""
     half = dim // 2
@@ -242,6 +285,7 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
 
 
 MIXER_INPUT, MIXER_OUTPUT = 'mixer/input', 'mixer/output'
+BLOCK_OUTPUT = 'block/output'
 
 
 def show_mixer(mixer: nnx.Module, x_BND: Array, grid: tuple[int, int]) -> Array:

@@ -101,6 +101,11 @@ class Network(Functional):
             output = self.apply(params, x_BHWC, t_B, cond)
         return output, seen
 
+    def project(self, params: dict, x_BND: Array) -> list[Array]:
+        """What the projectors (`model.projectors`) make of the tokens behind their block, [B, N, features]
+        each."""
+        return self._merge(params).projectors(x_BND)
+
     def map_mixers(self, params: dict, function: Callable, *layered: Array) -> dict[str, dict]:
         """{'blocks': {'attn': function(parameters, build, *arrays)}} of each block's mixer on its own, see
         `lit_jax.models.layers.map_stack`. layered: arrays [depth, ...]."""

@@ -27,7 +27,8 @@ from lit_jax.runtime.errors import UserError, shown, shown_name
 # The published networks of Stable Diffusion 1, 2 and XL differ in their weights and scale only.
 MOST = 10 ** 5       # of any number of an architecture from a file
 SD_ARCH = {'widths': (128, 256, 512, 512), 'layers': 2, 'groups': 32, 'channels': 4, 'image_channels': 3,
-           'quant_conv': True, 'post_quant_conv': True, 'mid_attention': True}
+           'quant_conv': True, 'post_quant_conv': True, 'mid_attention': True,
+           'attention_levels': ()}      # with attention after each residual block (VA-VAE: its last)
 LOGVAR_RANGE = (-30.0, 20.0)      # AutoencoderKL's clamp
 
 
@@ -98,18 +99,23 @@ class MidBlock(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then `resample` (None at the end of a tower)."""
+    """Residual blocks at one resolution, each followed by attention if there is any, then `resample` (None at
+    the end of a tower)."""
 
-    def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None, *,
-                 dtype, rngs: nnx.Rngs):
-        self.layers, self.resample = layers, resample
+    def __init__(self, width_in: int, width_out: int, layers: int, groups: int, resample: Conv | None,
+                 attention: bool = False, *, dtype, rngs: nnx.Rngs):
+        self.layers, self.resample, self.attends = layers, resample, attention
         for i in range(layers):
             block = ResnetBlock(width_in if i == 0 else width_out, width_out, groups, dtype=dtype, rngs=rngs)
             setattr(self, f'resnet{i}', block)
+            if attention:
+                setattr(self, f'attention{i}', AttentionBlock(width_out, groups, dtype=dtype, rngs=rngs))
 
     def __call__(self, x_BHWD: Array) -> Array:
         for i in range(self.layers):
             x_BHWD = getattr(self, f'resnet{i}')(x_BHWD)
+            if self.attends:
+                x_BHWD = getattr(self, f'attention{i}')(x_BHWD)
         return x_BHWD if self.resample is None else self.resample(x_BHWD)
 
 
@@ -123,14 +129,16 @@ class Encoder(nnx.Module):
     """[B, H, W, image channels] -> [B, h, w, channels_out]: levels from wide images to deep ones."""
 
     def __init__(self, image_channels: int, channels_out: int, widths: Sequence[int], layers: int,
-                 groups: int, attention: bool, *, dtype, rngs: nnx.Rngs):
+                 groups: int, attention: bool, attention_levels: Sequence[int] = (), *, dtype,
+                 rngs: nnx.Rngs):
         options = {'dtype': dtype, 'rngs': rngs}
         self.levels = len(widths)
         self.conv_in = Conv(image_channels, widths[0], **options)
         for i, (before, width) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             # The published networks pad their strided convolutions on the right and at the bottom only.
             down = Conv(width, width, stride=2, padding=(0, 1), **options) if i + 1 < len(widths) else None
-            setattr(self, f'level{i}', Level(before, width, layers, groups, down, **options))
+            level = Level(before, width, layers, groups, down, i in attention_levels, **options)
+            setattr(self, f'level{i}', level)
         self.mid = MidBlock(widths[-1], groups, attention, **options)
         self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
         self.conv_out = Conv(widths[-1], channels_out, **options)
@@ -144,14 +152,15 @@ class Decoder(nnx.Module):
     """[B, h, w, channels] -> [B, H, W, image channels]: the encoder's levels backwards, a block deeper."""
 
     def __init__(self, channels: int, image_channels: int, widths: Sequence[int], layers: int, groups: int,
-                 attention: bool, *, dtype, rngs: nnx.Rngs):
+                 attention: bool, attention_levels: Sequence[int] = (), *, dtype, rngs: nnx.Rngs):
         options, widths = {'dtype': dtype, 'rngs': rngs}, tuple(reversed(widths))
         self.levels = len(widths)
         self.conv_in = Conv(channels, widths[0], **options)
         self.mid = MidBlock(widths[0], groups, attention, **options)
         for i, (before, width) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             up = UpsampleConv(width, width, **options) if i + 1 < len(widths) else None
-            setattr(self, f'level{i}', Level(before, width, layers + 1, groups, up, **options))
+            attends = self.levels - 1 - i in attention_levels
+            setattr(self, f'level{i}', Level(before, width, layers + 1, groups, up, attends, **options))
         self.norm_out = GroupNorm(widths[-1], groups, rngs=rngs)
         self.conv_out = Conv(widths[-1], image_channels, **options)
 
@@ -164,9 +173,10 @@ class Autoencoder(nnx.Module):
     """Both towers and the 1 x 1 convolutions between them and the latent."""
 
     def __init__(self, *, widths, layers: int, groups: int, channels: int, image_channels: int,
-                 quant_conv: bool, post_quant_conv: bool, mid_attention: bool, dtype, rngs: nnx.Rngs):
+                 quant_conv: bool, post_quant_conv: bool, mid_attention: bool,
+                 attention_levels: Sequence[int] = (), dtype, rngs: nnx.Rngs):
         tower = {'widths': widths, 'layers': layers, 'groups': groups, 'attention': mid_attention,
-                 'dtype': dtype, 'rngs': rngs}
+                 'attention_levels': attention_levels, 'dtype': dtype, 'rngs': rngs}
         self.encoder = Encoder(image_channels, 2 * channels, **tower)
         point = functools.partial(Conv, size=1, padding=(0, 0), dtype=dtype, rngs=rngs)
         self.quant_conv = point(2 * channels, 2 * channels) if quant_conv else None
@@ -188,8 +198,9 @@ class VaeNetwork(Functional):
 
     Args:
         arch: fields that differ from `SD_ARCH`: `widths` of the levels, residual blocks a level (`layers`;
-            the decoder has one more), `groups` of the norms, `channels` of the latent, `image_channels`, and
-            whether there are quant_conv, post_quant_conv and attention in the middle.
+            the decoder has one more), `groups` of the norms, `channels` of the latent, `image_channels`,
+            whether there are quant_conv, post_quant_conv and attention in the middle, and the levels that
+            have attention, too (0: the widest).
         dtype: compute dtype (float32 or bfloat16; float64 in tests). Parameters are always float32, norms and
             softmax are computed in float32 or wider."""
 
@@ -340,6 +351,12 @@ def check_vae_arch(arch: Mapping) -> dict:
                         '16 are possible')
     if not arch['widths']:
         raise UserError('vae.widths is empty; it lists the channels of each level, e.g. (128, 256, 512, 512)')
+    levels = arch['attention_levels']
+    if not isinstance(levels, list | tuple) or any(
+            isinstance(level, bool) or level not in range(len(arch['widths'])) for level in levels):
+        raise UserError(f'vae.attention_levels must be some of the levels 0 to {len(arch["widths"]) - 1}, '
+                        f'got {shown(levels)}')
+    arch['attention_levels'] = tuple(levels)
     if wrong := [width for width in arch['widths'] if width % arch['groups']]:
         raise UserError(f'vae.widths: {wrong[0]} channels cannot be split into {arch["groups"]} vae.groups')
     return arch

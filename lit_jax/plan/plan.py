@@ -29,6 +29,7 @@ from lit_jax.runtime.paths import as_path
 from lit_jax.training import setup
 from lit_jax.training.flops import stage_macs
 from lit_jax.training.from_teacher import complete
+from lit_jax.training.frozen_features import read_features
 from lit_jax.training.mesh import AXES, BATCH, make_mesh, replicated, state_shardings
 from lit_jax.training.stages import Stage, plan_stages
 
@@ -191,14 +192,17 @@ def assumed_teacher(config: ConfigDict) -> dict:
     arch = dict(setup.build_network(config).arch)
     if arch['family'] == 'pixart':       # PixArt-Σ has as many heads in self- as in cross-attention
         return arch | {'mixer': softmax_mixer(arch['cross_heads']).to_dict(), 'stages': ()}
-    named = re.search(rf'(?:^|[/_\-])dit[_\-]({"|".join(SIZES)})(?:[_\-]|$)',
+    arch.pop('projectors', None)
+    named = re.search(rf'(?:^|[/_\-])(?:dit|sit|lightningdit)[_\-]({"|".join(SIZES)})(?:[_\-]|$)',
                       config.teacher.path.lower().rstrip('/'))
     same_width = [size for size in SIZES.values() if size['width'] == arch['width']]
     size = SIZES[named[1]] if named else same_width[0] if same_width else None
     heads = size['softmax_heads'] if size else arch['mixer']['heads']
     if named:
         arch |= {'depth': size['depth'], 'width': size['width']}
-    return arch | {'mixer': softmax_mixer(heads).to_dict()} | ({'stages': ()} if 'stages' in arch else {})
+    turned = {'rope': True} if arch['mixer'].get('rope') else {}
+    mixer = softmax_mixer(heads).to_dict() | turned
+    return arch | {'mixer': mixer} | ({'stages': ()} if 'stages' in arch else {})
 
 
 def abstract_arguments(config, stage, network, teacher_network, mesh) -> tuple:
@@ -215,6 +219,10 @@ def abstract_arguments(config, stage, network, teacher_network, mesh) -> tuple:
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, BATCH))
              for name, leaf in _abstract_batch(config, network).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
+    if features := read_features(config):
+        frozen['features'] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+            features.params)
     return state, frozen, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 

@@ -2,7 +2,7 @@
 import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'fast', 'finalize', 'flow', 'is_text',
-           'linear_mixer', 'load_recipe', 'mixer', 'mnist', 'models_folder', 'shapes', 'size',
+           'lightningdit', 'linear_mixer', 'load_recipe', 'mixer', 'mnist', 'models_folder', 'shapes', 'size',
            'softmax_mixer', 'student', 'text_to_image']
 
 

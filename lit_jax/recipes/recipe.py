@@ -43,6 +43,9 @@ TEXT_TRAINING = MappingProxyType({
     'train.optimizer': 'came', 'train.learning_rate': 2e-5, 'train.warmup_steps': 1_000,
     'train.clip_norm': 0.01, 'train.batch_size': 384, 'train.remat': 'full',
     'teacher.lambda_noise': 1.0, 'teacher.lambda_variance': 0.05, 'sample.count': 8})
+# The latents of LightningDiT, normalised by their published mean and deviation.
+VA_VAE = MappingProxyType({'vae': 'hustvl/vavae-imagenet256-f16d32-dinov2', 'scale': 1.0, 'downscale': 16,
+                           'channels': 32})
 MOST_FSDP = 128     # divides the width of every size; a weight in more shards is mostly latency
 
 
@@ -118,10 +121,13 @@ def default() -> ConfigDict:
             'optimizer': 'adamw',        # adamw, came, muon
             'learning_rate': 1e-4, 'warmup_steps': 0,
             'cooldown_steps': 0,         # the last steps, in which the learning rate falls to 0
+            'beta2': 0.999,              # of Adam, in adamw and muon
             'weight_decay': 0.0,
             'clip_norm': 0.0,            # 0 = no clipping
             'label_dropout': 0.1,
             'losses': (),                # terms of one's own: ('package.module:function', weight), ...
+            'features': '',              # of a frozen network (lit_jax/training/frozen_features.py)
+            'features_weight': 0.5,      # of REPA's loss, with model.projectors
             'balance_weight': 0.01,      # of MoH's load-balancing loss
             'ema_decay': 0.9999,
             'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
@@ -227,6 +233,22 @@ def flow(config: ConfigDict, **fields) -> ConfigDict:
     return config
 
 
+def lightningdit(config: ConfigDict, mixer: str) -> ConfigDict:
+    """LightningDiT-XL/1 ('softmax') or a linear student of it ('linear') on latents of VA-VAE, with its
+    training settings of 64 epochs (arXiv 2501.01423). Both turn queries and keys by their positions."""
+    flow(config, times='logit_normal', cosine=1.0)
+    size(config, 'xl', mixer)
+    config.unlock()
+    config.model.update({'patch': 1, 'learn_sigma': False, 'ffn': 'swiglu_bias', 'norm': 'rms'})
+    config.model.mixer.rope = True
+    config.lock()
+    config.latent.update(VA_VAE)
+    config.train.update({'steps': 80_000, 'batch_size': 1024, 'learning_rate': 2e-4, 'beta2': 0.95})
+    config.sample.update({'method': 'euler', 'steps': 50})
+    config.eval.update({'method': 'euler'})
+    return config
+
+
 def text_to_image(config: ConfigDict, image_size: int, mixer: str) -> ConfigDict:
     """PixArt-Σ ('softmax') or LiT-0.6B ('linear', arXiv 2501.12976 §4.2) at a size, with LiT's training
     settings.
@@ -271,9 +293,10 @@ def mnist(config: ConfigDict) -> ConfigDict:
     config.data.name, config.data.image_size, config.data.num_classes = 'mnist', 28, 10
     config.data.flip = False                 # a mirrored 2 is no 2
     config.latent.update({'space': 'pixels', 'vae': '', 'downscale': 1, 'channels': 1})
+    config.latent.scale = 2.0     # as of the smaller digits
     config.model.update({'depth': 4, 'width': 96, 'patch': 4})
-    config.train.update({'batch_size': 64, 'learning_rate': 1e-3, 'ema_decay': 0.999, 'ema_warmup': True,
-                         'dtype': 'float32'})
+    config.train.update({'batch_size': 64, 'optimizer': 'muon', 'learning_rate': 2e-3, 'ema_decay': 0.999,
+                         'ema_warmup': True, 'dtype': 'float32'})
     config.train.scan_layers = False         # unrolled blocks run faster on CPU
     config.sample.update({'count': 40, 'cfg_scale': 1.5, 'every': 0})
     return config

@@ -20,7 +20,8 @@ _HYBRID = re.compile(r'(?:(.+)_)?(every|first|last)_([0-9]+)')
 # Fields that the teacher or the data fill, and their types.
 OPEN: dict[str, dict[str, type]] = {
     'model': {'family': str, 'depth': int, 'width': int, 'patch': int, 'mlp_ratio': float,
-              'learn_sigma': bool, 'ffn': str, 'cross_heads': int, 'pe_interpolation': float},
+              'learn_sigma': bool, 'ffn': str, 'norm': str, 'shift': bool, 'cross_heads': int,
+              'pe_interpolation': float},
     'latent': {'space': str, 'vae': str, 'downscale': int, 'channels': int, 'scale': float},
     'data': {'name': str, 'image_size': int, 'num_classes': int, 'flip': bool},
     'text': {'encoder': str, 'channels': int, 'tokens': int},

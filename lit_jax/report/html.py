@@ -65,13 +65,14 @@ class Report:
         self._figure(buffer, image.shape[1] * zoom, caption, 'class="pixels" ')
 
     def curves(self, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str,
-               x_label: str, y_label: str, log_y: bool = True) -> None:
-        """Lines through (xs, ys), one colour per name."""
+               x_label: str, y_label: str, log_y: bool = True, log_x: bool = False, marker: str = '') -> None:
+        """Lines through (xs, ys), one colour per name; `marker` ('o') also marks the points."""
         figure = Figure(figsize=(7.0, 3.4), layout='constrained')
         axes = figure.subplots()
         for (name, (xs, ys)), colour in zip(series.items(), itertools.cycle(CURVE_COLOURS), strict=False):
-            axes.plot(xs, ys, label=name, color=colour, linewidth=1.4)
-        axes.set(xlabel=x_label, ylabel=y_label, yscale='log' if log_y else 'linear')
+            axes.plot(xs, ys, label=name, color=colour, linewidth=1.4, marker=marker, markersize=4)
+        axes.set(xlabel=x_label, ylabel=y_label, xscale='log' if log_x else 'linear',
+                 yscale='log' if log_y else 'linear')
         axes.grid(alpha=0.25, which='both')
         axes.legend(frameon=False, fontsize=8)
         buffer = io.BytesIO()

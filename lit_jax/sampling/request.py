@@ -1,7 +1,7 @@
 """The options of `sample.py`, for models of classes and of prompts. Imports no jax."""
 from dataclasses import dataclass
 
-from lit_jax.diffusion.settings import CLASSES, FLOW_METHODS, PROMPTS, RECORDED
+from lit_jax.diffusion.settings import CLASSES, FLOW_METHODS, PRESETS, PROMPTS, RECORDED
 from lit_jax.runtime.options import Processes, option
 
 OF_CLASSES, OF_PROMPTS = 'images, for class-conditional models', 'images, for text-to-image models'
@@ -21,7 +21,9 @@ def setting(help: str, name: str, **more):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerFlags:
-    """`SamplerSettings` as options; None: the model's own, or the default."""
+    """`SamplerSettings` as options; None: the preset's, else the model's own, else the default."""
+    preset: str | None = option('how published figures of flows were drawn; other flags of the sampler win',
+                                choices=tuple(PRESETS), default=None, group=HOW)
     method: str | None = setting(METHODS, 'method')
     steps: int | None = setting('model evaluations', 'steps')
     eta: float | None = setting('noise of ddim: 0 is deterministic, 1 as much as ddpm', 'eta')

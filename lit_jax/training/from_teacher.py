@@ -115,7 +115,7 @@ def _facts_of_teacher(config: ConfigDict, teacher: Mapping, arch: Mapping, path:
         raise UserError(f'the teacher {path} draws {rows}x{columns}: recipes train on squares')
     side = config.data.image_size or rows * downscale
     must = {f'model.{name}': arch.get(name) for name in
-            ('depth', 'width', 'patch', 'mlp_ratio', 'learn_sigma', 'cross_heads')}
+            ('depth', 'width', 'patch', 'mlp_ratio', 'learn_sigma', 'cross_heads', 'norm', 'shift')}
     must |= {'latent.space': space.space, 'latent.vae': space.vae or '', 'latent.scale': space.scale,
              'latent.downscale': downscale, 'latent.channels': arch['channels'],
              'data.image_size': rows * downscale,

@@ -30,6 +30,7 @@ from lit_jax.runtime import peers
 from lit_jax.runtime.differences import check_alike
 from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.paths import check_reachable
+from lit_jax.training.frozen_features import Features, read_features
 from lit_jax.training.mesh import replicated, state_shardings
 from lit_jax.training.stages import Stage
 from lit_jax.training.state import make_optimizer
@@ -52,13 +53,13 @@ def build_objective(config: ConfigDict) -> Objective:
     names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
     return Objective(read_diffusion(config.diffusion), config.latent.scale,
                      lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
-                     losses=import_losses(config.train.losses),
+                     losses=import_losses(config.train.losses), features=read_features(config),
                      **{name: config.train[name] for name in names})
 
 
 def build_optimizer(config: ConfigDict):
     train = config.train
-    names = 'learning_rate', 'warmup_steps', 'cooldown_steps', 'steps', 'weight_decay', 'clip_norm'
+    names = 'learning_rate', 'warmup_steps', 'cooldown_steps', 'steps', 'weight_decay', 'clip_norm', 'beta2'
     return make_optimizer(name=train.optimizer, **{name: train[name] for name in names},
                           arch=architecture(config))
 
@@ -122,6 +123,7 @@ def load_frozen_vae(config: ConfigDict, mesh) -> Vae | None:
 def check_inputs(config: ConfigDict) -> None:
     """Raises one UserError that lists all missing inputs of a run, with the commands that make them."""
     problems = []
+    read_features(config)
     if reads_images(config) and not config.latent.vae_path:
         problems.append(f'latent.vae_path: to train from the images of {config.data.name} give the folder of '
                         f'{config.latent.vae} (python convert_torch_ckpt.py VAE_FOLDER --out models/sd_vae), '
@@ -198,13 +200,14 @@ class Frozen:
 
     Attributes:
         vae: also to draw samples. encodes: whether the step encodes images with it. null_text: features
-            float32 [L, C] of the empty caption."""
+            float32 [L, C] of the empty caption. features: of another network, which the tokens learn."""
     teacher: Model | None
     vae: Vae | None
     text_encoder: TextEncoder | None
     null_text: np.ndarray | None
     encodes: bool
     mesh: Mesh
+    features: Features | None = None
 
     @property
     def networks(self) -> tuple[Network | None, VaeNetwork | None, T5Network | None]:
@@ -220,6 +223,8 @@ class Frozen:
         params = {name: part.params for name, part in parts.items() if part is not None}
         if self.null_text is not None:
             params['null_text'] = jax.device_put(self.null_text, replicated(self.mesh))
+        if self.features is not None:
+            params['features'] = jax.device_put(self.features.params, replicated(self.mesh))
         return params
 
 
@@ -228,7 +233,7 @@ def load_frozen(config: ConfigDict, mesh: Mesh, source: Source, step: int | None
     teacher, vae = load_teacher(config, mesh, step), load_frozen_vae(config, mesh)
     text_encoder = load_frozen_text_encoder(config, mesh)
     return Frozen(teacher, vae, text_encoder, null_features(config, source, text_encoder),
-                  reads_images(config), mesh)
+                  reads_images(config), mesh, read_features(config))
 
 
 def load_teacher(config: ConfigDict, mesh, step: int | None = None) -> Model | None:

@@ -62,7 +62,7 @@ def plan_stages(config: ConfigDict, network: Network,
                 teacher_arch: Mapping | None = None) -> tuple[Stage, ...]:
     """The stages of a finalized recipe, without their steps. teacher_arch: of the recipe's teacher."""
     border, train = config.align.steps, config.train
-    names = 'learning_rate', 'warmup_steps', 'cooldown_steps', 'steps', 'weight_decay', 'clip_norm'
+    names = 'learning_rate', 'warmup_steps', 'cooldown_steps', 'steps', 'weight_decay', 'clip_norm', 'beta2'
     optimizer = make_optimizer(name=train.optimizer, **{name: train[name] for name in names},
                                arch=network.arch)
     trained = None if train.trainable == 'all' else trainable_leaves(train.trainable, network.abstract())

@@ -17,27 +17,30 @@ from lit_jax.training.matrices import matrix_axes
 from lit_jax.training.muon import is_for_muon, scale_by_muon_and_adam
 
 
-def scale_by_adamw() -> optax.GradientTransformation:
+def scale_by_adamw(beta2: float = 0.999) -> optax.GradientTransformation:
     """Adam as DiT trains: betas (0.9, 0.999), eps 1e-8."""
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    return optax.scale_by_adam(b1=0.9, b2=beta2, eps=1e-8)
 
 
 SHORT_FORMS = {'all': '*', 'mixers': 'blocks*/attn/*'}     # of train.trainable
-OPTIMIZERS = {'adamw': lambda arch: scale_by_adamw(), 'came': lambda arch: scale_by_came(arch=arch),
-              'muon': lambda arch: scale_by_muon_and_adam(scale_by_adamw(), arch)}
+OPTIMIZERS = {'adamw': lambda arch, beta2: scale_by_adamw(beta2),
+              'came': lambda arch, _: scale_by_came(arch=arch),
+              'muon': lambda arch, beta2: scale_by_muon_and_adam(scale_by_adamw(beta2), arch)}
 
 
 def make_optimizer(*, name: str = 'adamw', learning_rate: float, warmup_steps: int = 0,
                    cooldown_steps: int = 0, steps: int = 0, weight_decay: float = 0.0,
-                   clip_norm: float = 0.0, arch: Mapping | None = None) -> optax.GradientTransformation:
+                   clip_norm: float = 0.0, beta2: float = 0.999,
+                   arch: Mapping | None = None) -> optax.GradientTransformation:
     """An optimizer with the rate of `learning_rate_schedule`, clipping of the gradient's global norm and
     decoupled weight decay (times the rate).
 
     name: 'adamw', as in DiT; 'came', as in PixArt-Σ (rate 2e-5, 1,000 steps of warm-up, clip_norm 0.01, no
-    decay); or 'muon'. Raises UserError for others. arch: of the model; 'came' and 'muon' need its mixers."""
+    decay); or 'muon'. Raises UserError for others. beta2: of Adam, not of 'came'. arch: of the model; 'came'
+    and 'muon' need its mixers."""
     check_known('optimizer', name, OPTIMIZERS)
     rate = learning_rate_schedule(learning_rate, warmup_steps, cooldown_steps, steps)
-    update = optax.chain(OPTIMIZERS[name](arch), optax.add_decayed_weights(weight_decay),
+    update = optax.chain(OPTIMIZERS[name](arch, beta2), optax.add_decayed_weights(weight_decay),
                          optax.scale_by_learning_rate(rate))
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
 

@@ -11,15 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lit_jax.diffusion.alignment import projection_loss
 from lit_jax.diffusion.distillation import total_loss
 from lit_jax.diffusion.flow_paths import PREDICTIONS
 from lit_jax.diffusion.kinds import Diffusion
 from lit_jax.diffusion.own_terms import Seen, Term
+from lit_jax.models.layers import BLOCK_OUTPUT
 from lit_jax.models.low_rank import merge_updates
 from lit_jax.models.network import Network
 from lit_jax.models.t5 import T5Network
 from lit_jax.models.vae import VaeNetwork, sample_posterior
 from lit_jax.runtime.leaves import named_leaves, overlaid, pick
+from lit_jax.training.frozen_features import Features
 from lit_jax.training.state import update_ema
 
 Array = jax.Array
@@ -35,6 +38,7 @@ class Objective:
     lambda_noise: float = 0.5         # λ1, of the teacher's noise, or velocity
     lambda_variance: float = 0.05     # λ2, of the teacher's variance
     losses: tuple[Term, ...] = ()     # of the recipe's own
+    features: Features | None = None  # of another network, which the tokens learn (REPA)
     balance_weight: float = 0.01      # of the losses of mixers, averaged over the layers (MoH)
     ema_decay: float = 0.9999         # see `update_ema`
     ema_warmup: bool = False
@@ -45,7 +49,9 @@ class Objective:
         """Of each term in the total."""
         return {'mse': 1.0, 'vb': 1.0, 'cosine': 1.0,
                 **{f'distill_{name}': self.lambda_noise for name in PREDICTIONS},
-                'distill_variance': self.lambda_variance, **{term.name: term.weight for term in self.losses}}
+                'distill_variance': self.lambda_variance,
+                **({'features': self.features.weight} if self.features else {}),
+                **{term.name: term.weight for term in self.losses}}
 
 
 def clean_inputs(batch: Mapping[str, Array], key: Array, objective: Objective,
@@ -94,13 +100,17 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     """({term of the loss: float32 [B]}, {name in `network.losses` or `network.statistics`: mean of layers}).
     The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
-    output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics)
+    watched = network.losses + network.statistics + ((BLOCK_OUTPUT,) if objective.features else ())
+    output, seen = network.observe(params, x_t, t, cond, watched)
     diffusion, clean, noise = objective.diffusion, inputs['x0'], inputs['noise']
     terms = diffusion.losses(output, clean, x_t, t, noise)
     taught = None
     if teacher is not None:
         taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
         terms |= diffusion.distillation(output, taught, x_t.shape[-1])
+    if objective.features:
+        tokens = jnp.concatenate(seen.pop(BLOCK_OUTPUT))[objective.features.block - 1]
+        terms['features'] = projection_loss(network.project(params, tokens), inputs['features'])
     if objective.losses:
         what = Seen(diffusion, clean, x_t, t, noise, cond, output, taught)
         terms |= {term.name: term(what) for term in objective.losses}
@@ -113,8 +123,8 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, o
     """train_step(state, frozen, batch, key) -> (state, metrics), to be jitted with `state` donated.
 
     key: of the run; the step folds state['step'] into it, so no random state is kept.
-    frozen: the weights {'teacher', 'vae', 'text_encoder'} that there are, and for text models 'null_text'
-        [L, C], the features of the empty caption.
+    frozen: the weights {'teacher', 'vae', 'text_encoder', 'features'} that there are, and for text models
+        'null_text' [L, C], the features of the empty caption.
     batch: {'moments' or 'image', and 'label', or 'text' (features) or 'tokens' with 'text_mask'}; `vae`
         encodes images and `text_encoder` tokens in the step.
     metrics: means 'loss/<term>'; 'quarter/<term>' = (sums [4], counts [4]) over the quarters of the timestep
@@ -178,8 +188,12 @@ def step_inputs(state: Mapping, frozen: Mapping, batch: Mapping, key: Array, obj
     encode = None if vae is None else functools.partial(vae.encode, frozen['vae'])
     encode_text = None if text_encoder is None else functools.partial(text_encoder.apply,
                                                                       frozen['text_encoder'])
-    return draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode, encode_text,
-                       frozen.get('null_text'))
+    inputs = draw_inputs(batch, jax.random.fold_in(key, state['step']), objective, network, encode,
+                         encode_text, frozen.get('null_text'))
+    if objective.features:
+        images = batch['image'] if 'image' in batch else inputs['x0']
+        inputs['features'] = objective.features(frozen['features'], images.astype(jnp.float32))
+    return inputs
 
 
 def updated(state: dict, trained: dict, grads: dict, optimizer: optax.GradientTransformation,

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from lit_jax.checkpoint.workdir import check_workdir, claim_workdir, read_inputs
+from lit_jax.diffusion.kinds import default_section
 from lit_jax.runtime.errors import UserError
 
 RECIPE = {'seed': 1, 'data': {'path': 'a', 'classes': 'a.txt'}, 'latent': {'vae_path': 'a'}}
@@ -54,6 +55,19 @@ def test_a_workdir_of_an_older_version_is_not_compared_until_it_says_what_it_has
     claim_workdir(run, RECIPE, {'classes': CLASSES}, inputs=INPUTS)
     with pytest.raises(UserError, match='data.name'):
         check_workdir(run, RECIPE, {'data': {'name': 'digits'}}, ['one'])
+
+
+def test_a_recipe_from_before_an_option_or_another_kind_of_diffusion_is_the_same(run):
+    claim_workdir(run, RECIPE | {'model': {'mixer': {'name': 'linear', 'heads': 2}},
+                                 'diffusion': {'steps': 1000, 'kind': 'linear'}}, {'classes': CLASSES})
+    now = RECIPE | {'model': {'mixer': {'name': 'linear', 'heads': 2, 'rope': False}},
+                    'diffusion': default_section()}
+    check_workdir(run, now, {}, CLASSES)
+    with pytest.raises(UserError, match=r"model\.mixer\.rope: False there, True in this recipe"):
+        turned = {'name': 'linear', 'heads': 2, 'rope': True}
+        check_workdir(run, now | {'model': {'mixer': turned}}, {}, CLASSES)
+    with pytest.raises(UserError, match="diffusion.kind: 'ddpm' there, 'flow' in this recipe"):
+        check_workdir(run, now | {'diffusion': {'kind': 'flow'}}, {}, CLASSES)
 
 
 @pytest.mark.parametrize('name', ['checkpoints', 'samples', 'metrics.jsonl', 'config.json'])

@@ -9,7 +9,7 @@ from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.checkpoint.projector_file import read_file
 from lit_jax.convert.torch_export import export, write_safetensors
 from lit_jax.convert.torch_files import open_source, source_from_arrays
-from lit_jax.convert.torch_flow import find_diffusion, take_projectors
+from lit_jax.convert.torch_flow import find_diffusion, join_blocks, take_projectors
 from lit_jax.convert.torch_import import convert, describe
 from lit_jax.runtime.errors import UserError
 
@@ -61,7 +61,7 @@ def test_where_nothing_says_so_the_unused_half_of_the_outputs_does():
 
 def test_where_nothing_differs_it_is_asked():
     state = random_state(tiny_arch(learn_sigma=False))
-    with pytest.raises(UserError, match='nothing tells .*: say --system dit, sit or repa'):
+    with pytest.raises(UserError, match='nothing tells .*: say --system dit, sit, repa or lightningdit'):
         find_diffusion(source(state), PLAIN)
     assert find_diffusion(source(state), PLAIN, 'dit')[0] == DDPM
     assert find_diffusion(source(state), PLAIN, 'repa')[0]['noise_at'] == 1
@@ -106,6 +106,15 @@ def test_a_repa_there_and_back_with_its_projectors(tmp_path):
     convert(tmp_path / 'back.safetensors', tmp_path / 'again')
     again, _ = load_model_folder(tmp_path / 'again')
     assert again['diffusion'] == config['diffusion'] and set(read_file(tmp_path / 'again')) == set(kept)
+
+
+def test_blocks_of_an_early_repa_are_counted_on():
+    state = random_state(tiny_arch(learn_sigma=False))
+    late = {key.replace('blocks.1.', 'decoder_blocks.0.'): value for key, value in state.items()}
+    found = source(late)
+    join_blocks(found)
+    assert set(found.tensors) == set(state) != set(late)
+    np.testing.assert_array_equal(found.read('blocks.1.attn.qkv.bias'), state['blocks.1.attn.qkv.bias'])
 
 
 def test_projectors_that_are_not_whole_are_refused():

@@ -143,8 +143,9 @@ def test_published_configurations():
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']},
-     'down_block_types .*only DownEncoderBlock2D'),
+    ({'down_block_types': ['DownEncoderBlock2D', 'CrossAttnDownBlock2D']},
+     'down_block_types .*only DownEncoderBlock2D and AttnDownEncoderBlock2D are known'),
+    ({'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D']}, 'attention at different levels'),
     ({'up_block_types': ['UpDecoderBlock2D'] * 3}, 'up_block_types has 3 entries, block_out_channels 2'),
     ({'act_fn': 'gelu'}, 'act_fn is \'gelu\''), ({'out_channels': 4}, 'out_channels is 4'),
     ({'latents_mean': [0.1, 0.2]}, 'latents_mean'),
@@ -254,8 +255,9 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
     diffusers = import_oracle('diffusers')
     torch.manual_seed(0)
     levels = len(config['block_out_channels'])
-    theirs = diffusers.AutoencoderKL(down_block_types=['DownEncoderBlock2D'] * levels,
-                                     up_block_types=['UpDecoderBlock2D'] * levels, **config).eval()
+    types = {'down_block_types': ['DownEncoderBlock2D'] * levels,
+             'up_block_types': ['UpDecoderBlock2D'] * levels}
+    theirs = diffusers.AutoencoderKL(**{**types, **config}).eval()
     theirs.save_pretrained(tmp_path / 'hub')
     convert_vae(tmp_path / 'hub', tmp_path / 'vae')
     ours, rng = load_vae(tmp_path / 'vae'), np.random.default_rng(0)
@@ -278,7 +280,10 @@ def compare_with_diffusers(tmp_path, config, sides, batch=1):
       'scaling_factor': 0.13025}, (12, 20)),
     ({'block_out_channels': (8,), 'norm_num_groups': 8, 'latent_channels': 16, 'use_quant_conv': False,
       'use_post_quant_conv': False, 'shift_factor': 0.1}, (5, 9)),
-    ({'block_out_channels': (8, 16), 'norm_num_groups': 2, 'mid_block_add_attention': False}, (6, 4))])
+    ({'block_out_channels': (8, 16), 'norm_num_groups': 2, 'mid_block_add_attention': False}, (6, 4)),
+    ({'block_out_channels': (8, 12), 'norm_num_groups': 4, 'latent_channels': 6, 'layers_per_block': 2,
+      'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'],      # as VA-VAE
+      'up_block_types': ['AttnUpDecoderBlock2D', 'UpDecoderBlock2D']}, (8, 12))])
 def test_small_configurations_equal_diffusers(tmp_path, config, sides):
     assert compare_with_diffusers(tmp_path, config, sides, batch=2) <= 2e-5
 

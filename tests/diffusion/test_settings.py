@@ -8,7 +8,15 @@ import pytest
 
 from lit_jax.diffusion.flow_samplers import FLOW_SAMPLERS
 from lit_jax.diffusion.samplers import SAMPLERS
-from lit_jax.diffusion.settings import CLASSES, DDPM_METHODS, FLOW_METHODS, PROMPTS, SamplerSettings
+from lit_jax.diffusion.settings import (
+    CLASSES,
+    DDPM_METHODS,
+    FLOW_METHODS,
+    PRESETS,
+    PROMPTS,
+    SCORES,
+    SamplerSettings,
+)
 from lit_jax.runtime.errors import UserError
 
 DIFFUSION = {'steps': 1000, 'kind': 'linear'}
@@ -29,6 +37,17 @@ def test_a_card_gives_the_settings_back():
 def test_options_change_what_they_name():
     options = SimpleNamespace(steps=9, cfg_scale=None, size='64')
     assert CLASSES.updated(options, eta=0.5) == SamplerSettings(steps=9, eta=0.5)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_published_ways_to_draw_have_names(name):
+    """Each takes 250 evaluations (LightningDiT: a grid of 250 points); flags win; a DiT has none of them."""
+    settings = SCORES.updated(SimpleNamespace(preset=name)).check({'kind': 'flow'})
+    assert settings.evaluations == (249 if name.startswith('lightning') else 250) and settings.cfg_scale > 1
+    flag = SimpleNamespace(preset=name, cfg_scale=1.0, steps=None)
+    assert SCORES.updated(flag) == replace(settings, cfg_scale=1.0)
+    with pytest.raises(UserError, match='is for models of flow, this one is of ddpm'):
+        settings.check(DIFFUSION)
 
 
 def test_it_is_said_in_a_line():

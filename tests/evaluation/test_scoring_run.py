@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sampling_models import save_latent_model, save_model, save_vae
 from scoring_samples import digits_uint8
 from tiny import tiny_recipe
 
+from lit_jax.diffusion.flow import Flow
 from lit_jax.evaluation import evaluation as run
 from lit_jax.evaluation.evaluate_options import ScoreOptions
 from lit_jax.evaluation.evaluation import evaluate
@@ -204,7 +206,7 @@ def test_a_wrong_request_is_refused_before_anything_is_written(request_of, chang
     ({'num_samples': None}, 'needs --num_samples'), ({'steps': (2, 2)}, '--steps names a value twice'),
     ({'checkpoints': 'all'}, 'is a model folder'),
     ({'sources': ('nowhere',)}, 'nowhere does not exist'),
-    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'known: ddpm'),
+    ({'steps': (3, 2000)}, '2000'), ({'method': 'euler'}, 'take ddpm'),
     ({'classes': '10'}, 'class 10 is out of range'),
     ({'labels': 'balanced', 'num_samples': 301}, 'take --count 300'),
     ({'cfg_scale': (1.0, float('nan'))}, 'guidance scale')])
@@ -310,3 +312,24 @@ def test_images_whose_features_are_not_numbers_are_named(request_of, monkeypatch
     with pytest.raises(UserError, match='features of image 3 and 0 more of its part are not finite'):
         evaluate(request_of)
     assert not (Path(request_of.out) / 'scores.json').exists()
+
+
+def test_a_preset_draws_as_published_and_flags_make_rows_of_it(tmp_path):
+    """Of a flow; nothing here reads weights."""
+    (tmp_path / 'sit' / 'arrays').mkdir(parents=True)
+    model = {'family': 'dit', 'depth': 1, 'width': 16, 'patch': 2, 'input_size': [8, 8], 'channels': 1,
+             'num_classes': 10, 'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}
+    (tmp_path / 'sit' / 'config.json').write_text(json.dumps({
+        'format': 1, 'model': model, 'diffusion': Flow().to_json(), 'classes': None, 'provenance': {},
+        'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}}))
+
+    def rows(**more):
+        request = ScoreOptions(reference='ref.npz', sources=(str(tmp_path / 'sit'),), num_samples=4, **more)
+        jobs = run._plan_jobs(request, SimpleNamespace(check=lambda *sizes: None))
+        return [(job.request.method, job.request.steps, job.request.cfg_scale, job.request.cfg_channels)
+                for job in jobs]
+
+    assert rows(preset='repa') == [('sde', 250, 1.8, 'all')]
+    assert rows(preset='sit_ode', steps=(5, 9), cfg_channels='all') == [('heun2', 5, 1.5, 'all'),
+                                                                       ('heun2', 9, 1.5, 'all')]
+    assert rows() == [('euler', 250, 1.0, 3)]

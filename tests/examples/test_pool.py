@@ -13,7 +13,7 @@ from examples import pool
 
 
 def test_the_status_says_which_runs_are_how_far_and_where_their_logs_are(tmp_path):
-    steps = SimpleNamespace(train=SimpleNamespace(steps=1000))
+    steps = SimpleNamespace(align=SimpleNamespace(steps=200), train=SimpleNamespace(steps=800))
     jobs = [SimpleNamespace(arm=arm, seed=0, path=tmp_path / arm, recipe=lambda: steps)
             for arm in ('distilled', 'inherited', 'begun', 'scratch', 'over')]
     for arm, record in (('distilled', '{"step": 250, "time/eta_s": 75}'), ('inherited', '{"step": 1000}'),

@@ -14,7 +14,9 @@ from examples.shapes import pages as shapes_pages
 from examples.shapes.__main__ import ARMS, ENCODER, TEACHER, student
 from lit_jax.data.toys.shapes_words import all_captions
 from lit_jax.metrics.geneval.geneval_prompts import TASKS
-from lit_jax.recipes.recipe import finalize
+from lit_jax.models.network import Network
+from lit_jax.recipes.recipe import architecture, finalize, load_recipe
+from lit_jax.training.flops import stage_macs
 
 # of the teacher's score by the students; measured 0.97, which another machine's rounding moves by 0.02
 REACHED, AIM = 0.9, 0.95
@@ -36,7 +38,7 @@ def test_the_table_names_every_model_and_every_task():
 def test_arms_leave_out_what_they_say():
     recipes = {arm: finalize(student(Path('demo'), arm, 0).recipe(), 1) for arm in ARMS}
     assert {arm: (bool(r.inherit.path), bool(r.teacher.path)) for arm, r in recipes.items()} == {
-        'distilled': (True, True), 'scratch': (False, False)}
+        'distilled': (True, True), 'aligned': (True, True), 'scratch': (False, False)}
     assert recipes['distilled'].model.mixer.name == recipes['scratch'].model.mixer.name == 'linear'
 
 
@@ -44,6 +46,15 @@ def test_students_take_at_most_a_fifth_of_the_teachers_steps():
     assert shapes.teacher_steps() == 4_000 + 14_500 == json.loads(TEACHER.with_suffix('.json').read_text())[
         'steps']
     assert 5 * student(Path('demo'), 'distilled', 0).recipe().train.steps <= shapes.teacher_steps()
+
+
+def test_the_aligned_student_costs_a_twentieth():
+    config, teacher = student(Path('demo'), 'aligned', 0).recipe(), Network(architecture(load_recipe(
+        'shapes_pixart:refine')))
+    network = Network(architecture(config))
+    macs = (config.align.steps * stage_macs('align', network, teacher, 1)
+            + config.train.steps * stage_macs('train', network, teacher, 1))
+    assert 0.97 * 0.05 <= macs / (shapes.teacher_steps() * stage_macs('train', teacher, None, 1)) <= 0.05
 
 
 def test_the_prompts_that_are_shown_are_captions():

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from lit_jax.metrics.toys.digits_judge import FEATURES, Judge, load_judge, train_judge
+from lit_jax.data.toys.mnist import open_mnist
+from lit_jax.metrics.toys.digits_judge import FEATURES, Judge, load_judge, open_mnist_judge, train_judge
 from lit_jax.runtime.errors import UserError
 
 
@@ -98,3 +99,26 @@ def test_wrong_shapes_and_labels_are_refused(judge, split):
         train_judge(split[0], split[1] + 1)
     with pytest.raises(UserError, match='class indices 0..9'):
         train_judge(split[0], split[1][:-1])
+
+
+@pytest.mark.slow
+def test_the_judge_of_mnist_ships_and_knows_held_out_digits():
+    judge, held_out = open_mnist_judge(), open_mnist('held_out')
+    assert judge.image == (28, 28, 1) and judge.reference.shape == (8_000, FEATURES)
+    assert judge.accuracy(held_out.images, held_out.labels) >= 0.99
+    assert judge.distance(held_out.images) < 0.1 and abs(judge.kernel_distance(held_out.images)) < 0.02
+
+
+def test_a_judge_may_be_saved_without_its_reference(judge, split, tmp_path):
+    judge.save(tmp_path / 'judge.npz', reference=False)
+    with pytest.raises(UserError, match='not a saved judge'):
+        load_judge(tmp_path / 'judge.npz')
+    np.testing.assert_array_equal(load_judge(tmp_path / 'judge.npz', split[0]).reference, judge.reference)
+
+
+def test_a_judge_takes_the_size_of_its_training_images():
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 1))
+    judge = train_judge(images, np.arange(4), steps=1)
+    assert judge.image == (12, 12, 1)
+    with pytest.raises(UserError, match='\\[N, 12, 12, 1\\]'):
+        judge.features(np.zeros((3, 8, 8, 1)))

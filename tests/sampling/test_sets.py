@@ -237,7 +237,7 @@ def test_images_from_python_are_those_of_the_command(request_of, tmp_path, laten
     ({'labels': 'balanced', 'count': 301}, 'take --count 300'),
     ({'classes': '10'}, 'class 10 is out of range'), ({'vae': 'models/vae'}, 'nothing to decode'),
     ({'seed': -1}, 'seed must be'), ({'seed': 1 << 32}, 'seed must be'), ({'group': 0}, '--group must be'),
-    ({'method': 'euler'}, 'known: ddpm'), ({'cfg_interval': (0.5, 0.1)}, 'guidance interval'),
+    ({'method': 'euler'}, 'take ddpm'), ({'cfg_interval': (0.5, 0.1)}, 'guidance interval'),
     ({'eta': 0.5}, 'belongs to ddim'), ({'source': None}, 'one of --from'),
     ({'compare': ('a', 'b')}, 'one of --from'),
     ({'source': None, 'compare': ('a', 'b')}, 'must end with .png'),

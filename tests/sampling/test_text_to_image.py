@@ -293,7 +293,7 @@ REFUSED = [
     ({'size': '15'}, 'nearest size is 16x16'),
     ({'out': 'set.npz'}, 'sets are of classes'),
     ({'out': 'image.jpg'}, '.jpg is not known'),
-    ({'method': 'euler'}, 'unknown sampler'),
+    ({'method': 'euler'}, 'is for models of flow'),
     ({'group': 0}, '--group must be at least 1'),
     ({'tile': -1}, '--tile not negative'),
     ({'dtype': 'float16'}, 'unknown dtype'),

@@ -9,6 +9,7 @@ from tiny import PIXART
 from lit_jax import recipes
 from lit_jax.diffusion.kinds import default_section
 from lit_jax.models.arch import mixers_of
+from lit_jax.models.mixers import whole_mixer
 from lit_jax.recipes.recipe import architecture
 from lit_jax.recipes.students import PRESETS
 from lit_jax.runtime.errors import UserError
@@ -60,7 +61,8 @@ def test_a_class_student_takes_all_from_teacher_and_latents(folders):
     assert {name: arch[name] for name in DIT if name not in ('mixer', 'input_size', 'stages')} == {
         name: DIT[name] for name in DIT if name not in ('mixer', 'input_size', 'stages')}
     assert arch['input_size'] == (8, 8) and arch['mixer'] == {
-        **recipes.linear_mixer(2).to_dict(), 'dwc_kernel': 3, 'focus_scale': False, 'key_grid': None}
+        **recipes.linear_mixer(2).to_dict(), 'dwc_kernel': 3, 'focus_scale': False, 'key_grid': None,
+        'rope': False}
     assert (config.data.name, config.data.image_size, config.data.num_classes) == ('latents', 16, 5)
     assert config.latent.to_dict() == {**SPACE, 'channels': 3, 'vae_path': config.latent.vae_path}
     assert config.diffusion.to_dict() == {**default_section(), 'steps': 800}
@@ -108,7 +110,7 @@ def test_every_row_is_a_whole_recipe(folders, row):
     assert config.name == f'student_{row}' and arch['depth'] == 4
     assert arch['mixer']['name'] == PRESETS.get(row, {'mixer': row})['mixer']
     if row == 'softmax':
-        assert {**arch['mixer'], 'compress': 1} == {**SOFTMAX, 'compress': 1}
+        assert arch['mixer'] == whole_mixer(SOFTMAX)
 
 
 @pytest.mark.parametrize('row, kept', [('every_4', [3]), ('linear_every_2', [1, 3]), ('dydila_last_1', [3]),

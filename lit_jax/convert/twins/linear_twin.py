@@ -20,7 +20,7 @@ class LinearAttention(nn.Module):
     """o = φ(q)·(φ(k)ᵀv / N) / (φ(q)·mean φ(k)) + dwc(v), then proj."""
 
     def __init__(self, width, grid, heads, qkv_bias=False, dwc_kernel=5, activation='relu', focus_power=0,
-                 focus_scale=False, key_grid=None):
+                 focus_scale=False, key_grid=None, rope=False):
         super().__init__()
         self.heads, self.activation, self.focus_power = heads, activation, focus_power
         size = width // heads

@@ -7,7 +7,7 @@ from lit_jax.convert.twins.parts_twin import attend
 class SoftmaxAttention(nn.Module):
     """One qkv projection; with compress=r the keys and values of r x r tokens become one."""
 
-    def __init__(self, width, grid, heads, qkv_bias=True, compress=1):
+    def __init__(self, width, grid, heads, qkv_bias=True, compress=1, qk_norm='none', rope=False):
         super().__init__()
         self.heads, self.compress = heads, compress
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)

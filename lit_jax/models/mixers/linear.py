@@ -13,6 +13,7 @@ from lit_jax.models.mixers.depthwise import depthwise_conv
 from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show
+from lit_jax.models.rotary import check_rotary, rotate
 from lit_jax.runtime.dtypes import accumulator
 from lit_jax.runtime.errors import UserError, shown
 
@@ -52,7 +53,9 @@ class LinearAttention(Mixer):
         activation: φ, 'relu' or 'gelu' (the exact one).
         focus_power: p of the focused function (arXiv 2308.00442; 3 there); 0 leaves it out.
         focus_scale: with focus_power, divides φ(q) and φ(k) by softplus of a learned vector (FLatten).
-        key_grid: (H, W) of a learned table added to k before φ (FLatten); None (LiT) leaves it out."""
+        key_grid: (H, W) of a learned table added to k before φ (FLatten); None (LiT) leaves it out.
+        rope: φ(q) and φ(k) are turned by their positions in the numerator (`lit_jax.models.rotary`). The
+            normaliser has them unturned, as in RoFormer: only so is it a positive sum of weights."""
     leaves = (*product('q', ('D', 'K', 'E'), 'linear', 'q'),
               *product('kv', ('D', 2, 'K', 'E'), 'linear', 'kv'),
               *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj'),
@@ -63,11 +66,13 @@ class LinearAttention(Mixer):
 
     @classmethod
     def suggest(cls, teacher) -> dict:
-        """LiT's few wide heads (its supplement, table 1; §4.2 for text), and a kernel that fits the grid."""
+        """LiT's few wide heads (its supplement, table 1; §4.2 for text), a kernel that fits the grid, and the
+        positions of the teacher's attention."""
         width, text = teacher['width'], 'caption_channels' in teacher
         heads = [n for n in (1, 2, 3, 4) if width % n == 0 and (n <= 2 or width >= 256 * n and not text)]
         small = min(teacher['input_size']) < 5 * teacher['patch']
-        return {'heads': max(heads), 'dwc_kernel': 3 if small else 5}
+        return {'heads': max(heads), 'dwc_kernel': 3 if small else 5,
+                'rope': bool(teacher['mixer'].get('rope', False))}
 
     @classmethod
     def read_torch(cls, found, hints, published) -> Blocks:
@@ -83,10 +88,13 @@ class LinearAttention(Mixer):
 
     def __init__(self, width: int, *, heads: int, qkv_bias: bool = False, dwc_kernel: int = 5,
                  activation: str = 'relu', focus_power: int = 0, focus_scale: bool = False,
-                 key_grid: tuple[int, int] | None = None, dtype=jnp.float32, rngs: nnx.Rngs):
+                 key_grid: tuple[int, int] | None = None, rope: bool = False, dtype=jnp.float32,
+                 rngs: nnx.Rngs):
+        if rope:
+            check_rotary(width, heads)
         _check_options(dwc_kernel, activation, focus_power, focus_scale)
         head = (heads, width // heads)
-        self.dtype, self.activation, self.focus_power = dtype, activation, focus_power
+        self.dtype, self.activation, self.focus_power, self.rope = dtype, activation, focus_power, rope
         self.q = Linear(width, head, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.kv = Linear(width, (2, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
@@ -100,7 +108,7 @@ class LinearAttention(Mixer):
         q_BNKE = constrain(self.q(x_BND), 'batch', 'tokens', 'heads', None)
         k_BNKE, v_BNKE = kv[:, :, 0], kv[:, :, 1]
         q_BNKE, k_BNKE = self.features(q_BNKE), self.features(k_BNKE, self.key_table)
-        o = linear_attention(q_BNKE, k_BNKE, v_BNKE)
+        o = linear_attention(q_BNKE, k_BNKE, v_BNKE, grid=grid if self.rope else None)
         if self.dwc is not None:
             show('linear/convolution', self.dwc.kernel[...])
             v_BHWKE = v_BNKE.reshape(len(v_BNKE), *grid, *v_BNKE.shape[2:])
@@ -118,16 +126,19 @@ class LinearAttention(Mixer):
         return focus(x, self.focus_power) if self.focus_power else x
 
 
-def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS,
-                     shortest: bool = False) -> Array:
+def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS, shortest: bool = False,
+                     grid: tuple[int, int] | None = None) -> Array:
     """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q, k (after φ) and the result in the accumulator. Means,
     not sums, over tokens keep every factor of order one at any N, and make `eps` relative to the mean. Shows
-    'linear/query' and 'linear/key', its inputs. `shortest`: see `weighted_sum`."""
+    'linear/query' and 'linear/key', its inputs. `shortest`: see `weighted_sum`. grid: of the tokens, to turn
+    q and k by their positions in the numerator."""
     show('linear/query', q_BNKE)
     show('linear/key', k_BNKE)
     # Heads first, once for all products: XLA:CPU would transpose the operands of each product.
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q_BNKE, k_BNKE, v_BNKE))
-    o = weighted_sum(q, k, v, shortest=shortest) / (total_weight(q, k) + eps)[..., None]
+    turned_q, turned_k = (q, k) if grid is None else (
+        jnp.swapaxes(rotate(a, grid), 1, 2) for a in (q_BNKE, k_BNKE))
+    o = weighted_sum(turned_q, turned_k, v, shortest=shortest) / (total_weight(q, k) + eps)[..., None]
     return jnp.swapaxes(o, 1, 2)
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lit_jax.models.facts import Blocks, Leaf, head_problems, product
-from lit_jax.models.layers import Array, Linear
+from lit_jax.models.layers import Array, HeadNorm, Linear, RmsNorm, check_grid
 from lit_jax.models.mixers.fused import fused_attention
 from lit_jax.models.mixers.mixer import Mixer, head_channels
 from lit_jax.models.partition import constrain, partition_spec
 from lit_jax.models.probe import show
+from lit_jax.models.rotary import ROTARY, check_rotary, rotate
 from lit_jax.runtime.dtypes import accumulator
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime.errors import UserError, check_known, shown
 
 
 class KeyCompressor(nnx.Module):
@@ -45,6 +46,7 @@ class KeyCompressor(nnx.Module):
         return x.reshape(b, -1, *head).astype(x_BNKE.dtype)
 
 
+QK_NORMS = {'none': lambda channels: None, 'layer': HeadNorm, 'rms': RmsNorm}
 # The projections of DiT, and where q, k, v and o lie in them.
 QKV = (*product('qkv', ('D', 3, 'K', 'E'), 'linear', 'qkv', ('to_q', 'to_k', 'to_v')),
        *product('proj', ('K', 'E', 'D'), 'linear_in', 'proj', ('to_out.0',)))
@@ -54,8 +56,12 @@ QKV_PARTS = {'q': ('qkv', 0), 'k': ('qkv', 1), 'v': ('qkv', 2), 'o': ('proj', No
 class SoftmaxAttention(Mixer):
     """Multi-head attention over all tokens: [B, N, D] -> [B, N, D].
 
-    compress: r; one key and value for each r x r tokens (one `KeyCompressor` for both), 1 for one each."""
-    leaves = (*QKV, *product('compressor', (None, None, 'K', 'E'), 'depthwise', 'sr'),
+    compress: r; one key and value for each r x r tokens (one `KeyCompressor` for both), 1 for one each.
+    qk_norm: of queries and keys, over the channels of a head: 'none', 'layer' (REPA), 'rms' (LightningDiT).
+    rope: queries and keys are turned by their positions (`lit_jax.models.rotary`), after that norm."""
+    leaves = (*QKV, *(Leaf(f'{one}_norm/{ours}', ('E',), 'flat', f'{one}_norm.{theirs}')
+                      for one in 'qk' for ours, theirs in (('gain', 'weight'), ('bias', 'bias'))),
+              *product('compressor', (None, None, 'K', 'E'), 'depthwise', 'sr'),
               Leaf('compressor/norm_gain', ('K', 'E'), 'flat', 'norm.weight'),
               Leaf('compressor/norm_bias', ('K', 'E'), 'flat', 'norm.bias'))
     parts = QKV_PARTS
@@ -65,7 +71,7 @@ class SoftmaxAttention(Mixer):
         """The teacher's own, or DiT's head of 64 channels where it is another mixer's."""
         width, mixer = teacher['width'], teacher['mixer']
         if mixer['name'] == 'softmax':
-            return {name: mixer.get(name) for name in ('heads', 'qkv_bias', 'compress')}
+            return {name: mixer.get(name) for name in ('heads', 'qkv_bias', 'compress', 'qk_norm', 'rope')}
         return {'heads': max(n for n in range(1, max(1, width // 64) + 1) if width % n == 0)}
 
     @staticmethod
@@ -94,8 +100,11 @@ class SoftmaxAttention(Mixer):
             blocks.mixer['compress'] = runs[0][1]
         return blocks
 
-    def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1, dtype=jnp.float32,
-                 rngs: nnx.Rngs):
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, compress: int = 1,
+                 qk_norm: str = 'none', rope: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
+        check_known('mixer.qk_norm', qk_norm, QK_NORMS)
+        if rope:
+            check_rotary(width, heads)
         if isinstance(compress, bool) or not isinstance(compress, int) or compress < 1:
             raise UserError(f'mixer.compress must be a positive integer (1: not at all), got '
                             f'{shown(compress)}')
@@ -103,11 +112,21 @@ class SoftmaxAttention(Mixer):
         self.qkv = Linear(width, (3, *head), bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(head, width, dtype=dtype, rngs=rngs)
         self.compressor = KeyCompressor(head, compress) if compress > 1 else None
+        if rope and self.compressor is not None:
+            raise UserError('mixer.rope turns keys by the positions of their tokens, and mixer.compress '
+                            'merges tokens: take one of them')
+        make = QK_NORMS[qk_norm]
+        self.q_norm, self.k_norm, self.rope = make(head[1]), make(head[1]), rope
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        """`grid` matters to `compress` only: tokens carry their positions."""
+        """`grid` matters to `compress` and `rope` only: tokens carry their positions."""
         qkv = constrain(self.qkv(x_BND), 'batch', 'tokens', None, 'heads', None)
         q_BNKE, k_BMKE, v_BMKE = (qkv[:, :, i] for i in range(3))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BNKE, k_BMKE = self.q_norm(q_BNKE), self.k_norm(k_BMKE)
+        if self.rope:
+            check_grid(x_BND, grid)
+            q_BNKE, k_BMKE = rotate(q_BNKE, grid), rotate(k_BMKE, grid)
         if self.compressor is not None:
             k_BMKE, v_BMKE = (constrain(self.compressor(a, grid), 'batch', 'tokens', 'heads', None)
                               for a in (k_BMKE, v_BMKE))
@@ -125,7 +144,12 @@ def read_qkv(found, hints, published) -> Blocks:
         problems = [f'config.json says {found.hub["num_attention_heads"]} heads, {told} were asked for']
     if hints.activation or hints.focus_power:
         problems.append('softmax attention has neither activation nor focus_power')
-    return Blocks({'heads': heads, 'qkv_bias': found.holds('qkv/bias')}, problems=problems)
+    more: dict[str, str | bool] = {}
+    if found.holds('q_norm/gain'):
+        more['qk_norm'] = 'layer' if found.holds('q_norm/bias') else 'rms'
+    if ROTARY[0] in found.source.tensors:
+        more['rope'] = True
+    return Blocks({'heads': heads, 'qkv_bias': found.holds('qkv/bias'), **more}, problems=problems)
 
 
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:

@@ -1,0 +1,1 @@
+"""Conversion at a twentieth of the cost, on real digits: `python -m examples.mnist` (or `make demo`)."""

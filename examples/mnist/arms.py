@@ -1,0 +1,164 @@
+"""The students of the demo and of the lab: variants of configs/mnist_lit.py, each at a share of the cost.
+
+Cost is multiply-accumulates of all stages, the teacher's forward passes included, over those of the teacher's
+training."""
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lit_jax.models.network import Network
+from lit_jax.recipes.recipe import architecture, load_recipe
+from lit_jax.runtime.json_file import parse_json
+from lit_jax.training.flops import stage_macs
+
+ALIGNING = 0.45        # of an aligned student's cost, spent on the first stage
+LIT_SHARE = 5          # LiT's recipe: a fifth of the teacher's steps
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of student.
+
+    Attributes:
+        title: for tables. group: of the results it belongs to. row: of configs/mnist_lit.py.
+        share: of the teacher's cost; 0: LiT's share of its steps. aligning: share for the first stage.
+        falling: whether the rate falls to 0 over the last three quarters of the training.
+        fields: further changes of the recipe. teacher: model folder in the workdir."""
+    title: str
+    group: str = 'cost'
+    row: str = 'aligned'
+    share: float = 0.05
+    aligning: float = 0.0
+    falling: bool = True
+    fields: Mapping[str, object] = field(default_factory=dict)
+    teacher: str = 'teacher'
+
+
+def _aligned(title: str, share: float = 0.05, row: str = 'aligned', **rest) -> Arm:
+    return Arm(title, row=row, share=share, **{'aligning': ALIGNING, **rest})
+
+
+def _lit(title: str, share: float = 0.05, **rest) -> Arm:
+    """LiT's recipe with another number of steps."""
+    return Arm(title, row='lit', share=share, **rest)
+
+
+def _change(group: str, title: str, **fields) -> Arm:
+    """LiT's recipe at 5 % with a falling rate, and these changes."""
+    return Arm(title, group, row='lit', fields={name.replace('__', '.'): value
+                                               for name, value in fields.items()})
+
+
+# In the order in which the lab runs them.
+ARMS: dict[str, Arm] = {
+    'align_5': _aligned('aligned and distilled, 5 %'),
+    'lit_5': _lit("LiT's recipe, 5 %", falling=False),
+    'hybrid_5': _aligned('hybrid, last block softmax, 5 %', row='hybrid'),
+    'align_2': _aligned('aligned and distilled, 2 %', 0.02),
+    'align_10': _aligned('aligned and distilled, 10 %', 0.1),
+    'fall_5': _lit("LiT's recipe, falling rate, 5 %"),
+    'scratch_5': Arm('from scratch, 5 %', row='scratch'),
+    'lit_full': _lit("LiT's recipe, a fifth of the steps", 0, falling=False),
+    'fall_full': _lit("LiT's recipe, a fifth of the steps, falling rate", 0),
+    'fall_2': _lit("LiT's recipe, falling rate, 2 %", 0.02),
+    'fall_10': _lit("LiT's recipe, falling rate, 10 %", 0.1),
+    'lit_2': _lit("LiT's recipe, 2 %", 0.02, falling=False),
+    'lit_10': _lit("LiT's recipe, 10 %", 0.1, falling=False),
+    'hybrid_2': _aligned('hybrid, last block softmax, 2 %', 0.02, row='hybrid'),
+
+    'no_convolution': _change('mixer', 'without the convolution', model__mixer__dwc_kernel=0),
+    'focused': _change('mixer', 'focused, with the convolution', model__mixer__focus_power=3),
+    'focused_alone': _change('mixer', 'focused, without the convolution', model__mixer__focus_power=3,
+                             model__mixer__dwc_kernel=0),
+    'heads_1': _change('heads', '1 head', model__mixer__heads=1),
+    'heads_4': _change('heads', '4 heads', model__mixer__heads=4),
+    'heads_12': _change('heads', '12 heads', model__mixer__heads=12),
+    'teacher_20': Arm('teacher after about 20 % of its training', 'teacher', row='lit', teacher='teacher_20'),
+    'teacher_50': Arm('teacher after 50 % of its training', 'teacher', row='lit', teacher='teacher_50'),
+    'copy_o': _change('copy', 'o copied', inherit__copy='o'),
+    'copy_vo': _change('copy', 'v, o copied', inherit__copy='v,o'),
+    'copy_qkv': _change('copy', 'q, k, v copied', inherit__copy='q,k,v'),
+    'copy_qkvo': _change('copy', 'q, k, v, o copied', inherit__copy='q,k,v,o'),
+    'align_copy_vo': _aligned('aligned, v, o copied', group='copy', fields={'inherit.copy': 'v,o'}),
+    'align_copy_qkvo': _aligned('aligned, q, k, v, o copied', group='copy',
+                                fields={'inherit.copy': 'q,k,v,o'}),
+    'no_distillation': _change('loss', 'λ1 0, λ2 0 (inherited only)', teacher__path=''),
+    'noise_only': _change('loss', 'λ1 0.5, λ2 0 (noise only)', teacher__lambda_variance=0.0),
+    'variance_only': _change('loss', 'λ1 0, λ2 0.05 (variance only)', teacher__lambda_noise=0.0),
+    'noise_1': _change('loss', 'λ1 1, λ2 0.05', teacher__lambda_noise=1.0),
+    'noise_10': _change('loss', 'λ1 10, λ2 1, as of the aligned', teacher__lambda_noise=10.0,
+                        teacher__lambda_variance=1.0),
+    'variance_0.5': _change('loss', 'λ1 0.5, λ2 0.5', teacher__lambda_variance=0.5),
+}
+# The arm that the changes of a group are compared with, and what it is there.
+BASES = {'mixer': ('fall_5', 'with the convolution'), 'heads': ('fall_5', '2 heads'),
+         'teacher': ('fall_5', 'teacher after its whole training'), 'copy': ('fall_5', 'none copied'),
+         'loss': ('fall_5', 'λ1 0.5, λ2 0.05 (both)')}
+DEMO = ('align_5', 'lit_5', 'hybrid_5', 'scratch_5')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student of an arm of ARMS; a `pool.Job`. Its folder is workdir/ARM_SEED."""
+    workdir: Path
+    arm: str
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        return self.workdir / f'{self.arm}_{self.seed}'
+
+    def changes(self) -> dict[str, object]:
+        """The changes of the recipe's fields."""
+        arm = ARMS[self.arm]
+        teacher = str(self.workdir / arm.teacher)
+        changes = {'name': f'mnist_{self.arm}', 'seed': self.seed, 'checkpoint.every': 1_000}
+        if arm.row != 'scratch':
+            changes |= {'teacher.path': teacher, 'inherit.path': teacher}
+        changes |= arm.fields
+        if arm.share:
+            recipe = load_recipe(f'mnist_lit:{arm.row}')
+            recipe.update_from_flattened_dict(changes)
+            align, train = step_costs(recipe)
+            changes['align.steps'] = int(arm.share * arm.aligning / align)
+            changes['train.steps'] = int(arm.share * (1 - arm.aligning) / train)
+        else:
+            changes['train.steps'] = load_recipe('mnist_dit').train.steps // LIT_SHARE
+        steps = changes['train.steps']
+        return changes | {'train.cooldown_steps': steps * 3 // 4 if arm.falling else 0}
+
+    def recipe(self) -> ConfigDict:
+        config = load_recipe(f'mnist_lit:{ARMS[self.arm].row}')
+        config.update_from_flattened_dict(self.changes())
+        return config
+
+    def command(self) -> str:
+        """The same run from the command line."""
+        flags = ' '.join(f'--config.{name}={value!r}' if value == '' else f'--config.{name}={value}'
+                         for name, value in self.changes().items())
+        return (f'python train.py --config=configs/mnist_lit.py:{ARMS[self.arm].row} {flags} '
+                f'--workdir={self.path}')
+
+
+def step_costs(config: ConfigDict) -> tuple[float, float]:
+    """Cost of a step of alignment and of training, as shares of the teacher's whole training."""
+    return _step_costs(json.dumps(architecture(config)), bool(config.teacher.path))
+
+
+def cost(config: ConfigDict) -> float:
+    """Of all stages of a student, as a share of its teacher's training."""
+    align, train = step_costs(config)
+    return config.align.steps * align + config.train.steps * train
+
+
+@functools.cache
+def _step_costs(arch: str, distilled: bool) -> tuple[float, float]:
+    config = load_recipe('mnist_dit')
+    teacher, network = Network(architecture(config)), Network(parse_json(arch, 'the student'))
+    whole = config.train.steps * stage_macs('train', teacher, None, 1)
+    return (stage_macs('align', network, teacher, 1) / whole,
+            stage_macs('train', network, teacher if distilled else None, 1) / whole)
