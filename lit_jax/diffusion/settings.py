@@ -91,8 +91,10 @@ class SamplerSettings:
 
     def to_json(self) -> dict:
         """As cards hold them; `SamplerSettings(**card['sampler'])` reads them. Options that the method does
-        not have are left out."""
+        not have are left out, and a shift of 1, which is none: older cards of dpm++ have none."""
         found = {**asdict(self), 'cfg_interval': list(self.cfg_interval)}
+        if self.shift == 1:
+            del found['shift']
         return {name: value for name, value in found.items()
                 if name == 'eta' or self.method in BELONGS.get(name, (self.method,))}
 

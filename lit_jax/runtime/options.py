@@ -157,6 +157,8 @@ def _add(group: Any, field: dataclasses.Field, hint: Any) -> argparse.Action:
         keywords['choices'] = told['choices']
     else:
         read, word = (told['parse'], None) if told['parse'] else _reader(hint, several)
+        if read in (str, Path) and not several and field.default != '':
+            read = _given(read)
     keywords |= {'nargs': told['nargs']} if told['nargs'] is not None else {}
     keywords |= {'action': 'append'} if told['repeat'] else {}
     return group.add_argument(name, type=read, metavar=told['metavar'] or word or flag.strip('-').upper(),
@@ -177,13 +179,16 @@ def _reader(hint: Any, several: bool) -> tuple[Callable[[str], Any], str | None]
         return _reader(kinds[0], False) if several else _list_reader(kinds)
     if hint not in words:
         raise TypeError(f'an option of type {hint} needs choices or parse')
-    return (hint if hint in (int, float) else lambda text: hint(_given(text))), words[hint]
+    return hint, words[hint]
 
 
-def _given(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError('it is empty (a variable of the shell that is not set?)')
-    return text
+def _given(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Refuses an empty text."""
+    def read(text: str):
+        if not text:
+            raise argparse.ArgumentTypeError('it is empty (a variable of the shell that is not set?)')
+        return kind(text)
+    return read
 
 
 def _list_reader(kinds: tuple) -> tuple[Callable[[str], tuple], str]:
