@@ -66,6 +66,7 @@ class DiGBlock(nnx.Module):
                  rngs: nnx.Rngs):
         block = Block(width, mlp_ratio, mixer, ffn, dtype=dtype, rngs=rngs)
         self.attn, self.mlp, self.adaLN = block.attn, block.mlp, block.adaLN
+        self.norm1, self.norm2 = block.norm1, block.norm2
         self.dwc = None if local == 'none' else LocalConv(width, local, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
