@@ -1,7 +1,10 @@
 """Looks inside a model: `python analyze.py --help`, or `lit-jax analyze --help`
 (lit_jax/commands/analyze.py)."""
-from lit_jax.commands import analyze
-from lit_jax.runtime import cli
-
 if __name__ == '__main__':
+    import signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))      # until they are caught
+    from lit_jax.runtime import signals
+    signals.catch()
+    from lit_jax.commands import analyze
+    from lit_jax.runtime import cli
     cli.run(analyze.main)

@@ -4,14 +4,10 @@
     model = lit_jax.load('models/dit_xl')                  # a model folder or a workdir of train.py
     images = model.sample(classes=[207, 360], vae='models/sd_vae')
 """
-import importlib
-from typing import TYPE_CHECKING
-
-from lit_jax.runtime.chips import choose_cpu
-from lit_jax.runtime.errors import UserError
-
+TYPE_CHECKING = False      # of `typing`, which takes long: commands listen to signals only after this file
 if TYPE_CHECKING:
     from lit_jax.api import TrainedModel, convert_checkpoint, evaluate, inherit, load, recipe, to_pil
+    from lit_jax.runtime.errors import UserError
 
 __version__ = '0.2.0'
 __all__ = ['TrainedModel', 'UserError', '__version__', 'convert_checkpoint', 'evaluate', 'inherit', 'load',
@@ -20,8 +16,11 @@ __all__ = ['TrainedModel', 'UserError', '__version__', 'convert_checkpoint', 'ev
 
 def __getattr__(name):
     # Imported when they are asked for: they pull in jax, flax and orbax (seconds).
+    import importlib
+    if name == 'UserError':
+        return importlib.import_module('lit_jax.runtime.errors').UserError
     if name in __all__:
-        choose_cpu()
+        importlib.import_module('lit_jax.runtime.chips').choose_cpu()
         return getattr(importlib.import_module('lit_jax.api'), name)
     raise AttributeError(f'module lit_jax has no attribute {name!r}')
 

@@ -3,13 +3,10 @@
     lit-jax train --config=lit_xl --workdir=runs/lit_xl
     lit-jax sample --help
 """
-import difflib
-import importlib
 import sys
 
 import lit_jax
-from lit_jax.runtime import cli, signals
-from lit_jax.runtime.errors import UserError, shown
+from lit_jax.runtime import signals
 
 # verb: (file of lit_jax/commands/, description)
 VERBS = {
@@ -31,6 +28,10 @@ def usage() -> str:
 
 def run_verb() -> int | None:
     """Runs the command of the verb in sys.argv with the arguments after it."""
+    import difflib
+    import importlib
+
+    from lit_jax.runtime.errors import UserError, shown
     verb = sys.argv[1] if len(sys.argv) > 1 else ''
     if verb in ('', '-h', '--help'):
         print(usage())
@@ -43,12 +44,12 @@ def run_verb() -> int | None:
         hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(VERBS)}'
         raise UserError(f'unknown verb {shown(verb)}; {hint}')
     sys.argv[:2] = [f'lit-jax {verb}']
-    if verb in ('train', 'train-vae'):
-        signals.catch()      # before the slower imports
     return importlib.import_module(f'lit_jax.commands.{VERBS[verb][0]}').main()
 
 
 def main() -> None:
+    signals.catch()      # before the slower imports
+    from lit_jax.runtime import cli
     cli.run(run_verb)
 
 

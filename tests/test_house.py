@@ -68,6 +68,18 @@ def test_scripts_hold_no_logic():
     assert [p.name for p in ROOT.glob('*.py') if len(p.read_text().splitlines()) > 150] == []
 
 
+def test_scripts_listen_to_signals_before_anything_else():
+    """Blocked on the first line, caught by what imports little, and only then the slow imports."""
+    first = ['import signal', 'signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))',
+             'from lit_jax.runtime import signals', 'signals.catch()']
+    for path in ROOT.glob('*.py'):
+        _, main = ast.parse(path.read_text()).body
+        assert isinstance(main, ast.If) and [ast.unparse(line) for line in main.body[:4]] == first, path.name
+    code = 'import sys, lit_jax.runtime.signals; print({"logging", "typing", "pathlib"} & {*sys.modules})'
+    said = subprocess.run([sys.executable, '-S', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == 'set()\n', said.stderr
+
+
 def test_no_two_files_share_a_name():
     names = Counter(path.name for path in PACKAGE if path.name != '__init__.py')
     assert [name for name, count in names.items() if count > 1] == []

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +32,11 @@ def serve(*, host: str, port: int, source: str | None = None, **options) -> None
     studio = open_studio(source or shipped_teacher(), **options)
     page = launch(studio, host, port)
     print(f'{", ".join(studio.titles)}: open http://{host}:{port} in a browser. Ctrl-C stops it.', flush=True)
-    with contextlib.suppress(KeyboardInterrupt), unwatched():      # it waits for its visitors
-        while page.is_running:
-            time.sleep(0.1)
+    stop = threading.Event()
+    with (contextlib.suppress(KeyboardInterrupt), unwatched(),      # it waits for its visitors
+          signals.save_first(stop.set, alone=True, answer='the page is closed')):
+        while page.is_running and not stop.wait(0.1):
+            pass
     end(studio, page)
 
 

@@ -10,7 +10,7 @@ command on each of them (docs/run/clusters.md).
 from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
-from lit_jax.runtime import cli, signals
+from lit_jax.runtime import cli
 from lit_jax.runtime.errors import as_typed
 from lit_jax.runtime.options import Processes, option
 from lit_jax.runtime.paths import check_folder
@@ -31,7 +31,6 @@ class TrainOptions(Processes):
 
 
 def main() -> int:
-    signals.catch()
     config, options = parse_recipe(TrainOptions, __doc__)
     workdir = options.workdir or f'runs/{config.name}'
     if options.plan is None and not options.dry_run:
@@ -47,5 +46,5 @@ def main() -> int:
         print(plan.describe_plan(config, options.plan))
         return 0
     window = profile.parse_window(options.profile) if options.profile else None
-    cli.join(options)
+    cli.join(options, saves=True)
     return loop.run(config, workdir, profile=window)

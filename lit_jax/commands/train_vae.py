@@ -18,7 +18,6 @@ class VaeOptions:
 
 
 def main() -> int:
-    signals.catch()
     config, options = parse_recipe(VaeOptions, __doc__, section='vae')
     if not options.out:
         raise UserError('give the VAE folder to write: --out=FOLDER, such as --out=models/vae_mine')

@@ -164,6 +164,7 @@ class _Claim:
             with working(f'waiting for {who}'):
                 time.sleep(_LOOK_SECONDS)
         _held[str(self.place)] = self
+        signals.begun()
         threading.Thread(target=self._keep, daemon=True, name='claim').start()
 
     def _keep(self) -> None:

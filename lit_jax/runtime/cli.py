@@ -1,7 +1,7 @@
 """Common frame of the commands: logging, error messages and exit statuses.
 
-Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request with everything saved (start it again to
-resume), 76 another process of the run is gone (start all of them again)."""
+Exit statuses: 0 done, 1 error, 2 wrong usage, 75 stopped on request (Ctrl-C, SIGTERM): what is whole is kept,
+start it again to go on; 76 another process of the run is gone (start all of them again)."""
 import io
 import logging
 import os
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from lit_jax.runtime import alive, chips, progress, virtual_devices
+from lit_jax.runtime import alive, chips, progress, signals, virtual_devices
 from lit_jax.runtime.errors import UserError, as_typed, printable
 from lit_jax.runtime.options import Processes
 
@@ -45,11 +45,14 @@ def name_process(index: int, count: int) -> None:
         logging.getLogger('lit_jax').setLevel(logging.INFO if index == 0 else logging.WARNING)
 
 
-def join(options: Processes) -> bool:
-    """Joins this process to its run, if there are several processes; returns whether it is process 0."""
+def join(options: Processes, *, saves: bool = False) -> bool:
+    """Joins this process to its run, if there are several processes; returns whether it is process 0.
+    saves: whether SIGTERM is left to jax, which makes all processes agree on the step to save."""
     # Imports jax, so only after the flags have been checked.
     from lit_jax.runtime import cluster
     cluster.join(options.coordinator, options.num_processes, options.process_id, options.heartbeat_seconds)
+    if not saves:
+        signals.listen()
     index, count = cluster.process()
     name_process(index, count)
     return index == 0
@@ -57,7 +60,10 @@ def join(options: Processes) -> bool:
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; a UserError prints its message and gives status 1."""
+    signals.catch()
     setup_logging()
+    signals.say_with(lambda text: logging.getLogger('lit_jax').warning('%s', text))
+    signals.before_leaving(logging.shutdown)
     for stream in (sys.stdout, sys.stderr):      # names of files may be no UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')
@@ -73,8 +79,6 @@ def run(main: Callable[[], int | None]) -> None:
         status = main()
     except UserError as error:
         sys.exit(as_typed(printable(f'error: {error}')))
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
     except BrokenPipeError:      # `... --dry_run | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0

@@ -3,6 +3,7 @@
 A process is known by its place (the boot of its machine, and the container whose process numbers it has), its
 number there, and when it started: numbers are used again. `.NAME.partial.PLACE.NUMBER.STARTED` is what it
 writes before that becomes NAME."""
+import collections
 import contextlib
 import functools
 import hashlib
@@ -13,8 +14,11 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_jax.runtime import signals
+
 _TEMPORARY = re.compile(r'\.(?P<target>.+)\.(?P<kind>partial|trial|old)\.(?P<place>[0-9a-f]{12})\.'
                         r'(?P<pid>[0-9]{1,9})\.(?P<started>\w*)')
+_begun: collections.deque = collections.deque(maxlen=64)      # newest temporary names of this process
 
 
 class Writer(NamedTuple):
@@ -68,7 +72,20 @@ def sibling(target: Path, kind: str) -> Path:
     """The name beside `target` that only this process uses; kind: 'partial' while it is written, 'trial' to
     try writing, 'old' while it is replaced."""
     _, place, pid, started = this_process()
-    return target.with_name(f'.{target.name}.{kind}.{place}.{pid}.{started}')
+    path = target.with_name(f'.{target.name}.{kind}.{place}.{pid}.{started}')
+    if kind != 'old':
+        _begun.append(path)
+    if kind == 'partial':
+        signals.begun()
+    return path
+
+
+def _remove_begun() -> None:
+    for path in set(_begun):
+        _remove(Path(path))
+
+
+signals.before_leaving(_remove_begun)
 
 
 def remove_siblings(target: Path, kind: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_jax.runtime import signals
 from lit_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 def say(tmp_path, monkeypatch, capsys):
     """say('train', FLAG, ...): what the command answers, in a folder with a checkpoint, a set, a file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signals, 'catch', lambda: None)
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'DiT.pt').write_bytes(b'PK')
     np.savez(tmp_path / 'set.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8))

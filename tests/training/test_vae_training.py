@@ -116,7 +116,6 @@ def test_a_run_that_is_stopped_saves_and_goes_on_bit_for_bit(recipe, tmp_path, m
 @pytest.mark.parametrize('quality, status', [(None, 75), (vae_training.Quality(20.0, 1.0, 5), 0)])
 def test_the_command_says_by_its_status_whether_it_is_to_be_started_again(quality, status, monkeypatch):
     monkeypatch.setattr(vae_training, 'train_vae', lambda config, out: quality)
-    monkeypatch.setattr(train_vae.signals, 'catch', lambda: None)
     monkeypatch.setattr('sys.argv', ['train_vae.py', '--config=vae_tiny', '--out=vae'])
     assert train_vae.main() == status
 
