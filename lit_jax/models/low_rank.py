@@ -4,7 +4,7 @@ They stand beside their kernel: `lora_a` [layers, inputs, rank], random, and `lo
 zero at first, so the model begins unchanged to the bit. Networks know nothing of them: parameters are merged
 before they are applied."""
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def is_update(name: str) -> bool:
     return name.rpartition('/')[2] in (A, B)
 
 
-def factor_names(kernels: Mapping) -> tuple[str, ...]:
+def factor_names(kernels: Iterable[str]) -> tuple[str, ...]:
     """Names of the factors of these kernels."""
     return tuple(f'{name.removesuffix("kernel")}{factor}' for name in kernels for factor in (A, B))
 
@@ -39,7 +39,7 @@ def with_updates(params: dict, kernels: Mapping[str, tuple[int, int]], rank: int
     return merged(params, unflatten(factors))
 
 
-def merge_updates(params: dict, merge: Callable | None = None) -> dict:
+def merge_updates(params: Mapping, merge: Callable | None = None) -> dict:
     """The parameters of a network: updates are added to their kernels, and their factors left out."""
     return {name: merge_updates(value, merge) if isinstance(value, Mapping) else
             (merge or _merge)(value, params[A], params[B]) if name == 'kernel' and A in params else value
