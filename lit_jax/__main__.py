@@ -17,6 +17,7 @@ VERBS = {
     'sample': ('sample', 'draw images of classes or prompts'),
     'evaluate': ('evaluate', 'score images: FID, sFID, IS, KID, precision, recall; GenEval'),
     'analyze': ('analyze', 'look inside a model: attention maps, rank, loss by timestep'),
+    'export': ('export', 'write a model as ONNX or StableHLO, for other programs'),
     'app': ('serve_page', 'serve a local page that draws images'),
 }
 

@@ -23,7 +23,8 @@ REFUSED = {
 }
 # From the ground up: a room imports only rooms before it.
 ROOMS = ('runtime', 'report', 'models', 'diffusion', 'data', 'text', 'metrics', 'recipes', 'checkpoint',
-         'convert', 'sampling', 'latents', 'evaluation', 'training', 'plan', 'analysis', 'app', 'commands')
+         'convert', 'sampling', 'latents', 'evaluation', 'deploy', 'training', 'plan', 'analysis',
+         'app', 'commands')
 # Functions of more than 60 lines, and why.
 LONG = {
     'recipe.py default': 'every field of a recipe, with its default and meaning, is read in one place',

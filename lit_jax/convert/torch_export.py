@@ -91,7 +91,7 @@ def export(src, out, *, layout: str = 'original', overwrite: bool = False, vae=N
         raise UserError(f'{out} is a folder; give the path of a .safetensors file')
     if out.exists() and not overwrite:
         raise UserError(f'{out} exists already; give another --out, or --overwrite to replace it')
-    config, params = _load(src)
+    config, params = load_arrays_of(src)
     null_caption, notes = _null_caption(src, config)
     export_params(out, config, params, null_caption, _projectors(src, config))
     return _exported(src, 'original', config, out, notes)
@@ -115,7 +115,7 @@ def check_free(out: Path, layout: str, overwrite: bool) -> None:
 
 def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
     check_free(out, layout, overwrite)
-    config, params = _load(src)
+    config, params = load_arrays_of(src)
     if read_diffusion(config['diffusion']).kind != 'ddpm':
         raise UserError(f'{src} is a flow, which the samplers of --layout {layout} cannot draw; export it '
                         f'with --layout original')
@@ -144,7 +144,7 @@ def _exported(src, layout: str, config: Mapping, out: Path, notes=()) -> Convert
     return Converted(str(src), weights, layout, arch, count_parameters(Network(arch)), out, notes)
 
 
-def _load(src) -> tuple[dict, dict]:
+def load_arrays_of(src) -> tuple[dict, dict]:
     """(config, params); those of a model folder stay numpy arrays, half the memory of jax arrays."""
     if not is_model_folder(src):
         return load_weights(src)
@@ -183,7 +183,7 @@ def export_student(out: Path, config: Mapping, params: Mapping, null_caption=Non
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        (folder / CONFIG).write_text(json.dumps(_published(config), indent=2) + '\n')
+        (folder / CONFIG).write_text(json.dumps(published(config), indent=2) + '\n')
         (folder / MODELING).write_text(source)
         _write_weights(folder / WEIGHTS, config, params, 'original', null_caption)
 
@@ -228,7 +228,7 @@ def write_whole(out: Path, params: Mapping, write: Callable[[Path], None]) -> No
 
 def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, null_caption=None,
                    prefix: str = '', more: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
-    arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(sealed(_published(config)))}
+    arch, metadata = config['model'], {'format': 'pt', METADATA_KEY: json.dumps(sealed(published(config)))}
     with open(path, 'wb') as file:
         shapes = torch_layout(arch, layout, null_caption is not None)
         shapes = {prefix + name: shape for name, shape in shapes.items()}
@@ -239,7 +239,7 @@ def _write_weights(path: Path, config: Mapping, params: Mapping, layout: str, nu
         os.fsync(file.fileno())
 
 
-def _published(config: Mapping) -> dict:
+def published(config: Mapping) -> dict:
     """A config without the recipe of a workdir and paths of this machine, for the file's metadata."""
     fields = ('format', 'model', 'diffusion', 'latent', 'classes', 'text', 'sampling', 'projectors',
               'provenance')

@@ -54,7 +54,7 @@ class LocalConv(nnx.Module):
         self.kernel, self.bias = nnx.Param(kernel), nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
-        image = x_BND.reshape(len(x_BND), *grid, 1, x_BND.shape[-1])
+        image = x_BND.reshape(x_BND.shape[0], *grid, 1, x_BND.shape[-1])
         kernel, bias = (param[...].astype(x_BND.dtype) for param in (self.kernel, self.bias))
         return depthwise_conv(image, kernel, bias).reshape(x_BND.shape)
 

@@ -115,7 +115,7 @@ class MixFfn(nnx.Module):
         return self.point(constrain(gated, 'batch', 'tokens', 'hidden'))
 
     def _convolve(self, hidden_BNF: Array, part: int, grid: tuple[int, int]) -> Array:
-        image_BHWF = hidden_BNF.reshape(len(hidden_BNF), *grid, -1)
+        image_BHWF = hidden_BNF.reshape(hidden_BNF.shape[0], *grid, -1)
         return self.depth(constrain(image_BHWF, 'batch', 'rows', None, 'hidden'), part)
 
 

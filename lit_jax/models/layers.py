@@ -189,14 +189,16 @@ def position_table(grid: tuple[int, int], width: int) -> np.ndarray:
 def sincos_table(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
     """Sines and cosines of the coordinates of a grid [H·W, D] in float64; token n = row·W + column. The first
     half of the channels holds the column, the second the row, in each half all sines before all cosines."""
-    rows, columns = np.meshgrid(rows, columns, indexing='ij')
+    library = np if isinstance(rows, np.ndarray) else jnp      # jnp has float32
+    rows, columns = library.meshgrid(rows, columns, indexing='ij')
     omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
 
     def encode(positions):
-        angles = positions.reshape(-1, 1).astype(np.float64) * omega
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        wide = np.float64 if library is np else np.float32
+        angles = positions.reshape(-1, 1).astype(wide) * omega.astype(wide)
+        return library.concatenate([library.sin(angles), library.cos(angles)], axis=1)
 
-    return np.concatenate([encode(columns), encode(rows)], axis=1)
+    return library.concatenate([encode(columns), encode(rows)], axis=1)
 
 
 class TimestepEmbedder(nnx.Module):

@@ -169,7 +169,8 @@ class PixArt(nnx.Module):
 
 def position_coordinates(side: int, base_size: int, pe_interpolation: float) -> np.ndarray:
     """[side]: coordinates from 0 up to base_size/pe_interpolation, in float32 as in PixArt."""
-    return np.arange(side, dtype=np.float32) / (side / base_size) / pe_interpolation
+    library = np if isinstance(side, int) else jnp      # exported for any side
+    return library.arange(side, dtype=np.float32) / (side / base_size) / pe_interpolation
 
 
 def check_pixart(arch: Mapping) -> None:

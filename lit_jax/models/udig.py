@@ -94,12 +94,12 @@ class UDiG(OfClasses):
         skips = {}
         for stage in (1, 2):
             x, skips[stage] = self._group(stage, x, conditions[stage], grids[stage])
-            x = getattr(self, f'down{stage}')(patchify(x.reshape(len(x), *grids[stage], -1), 2))
+            x = getattr(self, f'down{stage}')(patchify(x.reshape(x.shape[0], *grids[stage], -1), 2))
         x, _ = self._group(3, x, conditions[3], grids[3])
         for stage in (2, 1):
             x = getattr(self, f'up{stage}')(x)
             image = unpatchify(x.reshape(*x.shape[:2], -1), grids[stage + 1], 2)
-            x = image.reshape(len(x), 4 * x.shape[1], -1)
+            x = image.reshape(x.shape[0], 4 * x.shape[1], -1)
             x, _ = self._group(6 - stage, x, conditions[stage], grids[stage], skips[stage][::-1])
         return self.finish(x, c)
 

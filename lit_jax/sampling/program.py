@@ -16,6 +16,7 @@ Array = jax.Array
 def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
                   on_step: Callable[[Array], None] | None = None) -> Callable:
     """sample(params, noise_BHWC, cond, key_B) -> pixels or latents [B, H, W, C], divided by their scale.
+    In the place of keys, samplers take the noise of their steps [steps, B, H, W, C] as a fifth argument.
 
     cond: {'label': int [B]}, or captions with the unconditional ones (`Network.guidance_pair`).
     config: of the model or its recipe: `diffusion` (`lit_jax.diffusion.kinds`) and the scale of `latent`.
@@ -24,7 +25,7 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
     diffusion = read_diffusion(config['diffusion'])
     run, interval = diffusion.sampler(settings), diffusion.guided_times(settings.cfg_interval)
 
-    def sample(params, noise, cond, key):
+    def sample(params, noise, cond, key, step_noise=None):
         def model_fn(x, t, cond):
             if on_step is not None:
                 jax.debug.callback(on_step, t[0])
@@ -32,7 +33,8 @@ def build_sampler(network: Network, settings: SamplerSettings, config: Mapping,
 
         model_fn = guide(model_fn, settings.cfg_scale, network.guidance_pair, settings.cfg_channels, interval,
                          one_time=settings.method != 'dopri5')
-        return run(model_fn, noise, cond, key=key).astype(jnp.float32) / config['latent']['scale']
+        x0 = run(model_fn, noise, cond, key=key, noise=step_noise)
+        return x0.astype(jnp.float32) / config['latent']['scale']
 
     return sample
 

@@ -10,70 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from student_archs import ARCHS, saved, weights
 from torchvision_shim import import_oracle
 
-from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
+from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.convert.torch_export import export, export_student, to_torch_state
 from lit_jax.convert.torch_import import convert
 from lit_jax.convert.torch_student import MIXERS, check_student, modeling_source
 from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
 from lit_jax.models.arch import mixers_of
-from lit_jax.models.mixers import find_mixer
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.leaves import named_leaves, unflatten
+from lit_jax.runtime.leaves import named_leaves
 
 TESTS = Path(__file__).parents[1]
-SIZES = {'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'learn_sigma': True,
-         'mlp_ratio': 4.0, 'stages': ()}
-CLASSES = {**SIZES, 'family': 'dit', 'num_classes': 5, 'ffn': 'mlp'}
-UDIG = {**{name: value for name, value in CLASSES.items() if name != 'stages'}, 'family': 'udig', 'depth': 10,
-        'patch': 1, 'ffn': 'swiglu', 'order': 'official', 'local': 'identity'}
-DIG = {**UDIG, 'family': 'dig', 'depth': 5, 'patch': 2, 'skip': 'none'}
-PIXART = {**SIZES, 'family': 'pixart', 'ffn': 'mlp', 'cross_heads': 4, 'caption_channels': 20,
-          'caption_tokens': 7, 'base_size': 4, 'pe_interpolation': 1.0}
-
-
-def mixer(name, **options):
-    return {'name': name, **find_mixer(name).defaults(), 'heads': 2, **options}
-
-
-GLA = mixer('gla')
-ARCHS = {
-    'dit': {**CLASSES, 'mixer': mixer('softmax')},
-    'compressed': {**CLASSES, 'mixer': mixer('softmax'),
-                   'stages': ({'depth': 1}, {'depth': 1, 'mixer': {'compress': 2}})},
-    'lit': {**CLASSES, 'mixer': mixer('linear')},
-    'focused': {**CLASSES, 'mixer': mixer('linear', focus_power=3, focus_scale=True, key_grid=(4, 4))},
-    'gelu': {**CLASSES, 'learn_sigma': False,
-             'mixer': mixer('linear', activation='gelu', dwc_kernel=0, qkv_bias=True)},
-    'hybrid': {**CLASSES, 'mixer': mixer('linear'),
-               'stages': ({'depth': 1}, {'depth': 1, 'mixer': mixer('softmax')})},
-    'sana': {**CLASSES, 'mixer': mixer('sana'), 'ffn': 'mix'},
-    'edit': {**CLASSES, 'mixer': mixer('edit'), 'input_size': (10, 8)},
-    'moh': {**CLASSES, 'mixer': mixer('moh', heads=4, shared=2, routed=1)},
-    'dydila': {**CLASSES, 'mixer': mixer('dydila'), 'ffn': 'mix'},
-    'dydila maps': {**CLASSES, 'mixer': mixer('dydila', difference='maps', normaliser='weights',
-                                              dwc='single', separate_banks=True)},
-    'dig': {**DIG, 'mixer': GLA},
-    'dig skip': {**DIG, 'depth': 6, 'skip': 'skip', 'order': 'algorithm1', 'mixer': GLA},
-    'gla four': {**CLASSES, 'mixer': mixer('gla', directions='four', value_gate=True, norm='layer',
-                                           gate_bias=True)},
-    'udig': {**UDIG, 'mixer': GLA},
-    'pixart': {**PIXART, 'mixer': mixer('softmax')},
-    'pixart lit': {**PIXART, 'mixer': mixer('linear')},
-}
-
-
-def weights(arch):
-    rng = np.random.default_rng(0)
-    shapes = named_leaves(Network(arch).abstract())
-
-    def draw(path, leaf):
-        fan = np.prod(leaf.shape[-2:]) ** 0.5 if 'kernel' in path or 'proj' in path else 4
-        return rng.standard_normal(leaf.shape) / max(fan, 4) + ('gain' in path)
-    return unflatten({path: draw(path, leaf).astype(np.float32) for path, leaf in shapes.items()})
 
 
 def load_source(text, tmp_path):
@@ -150,16 +101,6 @@ def test_trajectories_are_those_of_lit_jax(method, tmp_path):
 
 def to_torch(torch, array):
     return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
-
-
-def saved(tmp_path, arch, channels=3, **changes):
-    """A model folder of images of 8 x 8 pixels."""
-    arch = {**arch, 'channels': channels}
-    config = {'model': {**Network(arch).arch, 'input_size': list(arch['input_size'])}, 'classes': None,
-              'diffusion': {'steps': 1000, 'kind': 'linear'}, 'provenance': {'source': 'random'},
-              'latent': {'space': 'pixels', 'vae': None, 'scale': 1.0}, **changes}
-    save_model_folder(tmp_path / 'model', config, weights(arch))
-    return tmp_path / 'model'
 
 
 def test_folder_comes_back_bit_for_bit(tmp_path):
@@ -245,6 +186,7 @@ def test_a_fresh_process_draws_from_prompts(tmp_path):
     export(model, tmp_path / 'pipeline', layout='diffusers', vae=tmp_path / 'vae')
     code = """
 import sys, torch
+from student_archs import ARCHS, saved, weights
 from torchvision_shim import import_oracle
 DiffusionPipeline = import_oracle('diffusers').DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)

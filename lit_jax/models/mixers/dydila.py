@@ -117,7 +117,7 @@ class DyDiLA(Mixer):
         tokens = self._sharpen(tokens)
         o_BNKE = self._attend(tokens, v_BNKE)
         if self.dwc is not None:
-            v_BHWD = v_BNKE.reshape(len(v_BNKE), *grid, -1).astype(o_BNKE.dtype)
+            v_BHWD = v_BNKE.reshape(v_BNKE.shape[0], *grid, -1).astype(o_BNKE.dtype)
             o_BNKE = o_BNKE + self.dwc(v_BHWD).reshape(o_BNKE.shape)
         return self.proj(o_BNKE)
 

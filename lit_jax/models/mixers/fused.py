@@ -94,7 +94,8 @@ def _splash(q, k, v, interpret: bool = False):
 
 def _all_heads(function, q, k, *rest):
     pairs_bytes = q[..., 0].size * k.shape[-2] * accumulator(q.dtype).itemsize
-    return function(q.shape[-2] if pairs_bytes <= WHOLE_MAP_BYTES else CHUNK, q, k, *rest)
+    unknown = not isinstance(pairs_bytes, int)      # exported for any batch
+    return function(q.shape[-2] if unknown or pairs_bytes <= WHOLE_MAP_BYTES else CHUNK, q, k, *rest)
 
 
 def _head_by_head(function, *args):

@@ -45,6 +45,8 @@ def _by_platform(form: str | None, direction: int, *args):
     """The form asked for, or the platform's, decided when the program is lowered."""
     if form is not None:
         return FORMS[form][direction](*args)
+    if not isinstance(args[0].shape[0], int):      # exported for any number of rows
+        return _dense(*args)
     forms = {'cpu': 'loop', 'default': 'ragged'}
     if jax.default_backend() == 'gpu':      # only where there is one: elsewhere it is not lowered for GPUs
         forms |= {'cuda': 'batched', 'rocm': 'batched'}
@@ -168,6 +170,13 @@ def _batched_backward(x, kernel, index, g):
     outer = jnp.einsum('srd,srf->sdf', x_SRD, g_SRF, preferred_element_type=acc)
     dkernel = jax.ops.segment_sum(outer, blocks.owner, len(kernel), indices_are_sorted=True)
     return _scatter(dx, blocks), dkernel.astype(kernel.dtype)
+
+
+def _dense(x, kernel, index):
+    """All rows with all matrices, for programs whose number of rows is not known."""
+    y_MPF = jnp.einsum('md,pdf->mpf', x, kernel, preferred_element_type=accumulator(x.dtype))
+    chosen_MP1 = (index[:, None] == jnp.arange(len(kernel)))[..., None]
+    return jnp.where(chosen_MP1, y_MPF, 0).sum(1).astype(x.dtype)
 
 
 # name -> (forward(x, kernel, index), backward(x, kernel, index, g) -> cotangents of x and kernel)

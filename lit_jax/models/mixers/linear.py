@@ -111,7 +111,7 @@ class LinearAttention(Mixer):
         o = linear_attention(q_BNKE, k_BNKE, v_BNKE, grid=grid if self.rope else None)
         if self.dwc is not None:
             show('linear/convolution', self.dwc.kernel[...])
-            v_BHWKE = v_BNKE.reshape(len(v_BNKE), *grid, *v_BNKE.shape[2:])
+            v_BHWKE = v_BNKE.reshape(v_BNKE.shape[0], *grid, *v_BNKE.shape[2:])
             o = o + self.dwc(v_BHWKE.astype(accumulator(self.dtype))).reshape(o.shape)
         return self.proj(o)
 
