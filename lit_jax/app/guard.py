@@ -1,7 +1,8 @@
 """What the server of the page lets in: requests of its own page, small ones, and no uploads.
 
 A page of another site whose owner points its name at this machine (DNS rebinding) carries that name in Host;
-one that simply sends requests carries its own in Origin. Neither may draw, nor read what was drawn."""
+one that simply sends requests carries its own in Origin. Neither may draw, nor read what was drawn. Gradio
+takes some mappings for files, which it would read or fetch before this page sees them: none is let in."""
 import ipaddress
 import re
 import socket
@@ -17,6 +18,8 @@ LIMIT = 1 << 18                        # bytes of a request's body
 BEGIN = ('/queue/join', '/call/draw')  # ends of the paths that begin an action
 POSTS = (*BEGIN, '/reset', '/cancel')
 EVERYWHERE = ('', '0.0.0.0', '::')
+FILES = {'path', 'url', 'meta'}        # fields of what Gradio takes for a file
+UNKNOWN = b'404: Not Found'            # in what it streams to an unknown session, before it breaks off
 LEFT, LATE = 0.3, 5.0                  # seconds: without a stream that was open, or that never came
 REMEMBERED = 1000                      # visitors who left
 
@@ -70,14 +73,14 @@ class Guard:
             await _refuse(send, *problem)
         elif (body := await _read(receive)) is None:
             await _refuse(send, 413, f'a request may have {LIMIT:,} bytes')
-        elif (wrong := self.problem_of(scope['path'], body)) is not None:
+        elif scope['method'] == 'POST' and (wrong := self.problem_of(scope['path'], body)) is not None:
             await _refuse(send, 400, wrong)
         elif (session := listening(scope)) is None:
             await self.app(scope, _replay(body, receive), send)
         else:
             self.visitors.enter(session)
             try:
-                await self.app(scope, _replay(body, receive), send)
+                await _stream(self.app, scope, _replay(body, receive), send)
             finally:
                 self.visitors.leave(session)
 
@@ -101,13 +104,15 @@ class Guard:
         return None
 
     def problem_of(self, path: str, body: bytes) -> str | None:
-        """Why a request that should begin an action is refused for its body."""
-        if not path.endswith(BEGIN):
-            return None
+        """Why a request with a body is refused for it."""
         try:
             asked = parse_json(body, 'the request', {})
         except UserError as error:
             return str(error)
+        if _names_file(asked):
+            return 'the request names a file or an address: this page takes texts and numbers'
+        if not path.endswith(BEGIN):
+            return None
         action = asked.get('fn_index') if path.endswith('/queue/join') else 'draw'
         data = asked.get('data')
         takes = self.takes(action) if isinstance(action, int | str) else None
@@ -117,6 +122,13 @@ class Guard:
             given = f'{len(data)} values' if isinstance(data, list) else shown(data)
             return f'the request must have "data", a list of {takes} values; got {given}'
         return None
+
+
+def _names_file(value) -> bool:
+    """Whether any mapping in it has a field of a file."""
+    if isinstance(value, dict):
+        return not FILES.isdisjoint(value) or any(map(_names_file, value.values()))
+    return isinstance(value, list) and any(map(_names_file, value))
 
 
 def knows_host(header: str, served: str) -> bool:
@@ -151,7 +163,7 @@ def listening(scope) -> str | None:
         return None
     if scope['path'].endswith('/queue/data'):
         return parse_qs(scope['query_string'].decode('latin-1')).get('session_hash', [None])[0]
-    found = re.search(r'/call/draw/([^/]+)$', scope['path'])
+    found = re.search(r'/call/[^/]+/([^/]+)$', scope['path'])
     return found and found[1]
 
 
@@ -175,6 +187,27 @@ def _replay(body: bytes, receive):
         return first.pop() if first else await receive()
 
     return again
+
+
+async def _stream(app, scope, receive, send) -> None:
+    """A stream of results; 404 for an unknown session, of which Gradio would begin one and break it off."""
+    held = []
+
+    async def hold(message):
+        held.append(message)
+        if message['type'] != 'http.response.start' and UNKNOWN not in message.get('body', b''):
+            while held:
+                await send(held.pop(0))
+
+    try:
+        await app(scope, receive, hold)
+    except RuntimeError:      # "response already started"; but it is held
+        if not any(UNKNOWN in message.get('body', b'') for message in held):
+            raise
+        await _refuse(send, 404, 'there is no such drawing, or it has ended')
+        return
+    for message in held:
+        await send(message)
 
 
 async def _refuse(send, status: int, why: str) -> None:

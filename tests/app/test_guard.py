@@ -87,6 +87,18 @@ def test_bodies_of_other_shapes(body):
     assert ask('POST', '/gradio_api/queue/join', body=[body]) == (400, [])
 
 
+@pytest.mark.parametrize('field', ['path', 'url', 'meta', '\\u0070ath'])
+@pytest.mark.parametrize('where', ['[FILE, 2]', '[1, [FILE]]', '[1, {"a": [{"b": FILE}]}]'])
+@pytest.mark.parametrize('path', ['queue/join', 'call/draw', 'cancel', 'reset'])
+def test_no_request_names_a_file(field, where, path):
+    body = '{"fn_index": 1, "data": WHERE}'.replace('WHERE', where)
+    for file, status in (f'{{"{field}": "/etc/passwd"}}', 400), ('{"text": "path"}', 200):
+        answer = ask('POST', f'/gradio_api/{path}', body=[body.replace('FILE', file).encode()])
+        assert answer[0] == status and bool(answer[1]) == (status == 200)
+    outside = body.replace('FILE', '0')[:-1] + f', "event_data": {{"{field}": 1}}}}'
+    assert ask('POST', f'/gradio_api/{path}', body=[outside.encode()]) == (400, [])
+
+
 @pytest.mark.parametrize('path', ['/gradio_api/queue/data?session_hash=me', '/gradio_api/call/draw/me'])
 def test_who_listens_is_there_and_who_stopped_is_gone(path, monkeypatch):
     visitors, now = Visitors(), [100.0]
