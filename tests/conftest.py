@@ -12,6 +12,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
 os.environ.setdefault('LIT_JAX_CACHE', os.path.join(os.path.dirname(__file__), '..', '.cache', 'lit_jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
+import errno  # noqa: E402
 import gc  # noqa: E402
 import importlib.abc  # noqa: E402
 import sys  # noqa: E402
@@ -22,7 +23,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from lit_jax.runtime import virtual_devices  # noqa: E402
+from lit_jax.runtime import paths, virtual_devices  # noqa: E402
 
 virtual_devices.give_threads()
 
@@ -103,6 +104,15 @@ def two_devices():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'local_devices', lambda *args, **options: jax.devices()[:2])
         yield
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """No place can be written, as far as it is tried before work is done."""
+    def fail(folder, name):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(folder))
+
+    monkeypatch.setattr(paths, '_try_writing', fail)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lit_jax.analysis.tokens import parse_layers, parse_token, token_maps
 from lit_jax.checkpoint.load import load
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, check_folder, make_folder, write_text_atomic
+from lit_jax.runtime.paths import as_path, check_folder, prepare_folder, write_text_atomic
 from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.sampling.noise import check_seed
 from lit_jax.training.setup import check_same_task
@@ -60,6 +60,7 @@ def analyze(request: AnalyzeOptions) -> str:
     if request.image >= len(images):
         raise UserError(f'--image={request.image}: there are {len(images)} images (--images); give 0 to '
                         f'{len(images) - 1}')
+    prepare_folder(out)
 
     known = (one.config.get('classes') for one in models.values())
     found = {'classes': next(filter(None, known), None),
@@ -83,7 +84,6 @@ def analyze(request: AnalyzeOptions) -> str:
         found |= _compare_layers(request, models, images)
     if 'routing' in parts:
         found |= _route_models(request, models, images, at)
-    make_folder(out)
     names = write_page(out, found, images)
     write_text_atomic(out / 'analysis.json', json.dumps(plain(found), indent=1) + '\n')
     return '\n'.join([*summary(found), f'wrote {out}: report.html, analysis.json, {", ".join(names)}; '

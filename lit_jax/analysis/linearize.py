@@ -21,7 +21,7 @@ from lit_jax.recipes.recipe import finalize
 from lit_jax.recipes.students import student
 from lit_jax.report.html import Report
 from lit_jax.runtime.errors import UserError, human_bytes
-from lit_jax.runtime.paths import write_text_atomic
+from lit_jax.runtime.paths import prepare_folder, write_text_atomic
 from lit_jax.runtime.progress import Progress, format_seconds
 from lit_jax.training import setup
 from lit_jax.training.align import ERROR
@@ -48,9 +48,9 @@ def linearize(request: AnalyzeOptions, out) -> str:
     plan_stages(config, network, teacher.arch)      # that it can be aligned, before anything is computed
     costs = Costs.of(teacher, network)
     kept = budget.kept(costs)
+    prepare_folder(out)
     errors = aligned_errors(config, network)
     found = describe(config, costs, errors, budget, kept)
-    out.mkdir(parents=True, exist_ok=True)
     pixels = figures.save(figures.linearize(found), out / 'linearize.png')
     write_page(out, found, pixels)
     write_text_atomic(out / 'linearize.json', json.dumps(found, indent=1) + '\n')

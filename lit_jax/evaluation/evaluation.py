@@ -29,7 +29,7 @@ from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError, shown
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, cache_folder, check_folder, make_folder, remove_tree
+from lit_jax.runtime.paths import as_path, cache_folder, check_folder, prepare_folder, remove_tree
 from lit_jax.sampling.draw import Plan, draw_parts, plan_images
 from lit_jax.sampling.labels import choose_labels, class_names, parse_classes
 from lit_jax.sampling.noise import check_seed
@@ -119,6 +119,7 @@ class Evaluation:
             return row
         row['impossible'] |= impossible(wanted, self.space, self.reference, count)
         wanted = [metric for metric in wanted if metric not in row['impossible']]
+        peers.only_lead(lambda: prepare_folder(self.out))
         # first: what is wrong with the reference shows before hours of drawing
         scorer = self._get_scorer() if wanted else None
         store = FeatureStore(self.out / 'features', self.space, images, count, group)
@@ -147,7 +148,6 @@ class Evaluation:
             if text not in self._said:
                 LOG.warning('%s', text)
         self._said |= set(remarks)
-        make_folder(self.out)
         keep_row(self.out, row)
         return row
 

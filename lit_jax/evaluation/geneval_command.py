@@ -6,7 +6,7 @@ from lit_jax.evaluation.table import format_table
 from lit_jax.metrics.geneval.detector import Detector, StoredDetections
 from lit_jax.metrics.geneval.geneval_folder import score_folder, store_detections, write_prompts
 from lit_jax.runtime.errors import UserError
-from lit_jax.runtime.paths import as_path, make_folder, write_text_atomic
+from lit_jax.runtime.paths import as_path, prepare_file, write_text_atomic
 
 RESULT = 'geneval.json'
 
@@ -25,13 +25,13 @@ def run_geneval(request: GenevalOptions) -> str:
         raise UserError('--store writes the detections and computes no scores: leave --out out')
     detector = _open_detector(request)
     if request.store:
+        prepare_file(request.store)
         count = store_detections(request.images, detector, request.store)
         return (f'wrote the detections in {count} images to {request.store}; score them: python evaluate.py '
                 f'geneval --images={request.images} --detections={request.store}')
+    out = prepare_file(request.out or as_path(request.images) / RESULT)
     found = score_folder(request.images, detector)
     seen = {'detections': request.detections, 'detector': request.detector}
-    out = as_path(request.out or as_path(request.images) / RESULT)
-    make_folder(out.parent)
     write_text_atomic(out, json.dumps({**found, 'seen by': seen}, indent=1) + '\n')
     return f'{_table(found)}\nin {out}'
 

@@ -25,7 +25,7 @@ from lit_jax.runtime import claim, cluster, memory, peers
 from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.options import given
 from lit_jax.runtime.parts import make_missing
-from lit_jax.runtime.paths import as_path, check_folder, explain_unreachable
+from lit_jax.runtime.paths import as_path, check_folder, explain_unreachable, prepare_file
 from lit_jax.runtime.progress import format_seconds
 from lit_jax.sampling.card import make_card
 from lit_jax.sampling.decoder import check_comparable
@@ -224,6 +224,7 @@ def _say_memory(plan: Plan) -> None:
 def _draw_sheet(plans: Sequence[Plan], out, titles: Sequence[str]) -> str:
     """One image of all; of two models their grids side by side, from the same noise."""
     panels, first = [], plans[0]
+    peers.only_lead(lambda: prepare_file(out))
     for plan in plans:
         mine = range(len(plan)) if peers.is_lead() else range(0)
         drawn = plan.draw_groups(plan.encode(mine), range(-(-len(mine) // plan.group)))

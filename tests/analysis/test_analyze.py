@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sampling_models import randomised, save_model
 
+from lit_jax.analysis import analysis
 from lit_jax.analysis.analysis import analyze
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.routing_shares import most_frequent, route_names
@@ -46,6 +47,13 @@ def save_folder(path, mixer):
               'diffusion': {'steps': 1000, 'kind': 'linear'},
               'provenance': {'source': 'random'}, 'latent': {'space': 'pixels', 'vae': None, 'scale': 2.0}}
     save_model_folder(path, config, randomised(zeros, 0.3))
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(folders, tmp_path, monkeypatch, read_only):
+    monkeypatch.setattr(analysis, 'loss_by_timestep', pytest.fail)
+    with pytest.raises(UserError, match='out cannot be written: its disk is mounted read-only'):
+        analysis.analyze(AnalyzeOptions(source=str(folders / 'student'), parts='loss', data='digits',
+                                        out=str(tmp_path / 'out'), **SHORT))
 
 
 def test_a_student_beside_its_teacher(folders, tmp_path):

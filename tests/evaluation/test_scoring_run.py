@@ -61,6 +61,12 @@ def rows_of(request):
     return json.loads((Path(request.out) / 'scores.json').read_text())
 
 
+def test_where_nothing_can_be_written_nothing_is_computed(request_of, monkeypatch, read_only):
+    monkeypatch.setattr(run, 'fill_from', pytest.fail)
+    with pytest.raises(UserError, match='scores cannot be written: its disk is mounted read-only'):
+        evaluate(request_of)
+
+
 def test_scores_are_those_of_the_functions_on_the_same_features(request_of, judge):
     text = evaluate(request_of)
     row, = rows_of(request_of)

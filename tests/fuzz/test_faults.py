@@ -185,8 +185,9 @@ def test_a_full_disk_stops_images_with_one_message(run, tmp_path):
     ('convert_torch_ckpt.py', TEACHER, '--out', '{out}'),
     ('sample.py', '--from', '{model}', '--count', 4, '--steps', 2, '--out', '{out}.npz'),
     ('sample.py', '--from', '{model}', '--classes', 1, '--steps', 2, '--out', '{out}.png'),
+    ('analyze.py', '--from', '{model}', '--data=digits', '--parts=loss', '--out', '{out}'),
     ('evaluate.py', 'geneval', '--prompts_out', '{out}'),
-], ids=['train', 'convert', 'set', 'grid', 'prompts'])
+], ids=['train', 'convert', 'set', 'grid', 'analyze', 'prompts'])
 def test_a_folder_that_cannot_be_written(run, tmp_path, command):
     """A read-only disk, a file in the place of a folder, and a name that is too long: one message each."""
     model = tmp_path / 'model'

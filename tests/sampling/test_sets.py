@@ -48,6 +48,13 @@ def read(path):
         return dict(arrays)
 
 
+def test_where_nothing_can_be_written_nothing_is_drawn(request_of, tmp_path, monkeypatch, read_only):
+    monkeypatch.setattr(drawing.Plan, 'draw_groups', pytest.fail)
+    with pytest.raises(UserError, match='cannot be written: its disk is mounted read-only'):
+        draw(replace(request_of, out=str(tmp_path / 'grid.png'), count=None))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_set_holds_rgb_bytes_labels_and_its_recipe(request_of, tmp_path):
     line = draw(request_of)
     arrays = read(tmp_path / 'set.npz')
