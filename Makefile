@@ -27,12 +27,12 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-peers: $(VENV)/installed-test
-	$(INSTALL) -e ".[test,peers]"
+	$(INSTALL) -e ".[test,peers,export]"
 	touch $@
 
 # The TPU compiler (for --plan) and gs:// are only needed by slow tests.
 $(VENV)/installed-slow: $(VENV)/installed-peers
-	$(INSTALL) -e ".[test,peers,tpu,gcs]"
+	$(INSTALL) -e ".[test,peers,export,tpu,gcs]"
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

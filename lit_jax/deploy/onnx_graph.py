@@ -197,7 +197,7 @@ def same(a: Shape, b: Shape) -> bool:
 
 def unwritable(what: str) -> UserError:
     return UserError(f'{what} has no form in ONNX here, so this model cannot be written as ONNX; give '
-                     '--to stablehlo, which holds every model')
+                     '--to stablehlo, which needs no operators of its own')
 
 
 def quantized(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
