@@ -101,7 +101,8 @@ def draw_cost(results: Mapping) -> bytes:
             for run in arms.get(name, ()):
                 axes.plot(100 * run['cost'], run['distance'] / teacher, '.', color=colour, alpha=0.45)
     axes.axhline(1, color='#555555', linewidth=0.8, linestyle='--')
-    axes.set(xscale='log', yscale='log', xlabel="cost: FLOPs of all stages, % of the teacher's training",
+    axes.set(xscale='log', yscale='log', xlim=(1, 40),
+             xlabel="cost: FLOPs of all stages, % of the teacher's training",
              ylabel="Fréchet distance over the teacher's")
     _plain_ticks(axes)
     axes.legend(frameon=False, fontsize=8)

@@ -6,6 +6,7 @@ people's imports.) What is whole stays; what is half-written is deleted. In `sav
 first signal saves, and a second one ends the process at once.
 
 Imports little, for scripts that block the signals only until `catch`."""
+import atexit
 import contextlib
 import os
 import signal
@@ -39,6 +40,7 @@ def catch() -> None:
     if _State.caught:
         return
     _State.caught = True
+    atexit.register(_set, signal.SIG_IGN)      # it comes last: all is done, and the status stays what it is
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -50,9 +52,13 @@ def catch() -> None:
 def listen() -> None:
     """Takes the signals back from libraries that have taken them, if this process listens."""
     if _State.caught:
-        for number in _NAMES:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: None)       # the number goes to the thread
+        _set(lambda number, frame: None)      # the number goes to the thread
+
+
+def _set(handler) -> None:
+    for number in _NAMES:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def say_with(say: Callable[[str], object]) -> None:

@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """No threads, and the handlers of the tests as they were."""
+    """No threads, no signals, and the handlers of the tests as they were."""
     monkeypatch.setattr(alive.Alive, 'start', lambda self, greeting: None)
     monkeypatch.setattr(alive, 'stop_with_parent', lambda: None)
+    monkeypatch.setattr(cli.signals, 'catch', lambda: None)
+    monkeypatch.setattr(cli.signals, 'say_with', lambda say: None)
     root, own = logging.getLogger(), logging.getLogger('lit_jax')
     before = root.handlers[:], root.level, own.level
     yield

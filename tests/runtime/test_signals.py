@@ -22,6 +22,13 @@ if moment in ('writing', 'stuck'):
     from lit_jax.runtime import claim, paths
     blocks = claim.claimed('out'), paths.open_whole(Path('other.npz'))
     blocks[0].__enter__(), blocks[1].__enter__().write(b'half')
+if moment == 'over':
+    class Late:      # the interpreter goes
+        def __del__(self, write=__import__('os').write, sleep=time.sleep):
+            write(1, b'ready\\n')
+            sleep(1)
+    late = Late()
+    sys.exit(3)
 if moment == 'stuck':
     signals.before_leaving(lambda: time.sleep(60))
 print('ready', flush=True)
@@ -80,6 +87,10 @@ def test_what_is_half_written_goes_and_so_does_the_claim(stop, tmp_path):
     status, said, _ = stop('writing')
     assert (status, len(said)) == (75, 1) and 'run the same command again' in said[0], said
     assert [path.name for path in tmp_path.iterdir()] == ['whole']
+
+
+def test_a_command_that_is_done_keeps_its_status(stop):
+    assert stop('over')[:2] == (3, [])
 
 
 @pytest.mark.slow
