@@ -60,6 +60,7 @@ def analyze(request: AnalyzeOptions) -> str:
     if request.image >= len(images):
         raise UserError(f'--image={request.image}: there are {len(images)} images (--images); give 0 to '
                         f'{len(images) - 1}')
+    parts = [part for part in parts if _is_possible(part, request, models)]
     prepare_folder(out)
 
     known = (one.config.get('classes') for one in models.values())
@@ -117,11 +118,17 @@ def _survey_models(request: AnalyzeOptions, wanted: list[str], attentions: Mappi
     return {part: of_models for part, of_models in found.items() if of_models}
 
 
+def _is_possible(part: str, request: AnalyzeOptions, models: Mapping[str, Model]) -> bool:
+    """Whether these models have a part; UserError where they have not and it was asked for by name."""
+    reason = why_not_comparable(models) if part == 'alignment' else ''
+    if part == 'routing' and not any(map(route_names, models.values())):
+        reason = f'no mixer of {" and ".join(models)} routes tokens; leave routing out'
+    if reason and request.parts != 'all':
+        raise UserError(f'--parts={request.parts}: {reason}')
+    return not reason
+
+
 def _compare_layers(request: AnalyzeOptions, models: Mapping[str, Model], images: Images) -> dict:
-    if reason := why_not_comparable(models):
-        if request.parts != 'all':
-            raise UserError(f'--parts={request.parts}: {reason}')
-        return {}
     timesteps = spread(images.schedule.num_steps, request.timesteps)
     with Progress(len(timesteps) * len(images), 'images of layers') as progress:
         return {'alignment': layer_errors(models, images, timesteps, request.batch_size, progress)}
@@ -129,11 +136,6 @@ def _compare_layers(request: AnalyzeOptions, models: Mapping[str, Model], images
 
 def _route_models(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
     routed = {name: names for name, model in models.items() if (names := route_names(model))}
-    if not routed:
-        if request.parts != 'all':
-            raise UserError(f'--parts={request.parts}: no mixer of {" and ".join(models)} routes tokens; '
-                            f'leave routing out')
-        return {}
     with Progress(len(routed) * len(images), 'routed images') as progress:
         found = {name: routing(models[name], names, images, at, request.batch_size, progress)
                  for name, names in routed.items()}

@@ -21,14 +21,18 @@ _LOWERED, _COMPILED = 'jaxpr_to_mlir_module_duration', 'backend_compile_duration
 
 
 class Alive:
-    """The watching thread of a command; `start` once."""
+    """The watching thread of a command; `start` once, `stop` before a last message, which its lines would
+    part."""
 
     def __init__(self, *, quiet: float = QUIET_SECONDS, compile_seconds: float = COMPILE_SECONDS):
         self._quiet, self._limit = quiet, compile_seconds
         self._began = time.monotonic()
         self._compiling: dict[int, tuple[str, float]] = {}      # by thread: (program, since)
         self._announced: set[int] = set()
-        self._listening = False
+        self._listening, self._ended = False, threading.Event()
+
+    def stop(self) -> None:
+        self._ended.set()
 
     def start(self, greeting: str = '') -> 'Alive':
         """greeting: said after a second in which nothing else was."""
@@ -36,11 +40,11 @@ class Alive:
         return self
 
     def _watch(self, greeting: str) -> None:
-        time.sleep(GREETING_SECONDS if greeting else 0)
+        if self._ended.wait(GREETING_SECONDS if greeting else 0):
+            return
         if greeting and progress.seconds_quiet() >= GREETING_SECONDS:
             LOG.info('%s', greeting)
-        while True:
-            time.sleep(min(1.0, self._limit / 4, self._quiet / 4))
+        while not self._ended.wait(min(1.0, self._limit / 4, self._quiet / 4)):
             self.look()
 
     def look(self) -> None:

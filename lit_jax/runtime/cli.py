@@ -74,10 +74,12 @@ def run(main: Callable[[], int | None]) -> None:
     virtual_devices.give_threads()
     chips.choose_cpu()
     alive.stop_with_parent()
-    alive.Alive().start('starting: importing jax and what belongs to it takes some seconds')
+    watching = alive.Alive()
+    watching.start('starting: importing jax and what belongs to it takes some seconds')
     try:
         status = main()
     except UserError as error:
+        watching.stop()
         sys.exit(as_typed(printable(f'error: {error}')))
     except BrokenPipeError:      # `... --dry_run | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
