@@ -209,13 +209,12 @@ def sample_flow(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
     """All fixed-step methods. Arguments: see `samplers`; t_B are the flow's own times, in the state's dtype.
     noise: [steps, B, H, W, C]; the last step of an `sde` has none. eta is ignored. trajectory: the state
     after each step."""
-    dtype, batch, flow = accumulator(x_T), x_T.shape[:1], schedule.flow
+    dtype, flow = accumulator(x_T), schedule.flow
     draw, entries = noise_source(schedule, x_T, key, noise, needed=schedule.random)
     at = getattr(model_fn, 'guided_at', None)      # of `guidance.guide`
 
-    def predict(x, time, guided_at):
-        t_B = jnp.broadcast_to(time, batch)
-        call = model_fn if at is None else at(jnp.broadcast_to(guided_at, batch))
+    def predict(x, t_B, guided_at_B):
+        call = model_fn if at is None else at(guided_at_B)
         output = call(x, t_B, cond)
         return flow.split(output.astype(dtype), x.shape[-1])
 
@@ -227,20 +226,29 @@ def sample_flow(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, sc
 def scan_rows(predict: Callable, x_T: Array, rows: Mapping[str, Array],
               draw: Callable | None) -> tuple[Array, Array]:
     """(the last state, the state after every evaluation) of `FlowSchedule.rows`. draw: (step) -> noise, or
-    None. predict: (x, time, guided_at) -> prediction."""
-    def body(carry, row):
-        x, base, k_before = carry
+    None. predict: (x, t_B, guided_at_B) -> prediction.
+
+    Each image looks its factors up: scalars would be multiplied in another order in the program of another
+    number of devices, and bits do not depend on devices."""
+    scalars = {name: rows[name] for name in ('ends', 'first', 'step')}
+
+    def body(carry, scan):
+        (x, base, k_before), (number, row) = carry, scan
+        own = {name: table[jnp.full(len(x), number)] for name, table in rows.items() if name not in scalars}
+        time, guided_at = own.pop('time'), own.pop('guided_at')
+        row = row | {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in own.items()}
         noise = 0.0 if draw is None else draw(row['step'])
         if draw is not None:
             x = x + row['before'] * noise
             base = jnp.where(row['first'], x, base)
-        k = row['of_x'] * x + row['of_output'] * predict(x, row['time'], row['guided_at'])
+        k = row['of_x'] * x + row['of_output'] * predict(x, time, guided_at)
         x = row['keep'] * base + row['now'] * k + row['earlier'] * k_before
         if draw is not None:
             x = x + row['after'] * noise
         return (x, jnp.where(row['ends'], x, base), k), x
 
-    (x_0, _, _), states = jax.lax.scan(body, (x_T, x_T, jnp.zeros_like(x_T)), dict(rows))
+    numbers = jnp.arange(len(rows['step']))
+    (x_0, _, _), states = jax.lax.scan(body, (x_T, x_T, jnp.zeros_like(x_T)), (numbers, scalars))
     return x_0, states
 
 

@@ -183,7 +183,8 @@ def test_demo_py_draws_the_shipped_digits(chromium, tmp_path):
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env={**os.environ, 'XLA_FLAGS': '', 'LIT_JAX_CACHE': str(tmp_path)})
     try:
-        assert f'http://127.0.0.1:{port}' in process.stdout.readline()
+        said = next(line for line in process.stdout if 'starting: ' not in line)
+        assert f'http://127.0.0.1:{port}' in said
         visit = Visit(chromium, port, viewport={'width': 400, 'height': 800}, color_scheme='dark')
         visit.fill(steps=10)
         visit.draw()

@@ -52,8 +52,8 @@ def test_every_state_of_sits_samplers(dtype, bound, goldens):
         predictions = [('velocity', 'noise', 'score').index(flow.prediction) for _, flow, _ in runs]
 
         def run(rows, prediction):
-            def predict(x, time, _):
-                u, f = time, toy_flow(x, jnp.broadcast_to(time, len(x)))
+            def predict(x, t_B, _):
+                u, f = t_B[:, None, None, None], toy_flow(x, t_B)
                 noise = (1 - u) * x + u * f
                 return jnp.stack([f, noise, -noise])[prediction]
 
