@@ -22,6 +22,7 @@ PROGRAMS = (r'(?:[A-Z_]+=\S* )*(?:python[\d.]*|\.venv/bin/\w+|pip|lit-jax|make|g
 NOT_RUN = {
     r'pip install|git clone|-m venv|nvidia-smi': 'the environment of the tests is installed already',
     r'^make demo$': 'tests/examples/test_mnist_demo.py',
+    r'^make lab$|-m examples\.mnist': 'tests/examples/test_mnist_demo.py: the lab takes hours',
     r'^make demo-t2i': 'tests/examples/test_shapes_demo.py',
     r'-m examples\.shapes': 'tests/examples/test_shapes_demo.py',
     r'^make photos$': 'tests/examples/test_photos.py',
