@@ -35,9 +35,9 @@ UNSEEN = 'of a diffusion model, if the tensors do not show it'
 OTHERS = 'other networks'
 
 
-_RANGES = {'image_size': Range(1, 65_536), 'num_classes': Range(1, 2 ** 24), 'heads': Range(1, 65_536),
-           'cross_heads': Range(1, 65_536), 'focus_power': Range(0, 64), 'downscale': Range(1, 1024),
-           'latent_scale': Range(0, whole=False, above=True)}
+_RANGES = {'--image_size': Range(1, 65_536), '--num_classes': Range(1, 2 ** 24),
+           '--heads': Range(1, 65_536), '--cross_heads': Range(1, 65_536), '--focus_power': Range(0, 64),
+           '--downscale': Range(1, 1024), '--latent_scale': Range(0, whole=False, above=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,8 @@ class ConvertOptions:
     def __post_init__(self):
         if self.layout and not self.to_torch:
             raise UserError('--layout requires --to_torch; the layout of an input file is detected')
-        given = {f'--{name}': getattr(self, name) for name in _RANGES}
-        check_ranges({name: value for name, value in given.items() if value is not None},
-                     {f'--{name}': range for name, range in _RANGES.items()})
+        check_ranges({flag: value for flag in _RANGES
+                      if (value := getattr(self, flag.removeprefix('--'))) is not None}, _RANGES)
 
 
 def main() -> int:

@@ -24,10 +24,10 @@ from lit_jax.evaluation.table import ROWS
 from lit_jax.metrics.features import check_images
 from lit_jax.runtime.errors import UserError, shown_name
 from lit_jax.runtime.image_errors import DECODE_ERRORS
-from lit_jax.runtime.json_file import parse_json, read_json, read_lines, unsealed
+from lit_jax.runtime.json_file import parse_json, read_json, read_lines
 from lit_jax.runtime.npz_reader import Npz, shown_names
 from lit_jax.runtime.paths import as_path, explain_unreachable, explain_unreadable, file_sha256
-from lit_jax.sampling.card import is_card
+from lit_jax.sampling.card import as_card
 from lit_jax.sampling.stores import CARD, LIST
 
 LOG = logging.getLogger('lit_jax')
@@ -200,10 +200,8 @@ class FirstOf:
 
 def _card_of(path, count: int, where) -> dict | None:
     """The recipe card beside a set, if sample.py wrote one."""
-    card = read_json(path, absent=None)
-    if not is_card(card, path):
+    if (card := as_card(read_json(path, absent=None), path)) is None:
         return None
-    card = unsealed(card, path)
     drawn = (card.get('pictures') or {}).get('count', count)      # cards of prompts do not count
     if drawn != count:
         raise UserError(f'{path} is the card of {drawn} images, but {where} contains {count}: images are '

@@ -2,7 +2,7 @@
 
 A recipe file in `configs/` calls `default()`, sets what differs and returns it. The command line can override
 any field: `python train.py --config=configs/lit_xl.py --config.train.batch_size=32`."""
-import contextlib
+import functools
 import inspect
 import math
 import os
@@ -27,6 +27,7 @@ from lit_jax.recipes.fields import check_fields
 from lit_jax.recipes.find import find_recipe
 from lit_jax.recipes.hybrids import expand_stages, is_short
 from lit_jax.runtime.errors import UserError, check_known, reason_of, shown
+from lit_jax.runtime.own_modules import explained
 from lit_jax.runtime.shipped import shipped_folder
 
 # DiT's sizes (arXiv 2212.09748, table 1) with LiT's head counts (arXiv 2501.12976, supplement table 1).
@@ -183,7 +184,7 @@ def load_recipe(name: str | Path) -> ConfigDict:
     beside = Path(path).resolve().parent
     if str(beside) not in sys.path and shipped_folder('configs') not in (beside, *beside.parents):
         sys.path.append(str(beside))
-    with _explain_file(path):
+    with explained(functools.partial(_problem_of_file, path)):
         get_config = runpy.run_path(path).get('get_config')
         if get_config is None:
             raise UserError(f'{path} is no recipe: it has no function get_config')
@@ -198,19 +199,11 @@ def load_recipe(name: str | Path) -> ConfigDict:
         return config
 
 
-@contextlib.contextmanager
-def _explain_file(path: str):
-    """Tells of an error in a recipe's file by its line."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BaseException as error:      # a recipe is a program: it may raise anything, and call sys.exit
-        lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__)
-                 if entry.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        raise UserError(f'the recipe {path}{f", line {line}" if line else ""} does not run: '
-                        f'{reason_of(error)}') from error
+def _problem_of_file(path: str, error: BaseException) -> str:
+    """An error in a recipe's file, told by its line."""
+    lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f'the recipe {path}{f", line {line}" if line else ""} does not run: {reason_of(error)}'
 
 
 def size(config: ConfigDict, name: str, mixer: str) -> ConfigDict:

@@ -1,7 +1,9 @@
 """Imports what a person adds from outside the package, named as package.module:NAME."""
+import contextlib
 import importlib
 import traceback
 import types
+from collections.abc import Callable, Iterator
 
 from lit_jax.runtime.errors import UserError, reason_of, shown, shown_name
 
@@ -32,12 +34,23 @@ def import_function(what: str, name: str):
 
 def call_function(what: str, name: str, *args):
     """The result of 'package.module:function'; UserError, with the line, where it raises anything."""
+    def explain(error: BaseException) -> str:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return (f'{what} {shown(name)} does not open ({shown_name(last.filename)}, line {last.lineno}): '
+                f'{reason_of(error)}')
+
     function = import_function(what, name)
-    try:
+    with explained(explain):
         return function(*args)
+
+
+@contextlib.contextmanager
+def explained(explain: Callable[[BaseException], str]) -> Iterator[None]:
+    """Around a program of a person's own, which may raise anything and call sys.exit: a UserError with what
+    `explain` says of it. Its own UserErrors pass, and so does Ctrl-C."""
+    try:
+        yield
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f'{what} {shown(name)} does not open ({shown_name(last.filename)}, line '
-                        f'{last.lineno}): {reason_of(error)}') from error
+        raise UserError(explain(error)) from error

@@ -71,18 +71,18 @@ def read_card(path) -> dict | None:
     """The card in a file; None where there is no file. UserError where it is no card."""
     if (content := read_json(path, absent=None)) is None and not path.exists():
         return None
-    if not is_card(content, path):
+    if (card := as_card(content, path)) is None:
         raise UserError(f'{path} is in the way: it is no recipe card of sample.py. Give another --out.')
-    return unsealed(content, path)
+    return card
 
 
-def is_card(content, path) -> bool:
-    """Whether the content of a JSON file is a recipe card. UserError for a damaged card."""
+def as_card(content, path) -> dict | None:
+    """The card in the content of a JSON file, None where it is none. UserError for a damaged card."""
     content = unsealed(content, path)       # first: what is damaged may be its kind
     if not isinstance(content, dict) or content.get('kind') != 'pictures':
-        return False
+        return None
     check_shape(content, SHAPE, path)
-    return True
+    return content
 
 
 def card_text(card: dict) -> str:
