@@ -24,8 +24,8 @@ def why_not_comparable(models: Mapping[str, Model]) -> str:
 
 def layer_errors(models: Mapping[str, Model], images: Images, timesteps: Sequence[int], batch_size: int,
                  progress) -> dict:
-    """`{'timesteps', 'error': [timesteps][layers]}`: squared error over the variance of the target, as training
-    logs it; means over batches of images. Both see what enters the teacher's attention."""
+    """`{'timesteps', 'error': [timesteps][layers]}`: squared error over the variance of the target, as
+    training logs it; means over batches of images. Both see what enters the teacher's attention."""
     student, teacher = models['student'], models['teacher']
 
     @jax.jit
