@@ -7,13 +7,14 @@
 With the same --workdir, training resumes exactly from the newest checkpoint. With several hosts, run the same
 command on each of them (docs/run/clusters.md).
 """
+import json
 from dataclasses import dataclass
 
 from lit_jax.commands.recipe_flags import parse_recipe
 from lit_jax.runtime import cli
-from lit_jax.runtime.errors import as_typed
+from lit_jax.runtime.errors import UserError, as_typed
 from lit_jax.runtime.options import Processes, option
-from lit_jax.runtime.paths import check_folder
+from lit_jax.runtime.paths import check_folder, prepare_file, write_text_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,16 @@ class TrainOptions(Processes):
     dry_run: bool = option('print what the recipe is, its cost and what is missing, then stop; status 1 if '
                            'it cannot run', default=False)
     verbose: bool = option('with --dry_run: all fields, the parameters and their sharding', default=False)
-    plan: str | None = option('compile for a slice such as v5e:16x16 or cpu:8, print memory and '
-                              'communication, then stop', default=None, metavar='SLICE')
+    plan: str | None = option('compile for a slice such as v5e:16x16 or cpu:8, print memory, communication '
+                              'and forecast, then stop', default=None, metavar='SLICE')
+    plan_json: str | None = option('with --plan: also write it, as JSON, into this file', default=None,
+                                   metavar='FILE')
     profile: str | None = option('trace these steps for xprof, such as 20-25, into WORKDIR/profile',
                                  default=None, metavar='FROM-TO')
+
+    def __post_init__(self):
+        if self.plan_json is not None and self.plan is None:
+            raise UserError('--plan_json: only with --plan')
 
 
 def main() -> int:
@@ -43,7 +50,13 @@ def main() -> int:
         print(as_typed(text))
         return 0 if ready else 1
     if options.plan is not None:
-        print(plan.describe_plan(config, options.plan))
+        if options.plan_json:
+            prepare_file(options.plan_json)
+        plans = list(plan.make_plans(config, options.plan))
+        print(plan.format_plans(plans))
+        if options.plan_json:
+            found = json.dumps([plan.plan_json(one) for one in plans], indent=1)
+            write_text_atomic(options.plan_json, found + '\n')
         return 0
     window = profile.parse_window(options.profile) if options.profile else None
     cli.join(options, saves=True)

@@ -46,7 +46,8 @@ class Block(nnx.Module):
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
         """x [B, N, D] and the condition [B, D] (before its SiLU) -> [B, N, D]."""
         x_BND = constrain(x_BND, 'batch', 'tokens', None)
-        modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
+        with jax.named_scope('adaln'):
+            modulation = constrain(self.adaLN(jax.nn.silu(c_BD)), 'batch', None, None)
         parts = [modulation[:, i] for i in range(modulation.shape[1])]
         if len(parts) == 4:
             none = jnp.zeros_like(parts[0])

@@ -30,6 +30,7 @@ class Mlp(nnx.Module):
     def hidden_width(width: int, ratio: float) -> int:
         return int(width * ratio)
 
+    @jax.named_scope('ffn')
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         hidden_BNF = constrain(self.fc1(x_BND), 'batch', 'tokens', 'hidden')
         return self.fc2(jax.nn.gelu(hidden_BNF, approximate=True))
@@ -50,6 +51,7 @@ class SwiGlu(nnx.Module):
     def hidden_width(width: int, ratio: float) -> int:
         return 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
 
+    @jax.named_scope('ffn')
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         hidden = constrain(self.gate(x_BND), 'batch', 'tokens', None, 'hidden')
         return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
@@ -68,6 +70,7 @@ class BiasedSwiGlu(nnx.Module):
     def hidden_width(width: int, ratio: float) -> int:
         return int(2 / 3 * int(width * ratio))
 
+    @jax.named_scope('ffn')
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         hidden = constrain(self.gate(x_BND), 'batch', 'tokens', None, 'hidden')
         return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])
@@ -106,6 +109,7 @@ class MixFfn(nnx.Module):
         self.depth = PairConv(hidden, rngs=rngs)
         self.point = Linear(hidden, width, bias=False, init=fan_in_uniform, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope('ffn')
     def __call__(self, x_BND: Array, grid: tuple[int, int]) -> Array:
         b, n, _ = x_BND.shape
         check_grid(x_BND, grid)

@@ -107,6 +107,7 @@ def _modulate_backward(residuals, g_BND):
 _modulate.defvjp(_modulate_forward, _modulate_backward)
 
 
+@jax.named_scope('adaln')
 def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
     """LN(x)·(1 + scale) + shift, the adaLN of DiT: computed in the accumulator, returned in x's dtype.
 
@@ -116,11 +117,13 @@ def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
 
 
 @jax.custom_vjp
+@jax.named_scope('adaln')
 def gate(h_BND: Array, gate_BD: Array) -> Array:
     """gate·h for every token; the gradient of the gate is summed over tokens in the accumulator."""
     return h_BND * gate_BD[:, None]
 
 
+@jax.named_scope('adaln')
 def _gate_backward(residuals, g_BND):
     h_BND, gate_BD = residuals
     total = _sum_tokens((h_BND * g_BND).astype(accumulator(h_BND.dtype)))
@@ -293,7 +296,8 @@ BLOCK_OUTPUT = 'block/output'
 def show_mixer(mixer: nnx.Module, x_BND: Array, grid: tuple[int, int]) -> Array:
     """mixer(x, grid), both sides shown to those who watch MIXER_INPUT and MIXER_OUTPUT."""
     show(MIXER_INPUT, x_BND)
-    output = mixer(x_BND, grid)
+    with jax.named_scope('mixer'):
+        output = mixer(x_BND, grid)
     show(MIXER_OUTPUT, output)
     return output
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from lit_jax.models.arch import check_partition, mixers_of
 from lit_jax.models.network import DTYPES, Network
 from lit_jax.plan.collectives import Collective, find_collectives, format_collectives
+from lit_jax.plan.forecast import Forecast, forecast, forecast_json, format_forecast
 from lit_jax.plan.topology import Topology, find_topology, next_larger
 from lit_jax.recipes.recipe import SIZES, finalize, softmax_mixer
 from lit_jax.runtime.errors import UserError
@@ -66,6 +67,7 @@ class Plan:
         trace_seconds, compile_seconds: on this machine.
         refusal: message of the compiler that refused the program, or ''.
         advice: (flags of train.py, their effect), which make it fit; empty if it fits.
+        forecast: of the time of a step; None for CPUs, chips of unknown clock and refused programs.
     """
     config: ConfigDict
     stage: str
@@ -79,6 +81,7 @@ class Plan:
     compile_seconds: float
     refusal: str = ''
     advice: Sequence[tuple[str, str]] = ()
+    forecast: Forecast | None = None
 
     @property
     def devices(self) -> int:
@@ -106,7 +109,11 @@ class Plan:
 
 def describe_plan(config: ConfigDict, topology: str) -> str:
     """The plans of all stages as text."""
-    plans = list(make_plans(config, topology))
+    return format_plans(list(make_plans(config, topology)))
+
+
+def format_plans(plans: Sequence[Plan]) -> str:
+    """One plan, or the verdicts of several and each under its stage."""
     if len(plans) == 1:
         return format_plan(plans[0])
     sections = ['\n'.join(f'{plan.stage}: {verdict(plan)}' for plan in plans)]
@@ -156,9 +163,17 @@ def _plan_stage(config: ConfigDict, topology: Topology, stage: Stage, network: N
     plan = Plan(config=config, stage=stage.name, steps=(stage.first, stage.last), topology=topology,
                 teacher=teacher, memory=memory, refusal=refusal,
                 macs=stage_macs(stage.name, network, teacher_network, config.train.batch_size),
-                collectives=find_collectives(compiled.as_text(), mesh) if compiled else None,
-                trace_seconds=traced - began, compile_seconds=ended - traced)
+                collectives=None, trace_seconds=traced - began, compile_seconds=ended - traced)
+    if compiled is not None:
+        plan = _read_program(plan, compiled.as_text(), mesh)
     return plan if plan.fits else replace(plan, advice=advise(plan))
+
+
+def _read_program(plan: Plan, text: str, mesh) -> Plan:
+    """The plan with what the text of its compiled program says."""
+    collectives, chip = find_collectives(text, mesh), plan.topology.chip
+    found = forecast(text, chip, plan.flops / plan.devices, collectives) if chip and chip.clock else None
+    return replace(plan, collectives=collectives, forecast=found)
 
 
 def find_teacher(config: ConfigDict) -> tuple[Network | None, str]:
@@ -340,6 +355,8 @@ def format_plan(plan: Plan) -> str:
     table = 'unknown: the compiler stopped before it had placed them' if plan.collectives is None else \
         format_collectives(plan.collectives)
     sections.append('\n'.join(['collectives of a step', *(f'  {line}' for line in split_lines(table))]))
+    if plan.forecast is not None:
+        sections.append(format_forecast(plan.forecast, plan.topology.chip))
     compiler = [f'jax {jax.__version__}'] + ([f'libtpu {_version("libtpu")}'] if plan.topology.chip else [])
     sections.append(f'traced in {plan.trace_seconds:.1f} s, compiled in {plan.compile_seconds:.1f} s by '
                     f'{", ".join(compiler)}')
@@ -394,6 +411,23 @@ def _format_compute(plan: Plan) -> str:
         lines.append(f'  lower bound at peak throughput ({plan.topology.chip.peak_flops / 1e12:g} TFLOP/s a '
                      f'chip): {1e3 * plan.peak_seconds:.1f} ms a step')
     return '\n'.join(lines)
+
+
+def plan_json(plan: Plan) -> dict:
+    """The plan as plain data: bytes, seconds, FLOPs."""
+    memory = plan.memory
+    return {'recipe': plan.config.name, 'stage': plan.stage, 'slice': plan.topology.name, 'mesh': plan.mesh,
+            'devices': plan.devices, 'batch_size': plan.config.train.batch_size, 'teacher': plan.teacher,
+            'fits': plan.fits, 'usable_bytes': plan.topology.usable_memory,
+            'memory': {**vars(memory), 'parts': dict(memory.parts)}, 'flops': plan.flops,
+            'peak_seconds': plan.peak_seconds,
+            'collectives': None if plan.collectives is None else [
+                {'kind': one.kind, 'axes': list(one.axes), 'bytes': one.bytes, 'count': one.count,
+                 'source': one.source} for one in plan.collectives],
+            'forecast': plan.forecast and forecast_json(plan.forecast),
+            'advice': [list(line) for line in plan.advice],
+            'compiler': {'jax': jax.__version__} | (
+                {'libtpu': _version('libtpu')} if plan.topology.chip else {})}
 
 
 def _size(size: float) -> str:

@@ -1,7 +1,8 @@
 """Published figures of accelerators (peak FLOP/s, memory, names of TPU slices), and whether a TPU is there.
 
 Peaks are dense bfloat16. Sources: Google Cloud's page of each TPU version (peak compute per chip, HBM,
-topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quotes the figure with sparsity).
+interconnect, topologies); NVIDIA's data sheets (BF16 Tensor Core, halved where the sheet quotes the figure
+with sparsity).
 `usable_bytes` is the limit that the compiler of libtpu 0.0.42.1 names when it refuses a program."""
 import importlib.util
 import os
@@ -22,7 +23,10 @@ class Chip:
         usable_bytes: memory available to one program; 0: unknown.
         shapes: available slices in chips, small to large: the second part of a topology name ('v5e:4x4').
         any_shape: other three-axis shapes exist too; otherwise `shapes` is complete.
-        options: settings of `get_topology_desc` that give the devices of a real slice."""
+        options: settings of `get_topology_desc` that give the devices of a real slice.
+        clock: Hz, from the peak: matrix units x side² x 2 x clock; 0: unknown.
+        link_bytes: bytes per second that a chip sends on all its links, half the published two-way rate.
+        hbm_rate: bytes per second."""
     name: str
     kinds: tuple[str, ...]
     peak_flops: float
@@ -32,6 +36,9 @@ class Chip:
     shapes: tuple[str, ...] = ()
     any_shape: bool = False
     options: tuple[tuple[str, str], ...] = ()
+    clock: float = 0
+    link_bytes: float = 0
+    hbm_rate: float = 0
 
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
@@ -39,11 +46,14 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 
 CHIPS = (
     Chip('v4', ('TPU v4',), 275e12, 32 * 2**30, usable_bytes=30.75 * 2**30, shapes=_CUBES, any_shape=True,
-         options=(('chip_config_name', 'megacore'),)),   # else the compiler counts its two cores as devices
-    Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * 2**30, usable_bytes=15.75 * 2**30, shapes=_FLAT),
+         options=(('chip_config_name', 'megacore'),),    # else the compiler counts its two cores as devices
+         clock=1.05e9, link_bytes=300e9, hbm_rate=1200e9),
+    Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * 2**30, usable_bytes=15.75 * 2**30, shapes=_FLAT,
+         clock=1.5e9, link_bytes=200e9, hbm_rate=819e9),
     Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * 2**30, usable_bytes=95.74 * 2**30, shapes=_CUBES,
-         any_shape=True),
-    Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 32 * 2**30, usable_bytes=31.25 * 2**30, shapes=_FLAT),
+         any_shape=True, clock=1.75e9, link_bytes=600e9, hbm_rate=2765e9),
+    Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 32 * 2**30, usable_bytes=31.25 * 2**30, shapes=_FLAT,
+         clock=1.75e9, link_bytes=400e9, hbm_rate=1640e9),
     Chip('tpu7x', ('TPU7x',), 2307e12 / 2, 192 * 2**30 / 2, usable_bytes=94.75 * 2**30, shapes=_CUBES,
          any_shape=True),
     Chip('l4', ('NVIDIA L4',), 121e12, 24e9, 'gpu'),

@@ -106,7 +106,8 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     terms = diffusion.losses(output, clean, x_t, t, noise)
     taught = None
     if teacher is not None:
-        taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
+        with jax.named_scope('teacher'):
+            taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
         terms |= diffusion.distillation(output, taught, x_t.shape[-1])
     if objective.features:
         tokens = jnp.concatenate(seen.pop(BLOCK_OUTPUT))[objective.features.block - 1]
@@ -196,6 +197,7 @@ def step_inputs(state: Mapping, frozen: Mapping, batch: Mapping, key: Array, obj
     return inputs
 
 
+@jax.named_scope('optimizer')
 def updated(state: dict, trained: dict, grads: dict, optimizer: optax.GradientTransformation,
             objective: Objective) -> dict:
     """The state after a step that found these gradients of its trained parameters."""

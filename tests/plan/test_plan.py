@@ -297,7 +297,7 @@ import json, os
 from tiny import tiny_recipe
 import jax
 before = dict(os.environ)
-from lit_jax.plan.plan import format_plan, make_plan
+from lit_jax.plan.plan import format_plan, make_plan, plan_json
 config = tiny_recipe('linear', scan_layers=True)
 config.teacher.path = 'nowhere/teacher'
 config.mesh.update({'data': 1, 'fsdp': 4})
@@ -309,7 +309,10 @@ print(json.dumps({
     'kinds': sorted({c.kind for c in plan.collectives}),
     'axes': sorted({a for c in plan.collectives for a in c.axes}),
     'at_least': any(c.at_least for c in plan.collectives),
-    'huge': huge.memory.peak, 'backend': jax.default_backend(),
+    'huge': huge.memory.peak, 'parts': [[part, teacher] for part, teacher in plan.forecast.parts()],
+    'seconds': plan.forecast.seconds, 'unknown': plan.forecast.unknown_loops,
+    'source': plan.forecast.operations[0].source, 'json': plan_json(plan)['forecast']['seconds'],
+    'backend': jax.default_backend(),
     'same_environment': before == dict(os.environ)}))
 '''
 
@@ -322,6 +325,12 @@ def test_the_tpu_compiler_plans_a_slice_without_a_tpu():
     assert found['text'].startswith('fits: ') and 'libtpu' in found['text']
     assert found['axes'] == ['fsdp'] and 'all-gather' in found['kinds'] and not found['at_least']
     assert found['backend'] == 'cpu' and found['same_environment']
+    assert 'no TPU has confirmed it' in found['text'] and found['json'] == found['seconds'] > 0
+    assert found['unknown'] == 0 and found['source'].startswith('lit_jax/')
+    for part in ('mixer projections', 'feed-forward', 'adaLN, norms and gates'):
+        assert [part, False] in found['parts'] and [part, True] in found['parts']
+    for part in ('linear core', 'depth-wise convolution', 'optimizer and EMA'):
+        assert [part, False] in found['parts'] and [part, True] not in found['parts']
 
 
 def test_every_listed_slice_is_known_to_the_tpu_compiler():

@@ -18,6 +18,7 @@ from lit_jax.models.partition import mesh_axis_size
 from lit_jax.runtime.dtypes import accumulator
 
 
+@jax.named_scope('depthwise')
 def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
     """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E]. k is odd.
     Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels` if the mesh

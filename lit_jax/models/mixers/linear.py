@@ -126,6 +126,7 @@ class LinearAttention(Mixer):
         return focus(x, self.focus_power) if self.focus_power else x
 
 
+@jax.named_scope('linear_core')
 def linear_attention(q_BNKE: Array, k_BNKE: Array, v_BNKE: Array, eps: float = EPS, shortest: bool = False,
                      grid: tuple[int, int] | None = None) -> Array:
     """q·(kᵀv/N) / (q·mean(k) + eps) for each head; q, k (after φ) and the result in the accumulator. Means,

@@ -152,6 +152,7 @@ def read_qkv(found, hints, published) -> Blocks:
     return Blocks({'heads': heads, 'qkv_bias': found.holds('qkv/bias'), **more}, problems=problems)
 
 
+@jax.named_scope('softmax')
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
     On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
