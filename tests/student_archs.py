@@ -9,6 +9,7 @@ from lit_jax.runtime.leaves import named_leaves, unflatten
 SIZES = {'depth': 2, 'width': 32, 'patch': 2, 'input_size': (8, 8), 'channels': 4, 'learn_sigma': True,
          'mlp_ratio': 4.0, 'stages': ()}
 CLASSES = {**SIZES, 'family': 'dit', 'num_classes': 5, 'ffn': 'mlp'}
+FLOW = {'kind': 'flow', 'path': 'linear', 'prediction': 'velocity', 'noise_at': 0}
 UDIG = {**{name: value for name, value in CLASSES.items() if name != 'stages'}, 'family': 'udig', 'depth': 10,
         'patch': 1, 'ffn': 'swiglu', 'order': 'official', 'local': 'identity'}
 DIG = {**UDIG, 'family': 'dig', 'depth': 5, 'patch': 2, 'skip': 'none'}
@@ -21,6 +22,7 @@ def mixer(name, **options):
 
 
 GLA = mixer('gla')
+LIGHTNING = {**CLASSES, 'learn_sigma': False, 'norm': 'rms', 'shift': False, 'ffn': 'swiglu_bias'}
 ARCHS = {
     'dit': {**CLASSES, 'mixer': mixer('softmax')},
     'compressed': {**CLASSES, 'mixer': mixer('softmax'),
@@ -42,6 +44,12 @@ ARCHS = {
     'gla four': {**CLASSES, 'mixer': mixer('gla', directions='four', value_gate=True, norm='layer',
                                            gate_bias=True)},
     'udig': {**UDIG, 'mixer': GLA},
+    'lightning': {**LIGHTNING, 'mixer': mixer('softmax', qk_norm='rms', rope=True)},
+    'lightning lit': {**LIGHTNING, 'mixer': mixer('linear', rope=True), 'input_size': (8, 12),
+                      'stages': ({'depth': 1}, {'depth': 1, 'mixer': mixer('softmax', heads=4, qk_norm='rms',
+                                                                           rope=True)})},
+    'repa': {**CLASSES, 'mixer': mixer('softmax', qk_norm='layer'),
+             'projectors': {'block': 1, 'width': 24, 'features': (12, 8)}},
     'pixart': {**PIXART, 'mixer': mixer('softmax')},
     'pixart lit': {**PIXART, 'mixer': mixer('linear')},
 }

@@ -116,11 +116,8 @@ def check_free(out: Path, layout: str, overwrite: bool) -> None:
 def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Converted:
     check_free(out, layout, overwrite)
     config, params = load_arrays_of(src)
-    if read_diffusion(config['diffusion']).kind != 'ddpm':
-        raise UserError(f'{src} is a flow, which the samplers of --layout {layout} cannot draw; export it '
-                        f'with --layout original')
     if layout == 'lit':
-        export_student(out, config, params, _null_caption(src, config)[0])
+        export_student(out, config, params, _null_caption(src, config)[0], _projectors(src, config))
         return _exported(src, layout, config, out)
     if not is_hub_pixart(config['model']):
         export_pipeline(out, config, params, _null_caption(src, config)[0], vae)
@@ -177,15 +174,17 @@ def export_hub_folder(out: Path, config: Mapping, params: Mapping, name: str) ->
     write_whole(out, params, write)
 
 
-def export_student(out: Path, config: Mapping, params: Mapping, null_caption=None) -> None:
-    """Writes a model as a folder with its PyTorch code, atomically. UserError if there is no such code."""
-    source = modeling_source(config['model'])
+def export_student(out: Path, config: Mapping, params: Mapping, null_caption=None,
+                   more: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes a model as a folder with its PyTorch code, atomically. more: further tensors. UserError if there
+    is no such code."""
+    source = modeling_source(config['model'], flow=read_diffusion(config['diffusion']).kind == 'flow')
 
     def write(folder: Path) -> None:
         folder.mkdir()
         (folder / CONFIG).write_text(json.dumps(published(config), indent=2) + '\n')
         (folder / MODELING).write_text(source)
-        _write_weights(folder / WEIGHTS, config, params, 'original', null_caption)
+        _write_weights(folder / WEIGHTS, config, params, 'original', null_caption, more=more or {})
 
     write_whole(out, params, write)
 

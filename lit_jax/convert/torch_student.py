@@ -13,7 +13,7 @@ MODELING = 'modeling_lit.py'
 WEIGHTS = 'model.safetensors'
 PIECES = Path(__file__).parent / 'twins'
 _PACKAGE = 'lit_jax.convert.twins.'
-_IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+)_twin import .*\n', re.MULTILINE)
+_IMPORT = re.compile(rf'^from {re.escape(_PACKAGE)}(\w+)_twin import (?:\([^)]*\)|.*)\n', re.MULTILINE)
 # Name in an architecture -> (piece, class).
 MIXERS = {'softmax': ('softmax', 'SoftmaxAttention'), 'linear': ('linear', 'LinearAttention'),
           'sana': ('sana', 'SanaAttention'), 'edit': ('edit', 'EditAttention'),
@@ -33,9 +33,6 @@ beside it have the licence of those they were made from."""
 
 def check_student(arch: Mapping) -> None:
     """UserError for an architecture that has no PyTorch code here: a mixer from outside the library."""
-    if more := _lightning(arch):
-        raise UserError(f'there is no PyTorch code of {more}, which --layout lit would need. Give --layout '
-                        f'original to write the weights alone')
     unknown = sorted({str(mixer['name']) for mixer in mixers_of(arch)} - set(MIXERS))
     if unknown or arch['family'] not in FAMILIES:
         what = ', '.join(map(shown_name, unknown)) or shown_name(arch['family'])
@@ -43,42 +40,43 @@ def check_student(arch: Mapping) -> None:
                         f'mixers {", ".join(MIXERS)}. Give --layout original to write the weights alone')
 
 
-def _lightning(arch: Mapping) -> str:
-    """What an architecture has of LightningDiT, of which there is no PyTorch code here."""
-    mixers = mixers_of(arch)
-    found = {'model.norm': arch.get('norm', 'layer') != 'layer', 'model.shift': not arch.get('shift', True),
-             'the ffn swiglu_bias': arch['ffn'] == 'swiglu_bias',
-             'mixer.rope': any(mixer.get('rope') for mixer in mixers),
-             'mixer.qk_norm': any(mixer.get('qk_norm', 'none') != 'none' for mixer in mixers)}
-    return ', '.join(name for name, has in found.items() if has)
-
-
-def modeling_source(arch: Mapping, wrapped: bool = False) -> str:
-    """The text of the modelling file of an architecture. wrapped: as a component of diffusers' pipelines."""
-    from lit_jax import __version__
+def modeling_source(arch: Mapping, wrapped: bool = False, flow: bool = False) -> str:
+    """The text of the modelling file of an architecture. wrapped: as a component of diffusers' pipelines.
+    flow: with the samplers of flows in the place of those of noise."""
     check_student(arch)
     mixers = dict.fromkeys(str(mixer['name']) for mixer in mixers_of(arch))
     piece, model = FAMILIES[arch['family']]
-    imports, bodies, last = set(), [], 'transformer' if wrapped else 'draw'
-    for name in _with_needed(['parts', *(MIXERS[name][0] for name in mixers), piece, last]):
-        found, body = _split((PIECES / f'{name}_twin.py').read_text())
-        imports |= found
-        bodies.append(body)
-    text = '\n\n\n'.join(bodies) + '\n'
+    last = 'transformer' if wrapped else 'draw'
+    imports, text = _joined(['parts', *(MIXERS[name][0] for name in mixers), piece, last], flow)
     for table, found in (('MIXERS', {name: MIXERS[name][1] for name in mixers}),
                          ('MODELS', {arch['family']: model})):
         entries = ', '.join(f'{key!r}: {value}' for key, value in found.items())
         text = text.replace(f'{table} = {{}}', f'{table} = {{{entries}}}')
     also = ', as a component of a diffusers pipeline.' if wrapped else _ALSO.format(file=MODELING)
-    head = _HEAD.format(title=model, also=also, version=__version__)
-    return f'{head}{_render(imports)}\n\n{text}'
+    return _whole(model, also, imports, text)
 
 
-def _with_needed(names: list[str]) -> list[str]:
+def _whole(title: str, also: str, imports: set[str], text: str) -> str:
+    from lit_jax import __version__
+    return f'{_HEAD.format(title=title, also=also, version=__version__)}{_render(imports)}\n\n{text}'
+
+
+def _joined(names: list[str], flow: bool = False) -> tuple[set[str], str]:
+    """(imports, code) of pieces and of those that they need."""
+    imports, bodies = set(), []
+    for name in _with_needed(names, flow):
+        found, body = _split((PIECES / f'{name}_twin.py').read_text())
+        imports |= found
+        bodies.append(body)
+    return imports, '\n\n\n'.join(bodies) + '\n'
+
+
+def _with_needed(names: list[str], flow: bool) -> list[str]:
     """Pieces, each behind those that it imports."""
     order: list[str] = []
 
     def add(name):
+        name = 'flow' if flow and name == 'noise' else name
         if name not in order:
             for needed in _IMPORT.findall((PIECES / f'{name}_twin.py').read_text()):
                 add(needed)

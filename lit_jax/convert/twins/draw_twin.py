@@ -1,4 +1,4 @@
-"""Noise schedule, samplers and guidance, and the command line."""
+"""Guidance, and the command line."""
 import argparse
 import json
 import pathlib
@@ -7,90 +7,35 @@ import numpy as np
 import torch
 
 from lit_jax.convert.twins.models_twin import MODELS
+from lit_jax.convert.twins.noise_twin import KNOWN, SAMPLERS, add_arguments, guided_times, sample
+
+UNUSED = 'projectors.', 'feat_rope.'      # tensors that feed no sample: REPA's, and tables that are computed
 
 
-def make_levels(steps, train_steps):
-    """(timesteps, ᾱ) of `steps` evenly spaced timesteps, the noisiest first, in float64."""
-    betas = np.linspace(1e-4, 2e-2, train_steps) * (1000 / train_steps)
-    stride, position, kept = (train_steps - 1) / max(steps - 1, 1), 0.0, []
-    for _ in range(steps):
-        kept.append(round(position))
-        position += stride
-    return np.array(kept[::-1]), np.cumprod(1 - betas)[kept[::-1]]
-
-
-def guided(model, condition, null, scale, channels=3):
-    """f(x, t) -> output with classifier-free guidance of the first channels of the noise ('all': of each)."""
-    def call(x, t):
-        t = torch.full((len(x),), t, device=x.device)
-        if scale == 1:
+def guided(model, condition, null, scale, channels=3, interval=None):
+    """f(x, t) -> output with classifier-free guidance of the first channels of the prediction ('all': of
+    each). interval: (low, high), where the model's time or `decided`, the third argument, lies if it acts."""
+    def call(x, t, decided=None):
+        t, decided = spread(x, t), spread(x, t if decided is None else decided)
+        acts = None if interval is None else (decided >= interval[0]) & (decided <= interval[1])
+        if scale == 1 or acts is not None and not acts.any():
             return model(x, t, *condition)
         both = [torch.cat(pair) for pair in zip(condition, null, strict=True)]
         given, without = model(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
         count = x.shape[1] if channels == 'all' else min(channels, x.shape[1])
         noise = without[:, :count] + scale * (given[:, :count] - without[:, :count])
+        if acts is not None:
+            noise = torch.where(acts[:, None, None, None], noise, given[:, :count])
         return torch.cat([noise, given[:, count:]], 1)
     return call
 
 
-@torch.no_grad()
-def sample(predict, x, method='ddpm', steps=50, train_steps=1000, generator=None, clip=False, noise=None,
-           callback=None):
-    """Noise x [B, C, H, W] -> x0. predict(x, t) -> [B, C or 2C, H, W]. method: ddpm, ddim or dpm++.
-
-    noise: [steps, B, C, H, W] of ddpm in the place of the generator. callback(x) sees each state."""
-    solve = {'ddpm': ancestral, 'ddim': deterministic, 'dpm++': multistep}
-    if method not in solve:
-        raise SystemExit(f'unknown method {method}; known: {", ".join(solve)}')
-    timesteps, levels = make_levels(steps + (method == 'dpm++'), train_steps)
-    before = None
-    for i in range(steps):
-        output = predict(x, int(timesteps[i])).to(x.dtype)
-        eps = output[:, :x.shape[1]]
-        x0 = np.sqrt(1 / levels[i]) * x - np.sqrt(1 / levels[i] - 1) * eps
-        x0 = x0.clip(-1, 1) if clip else x0
-        if method == 'ddpm' and noise is None and i < steps - 1:
-            z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        else:
-            z = noise[i] if noise is not None else None
-        x = solve[method](x, x0, output, levels, i, steps, z, before)
-        before = x0
-        if callback is not None:
-            callback(x)
-    return x
-
-
-def ancestral(x, x0, output, levels, i, steps, z, before):
-    """DDPM, algorithm 2; the variance between that of the posterior and β, as the model says."""
-    after = levels[i + 1] if i < steps - 1 else 1.0
-    beta = 1 - levels[i] / after
-    posterior = beta * (1 - after) / (1 - levels[i])
-    mean = (beta * np.sqrt(after) * x0 + (1 - after) * np.sqrt(1 - beta) * x) / (1 - levels[i])
-    if i == steps - 1:
-        return mean
-    low, high = np.log(posterior), np.log(beta)
-    if output.shape[1] == x.shape[1]:      # a model that predicts no variance
-        return mean + np.sqrt(beta) * z
-    fraction = (output[:, x.shape[1]:] + 1) / 2
-    return mean + torch.exp(0.5 * (fraction * high + (1 - fraction) * low)) * z
-
-
-def deterministic(x, x0, output, levels, i, steps, z, before):
-    """DDIM with eta 0 (arXiv 2010.02502, eq. 12)."""
-    after = levels[i + 1] if i < steps - 1 else 1.0
-    eps = (np.sqrt(1 / levels[i]) * x - x0) / np.sqrt(1 / levels[i] - 1)
-    return np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
-
-
-def multistep(x, x0, output, levels, i, steps, z, before):
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), the first and last step of first order."""
-    alpha, sigma = np.append(np.sqrt(levels[:steps]), 1.0), np.append(np.sqrt(1 - levels[:steps]), 0.0)
-    ratio = sigma[i + 1] / sigma[i]
-    gain, slope = alpha[i + 1] - ratio * alpha[i], x0
-    if 0 < i < steps - 1:
-        growth = np.diff(np.log(alpha[i - 1:i + 2] / sigma[i - 1:i + 2]))
-        slope = x0 + growth[1] / (2 * growth[0]) * (x0 - before)
-    return ratio * x + gain * slope
+def spread(x, t):
+    """A time of each image: whole timesteps as they are, fractions in float32 at least."""
+    if isinstance(t, int):
+        return torch.full((len(x),), t, device=x.device)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(t, dtype=dtype, device=x.device).expand(len(x))
 
 
 def load(folder):
@@ -99,7 +44,8 @@ def load(folder):
     folder = pathlib.Path(folder)
     config = json.loads((folder / 'config.json').read_text())
     model = MODELS[config['model']['family']](config['model'])
-    state = load_file(folder / 'model.safetensors')
+    state = {name: value for name, value in load_file(folder / 'model.safetensors').items()
+             if not name.startswith(UNUSED)}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {'y_embedder.y_embedding'}:
         raise SystemExit(f'{folder}: missing {missing}, unexpected {unexpected}')
@@ -123,17 +69,25 @@ def to_pixels(x0, config, vae):
 
 
 def parse_arguments(config):
-    told, parser = config.get('sampling') or {}, argparse.ArgumentParser(description='Draws images.')
+    """(options, names of those of the samplers alone)."""
+    text = config['model']['family'] == 'pixart'
+    usual = {'method': 'dpm++', 'steps': 20, 'cfg_scale': 4.5, 'cfg_channels': 'all'} if text else KNOWN
+    told = {**usual, **(config.get('sampling') or {})}
+    parser = argparse.ArgumentParser(description='Draws images.')
     parser.add_argument('--classes', help='names or numbers of classes, such as 3,7')
     parser.add_argument('--features', help='.npy with the text encoder\'s features of the prompts [B, L, C]')
-    parser.add_argument('--steps', type=int, default=told.get('steps', 50))
-    parser.add_argument('--method', default=told.get('method', 'ddpm'), choices=('ddpm', 'ddim', 'dpm++'))
-    parser.add_argument('--cfg_scale', type=float, default=told.get('cfg_scale', 4.0))
+    parser.add_argument('--steps', type=int, default=told['steps'])
+    parser.add_argument('--method', default=told['method'], choices=SAMPLERS)
+    parser.add_argument('--cfg_scale', type=float, default=told['cfg_scale'])
+    parser.add_argument('--cfg_channels', type=lambda word: word if word == 'all' else int(word),
+                        default=told.get('cfg_channels', 3))
+    parser.add_argument('--cfg_interval', type=float, nargs=2, metavar=('LOW', 'HIGH'))
+    own = add_arguments(parser)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--vae', help='folder of an AutoencoderKL of diffusers')
     parser.add_argument('--out', default='samples.png')
-    return parser.parse_args()
+    return parser.parse_args(), own
 
 
 def conditions(arch, classes, options, model, device):
@@ -154,16 +108,21 @@ def conditions(arch, classes, options, model, device):
 
 def main():
     folder = pathlib.Path(__file__).parent
-    options = parse_arguments(json.loads((folder / 'config.json').read_text()))
+    options, own = parse_arguments(json.loads((folder / 'config.json').read_text()))
     model, config = load(folder)
     arch, model = config['model'], model.to(options.device)
     given, null = conditions(arch, config.get('classes'), options, model, options.device)
     scale = options.cfg_scale if arch.get('null_class', True) else 1
-    predict = guided(model, given, null, scale, 'all' if arch['family'] == 'pixart' else 3)
+    interval = options.cfg_interval and guided_times(config['diffusion'], *options.cfg_interval)
+    predict = guided(model, given, null, scale, options.cfg_channels, interval)
     generator = torch.Generator(options.device).manual_seed(options.seed)
     shape = len(given[0]), arch['channels'], *arch['input_size']
     x = torch.randn(shape, generator=generator, device=options.device)
-    x0 = sample(predict, x, options.method, options.steps, config['diffusion']['steps'], generator)
+    try:
+        x0 = sample(predict, x, options.method, options.steps, config['diffusion'], generator,
+                    **{name: getattr(options, name) for name in own})
+    except ValueError as error:      # options that do not go together
+        raise SystemExit(f'{error}') from None
     images = to_pixels(x0, config, options.vae)
     from PIL import Image
     row = np.concatenate(list(images), 1)

@@ -30,6 +30,19 @@ class SwiGlu(nn.Module):
         return self.down_proj(F.silu(gate) * y)
 
 
+class BiasedSwiGlu(nn.Module):
+    """LightningDiT's: w3(silu(gate)·y), (gate, y) = w12(x), two thirds as wide, with biases."""
+
+    def __init__(self, width, ratio):
+        super().__init__()
+        hidden = int(2 / 3 * int(width * ratio))
+        self.w12, self.w3 = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x, grid):
+        gate, y = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * y)
+
+
 class MixFfn(nn.Module):
     """Sana's Mix-FFN, whose tokens see their eight neighbours."""
 
@@ -46,4 +59,4 @@ class MixFfn(nn.Module):
         return to_tokens(self.point_conv.conv(value * F.silu(gate)))
 
 
-FFNS = {'mlp': Mlp, 'swiglu': SwiGlu, 'mix': MixFfn}
+FFNS = {'mlp': Mlp, 'swiglu': SwiGlu, 'swiglu_bias': BiasedSwiGlu, 'mix': MixFfn}

@@ -4,15 +4,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from lit_jax.convert.twins.parts_twin import accumulate, depthwise
+from lit_jax.convert.twins.rotary_twin import rotate
 
 EPS = 1e-6
 
 
-def linear_attention(q, k, v, eps=EPS):
-    """q·(kᵀv/N) / (q·mean(k) + eps) of [B, N, K, E], sums in float32. Costs N·E², not N²·E."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, accumulate(v)))
-    state = k.transpose(-1, -2) @ v / k.shape[2]
-    o = (q @ state) / ((q * k.mean(2, keepdim=True)).sum(-1, keepdim=True) + eps)
+def linear_attention(q, k, v, eps=EPS, grid=None):
+    """q·(kᵀv/N) / (q·mean(k) + eps) of [B, N, K, E], sums in float32. Costs N·E², not N²·E. grid: q and k are
+    turned by their positions in it, in the numerator."""
+    turned = (q, k) if grid is None else (rotate(q, grid), rotate(k, grid))
+    q, k, v, turned_q, turned_k = (x.transpose(1, 2) for x in (q, k, accumulate(v), *turned))
+    state = turned_k.transpose(-1, -2) @ v / k.shape[2]
+    o = (turned_q @ state) / ((q * k.mean(2, keepdim=True)).sum(-1, keepdim=True) + eps)
     return o.transpose(1, 2)
 
 
@@ -22,7 +25,7 @@ class LinearAttention(nn.Module):
     def __init__(self, width, grid, heads, qkv_bias=False, dwc_kernel=5, activation='relu', focus_power=0,
                  focus_scale=False, key_grid=None, rope=False):
         super().__init__()
-        self.heads, self.activation, self.focus_power = heads, activation, focus_power
+        self.heads, self.activation, self.focus_power, self.rope = heads, activation, focus_power, rope
         size = width // heads
         self.q, self.kv = nn.Linear(width, width, bias=qkv_bias), nn.Linear(width, 2 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
@@ -37,7 +40,7 @@ class LinearAttention(nn.Module):
         head = b, n, self.heads, d // self.heads
         k, v = (a.reshape(head) for a in self.kv(x).chunk(2, -1))
         q, k = self.features(self.q(x).reshape(head)), self.features(k, self.key_table)
-        o = linear_attention(q, k, v)
+        o = linear_attention(q, k, v, grid=grid if self.rope else None)
         if self.dwc is not None:      # one kernel a channel of a head, shared by the heads
             kernel, bias = self.dwc.weight.repeat(self.heads, 1, 1, 1), self.dwc.bias.repeat(self.heads)
             o = o + depthwise(v.reshape(b, n, d), kernel, bias, grid).reshape(head)

@@ -37,11 +37,25 @@ class Product(nn.Module):
         return y.reshape(*lead, *self.outs)
 
 
-def modulate(x, shift, scale):
-    """LN(x)·(1 + scale) + shift (adaLN), the norm in float32."""
+class RmsNorm(nn.Module):
+    """x over its root mean square, with a gain, in float32."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        y = accumulate(x)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)
+        return (y * accumulate(self.weight)).to(x.dtype)
+
+
+def modulate(x, shift, scale, norm=None):
+    """LN(x)·(1 + scale) + shift (adaLN), or with another norm; in float32. shift: None for 0."""
     wide = accumulate(x)
-    normed = F.layer_norm(wide, x.shape[-1:], eps=1e-6)
-    return (normed * (1 + accumulate(scale)[:, None]) + accumulate(shift)[:, None]).to(x.dtype)
+    normed = F.layer_norm(wide, x.shape[-1:], eps=1e-6) if norm is None else norm(wide)
+    scaled = normed * (1 + accumulate(scale)[:, None])
+    return (scaled if shift is None else scaled + accumulate(shift)[:, None]).to(x.dtype)
 
 
 def timestep_features(t, dim=256, dtype=torch.float32):
