@@ -32,7 +32,9 @@ from lit_jax.convert.torch_pipeline import (
     INDEX,
     PIPELINE,
     PREFIX,
+    UNSTEPPED,
     check_pipeline,
+    recorded_settings,
     write_pipeline,
 )
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student, modeling_source
@@ -119,9 +121,11 @@ def _export_folder(src, out: Path, layout: str, overwrite: bool, vae) -> Convert
     if layout == 'lit':
         export_student(out, config, params, _null_caption(src, config)[0], _projectors(src, config))
         return _exported(src, layout, config, out)
-    if not is_hub_pixart(config['model']):
+    if not is_hub_pixart(config['model']) or read_diffusion(config['diffusion']).kind == 'flow':
         export_pipeline(out, config, params, _null_caption(src, config)[0], vae)
-        return _exported(src, layout, config, out)
+        replaced = recorded_settings(config).method == UNSTEPPED
+        note = f'the model is drawn with {UNSTEPPED}, which diffusers cannot step: the scheduler takes heun'
+        return _exported(src, layout, config, out, (note,) if replaced else ())
     export_hub_folder(out, config, params, str(src))
     lost = ('diffusers keeps no null caption: its pipeline encodes the empty prompt each time',)
     return _exported(src, layout, config, out, lost)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lit_jax.checkpoint.model_folder import CONFIG
-from lit_jax.convert.torch_student import MODELING, PIECES, modeling_source
+from lit_jax.convert.torch_student import MODELING, PIECES, modeling_source, scheduler_source
 from lit_jax.convert.vae_torch import is_hub_vae
-from lit_jax.diffusion.settings import CLASSES, PROMPTS
+from lit_jax.diffusion.flow import Flow
+from lit_jax.diffusion.kinds import read_diffusion
+from lit_jax.diffusion.settings import CLASSES, PROMPTS, SamplerSettings
 from lit_jax.models.arch import conditioning
 from lit_jax.models.facts import has_null_class
 from lit_jax.runtime.errors import UserError
@@ -21,6 +23,8 @@ INDEX, PIPELINE = 'model_index.json', 'pipeline_lit.py'
 HUB_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 PREFIX = 'model.'      # of the weights' names: the transformer wraps the model
 _MODEL = [MODELING.removesuffix('.py'), 'LiTTransformer2DModel']
+SCHEDULING, _SCHEDULER = 'scheduling_lit.py', 'LiTFlowScheduler'
+UNSTEPPED = 'dopri5'      # each image has steps of its own, which a scheduler cannot take
 _SOLVER = {'algorithm_type': 'dpmsolver++', 'solver_order': 2, 'solver_type': 'midpoint',
            'final_sigmas_type': 'zero', 'lower_order_final': True}
 
@@ -42,14 +46,18 @@ def write_pipeline(folder: Path, config: Mapping, vae, write_weights: Callable[[
     text = conditioning(arch) == 'text'
     transformer = folder / 'transformer'
     (folder / 'scheduler').mkdir(parents=True), transformer.mkdir()
-    _write(transformer / CONFIG, _transformer(arch))
+    diffusion = read_diffusion(config['diffusion'])
+    _write(transformer / CONFIG, _transformer(arch, diffusion if isinstance(diffusion, Flow) else None))
     (transformer / MODELING).write_text(modeling_source(arch, wrapped=True))
     write_weights(transformer / HUB_WEIGHTS)
     name, scheduler = _scheduler(config)
     _write(folder / 'scheduler' / 'scheduler_config.json', {'_class_name': name, **scheduler})
+    if name == _SCHEDULER:
+        (folder / 'scheduler' / SCHEDULING).write_text(scheduler_source())
     if vae:
         shutil.copytree(vae, folder / 'vae')
-    index = {'transformer': _MODEL, 'scheduler': ['diffusers', name],
+    library = SCHEDULING.removesuffix('.py') if name == _SCHEDULER else 'diffusers'
+    index = {'transformer': _MODEL, 'scheduler': [library, name],
              'vae': ['diffusers', 'AutoencoderKL'] if vae else [None, None]}
     if text:
         index |= {'_class_name': 'PixArtSigmaPipeline',
@@ -57,24 +65,28 @@ def write_pipeline(folder: Path, config: Mapping, vae, write_weights: Callable[[
     else:
         latent = {name: config['latent'].get(name) for name in ('space', 'scale', 'shift')}
         index |= {'_class_name': [PIPELINE.removesuffix('.py'), 'LiTPipeline'],
-                  'classes': config.get('classes'), 'latent': {**latent, 'null_class': has_null_class(arch)}}
+                  'classes': config.get('classes'), 'latent': {**latent, 'null_class': has_null_class(arch)},
+                  'sampling': config.get('sampling')}
         (folder / PIPELINE).write_text((PIECES / 'pipeline_twin.py').read_text())
     _write(folder / INDEX, index)
 
 
-def _transformer(arch: Mapping) -> dict:
+def _transformer(arch: Mapping, flow: Flow | None) -> dict:
     (rows, columns), channels = arch['input_size'], arch['channels']
     return {'_class_name': _MODEL[1], 'arch': dict(arch), 'patch_size': arch['patch'],
-            'in_channels': channels, 'out_channels': channels * (1 + arch['learn_sigma']),
+            'in_channels': channels, 'out_channels': channels * (1 + (arch['learn_sigma'] and not flow)),
             'sample_size': rows if rows == columns else [rows, columns],
-            'num_embeds_ada_norm': arch.get('num_classes')}
+            'num_embeds_ada_norm': arch.get('num_classes'),
+            'flow': flow and {'prediction': flow.prediction, 'noise_at': flow.noise_at}}
 
 
 def _scheduler(config: Mapping) -> tuple[str, dict]:
-    """The scheduler of diffusers that takes the steps of the model's recorded sampler."""
-    arch, steps = config['model'], config['diffusion']['steps']
-    defaults = PROMPTS if conditioning(arch) == 'text' else CLASSES
-    method = defaults.of_model(config).method
+    """The scheduler of diffusers that takes the steps of the model's recorded sampler, or our own."""
+    arch, diffusion = config['model'], read_diffusion(config['diffusion'])
+    settings = recorded_settings(config)
+    if isinstance(diffusion, Flow):
+        return _flow_scheduler(diffusion, settings, conditioning(arch) == 'text')
+    steps, method = diffusion.steps, settings.method
     betas = {'num_train_timesteps': steps, 'beta_start': 0.1 / steps, 'beta_end': 20 / steps,
              'beta_schedule': 'linear', 'prediction_type': 'epsilon', 'timestep_spacing': 'linspace'}
     if method == 'ddim':
@@ -83,6 +95,26 @@ def _scheduler(config: Mapping) -> tuple[str, dict]:
         variance = 'learned_range' if arch['learn_sigma'] else 'fixed_large'
         return 'DDPMScheduler', betas | {'clip_sample': False, 'variance_type': variance}
     return 'DPMSolverMultistepScheduler', betas | _SOLVER
+
+
+def recorded_settings(config: Mapping) -> SamplerSettings:
+    """The sampler that a model records, or the usual one."""
+    return (PROMPTS if conditioning(config['model']) == 'text' else CLASSES).of_model(config)
+
+
+def _flow_scheduler(flow: Flow, settings: SamplerSettings, text: bool) -> tuple[str, dict]:
+    """diffusers' own where they take the very same steps."""
+    plain = flow.path == 'linear' and flow.prediction == 'velocity'
+    if plain and settings.method == 'euler' and not text:      # LiTPipeline gives it the times
+        return 'FlowMatchEulerDiscreteScheduler', {'num_train_timesteps': 1000, 'shift': settings.shift}
+    if plain and settings.method == 'dpm++':
+        return 'DPMSolverMultistepScheduler', {
+            'num_train_timesteps': 1000, 'prediction_type': 'flow_prediction', 'use_flow_sigmas': True,
+            'flow_shift': settings.shift, **_SOLVER}
+    method = 'heun' if settings.method == UNSTEPPED else settings.method
+    options = {name: getattr(settings, name)
+               for name in ('shift', 'sde_form', 'sde_norm', 'last_step', 'last_size')}
+    return _SCHEDULER, {'method': method, 'path': flow.path, 'prediction_type': flow.prediction, **options}
 
 
 def _write(path: Path, content: Mapping) -> None:

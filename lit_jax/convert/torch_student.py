@@ -56,6 +56,11 @@ def modeling_source(arch: Mapping, wrapped: bool = False, flow: bool = False) ->
     return _whole(model, also, imports, text)
 
 
+def scheduler_source() -> str:
+    """The text of the scheduler of flows for diffusers' pipelines."""
+    return _whole('Samplers of flows', ', as a scheduler of diffusers.', *_joined(['scheduler']))
+
+
 def _whole(title: str, also: str, imports: set[str], text: str) -> str:
     from lit_jax import __version__
     return f'{_HEAD.format(title=title, also=also, version=__version__)}{_render(imports)}\n\n{text}'

@@ -1,6 +1,8 @@
 """Flows in PyTorch: samplers, guidance and folders of exports draw as lit_jax does."""
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from student_archs import ARCHS, FLOW, saved, weights
+from torchvision_shim import import_oracle
 
 from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.convert.torch_export import export
 from lit_jax.convert.torch_import import convert
-from lit_jax.convert.torch_student import modeling_source
+from lit_jax.convert.torch_student import modeling_source, scheduler_source
 from lit_jax.diffusion.flow_samplers import FORMS, LAST_STEPS
 from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.kinds import read_diffusion
@@ -126,6 +129,96 @@ def test_the_folder_draws_by_itself(tmp_path):
                           text=True)
     assert done.returncode == 1 and 'the form sbdm is not finite' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+DRAWN = [('lightning lit', FLOW, 'euler', ('diffusers', 'FlowMatchEulerDiscreteScheduler')),
+         ('lit', {**FLOW, 'noise_at': 1}, 'dpm++', ('diffusers', 'DPMSolverMultistepScheduler')),
+         ('repa', {**FLOW, 'path': 'gvp'}, 'heun', ('scheduling_lit', 'LiTFlowScheduler'))]
+
+
+def pipeline_of(tmp_path, name, section, method):
+    """The folder of a pipeline, (its inputs, the latents that lit_jax draws from them)."""
+    model = saved(tmp_path, ARCHS[name], diffusion=section,
+                  sampling={'method': method, 'steps': 5, 'cfg_scale': 1.5})
+    export(model, tmp_path / 'pipeline', layout='diffusers')
+    config = load_model_folder(model)[0]
+    network, label = Network(config['model']), np.array([1, 3], np.int32)
+    x = np.random.default_rng(1).standard_normal((2, *network.arch['input_size'], 3), np.float32)
+    settings = SamplerSettings(cfg_interval=(0.15, 0.85)).of_model(config)
+    run = jax.jit(build_sampler(network, settings, config))
+    return x, np.asarray(run(weights(network.arch), x, {'label': label}, jax.random.key(0)))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('name, section, method, scheduler', DRAWN, ids=[row[2] for row in DRAWN])
+def test_diffusers_draws_a_flow_as_lit_jax(name, section, method, scheduler, tmp_path):
+    torch, diffusers = pytest.importorskip('torch'), import_oracle('diffusers')
+    x, expected = pipeline_of(tmp_path, name, section, method)
+    index = json.loads((tmp_path / 'pipeline' / 'model_index.json').read_text())
+    assert tuple(index['scheduler']) == scheduler
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / 'pipeline', trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    options = {'class_labels': [1, 3], 'guidance_interval': (0.15, 0.85)}
+    drawn = pipe(latents=to_torch(torch, x), output_type='latent', **options).images.movedim(1, -1).numpy()
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
+    images = pipe.to(torch.bfloat16)(generator=torch.Generator().manual_seed(0), num_inference_steps=3,
+                                     guidance_scale=2.0, **options).images
+    assert [image.size for image in images] == [x.shape[2:0:-1]] * 2
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('method', ['sde', 'sde_heun', 'heun2'])
+def test_the_scheduler_steps_as_the_sampler(method):
+    """With the same noise; its first part may be in the initial noise."""
+    torch, _ = pytest.importorskip('torch'), import_oracle('diffusers')
+    module = module_of(modeling_source(ARCHS['lit'], flow=True))
+    scheduler = module_of(scheduler_source()).LiTFlowScheduler(method=method, path='gvp')
+    scheduler.set_timesteps(6)
+    flow = {**FLOW, 'path': 'gvp', 'noise_at': 1}
+    x = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    x *= scheduler.init_noise_sigma
+    shape, generator = x.shape, torch.Generator().manual_seed(1)
+    noise = torch.stack([torch.randn(shape, generator=generator, dtype=x.dtype) for _ in range(6)])
+    first = float(scheduler.rows[0].before)
+    noise = torch.cat([torch.ones_like(noise[:1]), noise]) if first else noise
+    expected = module.sample(lambda x, t, decided: torch.sin(x * (1 + t)), x - first * noise[0], method, 6,
+                             flow, noise=noise)
+    generator.manual_seed(1)
+    for t, row in zip(scheduler.timesteps, scheduler.rows, strict=True):
+        assert abs(float(t) / 1000 - (1 - row.time)) < 1e-6
+        x = scheduler.step(torch.sin(x * (2 - row.time)), t, x, generator=generator).prev_sample
+    np.testing.assert_allclose(x.numpy(), expected.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_a_fresh_process_opens_the_pipeline_of_a_flow(tmp_path):
+    """With a scheduler whose code is in the folder."""
+    import_oracle('diffusers')
+    x, expected = pipeline_of(tmp_path, 'lit', {**FLOW, 'path': 'gvp', 'prediction': 'noise'}, 'heun2')
+    np.save(tmp_path / 'noise.npy', np.moveaxis(x, -1, 1))
+    code = """
+import sys
+import numpy as np
+import torch
+from torchvision_shim import import_oracle
+DiffusionPipeline = import_oracle('diffusers').DiffusionPipeline
+assert 'lit_jax' not in sys.modules
+folder = sys.argv[1]
+pipe = DiffusionPipeline.from_pretrained(folder + '/pipeline', trust_remote_code=True)
+options = {'class_labels': [1, 3], 'guidance_interval': (0.15, 0.85)}
+drawn = pipe(latents=torch.from_numpy(np.load(folder + '/noise.npy')), output_type='latent', **options).images
+np.save(folder + '/drawn.npy', drawn.movedim(1, -1).numpy())
+pipe.save_pretrained(folder + '/saved')
+images = pipe.to(torch.bfloat16)(generator=torch.Generator().manual_seed(0), num_inference_steps=3,
+                                 guidance_scale=1.0, output_type='np', **options).images
+print(images.shape)
+"""
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and '(2, 8, 8, 3)' in done.stdout, done.stderr[-3000:]
+    np.testing.assert_allclose(np.load(tmp_path / 'drawn.npy'), expected, rtol=0,
+                               atol=2e-5 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.peers
