@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lit_jax import commands  # noqa: F401 (it says how models on the hub are opened)
 from lit_jax.checkpoint import load as loading
 from lit_jax.convert.torch_import import convert
 from lit_jax.evaluation.evaluate_options import ScoreOptions
@@ -61,7 +62,7 @@ def load(path, **options) -> TrainedModel:
     """A model from a model folder or a workdir of `train.py` (newest checkpoint, EMA weights).
 
     Args:
-        path: local, or in a bucket (gs://...).
+        path: local, in a bucket (gs://...), or on the hub (hf://OWNER/NAME).
         options: `step`, a checkpoint of a workdir other than the newest; `dtype` of the computation,
             'float32' or 'bfloat16'; `scan_layers=False` unrolls the blocks (longer to compile, often faster
             on a CPU).

@@ -28,6 +28,7 @@ NOT_RUN = {
     r'^make photos$': 'tests/examples/test_photos.py',
     r'^make (test|lint|smoke|fuzz)|fuzz\.campaign': 'the tests themselves, as .ci/run has them',
     r'python app\.py': 'tests/app/test_browser.py',
+    r'push\.py|hf://': 'tests/deploy/test_hub_models.py, with a stand-in of the hub',
     r'gcloud|docker|sbatch --nodes|ssh-add|tail -F|^launch/': 'tests/test_launch.py, with stand-ins',
     r'--coordinator': 'tests/training/test_processes_train.py',
     r'--plan=v|-m benchmarks\.plans': 'tests/plan/test_plan.py: compiles for minutes',

@@ -12,6 +12,7 @@ from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.commands import recipe_flags, train, train_vae
 from lit_jax.commands.convert import ConvertOptions
 from lit_jax.commands.export import ExportOptions
+from lit_jax.commands.push import PushOptions
 from lit_jax.commands.serve_page import PageOptions
 from lit_jax.data.sources import is_own
 from lit_jax.evaluation.evaluate_options import GenevalOptions, ReferenceOptions, ScoreOptions
@@ -24,7 +25,7 @@ from lit_jax.training import setup
 OPTIONS = {'sample': SampleRequest, 'evaluate': ScoreOptions, 'evaluate reference': ReferenceOptions,
            'evaluate geneval': GenevalOptions, 'prepare_latents': PrepareOptions, 'analyze': AnalyzeOptions,
            'convert_torch_ckpt': ConvertOptions, 'app': PageOptions,
-           'export': ExportOptions}
+           'export': ExportOptions, 'push': PushOptions}
 # Pages with tests of their own: test_walk.py, test_api.py.
 ELSEWHERE = [ROOT / 'docs' / 'start' / name for name in ('own_dit.md', 'python.md')]
 

@@ -236,7 +236,7 @@ def _ranges(numbers: list[int]) -> str:
 def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expected: Mapping | None = None,
             latent: Mapping | None = None, activation: str | None = None, focus_power: int | None = None,
             routed: tuple[int, ...] | None = None, cross_heads: int | None = None,
-            system: str | None = None, overwrite: bool = False) -> Converted:
+            system: str | None = None, overwrite: bool = False, source_name: str = '') -> Converted:
     """Reads the checkpoint `src` (file or diffusers folder) and writes the model folder `out`.
 
     Args:
@@ -245,7 +245,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
         expected: what the model must be (see `check_expected`); `input_size` or `image_size` also gives the
             size of a file without position table.
         latent: fields that differ from the guess (4 channels: the latents of Stable Diffusion's VAE, for text
-            models of SDXL's; else pixels). overwrite: replace an existing model folder.
+            models of SDXL's; else pixels). overwrite: an existing model folder. source_name: in provenance.
         system: 'dit', 'sit', 'repa' or 'lightningdit', where neither the file nor its name tells.
 
     Raises UserError, before anything is written."""
@@ -257,8 +257,8 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     diffusion, why = find_diffusion(source, src, system)
     projectors = take_projectors(source, src)
     given = dict(source.config or {})
-    told = {name: value for name, value in (latent or {}).items() if value is not None}
-    latent_of = _latent(source, given, told := pipeline_vae(src) | told, str(src))
+    told = pipeline_vae(src) | {name: value for name, value in (latent or {}).items() if value is not None}
+    latent_of = _latent(source, given, told, str(src))
     hints = Hints(heads=heads, input_size=_told_size(expected, latent_of['downscale']), activation=activation,
                   focus_power=focus_power, routed=routed, cross_heads=cross_heads,
                   num_classes=expected.get('num_classes'))
@@ -274,7 +274,7 @@ def convert(src, out, *, weights: str = 'ema', heads: int | None = None, expecte
     params, null_caption = read_params(source, inferred, str(src))
     config = {'model': arch, 'diffusion': diffusion, 'latent': latent_of,
               'classes': given.get('classes', source.classes),
-              'provenance': _provenance(src, source, given.get('provenance', {}))}
+              'provenance': _provenance(src, source, given.get('provenance', {}), source_name)}
     if given.get('sampling'):
         config['sampling'] = given['sampling']
     notes = list(inferred.notes)
@@ -378,9 +378,10 @@ def _told_size(expected: Mapping, downscale: int) -> tuple[int, int] | None:
     return None
 
 
-def _provenance(src: Path, source: Source, given: Mapping) -> dict:
+def _provenance(src: Path, source: Source, given: Mapping, name: str) -> dict:
     """Where the weights come from, with the training step if the file has it."""
     digests = {path.name: file_sha256(path) for path in source.files}
-    return {'source': os.path.basename(os.path.abspath(src)), 'weights': source.weights, 'tool': tool_name(),
+    name = name or os.path.basename(os.path.abspath(src))
+    return {'source': name, 'weights': source.weights, 'tool': tool_name(),
             'sha256': next(iter(digests.values())) if len(digests) == 1 else digests,
             **({'step': given['step']} if 'step' in given else {})}

@@ -1,1 +1,1 @@
-"""Models for other programs: StableHLO, ONNX."""
+"""Models for other programs and machines: StableHLO, ONNX, the hub."""

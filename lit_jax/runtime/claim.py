@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lit_jax.runtime import peers, signals, writers
 from lit_jax.runtime.errors import UserError, reason_of, shown
+from lit_jax.runtime.hub import refuse_output
 from lit_jax.runtime.json_file import parse_json
 from lit_jax.runtime.paths import (
     absolute,
@@ -69,6 +70,7 @@ def claims_out(function: Callable) -> Callable:
     """A function of (source, out, ...) that holds the claim of `out`, if it is local."""
     @functools.wraps(function)
     def claiming(src, out, *args, **kwargs):
+        refuse_output(out)
         with contextlib.nullcontext() if is_remote(out) else claimed(out):
             return function(src, out, *args, **kwargs)
 

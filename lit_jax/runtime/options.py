@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_jax.runtime.errors import UserError, as_typed, printable, shown_name
+from lit_jax.runtime.hub import refuse_output
 
 Options = TypeVar('Options')
 # What other programs, and other commands of this one, call a flag.
@@ -101,6 +102,8 @@ def parse_beside(other: str, kind: type[Options], argv: Sequence[str] | None = N
     if rest and not other:
         parser.error(f'unknown arguments: {" ".join(map(shown_name, rest))}{_meant(rest[0], known)}')
     try:
+        for name in ('out', 'workdir'):
+            refuse_output(getattr(values, name, ''))
         return kind(**{name: tuple(value) if isinstance(value, list) else value
                        for name, value in vars(values).items()}), rest
     except UserError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
-from lit_jax.runtime import writers
+from lit_jax.runtime import hub, writers
 from lit_jax.runtime.errors import UserError, human_bytes, reason_of, shown_name
 
 # Scheme -> (the fsspec file system that etils opens for it, the package that has it).
@@ -43,10 +43,13 @@ _STORE_ERRORS = (('google.auth.exceptions', 'GoogleAuthError'), ('gcsfs.retry', 
 
 
 def as_path(path) -> epath.Path:
-    """Any path (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative.
+    """Any path (text, pathlib, etils) as an `epath.Path`. A relative local one stays relative; a model on the
+    hub (hf://OWNER/NAME) is the folder that was made of it.
 
     Raises UserError for an unknown scheme, a missing package, and `gs:/bucket` (pathlib drops a slash)."""
     text = os.fspath(path)
+    if hub.is_hub(text):
+        return epath.Path(hub.opened(text))
     if '\0' in text:
         raise UserError(f'{shown_name(text)} is no path: it holds a zero byte.')
     if broken := _BROKEN_URL.match(text):
@@ -88,7 +91,7 @@ def local_path(path) -> Path:
     if is_remote(as_path(path)):
         raise UserError(f'{path}: PyTorch files are read and written locally only. Give a local path, and '
                         'copy the file from or to the bucket (gs://: gcloud storage cp).')
-    return Path(path)
+    return Path(os.fspath(as_path(path)))
 
 
 def cache_folder() -> Path:
