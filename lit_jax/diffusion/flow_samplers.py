@@ -72,12 +72,16 @@ class FlowSchedule:
     def num_steps(self) -> int:
         return int(self.step[-1]) + 1
 
-    def rows(self, dtype) -> dict[str, Array]:
-        """The evaluations as arrays, for `scan_rows`."""
-        names = 'time', 'guided_at', 'of_x', 'of_output', 'keep', 'now', 'earlier', 'before', 'after'
-        return {**{name: jnp.asarray(getattr(self, name), dtype) for name in names},
-                'ends': jnp.asarray(self.ends), 'first': jnp.asarray(np.append(True, self.ends[:-1])),
-                'step': jnp.asarray(self.step, jnp.int32)}
+    def rows(self, dtype, whole: bool = False) -> dict[str, Array]:
+        """The evaluations as arrays, for `scan_rows`: without the columns that change nothing, unless
+        `whole`. What is not in a program is not rounded differently in that of another number of devices."""
+        usual = {'of_x': 0, 'of_output': 1, 'keep': 1, 'earlier': 0, 'before': 0, 'after': 0}
+        names = [name for name in ('time', 'guided_at', 'now', *usual)
+                 if whole or name not in usual or (getattr(self, name) != usual[name]).any()]
+        rows = {name: jnp.asarray(getattr(self, name), dtype) for name in names}
+        if whole or not self.ends.all():
+            rows |= {'ends': jnp.asarray(self.ends), 'first': jnp.asarray(np.append(True, self.ends[:-1]))}
+        return rows | {'step': jnp.asarray(self.step, jnp.int32)}
 
     @property
     def random(self) -> bool:
@@ -230,25 +234,36 @@ def scan_rows(predict: Callable, x_T: Array, rows: Mapping[str, Array],
 
     Each image looks its factors up: scalars would be multiplied in another order in the program of another
     number of devices, and bits do not depend on devices."""
-    scalars = {name: rows[name] for name in ('ends', 'first', 'step')}
+    scalars = {name: rows[name] for name in ('ends', 'first', 'step') if name in rows}
 
     def body(carry, scan):
         (x, base, k_before), (number, row) = carry, scan
         own = {name: table[jnp.full(len(x), number)] for name, table in rows.items() if name not in scalars}
         time, guided_at = own.pop('time'), own.pop('guided_at')
-        row = row | {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in own.items()}
-        noise = 0.0 if draw is None else draw(row['step'])
-        if draw is not None:
-            x = x + row['before'] * noise
-            base = jnp.where(row['first'], x, base)
-        k = row['of_x'] * x + row['of_output'] * predict(x, time, guided_at)
-        x = row['keep'] * base + row['now'] * k + row['earlier'] * k_before
-        if draw is not None:
-            x = x + row['after'] * noise
-        return (x, jnp.where(row['ends'], x, base), k), x
+        own = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in own.items()}
+        noise = None if draw is None else draw(row['step'])
 
-    numbers = jnp.arange(len(rows['step']))
-    (x_0, _, _), states = jax.lax.scan(body, (x_T, x_T, jnp.zeros_like(x_T)), (numbers, scalars))
+        def times(name, value):
+            return own[name] * value if name in own else value
+
+        if noise is not None and 'before' in own:
+            x = x + own['before'] * noise
+            base = jnp.where(row['first'], x, base) if 'first' in row else x
+        if 'ends' not in row:
+            base = x
+        k = times('of_output', predict(x, time, guided_at))
+        if 'of_x' in own:
+            k = own['of_x'] * x + k
+        x = times('keep', base) + own['now'] * k
+        if 'earlier' in own:
+            x = x + own['earlier'] * k_before
+        if noise is not None and 'after' in own:
+            x = x + own['after'] * noise
+        kept = jnp.where(row['ends'], x, base) if 'ends' in row else None
+        return (x, kept, k if 'earlier' in own else None), x
+
+    start = x_T, x_T if 'ends' in rows else None, jnp.zeros_like(x_T) if 'earlier' in rows else None
+    (x_0, _, _), states = jax.lax.scan(body, start, (jnp.arange(len(rows['step'])), scalars))
     return x_0, states
 
 

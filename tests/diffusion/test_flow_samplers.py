@@ -48,7 +48,8 @@ def test_every_state_of_sits_samplers(dtype, bound, goldens):
         schedules = [flow_schedule(flow, settings) for _, flow, settings in runs]
         most = max(len(schedule.time) for schedule in schedules)
         tables = [{name: jnp.pad(column, (0, most - len(column)))
-                   for name, column in schedule.rows(dtype).items()} for schedule in schedules]
+                   for name, column in schedule.rows(dtype, whole=True).items()}
+                  for schedule in schedules]
         predictions = [('velocity', 'noise', 'score').index(flow.prediction) for _, flow, _ in runs]
 
         def run(rows, prediction):

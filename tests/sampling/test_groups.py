@@ -103,11 +103,13 @@ def test_options_that_contradict_each_other_are_refused(model):
             build_sampler(model.network, SamplerSettings(**options), model.config)
 
 
-@pytest.mark.parametrize('method', [pytest.param('sde', marks=pytest.mark.slow), 'dopri5'])
-def test_flows_are_drawn_bit_for_bit_alike_too(method, tmp_path):
+@pytest.mark.parametrize('method, guidance', [('dopri5', 2.0), *(
+    pytest.param(method, guidance, marks=pytest.mark.slow)
+    for method in ('sde', 'sde_heun', 'heun', 'dpm++') for guidance in (2.0, 1.0))])
+def test_flows_are_drawn_bit_for_bit_alike_too(method, guidance, tmp_path):
     """Even where each image has steps of its own: neighbours and devices change nothing."""
     flow = lit_jax.load(save_model(tmp_path / 'flow', diffusion=Flow().to_json()))
-    settings = SamplerSettings(method, 6, cfg_scale=2.0, cfg_interval=(0.0, 0.7))
+    settings = SamplerSettings(method, 6, cfg_scale=guidance, cfg_interval=(0.0, 0.7 if guidance > 1 else 1))
     alone = draw_all(sampler(flow, count=12, settings=settings))
     assert np.isfinite(alone).all() and alone.std() > 0
     got = dict(sampler(flow, count=12, settings=settings, devices=2).draw(range(2), 7))
