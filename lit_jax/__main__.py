@@ -18,6 +18,7 @@ VERBS = {
     'evaluate': ('evaluate', 'score images: FID, sFID, IS, KID, precision, recall; GenEval'),
     'analyze': ('analyze', 'look inside a model: attention maps, rank, loss by timestep'),
     'export': ('export', 'write a model as ONNX or StableHLO, for other programs'),
+    'bundle': ('bundle', 'write a folder with everything that drawing needs, for offline use'),
     'push': ('push', 'upload a model to the Hugging Face hub'),
     'app': ('serve_page', 'serve a local page that draws images'),
 }

@@ -17,7 +17,7 @@ from lit_jax.report.grids import to_pil
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.shipped import find_asset
 from lit_jax.sampling.model_pipeline import Pipeline
-from lit_jax.sampling.pipelines import open_pipeline
+from lit_jax.sampling.pipelines import find_part, open_pipeline
 from lit_jax.training import setup
 from lit_jax.training.from_teacher import complete
 from lit_jax.training.mesh import make_mesh
@@ -30,6 +30,7 @@ class TrainedModel(Model):
 
     Attributes: network, params (a nested dict of arrays), config (of its model folder), arch."""
     _opened: tuple[tuple, Pipeline] | None = None
+    _folder = None      # where it was loaded from, which may hold its VAE and its text encoder
 
     def sample(self, classes: Sequence[int | str] | None = None,
                prompts: Sequence[str] | str | None = None, *,
@@ -41,12 +42,15 @@ class TrainedModel(Model):
             classes, prompts: one entry per image; whichever this model takes. Classes by number or name.
             seed: one for all images; with prompts also one per image.
             vae: VAE folder, for models of latents; without it latents are shown in false colours.
-            text_encoder: text encoder folder, for models of prompts.
+            text_encoder: text encoder folder, for models of prompts. A folder of `lit-jax bundle` has both.
             options: steps, cfg_scale, method, eta, cfg_channels, cfg_interval (`SamplerSettings`); for
                 prompts also negative_prompt and size=(height, width).
 
         Raises:
             UserError: a setting or a folder that does not fit this model."""
+        if self._folder is not None:
+            vae = vae or find_part(self._folder, 'vae')
+            text_encoder = text_encoder or find_part(self._folder, 'text_encoder')
         if self._opened is None or self._opened[0] != (vae, text_encoder):
             self._opened = (vae, text_encoder), open_pipeline(self, vae, text_encoder)
         return self._opened[1].sample(classes, prompts, seed=seed, **options)
@@ -70,7 +74,9 @@ def load(path, **options) -> TrainedModel:
     Raises:
         UserError: nothing to load there, damaged files, or an unknown dtype."""
     model = loading.load(path, **options)
-    return TrainedModel(model.network, model.params, model.config)
+    loaded = TrainedModel(model.network, model.params, model.config)
+    loaded._folder = path
+    return loaded
 
 
 def convert_checkpoint(source, out, **options) -> Path:

@@ -10,6 +10,7 @@ from pages import INSTEAD, NOT_RUN, PAGES, ROOT, as_lines, blocks, clone, page_c
 
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.commands import recipe_flags, train, train_vae
+from lit_jax.commands.bundle import BundleOptions
 from lit_jax.commands.convert import ConvertOptions
 from lit_jax.commands.export import ExportOptions
 from lit_jax.commands.push import PushOptions
@@ -25,7 +26,7 @@ from lit_jax.training import setup
 OPTIONS = {'sample': SampleRequest, 'evaluate': ScoreOptions, 'evaluate reference': ReferenceOptions,
            'evaluate geneval': GenevalOptions, 'prepare_latents': PrepareOptions, 'analyze': AnalyzeOptions,
            'convert_torch_ckpt': ConvertOptions, 'app': PageOptions,
-           'export': ExportOptions, 'push': PushOptions}
+           'export': ExportOptions, 'push': PushOptions, 'bundle': BundleOptions}
 # Pages with tests of their own: test_walk.py, test_api.py.
 ELSEWHERE = [ROOT / 'docs' / 'start' / name for name in ('own_dit.md', 'python.md')]
 

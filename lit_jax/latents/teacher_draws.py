@@ -26,7 +26,7 @@ from lit_jax.sampling.card import computed_facts
 from lit_jax.sampling.labels import parse_classes
 from lit_jax.sampling.model_pipeline import Pipeline
 from lit_jax.sampling.noise import MAX_IMAGES, check_seed
-from lit_jax.sampling.pipelines import open_pipeline
+from lit_jax.sampling.pipelines import find_part, open_pipeline
 from lit_jax.sampling.prompts import read_prompts
 from lit_jax.sampling.request import HOW
 from lit_jax.text.tokenizer import Tokenizer
@@ -138,7 +138,8 @@ def open_draws(request: PrepareOptions) -> Draws:
                       'computed': computed_facts(pipeline, group)}}
     if pipeline.takes == 'label':
         return Draws(pipeline, settings, shown, seed, group, plan, latents.record_bytes(plan))
-    tokenizer = peers.together(lambda: Tokenizer.load(request.text_encoder))
+    encoder = request.text_encoder or find_part(path, 'text_encoder')
+    tokenizer = peers.together(lambda: Tokenizer.load(encoder))
     tokens = tokenizer.encode(shown[:_ESTIMATED], plan['text']['tokens']).mask.sum(1).mean()
     return Draws(pipeline, settings, shown, seed, group, plan,
                  caption_latents.record_bytes(plan, 0, float(tokens)), tokenizer)

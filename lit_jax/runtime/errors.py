@@ -9,7 +9,7 @@ from collections.abc import Iterable
 SHOWN = 80
 _REASON = 300
 _SCRIPT = re.compile(r'\bpython (convert|prepare_latents|train|train_vae|sample|evaluate|analyze|export|push'
-                     r'|app)(?:_torch_ckpt)?\.py\b')
+                     r'|bundle|app)(?:_torch_ckpt)?\.py\b')
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.checkpoint.load import find_steps, read_weights_config
-from lit_jax.checkpoint.model_folder import is_model_folder
+from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder
 from lit_jax.checkpoint.text_encoder_folder import TextEncoder, load_text_encoder, read_text_encoder_config
 from lit_jax.diffusion.settings import CLASSES, PROMPTS, SamplerSettings
 from lit_jax.models.arch import conditioning
@@ -44,20 +44,30 @@ def open_pipeline(source, vae=None, text_encoder=None, **options) -> 'ClassPipel
 
     Args:
         source: model folder or workdir, or a loaded `Model`.
-        vae, text_encoder: their folders, or a loaded `Vae` and `TextEncoder`.
+        vae, text_encoder: their folders, or a loaded `Vae` and `TextEncoder`; by default those in the model
+            folder, where there are any (`lit_jax.deploy.offline`).
         options: of `ClassPipeline` or `TextPipeline`.
 
     Raises UserError for folders that do not belong together."""
+    def part(name: str):
+        return None if isinstance(source, Model) else find_part(source, name)
+
     def open_it():
         config = source.config if isinstance(source, Model) else read_weights_config(source)
         if conditioning(config['model']) == 'text':
-            return TextPipeline(source, vae, text_encoder, **options)
+            return TextPipeline(source, vae or part('vae'), text_encoder or part('text_encoder'), **options)
         texts = {name: options.pop(name, None) for name in ('text_dtype', 'low_memory')}
         if foreign := [name for name, value in {'text_encoder': text_encoder, **texts}.items() if value]:
             raise UserError(f'{", ".join(foreign)}: not for {source}, which draws classes: leave it out')
-        return ClassPipeline(source, vae, **options)
+        return ClassPipeline(source, vae or part('vae'), **options)
 
     return peers.together(open_it)
+
+
+def find_part(source, name: str):
+    """The 'vae' or 'text_encoder' in a model folder that holds all its parts; None without one."""
+    folder = as_path(source) / name
+    return folder if (folder / CONFIG).is_file() else None
 
 
 class ClassPipeline(Pipeline):
