@@ -61,6 +61,17 @@ def test_messages_show_values_escaped_and_no_class_names():
     assert hits == []
 
 
+def test_shapes_in_docstrings_are_code():
+    """Outside of backticks, [images][layers] is a Markdown link, which the site looks for in vain."""
+    hits = []
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                text = re.sub(r'`[^`]*`', '', ast.get_docstring(node) or '')
+                hits += [f'{path.relative_to(ROOT)}:{node.body[0].lineno}'] if '][' in text else []
+    assert hits == []
+
+
 def test_files_are_small():
     assert [p.name for p in SOURCES if len(p.read_text().splitlines()) > 600] == []
 

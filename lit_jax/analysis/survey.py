@@ -67,7 +67,7 @@ def _nanmean(values, axis):
 
 def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int,
                   progress) -> list[list[dict]]:
-    """Measurements [images][layers]."""
+    """Measurements `[images][layers]`."""
     measured = []
     for start in range(0, len(images), attention.batch):
         some = images[start:start + attention.batch]

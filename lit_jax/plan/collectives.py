@@ -179,7 +179,7 @@ def _iota(shape: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_groups(sizes: str, device_ids: str | None, axes: str) -> list[list[int]]:
-    """mesh['a'=2,'b'=8] {'b':(2)4}: groups along parts of axes; (p)n is [p, n, rest][1] of its axis."""
+    """`mesh['a'=2,'b'=8] {'b':(2)4}`: groups along parts of axes; `(p)n` is `[p, n, rest][1]` of its axis."""
     names = [(name.strip(" '"), int(n)) for name, n in (part.split('=') for part in sizes.split(',') if part)]
     total = math.prod(n for _, n in names)
     ids = np.arange(total)
