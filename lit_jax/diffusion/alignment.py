@@ -38,6 +38,16 @@ def relative_alignment_loss(output: Array, target: Array, loss: str = 'mse', del
     return alignment_loss(output.astype(acc) * scale, target.astype(acc) * scale, loss, delta)
 
 
+def block_losses(outputs: Array, targets: Array) -> Array:
+    """[B], float32 or wider: squared differences of what blocks of student and teacher return, each block's
+    over the variance of its target (over batch, tokens and channels); the mean over blocks, tokens and
+    channels. outputs, targets: [depth, B, N, D]; targets get no gradient."""
+    acc = accumulator(outputs, targets)
+    targets = jax.lax.stop_gradient(targets).astype(acc)
+    variance = jnp.maximum(targets.var(axis=(1, 2, 3), keepdims=True), jnp.finfo(acc).tiny)
+    return (jnp.square(outputs.astype(acc) - targets) / variance).mean(axis=(0, 2, 3))
+
+
 def projection_loss(projected: Sequence[Array], features: Sequence[Array]) -> Array:
     """[B], float32 or wider: minus the cosine between each projected token and its feature, the mean over
     tokens and networks. projected, features: [B, N, C] of each network; features get no gradient."""

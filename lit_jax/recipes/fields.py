@@ -25,7 +25,7 @@ RANGES: dict[str, Range] = {
     'diffusion.time_shift': Range(0, 1000, whole=False, above=True),
     'align.steps': _OFTEN, 'align.delta': Range(0, 1e6, whole=False, above=True),
     'align.learning_rate': Range(0, 1000, whole=False, above=True), 'align.clip_norm': weight(1e9),
-    'teacher.lambda_noise': weight(), 'teacher.lambda_variance': weight(),
+    'teacher.lambda_noise': weight(), 'teacher.lambda_variance': weight(), 'teacher.lambda_blocks': weight(),
     'train.steps': _COUNT, 'train.batch_size': Range(1, 2 ** 24), 'train.accumulate': Range(1, 2 ** 24),
     'train.learning_rate': Range(0, 1000, whole=False, above=True),
     'train.warmup_steps': _OFTEN, 'train.cooldown_steps': _OFTEN, 'train.lora_rank': Range(0, 65_536),

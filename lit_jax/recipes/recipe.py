@@ -102,12 +102,14 @@ def default() -> ConfigDict:
         'align': {                       # before training: each mixer learns its block of the teacher's
             'steps': 0,                  # attention (lit_jax/training/align.py); 0: off
             'loss': 'mse', 'delta': 1.0,     # mse, l1, huber with its delta
+            'optimizer': 'adamw',        # as of train
             'learning_rate': 1e-3,       # falls to 0 by a cosine
             'clip_norm': 10.0,
         },
         'teacher': {                     # '' trains without a teacher
             'path': '',                  # model folder or workdir
             'lambda_noise': 0.5, 'lambda_variance': 0.05,      # λ1, λ2 of LiT §3.4
+            'lambda_blocks': 0.0,        # of what each block returns (lit_jax/diffusion/alignment.py); 0: off
         },
         'inherit': {                     # '' starts from random weights
             'path': '',                  # model folder or workdir of the same width and depth
@@ -295,6 +297,14 @@ def mnist(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def mnist_flow(config: ConfigDict) -> ConfigDict:
+    """Makes a flow of an MNIST recipe: as many evaluations in a sample as the other digits have."""
+    flow(config, times='logit_normal')
+    config.model.learn_sigma = False
+    config.sample.method = 'euler'
+    return config
+
+
 def is_text(config: ConfigDict) -> bool:
     """Whether the recipe's model draws from captions."""
     return conditioning(config.model) == 'text'
@@ -367,6 +377,7 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
     check_known('train.optimizer', train.optimizer, OPTIMIZERS)
     import_losses(train.losses)
     check_known('align.loss', config.align.loss, LOSSES)
+    check_known('align.optimizer', config.align.optimizer, OPTIMIZERS)
     if train.lora_rank and train.trainable == 'all':
         raise UserError(f'train.lora_rank {train.lora_rank} is for projections that are frozen, and '
                         f'train.trainable=all freezes none: --config.train.trainable=mixers, or '

@@ -22,17 +22,17 @@ FAMILIES = ('dit', 'pixart')     # of equal blocks with one mixer each
 ERROR = 'align/error_'           # metrics: with the number of the block (lit_jax/report/html.py)
 
 
-def check_alignable(teacher: Mapping, student: Mapping, where: str = '') -> None:
+def check_alignable(teacher: Mapping, student: Mapping, where: str = '', field: str = 'align.steps') -> None:
     """UserError unless each block of the student has its block of the same width in the teacher.
-    teacher, student: architectures. where: the teacher's folder."""
+    teacher, student: architectures. where: the teacher's folder. field: of the recipe, that needs it."""
     for name in ('family', 'depth', 'width', 'patch'):
         if teacher[name] != student[name]:
             raise UserError(f'the student (model.{name} {student[name]}) cannot be aligned with the teacher '
                             f'{f"{where} " if where else ""}({name} {teacher[name]}): each block learns from '
-                            f'its own. Give a teacher of the same {name}, or align.steps=0')
+                            f'its own. Give a teacher of the same {name}, or {field}=0')
     if student['family'] not in FAMILIES:
         raise UserError(f'the family {student["family"]} cannot be aligned (only {", ".join(FAMILIES)}); set '
-                        f'align.steps=0')
+                        f'{field}=0')
 
 
 def attention_pairs(teacher: Network, teacher_params: dict, inputs: Mapping[str, Array]

@@ -53,6 +53,7 @@ def build_objective(config: ConfigDict) -> Objective:
     names = 'label_dropout', 'balance_weight', 'ema_decay', 'ema_warmup', 'accumulate'
     return Objective(read_diffusion(config.diffusion), config.latent.scale,
                      lambda_noise=config.teacher.lambda_noise, lambda_variance=config.teacher.lambda_variance,
+                     lambda_blocks=config.teacher.lambda_blocks,
                      losses=import_losses(config.train.losses), features=read_features(config),
                      **{name: config.train[name] for name in names})
 

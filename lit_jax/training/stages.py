@@ -19,10 +19,10 @@ from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.leaves import named_leaves, placed
 from lit_jax.training.mesh import state_shardings
 from lit_jax.training.state import (
+    OPTIMIZERS,
     abstract_state,
     make_optimizer,
     new_state,
-    scale_by_adamw,
     trainable_leaves,
     updated_kernels,
 )
@@ -67,6 +67,9 @@ def plan_stages(config: ConfigDict, network: Network,
                                arch=network.arch)
     trained = None if train.trainable == 'all' else trainable_leaves(train.trainable, network.abstract())
     training = Stage('train', border + 1, border + train.steps, optimizer, trained)
+    if config.teacher.lambda_blocks and teacher_arch is not None:
+        from lit_jax.training.align import check_alignable
+        check_alignable(teacher_arch, network.arch, config.teacher.path, 'teacher.lambda_blocks')
     if train.lora_rank:
         training = _with_low_rank(training, config, network)
     if not border:
@@ -76,7 +79,8 @@ def plan_stages(config: ConfigDict, network: Network,
                         'align.steps=0')
     from lit_jax.training.align import check_alignable
     check_alignable(teacher_arch, network.arch, config.teacher.path)
-    return (Stage('align', 1, border, align_optimizer(config), new_mixers(network, teacher_arch)), training)
+    mixers = new_mixers(network, teacher_arch)
+    return (Stage('align', 1, border, align_optimizer(config, network.arch), mixers), training)
 
 
 def _with_low_rank(stage: Stage, config: ConfigDict, network: Network) -> Stage:
@@ -88,12 +92,12 @@ def _with_low_rank(stage: Stage, config: ConfigDict, network: Network) -> Stage:
     return replace(stage, trained=(*stage.trained, *factor_names(kernels)), extend=extend)
 
 
-def align_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with a rate that falls to 0 by a cosine, and clipping."""
+def align_optimizer(config: ConfigDict, arch: Mapping | None = None) -> optax.GradientTransformation:
+    """`align.optimizer` with a rate that falls to 0 by a cosine, and clipping. arch: of the model."""
     align = config.align
     rate = optax.schedules.cosine_decay_schedule(align.learning_rate, align.steps)
     clip = [optax.clip_by_global_norm(align.clip_norm)] if align.clip_norm else []
-    return optax.chain(*clip, scale_by_adamw(), optax.scale_by_learning_rate(rate))
+    return optax.chain(*clip, OPTIMIZERS[align.optimizer](arch, 0.999), optax.scale_by_learning_rate(rate))
 
 
 def new_mixers(network: Network, teacher_arch: Mapping) -> tuple[str, ...]:

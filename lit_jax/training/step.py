@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lit_jax.diffusion.alignment import projection_loss
+from lit_jax.diffusion.alignment import block_losses, projection_loss
 from lit_jax.diffusion.distillation import total_loss
 from lit_jax.diffusion.flow_paths import PREDICTIONS
 from lit_jax.diffusion.kinds import Diffusion
@@ -37,6 +37,7 @@ class Objective:
     label_dropout: float = 0.1
     lambda_noise: float = 0.5         # λ1, of the teacher's noise, or velocity
     lambda_variance: float = 0.05     # λ2, of the teacher's variance
+    lambda_blocks: float = 0.0        # of what each of the teacher's blocks returns
     losses: tuple[Term, ...] = ()     # of the recipe's own
     features: Features | None = None  # of another network, which the tokens learn (REPA)
     balance_weight: float = 0.01      # of the losses of mixers, averaged over the layers (MoH)
@@ -49,7 +50,7 @@ class Objective:
         """Of each term in the total."""
         return {'mse': 1.0, 'vb': 1.0, 'cosine': 1.0,
                 **{f'distill_{name}': self.lambda_noise for name in PREDICTIONS},
-                'distill_variance': self.lambda_variance,
+                'distill_variance': self.lambda_variance, 'distill_blocks': self.lambda_blocks,
                 **({'features': self.features.weight} if self.features else {}),
                 **{term.name: term.weight for term in self.losses}}
 
@@ -100,17 +101,21 @@ def loss_terms(params: dict, teacher_params: dict | None, inputs: Mapping[str, A
     """({term of the loss: float32 [B]}, {name in `network.losses` or `network.statistics`: mean of layers}).
     The teacher sees the same x_t, t and condition."""
     x_t, t, cond = inputs['x_t'], inputs['t'], inputs['cond']
-    watched = network.losses + network.statistics + ((BLOCK_OUTPUT,) if objective.features else ())
-    output, seen = network.observe(params, x_t, t, cond, watched)
+    of_blocks = (BLOCK_OUTPUT,) if objective.features or (teacher and objective.lambda_blocks) else ()
+    output, seen = network.observe(params, x_t, t, cond, network.losses + network.statistics + of_blocks)
+    blocks = jnp.concatenate(seen.pop(BLOCK_OUTPUT)) if of_blocks else None
     diffusion, clean, noise = objective.diffusion, inputs['x0'], inputs['noise']
     terms = diffusion.losses(output, clean, x_t, t, noise)
     taught = None
     if teacher is not None:
+        watched = (BLOCK_OUTPUT,) if objective.lambda_blocks else ()
         with jax.named_scope('teacher'):
-            taught = jax.lax.stop_gradient(teacher.apply(teacher_params, x_t, t, cond))
+            taught, shown = jax.lax.stop_gradient(teacher.observe(teacher_params, x_t, t, cond, watched))
         terms |= diffusion.distillation(output, taught, x_t.shape[-1])
+        if watched:
+            terms['distill_blocks'] = block_losses(blocks, jnp.concatenate(shown[BLOCK_OUTPUT]))
     if objective.features:
-        tokens = jnp.concatenate(seen.pop(BLOCK_OUTPUT))[objective.features.block - 1]
+        tokens = blocks[objective.features.block - 1]
         terms['features'] = projection_loss(network.project(params, tokens), inputs['features'])
     if objective.losses:
         what = Seen(diffusion, clean, x_t, t, noise, cond, output, taught)

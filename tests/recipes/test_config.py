@@ -55,6 +55,7 @@ def test_the_lit_recipes_follow_the_paper():
     ('train.cooldown_steps', 10**9, 'cooldown_steps'),
     ('train.remat', 'half', "unknown train.remat 'half'"),
     ('align.loss', 'l3', "unknown align.loss 'l3'.*; known: mse, l1, huber"),
+    ('align.optimizer', 'sgd', "unknown align.optimizer 'sgd'.*; known: adamw, came, muon"),
     ('sample.method', 'euler', 'the sampler euler is for models of flow, this one is of ddpm: take ddpm'),
     ('sample.steps', 2000, '2000'),
     ('mesh.tensor', 3, 'multiple of 3 devices, here are 8'),

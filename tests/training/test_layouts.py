@@ -34,6 +34,7 @@ class Small:
         config = tiny_recipe(mixer)
         config.data.image_size = 16
         config.mesh.update(sizes_of(layout) if isinstance(layout, str) else layout)
+        config.teacher.lambda_blocks, config.align.optimizer = 0.5, 'muon'
         self.config = finalize(config, devices)
         self.mesh = make_mesh(self.config.mesh.to_dict(), jax.devices()[:devices])
         self.network, self.optimizer = setup.build_network(self.config), setup.build_optimizer(self.config)

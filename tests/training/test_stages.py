@@ -26,7 +26,7 @@ def teacher(tmp_path_factory):
 def student(teacher, align=3, **train):
     config = tiny_recipe('linear', **{'steps': 3, **train})
     config.teacher.path = config.inherit.path = str(teacher)
-    config.align.steps, config.align.learning_rate = align, 1e-2
+    config.align.steps, config.align.learning_rate, config.align.optimizer = align, 1e-2, 'muon'
     return config
 
 
@@ -96,6 +96,13 @@ def test_what_cannot_be_aligned(model, teacher, message):
     config.align.steps = 5
     with pytest.raises(UserError, match=message):
         plan_stages(config, student, teacher and Network(teacher).arch)
+
+
+def test_blocks_need_their_own_of_the_teacher():
+    config, student = network(width=64)
+    config.teacher.lambda_blocks = 1.0
+    with pytest.raises(UserError, match=r'width 64.*the teacher .*width 32.*or teacher.lambda_blocks=0'):
+        plan_stages(config, student, Network(TEACHER).arch)
 
 
 def test_stages_follow_each_other_and_kept_blocks_are_not_aligned():

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from tiny import tiny_recipe
 
 from lit_jax import recipes
+from lit_jax.models.layers import BLOCK_OUTPUT
 from lit_jax.models.t5 import T5Network
 from lit_jax.runtime.leaves import named_leaves
 from lit_jax.training import setup
@@ -70,6 +71,28 @@ def test_total_is_the_weighted_sum_of_its_terms(distilled):
             + 0.07 * metrics['loss/distill_variance'])
     assert metrics['loss/total'] == pytest.approx(float(want), rel=1e-6)
     assert metrics['loss/distill_noise'] > 0 and metrics['loss/distill_variance'] > 0
+
+
+def test_blocks_learn_what_those_of_the_teacher_return():
+    config = tiny_recipe('linear')
+    config.teacher.lambda_blocks = 0.7
+    network, teacher = setup.build_network(config), setup.build_network(tiny_recipe('softmax'))
+    step, state, taught, batch = parts(config, tiny_recipe('softmax'))
+    inputs = drawn(batch, setup.build_objective(config), network)
+
+    def returned(network, params):
+        seen = network.observe(params, inputs['x_t'], inputs['t'], inputs['cond'], (BLOCK_OUTPUT,))[1]
+        return np.concatenate(seen[BLOCK_OUTPUT])
+
+    own, wanted = returned(network, state['params']), returned(teacher, taught)
+    each = [np.square(a - b).mean() / b.var() for a, b in zip(own, wanted, strict=True)]
+    terms = jax.jit(lambda *args: loss_terms(*args, network, teacher, setup.build_objective(config))[0])(
+        state['params'], taught, inputs)
+    assert terms['distill_blocks'].mean() == pytest.approx(np.mean(each), rel=1e-5)
+    _, metrics = step(state, {'teacher': taught}, batch, KEY)
+    known = sum(metrics[f'loss/{name}'] * weight for name, weight in (
+        ('mse', 1), ('vb', 1), ('distill_noise', 0.5), ('distill_variance', 0.05), ('distill_blocks', 0.7)))
+    assert metrics['loss/total'] == pytest.approx(float(known), rel=1e-5)
 
 
 def with_mixer(mixer):
