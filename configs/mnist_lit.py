@@ -4,6 +4,7 @@ The teacher ships; `make demo` converts it, or the command below does. Rows:
 
     aligned    mixers learn the teacher's attention, then the whole is distilled: 5 % of the teacher's FLOPs
     hybrid     the same, and the last block keeps the teacher's attention
+    flow       as aligned, from the flow teacher of configs/mnist_flow.py and for a tenth of its cost
     lit        LiT's own recipe: inherited and distilled at a constant rate for 20 % of the teacher's steps
     scratch    the same network without a teacher, for the FLOPs of `aligned`
 
@@ -16,7 +17,8 @@ from lit_jax.runtime.errors import check_known
 
 # align.steps and train.steps; the test counts the FLOPs. A step costs 0.73 and 1.35 of a teacher's, without
 # a teacher 1.02.
-STEPS = {'aligned': (270, 185), 'hybrid': (270, 185), 'lit': (0, 1_800), 'scratch': (0, 440)}
+STEPS = {'aligned': (1_100, 730), 'hybrid': (1_100, 730), 'flow': (2_200, 1_460), 'lit': (0, 1_800),
+         'scratch': (0, 440)}
 
 
 def get_config(row: str = 'aligned'):
@@ -25,15 +27,21 @@ def get_config(row: str = 'aligned'):
     config.name = 'mnist_lit' if row == 'aligned' else f'mnist_lit_{row}'
     recipes.mnist(config)
     config.model.mixer = recipes.linear_mixer(heads=2)
+    if row == 'flow':
+        recipes.mnist_flow(config)
+        config.model.mixer = recipes.mixer('linear', heads=2, qkv_bias=False, rope=True)
     config.align.steps, config.train.steps = STEPS[row]
     config.align.learning_rate = 1e-2
-    if row in ('aligned', 'hybrid'):      # in few steps the teacher is the better target: it has no noise
-        config.teacher.update({'lambda_noise': 10.0, 'lambda_variance': 1.0})
+    if config.align.steps:
+        # What the teacher predicts and its blocks return has no noise, so small batches and many steps pay.
+        config.train.batch_size = 16
+        config.teacher.update({'lambda_noise': 10.0, 'lambda_variance': 1.0, 'lambda_blocks': 3.0})
     if row == 'hybrid':
         config.model.stages = ('last:1',)
     if row != 'lit':
         config.train.cooldown_steps = config.train.steps * 3 // 4      # the rate falls to 0
     if row != 'scratch':
-        config.inherit.path = config.teacher.path = recipes.models_folder('mnist_dit')
+        teacher = recipes.models_folder('mnist_flow' if row == 'flow' else 'mnist_dit')
+        config.inherit.path = config.teacher.path = teacher
     config.checkpoint.every = 1_000
     return config

@@ -2,7 +2,7 @@
 
 The distance is in the judge's 48 features, of unguided samples to the real training split. All models draw
 from the same noise and labels."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lit_jax.checkpoint.load import load
 from lit_jax.data.sources import open_source
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.diffusion.settings import CLASSES, SamplerSettings
 from lit_jax.metrics.toys.digits_judge import Judge, load_judge, open_mnist_judge, train_judge
 from lit_jax.models.cost import network_macs
@@ -29,7 +30,8 @@ class Ruler:
 
     Attributes:
         data: 'digits', whose judge is trained in `workdir`, or 'mnist', whose judge ships.
-        settings: of the sampler, without guidance. guided: samples with guidance 2 for `accuracy`, or 0."""
+        settings: of the sampler, without guidance; a flow is drawn with `euler` and as many steps.
+        guided: samples with guidance 2 for `accuracy`, or 0."""
     data: str
     workdir: Path
     settings: SamplerSettings
@@ -55,16 +57,23 @@ class Ruler:
         """{'distance', 'kid', 'accuracy_unguided', with `guided` also 'accuracy'} of the model in `path`.
         shown: where to keep some of the samples, see `first_of_each`."""
         model, judge, labels = load(path, scan_layers=False), self.judge(), self.labels()
-        images = draw(model, labels, self.settings)
+        settings = settings_of(model, self.settings)
+        images = draw(model, labels, settings)
         if shown is not None:
             np.save(shown, to_uint8(images[first_of_each(labels)]))
         measured = {'distance': judge.distance(images), 'kid': judge.kernel_distance(images),
                     'accuracy_unguided': judge.accuracy(images, labels)}
         if self.guided:
             some = labels[:self.guided]
-            guided = draw(model, some, replace(self.settings, cfg_scale=2.0))
+            guided = draw(model, some, replace(settings, cfg_scale=2.0))
             measured['accuracy'] = judge.accuracy(guided, some)
         return measured
+
+    def few(self, path: Path, steps: Sequence[int]) -> dict[int, float]:
+        """{steps: distance} of samples with so many evaluations of the model."""
+        model, judge, labels = load(path, scan_layers=False), self.judge(), self.labels()
+        settings = settings_of(model, self.settings)
+        return {n: judge.distance(draw(model, labels, replace(settings, steps=n))) for n in steps}
 
     def real(self) -> dict[str, float]:
         """Of real held-out digits: the judge's accuracy, and their distance (the floor of a model's, where
@@ -76,6 +85,12 @@ class Ruler:
 
 DIGITS = replace(CLASSES, steps=50, cfg_scale=1.0)
 MNIST = replace(CLASSES, steps=25, cfg_scale=1.0)      # half the time, for many students
+
+
+def settings_of(model: Model, settings: SamplerSettings = MNIST) -> SamplerSettings:
+    """The settings, of a flow with `euler`, which evaluates the model as often."""
+    flow = read_diffusion(model.config['diffusion']).kind == 'flow'
+    return replace(settings, method='euler') if flow else settings
 
 
 def everything(data: str, split: str) -> dict[str, np.ndarray]:

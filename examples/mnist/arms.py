@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 from lit_jax.models.network import Network
 from lit_jax.recipes.recipe import architecture, load_recipe
 from lit_jax.runtime.json_file import parse_json
-from lit_jax.training.flops import stage_macs
+from lit_jax.training.flops import forward_macs, stage_macs
 
 ALIGNING = 0.45        # of an aligned student's cost, spent on the first stage
 LIT_SHARE = 5          # LiT's recipe: a fifth of the teacher's steps
+DRAWN, DRAW_STEPS = 2_000, 25      # images of a set that the teacher draws, and the sampler's steps
+# Recipes of the teachers: of every folder but these, configs/mnist_dit.py.
+TEACHERS = {'teacher_flow': 'mnist_flow'}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Arm:
         title: for tables. group: of the results it belongs to. row: of configs/mnist_lit.py.
         share: of the teacher's cost; 0: LiT's share of its steps. aligning: share for the first stage.
         falling: whether the rate falls to 0 over the last three quarters of the training.
-        fields: further changes of the recipe. teacher: model folder in the workdir."""
+        fields: further changes of the recipe. teacher: model folder in the workdir. drawn: whether the data
+        are drawn by the teacher, which its cost includes."""
     title: str
     group: str = 'cost'
     row: str = 'aligned'
@@ -36,6 +40,11 @@ class Arm:
     falling: bool = True
     fields: Mapping[str, object] = field(default_factory=dict)
     teacher: str = 'teacher'
+    drawn: bool = False
+
+    @property
+    def teacher_recipe(self) -> str:
+        return TEACHERS.get(self.teacher, 'mnist_dit')
 
 
 def _aligned(title: str, share: float = 0.05, row: str = 'aligned', **rest) -> Arm:
@@ -62,6 +71,7 @@ ARMS: dict[str, Arm] = {
     'align_10': _aligned('aligned and distilled, 10 %', 0.1),
     'fall_5': _lit("LiT's recipe, falling rate, 5 %"),
     'scratch_5': Arm('from scratch, 5 %', row='scratch'),
+    'unaligned_5': Arm('distilled as the aligned, without alignment, 5 %'),
     'lit_full': _lit("LiT's recipe, a fifth of the steps", 0, falling=False),
     'fall_full': _lit("LiT's recipe, a fifth of the steps, falling rate", 0),
     'fall_2': _lit("LiT's recipe, falling rate, 2 %", 0.02),
@@ -69,6 +79,10 @@ ARMS: dict[str, Arm] = {
     'lit_2': _lit("LiT's recipe, 2 %", 0.02, falling=False),
     'lit_10': _lit("LiT's recipe, 10 %", 0.1, falling=False),
     'hybrid_2': _aligned('hybrid, last block softmax, 2 %', 0.02, row='hybrid'),
+    'drawn_10': _aligned('aligned and distilled on images that the teacher drew, 10 %', 0.1, drawn=True),
+    'flow_10': _aligned('aligned and distilled, 10 %', 0.1, row='flow', group='flow', teacher='teacher_flow'),
+    'flow_10_no_rope': _aligned('the same, without positions in its mixers', 0.1, row='flow', group='flow',
+                                teacher='teacher_flow', fields={'model.mixer.rope': False}),
 
     'no_convolution': _change('mixer', 'without the convolution', model__mixer__dwc_kernel=0),
     'focused': _change('mixer', 'focused, with the convolution', model__mixer__focus_power=3),
@@ -119,15 +133,18 @@ class Run:
         changes = {'name': f'mnist_{self.arm}', 'seed': self.seed, 'checkpoint.every': 1_000}
         if arm.row != 'scratch':
             changes |= {'teacher.path': teacher, 'inherit.path': teacher}
+        if arm.drawn:
+            changes |= {'data.name': 'latents', 'data.path': str(self.workdir / 'drawn')}
         changes |= arm.fields
         if arm.share:
             recipe = load_recipe(f'mnist_lit:{arm.row}')
             recipe.update_from_flattened_dict(changes)
-            align, train = step_costs(recipe)
-            changes['align.steps'] = int(arm.share * arm.aligning / align)
-            changes['train.steps'] = int(arm.share * (1 - arm.aligning) / train)
+            align, train = step_costs(recipe, arm.teacher_recipe)
+            share = arm.share - (drawing_cost() if arm.drawn else 0)
+            changes['align.steps'] = int(share * arm.aligning / align)
+            changes['train.steps'] = int(share * (1 - arm.aligning) / train)
         else:
-            changes['train.steps'] = load_recipe('mnist_dit').train.steps // LIT_SHARE
+            changes['train.steps'] = load_recipe(arm.teacher_recipe).train.steps // LIT_SHARE
         steps = changes['train.steps']
         return changes | {'train.cooldown_steps': steps * 3 // 4 if arm.falling else 0}
 
@@ -144,21 +161,35 @@ class Run:
                 f'--workdir={self.path}')
 
 
-def step_costs(config: ConfigDict) -> tuple[float, float]:
-    """Cost of a step of alignment and of training, as shares of the teacher's whole training."""
-    return _step_costs(json.dumps(architecture(config)), bool(config.teacher.path))
+def step_costs(config: ConfigDict, teacher: str = 'mnist_dit') -> tuple[float, float]:
+    """Cost of a step of alignment and of training, over the whole training of the recipe `teacher`."""
+    batch = config.train.batch_size / load_recipe(teacher).train.batch_size
+    align, train = _step_costs(json.dumps(architecture(config)), bool(config.teacher.path), teacher)
+    return batch * align, batch * train
 
 
-def cost(config: ConfigDict) -> float:
-    """Of all stages of a student, as a share of its teacher's training."""
-    align, train = step_costs(config)
-    return config.align.steps * align + config.train.steps * train
+def cost(run: Run) -> float:
+    """Of all stages of a student, and of drawing its data, as a share of its teacher's training."""
+    arm, config = ARMS[run.arm], run.recipe()
+    align, train = step_costs(config, arm.teacher_recipe)
+    return config.align.steps * align + config.train.steps * train + (drawing_cost() if arm.drawn else 0)
+
+
+def drawing_cost() -> float:
+    """Of a set of DRAWN images: so many forward passes, without guidance."""
+    config, network = load_recipe('mnist_dit'), teacher_network('mnist_dit')
+    whole = config.train.steps * config.train.batch_size * stage_macs('train', network, None, 1)
+    return DRAWN * DRAW_STEPS * forward_macs(network) / whole
 
 
 @functools.cache
-def _step_costs(arch: str, distilled: bool) -> tuple[float, float]:
-    config = load_recipe('mnist_dit')
-    teacher, network = Network(architecture(config)), Network(parse_json(arch, 'the student'))
-    whole = config.train.steps * stage_macs('train', teacher, None, 1)
+def teacher_network(recipe: str) -> Network:
+    return Network(architecture(load_recipe(recipe)))
+
+
+@functools.cache
+def _step_costs(arch: str, distilled: bool, recipe: str) -> tuple[float, float]:
+    teacher, network = teacher_network(recipe), Network(parse_json(arch, 'the student'))
+    whole = load_recipe(recipe).train.steps * stage_macs('train', teacher, None, 1)
     return (stage_macs('align', network, teacher, 1) / whole,
             stage_macs('train', network, teacher if distilled else None, 1) / whole)

@@ -13,12 +13,12 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.mnist.arms import ARMS, Run
+from examples.mnist.arms import ARMS, DRAW_STEPS, DRAWN, TEACHERS, Run
 from examples.words import PACKAGES
 from lit_jax import UserError
 from lit_jax.runtime import cli
@@ -27,9 +27,11 @@ from lit_jax.runtime.options import option, parse_options
 from lit_jax.runtime.paths import write_text_atomic
 from lit_jax.runtime.shipped import find_asset
 
-TEACHER = find_asset('mnist_dit.safetensors')
+TEACHER, FLOW_TEACHER = find_asset('mnist_dit.safetensors'), find_asset('mnist_flow.safetensors')
 RESULT, SHOWN = 'result.json', 'samples.npy'
 RECORDED = Path(__file__).with_name('recorded.json')
+FEW = 10, 5         # evaluations of the model, beside the sampler's 25, for a teacher and its student at 10 %
+WITH_FEW = 'teacher', 'teacher_flow', 'align_10', 'flow_10'
 
 
 def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, teacher: Path = TEACHER,
@@ -38,13 +40,16 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
     from examples import pool, ruler
     workdir.mkdir(parents=True, exist_ok=True)
     pool.keep_compiled_programs(workdir)
-    prepare_teachers(workdir, teacher, teacher_run)
+    prepare_teachers(workdir, teacher, teacher_run, {ARMS[name].teacher for name in arms})
+    if any(ARMS[name].drawn for name in arms):
+        draw_images(workdir)
     there = [name for name in arms if (workdir / ARMS[name].teacher).exists()]
     if left_out := [name for name in arms if name not in there]:
         print(f'{", ".join(left_out)}: left out, they need --teacher_run')
     todo = [one for seed in range(seeds) for name in there
             if not ((one := Run(workdir, name, seed)).path / RESULT).exists()]
-    models = {} if (workdir / 'teacher' / RESULT).exists() else {'teacher': workdir / 'teacher'}
+    models = {name: workdir / name for name in ('teacher', *TEACHERS) if (workdir / name).exists()
+              and not (workdir / name / RESULT).exists()}
     print(f'{len(todo)} runs to do, of {len(there) * seeds}', flush=True)
 
     def tell(measured: dict) -> str:
@@ -52,7 +57,7 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
         return ruler.tell(measured)
 
     if todo or models:
-        pool.run_all(workdir, todo, functools.partial(measure, workdir), tell, models, most=workers)
+        pool.run_all(workdir, todo, functools.partial(measure, workdir, few=True), tell, models, most=workers)
     results = collect(workdir)
     if out is not None:
         from examples.mnist.lab_pages import write_docs
@@ -61,39 +66,56 @@ def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, tea
     return 0
 
 
-def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None) -> None:
-    """Model folders `teacher` and, of its run, `teacher_20` and `teacher_50`: about so many per cent."""
+def prepare_teachers(workdir: Path, teacher: Path, teacher_run: Path | None,
+                     wanted: Collection[str]) -> None:
+    """Model folders `teacher`, if it is wanted `teacher_flow`, and, of the teacher's run, `teacher_20` and
+    `teacher_50`: about so many per cent."""
     from lit_jax.checkpoint.load import find_steps, load_weights
     from lit_jax.checkpoint.model_folder import save_model_folder
     from lit_jax.convert.torch_import import convert
     from lit_jax.recipes.recipe import load_recipe
-    if not (workdir / 'teacher').exists():
-        convert(teacher, workdir / 'teacher')
+    for name, file in {'teacher': teacher, 'teacher_flow': FLOW_TEACHER}.items():
+        if name in {'teacher', *wanted} and not (workdir / name).exists():
+            convert(file, workdir / name)
     if teacher_run is None:
         return
     known = find_steps(teacher_run)
-    for name in {arm.teacher for arm in ARMS.values()} - {'teacher'}:
+    for name in {arm.teacher for arm in ARMS.values()} - {'teacher', *TEACHERS}:
         wanted = int(name.removeprefix('teacher_')) * load_recipe('mnist_dit').train.steps // 100
         step = min(known, key=lambda step: abs(step - wanted))
         if not (workdir / name).exists():
             save_model_folder(workdir / name, *load_weights(teacher_run, step=step))
 
 
-def measure(workdir: Path, path: Path) -> dict:
-    """The figures of the model in `path`, which are kept there too, with how it was made."""
+def draw_images(workdir: Path) -> None:
+    """The data set `drawn` of the teacher, without guidance; one that is there stays as it is."""
+    from lit_jax.latents.prepare import prepare_latents
+    from lit_jax.latents.prepare_options import PrepareOptions
+    if not (workdir / 'drawn').exists():
+        print(prepare_latents(PrepareOptions(teacher=workdir / 'teacher', count=DRAWN, steps=DRAW_STEPS,
+                                             cfg_scale=1.0, out=workdir / 'drawn')))
+
+
+def measure(workdir: Path, path: Path, few: bool = False) -> dict:
+    """The figures of the model in `path`, which are kept there too, with how it was made. few: of WITH_FEW
+    also with fewer evaluations."""
     from examples.mnist.arms import cost
     from examples.ruler import MNIST, Ruler
     from lit_jax.recipes.recipe import load_recipe
     from lit_jax.training.metrics_log import read_lines
-    measured = Ruler('mnist', workdir, MNIST).measure(path, path / SHOWN)
-    facts = {'arm': path.name, 'steps': load_recipe('mnist_dit').train.steps}
-    if path.name != 'teacher':
-        arm, _, seed = path.name.rpartition('_')
+    ruler = Ruler('mnist', workdir, MNIST)
+    measured, facts = ruler.measure(path, path / SHOWN), {'arm': path.name}
+    arm, _, seed = path.name.rpartition('_')
+    if arm in ARMS:
         one = Run(workdir, arm, int(seed))
         recipe, lines = one.recipe(), read_lines(path / 'metrics.jsonl')
-        facts = {'arm': arm, 'seed': int(seed), 'cost': cost(recipe), 'align_steps': recipe.align.steps,
+        facts = {'arm': arm, 'seed': int(seed), 'cost': cost(one), 'align_steps': recipe.align.steps,
                  'steps': recipe.train.steps, 'command': one.command(),
                  'seconds': round(lines[-1].get('time/productive_s', 0)) if lines else 0}
+    else:
+        facts['steps'] = load_recipe(TEACHERS.get(path.name, 'mnist_dit')).train.steps
+    if few and facts['arm'] in WITH_FEW:
+        facts['few'] = {str(steps): distance for steps, distance in ruler.few(path, FEW).items()}
     facts |= {'date': time.strftime('%Y-%m-%d'), 'versions': versions()}
     write_text_atomic(path / RESULT, json.dumps(facts | measured, indent=1) + '\n')
     return measured
@@ -109,7 +131,8 @@ def collect(workdir: Path) -> dict:
     order = list(ARMS)
     runs = sorted((one for one in read.values() if one['arm'] in ARMS),
                   key=lambda one: (order.index(one['arm']), one['seed']))
-    results = {'command': 'python -m examples.mnist.lab', 'teacher': read.get('teacher', {}), 'runs': runs}
+    results = {'command': 'python -m examples.mnist.lab', 'teacher': read.get('teacher', {}),
+               **{name: read[name] for name in TEACHERS if name in read}, 'runs': runs}
     write_text_atomic(workdir / 'results.json', json.dumps(results, indent=1) + '\n')
     return results
 

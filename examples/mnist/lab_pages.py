@@ -10,6 +10,9 @@ from examples.mnist.arms import ARMS, BASES
 from lit_jax.report.html import CURVE_COLOURS
 from lit_jax.runtime.paths import write_bytes_atomic, write_text_atomic
 
+TEACHERS = {'cost': ('teacher', 'DiT, the teacher'), 'flow': ('teacher_flow', 'flow teacher')}
+FEW = {'teacher': 'DiT, the teacher, ddpm', 'teacher_flow': 'flow teacher, euler',
+       'align_10': 'aligned and distilled, 10 %, ddpm', 'flow_10': 'of the flow teacher, 10 %, euler'}
 BEGIN, END = '<!-- the lab writes from here -->', '<!-- to here -->'
 HEADER = ('student', 'cost', 'steps (aligning + training)', 'Fréchet distance', 'of each seed', '× teacher',
           'KID', 'class accuracy')
@@ -25,6 +28,9 @@ CLAIMS = {
     'teacher': 'A teacher that was trained for longer gives a better student.',
     'copy': 'Inherit everything but the attention: its projections need not be copied.',
     'loss': 'Distilling noise and variance beats noise alone, and that beats no distillation.'}
+FLOW = ('The same network with a velocity as its prediction (`configs/mnist_flow.py`: the linear path, '
+        'rotary positions), trained for as many steps; its students are `configs/mnist_lit.py:flow`. '
+        'Drawn by the ODE with `euler`, as many evaluations as `ddpm` has; figures over this teacher.')
 TITLES = {'mixer': 'The mixer', 'heads': 'Heads', 'teacher': 'The teacher', 'copy': 'What is copied',
           'loss': 'The loss'}
 
@@ -52,13 +58,33 @@ def cells(title: str, runs: Sequence[Mapping], teacher: Mapping) -> tuple[str, .
             f'{mean(runs, "kid"):.4f}', f'{mean(runs, "accuracy_unguided"):.3f}')
 
 
+def teacher_of(results: Mapping, group: str) -> Mapping:
+    """The figures of the teacher that the arms of a group are compared with; {} before they are measured."""
+    return results.get(TEACHERS.get(group, TEACHERS['cost'])[0], {})
+
+
 def rows_of(results: Mapping, group: str) -> list[tuple[str, ...]]:
-    """Rows of the finished arms of a group, its base first."""
-    arms, teacher = by_arm(results), results['teacher']
+    """Rows of the finished arms of a group, its teacher or its base first."""
+    arms, teacher = by_arm(results), teacher_of(results, group)
+    if not teacher:
+        return []
+    first = [cells(TEACHERS[group][1], [teacher], teacher)] if group in TEACHERS else []
     named = {name: ARMS[name].title for name in ARMS if ARMS[name].group == group}
     if group in BASES:
         named = {BASES[group][0]: BASES[group][1], **named}
-    return [cells(title, arms[name], teacher) for name, title in named.items() if name in arms]
+    return first + [cells(title, arms[name], teacher) for name, title in named.items() if name in arms]
+
+
+def few_steps(results: Mapping) -> list[tuple[str, ...]]:
+    """Header and rows: distances by the number of evaluations of the model, means over seeds."""
+    arms = {'teacher': [results['teacher']], **{name: [results[name]] for name in FEW if name in results},
+            **by_arm(results)}
+    measured = {name: [{**run['few'], '25': run['distance']} for run in arms.get(name, ()) if 'few' in run]
+                for name in FEW}
+    counts = sorted({count for runs in measured.values() for run in runs for count in run}, key=int)
+    rows = [(FEW[name], *(f'{mean(runs, count):.3f}' for count in counts))
+            for name, runs in measured.items() if runs]
+    return [('Fréchet distance with so many evaluations', *counts), *rows] if rows else []
 
 
 def verdict(results: Mapping, group: str) -> str:
@@ -141,6 +167,8 @@ def write_docs(page: Path, results: Mapping) -> None:
     for group in shown:
         parts += [f'### {TITLES[group]}', f'The paper: {CLAIMS[group]}', table(group, results),
                   f'Here, against "{BASES[group][1]}": {verdict(results, group)}.']
+    if len(rows_of(results, 'flow')) > 1:
+        parts += ['## A flow teacher', FLOW, table('flow', results), markdown(few_steps(results))]
     text = page.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
@@ -148,10 +176,13 @@ def write_docs(page: Path, results: Mapping) -> None:
 
 
 def table(group: str, results: Mapping) -> str:
-    """Markdown."""
-    teacher = [cells('DiT, the teacher', [results['teacher']], results['teacher'])] if group == 'cost' else []
-    lines = [HEADER, ('---',) * len(HEADER), *teacher, *rows_of(results, group)]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    return markdown([HEADER, *rows_of(results, group)])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, its header first."""
+    header, *rows = lines
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, ('---',) * len(header), *rows))
 
 
 def how(results: Mapping) -> str:

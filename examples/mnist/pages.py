@@ -13,7 +13,7 @@ from lit_jax.report.html import INHERITANCE, Report, add_inheritance, loss_serie
 from lit_jax.runtime.json_file import read_json
 from lit_jax.training.telemetry import read_lines
 
-TEACHER = 'DiT, the teacher'
+TEACHER = lab_pages.TEACHERS['cost'][1]
 
 
 def table_rows(result: Mapping, recorded: Mapping) -> list[tuple[str, ...]]:
@@ -22,7 +22,8 @@ def table_rows(result: Mapping, recorded: Mapping) -> list[tuple[str, ...]]:
     return [lab_pages.cells(TEACHER, [teacher], teacher),
             *(lab_pages.cells(ARMS[name].title, arms[name], teacher) for name in DEMO if name in arms),
             *(lab_pages.cells(f'recorded: {ARMS[name].title}', known[name], recorded['teacher'])
-              for name in known if ARMS[name].group == 'cost')]
+              for name in known if ARMS[name].group == 'cost'),
+            *((f'recorded: {first}', *rest) for first, *rest in lab_pages.rows_of(recorded, 'flow'))]
 
 
 def notes(result: Mapping) -> str:

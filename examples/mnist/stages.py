@@ -2,6 +2,7 @@
 import functools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from examples import pool, ruler
@@ -45,7 +46,7 @@ def run(workdir: Path, *, train_teacher: bool) -> int:
                  {'teacher': workdir / 'teacher'})
     result = lab.collect(workdir) | real
     if train_teacher:
-        write_card(checkpoint, workdir / 'teacher', result)
+        write_card(checkpoint, workdir / 'teacher', result['teacher'], real)
 
     print_stage(4, 'a block of teacher and student, by the number of tokens', STAGES)
     result['blocks'] = measure_blocks({'teacher': load(workdir / 'teacher').arch,
@@ -83,18 +84,21 @@ def train_the_teacher(workdir: Path) -> Path:
     return out
 
 
-def write_card(checkpoint: Path, teacher: Path, result: dict) -> None:
-    """The recipe and the figures of a teacher, beside its file. Both can be copied to assets/."""
-    config, measured = load_recipe('mnist_dit'), result['teacher']
+def write_card(checkpoint: Path, teacher: Path, measured: Mapping, real: Mapping,
+               name: str = 'mnist_dit') -> None:
+    """The recipe `name` and the figures of a teacher, beside its file. Both can be copied to assets/.
+    measured: by `lab.measure`. real: by `Ruler.real`."""
+    config = load_recipe(name)
+    drawn = ruler.settings_of(load(teacher))
     card = {
-        'command': 'python train.py --config=configs/mnist_dit.py --workdir=runs/mnist_dit',
-        'export': 'python convert_torch_ckpt.py runs/mnist_dit --to_torch --out assets/mnist_dit.safetensors',
+        'command': f'python train.py --config=configs/{name}.py --workdir=runs/{name}',
+        'export': f'python convert_torch_ckpt.py runs/{name} --to_torch --out assets/{name}.safetensors',
         'seed': config.seed, 'steps': config.train.steps, 'batch_size': config.train.batch_size,
         'weights': 'ema', 'sha256': file_sha256(checkpoint), 'bytes': checkpoint.stat().st_size,
         'sampling': {name: config.sample[name] for name in ('method', 'steps', 'cfg_scale')},
         'versions': measured['versions'], 'date': measured['date'],
         'figures': {**{name: measured[name] for name in ('distance', 'kid', 'accuracy_unguided')},
                     'parameters': count_parameters(load(teacher).network),
-                    **{name: result[name] for name in ('floor', 'judge_accuracy')},
-                    'samples': {'unguided': ruler.COUNT, **ruler.MNIST.to_json()}}}
+                    **{name: real[name] for name in ('floor', 'judge_accuracy')},
+                    'samples': {'unguided': ruler.COUNT, **drawn.to_json()}}}
     checkpoint.with_suffix('.json').write_text(json.dumps(card, indent=1) + '\n')

@@ -2,8 +2,8 @@
 import importlib
 
 __all__ = ['MOST_FSDP', 'SIZES', 'architecture', 'default', 'digits', 'fast', 'finalize', 'flow', 'is_text',
-           'lightningdit', 'linear_mixer', 'load_recipe', 'mixer', 'mnist', 'models_folder', 'shapes', 'size',
-           'softmax_mixer', 'student', 'text_to_image']
+           'lightningdit', 'linear_mixer', 'load_recipe', 'mixer', 'mnist', 'mnist_flow', 'models_folder',
+           'shapes', 'size', 'softmax_mixer', 'student', 'text_to_image']
 
 
 def __getattr__(name):

@@ -20,19 +20,22 @@ ROOT = Path(__file__).parents[2]
 def result_of(arm: str, seed: int, distance: float) -> dict:
     return {'arm': arm, 'seed': seed, 'cost': 0.05, 'align_steps': 3, 'steps': 4, 'seconds': 1,
             'command': 'python train.py', 'date': '2026-01-02', 'versions': {'jax': '0.10.2'},
-            'distance': distance, 'kid': 0.01, 'accuracy_unguided': 0.9}
+            'distance': distance, 'kid': 0.01, 'accuracy_unguided': 0.9,
+            **({'few': {'5': 3.0, '10': 2.0}} if arm in lab.WITH_FEW else {})}
 
 
 RESULTS = {'command': 'python -m examples.mnist.lab', 'teacher': result_of('teacher', 0, 0.5),
+           'teacher_flow': result_of('teacher_flow', 0, 0.25),
            'runs': [result_of(arm, seed, 1 + seed / 10) for arm in ARMS for seed in range(2)]}
 
 
 @pytest.mark.parametrize('arm', ARMS)
 def test_no_student_costs_more_than_its_share(arm):
-    recipe, share = Run(Path('demo'), arm, 0).recipe(), ARMS[arm].share
+    one, share = Run(Path('demo'), arm, 0), ARMS[arm].share
+    recipe = one.recipe()
     assert bool(recipe.align.steps) == bool(ARMS[arm].aligning)
     if share:
-        assert 0.97 * share <= cost(recipe) <= share
+        assert 0.97 * share <= cost(one) <= share
     assert bool(recipe.train.cooldown_steps) == ARMS[arm].falling
 
 
@@ -46,7 +49,8 @@ def test_the_tables_show_every_student_and_each_seed():
     text = pages.figures_as_text(RESULTS | {'floor': 0.07, 'judge_accuracy': 0.99, 'blocks': [
         {'name': name, 'tokens': 64, 'milliseconds': ms, 'megabytes': 1} for name, ms in
         (('teacher', 3.0), ('student', 2.0))]}, RESULTS)
-    for part in (*(ARMS[arm].title for arm in DEMO), '1.000 / 1.100', 'floor', '0.070', '1.5', '2.10'):
+    for part in (*(ARMS[arm].title for arm in DEMO), '1.000 / 1.100', 'floor', '0.070', '1.5', '2.10', '4.20',
+                 'recorded: flow teacher'):
         assert part in text
 
 
@@ -59,6 +63,7 @@ def test_the_page_of_the_lab_keeps_what_was_written_by_hand(tmp_path):
         assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
         for group in BASES:
             assert lab_pages.CLAIMS[group] in text and 'within the spread' in text
+        assert lab_pages.FLOW in text and '| flow teacher, euler | 3.000 | 2.000 | 0.250 |' in text
     assert (tmp_path / 'mnist_cost.png').exists() and (tmp_path / 'mnist_guidelines.png').exists()
 
 
@@ -79,12 +84,13 @@ def test_what_is_recorded_can_be_shown_and_says_how_it_was_made():
     assert {'command', 'seed', 'versions', 'date', 'cost'} <= set(recorded['runs'][0])
 
 
-def test_the_shipped_teacher_is_small_and_says_where_it_comes_from():
-    assert lab.TEACHER.stat().st_size <= 4_000_000
-    card = json.loads(lab.TEACHER.with_suffix('.json').read_text())
-    assert card['command'].startswith('python train.py --config=configs/mnist_dit.py')
+@pytest.mark.parametrize('file', [lab.TEACHER, lab.FLOW_TEACHER], ids=lambda file: file.stem)
+def test_the_shipped_teachers_are_small_and_say_where_they_come_from(file):
+    assert file.stat().st_size <= 4_000_000
+    card = json.loads(file.with_suffix('.json').read_text())
+    assert card['command'].startswith(f'python train.py --config=configs/{file.stem}.py')
     assert {'seed', 'steps', 'versions', 'date', 'figures', 'sampling'} <= set(card)
-    assert card['sha256'] == file_sha256(lab.TEACHER)
+    assert card['sha256'] == file_sha256(file)
 
 
 @pytest.mark.parametrize('flags, said', [(['--arms=align5'], 'unknown --arms: align5; known: align_5'),
