@@ -97,8 +97,8 @@ def draw_images(workdir: Path) -> None:
 
 
 def measure(workdir: Path, path: Path, few: bool = False) -> dict:
-    """The figures of the model in `path`, which are kept there too, with how it was made. few: of WITH_FEW
-    also with fewer evaluations."""
+    """The figures of the model in `path`, which are kept there too, with how it was made. few: of WITH_FEW,
+    seed 0, also with fewer evaluations."""
     from examples.mnist.arms import cost
     from examples.ruler import MNIST, Ruler
     from lit_jax.recipes.recipe import load_recipe
@@ -114,7 +114,7 @@ def measure(workdir: Path, path: Path, few: bool = False) -> dict:
                  'seconds': round(lines[-1].get('time/productive_s', 0)) if lines else 0}
     else:
         facts['steps'] = load_recipe(TEACHERS.get(path.name, 'mnist_dit')).train.steps
-    if few and facts['arm'] in WITH_FEW:
+    if few and facts['arm'] in WITH_FEW and not facts.get('seed'):
         facts['few'] = {str(steps): distance for steps, distance in ruler.few(path, FEW).items()}
     facts |= {'date': time.strftime('%Y-%m-%d'), 'versions': versions()}
     write_text_atomic(path / RESULT, json.dumps(facts | measured, indent=1) + '\n')
