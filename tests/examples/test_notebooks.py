@@ -29,7 +29,7 @@ def test_notebooks_compile_and_hold_no_outputs(notebook):
 
 
 def test_they_are_there():
-    assert {path.stem for path in NOTEBOOKS} == {'load_draw_look', 'your_own_mixer'}
+    assert {path.stem for path in NOTEBOOKS} == {'load_draw_look', 'make_your_dit_linear', 'your_own_mixer'}
     assert len(cells(ROOT / 'examples' / 'notebooks' / 'load_draw_look.ipynb')) == 10
 
 
