@@ -40,7 +40,8 @@ class Block(nnx.Module):
                  shift: bool = True, *, dtype, rngs: nnx.Rngs):
         self.attn = build_mixer(mixer, width, dtype=dtype, rngs=rngs)
         self.mlp = FFNS[ffn](width, mlp_ratio, dtype=dtype, rngs=rngs)
-        self.adaLN = Linear(width, (6 if shift else 4, width), init=zeros_init, dtype=dtype, rngs=rngs)
+        self.adaLN = Linear(width, (6 if shift else 4, width), apart=True, init=zeros_init, dtype=dtype,
+                            rngs=rngs)
         self.norm1, self.norm2 = (RmsNorm(width) if norm == 'rms' else None for _ in range(2))
 
     def __call__(self, x_BND: Array, c_BD: Array, grid: tuple[int, int]) -> Array:
@@ -66,7 +67,7 @@ class FinalLayer(nnx.Module):
     def __init__(self, width: int, patch: int, out_channels: int, norm: str = 'layer', *, dtype,
                  rngs: nnx.Rngs):
         self.norm = RmsNorm(width) if norm == 'rms' else None
-        self.adaLN = Linear(width, (2, width), init=zeros_init, dtype=dtype, rngs=rngs)
+        self.adaLN = Linear(width, (2, width), apart=True, init=zeros_init, dtype=dtype, rngs=rngs)
         self.linear = Linear(width, patch * patch * out_channels, init=zeros_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Array, c_BD: Array) -> Array:

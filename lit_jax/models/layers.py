@@ -5,6 +5,8 @@ width, F mlp width, K heads, E head dim, S depth of the stack. Images are NHWC, 
 
 Parameters are float32. `dtype` is the compute dtype of a module: bfloat16, float32, or float64 in tests.
 Norms, timestep features and sums over tokens use `accumulator(dtype)`."""
+import contextlib
+import contextvars
 import functools
 import math
 import operator
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lit_jax.models.derivatives import with_derivatives
 from lit_jax.models.partition import constrain, mesh_axis_size
 from lit_jax.models.probe import show, show_all, watched, watching
 from lit_jax.runtime.dtypes import accumulator
@@ -43,17 +46,68 @@ def zeros_init(key: Array, in_shape: Sequence[int], out_shape: Sequence[int]) ->
     return jnp.zeros((*in_shape, *out_shape), jnp.float32)
 
 
+_wide_gradients: contextvars.ContextVar[bool] = contextvars.ContextVar('wide_gradients', default=False)
+
+
+@contextlib.contextmanager
+def wide_gradients(on: bool = True):
+    """Inside, gradients of kernels stay in the accumulator: devices add theirs up in float32. Otherwise they
+    have the compute dtype until they reach the float32 kernel."""
+    token = _wide_gradients.set(on)
+    try:
+        yield
+    finally:
+        _wide_gradients.reset(token)
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
+    """x [..., in] · kernel [in, out]. In float32 over one axis of rows: with more of them XLA:CPU's gradient
+    of the kernel takes 2.7 times as long. In bfloat16, of accelerators, with the axes of x, in which it is
+    kept for the gradient: a TPU's loop over layers copies it once more in others."""
+    return x @ kernel if x.dtype.itemsize < 4 else row_matmul(x, kernel)
+
+
+def row_matmul(x: Array, kernel: Array) -> Array:
+    """x [..., in] · kernel [in, out], as a product of two matrices."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def kernel_gradient(x: Array, g: Array, kernel: Array) -> Array:
+    """Of the kernel in `row_matmul`, from the cotangent g of the product; summed in the accumulator."""
+    rows = (a.reshape(-1, a.shape[-1]) for a in (x, g))
+    return jnp.einsum('mi,mo->io', *rows, preferred_element_type=accumulator(x.dtype)).astype(kernel.dtype)
+
+
+def _wide_forward(x, kernel):
+    return row_matmul(x, kernel.astype(x.dtype)), (x, kernel)
+
+
+def _wide_tangent(residuals, tangents):
+    (x, kernel), (dx, dkernel) = residuals, tangents
+    return row_matmul(dx, kernel.astype(x.dtype)) + row_matmul(x, dkernel.astype(x.dtype))
+
+
+def _wide_backward(residuals, g):
+    x, kernel = residuals
+    return row_matmul(g, kernel.astype(x.dtype).T), kernel_gradient(x, g, kernel)
+
+
+_wide_matmul = with_derivatives(_wide_forward, _wide_tangent, _wide_backward)
+
+
 class Linear(nnx.Module):
     """A matrix product over the last axes of x, with kernel `in_shape + out_shape` and bias `out_shape`.
     Projections that are split afterwards (qkv, modulation) have their parts and heads as axes of the kernel,
-    so that sharding heads or width never splits a part."""
+    so that sharding heads or width never splits a part. `apart` keeps them as axes in products of 16 bit,
+    too: where parts are whole rows of a TPU's lanes, merging them would turn the kernel and its optimizer's
+    state round."""
 
     def __init__(self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], *, bias: bool = True,
-                 init: Init = xavier_uniform, dtype=jnp.float32, rngs: nnx.Rngs):
+                 apart: bool = False, init: Init = xavier_uniform, dtype=jnp.float32, rngs: nnx.Rngs):
         in_shape = (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
         out_shape = (out_shape,) if isinstance(out_shape, int) else tuple(out_shape)
-        self.num_in = len(in_shape)
-        self.dtype = dtype
+        self.in_shape, self.out_shape = in_shape, out_shape
+        self.dtype, self.apart = dtype, apart and jnp.dtype(dtype).itemsize < 4
         self.kernel = nnx.Param(init(rngs.params(), in_shape, out_shape))
         if bias:
             self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32))
@@ -61,16 +115,47 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [..., *in_shape] -> [..., *out_shape] in `dtype`."""
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        lead, out = x.shape[:x.ndim - self.num_in], kernel.shape[self.num_in:]
-        if mesh_axis_size('tensor') == mesh_axis_size('seq') == 1:
-            # One matrix product: with more axes XLA:CPU's gradient of the kernel takes 2.7 times as long.
-            y = (x.reshape(math.prod(lead), -1) @ kernel.reshape(-1, math.prod(out))).reshape(*lead, *out)
-        else:
-            # Merging a sharded axis with another would gather it: heads and token rows stay separate axes.
-            contract = tuple(range(len(lead), x.ndim)), tuple(range(self.num_in))
-            y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
-        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+        lead = x.shape[:x.ndim - len(self.in_shape)]
+        if self._stays_apart():
+            contract = tuple(range(len(lead), x.ndim)), tuple(range(len(self.in_shape)))
+            y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype),
+                                    (contract, ((), ())))
+            return self._add_bias(y, self.out_shape)
+        return self.flat(x).reshape(*lead, *self.out_shape)
+
+    def flat(self, x: Array, product: Callable | None = None) -> Array:
+        """x [..., *in_shape] -> [..., the axes of out_shape as one]: TPUs pad axes of heads and turn them
+        round. product: (x [..., in], kernel [in, out]) -> [..., out] in its place."""
+        lead, size = x.shape[:x.ndim - len(self.in_shape)], math.prod(self.in_shape)
+        product = product or (_wide_matmul if _wide_gradients.get() else _matmul)
+        y = product(x.astype(self.dtype).reshape(*lead, size), self._matrix())
+        return self._add_bias(y, (math.prod(self.out_shape),))
+
+    def _matrix(self, layers: tuple[int, ...] = ()) -> Array:
+        kernel = self.kernel[...] if _wide_gradients.get() else self.kernel[...].astype(self.dtype)
+        return kernel.reshape(*layers, math.prod(self.in_shape), math.prod(self.out_shape))
+
+    def _add_bias(self, y: Array, shape: tuple[int, ...]) -> Array:
+        if not self.has_bias:
+            return y
+        # Spread before it is rounded: so its gradient is summed over tokens in float32.
+        return y + jnp.broadcast_to(self.bias[...].reshape(shape), y.shape).astype(self.dtype)
+
+    def make_ready(self) -> None:
+        """Casts and flattens the kernels of a stack of layers once: what a loop over layers does to its
+        weights, the compiled program keeps a second copy of for the gradient."""
+        kernel = self.kernel[...]
+        self.kernel = nnx.Param(kernel.astype(self.dtype) if self._stays_apart()
+                                else self._matrix(kernel.shape[:1]))
+
+    def _stays_apart(self) -> bool:
+        return axes_stay_apart() or (self.apart and not _wide_gradients.get())
+
+
+def axes_stay_apart() -> bool:
+    """Whether merging axes of arrays might merge a sharded one with another, which would gather it: heads,
+    and rows of tokens."""
+    return mesh_axis_size('tensor') > 1 or mesh_axis_size('seq') > 1
 
 
 def layer_norm(x: Array, eps: float = 1e-6) -> tuple[Array, Array]:
@@ -81,30 +166,54 @@ def layer_norm(x: Array, eps: float = 1e-6) -> tuple[Array, Array]:
 
 
 def _sum_tokens(x_BND: Array) -> Array:
-    """Σ over tokens as a product with ones: XLA:CPU's fused multiply-and-sum over rows is 30 times slower."""
-    return jnp.einsum('n,bnd->bd', jnp.ones(x_BND.shape[1], x_BND.dtype), x_BND, precision='highest')
+    """Σ over tokens; on CPU as a product with ones, since its fused multiply-and-sum over rows is 30 times
+    slower. Elsewhere such a product in float32 costs more than the sum, which is fused."""
+    def product(x):
+        return jnp.einsum('n,bnd->bd', jnp.ones(x.shape[1], x.dtype), x, precision='highest')
+
+    return jax.lax.platform_dependent(x_BND, cpu=product, default=lambda x: x.sum(1))
 
 
-@jax.custom_vjp
-def _modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
-    return _modulate_forward(x_BND, shift_BD, scale_BD)[0]
+def _row_products(a_BND: Array, b_BD: Array) -> Array:
+    """Σ over channels of a·b, [B, N, 1]; by platform as `_sum_tokens`."""
+    def product(a, b):
+        return jnp.einsum('bnd,bd->bn', a, b, precision='highest')[..., None]
+
+    return jax.lax.platform_dependent(a_BND, b_BD, cpu=product,
+                                      default=lambda a, b: (a * b[:, None]).sum(-1, keepdims=True))
 
 
 def _modulate_forward(x_BND, shift_BD, scale_BD):
-    normed, inverse = layer_norm(x_BND)
-    return normed * (1 + scale_BD)[:, None] + shift_BD[:, None], (normed, inverse, scale_BD)
+    acc = accumulator(x_BND.dtype)
+    x, shift, gain = x_BND.astype(acc), shift_BD.astype(acc), 1 + scale_BD.astype(acc)
+    mean = x.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-6)
+    y = ((x - mean) * inverse * gain[:, None] + shift[:, None]).astype(x_BND.dtype)
+    return y, (x_BND, mean, inverse, shift_BD, scale_BD)      # x as it is: half of what is normed
 
 
 def _modulate_backward(residuals, g_BND):
-    normed, inverse, scale_BD = residuals
-    gain, product = 1 + scale_BD, g_BND * normed
-    centre, slope = (jnp.einsum('bnd,bd->bn', a, gain, precision='highest')[..., None] / a.shape[-1]
-                     for a in (g_BND, product))
-    dx = inverse * (g_BND * gain[:, None] - centre - normed * slope)
-    return dx, _sum_tokens(g_BND), _sum_tokens(product)
+    x_BND, mean, inverse, shift_BD, scale_BD = residuals
+    acc = inverse.dtype
+    g, normed, gain = g_BND.astype(acc), (x_BND.astype(acc) - mean) * inverse, 1 + scale_BD.astype(acc)
+    product = g * normed
+    centre, slope = (_row_products(a, gain) / a.shape[-1] for a in (g, product))
+    dx = inverse * (g * gain[:, None] - centre - normed * slope)
+    return (dx.astype(x_BND.dtype), _sum_tokens(g).astype(shift_BD.dtype),
+            _sum_tokens(product).astype(scale_BD.dtype))
 
 
-_modulate.defvjp(_modulate_forward, _modulate_backward)
+def _modulate_tangent(residuals, tangents):
+    x_BND, mean, inverse, _, scale_BD = residuals
+    dx, dshift_BD, dscale_BD = (t.astype(inverse.dtype) for t in tangents)
+    normed = (x_BND.astype(inverse.dtype) - mean) * inverse
+    slope = (dx * normed).mean(-1, keepdims=True)
+    dnormed = inverse * (dx - dx.mean(-1, keepdims=True) - normed * slope)
+    dy = dnormed * (1 + scale_BD)[:, None] + normed * dscale_BD[:, None] + dshift_BD[:, None]
+    return dy.astype(x_BND.dtype)
+
+
+_modulate = with_derivatives(_modulate_forward, _modulate_tangent, _modulate_backward)
 
 
 @jax.named_scope('adaln')
@@ -112,25 +221,32 @@ def modulate(x_BND: Array, shift_BD: Array, scale_BD: Array) -> Array:
     """LN(x)·(1 + scale) + shift, the adaLN of DiT: computed in the accumulator, returned in x's dtype.
 
     The derivative is written out: on CPU the automatic one sums rows longer than a projection takes."""
-    acc = accumulator(x_BND.dtype)
-    return _modulate(x_BND.astype(acc), shift_BD.astype(acc), scale_BD.astype(acc)).astype(x_BND.dtype)
+    return _modulate(x_BND, shift_BD, scale_BD)
 
 
-@jax.custom_vjp
-@jax.named_scope('adaln')
-def gate(h_BND: Array, gate_BD: Array) -> Array:
-    """gate·h for every token; the gradient of the gate is summed over tokens in the accumulator."""
-    return h_BND * gate_BD[:, None]
+def _gate_forward(h_BND, gate_BD):
+    return h_BND * gate_BD[:, None], (h_BND, gate_BD)
 
 
-@jax.named_scope('adaln')
+def _gate_tangent(residuals, tangents):
+    (h_BND, gate_BD), (dh_BND, dgate_BD) = residuals, tangents
+    return dh_BND * gate_BD[:, None] + h_BND * dgate_BD[:, None]
+
+
 def _gate_backward(residuals, g_BND):
     h_BND, gate_BD = residuals
-    total = _sum_tokens((h_BND * g_BND).astype(accumulator(h_BND.dtype)))
+    acc = accumulator(h_BND.dtype)
+    total = _sum_tokens(h_BND.astype(acc) * g_BND.astype(acc))
     return g_BND * gate_BD[:, None], total.astype(gate_BD.dtype)
 
 
-gate.defvjp(lambda h_BND, gate_BD: (gate(h_BND, gate_BD), (h_BND, gate_BD)), _gate_backward)
+_gate = with_derivatives(_gate_forward, _gate_tangent, _gate_backward)
+
+
+@jax.named_scope('adaln')
+def gate(h_BND: Array, gate_BD: Array) -> Array:
+    """gate·h for every token; the gradient of the gate is summed over tokens in the accumulator."""
+    return _gate(h_BND, gate_BD)
 
 
 def rms_norm(x: Array, gain: Array, eps: float = 1e-6) -> Array:
@@ -267,7 +383,7 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
     loops over it (compile time constant in depth); otherwise blocks are unrolled, which some back-ends run
     faster. `remat`: a policy of REMAT_POLICIES. Values that the blocks show (`lit_jax.models.probe`) are
     shown again with a leading layer axis."""
-    graphdef, params = nnx.split(stack)
+    graphdef, params = nnx.split(_made_ready(stack))
     names = watched()
 
     def body(x, block_params):
@@ -287,6 +403,15 @@ def run_stack(stack: nnx.Module, x: Array, *args, scan: bool = True, remat: str 
         shown = {name: jnp.stack([one[name] for one in layers]) for name in layers[0]}
     show_all(shown)
     return x
+
+
+def _made_ready(stack: nnx.Module) -> nnx.Module:
+    """A copy whose projections are ready for a loop; subclasses of `Linear` use their kernels otherwise."""
+    stack = nnx.merge(*nnx.split(stack))
+    for _, module in nnx.iter_graph(stack):
+        if type(module) is Linear:
+            module.make_ready()
+    return stack
 
 
 MIXER_INPUT, MIXER_OUTPUT = 'mixer/input', 'mixer/output'

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.models import layers
 from lit_jax.models.arch import FAMILIES, check_arch, conditioning, count_tokens, mixers_of, shown_by
 from lit_jax.models.facts import NO_NULL_CLASS, has_null_class
 from lit_jax.models.functional import Functional
@@ -24,14 +25,17 @@ class Network(Functional):
         arch: JSON-able, e.g. {'family': 'dit', 'depth': 12, 'width': 384, 'patch': 2, 'input_size': [32, 32],
             'channels': 4, 'num_classes': 1000, 'mixer': {'name': 'softmax', 'heads': 6}}.
         dtype: compute dtype; parameters are always float32.
-        scan_layers, remat: see `lit_jax.models.layers.run_stack`."""
+        scan_layers, remat: see `lit_jax.models.layers.run_stack`.
+        wide_gradients: of kernels in float32 whatever the dtype (`lit_jax.models.layers.wide_gradients`);
+            without `tensor` and `seq`."""
 
-    def __init__(self, arch: Mapping, *, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none'):
+    def __init__(self, arch: Mapping, *, dtype=jnp.float32, scan_layers: bool = True, remat: str = 'none',
+                 wide_gradients: bool = False):
         self.arch = check_arch(arch)
         check_known('remat policy', remat, REMAT_POLICIES)
         options = {k: v for k, v in self.arch.items() if k not in ('family', 'null_class')}
         family = FAMILIES[self.arch['family']]
-        self.dtype = dtype
+        self.dtype, self.wide_gradients = dtype, wide_gradients
         super().__init__(lambda rngs: family(**options, dtype=dtype, scan_layers=scan_layers, remat=remat,
                                              rngs=rngs))
 
@@ -92,7 +96,8 @@ class Network(Functional):
     def apply(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array]) -> Array:
         """The model function: [B, H, W, 2C], C channels of noise, then the raw variance channels, unless
         learn_sigma is False."""
-        return self._merge(params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
+        with layers.wide_gradients(self.wide_gradients):
+            return self._merge(params)(x_BHWC, t_B, cond['label'] if self.conditioning == 'label' else cond)
 
     def observe(self, params: dict, x_BHWC: Array, t_B: Array, cond: Mapping[str, Array],
                 names: Sequence[str]) -> tuple[Array, dict[str, list]]:

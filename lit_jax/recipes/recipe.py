@@ -135,6 +135,7 @@ def default() -> ConfigDict:
             'ema_decay': 0.9999,
             'ema_warmup': False,         # decay min(ema_decay, (1 + step) / (10 + step)): for short runs
             'dtype': 'bfloat16',         # compute; parameters, optimizer and losses are float32
+            'float32_gradients': False,  # of kernels, also where devices add theirs up
             'scan_layers': True,
             'remat': 'none',             # none, full, dots, dots_no_batch
         },
@@ -387,6 +388,10 @@ def finalize(config: ConfigDict, device_count: int) -> ConfigDict:
                         f'{train.steps} steps of the run beside {train.warmup_steps} of warm-up')
     config.mesh.update(_resolve_mesh(config.mesh.to_dict(), device_count, arch['width']))
     check_partition(arch, config.mesh.to_dict())
+    if train.float32_gradients and config.mesh.tensor * config.mesh.seq > 1:
+        raise UserError(f'train.float32_gradients goes with data and fsdp; the mesh has tensor '
+                        f'{config.mesh.tensor} and seq {config.mesh.seq}: set them to 1, or '
+                        f'float32_gradients to False')
     unit, batch = config.mesh.data * config.mesh.fsdp * train.accumulate, train.batch_size
     if batch % unit:
         nearest = max(unit, round(batch / unit) * unit)

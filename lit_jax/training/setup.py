@@ -46,7 +46,8 @@ from lit_jax.training.text_conditioning import (
 
 def build_network(config: ConfigDict) -> Network:
     return Network(architecture(config), dtype=DTYPES[config.train.dtype],
-                   scan_layers=config.train.scan_layers, remat=config.train.remat)
+                   scan_layers=config.train.scan_layers, remat=config.train.remat,
+                   wide_gradients=config.train.float32_gradients)
 
 
 def build_objective(config: ConfigDict) -> Objective:

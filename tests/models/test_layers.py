@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from lit_jax.models import layers
 from lit_jax.models.layers import (
     Linear,
     gate,
@@ -108,3 +109,19 @@ def test_bfloat16_gradients_keep_their_dtype(function, shapes):
     output, pullback = jax.vjp(function, *arguments)
     assert output.dtype == jnp.bfloat16
     assert [g.dtype for g in pullback(output)] == [jnp.bfloat16] * len(shapes)
+
+
+def test_gradients_of_kernels_can_stay_in_float32():
+    layer = Linear(4, (2, 3), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(layer)
+    x = normal(0, (64, 4), jnp.bfloat16)
+
+    def loss(params):
+        return jnp.square(nnx.merge(graphdef, params)(x).astype(jnp.float32)).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)['kernel'][...]
+    with layers.wide_gradients():
+        wide = jax.jit(jax.grad(loss))(params)['kernel'][...]      # not the same trace
+    assert wide.dtype == gradient.dtype == jnp.float32
+    np.testing.assert_allclose(wide, gradient, rtol=1e-2, atol=0.1)
+    assert (gradient.astype(jnp.bfloat16) == gradient).all() and not (wide.astype(jnp.bfloat16) == wide).all()

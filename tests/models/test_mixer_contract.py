@@ -100,6 +100,38 @@ def test_bfloat16_is_close_to_float32(case):
     assert relative(outputs[1], outputs[0]) <= ROUNDING.get(case, 2e-2)
 
 
+@EVERY_CASE
+@pytest.mark.slow
+def test_forward_mode_is_the_difference_and_the_transpose_of_reverse_mode(case, x64):
+    """Directional derivatives in float64; 288 tokens are more than one chunk of softmax attention."""
+    # A straight-through router pretends to have a derivative, which differences do not see.
+    options = CASES[case] | ({'router': 'frozen'} if CASES[case]['name'] == 'dydila' else {})
+    graphdef, state = nnx.split(nnx.eval_shape(
+        lambda: build_mixer(options, WIDTH, dtype=jnp.float64, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(7)
+    point = random_tree(nnx.to_pure_dict(state)), rng.normal(size=(1, 288, WIDTH))
+    point = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), point)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), point)
+
+    @jax.jit
+    def derivatives(point, direction, cotangent):
+        def call(point):
+            return nnx.merge(graphdef, point[0])(point[1], (16, 18))
+
+        _, forward = jax.jvp(call, (point,), (direction,))
+        (backward,) = jax.vjp(call, point)[1](cotangent)
+        moved = jax.lax.map(lambda step: call(jax.tree.map(lambda a, b: a + step * b, point, direction)),
+                            1e-7 * jnp.asarray([1, -1]))      # small, not to cross kinks and choices
+        return forward, backward, (moved[0] - moved[1]) / 2e-7
+
+    cotangent = jnp.asarray(rng.normal(size=point[1].shape))
+    forward, backward, difference = derivatives(point, direction, cotangent)
+    assert relative(forward, difference) < 1e-6
+    pulled = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (backward, direction)), strict=True))
+    assert abs(jnp.vdot(cotangent, forward) - pulled) < 1e-9 * jnp.linalg.norm(cotangent) * jnp.linalg.norm(
+        forward)
+
+
 def value_and_gradient(network, params, arguments):
     def loss(params):
         y = network.apply(params, *arguments)

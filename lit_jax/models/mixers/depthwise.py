@@ -7,45 +7,62 @@ One sum in several forms, because none is fast everywhere (figures: docs/interna
 - `channels`: `conv_general_dilated` with the channels of all heads as one axis. The default elsewhere, and
   wherever rows of the grid are sharded: it partitions into one halo exchange each way.
 - `batch`: the same convolution with the heads folded into the batch: no tiled kernel, but a transposition."""
-import functools
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 
+from lit_jax.models.derivatives import with_derivatives
 from lit_jax.models.layers import Array
 from lit_jax.models.partition import mesh_axis_size
 from lit_jax.runtime.dtypes import accumulator
 
 
 @jax.named_scope('depthwise')
-def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None) -> Array:
+def depthwise_conv(x_BHWKE: Array, kernel_kk1E: Array, bias_E: Array, form: str | None = None,
+                   dtype=None) -> Array:
     """Convolves each channel of each head with its own k x k kernel, zero padding: [B, H, W, K, E]. k is odd.
-    Sums in the accumulator, returns the dtype of x. `form`: a key of FORMS; None takes `channels` if the mesh
-    in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First-order reverse-mode
-    derivatives only."""
+    Sums in the accumulator, returns `dtype`, that of x if None. `form`: a key of FORMS; None takes `channels`
+    if the mesh in effect (`jax.set_mesh`) shards the sequence, else the platform's fastest. First derivatives
+    only."""
     if form is None and mesh_axis_size('seq') > 1:
         form = 'channels'
     acc = accumulator(x_BHWKE.dtype)
-    y = _convolve(form, x_BHWKE.astype(acc), kernel_kk1E.astype(acc))
-    return (y + bias_E.astype(acc)).astype(x_BHWKE.dtype)
+    y = _convolve(form, x_BHWKE.shape, x_BHWKE, kernel_kk1E.astype(acc))
+    return (y + bias_E.astype(acc)).astype(dtype or x_BHWKE.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(form: str | None, x: Array, kernel: Array) -> Array:
-    return _by_platform(form, {name: forward for name, (forward, _) in FORMS.items()}, x, kernel)
+@jax.named_scope('depthwise')
+def depthwise_tokens(x_BND: Array, grid: tuple[int, int], kernel_kk1E: Array, bias_E: Array) -> Array:
+    """`depthwise_conv` of tokens whose heads lie one behind the other, D = K·E: [B, N, D] in the accumulator.
+    Keeps x as it is for the gradient, which others keep as well."""
+    (b, _, width), acc = x_BND.shape, accumulator(x_BND.dtype)
+    heads = width // bias_E.size
+    kernel, bias = (jnp.tile(a.astype(acc), (*[1] * (a.ndim - 1), heads)) for a in (kernel_kk1E, bias_E))
+    return _convolve(None, (b, *grid, 1, width), x_BND, kernel).reshape(x_BND.shape) + bias
 
 
-def _convolve_forward(form, x, kernel):
-    return _convolve(form, x, kernel), (x, kernel)
+# shape: [B, H, W, K, E] of x, which may come with other axes.
 
 
-def _convolve_backward(form, residuals, cotangent):
-    return _by_platform(form, {name: backward for name, (_, backward) in FORMS.items()}, *residuals,
-                        cotangent)
+def _convolve_forward(form, shape, x, kernel):
+    y = _by_platform(form, {name: forward for name, (forward, _) in FORMS.items()}, x.reshape(shape), kernel)
+    return y, (x, kernel)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+def _convolve_tangent(form, shape, residuals, tangents):
+    (x, kernel), (dx, dkernel) = residuals, tangents      # each in its own dtype
+    return _convolve_forward(form, shape, dx, kernel)[0] + _convolve_forward(form, shape, x, dkernel)[0]
+
+
+def _convolve_backward(form, shape, residuals, cotangent):
+    x, kernel = residuals
+    dx, dkernel = _by_platform(form, {name: backward for name, (_, backward) in FORMS.items()},
+                               x.reshape(shape), kernel, cotangent)
+    return dx.reshape(x.shape), dkernel
+
+
+_convolve = with_derivatives(_convolve_forward, _convolve_tangent, _convolve_backward, static=2)
 
 
 def _by_platform(form: str | None, functions: dict, *args):
@@ -62,7 +79,7 @@ def _pad(x: Array, size: int) -> Array:
 
 def _shifted(x: Array, kernel: Array) -> Array:
     size, (_, h, w, _, _) = kernel.shape[0], x.shape
-    padded, y = _pad(x, size), cast(Array, 0)
+    padded, y = _pad(x.astype(kernel.dtype), size), cast(Array, 0)
     for i in range(size):
         for j in range(size):
             y = y + padded[:, i:i + h, j:j + w] * kernel[i, j, 0]
@@ -70,7 +87,8 @@ def _shifted(x: Array, kernel: Array) -> Array:
 
 
 def _shifted_backward(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-    return _shifted(cotangent, kernel[::-1, ::-1]), _weight_gradient(x, cotangent, kernel.shape[0])
+    dx = _shifted(cotangent, kernel[::-1, ::-1]).astype(x.dtype)
+    return dx, _weight_gradient(x.astype(kernel.dtype), cotangent, kernel.shape[0])
 
 
 def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
@@ -91,8 +109,9 @@ def _weight_gradient(x: Array, cotangent: Array, size: int) -> Array:
 
 
 def _grouped_convolution(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', feature_group_count=x.shape[-1],
-                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1, 1), 'SAME', feature_group_count=x.shape[-1],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), preferred_element_type=accumulator(x.dtype))
 
 
 def _channels(x: Array, kernel: Array) -> Array:
@@ -109,10 +128,13 @@ def _batch(x: Array, kernel: Array) -> Array:
 
 def _backward_of(forward):
     def backward(x, kernel, cotangent):
-        return jax.vjp(forward, x, kernel)[1](cotangent)
+        dx = forward(cotangent.astype(x.dtype), kernel[::-1, ::-1]).astype(x.dtype)
+        wide = x.astype(kernel.dtype)
+        return dx, jax.vjp(lambda kernel: forward(wide, kernel), kernel)[1](cotangent)[0]
     return backward
 
 
+# x in any dtype, products in it; kernel, sums and cotangents in its accumulator
 # name -> (forward(x, kernel), backward(x, kernel, cotangent) -> cotangents of x and kernel)
 FORMS = {'shifted': (_shifted, _shifted_backward),
          'channels': (_channels, _backward_of(_channels)),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lit_jax.models.derivatives import with_derivatives
 from lit_jax.models.layers import Array
 from lit_jax.runtime.dtypes import accumulator
 
@@ -22,10 +23,9 @@ SPLASH_TOKENS = 1024          # from here on TPUs use the kernel
 SPLASH_BLOCK = 128            # its blocks are multiples of this
 
 
-@jax.custom_vjp
 def fused_attention(q_BKNE: Array, k_BKNE: Array, v_BKNE: Array) -> Array:
-    """softmax(q·kᵀ/√E)·v in the dtype of q, of any number of queries. First-order reverse mode only."""
-    return _attend_forward(q_BKNE, k_BKNE, v_BKNE)[0]
+    """softmax(q·kᵀ/√E)·v in the dtype of q, of any number of queries. First derivatives only."""
+    return _attend(q_BKNE, k_BKNE, v_BKNE)
 
 
 def _attend_forward(q, k, v):
@@ -37,7 +37,15 @@ def _attend_backward(residuals, g):
     return _by_platform(1, *residuals, g)
 
 
-fused_attention.defvjp(_attend_forward, _attend_backward)
+def _attend_tangent(residuals, tangents):
+    q = residuals[0]
+    if q.shape[-2] < CHUNK:
+        return _PLAIN_TANGENT['whole'](*residuals, *tangents)
+    return jax.lax.platform_dependent(*residuals, *tangents, cpu=_PLAIN_TANGENT['heads'],
+                                      default=_PLAIN_TANGENT['whole'])
+
+
+_attend = with_derivatives(_attend_forward, _attend_tangent, _attend_backward)
 
 
 def _by_platform(direction: int, q: Array, k: Array, *rest: Array):
@@ -172,6 +180,26 @@ def _row_gradients(q, k, v, lse, delta, g):
     return einsum('...qn,...ne->...qe', dlogits, k), einsum('...qn,...qe->...ne', dlogits, q), dv
 
 
+def _chunked_tangents(chunk: int, q, k, v, o, lse, dq, dk, dv) -> Array:
+    """The tangent of the outputs."""
+    n, axis = q.shape[-2], q.ndim - 2
+    if chunk >= n:
+        return _row_tangents(k, v, dk, dv, q, o, lse, dq)
+    rows = jax.lax.map(lambda rows: _row_tangents(k, v, dk, dv, *rows), _split_rows(chunk, q, o, lse, dq))
+    return _join_rows(rows, axis, n)
+
+
+def _row_tangents(k, v, dk, dv, q, o, lse, dq):
+    einsum = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
+    scale = q.shape[-1] ** -0.5
+    weights = jnp.exp(einsum('...qe,...ne->...qn', q, k) * scale - lse[..., None])
+    slopes = weights * (einsum('...qe,...ne->...qn', dq, k) + einsum('...qe,...ne->...qn', q, dk)) * scale
+    do = einsum('...qn,...ne->...qe', slopes.astype(q.dtype), v) - o * slopes.sum(-1, keepdims=True)
+    return (do + einsum('...qn,...ne->...qe', weights.astype(q.dtype), dv)).astype(q.dtype)
+
+
+_PLAIN_TANGENT = {'whole': functools.partial(_all_heads, _chunked_tangents),
+                  'heads': functools.partial(_head_by_head, _chunked_tangents)}
 _PLAIN_BACKWARD = {'whole': functools.partial(_all_heads, _chunked_gradients),
                    'heads': functools.partial(_head_by_head, _chunked_gradients)}
 

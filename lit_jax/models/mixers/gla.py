@@ -34,6 +34,16 @@ DIRECTIONS = {'causal': ((False, False),),
 NORMS = ('rms', 'layer')
 
 
+class LogGate(Linear):
+    """x [B, N, D] -> log σ(linear(x))/τ, at most 0, in the accumulator: bfloat16 cannot tell a gate of 0.998
+    from 1."""
+
+    def __call__(self, x: Array) -> Array:
+        acc = accumulator(self.dtype)
+        kernel, bias = self.kernel[...].astype(acc), self.bias[...].astype(acc)
+        return jax.nn.log_sigmoid(jnp.tensordot(x.astype(acc), kernel, 1) + bias) / TEMPERATURE
+
+
 class GatedLinearAttention(Mixer):
     """proj(norm(o)·swish(gate(x))), o_t = E^-0.5·q_t·S_t, S_t = diag(α_t)·S_{t-1} + k_tᵀ·v_t.
 
@@ -92,13 +102,13 @@ class GatedLinearAttention(Mixer):
         def init(*args):      # with the gain of all products of this layer
             return 2 ** -2.5 * xavier_uniform(*args)
 
-        def linear(inputs, outputs, bias=False):
-            return Linear(inputs, outputs, bias=bias, init=init, dtype=dtype, rngs=rngs)
+        def linear(inputs, outputs, bias=False, kind=Linear):
+            return kind(inputs, outputs, bias=bias, init=init, dtype=dtype, rngs=rngs)
 
         self.q, self.key = linear(width, (heads, e_dim)), linear(width, (heads, e_dim))
         self.value, self.gate = linear(width, (heads, v_dim)), linear(width, (heads, v_dim), gate_bias)
-        self.decay_in, self.decay_out = linear(width, RANK), linear(RANK, (heads, e_dim), True)
-        self.value_decay = linear(width, (heads, v_dim), True) if value_gate else None
+        self.decay_in, self.decay_out = linear(width, RANK), linear(RANK, (heads, e_dim), True, LogGate)
+        self.value_decay = linear(width, (heads, v_dim), True, LogGate) if value_gate else None
         self.norm_gain = nnx.Param(jnp.ones((v_dim,), jnp.float32))
         self.norm_bias = nnx.Param(jnp.zeros((v_dim,), jnp.float32)) if norm == 'layer' else None
         self.proj = linear((heads, v_dim), width)
@@ -112,19 +122,13 @@ class GatedLinearAttention(Mixer):
         check_grid(x_BND, grid)
         heads = 'batch', 'tokens', 'heads', None
         inputs = [constrain(linear(x_BND), *heads) for linear in (self.q, self.key, self.value)]
-        inputs.append(constrain(self._log_gate(self.decay_out, self.decay_in(x_BND)), *heads))
+        inputs.append(constrain(self.decay_out(self.decay_in(x_BND)), *heads))
         if self.value_decay is not None:
-            inputs.append(constrain(self._log_gate(self.value_decay, x_BND), *heads))
+            inputs.append(constrain(self.value_decay(x_BND), *heads))
         o: Any = sum(_back(self._norm(self._attend(*(_turn(a, grid, *way) for a in inputs))), grid, *way)
                 for way in DIRECTIONS[self.directions])
         gate = jax.nn.silu(constrain(self.gate(x_BND), *heads).astype(o.dtype))
         return self.proj((o * gate).astype(self.dtype))
-
-    def _log_gate(self, linear: Linear, x: Array) -> Array:
-        """log σ(linear(x))/τ, at most 0, in the accumulator: bfloat16 cannot tell a gate of 0.998 from 1."""
-        acc = accumulator(self.dtype)
-        kernel, bias = linear.kernel[...].astype(acc), linear.bias[...].astype(acc)
-        return jax.nn.log_sigmoid(jnp.tensordot(x.astype(acc), kernel, 1) + bias) / TEMPERATURE
 
     def _attend(self, q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
                 h_BNKV: Array | None = None) -> Array:

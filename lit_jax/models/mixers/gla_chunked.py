@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.models.derivatives import with_derivatives
 from lit_jax.models.layers import Array
 from lit_jax.models.mixers import gla_mild
 from lit_jax.runtime.dtypes import accumulator
@@ -44,7 +45,7 @@ def chunked_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
     """(o [B, N, K, V], last state [B, K, E, V]) of the recurrence above, in the accumulator of q's dtype.
 
     g_BNKE: logarithms of the gates, at most 0, in the accumulator. chunk: tokens of a chunk, a power of two;
-    0 takes `default_chunk`. N need not be a multiple of it. First-order reverse-mode derivatives only."""
+    0 takes `default_chunk`. N need not be a multiple of it. First derivatives only."""
     b, n, heads, _ = q_BNKE.shape
     tokens, most = default_chunk()
     chunk = min(chunk or tokens, 2 ** math.ceil(math.log2(n)))
@@ -82,11 +83,6 @@ def recurrent_gla(q_BNKE: Array, k_BNKE: Array, v_BNKV: Array, g_BNKE: Array,
     return jnp.moveaxis(o, 0, 1), last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(chunk, q, k, v, g):
-    return _attend_forward(chunk, q, k, v, g)[0]
-
-
 def _attend_forward(chunk, q, k, v, g):
     def run(segment, *inputs):
         def step(state, inputs):
@@ -118,7 +114,11 @@ def _attend_backward(chunk, residuals, cotangents):
                         functools.partial(run, _segment_backward), d_last, *inputs, d_o, states)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+def _attend_tangent(chunk, residuals, tangents):
+    return jax.jvp(lambda *inputs: _attend_forward(chunk, *inputs)[0], residuals[:4], tangents)[1]
+
+
+_attend = with_derivatives(_attend_forward, _attend_tangent, _attend_backward, static=1)
 
 
 def _is_mild(g, chunk):

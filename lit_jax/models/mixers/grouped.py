@@ -9,12 +9,12 @@ Rows are sorted by their matrix. One sum in several forms, because none is fast 
   loop's, since there the compiler would multiply all with all. The default elsewhere.
 - `batched`: the blocks, and a copy of its matrix for each, as one batched product. For GPUs, which have
   neither a cheap loop nor, without a flag, a kernel."""
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lit_jax.models.derivatives import with_derivatives
 from lit_jax.models.layers import Array
 from lit_jax.runtime.dtypes import accumulator
 
@@ -22,15 +22,19 @@ CPU_ROWS = 128       # of a block at most: a block and its matrix should stay in
 WIDE_ROWS = 512      # the same for accelerators, whose matrix units need more
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_product(x_MD: Array, kernel_PDF: Array, index_M: Array, form: str | None = None) -> Array:
     """y[m] = x[m]·kernel[index[m]], [M, F] in the dtype of x; sums in the accumulator; memory grows with
-    M, not M·P. `form`: a key of FORMS; None is the platform's. First-order reverse-mode gradients only."""
-    return _by_platform(form, 0, x_MD, kernel_PDF, index_M)
+    M, not M·P. `form`: a key of FORMS; None is the platform's. First derivatives only."""
+    return _product(form, x_MD, kernel_PDF, index_M)
 
 
-def _forward(x, kernel, index, form):
-    return grouped_product(x, kernel, index, form), (x, kernel, index)
+def _forward(form, x, kernel, index):
+    return _by_platform(form, 0, x, kernel, index), (x, kernel, index)
+
+
+def _tangent(form, residuals, tangents):
+    (x, kernel, index), (dx, dkernel, _) = residuals, tangents
+    return _by_platform(form, 0, dx, kernel, index) + _by_platform(form, 0, x, dkernel, index)
 
 
 def _backward(form, residuals, g_MF):
@@ -38,7 +42,7 @@ def _backward(form, residuals, g_MF):
     return dx, dkernel, None
 
 
-grouped_product.defvjp(_forward, _backward)
+_product = with_derivatives(_forward, _tangent, _backward, static=1)
 
 
 def _by_platform(form: str | None, direction: int, *args):

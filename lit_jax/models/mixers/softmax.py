@@ -156,7 +156,7 @@ def read_qkv(found, hints, published) -> Blocks:
 def dot_product_attention(q_BNKE: Array, k_BMKE: Array, v_BMKE: Array) -> Array:
     """softmax(q·kᵀ/√E)·v for each head, [B, N, K, E] in the dtype of q; logits and sums in the accumulator.
     On a mesh each device attends for its own images, heads and queries; keys and values are gathered along
-    `seq`. First-order reverse-mode derivatives only. Shows 'softmax/query' and 'softmax/key'."""
+    `seq`. First derivatives only. Shows 'softmax/query' and 'softmax/key'."""
     show('softmax/query', q_BNKE)
     show('softmax/key', k_BMKE)
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
