@@ -3,6 +3,7 @@
 The files of DiT and SiT have the same tensors. They differ in what their trainers wrote beside them, in their
 names, and in one fact: the second half of SiT's outputs has no loss, so it is still the zero that it started
 from, where DiT's is a trained variance. Where nothing of this differs, the caller is asked."""
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lit_jax.diffusion.kinds import Ddpm, Flow
 from lit_jax.models.rotary import ROTARY
 from lit_jax.runtime.errors import UserError, check_known, shown, shown_name
 
+LOG = logging.getLogger('lit_jax')
 PROJECTORS = 'projectors.'       # REPA's, from tokens to the features of another network
 OUTPUT = 'final_layer.linear.weight'
 OUTPUT_BIAS = 'final_layer.linear.bias'
@@ -43,7 +45,7 @@ def find_diffusion(source: Source, path: Path, asked: str | None = None) -> tupl
     if asked and found and found[0] != asked:
         raise UserError(f'{path} is a {_name(found[0])} ({found[1]}), and was asked for as {_name(asked)}; '
                         f'leave --system out, or give the file that it belongs to')
-    system, reason = found or (asked or _by_output(source, path), 'as asked' if asked else DEAD)
+    system, reason = found or _by_output(source, path, asked)
     if system == 'dit':
         return SYSTEMS['dit'].to_json(), '' if asked else 'as of DiT and PixArt'
     said = 'path_type' in source.told
@@ -76,19 +78,32 @@ def _evidence(source: Source, path: Path) -> Iterator[tuple[str, str]]:
                 yield system, 'its name says so; rename it if it is not'
 
 
-def _by_output(source: Source, path: Path) -> str:
-    """'dit' or 'sit' by the second half of the outputs, and by what else has no twin among the flows."""
+def _by_output(source: Source, path: Path, asked: str | None) -> tuple[str, str]:
+    """(system, words for it): as asked, where the second half of the outputs allows it, or by it."""
+    half = _half_of_output(source)
+    if asked == 'dit' and half == 'sit':
+        raise UserError(f'{path} was asked for as DiT, but {DEAD}, as SiT leaves it: a DiT predicts its '
+                        f'variance there. Leave --system out, or say sit or repa')
+    if asked not in (None, 'dit') and half == 'dit':
+        LOG.warning('%s is taken for a %s, as asked, but the second half of its outputs was trained, as a '
+                    'variance is: if it predicts noise, leave --system out', path, _name(asked))
+    if not (asked or half):
+        raise UserError(f'{path} gives as many channels as it takes, so nothing tells a DiT without '
+                        f'variance, which predicts noise, from a SiT, which predicts a velocity: say '
+                        f'--system dit, sit, repa or lightningdit')
+    return (asked, 'as asked') if asked else (half, DEAD)
+
+
+def _half_of_output(source: Source) -> str:
+    """'dit' or 'sit' by the second half of the outputs, and by what else has no twin among the flows; ''
+    where nothing tells."""
     weight, table = source.tensors.get(OUTPUT), source.tensors.get('x_embedder.proj.weight')
     if source.config or weight is None or table is None or len(table.shape) != 4 or len(weight.shape) != 2:
         return 'dit'      # our own, PixArt's or diffusers', of which no flow is read; or damaged, told later
     channels, outputs = table.shape[1], weight.shape[0]
     patch = table.shape[2] * table.shape[3]
     if outputs != 2 * channels * patch:
-        if any(key.startswith('y_embedder.embedding_table') for key in source.tensors):
-            raise UserError(f'{path} gives as many channels as it takes, so nothing tells a DiT without '
-                            f'variance, which predicts noise, from a SiT, which predicts a velocity: say '
-                            f'--system dit, sit, repa or lightningdit')
-        return 'dit'
+        return '' if any(key.startswith('y_embedder.embedding_table') for key in source.tensors) else 'dit'
     unused = np.arange(outputs) % (2 * channels) >= channels
     dead = all(key in source.tensors and not source.read(key)[unused].any() for key in (OUTPUT, OUTPUT_BIAS))
     live = source.read(OUTPUT).any()

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_samples import random_state, tiny_arch
+import torch_files_by_hand as by_hand
+from torch_samples import SOFTMAX, random_state, tiny_arch
 
 from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.checkpoint.projector_file import read_file
@@ -52,11 +53,15 @@ def test_a_dit_says_so():
             find_diffusion(source(**told), Path(name), 'sit')
 
 
-def test_where_nothing_says_so_the_unused_half_of_the_outputs_does():
+def test_where_nothing_says_so_the_unused_half_of_the_outputs_does(caplog):
     state = random_state(tiny_arch())
     assert find_diffusion(source(state), PLAIN)[0] == DDPM
     section, why = find_diffusion(source(untrained_half(state)), PLAIN)
     assert section['kind'] == 'flow' and 'was never trained' in why
+    with pytest.raises(UserError, match='asked for as DiT, but the second half of its outputs was never'):
+        find_diffusion(source(untrained_half(state)), PLAIN, 'dit')
+    assert find_diffusion(source(state), PLAIN, 'sit')[0]['kind'] == 'flow'
+    assert 'taken for a SiT, as asked, but' in caplog.text
 
 
 def test_where_nothing_differs_it_is_asked():
@@ -106,6 +111,55 @@ def test_a_repa_there_and_back_with_its_projectors(tmp_path):
         convert(tmp_path / source, tmp_path / 'again', overwrite=True)
         again, _ = load_model_folder(tmp_path / 'again')
         assert again['diffusion'] == config['diffusion'] and set(read_file(tmp_path / 'again')) == set(kept)
+
+
+def trainers_file(path, ema, model, **more):
+    """{model, ema, opt, ...} as the trainers write it."""
+    parts, storages = {'opt': by_hand.dict_of({})}, {}
+    for name, state in (('ema', ema), ('model', model)):
+        entries = {}
+        for key, array in state.items():
+            entries[key] = by_hand.tensor(str(len(storages)), array.shape)
+            storages[str(len(storages))] = np.ascontiguousarray(array).tobytes()
+        parts[name] = by_hand.dict_of(entries)
+    by_hand.write_zip(path, by_hand.dict_of(parts | more), storages)
+    return path
+
+
+YES = b'\x88'
+TOLD_SIT = by_hand.namespace(model='SiT-XL/2', path_type='GVP', prediction='velocity')
+TOLD_REPA = by_hand.namespace(model='SiT-XL/2', path_type='linear', encoder_depth=1, weighting='lognormal')
+TOLD_LIGHTNING = by_hand.dict_of({'transport': by_hand.dict_of({
+    'path_type': by_hand.text('Linear'), 'prediction': by_hand.text('velocity'), 'use_lognorm': YES,
+    'use_cosine_loss': YES})})
+LIGHTNING = tiny_arch({**SOFTMAX, 'rope': True}, patch=1, learn_sigma=False, ffn='swiglu_bias', norm='rms')
+# Architecture, what stands beside the weights, and path, noise_at, times and cosine that it means.
+TRAINERS = {
+    'sit': (tiny_arch(), {'args': TOLD_SIT}, ('gvp', 0, 'uniform', 0.0)),
+    'repa': (tiny_arch(learn_sigma=False), {'args': TOLD_REPA}, ('linear', 1, 'log_normal', 0.0)),
+    'lightningdit': (LIGHTNING, {'config': TOLD_LIGHTNING}, ('linear', 0, 'logit_normal', 1.0))}
+
+
+@pytest.mark.parametrize('system, wrapper', [
+    ('sit', 'module.'), ('repa', '_orig_mod.'), ('lightningdit', 'module._orig_mod.')])
+def test_a_trainers_file_there_and_back(system, wrapper, tmp_path):
+    """Its EMA as it is, its model behind what DistributedDataParallel and torch.compile put before names."""
+    arch, more, flow = TRAINERS[system]
+    ema, model = (random_state(arch, seed) | (projectors(16) if system == 'repa' else {}) for seed in (1, 2))
+    file = trainers_file(tmp_path / 'last.pt', ema, {wrapper + key: value for key, value in model.items()},
+                         **more)
+    for weights, state in (('ema', ema), ('model', model)):
+        read = open_source(file, weights)
+        assert set(read.tensors) == set(state) and read.weights == weights
+        np.testing.assert_array_equal(read.read('pos_embed'), state['pos_embed'])
+    convert(file, tmp_path / 'ours', weights='model', heads=2)
+    section = load_model_folder(tmp_path / 'ours')[0]['diffusion']
+    assert tuple(section[name] for name in ('path', 'noise_at', 'times', 'cosine')) == flow
+    export(tmp_path / 'ours', tmp_path / 'back.safetensors')
+    back = open_source(tmp_path / 'back.safetensors')
+    assert set(back.tensors) == set(model)
+    for key, value in model.items():
+        np.testing.assert_allclose(back.read(key), value, rtol=0, atol=2e-7 if 'rope' in key else 0)
 
 
 def test_blocks_of_an_early_repa_are_counted_on():
