@@ -5,6 +5,8 @@
         --out=data/latents
     python prepare_latents.py --data=captions --path=images --vae=models/sdxl_vae --text_encoder=models/t5 \\
         --image_size=512 --buckets --out=data/captions_512
+    python prepare_latents.py --data=lightningdit --path=vavae_latents --vae=models/va_vae \\
+        --out=data/va_vae_256
     python prepare_latents.py --teacher=models/dit_xl --count=50000 --cfg_scale=1.5 --out=data/drawn
 
 The same command resumes an interrupted run. Sizes on disk for ImageNet at 256 pixels and an SD VAE (32 x 32

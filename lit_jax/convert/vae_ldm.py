@@ -56,7 +56,7 @@ def convert_ldm_vae(src, out, *, vae_id: str | None = None, latents_stats: str |
     if published and not latents_stats:
         raise UserError(f'{src} has the latents of VA-VAE, which models see normalised by their mean and '
                         f'deviation: give --latents_stats latents_stats.pt, the file beside it')
-    stats = _read_stats(local_path(latents_stats), arch['channels']) if latents_stats else None
+    stats = read_stats(local_path(latents_stats), arch['channels']) if latents_stats else None
     params = read_vae_params(_renamed(source, len(arch['widths'])), arch, str(src))
     if stats:
         _normalise(params, *stats, src)
@@ -103,7 +103,7 @@ def _renamed(source: Source, levels: int) -> Source:
     return source_from_arrays(state)
 
 
-def _read_stats(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_stats(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation [C], float64."""
     source = open_source(path)
     if not {'mean', 'std'} <= set(source.tensors):

@@ -124,6 +124,17 @@ def missing_shards(folder, plan: dict) -> list[int]:
     return [number for number in range(len(shard_ranges(plan))) if not _is_made(folder, number, sizes)]
 
 
+class ShardStore(Parts):
+    """The shards of a set as a store for `lit_jax.runtime.parts.make_missing`."""
+
+    def __init__(self, out, plan: dict):
+        super().__init__(plan['source']['count'], plan['shard_size'])
+        self.out, self._plan = out, plan
+
+    def missing(self) -> list[int]:
+        return missing_shards(self.out, self._plan)
+
+
 def _is_made(folder, number: int, sizes: dict[str, int]) -> bool:
     name, note = (text.removeprefix(f'{SHARDS}/') for text in (shard_name(number), note_name(number)))
     if name not in sizes or note not in sizes:

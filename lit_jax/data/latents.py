@@ -9,7 +9,8 @@
 A record of latents with labels: the moments of an image and of its mirror image, [2, h, w, 2C], mean before
 log-variance, not scaled, as little-endian float32 or float16; then the label as int32. Of an exact set
 (format 2, drawn by a teacher: lit_jax/latents/teacher_draws.py): latents or pixels [1, h, w, C], without
-mirror image and variance. Latents with text features: lit_jax/data/caption_latents.py."""
+mirror image and variance; of one that LightningDiT's code made (format 3: lit_jax/latents/official_shards.py)
+[2, h, w, C]. Latents with text features: lit_jax/data/caption_latents.py."""
 import hashlib
 import logging
 import os
@@ -32,7 +33,8 @@ from lit_jax.runtime.kept import keep_facts
 from lit_jax.runtime.paths import absolute, file_sha256, files_under, is_remote
 from lit_jax.runtime.read_ahead import read_all
 
-FORMAT, EXACT_FORMAT, KIND = 1, 2, 'latents'
+FORMAT, EXACT_FORMAT, MIRRORED_FORMAT, KIND = 1, 2, 3, 'latents'
+FORMATS = FORMAT, EXACT_FORMAT, MIRRORED_FORMAT
 EXACT = -60.0      # log-variance of what is exact: the noise of its posterior is lost in rounding
 METADATA, PREPARATION, BAD, SHARDS = 'metadata.json', 'preparation.json', 'bad_pictures.txt', 'shards'
 DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2')}  # of the moments on disk
@@ -50,6 +52,7 @@ _SHAPE = {'count': int, 'latent_size': int, 'image_size': int, 'dtype': str, 'cl
           'vae': {'channels': int, 'downscale': int, 'scale': float, 'shift?': float},
           'shards': [{'name': str, 'count': int, 'bytes': int, 'sha256': str}],
           'text?': {'tokens': int, 'width': int}, 'buckets?': [[int]], 'space?': str, 'exact?': bool,
+          'mirrored?': bool,
           'teacher?': {'name': str, 'sha256': str}}
 _NOTE = {'count': int, 'sha256': str, 'labels?': [int], 'buckets?': [int]}
 
@@ -115,15 +118,15 @@ class CachedLatents(Source):
 
 
 class LatentSource(CachedLatents):
-    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}, of an exact set [1, h, w, 2C]; `spec` has
-    image_size h and channels C."""
+    """Elements {'moments': float32 [2, h, w, 2C], 'label': int32}, of an exact set without mirror images
+    [1, h, w, 2C]; `spec` has image_size h and channels C."""
 
     def __init__(self, folder, metadata: dict):
         size, channels = metadata['latent_size'], metadata['vae']['channels']
         names = tuple(metadata['classes'])
         super().__init__(folder, metadata, Spec(size, channels, len(names), names))
         self._exact, self._dtype = metadata.get('exact', False), DTYPES[metadata['dtype']]
-        self._shape = (1, size, size, channels) if self._exact else (2, size, size, 2 * channels)
+        self._shape = views(metadata), size, size, channels * (1 if self._exact else 2)
         self._values, self._bytes = int(np.prod(self._shape)), record_bytes(metadata)
 
     def __getitem__(self, index: int) -> dict:
@@ -176,13 +179,19 @@ def exact_moments(values: np.ndarray) -> np.ndarray:
 
 
 def pack(moments: np.ndarray, label: int, dtype: str) -> bytes:
-    """One record from float32 [2, h, w, 2C] (of an exact set [1, h, w, C]) and a label."""
+    """One record from float32 [2, h, w, 2C] (of an exact set [1 or 2, h, w, C]) and a label."""
     return moments.astype(DTYPES[dtype]).tobytes() + np.asarray(label, _LABEL).tobytes()
+
+
+def views(plan: dict) -> int:
+    """1, or 2 with the mirror image."""
+    return 2 if plan.get('mirrored', not plan.get('exact')) else 1
 
 
 def record_bytes(plan: dict) -> int:
     """Bytes of a record. plan: or metadata."""
-    values = (1 if plan.get('exact') else 4) * plan['latent_size'] ** 2 * plan['vae']['channels']
+    parts = 1 if plan.get('exact') else 2
+    values = views(plan) * plan['latent_size'] ** 2 * parts * plan['vae']['channels']
     return values * DTYPES[plan['dtype']].itemsize + _LABEL.itemsize
 
 
@@ -243,9 +252,9 @@ def read_metadata(folder, kind: str = KIND) -> dict:
                         f'folder')
     if found != kind:
         raise UserError(f'{folder / METADATA} does not describe latents of prepare_latents.py')
-    if metadata.get('format') not in (FORMAT, EXACT_FORMAT):
+    if metadata.get('format') not in FORMATS:
         raise UserError(f'{folder} has format {shown(metadata.get("format"))}, this version of lit_jax reads '
-                        f'formats {FORMAT} and {EXACT_FORMAT}. Use the version that wrote it, or make the '
+                        f'formats {", ".join(map(str, FORMATS))}. Use the version that wrote it, or make the '
                         f'latents again')
     check_shape(metadata, _SHAPE, folder / METADATA)
     return metadata

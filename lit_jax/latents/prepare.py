@@ -23,7 +23,7 @@ from lit_jax.data import caption_latents, crop, latent_shards, text_features
 from lit_jax.data.images import ImageSource, as_told
 from lit_jax.data.latents import BAD, DTYPES, FORMAT, KIND, METADATA, PREPARATION, SHARDS, record_bytes
 from lit_jax.data.sources import CAPTIONED, Source, open_captioned, open_source
-from lit_jax.latents import caption_preparation
+from lit_jax.latents import caption_preparation, official_shards
 from lit_jax.latents.encoding import CaptionRecords, LabelRecords, make_shards
 from lit_jax.latents.prepare_options import PrepareOptions
 from lit_jax.latents.teacher_draws import Draws, check_no_teacher, open_draws
@@ -54,13 +54,13 @@ def prepare_latents(request: PrepareOptions) -> str:
         peers.together(lambda: _check_claim(out, plan))
         missing, null = peers.from_lead(lambda: (_missing(out, work),
                                                  caption_preparation.needs_null(out, plan)))
-        if request.teacher:
-            if null:
+        if isinstance(work, _Work):
+            _encode(request, work, out, missing, null)
+        else:
+            if null and isinstance(work, Draws):
                 work.make_null(out)
             if missing:
                 work.make(out)
-        else:
-            _encode(request, work, out, missing, null)
         _together(lambda: _verify(out, _mine(range(len(latent_shards.shard_ranges(plan))))))
         return peers.from_lead(lambda: _finish(out, plan))
 
@@ -89,9 +89,11 @@ class _Work:
     record_size: float
 
 
-def _open(request: PrepareOptions) -> _Work:
+def _open(request: PrepareOptions) -> '_Work | official_shards.OfficialShards':
     """Opens and checks all inputs; writes nothing."""
     _check_request(request)
+    if request.data == official_shards.NAME:
+        return official_shards.open_official(request)
     config = read_vae_config(request.vae)
     where = {'split': request.split, 'data_dir': request.data_dir, 'path': request.path,
              'strict': request.strict}
@@ -219,7 +221,11 @@ def _decisive(plan: dict) -> dict:
     return plan | ({'teacher': teacher} if teacher else {})
 
 
-def _missing(out, work: '_Work | Draws') -> list[int]:
+def _verb(plan: dict) -> str:
+    return 'draw' if 'teacher' in plan else 'take over' if 'mirrored' in plan else 'encode'
+
+
+def _missing(out, work: '_Work | Draws | official_shards.OfficialShards') -> list[int]:
     """The shards to make, after a check of the free space. If there are any, metadata.json is deleted."""
     plan = work.plan
     ranges, missing = latent_shards.shard_ranges(plan), latent_shards.missing_shards(out, plan)
@@ -229,7 +235,7 @@ def _missing(out, work: '_Work | Draws') -> list[int]:
         storage.check_free_space(out, size)
         (out / METADATA).unlink(missing_ok=True)
         LOG.info('%d images to %s%s: %s in %d shards of %s', images,
-                 'draw' if 'teacher' in plan else 'encode',
+                 _verb(plan),
                  f' (of {all_images}, the others are done)' if images < all_images else '',
                  human_bytes(size), len(missing), out)
         LOG.info('if interrupted, the same command resumes')

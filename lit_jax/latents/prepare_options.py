@@ -25,12 +25,14 @@ class PrepareOptions(SamplerFlags, Processes):
     shard_size: int | None = option('images per shard (default: 512, more for large data sets)', default=None)
 
     data: str = option("imagenet2012, tfds:NAME, folder, or one's own as package.module:function; with "
-                       "captions: captions or shapes", default='', group=IMAGES)
+                       "captions: captions or shapes; lightningdit: latents that its own code cached",
+                       default='', group=IMAGES)
     vae: str = option('VAE folder, written by convert_torch_ckpt.py', default='', group=IMAGES)
     image_size: int | None = option('images are cropped to this side, in pixels', default=None, group=IMAGES)
     data_dir: str = option('folder of all data sets (default: $LIT_JAX_DATA, else ~/.cache/lit_jax/datasets)',
                            default='', group=IMAGES)
-    path: str = option('image folder, for --data=folder and --data=captions', default='', group=IMAGES)
+    path: str = option('folder of the images, for --data=folder and --data=captions, or of the latents',
+                       default='', group=IMAGES)
     num_classes: int | None = option('number of classes, if the data set does not define it', default=None,
                                      group=IMAGES)
     vae_dtype: str = option('compute dtype of the VAE', choices=('float32', 'bfloat16'), default='float32',

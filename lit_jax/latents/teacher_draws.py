@@ -20,7 +20,7 @@ from lit_jax.latents.prepare_options import DRAWN, IMAGES, PrepareOptions
 from lit_jax.runtime import peers
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.options import given
-from lit_jax.runtime.parts import Parts, make_missing
+from lit_jax.runtime.parts import make_missing
 from lit_jax.runtime.paths import as_path, explain_unwritable
 from lit_jax.sampling.card import computed_facts
 from lit_jax.sampling.labels import parse_classes
@@ -50,7 +50,7 @@ class Draws:
     def make(self, out) -> None:
         """Draws the missing shards into the folder `out`, divided among all processes."""
         self.pipeline.load('model')
-        shards = _Shards(out, self.plan)
+        shards = latent_shards.ShardStore(out, self.plan)
         most = -(-len(peers.from_lead(shards.missing)) // jax.process_count())
 
         def draw_mine(mine: list[int]) -> Iterator[None]:
@@ -109,17 +109,6 @@ class Draws:
                             f'--dtype=float32, or check the teacher')
 
 
-class _Shards(Parts):
-    """The shards of a set as a store for `make_missing`."""
-
-    def __init__(self, out, plan: dict):
-        super().__init__(plan['source']['count'], plan['shard_size'])
-        self.out, self._plan = out, plan
-
-    def missing(self) -> list[int]:
-        return latent_shards.missing_shards(self.out, self._plan)
-
-
 def open_draws(request: PrepareOptions) -> Draws:
     """Opens and checks all inputs; writes nothing. All processes call it together."""
     seed = peers.together(lambda: _check_request(request))
@@ -167,7 +156,8 @@ def check_no_teacher(request: PrepareOptions) -> None:
     if flags:
         raise UserError(f'{", ".join(flags)}: for images that a teacher draws: give --teacher=MODEL, or '
                         f'leave them out')
-    if missing := [f'--{name}' for name in ('data', 'vae', 'image_size') if not getattr(request, name)]:
+    needed = ('data', 'vae', *(() if request.data == 'lightningdit' else ('image_size',)))
+    if missing := [f'--{name}' for name in needed if not getattr(request, name)]:
         raise UserError(f'{", ".join(missing)} missing: give --data, --vae and --image_size (images that a '
                         f'VAE encodes), or --teacher=MODEL and --count=N (images that a model draws)')
 

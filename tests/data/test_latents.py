@@ -123,7 +123,7 @@ def test_a_half_written_set_is_refused_with_the_command_that_goes_on(folder):
 
 @pytest.mark.parametrize('content, message', [
     ('{"kind": "lat', 'it is not JSON'), ('{"kind": "vae"}', 'does not describe latents'),
-    ('{"kind": "latents", "format": 3}', 'format 3, this version of lit_jax reads formats 1 and 2')])
+    ('{"kind": "latents", "format": 4}', 'format 4, this version of lit_jax reads formats 1, 2, 3')])
 def test_other_metadata_is_refused(folder, content, message):
     (folder / 'metadata.json').write_text(content)
     with pytest.raises(UserError, match=message):
