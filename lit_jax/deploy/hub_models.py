@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+from safetensors import safe_open
 
 from lit_jax.checkpoint.load import read_weights_config
 from lit_jax.checkpoint.model_folder import CONFIG, is_model_folder
 from lit_jax.checkpoint.workdir import is_workdir, read_workdir
-from lit_jax.convert.torch_export import export, published
+from lit_jax.convert.torch_export import export
+from lit_jax.convert.torch_files import METADATA_KEY
 from lit_jax.convert.torch_import import convert
 from lit_jax.convert.torch_student import MODELING, WEIGHTS, check_student
 from lit_jax.deploy.hub_client import check_arrived, check_token, client, download, explain_hub, hub_cache
@@ -18,6 +20,7 @@ from lit_jax.runtime import writers
 from lit_jax.runtime.claim import claimed
 from lit_jax.runtime.errors import UserError, listed
 from lit_jax.runtime.hub import HUB, hub_name
+from lit_jax.runtime.json_file import parse_json, read_json
 from lit_jax.runtime.paths import as_path, make_folder, remove_tree
 
 IMAGES = '.png', '.jpg', '.jpeg', '.webp'
@@ -64,7 +67,7 @@ def push(src, name: str, *, private: bool = False, licence: str = '', figures=No
         try:
             _stage(src, config, folder, sheets)
             code = (folder / MODELING).is_file()
-            card = model_card(name, {**config, 'recipe': _recipe(config)}, licence, rows, list(sheets), code)
+            card = model_card(name, _told(config, folder), licence, rows, list(sheets), code)
             (folder / CARD).write_text(card)
             with explain_hub(name, 'pushed'):
                 address = api.create_repo(name, private=private or None, exist_ok=True)
@@ -97,7 +100,9 @@ def _stage(src, config: Mapping, folder: Path, sheets: Mapping[str, Path]) -> No
     else:
         folder.mkdir()
         export(src, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(published(config), indent=2) + '\n')
+        with safe_open(folder / WEIGHTS, 'numpy') as file:
+            told = parse_json(file.metadata()[METADATA_KEY], folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(told, indent=2) + '\n')
     for name, file in sheets.items():
         (folder / name).write_bytes(file.read_bytes())
 
@@ -108,6 +113,13 @@ def _has_code(config: Mapping) -> bool:
     except UserError:
         return False
     return True
+
+
+def _told(config: Mapping, folder: Path) -> dict:
+    """What the card tells: the config, with what is written about the weights, and the recipe."""
+    written = read_json(folder / CONFIG, {str: object})
+    return {**config, 'recipe': _recipe(config),
+            'provenance': {**(written.get('provenance') or {}), **(config.get('provenance') or {})}}
 
 
 def _recipe(config: Mapping) -> Mapping | None:

@@ -11,10 +11,13 @@ from hub_server import hub_server
 from PIL import Image
 from student_archs import ARCHS, saved
 
+from lit_jax.checkpoint.manager import Checkpoints
 from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
+from lit_jax.checkpoint.workdir import claim_workdir
 from lit_jax.commands.push import PushOptions
 from lit_jax.convert.torch_import import convert
 from lit_jax.deploy.model_card import model_card
+from lit_jax.evaluation.table import keep_row
 from lit_jax.runtime import paths
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.hub import hub_name
@@ -43,19 +46,21 @@ def test_nothing_is_written_to_a_name(capsys, tmp_path):
         convert('file.pt', 'hf://me/model')
 
 
+ROW = {'id': '1', 'scores': {'fid': 2.5}, 'card': {
+    'samples': {'name': 'at /home/ann/runs/x, step 5', 'count': 10, 'card': {'model': {'provenance': {
+        'source': '/home/ann/runs/x'}}, 'sampler': {'steps': 20}}},
+    'reference': {'id': '/home/ann/ref.npz', 'sha256': 64 * 'a', 'statistics': 'all'},
+    'features': {'flavour': 'Inception', 'sha256': 64 * 'b', 'precision': 'float32'},
+    'settings': {'pr_mode': 'adm', 'neighbours': 3, 'inception_score': 'splits'}}}
+
+
 def test_a_card_says_what_a_model_is_and_no_places_of_this_machine():
     recipe = {'teacher': {'path': '/home/ann/models/dit_xl'}, 'inherit': {'path': ''},
               'data': {'path': 'gs://private/imagenet', 'name': 'a / b'}, 'train': {'steps': 5}}
-    row = {'id': '1', 'scores': {'fid': 2.5}, 'card': {
-        'samples': {'name': 'at /home/ann/runs/x, step 5', 'count': 10, 'card': {'model': {'provenance': {
-            'source': '/home/ann/runs/x'}}, 'sampler': {'steps': 20}}},
-        'reference': {'id': '/home/ann/ref.npz', 'sha256': 64 * 'a', 'statistics': 'all'},
-        'features': {'flavour': 'Inception', 'sha256': 64 * 'b', 'precision': 'float32'},
-        'settings': {'pr_mode': 'adm', 'neighbours': 3, 'inception_score': 'splits'}}}
     arch = {**ARCHS['lit'], 'input_size': [8, 8]}
     config = {'model': arch, 'latent': {'space': 'vae', 'vae': 'sd', 'scale': 1.0}, 'recipe': recipe,
               'provenance': {'source': '/home/ann/runs/x', 'step': 5, 'sha256': 64 * 'c'}}
-    card = model_card('me/lit', config, 'cc-by-nc-4.0', [row], ['a b.png'], True)
+    card = model_card('me/lit', config, 'cc-by-nc-4.0', [ROW], ['a b.png'], True)
     for said in ('license: "cc-by-nc-4.0"', '| Teacher | `dit_xl` |', '| Made from | `x`, step 5 |',
                  '| Licence of the weights | cc-by-nc-4.0 |', '![Samples](a%20b.png)', '## Recipe',
                  '"steps": 5', 'at x, step 5', '| 2.500 |', 'Recipe card of', '"pr_mode": "adm"',
@@ -198,3 +203,35 @@ def test_the_command_prints_the_page_of_the_model(server, tmp_path):
                           timeout=300)
     assert done.returncode == 0, done.stderr
     assert f'pushed   {server.url}/me/typed' in done.stdout and "lit_jax.load('hf://me/typed')" in done.stdout
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_a_workdir_is_pushed_with_its_recipe_figures_and_newest_sheet(server, tmp_path):
+    (config, params), run = load_model_folder(saved(tmp_path, ARCHS['lit'])), tmp_path / 'run'
+    about = {name: config[name] for name in ('model', 'diffusion', 'latent', 'classes')}
+    claim_workdir(run, {'teacher': {'path': '/home/ann/dit'}, 'train': {'label_dropout': 0.1}}, about)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(3, {'params': params, 'ema': params, 'step': np.int32(3)}, {'seen': 3})
+    save_model_folder(run / 'best', {**about, 'provenance': {'source': str(run), 'step': 3}}, params)
+    (run / 'samples').mkdir()
+    for step in (1, 3):
+        Image.new('RGB', (8, 8)).save(run / 'samples' / f'{step:09d}.png')
+    (tmp_path / 'scores').mkdir()
+    keep_row(tmp_path / 'scores', ROW)
+    without_code = ("import lit_jax.deploy.hub_models as models; models._has_code = lambda config: False; "
+                    "push('run', 'me/plain'); keep('plain.npz', 'me/plain')")
+    said = each(server, tmp_path, "push('run', 'me/run', figures='scores')", "push('run/best', 'me/best')",
+                without_code)
+    assert said == ['', '', '']
+    run, best = (server.repos[name]['README.md'].decode() for name in ('me/run', 'me/best'))
+    for card in (run, best):
+        assert '| Teacher | `dit` |' in card and '"label_dropout": 0.1' in card and 'ann' not in card
+        assert '| Made from | `run`, step 3 |' in card and 'that of the weights of its teacher' in card
+    assert '(000000003.png)' in run and '| 2.500 |' in run and 'Recipe card of' in run
+    plain = server.repos['me/plain']
+    assert '| Made from | `run`, step 3 |' in plain['README.md'].decode() and 'modeling_lit.py' not in plain
+    with np.load(tmp_path / 'plain.npz') as found:
+        assert all(np.array_equal(found[name], leaf) for name, leaf in named_leaves(params).items())
+    assert set(server.repos['me/run']) == {'config.json', 'model.safetensors', 'modeling_lit.py', 'README.md',
+                                           '000000003.png'}

@@ -12,6 +12,7 @@ from sampling_models import save_latent_model, save_vae
 from text_models import save_system
 
 import lit_jax
+from lit_jax.app.drawing import open_studio
 from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
 from lit_jax.checkpoint.text_encoder_folder import read_text_encoder_config
 from lit_jax.deploy.offline import make_bundle
@@ -41,6 +42,8 @@ def test_a_bundle_draws_without_its_sources(tmp_path):
     np.testing.assert_array_equal(open_pipeline(bundle).sample(**SETTINGS), expected)
     np.testing.assert_array_equal(lit_jax.load(bundle).sample(**SETTINGS), expected)
     assert str(tmp_path) not in (bundle / 'config.json').read_text()
+    studio = open_studio(str(bundle), low_memory=True)      # what app.py draws with
+    assert studio.takes == 'text' and studio.pipeline.vae is not None
     # A bundle of a bundle is whole again.
     make_bundle(bundle, tmp_path / 'again')
     np.testing.assert_array_equal(open_pipeline(tmp_path / 'again').sample(**SETTINGS), expected)
