@@ -196,13 +196,18 @@ def test_what_goes_wrong_is_one_message(server, tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.slow
-def test_the_command_prints_the_page_of_the_model(server, tmp_path):
-    saved(tmp_path, ARCHS['lit'])
-    done = subprocess.run([sys.executable, '-m', 'lit_jax', 'push', 'model', 'me/typed', '--private'],
-                          cwd=tmp_path, env=environment(server, tmp_path), capture_output=True, text=True,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert f'pushed   {server.url}/me/typed' in done.stdout and "lit_jax.load('hf://me/typed')" in done.stdout
+def test_the_commands_push_and_draw(server, tmp_path):
+    def run(*words):
+        done = subprocess.run([sys.executable, '-m', 'lit_jax', *words], cwd=tmp_path, text=True, timeout=300,
+                              env=environment(server, tmp_path), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    saved(tmp_path, {**ARCHS['dit'], 'num_classes': 10})
+    said = run('push', 'model', 'me/typed', '--private')
+    assert f'pushed   {server.url}/me/typed' in said and "lit_jax.load('hf://me/typed')" in said
+    run('sample', '--from', 'hf://me/typed', '--classes', '1', '--steps', '2', '--out', 'grid.png')
+    assert Image.open(tmp_path / 'grid.png').size >= (8, 8)
 
 
 @pytest.mark.peers
