@@ -21,7 +21,6 @@ from lit_jax.runtime.errors import UserError, human_bytes
 from lit_jax.runtime.paths import as_path, check_folder, local_path
 
 README = 'README.md'
-UNTRIED = 'dig', 'udig'      # families whose exports were not seen to run
 FILES = {'onnx': (onnx_file.FILE, onnx_file.DATA), 'stablehlo': (stablehlo.FILE, stablehlo.WEIGHTS)}
 _READ = {'onnx': '''import onnxruntime
 
@@ -82,9 +81,6 @@ def export_model(src, out, *, to: str, sampler: bool = False, flags=None, int8: 
 
 def _check(config: Mapping, out: Path, to: str, sampler: bool, int8: bool, any_size: bool,
            overwrite: bool) -> None:
-    if config['model']['family'] in UNTRIED:
-        raise UserError(f'models of the family {config["model"]["family"]} cannot be exported yet; as '
-                        'PyTorch they can: python convert_torch_ckpt.py MODEL --to_torch --layout lit')
     if to == 'onnx':
         onnx_file.check_onnx()
     elif int8:
