@@ -235,16 +235,21 @@ def joined(graph: Graph, parts: Sequence) -> str | np.ndarray:
 @folding
 def _dynamic_slice(graph, eqn, values):
     value, starts = values[0], values[1:]
-    sizes, wanted = tuple(eqn.invars[0].aval.shape), eqn.params['slice_sizes']
-    if not is_static(sizes):
+    shape, slices = tuple(eqn.invars[0].aval.shape), eqn.params['slice_sizes']
+    cut = [axis for axis, size in enumerate(shape) if str(size) != str(slices[axis])]      # not whole
+    if not cut:
+        return [value]
+    sizes, wanted = ([sides[axis] for axis in cut] for sides in (shape, slices))
+    if not is_static((*sizes, *wanted)):
         raise unwritable('a slice of an axis of unknown size')
-    begin = [graph.node('Reshape', [cast(graph, graph.name(start), np.int64), np.array([1], np.int64)])
-             for start in starts]
+    begin = [graph.node('Reshape', [cast(graph, graph.name(starts[axis]), np.int64), np.array([1], np.int64)])
+             for axis in cut]
     begin = graph.node('Concat', begin, axis=0)
-    begin = graph.node('Max', [begin, np.zeros(len(sizes), np.int64)])
+    begin = graph.node('Max', [begin, np.zeros(len(cut), np.int64)])
     begin = graph.node('Min', [begin, np.array(sizes, np.int64) - np.array(wanted, np.int64)])
     end = graph.node('Add', [begin, np.array(wanted, np.int64)])
-    return [Value(graph.node('Slice', [graph.full(value, sizes), begin, end]), shape_of(eqn))]
+    name = graph.node('Slice', [graph.full(value, shape), begin, end, np.array(cut, np.int64)])
+    return [Value(name, shape_of(eqn))]
 
 
 @operator('rev')

@@ -50,7 +50,7 @@ def sample_dopri5(model_fn: Callable, x_T: Array, cond: Mapping[str, Array], *, 
     arguments are those of `samplers`; key, noise and eta are ignored, and there is no trajectory."""
     if trajectory:
         raise UserError('dopri5 has no trajectory: each image has steps of its own')
-    flow, dtype, images = schedule.flow, accumulator(x_T), (len(x_T),) + (1,) * (x_T.ndim - 1)
+    flow, dtype, images = schedule.flow, accumulator(x_T), x_T.shape[:1] + (1,) * (x_T.ndim - 1)
     stages, times, fourth = (jnp.asarray(table, dtype) for table in (_STAGES, _TIMES, _FOURTH))
     size = schedule.end - schedule.start
 

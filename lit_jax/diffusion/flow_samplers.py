@@ -238,7 +238,8 @@ def scan_rows(predict: Callable, x_T: Array, rows: Mapping[str, Array],
 
     def body(carry, scan):
         (x, base, k_before), (number, row) = carry, scan
-        own = {name: table[jnp.full(len(x), number)] for name, table in rows.items() if name not in scalars}
+        numbers_B = jnp.full(x.shape[:1], number)      # len(x) may be unknown, in exports
+        own = {name: table[numbers_B] for name, table in rows.items() if name not in scalars}
         time, guided_at = own.pop('time'), own.pop('guided_at')
         own = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in own.items()}
         noise = None if draw is None else draw(row['step'])

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from student_archs import ARCHS, saved, weights
+from student_archs import ARCHS, FLOW, saved, weights
 
 from lit_jax.checkpoint.model_folder import load_model_folder, save_model_folder
 from lit_jax.commands.export import ExportOptions
 from lit_jax.deploy.export_model import describe, export_model
+from lit_jax.deploy.programs import NOISY
 from lit_jax.diffusion.settings import SamplerSettings
 from lit_jax.models.network import Network
 from lit_jax.runtime.errors import UserError
@@ -88,15 +89,17 @@ def test_a_text_model_takes_any_sides(tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.parametrize('method, to', [('ddpm', 'onnx'), ('ddim', 'onnx'), ('dpm++', 'onnx'),
-                                        ('ddpm', 'stablehlo')])
+                                        ('ddpm', 'stablehlo'), ('heun', 'onnx'), ('sde', 'onnx'),
+                                        ('dopri5', 'stablehlo')])
 def test_the_exported_sampler_draws_the_images_of_lit_jax(method, to, tmp_path):
     if to == 'onnx':
         pytest.importorskip('onnx')
     flags = SamplerSettings(method=method, steps=6, cfg_scale=1.5)
-    export_model(folder_of('lit', tmp_path), tmp_path / 'out', to=to, sampler=True, flags=flags)
+    kind = {'diffusion': FLOW} if method in ('heun', 'sde', 'dopri5') else {}
+    export_model(folder_of('lit', tmp_path, **kind), tmp_path / 'out', to=to, sampler=True, flags=flags)
     network, rng = Network(ARCHS['lit']), np.random.default_rng(2)
     inputs = {'noise': rng.standard_normal((2, 8, 8, 4), np.float32), 'label': np.array([1, 3], np.int32)}
-    steps = rng.standard_normal((6, 2, 8, 8, 4), np.float32) if method == 'ddpm' else None
+    steps = rng.standard_normal((6, 2, 8, 8, 4), np.float32) if method in NOISY else None
     config = load_model_folder(tmp_path / 'model')[0]
     sample = jax.jit(build_sampler(network, flags, config))
     expected = sample(weights(network.arch), inputs['noise'], {'label': jnp.array([1, 3])}, None, steps)

@@ -62,7 +62,8 @@ def weights(arch):
     rng, found = np.random.default_rng(0), {}
     for path, leaf in named_leaves(Network(arch).abstract()).items():
         values = rng.standard_normal(leaf.shape, np.float32)
-        values *= 0.02 if values[0].size > 100_000 else 0.2
+        size = values[0].size if path.startswith('blocks') else values.size
+        values *= 0.02 if size > 100_000 else 0.1
         found[path] = values + np.float32('gain' in path)
     return unflatten(found)
 
