@@ -41,6 +41,7 @@ ARCHS = {
                                               dwc='single', separate_banks=True)},
     'dig': {**DIG, 'mixer': GLA},
     'dig skip': {**DIG, 'depth': 6, 'skip': 'skip', 'order': 'algorithm1', 'mixer': GLA},
+    'dig of three heads': {**DIG, 'width': 48, 'mixer': mixer('gla', heads=3)},     # 3 does not divide 16
     'gla four': {**CLASSES, 'mixer': mixer('gla', directions='four', value_gate=True, norm='layer',
                                            gate_bias=True)},
     'udig': {**UDIG, 'mixer': GLA},

@@ -16,6 +16,7 @@ from torchvision_shim import import_oracle
 from lit_jax.checkpoint.model_folder import load_model_folder
 from lit_jax.convert.torch_export import export, export_student, to_torch_state
 from lit_jax.convert.torch_import import convert
+from lit_jax.convert.torch_pipeline import check_pipeline
 from lit_jax.convert.torch_student import MIXERS, check_student, modeling_source
 from lit_jax.diffusion.guidance import guide
 from lit_jax.diffusion.samplers import SAMPLERS, sampling_schedule
@@ -128,6 +129,8 @@ def test_what_cannot_be_exported_is_told_and_nothing_written(tmp_path):
         export(model, tmp_path / 'other', layout='lit', overwrite=True)
     with pytest.raises(UserError, match='no PyTorch code of mine'):
         check_student({**ARCHS['dit'], 'mixer': {'name': 'mine'}})
+    with pytest.raises(UserError, match='PixArtSigmaPipeline of diffusers, which needs a VAE, and this one'):
+        check_pipeline({'model': ARCHS['pixart lit'], 'latent': {'space': 'pixels'}}, None)
     config, params = load_model_folder(model)
     params['final_layer']['linear']['bias'] = np.full_like(params['final_layer']['linear']['bias'], np.nan)
     with pytest.raises(UserError, match='final_layer.linear.bias holds NaN'):

@@ -62,8 +62,8 @@ class GatedLinearAttention(nn.Module):
 
         wide = accumulate(x)
         first, second = self.gk_proj
-        decay = split(F.linear(wide, accumulate(first.weight)).to(x.dtype))
-        decay = F.linear(accumulate(decay.flatten(2)), accumulate(second.weight), accumulate(second.bias))
+        decay = accumulate(F.linear(wide, accumulate(first.weight)).to(x.dtype))
+        decay = F.linear(decay, accumulate(second.weight), accumulate(second.bias))
         inputs = [split(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj)]
         inputs.append(torch.exp(F.logsigmoid(split(decay)) / 16))
         if self.value_decay is not None:
