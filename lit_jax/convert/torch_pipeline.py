@@ -33,8 +33,8 @@ def check_pipeline(config: Mapping, vae) -> None:
     """UserError where the folder of the VAE is missing, wrong, or not wanted."""
     latents = config['latent']['space'] != 'pixels'
     if not latents and conditioning(config['model']) == 'text':
-        raise UserError('text models are drawn by PixArtSigmaPipeline of diffusers, which needs a VAE, and this '
-                        'one draws pixels; give --layout lit')
+        raise UserError('text models are drawn by PixArtSigmaPipeline of diffusers, which needs a VAE, and '
+                        'this one draws pixels; give --layout lit')
     if not latents and vae:
         raise UserError(f'the model draws pixels; leave --vae {vae} out')
     if latents and not (vae and is_hub_vae(Path(vae))):
