@@ -1,1 +1,1 @@
-"""Analyzes models: attention maps, their similarity and rank, routing, and the loss by timestep."""
+"""Analyzes models: attention maps, their similarity and rank, routing, and the loss by time."""

@@ -12,13 +12,14 @@ from lit_jax.analysis.analysis_report import write_page
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.examples import Images, data_recipe, open_images
 from lit_jax.analysis.layer_errors import layer_errors, why_not_comparable
-from lit_jax.analysis.losses import loss_by_timestep
+from lit_jax.analysis.losses import loss_by_time
 from lit_jax.analysis.maps import Attention, NoMaps
 from lit_jax.analysis.measures import spread
 from lit_jax.analysis.routing_shares import route_names, routing
 from lit_jax.analysis.survey import survey
 from lit_jax.analysis.tokens import parse_layers, parse_token, token_maps
 from lit_jax.checkpoint.load import load
+from lit_jax.diffusion.kinds import Diffusion, read_diffusion
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
 from lit_jax.runtime.paths import as_path, check_folder, prepare_folder, write_text_atomic
@@ -55,7 +56,8 @@ def analyze(request: AnalyzeOptions) -> str:
     token_layers = {name: parse_layers(request.layers, one.depth, one.name, MOST_LAYERS)
                     for name, one in attentions.items()}
     tokens = {name: parse_token(request.token, one.grid) for name, one in attentions.items()}
-    at = _timestep(request, recipe.diffusion.steps)
+    diffusion = read_diffusion(recipe.diffusion)
+    at = _time(request, diffusion)
     images = open_images(model, recipe, request.images, split=request.split, seed=request.seed)
     if request.image >= len(images):
         raise UserError(f'--image={request.image}: there are {len(images)} images (--images); give 0 to '
@@ -67,6 +69,7 @@ def analyze(request: AnalyzeOptions) -> str:
     found = {'classes': next(filter(None, known), None),
              'models': {name: {'source': sources[name], 'step': one.config['provenance'].get('step'),
                                'model': one.arch} for name, one in models.items()},
+             'diffusion': diffusion.to_json(),
              'data': {'name': recipe.data.name, 'path': recipe.data.path, 'split': request.split,
                       'seed': request.seed, 'pictures': len(images)}}
     if wanted := [part for part in ('similarity', 'rank') if part in parts]:
@@ -77,10 +80,10 @@ def analyze(request: AnalyzeOptions) -> str:
                    **token_maps(one, images, request.image, at, tokens[name], token_layers[name])}
             for name, one in attentions.items()}}
     if 'loss' in parts:
-        timesteps = spread(recipe.diffusion.steps, request.loss_timesteps)
-        with Progress(len(timesteps) * len(images), 'losses') as progress:
-            found['loss'] = {'timesteps': timesteps,
-                             **loss_by_timestep(models, images, timesteps, request.batch_size, progress)}
+        times = diffusion.spread_times(request.loss_timesteps)
+        with Progress(len(times) * len(images), 'losses') as progress:
+            found['loss'] = {'timesteps': times,
+                             **loss_by_time(models, images, times, request.batch_size, progress)}
     if 'alignment' in parts:
         found |= _compare_layers(request, models, images)
     if 'routing' in parts:
@@ -109,12 +112,12 @@ def _attentions(request: AnalyzeOptions, models: Mapping[str, Model],
 def _survey_models(request: AnalyzeOptions, wanted: list[str], attentions: Mapping[str, Attention],
                    images: Images) -> dict:
     some = images[spread(len(images), request.map_images)]
-    timesteps = spread(images.schedule.num_steps, request.timesteps)
-    with Progress(len(attentions) * len(timesteps) * len(some), 'images of maps') as progress:
-        surveys = {name: survey(one, some, timesteps, wanted, progress) for name, one in attentions.items()}
+    times = images.diffusion.spread_times(request.timesteps)
+    with Progress(len(attentions) * len(times) * len(some), 'images of maps') as progress:
+        surveys = {name: survey(one, some, times, wanted, progress) for name, one in attentions.items()}
     found = {part: {name: one[part] for name, one in surveys.items() if part in one} for part in wanted}
     if 'similarity' in found:
-        found['similarity'] |= {'timesteps': timesteps, 'pictures': len(some)}
+        found['similarity'] |= {'timesteps': times, 'pictures': len(some)}
     return {part: of_models for part, of_models in found.items() if of_models}
 
 
@@ -129,12 +132,12 @@ def _is_possible(part: str, request: AnalyzeOptions, models: Mapping[str, Model]
 
 
 def _compare_layers(request: AnalyzeOptions, models: Mapping[str, Model], images: Images) -> dict:
-    timesteps = spread(images.schedule.num_steps, request.timesteps)
-    with Progress(len(timesteps) * len(images), 'images of layers') as progress:
-        return {'alignment': layer_errors(models, images, timesteps, request.batch_size, progress)}
+    times = images.diffusion.spread_times(request.timesteps)
+    with Progress(len(times) * len(images), 'images of layers') as progress:
+        return {'alignment': layer_errors(models, images, times, request.batch_size, progress)}
 
 
-def _route_models(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: int) -> dict:
+def _route_models(request: AnalyzeOptions, models: Mapping[str, Model], images: Images, at: float) -> dict:
     routed = {name: names for name, model in models.items() if (names := route_names(model))}
     with Progress(len(routed) * len(images), 'routed images') as progress:
         found = {name: routing(models[name], names, images, at, request.batch_size, progress)
@@ -164,11 +167,10 @@ def _check_numbers(request: AnalyzeOptions) -> None:
     check_seed(request.seed)
 
 
-def _timestep(request: AnalyzeOptions, steps: int) -> int:
-    t = steps // 4 if request.timestep is None else request.timestep
-    if not 0 <= t < steps:
-        raise UserError(f'--timestep={t}: this model has the timesteps 0 to {steps - 1}')
-    return t
+def _time(request: AnalyzeOptions, diffusion: Diffusion) -> float:
+    if request.timestep is None:
+        return diffusion.time_of_noise(0.25)
+    return diffusion.check_time('--timestep', request.timestep)
 
 
 def _check_out(out: str):
@@ -199,7 +201,7 @@ def summary(found: Mapping) -> list[str]:
             f'{name}{label}': np.mean(one[key]['effective']) for name, one in ranks.items()
             for key, label in (('map', ''), ('with_convolution', ' with convolution')) if key in one}, '.2f')
     if 'loss' in found:
-        add('loss, mean over timesteps', {
+        add(f'loss, mean over {read_diffusion(found["diffusion"]).unit}s', {
             f'{name} {term}': np.mean(values['mean']) for name in names
             for term, values in found['loss'][name].items()}, '.4f')
     if 'alignment' in found:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from lit_jax.analysis import figures
 from lit_jax.analysis.examples import Images
+from lit_jax.diffusion.kinds import read_diffusion
 from lit_jax.models.arch import mixers_of
 from lit_jax.report.html import Report
 from lit_jax.sampling.labels import class_names
@@ -31,7 +32,7 @@ def write_page(out, found: Mapping, images: Images) -> list[str]:
     data = found['data']
     page.report.paragraph(f'{data["pictures"]} evenly spaced images of {data["name"]}, split '
                           f'{data["split"]}. Each has its own label, and the same noise (seed '
-                          f'{data["seed"]}) for all timesteps and models.')
+                          f'{data["seed"]}) for all {_unit(found)}s and models.')
     sections = {'loss': _loss, 'alignment': _alignment, 'similarity': _similarity, 'rank': _rank,
                 'tokens': _tokens, 'routing': _routing}
     for part, section in sections.items():
@@ -48,34 +49,48 @@ def _mixer(arch: Mapping) -> str:
         for mixer in mixers_of(arch)))
 
 
+def _unit(found: Mapping) -> str:
+    return read_diffusion(found['diffusion']).unit
+
+
+def _shown(times) -> list[str]:
+    return [f'{t:g}' for t in times]
+
+
 def _of_models(found: Mapping, part: str) -> dict:
     return {name: found[part][name] for name in found['models'] if name in found[part]}
 
 
 def _loss(page: Page, found: Mapping, _) -> None:
     loss = dict(found['loss'])
-    timesteps = loss.pop('timesteps')
-    page.report.heading('Loss by timestep')
-    page.report.paragraph('The terms of the training loss at fixed timesteps (0: the least noise). The bands '
-                          'are two standard errors over the images.')
+    times, unit = loss.pop('timesteps'), _unit(found)
+    noise_at = found['diffusion'].get('noise_at')
+    end = '0: the least noise' if noise_at is None else f'{noise_at}: pure noise'
+    page.report.heading(f'Loss by {unit}')
+    page.report.paragraph(f'The terms of the training loss at fixed {unit}s ({end}). The bands are two '
+                          f'standard errors over the images.')
+    terms = {term for terms in loss.values() for term in terms}
+    said = {'mse': f'mse of the {found["diffusion"].get("prediction", "noise")}',
+            'vb': 'vb, the bound that trains the variance',
+            'cosine': 'cosine, 1 - cosine of predicted and true over the channels, times its weight'}
     below = '; below, student over teacher, and the mean squared difference of their outputs'
-    page.figure('loss', figures.losses(loss, timesteps),
-                'mse of the noise; vb, the bound that trains the variance' + below * ('ratio' in loss))
+    page.figure('loss', figures.losses(loss, times, unit),
+                '; '.join(text for term, text in said.items() if term in terms) + below * ('ratio' in loss))
     columns = {term if name == 'difference' else f'{name} {term}': values['mean']
                for name, terms in loss.items() for term, values in terms.items()}
-    page.report.table(('timestep', *columns), [
-        *((t, *(f'{means[i]:.4g}' for means in columns.values())) for i, t in enumerate(timesteps)),
+    page.report.table((unit, *columns), [
+        *((f'{t:g}', *(f'{means[i]:.4g}' for means in columns.values())) for i, t in enumerate(times)),
         ('mean', *(f'{np.mean(means):.4g}' for means in columns.values()))], scroll=True)
 
 
 def _alignment(page: Page, found: Mapping, _) -> None:
-    timesteps, errors = found['alignment']['timesteps'], np.array(found['alignment']['error'])
+    times, errors = found['alignment']['timesteps'], np.array(found['alignment']['error'])
     page.report.heading('Relative error by layer')
     page.report.paragraph("What each mixer of the student returns for the tokens that enter the teacher's "
                           'attention: squared error over the variance of what that attention returns (1: no '
-                          'better than the best constant), by timestep.')
+                          f'better than the best constant), by {_unit(found)}.')
     rows = [*enumerate(errors.T), ('mean', errors.mean(1))]
-    page.report.table(('layer', *timesteps, 'mean'), [
+    page.report.table(('layer', *_shown(times), 'mean'), [
         (layer, *(f'{value:.4f}' for value in values), f'{values.mean():.4f}') for layer, values in rows])
 
 
@@ -86,29 +101,29 @@ def _similarity(page: Page, found: Mapping, _) -> None:
                           f'and {part["pictures"]} images (LiT, figure 10). Weights are positive, so even '
                           f'unrelated maps have a high cosine. Right: the same after subtracting 1/M, the '
                           f'weight of plain averaging, from each weight; unrelated maps then have cosine 0.')
-    page.figure('similarity', figures.similarity(models, part['timesteps']),
-                'similarity of heads by layer and timestep')
+    page.figure('similarity', figures.similarity(models, _shown(part['timesteps']), _unit(found)),
+                f'similarity of heads by layer and {_unit(found)}')
     for name, one in models.items():
         if one['heads'] == 1:
             page.report.paragraph(f'{name}: one head, there are no pairs.')
             continue
         values = np.array(one['cosine'])
-        page.report.table((f'{name}, cosine: layer', *part['timesteps'], 'mean'), [
+        page.report.table((f'{name}, cosine: layer', *_shown(part['timesteps']), 'mean'), [
             (layer, *(f'{v:.3f}' for v in values[:, layer]), f'{values[:, layer].mean():.3f}')
             for layer in range(values.shape[1])], scroll=True)
 
 
 def _rank(page: Page, found: Mapping, _) -> None:
     models = _of_models(found, 'rank')
-    timesteps = next(iter(models.values()))['timesteps']
+    times = _shown(next(iter(models.values()))['timesteps'])
     page.report.heading('Rank of the mixer')
     page.report.paragraph('A head multiplies its values by a matrix with one row and one column per token. '
                           'Effective rank: exp of the entropy of its singular values divided by their sum '
                           '(Roy & Vetterli 2007). Numerical rank: the number of singular values above max(N, '
                           'M)·2⁻²³ times the largest. With the depth-wise convolution each channel of a head '
                           'has its own matrix, map + convolution; the mean is over some of the channels.')
-    page.figure('rank', figures.rank(models),
-                f'left: mean and range over the timesteps {", ".join(map(str, timesteps))}')
+    page.figure('rank', figures.rank(models, _unit(found)),
+                f'left: mean and range over the {_unit(found)}s {", ".join(times)}')
     kinds = [(name, key, label) for name, one in models.items()
              for key, label in (('map', ''), ('with_convolution', ' + convolution')) if key in one]
     header = [f'{name}{label}: {what}' for name, _, label in kinds for what in ('effective', 'numerical')]
@@ -134,7 +149,8 @@ def _tokens(page: Page, found: Mapping, images: Images) -> None:
                           f'coloured from 0 to its largest weight. The M weights sum to 1, so 1/M is plain '
                           f'averaging. The maps do not include the convolution.')
     place = first['token'], first['grid']
-    page.figure('token_maps', figures.token_maps(models, clean, noised, *place, part['timestep']),
+    at = f'{_unit(found)} {part["timestep"]:g}'
+    page.figure('token_maps', figures.token_maps(models, clean, noised, *place, at),
                 'mean over the heads')
     page.figure('token_heads', figures.token_heads(models, clean, *place), 'single heads of one layer')
 
@@ -143,8 +159,8 @@ def _routing(page: Page, found: Mapping, images: Images) -> None:
     part = found['routing']
     page.report.heading('Routing')
     page.report.paragraph('The most frequent choice of the tokens of each class, layer by layer (DyDi-LiT, '
-                          f'figure 5), at timestep {part["timestep"]}. Stronger colour: a larger share of '
-                          'the tokens.')
+                          f'figure 5), at {_unit(found)} {part["timestep"]:g}. Stronger colour: a larger '
+                          'share of the tokens.')
     for name, one in _of_models(found, 'routing').items():
         names = class_names({'classes': found['classes']}, next(iter(one.values()))['classes'])
         page.figure(f'routing_{name}', figures.routing(one, names), name)

@@ -27,14 +27,14 @@ class AnalyzeOptions:
     map_images: int = option('number of these used for similarity and rank', default=4, group=DATA)
     seed: int = option('random seed of the noise', default=0, group=DATA)
 
-    timesteps: int = option('number of evenly spaced timesteps, for similarity, rank and alignment',
-                            default=8, group=WHAT)
+    timesteps: int = option('number of evenly spaced timesteps (of a flow: times), for similarity, rank and '
+                            'alignment', default=8, group=WHAT)
     loss_timesteps: int = option('the same for the loss', default=32, group=WHAT)
     image: int = option('index of the image for the token maps', default=0, group=WHAT)
     token: str = option('ROW,COLUMN of the token on its grid, from 0 (default: the middle)', default='',
                         group=WHAT)
-    timestep: int | None = option('timestep of token maps and routing (default: a quarter of all)',
-                                  default=None, group=WHAT)
+    timestep: float | None = option('timestep (of a flow: time) of token maps and routing (default: where a '
+                                    'quarter is noise)', default=None, group=WHAT)
     layers: str = option('layers of the token maps, from 0, comma separated (default: four, evenly spaced)',
                          default='', group=WHAT)
 

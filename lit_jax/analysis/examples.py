@@ -5,12 +5,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lit_jax.analysis.measures import spread
+from lit_jax.analysis.measures import same_time, spread
 from lit_jax.data.latents import first_of_both
 from lit_jax.data.sources import SOURCES, is_own
-from lit_jax.diffusion.kinds import read_diffusion
-from lit_jax.diffusion.objective import q_sample
-from lit_jax.diffusion.schedule import Schedule
+from lit_jax.diffusion.kinds import Diffusion, read_diffusion
 from lit_jax.models.network import Model
 from lit_jax.recipes.recipe import default
 from lit_jax.report.grids import viewable
@@ -21,7 +19,8 @@ from lit_jax.training.mesh import AXES, make_mesh
 from lit_jax.training.step import Objective, clean_inputs
 
 CHUNK = 16      # images that a VAE encodes at once
-_q_sample = jax.jit(q_sample, static_argnums=0)
+_add_noise = jax.jit(lambda diffusion, x0, t_B, noise: diffusion.add_noise(x0, t_B, noise),
+                     static_argnums=0)
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Images:
     noise: np.ndarray
     label: np.ndarray
     numbers: np.ndarray
-    schedule: Schedule
+    diffusion: Diffusion
     scale: float
 
     def __len__(self) -> int:
@@ -39,23 +38,20 @@ class Images:
 
     def __getitem__(self, which) -> 'Images':
         return Images(self.x0[which], self.noise[which], self.label[which], self.numbers[which],
-                      self.schedule, self.scale)
+                      self.diffusion, self.scale)
 
-    def noised(self, t: int) -> np.ndarray:
-        """x_t of all images."""
-        return np.asarray(_q_sample(self.schedule, self.x0, np.full(len(self), t), self.noise))
+    def noised(self, t: float) -> np.ndarray:
+        """x_t of all images, at a timestep or a flow's time."""
+        return np.asarray(_add_noise(self.diffusion, self.x0, same_time(t, len(self)), self.noise))
 
-    def visible(self, t: int | None = None) -> np.ndarray:
-        """The images, clean or at timestep t, as uint8; latents in false colours."""
+    def visible(self, t: float | None = None) -> np.ndarray:
+        """The images, clean or at time t, as uint8; latents in false colours."""
         return viewable((self.x0 if t is None else self.noised(t)) / self.scale)
 
 
 def data_recipe(model: Model, path, data: str = '', data_path: str = '', vae: str = '') -> ConfigDict:
     """The recipe of a workdir, or one made from a model folder, with the data named here."""
     config = model.config
-    if read_diffusion(config['diffusion']).kind != 'ddpm':
-        raise UserError(f'{path} is a flow, whose times are not the timesteps that an analysis goes through; '
-                        f'analyze.py reads models that predict noise at timesteps (DiT)')
     name, own = find_data(config, path, data, data_path)
     recipe = _recipe_of_workdir(config) if 'recipe' in config else _recipe_of_folder(config)
     recipe.data.name, recipe.data.path = name, own.get('path', '')
@@ -137,4 +133,4 @@ def open_images(model: Model, recipe: ConfigDict, count: int, *, split: str = 't
                                           vae and vae.encode)))
     noise = np.asarray(initial_noise(model.network, seed, numbers))
     return Images(np.concatenate(x0), noise, np.concatenate(labels).astype(np.int32), numbers,
-                  diffusion.table, recipe.latent.scale)
+                  diffusion, recipe.latent.scale)

@@ -28,8 +28,8 @@ def save(figure: Figure, path) -> np.ndarray:
     return np.asarray(Image.open(buffer).convert('RGB'))
 
 
-def similarity(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
-    """Heat maps over layers and timesteps, one row per model: cosine, and cosine without the uniform part."""
+def similarity(found: Mapping[str, Mapping], times: Sequence[str], unit: str) -> Figure:
+    """Heat maps over layers and times, one row per model: cosine, and cosine without the uniform part."""
     depth = max(len(one['cosine'][0]) for one in found.values())
     height = len(found) * (0.9 + min(3.2, 0.28 * max(depth, 6)))
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
@@ -41,7 +41,7 @@ def similarity(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure
             values = np.array(one[key]).T
             image = ax.imshow(values, vmin=low, vmax=1, cmap=colours, aspect='auto')
             ax.set_title(f'{name} ({one["heads"]} heads): {title}', fontsize=9)
-            _label(ax, timesteps, len(values), 'timestep', 'layer')
+            _label(ax, times, len(values), unit, 'layer')
             _write_numbers(ax, values, image)
             figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02).ax.tick_params(labelsize=7)
     return figure
@@ -66,12 +66,12 @@ def _write_numbers(ax, values, image) -> None:
 
 
 def token_maps(found: Mapping[str, Mapping], clean, noised, token: tuple[int, int], grid: tuple[int, int],
-               t: int) -> Figure:
-    """One row per model: the image, the image at t, and the map of each chosen layer, mean over the heads."""
+               at: str) -> Figure:
+    """One row per model: the image, clean and noised, and the map of each chosen layer, mean over heads."""
     figure, rows = _tiles(len(found), 2 + max(len(one['layers']) for one in found.values()))
     for axes, (name, one) in zip(rows, found.items(), strict=True):
         _image(axes[0], clean, f'{name}: image', token, grid)
-        _image(axes[1], noised, f'at timestep {t}', token, grid)
+        _image(axes[1], noised, f'at {at}', token, grid)
         for ax, layer, weights in zip(axes[2:], one['layers'], one['maps'], strict=False):
             _weights(ax, weights.mean(0), f'layer {layer}', token, grid)
     _colour_key(figure, rows)
@@ -131,8 +131,8 @@ RANK_COLOURS = {
     ('teacher', 'with_convolution'): PURPLE, ('model', 'map'): ORANGE, ('model', 'with_convolution'): GREEN}
 
 
-def rank(found: Mapping[str, Mapping]) -> Figure:
-    """Left: effective rank by layer, mean and range over timesteps. Right: singular values in the middle."""
+def rank(found: Mapping[str, Mapping], unit: str) -> Figure:
+    """Left: effective rank by layer, mean and range over times. Right: singular values in the middle."""
     figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
     left, right = figure.subplots(1, 2)
     for (name, key), colour in RANK_COLOURS.items():
@@ -148,7 +148,7 @@ def rank(found: Mapping[str, Mapping]) -> Figure:
     _limits(left, found)
     left.set(xlabel='layer', ylabel='effective rank')
     right.set(xlabel='index of the singular value', ylabel='ratio to the largest', yscale='log')
-    right.set_title('singular values of the middle layer, at the middle timestep', fontsize=8)
+    right.set_title(f'singular values of the middle layer, at the middle {unit}', fontsize=8)
     for ax in (left, right):
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         ax.grid(alpha=0.25)
@@ -168,44 +168,50 @@ def _limits(ax, found: Mapping[str, Mapping]) -> None:
     ax.set_ylim(0, tokens * 1.1)
 
 
-TERMS = {'mse': 'mse', 'vb': 'vb (bits per dimension)'}
-NAMES_OF_TERMS = {'mse': 'mse', 'vb': 'vb', 'distill_noise': 'noise', 'distill_variance': 'raw variance'}
-TERM_STYLES = {'mse': (GREEN, '-'), 'distill_noise': (GREEN, '-'), 'vb': (PURPLE, '--'),
-               'distill_variance': (PURPLE, '--')}
+TERMS = {'mse': 'mse', 'vb': 'vb (bits per dimension)', 'cosine': '1 - cosine'}
+_OF_VARIANCE = {'vb': 'vb', 'distill_variance': 'raw variance', 'cosine': 'cosine'}      # drawn dashed
 
 
-def losses(found: Mapping[str, Mapping], timesteps: Sequence[int]) -> Figure:
-    """mse and vb of each model; for two also their ratio and the squared difference of their outputs."""
+def losses(found: Mapping[str, Mapping], times: Sequence[float], unit: str) -> Figure:
+    """Each term of each model; for two also their ratio and the squared difference of their outputs."""
     pair = 'ratio' in found
+    models = [name for name in ('model', 'student', 'teacher') if name in found]
+    terms = [term for term in TERMS if any(term in found[name] for name in models)]
+    wide = max(len(terms), 2 if pair else 1)
     figure = Figure(figsize=(WIDTH, 5.6 if pair else 3.0), layout='constrained')
-    axes = figure.subplots(2 if pair else 1, 2, squeeze=False).flatten()
-    for ax, (term, title) in zip(axes, TERMS.items(), strict=False):
-        for name, style in (('model', '-'), ('student', '-'), ('teacher', '--')):
-            if name in found:
-                _curve(ax, timesteps, found[name][term], name, COLOURS[name], style)
-        ax.set_title(title, fontsize=9)
+    axes = figure.subplots(2 if pair else 1, wide, squeeze=False)
+    for ax in axes[0, len(terms):]:
+        ax.axis('off')
+    drawn = list(axes[0, :len(terms)])
+    for ax, term in zip(drawn, terms, strict=True):
+        for name in models:
+            if term in found[name]:
+                _curve(ax, times, found[name][term], name, COLOURS[name], '--' if name == 'teacher' else '-')
+        ax.set_title(TERMS[term], fontsize=9)
         ax.set_yscale('log')
     if pair:
-        for ax, part, title in ((axes[2], 'ratio', 'student / teacher'),
-                                (axes[3], 'difference', 'mean of (student - teacher)²')):
+        for ax, part, title in ((axes[1, 0], 'ratio', 'student / teacher'),
+                                (axes[1, 1], 'difference', 'mean of (student - teacher)²')):
             for term, values in found[part].items():
-                _curve(ax, timesteps, values, NAMES_OF_TERMS[term], *TERM_STYLES[term])
+                name = _OF_VARIANCE.get(term, term.removeprefix('distill_'))
+                _curve(ax, times, values, name, *((PURPLE, '--') if term in _OF_VARIANCE else (GREEN, '-')))
             ax.set_title(title, fontsize=9)
-        axes[2].axhline(1, color='black', linewidth=0.8, linestyle=':')
-        axes[3].set_yscale('log')
-    for ax in axes:
-        ax.set_xlabel('timestep', fontsize=8)
+            drawn.append(ax)
+        axes[1, 0].axhline(1, color='black', linewidth=0.8, linestyle=':')
+        axes[1, 1].set_yscale('log')
+    for ax in drawn:
+        ax.set_xlabel(unit, fontsize=8)
         ax.grid(alpha=0.25)
         ax.legend(frameon=False, fontsize=7.5)
         ax.tick_params(labelsize=7)
     return figure
 
 
-def _curve(ax, timesteps, values: Mapping, label: str, colour: str, style: str) -> None:
+def _curve(ax, times, values: Mapping, label: str, colour: str, style: str) -> None:
     """A line with a band of two standard errors; the band stays above 0 for the logarithmic axis."""
     mean, error = np.array(values['mean']), np.nan_to_num(np.array(values['error'], float))
-    ax.plot(timesteps, mean, label=label, color=colour, linestyle=style, linewidth=1.4)
-    ax.fill_between(timesteps, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour,
+    ax.plot(times, mean, label=label, color=colour, linestyle=style, linewidth=1.4)
+    ax.fill_between(times, np.maximum(mean - 2 * error, mean / 10), mean + 2 * error, color=colour,
                     alpha=0.18, linewidth=0)
 
 

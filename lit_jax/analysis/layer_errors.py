@@ -2,10 +2,10 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.analysis.examples import Images
+from lit_jax.analysis.measures import same_time
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.align import block_errors, check_alignable
@@ -22,10 +22,10 @@ def why_not_comparable(models: Mapping[str, Model]) -> str:
     return ''
 
 
-def layer_errors(models: Mapping[str, Model], images: Images, timesteps: Sequence[int], batch_size: int,
+def layer_errors(models: Mapping[str, Model], images: Images, times: Sequence[float], batch_size: int,
                  progress) -> dict:
-    """`{'timesteps', 'error': [timesteps][layers]}`: squared error over the variance of the target, as
-    training logs it; means over batches of images. Both see what enters the teacher's attention."""
+    """`{'timesteps', 'error': [times][layers]}`: squared error over the variance of the target, as training
+    logs it; means over batches of images. Both see what enters the teacher's attention."""
     student, teacher = models['student'], models['teacher']
 
     @jax.jit
@@ -34,13 +34,13 @@ def layer_errors(models: Mapping[str, Model], images: Images, timesteps: Sequenc
         return block_errors(student.network, params, teacher.network, teacher_params, inputs)
 
     rows = []
-    for t in timesteps:
+    for t in times:
         found, sizes = [], []
         for start in range(0, len(images), batch_size):
             some = images[start:start + batch_size]
             found.append(errors(student.params, teacher.params, some.noised(t),
-                                jnp.full(len(some), t, jnp.int32), some.label))
+                                same_time(t, len(some)), some.label))
             sizes.append(len(some))
             progress.add(len(some))
         rows.append(np.average(jax.device_get(found), axis=0, weights=sizes).tolist())
-    return {'timesteps': list(timesteps), 'error': rows}
+    return {'timesteps': list(times), 'error': rows}

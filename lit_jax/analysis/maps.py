@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lit_jax.analysis.measures import same_time
 from lit_jax.models.mixers.linear import EPS
 from lit_jax.models.network import Model
 from lit_jax.runtime.errors import UserError, shown
@@ -89,9 +90,9 @@ class Attention:
         largest = max(4 * queries * keys * heads for _, keys, heads, _ in self.shapes)
         return -(-largest // self.memory)
 
-    def layers(self, x_BHWC, t: int, label_B) -> list[Layer]:
-        """All layers, for at most `batch` images at timestep t."""
-        seen = self._observe(self.model.params, jnp.asarray(x_BHWC), jnp.full(len(label_B), t, jnp.int32),
+    def layers(self, x_BHWC, t: float, label_B) -> list[Layer]:
+        """All layers, for at most `batch` images at time t."""
+        seen = self._observe(self.model.params, jnp.asarray(x_BHWC), same_time(t, len(label_B)),
                              jnp.asarray(label_B))
         queries, keys = seen[f'{self.kind}/query'], seen[f'{self.kind}/key']
         convolutions = seen[CONVOLUTION] or [None] * len(queries)

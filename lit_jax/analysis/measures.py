@@ -65,6 +65,11 @@ def convolution_operator(kernel_kk1E, grid: tuple[int, int], channels) -> np.nda
                                                           right.clip(0, kernel.shape[1] - 1)], 0), -1, 0)
 
 
+def same_time(t: float, count: int) -> np.ndarray:
+    """The time t for each of `count` images [B]: int32 of a timestep, float32 of a time of a flow."""
+    return np.full(count, t, np.int32 if isinstance(t, int) else np.float32)
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most `most` evenly spaced numbers of 0..count-1, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lit_jax.analysis.examples import Images
+from lit_jax.analysis.measures import same_time
 from lit_jax.models.arch import shown_by
 from lit_jax.models.network import Model
 
@@ -24,7 +25,7 @@ def route_names(model: Model) -> list[str]:
     return [name for name in names if seen[name]]        # jax has sorted `seen`
 
 
-def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_size: int, progress) -> dict:
+def routing(model: Model, names: Sequence[str], images: Images, t: float, batch_size: int, progress) -> dict:
     """`{name: {'classes': [...], 'choice': [class][layer], 'share': [class][layer], 'used': [layer]}}`.
 
     choice: the most frequent index among the tokens of a class. share: of the tokens that have it. used: the
@@ -33,7 +34,7 @@ def routing(model: Model, names: Sequence[str], images: Images, t: int, batch_si
     indices = {name: [] for name in names}
     for start in range(0, len(images), batch_size):
         some = images[start:start + batch_size]
-        seen = observe(model.params, some.noised(t), np.full(len(some), t, np.int32), some.label)
+        seen = observe(model.params, some.noised(t), same_time(t, len(some)), some.label)
         for name in names:
             indices[name].append(np.concatenate([np.asarray(stack).reshape(*stack.shape[:2], -1)
                                                  for stack in seen[name]]))

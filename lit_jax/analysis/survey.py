@@ -21,33 +21,33 @@ RANK_IMAGES, RANK_TIMESTEPS = 2, 3
 CHANNELS = 2             # of a head, whose matrices with the convolution are measured
 
 
-def survey(attention: Attention, images: Images, timesteps: Sequence[int], parts: Sequence[str],
+def survey(attention: Attention, images: Images, times: Sequence[float], parts: Sequence[str],
            progress) -> dict:
-    """{'similarity': ..., 'rank': ...}, those that are in `parts`, with lists `[timesteps][layers]`.
+    """{'similarity': ..., 'rank': ...}, those that are in `parts`, with lists `[times][layers]`.
 
     similarity: {'heads', 'cosine', 'centred'}; see `head_similarity`. rank: {'tokens', 'bound', 'map',
-    'with_convolution'}, at no more than RANK_TIMESTEPS timesteps, and absent if N > RANK_TOKENS. Its last two
+    'with_convolution'}, at no more than RANK_TIMESTEPS times, and absent if N > RANK_TOKENS. Its last two
     (the last only with a convolution) are {'effective', 'numerical', 'spectrum'}: means over heads, images
-    and channels; 'spectrum' is that of the middle layer at the middle timestep."""
+    and channels; 'spectrum' is that of the middle layer at the middle time."""
     n = attention.grid[0] * attention.grid[1]
     parts = [part for part in parts if part != 'rank' or _rank_is_affordable(attention, n)]
     step = attention.row_step()
     if step > 1 and 'similarity' in parts:
         LOG.info('%s: maps of %d tokens exceed --memory; using one query in %d', attention.name, n, step)
-    ranked = spread(len(timesteps), RANK_TIMESTEPS)
-    rows = [_one_timestep(attention, images, t, [part for part in parts if part != 'rank' or i in ranked],
+    ranked = spread(len(times), RANK_TIMESTEPS)
+    rows = [_one_time(attention, images, t, [part for part in parts if part != 'rank' or i in ranked],
                           step, progress)
-            for i, t in enumerate(timesteps)]
+            for i, t in enumerate(times)]
     found = {}
     if 'similarity' in parts:
         cosines = np.array([[[layer['similarity'] for layer in layers] for layers in row] for row in rows])
-        means = _nanmean(cosines, axis=1)                       # [timesteps, layers, 2]
+        means = _nanmean(cosines, axis=1)                       # [times, layers, 2]
         found['similarity'] = {'heads': max(heads for _, _, heads, _ in attention.shapes),
                                'every_nth_query': step, 'cosine': means[..., 0].tolist(),
                                'centred': means[..., 1].tolist()}
     if 'rank' in parts:
         found['rank'] = _rank_summary(attention, [rows[i] for i in ranked], n)
-        found['rank']['timesteps'] = [timesteps[i] for i in ranked]
+        found['rank']['timesteps'] = [times[i] for i in ranked]
     return found
 
 
@@ -65,7 +65,7 @@ def _nanmean(values, axis):
     return np.where(count, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
-def _one_timestep(attention: Attention, images: Images, t: int, parts, step: int,
+def _one_time(attention: Attention, images: Images, t: float, parts, step: int,
                   progress) -> list[list[dict]]:
     """Measurements `[images][layers]`."""
     measured = []

@@ -36,7 +36,7 @@ def parse_layers(text: str, depth: int, name: str, most: int) -> list[int]:
     return layers
 
 
-def token_maps(attention: Attention, images: Images, number: int, t: int, token: tuple[int, int],
+def token_maps(attention: Attention, images: Images, number: int, t: float, token: tuple[int, int],
                layers: Sequence[int]) -> dict:
     """{'layers', 'maps': weights [K, rows, columns] by layer, 'uniform': 1/M by layer} of one image.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lit_jax.diffusion.flow_paths import (
     PATHS,
@@ -56,7 +57,7 @@ class Flow:
     cosine: float = 0.0
 
     kind = 'flow'
-    methods = FLOW_METHODS
+    unit, methods = 'time', FLOW_METHODS
     decides = 'kind', 'path', 'prediction', 'noise_at'       # a sample; the rest decides the training
 
     def __post_init__(self):
@@ -95,6 +96,23 @@ class Flow:
     def model_time(self, t) -> Any:
         """The model's time of the time t, and back: it is its own inverse."""
         return 1 - t if self.noise_at else t
+
+    def spread_times(self, count: int) -> list[float]:
+        """`count` evenly spaced model's times at which the model is trained, from the first to the last."""
+        return sorted(float(self.model_time(t)) for t in np.linspace(*self.interval(), count))
+
+    def time_of_noise(self, share: float) -> float:
+        """The model's time at this share of the way from the data, 0, to the noise, 1."""
+        low, high = self.interval()
+        return float(self.model_time(high - share * (high - low)))
+
+    def check_time(self, flag: str, t: float) -> float:
+        """A model's time as a number. UserError for one at which the model is not trained."""
+        low, high = sorted(self.model_time(end) for end in self.interval())
+        if not low <= t <= high:
+            raise UserError(f'{flag}={t:g}: this flow has the times {low:g} to {high:g} '
+                            f'({self.noise_at}: pure noise)')
+        return float(t)
 
     def at(self, t_B: Array, like: Array) -> Coefficients:
         """α, σ and their derivatives by t at the model's times t_B, to multiply with `like` [B, ...]."""

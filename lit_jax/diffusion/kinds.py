@@ -9,6 +9,7 @@ methods that both have, and never ask which it is:
     quarters(values_B, t_B)                 sums and counts by quarter of the noise, for the log
     check(settings), sampler(settings)      the sampler of `SamplerSettings`: (model_fn, x_T, cond, *, key)
     guided_times(interval)                  where guidance acts, in the model's times
+    spread_times(count), time_of_noise(share), check_time(flag, t)      the model's times of an analysis
     to_json(), decides                      what is written down, and what of it decides a sample
 """
 import functools
@@ -17,6 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
+import numpy as np
 
 from lit_jax.diffusion.distillation import distillation_losses
 from lit_jax.diffusion.flow import Flow
@@ -37,7 +39,7 @@ class Ddpm:
     schedule: str = 'linear'
 
     kind = 'ddpm'
-    methods = DDPM_METHODS
+    unit, methods = 'timestep', DDPM_METHODS
     decides = 'kind', 'steps', 'schedule'
 
     def __post_init__(self):
@@ -91,6 +93,20 @@ class Ddpm:
     def guided_times(self, interval: tuple[float, float]) -> tuple[float, float] | None:
         from lit_jax.diffusion.guidance import guided_timesteps
         return guided_timesteps(interval, self.steps)
+
+    def spread_times(self, count: int) -> list[int]:
+        """At most `count` evenly spaced times at which the model is trained, the first and the last too."""
+        return sorted({round(t) for t in np.linspace(0, self.steps - 1, min(self.steps, count)).tolist()})
+
+    def time_of_noise(self, share: float) -> int:
+        """The time at this share of the schedule, from 0 (the least noise) to 1."""
+        return int(share * self.steps)
+
+    def check_time(self, flag: str, t: float) -> int:
+        """A time as the model takes it. UserError for one at which it is not trained."""
+        if not (0 <= t < self.steps and t == int(t)):
+            raise UserError(f'{flag}={t:g}: this model has the timesteps 0 to {self.steps - 1}')
+        return int(t)
 
 
 Diffusion = Ddpm | Flow

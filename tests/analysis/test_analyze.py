@@ -17,6 +17,7 @@ from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.routing_shares import most_frequent, route_names
 from lit_jax.checkpoint.load import load
 from lit_jax.checkpoint.model_folder import save_model_folder
+from lit_jax.diffusion.flow import Flow
 from lit_jax.models.mixers import MIXERS, SoftmaxAttention
 from lit_jax.models.network import Network
 from lit_jax.models.probe import show
@@ -50,7 +51,7 @@ def save_folder(path, mixer):
 
 
 def test_where_nothing_can_be_written_nothing_is_computed(folders, tmp_path, monkeypatch, read_only):
-    monkeypatch.setattr(analysis, 'loss_by_timestep', pytest.fail)
+    monkeypatch.setattr(analysis, 'loss_by_time', pytest.fail)
     with pytest.raises(UserError, match='out cannot be written: its disk is mounted read-only'):
         analysis.analyze(AnalyzeOptions(source=str(folders / 'student'), parts='loss', data='digits',
                                         out=str(tmp_path / 'out'), **SHORT))
@@ -80,6 +81,24 @@ def test_a_student_beside_its_teacher(folders, tmp_path):
     for heading in ('Loss by timestep', 'Similarity of the heads', 'Rank of the mixer',
                     'Where one token looks'):
         assert heading in report
+
+
+@pytest.mark.slow
+def test_a_flow_beside_its_teacher(tmp_path):
+    """All parts, at times of the flow; a time that it has not is refused."""
+    flow = Flow(noise_at=1).to_json()
+    save_model(tmp_path / 'student', mixer='linear', diffusion=flow)
+    save_model(tmp_path / 'teacher', seed=1, diffusion=flow)
+    options = {'source': str(tmp_path / 'student'), 'teacher': str(tmp_path / 'teacher'),
+               'out': str(tmp_path / 'out'), **SHORT}
+    with pytest.raises(UserError, match=r'--timestep=250: this flow has the times 0 to 1 \(1: pure noise\)'):
+        analyze(AnalyzeOptions(timestep=250, **options))
+    assert 'loss, mean over times: student mse' in analyze(AnalyzeOptions(**options))
+    found = json.loads((tmp_path / 'out' / 'analysis.json').read_text(), parse_constant=pytest.fail)
+    assert found['loss']['timesteps'] == [0, 0.5, 1] and found['tokens']['timestep'] == 0.25
+    assert found['similarity']['timesteps'] == found['alignment']['timesteps'] == [0, 1]
+    report = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'Loss by time' in report and 'fixed times (1: pure noise)' in report and 'timestep' not in report
 
 
 def test_one_model_and_one_head(tmp_path):

@@ -12,6 +12,7 @@ from lit_jax import recipes
 from lit_jax.analysis.analysis import analyze
 from lit_jax.analysis.analyze_options import AnalyzeOptions
 from lit_jax.analysis.budget import Budget, Costs, worst_blocks
+from lit_jax.diffusion.flow import Flow
 from lit_jax.recipes.override import override
 from lit_jax.runtime.errors import UserError
 from lit_jax.training.from_teacher import complete
@@ -97,6 +98,13 @@ def test_errors_costs_a_choice_and_the_flag_to_paste(teacher, tmp_path):
     override(config, field, value)
     kept = [run for run in complete(config).model.stages if run.get('mixer')]
     assert kept == [{'depth': 1, 'mixer': {'name': 'softmax', 'heads': 2, 'qkv_bias': True}}]
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_a_flow(tmp_path):
+    teacher = save_model(tmp_path / 'teacher', diffusion=Flow(noise_at=1).to_json())
+    text = analyze(options(teacher, tmp_path / 'out', budget='softmax=0.5'))
+    assert '1 of 2 blocks keep their attention' in text
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """Loss by timestep, against the terms of training computed one image at a time."""
+import dataclasses
 import json
 
 import jax
@@ -11,9 +12,10 @@ from sampling_models import save_latent_model, save_model, save_vae
 
 import lit_jax
 from lit_jax.analysis.examples import data_recipe, open_images
-from lit_jax.analysis.losses import loss_by_timestep
+from lit_jax.analysis.losses import loss_by_time
 from lit_jax.data.sources import open_source
 from lit_jax.diffusion.distillation import distillation_losses
+from lit_jax.diffusion.flow import Flow
 from lit_jax.diffusion.objective import q_sample, training_losses
 from lit_jax.runtime.errors import UserError
 
@@ -59,16 +61,16 @@ def test_the_loss_is_that_of_training(models, images):
 
     @jax.jit
     def terms(outputs, x0, x_t, at, noise):
-        return [training_losses(images.schedule, output, x0, x_t, at, noise) for output in outputs], \
+        return [training_losses(images.diffusion.table, output, x0, x_t, at, noise) for output in outputs], \
             distillation_losses(*outputs)
 
-    found = loss_by_timestep(models, images, timesteps, 2, counter)
+    found = loss_by_time(models, images, timesteps, 2, counter)
     assert counter.done == 15
     for row, t in enumerate(timesteps):
         single = {name: [] for name in (*models, 'difference')}
         for i in range(5):
             x0, noise, at = (jnp.asarray(a) for a in (images.x0[i:i + 1], images.noise[i:i + 1], [t]))
-            x_t = jax.jit(q_sample, static_argnums=0)(images.schedule, x0, at, noise)
+            x_t = jax.jit(q_sample, static_argnums=0)(images.diffusion.table, x0, at, noise)
             outputs = [model(x_t, at, images.label[i:i + 1]) for model in models.values()]
             losses, difference = terms(outputs, x0, x_t, at, noise)
             for name, one in zip((*models, 'difference'), (*losses, difference), strict=True):
@@ -88,15 +90,33 @@ def test_the_loss_is_that_of_training(models, images):
                                        atol=1e-6)
 
 
+@pytest.mark.parametrize('flow', [Flow(), Flow('cosine', 'noise', 1, 'likelihood')])
+def test_the_loss_of_a_flow_is_that_of_training_at_its_own_times(flow, models, images):
+    """From its first time to its last; a student that is its teacher differs nowhere."""
+    times = flow.spread_times(3)
+    low, high = sorted(flow.model_time(t) for t in flow.interval())
+    np.testing.assert_allclose(times, [low, (low + high) / 2, high])
+    own = dataclasses.replace(images, diffusion=flow)
+    model, term = models['student'], f'distill_{flow.prediction}'
+    found = loss_by_time({'student': model, 'teacher': model}, own, times, 3, Counter())
+    assert {*found['student']} == {*found['ratio']} == {'mse'} and {*found['difference']} == {term}
+    assert found['difference'][term]['mean'] == [0.0] * 3
+    t_B = np.full(5, times[1], np.float32)
+    x_t = own.noised(times[1])
+    np.testing.assert_allclose(x_t, flow.add_noise(images.x0, t_B, images.noise), rtol=1e-5, atol=1e-6)
+    want = flow.losses(model(x_t, t_B, images.label), images.x0, x_t, jnp.asarray(t_B), images.noise)
+    np.testing.assert_allclose(found['student']['mse']['mean'][1], want['mse'].mean(), rtol=1e-4)
+
+
 def test_a_model_beside_itself_differs_nowhere(models, images):
-    found = loss_by_timestep({'student': models['student'], 'teacher': models['student']}, images, [500], 8,
+    found = loss_by_time({'student': models['student'], 'teacher': models['student']}, images, [500], 8,
                              Counter())
     assert found['ratio']['mse'] == {'mean': [1.0], 'error': [0.0]}
     assert found['difference']['distill_noise']['mean'] == [0.0]
 
 
 def test_one_model_has_no_ratio_and_one_image_no_error(models, images):
-    found = loss_by_timestep({'model': models['student']}, images[:1], [500], 8, Counter())
+    found = loss_by_time({'model': models['student']}, images[:1], [500], 8, Counter())
     assert set(found) == {'model'} and np.isnan(found['model']['mse']['error']).all()
 
 
@@ -160,6 +180,6 @@ def test_the_recipe_of_an_older_run_takes_todays_fields(models):
 def test_the_ratio_is_student_over_teacher_whatever_their_names(models, images):
     """Dicts come back from jit sorted by name; the ratio is still student over teacher."""
     swapped = {'zebra': models['student'], 'ant': models['teacher']}
-    found, named = (loss_by_timestep(m, images, [100], 8, Counter()) for m in (swapped, models))
+    found, named = (loss_by_time(m, images, [100], 8, Counter()) for m in (swapped, models))
     np.testing.assert_allclose(found['ratio']['mse']['mean'], named['ratio']['mse']['mean'], rtol=1e-6)
     assert jax.tree.structure(found['ratio']) == jax.tree.structure(named['ratio'])
