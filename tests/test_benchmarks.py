@@ -1,5 +1,46 @@
-"""Benchmarks say what changed."""
+"""Benchmarks run to their end on the smallest sizes, so that no minute of an accelerator is lost to a typing
+error."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from benchmarks import forecast
+from benchmarks.gpu_stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, timeout=900):
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    done = subprocess.run([sys.executable, '-m', *command], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_all_stages_for_a_gpu_run_on_a_cpu_and_go_on(tmp_path):
+    out = tmp_path / 'tiny.json'
+    run('benchmarks.gpu', '--tiny', '--minutes=12', f'--out={out}', '--stages=ceilings')
+    first = json.loads(out.read_text())['stages']['ceilings']
+    run('benchmarks.gpu', '--tiny', '--minutes=12', f'--out={out}')
+    found = json.loads(out.read_text())
+    assert set(found['stages']) == set(STAGES) and found['stages']['ceilings'] == first
+    assert not [row for rows in found['stages'].values() for row in rows.items() if 'error' in row[1]]
+    assert 'GB/s' in (tmp_path / 'tiny.md').read_text() and found['machine']['versions']['jax']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('figure', ['lit_4', 'lit_5', 'lit_9', 'dig', 'dydi'])
+def test_a_figure_is_drawn_and_tabulated(figure, tmp_path):
+    run('benchmarks.efficiency', f'--figure={figure}', '--tiny', f'--out={tmp_path}')
+    assert 'Published: ' in (tmp_path / f'{figure}.md').read_text()
+    assert (tmp_path / f'{figure}.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_forecast_is_compared_with_the_last_one():
