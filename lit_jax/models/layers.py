@@ -95,6 +95,21 @@ def _wide_backward(residuals, g):
 _wide_matmul = with_derivatives(_wide_forward, _wide_tangent, _wide_backward)
 
 
+def _gather(kernel: Array) -> Array:
+    return constrain(kernel, *[None] * kernel.ndim)
+
+
+# The gradient is not gathered: it stays as the compiler likes it, and ends sharded as the kernel is.
+_gathered = with_derivatives(lambda kernel: (_gather(kernel), jnp.zeros(())),
+                             lambda _, tangents: _gather(tangents[0]), lambda _, cotangent: (cotangent,))
+
+
+def _whole(kernel: Array) -> Array:
+    """A kernel that fsdp shards, gathered before its product: XLA:TPU would cut the product into as many as
+    there are devices, which takes several times as long."""
+    return kernel if axes_stay_apart() or mesh_axis_size('fsdp') == 1 else _gathered(kernel)
+
+
 class Linear(nnx.Module):
     """A matrix product over the last axes of x, with kernel `in_shape + out_shape` and bias `out_shape`.
     Projections that are split afterwards (qkv, modulation) have their parts and heads as axes of the kernel,
@@ -118,7 +133,7 @@ class Linear(nnx.Module):
         lead = x.shape[:x.ndim - len(self.in_shape)]
         if self._stays_apart():
             contract = tuple(range(len(lead), x.ndim)), tuple(range(len(self.in_shape)))
-            y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype),
+            y = jax.lax.dot_general(x.astype(self.dtype), _whole(self.kernel[...].astype(self.dtype)),
                                     (contract, ((), ())))
             return self._add_bias(y, self.out_shape)
         return self.flat(x).reshape(*lead, *self.out_shape)
@@ -128,7 +143,7 @@ class Linear(nnx.Module):
         round. product: (x [..., in], kernel [in, out]) -> [..., out] in its place."""
         lead, size = x.shape[:x.ndim - len(self.in_shape)], math.prod(self.in_shape)
         product = product or (_wide_matmul if _wide_gradients.get() else _matmul)
-        y = product(x.astype(self.dtype).reshape(*lead, size), self._matrix())
+        y = product(x.astype(self.dtype).reshape(*lead, size), _whole(self._matrix()))
         return self._add_bias(y, (math.prod(self.out_shape),))
 
     def _matrix(self, layers: tuple[int, ...] = ()) -> Array:
