@@ -66,7 +66,7 @@ def _change(group: str, title: str, **fields) -> Arm:
 ARMS: dict[str, Arm] = {
     'align_5': _aligned('aligned and distilled, 5 %'),
     'lit_5': _lit("LiT's recipe, 5 %", falling=False),
-    'hybrid_5': _aligned('hybrid, last block softmax, 5 %', row='hybrid'),
+    'hybrid_5': _aligned('hybrid, third block softmax, 5 %', row='hybrid'),
     'align_2': _aligned('aligned and distilled, 2 %', 0.02),
     'align_10': _aligned('aligned and distilled, 10 %', 0.1),
     'fall_5': _lit("LiT's recipe, falling rate, 5 %"),
@@ -78,7 +78,7 @@ ARMS: dict[str, Arm] = {
     'fall_10': _lit("LiT's recipe, falling rate, 10 %", 0.1),
     'lit_2': _lit("LiT's recipe, 2 %", 0.02, falling=False),
     'lit_10': _lit("LiT's recipe, 10 %", 0.1, falling=False),
-    'hybrid_2': _aligned('hybrid, last block softmax, 2 %', 0.02, row='hybrid'),
+    'hybrid_2': _aligned('hybrid, third block softmax, 2 %', 0.02, row='hybrid'),
     'drawn_10': _aligned('aligned and distilled on images that the teacher drew, 10 %', 0.1, drawn=True),
     'flow_10': _aligned('aligned and distilled, 10 %', 0.1, row='flow', group='flow', teacher='teacher_flow'),
     'flow_10_no_rope': _aligned('the same, without positions in its mixers', 0.1, row='flow', group='flow',

@@ -18,7 +18,7 @@ HEADER = ('student', 'cost', 'steps (aligning + training)', 'Fréchet distance',
           'KID', 'class accuracy')
 # Lines of the plot of score against cost.
 LINES = {'aligned and distilled': ('align_2', 'align_5', 'align_10'),
-         'hybrid (last block softmax)': ('hybrid_2', 'hybrid_5'),
+         'hybrid (third block softmax)': ('hybrid_2', 'hybrid_5'),
          "LiT's recipe, falling rate": ('fall_2', 'fall_5', 'fall_10', 'fall_full'),
          "LiT's recipe": ('lit_2', 'lit_5', 'lit_10', 'lit_full'), 'from scratch': ('scratch_5',)}
 # Guidelines of LiT: what the paper finds, by group of ARMS.
