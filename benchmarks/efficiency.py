@@ -144,9 +144,10 @@ def lit_9(size: str, plan: str):
 def dig(size: str, plan: str):
     """A training pass (forward and backward) of DiT, DiG and U-DiG of size S."""
     from lit_jax import recipes
+    from lit_jax.recipes.systems import system
     for pixels in {'tiny': (256,), 'small': (256, 512), 'all': (256, 512, 1024, 1792)}[size]:
         for name in ('dit', 'dig', 'udig'):
-            config = recipes.system(recipes.default(), name, 's')
+            config = system(recipes.default(), name, 's')
             config.data.image_size = pixels
             if size != 'all' and name != 'udig':
                 config.model.depth = 2
@@ -156,10 +157,11 @@ def dig(size: str, plan: str):
 def dydi(size: str, plan: str):
     """One call of the systems of the DyDi-LiT comparison."""
     from lit_jax import recipes
+    from lit_jax.recipes.systems import system
     for name, own in (('dit', 'dydi_s'), ('sana', 's'), ('dydi_lit', 's')) if size == 'tiny' else (
             ('dit', 'dydi_s'), ('dig', 'dydi_s'), ('sana', 's'), ('edit', 's'), ('dydi_lit', 's'),
             ('dit', 'dydi_b'), ('sana', 'b'), ('dydi_lit', 'b')):
-        config = recipes.system(recipes.default(), name, own)
+        config = system(recipes.default(), name, own)
         yield f'{name} {own}', 256, network_cost(recipes.architecture(config), plan)
 
 
