@@ -53,9 +53,10 @@ def cells(title: str, runs: Sequence[Mapping], teacher: Mapping) -> tuple[str, .
     first = runs[0]
     steps = f'{first["align_steps"]:,} + {first["steps"]:,}' if first.get('align_steps') else \
         f'{first.get("steps", 0):,}'
-    share = f'{100 * first["cost"]:.1f} %' if 'cost' in first else '100 %'
-    return (title, share, steps, f'{mean(runs):.3f}', each, f'{mean(runs) / teacher["distance"]:.2f}',
-            f'{mean(runs, "kid"):.4f}', f'{mean(runs, "accuracy_unguided"):.3f}')
+    share = f'{100 * first["cost"]:.1f}' if 'cost' in first else '100'
+    return (title, share + '\N{NO-BREAK SPACE}%', steps, f'{mean(runs):.3f}', each,
+            f'{mean(runs) / teacher["distance"]:.2f}', f'{mean(runs, "kid"):.4f}',
+            f'{mean(runs, "accuracy_unguided"):.3f}')
 
 
 def teacher_of(results: Mapping, group: str) -> Mapping:

@@ -67,7 +67,8 @@ def write_demo_report(workdir: Path, runs: Sequence[Run], result: Mapping, recor
     report = Report('From DiT to LiT on handwritten digits, for a twentieth of the cost')
     report.paragraph('A diffusion transformer is converted from a PyTorch checkpoint. Its students inherit '
                      'all its weights except the attention. First their mixers learn what its attention '
-                     'returns (alignment), then the whole is distilled from its noise and variance.')
+                     'returns (alignment), then the whole is distilled from its noise and variance, and '
+                     'from what each of its blocks returns.')
     report.heading('Figures')
     report.table(lab_pages.HEADER, table_rows(result, recorded))
     report.paragraph(notes(result))
