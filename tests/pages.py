@@ -31,7 +31,8 @@ NOT_RUN = {
     r'push\.py|hf://': 'tests/deploy/test_hub_models.py, with a stand-in of the hub',
     r'gcloud|docker|sbatch --nodes|ssh-add|tail -F|^launch/': 'tests/test_launch.py, with stand-ins',
     r'--coordinator': 'tests/training/test_processes_train.py',
-    r'--plan=v|-m benchmarks\.plans': 'tests/plan/test_plan.py: compiles for minutes',
+    r'--plan=v|-m benchmarks\.(plans|forecast)': 'tests/plan/test_plan.py: compiles for minutes',
+    r'-m benchmarks\.(gpu|runtimes)': 'tests/test_benchmarks.py: takes minutes',
     r'tensorboard': 'serves until it is stopped',
     r'models/mine\b': 'tests/test_walk.py, with a teacher that is there',
     r'(?i)[ds]it[-_]xl|lit_xl|sd[-_]vae|imagenet|configs/(lit_b\.py .*--workdir|paper/|baselines\.py)':
