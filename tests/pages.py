@@ -38,6 +38,7 @@ NOT_RUN = {
     r'(?i)[ds]it[-_]xl|lit_xl|sd[-_]vae|imagenet|configs/(lit_b\.py .*--workdir|paper/|baselines\.py)':
         'ImageNet, the released DiT and its VAE',
     r'(?i)pixart|PIPELINE|lit_t2i|sdxl_vae': 'the released PixArt, its VAE and T5',
+    r'va_vae': "LightningDiT's VAE and latents; tests/latents, with files of the test's own",
     r'reference --data=folder': "Inception's published weights",
     r'CHECKPOINT|seen\.jsonl|runs/dydi_lit_s': 'a file of the reader',
 }
