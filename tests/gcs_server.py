@@ -11,8 +11,9 @@ import contextlib
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from local_server import LocalServer, QuietHandler, serving
 
 BUCKET = 'bucket'
 _PATH = re.compile(
@@ -22,34 +23,19 @@ _PATH = re.compile(
 @contextlib.contextmanager
 def gcs_server():
     """Runs the server in a thread; yields the environment of its clients."""
-    server = _Server(('127.0.0.1', 0), _Handler)
+    server = LocalServer(('127.0.0.1', 0), _Handler)
     server.lock, server.objects, server.generation, server.uploads = threading.RLock(), {}, 1000, {}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    url = f'http://127.0.0.1:{server.server_port}'
-    try:
+    url = server.url
+    with serving(server):
         yield {'STORAGE_EMULATOR_HOST': url, 'TENSORSTORE_GCS_HTTP_URL': url,
                'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
                'CLOUD_STORAGE_EMULATOR_ENDPOINT': url, 'FSSPEC_GCS_TOKEN': 'anon',
                'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false', 'GOOGLE_CLOUD_PROJECT': 'none'}
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """Clients that hang up are no news; what is wrong here shows in the client."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
+class _Handler(QuietHandler):
     disable_nagle_algorithm = True   # a request takes 40 ms otherwise
     wbufsize = 1 << 16
-
-    def log_message(self, *_):
-        pass
 
     def do_GET(self):
         self._handle(self._get)

@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from local_server import LocalServer, QuietHandler, serving
 
 TOKEN = 'hf_of_the_tests'
 LARGE = 1000
@@ -27,34 +28,19 @@ def hub_server():
     server.repos, server.blobs, server.puts, server.ranges = {}, {}, [], []
     server.refuse = server.cut = server.spoil = 0
     server.lock = threading.RLock()
-    server.url = f'http://127.0.0.1:{server.server_port}'
     server.env = {'HF_ENDPOINT': server.url, 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_TELEMETRY': '1',
                   'HF_TOKEN': TOKEN, 'HF_HUB_DISABLE_PROGRESS_BARS': '1'}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """Clients that hang up are no news."""
-
+class _Server(LocalServer):
     def sha(self, name):
         """The version of a repository: a digest of what it holds."""
         return hashlib.sha1(repr(sorted(self.repos[name].items())).encode()).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(QuietHandler):
     def do_GET(self):
         self._handle('GET')
 

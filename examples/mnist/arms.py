@@ -112,6 +112,9 @@ ARMS: dict[str, Arm] = {
 BASES = {'mixer': ('fall_5', 'with the convolution'), 'heads': ('fall_5', '2 heads'),
          'teacher': ('fall_5', 'teacher after its whole training'), 'copy': ('fall_5', 'none copied'),
          'loss': ('fall_5', 'λ1 0.5, λ2 0.05 (both)')}
+# Models that are also measured with fewer evaluations: what they and their samplers are.
+WITH_FEW = {'teacher': 'DiT, the teacher, ddpm', 'teacher_flow': 'flow teacher, euler',
+            'align_10': 'aligned and distilled, 10 %, ddpm', 'flow_10': 'of the flow teacher, 10 %, euler'}
 DEMO = ('align_5', 'lit_5', 'hybrid_5', 'scratch_5')
 
 
@@ -177,19 +180,20 @@ def cost(run: Run) -> float:
 
 def drawing_cost() -> float:
     """Of a set of DRAWN images: so many forward passes, without guidance."""
-    config, network = load_recipe('mnist_dit'), teacher_network('mnist_dit')
-    whole = config.train.steps * config.train.batch_size * stage_macs('train', network, None, 1)
-    return DRAWN * DRAW_STEPS * forward_macs(network) / whole
+    network, whole = teacher_training('mnist_dit')
+    return DRAWN * DRAW_STEPS * forward_macs(network) / (whole * load_recipe('mnist_dit').train.batch_size)
 
 
 @functools.cache
-def teacher_network(recipe: str) -> Network:
-    return Network(architecture(load_recipe(recipe)))
+def teacher_training(recipe: str) -> tuple[Network, int]:
+    """(network, multiply-accumulates of its whole training for one image of each batch)."""
+    config = load_recipe(recipe)
+    network = Network(architecture(config))
+    return network, config.train.steps * stage_macs('train', network, None, 1)
 
 
 @functools.cache
 def _step_costs(arch: str, distilled: bool, recipe: str) -> tuple[float, float]:
-    teacher, network = teacher_network(recipe), Network(parse_json(arch, 'the student'))
-    whole = load_recipe(recipe).train.steps * stage_macs('train', teacher, None, 1)
+    (teacher, whole), network = teacher_training(recipe), Network(parse_json(arch, 'the student'))
     return (stage_macs('align', network, teacher, 1) / whole,
             stage_macs('train', network, teacher if distilled else None, 1) / whole)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from examples.mnist.arms import ARMS, DRAW_STEPS, DRAWN, TEACHERS, Run
+from examples.mnist.arms import ARMS, DRAW_STEPS, DRAWN, TEACHERS, WITH_FEW, Run
 from examples.words import PACKAGES
 from lit_jax import UserError
 from lit_jax.runtime import cli
@@ -30,8 +30,7 @@ from lit_jax.runtime.shipped import find_asset
 TEACHER, FLOW_TEACHER = find_asset('mnist_dit.safetensors'), find_asset('mnist_flow.safetensors')
 RESULT, SHOWN = 'result.json', 'samples.npy'
 RECORDED = Path(__file__).with_name('recorded.json')
-FEW = 10, 5         # evaluations of the model, beside the sampler's 25, for a teacher and its student at 10 %
-WITH_FEW = 'teacher', 'teacher_flow', 'align_10', 'flow_10'
+FEW = 10, 5         # evaluations of the models WITH_FEW, beside the sampler's 25
 
 
 def run(workdir: Path, arms: Sequence[str], seeds: int, *, workers: int = 0, teacher: Path = TEACHER,

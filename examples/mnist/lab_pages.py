@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples.mnist.arms import ARMS, BASES
+from examples.mnist.arms import ARMS, BASES, WITH_FEW
 from lit_jax.report.html import CURVE_COLOURS
 from lit_jax.runtime.paths import write_bytes_atomic, write_text_atomic
 
 TEACHERS = {'cost': ('teacher', 'DiT, the teacher'), 'flow': ('teacher_flow', 'flow teacher')}
-FEW = {'teacher': 'DiT, the teacher, ddpm', 'teacher_flow': 'flow teacher, euler',
-       'align_10': 'aligned and distilled, 10 %, ddpm', 'flow_10': 'of the flow teacher, 10 %, euler'}
 BEGIN, END = '<!-- the lab writes from here -->', '<!-- to here -->'
 HEADER = ('student', 'cost', 'steps (aligning + training)', 'Fréchet distance', 'of each seed', '× teacher',
           'KID', 'class accuracy')
@@ -78,12 +76,11 @@ def rows_of(results: Mapping, group: str) -> list[tuple[str, ...]]:
 
 def few_steps(results: Mapping) -> list[tuple[str, ...]]:
     """Header and rows: distances by the number of evaluations of the model, means over seeds."""
-    arms = {'teacher': [results['teacher']], **{name: [results[name]] for name in FEW if name in results},
-            **by_arm(results)}
+    arms = {name: [results[name]] for name in WITH_FEW if name in results} | by_arm(results)
     measured = {name: [{**run['few'], '25': run['distance']} for run in arms.get(name, ()) if 'few' in run]
-                for name in FEW}
+                for name in WITH_FEW}
     counts = sorted({count for runs in measured.values() for run in runs for count in run}, key=int)
-    rows = [(FEW[name], *(f'{mean(runs, count):.3f}' for count in counts))
+    rows = [(WITH_FEW[name], *(f'{mean(runs, count):.3f}' for count in counts))
             for name, runs in measured.items() if runs]
     return [('Fréchet distance with so many evaluations', *counts), *rows] if rows else []
 
