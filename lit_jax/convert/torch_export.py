@@ -266,11 +266,16 @@ def write_safetensors(file, layout: Mapping[str, tuple[int, ...]], values: Itera
     file.write(len(text).to_bytes(8, 'little') + text)
     for (name, shape), value in zip(layout.items(), values, strict=True):
         value = np.ascontiguousarray(value, dtype='<f4')
-        if not np.isfinite(value).all():
-            raise UserError(f'{name} holds NaN or infinity: nothing is written. Take an earlier checkpoint')
+        check_finite(name, value)
         if value.shape != tuple(shape):
             raise ValueError(f'a tensor of shape {value.shape} where the header says {shape}')
         file.write(value.data)
+
+
+def check_finite(name: str, value: np.ndarray) -> None:
+    """UserError for a weight that no export takes."""
+    if not np.isfinite(value).all():
+        raise UserError(f'{name} holds NaN or infinity: nothing is written. Take an earlier checkpoint')
 
 
 def _order(arch: Mapping, layout: str, null: bool) -> Iterator[tuple[tuple[str, ...], ModelLeaf, int | None]]:

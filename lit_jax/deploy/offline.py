@@ -5,7 +5,6 @@ It is a model folder with the parts beside its arrays, where `sample.py` and `ap
     vae/            the VAE
     text_encoder/   of a text model, int8 unless another dtype is asked for
     README.md       the commands"""
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from lit_jax.checkpoint.load import read_null_caption, read_weights_config
 from lit_jax.checkpoint.model_folder import check_target, is_model_folder, save_model_folder
 from lit_jax.checkpoint.text_encoder_folder import load_text_encoder, save_text_encoder_folder
 from lit_jax.checkpoint.vae_folder import load_vae, save_vae_folder
-from lit_jax.convert.torch_export import load_arrays_of, published, write_whole
+from lit_jax.convert.torch_export import check_finite, load_arrays_of, published, write_whole
 from lit_jax.models.arch import conditioning
 from lit_jax.runtime.claim import claims_out
-from lit_jax.runtime.errors import UserError, human_bytes
+from lit_jax.runtime.errors import human_bytes
 from lit_jax.runtime.leaves import named_leaves, tree_bytes
 from lit_jax.runtime.paths import as_path, check_folder, files_under, local_path
 from lit_jax.runtime.storage import check_free_space
@@ -49,7 +48,8 @@ def make_bundle(src, out, *, vae=None, text_encoder=None, text_dtype: str = 'int
     pipeline = open_pipeline(src, vae, text_encoder, **options)
     pipeline.check_decodes()
     config, params = load_arrays_of(as_path(src))
-    _check_finite(params)
+    for name, leaf in named_leaves(params).items():
+        check_finite(name, np.asarray(leaf))
     weights = pipeline.weights() if text else {'model': tree_bytes(params)}
     check_free_space(out, sum(weights.values()))
 
@@ -69,12 +69,6 @@ def make_bundle(src, out, *, vae=None, text_encoder=None, text_dtype: str = 'int
 
     write_whole(out, params, write)
     return describe(out)
-
-
-def _check_finite(params: Mapping) -> None:
-    for name, leaf in named_leaves(params).items():
-        if not np.isfinite(np.asarray(leaf)).all():
-            raise UserError(f'{name} holds NaN or infinity: nothing is written. Take an earlier checkpoint')
 
 
 def describe(out: Path) -> str:
